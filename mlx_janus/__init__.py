@@ -1,0 +1,56 @@
+"""Janus and Janus-Pro on MLX: one model that answers about pictures and draws pictures.
+
+``load`` gives a ``JanusPipeline``; everything else hangs on it. Importing this package defines names and, on Linux,
+loads OpenBLAS if it is installed; MLX itself is imported with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if sys.platform == "linux":
+    # MLX's Linux wheel links reference BLAS. Symbols of a library loaded globally before it win, and OpenBLAS makes a
+    # float32 product some 40 to 75 times faster, so this is the one thing that an import here does.
+    import contextlib
+    import ctypes
+
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+
+if TYPE_CHECKING:
+    from .errors import JanusError
+    from .pipeline import (
+        GeneratedImage,
+        ImageStep,
+        JanusPipeline,
+        TextChunk,
+        TextResult,
+        load,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GeneratedImage",
+    "ImageStep",
+    "JanusError",
+    "JanusPipeline",
+    "TextChunk",
+    "TextResult",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module(".errors" if name == "JanusError" else ".pipeline", __name__)
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

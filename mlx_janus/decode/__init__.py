@@ -1,0 +1,1 @@
+"""The decode loops: logits to tokens, for words and for pictures. Nothing of files."""

@@ -1,0 +1,1 @@
+"""The networks: each part one file, attributes named as in the checkpoint. Nothing of files, prompts or commands."""

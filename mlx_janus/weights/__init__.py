@@ -1,0 +1,1 @@
+"""From files to modules: reading published checkpoints, converting once, quantizing, loading."""
