@@ -1,0 +1,24 @@
+# Everything runs with the active environment's python, or the one given: make test PYTHON=.venv/bin/python
+PYTHON ?= python
+
+.PHONY: lint format test bench clean
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+test:
+	$(PYTHON) -m pytest
+
+bench:
+	$(PYTHON) benchmarks/real_size.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .venv-test
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Measurements and what they need: model folders with random weights, real photographs."""

@@ -1,0 +1,89 @@
+"""Guidance, noise and choice: pure functions of logits and keys.
+
+A draw from softmax(z / T) is argmax(z / T + g) with Gumbel noise g (the Gumbel-max trick). The noise here is a pure
+function of a picture's seed and a position, so a picture does not depend on what is drawn beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+from mlx_lm.sample_utils import apply_top_p
+
+from ..errors import OptionError
+
+MAX_SEED = 2**63 - 1
+
+
+def check_number(name: str, value: float, low: float, high: float, *, above_low: bool = False) -> None:
+    """Refuse a number outside [low, high] (or (low, high]).
+
+    Raises:
+        OptionError: with the range.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high or (above_low and value == low):
+        bounds = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
+        raise OptionError(f"{name} must be a number {bounds}, got {value!r}")
+
+
+def check_whole(name: str, value: int, low: int, high: int) -> None:
+    """Refuse what is no whole number in [low, high].
+
+    Raises:
+        OptionError: with the range.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise OptionError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+
+
+def guide(logits: mx.array, weight: float) -> mx.array:
+    """Classifier-free guidance: u + weight * (c - u).
+
+    Args:
+        logits: (2n, V), the n conditional rows before the n unconditional ones.
+        weight: 1 gives the conditional rows, 0 the unconditional ones.
+
+    Returns:
+        (n, V).
+    """
+    conditional, unconditional = mx.split(logits, 2, axis=0)
+    return unconditional + weight * (conditional - unconditional)
+
+
+def position_keys(seeds: Sequence[int], positions: int) -> mx.array:
+    """(n, positions, 2) random keys, one for every picture and position.
+
+    A split into another number of positions gives other keys: pass the model's whole token count, always.
+    """
+    return mx.stack([mx.random.split(mx.random.key(seed), positions) for seed in seeds])
+
+
+def gumbel_noise(keys: mx.array, size: int) -> mx.array:
+    """(n, 2) keys -> (n, size) noise, each row as its key alone would give it."""
+    return mx.vmap(lambda key: mx.random.gumbel((size,), key=key))(keys)
+
+
+def scale_logits(logits: mx.array, temperature: float, top_p: float) -> mx.array:
+    """Log-probabilities at a temperature above 0, outside the nucleus of ``top_p`` minus infinity; (..., V)."""
+    logits = logits * (1.0 / temperature)
+    if top_p < 1.0:
+        logits = apply_top_p(logits - mx.logsumexp(logits, axis=-1, keepdims=True), top_p)
+    return logits
+
+
+def choose(logits: mx.array, keys: mx.array, temperature: float, top_p: float = 1.0) -> mx.array:
+    """One token a row: argmax at temperature 0, else a draw with the noise of the row's key.
+
+    Args:
+        logits: (n, V), float32.
+        keys: (n, 2).
+
+    Returns:
+        (n,).
+    """
+    if temperature == 0:
+        return mx.argmax(logits, axis=-1)
+    scaled = scale_logits(logits, temperature, top_p)
+    return mx.argmax(scaled + gumbel_noise(keys, logits.shape[-1]), axis=-1)

@@ -1,0 +1,33 @@
+"""How much memory there is for a model."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import psutil
+
+
+def device_memory() -> int:
+    """Bytes that MLX can hold at once: the GPU's recommended working set, or all of main memory on a CPU."""
+    if mx.default_device().type == mx.DeviceType.gpu:
+        info = mx.device_info()
+        size = info.get("max_recommended_working_set_size") or info.get("total_memory") or info.get("memory_size")
+        if size:
+            return int(size)
+    return int(psutil.virtual_memory().total)
+
+
+def available_memory() -> int:
+    """Bytes free for new arrays now.
+
+    On Apple silicon this is the recommended working set less what MLX holds: macOS makes room by itself, and its own
+    figure of free memory would refuse models that fit. Elsewhere it is what the system says, and what MLX could
+    give back from its cache.
+    """
+    if mx.default_device().type == mx.DeviceType.gpu:
+        return max(device_memory() - mx.get_active_memory(), 0)
+    return int(psutil.virtual_memory().available) + mx.get_cache_memory()
+
+
+def format_size(size: float) -> str:
+    """Bytes as people read them: "14.8 GB", "310 MB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

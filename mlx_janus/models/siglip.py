@@ -1,0 +1,98 @@
+"""SigLIP vision transformer, the understanding encoder (reference: ``janus/models/siglip_vit.py``).
+
+What is unusual, next to a plain ViT: no class token; the final norm is applied and the pooling head is not; GELU is
+exact, not SigLIP's usual tanh; every LayerNorm has eps 1e-6; q, k and v are one matrix.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx import nn
+
+from ..config import SiglipConfig
+
+
+class Attention(nn.Module):
+    """Full self-attention over the patches."""
+
+    def __init__(self, config: SiglipConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.scale = (config.width // config.heads) ** -0.5
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.proj = nn.Linear(config.width, config.width)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        B, L, D = x.shape
+        qkv = self.qkv(x).reshape(B, L, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)  # (3, B, heads, L, D / heads)
+        x = mx.fast.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], scale=self.scale)
+        return self.proj(x.transpose(0, 2, 1, 3).reshape(B, L, D))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: SiglipConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(nn.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: SiglipConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, config: SiglipConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        x = self.proj(pixels)
+        return x.reshape(x.shape[0], -1, x.shape[-1])  # row by row
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self, config: SiglipConfig):
+        super().__init__()
+        self.image_size = config.image_size
+        self.pos_embed = mx.zeros((1, config.tokens, config.width))
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = [Block(config) for _ in range(config.layers)]
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+    def embed(self, pixels: mx.array) -> mx.array:
+        """(N, S, S, 3) -> (N, patches, width): patches with their positions."""
+        return self.patch_embed(pixels) + self.pos_embed
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        if pixels.shape[1:] != (self.image_size, self.image_size, 3):
+            raise ValueError(f"pixels must be (N, {self.image_size}, {self.image_size}, 3), got {pixels.shape}")
+        x = self.embed(pixels.astype(self.pos_embed.dtype))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class SiglipVisionTower(nn.Module):
+    """The encoder under the name that the checkpoint gives it."""
+
+    def __init__(self, config: SiglipConfig):
+        super().__init__()
+        self.vision_tower = VisionTransformer(config)
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        """(N, S, S, 3) in about [-1, 1] -> (N, patches, width)."""
+        return self.vision_tower(pixels)

@@ -1,0 +1,480 @@
+"""The public API: ``load`` gives a ``JanusPipeline``, which turns pictures and words into words, or words into pictures."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from . import __version__
+from .decode.image import DrawOptions, draw_tokens
+from .decode.sampling import MAX_SEED, check_whole
+from .decode.text import StopStrings, TextOptions, answer_tokens
+from .errors import CheckpointError, ConfigError, OptionError, PromptError
+from .images import ImageSource, open_image, preprocess, save_png, to_image
+from .memory import available_memory
+from .models.backbone import cache_bytes
+from .models.janus import JanusModel
+from .prompts import Prompts, Turn
+from .weights.load import load_model
+from .weights.sources import NO_MODEL, find_converted
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from .config import JanusConfig
+    from .weights.convert import Progress
+
+MAX_IMAGES = 10_000
+_READ_AHEAD = 256_000_000  # bytes of weights that are cast at once
+_BACKGROUND = (127, 127, 127)  # of what a preview does not show yet
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """An answer. Speeds are tokens per second."""
+
+    text: str  # without leading white space
+    tokens: tuple[int, ...]  # without the stop token
+    finish_reason: str  # "stop": the model's end or a stop string; "length": max_tokens or the context
+    prompt_tokens: int  # positions, pictures included
+    prompt_tps: float
+    generation_tps: float
+    peak_memory: int  # bytes that MLX held at most during the call
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """A piece of an answer, whole characters only; the last one carries the result."""
+
+    text: str
+    result: TextResult | None = None
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A drawn picture and what it takes to draw it again."""
+
+    image: Image.Image
+    tokens: np.ndarray  # (image_tokens,) int32, raster order
+    seed: int
+    prompt: str
+    metadata: dict[str, str] = field(repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a PNG with ``metadata`` as text chunks; an existing file is kept and a numbered sibling written.
+
+        Returns:
+            The path that was written.
+
+        Raises:
+            OutputError: the path cannot be written, or does not end in .png.
+        """
+        return save_png(self.image, Path(path), self.metadata)
+
+
+@dataclass(frozen=True)
+class ImageStep:
+    """One position drawn, or pictures finished.
+
+    A call that does not fit in memory at once is drawn in groups; ``index`` and ``total`` count through all of them.
+    """
+
+    index: int  # positions done so far, 1 to total
+    total: int
+    images: tuple[GeneratedImage, ...]  # finished with this step, in seed order
+    _preview: Callable[[], list[Image.Image]] = field(repr=False)
+
+    def preview(self) -> list[Image.Image]:
+        """The pictures begun so far, in seed order; what is not drawn yet is grey. Costs a decoding of each."""
+        return self._preview()
+
+
+def load(
+    path_or_hub_id: str | os.PathLike[str] | None = None,
+    *,
+    bits: int | None = None,
+    dtype: str | mx.Dtype | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> JanusPipeline:
+    """Load a model. Weights are read when something is first computed with them.
+
+    Args:
+        path_or_hub_id: a folder that ``convert`` wrote, a PyTorch model folder in DeepSeek's or transformers' layout,
+            or the Hub id of either ("deepseek-ai/Janus-Pro-1B"). PyTorch models are converted into the cache once.
+        bits: 8 or 4 to quantize the language model; None takes the model as it is.
+        dtype: "float32", "bfloat16", "float16" or an MLX type; None: the model's own, float32 on a CPU.
+        revision: branch, tag or commit on the Hub.
+        progress: called with a stage and bytes done and in all, while a model is converted.
+
+    Raises:
+        JanusError: of the kind that fits: absent, foreign, damaged, or larger than the memory.
+    """
+    if path_or_hub_id is None:
+        raise CheckpointError(f"no model was named: {NO_MODEL}")
+    named = None if dtype is None else str(dtype).removeprefix("mlx.core.")
+    folder = find_converted(path_or_hub_id, bits=bits, dtype=named, revision=revision, progress=progress)
+    model = load_model(folder, bits=bits, dtype=named)
+    prompts = Prompts.load(folder, model.config.prompt, image_tokens=model.config.understanding.tokens)
+    return JanusPipeline(model, prompts, name=_display_name(path_or_hub_id))
+
+
+def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
+    path = Path(path_or_hub_id).expanduser()
+    return path.resolve().name if path.is_dir() else os.fspath(path_or_hub_id)
+
+
+class JanusPipeline:
+    """One model, ready to answer and to draw. Made by ``load``."""
+
+    def __init__(self, model: JanusModel, prompts: Prompts, *, name: str):
+        top = max(vars(prompts.special).values())
+        if top >= model.config.language.vocab_size:
+            raise ConfigError(
+                f"the tokenizer's id {top} is beyond the model's vocabulary of {model.config.language.vocab_size}: "
+                "tokenizer.json and config.json do not belong together"
+            )
+        self.model = model
+        self.prompts = prompts
+        self.name = name
+
+    @property
+    def config(self) -> JanusConfig:
+        """Sizes and facts of the model."""
+        return self.model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, of the ``tokenizers`` library."""
+        return self.prompts.tokenizer
+
+    # Answering
+
+    def generate_text(
+        self,
+        prompt: str,
+        images: Sequence[ImageSource] | ImageSource = (),
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        system: str | None = None,
+        stop: Sequence[str] | str = (),
+    ) -> TextResult:
+        """Answer a question, about pictures if there are any.
+
+        Args:
+            prompt: the question.
+            images: paths, PIL images or bytes, shown before the question in this order.
+            max_tokens: where the answer is cut.
+            temperature: 0 takes the likeliest token, always.
+            top_p: draw from the smallest set of tokens that holds this much probability.
+            seed: of the draws; None: a random one. The same seed gives the same answer.
+            system: system prompt; None: the model's own, "": none.
+            stop: strings that end the answer; they are not part of it.
+
+        Raises:
+            PromptError: an empty question, or one longer than the context.
+            ImageError: a picture that cannot be read.
+            OptionError: a number out of its range.
+        """
+        for chunk in self.stream_text(
+            prompt,
+            images,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            system=system,
+            stop=stop,
+        ):
+            if chunk.result is not None:
+                return chunk.result
+        raise AssertionError("a stream ends with its result")
+
+    def stream_text(
+        self,
+        prompt: str,
+        images: Sequence[ImageSource] | ImageSource = (),
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        system: str | None = None,
+        stop: Sequence[str] | str = (),
+    ) -> Iterator[TextChunk]:
+        """``generate_text`` piece by piece; arguments are checked before this returns, closing cancels within a step."""
+        pictures = _as_list(images)
+        return self.stream_turns(
+            [Turn("user", prompt, len(pictures))],
+            pictures,
+            options=TextOptions(max_tokens, temperature, top_p, _seed(seed), _as_strings(stop)),
+            system=system,
+        )
+
+    def stream_turns(
+        self, turns: Sequence[Turn], images: Sequence[ImageSource], *, options: TextOptions, system: str | None = None
+    ) -> Iterator[TextChunk]:
+        """Answer the last turn of a conversation, reading it from its beginning.
+
+        Args:
+            turns: messages, the last one the user's.
+            images: the pictures of all turns, in order.
+            options: choice and length.
+            system: as in ``generate_text``.
+        """
+        if (shown := sum(turn.images for turn in turns)) != len(images):
+            raise OptionError(f"the turns show {shown} pictures, {len(images)} were given")
+        ids = self.prompts.answering(turns, system)
+        room = self.config.language.max_position_embeddings - len(ids)
+        if room < 1:
+            raise PromptError(
+                f"the prompt is {len(ids)} tokens long, pictures included, and the model's context "
+                f"{self.config.language.max_position_embeddings}: shorten it, or show fewer pictures"
+            )
+        pixels = [preprocess(open_image(image), self.config.image) for image in images]
+        return self._answer(ids, pixels, options, min(options.max_tokens, room))
+
+    def _answer(
+        self, ids: list[int], pixels: list[np.ndarray], options: TextOptions, max_tokens: int
+    ) -> Iterator[TextChunk]:
+        mx.reset_peak_memory()
+        _evaluate(self.model.answering_arrays(pictures=bool(pixels)))
+        started = time.perf_counter()
+        embeddings = self._embed(ids, pixels)
+        limited = TextOptions(max_tokens, options.temperature, options.top_p, options.seed, options.stop)
+        stream = answer_tokens(self.model, embeddings, limited)
+        del embeddings
+        words, stops = self.prompts.detokenizer(), StopStrings(options.stop)
+        tokens: list[int] = []
+        first, reason, shown, cut = 0.0, "length", "", False
+        try:
+            for token in stream:
+                first = first or time.perf_counter()
+                if token == self.prompts.special.eos:
+                    reason = "stop"
+                    break
+                tokens.append(token)
+                piece, cut = stops.add(words.add(token))
+                piece = piece if shown else piece.lstrip()
+                shown += piece
+                if piece:
+                    yield TextChunk(piece)
+                if cut:
+                    reason = "stop"
+                    break
+        finally:
+            stream.close()  # type: ignore[attr-defined]
+        tail = "" if cut else self._tail(words.finish(), stops)
+        tail = tail if shown else tail.lstrip()
+        spent = time.perf_counter() - first
+        yield TextChunk(
+            tail,
+            TextResult(
+                text=shown + tail,
+                tokens=tuple(tokens),
+                finish_reason=reason,
+                prompt_tokens=len(ids),
+                prompt_tps=len(ids) / (first - started),
+                generation_tps=max(len(tokens) - 1, 0) / spent if spent > 0 else 0.0,
+                peak_memory=mx.get_peak_memory(),
+            ),
+        )
+
+    @staticmethod
+    def _tail(rest: str, stops: StopStrings) -> str:
+        text, cut = stops.add(rest)
+        return text if cut else text + stops.finish()
+
+    def _embed(self, ids: list[int], pixels: list[np.ndarray]) -> mx.array:
+        """(L, hidden): the prompt with the pictures' features where their placeholders stand."""
+        embeddings = self.model.embed_text(mx.array(ids)[None])[0]
+        if not pixels:
+            return embeddings
+        features = []
+        for picture in pixels:  # one at a time: the encoder's activations are large
+            features.append(self.model.understand(mx.array(picture)[None])[0])
+            mx.eval(features[-1])
+        places = np.flatnonzero(np.array(ids) == self.prompts.special.image)
+        embeddings[mx.array(places)] = mx.concatenate(features).astype(embeddings.dtype)
+        return embeddings
+
+    # Drawing
+
+    def generate_images(
+        self,
+        prompt: str,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        cfg_weight: float | None = None,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        exact: bool = False,
+    ) -> list[GeneratedImage]:
+        """Draw ``n`` pictures of a prompt, in the model's own size.
+
+        Args:
+            prompt: what to draw.
+            n: how many; they are drawn together as far as memory allows.
+            seed: of the first picture, the following ones have the next seeds; None: a random one.
+            cfg_weight: guidance, how strictly to follow the prompt; None: the model's own (5 for the published ones).
+            temperature: 0 takes the likeliest token always; None: the model's own.
+            top_p: draw from the smallest set of tokens that holds this much probability.
+            exact: draw one by one, so that rounding cannot tell a picture drawn alone from one drawn with others.
+
+        Raises:
+            PromptError: an empty prompt, or one longer than the context.
+            OptionError: a number out of its range.
+        """
+        steps = self.stream_images(
+            prompt, n=n, seed=seed, cfg_weight=cfg_weight, temperature=temperature, top_p=top_p, exact=exact
+        )
+        return [image for step in steps for image in step.images]
+
+    def stream_images(
+        self,
+        prompt: str,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        cfg_weight: float | None = None,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        exact: bool = False,
+    ) -> Iterator[ImageStep]:
+        """``generate_images`` position by position; arguments are checked before this returns, closing cancels."""
+        check_whole("n", n, 1, MAX_IMAGES)
+        own = self.config.drawing
+        options = DrawOptions(
+            own.cfg_weight if cfg_weight is None else cfg_weight,
+            own.temperature if temperature is None else temperature,
+            top_p,
+        )
+        first = _seed(seed)
+        check_whole("seed", first, 0, MAX_SEED - n + 1)
+        ids = self.prompts.drawing(prompt)
+        context = self.config.language.max_position_embeddings
+        if len(ids) + self.config.image_tokens > context:
+            raise PromptError(
+                f"the prompt is {len(ids)} tokens long and a picture takes {self.config.image_tokens}, more than the "
+                f"model's context of {context}: shorten it"
+            )
+        return self._draw(prompt, ids, range(first, first + n), options, exact)
+
+    def _draw(
+        self, prompt: str, ids: list[int], seeds: Sequence[int], options: DrawOptions, exact: bool
+    ) -> Iterator[ImageStep]:
+        mx.reset_peak_memory()
+        _evaluate(self.model.drawing_arrays())
+        positions, unconditional = self.config.image_tokens, self.prompts.unconditional(ids)
+        size = 1 if exact else self._group_size(len(ids), options)
+        groups = [seeds[i : i + size] for i in range(0, len(seeds), size)]
+        total, done = positions * len(groups), 0
+        finished: list[GeneratedImage] = []
+        for group in groups:
+            drawn: list[mx.array] = []
+            stream = draw_tokens(self.model, ids, unconditional, group, options)
+            try:
+                for tokens in stream:
+                    drawn.append(tokens)
+                    done += 1
+                    yield ImageStep(done, total, (), self._previewer(drawn, finished))
+            finally:
+                stream.close()  # type: ignore[attr-defined]
+            grid = np.array(mx.stack(drawn, axis=1)).astype(np.int32)
+            mx.clear_cache()
+            for seed, row in zip(group, grid, strict=True):
+                finished.append(self._finish(row, seed, prompt, options))
+                yield ImageStep(done, total, (finished[-1],), self._previewer([], finished))
+
+    def _group_size(self, prompt_tokens: int, options: DrawOptions) -> int:
+        """Pictures that can be drawn at once in the memory that is free."""
+        itemsize = self.model.gen_embed.weight.dtype.size
+        positions = prompt_tokens + self.config.image_tokens
+        logits = 4 * 4 * options.rows * self.config.generation.codebook_size
+        each = cache_bytes(self.config.language, options.rows, positions, itemsize) + logits
+        return max(int(available_memory() * 0.8 / each), 1)
+
+    def _finish(self, tokens: np.ndarray, seed: int, prompt: str, options: DrawOptions) -> GeneratedImage:
+        metadata = {
+            "prompt": prompt,
+            "seed": str(seed),
+            "cfg_weight": f"{options.cfg_weight:g}",
+            "temperature": f"{options.temperature:g}",
+            "top_p": f"{options.top_p:g}",
+            "model": self.name,
+            "version": f"mlx_janus {__version__}",
+        }
+        grid = self.config.grid
+        return GeneratedImage(self._decode(tokens[None], (grid, grid)), tokens, seed, prompt, metadata)
+
+    def _decode(self, tokens: np.ndarray, grid: tuple[int, int]) -> Image.Image:
+        """(1, rows * columns) tokens -> a picture; one at a time, its activations are the largest of all."""
+        _evaluate(self.model.decoding_arrays())
+        pixels = self.model.decode_image_tokens(mx.array(tokens), grid)
+        picture = to_image(np.array(pixels[0]))
+        del pixels
+        mx.clear_cache()
+        return picture
+
+    def _previewer(self, drawn: list[mx.array], finished: list[GeneratedImage]) -> Callable[[], list[Image.Image]]:
+        count, ready = len(drawn), [image.image for image in finished]
+
+        def preview() -> list[Image.Image]:
+            if not count:
+                return ready
+            rows = np.array(mx.stack(drawn[:count], axis=1))
+            return ready + [self._partial(row) for row in rows]
+
+        return preview
+
+    def _partial(self, tokens: np.ndarray) -> Image.Image:
+        """The rows that are begun, decoded by themselves, on grey."""
+        columns, side = self.config.grid, self.config.generation.downsampling
+        rows = -(-len(tokens) // columns)
+        filled = np.concatenate([tokens, np.repeat(tokens[-1:], rows * columns - len(tokens))])
+        canvas = Image.new("RGB", (self.config.image_size,) * 2, _BACKGROUND)
+        canvas.paste(self._decode(filled[None], (rows, columns)), (0, 0))
+        if last := len(tokens) % columns:
+            canvas.paste(_BACKGROUND, (last * side, (rows - 1) * side, columns * side, rows * side))
+        return canvas
+
+
+def _evaluate(arrays: Iterable[mx.array]) -> None:
+    """Read and cast weights a few at a time, so that stored and cast values are never all held together."""
+    batch: list[mx.array] = []
+    for array in arrays:
+        batch.append(array)
+        if sum(a.nbytes for a in batch) > _READ_AHEAD:
+            mx.eval(batch)
+            batch = []
+    mx.eval(batch)
+
+
+def _seed(seed: int | None) -> int:
+    if seed is None:
+        return secrets.randbelow(2**32)
+    check_whole("seed", seed, 0, MAX_SEED)
+    return seed
+
+
+def _as_list(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
+    if isinstance(images, (str, bytes, bytearray, os.PathLike, Image.Image)):
+        return [images]
+    return list(images)
+
+
+def _as_strings(stop: Sequence[str] | str) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)

@@ -1,0 +1,372 @@
+"""Convert once: a PyTorch model folder becomes a stamped MLX folder.
+
+One tensor at a time is read, laid out, cast and quantized, and shards are written as they fill, so that memory stays
+near the larger of one shard and one tensor whatever the model's size. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import psutil
+
+from .. import __version__
+from ..config import DTYPES, FORMAT_VERSION, MODEL_TYPE, Dtype, JanusConfig, LayerBits, read_json
+from ..errors import CheckpointError, ConfigError, OptionError, OutputError
+from ..memory import format_size
+from ..prompts import prepare_tokenizer
+from .checkpoint import PlannedTensor, read_plan, read_safetensors_header, weight_files
+from .published import read_published_config
+from .quantize import DEFAULT_GROUP_SIZE, plan_quantization, quantize_array
+
+SHARD_BYTES = 1_000_000_000
+STAMP = "mlx_janus_format"
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage ("hashing", "converting", "verifying"), bytes done and bytes in all."""
+
+# The codec overflows in half precision and costs little: it keeps the type it was stored in.
+_KEEPS_TYPE = "gen_vision_model."
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How to convert: ``bits`` None keeps float weights, ``dtype`` None the source's type."""
+
+    bits: int | None = None
+    group_size: int = DEFAULT_GROUP_SIZE
+    dtype: Dtype | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A PyTorch model folder, and the name and revision that the stamp records for it."""
+
+    folder: Path
+    name: str
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written."""
+
+    path: Path
+    config: JanusConfig
+    size: int  # bytes on disk
+    tensors: int
+
+
+def convert_checkpoint(
+    source: Source, output: Path, options: ConvertOptions | None = None, progress: Progress | None = None
+) -> Conversion:
+    """Write ``output``, a folder that ``load`` takes, from a PyTorch model folder.
+
+    Raises:
+        ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used; see the message.
+        OptionError: bits, group size or dtype out of range.
+        OutputError: the output is there already, or cannot be written. Nothing is left behind.
+    """
+    options = options or ConvertOptions()
+    progress = progress or (lambda *_: None)
+    _refuse_converted(source.folder)
+    _check_output(source.folder, output, options.overwrite)
+    config, planned = _plan(source, options)
+    tokenizer = prepare_tokenizer(source.folder / "tokenizer.json", config.prompt)
+    _check_space(output, planned, config, options.dtype)
+    with _whole_folder(output, overwrite=options.overwrite) as folder:
+        metadata = _stamp(source, progress)
+        try:
+            total = _write_shards(folder, _convert_tensors(planned, config, options.dtype, progress), metadata)
+            (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+            config.dump(folder / "config.json")
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"{output} cannot be written ({reason}): free some space or choose another folder") from None
+    size = sum(file.stat().st_size for file in output.iterdir())
+    return Conversion(output, config, size, total)
+
+
+def verify_conversion(source: Source, converted: Path, progress: Progress | None = None) -> int:
+    """Check a converted folder against its source, value by value; the number of tensors compared.
+
+    Raises:
+        CheckpointError: the source's files are not those that the stamp names, or a tensor differs.
+        ConfigError, UnsupportedModelError: either folder cannot be read.
+    """
+    progress = progress or (lambda *_: None)
+    config = JanusConfig.load(converted / "config.json")
+    arrays, metadata = open_converted(converted)
+    stamped, hashes = json.loads(metadata.get("source_sha256", "{}")), _hashes(source.folder, progress)
+    for name, digest in hashes.items():
+        if stamped.get(name) != digest:
+            raise CheckpointError(f"{source.folder / name} is not the file that {converted} was made from")
+    quantization = config.quantization
+    options = ConvertOptions(
+        bits=quantization.bits if quantization else None,
+        group_size=quantization.group_size if quantization else DEFAULT_GROUP_SIZE,
+    )
+    fresh, planned = _plan(source, options)
+    lead = arrays.get("language_model.model.norm.weight")
+    dtype = None if lead is None or str(lead.dtype) == f"mlx.core.{fresh.dtype}" else config.dtype
+    if replace(fresh, dtype=config.dtype) != config:
+        raise CheckpointError(f"{converted / 'config.json'} does not say what {source.folder} says: convert again")
+    text = (converted / "tokenizer.json").read_text(encoding="utf-8") if (converted / "tokenizer.json").exists() else ""
+    if text != prepare_tokenizer(source.folder / "tokenizer.json", config.prompt):
+        raise CheckpointError(f"{converted / 'tokenizer.json'} differs from the source's: convert again")
+    count = 0
+    for name, array in _convert_tensors(planned, config, dtype, progress, stage="verifying"):
+        stored = arrays.pop(name, None)
+        if stored is None or not _same_bits(array, stored):
+            raise CheckpointError(f"{converted}: {name} differs from what {source.folder} gives: convert again")
+        count += 1
+    if arrays:
+        raise CheckpointError(f"{converted}: {min(arrays)} is not of the source: convert again")
+    return count
+
+
+def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The arrays of a converted folder, unread, and the stamp of its files.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or not stamped as ours in this format.
+    """
+    try:
+        files = weight_files(folder)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    arrays: dict[str, mx.array] = {}
+    stamp: dict[str, str] = {}
+    for path in files:
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path} is no safetensors file: {folder} was not converted by mlx_janus")
+        _, stamp = read_safetensors_header(path)
+        if stamp.get(STAMP) != str(FORMAT_VERSION):
+            raise CheckpointError(
+                f"{path} does not bear mlx_janus's stamp of format {FORMAT_VERSION}: convert the original folder again"
+            )
+        arrays.update(mx.load(str(path)))
+    return arrays, stamp
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether a folder's config says that it is one of ours."""
+    path = folder / "config.json"
+    return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
+
+
+def _refuse_converted(folder: Path) -> None:
+    if is_converted(folder):
+        raise CheckpointError(f"{folder} is converted already: load it as it is, or convert the original folder")
+
+
+def _check_output(source: Path, output: Path, overwrite: bool) -> None:
+    resolved = output.resolve()
+    if resolved == source.resolve() or resolved in source.resolve().parents:
+        raise OutputError(f"{output} holds the source itself: choose another output folder")
+    if not output.resolve().parent.is_dir():
+        raise OutputError(f"{output.parent} is no folder: make it first")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise OutputError(f"{output} exists already: pass --overwrite to replace it, or choose another folder")
+    if not output.is_dir() or not is_converted(output):
+        raise OutputError(f"{output} is not a converted model, so it is not replaced: choose another folder")
+
+
+def _plan(source: Source, options: ConvertOptions) -> tuple[JanusConfig, list[PlannedTensor]]:
+    config, layout = read_published_config(source.folder)
+    quantization = None
+    if options.bits is not None:
+        quantization = plan_quantization(config, options.bits, options.group_size)
+    planned = read_plan(source.folder, config, layout)
+    stored = next(t.dtype for t in planned if t.name == "language_model.model.norm.weight")
+    dtype: Any = options.dtype or stored
+    return replace(config, dtype=dtype, quantization=quantization), planned
+
+
+def _convert_tensors(
+    planned: Sequence[PlannedTensor],
+    config: JanusConfig,
+    dtype: Dtype | None,
+    progress: Progress,
+    stage: str = "converting",
+) -> Iterator[tuple[str, mx.array]]:
+    """Parameters as they are stored, one source tensor read at a time."""
+    quantized = {layer.path: layer for layer in config.quantization.layers} if config.quantization else {}
+    done, total = 0, sum(tensor.source_bytes for tensor in planned)
+    progress(stage, 0, total)
+    for tensor in planned:
+        for name, array in _convert_tensor(tensor, quantized, dtype):
+            yield name, array
+            del array
+        done += tensor.source_bytes
+        progress(stage, done, total)
+
+
+def _convert_tensor(
+    tensor: PlannedTensor, quantized: dict[str, LayerBits], dtype: Dtype | None
+) -> Iterable[tuple[str, mx.array]]:
+    array = tensor.read()
+    if dtype is not None and not tensor.name.startswith(_KEEPS_TYPE):
+        array = array.astype(getattr(mx, dtype))
+        mx.eval(array)
+    path, _, leaf = tensor.name.rpartition(".")
+    if leaf != "weight" or path not in quantized:
+        return [(tensor.name, array)]
+    parts = quantize_array(array, quantized[path])
+    mx.eval(list(parts.values()))
+    return [(f"{path}.{part}", value) for part, value in parts.items()]
+
+
+def _same_bits(a: mx.array, b: mx.array) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    integer = {2: mx.uint16, 4: mx.uint32}[a.dtype.size]
+    return bool(mx.array_equal(a.view(integer), b.view(integer)).item())
+
+
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, mx.array]], metadata: dict[str, str]) -> int:
+    """Write shards of at most ``SHARD_BYTES``, or of one tensor, and their index; the number of tensors."""
+    shards: list[list[str]] = []
+    pending: dict[str, mx.array] = {}
+    sizes = 0
+
+    def flush() -> None:
+        path = folder / f"shard-{len(shards)}.safetensors"
+        mx.save_safetensors(str(path), pending, metadata)
+        if path.stat().st_size < sum(array.nbytes for array in pending.values()):
+            raise OSError("the disk is full")
+        shards.append(list(pending))
+        pending.clear()
+        mx.clear_cache()
+
+    for name, array in tensors:
+        if pending and sum(a.nbytes for a in pending.values()) + array.nbytes > SHARD_BYTES:
+            flush()
+        pending[name] = array
+        sizes += array.nbytes
+        del array
+        if pending[name].nbytes > SHARD_BYTES // 2:  # a large one is not held while the next is read
+            flush()
+    if pending:
+        flush()
+    _name_shards(folder, shards, sizes)
+    return sum(map(len, shards))
+
+
+def _name_shards(folder: Path, shards: list[list[str]], size: int) -> None:
+    if len(shards) == 1:
+        (folder / "shard-0.safetensors").rename(folder / "model.safetensors")
+        return
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for i, name in enumerate(names):
+        (folder / f"shard-{i}.safetensors").rename(folder / name)
+    index = {
+        "metadata": {"total_size": size},
+        "weight_map": {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _stamp(source: Source, progress: Progress) -> dict[str, str]:
+    """What the header of every shard says of where it came from."""
+    return {
+        "format": "mlx",
+        STAMP: str(FORMAT_VERSION),
+        "mlx_janus_version": __version__,
+        "source": source.name,
+        "revision": source.revision,
+        "source_sha256": json.dumps(_hashes(source.folder, progress), sort_keys=True),
+    }
+
+
+def _hashes(folder: Path, progress: Progress) -> dict[str, str]:
+    files = [*weight_files(folder), folder / "config.json", folder / "tokenizer.json"]
+    total, done = sum(file.stat().st_size for file in files), 0
+    hashes = {}
+    for file in files:
+        digest, block = hashlib.sha256(), bytearray(1 << 22)
+        with file.open("rb", buffering=0) as stream:
+            while count := stream.readinto(block):
+                digest.update(memoryview(block)[:count])
+                done += count
+                progress("hashing", done, total)
+        hashes[file.name] = digest.hexdigest()
+    return hashes
+
+
+def _check_space(output: Path, planned: Sequence[PlannedTensor], config: JanusConfig, dtype: Dtype | None) -> None:
+    needed = _output_bytes(planned, config, dtype)
+    free = shutil.disk_usage(output.resolve().parent).free
+    if needed > free:
+        raise OutputError(
+            f"{output} needs {format_size(needed)} of disk and {format_size(free)} are free: make room, or take fewer --bits"
+        )
+
+
+def _output_bytes(planned: Sequence[PlannedTensor], config: JanusConfig, dtype: Dtype | None) -> int:
+    quantized = {layer.path: layer for layer in config.quantization.layers} if config.quantization else {}
+    size = 0.0
+    for tensor in planned:
+        own = tensor.dtype if dtype is None or tensor.name.startswith(_KEEPS_TYPE) else dtype
+        width = 4 if own == "float32" else 2
+        layer = quantized.get(tensor.name.removesuffix(".weight"))
+        size += math.prod(tensor.shape) * (layer.bits / 8 + 2 * width / layer.group_size if layer else width)
+    return int(size)
+
+
+@contextlib.contextmanager
+def _whole_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling of ``output`` that takes its name when the block ends well, and is removed if it does not."""
+    output = output.resolve()
+    _remove_stale(output)
+    folder = output.parent / f".{output.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise OutputError(f"{output} cannot be made ({error.strerror}): choose another folder") from None
+    try:
+        yield folder
+        _replace(folder, output, overwrite)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _replace(folder: Path, output: Path, overwrite: bool) -> None:
+    old = folder.with_suffix(".old")
+    try:
+        if overwrite and output.exists():
+            output.rename(old)
+        folder.rename(output)  # fails if another process made the output meanwhile, unless it is empty
+    except OSError as error:
+        if old.exists() and not output.exists():
+            old.rename(output)
+        raise OutputError(f"{output} cannot be put in place ({error.strerror}): choose another folder") from None
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_stale(output: Path) -> None:
+    """Remove what a killed conversion to the same place left; a running one is told by its process."""
+    for folder in output.parent.glob(f".{output.name}.*.partial"):
+        pid = folder.name.split(".")[-3]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+

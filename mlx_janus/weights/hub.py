@@ -1,0 +1,256 @@
+"""Models on the Hugging Face Hub: find one, read its config, download what is needed of it and nothing else.
+
+Files go to the Hub's own cache, shared with every other tool. huggingface_hub draws the progress bars and keeps each
+file that came in whole, so that running the same again after an interruption goes on from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlx_janus.config import read_json
+from mlx_janus.errors import CheckpointError, ConfigError, HubError, OutputError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")  # owner/name, matched as a whole
+
+_EXAMPLES = "deepseek-ai/Janus-Pro-1B, deepseek-ai/Janus-Pro-7B and deepseek-ai/Janus-1.3B are there"
+_LOGIN = "run `hf auth login` with an account that may read it"
+_TIMEOUT = 10.0  # seconds without an answer before the cache is tried
+
+# An index and the single file that stands for it, in the order in which checkpoint.py looks for them.
+_FORMS = (
+    ("model.safetensors.index.json", "model.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+)
+_TEXT_FILE = re.compile(r"[\w.-]+\.(json|jinja)|tokenizer\.model|vocab\.txt|merges\.txt")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """One commit of a model repository.
+
+    ``files`` maps a name to its bytes. ``cached`` says that the Hub was out of reach: the files are those that an
+    earlier download left in the cache, and no more can be had.
+    """
+
+    repo_id: str
+    revision: str  # commit sha
+    files: dict[str, int]
+    cached: bool = False
+    branch: str | None = field(default=None, compare=False)  # or tag, by which it was asked for
+
+
+class _OutOfReachError(HubError):
+    """The Hub did not answer, or not now: the cache may do instead."""
+
+
+def find(repo_id: str, revision: str | None = None) -> HubModel:
+    """What a branch, tag or commit of a repository holds, by one call; offline, what the cache holds of it.
+
+    Raises:
+        HubError: no such model or revision, no access, or out of reach and not in the cache.
+    """
+    if not HUB_ID.fullmatch(repo_id):
+        raise HubError(f"{repo_id[:200]!r} is no Hub id: it must read owner/name ({_EXAMPLES})")
+    from huggingface_hub import HfApi
+
+    try:
+        with _explained(repo_id, revision):
+            info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+    except _OutOfReachError:
+        if cached := _find_cached(repo_id, revision):
+            return cached
+        raise
+    if info.sha is None:
+        raise HubError(f"the Hub gave no commit of {repo_id}: try again later")
+    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    return HubModel(repo_id, info.sha, files, branch=None if revision == info.sha else revision or "main")
+
+
+def fetch_config(model: HubModel) -> Path:
+    """The path of ``config.json``, downloaded alone: a wrong model is refused before gigabytes are fetched.
+
+    Raises:
+        ConfigError: the repository has none.
+        HubError: no access, or out of reach.
+        OutputError: the cache cannot be written.
+    """
+    if "config.json" not in model.files:
+        raise ConfigError(f"{model.repo_id} has no config.json: name a Janus model ({_EXAMPLES})")
+    return _fetch_file(model, "config.json")
+
+
+def fetch(model: HubModel) -> Path:
+    """The snapshot folder, with config, tokenizer and weights in one form: safetensors if there are any, else .bin.
+
+    Raises:
+        CheckpointError: the repository has no weights, or lacks a file that its index lists.
+        HubError: no access, out of reach, or the download broke off.
+        OutputError: the disk is too small, or the cache cannot be written.
+    """
+    from huggingface_hub import snapshot_download
+
+    weights, index = _weight_names(model)
+    texts = {name for name in model.files if _TEXT_FILE.fullmatch(name) and not name.endswith(".index.json")}
+    wanted = sorted(weights | texts | ({index} if index else set()))
+    if not model.cached:
+        _check_disk(model, wanted)
+    with _explained(model.repo_id, model.revision):
+        folder = snapshot_download(
+            model.repo_id, revision=model.revision, allow_patterns=wanted, local_files_only=model.cached
+        )
+    if model.branch and not model.cached:
+        _remember(Path(folder), model.branch)
+    return Path(folder)
+
+
+def _remember(snapshot: Path, branch: str) -> None:
+    """Note in the cache which commit a branch is, for offline use; downloading by commit leaves no such note.
+
+    Only a whole snapshot is noted, so that offline the last usable one is found.
+    """
+    note = snapshot.parent.parent / "refs" / branch
+    draft = note.with_name(f"{note.name}.{os.getpid()}")
+    with suppress(OSError):  # a cache may be read-only
+        note.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(snapshot.name, encoding="ascii")
+        draft.replace(note)
+
+
+def _fetch_file(model: HubModel, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _explained(model.repo_id, model.revision):
+        return Path(hf_hub_download(model.repo_id, name, revision=model.revision, local_files_only=model.cached))
+
+
+def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
+    """Names of the weight files, and of their index if they have one."""
+    for index, single in _FORMS:
+        if index in model.files:
+            weight_map = read_json(_fetch_file(model, index)).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise CheckpointError(f"{index} of {model.repo_id} has no weight_map: name another model or revision")
+            names = set(map(str, weight_map.values()))
+            if missing := sorted(names - set(model.files)):
+                raise _lack(model, f"lacks {missing[0][:80]}, which its {index} lists")
+            return names, index
+        if single in model.files:
+            return {single}, None
+    raise _lack(model, "has neither model.safetensors nor pytorch_model.bin, nor an index of either")
+
+
+def _lack(model: HubModel, what: str) -> HubError | CheckpointError:
+    if model.cached:
+        return HubError(
+            f"the cache holds only a part of {model.repo_id} and {_unreachable()}: run the same again when online"
+        )
+    return CheckpointError(f"{model.repo_id} {what}: name another model or revision ({_EXAMPLES})")
+
+
+def _find_cached(repo_id: str, revision: str | None) -> HubModel | None:
+    """The commit that the cache last saw for this revision, or None. What is there may be a part."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(repo_id, revision=revision, allow_patterns="config.json", local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    root = Path(folder)
+    files = {path.name: path.stat().st_size for path in root.iterdir() if path.is_file()}
+    return HubModel(repo_id, root.name, files, cached=True)
+
+
+def _check_disk(model: HubModel, names: list[str]) -> None:
+    """Refuse a download that cannot fit. A blob of the same size counts as there: commits share files."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    blobs = cache / f"models--{model.repo_id.replace('/', '--')}" / "blobs"
+    there = {p.stat().st_size for p in blobs.glob("*") if p.suffix != ".incomplete" and p.is_file()}
+    needed = sum(model.files[name] for name in names if model.files[name] not in there)
+    folder = next((p for p in (cache, *cache.parents) if p.exists()), cache)
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return  # a disk that cannot be asked may still hold it
+    if needed > free:
+        raise OutputError(
+            f"{model.repo_id} needs {needed / 1e9:.2f} GB more in {cache}, where {free / 1e9:.2f} GB are free: "
+            "free some, or set HF_HOME to a folder on a larger disk"
+        )
+
+
+def _unreachable() -> str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return f"{constants.ENDPOINT} cannot be reached"
+
+
+@contextmanager
+def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one line with its fix."""
+    from huggingface_hub import constants, errors
+
+    # The base of network failures: httpx's in huggingface_hub 1, httpx2's in 2.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    where = f"{repo_id} at {revision}" if revision else repo_id
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        terms = f"{constants.ENDPOINT}/{repo_id}"
+        raise HubError(f"{repo_id} is gated: accept its terms at {terms}, then {_LOGIN}") from error
+    except errors.RepositoryNotFoundError as error:
+        fix = f"check the name ({_EXAMPLES}); if it is private, {_LOGIN}"
+        raise HubError(f"the Hub shows no model {repo_id}: {fix}") from error
+    except errors.RevisionNotFoundError as error:
+        fix = "leave it out, or name a branch, tag or commit"
+        raise HubError(f"{repo_id} has no revision {revision!r}: {fix}") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        fix = "unset it to download" if constants.HF_HUB_OFFLINE else "check the connection and run the same again"
+        raise _OutOfReachError(f"{where} is not in the cache and {_unreachable()}: {fix}") from error
+    except errors.EntryNotFoundError as error:
+        raise HubError(f"a file of {where} is gone from the Hub: run the same again ({_line(error)})") from error
+    except errors.HfHubHTTPError as error:
+        raise _refused(where, error.response.status_code) from error
+    except HTTPError as error:
+        raise _OutOfReachError(
+            f"{where}: {_unreachable()} ({_line(error)}): check the connection and run the same again"
+        ) from error
+    except errors.HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no Hub id: it must read owner/name ({_EXAMPLES})") from error
+    except OSError as error:
+        raise _unwritten(where, error, constants.HF_HUB_CACHE) from error
+    except (RuntimeError, ValueError) as error:  # hf_xet's failures, and answers that are no JSON
+        raise HubError(f"{where}: the download broke off ({_line(error)}): run the same again") from error
+
+
+def _refused(where: str, status: int) -> HubError:
+    if status in (401, 403):
+        return HubError(f"the Hub refused {where} (HTTP {status}): {_LOGIN}, or unset HF_TOKEN if it is an old one")
+    if status == 429 or status >= 500:
+        return _OutOfReachError(f"the Hub cannot give {where} now (HTTP {status}): run the same again later")
+    return HubError(f"the Hub refused {where} (HTTP {status}): check the name and the revision")
+
+
+def _unwritten(where: str, error: OSError, cache: str) -> HubError | OutputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"the disk of {cache} is full: free some for {where}, or set HF_HOME to a larger disk")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return OutputError(f"{cache} cannot be written ({error.strerror}): set HF_HOME to a folder that can be")
+    return HubError(f"{where}: the download broke off ({_line(error)}): run the same again")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

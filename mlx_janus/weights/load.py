@@ -1,0 +1,141 @@
+"""A converted folder becomes a model: strictly, lazily, and only if it fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from ..config import DTYPES, Dtype, JanusConfig
+from ..errors import CheckpointError, OptionError, OutOfMemoryError
+from ..memory import available_memory, format_size
+from ..models.backbone import cache_bytes
+from ..models.janus import JanusModel
+from .convert import open_converted
+from .quantize import BITS, plan_quantization, quantize_model
+
+_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_CODEC = "gen_vision_model."
+_PROMPT_TOKENS = 256  # of a usual prompt, beside its pictures
+
+
+def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
+    """The type that weights are cast to: the model's own, or float32 on a CPU, whose half-precision products are slow.
+
+    Raises:
+        OptionError: not float32, bfloat16 or float16.
+    """
+    if dtype is None:
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        return "float32" if on_cpu else config.dtype
+    name = str(dtype).removeprefix("mlx.core.")
+    if name not in DTYPES:
+        raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return name  # type: ignore[return-value]
+
+
+def load_model(folder: Path, *, bits: int | None = None, dtype: str | mx.Dtype | None = None) -> JanusModel:
+    """The model of a converted folder. No weight is read before something is computed with it.
+
+    Args:
+        folder: what ``convert`` wrote.
+        bits: 4 or 8 to quantize a float folder as it is read; None takes the folder as it is.
+        dtype: what to cast float weights to; the codec is always float32.
+
+    Raises:
+        CheckpointError: a tensor is missing, surplus or misshaped, or the stamp is not ours.
+        ConfigError, UnsupportedModelError: the config cannot be used.
+        OptionError: bits of a folder that is quantized otherwise, or a bad dtype.
+        OutOfMemoryError: the model does not fit.
+    """
+    config = with_bits(JanusConfig.load(folder / "config.json"), bits, folder)
+    chosen = choose_dtype(config, dtype)
+    check_memory(config, chosen, folder.name)
+    stored = JanusConfig.load(folder / "config.json")
+    model = JanusModel(replace(config, dtype=chosen))
+    arrays, _ = open_converted(folder)
+    if stored.quantization:
+        quantize_model(model, stored.quantization)
+    _load_strictly(model, arrays, chosen, folder)
+    if config.quantization and not stored.quantization:
+        quantize_model(model, config.quantization)
+    model.eval()
+    return model
+
+
+def with_bits(config: JanusConfig, bits: int | None, folder: Path) -> JanusConfig:
+    """The config once quantized to ``bits``."""
+    if bits is None:
+        return config
+    if bits not in BITS:
+        raise OptionError(f"bits must be 4 or 8, got {bits!r}")
+    if config.quantization is None:
+        return replace(config, quantization=plan_quantization(config, bits))
+    if config.quantization.bits != bits:
+        raise OptionError(
+            f"{folder} has {config.quantization.bits} bits, not {bits}: leave bits out, or convert the original folder"
+        )
+    return config
+
+
+def _load_strictly(model: nn.Module, arrays: dict[str, mx.array], dtype: Dtype, folder: Path) -> None:
+    expected = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    for name, shape in expected.items():
+        if name not in arrays:
+            raise CheckpointError(f"{folder} lacks {name}: convert the original folder again")
+        if arrays[name].shape != shape:
+            raise CheckpointError(f"{folder}: {name} has the shape {arrays[name].shape}, config.json says {shape}")
+    if surplus := sorted(set(arrays) - set(expected)):
+        raise CheckpointError(f"{folder} holds {surplus[0]}, which config.json does not speak of")
+    model.load_weights([(name, _cast(name, array, dtype)) for name, array in arrays.items()], strict=True)
+
+
+def _cast(name: str, array: mx.array, dtype: Dtype) -> mx.array:
+    if not mx.issubdtype(array.dtype, mx.floating):
+        return array
+    return array.astype(mx.float32 if name.startswith(_CODEC) else getattr(mx, dtype))
+
+
+def required_memory(config: JanusConfig, dtype: Dtype) -> dict[str, int]:
+    """Bytes that drawing one picture and answering about one need: weights, KV cache, activations."""
+    model = JanusModel(config)
+    if config.quantization:
+        quantize_model(model, config.quantization)
+    itemsize = _ITEMSIZE[dtype]
+
+    def weights(arrays: list[mx.array], size: int) -> int:
+        return sum(a.nbytes if a.dtype == mx.uint32 else a.size * size for a in arrays)
+
+    language, codec = config.language, config.generation
+    picture = 8 * 4 * config.image_size**2 * codec.ch  # eight of the decoder's widest activations
+    return {
+        "drawing": weights(model.drawing_arrays(), itemsize)
+        + weights(model.decoding_arrays(), 4)
+        + picture
+        + cache_bytes(language, 2, _PROMPT_TOKENS + config.image_tokens, itemsize),
+        "answering": weights(model.answering_arrays(pictures=True), itemsize)
+        + cache_bytes(language, 1, 2 * _PROMPT_TOKENS + config.understanding.tokens, itemsize),
+    }
+
+
+def check_memory(config: JanusConfig, dtype: Dtype, name: str) -> None:
+    """Refuse a model that cannot fit, before it is loaded.
+
+    Raises:
+        OutOfMemoryError: with what it needs, what there is, and the bits that would fit.
+    """
+    needed, free = max(required_memory(config, dtype).values()), available_memory()
+    if needed <= free:
+        return
+    smaller = []
+    if config.quantization is None:
+        for bits in sorted(BITS, reverse=True):
+            size = max(required_memory(with_bits(config, bits, Path(name)), dtype).values())
+            if size <= free:
+                smaller.append(f"--bits {bits} needs {format_size(size)} and fits")
+                break
+    advice = smaller[0] if smaller else "close other programs, or take a smaller model"
+    raise OutOfMemoryError(f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: {advice}")

@@ -1,0 +1,373 @@
+"""From the ``config.json`` of a published model to a ``JanusConfig``: DeepSeek's layout and transformers'.
+
+DeepSeek's files name sizes by variant (``siglip_large_patch16_384``, ``VQ-16``) and leave out whatever equals the
+defaults of transformers' LlamaConfig; sizes written out beside the variant win. JanusFlow and DeepSeek-VL bear the
+same ``model_type``: Janus is what has ``gen_vision_config``, ``gen_aligner_config`` and ``gen_head_config``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..config import (
+    DTYPES,
+    DrawingConfig,
+    Dtype,
+    GenHeadConfig,
+    ImageConfig,
+    JanusConfig,
+    LlamaConfig,
+    MLPConfig,
+    PromptConfig,
+    SiglipConfig,
+    VQConfig,
+    read_json,
+)
+from ..errors import ConfigError, UnsupportedModelError
+
+Layout = Literal["deepseek", "transformers"]
+
+WORKING_MODELS = "deepseek-ai/Janus-1.3B, deepseek-ai/Janus-Pro-1B and deepseek-ai/Janus-Pro-7B work"
+
+# Named variants: SIGLIP_MODEL_CFG in janus/models/siglip_vit.py and VQ_16 in janus/models/vq_model.py.
+SIGLIP_VARIANTS: dict[str, dict[str, Any]] = {
+    "siglip_large_patch16_384": {
+        "image_size": 384, "patch_size": 16, "width": 1024, "layers": 24, "heads": 16, "mlp_ratio": 4,
+    },
+}  # fmt: skip
+VQ_VARIANTS: dict[str, dict[str, Any]] = {
+    "VQ-16": {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "z_channels": 256},
+}
+# transformers' LlamaConfig, for what Janus-Pro-7B leaves out; the norm's eps is 1e-6 and the head untied.
+LLAMA_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
+
+
+def read_published_config(folder: Path) -> tuple[JanusConfig, Layout]:
+    """The config of a PyTorch model folder, and whose layout it has.
+
+    Raises:
+        ConfigError: ``config.json`` is missing, malformed, or has sizes that no model can have.
+        UnsupportedModelError: it is another model's; the message names it and says what would work.
+    """
+    path = folder / "config.json"
+    config, layout = read_published_sizes(path)
+    try:
+        config = replace(config, image=_image(folder, config.image), prompt=_prompt(folder, layout, config.prompt))
+        return replace(config, drawing=_drawing(folder)), layout
+    except ConfigError as error:
+        raise error if str(folder) in str(error) else ConfigError(f"{folder}: {error}") from None
+
+
+def read_published_sizes(path: Path) -> tuple[JanusConfig, Layout]:
+    """The sizes alone, from ``config.json`` with nothing beside it; prompts and preprocessing at their defaults.
+
+    Raises:
+        ConfigError, UnsupportedModelError: as ``read_published_config``.
+    """
+    data = read_json(path)
+    try:
+        layout = detect_layout(data)
+        return (_from_deepseek(data) if layout == "deepseek" else _from_transformers(data)), layout
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{path} {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def detect_layout(data: Mapping[str, Any]) -> Layout:
+    """Whose layout a parsed ``config.json`` has; refuses other families by name."""
+    model_type = data.get("model_type")
+    if model_type == "janus":
+        return "transformers"
+    architectures = data.get("architectures")
+    named = str(architectures[0]) if isinstance(architectures, list) and architectures else str(model_type)
+    if model_type != "multi_modality":
+        raise UnsupportedModelError(f"is of a {named[:60]} model, not of Janus: {WORKING_MODELS}")
+    if any(key.startswith(("vision_gen_", "vision_und_")) for key in data):
+        raise UnsupportedModelError(f"is of JanusFlow, which draws by rectified flow: {WORKING_MODELS}")
+    if not any(key in data for key in ("gen_vision_config", "gen_aligner_config", "gen_head_config")):
+        raise UnsupportedModelError(f"is of DeepSeek-VL, which cannot draw: {WORKING_MODELS}")
+    return "deepseek"
+
+
+def _object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = data.get(key)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key!r} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _params(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return _object(_object(data, key), "params")
+
+
+def _pick(data: Mapping[str, Any], *keys: str) -> Any:
+    """The first of some spellings that is there."""
+    for key in keys:
+        if data.get(key) is not None:
+            return data[key]
+    raise ConfigError(f"{' or '.join(map(repr, keys))} is missing")
+
+
+def _whole(value: Any, name: str) -> int:
+    """A count that JSON may spell 4 or 4.0."""
+    if type(value) not in (int, float) or not math.isfinite(value) or value != int(value):
+        raise ConfigError(f"{name} must be a whole number, got {str(value)[:40]!r}")
+    return int(value)
+
+
+def _mlp_width(width: Any, ratio: Any) -> int:
+    if type(width) not in (int, float) or type(ratio) not in (int, float) or not math.isfinite(width * ratio):
+        raise ConfigError(f"width and mlp_ratio must be numbers, got {str(width)[:40]!r} and {str(ratio)[:40]!r}")
+    return int(width * ratio)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _from_deepseek(data: Mapping[str, Any]) -> JanusConfig:
+    vision = _deepseek_vision(data)
+    language = _language(_object(data, "language_config"), LLAMA_DEFAULTS)
+    head = _params(data, "gen_head_config")
+    return JanusConfig(
+        understanding=vision,
+        generation=_deepseek_codec(data),
+        language=language,
+        aligner=_deepseek_projector(data, "aligner_config"),
+        gen_aligner=_deepseek_projector(data, "gen_aligner_config"),
+        gen_head=GenHeadConfig(
+            kind="vision_head",
+            input_dim=_pick(head, "n_embed"),
+            hidden_dim=_pick(head, "image_token_embed"),
+            output_dim=_pick(head, "image_token_size"),
+        ),
+        image=ImageConfig(image_size=vision.image_size),
+        dtype=_dtype(data),
+    )
+
+
+def _deepseek_vision(data: Mapping[str, Any]) -> SiglipConfig:
+    params = _params(data, "vision_config")
+    name = params.get("model_name", "siglip_large_patch16_384")
+    known = SIGLIP_VARIANTS.get(name) if isinstance(name, str) else None
+    needed = ("image_size", "patch_size", "width", "layers", "heads", "mlp_ratio")
+    if known is None and any(key not in params for key in needed):
+        raise UnsupportedModelError(f"names an unknown vision encoder {str(name)[:60]!r}: {WORKING_MODELS}")
+    if params.get("select_layer", -1) != -1 or params.get("select_feature", "same") != "same":
+        raise UnsupportedModelError("takes features from inside the vision encoder; only its last layer is supported")
+    sizes = {**(known or {}), **{key: params[key] for key in needed if key in params}}
+    ratio = sizes.pop("mlp_ratio")
+    return SiglipConfig(kind="siglip", **sizes, mlp_width=_mlp_width(sizes["width"], ratio))
+
+
+def _deepseek_codec(data: Mapping[str, Any]) -> VQConfig:
+    section = _object(data, "gen_vision_config")
+    params = _object(section, "params")
+    name = section.get("cls", "VQ-16")
+    known = VQ_VARIANTS.get(name) if isinstance(name, str) else None
+    needed = ("ch", "ch_mult", "num_res_blocks", "z_channels")
+    if known is None and any(key not in params for key in needed):
+        raise UnsupportedModelError(f"names an unknown image codec {str(name)[:60]!r}: {WORKING_MODELS}")
+    sizes = {**(known or {}), **{key: params[key] for key in needed if key in params}}
+    sizes["ch_mult"] = _tuple(sizes["ch_mult"])
+    return VQConfig(
+        kind="vq",
+        codebook_size=_pick(params, "codebook_size", "image_token_size"),
+        codebook_dim=_pick(params, "n_embed"),
+        **sizes,
+    )
+
+
+def _deepseek_projector(data: Mapping[str, Any], key: str) -> MLPConfig:
+    params = _params(data, key)
+    kind = params.get("projector_type", "mlp_gelu")
+    if kind != "mlp_gelu":
+        raise UnsupportedModelError(f"has a {str(kind)[:40]!r} projector in {key}; only 'mlp_gelu' is supported")
+    return MLPConfig(
+        kind="mlp_gelu",
+        input_dim=_pick(params, "input_dim"),
+        output_dim=_pick(params, "n_embed"),
+        depth=params.get("depth", 1),
+    )
+
+
+def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConfig:
+    if data.get("model_type", "llama") != "llama":
+        raise UnsupportedModelError(f"has a {str(data['model_type'])[:40]!r} language model; only Llama is supported")
+    if data.get("attention_bias") or data.get("mlp_bias"):
+        raise UnsupportedModelError("has biases in its language model; Janus's Llama has none")
+    sizes = {key: data[key] if data.get(key) is not None else defaults.get(key) for key in LLAMA_DEFAULTS}
+    if missing := [key for key, value in sizes.items() if value is None]:
+        raise ConfigError(f"the language model's {missing[0]!r} is missing")
+    heads = sizes["num_attention_heads"]
+    head_dim = data.get("head_dim")
+    if head_dim is None:
+        if type(heads) is not int or type(sizes["hidden_size"]) is not int or heads < 1 or sizes["hidden_size"] % heads:
+            raise ConfigError(f"hidden_size {sizes['hidden_size']!r} must be a multiple of {heads!r} heads")
+        head_dim = sizes["hidden_size"] // heads
+    return LlamaConfig(
+        kind="llama",
+        **sizes,
+        num_key_value_heads=data.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        rope_theta=_rope_theta(data),
+    )
+
+
+def _rope_theta(data: Mapping[str, Any]) -> Any:
+    """The base of rotary embeddings, as transformers 4 (``rope_theta``) or 5 (``rope_parameters``) spells it."""
+    rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ConfigError(f"rope_parameters must be a JSON object, got {type(rope).__name__}")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise UnsupportedModelError(f"scales its rotary embeddings ({str(kind)[:40]!r}); only plain ones are supported")
+    return rope.get("rope_theta", data.get("rope_theta", 10000.0))
+
+
+def _dtype(data: Mapping[str, Any]) -> Dtype:
+    value = data.get("dtype") or data.get("torch_dtype") or _object(data, "language_config").get("torch_dtype")
+    value = str(value or "bfloat16").removeprefix("torch.")
+    if value not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {value[:40]!r}")
+    return value  # type: ignore[return-value]
+
+
+def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
+    vision, codec = _transformers_vision(_object(data, "vision_config")), _object(data, "vq_config")
+    language = _language(_object(data, "text_config"), {"rms_norm_eps": 1e-6})
+    if codec.get("double_latent"):
+        raise UnsupportedModelError("has an image codec with double latents; Janus's has single ones")
+    codebook_size, codebook_dim = _pick(codec, "num_embeddings"), _pick(codec, "embed_dim")
+    return JanusConfig(
+        understanding=vision,
+        generation=VQConfig(
+            kind="vq",
+            codebook_size=codebook_size,
+            codebook_dim=codebook_dim,
+            ch=_pick(codec, "base_channels"),
+            ch_mult=_tuple(_pick(codec, "channel_multiplier")),
+            num_res_blocks=_pick(codec, "num_res_blocks"),
+            z_channels=_pick(codec, "latent_channels"),
+        ),
+        language=language,
+        aligner=MLPConfig(
+            kind="mlp_gelu",
+            input_dim=vision.width,
+            output_dim=_object(data, "vision_config").get("projection_dim", language.hidden_size),
+            depth=_object(data, "vision_config").get("depth", 2),
+        ),
+        gen_aligner=MLPConfig(
+            kind="mlp_gelu",
+            input_dim=codebook_dim,
+            output_dim=codec.get("projection_dim", language.hidden_size),
+            depth=codec.get("num_hidden_layers", 2),
+        ),
+        gen_head=GenHeadConfig(
+            kind="vision_head",
+            input_dim=codec.get("projection_dim", language.hidden_size),
+            hidden_dim=codec.get("image_token_embed_dim", language.hidden_size),
+            output_dim=codebook_size,
+        ),
+        image=ImageConfig(image_size=vision.image_size),
+        dtype=_dtype({"language_config": {}, **data}),
+    )
+
+
+def _transformers_vision(data: Mapping[str, Any]) -> SiglipConfig:
+    if data.get("use_qk_norm"):
+        raise UnsupportedModelError("normalises q and k in its vision encoder; Janus's does not")
+    if data.get("hidden_act", "gelu") != "gelu":
+        raise UnsupportedModelError(f"has {str(data['hidden_act'])[:40]!r} in its vision encoder; Janus has 'gelu'")
+    width = _pick(data, "hidden_size")
+    return SiglipConfig(
+        kind="siglip",
+        image_size=_pick(data, "image_size"),
+        patch_size=_pick(data, "patch_size"),
+        width=width,
+        layers=_pick(data, "num_hidden_layers"),
+        heads=_pick(data, "num_attention_heads"),
+        mlp_width=_mlp_width(width, data.get("mlp_ratio", 4.0)),
+        layer_norm_eps=data.get("layer_norm_eps", 1e-6),
+    )
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _image(folder: Path, image: ImageConfig) -> ImageConfig:
+    """Preprocessing facts. ``do_normalize: false`` in old mirrors of Janus-1.3B is an error of theirs: ignored."""
+    data = _optional_json(folder / "preprocessor_config.json")
+    if not data:
+        data = _optional_json(folder / "processor_config.json").get("image_processor") or {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{folder / 'processor_config.json'}: image_processor must be a JSON object")
+    given = {
+        "min_size": data.get("min_size"),
+        "background": _tuple(data.get("background_color")),
+        "mean": _tuple(data.get("image_mean")),
+        "std": _tuple(data.get("image_std")),
+    }
+    return replace(image, **{key: value for key, value in given.items() if value is not None})
+
+
+def _prompt(folder: Path, layout: Layout, prompt: PromptConfig) -> PromptConfig:
+    tokenizer_config = _optional_json(folder / "tokenizer_config.json")
+    spelled = {key: _spelling(tokenizer_config.get(f"{key}_token")) for key in ("bos", "eos")}
+    prompt = replace(prompt, **{key: value for key, value in spelled.items() if value})
+    if layout == "deepseek":
+        tag = _optional_json(folder / "processor_config.json").get("image_tag")
+        prompt = replace(prompt, image=tag) if isinstance(tag, str) and tag else prompt
+        # Janus-1.3B's tokenizer has no placeholder; some mirrors of it name the wrong sft_format, so that says nothing.
+        plain_roles = prompt.image not in _added_tokens(folder)
+    else:
+        template = _chat_template(folder, tokenizer_config)
+        plain_roles = bool(template) and prompt.user not in template
+    return replace(prompt, user="User", assistant="Assistant") if plain_roles else prompt
+
+
+def _spelling(token: Any) -> str | None:
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _added_tokens(folder: Path) -> set[str]:
+    data = read_json(folder / "tokenizer.json")
+    entries = data.get("added_tokens")
+    vocabulary = (data.get("model") or {}).get("vocab") if isinstance(data.get("model"), dict) else None
+    added = {str(e.get("content")) for e in entries if isinstance(e, dict)} if isinstance(entries, list) else set()
+    return added | (set(vocabulary) if isinstance(vocabulary, dict) else set())
+
+
+def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}): download it again") from None
+    in_json = _optional_json(folder / "chat_template.json").get("chat_template")
+    template = in_json or tokenizer_config.get("chat_template") or ""
+    return template if isinstance(template, str) else str(template)
+
+
+def _drawing(folder: Path) -> DrawingConfig:
+    """Guidance and temperature, where a transformers folder carries its own."""
+    data = _optional_json(folder / "generation_config.json")
+    scale = data.get("guidance_scale")
+    return DrawingConfig(cfg_weight=scale) if scale is not None else DrawingConfig()

@@ -1,0 +1,120 @@
+"""From what a person names (a folder, a Hub id) to a converted folder, converting once into a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import platformdirs
+
+from ..config import FORMAT_VERSION, MODEL_TYPE, JanusConfig, read_json
+from ..errors import CheckpointError, ConfigError, HubError, OutputError
+from . import hub
+from .checkpoint import weight_files
+from .convert import ConvertOptions, Progress, Source, convert_checkpoint, is_converted
+from .load import check_memory, choose_dtype, with_bits
+from .published import read_published_config, read_published_sizes
+
+NO_MODEL = (
+    "name a model: a converted folder, a PyTorch model folder, or a Hub id such as deepseek-ai/Janus-Pro-1B"
+)
+
+
+def cache_folder() -> Path:
+    """Where conversions made by ``load`` are kept: ``MLX_JANUS_CACHE``, else the platform's cache folder."""
+    given = os.environ.get("MLX_JANUS_CACHE")
+    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("mlx_janus"))
+
+
+def find_source(name: str | os.PathLike[str], revision: str | None = None) -> Source:
+    """The PyTorch (or converted) folder behind a path or a Hub id, downloading what is needed.
+
+    Raises:
+        HubError, CheckpointError, ConfigError, UnsupportedModelError: it is nowhere, or not a Janus.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise HubError(f"{path} is a folder, which has no revisions: leave revision out")
+        return Source(path, path.resolve().name)
+    model = _find_on_hub(name, revision)
+    config = hub.fetch_config(model)
+    if read_json(config).get("model_type") != MODEL_TYPE:
+        read_published_sizes(config)  # refuses other families before gigabytes are fetched
+    return Source(hub.fetch(model), model.repo_id, model.revision)
+
+
+def find_converted(
+    name: str | os.PathLike[str],
+    *,
+    bits: int | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """A converted folder for what is named; a PyTorch source is converted into the cache the first time.
+
+    The memory check comes before a download and before a conversion.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() and is_converted(path):
+        return path
+    if not path.is_dir():
+        model = _find_on_hub(name, revision)
+        config = hub.fetch_config(model)
+        if read_json(config).get("model_type") == MODEL_TYPE:
+            return hub.fetch(model)
+        _check(read_published_sizes(config)[0], bits, dtype, model.repo_id)
+        cached = _cached(model.repo_id, [model.revision], bits)
+        if is_converted(cached):
+            return cached
+    source = find_source(name, revision)
+    if not source.revision:
+        _check(read_published_config(source.folder)[0], bits, dtype, source.name)
+        files = [*weight_files(source.folder), *sorted(source.folder.glob("*.json"))]
+        facts = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(set(files))]
+        cached = _cached(str(source.folder.resolve()), facts, bits)
+    return cached if is_converted(cached) else _convert(source, cached, bits, progress)
+
+
+def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubModel:
+    text = os.fspath(name)
+    if not hub.HUB_ID.fullmatch(text) or Path(text).exists():
+        what = "is a file" if Path(text).is_file() else "is neither a folder nor a Hub id"
+        raise CheckpointError(f"{text[:200]} {what}: {NO_MODEL}")
+    return hub.find(text, revision)
+
+
+def _check(config: JanusConfig, bits: int | None, dtype: str | None, name: str) -> None:
+    check_memory(with_bits(config, bits, Path(name)), choose_dtype(config, dtype), name)
+
+
+def _cached(source: str, facts: list[object], bits: int | None) -> Path:
+    key = json.dumps([source, facts, bits, FORMAT_VERSION])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    label = "--".join(Path(source).parts[-2:] if source.count("/") == 1 else Path(source).parts[-1:])
+    return cache_folder() / f"{label}-{f'{bits}bit-' if bits else ''}{digest}"
+
+
+def _convert(source: Source, cached: Path, bits: int | None, progress: Progress | None) -> Path:
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{cached.parent} cannot be made ({error.strerror}): set MLX_JANUS_CACHE to a folder that can be written"
+        ) from None
+    try:
+        convert_checkpoint(source, cached, ConvertOptions(bits=bits), progress)
+    except OutputError:
+        if not _whole(cached):  # another process may have made it meanwhile
+            raise
+    return cached
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        return is_converted(folder)
+    except ConfigError:
+        return False
