@@ -1,8 +1,8 @@
 """Sizes and facts of a model as frozen dataclasses, and their form in ``config.json``.
 
-Every size is written out: nothing here knows a named variant. Each part carries its ``kind``, so that another encoder
-is another dataclass in ``PART_KINDS`` and another entry in the tables of ``models/janus.py``. Values are checked
-where they enter; a config that passes describes a model that can be built.
+Every size is written out: nothing here knows a named variant. Each part carries its ``kind``, so another encoder is
+another dataclass in the union of its field in ``JanusConfig`` and another entry in a table of ``models/janus.py``.
+Values are checked where they enter; a config that passes describes a model that can be built.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class Section:
     def _check(self, name: str, value: Any, hint: Any, limits: typing.Mapping[str, Any]) -> None:
         origin = typing.get_origin(hint)
         if origin in (types.UnionType, typing.Union):
-            if value is not None:
-                self._check(name, value, next(h for h in typing.get_args(hint) if h is not type(None)), limits)
+            members = [h for h in typing.get_args(hint) if h is not type(None)]
+            if value is not None and type(value) not in members:
+                self._check(name, value, members[0], limits)
             return
         if origin is tuple:
             item_hints = typing.get_args(hint)
@@ -113,12 +114,22 @@ def _from_json(value: Any, hint: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _from_json(value, next(h for h in typing.get_args(hint) if h is not type(None)))
+        return _from_json(value, _member(typing.get_args(hint), value))
     if origin is tuple and isinstance(value, list):
         return tuple(_from_json(v, typing.get_args(hint)[0]) for v in value)
     if isinstance(hint, type) and issubclass(hint, Section):
         return hint.from_dict(value)
     return value
+
+
+def _member(hints: tuple[Any, ...], value: Any) -> Any:
+    """The member of a union that a value is of; sections are told apart by their ``kind``."""
+    hints = tuple(h for h in hints if h is not type(None))
+    kind = value.get("kind") if isinstance(value, dict) else None
+    for hint in hints:
+        if kind is not None and kind in typing.get_args(typing.get_type_hints(hint).get("kind")):
+            return hint
+    return hints[0]
 
 
 def _to_json(value: Any) -> Any:
@@ -297,9 +308,9 @@ class QuantizationConfig(Section):
     """What was quantized, layer by layer, and which layers stayed float."""
 
     title: ClassVar[str] = "quantization"
+    layers: tuple[LayerBits, ...]
     bits: int = _size(low=1, high=8)
     group_size: int = _size(low=16, high=1024)
-    layers: tuple[LayerBits, ...]
     kept_float: tuple[str, ...] | None = None
 
 

@@ -195,7 +195,7 @@ def _not_identified(head: bytes) -> str:
     if b"<svg" in head.lower():
         return "is an SVG drawing, which is not supported: export it as PNG"
     if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf", b"avi"):
-        return "is a HEIC or AVIF picture that this Pillow does not read: export it as JPEG or PNG"
+        return "is a HEIC or AVIF picture that cannot be read here: export it as JPEG or PNG"
     if head.startswith(b"%PDF"):
         return "is a PDF, which is not supported: export the page as PNG"
     return f"is no picture that can be read: use {_READABLE}"

@@ -1,4 +1,4 @@
-"""The public API: ``load`` gives a ``JanusPipeline``, which turns pictures and words into words, or words into pictures."""
+"""The public API: ``load`` gives a ``JanusPipeline``; it turns pictures and words into words, or words into pictures."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class JanusPipeline:
         system: str | None = None,
         stop: Sequence[str] | str = (),
     ) -> Iterator[TextChunk]:
-        """``generate_text`` piece by piece; arguments are checked before this returns, closing cancels within a step."""
+        """``generate_text`` piece by piece; arguments are checked before this returns, closing stops within a step."""
         pictures = _as_list(images)
         return self.stream_turns(
             [Turn("user", prompt, len(pictures))],
@@ -463,9 +463,14 @@ def _evaluate(arrays: Iterable[mx.array]) -> None:
     mx.eval(batch)
 
 
+def random_seed() -> int:
+    """A seed to draw or answer with when none is given."""
+    return secrets.randbelow(2**32)
+
+
 def _seed(seed: int | None) -> int:
     if seed is None:
-        return secrets.randbelow(2**32)
+        return random_seed()
     check_whole("seed", seed, 0, MAX_SEED)
     return seed
 

@@ -37,7 +37,11 @@ class DrawOptions:
 
 
 def draw_tokens(
-    model: JanusModel, conditional: Sequence[int], unconditional: Sequence[int], seeds: Sequence[int], options: DrawOptions
+    model: JanusModel,
+    conditional: Sequence[int],
+    unconditional: Sequence[int],
+    seeds: Sequence[int],
+    options: DrawOptions,
 ) -> Iterator[mx.array]:
     """Image tokens, position by position in raster order, one picture a seed.
 

@@ -9,6 +9,7 @@ Run it in float32: half precision overflows.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import mlx.core as mx
 from mlx import nn
@@ -102,7 +103,7 @@ class Level(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool, config: VQConfig):
         super().__init__()
         sizes = [channels_in] + [channels_out] * blocks
-        self.res = [ResnetBlock(a, b, config) for a, b in zip(sizes, sizes[1:], strict=False)]
+        self.res = [ResnetBlock(a, b, config) for a, b in pairwise(sizes)]
         if attention:
             self.attn = [AttnBlock(channels_out, config) for _ in range(blocks)]
 

@@ -196,13 +196,17 @@ def source_tensors(folder: Path) -> dict[str, SourceTensor]:
         found = read_torch_file(path) if path.suffix == ".bin" else read_safetensors_header(path)[0]
         for name, tensor in found.items():
             if name in tensors:
-                raise CheckpointError(f"{name} stands in {holder[name].name} and in {path}: the folder mixes two models")
+                raise CheckpointError(
+                    f"{name} stands in {holder[name].name} and in {path}: the folder mixes two models"
+                )
             tensors[name], holder[name] = tensor, path
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).exists():
             for name, file in read_index(folder / index).items():
                 if name not in tensors:
-                    raise CheckpointError(f"{folder / file} lacks {name[:80]!r}, which {index} lists: download it again")
+                    raise CheckpointError(
+                        f"{folder / file} lacks {name[:80]!r}, which {index} lists: download it again"
+                    )
             break
     return tensors
 
@@ -274,7 +278,8 @@ def _check(tensor: PlannedTensor, folder: Path) -> None:
     positions = tensor.name.endswith(".pos_embed") and (1, *got) == wanted
     if not same_rows or (got != wanted and not positions):
         raise CheckpointError(
-            f"{folder}: {tensor.name} has the shape {list(got)}, config.json says {list(wanted)}: they do not belong together"
+            f"{folder}: {tensor.name} has the shape {list(got)}, config.json says {list(wanted)}: "
+            "they do not belong together"
         )
     for source in tensor.sources:
         if source.dtype not in _FLOATS:

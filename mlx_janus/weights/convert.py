@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,19 +86,22 @@ def convert_checkpoint(
     options = options or ConvertOptions()
     progress = progress or (lambda *_: None)
     _refuse_converted(source.folder)
-    _check_output(source.folder, output, options.overwrite)
+    _check_apart(source.folder, output)
+    check_output(output, overwrite=options.overwrite)
     config, planned = _plan(source, options)
     tokenizer = prepare_tokenizer(source.folder / "tokenizer.json", config.prompt)
-    _check_space(output, planned, config, options.dtype)
+    _check_space(output, sum(_converted_bytes(tensor, config, options.dtype) for tensor in planned))
     with _whole_folder(output, overwrite=options.overwrite) as folder:
         metadata = _stamp(source, progress)
         try:
-            total = _write_shards(folder, _convert_tensors(planned, config, options.dtype, progress), metadata)
+            total = _write_shards(folder, planned, config, options.dtype, metadata, progress)
             (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
             config.dump(folder / "config.json")
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise OutputError(f"{output} cannot be written ({reason}): free some space or choose another folder") from None
+            raise OutputError(
+                f"{output} cannot be written ({reason}): free some space or choose another folder"
+            ) from None
     size = sum(file.stat().st_size for file in output.iterdir())
     return Conversion(output, config, size, total)
 
@@ -131,11 +134,16 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     if text != prepare_tokenizer(source.folder / "tokenizer.json", config.prompt):
         raise CheckpointError(f"{converted / 'tokenizer.json'} differs from the source's: convert again")
     count = 0
-    for name, array in _convert_tensors(planned, config, dtype, progress, stage="verifying"):
-        stored = arrays.pop(name, None)
-        if stored is None or not _same_bits(array, stored):
-            raise CheckpointError(f"{converted}: {name} differs from what {source.folder} gives: convert again")
-        count += 1
+    done, total = 0, sum(tensor.source_bytes for tensor in planned)
+    for tensor in planned:
+        for name, array in _convert_tensor(tensor, config, dtype).items():
+            stored = arrays.pop(name, None)
+            if stored is None or not _same_bits(array, stored):
+                raise CheckpointError(f"{converted}: {name} differs from what {source.folder} gives: convert again")
+            count += 1
+        mx.clear_cache()
+        done += tensor.source_bytes
+        progress("verifying", done, total)
     if arrays:
         raise CheckpointError(f"{converted}: {min(arrays)} is not of the source: convert again")
     return count
@@ -161,7 +169,7 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
             raise CheckpointError(
                 f"{path} does not bear mlx_janus's stamp of format {FORMAT_VERSION}: convert the original folder again"
             )
-        arrays.update(mx.load(str(path)))
+        arrays.update(mx.load(str(path)))  # type: ignore[arg-type]
     return arrays, stamp
 
 
@@ -176,18 +184,26 @@ def _refuse_converted(folder: Path) -> None:
         raise CheckpointError(f"{folder} is converted already: load it as it is, or convert the original folder")
 
 
-def _check_output(source: Path, output: Path, overwrite: bool) -> None:
-    resolved = output.resolve()
-    if resolved == source.resolve() or resolved in source.resolve().parents:
-        raise OutputError(f"{output} holds the source itself: choose another output folder")
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that cannot be written or must not be replaced.
+
+    Raises:
+        OutputError: with the reason and the fix.
+    """
     if not output.resolve().parent.is_dir():
         raise OutputError(f"{output.parent} is no folder: make it first")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
         raise OutputError(f"{output} exists already: pass --overwrite to replace it, or choose another folder")
     if not output.is_dir() or not is_converted(output):
         raise OutputError(f"{output} is not a converted model, so it is not replaced: choose another folder")
+
+
+def _check_apart(source: Path, output: Path) -> None:
+    resolved = output.resolve()
+    if resolved == source.resolve() or resolved in source.resolve().parents:
+        raise OutputError(f"{output} holds the source itself: choose another output folder")
 
 
 def _plan(source: Source, options: ConvertOptions) -> tuple[JanusConfig, list[PlannedTensor]]:
@@ -201,38 +217,31 @@ def _plan(source: Source, options: ConvertOptions) -> tuple[JanusConfig, list[Pl
     return replace(config, dtype=dtype, quantization=quantization), planned
 
 
-def _convert_tensors(
-    planned: Sequence[PlannedTensor],
-    config: JanusConfig,
-    dtype: Dtype | None,
-    progress: Progress,
-    stage: str = "converting",
-) -> Iterator[tuple[str, mx.array]]:
-    """Parameters as they are stored, one source tensor read at a time."""
-    quantized = {layer.path: layer for layer in config.quantization.layers} if config.quantization else {}
-    done, total = 0, sum(tensor.source_bytes for tensor in planned)
-    progress(stage, 0, total)
-    for tensor in planned:
-        for name, array in _convert_tensor(tensor, quantized, dtype):
-            yield name, array
-            del array
-        done += tensor.source_bytes
-        progress(stage, done, total)
+def _quantized(config: JanusConfig) -> dict[str, LayerBits]:
+    return {layer.path: layer for layer in config.quantization.layers} if config.quantization else {}
 
 
-def _convert_tensor(
-    tensor: PlannedTensor, quantized: dict[str, LayerBits], dtype: Dtype | None
-) -> Iterable[tuple[str, mx.array]]:
+def _convert_tensor(tensor: PlannedTensor, config: JanusConfig, dtype: Dtype | None) -> dict[str, mx.array]:
+    """A parameter as it is stored: one array, or three once quantized."""
     array = tensor.read()
     if dtype is not None and not tensor.name.startswith(_KEEPS_TYPE):
         array = array.astype(getattr(mx, dtype))
         mx.eval(array)
     path, _, leaf = tensor.name.rpartition(".")
-    if leaf != "weight" or path not in quantized:
-        return [(tensor.name, array)]
-    parts = quantize_array(array, quantized[path])
+    layer = _quantized(config).get(path)
+    if leaf != "weight" or layer is None:
+        return {tensor.name: array}
+    parts = quantize_array(array, layer)
     mx.eval(list(parts.values()))
-    return [(f"{path}.{part}", value) for part, value in parts.items()]
+    return {f"{path}.{part}": value for part, value in parts.items()}
+
+
+def _converted_bytes(tensor: PlannedTensor, config: JanusConfig, dtype: Dtype | None) -> int:
+    """What ``_convert_tensor`` will give, in bytes."""
+    own = tensor.dtype if dtype is None or tensor.name.startswith(_KEEPS_TYPE) else dtype
+    width = 4 if own == "float32" else 2
+    layer = _quantized(config).get(tensor.name.removesuffix(".weight"))
+    return int(math.prod(tensor.shape) * (layer.bits / 8 + 2 * width / layer.group_size if layer else width))
 
 
 def _same_bits(a: mx.array, b: mx.array) -> bool:
@@ -242,32 +251,44 @@ def _same_bits(a: mx.array, b: mx.array) -> bool:
     return bool(mx.array_equal(a.view(integer), b.view(integer)).item())
 
 
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, mx.array]], metadata: dict[str, str]) -> int:
-    """Write shards of at most ``SHARD_BYTES``, or of one tensor, and their index; the number of tensors."""
+def _write_shards(
+    folder: Path,
+    planned: Sequence[PlannedTensor],
+    config: JanusConfig,
+    dtype: Dtype | None,
+    metadata: dict[str, str],
+    progress: Progress,
+) -> int:
+    """Convert and write, a shard of at most ``SHARD_BYTES`` or of one tensor at a time; the number of tensors."""
     shards: list[list[str]] = []
     pending: dict[str, mx.array] = {}
-    sizes = 0
+    size = written = 0
 
     def flush() -> None:
+        nonlocal written
         path = folder / f"shard-{len(shards)}.safetensors"
         mx.save_safetensors(str(path), pending, metadata)
-        if path.stat().st_size < sum(array.nbytes for array in pending.values()):
+        held = sum(array.nbytes for array in pending.values())
+        if path.stat().st_size < held:
             raise OSError("the disk is full")
+        written += held
         shards.append(list(pending))
         pending.clear()
         mx.clear_cache()
 
-    for name, array in tensors:
-        if pending and sum(a.nbytes for a in pending.values()) + array.nbytes > SHARD_BYTES:
+    done, total = 0, sum(tensor.source_bytes for tensor in planned)
+    progress("converting", 0, total)
+    for tensor in planned:
+        coming = _converted_bytes(tensor, config, dtype)
+        if pending and size + coming > SHARD_BYTES:  # before the next is read, so that the two are not held together
             flush()
-        pending[name] = array
-        sizes += array.nbytes
-        del array
-        if pending[name].nbytes > SHARD_BYTES // 2:  # a large one is not held while the next is read
-            flush()
-    if pending:
-        flush()
-    _name_shards(folder, shards, sizes)
+            size = 0
+        pending.update(_convert_tensor(tensor, config, dtype))
+        size += coming
+        done += tensor.source_bytes
+        progress("converting", done, total)
+    flush()
+    _name_shards(folder, shards, written)
     return sum(map(len, shards))
 
 
@@ -312,24 +333,13 @@ def _hashes(folder: Path, progress: Progress) -> dict[str, str]:
     return hashes
 
 
-def _check_space(output: Path, planned: Sequence[PlannedTensor], config: JanusConfig, dtype: Dtype | None) -> None:
-    needed = _output_bytes(planned, config, dtype)
+def _check_space(output: Path, needed: int) -> None:
     free = shutil.disk_usage(output.resolve().parent).free
     if needed > free:
         raise OutputError(
-            f"{output} needs {format_size(needed)} of disk and {format_size(free)} are free: make room, or take fewer --bits"
+            f"{output} needs {format_size(needed)} of disk and {format_size(free)} are free: "
+            "make room, or take fewer --bits"
         )
-
-
-def _output_bytes(planned: Sequence[PlannedTensor], config: JanusConfig, dtype: Dtype | None) -> int:
-    quantized = {layer.path: layer for layer in config.quantization.layers} if config.quantization else {}
-    size = 0.0
-    for tensor in planned:
-        own = tensor.dtype if dtype is None or tensor.name.startswith(_KEEPS_TYPE) else dtype
-        width = 4 if own == "float32" else 2
-        layer = quantized.get(tensor.name.removesuffix(".weight"))
-        size += math.prod(tensor.shape) * (layer.bits / 8 + 2 * width / layer.group_size if layer else width)
-    return int(size)
 
 
 @contextlib.contextmanager
@@ -369,4 +379,3 @@ def _remove_stale(output: Path) -> None:
         pid = folder.name.split(".")[-3]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
-

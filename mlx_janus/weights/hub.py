@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlx_janus.config import read_json
-from mlx_janus.errors import CheckpointError, ConfigError, HubError, OutputError
+from ..config import read_json
+from ..errors import CheckpointError, ConfigError, HubError, OutputError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")  # owner/name, matched as a whole
 

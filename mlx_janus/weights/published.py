@@ -209,7 +209,9 @@ def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConf
         raise UnsupportedModelError(f"has a {str(data['model_type'])[:40]!r} language model; only Llama is supported")
     if data.get("attention_bias") or data.get("mlp_bias"):
         raise UnsupportedModelError("has biases in its language model; Janus's Llama has none")
-    sizes = {key: data[key] if data.get(key) is not None else defaults.get(key) for key in LLAMA_DEFAULTS}
+    sizes: dict[str, Any] = {
+        key: data[key] if data.get(key) is not None else defaults.get(key) for key in LLAMA_DEFAULTS
+    }
     if missing := [key for key, value in sizes.items() if value is None]:
         raise ConfigError(f"the language model's {missing[0]!r} is missing")
     heads = sizes["num_attention_heads"]

@@ -17,9 +17,7 @@ from .convert import ConvertOptions, Progress, Source, convert_checkpoint, is_co
 from .load import check_memory, choose_dtype, with_bits
 from .published import read_published_config, read_published_sizes
 
-NO_MODEL = (
-    "name a model: a converted folder, a PyTorch model folder, or a Hub id such as deepseek-ai/Janus-Pro-1B"
-)
+NO_MODEL = "name a model: a converted folder, a PyTorch model folder, or a Hub id such as deepseek-ai/Janus-Pro-1B"
 
 
 def cache_folder() -> Path:
@@ -29,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def find_source(name: str | os.PathLike[str], revision: str | None = None) -> Source:
-    """The PyTorch (or converted) folder behind a path or a Hub id, downloading what is needed.
+    """The model folder behind a path or a Hub id, downloading what is needed.
 
     Raises:
         HubError, CheckpointError, ConfigError, UnsupportedModelError: it is nowhere, or not a Janus.
@@ -40,9 +38,7 @@ def find_source(name: str | os.PathLike[str], revision: str | None = None) -> So
             raise HubError(f"{path} is a folder, which has no revisions: leave revision out")
         return Source(path, path.resolve().name)
     model = _find_on_hub(name, revision)
-    config = hub.fetch_config(model)
-    if read_json(config).get("model_type") != MODEL_TYPE:
-        read_published_sizes(config)  # refuses other families before gigabytes are fetched
+    _read_sizes(model)
     return Source(hub.fetch(model), model.repo_id, model.revision)
 
 
@@ -56,27 +52,37 @@ def find_converted(
 ) -> Path:
     """A converted folder for what is named; a PyTorch source is converted into the cache the first time.
 
-    The memory check comes before a download and before a conversion.
+    A foreign model and one that does not fit in memory are refused before a download and before a conversion.
+
+    Raises:
+        OutOfMemoryError: it does not fit; and whatever ``find_source`` and ``convert_checkpoint`` raise.
     """
     path = Path(name).expanduser()
-    if path.is_dir() and is_converted(path):
-        return path
-    if not path.is_dir():
+    if path.is_dir():
+        source = find_source(name, revision)
+        if is_converted(path):
+            return path
+        config = read_published_config(path)[0]
+        files = [*weight_files(path), *path.glob("*.json")]
+        facts: list[object] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(set(files))]
+        cached = _cached(str(path.resolve()), facts, bits)
+    else:
         model = _find_on_hub(name, revision)
-        config = hub.fetch_config(model)
-        if read_json(config).get("model_type") == MODEL_TYPE:
+        sizes = _read_sizes(model)
+        if sizes is None:
             return hub.fetch(model)
-        _check(read_published_sizes(config)[0], bits, dtype, model.repo_id)
+        config, source = sizes, None
         cached = _cached(model.repo_id, [model.revision], bits)
-        if is_converted(cached):
-            return cached
-    source = find_source(name, revision)
-    if not source.revision:
-        _check(read_published_config(source.folder)[0], bits, dtype, source.name)
-        files = [*weight_files(source.folder), *sorted(source.folder.glob("*.json"))]
-        facts = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(set(files))]
-        cached = _cached(str(source.folder.resolve()), facts, bits)
-    return cached if is_converted(cached) else _convert(source, cached, bits, progress)
+    check_memory(with_bits(config, bits, path), choose_dtype(config, dtype), os.fspath(name))
+    if is_converted(cached):
+        return cached
+    return _convert(source or Source(hub.fetch(model), model.repo_id, model.revision), cached, bits, progress)
+
+
+def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
+    """Sizes of a PyTorch model on the Hub, from its config alone; None for a converted one, other families refused."""
+    path = hub.fetch_config(model)
+    return None if read_json(path).get("model_type") == MODEL_TYPE else read_published_sizes(path)[0]
 
 
 def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubModel:
@@ -85,10 +91,6 @@ def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubM
         what = "is a file" if Path(text).is_file() else "is neither a folder nor a Hub id"
         raise CheckpointError(f"{text[:200]} {what}: {NO_MODEL}")
     return hub.find(text, revision)
-
-
-def _check(config: JanusConfig, bits: int | None, dtype: str | None, name: str) -> None:
-    check_memory(with_bits(config, bits, Path(name)), choose_dtype(config, dtype), name)
 
 
 def _cached(source: str, facts: list[object], bits: int | None) -> Path:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_janus.errors import CheckpointError
+from ..errors import CheckpointError
 
 _DTYPES: dict[str, mx.Dtype] = {
     "bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32, "float64": mx.float64,

@@ -1,0 +1,5 @@
+"""``python chat.py`` is ``python -m mlx_janus.chat``."""
+
+from mlx_janus.chat import main
+
+main(prog_name="python chat.py")

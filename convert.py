@@ -1,0 +1,5 @@
+"""``python convert.py`` is ``python -m mlx_janus.convert``."""
+
+from mlx_janus.convert import main
+
+main(prog_name="python convert.py")

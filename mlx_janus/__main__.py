@@ -1,0 +1,41 @@
+"""``mlx-janus`` and ``python -m mlx_janus``: the commands under one name."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from .options import Group, version_option
+
+COMMANDS = ("generate", "chat", "convert")
+
+
+class LazyGroup(Group):
+    """Imports a command when it is asked for, so that ``--help`` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f".{cmd_name}", __package__).main
+        return command
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@version_option
+def main() -> None:
+    """DeepSeek's Janus on MLX: answers about pictures, and draws them.
+
+    \b
+    Examples:
+      mlx-janus generate -m deepseek-ai/Janus-Pro-1B -p "a red fox in fresh snow"
+      mlx-janus chat -m deepseek-ai/Janus-Pro-1B
+      mlx-janus convert deepseek-ai/Janus-Pro-7B models/janus-pro-7b-4bit --bits 4
+    """
+
+
+if __name__ == "__main__":
+    main(prog_name="mlx-janus")

@@ -1,0 +1,168 @@
+"""``python -m mlx_janus.generate``: one answer to stdout, or pictures to PNG files."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import (
+    Command,
+    FiniteRange,
+    answering_options,
+    bar_interval,
+    check_output,
+    load_model,
+    model_options,
+    sampling_options,
+    say,
+    version_option,
+)
+
+DRAWING_ONLY = ("output", "n", "cfg_weight", "exact")
+ANSWERING_ONLY = ("max_tokens", "system")
+
+
+def _not_blank(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not value.strip():
+        raise click.BadParameter("is empty: say what to draw, or ask something.")
+    return value
+
+
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-p", "--prompt", required=True, callback=_not_blank, help="What to draw, or the question.")
+@click.option("-i", "--image", "images", multiple=True, metavar="FILE", help="Ask about this picture; may be repeated.")
+@click.option("--text", is_flag=True, help="Answer without a picture.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Where to draw to.  [default: janus.png]"
+)
+@click.option("-n", "--n", type=click.IntRange(1, 10_000), metavar="N", help="How many pictures.  [default: 1]")
+@click.option(
+    "--cfg-weight",
+    type=FiniteRange(0, 1000),
+    metavar="W",
+    help="Guidance, how strictly to follow the prompt; 1: none.  [default: the model's own, 5 for the published ones]",
+)
+@click.option("--exact", is_flag=True, help="Draw one by one: rounding cannot depend on what is drawn beside it.")
+@sampling_options
+@answering_options
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead: tokens, timings, memory.")
+@version_option
+@click.pass_context
+def main(ctx: click.Context, /, **options: Any) -> None:
+    """Draw pictures of a prompt, or answer a question (with --image or --text).
+
+    Answers and the paths of pictures go to stdout, progress to stderr. Every PNG carries its prompt, seed, guidance,
+    temperature and model as text chunks. Files that exist are kept: janus.png becomes janus_2.png.
+
+    \b
+    Examples:
+      python -m mlx_janus.generate -m deepseek-ai/Janus-Pro-1B -p "a red fox in fresh snow"
+      python -m mlx_janus.generate -m models/janus-pro-1b -p "a lighthouse" --n 4 --seed 7 -o light.png
+      python -m mlx_janus.generate -m models/janus-pro-1b -i photo.jpg -p "What is in this picture?"
+      python -m mlx_janus.generate -m models/janus-pro-1b --text -p "Name three primes."
+    """
+    answering = bool(options["images"]) or options["text"]
+    _check_use(ctx, answering)
+    if answering:
+        _answer(options)
+    else:
+        _draw(options)
+
+
+def _check_use(ctx: click.Context, answering: bool) -> None:
+    for name in DRAWING_ONLY if answering else ANSWERING_ONLY:
+        if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            flag = f"--{name.replace('_', '-')}"
+            fix = "leave --image and --text out to draw" if answering else "add --image FILE or --text to ask"
+            does = "answering" if answering else "drawing"
+            raise click.UsageError(f"{flag} does not go with {does}: {fix}.")
+
+
+def _pipeline(options: dict[str, Any]) -> Any:
+    return load_model(*(options[name] for name in ("model", "bits", "dtype", "revision")))
+
+
+def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those options that were given; the library has the defaults of the rest."""
+    return {name: options[name] for name in names if options[name] is not None}
+
+
+def _answer(options: dict[str, Any]) -> None:
+    from .images import open_image
+
+    images = [open_image(path) for path in options["images"]]  # a bad picture shows before a model is loaded
+    janus = _pipeline(options)
+    choice = _given(options, "max_tokens", "temperature", "top_p", "seed", "system")
+    result = None
+    for chunk in janus.stream_text(options["prompt"], images, **choice):
+        result = chunk.result
+        if not options["as_json"]:
+            click.echo(chunk.text, nl=False)
+            sys.stdout.flush()
+    assert result is not None
+    if not options["as_json"]:
+        click.echo()
+        return
+    facts = {
+        "text": result.text,
+        "tokens": list(result.tokens),
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.prompt_tokens,
+        "prompt_tps": round(result.prompt_tps, 3),
+        "generation_tps": round(result.generation_tps, 3),
+        "peak_memory": result.peak_memory,
+        "model": janus.name,
+    }
+    click.echo(json.dumps(facts, ensure_ascii=False))
+
+
+def _draw(options: dict[str, Any]) -> None:
+    from tqdm import tqdm
+
+    from .images import free_paths
+
+    n = options["n"] or 1
+    paths = iter(free_paths(options["output"] or Path("janus.png"), n))
+    check_output(options["output"] or Path("janus.png"))
+    janus = _pipeline(options)
+    steps = janus.stream_images(
+        options["prompt"],
+        n=n,
+        exact=options["exact"],
+        **_given(options, "seed", "cfg_weight", "temperature", "top_p"),
+    )
+    started, drawn, facts = time.perf_counter(), 0, []
+    with tqdm(desc="drawing", unit="token", file=sys.stderr, mininterval=bar_interval()) as bar:
+        for step in steps:
+            bar.total = step.total
+            bar.set_postfix_str(_speed(step.index, step.total, n, time.perf_counter() - started), refresh=False)
+            bar.update(step.index - drawn)
+            drawn = step.index
+            for image in step.images:
+                path = image.save(next(paths))
+                facts.append({"path": str(path), "seed": image.seed, "tokens": image.tokens.tolist()})
+                if not options["as_json"]:
+                    with tqdm.external_write_mode(file=sys.stderr):
+                        click.echo(str(path))
+                        say(f"seed {image.seed}")
+    if options["as_json"]:
+        import mlx.core as mx
+
+        seconds = round(time.perf_counter() - started, 3)
+        summary = {"images": facts, "seconds": seconds, "peak_memory": mx.get_peak_memory(), "model": janus.name}
+        click.echo(json.dumps(summary, ensure_ascii=False))
+
+
+def _speed(index: int, total: int, n: int, seconds: float) -> str:
+    """How many whole pictures a minute the steps so far amount to."""
+    return f"{60 * n * index / total / seconds:.2f} images/min" if seconds > 0 else ""
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m mlx_janus.generate")
