@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 from fake_hub import FakeHub
+from golden import FIXTURES, FOLDERS
+
+import mlx_janus
+from mlx_janus.weights.convert import Source, convert_checkpoint
 
 
 class _Hurried:
@@ -19,6 +23,46 @@ class _Hurried:
     @staticmethod
     def sleep(seconds: float) -> None:
         time.sleep(min(seconds, 0.01))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What ``load`` converts goes to a folder of this run, never to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_JANUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every fixture folder, converted as it is."""
+    root = tmp_path_factory.mktemp("converted")
+    for name in FOLDERS:
+        convert_checkpoint(Source(FIXTURES / name, name), root / name)
+    return {name: root / name for name in FOLDERS}
+
+
+@pytest.fixture(scope="session")
+def pipelines(converted: dict[str, Path]) -> dict[str, mlx_janus.JanusPipeline]:
+    return {name: mlx_janus.load(path, dtype="float32") for name, path in converted.items()}
+
+
+@pytest.fixture(params=FOLDERS)
+def folder(request: pytest.FixtureRequest) -> str:
+    """The name of a fixture folder: each in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def janus(folder: str, pipelines: dict[str, mlx_janus.JanusPipeline]) -> mlx_janus.JanusPipeline:
+    """A pipeline in float32: each fixture folder in turn."""
+    return pipelines[folder]
+
+
+@pytest.fixture
+def pro(pipelines: dict[str, mlx_janus.JanusPipeline]) -> mlx_janus.JanusPipeline:
+    """One pipeline, for what does not depend on the folder."""
+    return pipelines["deepseek-pro-bin"]
 
 
 @pytest.fixture

@@ -1,0 +1,303 @@
+"""What must hold whatever the weights: caching, batching, chunking, guidance, noise, stopping."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from golden import FIXTURES, golden, rms_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mlx_janus
+from mlx_janus.decode.image import DrawOptions, draw_tokens
+from mlx_janus.decode.sampling import choose, guide, gumbel_noise, position_keys
+from mlx_janus.decode.text import StopStrings, TextOptions, answer_tokens
+from mlx_janus.models.backbone import repeat_cache
+from mlx_janus.prompts import Turn
+
+Janus = mlx_janus.JanusPipeline
+PROMPT = "a lighthouse in a storm"
+
+
+def test_cached_is_uncached(pro: Janus) -> None:
+    embeddings = pro.model.embed_text(golden("deepseek-pro-bin")["text.input_ids"])
+    whole = pro.model.hidden_states(embeddings)
+    cache = pro.model.make_cache()
+    stepped = [pro.model.hidden_states(embeddings[:, i : i + 1], cache) for i in range(embeddings.shape[1])]
+    assert rms_error(mx.concatenate(stepped, axis=1), whole) < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 16])
+def test_chunked_prefill_is_whole(pro: Janus, chunk: int) -> None:
+    ids = pro.prompts.answering([Turn("user", "Tell me a long story about lighthouses and storms.")])
+    embeddings = pro._embed(ids, [])
+    options = TextOptions(max_tokens=12)
+    whole = list(answer_tokens(pro.model, embeddings, options))
+    assert list(answer_tokens(pro.model, embeddings, options, prefill_step_size=chunk)) == whole
+
+
+def test_repeated_cache_continues_every_row(pro: Janus) -> None:
+    embeddings = mx.random.normal((2, 7, 32), key=mx.random.key(0))
+    following = mx.random.normal((2, 1, 32), key=mx.random.key(1))
+    cache = pro.model.make_cache()
+    pro.model.hidden_states(embeddings, cache)
+    copies = repeat_cache(cache, 3)
+    many = pro.model.hidden_states(mx.repeat(following, 3, axis=0), copies)
+    once = pro.model.hidden_states(following, cache)
+    assert rms_error(many, mx.repeat(once, 3, axis=0)) < 1e-5
+
+
+def test_a_picture_is_the_same_alone_and_in_any_batch(janus: Janus) -> None:
+    together = janus.generate_images(PROMPT, n=5, seed=40)
+    assert [image.seed for image in together] == [40, 41, 42, 43, 44]
+    for image in together:
+        alone = janus.generate_images(PROMPT, seed=image.seed)[0]
+        assert np.array_equal(alone.tokens, image.tokens)
+        assert alone.image == image.image
+    assert len({tuple(image.tokens) for image in together}) == 5
+
+
+def test_exact_and_memory_bound_groups_draw_the_same(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pro.generate_images(PROMPT, n=4, seed=1)
+    monkeypatch.setattr(mlx_janus.pipeline, "available_memory", lambda: 700_000)  # room for a few pictures
+    steps = list(pro.stream_images(PROMPT, n=4, seed=1))
+    groups = steps[-1].total // pro.config.image_tokens
+    assert 1 < groups <= 4
+    split = [image for step in steps for image in step.images]
+    exact = pro.generate_images(PROMPT, n=4, seed=1, exact=True)
+    for image, other, third in zip(whole, split, exact, strict=True):
+        assert np.array_equal(image.tokens, other.tokens)
+        assert np.array_equal(image.tokens, third.tokens)
+
+
+def test_one_prefill_for_any_n(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt goes through the language model in two rows, however many pictures are drawn."""
+    shapes = []
+    hidden_states = type(pro.model).hidden_states
+
+    def spy(self: object, embeddings: mx.array, cache: object = None) -> mx.array:
+        shapes.append(embeddings.shape[:2])
+        return hidden_states(self, embeddings, cache)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(pro.model), "hidden_states", spy)
+    pro.generate_images(PROMPT, n=3, seed=0)
+    length = len(pro.prompts.drawing(PROMPT))
+    assert shapes[0] == (2, length)
+    assert shapes[1:] == [(6, 1)] * (pro.config.image_tokens - 1)
+    shapes.clear()
+    pro.generate_images(PROMPT, n=3, seed=0, cfg_weight=1)
+    assert shapes == [(1, length)] + [(3, 1)] * (pro.config.image_tokens - 1)
+
+
+def test_guidance_of_one_is_the_conditional_row(pro: Janus) -> None:
+    """Weight 1 without the unconditional row, against both rows mixed with (almost) weight 1."""
+    plain = pro.generate_images(PROMPT, n=3, seed=5, cfg_weight=1)
+    mixed = pro.generate_images(PROMPT, n=3, seed=5, cfg_weight=1 + 1e-7)
+    assert [image.tokens.tolist() for image in plain] == [image.tokens.tolist() for image in mixed]
+    assert plain[0].tokens.tolist() != pro.generate_images(PROMPT, seed=5, cfg_weight=5)[0].tokens.tolist()
+
+
+def test_guidance_formula() -> None:
+    conditional, unconditional = mx.array([[1.0, 2.0], [0.5, 0.0]]), mx.array([[0.0, 3.0], [1.0, 4.0]])
+    rows = mx.concatenate([conditional, unconditional])
+    assert guide(rows, 5.0).tolist() == [[5.0, -2.0], [-1.5, -16.0]]
+    assert mx.array_equal(guide(rows, 0.0), unconditional)
+
+
+def test_noise_is_a_function_of_seed_and_position() -> None:
+    keys = position_keys([3, 9, 2**40], 8)
+    assert mx.array_equal(keys[1], position_keys([9], 8)[0])
+    noise = gumbel_noise(keys[:, 4], 50)
+    for row in range(3):
+        assert mx.array_equal(noise[row], gumbel_noise(keys[row : row + 1, 4], 50)[0])
+    assert not mx.array_equal(noise[0], gumbel_noise(keys[:, 5], 50)[0])
+    assert not mx.array_equal(keys[2], position_keys([0], 8)[0])  # high bits of a seed count
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.7), (0.7, 0.9)])
+def test_choice_follows_the_softmax(temperature: float, top_p: float) -> None:
+    """Chi-square of 40,000 keyed draws against softmax(z / T) cut to the nucleus."""
+    logits = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0], dtype=np.float32)
+    p = np.exp(logits / temperature)
+    p /= p.sum()
+    above = np.cumsum(p) - p  # sorted already
+    p = np.where(above < top_p, p, 0)
+    p /= p.sum()
+    draws = 40_000
+    keys = mx.random.split(mx.random.key(17), draws)
+    chosen = choose(mx.broadcast_to(mx.array(logits), (draws, 6)), keys, temperature, top_p)
+    seen = np.bincount(np.array(chosen), minlength=6)
+    assert seen[p == 0].sum() == 0
+    expected = draws * p[p > 0]
+    chi_square = float(((seen[p > 0] - expected) ** 2 / expected).sum())
+    assert chi_square < 25  # 5 degrees of freedom: exceeded once in 7,000
+
+
+def test_temperature_zero_is_argmax_whatever_the_seed(pro: Janus) -> None:
+    a, b = (pro.generate_images(PROMPT, seed=seed, temperature=0)[0] for seed in (1, 2))
+    assert np.array_equal(a.tokens, b.tokens)
+    assert not np.array_equal(a.tokens, pro.generate_images(PROMPT, seed=1)[0].tokens)
+
+
+def test_answers_repeat_with_their_seed_and_do_not_depend_on_length(pro: Janus) -> None:
+    draw = [pro.generate_text("Hello?", temperature=1.0, top_p=0.95, seed=s, max_tokens=20) for s in (7, 7, 8)]
+    assert draw[0].tokens == draw[1].tokens != draw[2].tokens
+    shorter = pro.generate_text("Hello?", temperature=1.0, top_p=0.95, seed=7, max_tokens=5)
+    assert shorter.tokens == draw[0].tokens[:5]
+
+
+def test_drawing_does_not_disturb_the_callers_random_state(pro: Janus) -> None:
+    mx.random.seed(4)
+    expected = mx.random.uniform(shape=(3,)).tolist()
+    mx.random.seed(4)
+    pro.generate_images(PROMPT, seed=1)
+    pro.generate_text("Hello?", temperature=1.0, seed=1, max_tokens=3)
+    assert mx.random.uniform(shape=(3,)).tolist() == expected
+
+
+def test_closing_a_drawing_stops_within_a_step(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    embed = type(pro.model).embed_image_tokens
+    monkeypatch.setattr(type(pro.model), "embed_image_tokens", lambda self, ids: (calls.append(1), embed(self, ids))[1])
+    steps = pro.stream_images(PROMPT, seed=1)
+    for _ in range(4):
+        next(steps)
+    steps.close()
+    assert len(calls) <= 5
+
+
+def test_eos_ends_an_answer_and_is_not_part_of_it(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pro.generate_text("Hello?", max_tokens=10)
+    assert (whole.finish_reason, len(whole.tokens)) == ("length", 10)
+    fourth = whole.tokens[3]
+    at = whole.tokens.index(fourth)
+    special = pro.prompts.special
+    monkeypatch.setattr(pro.prompts, "special", type(special)(**{**vars(special), "eos": fourth}))
+    ended = pro.generate_text("Hello?", max_tokens=10)
+    assert (ended.finish_reason, ended.tokens) == ("stop", whole.tokens[:at])
+
+
+def test_streamed_text_is_the_whole_text(janus: Janus) -> None:
+    chunks = list(janus.stream_text("What is in this image?", FIXTURES / "picture.png", max_tokens=40))
+    result = chunks[-1].result
+    assert result is not None
+    assert "".join(chunk.text for chunk in chunks) == result.text
+    assert result.text == janus.prompts.decode(result.tokens).lstrip()
+    assert all(chunk.result is None for chunk in chunks[:-1])
+    assert result.peak_memory > 0
+    assert result.generation_tps > 0
+
+
+def test_stop_strings_cut_the_answer(pro: Janus) -> None:
+    whole = pro.generate_text("Hello?", max_tokens=30)
+    stop = whole.text[6:9]
+    cut = pro.generate_text("Hello?", max_tokens=30, stop=[stop, "never there"])
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert len(cut.tokens) < len(whole.tokens)
+
+
+@given(st.lists(st.text("abc", max_size=4), max_size=12), st.lists(st.text("abc", min_size=1, max_size=3), max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_stop_strings_in_any_pieces(pieces: list[str], stop: list[str]) -> None:
+    """Cut where the first stop string is complete, never a character of one shown, nothing lost otherwise."""
+    whole, shown, hit = "".join(pieces), "", False
+    stream = StopStrings(stop)
+    for piece in pieces:
+        text, hit = stream.add(piece)
+        shown += text
+        if hit:
+            break
+    if not hit:
+        shown += stream.finish()
+    assert hit == any(s in whole for s in stop)
+    assert whole.startswith(shown)
+    assert not any(s in shown for s in stop)
+    if not hit:
+        assert shown == whole
+
+
+def test_preview_shows_what_is_drawn_so_far(pro: Janus) -> None:
+    size, grid = pro.config.image_size, pro.config.grid
+    previews = {}
+    for step in pro.stream_images(PROMPT, n=2, seed=3):
+        previews[step.index] = step.preview()
+        last = step
+    assert (last.index, last.total) == (16, 16)
+    assert [image.size for image in previews[5]] == [(size, size)] * 2
+    grey, cell = (127, 127, 127), size // grid
+    early = np.array(previews[5][0])  # one row and one token
+    assert (early[cell:, cell:] == grey).all()
+    assert not (early[:cell] == grey).all()
+    assert not (early[cell : 2 * cell, :cell] == grey).all()
+    finished = pro.generate_images(PROMPT, n=2, seed=3)
+    assert [a.tobytes() for a in last.preview()] == [image.image.tobytes() for image in finished]
+
+
+def test_metadata_draws_the_same_picture_again(pro: Janus, tmp_path: object) -> None:
+    from pathlib import Path
+
+    from PIL import Image
+
+    drawn = pro.generate_images(PROMPT, cfg_weight=3.5, temperature=0.8, top_p=0.9)[0]
+    path = drawn.save(Path(str(tmp_path)) / "out.png")
+    with Image.open(path) as image:
+        facts = dict(image.text)  # type: ignore[attr-defined]
+    assert set(facts) == {"prompt", "seed", "cfg_weight", "temperature", "top_p", "model", "version"}
+    again = pro.generate_images(
+        facts["prompt"],
+        seed=int(facts["seed"]),
+        **{name: float(facts[name]) for name in ("cfg_weight", "temperature", "top_p")},
+    )[0]
+    assert again.image == drawn.image
+
+
+def test_limits_name_both_lengths(pro: Janus) -> None:
+    context = pro.config.language.max_position_embeddings
+    with pytest.raises(mlx_janus.JanusError, match=rf"is \d{{5,}} tokens long.*context {context}"):
+        pro.generate_text("lighthouse " * context)
+    with pytest.raises(mlx_janus.JanusError, match=rf"is \d{{5,}} tokens long.*takes 16.*context of {context}"):
+        pro.generate_images("lighthouse " * context)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"cfg_weight": float("inf")}, "cfg_weight"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 2.0}, "n"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": 2**63 - 1, "n": 2}, "seed"),
+        ({"seed": True}, "seed"),
+    ],
+)
+def test_options_out_of_range(pro: Janus, arguments: dict[str, float], word: str) -> None:
+    """Refused before a step is taken, with the name of the argument and what it may be."""
+    with pytest.raises(ValueError, match=rf"^{word} must be "):
+        pro.stream_images(PROMPT, **arguments)  # type: ignore[arg-type]
+
+
+def test_text_options_out_of_range(pro: Janus) -> None:
+    for arguments in ({"max_tokens": 0}, {"temperature": -0.1}, {"top_p": -1}, {"seed": -5}, {"stop": [""]}):
+        with pytest.raises(mlx_janus.JanusError, match=next(iter(arguments))):
+            pro.stream_text("Hello?", **arguments)  # type: ignore[arg-type]
+
+
+def test_drawn_tokens_are_evaluated_and_in_range(pro: Janus) -> None:
+    ids = pro.prompts.drawing(PROMPT)
+    rows = list(draw_tokens(pro.model, ids, pro.prompts.unconditional(ids), [1, 2], DrawOptions()))
+    assert len(rows) == pro.config.image_tokens
+    assert all(row.shape == (2,) and int(row.max()) < pro.config.generation.codebook_size for row in rows)
+
+
+def test_other_sizes_are_refused(pro: Janus) -> None:
+    with pytest.raises(ValueError, match="64, 64, 3"):
+        pro.model.understand(mx.zeros((1, 32, 32, 3)))
+    with pytest.raises(ValueError, match="grid"):
+        pro.model.decode_image_tokens(mx.zeros((1, 15), dtype=mx.int32))
