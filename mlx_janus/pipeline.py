@@ -1,4 +1,4 @@
-"""The public API: ``load`` gives a ``JanusPipeline``; it turns pictures and words into words, or words into pictures."""
+"""The public API: ``load`` gives a ``JanusPipeline``, and that gives words for pictures, or pictures for words."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class JanusPipeline:
     """One model, ready to answer and to draw. Made by ``load``."""
 
     def __init__(self, model: JanusModel, prompts: Prompts, *, name: str):
-        top = max(vars(prompts.special).values())
+        top = max(prompts.tokenizer.get_vocab(with_added_tokens=True).values())
         if top >= model.config.language.vocab_size:
             raise ConfigError(
                 f"the tokenizer's id {top} is beyond the model's vocabulary of {model.config.language.vocab_size}: "

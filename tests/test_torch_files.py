@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_janus.errors import CheckpointError
-from mlx_janus.weights import torch_files
+from mlx_janus.weights import torch_files, torch_pickle
 from mlx_janus.weights.torch_files import StoredTensor, read_range, read_torch_file
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -519,7 +519,7 @@ def test_names_that_cannot_be_shown_are_refused(tmp_path: Path, name: str) -> No
 
 def test_limits_on_the_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "m.bin", pickled(ONE))
-    monkeypatch.setattr(torch_files, "_MAX_INSTRUCTIONS", 10)
+    monkeypatch.setattr(torch_pickle, "_MAX_INSTRUCTIONS", 10)
     refused(path, "has more than 10 instructions")
     monkeypatch.setattr(torch_files, "_MAX_PICKLE", 20)
     refused(path, "data.pkl' has", "more than the 20 that are read")

@@ -3,11 +3,7 @@
 Such a file (``torch.save`` of ``{name: tensor}``) is a zip of stored entries: ``<prefix>/data.pkl`` is a pickle that
 says how tensors lie in storages, ``<prefix>/data/<key>`` are the storages' bytes.
 
-A pickle is a program, so it is never handed to ``pickle``. ``_Machine`` below runs the two dozen instructions that
-tensor files need over strings, numbers, tuples, lists, dicts and three inert records; a name such as ``os.system`` is
-refused where it is mentioned, and there is nothing here that could call it. A subclass of ``pickle.Unpickler`` with a
-closed ``find_class`` would not do: its BUILD writes into any object's ``__dict__``, and a million nested tuples as a
-dict key overflow the C stack, which kills the process instead of raising.
+The pickle is interpreted by ``torch_pickle.py`` and never executed.
 
 Source: ``torch/serialization.py`` (``_save``, ``_load``) and ``torch/_utils.py`` (``_rebuild_tensor_v2``).
 """
@@ -17,10 +13,8 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import pickletools
 import stat
 import struct
-import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +24,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError
+from .torch_pickle import DamagedError, RefusedError, TensorRecord, describe, interpret, quote
 
 _DTYPES: dict[str, mx.Dtype] = {
     "bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32, "float64": mx.float64,
@@ -39,19 +34,8 @@ _DTYPES: dict[str, mx.Dtype] = {
 _ITEM_BYTES = {name: 1 if name == "bool" else int(name.lstrip("abfintlou")) // 8 for name in _DTYPES}
 _CARRIERS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}  # what bytes are read as, by size of an item
 
-_STORAGES = {
-    "BFloat16Storage": "bfloat16", "HalfStorage": "float16", "FloatStorage": "float32", "DoubleStorage": "float64",
-    "CharStorage": "int8", "ShortStorage": "int16", "IntStorage": "int32", "LongStorage": "int64",
-    "ByteStorage": "uint8", "BoolStorage": "bool",
-}  # fmt: skip
-_TENSOR = "torch._utils._rebuild_tensor_v2"
-_PARAMETER = "torch._utils._rebuild_parameter"
-_ORDERED_DICT = "collections.OrderedDict"
-_GLOBALS = {_TENSOR, _PARAMETER, _ORDERED_DICT, *(f"torch.{name}" for name in _STORAGES)}
-
 _MAX_PICKLE = 64 << 20  # bytes of data.pkl; a 7B model's has some 200 kB
 _MAX_DIRECTORY = 16 << 20  # bytes of the zip's central directory; a 7B model's has some 100 kB
-_MAX_INSTRUCTIONS = 4_000_000  # of the pickle; a tensor takes some 25
 _MAX_DIMS = 8
 _MAX_SIDE = (1 << 31) - 1  # MLX keeps sizes in 32 bits
 _MAX_NAME = 1024
@@ -63,12 +47,6 @@ _SAFER = "do not load it with PyTorch; use the safetensors form"
 
 def _error(path: Path, problem: str, fix: str = _AGAIN) -> CheckpointError:
     return CheckpointError(f"{path}: {problem}: {fix}")
-
-
-def _quote(value: object) -> str:
-    """A file's own words, on one line and short. Escapes line breaks and lone surrogates."""
-    text = repr(value[:81]) if isinstance(value, str) else type(value).__name__
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 # ---- public -------------------------------------------------------------------------------------------------------
@@ -174,7 +152,7 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
         raise _error(path, "is missing", "download the whole model folder") from None
     except OSError as error:
         raise _error(path, f"cannot be read ({error.strerror})", "check the disk and its rights") from None
-    content = _interpret(path, program)
+    content = _read_records(path, program)
     return {name: _locate(path, name, value, prefix, spans) for name, value in content.items()}
 
 
@@ -268,7 +246,7 @@ def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
     bounds: list[tuple[int, int]] = []
     for info in infos:
         if info.orig_filename in spans:
-            raise _error(path, f"holds the entry {_quote(info.orig_filename)} twice")
+            raise _error(path, f"holds the entry {quote(info.orig_filename)} twice")
         span = _check_entry(path, file, info, end)
         spans[info.orig_filename] = span
         bounds.append((info.header_offset, span.start + span.size))
@@ -280,7 +258,7 @@ def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
 
 def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int) -> _Span:
     """Read an entry's local header; ``end`` is where entries must have ended."""
-    name = _quote(info.orig_filename)
+    name = quote(info.orig_filename)
     if info.flag_bits & 0x2041:
         raise _error(path, f"entry {name} is encrypted, which is not read", _RESAVE)
     if info.compress_type != zipfile.ZIP_STORED:
@@ -320,7 +298,7 @@ def _find_prefix(path: Path, spans: dict[str, _Span]) -> str:
 def _read_entry(path: Path, file: _BoundedFile, spans: dict[str, _Span], name: str, limit: int) -> bytes:
     span = spans[name]
     if span.size > limit:
-        raise _error(path, f"{_quote(name)} has {span.size} bytes, more than the {limit} that are read", _SAFER)
+        raise _error(path, f"{quote(name)} has {span.size} bytes, more than the {limit} that are read", _SAFER)
     content = bytearray(span.size)
     file.seek(span.start)
     if file.readinto(content) != span.size:
@@ -328,238 +306,41 @@ def _read_entry(path: Path, file: _BoundedFile, spans: dict[str, _Span], name: s
     return bytes(content)
 
 
-# ---- the pickle ---------------------------------------------------------------------------------------------------
+# ---- what the pickle says ----------------------------------------------------------------------------------------
 
 
-class _RefusedError(Exception):
-    """The pickle asks for what a file of tensors does not need. Text: what."""
-
-
-class _DamagedError(Exception):
-    """The pickle makes no sense. Text: where."""
-
-
-class _Global(NamedTuple):
-    """A name of the closed list, as a word and never as the thing."""
-
-    name: str
-
-
-class _Storage(NamedTuple):
-    dtype: str
-    key: str
-    size: int  # items
-
-
-class _Tensor(NamedTuple):
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-_PUSH_ARGUMENT = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
-_PUSH_CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
-class _Machine:
-    """A pickle's stack and memo, for the instructions that files of tensors use. Calls nothing but its own methods.
-
-    Values are None, bool, int, float, str, tuple, list, dict and the records above. None of them is ever hashed
-    (keys must be strings), compared or printed, so their depth does not matter.
-    """
-
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.outer: list[list[Any]] = []  # the stacks below the marks
-        self.memo: dict[int, Any] = {}
-        self.count = 0
-
-    def step(self, name: str, argument: Any) -> None:
-        """Run one instruction, named as in ``pickletools``."""
-        self.count += 1
-        if self.count > _MAX_INSTRUCTIONS:
-            raise _RefusedError(f"has more than {_MAX_INSTRUCTIONS} instructions")
-        stack = self.stack
-        if name in _PUSH_ARGUMENT:
-            stack.append(argument)
-        elif name in _PUSH_CONSTANT:
-            stack.append(_PUSH_CONSTANT[name])
-        elif name in _TUPLES:
-            stack.append(tuple(self.pop(_TUPLES[name])))
-        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            self.remember(len(self.memo) if name == "MEMOIZE" else argument)
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self.memo[argument])
-        elif name in ("GLOBAL", "INST"):  # INST is never admitted, but what it asks for is worth a name
-            self.ask(argument.replace(" ", ".", 1))
-            if name == "INST":
-                raise _RefusedError("uses the instruction INST")
-        else:
-            self.structure(name)
-
-    def structure(self, name: str) -> None:
-        """Instructions that take their operands from the stack."""
-        match name:
-            case "PROTO" | "FRAME":
-                pass  # the version and the length of what follows; neither changes the meaning here
-            case "MARK":
-                self.outer.append(self.stack)
-                self.stack = []
-            case "TUPLE":
-                items = self.to_mark()  # first: it puts another stack in place
-                self.stack.append(tuple(items))
-            case "EMPTY_DICT":
-                self.stack.append({})
-            case "EMPTY_LIST":
-                self.stack.append([])
-            case "APPEND" | "APPENDS":
-                items = self.pop(1) if name == "APPEND" else self.to_mark()
-                self.top(list).extend(items)
-            case "SETITEM" | "SETITEMS":
-                self.set_items(self.pop(2) if name == "SETITEM" else self.to_mark())
-            case "STACK_GLOBAL":
-                self.ask(".".join(_expect(word, str) for word in self.pop(2)))
-            case "BINPERSID":
-                self.stack.append(_make_storage(*self.pop(1)))
-            case "REDUCE":
-                function, arguments = self.pop(2)
-                self.stack.append(_call(_expect(function, _Global).name, _expect(arguments, tuple)))
-            case "BUILD":  # the _metadata of a state dict (versions of its modules): not used
-                self.pop(1)
-                self.top(dict)
-            case _:
-                raise _RefusedError(f"uses the instruction {name}")
-
-    def pop(self, count: int) -> list[Any]:
-        if len(self.stack) < count:
-            raise _DamagedError("an empty stack")
-        items = self.stack[-count:]
-        del self.stack[-count:]
-        return items
-
-    def to_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.outer.pop()
-        return items
-
-    def top(self, kind: type) -> Any:
-        return _expect(self.stack[-1], kind)
-
-    def remember(self, index: int) -> None:
-        if index > self.count:
-            raise _RefusedError(f"numbers its memo up to {index}")
-        self.memo[index] = self.stack[-1]
-
-    def ask(self, name: str) -> None:
-        if name not in _GLOBALS:
-            raise _RefusedError(f"asks for {_quote(name)[1:-1]}")
-        self.stack.append(_Global(name))
-
-    def set_items(self, items: list[Any]) -> None:
-        target = self.top(dict)
-        if len(items) % 2:
-            raise _DamagedError("a key without a value")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if _expect(key, str) in target:
-                raise _DamagedError(f"the name {_quote(key)} twice")
-            target[key] = value
-
-
-def _interpret(path: Path, program: bytes) -> dict[str, _Tensor]:
+def _read_records(path: Path, program: bytes) -> dict[str, TensorRecord]:
     """The dict of tensors that a data.pkl describes."""
-    machine = _Machine()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickletools, about backslashes in names
-            for instruction, argument, _ in pickletools.genops(program):
-                if instruction.name == "STOP":
-                    break
-                machine.step(instruction.name, argument)
-        (result,) = machine.stack
-        if machine.outer:
-            raise _DamagedError("an open mark")
-    except _RefusedError as refused:
+        result = interpret(program)
+    except RefusedError as refused:
         raise _error(path, f"refused: the pickle {refused}", _SAFER) from None
-    except _DamagedError as damaged:
+    except DamagedError as damaged:
         raise _error(path, f"its data.pkl is damaged ({damaged})") from None
-    except (ValueError, IndexError, KeyError, OverflowError, RecursionError, MemoryError):
-        raise _error(path, "its data.pkl is damaged") from None
     if type(result) is not dict:
         raise _error(
-            path, f"holds an object of type {_describe(result)}, not a dict of tensors", "save the model's state_dict()"
+            path, f"holds an object of type {describe(result)}, not a dict of tensors", "save the model's state_dict()"
         )
     for name, value in result.items():
         if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
-            raise _error(path, f"the tensor name {_quote(name)} is not printable, empty or too long")
-        if type(value) is not _Tensor:
+            raise _error(path, f"the tensor name {quote(name)} is not printable, empty or too long")
+        if type(value) is not TensorRecord:
             raise _error(
-                path, f"entry {_quote(name)} is of type {_describe(value)}, not a tensor", "save the state dict alone"
+                path, f"entry {quote(name)} is of type {describe(value)}, not a tensor", "save the state dict alone"
             )
     return result
 
 
-def _expect(value: Any, kind: type) -> Any:
-    """value, if it is exactly of this type: a bool is no int, a record is no tuple."""
-    if type(value) is not kind:
-        raise _DamagedError(f"a {_describe(value)} in place of a {_describe(kind)}")
-    return value
-
-
-def _describe(value: Any) -> str:
-    kind = value if isinstance(value, type) else type(value)
-    return kind.__name__.strip("_").lower()
-
-
-def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    """What REDUCE gives: the three functions that torch.save writes, over records."""
-    if name == _ORDERED_DICT and not arguments:
-        return {}
-    if name == _TENSOR and len(arguments) in (6, 7):
-        return _make_tensor(*arguments)
-    if name == _PARAMETER and len(arguments) == 3:  # tensor, requires_grad, hooks
-        return _expect(arguments[0], _Tensor)
-    raise _RefusedError(f"calls {name} with {len(arguments)} arguments")
-
-
-def _make_tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any, metadata: Any = None
-) -> _Tensor:
-    if metadata:  # conjugate and negative bits: the stored values are not the tensor's
-        raise _RefusedError("marks a tensor as negated, conjugated or otherwise special")
-    sizes = [_natural(item) for item in _expect(shape, tuple)]
-    steps = [_natural(item) for item in _expect(strides, tuple)]
-    return _Tensor(_expect(storage, _Storage), _natural(offset), tuple(sizes), tuple(steps))
-
-
-def _make_storage(identity: Any) -> _Storage:
-    """The persistent id ("storage", type, key, device, items)."""
-    if type(identity) is not tuple or len(identity) != 5 or type(identity[0]) is not str or identity[0] != "storage":
-        raise _RefusedError("names a storage in an unknown way")
-    _, kind, key, location, size = identity
-    _expect(location, str)
-    dtype = _STORAGES.get(_expect(kind, _Global).name.removeprefix("torch."))
-    if dtype is None:
-        raise _RefusedError(f"names a storage of type {kind.name}")
-    return _Storage(dtype, _expect(key, str), _natural(size))
-
-
-def _natural(value: Any) -> int:
-    if _expect(value, int) < 0:
-        raise _DamagedError("a negative size, stride or offset")
-    return int(value)
-
-
-def _locate(path: Path, name: str, tensor: _Tensor, prefix: str, spans: dict[str, _Span]) -> StoredTensor:
+def _locate(path: Path, name: str, tensor: TensorRecord, prefix: str, spans: dict[str, _Span]) -> StoredTensor:
     """Check that a tensor lies inside its storage, and the storage inside its entry."""
     storage, offset, shape, strides = tensor
 
     def outside(problem: str) -> CheckpointError:
-        return _error(path, f"tensor {_quote(name)} {problem}")
+        return _error(path, f"tensor {quote(name)} {problem}")
 
     span = spans.get(f"{prefix}/data/{storage.key}")
     if span is None:
-        raise outside(f"lies in the storage {_quote(storage.key)}, which the file lacks")
+        raise outside(f"lies in the storage {quote(storage.key)}, which the file lacks")
     if storage.size * _ITEM_BYTES[storage.dtype] > span.size:
         raise outside(
             f"lies in a storage of {storage.size} {storage.dtype} items, of which the file has {span.size} bytes"

@@ -1,0 +1,248 @@
+"""The pickle inside a PyTorch checkpoint, interpreted and never executed.
+
+A pickle is a program, so it is never handed to ``pickle``. ``_Machine`` below runs the two dozen instructions that
+tensor files need over strings, numbers, tuples, lists, dicts and three inert records; a name such as ``os.system`` is
+refused where it is mentioned, and there is nothing here that could call it. A subclass of ``pickle.Unpickler`` with a
+closed ``find_class`` would not do: its BUILD writes into any object's ``__dict__``, and a million nested tuples as a
+dict key overflow the C stack, which kills the process instead of raising.
+
+Source: ``torch/_utils.py`` (``_rebuild_tensor_v2``, ``_rebuild_parameter``) and ``torch/serialization.py`` (``_save``).
+"""
+
+from __future__ import annotations
+
+import pickletools
+import warnings
+from typing import Any, NamedTuple
+
+_STORAGES = {
+    "BFloat16Storage": "bfloat16", "HalfStorage": "float16", "FloatStorage": "float32", "DoubleStorage": "float64",
+    "CharStorage": "int8", "ShortStorage": "int16", "IntStorage": "int32", "LongStorage": "int64",
+    "ByteStorage": "uint8", "BoolStorage": "bool",
+}  # fmt: skip
+_TENSOR = "torch._utils._rebuild_tensor_v2"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_ORDERED_DICT = "collections.OrderedDict"
+_GLOBALS = {_TENSOR, _PARAMETER, _ORDERED_DICT, *(f"torch.{name}" for name in _STORAGES)}
+
+_MAX_INSTRUCTIONS = 4_000_000  # a tensor takes some 25
+
+
+class RefusedError(Exception):
+    """The pickle asks for what a file of tensors does not need. Text: what."""
+
+
+class DamagedError(Exception):
+    """The pickle makes no sense. Text: where."""
+
+
+class StorageRecord(NamedTuple):
+    """A storage as the pickle names it; ``size`` counts items."""
+
+    dtype: str
+    key: str
+    size: int
+
+
+class TensorRecord(NamedTuple):
+    """A tensor as the pickle describes it; nothing of it has been checked but that the numbers are natural."""
+
+    storage: StorageRecord
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def interpret(program: bytes) -> Any:
+    """The object that a pickle describes: a dict, a ``TensorRecord``, a plain value.
+
+    Raises:
+        RefusedError: it asks for more than files of tensors need.
+        DamagedError: it is no whole pickle.
+    """
+    machine = _Machine()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickletools, about backslashes in names
+            for instruction, argument, _ in pickletools.genops(program):
+                if instruction.name == "STOP":
+                    break
+                machine.step(instruction.name, argument)
+        (result,) = machine.stack
+    except (ValueError, IndexError, KeyError, OverflowError, RecursionError, MemoryError):
+        raise DamagedError("it does not run to its end") from None
+    if machine.outer:
+        raise DamagedError("an open mark")
+    return result
+
+
+def describe(value: Any) -> str:
+    """The name of a value's type, for messages."""
+    kind = value if isinstance(value, type) else type(value)
+    return kind.__name__.removesuffix("Record").strip("_").lower()
+
+
+def quote(value: object) -> str:
+    """A file's own words, on one line and short. Escapes line breaks and lone surrogates."""
+    text = repr(value[:81]) if isinstance(value, str) else type(value).__name__
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+class _Global(NamedTuple):
+    """A name of the closed list, as a word and never as the thing."""
+
+    name: str
+
+
+_PUSH_ARGUMENT = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+_PUSH_CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _Machine:
+    """A pickle's stack and memo, for the instructions that files of tensors use. Calls nothing but its own methods.
+
+    Values are None, bool, int, float, str, tuple, list, dict and the records above. None of them is ever hashed
+    (keys must be strings), compared or printed, so their depth does not matter.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []  # the stacks below the marks
+        self.memo: dict[int, Any] = {}
+        self.count = 0
+
+    def step(self, name: str, argument: Any) -> None:
+        """Run one instruction, named as in ``pickletools``."""
+        self.count += 1
+        if self.count > _MAX_INSTRUCTIONS:
+            raise RefusedError(f"has more than {_MAX_INSTRUCTIONS} instructions")
+        stack = self.stack
+        if name in _PUSH_ARGUMENT:
+            stack.append(argument)
+        elif name in _PUSH_CONSTANT:
+            stack.append(_PUSH_CONSTANT[name])
+        elif name in _TUPLES:
+            stack.append(tuple(self.pop(_TUPLES[name])))
+        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.remember(len(self.memo) if name == "MEMOIZE" else argument)
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif name in ("GLOBAL", "INST"):  # INST is never admitted, but what it asks for is worth a name
+            self.ask(argument.replace(" ", ".", 1))
+            if name == "INST":
+                raise RefusedError("uses the instruction INST")
+        else:
+            self.structure(name)
+
+    def structure(self, name: str) -> None:
+        """Instructions that take their operands from the stack."""
+        match name:
+            case "PROTO" | "FRAME":
+                pass  # the version and the length of what follows; neither changes the meaning here
+            case "MARK":
+                self.outer.append(self.stack)
+                self.stack = []
+            case "TUPLE":
+                items = self.to_mark()  # first: it puts another stack in place
+                self.stack.append(tuple(items))
+            case "EMPTY_DICT":
+                self.stack.append({})
+            case "EMPTY_LIST":
+                self.stack.append([])
+            case "APPEND" | "APPENDS":
+                items = self.pop(1) if name == "APPEND" else self.to_mark()
+                self.top(list).extend(items)
+            case "SETITEM" | "SETITEMS":
+                self.set_items(self.pop(2) if name == "SETITEM" else self.to_mark())
+            case "STACK_GLOBAL":
+                self.ask(".".join(_expect(word, str) for word in self.pop(2)))
+            case "BINPERSID":
+                self.stack.append(_make_storage(*self.pop(1)))
+            case "REDUCE":
+                function, arguments = self.pop(2)
+                self.stack.append(_call(_expect(function, _Global).name, _expect(arguments, tuple)))
+            case "BUILD":  # the _metadata of a state dict (versions of its modules): not used
+                self.pop(1)
+                self.top(dict)
+            case _:
+                raise RefusedError(f"uses the instruction {name}")
+
+    def pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise DamagedError("an empty stack")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def to_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.outer.pop()
+        return items
+
+    def top(self, kind: type) -> Any:
+        return _expect(self.stack[-1], kind)
+
+    def remember(self, index: int) -> None:
+        if index > self.count:
+            raise RefusedError(f"numbers its memo up to {index}")
+        self.memo[index] = self.stack[-1]
+
+    def ask(self, name: str) -> None:
+        if name not in _GLOBALS:
+            raise RefusedError(f"asks for {quote(name)[1:-1]}")
+        self.stack.append(_Global(name))
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.top(dict)
+        if len(items) % 2:
+            raise DamagedError("a key without a value")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if _expect(key, str) in target:
+                raise DamagedError(f"the name {quote(key)} twice")
+            target[key] = value
+
+
+def _expect(value: Any, kind: type) -> Any:
+    """value, if it is exactly of this type: a bool is no int, a record is no tuple."""
+    if type(value) is not kind:
+        raise DamagedError(f"a {describe(value)} in place of a {describe(kind)}")
+    return value
+
+
+def _call(name: str, arguments: tuple[Any, ...]) -> Any:
+    """What REDUCE gives: the three functions that torch.save writes, over records."""
+    if name == _ORDERED_DICT and not arguments:
+        return {}
+    if name == _TENSOR and len(arguments) in (6, 7):
+        return _make_tensor(*arguments)
+    if name == _PARAMETER and len(arguments) == 3:  # tensor, requires_grad, hooks
+        return _expect(arguments[0], TensorRecord)
+    raise RefusedError(f"calls {name} with {len(arguments)} arguments")
+
+
+def _make_tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any, metadata: Any = None
+) -> TensorRecord:
+    if metadata:  # conjugate and negative bits: the stored values are not the tensor's
+        raise RefusedError("marks a tensor as negated, conjugated or otherwise special")
+    sizes = [_natural(item) for item in _expect(shape, tuple)]
+    steps = [_natural(item) for item in _expect(strides, tuple)]
+    return TensorRecord(_expect(storage, StorageRecord), _natural(offset), tuple(sizes), tuple(steps))
+
+
+def _make_storage(identity: Any) -> StorageRecord:
+    """The persistent id ("storage", type, key, device, items)."""
+    if type(identity) is not tuple or len(identity) != 5 or type(identity[0]) is not str or identity[0] != "storage":
+        raise RefusedError("names a storage in an unknown way")
+    _, kind, key, location, size = identity
+    _expect(location, str)
+    dtype = _STORAGES.get(_expect(kind, _Global).name.removeprefix("torch."))
+    if dtype is None:
+        raise RefusedError(f"names a storage of type {kind.name}")
+    return StorageRecord(dtype, _expect(key, str), _natural(size))
+
+
+def _natural(value: Any) -> int:
+    if _expect(value, int) < 0:
+        raise DamagedError("a negative size, stride or offset")
+    return int(value)

@@ -1,0 +1,332 @@
+"""Every published form of config is read, and what is no Janus, or no model at all, is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+from golden import FIXTURES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_janus.config import JanusConfig, Section, SiglipConfig, _from_json
+from mlx_janus.errors import ConfigError, JanusError, UnsupportedModelError
+from mlx_janus.weights.published import read_published_config
+
+Edit = Callable[[dict[str, Any]], Any]
+
+
+def published_1b(language: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A config as DeepSeek publishes it: sizes by variant, and of the language model only what is not the default."""
+
+    def part(cls: str, **params: Any) -> dict[str, Any]:
+        return {"cls": cls, "model_type": cls, "params": params}
+
+    hidden = (language or {}).get("hidden_size", 4096)
+    return {
+        "model_type": "multi_modality",
+        "architectures": ["MultiModalityCausalLM"],
+        "torch_dtype": "bfloat16",
+        "aligner_config": part("MlpProjector", depth=2, input_dim=1024, n_embed=hidden, projector_type="mlp_gelu"),
+        "gen_aligner_config": part("MlpProjector", depth=2, input_dim=8, n_embed=hidden, projector_type="mlp_gelu"),
+        "gen_head_config": part("vision_head", image_token_embed=hidden, image_token_size=16384, n_embed=hidden),
+        "gen_vision_config": part("VQ-16", image_token_size=16384, n_embed=8),
+        "vision_config": part(
+            "CLIPVisionTower",
+            image_size=384,
+            model_name="siglip_large_patch16_384",
+            select_feature="same",
+            select_layer=-1,
+        ),
+        "language_config": {
+            "max_position_embeddings": 16384,
+            "num_hidden_layers": 30,
+            "vocab_size": 102400,
+            "model_type": "llama",
+            **(language or {}),
+        },
+        **changes,
+    }
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Callable[..., Path]:
+    """Make a model folder with a given config, the rest of its files from a fixture."""
+
+    def make(config: dict[str, Any] | str, like: str = "deepseek-pro-bin", **files: Any) -> Path:
+        for file in (FIXTURES / like).glob("*.json"):
+            if not file.name.endswith(".index.json"):
+                shutil.copy(file, tmp_path)
+        (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+        for name, content in files.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return make
+
+
+def fixture_config(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((FIXTURES / name / "config.json").read_text())
+    return data
+
+
+def test_janus_pro_7b_sizes_that_are_not_written(model: Callable[..., Path]) -> None:
+    config, layout = read_published_config(model(published_1b()))
+    language = config.language
+    assert layout == "deepseek"
+    assert (language.hidden_size, language.intermediate_size, language.num_hidden_layers) == (4096, 11008, 30)
+    assert (language.num_attention_heads, language.num_key_value_heads, language.head_dim) == (32, 32, 128)
+    assert (language.rms_norm_eps, language.rope_theta, language.vocab_size) == (1e-6, 10000.0, 102400)
+    assert (config.grid, config.image_tokens, config.understanding.tokens) == (24, 576, 576)
+
+
+def test_named_variants(model: Callable[..., Path]) -> None:
+    sizes = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16}
+    config, _ = read_published_config(model(published_1b({**sizes, "_attn_implementation": "flash_attention_2"})))
+    assert config.understanding == SiglipConfig("siglip", 384, 16, 1024, 24, 16, 4096, 1e-6)
+    codec = config.generation
+    assert (codec.ch, codec.ch_mult, codec.num_res_blocks, codec.z_channels) == (128, (1, 1, 2, 2, 4), 2, 256)
+    assert (codec.codebook_size, codec.codebook_dim, codec.downsampling) == (16384, 8, 16)
+    assert (config.drawing.cfg_weight, config.drawing.temperature) == (5.0, 1.0)
+
+
+def test_sizes_written_out_win_over_the_variant() -> None:
+    config, _ = read_published_config(FIXTURES / "deepseek-pro-bin")
+    assert (config.understanding.width, config.understanding.layers, config.generation.ch) == (32, 2, 32)
+    assert config.generation.ch_mult == (1, 1, 1, 1, 2)
+
+
+def test_both_layouts_of_the_same_model_agree() -> None:
+    ours, _ = read_published_config(FIXTURES / "deepseek-pro-bin")
+    theirs, layout = read_published_config(FIXTURES / "transformers")
+    assert layout == "transformers"
+    assert theirs == ours
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.update(rope_theta=500000.0, rope_parameters=None),
+        lambda text: (text.pop("rope_parameters"), text.update(rope_theta=500000.0)),
+        lambda text: text["rope_parameters"].update(rope_theta=500000.0),
+    ],
+)
+def test_rope_theta_old_and_new(model: Callable[..., Path], edit: Edit) -> None:
+    data = fixture_config("transformers")
+    edit(data["text_config"])
+    assert read_published_config(model(data, like="transformers"))[0].language.rope_theta == 500000.0
+
+
+def test_roles_come_from_the_tokenizer_not_from_sft_format(model: Callable[..., Path]) -> None:
+    assert read_published_config(FIXTURES / "deepseek-janus-safetensors")[0].prompt.user == "User"
+    assert read_published_config(FIXTURES / "deepseek-pro-bin")[0].prompt.user == "<|User|>"
+    mirror = model(
+        fixture_config("deepseek-janus-safetensors"),
+        like="deepseek-janus-safetensors",
+        processor_config={"sft_format": "deepseek", "image_tag": "<image_placeholder>"},
+    )
+    prompt = read_published_config(mirror)[0].prompt
+    assert (prompt.user, prompt.assistant) == ("User", "Assistant")
+
+
+@pytest.mark.parametrize(
+    ("template", "user"), [("{{'<|User|>: '}}", "<|User|>"), ("{{role.capitalize()}}: ", "User"), (None, "<|User|>")]
+)
+def test_roles_of_transformers_layout_come_from_the_template(
+    model: Callable[..., Path], template: str | None, user: str
+) -> None:
+    folder = model(fixture_config("transformers"), like="transformers")
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    assert read_published_config(folder)[0].prompt.user == user
+
+
+def test_preprocessing_of_old_mirrors(model: Callable[..., Path]) -> None:
+    """``do_normalize: false`` of old Janus-1.3B mirrors is wrong and ignored."""
+    folder = model(
+        fixture_config("deepseek-pro-bin"),
+        preprocessor_config={"do_normalize": False, "image_size": 64, "min_size": 20, "background_color": [1, 2, 3]},
+    )
+    image = read_published_config(folder)[0].image
+    assert (image.mean, image.std, image.min_size, image.background) == ((0.5,) * 3, (0.5,) * 3, 20, (1, 2, 3))
+
+
+def test_guidance_of_a_transformers_folder(model: Callable[..., Path]) -> None:
+    folder = model(fixture_config("transformers"), like="transformers", generation_config={"guidance_scale": 3.5})
+    assert read_published_config(folder)[0].drawing.cfg_weight == 3.5
+
+
+FOREIGN = [
+    ({"model_type": "multi_modality", "vision_gen_enc_config": {}, "vision_gen_dec_config": {}}, "JanusFlow"),
+    ({"model_type": "multi_modality", "vision_config": {}, "aligner_config": {}, "language_config": {}}, "DeepSeek-VL"),
+    ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+    ({"model_type": "deepseek_vl_v2"}, "deepseek_vl_v2"),
+    ({}, "None"),
+]
+
+
+@pytest.mark.parametrize(("data", "name"), FOREIGN)
+def test_other_families_are_refused_by_name(model: Callable[..., Path], data: dict[str, Any], name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=name) as caught:
+        read_published_config(model(data))
+    assert "config.json" in str(caught.value)
+    assert "Janus-Pro-1B" in str(caught.value)  # what would work
+    assert "\n" not in str(caught.value)
+
+
+def _set(*path: str, to: Any) -> Edit:
+    def edit(data: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            data = data[key]
+        data[path[-1]] = to
+
+    return edit
+
+
+HOSTILE = [
+    _set("vision_config", to=None),
+    _set("vision_config", "params", to=[1]),
+    _set("vision_config", "params", "image_size", to=-384),
+    _set("vision_config", "params", "image_size", to=1 << 40),
+    _set("vision_config", "params", "image_size", to="64"),
+    _set("vision_config", "params", "width", to=None),
+    _set("vision_config", "params", "heads", to=0),
+    _set("vision_config", "params", "heads", to=5),
+    _set("vision_config", "params", "mlp_ratio", to=1e308),
+    _set("vision_config", "params", "select_layer", to=-2),
+    _set("gen_vision_config", "cls", to="VQ-8"),
+    _set("gen_vision_config", "params", "ch_mult", to=[]),
+    _set("gen_vision_config", "params", "ch_mult", to=[1] * 40),
+    _set("gen_vision_config", "params", "ch_mult", to="11"),
+    _set("gen_vision_config", "params", "ch", to=33),
+    _set("gen_vision_config", "params", "num_res_blocks", to=10**9),
+    _set("gen_head_config", "params", "n_embed", to=31),
+    _set("gen_aligner_config", "params", "depth", to=0),
+    _set("gen_aligner_config", "params", "projector_type", to="linear"),
+    _set("language_config", to=7),
+    _set("language_config", "hidden_size", to=33),
+    _set("language_config", "num_attention_heads", to=0),
+    _set("language_config", "num_hidden_layers", to=10**6),
+    _set("language_config", "num_key_value_heads", to=3),
+    _set("language_config", "vocab_size", to=-1),
+    _set("language_config", "rope_scaling", to={"type": "linear", "factor": 2}),
+    _set("language_config", "rope_scaling", to="linear"),
+    _set("language_config", "attention_bias", to=True),
+    _set("language_config", "model_type", to="mixtral"),
+    _set("language_config", "rms_norm_eps", to=float("nan")),
+    _set("torch_dtype", to="int4"),
+]
+
+
+@pytest.mark.parametrize("edit", HOSTILE)
+def test_configs_that_no_model_can_have(model: Callable[..., Path], edit: Edit) -> None:
+    data = fixture_config("deepseek-pro-bin")
+    data["vision_config"]["params"].setdefault("mlp_ratio", 4)
+    edit(data)
+    if data["vision_config"] and isinstance(data["vision_config"].get("params"), dict):
+        params = data["vision_config"]["params"]
+        if params.get("width", 1) is None:
+            params.pop("model_name")
+    if isinstance(data["gen_vision_config"], dict) and data["gen_vision_config"]["cls"] == "VQ-8":
+        data["gen_vision_config"]["params"].pop("ch")
+    with pytest.raises((ConfigError, UnsupportedModelError)) as caught:
+        read_published_config(model(data))
+    assert str(model(data)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"x"', "\x00\xff", "[" * 100_000, '{"model_type": NaN}'])
+def test_config_that_is_no_json_object(model: Callable[..., Path], text: str) -> None:
+    with pytest.raises(JanusError, match=r"config\.json") as caught:
+        read_published_config(model(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_are_named(model: Callable[..., Path]) -> None:
+    folder = model(fixture_config("deepseek-pro-bin"))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is missing"):
+        read_published_config(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"config\.json is missing"):
+        read_published_config(folder)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_value_anywhere_gives_a_config_or_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    layout = data.draw(st.sampled_from(["deepseek-pro-bin", "transformers"]))
+    config = fixture_config(layout)
+    section = data.draw(st.sampled_from([k for k, v in config.items() if isinstance(v, dict)]))
+    target = config[section]["params"] if "params" in config[section] else config[section]
+    target[data.draw(st.sampled_from(sorted(target)))] = data.draw(json_values)
+    folder = tmp_path_factory.mktemp("any")
+    for file in (FIXTURES / layout).glob("*.json"):
+        shutil.copy(file, folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    try:
+        read_published_config(folder)
+    except JanusError as error:
+        assert "\n" not in str(error)
+
+
+def test_converted_config_round_trip(tmp_path: Path) -> None:
+    config, _ = read_published_config(FIXTURES / "deepseek-janus-safetensors")
+    config.dump(tmp_path / "config.json")
+    assert JanusConfig.load(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("edit", "word"),
+    [
+        (_set("format_version", to=99), "format version 99"),
+        (_set("model_type", to="llama"), "no converted"),
+        (_set("language", "kind", to="mamba"), "kind must be 'llama'"),
+        (_set("language", "extra", to=1), "unknown entry 'extra'"),
+        (_set("understanding", to=3), "understanding must be a JSON object"),
+        (_set("quantization", to={"bits": 4, "group_size": 64, "layers": [1]}), "layers must be a JSON object"),
+        (_set("drawing", "temperature", to=-1), "temperature"),
+        (_set("dtype", to="int8"), "dtype"),
+    ],
+)
+def test_converted_configs_that_are_off(tmp_path: Path, edit: Edit, word: str) -> None:
+    config, _ = read_published_config(FIXTURES / "deepseek-pro-bin")
+    path = tmp_path / "config.json"
+    config.dump(path)
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(JanusError, match=word) as caught:
+        JanusConfig.load(path)
+    assert str(path) in str(caught.value)
+
+
+@dataclass(frozen=True)
+class OtherConfig(Section):
+    """What a second encoder would bring."""
+
+    title: ClassVar[str] = "understanding"
+    kind: Literal["other"]
+    side: int = 3
+
+
+def test_another_encoder_is_another_member_of_the_union() -> None:
+    """A section is chosen by its kind, so that a field can be one of several encoders."""
+    both = SiglipConfig | OtherConfig
+    assert _from_json({"kind": "other", "side": 5}, both) == OtherConfig("other", 5)
+    siglip = read_published_config(FIXTURES / "transformers")[0].understanding
+    assert _from_json(siglip.to_dict(), both) == siglip
