@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def draw(work: Path, model: str, width: str) -> Facts:
         elif step.index == positions:
             break
     drawn = marks[:positions] if positions else marks[:-1]
-    steps = sorted(b - a for a, b in zip(drawn, drawn[1:], strict=False))
+    steps = sorted(b - a for a, b in pairwise(drawn))
     facts = {
         "positions": len(drawn),
         "first_step_s": drawn[0] - started,

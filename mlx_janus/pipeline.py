@@ -24,7 +24,7 @@ from .memory import available_memory
 from .models.backbone import cache_bytes
 from .models.janus import JanusModel
 from .prompts import Prompts, Turn
-from .weights.load import load_model
+from .weights.load import decoding_memory, load_model
 from .weights.sources import NO_MODEL, find_converted
 
 if TYPE_CHECKING:
@@ -405,7 +405,8 @@ class JanusPipeline:
         positions = prompt_tokens + self.config.image_tokens
         logits = 4 * 4 * options.rows * self.config.generation.codebook_size
         each = cache_bytes(self.config.language, options.rows, positions, itemsize) + logits
-        return max(int(available_memory() * 0.8 / each), 1)
+        room = 0.8 * available_memory() - decoding_memory(self.config)
+        return max(int(room / each), 1)
 
     def _finish(self, tokens: np.ndarray, seed: int, prompt: str, options: DrawOptions) -> GeneratedImage:
         metadata = {
