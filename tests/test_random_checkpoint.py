@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import pickletools
 import re
-import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import mlx.core as mx
 import numpy as np
@@ -19,26 +16,12 @@ from click.testing import CliRunner
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+from benchmarks import photos, published_files
+from benchmarks import random_checkpoint as rc
+from benchmarks.published_shapes import MODELS, Tensor
+from mlx_janus.weights.torch_files import read_torch_file
+
 FIXTURES = Path(__file__).parent / "fixtures"
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-def _module(name: str) -> ModuleType:
-    """A file of ``benchmarks/``, which is on nobody's path when pytest runs."""
-    path = BENCHMARKS / f"{name}.py"
-    if not path.exists():
-        pytest.skip("benchmarks/ is not part of this distribution", allow_module_level=True)
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-rc = _module("random_checkpoint")
-photos = _module("photos")
 
 
 def published_keys(name: str) -> dict[str, tuple[int, ...]]:
@@ -114,8 +97,7 @@ def test_bin_is_a_zip_as_torch_writes_it(tiny: Path) -> None:
 
 
 def test_bin_is_readable_by_our_reader(tiny: Path) -> None:
-    torch_files = pytest.importorskip("mlx_janus.weights.torch_files")
-    stored = torch_files.read_torch_file(tiny / "pytorch_model.bin")
+    stored = read_torch_file(tiny / "pytorch_model.bin")
     tensors = rc.checkpoint_tensors("tiny")
     assert list(stored) == [t.name for t in tensors]
     for tensor in tensors:
@@ -142,10 +124,10 @@ def test_safetensors_holds_the_same_numbers(tiny_transformers: Path) -> None:
 
 
 def test_values_are_seeded_by_name_and_well_behaved() -> None:
-    large = rc.Tensor("large", (3, rc.BLOCK // 2), std=0.5)
+    large = Tensor("large", (3, rc.BLOCK // 2), std=0.5)
     bits = rc.tensor_bits(large)
     np.testing.assert_array_equal(bits, rc.tensor_bits(large))
-    assert (rc.tensor_bits(rc.Tensor("other", (3, 5))) != rc.tensor_bits(rc.Tensor("other", (3, 5)), seed=1)).any()
+    assert (rc.tensor_bits(Tensor("other", (3, 5))) != rc.tensor_bits(Tensor("other", (3, 5)), seed=1)).any()
     values = (bits.astype(np.uint32) << 16).view(np.float32)
     assert abs(values.std() - 0.5) < 1e-3
     assert abs(np.corrcoef(values[0], values[2])[0, 1]) < 0.01  # rows from the repeated block
@@ -166,16 +148,16 @@ def test_values_are_seeded_by_name_and_well_behaved() -> None:
 @pytest.mark.parametrize("layout", ["deepseek", "transformers"])
 def test_tokenizer_has_the_published_ids(tmp_path: Path, model: str, layout: str, ids: dict[str, int | None]) -> None:
     path = tmp_path / "tokenizer.json"
-    rc._write_tokenizer(path, rc.MODELS[model], layout)
+    published_files.write_tokenizer(path, MODELS[model], layout)
     tokenizer = Tokenizer.from_file(str(path))
-    assert {name: tokenizer.token_to_id(getattr(rc, name)) for name in ids} == ids
-    assert tokenizer.get_vocab_size() <= rc.MODELS[model].sizes.vocab
+    assert {name: tokenizer.token_to_id(getattr(published_files, name)) for name in ids} == ids
+    assert tokenizer.get_vocab_size() <= MODELS[model].sizes.vocab
     text = "A naïve test, 写真 123:  two  spaces\n\n<|User|>: a red glass of wine\n"
     encoded = tokenizer.encode(text).ids
     assert (encoded[0] == ids["BOS"]) == (layout == "transformers")
-    assert tokenizer.decode(encoded, skip_special_tokens=False).removeprefix(rc.BOS) == text
+    assert tokenizer.decode(encoded, skip_special_tokens=False).removeprefix(published_files.BOS) == text
     assert len(encoded) < len(text.encode())
-    rc._write_tokenizer(tmp_path / "again.json", rc.MODELS[model], layout)
+    published_files.write_tokenizer(tmp_path / "again.json", MODELS[model], layout)
     assert path.read_bytes() == (tmp_path / "again.json").read_bytes()
 
 
@@ -183,7 +165,7 @@ def test_configs_have_the_published_form(tiny: Path) -> None:
     small = json.loads((tiny / "config.json").read_text())
     assert small["vision_config"]["params"]["layers"] == 2
     assert small["gen_vision_config"]["params"]["ch_mult"] == [1, 1, 1, 1, 2]
-    seven = rc._deepseek_config(rc.MODELS["7b"])
+    seven = published_files.deepseek_config(MODELS["7b"])
     assert seven["vision_config"]["params"] == {
         "image_size": 384, "model_name": "siglip_large_patch16_384", "select_feature": "same", "select_layer": -1,
     }  # fmt: skip
@@ -191,7 +173,7 @@ def test_configs_have_the_published_form(tiny: Path) -> None:
     assert set(seven["language_config"]) == {
         "max_position_embeddings", "model_type", "num_hidden_layers", "torch_dtype", "vocab_size",
     }  # fmt: skip
-    old = rc._deepseek_config(rc.MODELS["1.3b"])["language_config"]
+    old = published_files.deepseek_config(MODELS["1.3b"])["language_config"]
     assert old["_attn_implementation"] == "flash_attention_2"
     assert (old["hidden_size"], old["num_hidden_layers"]) == (2048, 24)
 
