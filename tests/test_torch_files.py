@@ -368,7 +368,7 @@ def hostile_programs(marker: str) -> dict[str, tuple[str, bytes]]:
         "stack global": ("os.mkdir", call(stack_name_of("os.mkdir"), text(marker))),
         "inst": ("os.mkdir", b"(" + text(marker) + b"ios\nmkdir\n"),
         "obj": ("os.mkdir", b"(" + name_of("os.mkdir") + text(marker) + b"o"),
-        "newobj": ("os.mkdir", call(name_of("os.mkdir"), name_of("pathlib.Path") + text(marker) + b"\x85\x81")),
+        "newobj": ("os.mkdir", call(name_of("os.mkdir"), name_of("builtins.str") + text(marker) + b"\x85\x81")),
         "state": ("os.mkdir", ORDERED_DICT + state + b"b"),
         "key": ("os.mkdir", b"}" + call(name_of("os.mkdir"), text(marker)) + b"Ns"),
         "discarded": ("os.mkdir", call(name_of("os.mkdir"), text(marker)) + b"0N"),
