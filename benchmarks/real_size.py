@@ -1,7 +1,7 @@
 """The whole way at real size: random weights of the published shapes, converted, asked about photographs, drawn with.
 
-    python benchmarks/real_size.py                      # Janus-Pro-1B's shape: about 12 GB of disk
-    python benchmarks/real_size.py --model 7b           # Janus-Pro-7B's: conversion alone, about 35 GB of disk
+    python benchmarks/real_size.py                      # Janus-Pro-1B's shape: about 21 GB of disk
+    python benchmarks/real_size.py --model 7b           # Janus-Pro-7B's: conversion alone, about 75 GB of disk
     python benchmarks/real_size.py --only draw-float32  # one stage
     python benchmarks/real_size.py --table              # what was measured so far, as tables
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -47,8 +48,8 @@ def make_checkpoint(work: Path, model: str) -> Facts:
     from benchmarks.random_checkpoint import write_checkpoint
 
     source = work / f"janus-{model}-random"
-    if not source.exists():
-        write_checkpoint(source, model, progress=True)
+    shutil.rmtree(source, ignore_errors=True)
+    write_checkpoint(source, model, progress=True)
     return {"size": folder_size(source)}
 
 
@@ -56,8 +57,10 @@ def convert(work: Path, model: str, kind: str) -> Facts:
     from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
 
     source = Source(work / f"janus-{model}-random", f"random {model}")
-    options = ConvertOptions(bits=int(kind[0]) if kind.endswith("bit") else None, overwrite=True)
-    done = convert_checkpoint(source, work / f"{model}-{kind}", options)
+    bits, dtype = (int(kind[0]), None) if kind.endswith("bit") else (None, "float32" if kind == "float32" else None)
+    done = convert_checkpoint(source, work / f"{model}-{kind}", ConvertOptions(bits=bits, dtype=dtype, overwrite=True))
+    if kind == "float32":  # the widest form, made for its memory alone
+        shutil.rmtree(done.path)
     return {"size": done.size, "tensors": done.tensors}
 
 
@@ -116,7 +119,7 @@ def draw(work: Path, model: str, width: str) -> Facts:
 
 def stages(model: str) -> dict[str, Callable[[Path], Facts]]:
     found: dict[str, Callable[[Path], Facts]] = {"checkpoint": lambda work: make_checkpoint(work, model)}
-    for kind in ("bf16", "8bit", "4bit") if model != "7b" else ("bf16", "4bit"):
+    for kind in ("bf16", "8bit", "4bit", "float32"):
         found[f"convert-{kind}"] = lambda work, kind=kind: convert(work, model, kind)
     if model == "7b":
         return found
