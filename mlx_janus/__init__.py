@@ -10,8 +10,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if sys.platform == "linux":
-    # MLX's Linux wheel links reference BLAS. Symbols of a library loaded globally before it win, and OpenBLAS makes a
-    # float32 product some 40 to 75 times faster, so this is the one thing that an import here does.
+    # MLX's Linux wheel links reference BLAS. Symbols of a library loaded globally before it win, and OpenBLAS makes
+    # float32 products tens of times faster, so this is the one thing that an import here does.
     import contextlib
     import ctypes
 
