@@ -2,4 +2,5 @@
 
 from mlx_janus.chat import main
 
-main(prog_name="python chat.py")
+if __name__ == "__main__":
+    main(prog_name="python chat.py")

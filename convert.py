@@ -2,4 +2,5 @@
 
 from mlx_janus.convert import main
 
-main(prog_name="python convert.py")
+if __name__ == "__main__":
+    main(prog_name="python convert.py")

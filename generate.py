@@ -2,4 +2,5 @@
 
 from mlx_janus.generate import main
 
-main(prog_name="python generate.py")
+if __name__ == "__main__":
+    main(prog_name="python generate.py")

@@ -16,9 +16,7 @@ from .options import Command, byte_progress, say, version_option
 @click.option(
     "--group-size",
     type=click.Choice(["32", "64", "128"]),
-    default="64",
-    show_default=True,
-    help="Weights that share one scale, with --bits.",
+    help="Weights that share one scale, with --bits.  [default: 64]",
 )
 @click.option(
     "--dtype",
@@ -33,7 +31,7 @@ def main(
     source: str,
     output: Path,
     bits: str | None,
-    group_size: str,
+    group_size: str | None,
     dtype: str | None,
     revision: str | None,
     overwrite: bool,
@@ -51,13 +49,18 @@ def main(
       python -m mlx_janus.convert ./Janus-1.3B models/janus-1.3b --dtype bfloat16
       python -m mlx_janus.convert ./Janus-1.3B models/janus-1.3b --verify
     """
-    if verify and (bits or dtype or overwrite):
-        raise click.UsageError("--verify takes bits and dtype from OUTPUT: leave --bits, --dtype and --overwrite out.")
+    if verify and (bits or group_size or dtype or overwrite):
+        given = "--bits, --group-size, --dtype and --overwrite"
+        raise click.UsageError(f"--verify checks OUTPUT as it was made: leave {given} out.")
+    if group_size and not bits:
+        raise click.UsageError("--group-size goes with --bits: add --bits 4 or 8, or leave it out.")
     from .memory import format_size
     from .weights.convert import ConvertOptions, check_output, convert_checkpoint, verify_conversion
+    from .weights.quantize import DEFAULT_GROUP_SIZE
     from .weights.sources import find_source
 
-    options = ConvertOptions(int(bits) if bits else None, int(group_size), dtype, overwrite)  # type: ignore[arg-type]
+    size = int(group_size) if group_size else DEFAULT_GROUP_SIZE
+    options = ConvertOptions(int(bits) if bits else None, size, dtype, overwrite)  # type: ignore[arg-type]
     if not verify:
         check_output(output, overwrite=overwrite)  # before anything is downloaded
     found = find_source(source, revision)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,14 +13,18 @@ from .options import (
     Command,
     FiniteRange,
     answering_options,
-    bar_interval,
     check_output,
+    follow_drawing,
     load_model,
     model_options,
     sampling_options,
     say,
+    say_if_cut,
     version_option,
 )
+
+if TYPE_CHECKING:
+    from .pipeline import GeneratedImage
 
 DRAWING_ONLY = ("output", "n", "cfg_weight", "exact")
 ANSWERING_ONLY = ("max_tokens", "system")
@@ -95,24 +98,29 @@ def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def _answer(options: dict[str, Any]) -> None:
     from .images import open_image
+    from .pipeline import random_seed
 
     images = [open_image(path) for path in options["images"]]  # a bad picture shows before a model is loaded
     janus = _pipeline(options)
-    choice = _given(options, "max_tokens", "temperature", "top_p", "seed", "system")
+    seed = random_seed() if options["seed"] is None else options["seed"]
+    choice = _given(options, "max_tokens", "temperature", "top_p", "system")
     result = None
-    for chunk in janus.stream_text(options["prompt"], images, **choice):
+    for chunk in janus.stream_text(options["prompt"], images, seed=seed, **choice):
         result = chunk.result
         if not options["as_json"]:
             click.echo(chunk.text, nl=False)
-            sys.stdout.flush()
     assert result is not None
     if not options["as_json"]:
         click.echo()
+        say_if_cut(result)
+        if options["temperature"]:
+            say(f"seed {seed}")
         return
     facts = {
         "text": result.text,
         "tokens": list(result.tokens),
         "finish_reason": result.finish_reason,
+        "seed": seed,
         "prompt_tokens": result.prompt_tokens,
         "prompt_tps": round(result.prompt_tps, 3),
         "generation_tps": round(result.generation_tps, 3),
@@ -123,45 +131,30 @@ def _answer(options: dict[str, Any]) -> None:
 
 
 def _draw(options: dict[str, Any]) -> None:
-    from tqdm import tqdm
-
     from .images import free_paths
 
-    n = options["n"] or 1
-    paths = iter(free_paths(options["output"] or Path("janus.png"), n))
-    check_output(options["output"] or Path("janus.png"))
+    n, output = options["n"] or 1, options["output"] or Path("janus.png")
+    paths = iter(free_paths(output, n))
+    check_output(output)
     janus = _pipeline(options)
-    steps = janus.stream_images(
-        options["prompt"],
-        n=n,
-        exact=options["exact"],
-        **_given(options, "seed", "cfg_weight", "temperature", "top_p"),
-    )
-    started, drawn, facts = time.perf_counter(), 0, []
-    with tqdm(desc="drawing", unit="token", file=sys.stderr, mininterval=bar_interval()) as bar:
-        for step in steps:
-            bar.total = step.total
-            bar.set_postfix_str(_speed(step.index, step.total, n, time.perf_counter() - started), refresh=False)
-            bar.update(step.index - drawn)
-            drawn = step.index
-            for image in step.images:
-                path = image.save(next(paths))
-                facts.append({"path": str(path), "seed": image.seed, "tokens": image.tokens.tolist()})
-                if not options["as_json"]:
-                    with tqdm.external_write_mode(file=sys.stderr):
-                        click.echo(str(path))
-                        say(f"seed {image.seed}")
+    choice = _given(options, "seed", "cfg_weight", "temperature", "top_p")
+    steps = janus.stream_images(options["prompt"], n=n, exact=options["exact"], **choice)
+    started, facts = time.perf_counter(), []
+
+    def finished(image: GeneratedImage) -> None:
+        path = image.save(next(paths))
+        facts.append({"path": str(path), "seed": image.seed, "tokens": image.tokens.tolist()})
+        if not options["as_json"]:
+            click.echo(str(path))
+            say(f"seed {image.seed}")
+
+    follow_drawing(steps, n, finished)
     if options["as_json"]:
         import mlx.core as mx
 
         seconds = round(time.perf_counter() - started, 3)
         summary = {"images": facts, "seconds": seconds, "peak_memory": mx.get_peak_memory(), "model": janus.name}
         click.echo(json.dumps(summary, ensure_ascii=False))
-
-
-def _speed(index: int, total: int, n: int, seconds: float) -> str:
-    """How many whole pictures a minute the steps so far amount to."""
-    return f"{60 * n * index / total / seconds:.2f} images/min" if seconds > 0 else ""
 
 
 if __name__ == "__main__":

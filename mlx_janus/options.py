@@ -7,11 +7,13 @@ the command line alone shows to be wrong, 130 after Ctrl-C.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +23,7 @@ from . import __version__
 from .errors import JanusError
 
 if TYPE_CHECKING:
-    from .pipeline import JanusPipeline
+    from .pipeline import GeneratedImage, ImageStep, JanusPipeline, TextResult
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -46,24 +48,26 @@ class _Ending:
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)  # type: ignore[misc]
-        with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, _terminated)
+        _prepare_process()
         try:
             code = super().main(*args, standalone_mode=False, **extra)  # type: ignore[misc]
-            sys.stdout.flush()
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
-        except JanusError as error:
-            fail(str(error), 1)
-        except (KeyboardInterrupt, click.Abort):
-            fail("stopped", 130)
+        except (KeyboardInterrupt, click.Abort):  # click has ended the line of the ^C
+            say("stopped")
+            sys.exit(130)
         except BrokenPipeError:  # the reader of our output left, as `| head` does
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_stdout()
             sys.exit(1)
-        except MemoryError:
-            fail("the memory is used up: close other programs, or pass --bits 4", 1)
+        except Exception as error:
+            message = explain(error)
+            if message is None:
+                raise
+            if isinstance(error, OSError):
+                _drop_stdout()
+            say(f"Error: {message}")
+            sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -75,19 +79,48 @@ class Group(_Ending, click.Group):
     """A group that ends as the module says."""
 
 
+def _prepare_process() -> None:
+    """Have SIGTERM clean up, and what an output's encoding lacks shown as "?"."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def _terminated(*_: object) -> None:
     sys.exit(128 + signal.SIGTERM)  # runs what cleans up
 
 
-def fail(message: str, code: int) -> None:
-    """One line on stderr, and the end."""
-    click.echo(f"Error: {' '.join(message.split())}" if code != 130 else f"\n{message}", err=True)
-    sys.exit(code)
+def _drop_stdout() -> None:
+    """Python writes what is left in stdout's buffer as it ends: a second failure, if it could not be written before."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for what a person can do something about; None for a bug, whose traceback is wanted."""
+    text = " ".join(str(error).split())
+    if isinstance(error, JanusError):
+        return text
+    if isinstance(error, OSError):
+        reason = error.strerror or text
+        return f"{error.filename}: {reason}" if error.filename else reason
+    mlx = type(error) is RuntimeError and text.startswith(("[", "Unable"))  # "[malloc] Unable to allocate 8 bytes."
+    if isinstance(error, MemoryError) or (mlx and any(word in text for word in ("alloc", "Memory"))):
+        return "the memory is used up: close other programs, or pass --bits 4"
+    return f"MLX failed: {text}" if mlx else None
 
 
 def say(message: str) -> None:
     """A line for the person, beside the answer."""
     click.echo(message, err=True)
+
+
+def say_if_cut(result: TextResult) -> None:
+    """A note under an answer that did not come to its end."""
+    if result.finish_reason == "length":
+        say(f"Cut after {len(result.tokens)} tokens, by --max-tokens or the model's context.")
 
 
 def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
@@ -156,28 +189,55 @@ def load_model(model: str | None, bits: str | None, dtype: str | None, revision:
 
 @contextlib.contextmanager
 def byte_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar in bytes on stderr, one a stage, that appears with the first report."""
-    from tqdm import tqdm
+    """A bar in bytes on stderr that appears with the first report; a new stage begins a new line."""
+    stage = ""
+    bar: Any = None
 
-    bars: dict[str, Any] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in bars:
-            bars[stage] = tqdm(
-                total=total, desc=stage, unit="B", unit_scale=True, file=sys.stderr, mininterval=bar_interval()
-            )
-        bars[stage].update(done - bars[stage].n)
+    def report(name: str, done: int, total: int) -> None:
+        nonlocal stage, bar
+        if name != stage:
+            if bar is not None:
+                bar.close()
+            stage, bar = name, _bar(name, "B", total)
+        bar.update(done - bar.n)
 
     try:
         yield report
     finally:
-        for bar in bars.values():
+        if bar is not None:
             bar.close()
 
 
-def bar_interval() -> float:
-    """Seconds between two redrawings: often on a terminal, rarely in a log."""
-    return 0.2 if sys.stderr.isatty() else 10.0
+def follow_drawing(steps: Iterable[ImageStep], n: int, finished: Callable[[GeneratedImage], None]) -> None:
+    """Draw, with a bar of image tokens on stderr; ``finished`` gets each picture while the bar is off the screen."""
+    from tqdm import tqdm
+
+    started = time.perf_counter()
+    with _bar("drawing", "token") as bar:
+        for step in steps:
+            bar.total = step.total
+            per_minute = 60 * n * step.index / step.total / (time.perf_counter() - started)
+            bar.set_postfix_str(f"{per_minute:.2f} images/min", refresh=False)
+            bar.update(step.index - bar.n)
+            for image in step.images:
+                with tqdm.external_write_mode(file=sys.stderr):
+                    finished(image)
+
+
+def _bar(title: str, unit: str, total: int | None = None) -> Any:
+    """A progress bar, redrawn often on a terminal and rarely in a log."""
+    from tqdm import tqdm
+
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(
+        desc=title,
+        unit=unit,
+        unit_scale=unit == "B",
+        total=total,
+        file=sys.stderr,
+        disable=sys.stderr is None,  # 2>&-
+        mininterval=0.2 if on_terminal else 10.0,
+    )
 
 
 def check_output(path: Path) -> None:

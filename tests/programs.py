@@ -1,0 +1,99 @@
+"""The commands as a person runs them: in a process of their own, or called in this one, which is 20 times faster."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import click
+
+ROOT = Path(__file__).parent.parent
+
+# Shells start background jobs, the tests perhaps among them, with SIGINT ignored, and children inherit that.
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended, and what it wrote."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def call(command: click.Command, *arguments: object, stdin: str = "") -> Outcome:
+    """Run a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    code: object = None
+    try:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+        ):
+            command.main([str(argument) for argument in arguments], prog_name="program")
+    except SystemExit as end:
+        code = end.code
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert isinstance(code, int)  # a command always says how it ended
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def start(program: str, *arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """A process that runs a Python script, given as text, with arguments."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Outcome:
+    """What a started process wrote since, and its exit code."""
+    with process:
+        try:
+            out, err = process.communicate(timeout=60)
+        except BaseException:
+            process.kill()
+            raise
+    return Outcome(process.returncode, out, err)
+
+
+def run(*arguments: object, cwd: Path | None = None) -> Outcome:
+    """Run ``python`` with these arguments to its end."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def error_line(outcome: Outcome) -> str:
+    """The one line that a failed command leaves on stderr, below its progress bars; exit code 1."""
+    assert outcome.code == 1, outcome
+    assert "Traceback" not in outcome.stderr
+    lines = [line for line in outcome.stderr.splitlines() if line.startswith("Error:")]
+    assert len(lines) == 1, outcome.stderr
+    assert outcome.stderr.endswith(f"{lines[0]}\n")
+    return lines[0]

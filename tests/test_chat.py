@@ -1,0 +1,285 @@
+"""``chat``: whole transcripts with input piped, and Ctrl-C and Ctrl-D on a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden import FIXTURES
+from PIL import Image
+from programs import INTERRUPTIBLE, ROOT, Outcome, call
+
+import mlx_janus
+from mlx_janus import chat
+from mlx_janus.decode.text import TextOptions
+from mlx_janus.prompts import Turn
+
+PICTURE = FIXTURES / "picture.png"
+READY = "deepseek-pro-bin is ready. /help lists the commands.\n"
+CUT = "Cut after 8 tokens, by --max-tokens or the model's context.\n"
+Janus = mlx_janus.JanusPipeline
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def model(converted: dict[str, Path]) -> Path:
+    return converted["deepseek-pro-bin"]
+
+
+def talk(model: Path, *lines: str, flags: tuple[object, ...] = ()) -> Outcome:
+    """A chat with these lines piped to it."""
+    return call(chat.main, "-m", model, "--max-tokens", 8, *flags, stdin="".join(f"{line}\n" for line in lines))
+
+
+def replies(janus: Janus, *questions: Turn) -> list[str]:
+    """The library's answers to a conversation's questions."""
+    turns: list[Turn] = []
+    answers = []
+    for question in questions:
+        turns.append(question)
+        shown = [PICTURE] * sum(turn.images for turn in turns)
+        stream = janus.stream_turns(turns, shown, options=TextOptions(max_tokens=8), system=None)
+        answers.append("".join(chunk.text for chunk in stream))
+        turns.append(Turn("assistant", answers[-1]))
+    return answers
+
+
+def written(*answers: str) -> str:
+    return "".join(f"{answer}\n" for answer in answers)
+
+
+def test_answers_are_the_librarys_and_history_counts(model: Path, pro: Janus) -> None:
+    done = talk(model, "Hello?", "", "Hello?")
+    first, second = replies(pro, Turn("user", "Hello?"), Turn("user", "Hello?"))
+    assert done == Outcome(0, written(first, second), READY + CUT + CUT)
+    assert first != second
+
+
+def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
+    (here / "notes.txt").write_text("hello")
+    done = talk(
+        model,
+        f"/image {PICTURE}",
+        "What is this?",
+        "And now?",
+        "/image absent.png",
+        "/image notes.txt",
+        "/image",
+        "/dance",
+        "/draw",
+        "/help",
+        "/reset",
+        "What is this?",
+        "/quit",
+        "never asked",
+    )
+    seen = replies(pro, Turn("user", "What is this?", 1), Turn("user", "And now?"))
+    fresh = replies(pro, Turn("user", "What is this?"))
+    assert (done.code, done.stdout) == (0, written(*seen, *fresh))
+    assert done.stderr == (
+        READY
+        + "1 waiting for your question.\n"
+        + CUT * 2
+        + "Error: absent.png does not exist: check the path\n"
+        + "Error: notes.txt is no picture that can be read: use PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF or ICO\n"
+        + "Error: /image needs a file: /image photo.jpg\n"
+        + "There is no /dance. /help lists the commands.\n"
+        + "Error: the prompt is empty: describe the picture to draw\n"
+        + f"{chat.HELP}\n"
+        + CUT
+    )
+
+
+def test_draws_with_the_options_given(model: Path, pro: Janus, here: Path) -> None:
+    """Temperature 0 is a temperature."""
+    done = talk(model, "/draw a red fox", "/draw\ta red fox", flags=("--seed", 9, "--temperature", 0))
+    assert (done.code, done.stdout) == (0, "janus.png\njanus_2.png\n")
+    assert done.stderr.count("seed 9\n") == 2
+    assert "16/16" in done.stderr
+    expected = pro.generate_images("a red fox", seed=9, temperature=0)[0]
+    for name in ("janus.png", "janus_2.png"):
+        with Image.open(here / name) as image:
+            assert image.text["temperature"] == "0"  # type: ignore[attr-defined]
+            assert image.tobytes() == expected.image.tobytes()
+
+
+def test_a_drawing_without_a_seed_shows_its_own(model: Path, here: Path) -> None:
+    done = talk(model, "/draw a red fox")
+    with Image.open(here / "janus.png") as image:
+        facts = image.text  # type: ignore[attr-defined]
+    assert f"seed {facts['seed']}\n" in done.stderr
+    assert facts["temperature"] == "1"
+
+
+def test_sampling_options_reach_answers(model: Path, pro: Janus) -> None:
+    done = talk(model, "Hello?", flags=("--temperature", 1, "--top-p", 0.9, "--seed", 4, "--system", ""))
+    stream = pro.stream_turns(
+        [Turn("user", "Hello?")],
+        [],
+        options=TextOptions(max_tokens=8, temperature=1, top_p=0.9, seed=4),
+        system="",
+    )
+    assert done.stdout == written("".join(chunk.text for chunk in stream))
+
+
+def test_file_names_as_people_type_them(model: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unquoted with spaces or an apostrophe, quoted, several, under ~, and dropped onto the terminal."""
+    monkeypatch.setenv("HOME", str(here))
+    for name in ("it's a photo.png", "a b.png", "c.png"):
+        shutil.copy(PICTURE, here / name)
+    done = talk(
+        model,
+        "/image it's a photo.png",
+        "/image a b.png",
+        "/image 'a b.png' c.png",
+        "/image ~/c.png",
+        str(here / "c.png"),
+        str(here / "a b.png").replace(" ", "\\ "),
+        f"'{here / 'a b.png'}'",
+        "/image it's gone.png",
+        "/image ~nobody-of-that-name/c.png",
+    )
+    assert (done.code, done.stdout) == (0, "")
+    assert re.findall(r"^(\d) waiting", done.stderr, re.MULTILINE) == list("1245678")
+    assert "Error: it's gone.png does not exist: quote names" in done.stderr
+    assert "Error: ~nobody-of-that-name/c.png does not exist" in done.stderr
+
+
+def test_paths_in_questions_are_questions(model: Path, pro: Janus) -> None:
+    for question in ("/etc/hosts is what?", "/absent/photo.png", "/" + "a" * 300 + "/b"):
+        assert talk(model, question).stdout == written(*replies(pro, Turn("user", question)))
+    assert "There is no /aaa" in talk(model, "/" + "a" * 300).stderr
+
+
+def test_what_fails_leaves_the_talk_as_it_was(model: Path, pro: Janus) -> None:
+    """Also a question too long for the context, whose picture still waits for the next one."""
+    done = talk(model, "Hello?", f"/image {PICTURE}", "lighthouse " * 10_000, "What is this?")
+    assert done.stdout == written(*replies(pro, Turn("user", "Hello?"), Turn("user", "What is this?", 1)))
+    assert re.search(r"^Error: the prompt is \d+ tokens long.*; /reset forgets what was said$", done.stderr, re.M)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[malloc] Unable to\nallocate 8 bytes."), MemoryError(), OSError("x")])
+def test_failures_do_not_end_the_talk(
+    model: Path, pro: Janus, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    draw = Janus.stream_images
+
+    def fail_once(self: Janus, *arguments: Any, **options: Any) -> Iterator[Any]:
+        monkeypatch.setattr(Janus, "stream_images", draw)
+        raise error
+
+    monkeypatch.setattr(Janus, "stream_images", fail_once)
+    done = talk(model, "/draw a fox", "/draw a fox", "Hello?")
+    assert (done.code, done.stdout) == (0, f"janus.png\n{written(*replies(pro, Turn('user', 'Hello?')))}")
+    assert len(re.findall("^Error: .*$", done.stderr, re.MULTILINE)) == 1
+
+
+def test_an_absent_model_ends_it() -> None:
+    done = call(chat.main, "-m", "no/such/model")
+    assert done.code == 1
+    assert done.stderr.startswith("Error: no/such/model is neither a folder nor a Hub id: ")
+    assert done.stderr.count("\n") == 1
+    assert call(chat.main, "-m", "x", "--n", 2).code == 2
+
+
+def start_piped(program: str, *arguments: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+CHAT = INTERRUPTIBLE + "from mlx_janus.chat import main; main()\n"
+
+
+def test_bytes_that_are_no_text(model: Path) -> None:
+    with start_piped(CHAT, "-m", model, "--max-tokens", 8) as process:
+        out, err = process.communicate(b"caf\xe9?\n", timeout=60)
+    assert process.returncode == 0
+    assert out.endswith(b"\n")
+    assert err.decode() == READY + CUT
+
+
+def test_ctrl_c_with_piped_input_ends_it(model: Path) -> None:
+    """Nobody is there to go on with."""
+    with start_piped(CHAT, "-m", model, "--max-tokens", 16_000) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"Hello?\nHello?\n")
+        process.stdin.flush()
+        assert process.stdout.read(5)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode() == f"{READY}\nstopped\n"
+
+
+# A terminal is forked off, which Python 3.12 warns of where there are threads, as MLX has.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_ctrl_c_and_ctrl_d_on_a_terminal(model: Path) -> None:
+    """Ctrl-C at the prompt and during an answer keeps the chat, Ctrl-D leaves it."""
+    pexpect = pytest.importorskip("pexpect")
+    arguments = ["-m", "mlx_janus.chat", "-m", str(model), "--max-tokens", "16000"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
+    terminal = pexpect.spawn(sys.executable, arguments, env=environment, encoding="utf-8", timeout=30)
+    try:
+        terminal.expect_exact("is ready")
+        terminal.expect_exact("> ")
+        terminal.sendintr()
+        terminal.expect_exact("Ctrl-D leaves.")
+        terminal.expect_exact("> ")
+        terminal.sendline("Hello?")
+        terminal.expect_exact("Hello?\r\n")
+        terminal.expect(".{5}")
+        terminal.sendintr()
+        terminal.expect_exact("stopped\r\n> ")
+        assert not re.search(r"\n\r?\n$", terminal.before)  # no line is left blank
+        terminal.sendline("/dance")
+        terminal.expect_exact("There is no /dance")
+        terminal.expect_exact("> ")
+        terminal.sendeof()
+        terminal.expect(pexpect.EOF)
+        assert "Traceback" not in terminal.before
+        assert terminal.before.count("\n") <= 1
+        terminal.close()
+        assert terminal.exitstatus == 0
+    finally:
+        terminal.close(force=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_prompt_stays_out_of_a_redirected_answer(model: Path, here: Path) -> None:
+    pexpect = pytest.importorskip("pexpect")
+    line = f'"{sys.executable}" -m mlx_janus.chat -m "{model}" --max-tokens 8 >answers.txt'
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
+    terminal = pexpect.spawn("bash", ["-c", line], env=environment, encoding="utf-8", timeout=30, cwd=str(here))
+    try:
+        terminal.expect_exact("> ")
+        terminal.sendline("Hello?")
+        terminal.expect_exact("Cut after 8 tokens")
+        terminal.expect_exact("> ")
+        terminal.sendeof()
+        terminal.expect(pexpect.EOF)
+    finally:
+        terminal.close(force=True)
+    assert not (here / "answers.txt").read_text(encoding="utf-8").startswith("> ")
+    assert (here / "answers.txt").read_text(encoding="utf-8").count("\n") == 1

@@ -1,0 +1,719 @@
+"""``generate``, ``convert`` and ``mlx-janus`` as programs: what they print, write, refuse, and leave when stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from golden import FIXTURES, FOLDERS
+from PIL import Image
+from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line, finish, run, start
+
+import mlx_janus
+from mlx_janus import convert, generate, options
+from mlx_janus.__main__ import main as group
+from mlx_janus.config import JanusConfig
+from mlx_janus.weights.load import required_memory, with_bits
+
+PROMPT = "a lighthouse in a storm"
+QUESTION = "What is in this image?"
+PICTURE = FIXTURES / "picture.png"
+SOURCE = FIXTURES / "deepseek-pro-bin"
+COMMANDS = ("mlx_janus", "mlx_janus.generate", "mlx_janus.chat", "mlx_janus.convert")
+Janus = mlx_janus.JanusPipeline
+
+
+@pytest.fixture
+def model(converted: dict[str, Path]) -> Path:
+    return converted["deepseek-pro-bin"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def facts(path: Path) -> dict[str, str]:
+    with Image.open(path) as image:
+        image.load()
+        return dict(image.text)  # type: ignore[attr-defined]
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def draw(model: Path, *arguments: object) -> Outcome:
+    return call(generate.main, "-m", model, "-p", PROMPT, *arguments)
+
+
+def answer(model: Path, *arguments: object) -> Outcome:
+    return call(generate.main, "-m", model, "-p", QUESTION, *arguments)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Drawing
+
+
+def test_draws_to_janus_png_and_keeps_what_is_there(model: Path, here: Path) -> None:
+    first = draw(model, "--seed", 5)
+    assert (first.code, first.stdout) == (0, "janus.png\n")
+    before = (here / "janus.png").read_bytes()
+    second = draw(model, "--seed", 6)
+    assert (second.code, second.stdout) == (0, "janus_2.png\n")
+    assert (here / "janus.png").read_bytes() == before
+    assert facts(here / "janus_2.png")["seed"] == "6"
+    assert names(here) == ["janus.png", "janus_2.png"]
+
+
+def test_stdout_is_paths_and_stderr_progress(model: Path, here: Path) -> None:
+    """In a process of its own: nothing that a library prints may join the paths."""
+    done = run("-m", "mlx_janus.generate", "-m", model, "-p", PROMPT, "--n", 2, "--seed", 3, cwd=here)
+    assert (done.code, done.stdout) == (0, "janus-1.png\njanus-2.png\n")
+    assert re.search(r"drawing: 100%.* 16/16 .*\d images/min", done.stderr)
+    assert re.findall(r"seed (\d+)", done.stderr) == ["3", "4"]
+    assert "Warning" not in done.stderr
+
+
+def test_several_pictures_have_following_names_and_seeds(model: Path, here: Path, pro: Janus) -> None:
+    done = draw(model, "--n", 3, "-o", here / "out.png", "--seed", 40, "--cfg-weight", 3.5, "--top-p", 0.9)
+    paths = [here / f"out-{i}.png" for i in (1, 2, 3)]
+    assert done.stdout.splitlines() == [str(path) for path in paths]
+    expected = pro.generate_images(PROMPT, n=3, seed=40, cfg_weight=3.5, top_p=0.9)
+    for seed, path, image in zip((40, 41, 42), paths, expected, strict=True):
+        assert facts(path) == {
+            "prompt": PROMPT,
+            "seed": str(seed),
+            "cfg_weight": "3.5",
+            "temperature": "1",
+            "top_p": "0.9",
+            "model": model.name,
+            "version": f"mlx_janus {mlx_janus.__version__}",
+        }
+        assert np.array_equal(pixels(path), np.array(image.image))
+
+
+def test_a_random_seed_is_shown_stored_and_repeats(model: Path, here: Path) -> None:
+    done = draw(model)
+    seed = facts(here / "janus.png")["seed"]
+    assert f"seed {seed}\n" in done.stderr
+    draw(model, "--seed", seed, "-o", "again.png")
+    assert np.array_equal(pixels(here / "janus.png"), pixels(here / "again.png"))
+    draw(model, "-o", "other.png")
+    assert facts(here / "other.png")["seed"] != seed
+
+
+def test_defaults_are_the_models_own(model: Path, here: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["drawing"] = {"cfg_weight": 2.5, "temperature": 0.5}
+    (other / "config.json").write_text(json.dumps(config))
+    draw(other, "-o", "own.png")
+    assert (facts(here / "own.png")["cfg_weight"], facts(here / "own.png")["temperature"]) == ("2.5", "0.5")
+    draw(other, "-o", "given.png", "--cfg-weight", 0, "--temperature", 0)
+    assert (facts(here / "given.png")["cfg_weight"], facts(here / "given.png")["temperature"]) == ("0", "0")
+
+
+def test_drawing_as_json(model: Path, here: Path, pro: Janus) -> None:
+    done = draw(model, "--json", "--n", 2, "--seed", 8)
+    summary = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert set(summary) == {"images", "seconds", "peak_memory", "model"}
+    expected = pro.generate_images(PROMPT, n=2, seed=8)
+    assert summary["images"] == [
+        {"path": f"janus-{i + 1}.png", "seed": 8 + i, "tokens": image.tokens.tolist()}
+        for i, image in enumerate(expected)
+    ]
+    assert names(here) == ["janus-1.png", "janus-2.png"]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_draws_from_pytorch_folders_and_quantized(here: Path, bits: int) -> None:
+    """Converted into the cache the first time, with a bar, and silently found there afterwards."""
+    first = draw(FIXTURES / "transformers", "--bits", bits, "--seed", 1)
+    again = draw(FIXTURES / "transformers", "--bits", bits, "--seed", 1)
+    assert (first.code, again.code) == (0, 0)
+    assert "converting: 100%" in first.stderr
+    assert "converting" not in again.stderr
+    assert np.array_equal(pixels(here / "janus.png"), pixels(here / "janus_2.png"))
+
+
+# Answering
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_answers_are_the_librarys(converted: dict[str, Path], pipelines: dict[str, Janus], folder: str) -> None:
+    done = answer(converted[folder], "-i", PICTURE, "--max-tokens", 20)
+    expected = pipelines[folder].generate_text(QUESTION, PICTURE, max_tokens=20)
+    assert (done.code, done.stdout) == (0, f"{expected.text}\n")
+
+
+def test_an_answer_is_streamed(model: Path, pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[str] = []
+    echo = click.echo
+    monkeypatch.setattr(click, "echo", lambda message="", **more: (pieces.append(message), echo(message, **more))[1])
+    answer(model, "--text", "--max-tokens", 20)
+    chunks = [chunk.text for chunk in pro.stream_text(QUESTION, max_tokens=20)]
+    assert len(chunks) > 5
+    assert pieces[: len(chunks)] == chunks
+
+
+def test_several_pictures_and_other_options(model: Path, pro: Janus, tmp_path: Path) -> None:
+    other = tmp_path / "other.jpg"
+    Image.new("RGB", (50, 90), "teal").save(other)
+    flags = ("--max-tokens", 12, "--system", "Be brief.", "--top-p", 0.9, "--temperature", 1, "--seed", 7)
+    done = answer(model, "-i", PICTURE, "-i", other, *flags)
+    expected = pro.generate_text(
+        QUESTION, [PICTURE, other], max_tokens=12, system="Be brief.", top_p=0.9, temperature=1, seed=7
+    )
+    assert done.stdout == f"{expected.text}\n"
+    turned = pro.generate_text(QUESTION, [other, PICTURE], max_tokens=12, temperature=1, seed=7)
+    assert turned.text != expected.text
+
+
+def test_a_drawn_answer_shows_its_seed(model: Path) -> None:
+    done = answer(model, "--text", "--temperature", 1, "--max-tokens", 20)
+    found = re.search(r"^seed (\d+)$", done.stderr, re.MULTILINE)
+    assert found
+    again = answer(model, "--text", "--temperature", 1, "--max-tokens", 20, "--seed", found[1])
+    assert again.stdout == done.stdout
+    assert "seed" not in answer(model, "--text", "--max-tokens", 5).stderr  # nothing was drawn
+
+
+def test_a_cut_answer_says_so(model: Path) -> None:
+    assert answer(model, "--text", "--max-tokens", 5).stderr == (
+        "Cut after 5 tokens, by --max-tokens or the model's context.\n"
+    )
+
+
+def test_answering_as_json(model: Path, pro: Janus) -> None:
+    done = answer(model, "-i", PICTURE, "--json", "--max-tokens", 9, "--seed", 3)
+    result = json.loads(done.stdout)
+    expected = pro.generate_text(QUESTION, PICTURE, max_tokens=9, seed=3)
+    assert done.stdout.count("\n") == 1
+    assert (result["text"], result["tokens"]) == (expected.text, list(expected.tokens))
+    assert (result["finish_reason"], result["prompt_tokens"]) == ("length", expected.prompt_tokens)
+    assert (result["seed"], result["model"]) == (3, model.name)
+    assert set(result) > {"prompt_tps", "generation_tps", "peak_memory"}
+
+
+# Wrong use: exit code 2
+
+WRONG_USES = [
+    (generate.main, ["-p", "x", "--frobnicate"], "No such option"),
+    (generate.main, [], "Missing option"),
+    (generate.main, ["-p", ""], "is empty"),
+    (generate.main, ["-p", " \n"], "is empty"),
+    (generate.main, ["-p", "x", "--temperature", "-1"], "--temperature"),
+    (generate.main, ["-p", "x", "--temperature", "nan"], "not a finite number"),
+    (generate.main, ["-p", "x", "--temperature", "inf"], "--temperature"),
+    (generate.main, ["-p", "x", "--cfg-weight", "nan"], "not a finite number"),
+    (generate.main, ["-p", "x", "--top-p", "0"], "--top-p"),
+    (generate.main, ["-p", "x", "--top-p", "1.5"], "--top-p"),
+    (generate.main, ["-p", "x", "--n", "0"], "--n"),
+    (generate.main, ["-p", "x", "--n", "two"], "--n"),
+    (generate.main, ["-p", "x", "--seed", "-1"], "--seed"),
+    (generate.main, ["-p", "x", "--seed", str(2**63)], "--seed"),
+    (generate.main, ["-p", "x", "--bits", "3"], "--bits"),
+    (generate.main, ["-p", "x", "--dtype", "int8"], "--dtype"),
+    (generate.main, ["-p", "x", "--image", "a.png", "--output", "b.png"], "--output does not go with answering"),
+    (generate.main, ["-p", "x", "--text", "--n", "2"], "--n does not go with answering"),
+    (generate.main, ["-p", "x", "--text", "--exact"], "--exact does not go with answering"),
+    (generate.main, ["-p", "x", "--max-tokens", "5"], "--max-tokens does not go with drawing"),
+    (generate.main, ["-p", "x", "--system", ""], "--system does not go with drawing"),
+    (generate.main, ["-p", "x", "--text", "--max-tokens", "0"], "--max-tokens"),
+    (generate.main, ["-p", "x", "and", "more"], "unexpected extra argument"),
+    (convert.main, ["a"], "Missing argument"),
+    (convert.main, ["a", "b", "--bits", "3"], "--bits"),
+    (convert.main, ["a", "b", "--group-size", "16", "--bits", "4"], "--group-size"),
+    (convert.main, ["a", "b", "--group-size", "32"], "--group-size goes with --bits"),
+    (convert.main, ["a", "b", "--verify", "--bits", "4"], "--verify checks OUTPUT as it was made"),
+    (convert.main, ["a", "b", "--verify", "--dtype", "float32"], "--verify checks"),
+    (convert.main, ["a", "b", "--verify", "--group-size", "32"], "--verify checks"),
+    (convert.main, ["a", "b", "--verify", "--overwrite"], "--verify checks"),
+    (group, ["draw"], "No such command"),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments", "message"), WRONG_USES)
+def test_wrong_use(command: click.Command, arguments: list[str], message: str) -> None:
+    done = call(command, *arguments)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: program")
+    assert re.search(rf"^Error: .*{re.escape(message)}", done.stderr, re.MULTILINE)
+
+
+def test_wrong_use_does_not_wait_for_mlx() -> None:
+    """All of them in one process, that must not have imported what takes a second."""
+    program = (
+        "import contextlib, io, sys\n"
+        "from mlx_janus import convert, generate\n"
+        "with contextlib.redirect_stderr(io.StringIO()):\n"
+        "    for command, words in ((generate.main, '-p x --text --n 2'), (convert.main, 'a b --verify --bits 4')):\n"
+        "        with contextlib.suppress(SystemExit):\n"
+        "            command(words.split())\n"
+        "print([name for name in ('mlx.core', 'numpy', 'PIL', 'tqdm') if name in sys.modules])\n"
+    )
+    assert run("-c", program).stdout == "[]\n"
+
+
+# What only trying shows: exit code 1
+
+
+def test_no_model_and_missing_models(here: Path) -> None:
+    (here / "weights.bin").write_bytes(b"x")
+    (here / "empty").mkdir()
+    assert "deepseek-ai/Janus-Pro-1B" in error_line(call(generate.main, "-p", "x"))
+    for model, what in [
+        ("absent/folder/of/mine", "absent/folder/of/mine is neither a folder nor a Hub id"),
+        ("weights.bin", "weights.bin is a file"),
+        ("empty", "config.json is missing: download"),
+        ("", "config.json is missing"),
+    ]:
+        assert what in error_line(draw(Path(model) if model else model, "-o", "out.png"))  # type: ignore[arg-type]
+    assert names(here) == ["empty", "weights.bin"]
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        ({"model_type": "multi_modality", "vision_gen_enc_config": {}, "vision_und_enc_config": {}}, "JanusFlow"),
+        ({"model_type": "multi_modality", "vision_config": {}, "aligner_config": {}}, "DeepSeek-VL"),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+    ],
+)
+def test_foreign_models_are_named(here: Path, config: dict[str, object], family: str) -> None:
+    (here / "model").mkdir()
+    (here / "model/config.json").write_text(json.dumps(config))
+    for outcome in (draw(here / "model"), call(convert.main, here / "model", here / "out")):
+        line = error_line(outcome)
+        assert str(here / "model/config.json") in line
+        assert family in line
+        assert "deepseek-ai/Janus-Pro-1B" in line
+    assert names(here) == ["model"]
+
+
+def test_pictures_that_cannot_be_read(here: Path) -> None:
+    """They show before the model is even looked for."""
+    (here / "broken.png").write_bytes(PICTURE.read_bytes()[:2000])
+    (here / "notes.txt").write_text("hello")
+    for name, what in [
+        ("absent.png", "absent.png does not exist: check the path"),
+        ("broken.png", "broken.png is damaged or cut short"),
+        ("notes.txt", "notes.txt is no picture that can be read"),
+        (".", "is a folder"),
+    ]:
+        assert what in error_line(call(generate.main, "-m", "no/such/model", "-p", "x", "-i", PICTURE, "-i", name))
+
+
+def test_outputs_that_cannot_be_written(here: Path) -> None:
+    """They show before the model is even looked for."""
+    (here / "file").write_text("x")
+    (here / "folder").mkdir()
+    for output, what in [
+        ("absent/out.png", "absent is no folder: make it first"),
+        ("file/out.png", "file is no folder"),
+        ("out.jpg", "only .png is written, got .jpg: name it out.png"),
+        ("folder", "folder is a folder: give the name of a file in it"),
+        ("", "is a folder"),
+    ]:
+        assert what in error_line(call(generate.main, "-m", "no/such/model", "-p", "x", "-o", output))
+    assert names(here) == ["file", "folder"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(here: Path) -> None:
+    locked = here / "locked"
+    locked.mkdir(mode=0o500)
+    assert "locked cannot be written to" in error_line(call(generate.main, "-p", "x", "-o", locked / "out.png"))
+
+
+def test_prompts_longer_than_the_context(model: Path, here: Path) -> None:
+    for more in ((), ("--text",)):
+        line = error_line(call(generate.main, "-m", model, "-p", "lighthouse " * 10_000, *more))
+        assert re.search(r"prompt is \d+ tokens long.* context .*16384: shorten it", line)
+    assert names(here) == []
+
+
+def test_a_model_too_large_for_the_memory(model: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = JanusConfig.load(model / "config.json")
+    needed = [max(required_memory(with_bits(config, bits, model), "float32").values()) for bits in (8, None)]
+    monkeypatch.setattr("mlx_janus.weights.load.available_memory", lambda: sum(needed) // 2)
+    for folder in (model, SOURCE):
+        line = error_line(draw(folder))
+        assert re.search(r" needs 20 MB of memory and 20 MB are free: --bits 8 needs 20 MB and fits", line)
+        assert draw(folder, "--bits", 8).code == 0
+    monkeypatch.setattr("mlx_janus.weights.load.available_memory", lambda: 1_000_000)
+    assert "1 MB are free: close other programs, or take a smaller model" in error_line(draw(model))
+
+
+def test_failures_of_mlx_are_one_line_and_bugs_are_not(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception) -> None:
+        def stream(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(Janus, "stream_text", stream)
+
+    fail(RuntimeError("[malloc] Unable to allocate\n 8 bytes."))
+    assert error_line(answer(model, "--text")).startswith("Error: the memory is used up: ")
+    fail(RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory"))
+    assert error_line(answer(model, "--text")).startswith("Error: the memory is used up: ")
+    fail(RuntimeError("[load_safetensors] cannot\nread"))
+    assert error_line(answer(model, "--text")) == "Error: MLX failed: [load_safetensors] cannot read"
+    fail(MemoryError())
+    assert error_line(answer(model, "--text")).startswith("Error: the memory is used up: ")
+    fail(OSError(5, "Input/output error", "a.bin"))
+    assert error_line(answer(model, "--text")) == "Error: a.bin: Input/output error"
+    fail(RuntimeError("dictionary changed size"))
+    with pytest.raises(RuntimeError, match="changed size"):
+        answer(model, "--text")
+
+
+# Streams
+
+
+def test_a_reader_that_leaves(model: Path, here: Path) -> None:
+    """As in ``generate ... | head -0``: the first path meets a closed pipe, so the second picture is not drawn."""
+    arguments = ["-m", "mlx_janus.generate", "-m", model, "-p", PROMPT, "--n", 3, "--exact"]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        stderr = process.stderr.read()
+    assert process.returncode == 1
+    assert "Traceback" not in stderr
+    assert "Exception ignored" not in stderr
+    assert names(here) == ["janus-1.png"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize(
+    ("redirection", "code", "stderr"),
+    [(">/dev/full", 1, "Error: No space left on device"), (">&-", 0, "Cut after 3 tokens"), ("2>&-", 0, "")],
+)
+def test_outputs_that_take_nothing(model: Path, redirection: str, code: int, stderr: str) -> None:
+    line = f'"{sys.executable}" -m mlx_janus.generate -m "{model}" -p Hello --text --max-tokens 3 {redirection}'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert done.stderr.startswith(stderr)
+    assert done.stderr.count("\n") == bool(stderr)
+
+
+def test_characters_that_an_encoding_lacks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import sys; sys.stdout.reconfigure(encoding='latin-1')\n"
+        "from mlx_janus import generate, options\n"
+        "generate._answer = lambda options: generate.click.echo('caf\\u00e9 \\u706f')\n"
+        "generate.main(['-p', 'x', '--text'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"caf\xe9 ?\n")
+
+
+def test_one_stage_ends_its_line_before_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    with options.byte_progress() as report:
+        report("hashing", 5, 10)
+        report("hashing", 10, 10)
+        report("converting", 0, 10)
+        report("converting", 10, 10)
+    lines = capsys.readouterr().err.split("\n")
+    assert [line.split("\r")[-1].split(":")[0] for line in lines] == ["hashing", "converting", ""]
+    assert "converting" not in lines[0]
+
+
+# Stopping
+
+SLOW_CONVERT = (
+    INTERRUPTIBLE
+    + """
+import time
+from mlx_janus.weights import convert
+real = convert._convert_tensor
+convert._convert_tensor = lambda *arguments: (time.sleep(0.05), real(*arguments))[1]
+from mlx_janus.convert import main
+main()
+"""
+)
+
+DRAW = INTERRUPTIBLE + "from mlx_janus.generate import main; main()\n"
+
+
+def begin_conversion(output: Path) -> subprocess.Popen[str]:
+    """A slow conversion that has begun to write."""
+    process = start(SLOW_CONVERT, SOURCE, output)
+    deadline = time.monotonic() + 30
+    while not list(output.parent.glob(".*.partial")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.2)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_conversion_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = begin_conversion(tmp_path / "out")
+    process.send_signal(number)
+    done = finish(process)
+    assert done.code == code
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path) == []
+    if number == signal.SIGINT:
+        assert done.stderr.endswith("\nstopped\n")
+
+
+def test_a_killed_conversion_is_cleared_away_by_the_next(tmp_path: Path) -> None:
+    process = begin_conversion(tmp_path / "out")
+    process.kill()
+    finish(process)
+    assert len(names(tmp_path)) == 1  # the partial folder, and no output
+    done = call(convert.main, SOURCE, tmp_path / "out")
+    assert done.code == 0
+    assert names(tmp_path) == ["out"]
+    assert call(convert.main, SOURCE, tmp_path / "out", "--verify").code == 0
+
+
+def test_a_stopped_drawing_keeps_what_is_finished(model: Path, tmp_path: Path) -> None:
+    process = start(DRAW, "-m", model, "-p", PROMPT, "--n", 500, "--exact", "--seed", 0, cwd=tmp_path)
+    assert process.stdout
+    assert process.stdout.readline() == "janus-1.png\n"
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert done.code == 130
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith("\nstopped\n")
+    written = {path.name for path in tmp_path.iterdir()}  # hidden ones too
+    assert {"janus-1.png", *done.stdout.split()} <= written
+    assert written <= {f"janus-{i}.png" for i in range(1, 500)}
+    for name in written:
+        assert f"janus-{int(facts(tmp_path / name)['seed']) + 1}.png" == name
+
+
+def test_a_stopped_answer(model: Path) -> None:
+    process = start(DRAW, "-m", model, "-p", QUESTION, "--text", "--max-tokens", 16_000)
+    assert process.stdout
+    assert process.stdout.read(5)
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert (done.code, done.stderr) == (130, "\nstopped\n")
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails with EFBIG, as it does with ENOSPC on a full disk
+from mlx_janus import convert, generate
+command, limit = {"convert": convert, "generate": generate}[sys.argv.pop(1)], int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+command.main()
+"""
+
+
+def test_a_full_disk_during_conversion(tmp_path: Path) -> None:
+    line = error_line(finish(start(LIMITED, "convert", 1_000_000, SOURCE, tmp_path / "out")))
+    assert f"{tmp_path / 'out'} cannot be written" in line
+    assert "free some space or choose another folder" in line
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_while_a_picture_is_saved(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+    line = error_line(finish(start(LIMITED, "generate", 1000, "-m", model, "-p", PROMPT, "-o", output)))
+    assert f"{output} cannot be written" in line
+    assert names(tmp_path) == []
+
+
+# Converting
+
+
+@pytest.mark.parametrize(
+    ("flags", "bits", "group_size", "dtype"),
+    [
+        ((), None, None, None),
+        (("--dtype", "float16"), None, None, "float16"),
+        (("--bits", 4), 4, 64, None),
+        (("--bits", 8, "--group-size", 32, "--dtype", "bfloat16"), 8, 32, "bfloat16"),
+    ],
+)
+def test_converts_and_verifies(
+    here: Path, flags: tuple[object, ...], bits: int | None, group_size: int | None, dtype: str | None
+) -> None:
+    done = call(convert.main, SOURCE, "out", *flags)
+    assert (done.code, done.stdout) == (0, "")
+    assert re.search(r"^Wrote out: \d+ tensors, \d MB\.$", done.stderr, re.MULTILINE)
+    config = JanusConfig.load(here / "out/config.json")
+    assert dtype is None or config.dtype == dtype
+    if bits:
+        assert config.quantization
+        assert (config.quantization.bits, config.quantization.group_size) == (bits, group_size)
+        assert "kept float: gen_aligner.layers.0" in done.stderr
+    else:
+        assert config.quantization is None
+        assert "uantized" not in done.stderr
+    verified = call(convert.main, SOURCE, "out", "--verify")
+    assert verified.code == 0
+    assert re.search(r"out is what deepseek-pro-bin gives: \d+ tensors compared\.\n$", verified.stderr)
+    assert draw(here / "out").code == 0
+
+
+def test_outputs_that_are_not_replaced(model: Path, here: Path) -> None:
+    shutil.copytree(model, here / "mine")
+    (here / "notes").mkdir()
+    (here / "notes/diary.txt").write_text("dear")
+    (here / "file").write_text("x")
+    for output, flag, what in [
+        ("mine", (), "mine exists already: pass --overwrite to replace it"),
+        ("notes", (), "notes exists already"),
+        ("notes", ("--overwrite",), "notes is not a converted model, so it is not replaced"),
+        ("file", ("--overwrite",), "file is not a converted model, so it is not replaced"),
+        ("absent/out", (), "absent is no folder: make it first"),
+        ("file/out", (), "file is no folder"),
+        ("x" * 300, (), "File name too long"),
+    ]:
+        assert what in error_line(call(convert.main, SOURCE, output, *flag))
+    assert names(here) == ["file", "mine", "notes"]
+    assert names(here / "notes") == ["diary.txt"]
+
+
+def test_overwrite_replaces_a_converted_model(model: Path, here: Path) -> None:
+    shutil.copytree(model, here / "out")
+    (here / "out/stray").write_text("x")
+    assert call(convert.main, SOURCE, "out", "--overwrite", "--bits", 8).code == 0
+    assert names(here) == ["out"]
+    assert "stray" not in names(here / "out")
+    assert JanusConfig.load(here / "out/config.json").quantization
+
+
+def test_a_failed_overwrite_leaves_the_old_one(model: Path, here: Path) -> None:
+    shutil.copytree(model, here / "out")
+    source = shutil.copytree(SOURCE, here / "source")
+    (source / "tokenizer.json").unlink()
+    assert "tokenizer.json is missing" in error_line(call(convert.main, source, "out", "--overwrite"))
+    assert names(here) == ["out", "source"]
+    assert call(convert.main, SOURCE, "out", "--verify").code == 0
+
+
+def test_sources_that_cannot_be_converted(model: Path, here: Path) -> None:
+    assert "is converted already: load it as it is" in error_line(call(convert.main, model, "out"))
+    assert "neither a folder nor a Hub id" in error_line(call(convert.main, "no/such/folder", "out"))
+    assert "which has no revisions" in error_line(call(convert.main, SOURCE, "out", "--revision", "main"))
+    inside = shutil.copytree(SOURCE, here / "source")
+    for output in (inside, here):
+        assert "choose another" in error_line(call(convert.main, inside, output))
+    assert names(here) == ["source"]
+
+
+def change_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_verify_finds_a_changed_byte(model: Path, here: Path) -> None:
+    shutil.copytree(model, here / "out")
+    assert call(convert.main, SOURCE, "out", "--verify").code == 0
+    change_last_byte(here / "out/model.safetensors")
+    line = error_line(call(convert.main, SOURCE, "out", "--verify"))
+    assert re.search(r"out: \S+ differs from what .*deepseek-pro-bin gives: convert again", line)
+    assert names(here) == ["out"]
+
+
+def test_verify_finds_a_changed_source(model: Path, here: Path) -> None:
+    source = shutil.copytree(SOURCE, here / "source")
+    change_last_byte(source / "pytorch_model-00002-of-00002.bin")
+    line = error_line(call(convert.main, source, model, "--verify"))
+    assert f"pytorch_model-00002-of-00002.bin is not the file that {model} was made from" in line
+
+
+@pytest.mark.parametrize("output", ["absent", "file"])
+def test_verify_without_a_converted_folder(here: Path, output: str) -> None:
+    (here / "file").write_text("x")
+    assert f"{output}/config.json" in error_line(call(convert.main, SOURCE, output, "--verify"))
+    assert names(here) == ["file"]
+
+
+# Help
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_answers_at_once(module: str) -> None:
+    """With examples, under half a second; time is CPU time, as other programs may be running."""
+    best = 9.0
+    for _ in range(3):
+        before = os.times()
+        done = run("-m", module, "--help")
+        after = os.times()
+        best = min(best, after.children_user - before.children_user + after.children_system - before.children_system)
+        assert done.code == 0
+        assert done.stderr == ""
+        assert "Examples:\n" in done.stdout
+        if best < 0.5:
+            break
+    assert best < 0.5
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_does_not_import_mlx(module: str) -> None:
+    done = run("-X", "importtime", "-m", module, "-h")
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "mlx_janus.options" in imported
+    assert not imported & {"mlx.core", "mlx_lm", "numpy", "PIL", "tokenizers", "huggingface_hub", "tqdm"}
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_version(module: str) -> None:
+    for flag in ("--version", "-V"):
+        assert run("-m", module, flag) == Outcome(0, f"mlx_janus {mlx_janus.__version__}\n", "")
+
+
+def test_the_group_runs_the_commands(model: Path, here: Path) -> None:
+    listed = call(group, "--help").stdout
+    for command in ("generate", "chat", "convert"):
+        assert re.search(rf"^  {command} ", listed, re.MULTILINE)
+        assert call(group, command, "--help").stdout.startswith(f"Usage: program {command} ")
+    done = call(group, "generate", "-m", model, "-p", PROMPT)
+    assert (done.code, done.stdout) == (0, "janus.png\n")
+    assert "is neither" in error_line(call(group, "generate", "-m", "no/such/model", "-p", PROMPT))
+    assert call(group, "generate").code == 2
+
+
+@pytest.mark.parametrize("name", ["generate", "chat", "convert"])
+def test_the_roots_scripts(name: str) -> None:
+    done = run(f"{name}.py", "--help", cwd=ROOT)
+    assert done.code == 0
+    assert done.stdout.startswith(f"Usage: python {name}.py ")
+
+
+def test_help_goes_to_a_reader_that_leaves() -> None:
+    process = start("from mlx_janus.__main__ import main; main(['--help'])")
+    assert process.stdout
+    process.stdout.close()
+    with contextlib.closing(process.stderr) as stderr:  # type: ignore[type-var]
+        assert "Traceback" not in stderr.read()  # type: ignore[union-attr]
+    assert process.wait(30) in (0, 1)
