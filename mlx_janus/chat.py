@@ -20,6 +20,7 @@ from .options import (
     answering_options,
     explain,
     follow_drawing,
+    given,
     load_model,
     model_options,
     sampling_options,
@@ -72,7 +73,7 @@ class Talk:
         seed = random_seed() if self.options["seed"] is None else self.options["seed"]
         turns = [*self.turns, Turn("user", question, len(self.waiting))]
         images = [*self.images, *self.waiting]
-        choice = TextOptions(seed=seed, **self._given("max_tokens", "temperature", "top_p"))
+        choice = TextOptions(seed=seed, **given(self.options, "max_tokens", "temperature", "top_p"))
         try:
             stream = self.janus.stream_turns(turns, images, options=choice, system=self.options["system"])
         except PromptError as error:
@@ -94,12 +95,8 @@ class Talk:
             click.echo(str(image.save(Path("janus.png"))))
             say(f"seed {image.seed}")
 
-        steps = self.janus.stream_images(prompt, **self._given("seed", "temperature", "top_p"))
+        steps = self.janus.stream_images(prompt, **given(self.options, "seed", "temperature", "top_p"))
         follow_drawing(steps, 1, finished)
-
-    def _given(self, *names: str) -> dict[str, Any]:
-        """Those options that were given; the library has the defaults of the rest."""
-        return {name: self.options[name] for name in names if self.options[name] is not None}
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})

@@ -15,6 +15,7 @@ from .options import (
     answering_options,
     check_output,
     follow_drawing,
+    given,
     load_model,
     model_options,
     sampling_options,
@@ -91,11 +92,6 @@ def _pipeline(options: dict[str, Any]) -> Any:
     return load_model(*(options[name] for name in ("model", "bits", "dtype", "revision")))
 
 
-def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Those options that were given; the library has the defaults of the rest."""
-    return {name: options[name] for name in names if options[name] is not None}
-
-
 def _answer(options: dict[str, Any]) -> None:
     from .images import open_image
     from .pipeline import random_seed
@@ -103,7 +99,7 @@ def _answer(options: dict[str, Any]) -> None:
     images = [open_image(path) for path in options["images"]]  # a bad picture shows before a model is loaded
     janus = _pipeline(options)
     seed = random_seed() if options["seed"] is None else options["seed"]
-    choice = _given(options, "max_tokens", "temperature", "top_p", "system")
+    choice = given(options, "max_tokens", "temperature", "top_p", "system")
     result = None
     for chunk in janus.stream_text(options["prompt"], images, seed=seed, **choice):
         result = chunk.result
@@ -137,7 +133,7 @@ def _draw(options: dict[str, Any]) -> None:
     paths = iter(free_paths(output, n))
     check_output(output)
     janus = _pipeline(options)
-    choice = _given(options, "seed", "cfg_weight", "temperature", "top_p")
+    choice = given(options, "seed", "cfg_weight", "temperature", "top_p")
     steps = janus.stream_images(options["prompt"], n=n, exact=options["exact"], **choice)
     started, facts = time.perf_counter(), []
 

@@ -179,6 +179,11 @@ answering_options = stack(
 )
 
 
+def given(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those options that were given; the library has the defaults of the rest."""
+    return {name: options[name] for name in names if options[name] is not None}
+
+
 def load_model(model: str | None, bits: str | None, dtype: str | None, revision: str | None) -> JanusPipeline:
     """``mlx_janus.load`` with a progress bar while a model is converted."""
     from .pipeline import load

@@ -21,6 +21,13 @@ def picture(folder: str, index: int) -> Image.Image:
     return Image.fromarray(np.array(golden(folder)[f"image.{index}.rgb"]))
 
 
+@pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 6])
+def test_preprocessing(janus: Janus, folder: str, index: int) -> None:
+    """Wide, tall, small and square pictures; very narrow ones depend on Pillow's version (test_images.py)."""
+    pixels = preprocess(open_image(picture(folder, index)), janus.config.image)
+    assert_close(pixels.transpose(2, 0, 1), golden(folder)[f"image.{index}.pixel_values"])
+
+
 def test_vision_encoder(janus: Janus, folder: str) -> None:
     want = golden(folder)
     tower = janus.model.vision_model.vision_tower
