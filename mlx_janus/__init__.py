@@ -20,17 +20,20 @@ if sys.platform == "linux":
 
 if TYPE_CHECKING:
     from .errors import JanusError
-    from .pipeline import (
-        GeneratedImage,
-        ImageStep,
-        JanusPipeline,
-        TextChunk,
-        TextResult,
-        load,
-    )
+    from .pipeline import JanusPipeline, load
+    from .results import GeneratedImage, ImageStep, TextChunk, TextResult
 
 __version__ = "0.1.0"
 
+_HOMES = {  # where each name lives; imported when it is first asked for
+    "GeneratedImage": "results",
+    "ImageStep": "results",
+    "JanusError": "errors",
+    "JanusPipeline": "pipeline",
+    "TextChunk": "results",
+    "TextResult": "results",
+    "load": "pipeline",
+}
 __all__ = [
     "GeneratedImage",
     "ImageStep",
@@ -44,11 +47,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    module = importlib.import_module(".errors" if name == "JanusError" else ".pipeline", __name__)
+    module = importlib.import_module(f".{_HOMES[name]}", __name__)
     return getattr(module, name)
 
 

@@ -32,8 +32,9 @@ from .options import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .pipeline import GeneratedImage, JanusPipeline
+    from .pipeline import JanusPipeline
     from .prompts import Turn
+    from .results import GeneratedImage
 
 HELP = """\
 /image FILE...   show pictures with the next question (as does a file dropped on the terminal)

@@ -19,6 +19,7 @@ from .errors import ConfigError, UnsupportedModelError
 
 FORMAT_VERSION = 1
 MODEL_TYPE = "mlx_janus"
+MAX_SEED = 2**63 - 1
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[str, ...] = typing.get_args(Dtype)

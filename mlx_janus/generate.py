@@ -25,7 +25,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .pipeline import GeneratedImage
+    from .results import GeneratedImage
 
 DRAWING_ONLY = ("output", "n", "cfg_weight", "exact")
 ANSWERING_ONLY = ("max_tokens", "system")

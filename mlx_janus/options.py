@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from . import __version__
+from .config import MAX_SEED
 from .errors import JanusError
 
 if TYPE_CHECKING:
-    from .pipeline import GeneratedImage, ImageStep, JanusPipeline, TextResult
+    from .pipeline import JanusPipeline
+    from .results import GeneratedImage, ImageStep, TextResult
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-
-MAX_SEED = 2**63 - 1
 
 
 class FiniteRange(click.FloatRange):

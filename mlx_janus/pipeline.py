@@ -6,7 +6,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +14,17 @@ import numpy as np
 from PIL import Image
 
 from . import __version__
+from .config import MAX_SEED
 from .decode.image import DrawOptions, draw_tokens
-from .decode.sampling import MAX_SEED, check_whole
+from .decode.sampling import check_whole
 from .decode.text import StopStrings, TextOptions, answer_tokens
 from .errors import CheckpointError, ConfigError, OptionError, PromptError
-from .images import ImageSource, open_image, preprocess, save_png, to_image
+from .images import ImageSource, open_image, preprocess, to_image
 from .memory import available_memory
 from .models.backbone import cache_bytes
 from .models.janus import JanusModel
 from .prompts import Prompts, Turn
+from .results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .weights.load import decoding_memory, load_model
 from .weights.sources import NO_MODEL, find_converted
 
@@ -36,66 +37,6 @@ if TYPE_CHECKING:
 MAX_IMAGES = 10_000
 _READ_AHEAD = 256_000_000  # bytes of weights that are cast at once
 _BACKGROUND = (127, 127, 127)  # of what a preview does not show yet
-
-
-@dataclass(frozen=True)
-class TextResult:
-    """An answer. Speeds are tokens per second."""
-
-    text: str  # without leading white space
-    tokens: tuple[int, ...]  # without the stop token
-    finish_reason: str  # "stop": the model's end or a stop string; "length": max_tokens or the context
-    prompt_tokens: int  # positions, pictures included
-    prompt_tps: float
-    generation_tps: float
-    peak_memory: int  # bytes that MLX held at most during the call
-
-
-@dataclass(frozen=True)
-class TextChunk:
-    """A piece of an answer, whole characters only; the last one carries the result."""
-
-    text: str
-    result: TextResult | None = None
-
-
-@dataclass(frozen=True)
-class GeneratedImage:
-    """A drawn picture and what it takes to draw it again."""
-
-    image: Image.Image
-    tokens: np.ndarray  # (image_tokens,) int32, raster order
-    seed: int
-    prompt: str
-    metadata: dict[str, str] = field(repr=False)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a PNG with ``metadata`` as text chunks; an existing file is kept and a numbered sibling written.
-
-        Returns:
-            The path that was written.
-
-        Raises:
-            OutputError: the path cannot be written, or does not end in .png.
-        """
-        return save_png(self.image, Path(path), self.metadata)
-
-
-@dataclass(frozen=True)
-class ImageStep:
-    """One position drawn, or pictures finished.
-
-    A call that does not fit in memory at once is drawn in groups; ``index`` and ``total`` count through all of them.
-    """
-
-    index: int  # positions done so far, 1 to total
-    total: int
-    images: tuple[GeneratedImage, ...]  # finished with this step, in seed order
-    _preview: Callable[[], list[Image.Image]] = field(repr=False)
-
-    def preview(self) -> list[Image.Image]:
-        """The pictures begun so far, in seed order; what is not drawn yet is grey. Costs a decoding of each."""
-        return self._preview()
 
 
 def load(

@@ -13,8 +13,6 @@ from mlx_lm.sample_utils import apply_top_p
 
 from ..errors import OptionError
 
-MAX_SEED = 2**63 - 1
-
 
 def check_number(name: str, value: float, low: float, high: float, *, above_low: bool = False) -> None:
     """Refuse a number outside [low, high] (or (low, high]).

@@ -9,10 +9,11 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 
+from ..config import MAX_SEED
 from ..errors import OptionError
 from ..models.backbone import Cache
 from ..models.janus import JanusModel
-from .sampling import MAX_SEED, check_number, check_whole, choose
+from .sampling import check_number, check_whole, choose
 
 MAX_TOKENS = 1 << 20
 

@@ -1,0 +1,73 @@
+"""What the pipeline gives: answers, pictures, and the steps towards them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .images import save_png
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """An answer. Speeds are tokens per second."""
+
+    text: str  # without leading white space
+    tokens: tuple[int, ...]  # without the stop token
+    finish_reason: str  # "stop": the model's end or a stop string; "length": max_tokens or the context
+    prompt_tokens: int  # positions, pictures included
+    prompt_tps: float
+    generation_tps: float
+    peak_memory: int  # bytes that MLX held at most during the call
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """A piece of an answer, whole characters only; the last one carries the result."""
+
+    text: str
+    result: TextResult | None = None
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A drawn picture and what it takes to draw it again."""
+
+    image: Image.Image
+    tokens: np.ndarray  # (image_tokens,) int32, raster order
+    seed: int
+    prompt: str
+    metadata: dict[str, str] = field(repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a PNG with ``metadata`` as text chunks; an existing file is kept and a numbered sibling written.
+
+        Returns:
+            The path that was written.
+
+        Raises:
+            OutputError: the path cannot be written, or does not end in .png.
+        """
+        return save_png(self.image, Path(path), self.metadata)
+
+
+@dataclass(frozen=True)
+class ImageStep:
+    """One position drawn, or pictures finished.
+
+    A call that does not fit in memory at once is drawn in groups; ``index`` and ``total`` count through all of them.
+    """
+
+    index: int  # positions done so far, 1 to total
+    total: int
+    images: tuple[GeneratedImage, ...]  # finished with this step, in seed order
+    _preview: Callable[[], list[Image.Image]] = field(repr=False)
+
+    def preview(self) -> list[Image.Image]:
+        """The pictures begun so far, in seed order; what is not drawn yet is grey. Costs a decoding of each."""
+        return self._preview()
