@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .config import MAX_SEED
 from .options import (
     Command,
     FiniteRange,
@@ -73,6 +74,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     """
     answering = bool(options["images"]) or options["text"]
     _check_use(ctx, answering)
+    if (options["seed"] or 0) + (options["n"] or 1) - 1 > MAX_SEED:
+        raise click.UsageError(f"the last picture's seed would be above {MAX_SEED}: take a smaller --seed.")
     if answering:
         _answer(options)
     else:

@@ -61,7 +61,7 @@ def load(
         JanusError: of the kind that fits: absent, foreign, damaged, or larger than the memory.
     """
     if path_or_hub_id is None:
-        raise CheckpointError(f"no model was named: {NO_MODEL}")
+        raise CheckpointError(f"no model is given: {NO_MODEL}")
     named = None if dtype is None else str(dtype).removeprefix("mlx.core.")
     folder = find_converted(path_or_hub_id, bits=bits, dtype=named, revision=revision, progress=progress)
     model = load_model(folder, bits=bits, dtype=named)
@@ -70,7 +70,7 @@ def load(
 
 
 def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
-    path = Path(path_or_hub_id).expanduser()
+    path = Path(os.path.expanduser(path_or_hub_id))  # noqa: PTH111  pathlib's raises for the home of nobody
     return path.resolve().name if path.is_dir() else os.fspath(path_or_hub_id)
 
 

@@ -228,6 +228,7 @@ WRONG_USES = [
     (generate.main, ["-p", "x", "--temperature", "inf"], "--temperature"),
     (generate.main, ["-p", "x", "--cfg-weight", "nan"], "not a finite number"),
     (generate.main, ["-p", "x", "--top-p", "0"], "--top-p"),
+    (generate.main, ["-p", "x", "--seed", str(2**63 - 1), "--n", "2"], "--seed"),
     (generate.main, ["-p", "x", "--top-p", "1.5"], "--top-p"),
     (generate.main, ["-p", "x", "--n", "0"], "--n"),
     (generate.main, ["-p", "x", "--n", "two"], "--n"),
@@ -654,7 +655,7 @@ def test_verify_finds_a_changed_source(model: Path, here: Path) -> None:
 @pytest.mark.parametrize("output", ["absent", "file"])
 def test_verify_without_a_converted_folder(here: Path, output: str) -> None:
     (here / "file").write_text("x")
-    assert f"{output}/config.json" in error_line(call(convert.main, SOURCE, output, "--verify"))
+    assert f"{output} is no folder: convert" in error_line(call(convert.main, SOURCE, output, "--verify"))
     assert names(here) == ["file"]
 
 

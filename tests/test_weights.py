@@ -255,6 +255,8 @@ def test_the_space_asked_for_is_the_space_taken(tmp_path: Path, monkeypatch: pyt
 
 
 def test_verify_finds_what_differs(tmp_path: Path, copy: Path) -> None:
+    with pytest.raises(CheckpointError, match="convert the model first"):
+        verify_conversion(Source(copy, "copy"), tmp_path / "absent")
     source = Source(copy, "copy")
     for bits in (None, 4):
         folder = convert(copy, tmp_path / f"out{bits}", bits=bits, group_size=32)
@@ -429,7 +431,7 @@ def test_foreign_models_on_the_hub_are_refused_before_their_weights_come(fake_hu
         mlx_janus.load("no-one/nothing")
 
 
-@pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all", "/nowhere", "a b/c", ""])
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all", "/nowhere", "a b/c", "", "~nobody/x"])
 def test_models_that_are_nowhere(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"neither a folder nor a Hub id|is a file") as caught:
         mlx_janus.load(name or "tests/no such folder")
@@ -437,7 +439,7 @@ def test_models_that_are_nowhere(name: str) -> None:
 
 
 def test_no_model_and_wrong_arguments(converted: dict[str, Path]) -> None:
-    with pytest.raises(CheckpointError, match="no model was named"):
+    with pytest.raises(CheckpointError, match="no model is given"):
         mlx_janus.load()
     with pytest.raises(OptionError, match="dtype"):
         mlx_janus.load(converted["transformers"], dtype="int8")

@@ -114,6 +114,8 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
         ConfigError, UnsupportedModelError: either folder cannot be read.
     """
     progress = progress or (lambda *_: None)
+    if not converted.is_dir():
+        raise CheckpointError(f"{converted} is no folder: convert the model first, then verify it")
     config = JanusConfig.load(converted / "config.json")
     arrays, metadata = open_converted(converted)
     stamped, hashes = json.loads(metadata.get("source_sha256", "{}")), _hashes(source.folder, progress)

@@ -32,7 +32,7 @@ def find_source(name: str | os.PathLike[str], revision: str | None = None) -> So
     Raises:
         HubError, CheckpointError, ConfigError, UnsupportedModelError: it is nowhere, or not a Janus.
     """
-    path = Path(name).expanduser()
+    path = _expanded(name)
     if path.is_dir():
         if revision is not None:
             raise HubError(f"{path} is a folder, which has no revisions: leave revision out")
@@ -57,7 +57,7 @@ def find_converted(
     Raises:
         OutOfMemoryError: it does not fit; and whatever ``find_source`` and ``convert_checkpoint`` raise.
     """
-    path = Path(name).expanduser()
+    path = _expanded(name)
     if path.is_dir():
         source = find_source(name, revision)
         if is_converted(path):
@@ -83,6 +83,10 @@ def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
     """Sizes of a PyTorch model on the Hub, from its config alone; None for a converted one, other families refused."""
     path = hub.fetch_config(model)
     return None if read_json(path).get("model_type") == MODEL_TYPE else read_published_sizes(path)[0]
+
+
+def _expanded(name: str | os.PathLike[str]) -> Path:
+    return Path(os.path.expanduser(name))  # noqa: PTH111  pathlib's raises for the home of nobody
 
 
 def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubModel:
