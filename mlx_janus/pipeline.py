@@ -399,7 +399,8 @@ def _evaluate(arrays: Iterable[mx.array]) -> None:
     batch: list[mx.array] = []
     for array in arrays:
         batch.append(array)
-        if sum(a.nbytes for a in batch) > _READ_AHEAD:
+        # Packed weights may yet have to be made, of up to eight times as much.
+        if sum(a.nbytes * (8 if a.dtype == mx.uint32 else 1) for a in batch) > _READ_AHEAD:
             mx.eval(batch)
             batch = []
     mx.eval(batch)

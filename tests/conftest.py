@@ -6,12 +6,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlx_janus  # OpenBLAS before MLX
+
+# isort: split
+import mlx.core as mx
 import pytest
 from fake_hub import FakeHub
 from golden import FIXTURES, FOLDERS
 
-import mlx_janus
 from mlx_janus.weights.convert import Source, convert_checkpoint
+
+mx.set_default_device(mx.cpu)  # the reference's numbers are held in float32 on a CPU, on a Mac too
 
 
 class _Hurried:

@@ -604,7 +604,9 @@ def test_outputs_that_are_not_replaced(model: Path, here: Path) -> None:
 
 def test_overwrite_replaces_a_converted_model(model: Path, here: Path) -> None:
     shutil.copytree(model, here / "out")
-    (here / "out/stray").write_text("x")
+    (here / "out/stray").write_text("x")  # what is not a model's is not thrown away
+    assert "out also holds stray" in error_line(call(convert.main, SOURCE, "out", "--overwrite"))
+    (here / "out/stray").unlink()
     assert call(convert.main, SOURCE, "out", "--overwrite", "--bits", 8).code == 0
     assert names(here) == ["out"]
     assert "stray" not in names(here / "out")

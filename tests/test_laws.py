@@ -37,6 +37,19 @@ def test_chunked_prefill_is_whole(pro: Janus, chunk: int) -> None:
     assert list(answer_tokens(pro.model, embeddings, options, prefill_step_size=chunk)) == whole
 
 
+def test_chunked_prefill_draws_the_same(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pro.generate_images(PROMPT, n=2, seed=3)
+    monkeypatch.setattr(mlx_janus.decode.image, "PREFILL_STEP", 5)
+    for image, again in zip(whole, pro.generate_images(PROMPT, n=2, seed=3), strict=True):
+        assert np.array_equal(image.tokens, again.tokens)
+
+
+def test_a_temperature_near_zero_is_argmax() -> None:
+    logits = mx.array([[0.0, 3.0, 1.0]])
+    for temperature in (0, 1e-300, 1e-38, 1e-20):
+        assert choose(logits, position_keys([1], 1)[:, 0], temperature).tolist() == [1]
+
+
 def test_repeated_cache_continues_every_row(pro: Janus) -> None:
     embeddings = mx.random.normal((2, 7, 32), key=mx.random.key(0))
     following = mx.random.normal((2, 1, 32), key=mx.random.key(1))

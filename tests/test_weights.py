@@ -117,6 +117,10 @@ def test_a_tied_head_of_transformers_is_the_embedding(tmp_path: Path) -> None:
     assert isinstance(weights, dict)
     weights.pop("lm_head.weight")
     mx.save_safetensors(str(source / "model.safetensors"), weights, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 'language_model\.lm_head\.weight'"):
+        convert(source, tmp_path / "never")  # the config says that it is not tied
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     made = arrays(convert(source, tmp_path / "out"))
     assert mx.array_equal(made["language_model.lm_head.weight"], made["language_model.model.embed_tokens.weight"])
 
@@ -210,6 +214,9 @@ def test_existing_outputs(tmp_path: Path, copy: Path) -> None:
         convert(ST, tmp_path / "file", overwrite=True)
     with pytest.raises(OutputError, match="no folder"):
         convert(ST, tmp_path / "absent" / "out")
+    (folder / "fox.png").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"also holds fox\.png"):
+        convert(ST, folder, overwrite=True)
     (tmp_path / "empty").mkdir()
     convert(ST, tmp_path / "empty")  # an empty folder is as good as none
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "empty", "file", "out"]
@@ -274,6 +281,43 @@ def test_verify_finds_what_differs(tmp_path: Path, copy: Path) -> None:
         file.write(b"\x01")
     with pytest.raises(CheckpointError, match=r"copy/model\.safetensors is not the file"):
         verify_conversion(source, tmp_path / "out4")
+
+
+def test_an_interrupt_while_the_old_folder_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = convert(ST, tmp_path / "out")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(ST, folder, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    mlx_janus.load(folder)
+
+
+@pytest.mark.parametrize("name", ["out", "o[1]"])
+def test_what_a_killed_conversion_left(tmp_path: Path, name: str) -> None:
+    """Half-made folders go; the old model, moved away to make room, comes back."""
+    convert(ST, tmp_path / f".{name}.999999999.abc.old")
+    (tmp_path / f".{name}.999999999.abc.partial").mkdir()
+    with pytest.raises(OutputError, match=r"overwrite|cannot be put in place"):
+        convert(ST, tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    mlx_janus.load(tmp_path / name)
+
+
+def test_verify_of_mixed_types_and_damaged_stamps(tmp_path: Path, copy: Path) -> None:
+    edit_weights(copy, lambda w: w.update({NORM: w[NORM].astype(mx.float32)}))
+    for dtype in (None, "float32"):
+        folder = convert(copy, tmp_path / f"out{dtype}", dtype=dtype)
+        assert verify_conversion(Source(copy, "copy"), folder) == len(arrays(folder))
+    rewrite(folder / "model.safetensors", lambda h: h["__metadata__"].update(source_sha256="oops"))
+    with pytest.raises(CheckpointError, match="stamp without the hashes"):
+        verify_conversion(Source(copy, "copy"), folder)
 
 
 def test_progress_reaches_the_end(tmp_path: Path) -> None:
@@ -431,7 +475,7 @@ def test_foreign_models_on_the_hub_are_refused_before_their_weights_come(fake_hu
         mlx_janus.load("no-one/nothing")
 
 
-@pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all", "/nowhere", "a b/c", "", "~nobody/x"])
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all", "/nowhere", "a b/c", "", "~nobody/x", "a" * 300])
 def test_models_that_are_nowhere(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"neither a folder nor a Hub id|is a file") as caught:
         mlx_janus.load(name or "tests/no such folder")
@@ -698,6 +742,7 @@ def test_strict_loading_names_both_shapes(converted: dict[str, Path], tmp_path: 
         (lambda w: w.update({NORM: mx.zeros((33,))}), [NORM, "(33,)", "(32,)"]),
         (lambda w: w.pop(NORM), ["lacks", NORM]),
         (lambda w: w.update({"extra": mx.zeros((1,))}), ["extra"]),
+        (lambda w: w.update({NORM: mx.zeros((32,), mx.int32)}), [NORM, "int32"]),
     ]:
         weights = dict(good)
         mx.eval(weights)

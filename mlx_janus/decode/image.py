@@ -16,6 +16,8 @@ from ..models.backbone import cache_arrays, repeat_cache
 from ..models.janus import JanusModel
 from .sampling import check_number, choose, guide, position_keys
 
+PREFILL_STEP = 512  # positions of a long prompt that are read at once: attention's scores grow with their square
+
 
 @dataclass(frozen=True)
 class DrawOptions:
@@ -60,8 +62,10 @@ def draw_tokens(
     keys = position_keys(seeds, positions)
 
     cache = model.make_cache()
-    hidden = model.hidden_states(model.embed_text(mx.array(prompts)), cache)[:, -1:]  # the only prefill, for any n
-    mx.eval(hidden, cache_arrays(cache))
+    embeddings = model.embed_text(mx.array(prompts))
+    for start in range(0, embeddings.shape[1], PREFILL_STEP):  # the only prefill, for any n
+        hidden = model.hidden_states(embeddings[:, start : start + PREFILL_STEP], cache)[:, -1:]
+        mx.eval(hidden, cache_arrays(cache))
     if n > 1:
         cache, hidden = repeat_cache(cache, n), mx.repeat(hidden, n, axis=0)
 

@@ -81,7 +81,7 @@ def choose(logits: mx.array, keys: mx.array, temperature: float, top_p: float = 
     Returns:
         (n,).
     """
-    if temperature == 0:
+    if temperature < 1e-30:  # 1 / T would overflow
         return mx.argmax(logits, axis=-1)
     scaled = scale_logits(logits, temperature, top_p)
     return mx.argmax(scaled + gumbel_noise(keys, logits.shape[-1]), axis=-1)

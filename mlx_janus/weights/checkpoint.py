@@ -233,9 +233,9 @@ def plan_tensors(
     rename = deepseek_name if layout == "transformers" else str
     found = {rename(name): tensor for name, tensor in tensors.items() if not _UNUSED.fullmatch(rename(name))}
     expected = {name: array.shape for name, array in tree_flatten(JanusModel(config).parameters())}
-    tied = "language_model.model.embed_tokens.weight"
-    if layout == "transformers" and tied in found:  # a tied head is not stored
-        found.setdefault("language_model.lm_head.weight", found[tied])
+    embedding = "language_model.model.embed_tokens.weight"
+    if layout == "transformers" and embedding in found and _is_tied(folder):  # a tied head is not stored
+        found.setdefault("language_model.lm_head.weight", found[embedding])
 
     planned, used = [], set()
     missing = []
@@ -253,6 +253,12 @@ def plan_tensors(
     for tensor in planned:
         _check(tensor, folder)
     return planned
+
+
+def _is_tied(folder: Path) -> bool:
+    data = read_json(folder / "config.json")
+    text = data.get("text_config")
+    return bool(data.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else False))
 
 
 def _source_keys(name: str, found: Mapping[str, SourceTensor]) -> list[str]:
@@ -274,7 +280,7 @@ def _check(tensor: PlannedTensor, folder: Path) -> None:
     wanted = (rows, *rest)
     shapes = [source.shape for source in tensor.sources]
     got = shapes[0] if len(shapes) == 1 else (sum(s[0] for s in shapes if s), *shapes[0][1:])
-    same_rows = all(len(s) == len(wanted) and s[1:] == shapes[0][1:] for s in shapes) if len(shapes) > 1 else True
+    same_rows = all(s == shapes[0] for s in shapes)  # q, k and v are alike
     positions = tensor.name.endswith(".pos_embed") and (1, *got) == wanted
     if not same_rows or (got != wanted and not positions):
         raise CheckpointError(

@@ -7,10 +7,12 @@ near the larger of one shard and one tensor whatever the model's size. The folde
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +34,7 @@ from .quantize import DEFAULT_GROUP_SIZE, plan_quantization, quantize_array
 
 SHARD_BYTES = 1_000_000_000
 STAMP = "mlx_janus_format"
+_OURS = re.compile(r"config\.json|tokenizer\.json|model.*\.safetensors|model\.safetensors\.index\.json|\.DS_Store")
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("hashing", "converting", "verifying"), bytes done and bytes in all."""
@@ -92,7 +95,7 @@ def convert_checkpoint(
     tokenizer = prepare_tokenizer(source.folder / "tokenizer.json", config.prompt)
     _check_space(output, sum(_converted_bytes(tensor, config, options.dtype) for tensor in planned))
     with _whole_folder(output, overwrite=options.overwrite) as folder:
-        metadata = _stamp(source, progress)
+        metadata = _stamp(source, options.dtype, progress)
         try:
             total = _write_shards(folder, planned, config, options.dtype, metadata, progress)
             (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
@@ -118,7 +121,7 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
         raise CheckpointError(f"{converted} is no folder: convert the model first, then verify it")
     config = JanusConfig.load(converted / "config.json")
     arrays, metadata = open_converted(converted)
-    stamped, hashes = json.loads(metadata.get("source_sha256", "{}")), _hashes(source.folder, progress)
+    stamped, hashes = _stamped_hashes(converted, metadata), _hashes(source.folder, progress)
     for name, digest in hashes.items():
         if stamped.get(name) != digest:
             raise CheckpointError(f"{source.folder / name} is not the file that {converted} was made from")
@@ -128,12 +131,12 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
         group_size=quantization.group_size if quantization else DEFAULT_GROUP_SIZE,
     )
     fresh, planned = _plan(source, options)
-    lead = arrays.get("language_model.model.norm.weight")
-    dtype = None if lead is None or str(lead.dtype) == f"mlx.core.{fresh.dtype}" else config.dtype
+    dtype = config.dtype if metadata.get("dtype") else None
     if replace(fresh, dtype=config.dtype) != config:
         raise CheckpointError(f"{converted / 'config.json'} does not say what {source.folder} says: convert again")
-    text = (converted / "tokenizer.json").read_text(encoding="utf-8") if (converted / "tokenizer.json").exists() else ""
-    if text != prepare_tokenizer(source.folder / "tokenizer.json", config.prompt):
+    tokenizer = converted / "tokenizer.json"
+    prepared = prepare_tokenizer(source.folder / "tokenizer.json", config.prompt).encode()
+    if not tokenizer.is_file() or tokenizer.read_bytes() != prepared:
         raise CheckpointError(f"{converted / 'tokenizer.json'} differs from the source's: convert again")
     count = 0
     done, total = 0, sum(tensor.source_bytes for tensor in planned)
@@ -149,6 +152,16 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     if arrays:
         raise CheckpointError(f"{converted}: {min(arrays)} is not of the source: convert again")
     return count
+
+
+def _stamped_hashes(converted: Path, metadata: dict[str, str]) -> dict[str, str]:
+    try:
+        hashes = json.loads(metadata.get("source_sha256", ""))
+    except (ValueError, RecursionError):
+        hashes = None
+    if not isinstance(hashes, dict):
+        raise CheckpointError(f"{converted} has a stamp without the hashes of its source: convert again")
+    return hashes
 
 
 def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
@@ -200,6 +213,8 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{output} exists already: pass --overwrite to replace it, or choose another folder")
     if not output.is_dir() or not is_converted(output):
         raise OutputError(f"{output} is not a converted model, so it is not replaced: choose another folder")
+    if foreign := sorted(p.name for p in output.iterdir() if not _OURS.fullmatch(p.name)):
+        raise OutputError(f"{output} also holds {foreign[0]}, so it is not replaced: move it, or choose another folder")
 
 
 def _check_apart(source: Path, output: Path) -> None:
@@ -308,7 +323,7 @@ def _name_shards(folder: Path, shards: list[list[str]], size: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
-def _stamp(source: Source, progress: Progress) -> dict[str, str]:
+def _stamp(source: Source, dtype: Dtype | None, progress: Progress) -> dict[str, str]:
     """What the header of every shard says of where it came from."""
     return {
         "format": "mlx",
@@ -316,6 +331,7 @@ def _stamp(source: Source, progress: Progress) -> dict[str, str]:
         "mlx_janus_version": __version__,
         "source": source.name,
         "revision": source.revision,
+        "dtype": dtype or "",  # as asked for; "" keeps each tensor's own
         "source_sha256": json.dumps(_hashes(source.folder, progress), sort_keys=True),
     }
 
@@ -368,16 +384,25 @@ def _replace(folder: Path, output: Path, overwrite: bool) -> None:
         if overwrite and output.exists():
             output.rename(old)
         folder.rename(output)  # fails if another process made the output meanwhile, unless it is empty
-    except OSError as error:
+    except BaseException as error:
         if old.exists() and not output.exists():
             old.rename(output)
+        if not isinstance(error, OSError):
+            raise
         raise OutputError(f"{output} cannot be put in place ({error.strerror}): choose another folder") from None
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_stale(output: Path) -> None:
-    """Remove what a killed conversion to the same place left; a running one is told by its process."""
-    for folder in output.parent.glob(f".{output.name}.*.partial"):
-        pid = folder.name.split(".")[-3]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+    """Clear up what a killed conversion to the same place left; a running one is told by its process.
+
+    What it had moved away to make room comes back if nothing took its place.
+    """
+    for folder in output.parent.glob(f".{glob.escape(output.name)}.*.*.*"):
+        pid, _, kind = folder.name.split(".")[-3:]
+        if kind not in ("partial", "old") or not pid.isdigit() or psutil.pid_exists(int(pid)):
+            continue
+        if kind == "old" and not output.exists():
+            folder.rename(output)
+        else:
             shutil.rmtree(folder, ignore_errors=True)

@@ -82,12 +82,16 @@ def with_bits(config: JanusConfig, bits: int | None, folder: Path) -> JanusConfi
 
 
 def _load_strictly(model: nn.Module, arrays: dict[str, mx.array], dtype: Dtype, folder: Path) -> None:
-    expected = {name: array.shape for name, array in tree_flatten(model.parameters())}
-    for name, shape in expected.items():
+    expected = dict(tree_flatten(model.parameters()))
+    for name, wanted in expected.items():
         if name not in arrays:
             raise CheckpointError(f"{folder} lacks {name}: convert the original folder again")
-        if arrays[name].shape != shape:
-            raise CheckpointError(f"{folder}: {name} has the shape {arrays[name].shape}, config.json says {shape}")
+        stored = arrays[name]
+        if stored.shape != wanted.shape:
+            raise CheckpointError(f"{folder}: {name} has the shape {stored.shape}, config.json says {wanted.shape}")
+        packed = wanted.dtype == mx.uint32
+        if (stored.dtype == mx.uint32) != packed or not (packed or mx.issubdtype(stored.dtype, mx.floating)):
+            raise CheckpointError(f"{folder}: {name} is stored as {stored.dtype}: convert the original folder again")
     if surplus := sorted(set(arrays) - set(expected)):
         raise CheckpointError(f"{folder} holds {surplus[0]}, which config.json does not speak of")
     model.load_weights([(name, _cast(name, array, dtype)) for name, array in arrays.items()], strict=True)

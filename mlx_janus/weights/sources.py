@@ -33,7 +33,7 @@ def find_source(name: str | os.PathLike[str], revision: str | None = None) -> So
         HubError, CheckpointError, ConfigError, UnsupportedModelError: it is nowhere, or not a Janus.
     """
     path = _expanded(name)
-    if path.is_dir():
+    if _is_folder(path):
         if revision is not None:
             raise HubError(f"{path} is a folder, which has no revisions: leave revision out")
         return Source(path, path.resolve().name)
@@ -58,7 +58,7 @@ def find_converted(
         OutOfMemoryError: it does not fit; and whatever ``find_source`` and ``convert_checkpoint`` raise.
     """
     path = _expanded(name)
-    if path.is_dir():
+    if _is_folder(path):
         source = find_source(name, revision)
         if is_converted(path):
             return path
@@ -85,14 +85,21 @@ def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
     return None if read_json(path).get("model_type") == MODEL_TYPE else read_published_sizes(path)[0]
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long for any folder
+        return False
+
+
 def _expanded(name: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111  pathlib's raises for the home of nobody
 
 
 def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubModel:
     text = os.fspath(name)
-    if not hub.HUB_ID.fullmatch(text) or Path(text).exists():
-        what = "is a file" if Path(text).is_file() else "is neither a folder nor a Hub id"
+    if not hub.HUB_ID.fullmatch(text) or len(text) > 200 or Path(text).exists():
+        what = "is a file" if len(text) <= 200 and Path(text).is_file() else "is neither a folder nor a Hub id"
         raise CheckpointError(f"{text[:200]} {what}: {NO_MODEL}")
     return hub.find(text, revision)
 
