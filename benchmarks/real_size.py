@@ -117,6 +117,21 @@ def draw(work: Path, model: str, width: str) -> Facts:
     return facts if positions else {**facts, "vq_decode_s": marks[-1] - drawn[-1], "picture_s": marks[-1] - started}
 
 
+def decode(work: Path, model: str) -> Facts:
+    """One picture's codes to pixels: what the activations take beside the codec's weights."""
+    import mlx.core as mx
+
+    import mlx_janus
+
+    janus = mlx_janus.load(work / f"{model}-bf16", dtype="float32")
+    mx.eval(janus.model.decoding_arrays())
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    started = time.perf_counter()
+    mx.eval(janus.model.decode_image_tokens(mx.zeros((1, janus.config.image_tokens), dtype=mx.int32)))
+    return {"decode_s": time.perf_counter() - started, "activations": mx.get_peak_memory() - before}
+
+
 def stages(model: str) -> dict[str, Callable[[Path], Facts]]:
     found: dict[str, Callable[[Path], Facts]] = {"checkpoint": lambda work: make_checkpoint(work, model)}
     for kind in ("bf16", "8bit", "4bit", "float32"):
@@ -124,6 +139,7 @@ def stages(model: str) -> dict[str, Callable[[Path], Facts]]:
     if model == "7b":
         return found
     found["verify-4bit"] = lambda work: verify(work, model, "4bit")
+    found["vq-decode"] = lambda work: decode(work, model)
     for width in WIDTHS:
         found[f"answer-{width}"] = lambda work, width=width: answer(work, model, width)
         found[f"draw-{width}"] = lambda work, width=width: draw(work, model, width)
@@ -184,6 +200,9 @@ def print_tables(results: dict[str, Facts], model: str) -> None:
             f"| {name} | {facts['positions']} | {facts['step_s']:.3f} s | {decode} | {picture} | "
             f"{gb(facts['mlx_peak'])} | {gb(facts['peak_rss'])} |"
         )
+
+    if decoded := results.get("vq-decode"):
+        print(f"\nVQ decode alone: {decoded['decode_s']:.1f} s, activations {gb(decoded['activations'])}")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
