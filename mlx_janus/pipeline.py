@@ -47,7 +47,7 @@ def load(
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> JanusPipeline:
-    """Load a model. Weights are read when something is first computed with them.
+    """Load a model. Weights are read when something is first computed with them, which MLX allows in this thread alone.
 
     Args:
         path_or_hub_id: a folder that ``convert`` wrote, a PyTorch model folder in DeepSeek's or transformers' layout,
