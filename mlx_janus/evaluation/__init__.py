@@ -1,0 +1,1 @@
+"""Benchmarks of quality, over the pipeline's public API."""
