@@ -8,7 +8,7 @@ import click
 
 from .options import Group, version_option
 
-COMMANDS = ("generate", "chat", "convert")
+COMMANDS = ("generate", "chat", "convert", "evaluate", "train")
 
 
 class LazyGroup(Group):

@@ -194,7 +194,14 @@ def load_model(model: str | None, bits: str | None, dtype: str | None, revision:
 
 @contextlib.contextmanager
 def byte_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar in bytes on stderr that appears with the first report; a new stage begins a new line."""
+    """A bar in bytes on stderr, as ``stage_bars``."""
+    with stage_bars("B") as report:
+        yield report
+
+
+@contextlib.contextmanager
+def stage_bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr that appears with the first report of a stage; a new stage begins a new line."""
     stage = ""
     bar: Any = None
 
@@ -203,7 +210,7 @@ def byte_progress() -> Iterator[Callable[[str, int, int], None]]:
         if name != stage:
             if bar is not None:
                 bar.close()
-            stage, bar = name, _bar(name, "B", total)
+            stage, bar = name, progress_bar(name, unit, total)
         bar.update(done - bar.n)
 
     try:
@@ -218,7 +225,7 @@ def follow_drawing(steps: Iterable[ImageStep], n: int, finished: Callable[[Gener
     from tqdm import tqdm
 
     started = time.perf_counter()
-    with _bar("drawing", "token") as bar:
+    with progress_bar("drawing", "token") as bar:
         for step in steps:
             bar.total = step.total
             per_minute = 60 * n * step.index / step.total / (time.perf_counter() - started)
@@ -229,7 +236,7 @@ def follow_drawing(steps: Iterable[ImageStep], n: int, finished: Callable[[Gener
                     finished(image)
 
 
-def _bar(title: str, unit: str, total: int | None = None) -> Any:
+def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
     """A progress bar, redrawn often on a terminal and rarely in a log."""
     from tqdm import tqdm
 

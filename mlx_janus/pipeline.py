@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import time
@@ -18,7 +19,7 @@ from .config import MAX_SEED
 from .decode.image import DrawOptions, draw_tokens
 from .decode.sampling import check_whole
 from .decode.text import StopStrings, TextOptions, answer_tokens
-from .errors import CheckpointError, ConfigError, OptionError, PromptError
+from .errors import ConfigError, OptionError, PromptError
 from .images import ImageSource, open_image, preprocess, to_image
 from .memory import available_memory
 from .models.backbone import cache_bytes
@@ -26,7 +27,7 @@ from .models.janus import JanusModel
 from .prompts import Prompts, Turn
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .weights.load import decoding_memory, load_model
-from .weights.sources import NO_MODEL, find_converted
+from .weights.sources import NO_MODEL, TINY, find_converted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from .config import JanusConfig
     from .weights.convert import Progress
 
+_LOG = logging.getLogger("mlx_janus")  # Python writes its warnings to stderr unless the application says otherwise
+_EMBEDDED = (
+    "No model is named: this is Janus-Tiny, which knows coloured shapes and nothing else. "
+    "For a real one: --model deepseek-ai/Janus-Pro-1B"
+)
 MAX_IMAGES = 10_000
 _READ_AHEAD = 256_000_000  # bytes of weights that are cast at once
 _BACKGROUND = (127, 127, 127)  # of what a preview does not show yet
@@ -52,6 +58,7 @@ def load(
     Args:
         path_or_hub_id: a folder that ``convert`` wrote, a PyTorch model folder in DeepSeek's or transformers' layout,
             or the Hub id of either ("deepseek-ai/Janus-Pro-1B"). PyTorch models are converted into the cache once.
+            None: Janus-Tiny, the model inside the package, which one logged warning says.
         bits: 8 or 4 to quantize the language model; None takes the model as it is.
         dtype: "float32", "bfloat16", "float16" or an MLX type; None: the model's own, float32 on a CPU.
         revision: branch, tag or commit on the Hub.
@@ -61,7 +68,10 @@ def load(
         JanusError: of the kind that fits: absent, foreign, damaged, or larger than the memory.
     """
     if path_or_hub_id is None:
-        raise CheckpointError(f"no model is given: {NO_MODEL}")
+        if revision is not None:
+            raise OptionError(f"a revision is of a model on the Hub: {NO_MODEL}")
+        _LOG.warning(_EMBEDDED)
+        path_or_hub_id = TINY
     named = None if dtype is None else str(dtype).removeprefix("mlx.core.")
     folder = find_converted(path_or_hub_id, bits=bits, dtype=named, revision=revision, progress=progress)
     model = load_model(folder, bits=bits, dtype=named)
@@ -71,6 +81,8 @@ def load(
 
 def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
     path = Path(os.path.expanduser(path_or_hub_id))  # noqa: PTH111  pathlib's raises for the home of nobody
+    if path == TINY:
+        return "janus-tiny"
     return path.resolve().name if path.is_dir() else os.fspath(path_or_hub_id)
 
 

@@ -94,7 +94,7 @@ def convert_checkpoint(
     config, planned = _plan(source, options)
     tokenizer = prepare_tokenizer(source.folder / "tokenizer.json", config.prompt)
     _check_space(output, sum(_converted_bytes(tensor, config, options.dtype) for tensor in planned))
-    with _whole_folder(output, overwrite=options.overwrite) as folder:
+    with whole_folder(output, overwrite=options.overwrite) as folder:
         metadata = _stamp(source, options.dtype, progress)
         try:
             total = _write_shards(folder, planned, config, options.dtype, metadata, progress)
@@ -361,7 +361,7 @@ def _check_space(output: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def _whole_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
+def whole_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary sibling of ``output`` that takes its name when the block ends well, and is removed if it does not."""
     output = output.resolve()
     _remove_stale(output)

@@ -19,6 +19,9 @@ from .published import read_published_config, read_published_sizes
 
 NO_MODEL = "name a model: a converted folder, a PyTorch model folder, or a Hub id such as deepseek-ai/Janus-Pro-1B"
 
+TINY = Path(__file__).parent.parent / "assets" / "tiny"
+"""Janus-Tiny, the model inside the package."""
+
 
 def cache_folder() -> Path:
     """Where conversions made by ``load`` are kept: ``MLX_JANUS_CACHE``, else the platform's cache folder."""

@@ -1,0 +1,111 @@
+"""``python -m mlx_janus.train``: train Janus-Tiny, the model inside the package, from nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import JanusError
+from .options import Command, Group, say, version_option
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@version_option
+def main() -> None:
+    """Train a model.
+
+    \b
+    Example:
+      python -m mlx_janus.train tiny --output runs/tiny
+    """
+
+
+@main.command(cls=Command)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to train.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, metavar="S")
+@click.option("--codec-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the image codec.")
+@click.option("--encoder-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the vision encoder alone.")
+@click.option("--joint-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the whole model.")
+@click.option("--checkpoint-every", type=click.FloatRange(0), default=120.0, show_default=True, metavar="SECONDS")
+def tiny(
+    output: Path,
+    seed: int,
+    codec_steps: int | None,
+    encoder_steps: int | None,
+    joint_steps: int | None,
+    checkpoint_every: float,
+) -> None:
+    """Train Janus-Tiny on the shapes world, in three stages, into DIR/model.
+
+    Pictures and words are made on the fly from the seed. Run the same command again after a kill, a Ctrl-C or a full
+    disk: it goes on from the last checkpoint to the same result. DIR also gets log.jsonl and losses.png. Needs the
+    extra "train".
+
+    \b
+    Examples:
+      python -m mlx_janus.train tiny --output runs/tiny
+      python -m mlx_janus.train tiny --output runs/try --codec-steps 50 --encoder-steps 50 --joint-steps 50
+    """
+    require_train_extra()
+    from .training.loop import LOG_FILE
+    from .training.plot import plot_log
+    from .training.recipe import TinyRecipe
+    from .training.tiny import MODEL_FOLDER, train_tiny
+
+    recipe = TinyRecipe(seed=seed)
+    for stage, steps in (("codec", codec_steps), ("encoder", encoder_steps), ("joint", joint_steps)):
+        if steps:
+            recipe = replace(recipe, **{stage: replace(getattr(recipe, stage), steps=steps)})
+    if recipe.codec.unquantized_steps >= recipe.codec.steps:
+        recipe = replace(recipe, codec=replace(recipe.codec, unquantized_steps=recipe.codec.steps // 2))
+    output.mkdir(parents=True, exist_ok=True)
+    with _StepBar() as bar:
+        train_tiny(output, recipe, every=checkpoint_every, report=bar.report)
+    plot_log(output / LOG_FILE, output / "losses.png")
+    click.echo(str(output / MODEL_FOLDER))
+    say(f"Try it: python -m mlx_janus.evaluate shapes --model {output / MODEL_FOLDER}")
+
+
+class _StepBar:
+    """A bar of steps on stderr, a line for each stage, with what the step measured."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.bar: Any = None
+
+    def __enter__(self) -> _StepBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def report(self, stage: str, done: int, total: int, measured: dict[str, float]) -> None:
+        from .options import progress_bar
+
+        if stage != self.stage:
+            self.__exit__()
+            self.stage, self.bar = stage, progress_bar(stage, "step", total)
+            self.bar.update(done - 1)
+            self.bar.unpause()
+        shown = {key: f"{value:.3g}" for key, value in measured.items() if key != "norm"}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(1)
+
+
+def require_train_extra() -> None:
+    """Raises:
+    JanusError: scipy or matplotlib is not installed.
+    """
+    import importlib.util
+
+    missing = [name for name in ("scipy", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise JanusError(f"{missing[0]} is not installed: pip install 'mlx-janus[train]'")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m mlx_janus.train")

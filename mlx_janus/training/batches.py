@@ -1,0 +1,98 @@
+"""Batches of the joint stage: conversations about pictures, and captions with the image tokens of their pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..prompts import Prompts, Turn
+from ..worlds import language, shapes
+
+PICTURE_AT = 5  # bos, <|User|>, ":", " ", begin-of-image
+_CAPTION = 24  # positions of a caption with its template; one in a few hundred is longer, and is worded anew
+_LENGTH = 160  # positions of a conversation
+_SAID = 80  # positions of its answers
+_MARGIN = 8  # positions of a turn besides its question and answer
+
+
+@dataclass(frozen=True)
+class AnsweringBatch:
+    """Conversations, one picture each, padded to one length."""
+
+    pixels: np.ndarray  # (B, SIDE, SIDE, 3)
+    ids: np.ndarray  # (B, L); the placeholders of the picture begin at PICTURE_AT in every row
+    asked: np.ndarray  # (B, M) positions whose next id the assistant says
+    said: np.ndarray  # (B, M) that next id
+    counts: np.ndarray  # (B, M) 1.0, or 0.0 where the row has no more answers
+
+
+@dataclass(frozen=True)
+class DrawingBatch:
+    """Captions, each followed by room for its picture's tokens."""
+
+    pixels: np.ndarray  # (B, SIDE, SIDE, 3)
+    ids: np.ndarray  # (B, L)
+    starts: np.ndarray  # (B,) the position of begin-of-image
+
+
+def answering_batch(prompts: Prompts, random: np.random.Generator, size: int) -> AnsweringBatch:
+    """``size`` conversations: as many questions about one picture as fit."""
+    scenes = [shapes.sample_scene(random) for _ in range(size)]
+    ids = np.full((size, _LENGTH), prompts.special.pad, np.int32)
+    asked, said = np.zeros((2, size, _SAID), np.int32)
+    counts = np.zeros((size, _SAID), np.float32)
+    for row, scene in enumerate(scenes):
+        conversation, answers = _conversation(prompts, scene, random)
+        ids[row, : len(conversation)] = conversation
+        places = np.flatnonzero(answers)[:_SAID]
+        asked[row, : len(places)], said[row, : len(places)] = places - 1, ids[row, places]
+        counts[row, : len(places)] = 1.0
+    assert (ids[:, PICTURE_AT - 1] == prompts.special.image_start).all()
+    return AnsweringBatch(_pixels(scenes), ids, asked, said, counts)
+
+
+def _conversation(prompts: Prompts, scene: shapes.Scene, random: np.random.Generator) -> tuple[list[int], list[bool]]:
+    """Ids, and which of them the assistant says, the end of an answer included."""
+    asked = [language.question(scene, random)]
+    used = prompts.image_tokens + _MARGIN + _length(prompts, asked[0])
+    while True:
+        more = language.question(scene, random)
+        used += _length(prompts, more)
+        if used > _LENGTH:
+            break
+        asked.append(more)
+    ids: list[int] = []
+    answers: list[bool] = []
+    turns: list[Turn] = []
+    for question in asked:
+        turns.append(Turn("user", question.text, 0 if turns else 1))
+        prompt = prompts.answering(turns)
+        answer = [*prompts.encode(f" {question.answer}"), prompts.special.eos]
+        answers += [False] * (len(prompt) - len(ids)) + [True] * len(answer)
+        ids = prompt + answer
+        turns.append(Turn("assistant", question.answer))
+    return ids, answers
+
+
+def _length(prompts: Prompts, question: language.Question) -> int:
+    return len(prompts.encode(question.text)) + len(prompts.encode(f" {question.answer}")) + _MARGIN
+
+
+def drawing_batch(prompts: Prompts, random: np.random.Generator, size: int, dropped: float) -> DrawingBatch:
+    """``size`` captions with their pictures; a share of them has the caption turned into pads."""
+    scenes = [shapes.sample_scene(random) for _ in range(size)]
+    rows = []
+    for scene in scenes:
+        row = prompts.drawing(language.caption(scene, random))
+        while len(row) > _CAPTION:
+            row = prompts.drawing(language.caption(scene, random))
+        rows.append(prompts.unconditional(row) if random.random() < dropped else row)
+    ids = np.full((size, _CAPTION), prompts.special.pad, np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return DrawingBatch(_pixels(scenes), ids, np.array([len(row) - 1 for row in rows], np.int32))
+
+
+def _pixels(scenes: list[shapes.Scene]) -> np.ndarray:
+    return np.stack([shapes.pixels(scene) for scene in scenes])

@@ -1,0 +1,30 @@
+"""A picture of a training log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .loop import read_log
+
+_CURVES = {
+    "codec": ("psnr", "reconstruction, dB"),
+    "encoder": ("shapes_right", "patches whose shape is right"),
+    "joint": ("text_loss", "loss of answers, nats a token"),
+    "joint ": ("image_loss", "loss of pictures, nats a token"),
+}
+
+
+def plot_log(log: Path, output: Path) -> None:
+    """Draw each stage's curve over its steps, as a PNG or whatever ``output`` ends in."""
+    from matplotlib.figure import Figure
+
+    lines = read_log(log)
+    figure = Figure(figsize=(12, 3), layout="constrained")
+    for axes, (stage, (key, title)) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
+        points = [(line["step"], line[key]) for line in lines if line["stage"] == stage.strip() and key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), linewidth=1)
+        axes.set_title(f"{stage.strip()}: {title}", fontsize=9)
+        axes.set_xlabel("steps", fontsize=8)
+        axes.tick_params(labelsize=8)
+    figure.savefig(output, dpi=100)

@@ -1,0 +1,86 @@
+"""What Janus-Tiny is made of, and how it is trained: sizes, steps, rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..config import (
+    DrawingConfig,
+    GenHeadConfig,
+    ImageConfig,
+    JanusConfig,
+    LlamaConfig,
+    MLPConfig,
+    PromptConfig,
+    SiglipConfig,
+    VQConfig,
+)
+from ..worlds.shapes import SIDE
+
+
+@dataclass(frozen=True)
+class CodecRecipe:
+    """The image codec: ``unquantized_steps`` come before its codebook is laid out."""
+
+    steps: int = 3400
+    unquantized_steps: int = 500
+    batch: int = 8
+    rate: float = 3e-3
+
+
+@dataclass(frozen=True)
+class EncoderRecipe:
+    """The vision encoder, alone, on labels of its patches."""
+
+    steps: int = 2600
+    batch: int = 32
+    rate: float = 4e-4
+
+
+@dataclass(frozen=True)
+class JointRecipe:
+    """The whole model on both losses of the paper. Batches are in sequences."""
+
+    steps: int = 2400
+    answering_batch: int = 12
+    drawing_batch: int = 32
+    rate: float = 1.5e-3
+    warmup: int = 100
+    dropped_prompts: float = 0.1  # share of drawing prompts turned into pads, so that guidance means something
+
+
+@dataclass(frozen=True)
+class TinyRecipe:
+    """All stages, in order."""
+
+    seed: int = 0
+    codec: CodecRecipe = field(default_factory=CodecRecipe)
+    encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
+    joint: JointRecipe = field(default_factory=JointRecipe)
+
+
+CODEC = VQConfig(
+    kind="vq", codebook_size=1024, codebook_dim=8, ch=8, ch_mult=(1, 2, 4, 8), num_res_blocks=1, z_channels=64,
+    norm_groups=1,
+)  # fmt: skip
+ENCODER = SiglipConfig(kind="siglip", image_size=SIDE, patch_size=8, width=128, layers=3, heads=4, mlp_width=384)
+
+
+def tiny_config(vocabulary: int) -> JanusConfig:
+    """Sizes of Janus-Tiny for a tokenizer of so many ids."""
+    hidden = 192
+    return JanusConfig(
+        understanding=ENCODER,
+        generation=CODEC,
+        language=LlamaConfig(
+            kind="llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=416, num_hidden_layers=5,
+            num_attention_heads=6, num_key_value_heads=6, head_dim=32, max_position_embeddings=1024,
+        ),
+        aligner=MLPConfig(kind="mlp_gelu", input_dim=ENCODER.width, output_dim=hidden),
+        gen_aligner=MLPConfig(kind="mlp_gelu", input_dim=CODEC.codebook_dim, output_dim=hidden),
+        gen_head=GenHeadConfig(kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=CODEC.codebook_size),
+        image=ImageConfig(image_size=SIDE),
+        prompt=PromptConfig(system=""),
+        drawing=DrawingConfig(cfg_weight=3.0, temperature=1.0),
+        dtype="float16",
+    )  # fmt: skip

@@ -1,0 +1,56 @@
+"""Writing a model that was made here, not converted, as a folder that ``load`` takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .. import __version__
+from ..config import FORMAT_VERSION, Dtype
+from ..errors import OutputError
+from ..models.janus import JanusModel
+from ..prompts import TOKENIZER_FILE
+from .convert import STAMP, check_output, whole_folder
+
+
+def save_model(
+    model: JanusModel, tokenizer: str, output: Path, *, dtype: Dtype, source: str, overwrite: bool = False
+) -> None:
+    """Write a converted folder, whole or not at all.
+
+    Args:
+        model: float weights.
+        tokenizer: the text of ``tokenizer.json``.
+        output: the folder to make.
+        dtype: what to store every weight in, the codec's too.
+        source: what the stamp says of where the model came from.
+        overwrite: replace the folder if it is a converted model.
+
+    Raises:
+        OutputError: the output is there already, or cannot be written.
+    """
+    check_output(output, overwrite=overwrite)
+    arrays = {name: array.astype(getattr(mx, dtype)) for name, array in tree_flatten(model.parameters())}
+    stamp = {
+        "format": "mlx",
+        STAMP: str(FORMAT_VERSION),
+        "mlx_janus_version": __version__,
+        "source": source,
+        "revision": "",
+        "dtype": dtype,
+        "source_sha256": "{}",
+    }
+    with whole_folder(output, overwrite=overwrite) as folder:
+        try:
+            path = folder / "model.safetensors"
+            mx.save_safetensors(str(path), arrays, stamp)
+            if path.stat().st_size < sum(array.nbytes for array in arrays.values()):
+                raise OSError(28, "the disk is full")
+            (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+            replace(model.config, dtype=dtype).dump(folder / "config.json")
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"{output} cannot be written ({reason}): free some space") from None

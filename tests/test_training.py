@@ -1,0 +1,223 @@
+"""Training learns, and a run that was killed ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx import nn
+from programs import ROOT, call, error_line, run
+
+import mlx_janus
+from mlx_janus import train
+from mlx_janus.errors import CheckpointError
+from mlx_janus.models.vq import VQModel
+from mlx_janus.prompts import Prompts
+from mlx_janus.training.batches import answering_batch, drawing_batch
+from mlx_janus.training.codec import CodecStage
+from mlx_janus.training.convolution import use_matrix_products
+from mlx_janus.training.encoder import EncoderStage, outlines, patch_labels
+from mlx_janus.training.joint import JointStage, build_model
+from mlx_janus.training.loop import checkpoint_file, read_log, run_stage
+from mlx_janus.training.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
+from mlx_janus.training.vocabulary import train_tokenizer
+from mlx_janus.worlds import shapes
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled() -> Iterator[None]:
+    """Compiling takes longer than these few steps."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> Prompts:
+    tokenizer = train_tokenizer(tiny_config(1000).prompt, 0)
+    config = tiny_config(tokenizer.get_vocab_size())
+    return Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
+
+
+def joint_stage(prompts: Prompts, steps: int) -> JointStage:
+    config = tiny_config(prompts.tokenizer.get_vocab_size())
+    codec = CodecStage(CODEC, CodecRecipe(), 0)
+    encoder = EncoderStage(ENCODER, EncoderRecipe(), 0)
+    model = build_model(config, codec.state(), encoder.state(), 0)
+    return JointStage(model, prompts, JointRecipe(steps, answering_batch=4, drawing_batch=8, warmup=5), 0)
+
+
+def test_thirty_steps_lower_both_losses(prompts: Prompts, tmp_path: Path) -> None:
+    run_stage(joint_stage(prompts, 30), tmp_path, recipe="a test")
+    first, _, last = read_log(tmp_path / "log.jsonl")
+    assert last["text_loss"] < 0.6 * first["text_loss"]
+    assert last["image_loss"] < first["image_loss"] - 0.3
+    assert last["step"] == 30
+
+
+def test_thirty_steps_of_the_codec_and_the_encoder_learn() -> None:
+    codec = CodecStage(CODEC, CodecRecipe(30, unquantized_steps=20, batch=4), 0)
+    losses = [codec.step(k)["loss"] for k in range(20)]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    measured = codec.step(20)
+    assert measured["codes_in_use"] > 100
+    encoder = EncoderStage(ENCODER, EncoderRecipe(30, batch=8), 0)
+    losses = [encoder.step(k)["loss"] for k in range(30)]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("name", ["codec", "encoder", "joint"])
+def test_a_killed_and_resumed_run_equals_an_unbroken_one(name: str, prompts: Prompts, tmp_path: Path) -> None:
+    def stage() -> CodecStage | EncoderStage | JointStage:
+        if name == "codec":
+            return CodecStage(CODEC, CodecRecipe(20, unquantized_steps=6, batch=2), 0)
+        return EncoderStage(ENCODER, EncoderRecipe(20, batch=2), 0) if name == "encoder" else joint_stage(prompts, 20)
+
+    def kill(_: str, done: int, __: int, ___: object) -> None:
+        if done == 13:
+            raise _Killed
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_stage(stage(), whole, recipe="a test")
+    with pytest.raises(_Killed):
+        run_stage(stage(), broken, recipe="a test", every=0, report=kill)
+    steps: list[int] = []
+    run_stage(stage(), broken, recipe="a test", report=lambda _, done, __, ___: steps.append(done))
+    assert steps[0] == 11  # from the checkpoint of step 10
+    one, two = (mx.load(str(checkpoint_file(folder, name))) for folder in (whole, broken))
+    assert set(one) == set(two)
+    assert all(mx.array_equal(one[key], two[key]) for key in one)
+    logs = [[{k: v for k, v in line.items() if "second" not in k} for line in read_log(f / "log.jsonl")] for f in (whole, broken)]
+    assert logs[0] == logs[1]
+
+
+def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    def stage() -> EncoderStage:
+        return EncoderStage(ENCODER, EncoderRecipe(2, batch=2), 0)
+
+    run_stage(stage(), tmp_path, recipe="one")
+    with pytest.raises(CheckpointError, match="another recipe or seed"):
+        run_stage(stage(), tmp_path, recipe="two")
+    path = checkpoint_file(tmp_path, "encoder")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        run_stage(stage(), tmp_path, recipe="one")
+
+
+def test_the_command_survives_a_kill(tmp_path: Path) -> None:
+    """The whole program, killed in its first stage, then run again: the same model file as without."""
+    steps = ["--codec-steps", "20", "--encoder-steps", "1", "--joint-steps", "1", "--checkpoint-every", "0"]
+    arguments = ["-m", "mlx_janus.train", "tiny", *steps, "--output"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = subprocess.Popen([sys.executable, *arguments, str(broken)], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not checkpoint_file(broken, "codec").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    for folder in (broken, whole):
+        done = subprocess.run([sys.executable, *arguments, str(folder)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{folder / 'model'}\n"
+    one, two = ((folder / "model" / "model.safetensors").read_bytes() for folder in (whole, broken))
+    assert one == two
+    assert {line["stage"] for line in read_log(whole / "log.jsonl")} == {"codec", "encoder", "joint"}
+    assert (whole / "losses.png").stat().st_size > 1000
+    janus = mlx_janus.load(whole / "model")
+    assert janus.generate_images("a red circle", seed=1)[0].image.size == (64, 64)
+
+
+def test_wrong_use_of_the_command(tmp_path: Path) -> None:
+    assert call(train.main, "tiny").code == 2
+    assert "--output" in call(train.main, "tiny").stderr
+    assert call(train.main, "tiny", "--output", tmp_path, "--codec-steps", "0").code == 2
+    (tmp_path / "file").write_text("")
+    outcome = call(train.main, "tiny", "--output", tmp_path / "file")
+    assert "file" in error_line(outcome)
+    assert "runs/tiny" in run("-m", "mlx_janus.train", "tiny", "--help").stdout
+
+
+def test_matrix_products_are_convolutions() -> None:
+    """The codec's output and gradients with every convolution as a matrix product are MLX's own."""
+    mx.random.seed(0)
+    model = VQModel(CODEC)
+    pixels = mx.random.uniform(-1, 1, (2, 64, 64, 3))
+
+    def loss(model: VQModel, pixels: mx.array) -> mx.array:
+        return (model.decoder(model.post_quant_conv(model.quant_conv(model.encoder(pixels)))) * pixels).mean()
+
+    before = nn.value_and_grad(model, loss)(model, pixels)
+    use_matrix_products(model)
+    after = nn.value_and_grad(model, loss)(model, pixels)
+    assert before[0].item() == pytest.approx(after[0].item(), rel=1e-4, abs=1e-6)
+    one, two = (dict(nn.utils.tree_flatten(gradients)) for _, gradients in (before, after))
+    largest = max(float(mx.abs(g).max()) for g in one.values())
+    assert set(one) == set(two)
+    for name, gradient in one.items():
+        assert float(mx.abs(gradient - two[name]).max()) < 1e-4 * largest, name
+
+
+def test_conversations_ask_for_what_the_assistant_says(prompts: Prompts) -> None:
+    batch = answering_batch(prompts, np.random.default_rng(0), 6)
+    for row in range(6):
+        ids, counts = batch.ids[row], batch.counts[row] > 0
+        assert (ids == prompts.special.image).sum() == prompts.image_tokens
+        assert (ids[batch.asked[row] + 1][counts] == batch.said[row][counts]).all()
+        answers = [a.strip() for a in prompts.tokenizer.decode(batch.said[row][counts].tolist(), skip_special_tokens=False)
+                   .split(prompts.config.eos)]  # fmt: skip
+        assert len(answers) >= 3
+        assert answers[-1] == ""  # the last one ended
+        text = prompts.tokenizer.decode(ids.tolist())
+        assert all(answer in text for answer in answers)
+
+
+def test_about_a_tenth_of_the_captions_is_dropped(prompts: Prompts) -> None:
+    batch = drawing_batch(prompts, np.random.default_rng(0), 1000, 0.1)
+    dropped = (batch.ids[:, 1] == prompts.special.pad).sum()
+    assert 70 < dropped < 130
+    assert (batch.ids[np.arange(1000), batch.starts] == prompts.special.image_start).all()
+    assert (batch.ids[:, 0] == prompts.special.bos).all()
+
+
+def test_patch_labels_are_of_the_things_there() -> None:
+    thing = shapes.Thing("star", "green", 24, 20, 44, 0, shapes.COLOURS["green"])
+    scene = shapes.Scene((thing,))
+    shape, colour, centre = patch_labels(scene, 8).reshape(3, 8, 8)
+    assert shape[5, 2] == 1 + shapes.SHAPES.index("star")
+    assert colour[5, 2] == 1 + list(shapes.COLOURS).index("green")
+    assert centre.sum() == centre[5, 2] == 1
+    assert shape[0].sum() == shape[:, 6:].sum() == 0
+    cells = outlines(shapes.pixels(scene)[None], 8)[0].reshape(8, 8, 4, 4)
+    assert cells[5, 2].mean() > 0.9
+    assert cells[0].sum() == 0
+
+
+def test_the_tokenizer_reads_what_it_has_never_seen(prompts: Prompts) -> None:
+    for text in ("Ein Igel im Schnee, 3 × größer 🦔", "a red circle", "<|Assistant|>"):
+        assert prompts.decode(prompts.encode(text)) == text
+
+
+def test_the_log_forgets_a_line_that_a_kill_cut(tmp_path: Path) -> None:
+    run_stage(EncoderStage(ENCODER, EncoderRecipe(1, batch=2), 0), tmp_path, recipe="one")
+    log = tmp_path / "log.jsonl"
+    log.write_text(log.read_text() + '{"stage": "enc')
+    run_stage(EncoderStage(ENCODER, EncoderRecipe(1, batch=2), 0), tmp_path, recipe="one")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1]
