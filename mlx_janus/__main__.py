@@ -31,6 +31,7 @@ def main() -> None:
 
     \b
     Examples:
+      mlx-janus generate -p "a red circle above a blue square"
       mlx-janus generate -m deepseek-ai/Janus-Pro-1B -p "a red fox in fresh snow"
       mlx-janus chat -m deepseek-ai/Janus-Pro-1B
       mlx-janus convert deepseek-ai/Janus-Pro-7B models/janus-pro-7b-4bit --bits 4

@@ -19,8 +19,9 @@ def main() -> None:
     """Measure a model.
 
     \b
-    Example:
+    Examples:
       python -m mlx_janus.evaluate shapes
+      python -m mlx_janus.evaluate shapes --model runs/tiny/model --output scores.json
     """
 
 

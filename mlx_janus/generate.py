@@ -67,6 +67,7 @@ def main(ctx: click.Context, /, **options: Any) -> None:
 
     \b
     Examples:
+      python -m mlx_janus.generate -p "a red circle above a blue square"
       python -m mlx_janus.generate -m deepseek-ai/Janus-Pro-1B -p "a red fox in fresh snow"
       python -m mlx_janus.generate -m models/janus-pro-1b -p "a lighthouse" --n 4 --seed 7 -o light.png
       python -m mlx_janus.generate -m models/janus-pro-1b -i photo.jpg -p "What is in this picture?"

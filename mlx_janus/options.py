@@ -142,7 +142,7 @@ model_options = stack(
         "--model",
         metavar="MODEL",
         help="Converted folder, PyTorch model folder, or Hub id such as deepseek-ai/Janus-Pro-1B; PyTorch models are "
-        "converted once, into a cache.",
+        "converted once, into a cache.  [default: Janus-Tiny, which is in the package]",
     ),
     click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the language model to this many bits."),
     click.option(

@@ -18,8 +18,9 @@ def main() -> None:
     """Train a model.
 
     \b
-    Example:
+    Examples:
       python -m mlx_janus.train tiny --output runs/tiny
+      python -m mlx_janus.train tiny --output runs/other --seed 1
     """
 
 
@@ -27,6 +28,7 @@ def main() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to train.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, metavar="S")
 @click.option("--codec-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the image codec.")
+@click.option("--merged-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the codec with merged codes.")
 @click.option("--encoder-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the vision encoder alone.")
 @click.option("--joint-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the whole model.")
 @click.option("--checkpoint-every", type=click.FloatRange(0), default=120.0, show_default=True, metavar="SECONDS")
@@ -34,11 +36,12 @@ def tiny(
     output: Path,
     seed: int,
     codec_steps: int | None,
+    merged_steps: int | None,
     encoder_steps: int | None,
     joint_steps: int | None,
     checkpoint_every: float,
 ) -> None:
-    """Train Janus-Tiny on the shapes world, in three stages, into DIR/model.
+    """Train Janus-Tiny on the shapes world, in four stages, into DIR/model.
 
     Pictures and words are made on the fly from the seed. Run the same command again after a kill, a Ctrl-C or a full
     disk: it goes on from the last checkpoint to the same result. DIR also gets log.jsonl and losses.png. Needs the
@@ -47,7 +50,8 @@ def tiny(
     \b
     Examples:
       python -m mlx_janus.train tiny --output runs/tiny
-      python -m mlx_janus.train tiny --output runs/try --codec-steps 50 --encoder-steps 50 --joint-steps 50
+      python -m mlx_janus.train tiny --output runs/try --codec-steps 50 --merged-steps 50 \\
+        --encoder-steps 50 --joint-steps 50
     """
     require_train_extra()
     from .training.loop import LOG_FILE
@@ -56,7 +60,8 @@ def tiny(
     from .training.tiny import MODEL_FOLDER, train_tiny
 
     recipe = TinyRecipe(seed=seed)
-    for stage, steps in (("codec", codec_steps), ("encoder", encoder_steps), ("joint", joint_steps)):
+    given = {"codec": codec_steps, "merged": merged_steps, "encoder": encoder_steps, "joint": joint_steps}
+    for stage, steps in given.items():
         if steps:
             recipe = replace(recipe, **{stage: replace(getattr(recipe, stage), steps=steps)})
     if recipe.codec.unquantized_steps >= recipe.codec.steps:

@@ -30,7 +30,14 @@ PROMPT = "a lighthouse in a storm"
 QUESTION = "What is in this image?"
 PICTURE = FIXTURES / "picture.png"
 SOURCE = FIXTURES / "deepseek-pro-bin"
-COMMANDS = ("mlx_janus", "mlx_janus.generate", "mlx_janus.chat", "mlx_janus.convert")
+COMMANDS = (
+    "mlx_janus",
+    "mlx_janus.generate",
+    "mlx_janus.chat",
+    "mlx_janus.convert",
+    "mlx_janus.evaluate",
+    "mlx_janus.train",
+)
 Janus = mlx_janus.JanusPipeline
 
 
@@ -697,7 +704,7 @@ def test_version(module: str) -> None:
 
 def test_the_group_runs_the_commands(model: Path, here: Path) -> None:
     listed = call(group, "--help").stdout
-    for command in ("generate", "chat", "convert"):
+    for command in ("generate", "chat", "convert", "evaluate", "train"):
         assert re.search(rf"^  {command} ", listed, re.MULTILINE)
         assert call(group, command, "--help").stdout.startswith(f"Usage: program {command} ")
     done = call(group, "generate", "-m", model, "-p", PROMPT)

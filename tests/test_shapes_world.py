@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_the_judge_measures_to_a_fraction_of_a_pixel(scenes: list[shapes.Scene])
 
 def test_the_judge_sees_a_wrong_picture_as_wrong(scenes: list[shapes.Scene]) -> None:
     """Pictures of another scene, or with a shape painted over, are not read as this one."""
-    for scene, other in zip(scenes[:300], scenes[1:301], strict=True):
+    for scene, other in pairwise(scenes[:301]):
         if Counter(t.name for t in scene.things) != Counter(t.name for t in other.things):
             assert not is_read_right(scene, shapes.render(other))
         if scene.things:

@@ -25,7 +25,7 @@ from mlx_janus.prompts import Prompts
 from mlx_janus.training.batches import answering_batch, drawing_batch
 from mlx_janus.training.codec import CodecStage
 from mlx_janus.training.convolution import use_matrix_products
-from mlx_janus.training.encoder import EncoderStage, outlines, patch_labels
+from mlx_janus.training.encoder import EncoderStage, edges, outlines, patch_labels
 from mlx_janus.training.joint import JointStage, build_model
 from mlx_janus.training.loop import checkpoint_file, read_log, run_stage
 from mlx_janus.training.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
@@ -50,8 +50,7 @@ def prompts() -> Prompts:
 
 def joint_stage(prompts: Prompts, steps: int) -> JointStage:
     config = tiny_config(prompts.tokenizer.get_vocab_size())
-    codec = CodecStage(CODEC, CodecRecipe(), 0)
-    encoder = EncoderStage(ENCODER, EncoderRecipe(), 0)
+    codec, encoder = CodecStage(CODEC, CodecRecipe(), 0), EncoderStage(ENCODER, EncoderRecipe(), 0)
     model = build_model(config, codec.state(), encoder.state(), 0)
     return JointStage(model, prompts, JointRecipe(steps, answering_batch=4, drawing_batch=8, warmup=5), 0)
 
@@ -100,7 +99,10 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(name: str, prompts: Pro
     one, two = (mx.load(str(checkpoint_file(folder, name))) for folder in (whole, broken))
     assert set(one) == set(two)
     assert all(mx.array_equal(one[key], two[key]) for key in one)
-    logs = [[{k: v for k, v in line.items() if "second" not in k} for line in read_log(f / "log.jsonl")] for f in (whole, broken)]
+    logs = [
+        [{k: v for k, v in line.items() if "second" not in k} for line in read_log(f / "log.jsonl")]
+        for f in (whole, broken)
+    ]
     assert logs[0] == logs[1]
 
 
@@ -119,7 +121,8 @@ def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Pa
 
 def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     """The whole program, killed in its first stage, then run again: the same model file as without."""
-    steps = ["--codec-steps", "20", "--encoder-steps", "1", "--joint-steps", "1", "--checkpoint-every", "0"]
+    steps = ["--codec-steps", "20", "--checkpoint-every", "0"]
+    steps += [word for stage in ("merged", "encoder", "joint") for word in (f"--{stage}-steps", "1")]
     arguments = ["-m", "mlx_janus.train", "tiny", *steps, "--output"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -134,12 +137,14 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     for folder in (broken, whole):
-        done = subprocess.run([sys.executable, *arguments, str(folder)], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *arguments, str(folder)], env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{folder / 'model'}\n"
     one, two = ((folder / "model" / "model.safetensors").read_bytes() for folder in (whole, broken))
     assert one == two
-    assert {line["stage"] for line in read_log(whole / "log.jsonl")} == {"codec", "encoder", "joint"}
+    assert {line["stage"] for line in read_log(whole / "log.jsonl")} == {"codec", "merged", "encoder", "joint"}
     assert (whole / "losses.png").stat().st_size > 1000
     janus = mlx_janus.load(whole / "model")
     assert janus.generate_images("a red circle", seed=1)[0].image.size == (64, 64)
@@ -200,11 +205,18 @@ def test_about_a_tenth_of_the_captions_is_dropped(prompts: Prompts) -> None:
 def test_patch_labels_are_of_the_things_there() -> None:
     thing = shapes.Thing("star", "green", 24, 20, 44, 0, shapes.COLOURS["green"])
     scene = shapes.Scene((thing,))
-    shape, colour, centre = patch_labels(scene, 8).reshape(3, 8, 8)
+    shape, colour, centre, right, down, size = patch_labels(scene, 8).reshape(6, 8, 8)
     assert shape[5, 2] == 1 + shapes.SHAPES.index("star")
     assert colour[5, 2] == 1 + list(shapes.COLOURS).index("green")
     assert centre.sum() == centre[5, 2] == 1
     assert shape[0].sum() == shape[:, 6:].sum() == 0
+    assert (right[5, 2], down[5, 2], size[5, 2]) == (0, 0, 3)
+    assert (right[4, 1], down[4, 1]) == (1, 1)
+    square = shapes.Scene((shapes.Thing("square", "red", 24, 32, 32, 0, shapes.COLOURS["red"]),))
+    held = edges(shapes.pixels(square)[None], 8)[0].reshape(8, 8, 4, 16).sum(2)
+    assert held[4, 2].argmax() == 0  # brighter to the left, so "differs" grows to the right
+    assert held[4, 5].argmax() == 8
+    assert held[3, 3].sum() == 0
     cells = outlines(shapes.pixels(scene)[None], 8)[0].reshape(8, 8, 4, 4)
     assert cells[5, 2].mean() > 0.9
     assert cells[0].sum() == 0

@@ -21,18 +21,21 @@ from .convolution import use_matrix_products
 from .loop import Learner, compiled_gradient, part_of
 from .recipe import CodecRecipe
 
-_KINDS = ("several", "several", "same", "two", "single")  # busy pictures teach more than plain ones
 _ON_SHAPES = 4.0  # weight of a pixel that differs from the picture's corner, above that of a plain one
 _LAID_OUT_FROM = 8  # batches
 _FORGET = 0.98  # of the running means, a step
 _UNUSED = 0.05  # mean uses a step below which a code is moved
 _MOVE_EVERY = 20  # steps
+_LOOKED_AT = 60  # batches, to tell which codes stand for plain background
+_PLAIN = 4.0  # times as often on plain patches as on others
+_KEPT = 16  # codes for plain background
 
 
 class CodecStage:
     """Trains a ``VQModel`` on pictures of the training scenes."""
 
     name = "codec"
+    learns_to_encode = True
 
     def __init__(self, config: VQConfig, recipe: CodecRecipe, seed: int):
         self.recipe, self.steps, self.seed = recipe, recipe.steps, seed
@@ -40,7 +43,10 @@ class CodecStage:
         self.model = VQModel(config)
         use_matrix_products(self.model)
         self.model.quantize.freeze()
-        self.learner = Learner(self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon=False)
+        if not self.learns_to_encode:
+            self.model.encoder.freeze()
+            self.model.quant_conv.freeze()
+        self.learner = Learner(self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=None)
         size, width = config.codebook_size, config.codebook_dim
         self.uses, self.sums = mx.ones((size,)), mx.zeros((size, width))
         self._losses = [compiled_gradient(self.model, partial(_loss, quantized=q)) for q in (False, True)]
@@ -56,7 +62,7 @@ class CodecStage:
 
     def step(self, index: int) -> dict[str, float]:
         quantized = index >= self.recipe.unquantized_steps
-        if index == self.recipe.unquantized_steps:
+        if index == self.recipe.unquantized_steps > 0:
             self._lay_out(index)
         pixels = self._batch(index, 0)
         (loss, (error, commitment, z, ids)), gradients = self._losses[quantized](pixels)
@@ -68,7 +74,8 @@ class CodecStage:
             "norm": norm.item(),
         }
         if quantized:
-            self._follow(z, ids, index)
+            if self.learns_to_encode:
+                self._follow(z, ids, index)
             used = mx.exp(-(p := self.uses / self.uses.sum() + 1e-9) @ mx.log(p))
             metrics["codes_in_use"] = float(np.array(self.uses > _UNUSED).sum())
             metrics["perplexity"] = used.item()
@@ -76,7 +83,7 @@ class CodecStage:
 
     def _batch(self, index: int, part: int) -> mx.array:
         random = np.random.default_rng([self.seed, 1, index, part])
-        kinds = random.choice(_KINDS, self.recipe.batch)
+        kinds = random.choice(shapes.BUSY, self.recipe.batch)
         return mx.array(np.stack([shapes.pixels(shapes.sample_scene(random, kind)) for kind in kinds]))
 
     def _lay_out(self, index: int) -> None:
@@ -109,6 +116,62 @@ class CodecStage:
                 sums[places] = z[worst[: unused.size]]
                 uses[places] = mx.ones((unused.size,))
         self._place(sums, uses)
+
+
+class MergedCodecStage(CodecStage):
+    """Goes on with a trained codec after merging the codes that it spends on plain background.
+
+    Three quarters of a picture are plain, and over them the codec spreads hundreds of codes that look alike. Which one
+    it takes is noise to the language model. These codes become a few; the rows of the others become zero, which is
+    nearest to nothing; and the decoder gets used to it. Encoder and codebook stay as they are: they would spread again.
+
+    Args:
+        config: of the codec.
+        recipe: of these steps.
+        seed: of batches, and of the clustering.
+        trained: the final state of ``CodecStage``.
+    """
+
+    name = "merged"
+
+    learns_to_encode = False
+
+    def __init__(self, config: VQConfig, recipe: CodecRecipe, seed: int, trained: dict[str, mx.array]):
+        super().__init__(config, recipe, seed + 3)
+        self.model.load_weights(list(part_of(trained, "model.").items()), strict=True)
+        book = part_of(trained, "codebook.")
+        self._merge(book["sums"], book["uses"])
+
+    def _merge(self, sums: mx.array, uses: mx.array) -> None:
+        from scipy.cluster.vq import kmeans2
+
+        size = uses.shape[0]
+        plain, other = np.zeros((2, size))
+        for i in range(_LOOKED_AT):
+            pixels = self._batch(i, 1)
+            ids = np.array(self.model.encode(pixels))
+            shaped = np.abs(np.array(pixels) - np.array(pixels)[:, :1, :1]).max(-1) > 0.15
+            grid, cell = int(ids.shape[1] ** 0.5), self.model_cell
+            held = shaped.reshape(len(ids), grid, cell, grid, cell).any((2, 4)).reshape(ids.shape)
+            plain += np.bincount(ids[~held], minlength=size)
+            other += np.bincount(ids[held], minlength=size)
+        spent = np.flatnonzero(plain > _PLAIN * other)
+        rows = np.array(self.model.quantize.embedding.weight)[spent]
+        random = np.random.default_rng([self.seed, 6])
+        centres, nearest = kmeans2(rows, _KEPT, iter=20, minit="++", missing="warn", seed=random)
+        merged_sums, merged_uses = np.array(sums), np.array(uses)
+        for k in range(_KEPT):
+            codes = spent[nearest == k]
+            if len(codes):
+                total = uses[mx.array(codes)].sum()
+                merged_sums[codes], merged_uses[codes] = 0, 0
+                merged_sums[codes[0]], merged_uses[codes[0]] = centres[k] * float(np.array(total)), np.array(total)
+        self._place(mx.array(merged_sums), mx.array(merged_uses))
+
+    @property
+    def model_cell(self) -> int:
+        """Pixels of a token on a side."""
+        return int(2 ** (len(self.model.decoder.conv_blocks) - 1))
 
 
 def _loss(

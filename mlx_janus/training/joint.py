@@ -2,13 +2,16 @@
 
 Cross-entropy on the text of answers and on image tokens (arXiv 2410.13848, section 3.3). The encoder and the codec come
 from the stages before; the table of image embeddings begins as the codebook, so that codes that look alike begin alike.
-The two losses are computed side by side, each on a stream of its own, which on a CPU is a thread of its own.
+The two losses are computed side by side, in a thread each.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +21,7 @@ from mlx.utils import tree_map
 from ..config import JanusConfig
 from ..models.janus import JanusModel
 from ..prompts import Prompts
-from .batches import PICTURE_AT, answering_batch, drawing_batch
+from .batches import PICTURE_AT, AnsweringBatch, DrawingBatch, answering_batch, drawing_batch
 from .convolution import use_matrix_products
 from .loop import Learner, compiled_gradient, part_of
 from .recipe import JointRecipe
@@ -35,7 +38,14 @@ def build_model(config: JanusConfig, codec: dict[str, mx.array], encoder: dict[s
 
 
 class JointStage:
-    """Trains a ``JanusModel``, all but its codec."""
+    """Trains a ``JanusModel``, all but its codec.
+
+    Args:
+        model: changed in place.
+        prompts: the model's tokenizer and template.
+        recipe: steps, batches and rate.
+        seed: of the batches.
+    """
 
     name = "joint"
 
@@ -44,10 +54,14 @@ class JointStage:
         self.model, self.prompts = model, prompts
         use_matrix_products(model.gen_vision_model)
         model.gen_vision_model.freeze()
-        self.learner = Learner(model, rate=recipe.rate, steps=recipe.steps, warmup=recipe.warmup, decay=0.02)
+        self.learner = Learner(
+            model, rate=recipe.rate, steps=recipe.steps, warmup=recipe.warmup, muon_rate=recipe.muon_rate, decay=0.02
+        )
         self._answering = compiled_gradient(model, answering_loss)
         self._drawing = compiled_gradient(model, drawing_loss)
-        self._streams = [mx.new_stream(mx.default_device()) for _ in range(2)]
+        self._beside = ThreadPoolExecutor(1)
+        self._compiled = False
+        self._streams = [mx.new_stream(mx.default_device()), self._beside.submit(mx.new_stream, mx.default_device()).result()]
         mx.eval(model.parameters())
 
     def state(self) -> dict[str, mx.array]:
@@ -61,12 +75,12 @@ class JointStage:
         random = np.random.default_rng([self.seed, 5, index])
         conversations = answering_batch(self.prompts, random, self.recipe.answering_batch)
         captions = drawing_batch(self.prompts, random, self.recipe.drawing_batch, self.recipe.dropped_prompts)
-        with mx.stream(self._streams[0]):
-            (text, right), towards_text = self._answering(*map(mx.array, astuple(conversations)))
-        with mx.stream(self._streams[1]):
-            (image, matched), towards_image = self._drawing(*map(mx.array, astuple(captions)))
-        mx.async_eval(text, towards_text)
-        mx.async_eval(image, towards_image)
+        beside = self._beside.submit(_evaluated, self._answering, conversations, self._streams[1])
+        if not self._compiled:  # the first call changes the model while it is traced
+            beside.exception()
+            self._compiled = True
+        (image, matched), towards_image = _evaluated(self._drawing, captions, self._streams[0])
+        (text, right), towards_text = beside.result()
         norm = self.learner.update(tree_map(lambda a, b: a + b, towards_text, towards_image))
         positions = conversations.ids.size + captions.ids.size + captions.ids.shape[0] * self.model.config.image_tokens
         return {
@@ -77,6 +91,14 @@ class JointStage:
             "norm": norm.item(),
             "tokens_per_second": positions / (time.perf_counter() - started),
         }
+
+
+def _evaluated(gradient: Callable[..., Any], batch: AnsweringBatch | DrawingBatch, stream: mx.Stream) -> Any:
+    """A loss and its gradient, computed on a stream, which is of the calling thread."""
+    with mx.stream(stream):
+        result = gradient(*map(mx.array, astuple(batch)))
+        mx.eval(result)
+    return result
 
 
 def answering_loss(

@@ -23,7 +23,6 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..errors import CheckpointError, OutputError
 
 LOG_FILE = "log.jsonl"
-_MUON = 20.0  # Muon's rate over AdamW's
 _LOG_EVERY = 10  # steps, averaged into one line
 
 Report = Callable[[str, int, int, dict[str, float]], None]
@@ -47,14 +46,14 @@ class Stage(Protocol):
 
 
 class Learner:
-    """A module with its optimizer: Muon for matrices inside the network, AdamW for what else there is.
+    """A module with its optimizer: AdamW, or with a ``muon_rate`` Muon for the matrices inside the network.
 
     Both rates rise linearly and fall as a cosine; gradients have a bounded norm. Muon (Jordan et al., 2024) makes the
-    update of a matrix orthogonal, and needs about half the steps of AdamW here (docs/lab-notes.md).
+    update of a matrix orthogonal.
     """
 
     def __init__(
-        self, model: nn.Module, *, rate: float, steps: int, warmup: int, decay: float = 0.01, muon: bool = True
+        self, model: nn.Module, *, rate: float, steps: int, warmup: int, muon_rate: float | None, decay: float = 0.01
     ):
         def schedule(top: float) -> Callable[[mx.array], mx.array]:
             rise = optim.linear_schedule(top * 0.01, top, warmup)
@@ -62,9 +61,10 @@ class Learner:
             return optim.join_schedules([rise, fall], [warmup])
 
         self.model = model
-        inner = optim.Muon(schedule(rate * _MUON), momentum=0.95, weight_decay=decay)
-        adamw = optim.AdamW(schedule(rate), betas=[0.9, 0.98], weight_decay=decay)
-        self.optimizer = optim.MultiOptimizer([inner, adamw], [_is_inner_matrix]) if muon else adamw
+        self.optimizer: optim.Optimizer = optim.AdamW(schedule(rate), betas=[0.9, 0.98], weight_decay=decay)
+        if muon_rate is not None:
+            inner = optim.Muon(schedule(muon_rate), momentum=0.95, weight_decay=decay)
+            self.optimizer = optim.MultiOptimizer([inner, self.optimizer], [_is_inner_matrix])
         self.optimizer.init(model.trainable_parameters())
 
     def update(self, gradients: Any) -> mx.array:

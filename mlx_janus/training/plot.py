@@ -8,9 +8,10 @@ from .loop import read_log
 
 _CURVES = {
     "codec": ("psnr", "reconstruction, dB"),
+    "merged": ("psnr", "reconstruction, dB"),
     "encoder": ("shapes_right", "patches whose shape is right"),
-    "joint": ("text_loss", "loss of answers, nats a token"),
-    "joint ": ("image_loss", "loss of pictures, nats a token"),
+    "joint": ("image_loss", "loss of pictures, nats a token"),
+    "joint ": ("text_loss", "loss of answers, nats a token"),
 }
 
 
@@ -19,7 +20,7 @@ def plot_log(log: Path, output: Path) -> None:
     from matplotlib.figure import Figure
 
     lines = read_log(log)
-    figure = Figure(figsize=(12, 3), layout="constrained")
+    figure = Figure(figsize=(15, 3), layout="constrained")
     for axes, (stage, (key, title)) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
         points = [(line["step"], line[key]) for line in lines if line["stage"] == stage.strip() and key in line]
         if points:

@@ -32,19 +32,21 @@ class CodecRecipe:
 class EncoderRecipe:
     """The vision encoder, alone, on labels of its patches."""
 
-    steps: int = 2600
+    steps: int = 2200
     batch: int = 32
-    rate: float = 4e-4
+    rate: float = 1e-3
+    muon_rate: float = 0.01
 
 
 @dataclass(frozen=True)
 class JointRecipe:
     """The whole model on both losses of the paper. Batches are in sequences."""
 
-    steps: int = 2400
+    steps: int = 1100
     answering_batch: int = 12
     drawing_batch: int = 32
-    rate: float = 1.5e-3
+    rate: float = 1e-3
+    muon_rate: float = 0.01
     warmup: int = 100
     dropped_prompts: float = 0.1  # share of drawing prompts turned into pads, so that guidance means something
 
@@ -55,6 +57,7 @@ class TinyRecipe:
 
     seed: int = 0
     codec: CodecRecipe = field(default_factory=CodecRecipe)
+    merged: CodecRecipe = field(default_factory=lambda: CodecRecipe(360, unquantized_steps=0, rate=1.5e-3))
     encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
     joint: JointRecipe = field(default_factory=JointRecipe)
 

@@ -11,7 +11,7 @@ from ..models.janus import JanusModel
 from ..models.vq import VQModel
 from ..prompts import Prompts
 from ..weights.save import save_model
-from .codec import CodecStage
+from .codec import CodecStage, MergedCodecStage
 from .encoder import EncoderStage
 from .joint import JointStage, build_model
 from .loop import Report, Stage, load_state, run_stage
@@ -43,14 +43,15 @@ def train_tiny(
         facts = json.dumps([recipe.seed, *depends_on], default=asdict, sort_keys=True)
         run_stage(stage, output, recipe=facts, every=every, report=report)
 
-    run(CodecStage(CODEC, recipe.codec, recipe.seed), recipe.codec, CODEC.to_dict())
-    run(EncoderStage(ENCODER, recipe.encoder, recipe.seed), recipe.encoder, ENCODER.to_dict())
+    run(CodecStage(CODEC, recipe.codec, recipe.seed), CODEC.to_dict(), recipe.codec)
+    merged = MergedCodecStage(CODEC, recipe.merged, recipe.seed, load_state(output, "codec"))
+    run(merged, CODEC.to_dict(), recipe.codec, recipe.merged)
+    run(EncoderStage(ENCODER, recipe.encoder, recipe.seed), ENCODER.to_dict(), recipe.encoder)
     tokenizer = train_tokenizer(PromptConfig(), recipe.seed)
     config = tiny_config(tokenizer.get_vocab_size())
     prompts = Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
-    model = build_model(config, load_state(output, "codec"), load_state(output, "encoder"), recipe.seed)
-    joint = JointStage(model, prompts, recipe.joint, recipe.seed)
-    run(joint, recipe.joint, recipe.encoder, recipe.codec, config.to_dict())
+    model = build_model(config, load_state(output, "merged"), load_state(output, "encoder"), recipe.seed)
+    run(JointStage(model, prompts, recipe.joint, recipe.seed), config.to_dict(), recipe)
     trained = as_shipped(model)
     text = prompts.tokenizer.to_str()
     save_model(trained, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True)

@@ -33,6 +33,7 @@ HELD_OUT = frozenset({("circle", "purple"), ("square", "orange"), ("triangle", "
 Kind = Literal["single", "two", "same", "several", "empty"]
 Split = Literal["train", "pairs", "scenes", "any"]
 KINDS: dict[Kind, float] = {"single": 0.22, "two": 0.32, "same": 0.22, "several": 0.2, "empty": 0.04}
+BUSY: tuple[Kind, ...] = ("several", "several", "same", "two", "single")  # as often each: more to learn in a picture
 
 _GAP = 3.0  # pixels between the circles around two shapes
 _EDGE = 1.0  # pixels between a shape and the edge

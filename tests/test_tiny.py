@@ -1,0 +1,137 @@
+"""Janus-Tiny, the model inside the package: what it knows, that it draws the same again, and what fewer bits cost it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from programs import call, error_line, run
+
+import mlx_janus
+from mlx_janus import chat, evaluate
+from mlx_janus.evaluation.shapes import (
+    Sizes,
+    drawing_prompts,
+    measure_attributes,
+    measure_codec,
+    measure_existence,
+)
+from mlx_janus.weights.sources import TINY
+from mlx_janus.worlds import judge, language
+
+NOTICE = "No model is named: this is Janus-Tiny"
+
+
+def scores(janus: mlx_janus.JanusPipeline) -> dict[str, float]:
+    """Shares of right answers and right pictures on a fixed set."""
+    sizes = Sizes(pictures=12)
+    existence = measure_existence(janus, sizes, 0, lambda *_: None)
+    attributes = measure_attributes(janus, sizes, 0, lambda *_: None)
+    right = []
+    for task in ("single object", "colours", "colour attribution"):
+        for i, wanted in enumerate(drawing_prompts(task, 4, 0)):
+            drawn = janus.generate_images(wanted.prompt, n=2, seed=10 * i)
+            right += [wanted.is_met(judge.read(image.image)) for image in drawn]
+    return {
+        "existence": float(np.mean([answers.accuracy for answers in existence.values()])),
+        "attributes": float(np.mean(list(attributes.values()))),
+        "drawing": float(np.mean(right)),
+    }
+
+
+@pytest.fixture(scope="module")
+def tiny() -> mlx_janus.JanusPipeline:
+    return mlx_janus.load(TINY)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: mlx_janus.JanusPipeline) -> dict[str, float]:
+    return scores(tiny)
+
+
+def test_it_answers_and_draws_right(whole: dict[str, float]) -> None:
+    assert whole["existence"] >= EXISTENCE
+    assert whole["attributes"] >= ATTRIBUTES
+    assert whole["drawing"] >= DRAWING
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_fewer_bits_cost_little(bits: int, whole: dict[str, float]) -> None:
+    fewer = scores(mlx_janus.load(TINY, bits=bits))
+    assert all(fewer[part] >= whole[part] - LOST[bits] for part in whole), (fewer, whole)
+
+
+def test_it_is_small_and_whole() -> None:
+    assert sum(file.stat().st_size for file in TINY.iterdir()) <= 8_000_000
+    janus = mlx_janus.load(TINY)
+    assert sum(array.size for _, array in tree_flatten(janus.model.parameters())) <= 6_000_000
+    assert {file.name for file in TINY.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_the_same_seed_draws_the_same_tokens_on_every_run() -> None:
+    """In processes of their own, so that nothing left over can help."""
+    program = (
+        "import mlx_janus; j = mlx_janus.load();"
+        "print([i.tokens.tolist() for i in j.generate_images('a red circle', n=2, seed=5)])"
+    )
+    first, second = (run("-c", program) for _ in range(2))
+    assert first.code == 0, first.stderr
+    assert first.stdout == second.stdout
+    drawn = mlx_janus.load(TINY).generate_images("a red circle", seed=6)[0].tokens.tolist()
+    assert str(drawn) in first.stdout  # alone as with others
+
+
+def test_load_without_a_name_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="mlx_janus"):
+        janus = mlx_janus.load()
+    assert janus.name == "janus-tiny"
+    assert [NOTICE in record.message for record in caplog.records] == [True]
+    assert "--model deepseek-ai/Janus-Pro-1B" in caplog.text
+
+
+def test_the_commands_use_it_and_say_so(tmp_path: Path) -> None:
+    drawn = run("-m", "mlx_janus.generate", "--prompt", "a red circle above a blue square", "--seed", "1", cwd=tmp_path)
+    assert (drawn.code, drawn.stdout) == (0, "janus.png\n")
+    assert [NOTICE in line for line in drawn.stderr.splitlines()].count(True) == 1
+    asked = run(
+        "-m", "mlx_janus.generate", "--prompt", "How many shapes are there?", "--image", "janus.png", cwd=tmp_path
+    )
+    assert asked.code == 0
+    assert asked.stdout.strip() in language.NUMBERS
+    assert NOTICE in asked.stderr
+    talked = call(chat.main, stdin="hello\n")
+    assert talked.code == 0
+
+
+def test_its_drawings_answer_for_themselves(tiny: mlx_janus.JanusPipeline) -> None:
+    """Drawn, then shown: the encoder that reads knows what the codec drew."""
+    right = 0
+    for seed, (shape, colour) in enumerate([("circle", "red"), ("square", "blue"), ("star", "yellow")] * 2):
+        image = tiny.generate_images(f"a {colour} {shape}", seed=seed)[0].image
+        right += tiny.generate_text(f"What color is the {shape}?", image).text == colour
+    assert right >= 5
+
+
+def test_evaluate_prints_tables_and_writes_json(tmp_path: Path) -> None:
+    output = tmp_path / "scores.json"
+    done = call(evaluate.main, "shapes", "--pictures", "2", "--prompts", "1", "--output", output)
+    assert done.code == 0, done.stderr
+    for part in ("existence", "attributes", "drawing", "codec", "adversarial", "colour attribution"):
+        assert part in done.stdout
+    assert '"drawing_unguided"' in output.read_text()
+
+
+def test_evaluate_refuses_a_model_of_another_size(converted: dict[str, Path], tmp_path: Path) -> None:
+    outcome = call(evaluate.main, "shapes", "--model", converted["deepseek-pro-bin"])
+    assert "pixels a side" in error_line(outcome) or outcome.code == 0
+    assert "no folder" in error_line(call(evaluate.main, "shapes", "--output", tmp_path / "no" / "scores.json"))
+
+
+def test_the_codec_keeps_what_the_judge_reads(tiny: mlx_janus.JanusPipeline) -> None:
+    measured = measure_codec(tiny, Sizes(reconstructed=60), 0, lambda *_: None)
+    assert measured["judge_right_before"] >= 0.98
+    assert measured["judge_right_after"] >= CODEC_RIGHT
+    assert measured["psnr"] >= PSNR
