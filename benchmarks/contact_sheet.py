@@ -1,4 +1,4 @@
-"""Draw prompts with a model, and lay the pictures out with their prompts: ``python benchmarks/contact_sheet.py OUTPUT``.
+"""Draw prompts with a model, and lay the pictures out: ``python benchmarks/contact_sheet.py OUTPUT``.
 
 The default prompts are for Janus-Tiny; the pictures are the first that each prompt gives, none is chosen.
 """

@@ -1,4 +1,4 @@
-"""Janus-Tiny, the model inside the package: what it knows, that it draws the same again, and what fewer bits cost it."""
+"""Janus-Tiny, the model inside the package: what it knows, that it draws the same again, what fewer bits cost."""
 
 from __future__ import annotations
 

@@ -186,8 +186,8 @@ def test_conversations_ask_for_what_the_assistant_says(prompts: Prompts) -> None
         ids, counts = batch.ids[row], batch.counts[row] > 0
         assert (ids == prompts.special.image).sum() == prompts.image_tokens
         assert (ids[batch.asked[row] + 1][counts] == batch.said[row][counts]).all()
-        answers = [a.strip() for a in prompts.tokenizer.decode(batch.said[row][counts].tolist(), skip_special_tokens=False)
-                   .split(prompts.config.eos)]  # fmt: skip
+        said = prompts.tokenizer.decode(batch.said[row][counts].tolist(), skip_special_tokens=False)
+        answers = [answer.strip() for answer in said.split(prompts.config.eos)]
         assert len(answers) >= 3
         assert answers[-1] == ""  # the last one ended
         text = prompts.tokenizer.decode(ids.tolist())

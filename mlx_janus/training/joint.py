@@ -61,7 +61,8 @@ class JointStage:
         self._drawing = compiled_gradient(model, drawing_loss)
         self._beside = ThreadPoolExecutor(1)
         self._compiled = False
-        self._streams = [mx.new_stream(mx.default_device()), self._beside.submit(mx.new_stream, mx.default_device()).result()]
+        device = mx.default_device()
+        self._streams = [mx.new_stream(device), self._beside.submit(mx.new_stream, device).result()]
         mx.eval(model.parameters())
 
     def state(self) -> dict[str, mx.array]:

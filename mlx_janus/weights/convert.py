@@ -95,7 +95,7 @@ def convert_checkpoint(
     tokenizer = prepare_tokenizer(source.folder / "tokenizer.json", config.prompt)
     _check_space(output, sum(_converted_bytes(tensor, config, options.dtype) for tensor in planned))
     with whole_folder(output, overwrite=options.overwrite) as folder:
-        metadata = _stamp(source, options.dtype, progress)
+        metadata = make_stamp(source.name, source.revision, options.dtype, _hashes(source.folder, progress))
         try:
             total = _write_shards(folder, planned, config, options.dtype, metadata, progress)
             (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
@@ -323,16 +323,16 @@ def _name_shards(folder: Path, shards: list[list[str]], size: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
-def _stamp(source: Source, dtype: Dtype | None, progress: Progress) -> dict[str, str]:
-    """What the header of every shard says of where it came from."""
+def make_stamp(source: str, revision: str, dtype: Dtype | None, hashes: dict[str, str]) -> dict[str, str]:
+    """What the header of every shard says of where it came from; ``hashes`` are of the source's files."""
     return {
         "format": "mlx",
         STAMP: str(FORMAT_VERSION),
         "mlx_janus_version": __version__,
-        "source": source.name,
-        "revision": source.revision,
+        "source": source,
+        "revision": revision,
         "dtype": dtype or "",  # as asked for; "" keeps each tensor's own
-        "source_sha256": json.dumps(_hashes(source.folder, progress), sort_keys=True),
+        "source_sha256": json.dumps(hashes, sort_keys=True),
     }
 
 

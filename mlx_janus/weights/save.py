@@ -8,12 +8,11 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .. import __version__
-from ..config import FORMAT_VERSION, Dtype
+from ..config import Dtype
 from ..errors import OutputError
 from ..models.janus import JanusModel
 from ..prompts import TOKENIZER_FILE
-from .convert import STAMP, check_output, whole_folder
+from .convert import check_output, make_stamp, whole_folder
 
 
 def save_model(
@@ -34,19 +33,10 @@ def save_model(
     """
     check_output(output, overwrite=overwrite)
     arrays = {name: array.astype(getattr(mx, dtype)) for name, array in tree_flatten(model.parameters())}
-    stamp = {
-        "format": "mlx",
-        STAMP: str(FORMAT_VERSION),
-        "mlx_janus_version": __version__,
-        "source": source,
-        "revision": "",
-        "dtype": dtype,
-        "source_sha256": "{}",
-    }
     with whole_folder(output, overwrite=overwrite) as folder:
         try:
             path = folder / "model.safetensors"
-            mx.save_safetensors(str(path), arrays, stamp)
+            mx.save_safetensors(str(path), arrays, make_stamp(source, "", dtype, {}))
             if path.stat().st_size < sum(array.nbytes for array in arrays.values()):
                 raise OSError(28, "the disk is full")
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
