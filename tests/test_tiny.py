@@ -22,6 +22,9 @@ from mlx_janus.evaluation.shapes import (
 from mlx_janus.weights.sources import TINY
 from mlx_janus.worlds import judge, language
 
+EXISTENCE, ATTRIBUTES, DRAWING = 0.5, 0.3, 0.0  # shares that are right, on the small fixed set below
+LOST = {8: 0.1, 4: 0.2}  # of each share, at most, with so many bits
+CODEC_RIGHT, PSNR = 0.8, 26.0
 NOTICE = "No model is named: this is Janus-Tiny"
 
 

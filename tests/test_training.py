@@ -27,7 +27,7 @@ from mlx_janus.training.codec import CodecStage
 from mlx_janus.training.convolution import use_matrix_products
 from mlx_janus.training.encoder import EncoderStage, edges, outlines, patch_labels
 from mlx_janus.training.joint import JointStage, build_model
-from mlx_janus.training.loop import checkpoint_file, read_log, run_stage
+from mlx_janus.training.loop import Learner, checkpoint_file, read_log, run_stage
 from mlx_janus.training.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
 from mlx_janus.training.vocabulary import train_tokenizer
 from mlx_janus.worlds import shapes
@@ -158,6 +158,18 @@ def test_wrong_use_of_the_command(tmp_path: Path) -> None:
     outcome = call(train.main, "tiny", "--output", tmp_path / "file")
     assert "file" in error_line(outcome)
     assert "runs/tiny" in run("-m", "mlx_janus.train", "tiny", "--help").stdout
+
+
+def test_matrices_with_small_gradients_do_not_shrink() -> None:
+    """MLX's Muon makes the whole update of its weight decay where gradients are small."""
+    mx.random.seed(0)
+    model = nn.Linear(16, 16)
+    before = mx.linalg.norm(model.weight).item()
+    learner = Learner(model, rate=1e-3, steps=200, warmup=5, muon_rate=0.01, decay=0.02)
+    for step in range(200):
+        gradient = 1e-6 * mx.random.normal((16, 16), key=mx.random.key(step))
+        learner.update({"weight": gradient, "bias": mx.zeros((16,))})
+    assert mx.linalg.norm(model.weight).item() > 0.9 * before
 
 
 def test_matrix_products_are_convolutions() -> None:

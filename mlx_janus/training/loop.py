@@ -48,6 +48,9 @@ class Stage(Protocol):
 class Learner:
     """A module with its optimizer: AdamW, or with a ``muon_rate`` Muon for the matrices inside the network.
 
+    MLX's Muon gets no weight decay: it would be added to the gradient before that is normalised, and shrink to nothing
+    every matrix whose gradient is small (docs/lab-notes.md).
+
     Both rates rise linearly and fall as a cosine; gradients have a bounded norm. Muon (Jordan et al., 2024) makes the
     update of a matrix orthogonal.
     """
@@ -63,7 +66,7 @@ class Learner:
         self.model = model
         self.optimizer: optim.Optimizer = optim.AdamW(schedule(rate), betas=[0.9, 0.98], weight_decay=decay)
         if muon_rate is not None:
-            inner = optim.Muon(schedule(muon_rate), momentum=0.95, weight_decay=decay)
+            inner = optim.Muon(schedule(muon_rate), momentum=0.95, weight_decay=0.0)
             self.optimizer = optim.MultiOptimizer([inner, self.optimizer], [_is_inner_matrix])
         self.optimizer.init(model.trainable_parameters())
 

@@ -42,12 +42,12 @@ class EncoderRecipe:
 class JointRecipe:
     """The whole model on both losses of the paper. Batches are in sequences."""
 
-    steps: int = 1100
+    steps: int = 400
     answering_batch: int = 12
-    drawing_batch: int = 32
+    drawing_batch: int = 24
     rate: float = 1e-3
     muon_rate: float = 0.01
-    warmup: int = 100
+    warmup: int = 40
     dropped_prompts: float = 0.1  # share of drawing prompts turned into pads, so that guidance means something
 
 

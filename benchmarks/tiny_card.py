@@ -1,0 +1,91 @@
+"""Print the tables of docs/tiny.md from the model, its log and its scores: ``python benchmarks/tiny_card.py``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for a run as a bare script
+
+import mlx_janus  # noqa: F401  OpenBLAS before MLX
+
+# isort: split
+from mlx.utils import tree_flatten
+
+from mlx_janus.training.loop import read_log
+from mlx_janus.training.recipe import TinyRecipe
+from mlx_janus.weights.load import load_model
+from mlx_janus.weights.sources import TINY
+
+_WHAT = {
+    "codec": "the image codec",
+    "merged": "its decoder, with merged codes",
+    "encoder": "the vision encoder alone",
+    "joint": "all but the codec, both losses",
+}
+
+
+def sizes() -> list[str]:
+    """A line for each part of the model."""
+    model = load_model(TINY)
+    c = model.config
+    about = {
+        "vision_model": f"SigLIP: {c.understanding.layers} layers, width {c.understanding.width}, "
+        f"{c.understanding.heads} heads, patches of {c.understanding.patch_size}",
+        "aligner": f"{c.aligner.input_dim} to {c.aligner.output_dim}, depth {c.aligner.depth}",
+        "gen_vision_model": f"VQ: {c.generation.codebook_size} codes of {c.generation.codebook_dim}, "
+        f"{' x '.join(str(c.generation.ch * m) for m in c.generation.ch_mult)} channels",
+        "gen_aligner": f"{c.gen_aligner.input_dim} to {c.gen_aligner.output_dim}, depth {c.gen_aligner.depth}",
+        "gen_head": f"{c.gen_head.input_dim} to {c.gen_head.hidden_dim} to {c.gen_head.output_dim}",
+        "gen_embed": f"{c.generation.codebook_size} x {c.gen_aligner.input_dim}",
+        "language_model": f"Llama: {c.language.num_hidden_layers} layers, width {c.language.hidden_size}, "
+        f"{c.language.num_attention_heads} heads, vocabulary {c.language.vocab_size}",
+    }
+    counts = {name: sum(a.size for _, a in tree_flatten(model[name].parameters())) for name in about}
+    lines = [f"| `{name}` | {text} | {counts[name]:,} |" for name, text in about.items()]
+    stored = sum(file.stat().st_size for file in TINY.iterdir())
+    return [*lines, f"| all | {stored:,} bytes stored | {sum(counts.values()):,} |"]
+
+
+def stages(log: Path) -> list[str]:
+    """A line for each stage of training."""
+    recipe = TinyRecipe()
+    last = {line["stage"]: line for line in read_log(log)}
+    lines = []
+    for stage, what in _WHAT.items():
+        own = getattr(recipe, stage)
+        batch = getattr(own, "batch", None) or f"{own.answering_batch} conversations, {own.drawing_batch} captions"
+        lines.append(f"| {stage} | {what} | {own.steps} | {batch} | {last[stage]['seconds'] / 60:.0f} |")
+    return lines
+
+
+def compared(files: tuple[Path, ...]) -> list[str]:
+    """A line for each file of scores, with the mean of every part."""
+    lines = []
+    for file in files:
+        scores: dict[str, Any] = json.loads(file.read_text())
+        existence = [a["accuracy"] for a in scores["existence"].values()]
+        attributes = list(scores["attributes"].values())
+        lines.append(
+            f"| {file.stem} | {sum(existence) / len(existence):.1%} | {sum(attributes) / len(attributes):.1%} "
+            f"| {scores['drawing']['overall']:.1%} |"
+        )
+    return lines
+
+
+@click.command()
+@click.option("--log", type=click.Path(path_type=Path), default=ROOT / "docs" / "tiny-log.jsonl", help="Of training.")
+@click.argument("scores", nargs=-1, type=click.Path(exists=True, path_type=Path))
+def main(log: Path, scores: tuple[Path, ...]) -> None:
+    """Print sizes, stages, and a line for each of SCORES, files that ``evaluate shapes --output`` wrote."""
+    for title, lines in (("sizes", sizes()), ("stages", stages(log)), ("scores", compared(scores))):
+        click.echo("\n".join([f"{title}:", *lines, ""]))
+
+
+if __name__ == "__main__":
+    main()
