@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # for a run as a bare script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a bare script
 
 import mlx_janus  # noqa: F401  OpenBLAS before MLX
 
@@ -22,6 +21,7 @@ from mlx_janus.training.recipe import TinyRecipe
 from mlx_janus.weights.load import load_model
 from mlx_janus.weights.sources import TINY
 
+ROOT = Path(__file__).resolve().parent.parent
 _WHAT = {
     "codec": "the image codec",
     "merged": "its decoder, with merged codes",
