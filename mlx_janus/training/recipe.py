@@ -84,6 +84,6 @@ def tiny_config(vocabulary: int) -> JanusConfig:
         gen_head=GenHeadConfig(kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=CODEC.codebook_size),
         image=ImageConfig(image_size=SIDE),
         prompt=PromptConfig(system=""),
-        drawing=DrawingConfig(cfg_weight=3.0, temperature=1.0),
+        drawing=DrawingConfig(cfg_weight=1.5, temperature=0.6),
         dtype="float16",
     )  # fmt: skip
