@@ -290,7 +290,7 @@ def test_wrong_use_does_not_wait_for_mlx() -> None:
 def test_no_model_and_missing_models(here: Path) -> None:
     (here / "weights.bin").write_bytes(b"x")
     (here / "empty").mkdir()
-    assert "deepseek-ai/Janus-Pro-1B" in error_line(call(generate.main, "-p", "x"))
+    assert "deepseek-ai/Janus-Pro-1B" in error_line(call(generate.main, "-p", "x", "--revision", "main"))
     for model, what in [
         ("absent/folder/of/mine", "absent/folder/of/mine is neither a folder nor a Hub id"),
         ("weights.bin", "weights.bin is a file"),

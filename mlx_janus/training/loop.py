@@ -7,6 +7,7 @@ done. The log is JSON lines; going on from a checkpoint drops the lines that cam
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -86,24 +87,24 @@ class Learner:
     def restore(self, state: dict[str, mx.array]) -> None:
         self.model.load_weights(list(part_of(state, "model.").items()), strict=True)
         self.optimizer.state = tree_unflatten(list(part_of(state, "optimizer.").items()))
+        mx.eval(self.model.parameters(), self.optimizer.state)  # what is yet to be read is of this thread alone
 
 
 def compiled_gradient(model: nn.Module, loss: Callable[..., Any]) -> Callable[..., Any]:
     """``nn.value_and_grad`` of ``loss(model, *arrays)`` as one compiled function of the arrays.
 
     A CPU compiles for some seconds, then takes a third less time a step; arrays of another shape are compiled anew.
+    Tracing changes a copy of the model, so that several functions of one model may run side by side.
     """
+    traced = copy.deepcopy(model)
 
     @mx.compile
     def gradient(parameters: Any, *arrays: mx.array) -> Any:
-        model.update(parameters)
-        return nn.value_and_grad(model, loss)(model, *arrays)
+        traced.update(parameters)
+        return nn.value_and_grad(traced, loss)(traced, *arrays)
 
     def call(*arrays: mx.array) -> Any:
-        parameters = model.parameters()
-        result = gradient(parameters, *arrays)
-        model.update(parameters)  # tracing leaves its placeholders in the model
-        return result
+        return gradient(model.parameters(), *arrays)
 
     return call
 
