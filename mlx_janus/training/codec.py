@@ -73,9 +73,8 @@ class CodecStage:
             "commitment": commitment.item(),
             "norm": norm.item(),
         }
-        if quantized:
-            if self.learns_to_encode:
-                self._follow(z, ids, index)
+        if quantized and self.learns_to_encode:
+            self._follow(z, ids, index)
             used = mx.exp(-(p := self.uses / self.uses.sum() + 1e-9) @ mx.log(p))
             metrics["codes_in_use"] = float(np.array(self.uses > _UNUSED).sum())
             metrics["perplexity"] = used.item()

@@ -77,7 +77,7 @@ class JointStage:
         conversations = answering_batch(self.prompts, random, self.recipe.answering_batch)
         captions = drawing_batch(self.prompts, random, self.recipe.drawing_batch, self.recipe.dropped_prompts)
         beside = self._beside.submit(_evaluated, self._answering, conversations, self._streams[1])
-        if not self._compiled:  # the first call changes the model while it is traced
+        if not self._compiled:  # the two are traced one after the other
             beside.exception()
             self._compiled = True
         (image, matched), towards_image = _evaluated(self._drawing, captions, self._streams[0])

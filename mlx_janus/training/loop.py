@@ -93,7 +93,7 @@ class Learner:
 def compiled_gradient(model: nn.Module, loss: Callable[..., Any]) -> Callable[..., Any]:
     """``nn.value_and_grad`` of ``loss(model, *arrays)`` as one compiled function of the arrays.
 
-    A CPU compiles for some seconds, then takes a third less time a step; arrays of another shape are compiled anew.
+    A CPU compiles for some seconds, then takes less time a step; arrays of another shape are compiled anew.
     Tracing changes a copy of the model, so that several functions of one model may run side by side.
     """
     traced = copy.deepcopy(model)
