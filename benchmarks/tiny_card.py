@@ -26,7 +26,7 @@ _WHAT = {
     "codec": "the image codec",
     "merged": "its decoder, with merged codes",
     "encoder": "the vision encoder alone",
-    "joint": "all but the codec, both losses",
+    "joint": "all but encoder and codec, both losses",
 }
 
 

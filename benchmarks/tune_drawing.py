@@ -1,7 +1,7 @@
 """Find a model's guidance and temperature: ``python benchmarks/tune_drawing.py --model runs/tiny/model``.
 
-Draws prompts of the shapes benchmark at every pair, with other noise. Most of the prompts are the benchmark's own, so
-that its score at the pair chosen here is a little flattered.
+Draws prompts of the shapes benchmark's tasks at every pair, but of combinations that training shows, with other noise.
+Prompts without colours (a single shape, counts) are few, and the benchmark's own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(model: str | None, guidance: tuple[float, ...], temperature: tuple[floa
     for weight in guidance:
         for t in temperature:
             sizes = Sizes(prompts=prompts, drawn=2)
-            scores = measure_drawing(janus, sizes, 7, lambda *_: None, cfg_weight=weight, temperature=t)
+            scores = measure_drawing(janus, sizes, 7, lambda *_: None, held_out=False, cfg_weight=weight, temperature=t)
             tasks = ", ".join(f"{share:.0%}" for task, share in scores.items() if task != "overall")
             click.echo(f"| {weight:g} | {t:g} | {scores['overall']:.1%} | {tasks} |")
 

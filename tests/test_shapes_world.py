@@ -164,6 +164,25 @@ def test_answers_are_true() -> None:
     assert 0.4 < yes["yes"] / yes.total() < 0.6
 
 
+def test_training_never_asks_for_what_is_held_out() -> None:
+    """Else it would learn that there is no purple circle anywhere; yet where there is one, it may be asked for."""
+    held_out = [" ".join(reversed(name)) for name in shapes.HELD_OUT]
+    random = np.random.default_rng(9)
+    for _ in range(2000):
+        text = language.question(shapes.sample_scene(random), random).text
+        assert not any(name in text for name in held_out), text
+    unseen = [language.ask_existence(shapes.sample_scene(random, "single", "pairs"), random) for _ in range(50)]
+    assert any(name in q.text for q in unseen if q and q.answer == "yes" for name in held_out)
+
+
+def test_shares_say_what_is_asked() -> None:
+    random = np.random.default_rng(10)
+    scenes = [shapes.sample_scene(random, "single") for _ in range(20)]
+    asked = {language.question(scene, random, shares={"shape": 0.5, "colour": 0.5}).about for scene in scenes}
+    assert asked == {"shape", "colour"}
+    assert sum(language.SHARES.values()) == sum(language.LOOKUPS.values()) == pytest.approx(1)
+
+
 def test_both_spellings_of_colour_are_asked() -> None:
     random = np.random.default_rng(8)
     texts = {language.question(shapes.sample_scene(random, "single"), random, "colour").text for _ in range(100)}

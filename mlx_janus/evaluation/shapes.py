@@ -181,62 +181,72 @@ def _answer(janus: JanusPipeline, scene: shapes.Scene, question: language.Questi
 # Drawing
 
 
-def drawing_prompts(task: str, count: int, seed: int) -> list[Wanted]:
+def drawing_prompts(task: str, count: int, seed: int, *, held_out: bool = True) -> list[Wanted]:
     """Prompts of a task. Where one names colours, it names a combination that training never shows; what cannot be held
-    out (a single shape, two, or several of one) is asked for in every way in turn."""
+    out (a single shape, two, or several of one) is asked for in every way in turn.
+
+    Args:
+        task: one of ``TASKS``.
+        count: how many.
+        seed: of the choice.
+        held_out: False: combinations of training instead, to choose settings by.
+    """
     random = np.random.default_rng([seed, 13, TASKS.index(task)])
     make = {
         "single object": _single, "two objects": _two, "counting": _counting, "colours": _colours,
         "position": _position, "colour attribution": _attribution,
     }[task]  # fmt: skip
-    return [make(i, random) for i in range(count)]
+    return [make(i, random, held_out) for i in range(count)]
 
 
-def _single(i: int, _: np.random.Generator) -> Wanted:
+def _single(i: int, *_: Any) -> Wanted:
     shape = shapes.SHAPES[i % 4]
     text = language.with_article(shape)
     wordings = (text, f"one {shape}", f"a picture of {text}", f"there is {text}", f"draw {text}")
     return Wanted(wordings[i // 4 % 5], ((shape, ""),))
 
 
-def _two(i: int, random: np.random.Generator) -> Wanted:
+def _two(i: int, random: np.random.Generator, *_: Any) -> Wanted:
     a, b = random.choice(shapes.SHAPES, 2, replace=False).tolist()
     return Wanted(language.listed([language.with_article(a), language.with_article(b)]), ((a, ""), (b, "")))
 
 
-def _counting(i: int, _: np.random.Generator) -> Wanted:
+def _counting(i: int, *_: Any) -> Wanted:
     shape, n = shapes.SHAPES[i % 4], 2 + i // 4 % 3
     return Wanted(language.counted(n, shape), ((shape, ""),) * n)
 
 
-def _colours(i: int, _: np.random.Generator) -> Wanted:
+def _colours(i: int, random: np.random.Generator, held_out: bool) -> Wanted:
     shape, colour = sorted(shapes.HELD_OUT)[i % len(shapes.HELD_OUT)]
+    if not held_out:
+        shape, colour = shapes.sample_scene(random, "single").things[0].name
     text = language.with_article(f"{colour} {shape}")
     wordings = (text, f"one {colour} {shape}", f"a picture of {text}", f"there is {text}", f"draw {text}")
     return Wanted(wordings[i // 4 % 5], ((shape, colour),))
 
 
-def _pair(i: int, random: np.random.Generator) -> tuple[shapes.Thing, shapes.Thing]:
-    """Two things of different shape and colour that training never shows together."""
+def _pair(i: int, random: np.random.Generator, held_out: bool) -> tuple[shapes.Thing, shapes.Thing]:
+    """Two things of different shape and colour; held out: that training never shows together."""
+    split: shapes.Split = ("pairs" if i % 2 else "scenes") if held_out else "train"
     while True:
-        a, b = shapes.sample_scene(random, "two", "pairs" if i % 2 else "scenes").things
+        a, b = shapes.sample_scene(random, "two", split).things
         if a.shape != b.shape and a.colour != b.colour:
             return a, b
 
 
-def _position(i: int, random: np.random.Generator) -> Wanted:
-    a, b = _pair(i, random)
+def _position(i: int, random: np.random.Generator, held_out: bool) -> Wanted:
+    a, b = _pair(i, random, held_out)
     relation = language.RELATIONS[i % 4]
     return Wanted(f"{language.phrase(a)} {relation} {language.phrase(b)}", (a.name, b.name), relation)
 
 
-def _attribution(i: int, random: np.random.Generator) -> Wanted:
-    a, b = _pair(i, random)
+def _attribution(i: int, random: np.random.Generator, held_out: bool) -> Wanted:
+    a, b = _pair(i, random, held_out)
     return Wanted(language.listed([language.phrase(a), language.phrase(b)]), (a.name, b.name))
 
 
 def measure_drawing(
-    janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress, **choice: Any
+    janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress, *, held_out: bool = True, **choice: Any
 ) -> dict[str, float]:
     """The share of right pictures of each task, and their mean as "overall".
 
@@ -245,12 +255,13 @@ def measure_drawing(
         sizes: prompts of a task and pictures of a prompt.
         seed: of prompts and pictures.
         progress: called after every prompt.
+        held_out: as for ``drawing_prompts``.
         choice: ``cfg_weight`` and such, in place of the defaults.
     """
     results = {}
     for number, task in enumerate(TASKS):
         right = 0
-        for i, wanted in enumerate(drawing_prompts(task, sizes.prompts, seed)):
+        for i, wanted in enumerate(drawing_prompts(task, sizes.prompts, seed, held_out=held_out)):
             first = 1_000_000 * (number + 1) + 100 * i + seed
             drawn = janus.generate_images(wanted.prompt, n=sizes.drawn, seed=first, **choice)
             right += sum(wanted.is_met(judge.read(image.image)) for image in drawn)

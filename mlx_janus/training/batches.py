@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,14 +37,16 @@ class DrawingBatch:
     starts: np.ndarray  # (B,) the position of begin-of-image
 
 
-def answering_batch(prompts: Prompts, random: np.random.Generator, size: int) -> AnsweringBatch:
-    """``size`` conversations: as many questions about one picture as fit."""
-    scenes = [shapes.sample_scene(random) for _ in range(size)]
+def answering_batch(
+    prompts: Prompts, random: np.random.Generator, size: int, shares: Mapping[str, float] = language.SHARES
+) -> AnsweringBatch:
+    """``size`` conversations: as many questions about one picture, in the given shares, as fit."""
+    scenes = [shapes.sample_scene(random, kind) for kind in random.choice(shapes.BUSY, size)]
     ids = np.full((size, _LENGTH), prompts.special.pad, np.int32)
     asked, said = np.zeros((2, size, _SAID), np.int32)
     counts = np.zeros((size, _SAID), np.float32)
     for row, scene in enumerate(scenes):
-        conversation, answers = _conversation(prompts, scene, random)
+        conversation, answers = _conversation(prompts, scene, random, shares)
         ids[row, : len(conversation)] = conversation
         places = np.flatnonzero(answers)[:_SAID]
         asked[row, : len(places)], said[row, : len(places)] = places - 1, ids[row, places]
@@ -52,12 +55,14 @@ def answering_batch(prompts: Prompts, random: np.random.Generator, size: int) ->
     return AnsweringBatch(_pixels(scenes), ids, asked, said, counts)
 
 
-def _conversation(prompts: Prompts, scene: shapes.Scene, random: np.random.Generator) -> tuple[list[int], list[bool]]:
+def _conversation(
+    prompts: Prompts, scene: shapes.Scene, random: np.random.Generator, shares: Mapping[str, float]
+) -> tuple[list[int], list[bool]]:
     """Ids, and which of them the assistant says, the end of an answer included."""
-    asked = [language.question(scene, random)]
+    asked = [language.question(scene, random, shares=shares)]
     used = prompts.image_tokens + _MARGIN + _length(prompts, asked[0])
     while True:
-        more = language.question(scene, random)
+        more = language.question(scene, random, shares=shares)
         used += _length(prompts, more)
         if used > _LENGTH:
             break

@@ -46,7 +46,7 @@ class CodecStage:
         if not self.learns_to_encode:
             self.model.encoder.freeze()
             self.model.quant_conv.freeze()
-        self.learner = Learner(self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=None)
+        self.learner = Learner(self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate)
         size, width = config.codebook_size, config.codebook_dim
         self.uses, self.sums = mx.ones((size,)), mx.zeros((size, width))
         self._losses = [compiled_gradient(self.model, partial(_loss, quantized=q)) for q in (False, True)]

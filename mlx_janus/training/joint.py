@@ -1,8 +1,9 @@
-"""The last stage: the whole model on both losses of the paper, with the image codec frozen.
+"""The last stage: the whole model on both losses of the paper, with encoder and image codec frozen.
 
-Cross-entropy on the text of answers and on image tokens (arXiv 2410.13848, section 3.3). The encoder and the codec come
-from the stages before; the table of image embeddings begins as the codebook, so that codes that look alike begin alike.
-The two losses are computed side by side, in a thread each.
+Cross-entropy on the text of answers and on image tokens (arXiv 2410.13848, section 3.3). Encoder and codec come from
+the stages before. The paper trains the encoder in its last stage too; here the gradients of a few answers a step undo
+what it has learnt (docs/lab-notes.md). The table of image embeddings begins as the codebook, so that codes that look
+alike begin alike. The two losses are computed side by side, in a thread each.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mlx.utils import tree_map
 from ..config import JanusConfig
 from ..models.janus import JanusModel
 from ..prompts import Prompts
+from ..worlds import language
 from .batches import PICTURE_AT, AnsweringBatch, DrawingBatch, answering_batch, drawing_batch
 from .convolution import use_matrix_products
 from .loop import Learner, compiled_gradient, part_of
@@ -38,7 +40,7 @@ def build_model(config: JanusConfig, codec: dict[str, mx.array], encoder: dict[s
 
 
 class JointStage:
-    """Trains a ``JanusModel``, all but its codec.
+    """Trains a ``JanusModel``, all but its vision encoder and its codec.
 
     Args:
         model: changed in place.
@@ -54,6 +56,7 @@ class JointStage:
         self.model, self.prompts = model, prompts
         use_matrix_products(model.gen_vision_model)
         model.gen_vision_model.freeze()
+        model.vision_model.freeze()
         self.learner = Learner(
             model, rate=recipe.rate, steps=recipe.steps, warmup=recipe.warmup, muon_rate=recipe.muon_rate, decay=0.02
         )
@@ -74,7 +77,8 @@ class JointStage:
     def step(self, index: int) -> dict[str, float]:
         started = time.perf_counter()
         random = np.random.default_rng([self.seed, 5, index])
-        conversations = answering_batch(self.prompts, random, self.recipe.answering_batch)
+        shares = language.LOOKUPS if index < self.recipe.lookup_steps else language.SHARES
+        conversations = answering_batch(self.prompts, random, self.recipe.answering_batch, shares)
         captions = drawing_batch(self.prompts, random, self.recipe.drawing_batch, self.recipe.dropped_prompts)
         beside = self._beside.submit(_evaluated, self._answering, conversations, self._streams[1])
         if not self._compiled:  # the two are traced one after the other

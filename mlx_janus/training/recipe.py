@@ -22,10 +22,11 @@ from ..worlds.shapes import SIDE
 class CodecRecipe:
     """The image codec: ``unquantized_steps`` come before its codebook is laid out."""
 
-    steps: int = 3400
-    unquantized_steps: int = 500
+    steps: int = 2000
+    unquantized_steps: int = 300
     batch: int = 8
     rate: float = 3e-3
+    muon_rate: float | None = 0.01  # None: AdamW alone
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ class EncoderRecipe:
 class JointRecipe:
     """The whole model on both losses of the paper. Batches are in sequences."""
 
-    steps: int = 400
+    steps: int = 2600
     answering_batch: int = 12
     drawing_batch: int = 24
     rate: float = 1e-3
     muon_rate: float = 0.01
     warmup: int = 40
+    lookup_steps: int = 600  # with mostly such questions as are answered by finding one thing (``language.LOOKUPS``)
     dropped_prompts: float = 0.1  # share of drawing prompts turned into pads, so that guidance means something
 
 
@@ -57,7 +59,9 @@ class TinyRecipe:
 
     seed: int = 0
     codec: CodecRecipe = field(default_factory=CodecRecipe)
-    merged: CodecRecipe = field(default_factory=lambda: CodecRecipe(360, unquantized_steps=0, rate=1.5e-3))
+    merged: CodecRecipe = field(
+        default_factory=lambda: CodecRecipe(360, unquantized_steps=0, rate=1.5e-3, muon_rate=None)
+    )
     encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
     joint: JointRecipe = field(default_factory=JointRecipe)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .shapes import COLOURS, SHAPES, SIDE, Scene, Thing
+from .shapes import COLOURS, HELD_OUT, SHAPES, SIDE, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -130,11 +130,14 @@ _Maker = Callable[[Scene, np.random.Generator], Question | None]
 
 
 def ask_existence(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Whether a shape, a colour or both are there; as often yes as no, half of the noes differing in one of the two."""
+    """Whether a shape, a colour or both are there; as often yes as no, most noes differing in one of the two.
+
+    A pair that is held out is never asked for where it is absent: training would learn that it is nowhere.
+    """
     level = _any(random, ("both", "both", "both", "shape", "colour"))
     yes = bool(random.random() < 0.5)
     names = {t.name for t in scene.things}
-    candidates = [(s, c) for s in SHAPES for c in COLOURS]
+    candidates = [(s, c) for s in SHAPES for c in COLOURS if (s, c) not in HELD_OUT]
     if level == "both":
         wanted = sorted(names) if yes else [n for n in candidates if n not in names]
         near = [n for n in wanted if any((n[0] == s) != (n[1] == c) for s, c in names)]
@@ -236,17 +239,21 @@ MAKERS: dict[str, tuple[_Maker, ...]] = {
     "position": (ask_place, ask_relation),
     "description": (ask_description,),
 }
-_SHARES = {"existence": 0.3, "colour": 0.12, "shape": 0.12, "number": 0.16, "position": 0.18, "description": 0.12}
+SHARES = {"existence": 0.3, "colour": 0.12, "shape": 0.12, "number": 0.16, "position": 0.18, "description": 0.12}
+LOOKUPS = {"existence": 0.1, "colour": 0.27, "shape": 0.27, "number": 0.06, "position": 0.15, "description": 0.15}
+"""Shares to begin with: most answers are found by looking for one thing."""
 
 
-def question(scene: Scene, random: np.random.Generator, about: str | None = None) -> Question:
-    """A question about a scene, of the kind named by ``about`` or of any.
+def question(
+    scene: Scene, random: np.random.Generator, about: str | None = None, *, shares: Mapping[str, float] = SHARES
+) -> Question:
+    """A question about a scene, of the kind named by ``about`` or of any, in the given shares.
 
     Raises:
         ValueError: the scene allows no question of that kind (an empty one has no colour to ask for).
     """
     for _ in range(20):
-        kind = about or str(random.choice(list(_SHARES), p=list(_SHARES.values())))
+        kind = about or str(random.choice(list(shares), p=list(shares.values())))
         makers = MAKERS[kind]
         made = makers[int(random.integers(len(makers)))](scene, random)
         if made is not None:
