@@ -28,8 +28,8 @@ from .options import (
 if TYPE_CHECKING:
     from .results import GeneratedImage
 
-DRAWING_ONLY = ("output", "n", "cfg_weight", "exact")
-ANSWERING_ONLY = ("max_tokens", "system")
+DRAWING_ONLY = ("output", "n", "cfg_weight", "exact", "window")
+ANSWERING_ONLY = ("max_tokens", "system", "lookup")
 
 
 def _not_blank(_: click.Context, __: click.Parameter, value: str) -> str:
@@ -52,7 +52,19 @@ def _not_blank(_: click.Context, __: click.Parameter, value: str) -> str:
     metavar="W",
     help="Guidance, how strictly to follow the prompt; 1: none.  [default: the model's own, 5 for the published ones]",
 )
-@click.option("--exact", is_flag=True, help="Draw one by one: rounding cannot depend on what is drawn beside it.")
+@click.option("--exact", is_flag=True, help="Draw one by one, token by token: rounding depends on nothing else.")
+@click.option(
+    "--window",
+    type=click.IntRange(1, 64),
+    metavar="W",
+    help="Positions read in one pass: the same picture, sooner or later.  [default: the quickest, timed once]",
+)
+@click.option(
+    "--lookup",
+    type=click.IntRange(0, 64),
+    metavar="K",
+    help="Guess up to K tokens of the answer by copying: the same answer, sooner where it repeats.  [default: 0]",
+)
 @sampling_options
 @answering_options
 @model_options
@@ -103,7 +115,7 @@ def _answer(options: dict[str, Any]) -> None:
     images = [open_image(path) for path in options["images"]]  # a bad picture shows before a model is loaded
     janus = _pipeline(options)
     seed = random_seed() if options["seed"] is None else options["seed"]
-    choice = given(options, "max_tokens", "temperature", "top_p", "system")
+    choice = given(options, "max_tokens", "temperature", "top_p", "system", "lookup")
     result = None
     for chunk in janus.stream_text(options["prompt"], images, seed=seed, **choice):
         result = chunk.result
@@ -137,13 +149,13 @@ def _draw(options: dict[str, Any]) -> None:
     paths = iter(free_paths(output, n))
     check_output(output)
     janus = _pipeline(options)
-    choice = given(options, "seed", "cfg_weight", "temperature", "top_p")
+    choice = given(options, "seed", "cfg_weight", "temperature", "top_p", "window")
     steps = janus.stream_images(options["prompt"], n=n, exact=options["exact"], **choice)
     started, facts = time.perf_counter(), []
 
     def finished(image: GeneratedImage) -> None:
         path = image.save(next(paths))
-        facts.append({"path": str(path), "seed": image.seed, "tokens": image.tokens.tolist()})
+        facts.append({"path": str(path), "seed": image.seed, "passes": image.passes, "tokens": image.tokens.tolist()})
         if not options["as_json"]:
             click.echo(str(path))
             say(f"seed {image.seed}")

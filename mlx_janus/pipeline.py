@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from .config import MAX_SEED
 from .decode.image import DrawOptions, draw_tokens
 from .decode.sampling import check_whole
 from .decode.text import StopStrings, TextOptions, answer_tokens
+from .decode.window import MAX_WINDOW
 from .errors import ConfigError, OptionError, PromptError
 from .images import ImageSource, open_image, preprocess, to_image
 from .memory import available_memory
@@ -26,6 +28,7 @@ from .models.backbone import cache_bytes
 from .models.janus import JanusModel
 from .prompts import Prompts, Turn
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult
+from .tuning import find_window
 from .weights.load import decoding_memory, load_model
 from .weights.sources import NO_MODEL, TINY, find_converted
 
@@ -123,6 +126,7 @@ class JanusPipeline:
         seed: int | None = None,
         system: str | None = None,
         stop: Sequence[str] | str = (),
+        lookup: int = 0,
     ) -> TextResult:
         """Answer a question, about pictures if there are any.
 
@@ -135,6 +139,8 @@ class JanusPipeline:
             seed: of the draws; None: a random one. The same seed gives the same answer.
             system: system prompt; None: the model's own, "": none.
             stop: strings that end the answer; they are not part of it.
+            lookup: tokens to guess ahead by copying from the prompt and the answer: the same answer, in fewer passes
+                where it repeats what was said.
 
         Raises:
             PromptError: an empty question, or one longer than the context.
@@ -150,6 +156,7 @@ class JanusPipeline:
             seed=seed,
             system=system,
             stop=stop,
+            lookup=lookup,
         ):
             if chunk.result is not None:
                 return chunk.result
@@ -166,13 +173,14 @@ class JanusPipeline:
         seed: int | None = None,
         system: str | None = None,
         stop: Sequence[str] | str = (),
+        lookup: int = 0,
     ) -> Iterator[TextChunk]:
         """``generate_text`` piece by piece; arguments are checked before this returns, closing stops within a step."""
         pictures = _as_list(images)
         return self.stream_turns(
             [Turn("user", prompt, len(pictures))],
             pictures,
-            options=TextOptions(max_tokens, temperature, top_p, _seed(seed), _as_strings(stop)),
+            options=TextOptions(max_tokens, temperature, top_p, _seed(seed), _as_strings(stop), lookup),
             system=system,
         )
 
@@ -206,8 +214,7 @@ class JanusPipeline:
         _evaluate(self.model.answering_arrays(pictures=bool(pixels)))
         started = time.perf_counter()
         embeddings = self._embed(ids, pixels)
-        limited = TextOptions(max_tokens, options.temperature, options.top_p, options.seed, options.stop)
-        stream = answer_tokens(self.model, embeddings, limited)
+        stream = answer_tokens(self.model, embeddings, replace(options, max_tokens=max_tokens), ids=ids)
         del embeddings
         words, stops = self.prompts.detokenizer(), StopStrings(options.stop)
         tokens: list[int] = []
@@ -275,6 +282,7 @@ class JanusPipeline:
         temperature: float | None = None,
         top_p: float = 1.0,
         exact: bool = False,
+        window: int | None = None,
     ) -> list[GeneratedImage]:
         """Draw ``n`` pictures of a prompt, in the model's own size.
 
@@ -285,14 +293,24 @@ class JanusPipeline:
             cfg_weight: guidance, how strictly to follow the prompt; None: the model's own (5 for the published ones).
             temperature: 0 takes the likeliest token always; None: the model's own.
             top_p: draw from the smallest set of tokens that holds this much probability.
-            exact: draw one by one, so that rounding cannot tell a picture drawn alone from one drawn with others.
+            exact: draw one by one and token by token, so that rounding cannot tell a picture drawn alone from one drawn
+                with others, nor by wide passes.
+            window: positions read in one pass of the language model. Only time depends on it, but for rounding; None:
+                what is quickest here, by a timing that is kept, and 1 where pictures are drawn together.
 
         Raises:
             PromptError: an empty prompt, or one longer than the context.
             OptionError: a number out of its range.
         """
         steps = self.stream_images(
-            prompt, n=n, seed=seed, cfg_weight=cfg_weight, temperature=temperature, top_p=top_p, exact=exact
+            prompt,
+            n=n,
+            seed=seed,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
+            top_p=top_p,
+            exact=exact,
+            window=window,
         )
         return [image for step in steps for image in step.images]
 
@@ -306,6 +324,7 @@ class JanusPipeline:
         temperature: float | None = None,
         top_p: float = 1.0,
         exact: bool = False,
+        window: int | None = None,
     ) -> Iterator[ImageStep]:
         """``generate_images`` position by position; arguments are checked before this returns, closing cancels."""
         check_whole("n", n, 1, MAX_IMAGES)
@@ -324,32 +343,47 @@ class JanusPipeline:
                 f"the prompt is {len(ids)} tokens long and a picture takes {self.config.image_tokens}, more than the "
                 f"model's context of {context}: shorten it"
             )
-        return self._draw(prompt, ids, range(first, first + n), options, exact)
+        if window is not None:
+            check_whole("window", window, 1, MAX_WINDOW)
+            if exact and window > 1:
+                raise OptionError("exact draws token by token: leave window out")
+        return self._draw(prompt, ids, range(first, first + n), options, exact, window)
 
     def _draw(
-        self, prompt: str, ids: list[int], seeds: Sequence[int], options: DrawOptions, exact: bool
+        self,
+        prompt: str,
+        ids: list[int],
+        seeds: Sequence[int],
+        options: DrawOptions,
+        exact: bool,
+        window: int | None,
     ) -> Iterator[ImageStep]:
         mx.reset_peak_memory()
         _evaluate(self.model.drawing_arrays())
         positions, unconditional = self.config.image_tokens, self.prompts.unconditional(ids)
         size = 1 if exact else self._group_size(len(ids), options)
         groups = [seeds[i : i + size] for i in range(0, len(seeds), size)]
+        if window is None:  # several rows already make a pass wide
+            window = 1 if exact or len(seeds) > 1 else find_window(self.model, options.rows)
         total, done = positions * len(groups), 0
         finished: list[GeneratedImage] = []
         for group in groups:
             drawn: list[mx.array] = []
-            stream = draw_tokens(self.model, ids, unconditional, group, options)
+            passes = 0
+            stream = draw_tokens(self.model, ids, unconditional, group, options, window)
             try:
-                for tokens in stream:
-                    drawn.append(tokens)
-                    done += 1
-                    yield ImageStep(done, total, (), self._previewer(drawn, finished))
+                for block in stream:
+                    passes += 1
+                    for tokens in mx.split(block, block.shape[1], axis=1):
+                        drawn.append(tokens[:, 0])
+                        done += 1
+                        yield ImageStep(done, total, (), self._previewer(drawn, finished))
             finally:
                 stream.close()  # type: ignore[attr-defined]
             grid = np.array(mx.stack(drawn, axis=1)).astype(np.int32)
             mx.clear_cache()
             for seed, row in zip(group, grid, strict=True):
-                finished.append(self._finish(row, seed, prompt, options))
+                finished.append(self._finish(row, seed, prompt, options, passes))
                 yield ImageStep(done, total, (finished[-1],), self._previewer([], finished))
 
     def _group_size(self, prompt_tokens: int, options: DrawOptions) -> int:
@@ -361,7 +395,7 @@ class JanusPipeline:
         room = 0.8 * available_memory() - decoding_memory(self.config)
         return max(int(room / each), 1)
 
-    def _finish(self, tokens: np.ndarray, seed: int, prompt: str, options: DrawOptions) -> GeneratedImage:
+    def _finish(self, tokens: np.ndarray, seed: int, prompt: str, options: DrawOptions, passes: int) -> GeneratedImage:
         metadata = {
             "prompt": prompt,
             "seed": str(seed),
@@ -372,7 +406,7 @@ class JanusPipeline:
             "version": f"mlx_janus {__version__}",
         }
         grid = self.config.grid
-        return GeneratedImage(self._decode(tokens[None], (grid, grid)), tokens, seed, prompt, metadata)
+        return GeneratedImage(self._decode(tokens[None], (grid, grid)), tokens, seed, prompt, metadata, passes)
 
     def _decode(self, tokens: np.ndarray, grid: tuple[int, int]) -> Image.Image:
         """(1, rows * columns) tokens -> a picture; one at a time, its activations are the largest of all."""

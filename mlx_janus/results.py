@@ -43,6 +43,7 @@ class GeneratedImage:
     seed: int
     prompt: str
     metadata: dict[str, str] = field(repr=False)
+    passes: int = 0  # of the language model, the prompt's apart; those of a group are all of it
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a PNG with ``metadata`` as text chunks; an existing file is kept and a numbered sibling written.

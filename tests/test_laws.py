@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
+
 import mlx.core as mx
 import numpy as np
 import pytest
+import scipy.stats
 from golden import FIXTURES, golden, rms_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlx_janus
+from mlx_janus import tuning
+from mlx_janus.config import (
+    DrawingConfig,
+    GenHeadConfig,
+    ImageConfig,
+    JanusConfig,
+    LlamaConfig,
+    MLPConfig,
+    PromptConfig,
+    SiglipConfig,
+    VQConfig,
+)
 from mlx_janus.decode.image import DrawOptions, draw_tokens
 from mlx_janus.decode.sampling import choose, guide, gumbel_noise, position_keys
-from mlx_janus.decode.text import StopStrings, TextOptions, answer_tokens
+from mlx_janus.decode.text import StopStrings, TextOptions, answer_tokens, guess
+from mlx_janus.decode.window import best_window, time_passes
 from mlx_janus.models.backbone import repeat_cache
+from mlx_janus.models.janus import JanusModel
 from mlx_janus.prompts import Turn
+from mlx_janus.weights.sources import cache_folder
 
 Janus = mlx_janus.JanusPipeline
 PROMPT = "a lighthouse in a storm"
@@ -173,7 +191,7 @@ def test_closing_a_drawing_stops_within_a_step(pro: Janus, monkeypatch: pytest.M
     calls = []
     embed = type(pro.model).embed_image_tokens
     monkeypatch.setattr(type(pro.model), "embed_image_tokens", lambda self, ids: (calls.append(1), embed(self, ids))[1])
-    steps = pro.stream_images(PROMPT, seed=1)
+    steps = pro.stream_images(PROMPT, seed=1, window=1)
     for _ in range(4):
         next(steps)
     steps.close()
@@ -288,6 +306,7 @@ def test_limits_name_both_lengths(pro: Janus) -> None:
         ({"seed": 2**63}, "seed"),
         ({"seed": 2**63 - 1, "n": 2}, "seed"),
         ({"seed": True}, "seed"),
+        ({"window": 0}, "window"),
     ],
 )
 def test_options_out_of_range(pro: Janus, arguments: dict[str, float], word: str) -> None:
@@ -306,7 +325,135 @@ def test_drawn_tokens_are_evaluated_and_in_range(pro: Janus) -> None:
     ids = pro.prompts.drawing(PROMPT)
     rows = list(draw_tokens(pro.model, ids, pro.prompts.unconditional(ids), [1, 2], DrawOptions()))
     assert len(rows) == pro.config.image_tokens
-    assert all(row.shape == (2,) and int(row.max()) < pro.config.generation.codebook_size for row in rows)
+    assert all(row.shape == (2, 1) and int(row.max()) < pro.config.generation.codebook_size for row in rows)
+
+
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+@pytest.mark.parametrize("n", [1, 3])
+def test_windows_draw_the_same_tokens(janus: Janus, weight: float, n: int) -> None:
+    plain = janus.generate_images(PROMPT, n=n, seed=11, cfg_weight=weight, window=1)
+    assert plain[0].passes == janus.config.image_tokens
+    for window in (2, 4, 8, 16, 32):
+        drawn = janus.generate_images(PROMPT, n=n, seed=11, cfg_weight=weight, window=window)
+        assert [image.tokens.tolist() for image in drawn] == [image.tokens.tolist() for image in plain], window
+        assert drawn[0].passes <= plain[0].passes
+
+
+def toy_model() -> JanusModel:
+    """Three codes, pictures of two by two tokens: all 81 pictures can be enumerated."""
+    mx.random.seed(3)
+    model = JanusModel(
+        JanusConfig(
+            understanding=SiglipConfig(
+                kind="siglip", image_size=4, patch_size=2, width=8, layers=1, heads=1, mlp_width=8
+            ),
+            generation=VQConfig(
+                kind="vq", codebook_size=3, codebook_dim=4, ch=4, ch_mult=(1, 1), num_res_blocks=1, z_channels=4,
+                norm_groups=1,
+            ),
+            language=LlamaConfig(
+                kind="llama", vocab_size=10, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+                num_attention_heads=2, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+            ),
+            aligner=MLPConfig(kind="mlp_gelu", input_dim=8, output_dim=16),
+            gen_aligner=MLPConfig(kind="mlp_gelu", input_dim=4, output_dim=16),
+            gen_head=GenHeadConfig(kind="vision_head", input_dim=16, hidden_dim=16, output_dim=3),
+            image=ImageConfig(image_size=4),
+            prompt=PromptConfig(system=""),
+            drawing=DrawingConfig(),
+            dtype="float32",
+        )
+    )  # fmt: skip
+    model.gen_embed.weight *= 30  # so that what was drawn matters for what follows
+    return model
+
+
+def _distance_of_drawn_pictures(window: int) -> float:
+    """Chi-square of pictures drawn in windows against their probabilities, over the likely ones and all the rest."""
+    model, options = toy_model(), DrawOptions(cfg_weight=2.0, temperature=0.2)
+    conditional, unconditional = [1, 2, 3, 4], [1, 0, 0, 4]
+    pictures = np.array(list(itertools.product(range(3), repeat=4)))
+    text = model.embed_text(mx.array([conditional] * 81 + [unconditional] * 81))
+    drawn = model.embed_image_tokens(mx.array(np.tile(pictures[:, :-1], (2, 1))))
+    hidden = model.hidden_states(mx.concatenate([text, drawn], axis=1))[:, 3:]
+    logits = guide(model.image_logits(hidden), options.cfg_weight) / options.temperature
+    chances = np.array(mx.softmax(logits, axis=-1), dtype=np.float64)  # (81, 4, 3)
+    p = np.take_along_axis(chances, pictures[..., None], axis=-1).prod((1, 2))
+    assert p.sum() == pytest.approx(1, abs=1e-4)
+    draws, seen = 1500, np.zeros(81)
+    for seed in range(draws):
+        tokens = np.concatenate(list(draw_tokens(model, conditional, unconditional, [seed], options, window)), axis=1)
+        seen[int(tokens[0] @ [27, 9, 3, 1])] += 1
+    likely = draws * p > 8
+    counts, expected = (np.append(v[likely], v[~likely].sum()) for v in (seen, draws * p))
+    return float(scipy.stats.chi2.sf(((counts - expected) ** 2 / expected).sum(), len(counts) - 1))
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_windows_keep_the_law(window: int) -> None:
+    assert _distance_of_drawn_pictures(window) > 1e-4
+
+
+def test_a_guess_taken_unchecked_breaks_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above sees a planted bug."""
+    monkeypatch.setattr(mlx_janus.decode.image, "_settled", lambda chosen, _: chosen.shape[1])
+    assert _distance_of_drawn_pictures(4) < 1e-8
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("lookup", [1, 4, 16])
+def test_lookup_answers_the_same(pro: Janus, lookup: int, temperature: float) -> None:
+    question = "light house light house light house storm storm light house"
+    plain = pro.generate_text(question, max_tokens=40, temperature=temperature, seed=2)
+    guessed = pro.generate_text(question, max_tokens=40, temperature=temperature, seed=2, lookup=lookup)
+    assert guessed.tokens == plain.tokens
+
+
+def test_lookup_takes_fewer_passes_where_text_repeats(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = pro.prompts.answering([Turn("user", "Hello?")])
+    embeddings, passes = pro._embed(ids, []), []
+    logits = type(pro.model).text_logits
+    monkeypatch.setattr(type(pro.model), "text_logits", lambda self, h: (passes.append(1), logits(self, h))[1])
+    plain = list(answer_tokens(pro.model, embeddings, TextOptions(max_tokens=30)))
+    passes.clear()
+    told = list(answer_tokens(pro.model, embeddings, TextOptions(max_tokens=30, lookup=8), ids=[*plain, *ids]))
+    assert told == plain
+    assert len(passes) <= 15
+
+
+def test_guesses_follow_the_latest_like_of_the_end() -> None:
+    assert guess([1, 2, 3, 1, 2, 4, 1, 2], 3) == [4, 1, 2]
+    assert guess([5, 1, 2, 9, 1, 2, 4, 5, 1, 2], 1) == [9]  # a longer end counts more
+    assert guess([1, 2, 3], 4) == guess([], 4) == guess([1, 2, 7, 1, 2], 0) == []
+
+
+def test_the_window_is_timed_once(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(tuning, "time_passes", lambda *_: calls.append(1) or {1: 1.0, 2: 1.01, 8: 1.1, 16: 5.0})
+    (cache_folder() / tuning.WINDOWS_FILE).unlink(missing_ok=True)
+    assert [tuning.find_window(pro.model, 2) for _ in range(2)] == [8, 8]
+    assert len(calls) == 1
+    (cache_folder() / tuning.WINDOWS_FILE).write_text("{ broken")
+    assert tuning.find_window(pro.model, 2) == 8
+    assert len(calls) == 2
+    tuning.find_window(pro.model, 1)
+    assert len(calls) == 3
+    (cache_folder() / tuning.WINDOWS_FILE).unlink()
+
+
+def test_a_window_that_is_hardly_quicker_is_not_worth_it() -> None:
+    assert best_window({1: 1.0, 2: 1.3, 4: 1.6}) == 1
+    assert best_window({1: 1.0, 2: 1.0, 4: 1.1, 32: 9.0}) == 4
+
+
+def test_timing_passes_leaves_times(pro: Janus) -> None:
+    assert set(time_passes(pro.model, 2)) == {1, 2, 4, 8}
+    assert all(seconds > 0 for seconds in time_passes(pro.model, 1).values())
+
+
+def test_exact_and_a_window_exclude_each_other(pro: Janus) -> None:
+    with pytest.raises(mlx_janus.JanusError, match="leave window out"):
+        pro.generate_images(PROMPT, exact=True, window=4)
 
 
 def test_other_sizes_are_refused(pro: Janus) -> None:

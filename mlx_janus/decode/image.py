@@ -7,12 +7,13 @@ leave the device: it feeds the next step while the caller looks at the one befor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
-from ..models.backbone import cache_arrays, repeat_cache
+from ..models.backbone import Cache, cache_arrays, repeat_cache, trim_cache
 from ..models.janus import JanusModel
 from .sampling import check_number, choose, guide, position_keys
 
@@ -44,8 +45,15 @@ def draw_tokens(
     unconditional: Sequence[int],
     seeds: Sequence[int],
     options: DrawOptions,
+    window: int = 1,
 ) -> Iterator[mx.array]:
-    """Image tokens, position by position in raster order, one picture a seed.
+    """Image tokens in raster order, one picture a seed.
+
+    With a ``window`` above 1 a pass reads guesses of the tokens ahead and so chooses for several positions. The noise
+    of a position is fixed, and so is the token chosen there once all before it are. What a pass chose after guesses
+    that came true is therefore what the plain loop chooses; the rest are the next guesses (Jacobi decoding, as in arXiv
+    2410.01699, but of a deterministic map). Wider passes round differently, which matters where two tokens are all but
+    equal.
 
     Args:
         model: the weights.
@@ -53,15 +61,16 @@ def draw_tokens(
         unconditional: as many ids, the prompt padded out.
         seeds: one a picture; pictures differ in their noise alone.
         options: guidance and choice.
+        window: positions read in one pass.
 
     Yields:
-        (n,) tokens of one position, evaluated; the next position is under way meanwhile. Closing stops.
+        (n, k) tokens of the next k positions, evaluated: what one pass of the language model has settled, k is 1 at
+        window 1. There, the next pass is under way meanwhile. Closing stops.
     """
     n, positions = len(seeds), model.config.image_tokens
     prompts = [list(conditional), list(unconditional)][: options.rows]
     keys = position_keys(seeds, positions)
-
-    cache = model.make_cache()
+    cache = model.make_cache(len(conditional) + positions)
     embeddings = model.embed_text(mx.array(prompts))
     for start in range(0, embeddings.shape[1], PREFILL_STEP):  # the only prefill, for any n
         hidden = model.hidden_states(embeddings[:, start : start + PREFILL_STEP], cache)[:, -1:]
@@ -69,20 +78,69 @@ def draw_tokens(
     if n > 1:
         cache, hidden = repeat_cache(cache, n), mx.repeat(hidden, n, axis=0)
 
-    def step(hidden: mx.array, position: int) -> mx.array:
-        logits = model.image_logits(hidden[:, -1])
+    def choices(hidden: mx.array, position: int) -> mx.array:
+        """(rows * n, W, hidden) -> (n, W): the tokens of ``position`` and those after it."""
+        logits = model.image_logits(hidden)
         if options.rows == 2:
             logits = guide(logits, options.cfg_weight)
-        return choose(logits, keys[:, position], options.temperature, options.top_p)
+        ahead = keys[:, position : position + hidden.shape[1]]
+        return choose(logits, ahead, options.temperature, options.top_p)
 
-    tokens = step(hidden, 0)
+    def read(tokens: mx.array) -> mx.array:
+        """(n, W) tokens -> (rows * n, W, hidden)."""
+        return model.hidden_states(model.embed_image_tokens(mx.concatenate([tokens] * options.rows)), cache)
+
+    tokens = choices(hidden, 0)
+    if window > 1:
+        yield from _in_windows(tokens, positions, window, model.config.grid, cache, lambda t, k: choices(read(t), k))
+        return
     mx.async_eval(tokens)
     for position in range(1, positions):
-        ids = mx.concatenate([tokens] * options.rows)[:, None]
-        following = step(model.hidden_states(model.embed_image_tokens(ids), cache), position)
+        following = choices(read(tokens), position)
         mx.async_eval(following)
         mx.eval(tokens)
         yield tokens
         tokens = following
     mx.eval(tokens)
     yield tokens
+
+
+def _in_windows(
+    first: mx.array,
+    positions: int,
+    window: int,
+    columns: int,
+    cache: Cache,
+    chosen: Callable[[mx.array, int], mx.array],
+) -> Iterator[mx.array]:
+    """The loop with guesses. Pictures of a batch advance together, by what is settled for all of them.
+
+    Args:
+        first: (n, 1) tokens of position 0.
+        positions: of a picture.
+        window: positions read in one pass.
+        columns: of a picture; a token without a guess is guessed to be as the one above it.
+        cache: holds the prompt.
+        chosen: reads (n, W) tokens into the cache, the first of them settled, and chooses what follows each.
+    """
+    mx.eval(first)
+    yield first
+    tokens = np.zeros((len(first), positions), np.int32)  # settled up to ``done``, guesses after that
+    tokens[:, 0] = np.array(first)[:, 0]
+    done = guessed = 1
+    while done < positions:
+        end = min(done + window, positions)  # of the positions that this pass chooses for
+        for position in range(guessed, end - 1):
+            tokens[:, position] = tokens[:, position - (columns if position >= columns else 1)]
+        found = np.array(chosen(mx.array(tokens[:, done - 1 : end - 1]), done))
+        settled = _settled(found, tokens[:, done : end - 1])
+        tokens[:, done:end] = found
+        trim_cache(cache, end - done - settled)
+        yield mx.array(found[:, :settled])
+        done, guessed = done + settled, end
+
+
+def _settled(chosen: np.ndarray, guesses: np.ndarray) -> int:
+    """How many of the (n, W) chosen tokens follow only guesses, (n, W - 1), that came true in every picture."""
+    came_true = (chosen[:, :-1] == guesses).all(axis=0)
+    return chosen.shape[1] if came_true.all() else int(came_true.argmin()) + 1

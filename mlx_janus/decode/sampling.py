@@ -40,11 +40,11 @@ def guide(logits: mx.array, weight: float) -> mx.array:
     """Classifier-free guidance: u + weight * (c - u).
 
     Args:
-        logits: (2n, V), the n conditional rows before the n unconditional ones.
+        logits: (2n, ..., V), the n conditional rows before the n unconditional ones.
         weight: 1 gives the conditional rows, 0 the unconditional ones.
 
     Returns:
-        (n, V).
+        (n, ..., V).
     """
     conditional, unconditional = mx.split(logits, 2, axis=0)
     return unconditional + weight * (conditional - unconditional)
@@ -59,8 +59,9 @@ def position_keys(seeds: Sequence[int], positions: int) -> mx.array:
 
 
 def gumbel_noise(keys: mx.array, size: int) -> mx.array:
-    """(n, 2) keys -> (n, size) noise, each row as its key alone would give it."""
-    return mx.vmap(lambda key: mx.random.gumbel((size,), key=key))(keys)
+    """(..., 2) keys -> (..., size) noise, each row as its key alone would give it."""
+    noise = mx.vmap(lambda key: mx.random.gumbel((size,), key=key))(keys.reshape(-1, 2))
+    return noise.reshape(*keys.shape[:-1], size)
 
 
 def scale_logits(logits: mx.array, temperature: float, top_p: float) -> mx.array:
@@ -75,11 +76,11 @@ def choose(logits: mx.array, keys: mx.array, temperature: float, top_p: float = 
     """One token a row: argmax at temperature 0, else a draw with the noise of the row's key.
 
     Args:
-        logits: (n, V), float32.
-        keys: (n, 2).
+        logits: (..., V), float32.
+        keys: (..., 2).
 
     Returns:
-        (n,).
+        (...).
     """
     if temperature < 1e-30:  # 1 / T would overflow
         return mx.argmax(logits, axis=-1)

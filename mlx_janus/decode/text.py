@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 
 from ..config import MAX_SEED
 from ..errors import OptionError
-from ..models.backbone import Cache
+from ..models.backbone import Cache, cache_arrays, trim_cache
 from ..models.janus import JanusModel
 from .sampling import check_number, check_whole, choose
 
 MAX_TOKENS = 1 << 20
+MAX_LOOKUP = 64
+_LONGEST, _SHORTEST = 4, 2  # tokens that must have stood before what is copied
+_PREFILL_STEP = 2048  # positions of a prompt that are read at once, as in mlx-lm
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,14 @@ class TextOptions:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    lookup: int = 0  # tokens guessed ahead in a pass by copying from the prompt and the answer; 0: none
 
     def __post_init__(self) -> None:
         check_whole("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         check_number("temperature", self.temperature, 0, 1000)
         check_number("top_p", self.top_p, 0, 1, above_low=True)
         check_whole("seed", self.seed, 0, MAX_SEED)
+        check_whole("lookup", self.lookup, 0, MAX_LOOKUP)
         if not all(isinstance(s, str) and s for s in self.stop):
             raise OptionError(f"stop must be strings that are not empty, got {self.stop!r}")
 
@@ -55,17 +60,27 @@ class _LanguageModel:
 
 
 def answer_tokens(
-    model: JanusModel, embeddings: mx.array, options: TextOptions, cache: Cache | None = None, **loop: Any
+    model: JanusModel,
+    embeddings: mx.array,
+    options: TextOptions,
+    cache: Cache | None = None,
+    *,
+    ids: Sequence[int] = (),
+    **loop: Any,
 ) -> Iterator[int]:
     """Token ids of an answer, stop tokens included, at most ``options.max_tokens``; closing stops within a step.
 
     Args:
         model: the weights.
         embeddings: (L, hidden), the prompt with its pictures in place.
-        options: choice and length.
+        options: choice and length. With ``lookup`` the tokens are the same, but for rounding, in fewer passes.
         cache: what the language model has read before, if anything; it grows.
-        loop: further arguments of mlx-lm's ``generate_step``.
+        ids: of the prompt, to copy from.
+        loop: further arguments of mlx-lm's ``generate_step``, which makes the plain loop.
     """
+    if options.lookup:
+        yield from _answer_in_windows(model, embeddings, options, cache, list(ids))
+        return
     key = mx.random.key(options.seed)
 
     def sampler(logprobs: mx.array) -> mx.array:
@@ -84,6 +99,58 @@ def answer_tokens(
     )
     for token, _ in steps:
         yield int(token)
+
+
+def _answer_in_windows(
+    model: JanusModel, embeddings: mx.array, options: TextOptions, cache: Cache | None, known: list[int]
+) -> Iterator[int]:
+    """The loop with guesses (prompt lookup decoding): a pass reads the last token and what followed its like before.
+
+    The noise of a position is fixed, as in drawing, so that what is chosen after guesses that came true is what the
+    plain loop chooses. ``known`` is the prompt's ids, and grows by the answer's.
+    """
+    cache = cache or model.make_cache()
+    keys = [mx.random.key(options.seed)]  # the last one is split on
+
+    def choices(hidden: mx.array, position: int) -> list[int]:
+        """(W, hidden) -> the W tokens from ``position`` on."""
+        while len(keys) <= position + len(hidden):
+            following, drawn = mx.random.split(keys.pop())
+            keys.extend((drawn, following))
+        logits = model.text_logits(hidden)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        ahead = mx.stack(keys[position : position + len(hidden)])
+        return cast(list[int], choose(logprobs, ahead, options.temperature, options.top_p).tolist())
+
+    for start in range(0, len(embeddings), _PREFILL_STEP):
+        hidden = model.hidden_states(embeddings[None, start : start + _PREFILL_STEP], cache)[0, -1:]
+        mx.eval(hidden, cache_arrays(cache))
+    found, done = choices(hidden, 0), 0
+    while True:
+        for token in found:
+            known.append(token)
+            done += 1
+            yield token
+            if done == options.max_tokens:
+                return
+        guesses = guess(known, min(options.lookup, options.max_tokens - done - 1))
+        read = model.embed_text(mx.array([known[-1:] + guesses]))
+        chosen = choices(model.hidden_states(read, cache)[0], done)
+        wrong = next((i for i, (one, other) in enumerate(zip(guesses, chosen, strict=False)) if one != other), None)
+        found = chosen if wrong is None else chosen[: wrong + 1]
+        trim_cache(cache, len(chosen) - len(found))
+
+
+def guess(known: Sequence[int], most: int) -> list[int]:
+    """What followed when the last few tokens stood in this order before, at most so many; [] if they never did."""
+    for length in range(_LONGEST, _SHORTEST - 1, -1):
+        if len(known) <= length:
+            continue
+        end = list(known[-length:])
+        for at in range(len(known) - length - 1, -1, -1):
+            if list(known[at : at + length]) == end:
+                return list(known[at + length : at + length + most])
+    return []
 
 
 class StopStrings:

@@ -24,20 +24,37 @@ def build_llama(config: LlamaConfig) -> Llama:
     return Llama(ModelArgs.from_dict(sizes | {"tie_word_embeddings": False}))
 
 
-def make_cache(config: LlamaConfig) -> Cache:
-    """An empty KV cache, one entry a layer."""
-    return [KVCache() for _ in range(config.num_hidden_layers)]
+def make_cache(config: LlamaConfig, positions: int | None = None) -> Cache:
+    """An empty KV cache, one entry a layer, that takes memory for so many positions at once; None: as it grows."""
+    cache = [KVCache() for _ in range(config.num_hidden_layers)]
+    for layer in cache:
+        layer.step = positions or KVCache.step
+    return cache
 
 
 def repeat_cache(cache: Cache, n: int) -> Cache:
     """A cache whose every row stands n times, neighbours alike: rows (a, b) become (a, a, ..., b, b, ...)."""
     copies = []
     for layer in cache:
-        keys, values = layer.keys_and_values()
         copy = KVCache()
-        copy.state = (mx.repeat(keys, n, axis=0), mx.repeat(values, n, axis=0), layer.offset)
+        copy.step = layer.step
+        copy.state = (mx.repeat(layer.keys, n, axis=0), mx.repeat(layer.values, n, axis=0), layer.offset)
         copies.append(copy)
     return copies
+
+
+def fill_cache(cache: Cache, config: LlamaConfig, rows: int, positions: int, dtype: mx.Dtype) -> None:
+    """Make an empty cache as long as if so many positions had been read: zeros, to time what follows."""
+    for layer in cache:
+        room = layer.step * -(-positions // layer.step)
+        shape = rows, config.num_key_value_heads, room, config.head_dim
+        layer.state = (mx.zeros(shape, dtype), mx.zeros(shape, dtype), positions)
+
+
+def trim_cache(cache: Cache, positions: int) -> None:
+    """Forget the last positions that were read."""
+    for layer in cache:
+        layer.trim(positions)
 
 
 def cache_arrays(cache: Cache) -> Sequence[mx.array]:

@@ -52,9 +52,9 @@ class JanusModel(nn.Module):
         """(B, L) -> (B, L, hidden). The table is its own, not the codec's codebook."""
         return self.gen_aligner(self.gen_embed(ids))
 
-    def make_cache(self) -> Cache:
-        """An empty KV cache for ``hidden_states``."""
-        return make_cache(self.config.language)
+    def make_cache(self, positions: int | None = None) -> Cache:
+        """An empty KV cache for ``hidden_states``, with memory for so many positions; None: as it grows."""
+        return make_cache(self.config.language, positions)
 
     def hidden_states(self, embeddings: mx.array, cache: Cache | None = None) -> mx.array:
         """(B, L, hidden) -> (B, L, hidden): causal, after the final norm; the cache, if any, grows by L."""
