@@ -43,13 +43,13 @@ class EncoderRecipe:
 class JointRecipe:
     """The whole model on both losses of the paper. Batches are in sequences."""
 
-    steps: int = 2600
+    steps: int = 2200
     answering_batch: int = 12
     drawing_batch: int = 24
     rate: float = 1e-3
     muon_rate: float = 0.01
     warmup: int = 40
-    lookup_steps: int = 600  # with mostly such questions as are answered by finding one thing (``language.LOOKUPS``)
+    lookup_steps: int = 500  # with mostly such questions as are answered by finding one thing (``language.LOOKUPS``)
     dropped_prompts: float = 0.1  # share of drawing prompts turned into pads, so that guidance means something
 
 

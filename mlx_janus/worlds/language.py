@@ -19,13 +19,14 @@ _WORDINGS = {
     "below": ("below",),
 }
 _PREFIXES = ("", "", "", "there is ", "a picture of ", "draw ", "one ")
+_SAID = {"both": 0.68, "shape": 0.2, "colour": 0.12}  # of a thing in a caption
 _CLEAR = 2.0  # pixels from a boundary between two places within which nothing is said of the place
 
 
 @dataclass(frozen=True)
 class Question:
     """A question about a scene, its answer, and what it is about: "existence", "colour", "shape", "number",
-    "position" or "description"."""
+    "position", "content" or "description"."""
 
     text: str
     answer: str
@@ -57,9 +58,9 @@ def is_place_clear(thing: Thing) -> bool:
     return all(abs(v - SIDE * k / 3) > _CLEAR for v in (thing.x, thing.y) for k in (1, 2))
 
 
-def phrase(thing: Thing, *, colour: bool = True) -> str:
-    """ "a red circle", "an orange circle", or "a circle"."""
-    return with_article(f"{thing.colour} {thing.shape}" if colour else thing.shape)
+def phrase(thing: Thing) -> str:
+    """ "a red circle", "an orange circle"."""
+    return with_article(f"{thing.colour} {thing.shape}")
 
 
 def with_article(noun: str) -> str:
@@ -78,31 +79,37 @@ def listed(phrases: Sequence[str]) -> str:
 
 
 def caption(scene: Scene, random: np.random.Generator) -> str:
-    """Words to draw a scene from, in varied wording: all its things, their colours more often than not, and sometimes
-    where they are."""
+    """Words to draw a scene from, in varied wording: all its things, mostly with shape and colour, else with one of the
+    two, and sometimes where they are."""
     things = list(scene.things)
     if not things:
         return _any(random, ("nothing", "an empty picture", "a plain picture"))
-    colours = random.random() < 0.75
+    said = str(random.choice(list(_SAID), p=list(_SAID.values())))
     if len(things) == 1:
-        text = phrase(things[0], colour=colours)
+        text = with_article(_noun(things[0], said))
         if random.random() < 0.2 and is_place_clear(things[0]):
             text += f" {place(things[0])}"
     elif len(things) == 2 and random.random() < 0.55 and (relation(things[0], things[1])):
-        text = _related(things, colours, random)
+        text = _related(things, said, random)
     else:
-        groups = Counter((f"{t.colour} " if colours else "") + t.shape for t in things)
+        groups = Counter(_noun(t, said) for t in things)
         nouns = list(groups)
         random.shuffle(nouns)
         text = listed([counted(groups[noun], noun) for noun in nouns])
     return _prefixed(text, random)
 
 
-def _related(things: Sequence[Thing], colours: bool, random: np.random.Generator) -> str:
+def _noun(thing: Thing, said: str) -> str:
+    """ "red circle", "circle" or "red shape"."""
+    return {"both": f"{thing.colour} {thing.shape}", "shape": thing.shape, "colour": f"{thing.colour} shape"}[said]
+
+
+def _related(things: Sequence[Thing], said: str, random: np.random.Generator) -> str:
     a, b = (things[0], things[1]) if random.random() < 0.5 else (things[1], things[0])
     how = relation(a, b)
     assert how is not None
-    return f"{phrase(a, colour=colours)} {_any(random, _WORDINGS[how])} {phrase(b, colour=colours)}"
+    first, second = (with_article(_noun(thing, said)) for thing in (a, b))
+    return f"{first} {_any(random, _WORDINGS[how])} {second}"
 
 
 def _prefixed(text: str, random: np.random.Generator) -> str:
@@ -223,6 +230,23 @@ def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
     return Question(text, "yes" if yes else "no", "position")
 
 
+def ask_content(scene: Scene, random: np.random.Generator) -> Question | None:
+    """What is at a place where one thing is, or which colour or shape it has."""
+    places = Counter(place(t) for t in scene.things)
+    alone = [t for t in scene.things if places[place(t)] == 1]
+    if not alone or not all(map(is_place_clear, scene.things)):
+        return None
+    thing = alone[int(random.integers(len(alone)))]
+    where, word = place(thing), _any(random, ("color", "colour"))
+    forms = (
+        (f"What {word} is the shape {where}?", thing.colour),
+        (f"What shape is {where}?", thing.shape),
+        (f"What is {where}?", phrase(thing)),
+    )
+    text, answer = forms[int(random.integers(len(forms)))]
+    return Question(text, answer, "content")
+
+
 def ask_description(scene: Scene, random: np.random.Generator) -> Question | None:
     """Everything, in reading order, where no thing is on a boundary of places."""
     if not all(map(is_place_clear, scene.things)):
@@ -237,10 +261,17 @@ MAKERS: dict[str, tuple[_Maker, ...]] = {
     "shape": (ask_shape,),
     "number": (ask_number,),
     "position": (ask_place, ask_relation),
+    "content": (ask_content,),
     "description": (ask_description,),
 }
-SHARES = {"existence": 0.3, "colour": 0.12, "shape": 0.12, "number": 0.16, "position": 0.18, "description": 0.12}
-LOOKUPS = {"existence": 0.1, "colour": 0.27, "shape": 0.27, "number": 0.06, "position": 0.15, "description": 0.15}
+SHARES = {
+    "existence": 0.27, "colour": 0.11, "shape": 0.11, "number": 0.16, "position": 0.16, "content": 0.08,
+    "description": 0.11,
+}  # fmt: skip
+LOOKUPS = {
+    "existence": 0.08, "colour": 0.22, "shape": 0.22, "number": 0.05, "position": 0.14, "content": 0.15,
+    "description": 0.14,
+}  # fmt: skip
 """Shares to begin with: most answers are found by looking for one thing."""
 
 
