@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -18,6 +19,7 @@ from .options import (
     follow_drawing,
     given,
     load_model,
+    make_folder,
     model_options,
     sampling_options,
     say,
@@ -28,24 +30,45 @@ from .options import (
 if TYPE_CHECKING:
     from .results import GeneratedImage
 
-DRAWING_ONLY = ("output", "n", "cfg_weight", "exact", "window")
+DRAWING_ONLY = ("prompts_file", "output", "n", "cfg_weight", "exact", "window")
+_CHOICE = ("cfg_weight", "temperature", "top_p", "window")
 ANSWERING_ONLY = ("max_tokens", "system", "lookup")
 
 
-def _not_blank(_: click.Context, __: click.Parameter, value: str) -> str:
-    if not value.strip():
+def _not_blank(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(value.strip() for value in values):
         raise click.BadParameter("is empty: say what to draw, or ask something.")
-    return value
+    return values
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-p", "--prompt", required=True, callback=_not_blank, help="What to draw, or the question.")
+@click.option(
+    "-p",
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    callback=_not_blank,
+    help="What to draw, or the question. Several are drawn together.",
+)
+@click.option(
+    "--prompts-file",
+    type=click.File(encoding="utf-8"),
+    metavar="FILE",
+    help="Draw every line of a file (-: of stdin); pictures already there are skipped.",
+)
 @click.option("-i", "--image", "images", multiple=True, metavar="FILE", help="Ask about this picture; may be repeated.")
 @click.option("--text", is_flag=True, help="Answer without a picture.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Where to draw to.  [default: janus.png]"
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Where to draw to: a file, or for several prompts a folder.  [default: janus.png, or janus]",
 )
-@click.option("-n", "--n", type=click.IntRange(1, 10_000), metavar="N", help="How many pictures.  [default: 1]")
+@click.option(
+    "-n", "--n", type=click.IntRange(1, 10_000), metavar="N", help="How many pictures of a prompt.  [default: 1]"
+)
 @click.option(
     "--cfg-weight",
     type=FiniteRange(0, 1000),
@@ -82,6 +105,7 @@ def main(ctx: click.Context, /, **options: Any) -> None:
       python -m mlx_janus.generate -p "a red circle above a blue square"
       python -m mlx_janus.generate -m deepseek-ai/Janus-Pro-1B -p "a red fox in fresh snow"
       python -m mlx_janus.generate -m models/janus-pro-1b -p "a lighthouse" --n 4 --seed 7 -o light.png
+      python -m mlx_janus.generate --prompts-file prompts.txt --seed 7 -o pictures
       python -m mlx_janus.generate -m models/janus-pro-1b -i photo.jpg -p "What is in this picture?"
       python -m mlx_janus.generate -m models/janus-pro-1b --text -p "Name three primes."
     """
@@ -89,7 +113,9 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     _check_use(ctx, answering)
     if (options["seed"] or 0) + (options["n"] or 1) - 1 > MAX_SEED:
         raise click.UsageError(f"the last picture's seed would be above {MAX_SEED}: take a smaller --seed.")
-    if answering:
+    if options["prompts_file"] or len(options["prompts"]) > 1:
+        _draw_many(options)
+    elif answering:
         _answer(options)
     else:
         _draw(options)
@@ -102,6 +128,10 @@ def _check_use(ctx: click.Context, answering: bool) -> None:
             fix = "leave --image and --text out to draw" if answering else "add --image FILE or --text to ask"
             does = "answering" if answering else "drawing"
             raise click.UsageError(f"{flag} does not go with {does}: {fix}.")
+    if answering and len(ctx.params["prompts"]) > 1:
+        raise click.UsageError("one question at a time: give --prompt once.")
+    if not ctx.params["prompts"] and not ctx.params["prompts_file"]:
+        raise click.UsageError("Missing option '-p' / '--prompt'.")
 
 
 def _pipeline(options: dict[str, Any]) -> Any:
@@ -117,7 +147,7 @@ def _answer(options: dict[str, Any]) -> None:
     seed = random_seed() if options["seed"] is None else options["seed"]
     choice = given(options, "max_tokens", "temperature", "top_p", "system", "lookup")
     result = None
-    for chunk in janus.stream_text(options["prompt"], images, seed=seed, **choice):
+    for chunk in janus.stream_text(options["prompts"][0], images, seed=seed, **choice):
         result = chunk.result
         if not options["as_json"]:
             click.echo(chunk.text, nl=False)
@@ -149,24 +179,93 @@ def _draw(options: dict[str, Any]) -> None:
     paths = iter(free_paths(output, n))
     check_output(output)
     janus = _pipeline(options)
-    choice = given(options, "seed", "cfg_weight", "temperature", "top_p", "window")
-    steps = janus.stream_images(options["prompt"], n=n, exact=options["exact"], **choice)
-    started, facts = time.perf_counter(), []
+    choice = given(options, "seed", *_CHOICE)
+    steps = janus.stream_images(options["prompts"][0], n=n, exact=options["exact"], **choice)
+    report = _Report(options["as_json"])
+    follow_drawing(steps, n, lambda image: report.save(image, next(paths)))
+    report.end(janus.name)
 
-    def finished(image: GeneratedImage) -> None:
-        path = image.save(next(paths))
-        facts.append({"path": str(path), "seed": image.seed, "passes": image.passes, "tokens": image.tokens.tolist()})
-        if not options["as_json"]:
+
+def _draw_many(options: dict[str, Any]) -> None:
+    """Every prompt's pictures into a folder, but for those that are there."""
+    from .pipeline import random_seed
+
+    prompts = dict.fromkeys(options["prompts"])
+    if options["prompts_file"]:
+        prompts |= dict.fromkeys(_lines(options["prompts_file"]))
+    n, folder = options["n"] or 1, options["output"] or Path("janus")
+    paths = {
+        (prompt, k): folder / f"{number:04d}-{_slug(prompt)}{f'-{k + 1}' if n > 1 else ''}.png"
+        for number, prompt in enumerate(prompts, 1)
+        for k in range(n)
+    }
+    missing = {job: path for job, path in paths.items() if not path.exists()}
+    if there := len(paths) - len(missing):
+        say(f"{there} of {len(paths)} pictures are there already")
+    if not missing:
+        return
+    make_folder(folder)
+    janus = _pipeline(options)
+    first = random_seed() if options["seed"] is None else options["seed"]
+    choice = given(options, *_CHOICE) | {"exact": options["exact"]}
+    report = _Report(options["as_json"])
+    whole = [prompt for prompt in prompts if all((prompt, k) in missing for k in range(n))]
+    calls = [(whole, first, n)]
+    calls += [([p for p in prompts if p not in whole and (p, k) in missing], first + k, 1) for k in range(n)]
+    for wanted, seed, each in calls:
+        if wanted:
+            steps = janus.stream_images(wanted, n=each, seed=seed, **choice)
+            follow_drawing(
+                steps,
+                each * len(wanted),
+                lambda image: report.save(image, missing[image.prompt, image.seed - first]),
+            )
+    report.end(janus.name)
+
+
+class _Report:
+    """What was drawn, as lines or as one JSON object."""
+
+    def __init__(self, as_json: bool):
+        self.as_json, self.facts, self.started = as_json, list[dict[str, Any]](), time.perf_counter()
+
+    def save(self, image: GeneratedImage, path: Path) -> None:
+        path = image.save(path)
+        self.facts.append(
+            {
+                "path": str(path),
+                "prompt": image.prompt,
+                "seed": image.seed,
+                "passes": image.passes,
+                "tokens": image.tokens.tolist(),
+            }
+        )
+        if not self.as_json:
             click.echo(str(path))
             say(f"seed {image.seed}")
 
-    follow_drawing(steps, n, finished)
-    if options["as_json"]:
-        import mlx.core as mx
+    def end(self, model: str) -> None:
+        if self.as_json:
+            import mlx.core as mx
 
-        seconds = round(time.perf_counter() - started, 3)
-        summary = {"images": facts, "seconds": seconds, "peak_memory": mx.get_peak_memory(), "model": janus.name}
-        click.echo(json.dumps(summary, ensure_ascii=False))
+            seconds = round(time.perf_counter() - self.started, 3)
+            summary = {"images": self.facts, "seconds": seconds, "peak_memory": mx.get_peak_memory(), "model": model}
+            click.echo(json.dumps(summary, ensure_ascii=False))
+
+
+def _lines(file: TextIO) -> list[str]:
+    try:
+        lines = [line.strip() for line in file]
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{file.name} is no text in UTF-8.") from None
+    if not any(lines):
+        raise click.UsageError(f"{file.name} holds no prompt: write one a line.")
+    return [line for line in lines if line]
+
+
+def _slug(prompt: str) -> str:
+    """A prompt as part of a file name: "a-red-circle"."""
+    return "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:40].strip("-") or "picture"
 
 
 if __name__ == "__main__":

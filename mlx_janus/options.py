@@ -265,3 +265,18 @@ def check_output(path: Path) -> None:
         raise OutputError(f"{folder} is no folder: make it first, or name another with --output")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{folder} cannot be written to: name another folder with --output")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder to draw into, unless it is there.
+
+    Raises:
+        OutputError: with the reason.
+    """
+    from .errors import OutputError
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be made ({error.strerror}): name another folder with --output") from None
+    check_output(path / "picture.png")

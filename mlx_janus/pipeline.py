@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,15 @@ def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
     if path == TINY:
         return "janus-tiny"
     return path.resolve().name if path.is_dir() else os.fspath(path_or_hub_id)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A picture to draw."""
+
+    prompt: str
+    ids: list[int]
+    seed: int
 
 
 class JanusPipeline:
@@ -274,7 +283,7 @@ class JanusPipeline:
 
     def generate_images(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         *,
         n: int = 1,
         seed: int | None = None,
@@ -284,12 +293,12 @@ class JanusPipeline:
         exact: bool = False,
         window: int | None = None,
     ) -> list[GeneratedImage]:
-        """Draw ``n`` pictures of a prompt, in the model's own size.
+        """Draw ``n`` pictures of a prompt, or of each of several, in the model's own size.
 
         Args:
-            prompt: what to draw.
-            n: how many; they are drawn together as far as memory allows.
-            seed: of the first picture, the following ones have the next seeds; None: a random one.
+            prompt: what to draw, or several such.
+            n: how many of each. Pictures of prompts with as many tokens are drawn together as far as memory allows.
+            seed: of a prompt's first picture, the following ones have the next seeds; None: a random one.
             cfg_weight: guidance, how strictly to follow the prompt; None: the model's own (5 for the published ones).
             temperature: 0 takes the likeliest token always; None: the model's own.
             top_p: draw from the smallest set of tokens that holds this much probability.
@@ -312,11 +321,13 @@ class JanusPipeline:
             exact=exact,
             window=window,
         )
-        return [image for step in steps for image in step.images]
+        order = {text: i for i, text in reversed(list(enumerate(_as_strings(prompt))))}
+        images = [image for step in steps for image in step.images]
+        return sorted(images, key=lambda image: (order[image.prompt], image.seed))
 
     def stream_images(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         *,
         n: int = 1,
         seed: int | None = None,
@@ -326,7 +337,10 @@ class JanusPipeline:
         exact: bool = False,
         window: int | None = None,
     ) -> Iterator[ImageStep]:
-        """``generate_images`` position by position; arguments are checked before this returns, closing cancels."""
+        """``generate_images`` position by position; arguments are checked before this returns, closing cancels.
+
+        Of several prompts, those with the fewest tokens are drawn first.
+        """
         check_whole("n", n, 1, MAX_IMAGES)
         own = self.config.drawing
         options = DrawOptions(
@@ -336,6 +350,21 @@ class JanusPipeline:
         )
         first = _seed(seed)
         check_whole("seed", first, 0, MAX_SEED - n + 1)
+        jobs = [
+            _Job(text, ids, s)
+            for text in _as_strings(prompt)
+            for ids in [self._drawing_ids(text)]
+            for s in range(first, first + n)
+        ]
+        if not jobs:
+            raise PromptError("there is no prompt: say what to draw")
+        if window is not None:
+            check_whole("window", window, 1, MAX_WINDOW)
+            if exact and window > 1:
+                raise OptionError("exact draws token by token: leave window out")
+        return self._draw(jobs, options, exact, window)
+
+    def _drawing_ids(self, prompt: str) -> list[int]:
         ids = self.prompts.drawing(prompt)
         context = self.config.language.max_position_embeddings
         if len(ids) + self.config.image_tokens > context:
@@ -343,34 +372,18 @@ class JanusPipeline:
                 f"the prompt is {len(ids)} tokens long and a picture takes {self.config.image_tokens}, more than the "
                 f"model's context of {context}: shorten it"
             )
-        if window is not None:
-            check_whole("window", window, 1, MAX_WINDOW)
-            if exact and window > 1:
-                raise OptionError("exact draws token by token: leave window out")
-        return self._draw(prompt, ids, range(first, first + n), options, exact, window)
+        return ids
 
-    def _draw(
-        self,
-        prompt: str,
-        ids: list[int],
-        seeds: Sequence[int],
-        options: DrawOptions,
-        exact: bool,
-        window: int | None,
-    ) -> Iterator[ImageStep]:
+    def _draw(self, jobs: Sequence[_Job], options: DrawOptions, exact: bool, window: int | None) -> Iterator[ImageStep]:
         mx.reset_peak_memory()
         _evaluate(self.model.drawing_arrays())
-        positions, unconditional = self.config.image_tokens, self.prompts.unconditional(ids)
-        size = 1 if exact else self._group_size(len(ids), options)
-        groups = [seeds[i : i + size] for i in range(0, len(seeds), size)]
-        if window is None:  # several rows already make a pass wide
-            window = 1 if exact or len(seeds) > 1 else find_window(self.model, options.rows)
-        total, done = positions * len(groups), 0
+        groups = self._groups(jobs, options, exact)
+        total, done = self.config.image_tokens * len(groups), 0
         finished: list[GeneratedImage] = []
         for group in groups:
             drawn: list[mx.array] = []
             passes = 0
-            stream = draw_tokens(self.model, ids, unconditional, group, options, window)
+            stream = self._start(group, options, 1 if exact else window)
             try:
                 for block in stream:
                     passes += 1
@@ -382,9 +395,26 @@ class JanusPipeline:
                 stream.close()  # type: ignore[attr-defined]
             grid = np.array(mx.stack(drawn, axis=1)).astype(np.int32)
             mx.clear_cache()
-            for seed, row in zip(group, grid, strict=True):
-                finished.append(self._finish(row, seed, prompt, options, passes))
+            for job, row in zip(group, grid, strict=True):
+                finished.append(self._finish(row, job, options, passes))
                 yield ImageStep(done, total, (finished[-1],), self._previewer([], finished))
+
+    def _groups(self, jobs: Sequence[_Job], options: DrawOptions, exact: bool) -> list[list[_Job]]:
+        """Pictures to draw together: their prompts have one length, and memory is enough."""
+        groups = []
+        for length in sorted({len(job.ids) for job in jobs}):
+            alike = [job for job in jobs if len(job.ids) == length]
+            size = 1 if exact else self._group_size(length, options)
+            groups += [alike[i : i + size] for i in range(0, len(alike), size)]
+        return groups
+
+    def _start(self, group: Sequence[_Job], options: DrawOptions, window: int | None) -> Iterator[mx.array]:
+        if window is None:  # several rows already make a pass wide
+            window = 1 if len(group) > 1 else find_window(self.model, options.rows)
+        prompts = list(dict.fromkeys(tuple(job.ids) for job in group))
+        pictures = [(prompts.index(tuple(job.ids)), job.seed) for job in group]
+        unconditional = self.prompts.unconditional(group[0].ids)
+        return draw_tokens(self.model, prompts, unconditional, pictures, options, window)
 
     def _group_size(self, prompt_tokens: int, options: DrawOptions) -> int:
         """Pictures that can be drawn at once in the memory that is free."""
@@ -395,10 +425,10 @@ class JanusPipeline:
         room = 0.8 * available_memory() - decoding_memory(self.config)
         return max(int(room / each), 1)
 
-    def _finish(self, tokens: np.ndarray, seed: int, prompt: str, options: DrawOptions, passes: int) -> GeneratedImage:
+    def _finish(self, tokens: np.ndarray, job: _Job, options: DrawOptions, passes: int) -> GeneratedImage:
         metadata = {
-            "prompt": prompt,
-            "seed": str(seed),
+            "prompt": job.prompt,
+            "seed": str(job.seed),
             "cfg_weight": f"{options.cfg_weight:g}",
             "temperature": f"{options.temperature:g}",
             "top_p": f"{options.top_p:g}",
@@ -406,7 +436,7 @@ class JanusPipeline:
             "version": f"mlx_janus {__version__}",
         }
         grid = self.config.grid
-        return GeneratedImage(self._decode(tokens[None], (grid, grid)), tokens, seed, prompt, metadata, passes)
+        return GeneratedImage(self._decode(tokens[None], (grid, grid)), tokens, job.seed, job.prompt, metadata, passes)
 
     def _decode(self, tokens: np.ndarray, grid: tuple[int, int]) -> Image.Image:
         """(1, rows * columns) tokens -> a picture; one at a time, its activations are the largest of all."""

@@ -119,6 +119,56 @@ def test_several_pictures_have_following_names_and_seeds(model: Path, here: Path
         assert np.array_equal(pixels(path), np.array(image.image))
 
 
+def test_a_file_of_prompts_is_drawn_into_a_folder_and_resumed(model: Path, here: Path, pro: Janus) -> None:
+    Path("prompts.txt").write_text("a fox\n\n  a fox in a storm \na fox\n", encoding="utf-8")
+    words = ("-m", model, "--prompts-file", "prompts.txt", "--seed", "5", "-o", "out/deep")
+    first = call(generate.main, *words)
+    assert first.code == 0, first.stderr
+    names = ["0001-a-fox.png", "0002-a-fox-in-a-storm.png"]
+    assert sorted(p.name for p in Path("out/deep").iterdir()) == names
+    assert sorted(first.stdout.splitlines()) == [str(Path("out/deep") / name) for name in names]
+    before = {name: (Path("out/deep") / name).read_bytes() for name in names}
+    (Path("out/deep") / names[0]).unlink()
+    again = call(generate.main, *words)
+    assert again.stdout == str(Path("out/deep") / names[0]) + "\n"
+    assert "1 of 2 pictures are there already" in again.stderr
+    assert {name: (Path("out/deep") / name).read_bytes() for name in names} == before
+    done = call(generate.main, *words)
+    assert (done.code, done.stdout) == (0, "")
+    alone = pro.generate_images("a fox in a storm", seed=5, window=1)[0]
+    assert np.array_equal(pixels(Path("out/deep") / names[1]), np.array(alone.image))
+
+
+def test_several_prompts_and_pictures_of_each_resume_in_the_middle(model: Path, here: Path) -> None:
+    words = ("-m", model, "-p", "a fox", "-p", "Ein Schloß, 城", "--n", "2", "--seed", "5")
+    assert call(generate.main, *words).code == 0
+    names = ["0001-a-fox-1.png", "0001-a-fox-2.png", "0002-ein-schlo-1.png", "0002-ein-schlo-2.png"]
+    assert sorted(p.name for p in Path("janus").iterdir()) == names
+    assert [facts(Path("janus") / name)["seed"] for name in names] == ["5", "6", "5", "6"]
+    (Path("janus") / names[1]).unlink()
+    assert call(generate.main, *words).stdout.split() == [str(Path("janus") / names[1])]
+    assert facts(Path("janus") / names[1])["seed"] == "6"
+
+
+def test_prompts_that_cannot_be_read(here: Path) -> None:
+    Path("empty.txt").write_text("\n \n")
+    Path("latin.txt").write_bytes("ein Schloß\n".encode("latin-1"))
+    for name, what in (("empty.txt", "holds no prompt"), ("latin.txt", "no text in UTF-8"), ("none.txt", "none.txt")):
+        outcome = call(generate.main, "--prompts-file", name)
+        assert outcome.code == 2
+        assert what in outcome.stderr
+    Path("file").write_text("")
+    assert "file/out cannot be made" in error_line(call(generate.main, "-p", "a", "-p", "b", "-o", "file/out"))
+
+
+def test_windows_and_lookups_change_time_alone(model: Path, here: Path) -> None:
+    for i, window in enumerate(("1", "4")):
+        assert draw(model, "--seed", "3", "--window", window, "-o", f"{i}.png").code == 0
+    assert np.array_equal(pixels(Path("0.png")), pixels(Path("1.png")))
+    answers = [answer(model, "--text", "--max-tokens", "12", "--lookup", k).stdout for k in ("0", "6")]
+    assert answers[0] == answers[1]
+
+
 def test_a_random_seed_is_shown_stored_and_repeats(model: Path, here: Path) -> None:
     done = draw(model)
     seed = facts(here / "janus.png")["seed"]
@@ -147,7 +197,13 @@ def test_drawing_as_json(model: Path, here: Path, pro: Janus) -> None:
     assert set(summary) == {"images", "seconds", "peak_memory", "model"}
     expected = pro.generate_images(PROMPT, n=2, seed=8)
     assert summary["images"] == [
-        {"path": f"janus-{i + 1}.png", "seed": 8 + i, "tokens": image.tokens.tolist()}
+        {
+            "path": f"janus-{i + 1}.png",
+            "prompt": PROMPT,
+            "seed": 8 + i,
+            "passes": image.passes,
+            "tokens": image.tokens.tolist(),
+        }
         for i, image in enumerate(expected)
     ]
     assert names(here) == ["janus-1.png", "janus-2.png"]
@@ -245,6 +301,9 @@ WRONG_USES = [
     (generate.main, ["-p", "x", "--dtype", "int8"], "--dtype"),
     (generate.main, ["-p", "x", "--image", "a.png", "--output", "b.png"], "--output does not go with answering"),
     (generate.main, ["-p", "x", "--text", "--n", "2"], "--n does not go with answering"),
+    (generate.main, ["-p", "x", "-p", "y", "--text"], "one question at a time"),
+    (generate.main, ["-p", "x", "--window", "0"], "--window"),
+    (generate.main, ["-p", "x", "--lookup", "4"], "--lookup does not go with drawing"),
     (generate.main, ["-p", "x", "--text", "--exact"], "--exact does not go with answering"),
     (generate.main, ["-p", "x", "--max-tokens", "5"], "--max-tokens does not go with drawing"),
     (generate.main, ["-p", "x", "--system", ""], "--system does not go with drawing"),

@@ -29,7 +29,7 @@ from mlx_janus.decode.image import DrawOptions, draw_tokens
 from mlx_janus.decode.sampling import choose, guide, gumbel_noise, position_keys
 from mlx_janus.decode.text import StopStrings, TextOptions, answer_tokens, guess
 from mlx_janus.decode.window import best_window, time_passes
-from mlx_janus.models.backbone import repeat_cache
+from mlx_janus.models.backbone import take_rows
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.prompts import Turn
 from mlx_janus.weights.sources import cache_folder
@@ -68,12 +68,12 @@ def test_a_temperature_near_zero_is_argmax() -> None:
         assert choose(logits, position_keys([1], 1)[:, 0], temperature).tolist() == [1]
 
 
-def test_repeated_cache_continues_every_row(pro: Janus) -> None:
+def test_taken_rows_of_a_cache_go_on(pro: Janus) -> None:
     embeddings = mx.random.normal((2, 7, 32), key=mx.random.key(0))
     following = mx.random.normal((2, 1, 32), key=mx.random.key(1))
     cache = pro.model.make_cache()
     pro.model.hidden_states(embeddings, cache)
-    copies = repeat_cache(cache, 3)
+    copies = take_rows(cache, [0, 0, 0, 1, 1, 1])
     many = pro.model.hidden_states(mx.repeat(following, 3, axis=0), copies)
     once = pro.model.hidden_states(following, cache)
     assert rms_error(many, mx.repeat(once, 3, axis=0)) < 1e-5
@@ -323,7 +323,7 @@ def test_text_options_out_of_range(pro: Janus) -> None:
 
 def test_drawn_tokens_are_evaluated_and_in_range(pro: Janus) -> None:
     ids = pro.prompts.drawing(PROMPT)
-    rows = list(draw_tokens(pro.model, ids, pro.prompts.unconditional(ids), [1, 2], DrawOptions()))
+    rows = list(draw_tokens(pro.model, [ids], pro.prompts.unconditional(ids), [(0, 1), (0, 2)], DrawOptions()))
     assert len(rows) == pro.config.image_tokens
     assert all(row.shape == (2, 1) and int(row.max()) < pro.config.generation.codebook_size for row in rows)
 
@@ -382,7 +382,8 @@ def _distance_of_drawn_pictures(window: int) -> float:
     assert p.sum() == pytest.approx(1, abs=1e-4)
     draws, seen = 1500, np.zeros(81)
     for seed in range(draws):
-        tokens = np.concatenate(list(draw_tokens(model, conditional, unconditional, [seed], options, window)), axis=1)
+        blocks = list(draw_tokens(model, [conditional], unconditional, [(0, seed)], options, window))
+        tokens = np.concatenate(blocks, axis=1)
         seen[int(tokens[0] @ [27, 9, 3, 1])] += 1
     likely = draws * p > 8
     counts, expected = (np.append(v[likely], v[~likely].sum()) for v in (seen, draws * p))
@@ -449,6 +450,21 @@ def test_a_window_that_is_hardly_quicker_is_not_worth_it() -> None:
 def test_timing_passes_leaves_times(pro: Janus) -> None:
     assert set(time_passes(pro.model, 2)) == {1, 2, 4, 8}
     assert all(seconds > 0 for seconds in time_passes(pro.model, 1).values())
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_pictures_of_several_prompts_are_each_as_drawn_alone(pro: Janus, window: int) -> None:
+    """Prompts of one length share their passes; the order is that of the prompts."""
+    prompts = ["a lighthouse in a storm", "a fox", "a storm in a lighthouse", "a fox"]
+    together = pro.generate_images(prompts, n=2, seed=8, window=window)
+    assert [(image.prompt, image.seed) for image in together] == sorted(
+        [(prompt, seed) for prompt in prompts for seed in (8, 9)], key=lambda p: (prompts.index(p[0]), p[1])
+    )
+    for image in together:
+        alone = pro.generate_images(image.prompt, seed=image.seed, window=1)[0]
+        assert np.array_equal(alone.tokens, image.tokens)
+    with pytest.raises(mlx_janus.JanusError, match="no prompt"):
+        pro.generate_images([])
 
 
 def test_exact_and_a_window_exclude_each_other(pro: Janus) -> None:

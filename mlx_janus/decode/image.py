@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..models.backbone import Cache, cache_arrays, repeat_cache, trim_cache
+from ..models.backbone import Cache, cache_arrays, take_rows, trim_cache
 from ..models.janus import JanusModel
 from .sampling import check_number, choose, guide, position_keys
 
@@ -41,13 +41,13 @@ class DrawOptions:
 
 def draw_tokens(
     model: JanusModel,
-    conditional: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     unconditional: Sequence[int],
-    seeds: Sequence[int],
+    pictures: Sequence[tuple[int, int]],
     options: DrawOptions,
     window: int = 1,
 ) -> Iterator[mx.array]:
-    """Image tokens in raster order, one picture a seed.
+    """Image tokens in raster order, of several pictures at once.
 
     With a ``window`` above 1 a pass reads guesses of the tokens ahead and so chooses for several positions. The noise
     of a position is fixed, and so is the token chosen there once all before it are. What a pass chose after guesses
@@ -57,9 +57,9 @@ def draw_tokens(
 
     Args:
         model: the weights.
-        conditional: ids of the prompt, ending with begin-of-image.
-        unconditional: as many ids, the prompt padded out.
-        seeds: one a picture; pictures differ in their noise alone.
+        prompts: ids of each, ending with begin-of-image; all of one length.
+        unconditional: as many ids, a prompt padded out.
+        pictures: of each the index of its prompt, and its seed.
         options: guidance and choice.
         window: positions read in one pass.
 
@@ -67,16 +67,17 @@ def draw_tokens(
         (n, k) tokens of the next k positions, evaluated: what one pass of the language model has settled, k is 1 at
         window 1. There, the next pass is under way meanwhile. Closing stops.
     """
-    n, positions = len(seeds), model.config.image_tokens
-    prompts = [list(conditional), list(unconditional)][: options.rows]
-    keys = position_keys(seeds, positions)
-    cache = model.make_cache(len(conditional) + positions)
-    embeddings = model.embed_text(mx.array(prompts))
-    for start in range(0, embeddings.shape[1], PREFILL_STEP):  # the only prefill, for any n
+    positions = model.config.image_tokens
+    keys = position_keys([seed for _, seed in pictures], positions)
+    cache = model.make_cache(len(unconditional) + positions)
+    read_once = [list(ids) for ids in (*prompts, *([unconditional] if options.rows == 2 else []))]
+    embeddings = model.embed_text(mx.array(read_once))
+    for start in range(0, embeddings.shape[1], PREFILL_STEP):  # the only prefill, for any number of pictures
         hidden = model.hidden_states(embeddings[:, start : start + PREFILL_STEP], cache)[:, -1:]
         mx.eval(hidden, cache_arrays(cache))
-    if n > 1:
-        cache, hidden = repeat_cache(cache, n), mx.repeat(hidden, n, axis=0)
+    rows = [prompt for prompt, _ in pictures] + [len(prompts)] * (len(pictures) if options.rows == 2 else 0)
+    if rows != list(range(len(read_once))):
+        cache, hidden = take_rows(cache, rows), hidden[mx.array(rows)]
 
     def choices(hidden: mx.array, position: int) -> mx.array:
         """(rows * n, W, hidden) -> (n, W): the tokens of ``position`` and those after it."""

@@ -32,15 +32,15 @@ def make_cache(config: LlamaConfig, positions: int | None = None) -> Cache:
     return cache
 
 
-def repeat_cache(cache: Cache, n: int) -> Cache:
-    """A cache whose every row stands n times, neighbours alike: rows (a, b) become (a, a, ..., b, b, ...)."""
-    copies = []
+def take_rows(cache: Cache, rows: Sequence[int]) -> Cache:
+    """A cache of these rows of another, in this order; a row may be taken more than once."""
+    taken, places = [], mx.array(list(rows))
     for layer in cache:
         copy = KVCache()
         copy.step = layer.step
-        copy.state = (mx.repeat(layer.keys, n, axis=0), mx.repeat(layer.values, n, axis=0), layer.offset)
-        copies.append(copy)
-    return copies
+        copy.state = (layer.keys[places], layer.values[places], layer.offset)
+        taken.append(copy)
+    return taken
 
 
 def fill_cache(cache: Cache, config: LlamaConfig, rows: int, positions: int, dtype: mx.Dtype) -> None:
