@@ -68,6 +68,22 @@ def test_fewer_bits_cost_little(bits: int, whole: dict[str, float]) -> None:
     assert all(fewer[part] >= whole[part] - LOST[bits] for part in whole), (fewer, whole)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("weight", [None, 1.0])
+def test_every_window_draws_the_same(tiny: mlx_janus.JanusPipeline, weight: float | None, n: int) -> None:
+    plain = tiny.generate_images("a red circle above a blue square", n=n, seed=4, cfg_weight=weight, window=1)
+    for window in (2, 4, 8, 16, 32):
+        drawn = tiny.generate_images("a red circle above a blue square", n=n, seed=4, cfg_weight=weight, window=window)
+        for image, other in zip(plain, drawn, strict=True):
+            assert np.array_equal(image.tokens, other.tokens), window
+
+
+def test_windows_save_passes(tiny: mlx_janus.JanusPipeline) -> None:
+    """More than one token and a half a pass, on average over prompts."""
+    drawn = [tiny.generate_images(f"a {c} circle", seed=i, window=8)[0] for i, c in enumerate(("red", "blue", "green"))]
+    assert sum(image.passes for image in drawn) < 3 * tiny.config.image_tokens / 1.5
+
+
 def test_it_is_small_and_whole() -> None:
     assert sum(file.stat().st_size for file in TINY.iterdir()) <= 8_000_000
     janus = mlx_janus.load(TINY)
