@@ -164,6 +164,18 @@ def main(model: str, steps: int) -> None:
     over = (mx.get_peak_memory() - held - cache) / 1e6
     click.echo(f"\nPeak memory of drawing above the weights and one KV cache ({cache / 1e6:.0f} MB): {over:.0f} MB")
 
+    before = mx.get_active_memory()
+    mx.eval(janus.decoding_arrays())
+    mx.clear_cache()
+    held = mx.get_active_memory()
+    mx.reset_peak_memory()
+    started = time.perf_counter()
+    mx.eval(janus.decode_image_tokens(mx.zeros((1, janus.config.image_tokens), dtype=mx.int32)))
+    click.echo(
+        f"\nDecoding one picture's tokens: {time.perf_counter() - started:.2f} s, peak memory "
+        f"{(mx.get_peak_memory() - held) / 1e6:.0f} MB above the weights, the codec's {(held - before) / 1e6:.0f} MB"
+    )
+
     click.echo("\n| positions in a pass, two rows | s | times a pass of one |\n|---|---|---|")
     seconds = time_passes(janus, 2)
     for width in SETTLED:

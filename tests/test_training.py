@@ -20,11 +20,11 @@ from programs import ROOT, call, error_line, run
 import mlx_janus
 from mlx_janus import train
 from mlx_janus.errors import CheckpointError
+from mlx_janus.models import convolution
 from mlx_janus.models.vq import VQModel
 from mlx_janus.prompts import Prompts
 from mlx_janus.training.batches import answering_batch, drawing_batch
 from mlx_janus.training.codec import CodecStage
-from mlx_janus.training.convolution import use_matrix_products
 from mlx_janus.training.encoder import EncoderStage, edges, outlines, patch_labels
 from mlx_janus.training.joint import JointStage, build_model
 from mlx_janus.training.loop import Learner, checkpoint_file, read_log, run_stage
@@ -185,8 +185,10 @@ def test_matrices_with_small_gradients_do_not_shrink() -> None:
     assert mx.linalg.norm(model.weight).item() > 0.9 * before
 
 
-def test_matrix_products_are_convolutions() -> None:
-    """The codec's output and gradients with every convolution as a matrix product are MLX's own."""
+@pytest.mark.parametrize("band", [48_000_000, 100_000])
+def test_matrix_products_are_convolutions(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codec's output and gradients with every convolution as a matrix product, in bands or not, are MLX's own."""
+    monkeypatch.setattr(convolution, "_BAND", band)
     mx.random.seed(0)
     model = VQModel(CODEC)
     pixels = mx.random.uniform(-1, 1, (2, 64, 64, 3))
@@ -194,9 +196,9 @@ def test_matrix_products_are_convolutions() -> None:
     def loss(model: VQModel, pixels: mx.array) -> mx.array:
         return (model.decoder(model.post_quant_conv(model.quant_conv(model.encoder(pixels)))) * pixels).mean()
 
-    before = nn.value_and_grad(model, loss)(model, pixels)
-    use_matrix_products(model)
     after = nn.value_and_grad(model, loss)(model, pixels)
+    monkeypatch.setattr(convolution.Conv2d, "__call__", nn.Conv2d.__call__)
+    before = nn.value_and_grad(model, loss)(model, pixels)
     assert before[0].item() == pytest.approx(after[0].item(), rel=1e-4, abs=1e-6)
     one, two = (dict(nn.utils.tree_flatten(gradients)) for _, gradients in (before, after))
     largest = max(float(mx.abs(g).max()) for g in one.values())

@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx import nn
 
 from ..config import VQConfig
+from .convolution import Conv2d
 
 
 class GroupNorm(nn.GroupNorm):
@@ -46,11 +47,11 @@ class ResnetBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, config: VQConfig):
         super().__init__()
         self.norm1 = group_norm(channels_in, config)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm2 = group_norm(channels_out, config)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = Conv2d(channels_out, channels_out, 3, padding=1)
         if channels_in != channels_out:
-            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
+            self.nin_shortcut = Conv2d(channels_in, channels_out, 1)
 
     def __call__(self, x: mx.array) -> mx.array:
         h = self.conv1(nn.silu(self.norm1(x)))
@@ -64,10 +65,10 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int, config: VQConfig):
         super().__init__()
         self.norm = group_norm(channels, config)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q = Conv2d(channels, channels, 1)
+        self.k = Conv2d(channels, channels, 1)
+        self.v = Conv2d(channels, channels, 1)
+        self.proj_out = Conv2d(channels, channels, 1)
 
     def __call__(self, x: mx.array) -> mx.array:
         B, H, W, C = x.shape
@@ -80,7 +81,7 @@ class AttnBlock(nn.Module):
 class Upsample(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         B, H, W, C = x.shape
@@ -91,7 +92,7 @@ class Upsample(nn.Module):
 class Downsample(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.conv(mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]))
@@ -132,7 +133,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(3, config.ch, 3, padding=1)
+        self.conv_in = Conv2d(3, config.ch, 3, padding=1)
         self.conv_blocks = []
         for i, (before, width) in enumerate(zip([config.ch, *widths], widths, strict=False)):
             level = Level(before, width, config.num_res_blocks, i == last, config)
@@ -141,7 +142,7 @@ class Encoder(nn.Module):
             self.conv_blocks.append(level)
         self.mid = middle(widths[-1], config)
         self.norm_out = group_norm(widths[-1], config)
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
+        self.conv_out = Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         """(N, H, W, 3) -> (N, H / 2**levels, W / 2**levels, z_channels)."""
@@ -158,7 +159,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.ch * m for m in reversed(config.ch_mult)]
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.z_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.z_channels, widths[0], 3, padding=1)
         self.mid = middle(widths[0], config)
         self.conv_blocks = []
         for i, (before, width) in enumerate(zip([widths[0], *widths], widths, strict=False)):
@@ -167,7 +168,7 @@ class Decoder(nn.Module):
                 level.upsample = Upsample(width)
             self.conv_blocks.append(level)
         self.norm_out = group_norm(widths[-1], config)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.conv_out = Conv2d(widths[-1], 3, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         """(N, h, w, z_channels) -> (N, H, W, 3)."""
@@ -205,8 +206,8 @@ class VQModel(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = VectorQuantizer(config)
-        self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
-        self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
+        self.quant_conv = Conv2d(config.z_channels, config.codebook_dim, 1)
+        self.post_quant_conv = Conv2d(config.codebook_dim, config.z_channels, 1)
 
     @staticmethod
     def drawing_parts() -> tuple[str, ...]:

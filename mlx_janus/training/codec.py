@@ -17,7 +17,6 @@ import numpy as np
 from ..config import VQConfig
 from ..models.vq import VQModel, normalize
 from ..worlds import shapes
-from .convolution import use_matrix_products
 from .loop import Learner, compiled_gradient, part_of
 from .recipe import CodecRecipe
 
@@ -41,7 +40,6 @@ class CodecStage:
         self.recipe, self.steps, self.seed = recipe, recipe.steps, seed
         mx.random.seed(seed)
         self.model = VQModel(config)
-        use_matrix_products(self.model)
         self.model.quantize.freeze()
         if not self.learns_to_encode:
             self.model.encoder.freeze()

@@ -24,7 +24,6 @@ from ..models.janus import JanusModel
 from ..prompts import Prompts
 from ..worlds import language
 from .batches import PICTURE_AT, AnsweringBatch, DrawingBatch, answering_batch, drawing_batch
-from .convolution import use_matrix_products
 from .loop import Learner, compiled_gradient, part_of
 from .recipe import JointRecipe
 
@@ -54,7 +53,6 @@ class JointStage:
     def __init__(self, model: JanusModel, prompts: Prompts, recipe: JointRecipe, seed: int):
         self.recipe, self.steps, self.seed = recipe, recipe.steps, seed
         self.model, self.prompts = model, prompts
-        use_matrix_products(model.gen_vision_model)
         model.gen_vision_model.freeze()
         model.vision_model.freeze()
         self.learner = Learner(

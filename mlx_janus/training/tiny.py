@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..config import PromptConfig
 from ..models.janus import JanusModel
-from ..models.vq import VQModel
 from ..prompts import Prompts
 from ..weights.save import save_model
 from .codec import CodecStage, MergedCodecStage
@@ -52,20 +51,6 @@ def train_tiny(
     prompts = Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
     model = build_model(config, load_state(output, "merged"), load_state(output, "encoder"), recipe.seed)
     run(JointStage(model, prompts, recipe.joint, recipe.seed), config.to_dict(), recipe)
-    trained = as_shipped(model)
     text = prompts.tokenizer.to_str()
-    save_model(trained, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True)
-    return trained
-
-
-def as_shipped(model: JanusModel) -> JanusModel:
-    """The model with its codec's convolutions as they were: other modules stood in for them while it trained."""
-    shipped = JanusModel(model.config)
-    weights = dict(model.gen_vision_model.parameters())
-    for name in shipped.children():
-        if name != "gen_vision_model":
-            shipped[name] = model[name]
-    codec = VQModel(model.config.generation)
-    codec.update(weights)
-    shipped.gen_vision_model = codec
-    return shipped
+    save_model(model, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True)
+    return model
