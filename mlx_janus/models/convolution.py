@@ -72,11 +72,11 @@ class Conv2d(nn.Conv2d):
         """(B, H, W, C) -> (B, H', W', O)."""
         if mx.default_device().type == mx.DeviceType.gpu:
             return super().__call__(x)
-        O, size = self.weight.shape[:2]
+        outputs, size = self.weight.shape[:2]
         if size == 1:
-            return x @ self.weight.reshape(O, -1).T + self.bias
+            return x @ self.weight.reshape(outputs, -1).T + self.bias
         if self.padding == (1, 1):
             return _convolve(x, self.weight) + self.bias
         h, w = ((n - 1) // 2 for n in x.shape[1:3])
         windows = [x[:, i : i + 2 * h : 2, j : j + 2 * w : 2] for i in range(3) for j in range(3)]
-        return mx.concatenate(windows, axis=-1) @ self.weight.reshape(O, -1).T + self.bias
+        return mx.concatenate(windows, axis=-1) @ self.weight.reshape(outputs, -1).T + self.bias
