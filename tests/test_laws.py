@@ -339,33 +339,54 @@ def test_windows_draw_the_same_tokens(janus: Janus, weight: float, n: int) -> No
         assert drawn[0].passes <= plain[0].passes
 
 
-def toy_model() -> JanusModel:
-    """Three codes, pictures of two by two tokens: all 81 pictures can be enumerated."""
+def small_model(*, side: int, patch: int, codes: int, hidden: int, layers: int) -> JanusModel:
+    """Random weights; pictures of (side / 2) x (side / 2) tokens."""
     mx.random.seed(3)
-    model = JanusModel(
+    return JanusModel(
         JanusConfig(
             understanding=SiglipConfig(
-                kind="siglip", image_size=4, patch_size=2, width=8, layers=1, heads=1, mlp_width=8
+                kind="siglip", image_size=side, patch_size=patch, width=8, layers=1, heads=1, mlp_width=8
             ),
             generation=VQConfig(
-                kind="vq", codebook_size=3, codebook_dim=4, ch=4, ch_mult=(1, 1), num_res_blocks=1, z_channels=4,
+                kind="vq", codebook_size=codes, codebook_dim=4, ch=4, ch_mult=(1, 1), num_res_blocks=1, z_channels=4,
                 norm_groups=1,
             ),
             language=LlamaConfig(
-                kind="llama", vocab_size=10, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-                num_attention_heads=2, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+                kind="llama", vocab_size=10, hidden_size=hidden, intermediate_size=hidden, num_hidden_layers=layers,
+                num_attention_heads=2, num_key_value_heads=2, head_dim=hidden // 2, max_position_embeddings=4096,
             ),
-            aligner=MLPConfig(kind="mlp_gelu", input_dim=8, output_dim=16),
-            gen_aligner=MLPConfig(kind="mlp_gelu", input_dim=4, output_dim=16),
-            gen_head=GenHeadConfig(kind="vision_head", input_dim=16, hidden_dim=16, output_dim=3),
-            image=ImageConfig(image_size=4),
+            aligner=MLPConfig(kind="mlp_gelu", input_dim=8, output_dim=hidden),
+            gen_aligner=MLPConfig(kind="mlp_gelu", input_dim=4, output_dim=hidden),
+            gen_head=GenHeadConfig(kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=codes),
+            image=ImageConfig(image_size=side),
             prompt=PromptConfig(system=""),
             drawing=DrawingConfig(),
             dtype="float32",
         )
     )  # fmt: skip
+
+
+def toy_model() -> JanusModel:
+    """Three codes, pictures of two by two tokens: all 81 pictures can be enumerated."""
+    model = small_model(side=4, patch=2, codes=3, hidden=16, layers=2)
     model.gen_embed.weight *= 30  # so that what was drawn matters for what follows
     return model
+
+
+@pytest.mark.parametrize("window", [1, 8])
+@pytest.mark.parametrize("layers", [1, 4])
+def test_the_cache_is_held_once(layers: int, window: int) -> None:
+    """MLX copies an array that is written to while another holds it: a cache of which a step keeps a reference."""
+    model = small_model(side=48, patch=16, codes=64, hidden=256, layers=layers)
+    mx.eval(model.drawing_arrays())
+    ids, positions = [1] * 32, model.config.image_tokens
+    cache = 2 * 2 * (len(ids) + positions) * 256 * 4 * layers
+    mx.clear_cache()
+    held = mx.get_active_memory()
+    mx.reset_peak_memory()
+    for _ in draw_tokens(model, [ids], ids, [(0, 1)], DrawOptions(), window):
+        pass
+    assert mx.get_peak_memory() - held < 1.2 * cache + 2_000_000
 
 
 def _distance_of_drawn_pictures(window: int) -> float:
