@@ -88,6 +88,6 @@ def tiny_config(vocabulary: int) -> JanusConfig:
         gen_head=GenHeadConfig(kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=CODEC.codebook_size),
         image=ImageConfig(image_size=SIDE),
         prompt=PromptConfig(system=""),
-        drawing=DrawingConfig(cfg_weight=1.5, temperature=0.6),
+        drawing=DrawingConfig(cfg_weight=2.0, temperature=0.5),
         dtype="float16",
     )  # fmt: skip
