@@ -23,9 +23,9 @@ from mlx_janus.evaluation.shapes import (
 from mlx_janus.weights.sources import TINY
 from mlx_janus.worlds import judge, language
 
-EXISTENCE, ATTRIBUTES, DRAWING = 0.4, 0.3, 0.1  # shares that are right, on the small fixed set below
-LOST = {8: 0.1, 4: 0.25}  # of each share, at most, with so many bits
-CODEC_RIGHT, PSNR = 0.8, 26.0
+EXISTENCE, ATTRIBUTES, DRAWING = 0.95, 0.7, 0.5  # shares that are right, on the small fixed set below
+LOST = {8: 0.08, 4: 0.2}  # of each share, at most, with so many bits
+CODEC_RIGHT, PSNR = 0.85, 27.5
 NOTICE = "No model is named: this is Janus-Tiny"
 
 
@@ -35,7 +35,7 @@ def scores(janus: mlx_janus.JanusPipeline) -> dict[str, float]:
     existence = measure_existence(janus, sizes, 0, lambda *_: None)
     attributes = measure_attributes(janus, sizes, 0, lambda *_: None)
     right = []
-    for task in ("single object", "colours", "colour attribution"):
+    for task in ("single object", "colours", "counting"):
         for i, wanted in enumerate(drawing_prompts(task, 4, 0)):
             drawn = janus.generate_images(wanted.prompt, n=2, seed=10 * i)
             right += [wanted.is_met(judge.read(image.image)) for image in drawn]
@@ -127,12 +127,12 @@ def test_the_commands_use_it_and_say_so(tmp_path: Path) -> None:
 
 
 def test_its_drawings_answer_for_themselves(tiny: mlx_janus.JanusPipeline) -> None:
-    """Drawn, then shown: more often than by chance, one in six, it names the colour that it was asked to draw."""
+    """Drawn, then shown: it names the colour that it was asked to draw."""
     right = 0
     for seed, (shape, colour) in enumerate([("circle", "red"), ("square", "blue"), ("star", "yellow")] * 2):
         image = tiny.generate_images(f"a {colour} {shape}", seed=seed)[0].image
         right += tiny.generate_text(f"What color is the {shape}?", image).text == colour
-    assert right >= 3
+    assert right >= 5
 
 
 def test_evaluate_prints_tables_and_writes_json(tmp_path: Path) -> None:
