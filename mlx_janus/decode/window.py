@@ -16,7 +16,7 @@ SETTLED = {1: 1.0, 2: 1.3, 4: 1.7, 8: 2.2, 16: 2.7, 32: 3.0}
 (``benchmarks/windows.py`` measures them)."""
 MAX_WINDOW = 64
 _WORTH = 1.15  # times quicker, by the figures, than a pass of one position: less is left to chance
-_REPEATS = 5
+_REPEATS = 3
 
 
 def time_passes(model: JanusModel, rows: int) -> dict[int, float]:
