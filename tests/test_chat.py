@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,7 @@ def test_ctrl_c_and_ctrl_d_on_a_terminal(model: Path) -> None:
     try:
         terminal.expect_exact("is ready")
         terminal.expect_exact("> ")
+        time.sleep(0.5)  # CPython looks for a signal that comes before readline waits only at the next key
         terminal.sendintr()
         terminal.expect_exact("Ctrl-D leaves.")
         terminal.expect_exact("> ")
