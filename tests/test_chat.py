@@ -239,13 +239,14 @@ def test_ctrl_c_with_piped_input_ends_it(model: Path) -> None:
 def test_ctrl_c_and_ctrl_d_on_a_terminal(model: Path) -> None:
     """Ctrl-C at the prompt and during an answer keeps the chat, Ctrl-D leaves it."""
     pexpect = pytest.importorskip("pexpect")
-    arguments = ["-m", "mlx_janus.chat", "-m", str(model), "--max-tokens", "16000"]
+    program = f"{INTERRUPTIBLE}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
+    arguments = ["-c", program, "-m", str(model), "--max-tokens", "16000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
     terminal = pexpect.spawn(sys.executable, arguments, env=environment, encoding="utf-8", timeout=30)
     try:
         terminal.expect_exact("is ready")
         terminal.expect_exact("> ")
-        time.sleep(0.5)  # CPython looks for a signal that comes before readline waits only at the next key
+        time.sleep(0.2)  # CPython looks for a signal that comes before readline waits only at the next key
         terminal.sendintr()
         terminal.expect_exact("Ctrl-D leaves.")
         terminal.expect_exact("> ")

@@ -11,7 +11,7 @@ import numpy as np
 from ..models.backbone import fill_cache
 from ..models.janus import JanusModel
 
-SETTLED = {1: 1.0, 2: 1.3, 4: 1.7, 8: 2.2, 16: 2.7, 32: 3.0}
+SETTLED = {1: 1.0, 2: 1.4, 4: 1.8, 8: 2.3, 16: 2.6, 32: 2.7}
 """Width of a pass to the tokens that it settles on average: cautious figures, as they differ between models and prompts
 (``benchmarks/windows.py`` measures them)."""
 MAX_WINDOW = 64
