@@ -41,7 +41,6 @@ from mlx_janus.config import (
 from mlx_janus.decode.image import DrawOptions, draw_tokens
 from mlx_janus.decode.text import TextOptions, answer_tokens
 from mlx_janus.decode.window import SETTLED, time_passes
-from mlx_janus.models.backbone import cache_bytes
 from mlx_janus.models.janus import JanusModel
 
 PROMPT = 32  # tokens
@@ -160,7 +159,9 @@ def main(model: str, steps: int) -> None:
     held = mx.get_active_memory()
     mx.reset_peak_memory()
     list(drawing(janus, 1, steps))
-    cache = cache_bytes(janus.config.language, 2, PROMPT + janus.config.image_tokens, 4)
+    llama = janus.config.language
+    values = llama.num_hidden_layers * llama.num_key_value_heads * llama.head_dim  # of a position, in keys
+    cache = 2 * 2 * (PROMPT + janus.config.image_tokens) * values * 4
     over = (mx.get_peak_memory() - held - cache) / 1e6
     click.echo(f"\nPeak memory of drawing above the weights and one KV cache ({cache / 1e6:.0f} MB): {over:.0f} MB")
 
