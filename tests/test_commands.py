@@ -427,7 +427,7 @@ def test_a_model_too_large_for_the_memory(model: Path, here: Path, monkeypatch: 
     monkeypatch.setattr("mlx_janus.weights.load.available_memory", lambda: sum(needed) // 2)
     for folder in (model, SOURCE):
         line = error_line(draw(folder))
-        assert re.search(r" needs 20 MB of memory and 20 MB are free: --bits 8 needs 20 MB and fits", line)
+        assert re.search(r" needs 10 MB of memory and 10 MB are free: --bits 8 needs 10 MB and fits", line)
         assert draw(folder, "--bits", 8).code == 0
     monkeypatch.setattr("mlx_janus.weights.load.available_memory", lambda: 1_000_000)
     assert "1 MB are free: close other programs, or take a smaller model" in error_line(draw(model))

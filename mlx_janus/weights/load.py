@@ -106,11 +106,10 @@ def _cast(name: str, array: mx.array, dtype: Dtype) -> mx.array:
 def decoding_memory(config: JanusConfig) -> int:
     """Bytes of activations while one picture is decoded, counted in the decoder's widest activation.
 
-    On a CPU MLX unfolds a convolution's input, nine values for one; 32 is what ``benchmarks/real_size.py`` measured
-    there. The 12 of a GPU is an estimate.
+    13 is what ``benchmarks/steps.py`` measured on a CPU, rounded up. The 12 of a GPU is an estimate.
     """
     widest = 4 * config.image_size**2 * config.generation.ch
-    return widest * (32 if mx.default_device().type == mx.DeviceType.cpu else 12)
+    return widest * (13 if mx.default_device().type == mx.DeviceType.cpu else 12)
 
 
 def required_memory(config: JanusConfig, dtype: Dtype) -> dict[str, int]:
