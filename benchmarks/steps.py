@@ -77,15 +77,7 @@ def config(s: Sizes) -> JanusConfig:
 def drawing(model: JanusModel, pictures: int, steps: int) -> Iterator[float]:
     """Seconds of each of our drawing steps, the prompt's apart."""
     ids = list(range(1, PROMPT + 1))
-    stream = draw_tokens(model, [ids], ids, [(0, seed) for seed in range(pictures)], DrawOptions())
-    next(stream)
-    mx.synchronize()
-    for _ in range(steps):
-        started = time.perf_counter()
-        next(stream)
-        mx.synchronize()
-        yield time.perf_counter() - started
-    stream.close()  # type: ignore[attr-defined]
+    return _timed(draw_tokens(model, [ids], ids, [(0, seed) for seed in range(pictures)], DrawOptions()), steps)
 
 
 def bare_drawing(model: JanusModel, steps: int) -> Iterator[float]:

@@ -35,7 +35,7 @@ def scores(janus: mlx_janus.JanusPipeline) -> dict[str, float]:
     existence = measure_existence(janus, sizes, 0, lambda *_: None)
     attributes = measure_attributes(janus, sizes, 0, lambda *_: None)
     right = []
-    for task in ("single object", "colours", "counting"):
+    for task in ("single object", "colours", "colour attribution"):
         for i, wanted in enumerate(drawing_prompts(task, 4, 0)):
             drawn = janus.generate_images(wanted.prompt, n=2, seed=10 * i)
             right += [wanted.is_met(judge.read(image.image)) for image in drawn]
