@@ -63,6 +63,21 @@ def test_thirty_steps_lower_both_losses(prompts: Prompts, tmp_path: Path) -> Non
     assert last["step"] == 30
 
 
+def test_the_drawing_stage_learns_from_captions_alone(prompts: Prompts) -> None:
+    whole = joint_stage(prompts, 2)
+    stage = JointStage(whole.model, prompts, JointRecipe(8, answering_batch=0, drawing_batch=8, warmup=2), 0, "drawing")
+    before = {name: mx.array(value) for name, value in nn.utils.tree_flatten(stage.model.parameters())}
+    measured = [stage.step(k) for k in range(8)]
+    assert measured[-1]["image_loss"] < measured[0]["image_loss"] - 0.1
+    assert "text_loss" not in measured[0]
+    after = dict(nn.utils.tree_flatten(stage.model.parameters()))
+    for part in ("aligner.", "language_model.lm_head.", "vision_model.", "gen_vision_model."):
+        assert all(mx.array_equal(after[name], before[name]) for name in after if name.startswith(part)), part
+    JointStage(stage.model, prompts, JointRecipe(2, answering_batch=4, drawing_batch=8), 0).step(0)
+    after = dict(nn.utils.tree_flatten(stage.model.parameters()))
+    assert not mx.array_equal(after["language_model.lm_head.weight"], before["language_model.lm_head.weight"])
+
+
 def test_thirty_steps_of_the_codec_and_the_encoder_learn() -> None:
     codec = CodecStage(CODEC, CodecRecipe(30, unquantized_steps=20, batch=4), 0)
     losses = [codec.step(k)["loss"] for k in range(20)]
@@ -133,13 +148,17 @@ def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Pa
 
 
 def test_the_command_survives_a_kill(tmp_path: Path) -> None:
-    """The whole program, killed in its first stage, then run again: the same model file as without."""
+    """The whole program in two processes, killed in its first stage, then run again: the same model file as without,
+    in one process."""
     steps = ["--codec-steps", "20", "--checkpoint-every", "0"]
-    steps += [word for stage in ("merged", "encoder", "joint") for word in (f"--{stage}-steps", "1")]
+    steps += [word for stage in ("merged", "encoder", "drawing", "joint") for word in (f"--{stage}-steps", "1")]
     arguments = ["-m", "mlx_janus.train", "tiny", *steps, "--output"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = subprocess.Popen([sys.executable, *arguments, str(broken)], env=environment, stderr=subprocess.DEVNULL)
+    two = ["--processes", "2"]
+    process = subprocess.Popen(
+        [sys.executable, *arguments, str(broken), *two], env=environment, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 120
         while not checkpoint_file(broken, "codec").exists():
@@ -149,15 +168,21 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    for folder in (broken, whole):
+    for folder, processes in ((broken, two), (whole, ["--processes", "1"])):
         done = subprocess.run(
-            [sys.executable, *arguments, str(folder)], env=environment, capture_output=True, text=True
+            [sys.executable, *arguments, str(folder), *processes], env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{folder / 'model'}\n"
     one, two = ((folder / "model" / "model.safetensors").read_bytes() for folder in (whole, broken))
     assert one == two
-    assert {line["stage"] for line in read_log(whole / "log.jsonl")} == {"codec", "merged", "encoder", "joint"}
+    assert {line["stage"] for line in read_log(whole / "log.jsonl")} == {
+        "codec",
+        "merged",
+        "encoder",
+        "drawing",
+        "joint",
+    }
     assert (whole / "losses.png").stat().st_size > 1000
     janus = mlx_janus.load(whole / "model")
     assert janus.generate_images("a red circle", seed=1)[0].image.size == (64, 64)
@@ -232,13 +257,14 @@ def test_about_a_tenth_of_the_captions_is_dropped(prompts: Prompts) -> None:
 def test_patch_labels_are_of_the_things_there() -> None:
     thing = shapes.Thing("star", "green", 24, 20, 44, 0, shapes.COLOURS["green"])
     scene = shapes.Scene((thing,))
-    shape, colour, centre, right, down, size = patch_labels(scene, 8).reshape(6, 8, 8)
+    shape, colour, centre, right, down, size, x, y = patch_labels(scene, 8).reshape(8, 8, 8)
     assert shape[5, 2] == 1 + shapes.SHAPES.index("star")
     assert colour[5, 2] == 1 + list(shapes.COLOURS).index("green")
     assert centre.sum() == centre[5, 2] == 1
     assert shape[0].sum() == shape[:, 6:].sum() == 0
     assert (right[5, 2], down[5, 2], size[5, 2]) == (0, 0, 3)
     assert (right[4, 1], down[4, 1]) == (1, 1)
+    assert (x[4, 1], y[4, 1]) == (-0.75, 0.75)  # where it is in the picture, not in relation to the patch
     square = shapes.Scene((shapes.Thing("square", "red", 24, 32, 32, 0, shapes.COLOURS["red"]),))
     held = edges(shapes.pixels(square)[None], 8)[0].reshape(8, 8, 4, 16).sum(2)
     assert held[4, 2].argmax() == 0  # brighter to the left, so "differs" grows to the right

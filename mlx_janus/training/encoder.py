@@ -34,7 +34,7 @@ class _Labeller(nn.Module):
         self.encoder = SiglipVisionTower(config)
         self.outline = nn.Linear(config.width, _CELLS**2)
         self.edges = nn.Linear(config.width, 4 * _DIRECTIONS)
-        self.head = nn.Linear(config.width, len(_SHAPES) + len(_COLOURS) + 4)
+        self.head = nn.Linear(config.width, len(_SHAPES) + len(_COLOURS) + 6)
 
     def __call__(self, pixels: mx.array) -> tuple[mx.array, ...]:
         tower = self.encoder.vision_tower
@@ -71,9 +71,10 @@ def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
 
 
 def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
-    """(6, grid * grid): the shape and the colour as numbers (0 for none), 1 where a centre is, and of the patch's own
-    thing how far its centre is to the right and down, and its size, in patches."""
-    labels = np.zeros((6, grid, grid), np.float32)
+    """(8, grid * grid): the shape and the colour as numbers (0 for none), 1 where a centre is, and of the patch's own
+    thing how far its centre is to the right and down, and its size, in patches, and where in the picture its centre is,
+    from -2 at the left and the top to 2."""
+    labels = np.zeros((8, grid, grid), np.float32)
     size = shapes.SIDE / grid
     y, x = np.mgrid[0:grid, 0:grid] * size + size / 2
     nearest = np.full((grid, grid), np.inf)
@@ -84,8 +85,9 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
         labels[0][mine], labels[1][mine] = _SHAPES.index(thing.shape), _COLOURS.index(thing.colour)
         labels[3][mine], labels[4][mine] = (thing.x - x)[mine] / size, (thing.y - y)[mine] / size
         labels[5][mine] = thing.size / size
+        labels[6][mine], labels[7][mine] = 4 * thing.x / shapes.SIDE - 2, 4 * thing.y / shapes.SIDE - 2
         labels[2][int(thing.y // size), int(thing.x // size)] = 1
-    return labels.reshape(6, -1)
+    return labels.reshape(8, -1)
 
 
 def look_around(encoder: SiglipVisionTower, config: SiglipConfig) -> None:

@@ -1,16 +1,14 @@
-"""The last stage: the whole model on both losses of the paper, with encoder and image codec frozen.
+"""The last stages: the whole model on both losses of the paper, with encoder and image codec frozen.
 
 Cross-entropy on the text of answers and on image tokens (arXiv 2410.13848, section 3.3). Encoder and codec come from
 the stages before. The paper trains the encoder in its last stage too; here the gradients of a few answers a step undo
 what it has learnt (docs/lab-notes.md). The table of image embeddings begins as the codebook, so that codes that look
-alike begin alike. The two losses are computed side by side, in a thread each.
+alike begin alike. Drawing two things takes longest to learn, so a stage of captions alone comes first.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from typing import Any
 
@@ -23,7 +21,7 @@ from ..config import JanusConfig
 from ..models.janus import JanusModel
 from ..prompts import Prompts
 from ..worlds import language
-from .batches import PICTURE_AT, AnsweringBatch, DrawingBatch, answering_batch, drawing_batch
+from .batches import PICTURE_AT, answering_batch, drawing_batch
 from .loop import Learner, compiled_gradient, part_of
 from .recipe import JointRecipe
 
@@ -41,29 +39,35 @@ def build_model(config: JanusConfig, codec: dict[str, mx.array], encoder: dict[s
 class JointStage:
     """Trains a ``JanusModel``, all but its vision encoder and its codec.
 
+    A step is two halves: conversations and captions, or captions twice. Two processes (``mlx.launch -n 2``) do a half
+    each, one does both; the result is the same.
+
     Args:
         model: changed in place.
         prompts: the model's tokenizer and template.
-        recipe: steps, batches and rate.
+        recipe: steps, batches and rates.
         seed: of the batches.
+        name: of the stage.
     """
 
-    name = "joint"
-
-    def __init__(self, model: JanusModel, prompts: Prompts, recipe: JointRecipe, seed: int):
-        self.recipe, self.steps, self.seed = recipe, recipe.steps, seed
+    def __init__(self, model: JanusModel, prompts: Prompts, recipe: JointRecipe, seed: int, name: str = "joint"):
+        self.recipe, self.steps, self.seed, self.name = recipe, recipe.steps, seed, name
         self.model, self.prompts = model, prompts
+        model.unfreeze()
         model.gen_vision_model.freeze()
         model.vision_model.freeze()
+        if not recipe.answering_batch:
+            model.aligner.freeze()
+            model.language_model.lm_head.freeze()
         self.learner = Learner(
-            model, rate=recipe.rate, steps=recipe.steps, warmup=recipe.warmup, muon_rate=recipe.muon_rate, decay=0.02
-        )
+            model, rate=recipe.rate, steps=recipe.steps, warmup=recipe.warmup, muon_rate=recipe.muon_rate, decay=0.02,
+            final_rate=recipe.final_rate,
+        )  # fmt: skip
+        group = mx.distributed.init()
+        halves = [self._answers if recipe.answering_batch else self._captions, self._captions]
+        self._mine = list(enumerate(halves))[group.rank() :: group.size()]
         self._answering = compiled_gradient(model, answering_loss)
         self._drawing = compiled_gradient(model, drawing_loss)
-        self._beside = ThreadPoolExecutor(1)
-        self._compiled = False
-        device = mx.default_device()
-        self._streams = [mx.new_stream(device), self._beside.submit(mx.new_stream, device).result()]
         mx.eval(model.parameters())
 
     def state(self) -> dict[str, mx.array]:
@@ -74,34 +78,42 @@ class JointStage:
 
     def step(self, index: int) -> dict[str, float]:
         started = time.perf_counter()
-        random = np.random.default_rng([self.seed, 5, index])
+        gradients, measured = None, mx.zeros((2, len(_MEASURED)))
+        for half, evaluate in self._mine:
+            towards, found = evaluate(index, half)
+            gradients = towards if gradients is None else tree_map(lambda a, b: (a + b) / 2, gradients, towards)
+            measured = measured + found
+            mx.eval(gradients, measured)
+        # in one layout, whether a ring carried them or not: with another one products round otherwise
+        norm = self.learner.update(tree_map(mx.contiguous, nn.average_gradients(gradients)))
+        values, counts = np.array(mx.distributed.all_sum(measured, stream=mx.cpu))
+        means = {name: float(v / n) for name, v, n in zip(_MEASURED[:-1], values, counts, strict=False) if n}
+        tokens_per_second = float(values[-1]) / (time.perf_counter() - started)
+        return {**means, "norm": float(norm), "tokens_per_second": tokens_per_second}
+
+    def _answers(self, index: int, half: int) -> tuple[Any, mx.array]:
+        random = np.random.default_rng([self.seed, 5, index, half])
         shares = language.LOOKUPS if index < self.recipe.lookup_steps else language.SHARES
-        conversations = answering_batch(self.prompts, random, self.recipe.answering_batch, shares)
-        captions = drawing_batch(self.prompts, random, self.recipe.drawing_batch, self.recipe.dropped_prompts)
-        beside = self._beside.submit(_evaluated, self._answering, conversations, self._streams[1])
-        if not self._compiled:  # the two are traced one after the other
-            beside.exception()
-            self._compiled = True
-        (image, matched), towards_image = _evaluated(self._drawing, captions, self._streams[0])
-        (text, right), towards_text = beside.result()
-        norm = self.learner.update(tree_map(lambda a, b: a + b, towards_text, towards_image))
-        positions = conversations.ids.size + captions.ids.size + captions.ids.shape[0] * self.model.config.image_tokens
-        return {
-            "text_loss": text.item(),
-            "image_loss": image.item(),
-            "text_right": right.item(),
-            "image_right": matched.item(),
-            "norm": norm.item(),
-            "tokens_per_second": positions / (time.perf_counter() - started),
-        }
+        batch = answering_batch(self.prompts, random, self.recipe.answering_batch, shares)
+        (loss, right), gradients = self._answering(*map(mx.array, astuple(batch)))
+        return gradients, _row(text_loss=loss, text_right=right, positions=batch.ids.size)
+
+    def _captions(self, index: int, half: int) -> tuple[Any, mx.array]:
+        random = np.random.default_rng([self.seed, 5, index, half])
+        size = self.recipe.drawing_batch if self.recipe.answering_batch else self.recipe.drawing_batch // 2
+        batch = drawing_batch(self.prompts, random, size, self.recipe.dropped_prompts)
+        (loss, right), gradients = self._drawing(*map(mx.array, astuple(batch)))
+        positions = batch.ids.size + size * self.model.config.image_tokens
+        return gradients, _row(image_loss=loss, image_right=right, positions=positions)
 
 
-def _evaluated(gradient: Callable[..., Any], batch: AnsweringBatch | DrawingBatch, stream: mx.Stream) -> Any:
-    """A loss and its gradient, computed on a stream, which is of the calling thread."""
-    with mx.stream(stream):
-        result = gradient(*map(mx.array, astuple(batch)))
-        mx.eval(result)
-    return result
+_MEASURED = ("text_loss", "text_right", "image_loss", "image_right", "positions")  # the last one is summed
+
+
+def _row(**measured: mx.array | float) -> mx.array:
+    """(2, 5): values in the order of ``_MEASURED``, and ones where there are such."""
+    values = [mx.array(measured.get(name, 0.0), mx.float32) for name in _MEASURED]
+    return mx.stack([mx.stack(values), mx.array([float(name in measured) for name in _MEASURED])])
 
 
 def answering_loss(

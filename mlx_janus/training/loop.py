@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
+from filelock import FileLock
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
@@ -57,11 +58,19 @@ class Learner:
     """
 
     def __init__(
-        self, model: nn.Module, *, rate: float, steps: int, warmup: int, muon_rate: float | None, decay: float = 0.01
+        self,
+        model: nn.Module,
+        *,
+        rate: float,
+        steps: int,
+        warmup: int,
+        muon_rate: float | None,
+        decay: float = 0.01,
+        final_rate: float = 0.02,
     ):
         def schedule(top: float) -> Callable[[mx.array], mx.array]:
             rise = optim.linear_schedule(top * 0.01, top, warmup)
-            fall = optim.cosine_decay(top, max(steps - warmup, 1), top * 0.02)
+            fall = optim.cosine_decay(top, max(steps - warmup, 1), top * final_rate)
             return optim.join_schedules([rise, fall], [warmup])
 
         self.model = model
@@ -125,7 +134,9 @@ def checkpoint_file(folder: Path, stage: str) -> Path:
     return folder / "checkpoints" / f"{stage}.safetensors"
 
 
-def run_stage(stage: Stage, folder: Path, *, recipe: str, every: float = 120.0, report: Report | None = None) -> None:
+def run_stage(
+    stage: Stage, folder: Path, *, recipe: str, every: float = 120.0, report: Report | None = None, writes: bool = True
+) -> None:
     """Run a stage to its end, from its checkpoint if there is one.
 
     Args:
@@ -134,6 +145,7 @@ def run_stage(stage: Stage, folder: Path, *, recipe: str, every: float = 120.0, 
         recipe: what the result depends on, as text; a checkpoint of another recipe is refused.
         every: seconds between checkpoints.
         report: called after every step.
+        writes: whether this process writes the checkpoints and the log; one of those that share a stage does.
 
     Raises:
         CheckpointError: a checkpoint is damaged or of another recipe.
@@ -141,7 +153,8 @@ def run_stage(stage: Stage, folder: Path, *, recipe: str, every: float = 120.0, 
     """
     path = checkpoint_file(folder, stage.name)
     done, spent = _resume(stage, path, recipe)
-    _cut_log(folder / LOG_FILE, stage.name, done)
+    if writes:
+        _cut_log(folder / LOG_FILE, stage.name, done)
     gathered: list[dict[str, float]] = []
     saved = started = time.monotonic()
     try:
@@ -149,6 +162,8 @@ def run_stage(stage: Stage, folder: Path, *, recipe: str, every: float = 120.0, 
             gathered.append(stage.step(done))
             done += 1
             seconds = spent + time.monotonic() - started
+            if not writes:
+                continue
             if report:
                 report(stage.name, done, stage.steps, gathered[-1])
             if done % _LOG_EVERY == 0 or done == stage.steps:
@@ -198,20 +213,26 @@ def _save(path: Path, state: dict[str, mx.array], metadata: dict[str, str]) -> N
 def _log(path: Path, stage: str, step: int, seconds: float, gathered: list[dict[str, float]]) -> None:
     means = {key: float(f"{np.mean([m[key] for m in gathered if key in m]):.5g}") for key in gathered[-1]}
     line = {"stage": stage, "step": step, "seconds": round(seconds, 1), **means}
-    with path.open("a", encoding="utf-8") as file:
+    with _locked(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def _cut_log(path: Path, stage: str, done: int) -> None:
     """Drop this stage's lines that are beyond its checkpoint, and a line that was cut by a kill."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return
-    lines = read_log(path)
-    kept = [line for line in lines if line["stage"] != stage or line["step"] <= done]
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    partial.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        if not path.exists():
+            return
+        lines = read_log(path)
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= done]
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        partial.replace(path)
+
+
+def _locked(path: Path) -> FileLock:
+    """Two processes write the log side by side; one rewrites it whole."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

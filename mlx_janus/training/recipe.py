@@ -33,7 +33,7 @@ class CodecRecipe:
 class EncoderRecipe:
     """The vision encoder, alone, on labels of its patches."""
 
-    steps: int = 2200
+    steps: int = 1400
     batch: int = 32
     rate: float = 1e-3
     muon_rate: float = 0.01
@@ -41,13 +41,14 @@ class EncoderRecipe:
 
 @dataclass(frozen=True)
 class JointRecipe:
-    """The whole model on both losses of the paper. Batches are in sequences."""
+    """The whole model on both losses of the paper, or on the pictures' alone. Batches are in sequences."""
 
-    steps: int = 2200
-    answering_batch: int = 12
+    steps: int = 2000
+    answering_batch: int = 12  # 0: the model learns to draw, and its parts for answers are left alone
     drawing_batch: int = 24
-    rate: float = 1e-3
-    muon_rate: float = 0.01
+    rate: float = 6e-4
+    muon_rate: float = 6e-3
+    final_rate: float = 0.02  # where the rates end, as a share
     warmup: int = 40
     lookup_steps: int = 500  # with mostly such questions as are answered by finding one thing (``language.LOOKUPS``)
     dropped_prompts: float = 0.1  # share of drawing prompts turned into pads, so that guidance means something
@@ -63,6 +64,9 @@ class TinyRecipe:
         default_factory=lambda: CodecRecipe(360, unquantized_steps=0, rate=1.5e-3, muon_rate=None)
     )
     encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
+    drawing: JointRecipe = field(
+        default_factory=lambda: JointRecipe(3000, 0, 48, rate=1e-3, muon_rate=0.01, final_rate=0.3)
+    )
     joint: JointRecipe = field(default_factory=JointRecipe)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import mlx.core as mx
 
 from ..config import PromptConfig
 from ..models.janus import JanusModel
@@ -14,7 +16,8 @@ from .codec import CodecStage, MergedCodecStage
 from .encoder import EncoderStage
 from .joint import JointStage, build_model
 from .loop import Report, Stage, load_state, run_stage
-from .recipe import CODEC, ENCODER, TinyRecipe, tiny_config
+from .processes import wait_for_all
+from .recipe import CODEC, ENCODER, JointRecipe, TinyRecipe, tiny_config
 from .vocabulary import train_tokenizer
 
 MODEL_FOLDER = "model"
@@ -25,6 +28,9 @@ def train_tiny(
     output: Path, recipe: TinyRecipe | None = None, *, every: float = 120.0, report: Report | None = None
 ) -> JanusModel:
     """Train Janus-Tiny, from the checkpoints in ``output`` if there are any, and write ``output/model``.
+
+    Of two processes (``processes.run_side_by_side``) the first trains the codec while the second trains the encoder;
+    then they share every step.
 
     Args:
         output: gets ``checkpoints/``, ``log.jsonl`` and ``model/``.
@@ -37,20 +43,30 @@ def train_tiny(
         OutputError: something cannot be written, or ``output/model`` is another model's.
     """
     recipe = recipe or TinyRecipe()
+    group = mx.distributed.init()
+    first, last = group.rank() == 0, group.rank() == group.size() - 1
 
-    def run(stage: Stage, *depends_on: object) -> None:
+    def run(stage: Stage, *depends_on: object, writes: bool = True) -> None:
         facts = json.dumps([recipe.seed, *depends_on], default=asdict, sort_keys=True)
-        run_stage(stage, output, recipe=facts, every=every, report=report)
+        shown = report if first else None
+        run_stage(stage, output, recipe=facts, every=every, report=shown, writes=writes)
 
-    run(CodecStage(CODEC, recipe.codec, recipe.seed), CODEC.to_dict(), recipe.codec)
-    merged = MergedCodecStage(CODEC, recipe.merged, recipe.seed, load_state(output, "codec"))
-    run(merged, CODEC.to_dict(), recipe.codec, recipe.merged)
-    run(EncoderStage(ENCODER, recipe.encoder, recipe.seed), ENCODER.to_dict(), recipe.encoder)
+    if first:
+        run(CodecStage(CODEC, recipe.codec, recipe.seed), CODEC.to_dict(), recipe.codec)
+        merged = MergedCodecStage(CODEC, recipe.merged, recipe.seed, load_state(output, "codec"))
+        run(merged, CODEC.to_dict(), recipe.codec, recipe.merged)
+    if last:
+        run(EncoderStage(ENCODER, recipe.encoder, recipe.seed), ENCODER.to_dict(), recipe.encoder)
+    wait_for_all()
     tokenizer = train_tokenizer(PromptConfig(), recipe.seed)
     config = tiny_config(tokenizer.get_vocab_size())
     prompts = Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
     model = build_model(config, load_state(output, "merged"), load_state(output, "encoder"), recipe.seed)
-    run(JointStage(model, prompts, recipe.joint, recipe.seed), config.to_dict(), recipe)
+    before = replace(recipe, joint=JointRecipe())  # what the drawing stage depends on
+    run(JointStage(model, prompts, recipe.drawing, recipe.seed, "drawing"), config.to_dict(), before, writes=first)
+    run(JointStage(model, prompts, recipe.joint, recipe.seed), config.to_dict(), recipe, writes=first)
+    if not first:
+        return model
     text = prompts.tokenizer.to_str()
     save_model(model, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True)
     return model

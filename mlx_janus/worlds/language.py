@@ -89,6 +89,9 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
         text = with_article(_noun(things[0], said))
         if random.random() < 0.2 and is_place_clear(things[0]):
             text += f" {place(things[0])}"
+    elif len(things) == 2 and random.random() < 0.25 and all(map(is_place_clear, things)):
+        random.shuffle(things)
+        text = listed([f"{with_article(_noun(thing, said))} {place(thing)}" for thing in things])
     elif len(things) == 2 and random.random() < 0.55 and (relation(things[0], things[1])):
         text = _related(things, said, random)
     else:
