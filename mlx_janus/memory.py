@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import mlx.core as mx
 import psutil
 
@@ -26,6 +29,27 @@ def available_memory() -> int:
     if mx.default_device().type == mx.DeviceType.gpu:
         return max(device_memory() - mx.get_active_memory(), 0)
     return int(psutil.virtual_memory().available) + mx.get_cache_memory()
+
+
+def _is_metal() -> bool:
+    return mx.default_device().type == mx.DeviceType.gpu and mx.metal.is_available()
+
+
+@contextlib.contextmanager
+def weights_wired() -> Iterator[None]:
+    """On Apple silicon, let MLX keep as much as is recommended in memory that macOS does not page out meanwhile.
+
+    Without it a model near the size of the memory is read from the disk again and again. Elsewhere nothing happens.
+    """
+    if not _is_metal():
+        yield
+        return
+    before = mx.set_wired_limit(device_memory())
+    try:
+        yield
+    finally:
+        mx.synchronize()  # the limit must not change under what is still being computed
+        mx.set_wired_limit(before)
 
 
 def format_size(size: float) -> str:

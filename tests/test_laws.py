@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlx_janus
-from mlx_janus import tuning
+from mlx_janus import memory, tuning
 from mlx_janus.config import (
     DrawingConfig,
     GenHeadConfig,
@@ -25,6 +26,7 @@ from mlx_janus.config import (
     SiglipConfig,
     VQConfig,
 )
+from mlx_janus.decode import image as draw_module
 from mlx_janus.decode.image import DrawOptions, draw_tokens
 from mlx_janus.decode.sampling import choose, guide, gumbel_noise, position_keys
 from mlx_janus.decode.text import StopStrings, TextOptions, answer_tokens, guess
@@ -447,6 +449,41 @@ def test_guesses_follow_the_latest_like_of_the_end() -> None:
     assert guess([1, 2, 3, 1, 2, 4, 1, 2], 3) == [4, 1, 2]
     assert guess([5, 1, 2, 9, 1, 2, 4, 5, 1, 2], 1) == [9]  # a longer end counts more
     assert guess([1, 2, 3], 4) == guess([], 4) == guess([1, 2, 7, 1, 2], 0) == []
+
+
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+def test_compiled_choice_draws_the_same(pro: Janus, monkeypatch: pytest.MonkeyPatch, weight: float) -> None:
+    """A GPU gets guidance, noise and choice compiled; here a CPU does, which compiles the same operations."""
+    plain = pro.generate_images("a cat", seed=3, cfg_weight=weight, top_p=0.9, window=1)[0]
+    picker, asked = draw_module._picker, []
+
+    def compiled(options: DrawOptions, *, compiled: bool) -> Any:
+        asked.append(compiled)
+        return picker(options, compiled=True)
+
+    monkeypatch.setattr(draw_module, "_picker", compiled)
+    again = pro.generate_images("a cat", seed=3, cfg_weight=weight, top_p=0.9, window=1)[0]
+    assert asked == [False]  # on a CPU
+    np.testing.assert_array_equal(again.tokens, plain.tokens)
+
+
+@pytest.mark.parametrize(
+    "act", [lambda janus: janus.generate_images("a cat", seed=1), lambda janus: janus.generate_text("a")]
+)
+def test_weights_are_wired_on_apple_silicon_while_tokens_are_made(
+    pro: Janus, monkeypatch: pytest.MonkeyPatch, act: Any
+) -> None:
+    limits: list[int] = []
+
+    def set_limit(limit: int) -> int:
+        limits.append(limit)
+        return 7
+
+    monkeypatch.setattr(memory, "_is_metal", lambda: True)
+    monkeypatch.setattr(memory, "device_memory", lambda: 1000)
+    monkeypatch.setattr(mx, "set_wired_limit", set_limit)
+    act(pro)
+    assert limits == [1000, 7]
 
 
 def test_the_window_is_timed_once(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
 
+from ..memory import weights_wired
 from ..models.backbone import Cache, cache_arrays, take_rows, trim_cache
 from ..models.janus import JanusModel
 from .sampling import check_number, choose, guide, position_keys
 
+_CLEAR_EVERY = 256  # positions, as in mlx-lm's loop: attention's arrays grow, and outgrown ones would be kept
 PREFILL_STEP = 512  # positions of a long prompt that are read at once: attention's scores grow with their square
 
 
@@ -68,6 +71,7 @@ def draw_tokens(
         window 1. There, the next pass is under way meanwhile. Closing stops.
     """
     positions = model.config.image_tokens
+    pick = _picker(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
     keys = position_keys([seed for _, seed in pictures], positions)
     cache = model.make_cache(len(unconditional) + positions)
     read_once = [list(ids) for ids in (*prompts, *([unconditional] if options.rows == 2 else []))]
@@ -81,29 +85,49 @@ def draw_tokens(
 
     def choices(hidden: mx.array, position: int) -> mx.array:
         """(rows * n, W, hidden) -> (n, W): the tokens of ``position`` and those after it."""
-        logits = model.image_logits(hidden)
-        if options.rows == 2:
-            logits = guide(logits, options.cfg_weight)
-        ahead = keys[:, position : position + hidden.shape[1]]
-        return choose(logits, ahead, options.temperature, options.top_p)
+        return pick(model.image_logits(hidden), keys[:, position : position + hidden.shape[1]])
 
-    def read(tokens: mx.array) -> mx.array:
-        """(n, W) tokens -> (rows * n, W, hidden)."""
-        return model.hidden_states(model.embed_image_tokens(mx.concatenate([tokens] * options.rows)), cache)
+    def following(tokens: mx.array, position: int) -> mx.array:
+        """Read (n, W) tokens, and choose what comes after each, from ``position`` on."""
+        embedded = model.embed_image_tokens(mx.concatenate([tokens] * options.rows))
+        return choices(model.hidden_states(embedded, cache), position)
 
-    tokens = choices(hidden, 0)
-    if window > 1:
-        yield from _in_windows(tokens, positions, window, model.config.grid, cache, lambda t, k: choices(read(t), k))
-        return
+    first = choices(hidden, 0)
+    with weights_wired():
+        if window > 1:
+            yield from _in_windows(first, positions, window, model.config.grid, cache, following)
+        else:
+            yield from _one_by_one(first, positions, following)
+
+
+def _one_by_one(tokens: mx.array, positions: int, chosen: Callable[[mx.array, int], mx.array]) -> Iterator[mx.array]:
+    """The plain loop, from (n, 1) tokens of position 0: each pass is under way before the one before is looked at."""
     mx.async_eval(tokens)
     for position in range(1, positions):
-        following = choices(read(tokens), position)
+        following = chosen(tokens, position)
         mx.async_eval(following)
         mx.eval(tokens)
         yield tokens
         tokens = following
+        if position % _CLEAR_EVERY == 0:
+            mx.clear_cache()
     mx.eval(tokens)
     yield tokens
+
+
+@lru_cache(16)
+def _picker(options: DrawOptions, *, compiled: bool) -> Callable[[mx.array, mx.array], mx.array]:
+    """Guidance, noise and choice: (rows * n, W, codes) logits and (n, W, 2) keys -> (n, W) tokens.
+
+    Compiled it is a few kernels, which spares a GPU launches. A CPU would call a C++ compiler first, for seconds.
+    """
+
+    def pick(logits: mx.array, keys: mx.array) -> mx.array:
+        if options.rows == 2:
+            logits = guide(logits, options.cfg_weight)
+        return choose(logits, keys, options.temperature, options.top_p)
+
+    return mx.compile(pick) if compiled else pick
 
 
 def _in_windows(

@@ -11,6 +11,7 @@ from mlx_lm.generate import generate_step
 
 from ..config import MAX_SEED
 from ..errors import OptionError
+from ..memory import weights_wired
 from ..models.backbone import Cache, cache_arrays, trim_cache
 from ..models.janus import JanusModel
 from .sampling import check_number, check_whole, choose
@@ -78,9 +79,17 @@ def answer_tokens(
         ids: of the prompt, to copy from.
         loop: further arguments of mlx-lm's ``generate_step``, which makes the plain loop.
     """
-    if options.lookup:
-        yield from _answer_in_windows(model, embeddings, options, cache, list(ids))
-        return
+    with weights_wired():
+        if options.lookup:
+            yield from _answer_in_windows(model, embeddings, options, cache, list(ids))
+        else:
+            yield from _answer_one_by_one(model, embeddings, options, cache, **loop)
+
+
+def _answer_one_by_one(
+    model: JanusModel, embeddings: mx.array, options: TextOptions, cache: Cache | None, **loop: Any
+) -> Iterator[int]:
+    """mlx-lm's loop, with our choice of tokens."""
     key = mx.random.key(options.seed)
 
     def sampler(logprobs: mx.array) -> mx.array:
