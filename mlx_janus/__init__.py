@@ -19,6 +19,7 @@ if sys.platform == "linux":
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 
 if TYPE_CHECKING:
+    from .conversation import Conversation
     from .errors import JanusError
     from .pipeline import JanusPipeline, load
     from .results import GeneratedImage, ImageStep, TextChunk, TextResult
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {  # where each name lives; imported when it is first asked for
+    "Conversation": "conversation",
     "GeneratedImage": "results",
     "ImageStep": "results",
     "JanusError": "errors",
@@ -35,6 +37,7 @@ _HOMES = {  # where each name lives; imported when it is first asked for
     "load": "pipeline",
 }
 __all__ = [
+    "Conversation",
     "GeneratedImage",
     "ImageStep",
     "JanusError",

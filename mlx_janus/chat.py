@@ -67,8 +67,8 @@ class Talk:
 
     def ask(self, question: str) -> None:
         """Stream the answer; an answer that is stopped or fails leaves the talk as it was."""
+        from .decode.sampling import random_seed
         from .decode.text import TextOptions
-        from .pipeline import random_seed
         from .prompts import Turn
 
         seed = random_seed() if self.options["seed"] is None else self.options["seed"]

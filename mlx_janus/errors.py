@@ -34,6 +34,10 @@ class PromptError(JanusError):
     """A prompt cannot be used: empty, or longer than the model's context."""
 
 
+class ConversationError(JanusError):
+    """A conversation cannot do that now, or its file cannot be read."""
+
+
 class OptionError(JanusError, ValueError):
     """An argument is outside what it may be; the message gives the range."""
 

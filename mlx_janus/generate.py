@@ -139,8 +139,8 @@ def _pipeline(options: dict[str, Any]) -> Any:
 
 
 def _answer(options: dict[str, Any]) -> None:
+    from .decode.sampling import random_seed
     from .images import open_image
-    from .pipeline import random_seed
 
     images = [open_image(path) for path in options["images"]]  # a bad picture shows before a model is loaded
     janus = _pipeline(options)
@@ -188,7 +188,7 @@ def _draw(options: dict[str, Any]) -> None:
 
 def _draw_many(options: dict[str, Any]) -> None:
     """Every prompt's pictures into a folder, but for those that are there."""
-    from .pipeline import random_seed
+    from .decode.sampling import random_seed
 
     prompts = dict.fromkeys(options["prompts"])
     if options["prompts_file"]:

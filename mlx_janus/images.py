@@ -14,7 +14,7 @@ import os
 import secrets
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -44,6 +44,13 @@ _TURNS = {  # EXIF orientation to what makes the picture upright
 
 # PIL warns through the process-wide filters, and changing those is not safe in two threads at once.
 _WARNINGS = threading.Lock()
+
+
+def as_images(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
+    """A list, of one where a single picture was given."""
+    if isinstance(images, (str, bytes, bytearray, os.PathLike, Image.Image)):
+        return [images]
+    return list(images)
 
 
 def open_image(source: ImageSource) -> Image.Image:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
 import psutil
+
+_READ_AHEAD = 256_000_000  # bytes of weights that are cast at once
 
 
 def device_memory() -> int:
@@ -29,6 +31,18 @@ def available_memory() -> int:
     if mx.default_device().type == mx.DeviceType.gpu:
         return max(device_memory() - mx.get_active_memory(), 0)
     return int(psutil.virtual_memory().available) + mx.get_cache_memory()
+
+
+def evaluate(arrays: Iterable[mx.array]) -> None:
+    """Read and cast weights a few at a time, so that stored and cast values are never all held together."""
+    batch: list[mx.array] = []
+    for array in arrays:
+        batch.append(array)
+        # Packed weights may yet have to be made, of up to eight times as much.
+        if sum(a.nbytes * (8 if a.dtype == mx.uint32 else 1) for a in batch) > _READ_AHEAD:
+            mx.eval(batch)
+            batch = []
+    mx.eval(batch)
 
 
 def _is_metal() -> bool:

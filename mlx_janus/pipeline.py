@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +14,16 @@ import numpy as np
 from PIL import Image
 
 from . import __version__
+from .answering import as_strings, stream_answer, text_options
 from .config import MAX_SEED
+from .conversation import Conversation
 from .decode.image import DrawOptions, draw_tokens
-from .decode.sampling import check_whole
-from .decode.text import StopStrings, TextOptions, answer_tokens
+from .decode.sampling import check_whole, pick_seed
+from .decode.text import TextOptions
 from .decode.window import MAX_WINDOW
 from .errors import ConfigError, OptionError, PromptError
-from .images import ImageSource, open_image, preprocess, to_image
-from .memory import available_memory
+from .images import ImageSource, as_images, open_image, preprocess, to_image
+from .memory import available_memory, evaluate
 from .models.backbone import cache_bytes
 from .models.janus import JanusModel
 from .prompts import Prompts, Turn
@@ -44,7 +44,6 @@ _EMBEDDED = (
     "For a real one: --model deepseek-ai/Janus-Pro-1B"
 )
 MAX_IMAGES = 10_000
-_READ_AHEAD = 256_000_000  # bytes of weights that are cast at once
 _BACKGROUND = (127, 127, 127)  # of what a preview does not show yet
 
 
@@ -185,11 +184,11 @@ class JanusPipeline:
         lookup: int = 0,
     ) -> Iterator[TextChunk]:
         """``generate_text`` piece by piece; arguments are checked before this returns, closing stops within a step."""
-        pictures = _as_list(images)
+        pictures = as_images(images)
         return self.stream_turns(
             [Turn("user", prompt, len(pictures))],
             pictures,
-            options=TextOptions(max_tokens, temperature, top_p, _seed(seed), _as_strings(stop), lookup),
+            options=text_options(max_tokens, temperature, top_p, seed, stop, lookup),
             system=system,
         )
 
@@ -214,70 +213,23 @@ class JanusPipeline:
                 f"{self.config.language.max_position_embeddings}: shorten it, or show fewer pictures"
             )
         pixels = [preprocess(open_image(image), self.config.image) for image in images]
-        return self._answer(ids, pixels, options, min(options.max_tokens, room))
+        return stream_answer(self.model, self.prompts, ids, lambda: self._encode(pixels), options)
 
-    def _answer(
-        self, ids: list[int], pixels: list[np.ndarray], options: TextOptions, max_tokens: int
-    ) -> Iterator[TextChunk]:
-        mx.reset_peak_memory()
-        _evaluate(self.model.answering_arrays(pictures=bool(pixels)))
-        started = time.perf_counter()
-        embeddings = self._embed(ids, pixels)
-        stream = answer_tokens(self.model, embeddings, replace(options, max_tokens=max_tokens), ids=ids)
-        del embeddings
-        words, stops = self.prompts.detokenizer(), StopStrings(options.stop)
-        tokens: list[int] = []
-        first, reason, shown, cut = 0.0, "length", "", False
-        try:
-            for token in stream:
-                first = first or time.perf_counter()
-                if token == self.prompts.special.eos:
-                    reason = "stop"
-                    break
-                tokens.append(token)
-                piece, cut = stops.add(words.add(token))
-                piece = piece if shown else piece.lstrip()
-                shown += piece
-                if piece:
-                    yield TextChunk(piece)
-                if cut:
-                    reason = "stop"
-                    break
-        finally:
-            stream.close()  # type: ignore[attr-defined]
-        tail = "" if cut else self._tail(words.finish(), stops)
-        tail = tail if shown else tail.lstrip()
-        spent = time.perf_counter() - first
-        yield TextChunk(
-            tail,
-            TextResult(
-                text=shown + tail,
-                tokens=tuple(tokens),
-                finish_reason=reason,
-                prompt_tokens=len(ids),
-                prompt_tps=len(ids) / (first - started),
-                generation_tps=max(len(tokens) - 1, 0) / spent if spent > 0 else 0.0,
-                peak_memory=mx.get_peak_memory(),
-            ),
-        )
-
-    @staticmethod
-    def _tail(rest: str, stops: StopStrings) -> str:
-        text, cut = stops.add(rest)
-        return text if cut else text + stops.finish()
-
-    def _embed(self, ids: list[int], pixels: list[np.ndarray]) -> mx.array:
-        """(L, hidden): the prompt with the pictures' features where their placeholders stand."""
-        embeddings = self.model.embed_text(mx.array(ids)[None])[0]
-        if not pixels:
-            return embeddings
+    def _encode(self, pixels: list[np.ndarray]) -> mx.array | None:
+        """(positions, hidden): the pictures' features one after the other; None if there are none."""
         features = []
         for picture in pixels:  # one at a time: the encoder's activations are large
             features.append(self.model.understand(mx.array(picture)[None])[0])
             mx.eval(features[-1])
-        places = np.flatnonzero(np.array(ids) == self.prompts.special.image)
-        embeddings[mx.array(places)] = mx.concatenate(features).astype(embeddings.dtype)
-        return embeddings
+        return mx.concatenate(features) if features else None
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A new conversation, which keeps what it has read between its turns.
+
+        Args:
+            system: system prompt; None: the model's own, "": none.
+        """
+        return Conversation(self, system)
 
     # Drawing
 
@@ -321,7 +273,7 @@ class JanusPipeline:
             exact=exact,
             window=window,
         )
-        order = {text: i for i, text in reversed(list(enumerate(_as_strings(prompt))))}
+        order = {text: i for i, text in reversed(list(enumerate(as_strings(prompt))))}
         images = [image for step in steps for image in step.images]
         return sorted(images, key=lambda image: (order[image.prompt], image.seed))
 
@@ -348,11 +300,11 @@ class JanusPipeline:
             own.temperature if temperature is None else temperature,
             top_p,
         )
-        first = _seed(seed)
+        first = pick_seed(seed)
         check_whole("seed", first, 0, MAX_SEED - n + 1)
         jobs = [
             _Job(text, ids, s)
-            for text in _as_strings(prompt)
+            for text in as_strings(prompt)
             for ids in [self._drawing_ids(text)]
             for s in range(first, first + n)
         ]
@@ -376,7 +328,7 @@ class JanusPipeline:
 
     def _draw(self, jobs: Sequence[_Job], options: DrawOptions, exact: bool, window: int | None) -> Iterator[ImageStep]:
         mx.reset_peak_memory()
-        _evaluate(self.model.drawing_arrays())
+        evaluate(self.model.drawing_arrays())
         groups = self._groups(jobs, options, exact)
         total, done = self.config.image_tokens * len(groups), 0
         finished: list[GeneratedImage] = []
@@ -440,7 +392,7 @@ class JanusPipeline:
 
     def _decode(self, tokens: np.ndarray, grid: tuple[int, int]) -> Image.Image:
         """(1, rows * columns) tokens -> a picture; one at a time, its activations are the largest of all."""
-        _evaluate(self.model.decoding_arrays())
+        evaluate(self.model.decoding_arrays())
         pixels = self.model.decode_image_tokens(mx.array(tokens), grid)
         picture = to_image(np.array(pixels[0]))
         del pixels
@@ -468,37 +420,3 @@ class JanusPipeline:
         if last := len(tokens) % columns:
             canvas.paste(_BACKGROUND, (last * side, (rows - 1) * side, columns * side, rows * side))
         return canvas
-
-
-def _evaluate(arrays: Iterable[mx.array]) -> None:
-    """Read and cast weights a few at a time, so that stored and cast values are never all held together."""
-    batch: list[mx.array] = []
-    for array in arrays:
-        batch.append(array)
-        # Packed weights may yet have to be made, of up to eight times as much.
-        if sum(a.nbytes * (8 if a.dtype == mx.uint32 else 1) for a in batch) > _READ_AHEAD:
-            mx.eval(batch)
-            batch = []
-    mx.eval(batch)
-
-
-def random_seed() -> int:
-    """A seed to draw or answer with when none is given."""
-    return secrets.randbelow(2**32)
-
-
-def _seed(seed: int | None) -> int:
-    if seed is None:
-        return random_seed()
-    check_whole("seed", seed, 0, MAX_SEED)
-    return seed
-
-
-def _as_list(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
-    if isinstance(images, (str, bytes, bytearray, os.PathLike, Image.Image)):
-        return [images]
-    return list(images)
-
-
-def _as_strings(stop: Sequence[str] | str) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)

@@ -115,6 +115,14 @@ class Prompts:
         """
         return self._encode(self._answering_segments(turns, system))
 
+    def following(self, turn: Turn) -> list[int]:
+        """Ids that one more question adds after an answer's eos, up to where the assistant speaks.
+
+        Raises:
+            PromptError: an empty question, or text that is not Unicode.
+        """
+        return self._encode([*self._turn_segments(turn), self._assistant, ":"])[1:]
+
     def drawing(self, text: str) -> list[int]:
         """Ids of the conditional row of drawing: bos first, image_start last.
 

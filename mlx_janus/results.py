@@ -21,9 +21,11 @@ class TextResult:
     tokens: tuple[int, ...]  # without the stop token
     finish_reason: str  # "stop": the model's end or a stop string; "length": max_tokens or the context
     prompt_tokens: int  # positions, pictures included
-    prompt_tps: float
+    prompt_tps: float  # of those that were read
     generation_tps: float
     peak_memory: int  # bytes that MLX held at most during the call
+    cached_tokens: int = 0  # positions of the prompt that an earlier turn had read
+    first_token_seconds: float = 0.0  # until the first token was there, pictures and prompt included
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ function of a picture's seed and a position, so a picture does not depend on wha
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 import mlx.core as mx
 from mlx_lm.sample_utils import apply_top_p
 
+from ..config import MAX_SEED
 from ..errors import OptionError
 
 
@@ -34,6 +36,23 @@ def check_whole(name: str, value: int, low: int, high: int) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise OptionError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+
+
+def random_seed() -> int:
+    """A seed to draw or answer with when none is given."""
+    return secrets.randbelow(2**32)
+
+
+def pick_seed(seed: int | None) -> int:
+    """The seed given, or a random one.
+
+    Raises:
+        OptionError: no whole number in the range of seeds.
+    """
+    if seed is None:
+        return random_seed()
+    check_whole("seed", seed, 0, MAX_SEED)
+    return seed
 
 
 def guide(logits: mx.array, weight: float) -> mx.array:

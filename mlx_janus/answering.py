@@ -1,0 +1,116 @@
+"""From the ids of a prompt and the features of its pictures to an answer in pieces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+
+from .decode.sampling import pick_seed
+from .decode.text import StopStrings, TextOptions, answer_tokens
+from .memory import evaluate
+from .models.backbone import Cache
+from .models.janus import JanusModel
+from .prompts import Prompts
+from .results import TextChunk, TextResult
+
+
+def text_options(
+    max_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    stop: Sequence[str] | str = (),
+    lookup: int = 0,
+) -> TextOptions:
+    """The options of ``generate_text``, checked; without a seed with a random one.
+
+    Raises:
+        OptionError: a number out of its range.
+    """
+    return TextOptions(max_tokens, temperature, top_p, pick_seed(seed), as_strings(stop), lookup)
+
+
+def as_strings(text: Sequence[str] | str) -> tuple[str, ...]:
+    """Strings, of one where a single string was given."""
+    return (text,) if isinstance(text, str) else tuple(text)
+
+
+def stream_answer(
+    model: JanusModel,
+    prompts: Prompts,
+    ids: Sequence[int],
+    features: Callable[[], mx.array | None],
+    options: TextOptions,
+    cache: Cache | None = None,
+    read: int = 0,
+) -> Iterator[TextChunk]:
+    """Answer, in pieces of whole characters; the last one carries the result. Closing stops within a step.
+
+    Args:
+        model: the weights.
+        prompts: the model's tokenizer.
+        ids: the prompt, shorter than the model's context; the answer ends where that does.
+        features: gives (positions, hidden), what stands at the pictures' positions among ``ids[read:]``; None without.
+        options: choice and length.
+        cache: holds the first ``read`` ids, and grows.
+        read: how many ids the cache holds.
+    """
+    mx.reset_peak_memory()
+    unread = np.array(ids[read:], np.int32)
+    places = np.flatnonzero(unread == prompts.special.image)
+    evaluate(model.answering_arrays(pictures=bool(len(places))))
+    started = time.perf_counter()
+    embeddings = model.embed_text(mx.array(unread)[None])[0]
+    shown = features()
+    if shown is not None:
+        embeddings[mx.array(places)] = shown.astype(embeddings.dtype)
+    room = model.config.language.max_position_embeddings - len(ids)
+    options = replace(options, max_tokens=min(options.max_tokens, room))
+    stream = answer_tokens(model, embeddings, options, cache, ids=ids)
+    del embeddings, shown
+    words, stops = prompts.detokenizer(), StopStrings(options.stop)
+    tokens: list[int] = []
+    first, reason, said, cut = 0.0, "length", "", False
+    try:
+        for token in stream:
+            first = first or time.perf_counter()
+            if token == prompts.special.eos:
+                reason = "stop"
+                break
+            tokens.append(token)
+            piece, cut = stops.add(words.add(token))
+            piece = piece if said else piece.lstrip()
+            said += piece
+            if piece:
+                yield TextChunk(piece)
+            if cut:
+                reason = "stop"
+                break
+    finally:
+        stream.close()  # type: ignore[attr-defined]
+    tail = "" if cut else _tail(words.finish(), stops)
+    tail = tail if said else tail.lstrip()
+    spent = time.perf_counter() - first
+    yield TextChunk(
+        tail,
+        TextResult(
+            text=said + tail,
+            tokens=tuple(tokens),
+            finish_reason=reason,
+            prompt_tokens=len(ids),
+            prompt_tps=len(unread) / (first - started),
+            generation_tps=max(len(tokens) - 1, 0) / spent if spent > 0 else 0.0,
+            peak_memory=mx.get_peak_memory(),
+            cached_tokens=read,
+            first_token_seconds=first - started,
+        ),
+    )
+
+
+def _tail(rest: str, stops: StopStrings) -> str:
+    text, cut = stops.add(rest)
+    return text if cut else text + stops.finish()

@@ -1,0 +1,221 @@
+"""Conversations: what is read again and what is not, drawings as pictures, undoing, files, the context's end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mlx_janus
+from mlx_janus.errors import ConversationError, ImageError, OptionError, OutputError, PromptError
+from mlx_janus.images import to_image
+from mlx_janus.models.janus import JanusModel
+from mlx_janus.prompts import Turn
+from mlx_janus.worlds import shapes
+
+Janus = mlx_janus.JanusPipeline
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Janus:
+    return mlx_janus.load()
+
+
+def picture(shape: str, colour: str, x: float = 32, y: float = 32) -> Image.Image:
+    thing = shapes.Thing(shape, colour, 24, x, y, 0, shapes.COLOURS[colour])
+    return to_image(shapes.pixels(shapes.Scene((thing,))))
+
+
+RED, BLUE = picture("circle", "red"), picture("square", "blue")
+COLOUR = "What colour is the circle?"
+
+
+def test_a_turn_reads_its_own_tokens_only(tiny: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    hidden_states = JanusModel.hidden_states
+
+    def counting(self: JanusModel, embeddings: Any, cache: Any = None) -> Any:
+        read.append(embeddings.shape[1])
+        return hidden_states(self, embeddings, cache)
+
+    talk = tiny.conversation()
+    first = talk.send(COLOUR, RED)
+    assert first.cached_tokens == 0
+    monkeypatch.setattr(JanusModel, "hidden_states", counting)
+    question = "Where is the red circle?"
+    second = talk.send(question)
+    new = [tiny.prompts.special.eos, *tiny.prompts.following(Turn("user", question))]
+    assert second.cached_tokens == first.prompt_tokens + len(first.tokens)
+    assert second.prompt_tokens - second.cached_tokens == len(new)
+    assert sum(read) <= len(new) + len(second.tokens) + 1
+    assert talk.context_used == second.prompt_tokens + len(second.tokens)
+
+
+def test_answers_are_those_of_reading_everything_anew(tiny: Janus) -> None:
+    talk = tiny.conversation()
+    turns: list[Turn] = []
+    shown: list[Image.Image] = []
+    for text, images in [(COLOUR, [RED]), ("How many shapes are there?", []), ("What shape is blue?", [BLUE, RED])]:
+        turns.append(Turn("user", text, len(images)))
+        shown += images
+        said = "".join(chunk.text for chunk in tiny.stream_turns(turns, shown, options=mlx_options(), system=None))
+        assert talk.send(text, images).text == said
+        turns.append(Turn("assistant", said))
+
+
+def mlx_options() -> Any:
+    from mlx_janus.answering import text_options
+
+    return text_options(seed=0)
+
+
+def test_a_picture_is_encoded_once(tiny: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    understand = JanusModel.understand
+    monkeypatch.setattr(JanusModel, "understand", lambda self, x: (encoded.append(len(x)), understand(self, x))[1])
+    talk = tiny.conversation()
+    talk.send(COLOUR, RED)
+    talk.send("What colour is the square?", [BLUE, RED.copy()])
+    talk.undo()
+    talk.send("What shape is blue?", BLUE)
+    assert encoded == [1, 1]
+
+
+def test_what_was_drawn_can_be_asked_about(tiny: Janus) -> None:
+    talk = tiny.conversation()
+    drawn = talk.draw("a red circle", seed=1)
+    again = tiny.generate_images("a red circle", seed=1)
+    np.testing.assert_array_equal(drawn[0].tokens, again[0].tokens)
+    assert talk.send(COLOUR).text == "red"
+    talk.draw("a blue square", seed=1)
+    assert talk.send("What colour is the square?").text == "blue"
+    assert [m.role for m in talk.messages] == ["drawing", "user", "assistant"] * 2
+    assert [len(m.pictures) for m in talk.messages if m.role == "user"] == [1, 1]
+
+
+def test_undo_regenerate_and_reset(tiny: Janus) -> None:
+    talk = tiny.conversation()
+    with pytest.raises(ConversationError, match="nothing was asked"):
+        talk.undo()
+    with pytest.raises(ConversationError, match="nothing was asked"):
+        talk.regenerate()
+    first = talk.send(COLOUR, RED)
+    second = talk.send("What shape is red?")
+    *_, last = talk.regenerate()
+    assert last.result is not None
+    assert last.result.tokens == second.tokens
+    assert last.result.prompt_tokens - last.result.cached_tokens == 1  # all but the last token was read before
+    assert len(talk.messages) == 4
+    assert talk.undo().text == "What shape is red?"
+    assert talk.send("What shape is red?").tokens == second.tokens
+    talk.draw("a star", seed=0)
+    assert talk.undo().role == "drawing"
+    talk.reset()
+    assert talk.messages == []
+    assert talk.send(COLOUR, RED).tokens == first.tokens
+
+
+def test_a_stopped_answer_leaves_the_conversation_as_it_was(tiny: Janus) -> None:
+    talk, whole = tiny.conversation(), tiny.conversation()
+    for one in (talk, whole):
+        one.send(COLOUR, RED)
+    stream = talk.stream("Describe the picture.")
+    next(stream)
+    with pytest.raises(ConversationError, match="still being given"):
+        next(talk.stream("What?"))
+    stream.close()
+    assert len(talk.messages) == 2
+    steps = talk.stream_drawing("a star", seed=0)
+    next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    assert len(talk.messages) == 2
+    assert talk.send("Describe the picture.").tokens == whole.send("Describe the picture.").tokens
+
+
+def test_wrong_arguments_show_at_once(tiny: Janus, tmp_path: Path) -> None:
+    talk = tiny.conversation()
+    with pytest.raises(OptionError):
+        talk.stream("hello", max_tokens=0)
+    with pytest.raises(ImageError):
+        talk.stream("hello", tmp_path / "none.png")
+    with pytest.raises(PromptError, match="empty"):
+        talk.stream(" ")
+    with pytest.raises(PromptError, match="tokens long"):
+        talk.stream("a red circle " * 1000)
+    assert talk.messages == []
+
+
+def test_the_oldest_turns_go_when_the_context_ends(tiny: Janus) -> None:
+    talk, context = tiny.conversation(), tiny.config.language.max_position_embeddings
+    before, forgotten = 0, []
+    for number in range(16):
+        result = talk.send(f"What colour is the circle? {number}", RED if number % 2 else BLUE)
+        assert result.prompt_tokens < context
+        assert talk.forgotten >= before
+        before = talk.forgotten
+        forgotten.append(before)
+    assert forgotten[-1] > 0
+    assert len(set(forgotten)) < 5  # some room is made at once, so that most turns cost their own tokens only
+    fresh = tiny.conversation()
+    fresh.messages = talk.messages[2 * talk.forgotten : -2]
+    assert fresh.send("What colour is the circle? 15", RED).tokens == result.tokens
+    assert fresh.forgotten == 0
+
+
+def test_a_saved_conversation_goes_on_with_the_same_tokens(tiny: Janus, tmp_path: Path) -> None:
+    talk = tiny.conversation(system="Be brief.")
+    talk.send(COLOUR, RED)
+    drawn = talk.draw("a blue square", seed=3)[0]
+    path = talk.save(tmp_path / "talk.json")
+    talk.save(path)  # its own file is replaced
+    assert len(list(tmp_path.iterdir())) == 3
+    other = tiny.conversation()
+    other.load(path)
+    assert other.system == "Be brief."
+    assert [(m.role, m.text, m.tokens) for m in other.messages] == [(m.role, m.text, m.tokens) for m in talk.messages]
+    assert other.messages[-1].pictures[0].metadata == drawn.metadata
+    asked = "What colour is the square?", "Where is the blue square?"
+    assert [talk.send(text).tokens for text in asked] == [other.send(text).tokens for text in asked]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"format": "x"}, "is no conversation"),
+        ({"version": 2}, "is no conversation"),
+        ({"messages": 3}, "messages a list"),
+        ({"messages": [{"role": "assistant", "text": "hi"}]}, "take turns"),
+        ({"messages": [{"role": "system", "text": "hi"}]}, "role"),
+        ({"messages": [{"role": "user", "text": "hi", "pictures": ["../talk-1.png"]}]}, "no PNG beside it"),
+        ({"messages": [{"role": "user", "text": "hi", "pictures": ["/etc/hosts"]}]}, "no PNG beside it"),
+        ({"messages": [{"role": "user", "text": "hi", "pictures": ["gone.png"]}]}, "cannot be read"),
+        ({"messages": [{"role": "user", "text": "hi", "pictures": ["fake.png"]}]}, "cannot be read"),
+        ({"messages": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b", "tokens": [-1]}]}, "tokens"),
+        ({"messages": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b", "tokens": [1e9]}]}, "tokens"),
+    ],
+)
+def test_files_that_are_no_conversations(tiny: Janus, tmp_path: Path, change: dict[str, Any], word: str) -> None:
+    talk = tiny.conversation()
+    talk.send(COLOUR, RED)
+    path = talk.save(tmp_path / "talk.json")
+    (tmp_path / "fake.png").write_text("no picture")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ConversationError, match=word):
+        talk.load(path)
+    assert len(talk.messages) == 2
+
+
+def test_a_file_that_cannot_be_read_or_must_not_be_replaced(tiny: Janus, tmp_path: Path) -> None:
+    talk = tiny.conversation()
+    with pytest.raises(ConversationError, match="check the path"):
+        talk.load(tmp_path / "none.json")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(OutputError, match="no conversation"):
+        talk.save(tmp_path / "other.json")
+    with pytest.raises(OutputError, match="no folder"):
+        talk.save(tmp_path / "no" / "talk.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["other.json"]
