@@ -1,4 +1,4 @@
-"""``python -m mlx_janus.chat``: talk with a model in the terminal, a line at a time."""
+"""``python -m mlx_janus.chat``: talk with a model in the terminal, and have it draw."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import click
 
 from .errors import JanusError, PromptError
 from .options import (
+    SETTINGS,
     Command,
     answering_options,
     explain,
@@ -31,79 +32,180 @@ from .options import (
 
 if TYPE_CHECKING:
     from PIL import Image
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 
+    from .conversation import Conversation
     from .pipeline import JanusPipeline
-    from .prompts import Turn
-    from .results import GeneratedImage
-
-HELP = """\
-/image FILE...   show pictures with the next question (as does a file dropped on the terminal)
-/draw PROMPT     draw a picture into janus.png (a numbered sibling if that exists)
-/reset           forget what was said
-/help            this list
-/quit            leave (or Ctrl-D); Ctrl-C stops an answer"""
+    from .results import GeneratedImage, TextChunk, TextResult
 
 
 @dataclass
-class Talk:
-    """What was said, and the pictures shown with it."""
+class Chat:
+    """A conversation, its settings, and the pictures that wait for the next question."""
 
     janus: JanusPipeline
-    options: dict[str, Any]
-    turns: list[Turn] = field(default_factory=list)
-    images: list[Image.Image] = field(default_factory=list)
-    waiting: list[Image.Image] = field(default_factory=list)  # shown with the next question
+    settings: dict[str, Any]
+    show: bool = False  # pictures in the terminal
+    waiting: list[Image.Image] = field(default_factory=list)
+    result: TextResult | None = None  # of the last answer
 
-    def reset(self) -> None:
-        self.turns, self.images, self.waiting = [], [], []
-
-    def show(self, paths: list[str]) -> None:
-        from .images import open_image
-
-        if not paths:
-            raise JanusError("/image needs a file: /image photo.jpg")
-        self.waiting += [open_image(_at_home(path)) for path in paths]
-        say(f"{len(self.waiting)} waiting for your question.")
+    def __post_init__(self) -> None:
+        self.talk: Conversation = self.janus.conversation(self.settings.pop("system", None))
 
     def ask(self, question: str) -> None:
-        """Stream the answer; an answer that is stopped or fails leaves the talk as it was."""
-        from .decode.sampling import random_seed
-        from .decode.text import TextOptions
-        from .prompts import Turn
-
-        seed = random_seed() if self.options["seed"] is None else self.options["seed"]
-        turns = [*self.turns, Turn("user", question, len(self.waiting))]
-        images = [*self.images, *self.waiting]
-        choice = TextOptions(seed=seed, **given(self.options, "max_tokens", "temperature", "top_p"))
+        """Stream the answer; one that is stopped or fails leaves the chat as it was."""
         try:
-            stream = self.janus.stream_turns(turns, images, options=choice, system=self.options["system"])
+            stream = self.talk.stream(question, self.waiting, **self._choice("max_tokens", "temperature", "top_p"))
         except PromptError as error:
-            raise PromptError(f"{error}; /reset forgets what was said" if self.turns else str(error)) from None
-        said, result = "", None
+            raise PromptError(f"{error}; /reset forgets what was said" if self.talk.messages else str(error)) from None
+        self._speak(stream)
+        self.waiting = []
+
+    def retry(self, _: str) -> None:
+        """Answer the last question again, with another seed unless one is set."""
+        self._speak(self.talk.regenerate(**self._choice("max_tokens", "temperature", "top_p")))
+
+    def _choice(self, *names: str) -> dict[str, Any]:
+        return given(self.settings, "seed", *names)
+
+    def _speak(self, stream: Iterator[TextChunk]) -> None:
+        before, result = self.talk.forgotten, None
         try:
             for chunk in stream:
-                said += chunk.text
                 result = chunk.result
                 click.echo(chunk.text, nl=False)
         finally:
             click.echo()  # ends the line of a ^C too
         assert result is not None
+        self.result = result
         say_if_cut(result)
-        self.turns, self.images, self.waiting = [*turns, Turn("assistant", said)], images, []
+        if self.talk.forgotten > before:
+            say(f"The context is full: the first {self.talk.forgotten} questions are no longer read.")
+
+    def image(self, argument: str) -> None:
+        """Show pictures with the next question."""
+        from .images import open_image
+
+        if not (paths := _paths(argument)):
+            raise JanusError("/image needs a file: /image photo.jpg")
+        self.waiting += [open_image(_at_home(path)) for path in paths]
+        say(f"{len(self.waiting)} waiting for your question.")
 
     def draw(self, prompt: str) -> None:
+        """Draw into janus.png, or its next free sibling."""
+
         def finished(image: GeneratedImage) -> None:
             click.echo(str(image.save(Path("janus.png"))))
             say(f"seed {image.seed}")
 
-        steps = self.janus.stream_images(prompt, **given(self.options, "seed", "temperature", "top_p"))
-        follow_drawing(steps, 1, finished)
+        preview = None
+        steps = self.talk.stream_drawing(prompt, **self._choice("temperature", "top_p", "cfg_weight"))
+        if self.show:
+            from .preview import TerminalPreview
+
+            preview = TerminalPreview()
+        follow_drawing(steps, 1, finished, preview)
+
+    def seed(self, argument: str) -> None:
+        """Set the seed, or leave it to chance."""
+        self.set(f"seed {argument or 'random'}")
+
+    def set(self, argument: str) -> None:
+        """Set how answers and pictures are chosen, or list how they are."""
+        name, _, text = argument.partition(" ")
+        if not name:
+            for key in SETTINGS:
+                value = self.settings.get(key)
+                say(f"{key} {_UNSET.get(key, 'default') if value is None else value}")
+            return
+        if name not in SETTINGS:
+            raise JanusError(f"there is no setting {name}: it is one of {', '.join(SETTINGS)}")
+        text = text.strip()
+        if text in ("", "default", "random"):
+            self.settings[name] = None
+        else:
+            try:
+                self.settings[name] = SETTINGS[name].convert(text, None, None)
+            except click.ClickException as error:
+                raise JanusError(f"{name}: {error.message}") from None
+        say(f"{name} {text or _UNSET.get(name, 'default')}")
+
+    def system(self, text: str) -> None:
+        """Set the system prompt, or say what it is."""
+        if text:
+            self.talk.system = "" if text == "none" else text
+        current = self.janus.config.prompt.system if self.talk.system is None else self.talk.system
+        say(f"system prompt: {current or 'none'}")
+
+    def undo(self, _: str) -> None:
+        """Take back the last exchange or drawing."""
+        message = self.talk.undo()
+        say(f"Taken back: {message.text}")
+
+    def save(self, argument: str) -> None:
+        """Write the conversation into a file."""
+        name = argument or "janus.json"
+        path = self.talk.save(_at_home(name if name.endswith(".json") else f"{name}.json"))
+        say(f"{len(self.talk.messages)} messages in {path}")
+
+    def load(self, argument: str) -> None:
+        """Go on with a saved conversation."""
+        if not argument:
+            raise JanusError("/load needs a file: /load janus.json")
+        self.talk.load(_at_home(_paths(argument)[0]))
+        self.waiting = []
+        say(f"{len(self.talk.messages)} messages.")
+
+    def stats(self, _: str) -> None:
+        """Speed and memory of the last answer, and how much of the context is used."""
+        from .memory import format_size
+
+        if self.result is not None:
+            done, read = self.result, self.result.prompt_tokens - self.result.cached_tokens
+            say(f"{len(done.tokens)} tokens, {done.generation_tps:.1f} a second")
+            say(
+                f"{read} of {done.prompt_tokens} prompt tokens read, first token after {done.first_token_seconds:.2f} s"
+            )
+            say(f"{format_size(done.peak_memory)} of memory at most")
+        say(f"context {self.talk.context_used} of {self.janus.config.language.max_position_embeddings}")
+
+    def reset(self, _: str) -> None:
+        """Forget everything that was said."""
+        self.talk.reset()
+        self.waiting = []
+
+    def help(self, _: str) -> None:
+        """This list."""
+        say(HELP)
+
+
+_UNSET = {"seed": "random"}
+_COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
+    "/image": ("FILE...", Chat.image, "show pictures with the next question (as does a file dropped on the terminal)"),
+    "/draw": ("PROMPT", Chat.draw, "draw a picture into janus.png (a numbered sibling if that exists)"),
+    "/retry": ("", Chat.retry, "answer the last question again"),
+    "/undo": ("", Chat.undo, "take back the last question or drawing"),
+    "/seed": ("N", Chat.seed, "repeat results; random: no more"),
+    "/set": ("NAME VALUE", Chat.set, f"{', '.join(SETTINGS)}; alone: list them"),
+    "/system": ("TEXT", Chat.system, "set the system prompt; none: without; alone: show it"),
+    "/save": ("FILE", Chat.save, "write the conversation, with its pictures beside it"),
+    "/load": ("FILE", Chat.load, "go on with a saved one"),
+    "/stats": ("", Chat.stats, "speed and memory of the last answer, context used"),
+    "/reset": ("", Chat.reset, "forget what was said"),
+    "/help": ("", Chat.help, "this list"),
+}
+HELP = "\n".join(
+    [f"{f'{name} {argument}':16} {text}" for name, (argument, _, text) in _COMMANDS.items()]
+    + [f"{'/quit':16} leave (or Ctrl-D); Ctrl-C stops an answer or a drawing"]
+)
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @model_options
 @sampling_options
 @answering_options
+@click.option("--load", "saved", metavar="FILE", help="Go on with a conversation that /save wrote.")
+@click.option("--show/--no-show", default=None, help="Pictures in the terminal.  [default: where it can]")
 @version_option
 def main(**options: Any) -> None:
     """Chat with a model about pictures, and have it draw.
@@ -112,9 +214,16 @@ def main(**options: Any) -> None:
     Examples:
       python -m mlx_janus.chat -m deepseek-ai/Janus-Pro-1B
       python -m mlx_janus.chat -m models/janus-pro-1b --temperature 0.7
+      python -m mlx_janus.chat --load janus.json
     """
-    talk = Talk(load_model(*(options[name] for name in ("model", "bits", "dtype", "revision"))), options)
-    say(f"{talk.janus.name} is ready. /help lists the commands.")
+    from .preview import can_show
+
+    janus = load_model(*(options.pop(name) for name in ("model", "bits", "dtype", "revision")))
+    saved, show = options.pop("saved"), options.pop("show")
+    chat = Chat(janus, options | {"cfg_weight": None}, can_show() if show is None else show)
+    if saved:
+        chat.load(shlex.quote(saved))
+    say(f"{janus.name} is ready. /help lists the commands.")
     read = _reader()
     while True:
         try:
@@ -122,13 +231,38 @@ def main(**options: Any) -> None:
             if line in ("/quit", "/exit"):
                 return
             if line:
-                _turn(talk, line)
+                _turn(chat, line)
         except EOFError:
             return
         except KeyboardInterrupt:
             if not sys.stdin.isatty():  # nobody is there to type on
                 raise
             say("\nCtrl-D leaves.")
+
+
+def _turn(chat: Chat, line: str) -> None:
+    command, *rest = line.split(None, 1)
+    argument = rest[0] if rest else ""
+    try:
+        if command in _COMMANDS:
+            _COMMANDS[command][1](chat, argument)
+        elif dropped := _dropped_file(line):
+            chat.image(shlex.quote(dropped))
+        elif command.startswith("/") and "/" not in command[1:]:  # a path, /etc/hosts, may be asked about
+            say(f"There is no {command[:40]}. /help lists the commands.")
+        else:
+            chat.ask(line)
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+        say("stopped")
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        say(f"Error: {message}")
 
 
 def _reader() -> Callable[[], str]:
@@ -141,9 +275,9 @@ def _reader() -> Callable[[], str]:
         return input
     if sys.stdout is None or not sys.stdout.isatty():
         return _read_beside_pipe
-    with contextlib.suppress(ImportError):  # not in every build
-        import readline  # noqa: F401  input() uses it once it is imported
-    return lambda: input("> ")
+    if os.environ.get("TERM", "dumb") == "dumb":
+        return lambda: input("> ")
+    return _line_editor()
 
 
 def _read_beside_pipe() -> str:
@@ -151,35 +285,43 @@ def _read_beside_pipe() -> str:
     return input()
 
 
-def _turn(talk: Talk, line: str) -> None:
-    command, *rest = line.split(None, 1)
-    argument = rest[0] if rest else ""
-    try:
-        if command == "/image":
-            talk.show(_paths(argument))
-        elif command == "/draw":
-            talk.draw(argument)
-        elif command == "/reset":
-            talk.reset()
-        elif command == "/help":
-            say(HELP)
-        elif dropped := _dropped_file(line):
-            talk.show([dropped])
-        elif command.startswith("/") and "/" not in command[1:]:  # a path, /etc/hosts, may be asked about
-            say(f"There is no {command[:40]}. /help lists the commands.")
-        else:
-            talk.ask(line)
-    except KeyboardInterrupt:
-        if not sys.stdin.isatty():
-            raise
-        say("stopped")
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        message = explain(error)
-        if message is None:
-            raise
-        say(f"Error: {message}")
+def _line_editor() -> Callable[[], str]:
+    """prompt_toolkit's prompt, with a history that is kept and completion of commands, settings and file names."""
+    from platformdirs import user_state_path
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+    history: History = InMemoryHistory()
+    with contextlib.suppress(OSError):
+        folder = user_state_path("mlx_janus", appauthor=False, ensure_exists=True)
+        (folder / "chat_history").touch(mode=0o600)
+        history = FileHistory(str(folder / "chat_history"))
+    session: PromptSession[str] = PromptSession(
+        "> ", history=history, completer=_completer(), complete_while_typing=False, enable_suspend=True
+    )
+    return session.prompt
+
+
+def _completer() -> Completer:
+    from prompt_toolkit.completion import Completer, PathCompleter, WordCompleter
+    from prompt_toolkit.document import Document
+
+    commands = WordCompleter([*_COMMANDS, "/quit"], sentence=True)
+    files = PathCompleter(expanduser=True)
+    arguments = {"/image": files, "/load": files, "/set": WordCompleter(list(SETTINGS))}
+
+    class Commands(Completer):
+        """Commands at the beginning of the line, then what the command takes."""
+
+        def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+            command, space, rest = document.text_before_cursor.partition(" ")
+            inner = arguments.get(command) if space else commands
+            if inner is None:
+                return []
+            text = rest if space else command
+            return inner.get_completions(Document(text, len(text)), complete_event)
+
+    return Commands()
 
 
 def _paths(text: str) -> list[str]:

@@ -244,8 +244,9 @@ class Conversation:
             self._speaking = False
 
     def _own_tokens(self, result: TextResult) -> tuple[int, ...] | None:
-        """The answer's tokens, unless a stop string cut its text shorter than they are."""
-        return result.tokens if self._prompts.decode(result.tokens).strip() == result.text.strip() else None
+        """The answer's tokens, unless a stop string cut its text shorter, or one would stand for a picture."""
+        whole = self._prompts.decode(result.tokens).strip() == result.text.strip()
+        return result.tokens if whole and self._prompts.special.image not in result.tokens else None
 
     def _encoded(self, keys: Sequence[Key], shown: Sequence[Picture]) -> mx.array | None:
         """(positions of pictures among the keys, hidden): what stands there; None if there are none."""
@@ -325,7 +326,9 @@ class Conversation:
             raise ConversationError(f"{path} is damaged: pictures must be file names")
         top = self._model.config.language.vocab_size
         numbers = tokens is None or (
-            isinstance(tokens, list) and all(type(token) is int and 0 <= token < top for token in tokens)
+            isinstance(tokens, list)
+            and all(type(token) is int and 0 <= token < top for token in tokens)
+            and self._prompts.special.image not in tokens
         )
         if not numbers or (tokens is not None and item["role"] != "assistant"):
             raise ConversationError(f"{path} is damaged, or of another model: tokens must be ids of an answer")

@@ -25,6 +25,7 @@ from .errors import JanusError
 
 if TYPE_CHECKING:
     from .pipeline import JanusPipeline
+    from .preview import TerminalPreview
     from .results import GeneratedImage, ImageStep, TextResult
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -153,26 +154,35 @@ model_options = stack(
     click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub."),
 )
 
+SETTINGS: dict[str, click.ParamType] = {
+    "temperature": FiniteRange(0, 1000),
+    "top_p": FiniteRange(0, 1, min_open=True),
+    "max_tokens": click.IntRange(1, 1 << 20),
+    "cfg_weight": FiniteRange(0, 1000),
+    "seed": click.IntRange(0, MAX_SEED),
+}
+"""What may be set in a chat, and what each may be."""
+
 sampling_options = stack(
     click.option(
         "--temperature",
-        type=FiniteRange(0, 1000),
+        type=SETTINGS["temperature"],
         metavar="T",
         help="How much chance there is; 0: none.  [default: 0 to answer, the model's own to draw]",
     ),
     click.option(
         "--top-p",
-        type=FiniteRange(0, 1, min_open=True),
+        type=SETTINGS["top_p"],
         default=1.0,
         show_default=True,
         metavar="P",
         help="Choose among the likeliest tokens that hold this much probability.",
     ),
-    click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="S", help="Repeat a result.  [default: random]"),
+    click.option("--seed", type=SETTINGS["seed"], metavar="S", help="Repeat a result.  [default: random]"),
 )
 
 answering_options = stack(
-    click.option("--max-tokens", type=click.IntRange(1, 1 << 20), metavar="N", help="Longest answer.  [default: 512]"),
+    click.option("--max-tokens", type=SETTINGS["max_tokens"], metavar="N", help="Longest answer.  [default: 512]"),
     click.option(
         "--system", metavar="TEXT", help='System prompt of answers; "" for none.  [default: the model\'s own]'
     ),
@@ -220,8 +230,16 @@ def stage_bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
             bar.close()
 
 
-def follow_drawing(steps: Iterable[ImageStep], n: int, finished: Callable[[GeneratedImage], None]) -> None:
-    """Draw, with a bar of image tokens on stderr; ``finished`` gets each picture while the bar is off the screen."""
+def follow_drawing(
+    steps: Iterable[ImageStep],
+    n: int,
+    finished: Callable[[GeneratedImage], None],
+    preview: TerminalPreview | None = None,
+) -> None:
+    """Draw, with a bar of image tokens on stderr, and the pictures above it if there is a ``preview``.
+
+    ``finished`` gets each picture while the bar is off the screen.
+    """
     from tqdm import tqdm
 
     started = time.perf_counter()
@@ -231,6 +249,10 @@ def follow_drawing(steps: Iterable[ImageStep], n: int, finished: Callable[[Gener
             per_minute = 60 * n * step.index / step.total / (time.perf_counter() - started)
             bar.set_postfix_str(f"{per_minute:.2f} images/min", refresh=False)
             bar.update(step.index - bar.n)
+            done = step.index == step.total and bool(step.images)
+            if preview is not None and (preview.is_due() or done):
+                with tqdm.external_write_mode(file=sys.stderr):
+                    preview.look(step)
             for image in step.images:
                 with tqdm.external_write_mode(file=sys.stderr):
                     finished(image)

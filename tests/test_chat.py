@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from golden import FIXTURES
 from PIL import Image
@@ -50,15 +52,8 @@ def talk(model: Path, *lines: str, flags: tuple[object, ...] = ()) -> Outcome:
 
 def replies(janus: Janus, *questions: Turn) -> list[str]:
     """The library's answers to a conversation's questions."""
-    turns: list[Turn] = []
-    answers = []
-    for question in questions:
-        turns.append(question)
-        shown = [PICTURE] * sum(turn.images for turn in turns)
-        stream = janus.stream_turns(turns, shown, options=TextOptions(max_tokens=8), system=None)
-        answers.append("".join(chunk.text for chunk in stream))
-        turns.append(Turn("assistant", answers[-1]))
-    return answers
+    conversation = janus.conversation()
+    return [conversation.send(turn.text, [PICTURE] * turn.images, max_tokens=8).text for turn in questions]
 
 
 def written(*answers: str) -> str:
@@ -172,7 +167,7 @@ def test_what_fails_leaves_the_talk_as_it_was(model: Path, pro: Janus) -> None:
     """Also a question too long for the context, whose picture still waits for the next one."""
     done = talk(model, "Hello?", f"/image {PICTURE}", "lighthouse " * 10_000, "What is this?")
     assert done.stdout == written(*replies(pro, Turn("user", "Hello?"), Turn("user", "What is this?", 1)))
-    assert re.search(r"^Error: the prompt is \d+ tokens long.*; /reset forgets what was said$", done.stderr, re.M)
+    assert re.search(r"^Error: the question is \d+ tokens long.*; /reset forgets what was said$", done.stderr, re.M)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("[malloc] Unable to\nallocate 8 bytes."), MemoryError(), OSError("x")])
@@ -186,8 +181,8 @@ def test_failures_do_not_end_the_talk(
         raise error
 
     monkeypatch.setattr(Janus, "stream_images", fail_once)
-    done = talk(model, "/draw a fox", "/draw a fox", "Hello?")
-    assert (done.code, done.stdout) == (0, f"janus.png\n{written(*replies(pro, Turn('user', 'Hello?')))}")
+    done = talk(model, "/draw a fox", "Hello?", "/draw a fox")
+    assert (done.code, done.stdout) == (0, f"{written(*replies(pro, Turn('user', 'Hello?')))}janus.png\n")
     assert len(re.findall("^Error: .*$", done.stderr, re.MULTILINE)) == 1
 
 
@@ -234,6 +229,87 @@ def test_ctrl_c_with_piped_input_ends_it(model: Path) -> None:
     assert err.decode() == f"{READY}\nstopped\n"
 
 
+TINY = "janus-tiny is ready. /help lists the commands.\n"
+
+
+def tiny_talk(*lines: str, flags: tuple[object, ...] = ()) -> Outcome:
+    """A chat with Janus-Tiny."""
+    return call(chat.main, *flags, stdin="".join(f"{line}\n" for line in lines))
+
+
+def test_what_was_drawn_is_asked_about_taken_back_and_kept(here: Path) -> None:
+    done = tiny_talk(
+        "/seed 1",
+        "/draw a red circle",
+        "What colour is the circle?",
+        "/retry",
+        "/save talk",
+        "What shape is red?",
+        "/undo",
+        "/undo",
+        "/undo",
+        "/undo",
+        "/load talk.json",
+        "What shape is red?",
+    )
+    assert done.stdout == "janus.png\nred\nred\ncircle\ncircle\n"
+    bar = r"No model|drawing: |\s*$"
+    notes = [line for line in re.split("[\r\n]", done.stderr) if not re.match(bar, line)]
+    assert notes == [
+        TINY.strip(),
+        "seed 1",
+        "seed 1",
+        "3 messages in talk.json",
+        "Taken back: What shape is red?",
+        "Taken back: What colour is the circle?",
+        "Taken back: a red circle",
+        "Error: nothing was asked yet: ask something first",
+        "3 messages.",
+    ]
+    again = tiny_talk("What shape is red?", flags=("--load", here / "talk.json"))
+    assert again.stdout == "circle\n"
+
+
+def test_settings_are_checked_listed_and_used(here: Path) -> None:
+    done = tiny_talk(
+        "/set",
+        "/set temperature 0.7",
+        "/set temperature warm",
+        "/set top_p 0",
+        "/set speed 3",
+        "/set cfg_weight 1",
+        "/seed 3",
+        "/draw a star",
+        "/set temperature default",
+        "/seed",
+        "/set",
+        "/system Be brief.",
+        "/system none",
+        "/system",
+        "/stats",
+    )
+    with Image.open(here / "janus.png") as image:
+        facts = image.text  # type: ignore[attr-defined]
+    assert (facts["temperature"], facts["cfg_weight"], facts["seed"]) == ("0.7", "1", "3")
+    for line in (
+        "temperature default\ntop_p 1.0\nmax_tokens default\ncfg_weight default\nseed random\n",
+        "temperature 0.7\nError: temperature: 'warm' is not a valid",
+        "Error: top_p: 0.0 is not in the range",
+        "Error: there is no setting speed: it is one of temperature, top_p, max_tokens, cfg_weight, seed\n",
+        "temperature default\ntop_p 1.0\nmax_tokens default\ncfg_weight 1.0\nseed random\n",
+        "system prompt: Be brief.\nsystem prompt: none\nsystem prompt: none\ncontext 0 of 1024\n",
+    ):
+        assert line in done.stderr, line
+
+
+def test_stats_tell_what_an_answer_took() -> None:
+    done = tiny_talk("How many shapes are there?", "How many stars are there?", "/stats")
+    assert re.search(r"^\d+ tokens, [\d.]+ a second$", done.stderr, re.MULTILINE)
+    read, total = re.findall(r"^(\d+) of (\d+) prompt tokens read, first token after [\d.]+ s$", done.stderr, re.M)[0]
+    assert int(read) < int(total) / 2
+    assert re.search(rf"^context {int(total) + 1} of 1024$", done.stderr, re.MULTILINE)
+
+
 # A terminal is forked off, which Python 3.12 warns of where there are threads, as MLX has.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_ctrl_c_and_ctrl_d_on_a_terminal(model: Path) -> None:
@@ -267,6 +343,111 @@ def test_ctrl_c_and_ctrl_d_on_a_terminal(model: Path) -> None:
         assert terminal.exitstatus == 0
     finally:
         terminal.close(force=True)
+
+
+class Terminal:
+    """The chat on a terminal of 100 by 40, and what is to be seen on it."""
+
+    def __init__(self, folder: Path, *flags: object, **environment: str) -> None:
+        pexpect, pyte = pytest.importorskip("pexpect"), pytest.importorskip("pyte")
+        self.eof, self.timeout = pexpect.EOF, pexpect.TIMEOUT
+        program = f"{INTERRUPTIBLE}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
+        home = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder / "state"), "HOME": str(folder)}
+        self.child = pexpect.spawn(
+            sys.executable,
+            ["-c", program, *map(str, flags)],
+            env={**os.environ, **home, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **environment},
+            encoding="utf-8",
+            timeout=60,
+            dimensions=(40, 100),
+            cwd=str(folder),
+        )
+        self.screen = pyte.Screen(100, 40)
+        self.stream = pyte.Stream(self.screen)
+
+    def wait(self, *texts: str) -> None:
+        """Until these lines stand on the screen, in this order, the last one on its last line."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(self.timeout):
+                self.stream.feed(self.child.read_nonblocking(100_000, timeout=0.2))
+            lines = self.lines()
+            if lines and lines[-1] == texts[-1].rstrip() and all(text.rstrip() in lines for text in texts):
+                return
+        raise AssertionError(f"{texts} did not come: {self.lines()}")
+
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.screen.display if line.strip()]
+
+    def type(self, text: str) -> None:
+        self.child.send(text)
+
+
+@pytest.fixture
+def terminal(here: Path) -> Iterator[Any]:
+    started: list[Terminal] = []
+
+    def start(*flags: object, **environment: str) -> Terminal:
+        started.append(Terminal(here, *flags, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.child.close(force=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_chat_on_a_terminal_with_a_picture_in_it(here: Path, terminal: Any) -> None:
+    one = terminal()
+    one.wait("> ")
+    one.type("/seed 1\r")
+    one.wait("seed 1", "> ")
+    one.type("/dr\t")  # completed
+    one.wait("> /draw")
+    one.type(" a red circle\r")
+    one.wait("janus.png", "> ")
+    shown = [y for y in range(40) if one.screen.buffer[y][0].data == "▀"]
+    assert len(shown) == 20
+    assert shown == list(range(shown[0], shown[0] + 20))  # drawn over and over at one place
+    cells = np.array(
+        [
+            [tuple(bytes.fromhex(colour)) for x in range(40) for colour in [getattr(one.screen.buffer[y][x], half)]]
+            for y in shown
+            for half in ("fg", "bg")
+        ]
+    )
+    with Image.open(here / "janus.png") as image:
+        wanted = np.array(image.convert("RGB").resize((40, 40)), int)
+    assert np.abs(cells - wanted).mean() < 12
+    one.type("What colour is the circle?\r")
+    one.wait("red", "> ")
+    one.type("\x1b[A\x1b[A\r")  # two lines up in the history: /draw again
+    one.wait("janus_2.png", "> ")
+    one.type("\x04")
+    one.child.expect(one.eof)
+    one.child.close()
+    assert one.child.exitstatus == 0
+    history = next((here / "state").rglob("chat_history"))
+    assert "a red circle" in history.read_text()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_ctrl_c_stops_an_answer_and_a_drawing(model: Path, terminal: Any) -> None:
+    one = terminal("-m", model, "--max-tokens", 16_000, NO_COLOR="1")
+    one.wait("> ")
+    one.type("Hällo? 🦔\r")
+    time.sleep(1.5)
+    one.type("\x03")
+    one.wait("stopped", "> ")
+    one.type("/set cfg_weight 5\r")
+    one.wait("cfg_weight 5", "> ")
+    one.type("/undo\r")
+    one.wait("Error: nothing was asked yet: ask something first", "> ")
+    one.type("\x03")
+    one.wait("Ctrl-D leaves.", "> ")
+    assert "▀" not in "".join(one.screen.display)
+    one.type("\x04")
+    one.child.expect(one.eof)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import mlx_janus
+from mlx_janus import answering
 from mlx_janus.errors import ConversationError, ImageError, OptionError, OutputError, PromptError
 from mlx_janus.images import to_image
 from mlx_janus.models.janus import JanusModel
@@ -62,15 +63,10 @@ def test_answers_are_those_of_reading_everything_anew(tiny: Janus) -> None:
     for text, images in [(COLOUR, [RED]), ("How many shapes are there?", []), ("What shape is blue?", [BLUE, RED])]:
         turns.append(Turn("user", text, len(images)))
         shown += images
-        said = "".join(chunk.text for chunk in tiny.stream_turns(turns, shown, options=mlx_options(), system=None))
+        options = answering.text_options(seed=0)
+        said = "".join(chunk.text for chunk in tiny.stream_turns(turns, shown, options=options, system=None))
         assert talk.send(text, images).text == said
         turns.append(Turn("assistant", said))
-
-
-def mlx_options() -> Any:
-    from mlx_janus.answering import text_options
-
-    return text_options(seed=0)
 
 
 def test_a_picture_is_encoded_once(tiny: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +132,16 @@ def test_a_stopped_answer_leaves_the_conversation_as_it_was(tiny: Janus) -> None
     assert talk.send("Describe the picture.").tokens == whole.send("Describe the picture.").tokens
 
 
+def test_a_placeholder_in_an_answer_is_no_picture(tiny: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may say anything, the id that stands for a part of a picture included."""
+    talk = tiny.conversation()
+    ids = iter([tiny.prompts.special.image, *tiny.prompts.encode(" red"), tiny.prompts.special.eos])
+    monkeypatch.setattr(answering, "answer_tokens", lambda *_, **__: (i for i in ids))
+    assert talk.send(COLOUR, RED).text == "red"
+    monkeypatch.undo()
+    assert talk.send("What shape is red?").text == "circle"
+
+
 def test_wrong_arguments_show_at_once(tiny: Janus, tmp_path: Path) -> None:
     talk = tiny.conversation()
     with pytest.raises(OptionError):
@@ -196,6 +202,7 @@ def test_a_saved_conversation_goes_on_with_the_same_tokens(tiny: Janus, tmp_path
         ({"messages": [{"role": "user", "text": "hi", "pictures": ["fake.png"]}]}, "cannot be read"),
         ({"messages": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b", "tokens": [-1]}]}, "tokens"),
         ({"messages": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b", "tokens": [1e9]}]}, "tokens"),
+        ({"messages": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b", "tokens": [421]}]}, "tokens"),
     ],
 )
 def test_files_that_are_no_conversations(tiny: Janus, tmp_path: Path, change: dict[str, Any], word: str) -> None:
