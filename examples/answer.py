@@ -1,18 +1,25 @@
-"""Ask about a picture, word by word: ``python examples/answer.py MODEL PICTURE "What is this?"``."""
+"""Ask about a picture, word by word.
+
+python examples/answer.py                                          draws a picture first, with Janus-Tiny
+python examples/answer.py photo.jpg "What is this?" deepseek-ai/Janus-Pro-1B
+"""
 
 import sys
 
 import mlx_janus
 
-if len(sys.argv) != 4:
-    sys.exit(__doc__)
-model, picture, question = sys.argv[1:]
 
-try:
+def main(picture: str | None = None, question: str = "What colour is the circle?", model: str | None = None) -> None:
     janus = mlx_janus.load(model)
-    for chunk in janus.stream_text(question, picture, max_tokens=256):
+    shown = picture or janus.generate_images("a red circle", seed=1)[0].image
+    for chunk in janus.stream_text(question, shown, max_tokens=256):
         print(chunk.text, end="", flush=True)
         if chunk.result is not None:
-            print(f"\n{len(chunk.result.tokens)} tokens, {chunk.result.generation_tps:.1f} a second", file=sys.stderr)
+            print()
+            print(f"{len(chunk.result.tokens)} tokens, {chunk.result.generation_tps:.1f} a second", file=sys.stderr)
+
+
+try:
+    main(*sys.argv[1:4])
 except mlx_janus.JanusError as error:
     sys.exit(f"Error: {error}")

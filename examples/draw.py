@@ -1,20 +1,26 @@
-"""Draw two pictures and watch the first half of them appear: ``python examples/draw.py MODEL "a red fox"``."""
+"""Draw two pictures, with progress, and look at them when they are half done.
+
+python examples/draw.py                                            with Janus-Tiny
+python examples/draw.py "a red fox" deepseek-ai/Janus-Pro-1B
+"""
 
 import sys
 
 import mlx_janus
 
-if len(sys.argv) != 3:
-    sys.exit(__doc__)
-model, prompt = sys.argv[1:]
 
-try:
+def main(prompt: str = "a red circle above a blue square", model: str | None = None) -> None:
     janus = mlx_janus.load(model)
     for step in janus.stream_images(prompt, n=2, seed=7):
+        print(f"\r{step.index} of {step.total} tokens", end="", file=sys.stderr)
         if step.index == step.total // 2 and not step.images:
             for i, preview in enumerate(step.preview()):
                 preview.save(f"janus_half_{i + 1}.png")
         for image in step.images:
-            print(image.save("janus.png"), "seed", image.seed)
+            print(f"\n{image.save('janus.png')} seed {image.seed}")
+
+
+try:
+    main(*sys.argv[1:3])
 except mlx_janus.JanusError as error:
     sys.exit(f"Error: {error}")
