@@ -139,7 +139,7 @@ def _cast(name: str, array: mx.array, dtype: Dtype) -> mx.array:
 def decoding_memory(config: JanusConfig) -> int:
     """Bytes of activations while one picture is decoded, counted in the decoder's widest activation.
 
-    13 is what ``benchmarks/steps.py`` measured on a CPU, rounded up. The 12 of a GPU is an estimate.
+    13 is what ``benchmarks/bench.py`` measured on a CPU, rounded up. The 12 of a GPU is an estimate.
     """
     widest = 4 * config.image_size**2 * config.generation.ch
     return widest * (13 if mx.default_device().type == mx.DeviceType.cpu else 12)
@@ -150,6 +150,21 @@ def required_memory(config: JanusConfig, dtype: Dtype, *, low_memory: bool = Fal
 
     With low memory the language model is held neither beside the codec nor beside the vision encoder.
     """
+    tasks, together = task_memory(config, dtype), max if low_memory else sum
+    return {
+        "drawing": together([tasks["draw"], tasks["decode"]]),
+        "answering": together([tasks["answer"], tasks["encode"]]),
+    }
+
+
+def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict[str, int]:
+    """Bytes that each task needs by itself, with its weights: "encode", "answer", "draw" and "decode".
+
+    Args:
+        config: sizes, and which layers are quantized.
+        dtype: of the float weights, and of what is computed.
+        pictures: drawn together; they are read and decoded one at a time.
+    """
     model = JanusModel(config)
     if config.quantization:
         quantize_model(model, config.quantization)
@@ -158,16 +173,14 @@ def required_memory(config: JanusConfig, dtype: Dtype, *, low_memory: bool = Fal
     def weights(arrays: dict[str, mx.array], size: int) -> int:
         return sum(a.nbytes if a.dtype == mx.uint32 else a.size * size for a in arrays.values())
 
-    language, together = config.language, max if low_memory else sum
-    drawing = weights(model.drawing_arrays(), itemsize) + cache_bytes(
-        language, 2, _PROMPT_TOKENS + config.image_tokens, itemsize
-    )
-    answering = weights(model.answering_arrays(), itemsize) + cache_bytes(
-        language, 1, 2 * _PROMPT_TOKENS + config.understanding.tokens, itemsize
-    )
+    language = config.language
     return {
-        "drawing": together([drawing, weights(model.decoding_arrays(), 4) + decoding_memory(config)]),
-        "answering": together([answering, weights(model.encoding_arrays(), itemsize)]),
+        "encode": weights(model.encoding_arrays(), itemsize),
+        "answer": weights(model.answering_arrays(), itemsize)
+        + cache_bytes(language, 1, 2 * _PROMPT_TOKENS + config.understanding.tokens, itemsize),
+        "draw": weights(model.drawing_arrays(), itemsize)
+        + cache_bytes(language, 2 * pictures, _PROMPT_TOKENS + config.image_tokens, itemsize),
+        "decode": weights(model.decoding_arrays(), 4) + decoding_memory(config),
     }
 
 
