@@ -1,7 +1,7 @@
 # Everything runs with the active environment's python, or the one given: make test PYTHON=.venv/bin/python
 PYTHON ?= python
 
-.PHONY: lint format test bench clean
+.PHONY: lint format test bench bench-real-size clean
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -17,6 +17,9 @@ test:
 	$(PYTHON) -m pytest
 
 bench:
+	$(PYTHON) benchmarks/bench.py
+
+bench-real-size:
 	$(PYTHON) benchmarks/real_size.py
 
 clean:

@@ -1,11 +1,13 @@
 """The memory that the published models need, as tables: ``python benchmarks/memory_table.py``.
 
 Computed from the published sizes, nothing is downloaded or measured: what ``load`` compares with the memory there is
-(``required_memory``), the larger of drawing one picture and answering about one.
+(``required_memory``), the larger of drawing one picture and answering about one. With ``--measure`` instead: MLX's peak
+while random weights of a shape draw and decode, each in a process of its own, beside what is computed.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +23,12 @@ from benchmarks.published_shapes import MODELS, deepseek_tensors
 
 if TYPE_CHECKING:
     from mlx_janus.config import JanusConfig
+    from mlx_janus.models.janus import JanusModel
 
 PUBLISHED = {"Janus-1.3B": "1.3b", "Janus-Pro-1B": "1b", "Janus-Pro-7B": "7b"}
 MACS = (8, 16, 24)  # GiB
 SHARE = 2 / 3  # of a Mac's memory, the least that macOS recommends to the GPU by default
+_PROMPT, _STEPS = 256, 3  # tokens before the pictures that are measured, and positions drawn of them
 BITS = {"float": None, "8 bits": 8, "4 bits": 4}
 
 
@@ -71,21 +75,100 @@ def widest(sizes: list[int], room: float, dtype: str) -> str:
     return next((name for name, size in zip(names, sizes, strict=True) if size <= room), "does not fit")
 
 
+def peak(cell: str) -> int:
+    """MLX's peak, in bytes, while a cell of the measured table is worked on: "1b float32 8-bits draw 4"."""
+    import mlx.core as mx
+
+    from benchmarks.random_model import evaluate, random_model
+
+    shape, dtype, bits, task, pictures = cell.split()
+    model = random_model(shape, dtype, BITS[bits.replace("-", " ")])
+    evaluate(model.drawing_arrays() if task == "draw" else model.decoding_arrays())
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    if task == "draw":
+        _draw_last_positions(model, int(pictures))
+    else:
+        mx.eval(model.decode_image_tokens(mx.zeros((1, model.config.image_tokens), dtype=mx.int32)))
+    return mx.get_peak_memory()
+
+
+def _draw_last_positions(model: JanusModel, pictures: int) -> None:
+    """The last steps of pictures after a prompt of 256 tokens, the KV cache at its final length."""
+    import mlx.core as mx
+
+    from mlx_janus.decode.sampling import choose, guide, position_keys
+    from mlx_janus.models.backbone import fill_cache
+
+    positions = model.config.image_tokens
+    cache = model.make_cache(_PROMPT + positions)
+    dtype = model.gen_embed.weight.dtype
+    fill_cache(cache, model.config.language, 2 * pictures, _PROMPT + positions - _STEPS, dtype)
+    keys = position_keys(range(pictures), positions)
+    tokens = mx.zeros((pictures, 1), dtype=mx.int32)
+    for position in range(positions - _STEPS, positions):
+        hidden = model.hidden_states(model.embed_image_tokens(mx.concatenate([tokens] * 2)), cache)
+        logits = guide(model.image_logits(hidden), 5.0)
+        tokens = choose(logits, keys[:, position : position + 1], 1.0, 1.0)
+        mx.eval(tokens)
+
+
+def print_measured(shape: str, dtype: str) -> None:
+    """The table of measured peaks, with a larger model's computed needs below."""
+    from benchmarks.random_model import config
+    from benchmarks.real_size import machine
+    from mlx_janus.weights.load import required_memory, task_memory, with_bits
+
+    def measured(form: str, task: str, pictures: int) -> str:
+        cell = f"{shape} {dtype} {form.replace(' ', '-')} {task} {pictures}"
+        click.echo(f"{cell} ...", err=True)
+        command = [sys.executable, __file__, "--cell", cell]
+        return _gigabytes(int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+
+    cells = (("draw", 1), ("draw", 4), ("decode", 1))
+    click.echo(f"Machine: {machine()}\n\nMeasured and, after the slash, computed; {dtype}, or bits of the weights.\n")
+    click.echo("| shape | weights | draw 1 picture | draw 4 | decode 1 | `load` wants | with low memory |")
+    click.echo("|---|---|---|---|---|---|---|")
+    for name, find in ((shape, measured), ("7b", lambda *_: "-")):
+        for form, bits in BITS.items():
+            sizes = with_bits(config(MODELS[name].sizes), bits, Path(name))
+            row = [
+                f"{find(form, task, n)} / {_gigabytes(task_memory(sizes, dtype, pictures=n)[task])}"
+                for task, n in cells
+            ]
+            row += [_gigabytes(max(required_memory(sizes, dtype, low_memory=low).values())) for low in (False, True)]
+            click.echo(f"| {name} | {dtype if bits is None else form} | {' | '.join(row)} |")
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="bfloat16", show_default=True,
-    help="Type to compute in.",
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Type to compute in.  [default: bfloat16; measured on a CPU, float32]",
 )  # fmt: skip
 @click.option("--cpu", is_flag=True, help="For a CPU, where decoding a picture takes more room than on a GPU.")
-def main(dtype: str, cpu: bool) -> None:
+@click.option("--measure", is_flag=True, help="Measure drawing and decoding here, on random weights.")
+@click.option("--model", type=click.Choice(["1b", "tiny"]), default="1b", show_default=True, help="To measure.")
+@click.option("--cell", hidden=True)
+def main(dtype: str | None, cpu: bool, measure: bool, model: str, cell: str | None) -> None:
     """Print what the published models need, and which fit which Mac."""
     import mlx_janus  # noqa: F401  # OpenBLAS before MLX
 
     import mlx.core as mx  # isort: skip
 
+    if cell:
+        click.echo(peak(cell))
+        return
+    if measure:
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        print_measured(model, dtype or ("float32" if on_cpu else "bfloat16"))
+        return
     device = mx.Device(mx.DeviceType.cpu if cpu else mx.DeviceType.gpu, 0)
     with patch("mlx.core.default_device", return_value=device):  # this machine need not have it
-        print_tables(dtype)
+        print_tables(dtype or "bfloat16")
 
 
 if __name__ == "__main__":

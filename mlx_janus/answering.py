@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
 from .decode.sampling import pick_seed
 from .decode.text import StopStrings, TextOptions, answer_tokens
-from .memory import evaluate
 from .models.backbone import Cache
-from .models.janus import JanusModel
-from .prompts import Prompts
 from .results import TextChunk, TextResult
+
+if TYPE_CHECKING:
+    from .pipeline import JanusPipeline
 
 
 def text_options(
@@ -40,10 +41,9 @@ def as_strings(text: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def stream_answer(
-    model: JanusModel,
-    prompts: Prompts,
+    janus: JanusPipeline,
     ids: Sequence[int],
-    features: Callable[[], mx.array | None],
+    encode: Callable[[], tuple[list[mx.array], float]],
     options: TextOptions,
     cache: Cache | None = None,
     read: int = 0,
@@ -51,27 +51,28 @@ def stream_answer(
     """Answer, in pieces of whole characters; the last one carries the result. Closing stops within a step.
 
     Args:
-        model: the weights.
-        prompts: the model's tokenizer.
+        janus: the model.
         ids: the prompt, shorter than the model's context; the answer ends where that does.
-        features: gives (positions, hidden), what stands at the pictures' positions among ``ids[read:]``; None without.
+        encode: gives (positions, hidden) arrays, together what stands at the pictures' positions among ``ids[read:]``,
+            and the seconds spent on them.
         options: choice and length.
         cache: holds the first ``read`` ids, and grows.
         read: how many ids the cache holds.
     """
+    model, prompts = janus.model, janus.prompts
     mx.reset_peak_memory()
+    features, spent = encode()
+    janus.prepare("answer")
+    started = time.perf_counter() - spent
     unread = np.array(ids[read:], np.int32)
-    places = np.flatnonzero(unread == prompts.special.image)
-    evaluate(model.answering_arrays(pictures=bool(len(places))))
-    started = time.perf_counter()
     embeddings = model.embed_text(mx.array(unread)[None])[0]
-    shown = features()
-    if shown is not None:
-        embeddings[mx.array(places)] = shown.astype(embeddings.dtype)
+    if features:
+        places = np.flatnonzero(unread == prompts.special.image)
+        embeddings[mx.array(places)] = mx.concatenate(features).astype(embeddings.dtype)
     room = model.config.language.max_position_embeddings - len(ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
     stream = answer_tokens(model, embeddings, options, cache, ids=ids)
-    del embeddings, shown
+    del embeddings, features
     words, stops = prompts.detokenizer(), StopStrings(options.stop)
     tokens: list[int] = []
     first, reason, said, cut = 0.0, "length", "", False

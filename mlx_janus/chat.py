@@ -218,9 +218,10 @@ def main(**options: Any) -> None:
     """
     from .preview import can_show
 
-    janus = load_model(*(options.pop(name) for name in ("model", "bits", "dtype", "revision")))
+    janus = load_model(options)
     saved, show = options.pop("saved"), options.pop("show")
-    chat = Chat(janus, options | {"cfg_weight": None}, can_show() if show is None else show)
+    settings = {name: options.get(name) for name in (*SETTINGS, "system")}
+    chat = Chat(janus, settings, can_show() if show is None else show)
     if saved:
         chat.load(shlex.quote(saved))
     say(f"{janus.name} is ready. /help lists the commands.")

@@ -227,9 +227,7 @@ class Conversation:
         self._read = self._read[: min(_common(self._read, keys), len(keys) - 1)]
         trim_cache(cache, cache[0].offset - len(self._read))
         unread = keys[len(self._read) :]
-        stream = stream_answer(
-            self._model, self._prompts, ids, lambda: self._encoded(unread, shown), options, cache, len(self._read)
-        )
+        stream = stream_answer(self._janus, ids, lambda: self._encode(unread, shown), options, cache, len(self._read))
         try:
             for chunk in stream:
                 if chunk.result is not None:
@@ -248,18 +246,18 @@ class Conversation:
         whole = self._prompts.decode(result.tokens).strip() == result.text.strip()
         return result.tokens if whole and self._prompts.special.image not in result.tokens else None
 
-    def _encoded(self, keys: Sequence[Key], shown: Sequence[Picture]) -> mx.array | None:
-        """(positions of pictures among the keys, hidden): what stands there; None if there are none."""
+    def _encode(self, keys: Sequence[Key], shown: Sequence[Picture]) -> tuple[list[mx.array], float]:
+        """(positions, hidden) arrays of what stands at the keys that are of pictures, and the seconds spent on them."""
         places = [key for key in keys if isinstance(key, tuple)]
-        images = {picture.digest: picture.image for picture in shown}
-        rows = []
-        for digest, group in itertools.groupby(places, operator.itemgetter(0)):
-            if digest not in self._features:
-                pixels = preprocess(images[digest], self._model.config.image)
-                self._features[digest] = self._model.understand(mx.array(pixels)[None])[0]
-                mx.eval(self._features[digest])
-            rows.append(self._features[digest][mx.array([part for _, part in group])])
-        return mx.concatenate(rows) if rows else None
+        new = {picture.digest: picture.image for picture in shown} if places else {}
+        new = {digest: new[digest] for digest, _ in places if digest not in self._features}
+        features, seconds = self._janus.encode([preprocess(image, self._model.config.image) for image in new.values()])
+        self._features.update(zip(new, features, strict=True))
+        rows = [
+            self._features[digest][mx.array([part for _, part in group])]
+            for digest, group in itertools.groupby(places, operator.itemgetter(0))
+        ]
+        return rows, seconds
 
     # Keeping
 

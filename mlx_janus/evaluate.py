@@ -34,14 +34,11 @@ def main() -> None:
 @click.option("--prompts", type=click.IntRange(1, 10_000), metavar="N", help="To draw, each task.  [default: 24]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the scores as JSON, too.")
 def shapes(
-    model: str | None,
-    bits: str | None,
-    dtype: str | None,
-    revision: str | None,
     seed: int,
     pictures: int | None,
     prompts: int | None,
     output: Path | None,
+    **options: Any,
 ) -> None:
     """Coloured shapes, in combinations that Janus-Tiny's training never showed: existence after POPE, attributes,
     drawing after GenEval with and without guidance, and the image codec. Needs the extra "train".
@@ -60,7 +57,7 @@ def shapes(
 
     if output:
         check_output(output)
-    janus = load_model(model, bits, dtype, revision)
+    janus = load_model(options)
     if janus.config.image_size != 64:
         raise JanusError(
             f"{janus.name} draws {janus.config.image_size} pixels a side; this benchmark's pictures have 64"

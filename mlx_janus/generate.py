@@ -134,16 +134,12 @@ def _check_use(ctx: click.Context, answering: bool) -> None:
         raise click.UsageError("Missing option '-p' / '--prompt'.")
 
 
-def _pipeline(options: dict[str, Any]) -> Any:
-    return load_model(*(options[name] for name in ("model", "bits", "dtype", "revision")))
-
-
 def _answer(options: dict[str, Any]) -> None:
     from .decode.sampling import random_seed
     from .images import open_image
 
     images = [open_image(path) for path in options["images"]]  # a bad picture shows before a model is loaded
-    janus = _pipeline(options)
+    janus = load_model(options)
     seed = random_seed() if options["seed"] is None else options["seed"]
     choice = given(options, "max_tokens", "temperature", "top_p", "system", "lookup")
     result = None
@@ -178,7 +174,7 @@ def _draw(options: dict[str, Any]) -> None:
     n, output = options["n"] or 1, options["output"] or Path("janus.png")
     paths = iter(free_paths(output, n))
     check_output(output)
-    janus = _pipeline(options)
+    janus = load_model(options)
     choice = given(options, "seed", *_CHOICE)
     steps = janus.stream_images(options["prompts"][0], n=n, exact=options["exact"], **choice)
     report = _Report(options["as_json"])
@@ -205,7 +201,7 @@ def _draw_many(options: dict[str, Any]) -> None:
     if not missing:
         return
     make_folder(folder)
-    janus = _pipeline(options)
+    janus = load_model(options)
     first = random_seed() if options["seed"] is None else options["seed"]
     choice = given(options, *_CHOICE) | {"exact": options["exact"]}
     report = _Report(options["as_json"])

@@ -152,6 +152,11 @@ model_options = stack(
         help="Type to compute in.  [default: the model's own; float32 on a CPU]",
     ),
     click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub."),
+    click.option(
+        "--low-memory",
+        is_flag=True,
+        help="Hold one part of the model at a time, and read the others again when they are needed.",
+    ),
 )
 
 SETTINGS: dict[str, click.ParamType] = {
@@ -194,12 +199,15 @@ def given(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if options[name] is not None}
 
 
-def load_model(model: str | None, bits: str | None, dtype: str | None, revision: str | None) -> JanusPipeline:
-    """``mlx_janus.load`` with a progress bar while a model is converted."""
+def load_model(options: dict[str, Any]) -> JanusPipeline:
+    """``mlx_janus.load`` of what ``model_options`` gave, with a progress bar while a model is converted."""
     from .pipeline import load
 
+    choice = {name: options[name] for name in ("dtype", "revision", "low_memory")}
     with byte_progress() as progress:
-        return load(model, bits=int(bits) if bits else None, dtype=dtype, revision=revision, progress=progress)
+        return load(
+            options["model"], bits=int(options["bits"]) if options["bits"] else None, progress=progress, **choice
+        )
 
 
 @contextlib.contextmanager

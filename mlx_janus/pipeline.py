@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import mlx.core as mx
 import numpy as np
@@ -29,7 +30,7 @@ from .models.janus import JanusModel
 from .prompts import Prompts, Turn
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .tuning import find_window
-from .weights.load import decoding_memory, load_model
+from .weights.load import WeightFiles, decoding_memory, load_model
 from .weights.sources import NO_MODEL, TINY, find_converted
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _EMBEDDED = (
 )
 MAX_IMAGES = 10_000
 _BACKGROUND = (127, 127, 127)  # of what a preview does not show yet
+Task = Literal["encode", "answer", "draw", "decode"]
 
 
 def load(
@@ -53,6 +55,7 @@ def load(
     bits: int | None = None,
     dtype: str | mx.Dtype | None = None,
     revision: str | None = None,
+    low_memory: bool = False,
     progress: Progress | None = None,
 ) -> JanusPipeline:
     """Load a model. Weights are read when something is first computed with them, which MLX allows in this thread alone.
@@ -64,6 +67,8 @@ def load(
         bits: 8 or 4 to quantize the language model; None takes the model as it is.
         dtype: "float32", "bfloat16", "float16" or an MLX type; None: the model's own, float32 on a CPU.
         revision: branch, tag or commit on the Hub.
+        low_memory: hold the weights of one task at a time: those that read pictures, answer, draw tokens, or make them
+            pixels. The others are freed, and read from the folder again when they are needed. Results are the same.
         progress: called with a stage and bytes done and in all, while a model is converted.
 
     Raises:
@@ -75,10 +80,13 @@ def load(
         _LOG.warning(_EMBEDDED)
         path_or_hub_id = TINY
     named = None if dtype is None else str(dtype).removeprefix("mlx.core.")
-    folder = find_converted(path_or_hub_id, bits=bits, dtype=named, revision=revision, progress=progress)
-    model = load_model(folder, bits=bits, dtype=named)
+    folder = find_converted(
+        path_or_hub_id, bits=bits, dtype=named, revision=revision, low_memory=low_memory, progress=progress
+    )
+    model = load_model(folder, bits=bits, dtype=named, low_memory=low_memory)
     prompts = Prompts.load(folder, model.config.prompt, image_tokens=model.config.understanding.tokens)
-    return JanusPipeline(model, prompts, name=_display_name(path_or_hub_id))
+    files = WeightFiles.of(folder) if low_memory else None
+    return JanusPipeline(model, prompts, name=_display_name(path_or_hub_id), files=files)
 
 
 def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
@@ -98,9 +106,16 @@ class _Job:
 
 
 class JanusPipeline:
-    """One model, ready to answer and to draw. Made by ``load``."""
+    """One model, ready to answer and to draw. Made by ``load``.
 
-    def __init__(self, model: JanusModel, prompts: Prompts, *, name: str):
+    Args:
+        model: its weights, read or not.
+        prompts: its tokenizer and templates.
+        name: for the metadata of pictures.
+        files: where the weights come from, if only those of the task at hand are to be held in memory.
+    """
+
+    def __init__(self, model: JanusModel, prompts: Prompts, *, name: str, files: WeightFiles | None = None):
         top = max(prompts.tokenizer.get_vocab(with_added_tokens=True).values())
         if top >= model.config.language.vocab_size:
             raise ConfigError(
@@ -110,6 +125,13 @@ class JanusPipeline:
         self.model = model
         self.prompts = prompts
         self.name = name
+        self._files = files
+        self._task: Task | None = None  # the last one that weights were read for
+
+    @property
+    def low_memory(self) -> bool:
+        """Whether the weights of one task at a time are held."""
+        return self._files is not None
 
     @property
     def config(self) -> JanusConfig:
@@ -120,6 +142,26 @@ class JanusPipeline:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, of the ``tokenizers`` library."""
         return self.prompts.tokenizer
+
+    def prepare(self, task: Task) -> None:
+        """Read what a task computes with; in low memory, free what only the one before needed."""
+        if task == self._task:
+            return
+        arrays = self._arrays(task)
+        if self._files and self._task and (idle := set(self._arrays(self._task)) - set(arrays)):
+            self._files.free(self.model, idle)
+        evaluate(arrays.values())
+        self._task = task
+
+    def _arrays(self, task: Task) -> dict[str, mx.array]:
+        model = self.model
+        tasks: dict[Task, Callable[[], dict[str, mx.array]]] = {
+            "encode": model.encoding_arrays,
+            "answer": model.answering_arrays,
+            "draw": model.drawing_arrays,
+            "decode": model.decoding_arrays,
+        }
+        return tasks[task]()
 
     # Answering
 
@@ -213,15 +255,17 @@ class JanusPipeline:
                 f"{self.config.language.max_position_embeddings}: shorten it, or show fewer pictures"
             )
         pixels = [preprocess(open_image(image), self.config.image) for image in images]
-        return stream_answer(self.model, self.prompts, ids, lambda: self._encode(pixels), options)
+        return stream_answer(self, ids, lambda: self.encode(pixels), options)
 
-    def _encode(self, pixels: list[np.ndarray]) -> mx.array | None:
-        """(positions, hidden): the pictures' features one after the other; None if there are none."""
-        features = []
+    def encode(self, pixels: Sequence[np.ndarray]) -> tuple[list[mx.array], float]:
+        """Each preprocessed picture's features, (tokens, hidden), and the seconds spent on them."""
+        if pixels:
+            self.prepare("encode")
+        started, features = time.perf_counter(), []
         for picture in pixels:  # one at a time: the encoder's activations are large
             features.append(self.model.understand(mx.array(picture)[None])[0])
             mx.eval(features[-1])
-        return mx.concatenate(features) if features else None
+        return features, time.perf_counter() - started
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A new conversation, which keeps what it has read between its turns.
@@ -328,13 +372,14 @@ class JanusPipeline:
 
     def _draw(self, jobs: Sequence[_Job], options: DrawOptions, exact: bool, window: int | None) -> Iterator[ImageStep]:
         mx.reset_peak_memory()
-        evaluate(self.model.drawing_arrays())
+        self.prepare("draw")
         groups = self._groups(jobs, options, exact)
         total, done = self.config.image_tokens * len(groups), 0
         finished: list[GeneratedImage] = []
         for group in groups:
             drawn: list[mx.array] = []
             passes = 0
+            self.prepare("draw")
             stream = self._start(group, options, 1 if exact else window)
             try:
                 for block in stream:
@@ -343,6 +388,7 @@ class JanusPipeline:
                         drawn.append(tokens[:, 0])
                         done += 1
                         yield ImageStep(done, total, (), self._previewer(drawn, finished))
+                    self.prepare("draw")  # a preview may have been made
             finally:
                 stream.close()  # type: ignore[attr-defined]
             grid = np.array(mx.stack(drawn, axis=1)).astype(np.int32)
@@ -374,7 +420,7 @@ class JanusPipeline:
         positions = prompt_tokens + self.config.image_tokens
         logits = 4 * 4 * options.rows * self.config.generation.codebook_size
         each = cache_bytes(self.config.language, options.rows, positions, itemsize) + logits
-        room = 0.8 * available_memory() - decoding_memory(self.config)
+        room = 0.8 * available_memory() - (0 if self.low_memory else decoding_memory(self.config))
         return max(int(room / each), 1)
 
     def _finish(self, tokens: np.ndarray, job: _Job, options: DrawOptions, passes: int) -> GeneratedImage:
@@ -392,7 +438,7 @@ class JanusPipeline:
 
     def _decode(self, tokens: np.ndarray, grid: tuple[int, int]) -> Image.Image:
         """(1, rows * columns) tokens -> a picture; one at a time, its activations are the largest of all."""
-        evaluate(self.model.decoding_arrays())
+        self.prepare("decode")
         pixels = self.model.decode_image_tokens(mx.array(tokens), grid)
         picture = to_image(np.array(pixels[0]))
         del pixels

@@ -72,5 +72,8 @@ class ImageStep:
     _preview: Callable[[], list[Image.Image]] = field(repr=False)
 
     def preview(self) -> list[Image.Image]:
-        """The pictures begun so far, in seed order; what is not drawn yet is grey. Costs a decoding of each."""
+        """The pictures begun so far, in seed order; what is not drawn yet is grey.
+
+        Costs a decoding of each, and in low memory reading the codec, and then the language model again.
+        """
         return self._preview()

@@ -51,7 +51,7 @@ def test_cached_is_uncached(pro: Janus) -> None:
 @pytest.mark.parametrize("chunk", [1, 5, 16])
 def test_chunked_prefill_is_whole(pro: Janus, chunk: int) -> None:
     ids = pro.prompts.answering([Turn("user", "Tell me a long story about lighthouses and storms.")])
-    embeddings = pro._embed(ids, [])
+    embeddings = pro.model.embed_text(mx.array(ids))
     options = TextOptions(max_tokens=12)
     whole = list(answer_tokens(pro.model, embeddings, options))
     assert list(answer_tokens(pro.model, embeddings, options, prefill_step_size=chunk)) == whole
@@ -435,7 +435,7 @@ def test_lookup_answers_the_same(pro: Janus, lookup: int, temperature: float) ->
 
 def test_lookup_takes_fewer_passes_where_text_repeats(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = pro.prompts.answering([Turn("user", "Hello?")])
-    embeddings, passes = pro._embed(ids, []), []
+    embeddings, passes = pro.model.embed_text(mx.array(ids)), []
     logits = type(pro.model).text_logits
     monkeypatch.setattr(type(pro.model), "text_logits", lambda self, h: (passes.append(1), logits(self, h))[1])
     plain = list(answer_tokens(pro.model, embeddings, TextOptions(max_tokens=30)))

@@ -6,7 +6,8 @@ Parts are looked up by the kind that the config names: another encoder is one fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import mlx.core as mx
@@ -81,19 +82,21 @@ class JanusModel(nn.Module):
         """(N, H, W, 3) -> (N, tokens)."""
         return self.gen_vision_model.encode(pixels)
 
-    def drawing_arrays(self) -> list[mx.array]:
-        """The weights that drawing tokens needs: neither encoder, nor ``lm_head``, nor the codec."""
-        return _arrays([self.language_model.model, self.gen_head, self.gen_aligner, self.gen_embed])
+    def drawing_arrays(self) -> dict[str, mx.array]:
+        """The weights that drawing tokens needs, by name: neither encoder, nor ``lm_head``, nor the codec."""
+        return self._arrays("language_model.model", "gen_head", "gen_aligner", "gen_embed")
 
-    def decoding_arrays(self) -> list[mx.array]:
+    def decoding_arrays(self) -> dict[str, mx.array]:
         """The weights that turn image tokens into pixels."""
-        codec = self.gen_vision_model
-        return _arrays([codec[name] for name in codec.drawing_parts()])
+        return self._arrays(*(f"gen_vision_model.{name}" for name in self.gen_vision_model.drawing_parts()))
 
-    def answering_arrays(self, *, pictures: bool) -> list[mx.array]:
-        """The weights that answering needs: none of the drawing parts, and the encoder only for pictures."""
-        return _arrays([self.language_model] + ([self.vision_model, self.aligner] if pictures else []))
+    def encoding_arrays(self) -> dict[str, mx.array]:
+        """The weights that read a picture."""
+        return self._arrays("vision_model", "aligner")
 
+    def answering_arrays(self) -> dict[str, mx.array]:
+        """The weights that answering needs beside those that read its pictures: none of the drawing parts."""
+        return self._arrays("language_model")
 
-def _arrays(modules: Sequence[nn.Module]) -> list[mx.array]:
-    return [array for module in modules for _, array in tree_flatten(module.parameters())]
+    def _arrays(self, *paths: str) -> dict[str, mx.array]:
+        return {f"{path}.{name}": a for path in paths for name, a in tree_flatten(attrgetter(path)(self).parameters())}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -37,13 +38,16 @@ def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
     return name  # type: ignore[return-value]
 
 
-def load_model(folder: Path, *, bits: int | None = None, dtype: str | mx.Dtype | None = None) -> JanusModel:
+def load_model(
+    folder: Path, *, bits: int | None = None, dtype: str | mx.Dtype | None = None, low_memory: bool = False
+) -> JanusModel:
     """The model of a converted folder. No weight is read before something is computed with it.
 
     Args:
         folder: what ``convert`` wrote.
         bits: 4 or 8 to quantize a float folder as it is read; None takes the folder as it is.
         dtype: what to cast float weights to; the codec is always float32.
+        low_memory: whether the caller holds the weights of one task at a time, which is what has to fit then.
 
     Raises:
         CheckpointError: a tensor is missing, surplus or misshaped, or the stamp is not ours.
@@ -53,17 +57,46 @@ def load_model(folder: Path, *, bits: int | None = None, dtype: str | mx.Dtype |
     """
     config = with_bits(JanusConfig.load(folder / "config.json"), bits, folder)
     chosen = choose_dtype(config, dtype)
-    check_memory(config, chosen, folder.name)
+    check_memory(config, chosen, folder.name, low_memory=low_memory)
+    return _read_model(folder, replace(config, dtype=chosen))
+
+
+def _read_model(folder: Path, config: JanusConfig) -> JanusModel:
     stored = JanusConfig.load(folder / "config.json")
-    model = JanusModel(replace(config, dtype=chosen))
+    model = JanusModel(config)
     arrays, _ = open_converted(folder)
     if stored.quantization:
         quantize_model(model, stored.quantization)
-    _load_strictly(model, arrays, chosen, folder)
+    _load_strictly(model, arrays, config.dtype, folder)
     if config.quantization and not stored.quantization:
         quantize_model(model, config.quantization)
     model.eval()
     return model
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The folder that a model was loaded from, where weights that were freed are read again."""
+
+    folder: Path
+    stamp: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: Path) -> WeightFiles:
+        """Remember what a converted folder holds now."""
+        return cls(folder, open_converted(folder)[1])
+
+    def free(self, model: JanusModel, names: Iterable[str]) -> None:
+        """Put weights back to unread, as ``load_model`` leaves them, and their memory with them.
+
+        Raises:
+            CheckpointError: the folder is gone, or holds another model by now.
+        """
+        if open_converted(self.folder)[1] != self.stamp:
+            raise CheckpointError(f"{self.folder} was replaced since it was loaded: load it again")
+        unread = dict(tree_flatten(_read_model(self.folder, model.config).parameters()))
+        model.load_weights([(name, unread[name]) for name in names], strict=False)
+        mx.clear_cache()
 
 
 def with_bits(config: JanusConfig, bits: int | None, folder: Path) -> JanusConfig:
@@ -106,48 +139,66 @@ def _cast(name: str, array: mx.array, dtype: Dtype) -> mx.array:
 def decoding_memory(config: JanusConfig) -> int:
     """Bytes of activations while one picture is decoded, counted in the decoder's widest activation.
 
-    13 is what ``benchmarks/steps.py`` measured on a CPU, rounded up. The 12 of a GPU is an estimate.
+    13 is what ``benchmarks/bench.py`` measured on a CPU, rounded up. The 12 of a GPU is an estimate.
     """
     widest = 4 * config.image_size**2 * config.generation.ch
     return widest * (13 if mx.default_device().type == mx.DeviceType.cpu else 12)
 
 
-def required_memory(config: JanusConfig, dtype: Dtype) -> dict[str, int]:
-    """Bytes that drawing one picture and answering about one need: weights, KV cache, activations."""
+def required_memory(config: JanusConfig, dtype: Dtype, *, low_memory: bool = False) -> dict[str, int]:
+    """Bytes that drawing one picture and answering about one need: weights, KV cache, activations.
+
+    With low memory the language model is held neither beside the codec nor beside the vision encoder.
+    """
+    tasks, together = task_memory(config, dtype), max if low_memory else sum
+    return {
+        "drawing": together([tasks["draw"], tasks["decode"]]),
+        "answering": together([tasks["answer"], tasks["encode"]]),
+    }
+
+
+def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict[str, int]:
+    """Bytes that each task needs by itself, with its weights: "encode", "answer", "draw" and "decode".
+
+    Args:
+        config: sizes, and which layers are quantized.
+        dtype: of the float weights, and of what is computed.
+        pictures: drawn together; they are read and decoded one at a time.
+    """
     model = JanusModel(config)
     if config.quantization:
         quantize_model(model, config.quantization)
     itemsize = _ITEMSIZE[dtype]
 
-    def weights(arrays: list[mx.array], size: int) -> int:
-        return sum(a.nbytes if a.dtype == mx.uint32 else a.size * size for a in arrays)
+    def weights(arrays: dict[str, mx.array], size: int) -> int:
+        return sum(a.nbytes if a.dtype == mx.uint32 else a.size * size for a in arrays.values())
 
     language = config.language
     return {
-        "drawing": weights(model.drawing_arrays(), itemsize)
-        + weights(model.decoding_arrays(), 4)
-        + decoding_memory(config)
-        + cache_bytes(language, 2, _PROMPT_TOKENS + config.image_tokens, itemsize),
-        "answering": weights(model.answering_arrays(pictures=True), itemsize)
+        "encode": weights(model.encoding_arrays(), itemsize),
+        "answer": weights(model.answering_arrays(), itemsize)
         + cache_bytes(language, 1, 2 * _PROMPT_TOKENS + config.understanding.tokens, itemsize),
+        "draw": weights(model.drawing_arrays(), itemsize)
+        + cache_bytes(language, 2 * pictures, _PROMPT_TOKENS + config.image_tokens, itemsize),
+        "decode": weights(model.decoding_arrays(), 4) + decoding_memory(config),
     }
 
 
-def check_memory(config: JanusConfig, dtype: Dtype, name: str) -> None:
+def check_memory(config: JanusConfig, dtype: Dtype, name: str, *, low_memory: bool = False) -> None:
     """Refuse a model that cannot fit, before it is loaded.
 
     Raises:
-        OutOfMemoryError: with what it needs, what there is, and the bits that would fit.
+        OutOfMemoryError: with what it needs, what there is, and the options with which it would fit.
     """
-    needed, free = max(required_memory(config, dtype).values()), available_memory()
+    needed, free = max(required_memory(config, dtype, low_memory=low_memory).values()), available_memory()
     if needed <= free:
         return
-    smaller = []
-    if config.quantization is None:
-        for bits in sorted(BITS, reverse=True):
-            size = max(required_memory(with_bits(config, bits, Path(name)), dtype).values())
-            if size <= free:
-                smaller.append(f"--bits {bits} needs {format_size(size)} and fits")
-                break
-    advice = smaller[0] if smaller else "close other programs, or take a smaller model"
+    advice = "close other programs, or take a smaller model"
+    forms = [None] if config.quantization else [None, *sorted(BITS, reverse=True)]
+    for bits, low in ((bits, low) for bits in forms for low in (False, True)):
+        size = max(required_memory(with_bits(config, bits, Path(name)), dtype, low_memory=low or low_memory).values())
+        if size <= free:
+            options = (f"--bits {bits}" if bits else "", "--low-memory" if low and not low_memory else "")
+            advice = f"{' '.join(filter(None, options))} needs {format_size(size)} and fits"
+            break
     raise OutOfMemoryError(f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: {advice}")

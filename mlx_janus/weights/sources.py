@@ -51,6 +51,7 @@ def find_converted(
     bits: int | None = None,
     dtype: str | None = None,
     revision: str | None = None,
+    low_memory: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """A converted folder for what is named; a PyTorch source is converted into the cache the first time.
@@ -76,7 +77,8 @@ def find_converted(
             return hub.fetch(model)
         config, source = sizes, None
         cached = _cached(model.repo_id, [model.revision], bits)
-    check_memory(with_bits(config, bits, path), choose_dtype(config, dtype), os.fspath(name))
+    wanted = with_bits(config, bits, path)
+    check_memory(wanted, choose_dtype(config, dtype), os.fspath(name), low_memory=low_memory)
     if is_converted(cached):
         return cached
     return _convert(source or Source(hub.fetch(model), model.repo_id, model.revision), cached, bits, progress)

@@ -1,0 +1,124 @@
+"""The same steps in other packages, where they are installed: transformers' Janus on torch, mlx-vlm's Janus."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import mlx_janus  # noqa: F401  OpenBLAS before MLX
+
+# isort: split
+import mlx.core as mx
+
+from benchmarks.parts import PROMPT, Row, Setup, answer, compare, draw, step_row
+from benchmarks.random_model import evaluate
+from mlx_janus.config import JanusConfig
+
+
+class PeerMissingError(Exception):
+    """A package that a part compares with is not installed; the message says how to add it."""
+
+
+def transformers(setup: Setup) -> Iterator[Row]:
+    """transformers' Janus on torch: a step of drawing, guided and drawn at random, and one of answering."""
+    _need("torch", "torch==2.13.0 transformers")
+    _need("transformers", "torch==2.13.0 transformers")
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if mx.default_device().type == mx.DeviceType.cpu:
+        device = "cpu"
+    evaluate(setup.model.drawing_arrays() | setup.model.answering_arrays())
+    theirs = _torch_model(setup.model.config, torch, device)
+    about = f"transformers' Janus on torch {torch.__version__}, {device}, {setup.model.config.dtype}"
+    with torch.inference_mode():
+        times = compare(lambda: draw(setup.model, 1, setup.steps), lambda: _torch_drawing(theirs, torch, setup.steps))
+        yield step_row("drawing step", times, about)
+        times = compare(lambda: answer(setup), lambda: _torch_answering(theirs, torch, setup.steps))
+        yield step_row("answering step", times, about)
+
+
+def mlx_vlm(setup: Setup) -> Iterator[Row]:
+    """mlx-vlm answers with DeepSeek's Janus (``multi_modality``) and does not draw: its language model, our weights."""
+    _need("mlx_vlm", "mlx-vlm")
+    from mlx_vlm.models.multi_modality.language import LanguageModel, TextConfig
+
+    evaluate(setup.model.answering_arrays())
+    llama = setup.model.config.language.to_dict()
+    known = inspect.signature(TextConfig).parameters
+    theirs = LanguageModel(TextConfig(model_type="llama", **{k: v for k, v in llama.items() if k in known}))
+    theirs.update_modules(setup.model.language_model.leaf_modules(), strict=False)
+    cache = setup.model.make_cache()
+
+    def steps() -> Iterator[float]:
+        token = mx.argmax(theirs(mx.arange(PROMPT)[None], cache=cache).logits[:, -1:], axis=-1)
+        mx.eval(token)
+        for _ in range(setup.steps):
+            started = time.perf_counter()
+            token = mx.argmax(theirs(token, cache=cache).logits, axis=-1)
+            mx.eval(token)
+            yield time.perf_counter() - started
+
+    yield step_row("answering step", compare(lambda: answer(setup), steps), "mlx-vlm's Janus, one token at a time")
+
+
+def _need(package: str, install: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise PeerMissingError(f"{package} is not installed: pip install {install}")
+
+
+def _torch_model(config: JanusConfig, torch: Any, device: str) -> Any:
+    """The sizes that a step reads; the vision encoder and the codec, which it does not, are as small as can be."""
+    from transformers import JanusConfig as TheirConfig
+    from transformers import JanusForConditionalGeneration
+
+    llama, codec = config.language.to_dict(), config.generation
+    width = llama["hidden_size"]
+    sizes = TheirConfig(
+        text_config=llama | {"model_type": llama.pop("kind"), "tie_word_embeddings": False},
+        vision_config={"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "projection_dim": width},
+        vq_config={
+            "embed_dim": codec.codebook_dim, "num_embeddings": codec.codebook_size, "base_channels": 32,
+            "channel_multiplier": [1, 1], "num_res_blocks": 1, "latent_channels": 32, "projection_dim": width,
+            "image_token_embed_dim": width,
+        },
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device(device):
+        return JanusForConditionalGeneration(sizes).to(getattr(torch, config.dtype)).eval()
+
+
+def _torch_body(theirs: Any) -> Any:
+    """A call of the language model that keeps a cache: (B, L, hidden) -> (B, 1, hidden), the last position's."""
+    from transformers import DynamicCache
+
+    body, cache = theirs.model.language_model, DynamicCache()
+    name = next(n for n in ("cache", "past_key_values") if n in inspect.signature(body.forward).parameters)
+    return lambda x: body(inputs_embeds=x, use_cache=True, **{name: cache}).last_hidden_state[:, -1:]
+
+
+def _torch_drawing(theirs: Any, torch: Any, steps: int) -> Iterator[float]:
+    read, embed = _torch_body(theirs), theirs.get_input_embeddings()
+    hidden = read(embed(torch.ones((2, PROMPT), dtype=torch.long, device=theirs.device)))
+    for _ in range(steps):
+        started = time.perf_counter()
+        conditional, unconditional = theirs.model.generation_head(hidden).float().chunk(2)
+        logits = unconditional + 5.0 * (conditional - unconditional)
+        token = torch.multinomial(logits[:, -1].softmax(-1), 1)
+        hidden = read(theirs.prepare_embeddings_for_image_generation(token.repeat(2, 1)))
+        hidden.sum().item()  # waits for the device
+        yield time.perf_counter() - started
+
+
+def _torch_answering(theirs: Any, torch: Any, steps: int) -> Iterator[float]:
+    read, embed = _torch_body(theirs), theirs.get_input_embeddings()
+    hidden = read(embed(torch.ones((1, PROMPT), dtype=torch.long, device=theirs.device)))
+    for _ in range(steps):
+        started = time.perf_counter()
+        token = theirs.lm_head(hidden).argmax(-1)
+        hidden = read(embed(token))
+        hidden.sum().item()
+        yield time.perf_counter() - started

@@ -1,0 +1,80 @@
+"""The benchmarks run, at the smallest size, and say what they could not measure."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from types import SimpleNamespace
+
+import mlx.core as mx
+import pytest
+from programs import call
+
+import mlx_janus
+from benchmarks import bench, memory_table, peers, windows
+from benchmarks.parts import Setup
+from benchmarks.published_shapes import MODELS
+from benchmarks.random_model import config
+from mlx_janus.weights.load import task_memory
+from mlx_janus.weights.sources import TINY
+
+OURS = ("drawing", "answering", "batch", "first-token", "bytes", "memory", "vq-decode", "passes")
+
+
+@pytest.mark.parametrize("bits", [(), ("--bits", "4")])
+def test_bench_prints_one_table(bits: tuple[str, ...]) -> None:
+    only = [word for name in OURS for word in ("--only", name)]
+    outcome = call(bench.main, "--model", "tiny", "--steps", 2, "--repeats", 1, *bits, *only)
+    assert outcome.code == 0, outcome.stderr
+    assert "Not measured" not in outcome.stdout
+    machine, shape, *table = outcome.stdout.strip().split("\n\n")
+    assert machine.startswith("Machine: ")
+    assert "shape tiny" in shape
+    rows = [line.strip("| ").split(" | ") for line in table[0].splitlines()]
+    assert rows[0] == ["measured", "ours over the other", "ours", "the other"]
+    ratios = {row[0]: float(row[1]) for row in rows[2:] if row[1]}
+    assert all(ratio > 0 for ratio in ratios.values())
+    for what in ("drawing step", "answering step", "step of four", "first token.*picture", "bandwidth", "pass of 8"):
+        assert any(re.match(what, name) for name in ratios), what
+
+
+def test_a_part_that_fails_or_lacks_its_peer_is_named_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Setup) -> list[bench.Row]:
+        raise ValueError("no luck")
+
+    monkeypatch.setitem(bench.PARTS, "batch", broken)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda _: None)
+    only = ("--only", "batch", "--only", "transformers", "--only", "mlx-vlm", "--only", "vq-decode")
+    outcome = call(bench.main, "--model", "tiny", "--steps", 1, "--repeats", 1, *only)
+    assert outcome.code == 0
+    assert "- batch: failed, ValueError: no luck\n" in outcome.stdout
+    assert "- transformers: torch is not installed: pip install torch==2.13.0 transformers\n" in outcome.stdout
+    assert "- mlx-vlm: mlx_vlm is not installed: pip install mlx-vlm\n" in outcome.stdout
+    assert "| decoding one picture's tokens, 64 x 64 |" in outcome.stdout
+
+
+def test_windows_are_measured_against_window_one() -> None:
+    first, *others = windows.measure(mlx_janus.load(TINY), ["a red circle"], rounds=1)
+    assert (first.width, first.passes, first.speedup, first.unlike) == (1, 64, 1, 0)
+    assert all(wide.passes < 64 and wide.unlike == 0 for wide in others)
+
+
+def test_memory_is_measured_beside_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(command: list[str], **_: object) -> SimpleNamespace:
+        mx.clear_cache()
+        return SimpleNamespace(stdout=str(memory_table.peak(command[-1]) - mx.get_active_memory()))
+
+    monkeypatch.setattr(subprocess, "run", here)
+    outcome = call(memory_table.main, "--measure", "--model", "tiny")
+    assert outcome.code == 0, outcome.stderr
+    rows = [line for line in outcome.stdout.splitlines() if line.startswith(("| tiny", "| 7b"))]
+    assert [row.split(" | ")[1] for row in rows] == ["float32", "8 bits", "4 bits"] * 2
+    assert "| 7b | 4 bits | - / " in rows[-1]
+
+
+def test_the_measured_peak_grows_with_the_pictures_as_computed() -> None:
+    before = mx.get_active_memory()
+    one, four = (memory_table.peak(f"tiny float32 float draw {n}") - before for n in (1, 4))
+    sizes = config(MODELS["tiny"].sizes)
+    cache = task_memory(sizes, "float32", pictures=4)["draw"] - task_memory(sizes, "float32")["draw"]
+    assert four - one == pytest.approx(cache, rel=0.5)

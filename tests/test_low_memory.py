@@ -1,0 +1,113 @@
+"""Low memory: the weights of one task at a time, and the same results."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from golden import FIXTURES
+
+import mlx_janus
+from benchmarks.memory_table import published_config
+from mlx_janus import JanusPipeline as Janus
+from mlx_janus.errors import CheckpointError, OutOfMemoryError
+from mlx_janus.weights import load as load_module
+from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
+from mlx_janus.weights.load import check_memory
+
+PICTURE, PROMPT = FIXTURES / "picture.png", "a red fox"
+
+
+def use(janus: Janus) -> list[object]:
+    """What every task gives."""
+    images = janus.generate_images(PROMPT, n=2, seed=3, exact=True)
+    answers = [janus.generate_text("What is it?", shown, max_tokens=5).tokens for shown in ((), [PICTURE, PICTURE])]
+    return [*answers, *(image.tokens.tolist() for image in images), *(image.image.tobytes() for image in images)]
+
+
+def active() -> int:
+    mx.synchronize()
+    mx.clear_cache()
+    return int(mx.get_active_memory())
+
+
+def size(arrays: dict[str, mx.array]) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+@pytest.mark.parametrize("form", ["float", "quantized", "quantized as it is loaded"])
+def test_results_are_the_same_again_and_again(form: str, converted: dict[str, Path], tmp_path: Path) -> None:
+    folder, bits = converted["deepseek-pro-bin"], None if form == "float" else 4
+    if form == "quantized":
+        source = Source(FIXTURES / "deepseek-pro-bin", "pro")
+        folder = convert_checkpoint(source, tmp_path / "out", ConvertOptions(bits=4)).path
+    plain = use(mlx_janus.load(folder, bits=bits))
+    small = mlx_janus.load(folder, bits=bits, low_memory=True)
+    assert small.low_memory
+    assert use(small) == plain
+    assert use(small) == plain
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_only_the_last_tasks_weights_are_held(bits: int | None, converted: dict[str, Path]) -> None:
+    def held(low_memory: bool, work: Callable[[Janus], object]) -> tuple[int, Janus]:
+        before = active()
+        janus = mlx_janus.load(converted["deepseek-pro-bin"], bits=bits, low_memory=low_memory)
+        work(janus)
+        return active() - before, janus
+
+    def draw(janus: Janus) -> object:
+        return janus.generate_images(PROMPT, seed=1)
+
+    def ask(janus: Janus) -> object:
+        return janus.generate_text("What is it?", PICTURE, max_tokens=2)
+
+    for work, freed in ((draw, "drawing_arrays"), (ask, "encoding_arrays")):
+        whole, plain = held(False, work)
+        part, small = held(True, work)
+        assert whole - part == pytest.approx(size(getattr(plain.model, freed)()), rel=0.05, abs=20_000)
+        del plain, small
+
+
+def test_a_preview_leaves_the_drawing_as_it_is(pro: Janus, converted: dict[str, Path]) -> None:
+    small = mlx_janus.load(converted["deepseek-pro-bin"], low_memory=True)
+    want = pro.generate_images(PROMPT, seed=5, window=1)[0]
+    for step in small.stream_images(PROMPT, seed=5, window=1):
+        if step.index in (1, 9):
+            step.preview()
+    assert np.array_equal(step.images[0].tokens, want.tokens)
+
+
+def test_a_folder_that_was_replaced_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    convert_checkpoint(Source(FIXTURES / "deepseek-pro-bin", "one"), folder)
+    small = mlx_janus.load(folder, low_memory=True)
+    small.generate_text("Hello?", max_tokens=1)
+    shutil.rmtree(folder)
+    convert_checkpoint(Source(FIXTURES / "deepseek-janus-safetensors", "other"), folder)
+    with pytest.raises(CheckpointError, match="was replaced since it was loaded"):
+        small.generate_images(PROMPT, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("free", "bits", "advice"),
+    [
+        (4.0, None, "--low-memory needs 3.6 GB and fits"),
+        (3.4, None, "--bits 8 needs 3.3 GB and fits"),
+        (3.0, None, "--bits 8 --low-memory needs 2.2 GB and fits"),
+        (1.7, None, "--bits 4 --low-memory needs 1.6 GB and fits"),
+        (1.0, None, "close other programs"),
+        (3.0, 8, "--low-memory needs 2.2 GB and fits"),
+    ],
+)
+def test_what_does_not_fit_names_what_would(
+    free: float, bits: int | None, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_module.with_bits(published_config("1b"), bits, Path())
+    monkeypatch.setattr(load_module, "available_memory", lambda: free * 1e9)
+    with pytest.raises(OutOfMemoryError, match=advice):
+        check_memory(config, "bfloat16", "model")
