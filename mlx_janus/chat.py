@@ -113,7 +113,7 @@ def main(**options: Any) -> None:
       python -m mlx_janus.chat -m deepseek-ai/Janus-Pro-1B
       python -m mlx_janus.chat -m models/janus-pro-1b --temperature 0.7
     """
-    talk = Talk(load_model(*(options[name] for name in ("model", "bits", "dtype", "revision"))), options)
+    talk = Talk(load_model(*(options[name] for name in ("model", "bits", "recipe", "dtype", "revision"))), options)
     say(f"{talk.janus.name} is ready. /help lists the commands.")
     read = _reader()
     while True:

@@ -36,6 +36,7 @@ def main() -> None:
 def shapes(
     model: str | None,
     bits: str | None,
+    recipe: str | None,
     dtype: str | None,
     revision: str | None,
     seed: int,
@@ -60,7 +61,7 @@ def shapes(
 
     if output:
         check_output(output)
-    janus = load_model(model, bits, dtype, revision)
+    janus = load_model(model, bits, recipe, dtype, revision)
     if janus.config.image_size != 64:
         raise JanusError(
             f"{janus.name} draws {janus.config.image_size} pixels a side; this benchmark's pictures have 64"

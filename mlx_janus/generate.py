@@ -135,7 +135,7 @@ def _check_use(ctx: click.Context, answering: bool) -> None:
 
 
 def _pipeline(options: dict[str, Any]) -> Any:
-    return load_model(*(options[name] for name in ("model", "bits", "dtype", "revision")))
+    return load_model(*(options[name] for name in ("model", "bits", "recipe", "dtype", "revision")))
 
 
 def _answer(options: dict[str, Any]) -> None:

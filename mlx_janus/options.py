@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from . import __version__
-from .config import MAX_SEED
+from .config import MAX_SEED, RECIPES
 from .errors import JanusError
 
 if TYPE_CHECKING:
@@ -134,6 +134,21 @@ def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated]
     return apply
 
 
+def bits_or_recipe(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A callback of --bits and --recipe, which say the same thing in two ways."""
+    if value and any(ctx.params.get(name) for name in ("bits", "recipe") if name != param.name):
+        raise click.UsageError("--recipe does not go with --bits: give one of them.")
+    return value
+
+
+recipe_option = click.option(
+    "--recipe",
+    type=click.Choice(RECIPES),
+    callback=bits_or_recipe,
+    help="Quantize layer by layer: light is the smallest, balanced little larger, faithful closest to the float "
+    "model; the others are MLX's small floats.",
+)
+
 version_option = click.version_option(__version__, "-V", "--version", message="mlx_janus %(version)s")
 
 model_options = stack(
@@ -144,7 +159,13 @@ model_options = stack(
         help="Converted folder, PyTorch model folder, or Hub id such as deepseek-ai/Janus-Pro-1B; PyTorch models are "
         "converted once, into a cache.  [default: Janus-Tiny, which is in the package]",
     ),
-    click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the language model to this many bits."),
+    click.option(
+        "--bits",
+        type=click.Choice(["4", "8"]),
+        callback=bits_or_recipe,
+        help="Quantize the language model to this many bits.",
+    ),
+    recipe_option,
     click.option(
         "--dtype",
         type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -184,12 +205,16 @@ def given(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if options[name] is not None}
 
 
-def load_model(model: str | None, bits: str | None, dtype: str | None, revision: str | None) -> JanusPipeline:
+def load_model(
+    model: str | None, bits: str | None, recipe: str | None, dtype: str | None, revision: str | None
+) -> JanusPipeline:
     """``mlx_janus.load`` with a progress bar while a model is converted."""
     from .pipeline import load
 
     with byte_progress() as progress:
-        return load(model, bits=int(bits) if bits else None, dtype=dtype, revision=revision, progress=progress)
+        return load(
+            model, bits=int(bits) if bits else None, recipe=recipe, dtype=dtype, revision=revision, progress=progress
+        )
 
 
 @contextlib.contextmanager

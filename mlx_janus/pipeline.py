@@ -52,6 +52,7 @@ def load(
     path_or_hub_id: str | os.PathLike[str] | None = None,
     *,
     bits: int | None = None,
+    recipe: str | None = None,
     dtype: str | mx.Dtype | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
@@ -63,6 +64,8 @@ def load(
             or the Hub id of either ("deepseek-ai/Janus-Pro-1B"). PyTorch models are converted into the cache once.
             None: Janus-Tiny, the model inside the package, which one logged warning says.
         bits: 8 or 4 to quantize the language model; None takes the model as it is.
+        recipe: in place of ``bits``, a choice by name, layer by layer: "light", "balanced" or "faithful", from the
+            smallest to the closest to the float model; "mxfp4", "mxfp8" or "nvfp4" for MLX's small floats.
         dtype: "float32", "bfloat16", "float16" or an MLX type; None: the model's own, float32 on a CPU.
         revision: branch, tag or commit on the Hub.
         progress: called with a stage and bytes done and in all, while a model is converted.
@@ -76,8 +79,8 @@ def load(
         _LOG.warning(_EMBEDDED)
         path_or_hub_id = TINY
     named = None if dtype is None else str(dtype).removeprefix("mlx.core.")
-    folder = find_converted(path_or_hub_id, bits=bits, dtype=named, revision=revision, progress=progress)
-    model = load_model(folder, bits=bits, dtype=named)
+    folder = find_converted(path_or_hub_id, bits=bits, recipe=recipe, dtype=named, revision=revision, progress=progress)
+    model = load_model(folder, bits=bits, recipe=recipe, dtype=named)
     prompts = Prompts.load(folder, model.config.prompt, image_tokens=model.config.understanding.tokens)
     return JanusPipeline(model, prompts, name=_display_name(path_or_hub_id))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,17 @@ from ..memory import available_memory, format_size
 from ..models.backbone import cache_bytes
 from ..models.janus import JanusModel
 from .convert import open_converted
-from .quantize import BITS, plan_quantization, quantize_model
+from .quantize import choose_rule, plan_by_rule, plan_quantization, quantize_model
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CODEC = "gen_vision_model."
 _PROMPT_TOKENS = 256  # of a usual prompt, beside its pictures
+_SMALLER: dict[str, tuple[int | None, str | None]] = {  # what to advise where memory is short, the largest first
+    "--bits 8": (8, None),
+    "--recipe balanced": (None, "balanced"),
+    "--bits 4": (4, None),
+    "--recipe light": (None, "light"),
+}
 
 
 def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
@@ -37,24 +44,27 @@ def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
     return name  # type: ignore[return-value]
 
 
-def load_model(folder: Path, *, bits: int | None = None, dtype: str | mx.Dtype | None = None) -> JanusModel:
+def load_model(
+    folder: Path, *, bits: int | None = None, recipe: str | None = None, dtype: str | mx.Dtype | None = None
+) -> JanusModel:
     """The model of a converted folder. No weight is read before something is computed with it.
 
     Args:
         folder: what ``convert`` wrote.
         bits: 4 or 8 to quantize a float folder as it is read; None takes the folder as it is.
+        recipe: one of ``RECIPES``, to quantize a float folder by; not with ``bits``.
         dtype: what to cast float weights to; the codec is always float32.
 
     Raises:
         CheckpointError: a tensor is missing, surplus or misshaped, or the stamp is not ours.
         ConfigError, UnsupportedModelError: the config cannot be used.
-        OptionError: bits of a folder that is quantized otherwise, or a bad dtype.
+        OptionError: bits or a recipe of a folder that is quantized otherwise, both at once, or a bad dtype.
         OutOfMemoryError: the model does not fit.
     """
-    config = with_bits(JanusConfig.load(folder / "config.json"), bits, folder)
-    chosen = choose_dtype(config, dtype)
-    check_memory(config, chosen, folder.name)
     stored = JanusConfig.load(folder / "config.json")
+    config = with_bits(stored, bits, folder, recipe)
+    chosen = choose_dtype(config, dtype)
+    check_memory(config, chosen, folder.name, quantized=stored.quantization is not None)
     model = JanusModel(replace(config, dtype=chosen))
     arrays, _ = open_converted(folder)
     if stored.quantization:
@@ -66,17 +76,22 @@ def load_model(folder: Path, *, bits: int | None = None, dtype: str | mx.Dtype |
     return model
 
 
-def with_bits(config: JanusConfig, bits: int | None, folder: Path) -> JanusConfig:
-    """The config once quantized to ``bits``."""
-    if bits is None:
+def with_bits(config: JanusConfig, bits: int | None, folder: Path, recipe: str | None = None) -> JanusConfig:
+    """The config once quantized to ``bits``, or by a recipe.
+
+    Raises:
+        OptionError: neither 4 nor 8, no recipe, or the folder is quantized otherwise already.
+    """
+    rule = choose_rule(bits, recipe)
+    if rule is None:
         return config
-    if bits not in BITS:
-        raise OptionError(f"bits must be 4 or 8, got {bits!r}")
-    if config.quantization is None:
-        return replace(config, quantization=plan_quantization(config, bits))
-    if config.quantization.bits != bits:
+    stored = config.quantization
+    if stored is None:
+        return replace(config, quantization=plan_by_rule(config, rule, recipe))
+    if (stored.recipe or stored.bits) != (recipe or bits):
+        wanted = f"the recipe {recipe}" if recipe else f"{bits}"
         raise OptionError(
-            f"{folder} has {config.quantization.bits} bits, not {bits}: leave bits out, or convert the original folder"
+            f"{folder} has {stored.choice}, not {wanted}: leave bits and recipe out, or convert the original folder"
         )
     return config
 
@@ -89,8 +104,8 @@ def _load_strictly(model: nn.Module, arrays: dict[str, mx.array], dtype: Dtype, 
         stored = arrays[name]
         if stored.shape != wanted.shape:
             raise CheckpointError(f"{folder}: {name} has the shape {stored.shape}, config.json says {wanted.shape}")
-        packed = wanted.dtype == mx.uint32
-        if (stored.dtype == mx.uint32) != packed or not (packed or mx.issubdtype(stored.dtype, mx.floating)):
+        floating = mx.issubdtype(wanted.dtype, mx.floating)
+        if not mx.issubdtype(stored.dtype, mx.floating) if floating else stored.dtype != wanted.dtype:
             raise CheckpointError(f"{folder}: {name} is stored as {stored.dtype}: convert the original folder again")
     if surplus := sorted(set(arrays) - set(expected)):
         raise CheckpointError(f"{folder} holds {surplus[0]}, which config.json does not speak of")
@@ -118,36 +133,42 @@ def required_memory(config: JanusConfig, dtype: Dtype) -> dict[str, int]:
     if config.quantization:
         quantize_model(model, config.quantization)
     itemsize = _ITEMSIZE[dtype]
-
-    def weights(arrays: list[mx.array], size: int) -> int:
-        return sum(a.nbytes if a.dtype == mx.uint32 else a.size * size for a in arrays)
-
     language = config.language
     return {
-        "drawing": weights(model.drawing_arrays(), itemsize)
-        + weights(model.decoding_arrays(), 4)
+        "drawing": weight_bytes(model.drawing_arrays(), itemsize)
+        + weight_bytes(model.decoding_arrays(), 4)
         + decoding_memory(config)
         + cache_bytes(language, 2, _PROMPT_TOKENS + config.image_tokens, itemsize),
-        "answering": weights(model.answering_arrays(pictures=True), itemsize)
+        "answering": weight_bytes(model.answering_arrays(pictures=True), itemsize)
         + cache_bytes(language, 1, 2 * _PROMPT_TOKENS + config.understanding.tokens, itemsize),
     }
 
 
-def check_memory(config: JanusConfig, dtype: Dtype, name: str) -> None:
+def weight_bytes(arrays: Iterable[mx.array], itemsize: int) -> int:
+    """Bytes of weights, of which the floats take ``itemsize`` each and what is packed takes what it does."""
+    return sum(a.size * itemsize if mx.issubdtype(a.dtype, mx.floating) else a.nbytes for a in arrays)
+
+
+def check_memory(config: JanusConfig, dtype: Dtype, name: str, *, quantized: bool = False) -> None:
     """Refuse a model that cannot fit, before it is loaded.
 
+    Args:
+        config: as the model would be loaded.
+        dtype: of its float weights.
+        name: of the model.
+        quantized: it is stored so, and can be had in no other bits.
+
     Raises:
-        OutOfMemoryError: with what it needs, what there is, and the bits that would fit.
+        OutOfMemoryError: with what it needs, what there is, and the bits or the recipe that would fit.
     """
     needed, free = max(required_memory(config, dtype).values()), available_memory()
     if needed <= free:
         return
-    smaller = []
-    if config.quantization is None:
-        for bits in sorted(BITS, reverse=True):
-            size = max(required_memory(with_bits(config, bits, Path(name)), dtype).values())
-            if size <= free:
-                smaller.append(f"--bits {bits} needs {format_size(size)} and fits")
-                break
-    advice = smaller[0] if smaller else "close other programs, or take a smaller model"
+    advice = "close other programs, or take a smaller model"
+    for flag, (bits, recipe) in {} if quantized else _SMALLER.items():
+        plan = plan_quantization(config, bits, recipe=recipe)
+        size = max(required_memory(replace(config, quantization=plan), dtype).values())
+        if size <= free:
+            advice = f"{flag} needs {format_size(size)} and fits"
+            break
     raise OutOfMemoryError(f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: {advice}")
