@@ -180,18 +180,17 @@ def scores(janus: mlx_janus.JanusPipeline, sizes: Sizes) -> list[str]:
 @click.option("--prompts", type=click.IntRange(1), default=12, show_default=True, help="Of each task, of --scores.")
 def main(model: str | None, pictures: int, sensitivity: bool, judged: bool, asked: int, prompts: int) -> None:
     """Print a table: what every choice of bits takes, and how far its predictions are from the float model's."""
+    config = JanusConfig.load(Path(model or TINY) / "config.json")
+    if config.quantization or config.image_size != shapes.SIDE:
+        raise click.UsageError(f"{model} is quantized, or is no model of pictures with {shapes.SIDE} pixels a side.")
     comparison = Comparison(model or TINY, pictures)
-    config = comparison.janus.config
-    if config.quantization:
-        raise click.UsageError(f"{model} is quantized: name a float folder.")
     sizes = Sizes(pictures=asked, prompts=prompts)
     titles = ["weights", "bits", "drawing weights", "KL, drawing", "1 - TV", "top-1", "KL, text", "top-1"]
     titles += ["existence", "attributes", "drawing"] if judged else []
     click.echo(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
-    if judged:
-        size = f"{comparison.drawing_bytes(None) / 1e6:.2f} MB"
-        float_row = ["float", "16", size, "0", "100%", "100%", "0", "100%", *scores(comparison.janus, sizes)]
-        click.echo(f"| {' | '.join(float_row)} |")
+    whole = ["float", "16", f"{comparison.drawing_bytes(None) / 1e6:.2f} MB", "0", "100%", "100%", "0", "100%"]
+    whole += scores(comparison.janus, sizes) if judged else []
+    click.echo(f"| {' | '.join(whole)} |")
     for name, plan in plans(config, sensitivity=sensitivity).items():
         row = [name, *comparison.row(plan), *(scores(comparison.load(plan), sizes) if judged else [])]
         click.echo(f"| {' | '.join(row)} |")

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from programs import call
 
 import mlx_janus
-from benchmarks.recipes import Comparison
+from benchmarks.recipes import Comparison, plans
 from mlx_janus import convert as convert_command
 from mlx_janus.config import RECIPES, JanusConfig, LayerBits
 from mlx_janus.errors import ConfigError, OptionError, OutOfMemoryError
@@ -219,6 +219,12 @@ def test_the_commands_take_recipes(tmp_path: Path) -> None:
 
 
 # Janus-Tiny
+
+
+def test_layers_that_are_measured_alone_are_all_layers(tiny: Comparison) -> None:
+    compared = plans(tiny.janus.config, sensitivity=True)
+    alone = [layer.path for name, plan in compared.items() if ":" in name for layer in plan.layers]
+    assert sorted(alone) == [layer.path for layer in compared["4 bits"].layers]
 
 
 def test_the_recipes_of_janus_tiny_stand_in_their_order(tiny: Comparison) -> None:

@@ -1,11 +1,11 @@
 """Which layers get which bits: one rule, at conversion and at loading.
 
-Drawing magnifies errors of the logits by the guidance weight, so what stands next to the image tokens stays at 8 bits
-when the language model takes fewer; the table of image embeddings, the norms, the codec and the vision encoder are
-not quantized at all.
+Drawing magnifies errors of the logits by the guidance weight, so what stands next to the image tokens keeps more bits
+where the language model takes few; the table of image embeddings, the norms, the codec and the vision encoder are not
+quantized at all.
 
-The recipes rest on Janus-Tiny (``benchmarks/recipes.py --sensitivity``): each kind of layer alone in 4 bits, and how far
-that moves the guided distribution of image tokens and the distribution of answers.
+The recipes rest on Janus-Tiny (``benchmarks/recipes.py --sensitivity``): each kind of layer alone in 4 bits, and how
+far that moves the guided distribution of image tokens and the distribution of answers.
 
 - Weight for weight the image head moves drawing most by far, and the adaptor of pictures moves answers most. In 6 bits
   both add little to what 4 bits of the language model do, so ``light`` takes 6 there.
