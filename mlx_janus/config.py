@@ -24,6 +24,12 @@ MAX_SEED = 2**63 - 1
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[str, ...] = typing.get_args(Dtype)
 
+QuantizationMode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
+"""How MLX packs weights: whole numbers with a scale and a bias a group, or small floats with a scale a group."""
+Recipe = Literal["light", "balanced", "faithful", "mxfp4", "mxfp8", "nvfp4"]
+RECIPES: tuple[str, ...] = typing.get_args(Recipe)
+"""Named choices of bits, layer by layer; ``weights/quantize.py`` says which."""
+
 _MAX_SIZE = 1 << 20  # far above any width or vocabulary, far below what would overflow
 _MAX_DEPTH = 512
 
@@ -38,6 +44,9 @@ def _size(default: Any = dataclasses.MISSING, *, low: int = 1, high: int = _MAX_
 def _number(default: Any = dataclasses.MISSING, *, low: float = 0.0, high: float = 1e9) -> Any:
     """A finite number from low to high."""
     return field(default=default, metadata={"low": low, "high": high})
+
+
+_LATER = {"later": True}  # a field that the first releases did not write: left out where it is the default
 
 
 @dataclass(frozen=True)
@@ -101,8 +110,9 @@ class Section:
         return cls(**{name: _from_json(value, hints[name]) for name, value in data.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, every field written out."""
-        return {f.name: _to_json(getattr(self, f.name)) for f in fields(self)}
+        """Plain JSON values, every field written out but for those of ``_LATER`` at their defaults."""
+        written = [f for f in fields(self) if "later" not in f.metadata or getattr(self, f.name) != f.default]
+        return {f.name: _to_json(getattr(self, f.name)) for f in written}
 
 
 def _short(value: Any) -> str:
@@ -302,17 +312,27 @@ class LayerBits(Section):
     path: str
     bits: int = _size(low=1, high=8)
     group_size: int = _size(low=16, high=1024)
+    mode: QuantizationMode = field(default="affine", metadata=_LATER)
 
 
 @dataclass(frozen=True)
 class QuantizationConfig(Section):
-    """What was quantized, layer by layer, and which layers stayed float."""
+    """What was quantized, layer by layer, and which layers stayed float.
+
+    ``bits`` and ``group_size`` are what was asked for, or what most layers of the language model get by the recipe.
+    """
 
     title: ClassVar[str] = "quantization"
     layers: tuple[LayerBits, ...]
     bits: int = _size(low=1, high=8)
     group_size: int = _size(low=16, high=1024)
     kept_float: tuple[str, ...] | None = None
+    recipe: Recipe | None = field(default=None, metadata=_LATER)
+
+    @property
+    def choice(self) -> str:
+        """What was asked for: "4 bits", or "the recipe light"."""
+        return f"the recipe {self.recipe}" if self.recipe else f"{self.bits} bits"
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import click
 
-from .options import Command, byte_progress, say, version_option
+from .options import Command, bits_or_recipe, byte_progress, recipe_option, say, version_option
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the language model.  [default: keep it float]")
+@click.option(
+    "--bits",
+    type=click.Choice(["4", "8"]),
+    callback=bits_or_recipe,
+    help="Quantize the language model.  [default: keep it float]",
+)
+@recipe_option
 @click.option(
     "--group-size",
     type=click.Choice(["32", "64", "128"]),
@@ -31,6 +37,7 @@ def main(
     source: str,
     output: Path,
     bits: str | None,
+    recipe: str | None,
     group_size: str | None,
     dtype: str | None,
     revision: str | None,
@@ -46,11 +53,12 @@ def main(
     Examples:
       python -m mlx_janus.convert deepseek-ai/Janus-Pro-1B models/janus-pro-1b
       python -m mlx_janus.convert deepseek-ai/Janus-Pro-7B models/janus-pro-7b-4bit --bits 4
+      python -m mlx_janus.convert deepseek-ai/Janus-Pro-7B models/janus-pro-7b-light --recipe light
       python -m mlx_janus.convert ./Janus-1.3B models/janus-1.3b --dtype bfloat16
       python -m mlx_janus.convert ./Janus-1.3B models/janus-1.3b --verify
     """
-    if verify and (bits or group_size or dtype or overwrite):
-        given = "--bits, --group-size, --dtype and --overwrite"
+    if verify and (bits or recipe or group_size or dtype or overwrite):
+        given = "--bits, --recipe, --group-size, --dtype and --overwrite"
         raise click.UsageError(f"--verify checks OUTPUT as it was made: leave {given} out.")
     if group_size and not bits:
         raise click.UsageError("--group-size goes with --bits: add --bits 4 or 8, or leave it out.")
@@ -60,7 +68,7 @@ def main(
     from .weights.sources import find_source
 
     size = int(group_size) if group_size else DEFAULT_GROUP_SIZE
-    options = ConvertOptions(int(bits) if bits else None, size, dtype, overwrite)  # type: ignore[arg-type]
+    options = ConvertOptions(int(bits) if bits else None, size, dtype, overwrite, recipe)  # type: ignore[arg-type]
     if not verify:
         check_output(output, overwrite=overwrite)  # before anything is downloaded
     found = find_source(source, revision)
@@ -75,7 +83,8 @@ def main(
     say(f"Wrote {made.path}: {made.tensors} tensors, {format_size(made.size)}.")
     if quantization := made.config.quantization:
         kept = ", ".join(quantization.kept_float or ()) or "none"
-        say(f"Quantized {len(quantization.layers)} layers to {quantization.bits} bits (heads and adaptors to 8).")
+        way = f"by {quantization.choice}" if recipe else f"to {quantization.choice} (heads and adaptors to 8)"
+        say(f"Quantized {len(quantization.layers)} layers {way}.")
         say(f"Layers too narrow to be quantized, kept float: {kept}.")
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from . import __version__
-from .config import MAX_SEED
+from .config import MAX_SEED, RECIPES
 from .errors import JanusError
 
 if TYPE_CHECKING:
@@ -135,6 +135,21 @@ def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated]
     return apply
 
 
+def bits_or_recipe(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A callback of --bits and --recipe, which say the same thing in two ways."""
+    if value and any(ctx.params.get(name) for name in ("bits", "recipe") if name != param.name):
+        raise click.UsageError("--recipe does not go with --bits: give one of them.")
+    return value
+
+
+recipe_option = click.option(
+    "--recipe",
+    type=click.Choice(RECIPES),
+    callback=bits_or_recipe,
+    help="Quantize layer by layer: light is the smallest, balanced little larger, faithful closest to the float "
+    "model; the others are MLX's small floats.",
+)
+
 version_option = click.version_option(__version__, "-V", "--version", message="mlx_janus %(version)s")
 
 model_options = stack(
@@ -145,7 +160,13 @@ model_options = stack(
         help="Converted folder, PyTorch model folder, or Hub id such as deepseek-ai/Janus-Pro-1B; PyTorch models are "
         "converted once, into a cache.  [default: Janus-Tiny, which is in the package]",
     ),
-    click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the language model to this many bits."),
+    click.option(
+        "--bits",
+        type=click.Choice(["4", "8"]),
+        callback=bits_or_recipe,
+        help="Quantize the language model to this many bits.",
+    ),
+    recipe_option,
     click.option(
         "--dtype",
         type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -203,7 +224,7 @@ def load_model(options: dict[str, Any]) -> JanusPipeline:
     """``mlx_janus.load`` of what ``model_options`` gave, with a progress bar while a model is converted."""
     from .pipeline import load
 
-    choice = {name: options[name] for name in ("dtype", "revision", "low_memory")}
+    choice = {name: options[name] for name in ("recipe", "dtype", "revision", "low_memory")}
     with byte_progress() as progress:
         return load(
             options["model"], bits=int(options["bits"]) if options["bits"] else None, progress=progress, **choice

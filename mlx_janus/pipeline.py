@@ -53,6 +53,7 @@ def load(
     path_or_hub_id: str | os.PathLike[str] | None = None,
     *,
     bits: int | None = None,
+    recipe: str | None = None,
     dtype: str | mx.Dtype | None = None,
     revision: str | None = None,
     low_memory: bool = False,
@@ -65,6 +66,8 @@ def load(
             or the Hub id of either ("deepseek-ai/Janus-Pro-1B"). PyTorch models are converted into the cache once.
             None: Janus-Tiny, the model inside the package, which one logged warning says.
         bits: 8 or 4 to quantize the language model; None takes the model as it is.
+        recipe: in place of ``bits``, a choice by name, layer by layer: "light", "balanced" or "faithful", from the
+            smallest to the closest to the float model; "mxfp4", "mxfp8" or "nvfp4" for MLX's small floats.
         dtype: "float32", "bfloat16", "float16" or an MLX type; None: the model's own, float32 on a CPU.
         revision: branch, tag or commit on the Hub.
         low_memory: hold the weights of one task at a time: those that read pictures, answer, draw tokens, or make them
@@ -81,9 +84,15 @@ def load(
         path_or_hub_id = TINY
     named = None if dtype is None else str(dtype).removeprefix("mlx.core.")
     folder = find_converted(
-        path_or_hub_id, bits=bits, dtype=named, revision=revision, low_memory=low_memory, progress=progress
+        path_or_hub_id,
+        bits=bits,
+        recipe=recipe,
+        dtype=named,
+        revision=revision,
+        low_memory=low_memory,
+        progress=progress,
     )
-    model = load_model(folder, bits=bits, dtype=named, low_memory=low_memory)
+    model = load_model(folder, bits=bits, recipe=recipe, dtype=named, low_memory=low_memory)
     prompts = Prompts.load(folder, model.config.prompt, image_tokens=model.config.understanding.tokens)
     files = WeightFiles.of(folder) if low_memory else None
     return JanusPipeline(model, prompts, name=_display_name(path_or_hub_id), files=files)

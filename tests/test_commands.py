@@ -21,7 +21,7 @@ from PIL import Image
 from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line, finish, run, start
 
 import mlx_janus
-from mlx_janus import convert, generate, options
+from mlx_janus import chat, convert, generate, options
 from mlx_janus.__main__ import main as group
 from mlx_janus.config import JanusConfig
 from mlx_janus.weights.load import required_memory
@@ -298,6 +298,9 @@ WRONG_USES = [
     (generate.main, ["-p", "x", "--seed", "-1"], "--seed"),
     (generate.main, ["-p", "x", "--seed", str(2**63)], "--seed"),
     (generate.main, ["-p", "x", "--bits", "3"], "--bits"),
+    (generate.main, ["-p", "x", "--recipe", "heavy"], "--recipe"),
+    (generate.main, ["-p", "x", "--recipe", "light", "--bits", "4"], "--recipe does not go with --bits"),
+    (chat.main, ["--bits", "4", "--recipe", "light"], "--recipe does not go with --bits"),
     (generate.main, ["-p", "x", "--dtype", "int8"], "--dtype"),
     (generate.main, ["-p", "x", "--image", "a.png", "--output", "b.png"], "--output does not go with answering"),
     (generate.main, ["-p", "x", "--text", "--n", "2"], "--n does not go with answering"),
@@ -312,6 +315,9 @@ WRONG_USES = [
     (convert.main, ["a"], "Missing argument"),
     (convert.main, ["a", "b", "--bits", "3"], "--bits"),
     (convert.main, ["a", "b", "--group-size", "16", "--bits", "4"], "--group-size"),
+    (convert.main, ["a", "b", "--bits", "4", "--recipe", "light"], "--recipe does not go with --bits"),
+    (convert.main, ["a", "b", "--recipe", "light", "--group-size", "32"], "--group-size goes with --bits"),
+    (convert.main, ["a", "b", "--verify", "--recipe", "light"], "--verify checks"),
     (convert.main, ["a", "b", "--group-size", "32"], "--group-size goes with --bits"),
     (convert.main, ["a", "b", "--verify", "--bits", "4"], "--verify checks OUTPUT as it was made"),
     (convert.main, ["a", "b", "--verify", "--dtype", "float32"], "--verify checks"),

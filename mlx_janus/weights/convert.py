@@ -30,7 +30,7 @@ from ..memory import format_size
 from ..prompts import prepare_tokenizer
 from .checkpoint import PlannedTensor, read_plan, read_safetensors_header, weight_files
 from .published import read_published_config
-from .quantize import DEFAULT_GROUP_SIZE, plan_quantization, quantize_array
+from .quantize import DEFAULT_GROUP_SIZE, bits_a_weight, plan_quantization, quantize_array
 
 SHARD_BYTES = 1_000_000_000
 STAMP = "mlx_janus_format"
@@ -45,12 +45,16 @@ _KEEPS_TYPE = "gen_vision_model."
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How to convert: ``bits`` None keeps float weights, ``dtype`` None the source's type."""
+    """How to convert: without ``bits`` and ``recipe`` weights stay float, without ``dtype`` in the source's type.
+
+    ``group_size`` goes with ``bits``; a recipe has its own.
+    """
 
     bits: int | None = None
     group_size: int = DEFAULT_GROUP_SIZE
     dtype: Dtype | None = None
     overwrite: bool = False
+    recipe: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -83,7 +87,7 @@ def convert_checkpoint(
 
     Raises:
         ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used; see the message.
-        OptionError: bits, group size or dtype out of range.
+        OptionError: bits, group size, recipe or dtype out of range, or bits and a recipe at once.
         OutputError: the output is there already, or cannot be written. Nothing is left behind.
     """
     options = options or ConvertOptions()
@@ -125,12 +129,7 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     for name, digest in hashes.items():
         if stamped.get(name) != digest:
             raise CheckpointError(f"{source.folder / name} is not the file that {converted} was made from")
-    quantization = config.quantization
-    options = ConvertOptions(
-        bits=quantization.bits if quantization else None,
-        group_size=quantization.group_size if quantization else DEFAULT_GROUP_SIZE,
-    )
-    fresh, planned = _plan(source, options)
+    fresh, planned = _plan(source, _options_of(config))
     dtype = config.dtype if metadata.get("dtype") else None
     if replace(fresh, dtype=config.dtype) != config:
         raise CheckpointError(f"{converted / 'config.json'} does not say what {source.folder} says: convert again")
@@ -152,6 +151,16 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     if arrays:
         raise CheckpointError(f"{converted}: {min(arrays)} is not of the source: convert again")
     return count
+
+
+def _options_of(config: JanusConfig) -> ConvertOptions:
+    """The options that a converted folder was quantized with."""
+    quantization = config.quantization
+    if quantization is None:
+        return ConvertOptions()
+    if quantization.recipe:
+        return ConvertOptions(recipe=quantization.recipe)
+    return ConvertOptions(bits=quantization.bits, group_size=quantization.group_size)
 
 
 def _stamped_hashes(converted: Path, metadata: dict[str, str]) -> dict[str, str]:
@@ -225,9 +234,7 @@ def _check_apart(source: Path, output: Path) -> None:
 
 def _plan(source: Source, options: ConvertOptions) -> tuple[JanusConfig, list[PlannedTensor]]:
     config, layout = read_published_config(source.folder)
-    quantization = None
-    if options.bits is not None:
-        quantization = plan_quantization(config, options.bits, options.group_size)
+    quantization = plan_quantization(config, options.bits, options.group_size, recipe=options.recipe)
     planned = read_plan(source.folder, config, layout)
     stored = next(t.dtype for t in planned if t.name == "language_model.model.norm.weight")
     dtype: Any = options.dtype or stored
@@ -239,7 +246,7 @@ def _quantized(config: JanusConfig) -> dict[str, LayerBits]:
 
 
 def _convert_tensor(tensor: PlannedTensor, config: JanusConfig, dtype: Dtype | None) -> dict[str, mx.array]:
-    """A parameter as it is stored: one array, or three once quantized."""
+    """A parameter as it is stored: one array, or two or three once quantized."""
     array = tensor.read()
     if dtype is not None and not tensor.name.startswith(_KEEPS_TYPE):
         array = array.astype(getattr(mx, dtype))
@@ -256,15 +263,15 @@ def _convert_tensor(tensor: PlannedTensor, config: JanusConfig, dtype: Dtype | N
 def _converted_bytes(tensor: PlannedTensor, config: JanusConfig, dtype: Dtype | None) -> int:
     """What ``_convert_tensor`` will give, in bytes."""
     own = tensor.dtype if dtype is None or tensor.name.startswith(_KEEPS_TYPE) else dtype
-    width = 4 if own == "float32" else 2
+    width = 32 if own == "float32" else 16
     layer = _quantized(config).get(tensor.name.removesuffix(".weight"))
-    return int(math.prod(tensor.shape) * (layer.bits / 8 + 2 * width / layer.group_size if layer else width))
+    return int(math.prod(tensor.shape) * (bits_a_weight(layer, width) if layer else width) / 8)
 
 
 def _same_bits(a: mx.array, b: mx.array) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    integer = {2: mx.uint16, 4: mx.uint32}[a.dtype.size]
+    integer = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[a.dtype.size]
     return bool(mx.array_equal(a.view(integer), b.view(integer)).item())
 
 

@@ -16,11 +16,17 @@ from ..memory import available_memory, format_size
 from ..models.backbone import cache_bytes
 from ..models.janus import JanusModel
 from .convert import open_converted
-from .quantize import BITS, plan_quantization, quantize_model
+from .quantize import choose_rule, plan_by_rule, plan_quantization, quantize_model
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CODEC = "gen_vision_model."
 _PROMPT_TOKENS = 256  # of a usual prompt, beside its pictures
+_SMALLER: dict[str, tuple[int | None, str | None]] = {  # what to advise where memory is short, the largest first
+    "--bits 8": (8, None),
+    "--recipe balanced": (None, "balanced"),
+    "--bits 4": (4, None),
+    "--recipe light": (None, "light"),
+}
 
 
 def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
@@ -39,25 +45,32 @@ def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
 
 
 def load_model(
-    folder: Path, *, bits: int | None = None, dtype: str | mx.Dtype | None = None, low_memory: bool = False
+    folder: Path,
+    *,
+    bits: int | None = None,
+    recipe: str | None = None,
+    dtype: str | mx.Dtype | None = None,
+    low_memory: bool = False,
 ) -> JanusModel:
     """The model of a converted folder. No weight is read before something is computed with it.
 
     Args:
         folder: what ``convert`` wrote.
         bits: 4 or 8 to quantize a float folder as it is read; None takes the folder as it is.
+        recipe: one of ``RECIPES``, to quantize a float folder by; not with ``bits``.
         dtype: what to cast float weights to; the codec is always float32.
         low_memory: whether the caller holds the weights of one task at a time, which is what has to fit then.
 
     Raises:
         CheckpointError: a tensor is missing, surplus or misshaped, or the stamp is not ours.
         ConfigError, UnsupportedModelError: the config cannot be used.
-        OptionError: bits of a folder that is quantized otherwise, or a bad dtype.
+        OptionError: bits or a recipe of a folder that is quantized otherwise, both at once, or a bad dtype.
         OutOfMemoryError: the model does not fit.
     """
-    config = with_bits(JanusConfig.load(folder / "config.json"), bits, folder)
+    stored = JanusConfig.load(folder / "config.json")
+    config = with_bits(stored, bits, folder, recipe)
     chosen = choose_dtype(config, dtype)
-    check_memory(config, chosen, folder.name, low_memory=low_memory)
+    check_memory(config, chosen, folder.name, low_memory=low_memory, quantized=stored.quantization is not None)
     return _read_model(folder, replace(config, dtype=chosen))
 
 
@@ -99,17 +112,22 @@ class WeightFiles:
         mx.clear_cache()
 
 
-def with_bits(config: JanusConfig, bits: int | None, folder: Path) -> JanusConfig:
-    """The config once quantized to ``bits``."""
-    if bits is None:
+def with_bits(config: JanusConfig, bits: int | None, folder: Path, recipe: str | None = None) -> JanusConfig:
+    """The config once quantized to ``bits``, or by a recipe.
+
+    Raises:
+        OptionError: neither 4 nor 8, no recipe, or the folder is quantized otherwise already.
+    """
+    rule = choose_rule(bits, recipe)
+    if rule is None:
         return config
-    if bits not in BITS:
-        raise OptionError(f"bits must be 4 or 8, got {bits!r}")
-    if config.quantization is None:
-        return replace(config, quantization=plan_quantization(config, bits))
-    if config.quantization.bits != bits:
+    stored = config.quantization
+    if stored is None:
+        return replace(config, quantization=plan_by_rule(config, rule, recipe))
+    if (stored.recipe or stored.bits) != (recipe or bits):
+        wanted = f"the recipe {recipe}" if recipe else f"{bits}"
         raise OptionError(
-            f"{folder} has {config.quantization.bits} bits, not {bits}: leave bits out, or convert the original folder"
+            f"{folder} has {stored.choice}, not {wanted}: leave bits and recipe out, or convert the original folder"
         )
     return config
 
@@ -122,8 +140,8 @@ def _load_strictly(model: nn.Module, arrays: dict[str, mx.array], dtype: Dtype, 
         stored = arrays[name]
         if stored.shape != wanted.shape:
             raise CheckpointError(f"{folder}: {name} has the shape {stored.shape}, config.json says {wanted.shape}")
-        packed = wanted.dtype == mx.uint32
-        if (stored.dtype == mx.uint32) != packed or not (packed or mx.issubdtype(stored.dtype, mx.floating)):
+        floating = mx.issubdtype(wanted.dtype, mx.floating)
+        if not mx.issubdtype(stored.dtype, mx.floating) if floating else stored.dtype != wanted.dtype:
             raise CheckpointError(f"{folder}: {name} is stored as {stored.dtype}: convert the original folder again")
     if surplus := sorted(set(arrays) - set(expected)):
         raise CheckpointError(f"{folder} holds {surplus[0]}, which config.json does not speak of")
@@ -169,23 +187,32 @@ def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict
     if config.quantization:
         quantize_model(model, config.quantization)
     itemsize = _ITEMSIZE[dtype]
-
-    def weights(arrays: dict[str, mx.array], size: int) -> int:
-        return sum(a.nbytes if a.dtype == mx.uint32 else a.size * size for a in arrays.values())
-
     language = config.language
     return {
-        "encode": weights(model.encoding_arrays(), itemsize),
-        "answer": weights(model.answering_arrays(), itemsize)
+        "encode": weight_bytes(model.encoding_arrays().values(), itemsize),
+        "answer": weight_bytes(model.answering_arrays().values(), itemsize)
         + cache_bytes(language, 1, 2 * _PROMPT_TOKENS + config.understanding.tokens, itemsize),
-        "draw": weights(model.drawing_arrays(), itemsize)
+        "draw": weight_bytes(model.drawing_arrays().values(), itemsize)
         + cache_bytes(language, 2 * pictures, _PROMPT_TOKENS + config.image_tokens, itemsize),
-        "decode": weights(model.decoding_arrays(), 4) + decoding_memory(config),
+        "decode": weight_bytes(model.decoding_arrays().values(), 4) + decoding_memory(config),
     }
 
 
-def check_memory(config: JanusConfig, dtype: Dtype, name: str, *, low_memory: bool = False) -> None:
+def weight_bytes(arrays: Iterable[mx.array], itemsize: int) -> int:
+    """Bytes of weights, of which the floats take ``itemsize`` each and what is packed takes what it does."""
+    return sum(a.size * itemsize if mx.issubdtype(a.dtype, mx.floating) else a.nbytes for a in arrays)
+
+
+def check_memory(
+    config: JanusConfig, dtype: Dtype, name: str, *, low_memory: bool = False, quantized: bool = False
+) -> None:
     """Refuse a model that cannot fit, before it is loaded.
+
+    Args:
+        config: as the model would be loaded.
+        dtype: of its float weights.
+        name: of the model.
+        quantized: it is stored so, and can be had in no other bits.
 
     Raises:
         OutOfMemoryError: with what it needs, what there is, and the options with which it would fit.
@@ -193,12 +220,13 @@ def check_memory(config: JanusConfig, dtype: Dtype, name: str, *, low_memory: bo
     needed, free = max(required_memory(config, dtype, low_memory=low_memory).values()), available_memory()
     if needed <= free:
         return
+    smaller = {} if quantized else {f: plan_quantization(config, b, recipe=r) for f, (b, r) in _SMALLER.items()}
+    forms = [(flag, plan, low) for flag, plan in {"": config.quantization, **smaller}.items() for low in (False, True)]
     advice = "close other programs, or take a smaller model"
-    forms = [None] if config.quantization else [None, *sorted(BITS, reverse=True)]
-    for bits, low in ((bits, low) for bits in forms for low in (False, True)):
-        size = max(required_memory(with_bits(config, bits, Path(name)), dtype, low_memory=low or low_memory).values())
-        if size <= free:
-            options = (f"--bits {bits}" if bits else "", "--low-memory" if low and not low_memory else "")
-            advice = f"{' '.join(filter(None, options))} needs {format_size(size)} and fits"
+    for flag, plan, low in forms:
+        form = replace(config, quantization=plan)
+        if (size := max(required_memory(form, dtype, low_memory=low or low_memory).values())) <= free:
+            flags = " ".join(filter(None, (flag, "--low-memory" if low and not low_memory else "")))
+            advice = f"{flags} needs {format_size(size)} and fits"
             break
     raise OutOfMemoryError(f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: {advice}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import platformdirs
@@ -16,6 +17,7 @@ from .checkpoint import weight_files
 from .convert import ConvertOptions, Progress, Source, convert_checkpoint, is_converted
 from .load import check_memory, choose_dtype, with_bits
 from .published import read_published_config, read_published_sizes
+from .quantize import choose_rule
 
 NO_MODEL = "name a model: a converted folder, a PyTorch model folder, or a Hub id such as deepseek-ai/Janus-Pro-1B"
 
@@ -49,6 +51,7 @@ def find_converted(
     name: str | os.PathLike[str],
     *,
     bits: int | None = None,
+    recipe: str | None = None,
     dtype: str | None = None,
     revision: str | None = None,
     low_memory: bool = False,
@@ -61,6 +64,7 @@ def find_converted(
     Raises:
         OutOfMemoryError: it does not fit; and whatever ``find_source`` and ``convert_checkpoint`` raise.
     """
+    options = ConvertOptions(bits=bits, recipe=recipe)
     path = _expanded(name)
     if _is_folder(path):
         source = find_source(name, revision)
@@ -69,19 +73,19 @@ def find_converted(
         config = read_published_config(path)[0]
         files = [*weight_files(path), *path.glob("*.json")]
         facts: list[object] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(set(files))]
-        cached = _cached(str(path.resolve()), facts, bits)
+        cached = _cached(str(path.resolve()), facts, options)
     else:
         model = _find_on_hub(name, revision)
         sizes = _read_sizes(model)
         if sizes is None:
             return hub.fetch(model)
         config, source = sizes, None
-        cached = _cached(model.repo_id, [model.revision], bits)
-    wanted = with_bits(config, bits, path)
+        cached = _cached(model.repo_id, [model.revision], options)
+    wanted = with_bits(config, bits, path, recipe)
     check_memory(wanted, choose_dtype(config, dtype), os.fspath(name), low_memory=low_memory)
     if is_converted(cached):
         return cached
-    return _convert(source or Source(hub.fetch(model), model.repo_id, model.revision), cached, bits, progress)
+    return _convert(source or Source(hub.fetch(model), model.repo_id, model.revision), cached, options, progress)
 
 
 def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
@@ -109,14 +113,18 @@ def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubM
     return hub.find(text, revision)
 
 
-def _cached(source: str, facts: list[object], bits: int | None) -> Path:
-    key = json.dumps([source, facts, bits, FORMAT_VERSION])
+def _cached(source: str, facts: list[object], options: ConvertOptions) -> Path:
+    """The folder of a conversion; a recipe counts by its name and by what it says now, which a release may change."""
+    rule = choose_rule(options.bits, options.recipe)
+    precision = [options.recipe, asdict(rule)] if rule and options.recipe else options.bits
+    key = json.dumps([source, facts, precision, FORMAT_VERSION])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     label = "--".join(Path(source).parts[-2:] if source.count("/") == 1 else Path(source).parts[-1:])
-    return cache_folder() / f"{label}-{f'{bits}bit-' if bits else ''}{digest}"
+    quantized = f"{options.recipe or f'{options.bits}bit'}-" if rule else ""
+    return cache_folder() / f"{label}-{quantized}{digest}"
 
 
-def _convert(source: Source, cached: Path, bits: int | None, progress: Progress | None) -> Path:
+def _convert(source: Source, cached: Path, options: ConvertOptions, progress: Progress | None) -> Path:
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -124,7 +132,7 @@ def _convert(source: Source, cached: Path, bits: int | None, progress: Progress 
             f"{cached.parent} cannot be made ({error.strerror}): set MLX_JANUS_CACHE to a folder that can be written"
         ) from None
     try:
-        convert_checkpoint(source, cached, ConvertOptions(bits=bits), progress)
+        convert_checkpoint(source, cached, options, progress)
     except OutputError:
         if not _whole(cached):  # another process may have made it meanwhile
             raise

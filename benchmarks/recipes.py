@@ -1,0 +1,200 @@
+"""What fewer bits cost a model of coloured shapes: ``python benchmarks/recipes.py [--sensitivity] [--scores]``.
+
+Every row is the model in float32 with its layers quantized as named and unpacked again, which is quicker on a CPU,
+beside the float model on the same sequences (teacher forcing), so that differences are of the weights alone:
+
+- drawing: captions of scenes, each followed by the image tokens that the codec gives its picture; the distribution
+  guided by the model's own weight, at temperature 1, at every image token;
+- answering: questions about pictures with the true answers, at every token of the answers.
+
+Divergences are those of ``mlx_janus/evaluation/divergence.py``. "bits" is the mean a weight of the quantized layers,
+scales counted; "drawing weights" is what a step of drawing reads, stored in the model's own type.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a bare script
+
+import mlx_janus  # OpenBLAS before MLX
+
+# isort: split
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from mlx.utils import tree_map_with_path
+
+from mlx_janus.config import RECIPES, JanusConfig, QuantizationConfig
+from mlx_janus.decode.sampling import guide
+from mlx_janus.evaluation.divergence import Divergence, mean_divergence
+from mlx_janus.evaluation.shapes import Sizes, measure_attributes, measure_drawing, measure_existence
+from mlx_janus.models.janus import JanusModel
+from mlx_janus.training.batches import PICTURE_AT, AnsweringBatch, answering_batch
+from mlx_janus.weights.load import weight_bytes
+from mlx_janus.weights.quantize import Precision, Rule, bits_a_weight, plan_by_rule, plan_quantization, quantize_model
+from mlx_janus.weights.sources import TINY
+from mlx_janus.worlds import language, shapes
+
+_ALONE = ("q_proj k_proj", "v_proj", "o_proj", "gate_proj up_proj", "down_proj", "lm_head", "gen_head",
+          "gen_aligner aligner")  # fmt: skip
+_BATCH = 4  # conversations in a pass
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What both models read."""
+
+    captions: list[tuple[mx.array, mx.array]]  # ids (2, L), with the caption and without; image tokens (n,)
+    conversations: list[AnsweringBatch]
+
+
+def make_sequences(janus: mlx_janus.JanusPipeline, pictures: int, seed: int = 0) -> Sequences:
+    """So many captioned pictures, and conversations about as many others."""
+    random, prompts = np.random.default_rng([seed, 31]), janus.prompts
+    captions = []
+    for _ in range(pictures):
+        scene = shapes.sample_scene(random)
+        ids = prompts.drawing(language.caption(scene, random))
+        tokens = janus.model.encode_image_tokens(mx.array(shapes.pixels(scene))[None])[0]
+        captions.append((mx.array([ids, prompts.unconditional(ids)]), tokens))
+    sizes = [min(_BATCH, pictures - first) for first in range(0, pictures, _BATCH)]
+    return Sequences(captions, [answering_batch(prompts, random, size) for size in sizes])
+
+
+def guided_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]:
+    """(n, codes) for each caption: the guided logits of every image token after those before it."""
+    for ids, tokens in sequences.captions:
+        drawn = model.embed_image_tokens(mx.broadcast_to(tokens[None, :-1], (2, len(tokens) - 1)))
+        hidden = model.hidden_states(mx.concatenate([model.embed_text(ids), drawn], axis=1))
+        yield guide(model.image_logits(hidden[:, -len(tokens) :]), model.config.drawing.cfg_weight)[0]
+
+
+def answer_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]:
+    """(tokens, vocabulary) for each batch of conversations: the logits of every token of the answers."""
+    for batch in sequences.conversations:
+        text, features = model.embed_text(mx.array(batch.ids)), model.understand(mx.array(batch.pixels))
+        first, last = PICTURE_AT, PICTURE_AT + features.shape[1]
+        hidden = model.hidden_states(mx.concatenate([text[:, :first], features, text[:, last:]], axis=1))
+        rows, columns = np.nonzero(batch.counts)
+        yield model.text_logits(hidden[mx.array(rows), mx.array(batch.asked[rows, columns])])
+
+
+def unpack(model: JanusModel) -> None:
+    """Make quantized layers linear ones of the values that they stand for."""
+
+    def unpacked(_: str, layer: nn.Module) -> nn.Module:
+        if not isinstance(layer, nn.QuantizedLinear):
+            return layer
+        linear = nn.Linear(1, 1, bias="bias" in layer)
+        how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        linear.weight = mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how).astype(mx.float32)
+        if "bias" in layer:
+            linear.bias = layer.bias
+        return linear
+
+    model.update_modules(tree_map_with_path(unpacked, model.leaf_modules(), is_leaf=nn.Module.is_module))
+
+
+def plans(config: JanusConfig, *, sensitivity: bool) -> dict[str, QuantizationConfig]:
+    """What is compared, by name."""
+    found = {f"{bits} bits": plan_quantization(config, bits) for bits in (8, 4)}
+    found |= {name: plan_quantization(config, recipe=name) for name in RECIPES}
+    if sensitivity:
+        whole = plan_by_rule(config, Rule(Precision(4), Precision(4)))
+        for names in _ALONE:
+            layers = tuple(layer for layer in whole.layers if set(layer.path.split(".")) & set(names.split()))
+            found[f"4 bits: {names}"] = replace(whole, layers=layers)
+    return found
+
+
+class Comparison:
+    """Quantized models beside the float one."""
+
+    def __init__(self, model: str | Path, pictures: int):
+        self.name = model
+        self.janus = self.load()
+        self.sequences = make_sequences(self.janus, pictures)
+        self.guided = list(guided_logits(self.janus.model, self.sequences))
+        self.answers = list(answer_logits(self.janus.model, self.sequences))
+        mx.eval(self.guided, self.answers)
+
+    def load(self, plan: QuantizationConfig | None = None) -> mlx_janus.JanusPipeline:
+        """The model in float32, by a plan."""
+        janus = mlx_janus.load(self.name, dtype="float32")
+        if plan:
+            quantize_model(janus.model, plan)
+            unpack(janus.model)
+        return janus
+
+    def drawing_bytes(self, plan: QuantizationConfig | None) -> int:
+        """What a step of drawing reads, stored in a type of 16 bits."""
+        model = JanusModel(self.janus.config)
+        if plan:
+            quantize_model(model, plan)
+        return weight_bytes(model.drawing_arrays().values(), 2)
+
+    def bits(self, plan: QuantizationConfig) -> float:
+        """Mean bits a weight of the layers of a plan."""
+        modules = dict(self.janus.model.named_modules())
+        sizes = [modules[layer.path].weight.size for layer in plan.layers]
+        total = sum(size * bits_a_weight(layer) for size, layer in zip(sizes, plan.layers, strict=True))
+        return total / sum(sizes)
+
+    def divergences(self, plan: QuantizationConfig) -> tuple[Divergence, Divergence]:
+        """Of drawing and of answering."""
+        model = self.load(plan).model
+        drawing = mean_divergence(zip(self.guided, guided_logits(model, self.sequences), strict=True))
+        return drawing, mean_divergence(zip(self.answers, answer_logits(model, self.sequences), strict=True))
+
+    def row(self, plan: QuantizationConfig) -> list[str]:
+        """Cells of the table for a plan."""
+        drawing, answering = self.divergences(plan)
+        return [
+            f"{self.bits(plan):.2f}", f"{self.drawing_bytes(plan) / 1e6:.2f} MB",
+            f"{drawing.kl:.5f}", f"{drawing.overlap:.2%}", f"{drawing.top1:.1%}",
+            f"{answering.kl:.5f}", f"{answering.top1:.2%}",
+        ]  # fmt: skip
+
+
+def scores(janus: mlx_janus.JanusPipeline, sizes: Sizes) -> list[str]:
+    """The judge's: means of existence and attributes, and drawing overall, all held out of training."""
+    existence = measure_existence(janus, sizes, 0, lambda *_: None).values()
+    attributes = measure_attributes(janus, sizes, 0, lambda *_: None).values()
+    drawn = measure_drawing(janus, sizes, 0, lambda *_: None)["overall"]
+    means = sum(answers.accuracy for answers in existence) / len(existence), sum(attributes) / len(attributes), drawn
+    return [f"{share:.1%}" for share in means]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-m", "--model", help="A float folder.  [default: Janus-Tiny]")
+@click.option("--pictures", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Read for each task.")
+@click.option("--sensitivity", is_flag=True, help="Also each kind of layer alone in 4 bits.")
+@click.option("--scores", "judged", is_flag=True, help="Also the judge's scores, which take minutes a row.")
+@click.option("--asked", type=click.IntRange(1), default=100, show_default=True, help="Pictures of --scores.")
+@click.option("--prompts", type=click.IntRange(1), default=12, show_default=True, help="Of each task, of --scores.")
+def main(model: str | None, pictures: int, sensitivity: bool, judged: bool, asked: int, prompts: int) -> None:
+    """Print a table: what every choice of bits takes, and how far its predictions are from the float model's."""
+    config = JanusConfig.load(Path(model or TINY) / "config.json")
+    if config.quantization or config.image_size != shapes.SIDE:
+        raise click.UsageError(f"{model} is quantized, or is no model of pictures with {shapes.SIDE} pixels a side.")
+    comparison = Comparison(model or TINY, pictures)
+    sizes = Sizes(pictures=asked, prompts=prompts)
+    titles = ["weights", "bits", "drawing weights", "KL, drawing", "1 - TV", "top-1", "KL, text", "top-1"]
+    titles += ["existence", "attributes", "drawing"] if judged else []
+    click.echo(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
+    whole = ["float", "16", f"{comparison.drawing_bytes(None) / 1e6:.2f} MB", "0", "100%", "100%", "0", "100%"]
+    whole += scores(comparison.janus, sizes) if judged else []
+    click.echo(f"| {' | '.join(whole)} |")
+    for name, plan in plans(config, sensitivity=sensitivity).items():
+        row = [name, *comparison.row(plan), *(scores(comparison.load(plan), sizes) if judged else [])]
+        click.echo(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()
