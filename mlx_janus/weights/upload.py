@@ -138,9 +138,9 @@ def _recipe(folder: Path, config: JanusConfig) -> str:
         return f"Nothing is quantized. {kept}"
     left = ", ".join(f"`{name}`" for name in quantization.kept_float or ()) or "none"
     return (
-        f"The language model's linear layers have {quantization.bits} bits, in groups of {quantization.group_size}; "
-        "the adaptors and the image head 8 bits. The vision encoder, the embeddings, the norms and the image codec "
-        f"are not quantized. Layers too narrow to be quantized: {left}. {kept}"
+        f"The language model's linear layers have {quantization.bits} bits, in groups of at most "
+        f"{quantization.group_size}; the adaptors and the image head 8 bits. The vision encoder, the embeddings, the "
+        f"norms and the image codec are not quantized. Layers too narrow to be quantized: {left}. {kept}"
     )
 
 
