@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+_MLX_CAME_FIRST = "mlx.core" in sys.modules  # it keeps the BLAS that it had then: `doctor` tells
+
 if sys.platform == "linux":
     # MLX's Linux wheel links reference BLAS. Symbols of a library loaded globally before it win, and OpenBLAS makes
     # float32 products tens of times faster, so this is the one thing that an import here does.

@@ -8,7 +8,15 @@ import click
 
 from .options import Group, version_option
 
-COMMANDS = ("generate", "chat", "convert", "evaluate", "train")
+COMMANDS = {  # each name's module
+    "generate": "generate",
+    "chat": "chat",
+    "convert": "convert",
+    "evaluate": "evaluate",
+    "train": "train",
+    "models": "at_hand",  # `models/` are the networks
+    "doctor": "doctor",
+}
 
 
 class LazyGroup(Group):
@@ -20,7 +28,7 @@ class LazyGroup(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f".{cmd_name}", __package__).main
+        command: click.Command = importlib.import_module(f".{COMMANDS[cmd_name]}", __package__).main
         return command
 
 

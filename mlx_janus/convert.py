@@ -32,6 +32,11 @@ from .options import Command, bits_or_recipe, byte_progress, recipe_option, say,
 @click.option("--revision", metavar="REV", help="Branch, tag or commit, if SOURCE is on the Hub.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is a converted model.")
 @click.option("--verify", is_flag=True, help="Write nothing: check OUTPUT against SOURCE, value by value.")
+@click.option(
+    "--upload",
+    metavar="REPO",
+    help="Put OUTPUT and a model card into this model repository on the Hub, made if it is not there.",
+)
 @version_option
 def main(
     source: str,
@@ -43,11 +48,13 @@ def main(
     revision: str | None,
     overwrite: bool,
     verify: bool,
+    upload: str | None,
 ) -> None:
-    """Convert SOURCE, a PyTorch model folder or a Hub id, into the folder OUTPUT.
+    """Convert SOURCE, a PyTorch model folder, a Hub id or a short name, into the folder OUTPUT.
 
     DeepSeek's layout and transformers' are read, from .safetensors or .bin files; no code of the source runs. OUTPUT
-    appears when it is whole. Memory stays under 3.5 GB whatever the model's size.
+    appears when it is whole. Memory stays under 3.5 GB whatever the model's size. Nothing is uploaded without --upload,
+    which needs a token (`hf auth login`).
 
     \b
     Examples:
@@ -56,19 +63,27 @@ def main(
       python -m mlx_janus.convert deepseek-ai/Janus-Pro-7B models/janus-pro-7b-light --recipe light
       python -m mlx_janus.convert ./Janus-1.3B models/janus-1.3b --dtype bfloat16
       python -m mlx_janus.convert ./Janus-1.3B models/janus-1.3b --verify
+      python -m mlx_janus.convert janus-pro-7b models/janus-pro-7b-4bit --bits 4 --upload me/janus-pro-7b-4bit
     """
     if verify and (bits or recipe or group_size or dtype or overwrite):
         given = "--bits, --recipe, --group-size, --dtype and --overwrite"
         raise click.UsageError(f"--verify checks OUTPUT as it was made: leave {given} out.")
     if group_size and not bits:
         raise click.UsageError("--group-size goes with --bits: add --bits 4 or 8, or leave it out.")
+    from .weights.hub import HUB_ID
+
+    if upload and not HUB_ID.fullmatch(upload):
+        raise click.UsageError(f"--upload takes owner/name, got {upload[:200]!r}.")
     from .memory import format_size
     from .weights.convert import ConvertOptions, check_output, convert_checkpoint, verify_conversion
     from .weights.quantize import DEFAULT_GROUP_SIZE
     from .weights.sources import find_source
+    from .weights.upload import check_upload, upload_converted
 
     size = int(group_size) if group_size else DEFAULT_GROUP_SIZE
     options = ConvertOptions(int(bits) if bits else None, size, dtype, overwrite, recipe)  # type: ignore[arg-type]
+    if upload:
+        check_upload(upload)
     if not verify:
         check_output(output, overwrite=overwrite)  # before anything is downloaded
     found = find_source(source, revision)
@@ -79,13 +94,15 @@ def main(
             made = convert_checkpoint(found, output, options, progress)
     if verify:
         say(f"{output} is what {found.name} gives: {count} tensors compared.")
-        return
-    say(f"Wrote {made.path}: {made.tensors} tensors, {format_size(made.size)}.")
-    if quantization := made.config.quantization:
-        kept = ", ".join(quantization.kept_float or ()) or "none"
-        way = f"by {quantization.choice}" if recipe else f"to {quantization.choice} (heads and adaptors to 8)"
-        say(f"Quantized {len(quantization.layers)} layers {way}.")
-        say(f"Layers too narrow to be quantized, kept float: {kept}.")
+    else:
+        say(f"Wrote {made.path}: {made.tensors} tensors, {format_size(made.size)}.")
+        if quantization := made.config.quantization:
+            kept = ", ".join(quantization.kept_float or ()) or "none"
+            way = f"by {quantization.choice}" if recipe else f"to {quantization.choice} (heads and adaptors to 8)"
+            say(f"Quantized {len(quantization.layers)} layers {way}.")
+            say(f"Layers too narrow to be quantized, kept float: {kept}.")
+    if upload:
+        click.echo(upload_converted(output, found, upload))
 
 
 if __name__ == "__main__":

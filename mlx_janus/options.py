@@ -157,8 +157,9 @@ model_options = stack(
         "-m",
         "--model",
         metavar="MODEL",
-        help="Converted folder, PyTorch model folder, or Hub id such as deepseek-ai/Janus-Pro-1B; PyTorch models are "
-        "converted once, into a cache.  [default: Janus-Tiny, which is in the package]",
+        help="Converted folder, PyTorch model folder, Hub id such as deepseek-ai/Janus-Pro-1B, or janus-1.3b, "
+        "janus-pro-1b, janus-pro-7b or tiny for short; PyTorch models are converted once, into a cache.  "
+        "[default: Janus-Tiny, which is in the package]",
     ),
     click.option(
         "--bits",

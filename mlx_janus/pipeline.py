@@ -31,7 +31,7 @@ from .prompts import Prompts, Turn
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .tuning import find_window
 from .weights.load import WeightFiles, decoding_memory, load_model
-from .weights.sources import NO_MODEL, TINY, find_converted
+from .weights.sources import NO_MODEL, TINY, find_converted, resolve
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -63,8 +63,8 @@ def load(
 
     Args:
         path_or_hub_id: a folder that ``convert`` wrote, a PyTorch model folder in DeepSeek's or transformers' layout,
-            or the Hub id of either ("deepseek-ai/Janus-Pro-1B"). PyTorch models are converted into the cache once.
-            None: Janus-Tiny, the model inside the package, which one logged warning says.
+            or the Hub id of either ("deepseek-ai/Janus-Pro-1B", "janus-pro-1b" for short). PyTorch models are converted
+            into the cache once. None: Janus-Tiny, the model inside the package, which one logged warning says.
         bits: 8 or 4 to quantize the language model; None takes the model as it is.
         recipe: in place of ``bits``, a choice by name, layer by layer: "light", "balanced" or "faithful", from the
             smallest to the closest to the float model; "mxfp4", "mxfp8" or "nvfp4" for MLX's small floats.
@@ -82,6 +82,7 @@ def load(
             raise OptionError(f"a revision is of a model on the Hub: {NO_MODEL}")
         _LOG.warning(_EMBEDDED)
         path_or_hub_id = TINY
+    path_or_hub_id = resolve(path_or_hub_id)
     named = None if dtype is None else str(dtype).removeprefix("mlx.core.")
     folder = find_converted(
         path_or_hub_id,

@@ -121,6 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        """Nothing can be written; the body is read, so that the client reads the refusal."""
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self._answer()
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 

@@ -769,7 +769,7 @@ def test_version(module: str) -> None:
 
 def test_the_group_runs_the_commands(model: Path, here: Path) -> None:
     listed = call(group, "--help").stdout
-    for command in ("generate", "chat", "convert", "evaluate", "train"):
+    for command in ("generate", "chat", "convert", "evaluate", "train", "models", "doctor"):
         assert re.search(rf"^  {command} ", listed, re.MULTILINE)
         assert call(group, command, "--help").stdout.startswith(f"Usage: program {command} ")
     done = call(group, "generate", "-m", model, "-p", PROMPT)

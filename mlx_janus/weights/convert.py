@@ -34,7 +34,10 @@ from .quantize import DEFAULT_GROUP_SIZE, bits_a_weight, plan_quantization, quan
 
 SHARD_BYTES = 1_000_000_000
 STAMP = "mlx_janus_format"
-_OURS = re.compile(r"config\.json|tokenizer\.json|model.*\.safetensors|model\.safetensors\.index\.json|\.DS_Store")
+OUR_FILES = re.compile(
+    r"config\.json|tokenizer\.json|(model.*|shard-\d+)\.safetensors|model\.safetensors\.index\.json|\.DS_Store"
+)
+"""What a converted folder may hold, whole or on its way."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("hashing", "converting", "verifying"), bytes done and bytes in all."""
@@ -222,7 +225,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{output} exists already: pass --overwrite to replace it, or choose another folder")
     if not output.is_dir() or not is_converted(output):
         raise OutputError(f"{output} is not a converted model, so it is not replaced: choose another folder")
-    if foreign := sorted(p.name for p in output.iterdir() if not _OURS.fullmatch(p.name)):
+    if foreign := sorted(p.name for p in output.iterdir() if not OUR_FILES.fullmatch(p.name)):
         raise OutputError(f"{output} also holds {foreign[0]}, so it is not replaced: move it, or choose another folder")
 
 
@@ -367,12 +370,17 @@ def _check_space(output: Path, needed: int) -> None:
         )
 
 
+def partial_name(output: Path) -> Path:
+    """A new hidden name beside ``output`` for a folder that is not whole; once its process has ended it is cleared."""
+    return output.parent / f".{output.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
+
+
 @contextlib.contextmanager
 def whole_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary sibling of ``output`` that takes its name when the block ends well, and is removed if it does not."""
     output = output.resolve()
     _remove_stale(output)
-    folder = output.parent / f".{output.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
+    folder = partial_name(output)
     try:
         folder.mkdir()
     except OSError as error:

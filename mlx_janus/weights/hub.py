@@ -111,6 +111,17 @@ def fetch(model: HubModel) -> Path:
     return Path(folder)
 
 
+def fetch_card(repo_id: str, revision: str) -> Path | None:
+    """The path of a commit's ``README.md``; None where there is none, or it does not come."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with _explained(repo_id, revision):
+            return Path(hf_hub_download(repo_id, "README.md", revision=revision))
+    except (HubError, OutputError):
+        return None
+
+
 def _remember(snapshot: Path, branch: str) -> None:
     """Note in the cache which commit a branch is, for offline use; downloading by commit leaves no such note.
 

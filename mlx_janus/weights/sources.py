@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,11 +25,25 @@ NO_MODEL = "name a model: a converted folder, a PyTorch model folder, or a Hub i
 TINY = Path(__file__).parent.parent / "assets" / "tiny"
 """Janus-Tiny, the model inside the package."""
 
+SHORT_NAMES = {
+    "janus-1.3b": "deepseek-ai/Janus-1.3B",
+    "janus-pro-1b": "deepseek-ai/Janus-Pro-1B",
+    "janus-pro-7b": "deepseek-ai/Janus-Pro-7B",
+    "tiny": str(TINY),
+}
+"""What the published models, and the one in the package, are called for short; in any case of letters."""
+
 
 def cache_folder() -> Path:
     """Where conversions made by ``load`` are kept: ``MLX_JANUS_CACHE``, else the platform's cache folder."""
     given = os.environ.get("MLX_JANUS_CACHE")
     return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("mlx_janus"))
+
+
+def resolve(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The Hub id or folder that a short name stands for; another name, and that of a folder here, as it is."""
+    known = SHORT_NAMES.get(os.fspath(name).lower())
+    return name if known is None or _is_folder(Path(name)) else known
 
 
 def find_source(name: str | os.PathLike[str], revision: str | None = None) -> Source:
@@ -37,6 +52,7 @@ def find_source(name: str | os.PathLike[str], revision: str | None = None) -> So
     Raises:
         HubError, CheckpointError, ConfigError, UnsupportedModelError: it is nowhere, or not a Janus.
     """
+    name = resolve(name)
     path = _expanded(name)
     if _is_folder(path):
         if revision is not None:
@@ -59,11 +75,13 @@ def find_converted(
 ) -> Path:
     """A converted folder for what is named; a PyTorch source is converted into the cache the first time.
 
-    A foreign model and one that does not fit in memory are refused before a download and before a conversion.
+    A foreign model and one that does not fit in memory are refused before a download and before a conversion. In the
+    cache, the time of a folder's ``config.json`` is that of its last use.
 
     Raises:
         OutOfMemoryError: it does not fit; and whatever ``find_source`` and ``convert_checkpoint`` raise.
     """
+    name = resolve(name)
     options = ConvertOptions(bits=bits, recipe=recipe)
     path = _expanded(name)
     if _is_folder(path):
@@ -84,6 +102,8 @@ def find_converted(
     wanted = with_bits(config, bits, path, recipe)
     check_memory(wanted, choose_dtype(config, dtype), os.fspath(name), low_memory=low_memory)
     if is_converted(cached):
+        with contextlib.suppress(OSError):  # a cache may be read-only
+            os.utime(cached / "config.json")
         return cached
     return _convert(source or Source(hub.fetch(model), model.repo_id, model.revision), cached, options, progress)
 

@@ -1,0 +1,39 @@
+"""``mlx-janus doctor``: what is wrong with this machine or installation, and what to do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+from .options import Command, version_option
+
+
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead.")
+@version_option
+def main(as_json: bool) -> int:
+    """Print versions, device, memory, BLAS, disk and models, and what to do about what is wrong.
+
+    The exit code is 1 if the package itself is broken, else 0.
+
+    \b
+    Examples:
+      mlx-janus doctor
+      mlx-janus doctor --json
+    """
+    from .diagnosis import diagnose
+
+    findings = diagnose()
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
+    else:
+        width = max(len(finding.about) for finding in findings)
+        for finding in findings:
+            click.echo(f"{finding.about:{width}}  {finding.status:4}  {finding.text}")
+        if advices := [finding for finding in findings if finding.advice]:
+            click.echo("\nWhat to do:")
+            for finding in advices:
+                click.echo(f"- {finding.about}: {finding.advice}")
+    return int(any(finding.status == "fail" for finding in findings))

@@ -1,0 +1,171 @@
+"""A converted folder goes to the Hub, with a model card."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..config import JanusConfig
+from ..errors import HubError, OptionError
+from .convert import Source, open_converted
+from .hub import HUB_ID, fetch_card
+
+_LICENCE = ("license", "license_name", "license_link")
+_STALE = ["*.safetensors", "model.safetensors.index.json"]  # shards of another upload would be read with the new ones
+
+
+def check_upload(repo_id: str) -> None:
+    """Refuse an upload that cannot succeed, before minutes are spent on it.
+
+    Raises:
+        OptionError: no Hub id.
+        HubError: nobody is logged in, or HF_HUB_OFFLINE is set.
+    """
+    from huggingface_hub import constants, get_token
+
+    if not HUB_ID.fullmatch(repo_id):
+        raise OptionError(f"{repo_id[:200]!r} is no Hub id: --upload takes owner/name")
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"{repo_id} cannot be uploaded while HF_HUB_OFFLINE is set: unset it")
+    if not get_token():
+        raise HubError(
+            f"uploading {repo_id} needs a token: run `hf auth login` with one that may write, or set HF_TOKEN"
+        )
+
+
+def upload_converted(folder: Path, source: Source, repo_id: str) -> str:
+    """Put a converted folder and its card into a model repository, in one commit; the repository's address.
+
+    The repository is made if it is not there. Weights of an earlier upload are replaced, other files stay.
+
+    Raises:
+        OptionError, HubError: as ``check_upload``, or the Hub does not take it.
+    """
+    check_upload(repo_id)
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+
+    card = model_card(folder, source, repo_id)
+    again = f"try again with --verify --upload {repo_id}, which converts nothing"
+    try:
+        with tempfile.TemporaryDirectory() as staged:  # the card is not a part of a converted folder
+            for file in folder.iterdir():
+                (Path(staged) / file.name).symlink_to(file.resolve())
+            (Path(staged) / "README.md").write_text(card, encoding="utf-8")
+            api = HfApi(token=get_token(), library_name="mlx_janus", library_version=__version__)
+            made = api.create_repo(repo_id, repo_type="model", exist_ok=True)
+            message = f"Convert {source.name} with mlx_janus {__version__}"
+            api.upload_folder(
+                repo_id=repo_id,
+                repo_type="model",
+                folder_path=staged,
+                commit_message=message,
+                ignore_patterns=[".DS_Store"],
+                delete_patterns=_STALE,
+            )
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        fix = "log in with `hf auth login` and a token that may write there" if status in (401, 403, 404) else again
+        raise HubError(f"the Hub did not take {repo_id} (HTTP {status}): {fix}") from error
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise HubError(f"the upload of {repo_id} broke off ({reason}): {again}") from error
+    return str(made)
+
+
+def model_card(folder: Path, source: Source, repo_id: str) -> str:
+    """The README.md of a repository for a converted folder: where it is from, what was done to it, how to use it.
+
+    The licence is what the source's own card states, and "not stated" where it states none.
+    """
+    from huggingface_hub import ModelCardData
+
+    config = JanusConfig.load(folder / "config.json")
+    base = source.name if source.revision else None  # a folder's name is no Hub id
+    licence = _licence(source, base)
+    facts = ModelCardData(
+        base_model=base,
+        base_model_relation="quantized" if base and config.quantization else None,
+        library_name="mlx_janus",
+        pipeline_tag="any-to-any",
+        tags=["mlx", "janus"],
+        license=licence.get("license"),
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
+    )
+    origin = f"[{base}](https://huggingface.co/{base}), commit {source.revision}" if base else f"`{source.name}`"
+    return f"""---
+{facts.to_yaml()}
+---
+
+# {repo_id.split("/")[1]}
+
+{origin}, converted for [MLX](https://github.com/ml-explore/mlx) with mlx_janus {__version__}.
+
+{_recipe(folder, config)}
+
+Licence of the weights: {_stated(licence)}. Converting a model does not change its licence.
+
+## Use
+
+With mlx_janus installed:
+
+```bash
+mlx-janus generate -m {repo_id} -p "a lighthouse in a storm"
+mlx-janus generate -m {repo_id} -i photo.jpg -p "What is in this picture?"
+```
+
+```python
+import mlx_janus
+
+janus = mlx_janus.load("{repo_id}")
+print(janus.generate_text("What is in this picture?", "photo.jpg").text)
+janus.generate_images("a lighthouse in a storm")[0].save("lighthouse.png")
+```
+"""
+
+
+def _recipe(folder: Path, config: JanusConfig) -> str:
+    kept = "Float weights are " + (
+        f"{config.dtype}, the image codec's in the source's type."
+        if open_converted(folder)[1].get("dtype")
+        else "in the source's types."
+    )
+    quantization = config.quantization
+    if quantization is None:
+        return f"Nothing is quantized. {kept}"
+    left = ", ".join(f"`{name}`" for name in quantization.kept_float or ()) or "none"
+    return (
+        f"The language model's linear layers have {quantization.bits} bits, in groups of at most "
+        f"{quantization.group_size}; the adaptors and the image head 8 bits. The vision encoder, the embeddings, the "
+        f"norms and the image codec are not quantized. Layers too narrow to be quantized: {left}. {kept}"
+    )
+
+
+def _licence(source: Source, base: str | None) -> dict[str, str]:
+    """What the source's card states of its licence; links that are relative to its repository made whole."""
+    from huggingface_hub import metadata_load
+
+    card = fetch_card(base, source.revision) if base else source.folder / "README.md"
+    try:
+        stated: dict[str, Any] = (metadata_load(card) if card and card.is_file() else None) or {}
+    except Exception:  # a stranger's YAML: of many kinds, none of which shall stop an upload
+        stated = {}
+    licence = {key: str(stated[key]) for key in _LICENCE if stated.get(key)}
+    link = licence.get("license_link", "")
+    if link and "://" not in link:
+        if base is None:
+            del licence["license_link"]  # to a file that is not uploaded
+        else:
+            licence["license_link"] = f"https://huggingface.co/{base}/blob/{source.revision}/{link}"
+    return licence
+
+
+def _stated(licence: dict[str, str]) -> str:
+    names = ", ".join(licence[key] for key in ("license", "license_name") if key in licence)
+    if not names:
+        return "not stated by the source's card"
+    link = licence.get("license_link")
+    return f"{names}, as its source states" + (f" ([text]({link}))" if link else "")

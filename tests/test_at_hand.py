@@ -1,0 +1,461 @@
+"""``models``, ``doctor``, short names and uploads: what is on this machine, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from fake_hub import TOKEN, FakeHub
+from golden import FIXTURES
+from programs import call, error_line, run
+
+import mlx_janus
+from mlx_janus import at_hand, diagnosis, memory
+from mlx_janus.__main__ import main as group
+from mlx_janus.errors import HubError, OutputError
+from mlx_janus.weights import cache
+from mlx_janus.weights.cache import ModelEntry, find_models, freed_bytes, list_models, remove_model
+from mlx_janus.weights.convert import Source
+from mlx_janus.weights.sources import SHORT_NAMES, TINY, find_converted, find_source, resolve
+from mlx_janus.weights.upload import model_card, upload_converted
+
+PRO = FIXTURES / "deepseek-pro-bin"
+SAFETENSORS = FIXTURES / "deepseek-janus-safetensors"
+ID = "someone/Janus-Small"
+CARD = "---\nlicense: mit\nlicense_name: deepseek\nlicense_link: LICENSE\n---\n# Janus\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of conversions, not there yet."""
+    monkeypatch.setenv("MLX_JANUS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def served(fake_hub: FakeHub, folder: Path, tmp_path: Path) -> Path:
+    """A small model with a card, at ``ID`` on the Hub."""
+    copy = Path(shutil.copytree(SAFETENSORS, tmp_path / "served"))
+    (copy / "README.md").write_text(CARD)
+    fake_hub.add(ID, copy)
+    return copy
+
+
+def states() -> list[tuple[str, str]]:
+    return [(entry.source, entry.state) for entry in list_models()]
+
+
+def one(source: str, state: str) -> ModelEntry:
+    (entry,) = (entry for entry in list_models() if (entry.source, entry.state) == (source, state))
+    return entry
+
+
+# Short names
+
+
+def test_short_names_stand_for_the_published_models_and_a_folder_here_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("Janus-Pro-7B") == "deepseek-ai/Janus-Pro-7B"
+    assert (resolve("janus-1.3b"), resolve("janus-pro-1b")) == (SHORT_NAMES["janus-1.3b"], SHORT_NAMES["janus-pro-1b"])
+    assert resolve("someone/janus-pro-1b") == "someone/janus-pro-1b"
+    (tmp_path / "tiny").write_text("a file does not win")
+    assert find_converted("tiny") == TINY
+    assert mlx_janus.load("tiny").name == "janus-tiny"
+    (tmp_path / "tiny").unlink()
+    shutil.copytree(PRO, tmp_path / "tiny")
+    assert find_source("tiny").folder == Path("tiny")
+
+
+def test_every_command_resolves_short_names(
+    fake_hub: FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fake_hub.add("deepseek-ai/Janus-Pro-1B", SAFETENSORS)
+    assert call(group, "generate", "-m", "janus-pro-1b", "--text", "-p", "Hi?", "--max-tokens", 2).code == 0
+    assert call(group, "convert", "janus-pro-1b", "here", "--bits", 8).code == 0
+    assert [source for source, _ in states()] == ["deepseek-ai/Janus-Pro-1B"] * 2 + ["janus-tiny"]
+
+
+# The list
+
+
+def test_an_empty_machine_has_the_model_of_the_package(fake_hub: FakeHub, folder: Path) -> None:
+    done = call(group, "models")
+    assert (done.code, done.stderr) == (0, "")
+    title, row = done.stdout.splitlines()
+    assert title.split() == ["ID", "model", "commit", "state", "bits", "type", "size", "last", "used"]
+    assert row.split() == ["tiny", "janus-tiny", "in", "the", "package", "-", "float16", "8", "MB"]
+    assert not folder.exists()
+
+
+def test_the_list_tells_what_is_converted_and_downloaded(fake_hub: FakeHub, served: Path, folder: Path) -> None:
+    added = call(group, "models", "add", ID, "--bits", 4)
+    converted = Path(added.stdout.strip())
+    assert converted.parent == folder
+    assert "converting: 100%" in added.stderr
+    os.utime(converted / "config.json", (1_000_000_000, 1_000_000_000))
+    (folder / "windows.json").write_text("{}")
+    facts = {entry["state"]: entry for entry in json.loads(call(group, "models", "--json").stdout)}
+    assert set(facts) == {"converted", "downloaded", "in the package"}
+    ours, theirs = facts["converted"], facts["downloaded"]
+    assert ours == {
+        "id": converted.name[-16:-8],
+        "model": ID,
+        "commit": theirs["commit"],
+        "state": "converted",
+        "bits": 4,
+        "dtype": "bfloat16",
+        "bytes": sum(file.stat().st_size for file in converted.iterdir()),
+        "last_used": "2001-09-09T01:46:40Z",
+        "path": str(converted),
+    }
+    assert (theirs["model"], theirs["bits"], theirs["id"]) == (ID, None, theirs["commit"][:8])
+    assert theirs["bytes"] >= (served / "model.safetensors").stat().st_size
+    line = next(line for line in call(group, "models").stdout.splitlines() if "converted" in line)
+    assert line.split()[:6] == [ours["id"], ID, ours["commit"][:8], "converted", "4", "bfloat16"]
+
+
+def test_loading_a_model_is_its_last_use(folder: Path) -> None:
+    converted = find_converted(PRO)
+    os.utime(converted / "config.json", (1, 1))
+    assert one(PRO.name, "converted").used == 1
+    mlx_janus.load(PRO)
+    assert one(PRO.name, "converted").used > 1_000_000_000  # type: ignore[operator]
+
+
+def test_other_models_downloads_and_folders_are_not_listed(fake_hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    from huggingface_hub import hf_hub_download
+
+    other = tmp_path / "other"
+    other.mkdir()
+    for repo, config in [("a/llama", '{"model_type": "llama"}'), ("a/broken", "{"), ("a/list", "[]")]:
+        (other / "config.json").write_text(config)
+        fake_hub.add(repo, other)
+        hf_hub_download(repo, "config.json")
+    stranger = folder / "backup-0123456789abcdef"
+    stranger.mkdir(parents=True)
+    (stranger / "thesis.txt").write_text("x")
+    (folder / "notes").mkdir()
+    assert states() == [("janus-tiny", "in the package")]
+
+
+def test_what_is_not_whole_is_said(fake_hub: FakeHub, served: Path, folder: Path) -> None:
+    from mlx_janus.weights import hub
+
+    hub.fetch_config(hub.find(ID))
+    damaged, left = folder / "mine-0123456789abcdef", folder / ".mine-0123456789abcdef.999999999.89abcdef.partial"
+    running = folder / f".mine-0123456789abcdef.{os.getpid()}.00000000.partial"
+    for path in (damaged, left, running):
+        path.mkdir(parents=True)
+        (path / "shard-0.safetensors").write_bytes(b"12345")
+    assert sorted(states()) == [
+        ("janus-tiny", "in the package"),
+        ("mine-0123456789abcdef", "left over"),
+        ("mine-0123456789abcdef", "unreadable"),
+        (ID, "partly downloaded"),
+    ]
+    assert [one("mine-0123456789abcdef", state).id for state in ("left over", "unreadable")] == ["89abcdef", "01234567"]
+    advice = next(finding.advice for finding in diagnosis.diagnose() if finding.about == "models")
+    assert "mlx-janus models remove" in advice
+    assert call(group, "models", "remove", "89abcdef", "--yes").code == 0
+    assert (damaged.exists(), left.exists(), running.exists()) == (True, False, True)
+    assert call(group, "models", "remove", "01234567", "--yes").code == 0
+    assert [path.name for path in folder.iterdir()] == [running.name]
+
+
+@pytest.mark.parametrize("command", ["models", "doctor"])
+def test_help_answers_without_mlx(command: str) -> None:
+    done = run("-X", "importtime", "-m", "mlx_janus", command, "-h")
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert f"Usage: mlx-janus {command} " in done.stdout
+    assert "mlx_janus.options" in imported
+    assert not imported & {"mlx.core", "mlx_lm", "numpy", "huggingface_hub"}
+
+
+# Removing
+
+
+def test_removing_a_model_names_what_goes_and_leaves_the_rest(served: Path, folder: Path) -> None:
+    kept, goes = find_converted(PRO), find_converted(ID, bits=8)
+    find_converted(ID)
+    done = call(group, "models", "remove", goes.name[-16:-8], "--yes")
+    assert (done.code, done.stdout) == (0, "")
+    assert f"{ID}, converted: {goes}" in done.stderr
+    assert not goes.exists()
+    assert sorted(states()) == sorted(
+        [(PRO.name, "converted"), (ID, "converted"), (ID, "downloaded"), ("janus-tiny", "in the package")]
+    )
+    assert call(group, "models", "remove", ID, "--downloads", "--yes").code == 0
+    assert states() == [(PRO.name, "converted"), ("janus-tiny", "in the package")]
+    assert list(folder.iterdir()) == [kept]
+
+
+def test_a_download_goes_only_if_that_is_asked_for_and_shared_files_stay(
+    fake_hub: FakeHub, served: Path, folder: Path
+) -> None:
+    find_converted(ID)
+    (served / "tokenizer_config.json").write_text('{"new": 1}')  # a commit with the same weights
+    find_converted(ID)
+    older, newer = sorted((entry for entry in list_models() if entry.is_download), key=lambda e: e.path.stat().st_ctime)
+    assert "--downloads" in error_line(call(group, "models", "remove", older.id, "--yes"))
+    assert freed_bytes([older]) < older.size / 2
+    assert freed_bytes([older, newer]) >= newer.size
+    assert call(group, "models", "remove", older.id, "--downloads", "--yes").code == 0
+    assert [entry.id for entry in list_models() if entry.is_download] == [newer.id]
+    assert (newer.path / "model.safetensors").read_bytes() == (served / "model.safetensors").read_bytes()
+
+
+def test_removing_needs_an_answer_and_something_to_remove(folder: Path) -> None:
+    converted = find_converted(PRO)
+    assert "pass --yes" in error_line(call(group, "models", "remove", PRO.name))
+    assert "part of the package" in error_line(call(group, "models", "remove", "tiny", "--yes"))
+    assert "no model 'absent' is here" in error_line(call(group, "models", "remove", "absent", "--yes"))
+    assert call(group, "models", "--json", "remove", PRO.name).code == 2
+    assert converted.exists()
+
+
+def test_on_a_terminal_removing_asks(fake_hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted = find_converted(PRO)
+    size = memory.format_size(sum(file.stat().st_size for file in converted.iterdir()))
+    monkeypatch.setattr(at_hand, "_on_terminal", lambda: True)
+    for answer, code, exists in [("\n", 1, True), ("n\n", 1, True), ("y\n", 0, False)]:
+        done = call(group, "models", "remove", PRO.name, stdin=answer)
+        assert (done.code, converted.exists()) == (code, exists)
+        assert f"Remove {size}? [y/N]" in done.stderr
+
+
+def test_a_model_in_use_is_not_removed(folder: Path) -> None:
+    janus = mlx_janus.load(PRO)  # which has its files open until the weights are read
+    (entry,) = find_models(PRO.name)
+    with pytest.raises(OutputError, match=f"in use by process {os.getpid()}"):
+        remove_model(entry)
+    assert entry.path.exists()
+    mx.eval(janus.model.parameters())
+    remove_model(entry)
+    assert not entry.path.exists()
+
+
+def test_a_removal_that_stops_leaves_nothing_that_looks_like_a_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted = find_converted(PRO)
+
+    def stop(path: Path) -> None:
+        (path / "tokenizer.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache.shutil, "rmtree", stop)
+    with pytest.raises(KeyboardInterrupt):
+        remove_model(one(PRO.name, "converted"))
+    monkeypatch.undo()
+    monkeypatch.setenv("MLX_JANUS_CACHE", str(folder))
+    assert not converted.exists()
+    (rest,) = folder.iterdir()
+    stopped = rest.rename(rest.with_name(rest.name.replace(f".{os.getpid()}.", ".999999999.")))  # as if it had ended
+    assert one(converted.name, "left over").path == stopped
+    assert find_converted(PRO) == converted
+    assert list(folder.iterdir()) == [converted]
+
+
+# Uploading
+
+
+class Uploads:
+    """What was uploaded: calls with their options, and files; ``error`` is raised instead."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.files: dict[str, str | int] = {}
+        self.error: Exception | None = None
+
+
+@pytest.fixture
+def uploads(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Uploads:
+    """In place of the Hub's repositories that can be written; a token is there."""
+    from huggingface_hub import HfApi
+
+    uploads = Uploads()
+
+    def create_repo(self: HfApi, repo_id: str, **options: object) -> str:
+        uploads.calls.append({"token": self.token, "repo_id": repo_id, **options})
+        return f"https://huggingface.co/{repo_id}"
+
+    def upload_folder(self: HfApi, *, folder_path: str, **options: object) -> None:
+        if uploads.error:
+            raise uploads.error
+        uploads.calls.append(options)
+        uploads.files = {addition.path_in_repo: addition.upload_info.size for addition in additions(self, folder_path)}
+        uploads.files["README.md"] = (Path(folder_path) / "README.md").read_text()
+
+    def additions(api: HfApi, path: str) -> list[Any]:
+        """What huggingface_hub makes of the folder."""
+        return api._prepare_upload_folder_additions(path, "", ignore_patterns=[".DS_Store"])
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(HfApi, "_validate_yaml", lambda *_, **__: None)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return uploads
+
+
+def test_a_converted_folder_is_uploaded_with_a_card(served: Path, uploads: Uploads, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    done = call(group, "convert", ID, output, "--bits", 4, "--upload", "me/small-4bit")
+    assert (done.code, done.stdout) == (0, "https://huggingface.co/me/small-4bit\n")
+    made, sent = uploads.calls
+    assert (made["repo_id"], made["token"], made["exist_ok"]) == ("me/small-4bit", TOKEN, True)
+    assert (sent["repo_id"], "*.safetensors" in sent["delete_patterns"]) == ("me/small-4bit", True)
+    card = str(uploads.files.pop("README.md"))
+    assert uploads.files == {file.name: file.stat().st_size for file in output.iterdir()}
+    assert "README.md" not in [file.name for file in output.iterdir()]
+    commit = find_source(ID).revision
+    facts = card.split("---\n")[1]
+    for line in (
+        f"base_model: {ID}",
+        "base_model_relation: quantized",
+        "library_name: mlx_janus",
+        "license: mit",
+        "license_name: deepseek",
+        f"license_link: https://huggingface.co/{ID}/blob/{commit}/LICENSE",
+    ):
+        assert f"{line}\n" in facts
+    for words in (
+        "have 4 bits, in groups of at most 64",
+        f"commit {commit}",
+        'load("me/small-4bit")',
+        "mit, deepseek, as its",
+    ):
+        assert words in card
+    assert call(group, "convert", ID, output, "--verify", "--upload", "me/again").code == 0
+    assert uploads.calls[-1]["repo_id"] == "me/again"
+
+
+def test_the_card_of_a_folders_conversion_claims_no_more_than_is_known(converted: dict[str, Path]) -> None:
+    card = model_card(converted["transformers"], Source(FIXTURES / "transformers", "transformers"), "me/mine")
+    assert "base_model" not in card
+    assert "license:" not in card
+    assert "not stated by the source" in card
+    assert "Nothing is quantized. Float weights are in the source's types." in card
+
+
+def test_nothing_is_uploaded_unasked_or_without_a_token(
+    served: Path, uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(group, "convert", ID, tmp_path / "out").code == 0
+    assert uploads.calls == []
+    assert call(group, "convert", ID, tmp_path / "other", "--upload", "no-owner").code == 2
+    monkeypatch.delenv("HF_TOKEN")
+    line = error_line(call(group, "convert", ID, tmp_path / "other", "--upload", "me/mine"))
+    assert "hf auth login" in line
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in error_line(call(group, "convert", ID, tmp_path / "other", "--upload", "me/mine"))
+    assert uploads.calls == []
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_upload_that_fails_says_how_to_go_on(served: Path, uploads: Uploads, tmp_path: Path) -> None:
+    uploads.error = OSError("the line is dead")
+    line = error_line(call(group, "convert", ID, tmp_path / "out", "--upload", "me/mine"))
+    assert "(the line is dead): try again with --verify --upload me/mine" in line
+    uploads.error = None
+    assert call(group, "convert", ID, tmp_path / "out", "--verify", "--upload", "me/mine").code == 0
+    assert "model.safetensors" in uploads.files
+
+
+def test_a_repository_that_may_not_be_written_asks_for_another_token(
+    fake_hub: FakeHub, converted: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    fake_hub.status = 403
+    with pytest.raises(HubError, match=r"HTTP 403.*may write"):
+        upload_converted(converted["transformers"], Source(FIXTURES / "transformers", "transformers"), "me/mine")
+
+
+# The doctor
+
+
+def found(about: str) -> diagnosis.Finding:
+    return next(finding for finding in diagnosis.diagnose() if finding.about == about)
+
+
+def test_the_doctor_tells_every_section_on_a_line(fake_hub: FakeHub, folder: Path) -> None:
+    done = call(group, "doctor")
+    assert (done.code, done.stderr) == (0, "")
+    lines, advice = done.stdout.split("\nWhat to do:\n")
+    sections = ["versions", "package", "device", "memory", "wired limit", "BLAS", "disk", "models"]
+    for line, section in zip(lines.splitlines(), sections, strict=True):
+        assert re.match(rf"{section} +(ok|warn)  +\S", line)
+    assert f"mlx_janus {mlx_janus.__version__}, Python 3." in lines
+    assert re.search(r"^device +warn  CPU only", lines, re.MULTILINE)
+    assert "- device: MLX computes on the CPU" in advice
+    facts = json.loads(call(group, "doctor", "--json").stdout)
+    assert [fact["about"] for fact in facts] == sections
+    assert set(facts[0]) == {"about", "status", "text", "advice"}
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the BLAS of MLX's Linux wheel")
+def test_the_doctor_sees_which_blas_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "from mlx_janus.diagnosis import _blas; print(_blas().status, _blas().text)"
+    first = run("-c", f"import mlx.core; {program}").stdout
+    after = run("-c", f"import mlx_janus, mlx.core; {program}").stdout
+    if "libopenblas0" in found("BLAS").advice:
+        pytest.skip("OpenBLAS is not installed")
+    assert "MLX was imported before mlx_janus" in first
+    assert after.startswith("ok OpenBLAS")
+    monkeypatch.setattr(diagnosis.ctypes, "CDLL", fail(OSError("no such library")))
+    assert found("BLAS").advice == "sudo apt-get install libopenblas0"
+
+
+def fail(error: Exception) -> Any:
+    def raising(*_: object, **__: object) -> None:
+        raise error
+
+    return raising
+
+
+def test_the_doctor_sees_a_full_disk_and_what_does_not_fit(
+    folder: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(diagnosis.shutil, "disk_usage", lambda _: usage(9, 1, 4_900_000_000))
+    assert found("disk").status == "warn"
+    assert "4.9 GB free for" in found("disk").text
+    assert "MLX_JANUS_CACHE" in found("disk").advice
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    assert "--bits" in found("memory").advice
+    assert "janus-tiny needs" in found("memory").text
+
+
+def test_the_doctor_tells_how_to_raise_the_wired_limit(
+    folder: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnosis, "_on_metal", lambda: True)
+    monkeypatch.setattr(diagnosis, "_sysctl", lambda: "0")
+    size = namedtuple("size", "total available")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: size(24 << 30, 24 << 30))
+    monkeypatch.setattr(memory, "device_memory", lambda: 16 << 30)
+    assert (found("wired limit").status, found("memory").status) == ("ok", "ok")
+    assert "17.2 GB of 25.8 GB (iogpu.wired_limit_mb=0)" in found("wired limit").text
+    monkeypatch.setattr(memory, "device_memory", lambda: 1000)
+    assert found("wired limit").status == "warn"
+    assert found("wired limit").advice.endswith("sudo sysctl iogpu.wired_limit_mb=20480")
+
+
+def test_a_broken_package_ends_with_1(monkeypatch: pytest.MonkeyPatch, fake_hub: FakeHub, folder: Path) -> None:
+    monkeypatch.setattr("mlx_janus.weights.convert.open_converted", fail(ImportError("no libmlx.so")))
+    done = call(group, "doctor")
+    assert done.code == 1
+    assert re.search(r"^package +fail  ImportError: no libmlx.so$", done.stdout, re.MULTILINE)
+    assert "- package: install mlx_janus anew" in done.stdout
