@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from .options import Command, byte_progress, say, version_option
+from .options import Command, byte_progress, complete_folders, say, version_option
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("source")
+@click.argument("source", shell_complete=complete_folders)
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the language model.  [default: keep it float]")
 @click.option(
