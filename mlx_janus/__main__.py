@@ -8,7 +8,7 @@ import click
 
 from .options import Group, version_option
 
-COMMANDS = ("generate", "chat", "convert", "evaluate", "train")
+COMMANDS = ("generate", "caption", "chat", "convert", "evaluate", "train")
 
 
 class LazyGroup(Group):
@@ -33,6 +33,7 @@ def main() -> None:
     Examples:
       mlx-janus generate -p "a red circle above a blue square"
       mlx-janus generate -m deepseek-ai/Janus-Pro-1B -p "a red fox in fresh snow"
+      mlx-janus caption -m deepseek-ai/Janus-Pro-1B photos -o captions.jsonl
       mlx-janus chat -m deepseek-ai/Janus-Pro-1B
       mlx-janus convert deepseek-ai/Janus-Pro-7B models/janus-pro-7b-4bit --bits 4
     """
