@@ -10,6 +10,7 @@ from .options import Group, version_option
 
 COMMANDS = {  # each name's module
     "generate": "generate",
+    "caption": "caption",
     "chat": "chat",
     "convert": "convert",
     "evaluate": "evaluate",
@@ -41,6 +42,7 @@ def main() -> None:
     Examples:
       mlx-janus generate -p "a red circle above a blue square"
       mlx-janus generate -m deepseek-ai/Janus-Pro-1B -p "a red fox in fresh snow"
+      mlx-janus caption -m deepseek-ai/Janus-Pro-1B photos -o captions.jsonl
       mlx-janus chat -m deepseek-ai/Janus-Pro-1B
       mlx-janus convert deepseek-ai/Janus-Pro-7B models/janus-pro-7b-4bit --bits 4
     """

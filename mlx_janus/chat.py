@@ -27,6 +27,8 @@ from .options import (
     sampling_options,
     say,
     say_if_cut,
+    show_option,
+    terminal_preview,
     version_option,
 )
 
@@ -45,7 +47,7 @@ class Chat:
 
     janus: JanusPipeline
     settings: dict[str, Any]
-    show: bool = False  # pictures in the terminal
+    show: bool | None = None  # pictures in the terminal; None: where it can
     waiting: list[Image.Image] = field(default_factory=list)
     result: TextResult | None = None  # of the last answer
 
@@ -98,13 +100,8 @@ class Chat:
             click.echo(str(image.save(Path("janus.png"))))
             say(f"seed {image.seed}")
 
-        preview = None
         steps = self.talk.stream_drawing(prompt, **self._choice("temperature", "top_p", "cfg_weight"))
-        if self.show:
-            from .preview import TerminalPreview
-
-            preview = TerminalPreview()
-        follow_drawing(steps, 1, finished, preview)
+        follow_drawing(steps, 1, finished, terminal_preview(self.show))
 
     def seed(self, argument: str) -> None:
         """Set the seed, or leave it to chance."""
@@ -205,7 +202,7 @@ HELP = "\n".join(
 @sampling_options
 @answering_options
 @click.option("--load", "saved", metavar="FILE", help="Go on with a conversation that /save wrote.")
-@click.option("--show/--no-show", default=None, help="Pictures in the terminal.  [default: where it can]")
+@show_option
 @version_option
 def main(**options: Any) -> None:
     """Chat with a model about pictures, and have it draw.
@@ -216,12 +213,10 @@ def main(**options: Any) -> None:
       python -m mlx_janus.chat -m models/janus-pro-1b --temperature 0.7
       python -m mlx_janus.chat --load janus.json
     """
-    from .preview import can_show
-
     janus = load_model(options)
     saved, show = options.pop("saved"), options.pop("show")
     settings = {name: options.get(name) for name in (*SETTINGS, "system")}
-    chat = Chat(janus, settings, can_show() if show is None else show)
+    chat = Chat(janus, settings, show)
     if saved:
         chat.load(shlex.quote(saved))
     say(f"{janus.name} is ready. /help lists the commands.")

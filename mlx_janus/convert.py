@@ -6,11 +6,19 @@ from pathlib import Path
 
 import click
 
-from .options import Command, bits_or_recipe, byte_progress, recipe_option, say, version_option
+from .options import (
+    Command,
+    bits_or_recipe,
+    byte_progress,
+    complete_folders,
+    recipe_option,
+    say,
+    version_option,
+)
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("source")
+@click.argument("source", shell_complete=complete_folders)
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--bits",

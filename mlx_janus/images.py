@@ -14,9 +14,9 @@ import os
 import secrets
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,16 @@ from .config import ImageConfig
 from .errors import ImageError, OutputError
 
 ImageSource: TypeAlias = str | os.PathLike[Any] | bytes | Image.Image
+Read = TypeVar("Read")
 
 MAX_PIXELS = 100_000_000
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "ICO")  # JPEG brings MPO
 _READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF or ICO"
+SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".ico"),
+}
 
 _TURNS = {  # EXIF orientation to what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -68,15 +73,37 @@ def open_image(source: ImageSource) -> Image.Image:
         with _as_image_errors(name, b""):
             return _upright_rgb(source, name)
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), "the picture given as bytes")
+        return decode_image(source, "the picture given as bytes")
     if not isinstance(source, str | os.PathLike):
         raise ImageError(f"a picture must be a path, bytes or a PIL image, got {type(source).__name__}")
+    with _opened(source) as (file, name):
+        return _decode(file, name, _upright_rgb)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """``open_image`` of a file's bytes; ``name`` is what an error calls them."""
+    return _decode(io.BytesIO(data), _printable(name), _upright_rgb)
+
+
+def read_text_chunks(path: str | os.PathLike[Any]) -> dict[str, str]:
+    """The text chunks of a PNG file, and of a picture in another format none.
+
+    Raises:
+        ImageError: as ``open_image``.
+    """
+    with _opened(path) as (file, name):
+        return _decode(file, name, _text_chunks)
+
+
+@contextlib.contextmanager
+def _opened(source: str | os.PathLike[Any]) -> Iterator[tuple[BinaryIO, str]]:
+    """A file that can go back, and its name for errors."""
     text = os.fsdecode(source)
     name = _printable(text)
     try:
         with Path(text).open("rb") as file:
             # A pipe (/dev/stdin, a shell's process substitution) cannot go back, which decoders need.
-            return _decode(file if file.seekable() else io.BytesIO(file.read()), name)
+            yield (file if file.seekable() else io.BytesIO(file.read())), name
     except FileNotFoundError:
         if text.startswith(("http://", "https://")):
             raise ImageError(f"{name} is a web address: download the picture and give its file") from None
@@ -165,7 +192,7 @@ def free_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
 # Reading
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
+def _decode(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Read]) -> Read:
     head = file.read(4096)
     file.seek(0)
     if not head:
@@ -173,7 +200,7 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     with _as_image_errors(name, head):
         Image.init()
         formats = [f for f in _FORMATS if f in Image.OPEN]  # AVIF and HEIF are not in every build
-        return _upright_rgb(Image.open(file, formats=formats), name)
+        return read(Image.open(file, formats=formats), name)
 
 
 @contextlib.contextmanager
@@ -219,6 +246,12 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ImageError(f"{name} is {width} x {height} pixels: give a picture with something in it")
     if width * height > MAX_PIXELS:
         raise _too_large(name, image.size)
+
+
+def _text_chunks(image: Image.Image, name: str) -> dict[str, str]:
+    _check_size(image, name)
+    image.load()
+    return {key: str(value) for key, value in getattr(image, "text", {}).items()}
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import os
 import signal
@@ -24,6 +25,8 @@ from .config import MAX_SEED, RECIPES
 from .errors import JanusError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from .pipeline import JanusPipeline
     from .preview import TerminalPreview
     from .results import GeneratedImage, ImageStep, TextResult
@@ -118,10 +121,16 @@ def say(message: str) -> None:
     click.echo(message, err=True)
 
 
+def note(message: str) -> None:
+    """A line for the person that --quiet leaves out."""
+    if not _quiet():
+        say(message)
+
+
 def say_if_cut(result: TextResult) -> None:
     """A note under an answer that did not come to its end."""
     if result.finish_reason == "length":
-        say(f"Cut after {len(result.tokens)} tokens, by --max-tokens or the model's context.")
+        note(f"Cut after {len(result.tokens)} tokens, by --max-tokens or the model's context.")
 
 
 def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
@@ -150,6 +159,56 @@ recipe_option = click.option(
     "model; the others are MLX's small floats.",
 )
 
+
+def complete_files(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Has the shell complete the names of files, as click does for its own ``Path``, which checks more than we want."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_folders(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Has the shell complete the names of folders."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def _hush(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Leave out notes and bars, ours and the Hub's, until the command ends."""
+    if not wanted:
+        return
+    ctx.meta[_QUIET] = True
+    log, bars = logging.getLogger("mlx_janus"), "HF_HUB_DISABLE_PROGRESS_BARS"  # read as huggingface_hub is imported
+    ctx.call_on_close(lambda level=log.level: log.setLevel(level))
+    log.setLevel(logging.ERROR)
+    if bars not in os.environ:
+        ctx.call_on_close(lambda: os.environ.pop(bars, None))
+        os.environ[bars] = "1"
+
+
+def _quiet() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and _QUIET in context.meta
+
+
+_QUIET = "mlx_janus.quiet"
+
+quiet_option = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=_hush,
+    help="No progress and no notes on stderr; errors stay.",
+)
+
+show_option = click.option(
+    "--show/--no-show",
+    default=None,
+    help="Show pictures in the terminal as they form.  [default: where it can, with colours]",
+)
+
 version_option = click.version_option(__version__, "-V", "--version", message="mlx_janus %(version)s")
 
 model_options = stack(
@@ -157,6 +216,7 @@ model_options = stack(
         "-m",
         "--model",
         metavar="MODEL",
+        shell_complete=complete_folders,
         help="Converted folder, PyTorch model folder, Hub id such as deepseek-ai/Janus-Pro-1B, or janus-1.3b, "
         "janus-pro-1b, janus-pro-7b or tiny for short; PyTorch models are converted once, into a cache.  "
         "[default: Janus-Tiny, which is in the package]",
@@ -288,6 +348,14 @@ def follow_drawing(
                     finished(image)
 
 
+def terminal_preview(show: bool | None) -> TerminalPreview | None:
+    """What shows one drawing in the terminal, as ``show_option`` has it; None where nothing is shown."""
+    from .preview import TerminalPreview, can_show
+
+    wanted = can_show() and not _quiet() if show is None else show
+    return TerminalPreview() if wanted else None
+
+
 def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
     """A progress bar, redrawn often on a terminal and rarely in a log."""
     from tqdm import tqdm
@@ -299,13 +367,13 @@ def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
         unit_scale=unit == "B",
         total=total,
         file=sys.stderr,
-        disable=sys.stderr is None,  # 2>&-
+        disable=sys.stderr is None or _quiet(),  # None: 2>&-
         mininterval=0.2 if on_terminal else 10.0,
     )
 
 
-def check_output(path: Path) -> None:
-    """Refuse an output that cannot be written before minutes are spent on it.
+def check_output(path: Path, flag: str = "--output") -> None:
+    """Refuse an output that cannot be written before minutes are spent on it; ``flag`` is what named it.
 
     Raises:
         OutputError: with the reason.
@@ -314,13 +382,13 @@ def check_output(path: Path) -> None:
 
     folder = path.parent
     if not folder.is_dir():
-        raise OutputError(f"{folder} is no folder: make it first, or name another with --output")
+        raise OutputError(f"{folder} is no folder: make it first, or name another with {flag}")
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder} cannot be written to: name another folder with --output")
+        raise OutputError(f"{folder} cannot be written to: name another folder with {flag}")
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder to draw into, unless it is there.
+def make_folder(path: Path, flag: str = "--output") -> None:
+    """Make a folder to draw into, unless it is there; ``flag`` is what named it.
 
     Raises:
         OutputError: with the reason.
@@ -330,5 +398,5 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path} cannot be made ({error.strerror}): name another folder with --output") from None
-    check_output(path / "picture.png")
+        raise OutputError(f"{path} cannot be made ({error.strerror}): name another folder with {flag}") from None
+    check_output(path / "picture.png", flag)

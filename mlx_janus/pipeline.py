@@ -437,9 +437,9 @@ class JanusPipeline:
         metadata = {
             "prompt": job.prompt,
             "seed": str(job.seed),
-            "cfg_weight": f"{options.cfg_weight:g}",
-            "temperature": f"{options.temperature:g}",
-            "top_p": f"{options.top_p:g}",
+            "cfg_weight": f"{options.cfg_weight:.15g}",  # all that was typed, so that it can be drawn again
+            "temperature": f"{options.temperature:.15g}",
+            "top_p": f"{options.top_p:.15g}",
             "model": self.name,
             "version": f"mlx_janus {__version__}",
         }

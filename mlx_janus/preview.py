@@ -15,6 +15,7 @@ from .results import ImageStep
 SHARE = 0.1  # of the drawing time that looking may take
 _ROWS = 20  # of the terminal, at most
 _GAP = 4  # pixels between pictures
+_MOST = 4  # pictures
 
 
 def can_show() -> bool:
@@ -52,9 +53,10 @@ class TerminalPreview:
         self._spent += self._last
 
     def show(self, pictures: Sequence[Image.Image]) -> None:
-        """Draw pictures over those that were drawn before."""
+        """Draw pictures, the first few of many, over those that were drawn before."""
         from rich.control import Control
 
+        pictures = pictures[:_MOST]
         if self._rows:
             self._console.control(Control.move(0, -self._rows))
         before = self._shown

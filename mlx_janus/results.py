@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .images import save_png
+from .errors import ImageError, OptionError
+from .images import read_text_chunks, save_png
+
+MAX_UPSCALE = 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,20 @@ class GeneratedImage:
         """
         return save_png(self.image, Path(path), self.metadata)
 
+    def upscaled(self, factor: int) -> GeneratedImage:
+        """The picture ``factor`` times as wide and high, by Lanczos' filter, which the metadata say; 1: as it is.
+
+        Raises:
+            OptionError: a factor other than 1 to 4.
+        """
+        if factor not in range(1, MAX_UPSCALE + 1):
+            raise OptionError(f"factor must be a whole number from 1 to {MAX_UPSCALE}, got {factor}")
+        if factor == 1:
+            return self
+        width, height = self.image.size
+        larger = self.image.resize((width * factor, height * factor), Image.Resampling.LANCZOS)
+        return replace(self, image=larger, metadata=self.metadata | {"upscale": f"{factor} (Lanczos)"})
+
 
 @dataclass(frozen=True)
 class ImageStep:
@@ -77,3 +96,32 @@ class ImageStep:
         Costs a decoding of each, and in low memory reading the codec, and then the language model again.
         """
         return self._preview()
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What it takes to draw a saved picture again, from its text chunks.
+
+    Returns:
+        prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: none).
+
+    Raises:
+        ImageError: no picture, or one that does not carry all of these.
+    """
+    chunks = read_text_chunks(path)
+    if not chunks.get("version", "").startswith("mlx_janus "):
+        raise ImageError(f"{path} carries no settings of a drawing: give a PNG as mlx_janus wrote it")
+    upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
+    try:
+        if upscale is None:
+            raise ValueError
+        return {
+            "prompt": chunks["prompt"],
+            "seed": int(chunks["seed"]),
+            **{name: float(chunks[name]) for name in ("cfg_weight", "temperature", "top_p")},
+            "model": chunks["model"],
+            "upscale": int(upscale[1] or 1),
+        }
+    except (KeyError, ValueError):
+        raise ImageError(
+            f"{path} carries settings that were changed or cut: give a PNG as mlx_janus wrote it"
+        ) from None

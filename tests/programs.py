@@ -29,16 +29,17 @@ class Outcome:
     stderr: str
 
 
-def call(command: click.Command, *arguments: object, stdin: str = "") -> Outcome:
-    """Run a command in this process."""
+def call(command: click.Command, *arguments: object, stdin: str | bytes = "") -> Outcome:
+    """Run a command in this process; it can read what is below text if ``stdin`` is bytes."""
     out, err = io.StringIO(), io.StringIO()
+    source = io.StringIO(stdin) if isinstance(stdin, str) else io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
     handler = signal.getsignal(signal.SIGTERM)
     code: object = None
     try:
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-            mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+            mock.patch.object(sys, "stdin", source),
         ):
             command.main([str(argument) for argument in arguments], prog_name="program")
     except SystemExit as end:

@@ -21,7 +21,7 @@ from PIL import Image
 from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line, finish, run, start
 
 import mlx_janus
-from mlx_janus import chat, convert, generate, options
+from mlx_janus import caption, chat, convert, generate, options
 from mlx_janus.__main__ import main as group
 from mlx_janus.config import JanusConfig
 from mlx_janus.weights.load import required_memory
@@ -33,6 +33,7 @@ SOURCE = FIXTURES / "deepseek-pro-bin"
 COMMANDS = (
     "mlx_janus",
     "mlx_janus.generate",
+    "mlx_janus.caption",
     "mlx_janus.chat",
     "mlx_janus.convert",
     "mlx_janus.evaluate",
@@ -312,6 +313,18 @@ WRONG_USES = [
     (generate.main, ["-p", "x", "--system", ""], "--system does not go with drawing"),
     (generate.main, ["-p", "x", "--text", "--max-tokens", "0"], "--max-tokens"),
     (generate.main, ["-p", "x", "and", "more"], "unexpected extra argument"),
+    (generate.main, ["-p", "x", "-i", "http://a.org/b.png"], "http:// is not read: give a file, or an address"),
+    (generate.main, ["-p", "x", "-i", "file:///b.png"], "file:// is not read"),
+    (generate.main, ["-p", "-", "-i", "-"], "stdin can be read once"),
+    (generate.main, ["-p", "x", "-i", "-", "-i", "-"], "stdin can be read once"),
+    (generate.main, ["-p", "-", "--prompts-file", "-"], "stdin can be read once"),
+    (generate.main, ["-p", "x", "--text", "--config-from", "a.png"], "--config-from does not go with answering"),
+    (generate.main, ["-p", "x", "--text", "--upscale", "2"], "--upscale does not go with answering"),
+    (generate.main, ["-p", "x", "--upscale", "5"], "--upscale"),
+    (generate.main, ["-p", "x", "--preview-every", "5"], "--preview-every goes with --preview-dir"),
+    (generate.main, ["-p", "x", "-p", "y", "--preview-dir", "a"], "--preview-dir goes with one prompt"),
+    (caption.main, [], "Missing argument"),
+    (caption.main, ["a.png", "-p", " "], "--prompt is empty"),
     (convert.main, ["a"], "Missing argument"),
     (convert.main, ["a", "b", "--bits", "3"], "--bits"),
     (convert.main, ["a", "b", "--group-size", "16", "--bits", "4"], "--group-size"),
@@ -769,7 +782,7 @@ def test_version(module: str) -> None:
 
 def test_the_group_runs_the_commands(model: Path, here: Path) -> None:
     listed = call(group, "--help").stdout
-    for command in ("generate", "chat", "convert", "evaluate", "train", "models", "doctor"):
+    for command in ("generate", "caption", "chat", "convert", "evaluate", "train", "models", "doctor"):
         assert re.search(rf"^  {command} ", listed, re.MULTILINE)
         assert call(group, command, "--help").stdout.startswith(f"Usage: program {command} ")
     done = call(group, "generate", "-m", model, "-p", PROMPT)
@@ -778,7 +791,7 @@ def test_the_group_runs_the_commands(model: Path, here: Path) -> None:
     assert call(group, "generate").code == 2
 
 
-@pytest.mark.parametrize("name", ["generate", "chat", "convert"])
+@pytest.mark.parametrize("name", ["generate", "caption", "chat", "convert"])
 def test_the_roots_scripts(name: str) -> None:
     done = run(f"{name}.py", "--help", cwd=ROOT)
     assert done.code == 0

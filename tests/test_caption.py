@@ -1,0 +1,153 @@
+"""``caption``: many pictures and one question to JSON lines, which a stopped run goes on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden import FIXTURES
+from PIL import Image
+from programs import Outcome, call, error_line
+
+import mlx_janus
+from mlx_janus import caption
+
+PICTURE = FIXTURES / "picture.png"
+NAMES = ["photos/a.jpg", "photos/b.PNG", "photos/c.webp"]
+Janus = mlx_janus.JanusPipeline
+
+
+@pytest.fixture
+def model(converted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small random model; the working folder holds pictures and what is none."""
+    photos = tmp_path / "photos"
+    (photos / "deep.png").mkdir(parents=True)
+    for name, colour in zip(NAMES, ("teal", "red", "white"), strict=True):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / name)
+    shutil.copy(PICTURE, photos / "deep.png" / "d.png")
+    (photos / "._a.jpg").write_text("what macOS leaves beside a picture")
+    (photos / "notes.txt").write_text("hello")
+    monkeypatch.chdir(tmp_path)
+    return converted["deepseek-pro-bin"]
+
+
+def ask(model: Path, *arguments: object) -> Outcome:
+    return call(caption.main, "-m", model, "--max-tokens", 4, *arguments)
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_folder_becomes_lines_in_the_order_of_names(model: Path, pro: Janus) -> None:
+    done = ask(model, "photos", "--seed", 3)
+    assert done.code == 0, done.stderr
+    facts = lines(done.stdout)
+    assert [line["path"] for line in facts] == NAMES
+    for line in facts:
+        expected = pro.generate_text("Describe the picture.", line["path"], max_tokens=4)
+        assert (line["text"], line["tokens"]) == (expected.text, list(expected.tokens))
+        assert (line["finish_reason"], line["seed"], line["model"]) == (expected.finish_reason, 3, model.name)
+        assert line["prompt"] == "Describe the picture."
+
+
+def test_files_patterns_and_folders_are_taken_once_each(model: Path) -> None:
+    paths = ("photos/deep.png/d.png", "photos/[ab].*", "./photos//b.PNG", "photos", "photos/**/d.png")
+    done = ask(model, *paths, "-p", "Was ist das für ein Bild?")
+    assert [line["path"] for line in lines(done.stdout)] == ["photos/deep.png/d.png", *NAMES]
+    assert '"Was ist das für ein Bild?"' in done.stdout
+
+
+def test_a_run_that_was_killed_is_gone_on_with(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("photos", "-o", "out.jsonl", "--temperature", 1, "--seed", 8)
+    assert ask(model, *words).stdout == ""
+    output = Path("out.jsonl")
+    whole = output.read_bytes()
+    assert len(lines(whole.decode())) == 3
+    second = whole.index(b"\n") + 1
+    asked: list[object] = []
+    real = Janus.generate_text
+    monkeypatch.setattr(
+        Janus, "generate_text", lambda self, p, image, **more: (asked.append(image), real(self, p, image, **more))[1]
+    )
+    for kept in (second + 3, second + 40, len(whole) - 1, second, 0):
+        output.write_bytes(whole[:kept])
+        asked.clear()
+        again = ask(model, *words)
+        assert again.code == 0, again.stderr
+        assert output.read_bytes() == whole
+        assert len(asked) == 3 - whole[:kept].count(b"\n")
+    monkeypatch.setattr(caption, "load_model", None)  # not called when nothing is missing
+    assert ask(model, *words) == Outcome(0, "", "3 of 3 pictures are there already\n")
+
+
+def test_a_stop_keeps_whole_lines(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Janus.generate_text
+
+    def stop_at_the_third(self: Janus, prompt: str, image: str, **more: Any) -> object:
+        if image == NAMES[2]:
+            assert len(lines(Path("out.jsonl").read_text())) == 2  # written while the run goes on
+            raise KeyboardInterrupt
+        return real(self, prompt, image, **more)
+
+    monkeypatch.setattr(Janus, "generate_text", stop_at_the_third)
+    done = ask(model, "photos", "-o", "out.jsonl")
+    assert (done.code, done.stderr.splitlines()[-1]) == (130, "stopped")
+    assert [line["path"] for line in lines(Path("out.jsonl").read_text())] == NAMES[:2]
+
+
+def test_pictures_that_cannot_be_read_are_named_and_the_rest_is_answered(model: Path) -> None:
+    Path(NAMES[1]).write_bytes(PICTURE.read_bytes()[:1000])
+    done = ask(model, "photos", "absent.png", "-o", "out.jsonl", "-q")
+    assert error_line(done) == "Error: 2 of 4 pictures could not be read"
+    first, second, _ = done.stderr.splitlines()
+    assert first.startswith(f"{NAMES[1]} is damaged or cut short")
+    assert second.startswith("absent.png does not exist")
+    assert [line["path"] for line in lines(Path("out.jsonl").read_text())] == [NAMES[0], NAMES[2]]
+    shutil.copy(PICTURE, NAMES[1])
+    assert ask(model, "photos", "-o", "out.jsonl", "-q") == Outcome(0, "", "")
+    assert lines(Path("out.jsonl").read_text())[2]["path"] == NAMES[1]
+
+
+def test_a_file_name_that_is_no_text(model: Path) -> None:
+    name = b"latin-\xe9.png"
+    try:
+        shutil.copy(bytes(PICTURE), name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    for _ in range(2):
+        assert ask(model, "latin-*.png", "-o", "out.jsonl").code == 0
+        assert [line["path"].encode(errors="surrogateescape") for line in lines(Path("out.jsonl").read_text())] == [
+            name
+        ]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("dear diary", "out.jsonl is no file of captions"),
+        ("dear diary\n", "out.jsonl is no file of captions"),
+        ('{"path": "a.png", "text": "x"}\n', "out.jsonl is no file of captions"),
+        ('[1]\n{"pa', "out.jsonl is no file of captions"),
+        ('{"path": "a.png", "prompt": "Why?"}\n{"pa', "out.jsonl answers another question, 'Why?'"),
+    ],
+)
+def test_a_file_of_something_else_is_left_as_it_is(model: Path, text: str, what: str) -> None:
+    Path("out.jsonl").write_text(text)
+    assert what in error_line(call(caption.main, "-m", "no/such/model", "photos", "-o", "out.jsonl"))
+    assert Path("out.jsonl").read_text() == text
+
+
+def test_nothing_to_ask_about_and_nowhere_to_write(model: Path) -> None:
+    Path("empty").mkdir()
+    for words, what in [
+        ("empty", "empty holds no pictures"),
+        ("photos/*.xcf", "photos/*.xcf fits no file"),
+        ("photos -o absent/out.jsonl", "absent is no folder"),
+        ("photos -o photos", "photos is a folder"),
+    ]:
+        assert what in error_line(call(caption.main, "-m", "no/such/model", *words.split()))
