@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[Setup], Iterable[Row]]] = {
     "answering": parts.answering,
     "batch": parts.batch,
     "first-token": parts.first_token,
+    "turns": parts.turns,
     "bytes": parts.bytes_read,
     "memory": parts.memory,
     "vq-decode": parts.vq_decode,

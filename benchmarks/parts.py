@@ -19,15 +19,19 @@ import mlx_janus
 import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import generate_step
+from PIL import Image
 
 from benchmarks import windows as janus_tiny
 from benchmarks.random_model import evaluate
+from mlx_janus.config import JanusConfig
 from mlx_janus.decode.image import DrawOptions, draw_tokens
 from mlx_janus.decode.text import TextOptions, answer_tokens
 from mlx_janus.decode.window import SETTLED, time_passes
 from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
 from mlx_janus.memory import available_memory
 from mlx_janus.models.janus import JanusModel
+from mlx_janus.pipeline import JanusPipeline
+from mlx_janus.prompts import Prompts
 from mlx_janus.weights.sources import TINY
 
 PROMPT = 32  # tokens
@@ -106,6 +110,23 @@ def first_token(setup: Setup) -> Iterator[Row]:
         f"first token of an answer, one picture and text, {length} positions, encoder included",
         times,
         "mlx-lm's own of as many tokens",
+    )
+
+
+def turns(setup: Setup) -> Iterator[Row]:
+    """The first token on the fifth turn of a conversation about a picture beside that on the first."""
+    model, tiny = setup.model, JanusConfig.load(TINY / "config.json")
+    prompts = Prompts.load(TINY, tiny.prompt, image_tokens=model.config.understanding.tokens)
+    times = []
+    for _ in range(setup.repeats):
+        talk = JanusPipeline(model, prompts, name="random").conversation()
+        picture = Image.new("RGB", (400, 300), "navy")
+        shown = [[picture], [], [], [], []]
+        times.append([talk.send("How many shapes are there?", s, max_tokens=8).first_token_seconds for s in shown])
+    first, *_, fifth = np.median(times, axis=0).tolist()
+    ratio = float(np.median([each[-1] / each[0] for each in times]))
+    yield Row(
+        "first token on turn 5 of a conversation about a picture", ratio, seconds(fifth), f"turn 1, {seconds(first)}"
     )
 
 

@@ -59,6 +59,18 @@ def stream_answer(
         cache: holds the first ``read`` ids, and grows.
         read: how many ids the cache holds.
     """
+    with janus.turn:
+        yield from _stream(janus, ids, encode, options, cache, read)
+
+
+def _stream(
+    janus: JanusPipeline,
+    ids: Sequence[int],
+    encode: Callable[[], tuple[list[mx.array], float]],
+    options: TextOptions,
+    cache: Cache | None,
+    read: int,
+) -> Iterator[TextChunk]:
     model, prompts = janus.model, janus.prompts
     mx.reset_peak_memory()
     features, spent = encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,9 @@ class _Job:
 class JanusPipeline:
     """One model, ready to answer and to draw. Made by ``load``.
 
+    While one thread is given an answer or a drawing, another that asks for one waits. A stream belongs to the thread
+    that reads it: an app does best to give the model one worker thread (``examples/async_app.py``).
+
     Args:
         model: its weights, read or not.
         prompts: its tokenizer and templates.
@@ -135,6 +139,7 @@ class JanusPipeline:
         self.model = model
         self.prompts = prompts
         self.name = name
+        self.turn = threading.RLock()  # held while an answer or a drawing is under way
         self._files = files
         self._task: Task | None = None  # the last one that weights were read for
 
@@ -381,6 +386,12 @@ class JanusPipeline:
         return ids
 
     def _draw(self, jobs: Sequence[_Job], options: DrawOptions, exact: bool, window: int | None) -> Iterator[ImageStep]:
+        with self.turn:
+            yield from self._draw_now(jobs, options, exact, window)
+
+    def _draw_now(
+        self, jobs: Sequence[_Job], options: DrawOptions, exact: bool, window: int | None
+    ) -> Iterator[ImageStep]:
         mx.reset_peak_memory()
         self.prepare("draw")
         groups = self._groups(jobs, options, exact)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 import mlx.core as mx
@@ -523,6 +525,35 @@ def test_pictures_of_several_prompts_are_each_as_drawn_alone(pro: Janus, window:
         assert np.array_equal(alone.tokens, image.tokens)
     with pytest.raises(mlx_janus.JanusError, match="no prompt"):
         pro.generate_images([])
+
+
+def test_a_second_thread_waits_its_turn(pro: Janus) -> None:
+    alone = [pro.generate_images("a cat", seed=seed)[0].tokens for seed in (1, 2)]
+    text = pro.generate_text("a cat?", max_tokens=8).tokens
+    order: list[str] = []
+
+    def draw(name: str, seed: int) -> np.ndarray:
+        for step in pro.stream_images("a cat", seed=seed):
+            order.append(name)
+            if step.images:
+                drawn = step.images[0].tokens
+        return drawn
+
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(draw, "a", 1), pool.submit(draw, "b", 2)]
+        told = pool.submit(pro.generate_text, "a cat?", max_tokens=8)
+        for job, tokens in zip(jobs, alone, strict=True):
+            np.testing.assert_array_equal(job.result(), tokens)
+        assert told.result().tokens == text
+    assert "".join(order) in ("a" * 17 + "b" * 17, "b" * 17 + "a" * 17)
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pro.stream_images("a cat", seed=1)
+        next(stopped)
+        waiting = pool.submit(pro.generate_text, "a cat?", max_tokens=8)
+        with pytest.raises(FutureTimeout):
+            waiting.result(0.3)
+        stopped.close()  # type: ignore[attr-defined]
+        assert waiting.result(30).tokens == text
 
 
 def test_exact_and_a_window_exclude_each_other(pro: Janus) -> None:
