@@ -1,0 +1,43 @@
+"""Write docs/cli.md, the commands' help texts: ``python docs/write_cli.py``. The tests fail where it is stale."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a bare script
+
+from mlx_janus.__main__ import COMMANDS, main
+
+TARGET = Path(__file__).with_name("cli.md")
+_WIDTH = 100
+
+
+def page() -> str:
+    """The whole page."""
+    parts = ["# Commands\n", "Written by `python docs/write_cli.py` from the commands' own `--help`.\n"]
+    parts += _section(main, "mlx-janus")
+    for name, module in COMMANDS.items():
+        parts += _section(importlib.import_module(f"mlx_janus.{module}").main, f"mlx-janus {name}")
+    return "\n".join(parts)
+
+
+def _section(command: click.Command, path: str) -> list[str]:
+    context = click.Context(
+        command, info_name=path, terminal_width=_WIDTH, max_content_width=_WIDTH, **command.context_settings
+    )
+    text = command.get_help(context).rstrip()
+    parts = [f"## {path}\n", f"```\n{text}\n```\n"]
+    if isinstance(command, click.Group) and command is not main:
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            parts += _section(inner, f"{path} {name}")
+    return parts
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page(), encoding="utf-8")
