@@ -1,0 +1,109 @@
+"""What a quantized KV cache costs a long chat: ``python benchmarks/cache_bits.py``.
+
+Janus-Tiny reads long conversations about a picture; then the text logits at the last positions are compared with those
+over the float cache. At a published shape, with random weights, a step over a long cache is timed both ways, in turns.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a bare script
+
+import mlx_janus
+
+# isort: split
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from benchmarks.published_shapes import MODELS
+from benchmarks.random_model import evaluate, random_model
+from benchmarks.real_size import machine
+from mlx_janus.evaluation.divergence import mean_divergence
+from mlx_janus.images import preprocess, to_image
+from mlx_janus.models.backbone import fill_cache
+from mlx_janus.models.janus import JanusModel
+from mlx_janus.prompts import Turn
+from mlx_janus.worlds import language, shapes
+
+LAST = 16  # positions that are compared
+
+
+def quantized(cache: list, bits: int | None, width: int) -> list:
+    """The cache as it is, or with keys and values in so many bits."""
+    group = next(g for g in (64, 32) if width % g == 0)
+    return cache if bits is None else [layer.to_quantized(group_size=group, bits=bits) for layer in cache]
+
+
+def long_chat(janus: mlx_janus.JanusPipeline, seed: int) -> mx.array:
+    """(L, hidden) of a conversation about one picture that nearly fills the context."""
+    random = np.random.default_rng(seed)
+    scene = shapes.sample_scene(random, "several", "pairs")
+    turns = [Turn("user", (asked := language.question(scene, random)).text, 1)]
+    while len(janus.prompts.answering(turns)) < janus.config.language.max_position_embeddings - 64:
+        turns += [Turn("assistant", asked.answer), Turn("user", (asked := language.question(scene, random)).text)]
+    ids = np.array(janus.prompts.answering(turns))
+    embeddings = janus.model.embed_text(mx.array(ids))
+    pixels = preprocess(to_image(shapes.pixels(scene)), janus.config.image)
+    embeddings[mx.array(np.flatnonzero(ids == janus.prompts.special.image))] = janus.model.understand(
+        mx.array(pixels)[None]
+    )[0]
+    return embeddings
+
+
+def last_logits(model: JanusModel, embeddings: mx.array, bits: int | None) -> mx.array:
+    """(LAST, vocabulary), the last positions read one by one over a cache of the others."""
+    cache = model.make_cache()
+    mx.eval(model.hidden_states(embeddings[None, :-LAST], cache))
+    cache = quantized(cache, bits, model.config.language.head_dim)
+    hidden = [model.hidden_states(embeddings[None, -i, None], cache) for i in range(LAST, 0, -1)]
+    return model.text_logits(mx.concatenate(hidden, axis=1))[0]
+
+
+def step_seconds(model: JanusModel, positions: int, bits: int | None, steps: int) -> tuple[float, int]:
+    """The median time of an answering step over so long a cache, and the cache's bytes."""
+    cache = model.make_cache(positions + steps + 1)
+    fill_cache(cache, model.config.language, 1, positions, model.gen_embed.weight.dtype)
+    cache = quantized(cache, bits, model.config.language.head_dim)
+    size = sum(array.nbytes for layer in cache for _, array in tree_flatten(layer.state) if hasattr(array, "nbytes"))
+    one, times = model.embed_text(mx.array([[1]])), []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        mx.eval(model.text_logits(model.hidden_states(one, cache)))
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:])), size
+
+
+@click.command()
+@click.option("--shape", type=click.Choice(list(MODELS)), default="1b", show_default=True)
+@click.option("--positions", type=click.IntRange(1), default=4096, show_default=True, help="In the cache.")
+@click.option("--steps", type=click.IntRange(1), default=6, show_default=True)
+@click.option("--chats", type=click.IntRange(1), default=8, show_default=True)
+def main(shape: str, positions: int, steps: int, chats: int) -> None:
+    """Print a line for each number of bits."""
+    janus = mlx_janus.load()
+    read = [long_chat(janus, seed) for seed in range(chats)]
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    model = random_model(shape, "float32" if on_cpu else "bfloat16")
+    evaluate(model.answering_arrays())
+    click.echo(f"{machine()}; {model.config.dtype}, {shape}, {positions} positions\n")
+    click.echo("| cache | KL, text, Janus-Tiny | top-1 | cache's bytes | time of a step | |\n|---|---|---|---|---|---|")
+    plain: float | None = None
+    for bits in (None, 8, 4):
+        pairs = [(last_logits(janus.model, e, None), last_logits(janus.model, e, bits)) for e in read]
+        found = mean_divergence(pairs)
+        seconds, size = step_seconds(model, positions, bits, steps)
+        plain = plain or seconds
+        click.echo(
+            f"| {f'{bits} bits' if bits else 'float'} | {found.kl:.5f} | {found.top1:.1%} | {size / 1e6:.0f} MB "
+            f"| {seconds:.3f} s | {seconds / plain:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
