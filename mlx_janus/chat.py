@@ -159,7 +159,8 @@ class Chat:
 
         if self.result is not None:
             done, read = self.result, self.result.prompt_tokens - self.result.cached_tokens
-            say(f"{len(done.tokens)} tokens, {done.generation_tps:.1f} a second")
+            rate = f", {done.generation_tps:.1f} a second" if done.generation_tps else ""
+            say(f"{len(done.tokens)} token{'s' if len(done.tokens) != 1 else ''}{rate}")
             say(
                 f"{read} of {done.prompt_tokens} prompt tokens read, first token after {done.first_token_seconds:.2f} s"
             )

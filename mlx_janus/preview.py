@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -32,6 +33,8 @@ class TerminalPreview:
 
     def __init__(self) -> None:
         from rich.console import Console
+
+        logging.getLogger("textual_image").setLevel(logging.ERROR)  # it warns, with a traceback, of what it can guess
         from textual_image.renderable import Image as Renderable
 
         self._console = Console(file=sys.stdout, color_system="truecolor", legacy_windows=False)

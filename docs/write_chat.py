@@ -1,0 +1,94 @@
+"""Write docs/chat.svg, a chat with Janus-Tiny as it stands on a terminal: ``python docs/write_chat.py``.
+
+The program is run on a pseudo-terminal and typed at; what its screen holds then is drawn by rich. Needs the
+extra "test".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pexpect
+import pyte
+from rich.console import Console
+from rich.text import Text
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = Path(__file__).with_name("chat.svg")
+COLUMNS, ROWS = 90, 44
+TYPED = (
+    "/seed 3",
+    "/draw a red circle above a blue square",
+    "What is in the picture?",
+    "What colour is the square?",
+    "Is the circle left of the square?",
+    "/stats",
+)
+
+
+def screen() -> pyte.Screen:
+    """The screen after all was typed and answered."""
+    shown = pyte.Screen(COLUMNS, ROWS)
+    stream = pyte.Stream(shown)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONPATH": str(ROOT),
+            "XDG_STATE_HOME": folder, "HOME": folder,
+        }  # fmt: skip
+        child = pexpect.spawn(
+            sys.executable, ["-m", "mlx_janus.chat"], env=environment, encoding="utf-8", dimensions=(ROWS, COLUMNS),
+            cwd=folder,
+        )  # fmt: skip
+        for line in (*TYPED, None):
+            _wait(child, stream, shown)
+            if line is not None:
+                child.send(f"{line}\r")
+        child.close(force=True)
+    return shown
+
+
+def _wait(child: pexpect.spawn, stream: pyte.Stream, shown: pyte.Screen) -> None:
+    """Until the prompt stands on the last line, and nothing more comes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            stream.feed(child.read_nonblocking(100_000, timeout=1.0))
+        except pexpect.TIMEOUT:
+            lines = [line.rstrip() for line in shown.display if line.strip()]
+            if lines and lines[-1] == ">":
+                return
+    raise TimeoutError(f"no prompt came: {[line for line in shown.display if line.strip()]}")
+
+
+def drawn(shown: pyte.Screen) -> str:
+    """The screen as SVG."""
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), color_system="truecolor")
+    last = max(y for y in range(ROWS) if shown.display[y].strip())
+    for y in range(last):  # the last line is the empty prompt
+        text = Text()
+        for x in range(COLUMNS):
+            cell = shown.buffer[y][x]
+            style = [
+                colour for colour in (_colour(cell.fg), f"on {_colour(cell.bg)}" if _colour(cell.bg) else "") if colour
+            ]
+            text.append(cell.data, " ".join(style))
+        text.rstrip()
+        console.print(text, no_wrap=True)
+    return console.export_svg(title="python -m mlx_janus.chat")
+
+
+def _colour(name: str) -> str:
+    with contextlib.suppress(ValueError):
+        if len(name) == 6 and int(name, 16) >= 0:
+            return f"#{name}"
+    return ""
+
+
+if __name__ == "__main__":
+    TARGET.write_text(drawn(screen()), encoding="utf-8")
