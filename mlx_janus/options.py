@@ -340,7 +340,7 @@ def follow_drawing(
             bar.set_postfix_str(f"{per_minute:.2f} images/min", refresh=False)
             bar.update(step.index - bar.n)
             done = step.index == step.total and bool(step.images)
-            if preview is not None and (preview.is_due() or done):
+            if preview is not None and (preview.is_due(step) or done):
                 with tqdm.external_write_mode(file=sys.stderr):
                     preview.look(step)
             for image in step.images:

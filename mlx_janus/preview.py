@@ -44,8 +44,11 @@ class TerminalPreview:
         self._started = time.monotonic()
         self._spent = self._last = 0.0
 
-    def is_due(self) -> bool:
-        """Whether one more look fits into its share of the time, if it costs what the last one did."""
+    def is_due(self, step: ImageStep) -> bool:
+        """Whether one more look fits into its share of the time, if it costs what the last one did; the first is taken
+        when there is something to see."""
+        if not self._last:
+            return step.index >= step.total // 8
         return self._spent + self._last <= SHARE * (time.monotonic() - self._started)
 
     def look(self, step: ImageStep) -> None:
