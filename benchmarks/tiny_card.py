@@ -26,6 +26,7 @@ _WHAT = {
     "codec": "the image codec",
     "merged": "its decoder, with merged codes",
     "encoder": "the vision encoder alone",
+    "drawing": "language model and drawing parts, captions alone",
     "joint": "all but encoder and codec, both losses",
 }
 
@@ -59,7 +60,9 @@ def stages(log: Path) -> list[str]:
     lines = []
     for stage, what in _WHAT.items():
         own = getattr(recipe, stage)
-        batch = getattr(own, "batch", None) or f"{own.answering_batch} conversations, {own.drawing_batch} captions"
+        batch = getattr(own, "batch", None) or f"{own.drawing_batch} captions"
+        if getattr(own, "answering_batch", 0):
+            batch = f"{own.answering_batch} conversations, {batch}"
         lines.append(f"| {stage} | {what} | {own.steps} | {batch} | {last[stage]['seconds'] / 60:.0f} |")
     return lines
 
