@@ -78,6 +78,14 @@ def test_the_drawing_stage_learns_from_captions_alone(prompts: Prompts) -> None:
     assert not mx.array_equal(after["language_model.lm_head.weight"], before["language_model.lm_head.weight"])
 
 
+def test_a_stage_of_mostly_answers_leaves_captions_out_of_some_steps(prompts: Prompts) -> None:
+    recipe = JointRecipe(4, answering_batch=4, drawing_batch=8, captions_every=2, lookup_steps=0, short=True)
+    stage = JointStage(joint_stage(prompts, 2).model, prompts, recipe, 0, "answers")
+    measured = [stage.step(k) for k in range(4)]
+    assert ["image_loss" in m for m in measured] == [True, False, True, False]
+    assert all("text_loss" in m for m in measured)
+
+
 def test_thirty_steps_of_the_codec_and_the_encoder_learn() -> None:
     codec = CodecStage(CODEC, CodecRecipe(30, unquantized_steps=20, batch=4), 0)
     losses = [codec.step(k)["loss"] for k in range(20)]
@@ -151,7 +159,9 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     """The whole program in two processes, killed in its first stage, then run again: the same model file as without,
     in one process."""
     steps = ["--codec-steps", "20", "--checkpoint-every", "0"]
-    steps += [word for stage in ("merged", "encoder", "drawing", "joint") for word in (f"--{stage}-steps", "1")]
+    steps += [
+        word for stage in ("merged", "encoder", "drawing", "joint", "answers") for word in (f"--{stage}-steps", "1")
+    ]
     arguments = ["-m", "mlx_janus.train", "tiny", *steps, "--output"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -64,8 +64,7 @@ class JointStage:
             final_rate=recipe.final_rate,
         )  # fmt: skip
         group = mx.distributed.init()
-        halves = [self._answers if recipe.answering_batch else self._captions, self._captions]
-        self._mine = list(enumerate(halves))[group.rank() :: group.size()]
+        self._mine = range(2)[group.rank() :: group.size()]  # halves of every step
         self._answering = compiled_gradient(model, answering_loss)
         self._drawing = compiled_gradient(model, drawing_loss)
         mx.eval(model.parameters())
@@ -79,8 +78,9 @@ class JointStage:
     def step(self, index: int) -> dict[str, float]:
         started = time.perf_counter()
         gradients, measured = None, mx.zeros((2, len(_MEASURED)))
-        for half, evaluate in self._mine:
-            towards, found = evaluate(index, half)
+        for half in self._mine:
+            answering = self.recipe.answering_batch and (half == 0 or index % self.recipe.captions_every)
+            towards, found = (self._answers if answering else self._captions)(index, half)
             gradients = towards if gradients is None else tree_map(lambda a, b: (a + b) / 2, gradients, towards)
             measured = measured + found
             mx.eval(gradients, measured)
@@ -93,7 +93,9 @@ class JointStage:
 
     def _answers(self, index: int, half: int) -> tuple[Any, mx.array]:
         random = np.random.default_rng([self.seed, 5, index, half])
-        shares = language.LOOKUPS if index < self.recipe.lookup_steps else language.SHARES
+        shares = language.SHORT if self.recipe.short else language.SHARES
+        if index < self.recipe.lookup_steps:
+            shares = language.LOOKUPS
         batch = answering_batch(self.prompts, random, self.recipe.answering_batch, shares)
         (loss, right), gradients = self._answering(*map(mx.array, astuple(batch)))
         return gradients, _row(text_loss=loss, text_right=right, positions=batch.ids.size)

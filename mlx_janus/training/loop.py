@@ -211,7 +211,8 @@ def _save(path: Path, state: dict[str, mx.array], metadata: dict[str, str]) -> N
 
 
 def _log(path: Path, stage: str, step: int, seconds: float, gathered: list[dict[str, float]]) -> None:
-    means = {key: float(f"{np.mean([m[key] for m in gathered if key in m]):.5g}") for key in gathered[-1]}
+    keys = dict.fromkeys(key for measured in gathered for key in measured)
+    means = {key: float(f"{np.mean([m[key] for m in gathered if key in m]):.5g}") for key in keys}
     line = {"stage": stage, "step": step, "seconds": round(seconds, 1), **means}
     with _locked(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -6,13 +6,17 @@ from pathlib import Path
 
 from .loop import read_log
 
-_CURVES = {
-    "codec": ("psnr", "reconstruction, dB"),
-    "merged": ("psnr", "reconstruction, dB"),
-    "encoder": ("shapes_right", "patches whose shape is right"),
-    "joint": ("image_loss", "loss of pictures, nats a token"),
-    "joint ": ("text_loss", "loss of answers, nats a token"),
-}
+_PICTURES, _ANSWERS = ("image_loss", "loss of pictures, nats a token"), ("text_loss", "loss of answers, nats a token")
+_CURVES = (
+    ("codec", "psnr", "reconstruction, dB"),
+    ("merged", "psnr", "reconstruction, dB"),
+    ("encoder", "shapes_right", "patches whose shape is right"),
+    ("drawing", *_PICTURES),
+    ("joint", *_PICTURES),
+    ("joint", *_ANSWERS),
+    ("answers", *_PICTURES),
+    ("answers", *_ANSWERS),
+)
 
 
 def plot_log(log: Path, output: Path) -> None:
@@ -20,12 +24,12 @@ def plot_log(log: Path, output: Path) -> None:
     from matplotlib.figure import Figure
 
     lines = read_log(log)
-    figure = Figure(figsize=(15, 3), layout="constrained")
-    for axes, (stage, (key, title)) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
-        points = [(line["step"], line[key]) for line in lines if line["stage"] == stage.strip() and key in line]
+    figure = Figure(figsize=(14, 5.5), layout="constrained")
+    for axes, (stage, key, title) in zip(figure.subplots(2, 4).flat, _CURVES, strict=True):
+        points = [(line["step"], line[key]) for line in lines if line["stage"] == stage and key in line]
         if points:
             axes.plot(*zip(*points, strict=True), linewidth=1)
-        axes.set_title(f"{stage.strip()}: {title}", fontsize=9)
+        axes.set_title(f"{stage}: {title}", fontsize=9)
         axes.set_xlabel("steps", fontsize=8)
         axes.tick_params(labelsize=8)
     figure.savefig(output, dpi=100)

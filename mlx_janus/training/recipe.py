@@ -50,7 +50,9 @@ class JointRecipe:
     muon_rate: float = 6e-3
     final_rate: float = 0.02  # where the rates end, as a share
     warmup: int = 40
+    captions_every: int = 1  # other steps have a half with conversations in its place
     lookup_steps: int = 500  # with mostly such questions as are answered by finding one thing (``language.LOOKUPS``)
+    short: bool = False  # after these: with few descriptions (``language.SHORT``)
     dropped_prompts: float = 0.1  # share of drawing prompts turned into pads, so that guidance means something
 
 
@@ -68,6 +70,9 @@ class TinyRecipe:
         default_factory=lambda: JointRecipe(3000, 0, 48, rate=1e-3, muon_rate=0.01, final_rate=0.3)
     )
     joint: JointRecipe = field(default_factory=JointRecipe)
+    answers: JointRecipe = field(
+        default_factory=lambda: JointRecipe(1300, captions_every=2, lookup_steps=0, short=True)
+    )
 
 
 CODEC = VQConfig(
@@ -92,6 +97,6 @@ def tiny_config(vocabulary: int) -> JanusConfig:
         gen_head=GenHeadConfig(kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=CODEC.codebook_size),
         image=ImageConfig(image_size=SIDE),
         prompt=PromptConfig(system=""),
-        drawing=DrawingConfig(cfg_weight=2.0, temperature=0.5),
+        drawing=DrawingConfig(cfg_weight=2.5, temperature=0.6),
         dtype="float16",
     )  # fmt: skip

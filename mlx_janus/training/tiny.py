@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -21,6 +22,7 @@ from .recipe import CODEC, ENCODER, JointRecipe, TinyRecipe, tiny_config
 from .vocabulary import train_tokenizer
 
 MODEL_FOLDER = "model"
+JOINT_STAGES = ("drawing", "joint", "answers")  # of the whole model, in order
 SOURCE = "mlx_janus.train tiny"
 
 
@@ -62,9 +64,13 @@ def train_tiny(
     config = tiny_config(tokenizer.get_vocab_size())
     prompts = Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
     model = build_model(config, load_state(output, "merged"), load_state(output, "encoder"), recipe.seed)
-    before = replace(recipe, joint=JointRecipe())  # what the drawing stage depends on
-    run(JointStage(model, prompts, recipe.drawing, recipe.seed, "drawing"), config.to_dict(), before, writes=first)
-    run(JointStage(model, prompts, recipe.joint, recipe.seed), config.to_dict(), recipe, writes=first)
+    ahead = list(JOINT_STAGES)
+    for name in JOINT_STAGES:
+        ahead.remove(name)  # what a stage depends on is the recipe but for the stages after it
+        unseen: dict[str, Any] = dict.fromkeys(ahead, JointRecipe())
+        facts = replace(recipe, **unseen)
+        stage = JointStage(model, prompts, getattr(recipe, name), recipe.seed, name)
+        run(stage, config.to_dict(), facts, writes=first)
     if not first:
         return model
     text = prompts.tokenizer.to_str()

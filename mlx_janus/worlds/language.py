@@ -276,6 +276,11 @@ LOOKUPS = {
     "description": 0.14,
 }  # fmt: skip
 """Shares to begin with: most answers are found by looking for one thing."""
+SHORT = {
+    "existence": 0.27, "colour": 0.16, "shape": 0.12, "number": 0.14, "position": 0.22, "content": 0.06,
+    "description": 0.03,
+}  # fmt: skip
+"""Shares to end with: descriptions are long, and would be most of what is learnt."""
 
 
 def question(
