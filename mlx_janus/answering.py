@@ -40,6 +40,15 @@ def as_strings(text: Sequence[str] | str) -> tuple[str, ...]:
     return (text,) if isinstance(text, str) else tuple(text)
 
 
+def embed_prompt(janus: JanusPipeline, ids: Sequence[int], features: Sequence[mx.array]) -> mx.array:
+    """(L, hidden): ids embedded, with (positions, hidden) features, one after the other, where pictures stand."""
+    embeddings = janus.model.embed_text(mx.array(list(ids), mx.int32)[None])[0]
+    if features:
+        places = np.flatnonzero(np.array(ids) == janus.prompts.special.image)
+        embeddings[mx.array(places)] = mx.concatenate(list(features)).astype(embeddings.dtype)
+    return embeddings
+
+
 def stream_answer(
     janus: JanusPipeline,
     ids: Sequence[int],
@@ -76,11 +85,7 @@ def _stream(
     features, spent = encode()
     janus.prepare("answer")
     started = time.perf_counter() - spent
-    unread = np.array(ids[read:], np.int32)
-    embeddings = model.embed_text(mx.array(unread)[None])[0]
-    if features:
-        places = np.flatnonzero(unread == prompts.special.image)
-        embeddings[mx.array(places)] = mx.concatenate(features).astype(embeddings.dtype)
+    embeddings = embed_prompt(janus, ids[read:], features)
     room = model.config.language.max_position_embeddings - len(ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
     stream = answer_tokens(model, embeddings, options, cache, ids=ids)
@@ -115,7 +120,7 @@ def _stream(
             tokens=tuple(tokens),
             finish_reason=reason,
             prompt_tokens=len(ids),
-            prompt_tps=len(unread) / (first - started),
+            prompt_tps=(len(ids) - read) / (first - started),
             generation_tps=max(len(tokens) - 1, 0) / spent if spent > 0 else 0.0,
             peak_memory=mx.get_peak_memory(),
             cached_tokens=read,
