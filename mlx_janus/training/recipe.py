@@ -73,6 +73,7 @@ class TinyRecipe:
     answers: JointRecipe = field(
         default_factory=lambda: JointRecipe(1300, captions_every=2, lookup_steps=0, short=True)
     )
+    share_of_last: float = 0.7  # of the last stage's weights in the model, beside those of the one before
 
 
 CODEC = VQConfig(
