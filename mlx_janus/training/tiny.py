@@ -71,9 +71,9 @@ def train_tiny(
         facts = replace(recipe, **unseen)
         stage = JointStage(model, prompts, getattr(recipe, name), recipe.seed, name)
         run(stage, config.to_dict(), facts, writes=first)
-    average_weights(model, load_state(output, "joint"), load_state(output, "answers"), recipe.share_of_last)
-    if not first:
+    if not first:  # the first writes what is read here
         return model
+    average_weights(model, load_state(output, "joint"), load_state(output, "answers"), recipe.share_of_last)
     text = prompts.tokenizer.to_str()
     save_model(model, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True)
     return model
