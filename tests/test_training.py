@@ -200,6 +200,7 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
         "encoder",
         "drawing",
         "joint",
+        "answers",
     }
     assert (whole / "losses.png").stat().st_size > 1000
     janus = mlx_janus.load(whole / "model")
