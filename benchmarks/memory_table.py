@@ -79,11 +79,12 @@ def peak(cell: str) -> int:
     """MLX's peak, in bytes, while a cell of the measured table is worked on: "1b float32 8-bits draw 4"."""
     import mlx.core as mx
 
-    from benchmarks.random_model import evaluate, random_model
+    from benchmarks.random_model import random_model
+    from mlx_janus.memory import evaluate
 
     shape, dtype, bits, task, pictures = cell.split()
     model = random_model(shape, dtype, BITS[bits.replace("-", " ")])
-    evaluate(model.drawing_arrays() if task == "draw" else model.decoding_arrays())
+    evaluate((model.drawing_arrays() if task == "draw" else model.decoding_arrays()).values())
     mx.clear_cache()
     mx.reset_peak_memory()
     if task == "draw":

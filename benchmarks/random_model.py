@@ -41,12 +41,6 @@ def random_model(shape: str, dtype: Dtype, bits: int | None = None) -> JanusMode
     return model
 
 
-def evaluate(arrays: dict[str, mx.array]) -> None:
-    """Compute weights one by one, so that what they are made of is never held for all of them."""
-    for array in arrays.values():
-        mx.eval(array)
-
-
 def config(s: Sizes) -> JanusConfig:
     """The sizes as a config."""
     return JanusConfig(

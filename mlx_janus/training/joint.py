@@ -4,6 +4,7 @@ Cross-entropy on the text of answers and on image tokens (arXiv 2410.13848, sect
 the stages before. The paper trains the encoder in its last stage too; here the gradients of a few answers a step undo
 what it has learnt (docs/lab-notes.md). The table of image embeddings begins as the codebook, so that codes that look
 alike begin alike. Drawing two things takes longest to learn, so a stage of captions alone comes first.
+A step's gradient is the mean of its halves'.
 """
 
 from __future__ import annotations
