@@ -11,8 +11,9 @@ far that moves the guided distribution of image tokens and the distribution of a
   both add little to what 4 bits of the language model do, so ``light`` takes 6 there.
 - In the language model it is v_proj and o_proj for drawing, and lm_head for answers: ``balanced`` is 4 bits with these
   in 6. They gain little more from 8. q_proj, k_proj and the MLP move less for their size.
-- With the language model in 8 bits, image head and adaptors in 8 are a third or more of what is left of the distance, and
-  they are a small part of a large model: ``faithful`` keeps them float, which is closer than groups of 32 everywhere.
+- With the language model in 8 bits, image head and adaptors in 8 are a third to a half of what is left of the
+  distance, and they are a small part of a large model: ``faithful`` keeps them float, which is closer than groups of
+  32 everywhere.
 
 Of MLX's small floats none came as close in drawing as whole numbers of about as many bits. Groups of 128 could not be
 measured: Janus-Tiny's language model has no layer that they divide, and takes 64 or 32.
