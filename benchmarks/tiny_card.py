@@ -28,7 +28,6 @@ _WHAT = {
     "encoder": "the vision encoder alone",
     "drawing": "language model and drawing parts, captions alone",
     "joint": "all but encoder and codec, both losses",
-    "answers": "the same, mostly on short answers",
 }
 
 
@@ -64,8 +63,6 @@ def stages(log: Path) -> list[str]:
         batch = getattr(own, "batch", None) or f"{own.drawing_batch} captions"
         if getattr(own, "answering_batch", 0):
             batch = f"{own.answering_batch} conversations, {batch}"
-        if getattr(own, "captions_every", 1) > 1:
-            batch += f" in every {own.captions_every}nd step, twice the conversations in the others"
         lines.append(f"| {stage} | {what} | {own.steps} | {batch} | {last[stage]['seconds'] / 60:.0f} |")
     return lines
 

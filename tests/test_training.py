@@ -29,7 +29,7 @@ from mlx_janus.training.encoder import EncoderStage, edges, outlines, patch_labe
 from mlx_janus.training.joint import JointStage, build_model
 from mlx_janus.training.loop import Learner, checkpoint_file, read_log, run_stage
 from mlx_janus.training.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
-from mlx_janus.training.tiny import average_weights
+from mlx_janus.training.tracking import MARKS, drop_tracking, first_token, marks, track
 from mlx_janus.training.vocabulary import train_tokenizer
 from mlx_janus.worlds import shapes
 
@@ -79,21 +79,6 @@ def test_the_drawing_stage_learns_from_captions_alone(prompts: Prompts) -> None:
     assert not mx.array_equal(after["language_model.lm_head.weight"], before["language_model.lm_head.weight"])
 
 
-def test_a_stage_of_mostly_answers_leaves_captions_out_of_some_steps(prompts: Prompts) -> None:
-    recipe = JointRecipe(4, answering_batch=4, drawing_batch=8, captions_every=2, lookup_steps=0, short=True)
-    stage = JointStage(joint_stage(prompts, 2).model, prompts, recipe, 0, "answers")
-    measured = [stage.step(k) for k in range(4)]
-    assert ["image_loss" in m for m in measured] == [True, False, True, False]
-    assert all("text_loss" in m for m in measured)
-
-
-def test_the_model_is_the_mean_of_the_last_two_stages(prompts: Prompts) -> None:
-    model = joint_stage(prompts, 2).model
-    one = {f"model.{name}": mx.full(value.shape, 1.0) for name, value in nn.utils.tree_flatten(model.parameters())}
-    average_weights(model, one, {name: 3 * value for name, value in one.items()}, 0.75)
-    assert all(mx.allclose(value, mx.array(2.5)) for _, value in nn.utils.tree_flatten(model.parameters()))
-
-
 def test_thirty_steps_of_the_codec_and_the_encoder_learn() -> None:
     codec = CodecStage(CODEC, CodecRecipe(30, unquantized_steps=20, batch=4), 0)
     losses = [codec.step(k)["loss"] for k in range(20)]
@@ -115,7 +100,7 @@ def test_the_joint_stage_leaves_the_encoder_and_the_codec_as_they_are(prompts: P
         for name, value in nn.utils.tree_flatten(stage.model.parameters())
         if not mx.array_equal(value, before[name])
     }
-    assert changed == {"aligner", "gen_aligner", "gen_embed", "gen_head", "language_model"}
+    assert changed == {"aligner", "gen_aligner", "gen_embed", "gen_head", "language_model", "tracking_head"}
 
 
 class _Killed(BaseException):
@@ -167,11 +152,9 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     """The whole program in two processes, killed in its first stage, then run again: the same model file as without,
     in one process."""
     steps = ["--codec-steps", "20", "--checkpoint-every", "0"]
-    steps += [
-        word for stage in ("merged", "encoder", "drawing", "joint", "answers") for word in (f"--{stage}-steps", "1")
-    ]
+    steps += [word for stage in ("merged", "encoder", "drawing", "joint") for word in (f"--{stage}-steps", "1")]
     arguments = ["-m", "mlx_janus.train", "tiny", *steps, "--output"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1", "OPENBLAS_NUM_THREADS": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     two = ["--processes", "2"]
     process = subprocess.Popen(
@@ -200,7 +183,6 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
         "encoder",
         "drawing",
         "joint",
-        "answers",
     }
     assert (whole / "losses.png").stat().st_size > 1000
     janus = mlx_janus.load(whole / "model")
@@ -292,6 +274,35 @@ def test_patch_labels_are_of_the_things_there() -> None:
     cells = outlines(shapes.pixels(scene)[None], 8)[0].reshape(8, 8, 4, 4)
     assert cells[5, 2].mean() > 0.9
     assert cells[0].sum() == 0
+
+
+def test_a_drawn_token_is_told_whose_it_is_and_what_has_been_begun() -> None:
+    star = shapes.Thing("star", "green", 24, 20, 22, 0)  # its tip in row 1 and column 2
+    square = shapes.Thing("square", "red", 16, 48, 40, 0)  # from row 4 on, in column 5
+    assert first_token(star, 8) == 1 * 8 + 2
+    assert first_token(square, 8) == 4 * 8 + 5
+    owners, begun, ahead = track(shapes.Scene((star, square)), 8)
+    assert owners.shape == (64, 2)
+    assert begun.shape == ahead.shape == (64, MARKS)
+    assert owners[2 * 8 + 2].tolist() == [1 + shapes.SHAPES.index("star"), 1 + list(shapes.COLOURS).index("green")]
+    assert not owners[0].any()
+    both, nothing = marks([star, square]), marks([])
+    assert not nothing.any()
+    for position, seen in ((0, []), (10, []), (11, [star]), (37, [star]), (38, [star, square]), (63, [star, square])):
+        assert np.array_equal(begun[position], marks(seen)), position
+        assert np.array_equal(ahead[position], marks([t for t in (star, square) if t not in seen])), position
+    assert both.sum() == 2 + 2  # one of each shape, one of each colour
+    assert marks([square, square]).sum() == 2 + 2
+
+
+def test_the_tracking_head_learns_beside_and_is_dropped(prompts: Prompts) -> None:
+    recipe = JointRecipe(8, answering_batch=2, drawing_batch=8, warmup=2, tracking=0.5)
+    stage = JointStage(joint_stage(prompts, 2).model, prompts, recipe, 0)
+    measured = [stage.step(k) for k in range(8)]
+    assert measured[-1]["tracking_loss"] < 0.9 * measured[0]["tracking_loss"]
+    assert any(name.startswith("model.tracking_head.") for name in stage.state())
+    drop_tracking(stage.model)
+    assert not any(name.startswith("model.tracking_head.") for name in stage.state())
 
 
 def test_the_tokenizer_reads_what_it_has_never_seen(prompts: Prompts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from ..prompts import Prompts, Turn
 from ..worlds import language, shapes
+from .tracking import track
 
 PICTURE_AT = 5  # bos, <|User|>, ":", " ", begin-of-image
 _CAPTION = 24  # positions of a caption with its template; one in a few hundred is longer, and is worded anew
@@ -35,6 +37,9 @@ class DrawingBatch:
     pixels: np.ndarray  # (B, SIDE, SIDE, 3)
     ids: np.ndarray  # (B, L)
     starts: np.ndarray  # (B,) the position of begin-of-image
+    owners: np.ndarray  # (B, n, 2), and below (B, n, MARKS): what ``tracking`` asks of every token
+    begun: np.ndarray
+    ahead: np.ndarray
 
 
 def answering_batch(
@@ -84,9 +89,15 @@ def _length(prompts: Prompts, question: language.Question) -> int:
     return len(prompts.encode(question.text)) + len(prompts.encode(f" {question.answer}")) + _MARGIN
 
 
-def drawing_batch(prompts: Prompts, random: np.random.Generator, size: int, dropped: float) -> DrawingBatch:
-    """``size`` captions with their pictures; a share of them has the caption turned into pads."""
-    scenes = [shapes.sample_scene(random) for _ in range(size)]
+def drawing_batch(
+    prompts: Prompts,
+    random: np.random.Generator,
+    size: int,
+    dropped: float,
+    kinds: Mapping[shapes.Kind, float] = shapes.KINDS,
+) -> DrawingBatch:
+    """``size`` captions with their pictures, of scenes in given shares; of some the caption is turned into pads."""
+    scenes = [shapes.sample_scene(random, kinds=kinds) for _ in range(size)]
     rows = []
     for scene in scenes:
         row = prompts.drawing(language.caption(scene, random))
@@ -96,7 +107,9 @@ def drawing_batch(prompts: Prompts, random: np.random.Generator, size: int, drop
     ids = np.full((size, _CAPTION), prompts.special.pad, np.int32)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
-    return DrawingBatch(_pixels(scenes), ids, np.array([len(row) - 1 for row in rows], np.int32))
+    grid = math.isqrt(prompts.image_tokens)
+    tracked = (np.stack(part) for part in zip(*(track(scene, grid) for scene in scenes), strict=True))
+    return DrawingBatch(_pixels(scenes), ids, np.array([len(row) - 1 for row in rows], np.int32), *tracked)
 
 
 def _pixels(scenes: list[shapes.Scene]) -> np.ndarray:

@@ -18,7 +18,7 @@ from ..worlds import shapes
 from .loop import Learner, compiled_gradient
 from .recipe import EncoderRecipe
 
-_SHAPES, _COLOURS = ("none", *shapes.SHAPES), ("none", *shapes.COLOURS)
+SHAPE_LABELS, COLOUR_LABELS = ("none", *shapes.SHAPES), ("none", *shapes.COLOURS)
 _OF_BACKGROUND = 0.15  # weight of a patch without a shape: most are
 _CELLS = 4  # of a patch, on a side
 _DIRECTIONS = 16  # of an edge, all around
@@ -34,7 +34,7 @@ class _Labeller(nn.Module):
         self.encoder = SiglipVisionTower(config)
         self.outline = nn.Linear(config.width, _CELLS**2)
         self.edges = nn.Linear(config.width, 4 * _DIRECTIONS)
-        self.head = nn.Linear(config.width, len(_SHAPES) + len(_COLOURS) + 6)
+        self.head = nn.Linear(config.width, len(SHAPE_LABELS) + len(COLOUR_LABELS) + 6)
 
     def __call__(self, pixels: mx.array) -> tuple[mx.array, ...]:
         tower = self.encoder.vision_tower
@@ -43,7 +43,7 @@ class _Labeller(nn.Module):
         for block in tower.blocks[1:]:
             x = block(x)
         out = self.head(tower.norm(x))
-        shape, colour, rest = mx.split(out, [len(_SHAPES), len(_SHAPES) + len(_COLOURS)], axis=-1)
+        shape, colour, rest = mx.split(out, [len(SHAPE_LABELS), len(SHAPE_LABELS) + len(COLOUR_LABELS)], axis=-1)
         return shape, colour, rest[..., 0], rest[..., 1:], outline, edges
 
 
@@ -82,7 +82,7 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
         away = np.hypot(x - thing.x, y - thing.y)
         mine = (away < _REACH[0] * thing.radius + _REACH[1]) & (away / thing.radius < nearest)
         nearest[mine] = (away / thing.radius)[mine]
-        labels[0][mine], labels[1][mine] = _SHAPES.index(thing.shape), _COLOURS.index(thing.colour)
+        labels[0][mine], labels[1][mine] = SHAPE_LABELS.index(thing.shape), COLOUR_LABELS.index(thing.colour)
         labels[3][mine], labels[4][mine] = (thing.x - x)[mine] / size, (thing.y - y)[mine] / size
         labels[5][mine] = thing.size / size
         labels[6][mine], labels[7][mine] = 4 * thing.x / shapes.SIDE - 2, 4 * thing.y / shapes.SIDE - 2

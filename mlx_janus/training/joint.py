@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -21,10 +22,11 @@ from mlx.utils import tree_map
 from ..config import JanusConfig
 from ..models.janus import JanusModel
 from ..prompts import Prompts
-from ..worlds import language
+from ..worlds import language, shapes
 from .batches import PICTURE_AT, answering_batch, drawing_batch
 from .loop import Learner, compiled_gradient, part_of
 from .recipe import JointRecipe
+from .tracking import TrackingHead
 
 
 def build_model(config: JanusConfig, codec: dict[str, mx.array], encoder: dict[str, mx.array], seed: int) -> JanusModel:
@@ -54,6 +56,9 @@ class JointStage:
     def __init__(self, model: JanusModel, prompts: Prompts, recipe: JointRecipe, seed: int, name: str = "joint"):
         self.recipe, self.steps, self.seed, self.name = recipe, recipe.steps, seed, name
         self.model, self.prompts = model, prompts
+        if recipe.tracking:
+            mx.random.seed(seed + 3)
+            model.tracking_head = TrackingHead(model.config.language.hidden_size)
         model.unfreeze()
         model.gen_vision_model.freeze()
         model.vision_model.freeze()
@@ -64,10 +69,11 @@ class JointStage:
             model, rate=recipe.rate, steps=recipe.steps, warmup=recipe.warmup, muon_rate=recipe.muon_rate, decay=0.02,
             final_rate=recipe.final_rate,
         )  # fmt: skip
+        self._batches = _SEEDS[name]
         group = mx.distributed.init()
         self._mine = range(2)[group.rank() :: group.size()]  # halves of every step
         self._answering = compiled_gradient(model, answering_loss)
-        self._drawing = compiled_gradient(model, drawing_loss)
+        self._drawing = compiled_gradient(model, partial(drawing_loss, tracking=recipe.tracking))
         mx.eval(model.parameters())
 
     def state(self) -> dict[str, mx.array]:
@@ -80,7 +86,7 @@ class JointStage:
         started = time.perf_counter()
         gradients, measured = None, mx.zeros((2, len(_MEASURED)))
         for half in self._mine:
-            answering = self.recipe.answering_batch and (half == 0 or index % self.recipe.captions_every)
+            answering = self.recipe.answering_batch and half == 0
             towards, found = (self._answers if answering else self._captions)(index, half)
             gradients = towards if gradients is None else tree_map(lambda a, b: (a + b) / 2, gradients, towards)
             measured = measured + found
@@ -93,28 +99,36 @@ class JointStage:
         return {**means, "norm": float(norm), "tokens_per_second": tokens_per_second}
 
     def _answers(self, index: int, half: int) -> tuple[Any, mx.array]:
-        random = np.random.default_rng([self.seed, 5, index, half])
-        shares = language.SHORT if self.recipe.short else language.SHARES
-        if index < self.recipe.lookup_steps:
-            shares = language.LOOKUPS
+        random = np.random.default_rng([self.seed, self._batches, index, half])
+        shares = language.LOOKUPS if index < self.recipe.lookup_steps else language.SHARES
         batch = answering_batch(self.prompts, random, self.recipe.answering_batch, shares)
         (loss, right), gradients = self._answering(*map(mx.array, astuple(batch)))
         return gradients, _row(text_loss=loss, text_right=right, positions=batch.ids.size)
 
     def _captions(self, index: int, half: int) -> tuple[Any, mx.array]:
-        random = np.random.default_rng([self.seed, 5, index, half])
+        random = np.random.default_rng([self.seed, self._batches, index, half])
         size = self.recipe.drawing_batch if self.recipe.answering_batch else self.recipe.drawing_batch // 2
-        batch = drawing_batch(self.prompts, random, size, self.recipe.dropped_prompts)
-        (loss, right), gradients = self._drawing(*map(mx.array, astuple(batch)))
+        kinds = shapes.PAIRED if self.recipe.paired else shapes.KINDS
+        batch = drawing_batch(self.prompts, random, size, self.recipe.dropped_prompts, kinds)
+        (_, loss, right, tracked), gradients = self._drawing(*map(mx.array, astuple(batch)))
         positions = batch.ids.size + size * self.model.config.image_tokens
-        return gradients, _row(image_loss=loss, image_right=right, positions=positions)
+        measured = {"image_loss": loss, "image_right": right, "positions": positions}
+        return gradients, _row(**measured, **({"tracking_loss": tracked} if self.recipe.tracking else {}))
 
 
-_MEASURED = ("text_loss", "text_right", "image_loss", "image_right", "positions")  # the last one is summed
+_SEEDS = {"drawing": 5, "joint": 6}  # of batches: no stage sees those of another
+_MEASURED = (
+    "text_loss",
+    "text_right",
+    "image_loss",
+    "image_right",
+    "tracking_loss",
+    "positions",
+)  # the last one is summed
 
 
 def _row(**measured: mx.array | float) -> mx.array:
-    """(2, 5): values in the order of ``_MEASURED``, and ones where there are such."""
+    """(2, 6): values in the order of ``_MEASURED``, and ones where there are such."""
     values = [mx.array(measured.get(name, 0.0), mx.float32) for name in _MEASURED]
     return mx.stack([mx.stack(values), mx.array([float(name in measured) for name in _MEASURED])])
 
@@ -133,9 +147,11 @@ def answering_loss(
     return loss, ((logits.argmax(-1) == said) * counts).sum() / total
 
 
-def drawing_loss(model: JanusModel, pixels: mx.array, ids: mx.array, starts: mx.array) -> tuple[mx.array, mx.array]:
-    """Mean cross-entropy of the pictures' tokens, and the share of them that are the likeliest; the arguments are a
-    ``DrawingBatch``."""
+def drawing_loss(
+    model: JanusModel, pixels: mx.array, ids: mx.array, starts: mx.array, *tracked: mx.array, tracking: float = 0.0
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """What to lower, the mean cross-entropy of the pictures' tokens, the share of them that are the likeliest, and the
+    loss of the tracking head, so much of which is part of the first; the arguments are a ``DrawingBatch``."""
     B, n = ids.shape[0], model.config.image_tokens
     tokens = mx.stop_gradient(model.encode_image_tokens(pixels))  # (B, n)
     places = starts[:, None] + mx.arange(n)  # (B, n): where each token is predicted
@@ -144,9 +160,11 @@ def drawing_loss(model: JanusModel, pixels: mx.array, ids: mx.array, starts: mx.
     drawn = model.embed_image_tokens(tokens[:, :-1])
     after = mx.broadcast_to(places[:, 1:, None], drawn.shape)
     hidden = model.hidden_states(mx.put_along_axis(embeddings, after, drawn, axis=1))
-    logits = model.image_logits(_at(hidden, places))  # (B, n, codes)
+    hidden = _at(hidden, places)
+    logits = model.image_logits(hidden)  # (B, n, codes)
     loss = nn.losses.cross_entropy(logits, tokens).mean()
-    return loss, (logits.argmax(-1) == tokens).mean()
+    beside = model.tracking_head.loss(hidden, *tracked) if tracking else mx.zeros(())
+    return loss + tracking * beside, loss, (logits.argmax(-1) == tokens).mean(), beside
 
 
 def _at(hidden: mx.array, places: mx.array) -> mx.array:

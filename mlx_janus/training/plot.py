@@ -6,16 +6,16 @@ from pathlib import Path
 
 from .loop import read_log
 
-_PICTURES, _ANSWERS = ("image_loss", "loss of pictures, nats a token"), ("text_loss", "loss of answers, nats a token")
+_PICTURES = "image_loss", "loss of pictures, nats a token"
 _CURVES = (
     ("codec", "psnr", "reconstruction, dB"),
     ("merged", "psnr", "reconstruction, dB"),
     ("encoder", "shapes_right", "patches whose shape is right"),
     ("drawing", *_PICTURES),
     ("joint", *_PICTURES),
-    ("joint", *_ANSWERS),
-    ("answers", *_PICTURES),
-    ("answers", *_ANSWERS),
+    ("joint", "tracking_loss", "loss of the tracking head, nats"),
+    ("joint", "text_loss", "loss of answers, nats a token"),
+    ("joint", "text_right", "tokens of answers that are right"),
 )
 
 

@@ -43,16 +43,16 @@ class EncoderRecipe:
 class JointRecipe:
     """The whole model on both losses of the paper, or on the pictures' alone. Batches are in sequences."""
 
-    steps: int = 2000
+    steps: int = 3600
     answering_batch: int = 12  # 0: the model learns to draw, and its parts for answers are left alone
     drawing_batch: int = 24
-    rate: float = 6e-4
-    muon_rate: float = 6e-3
+    rate: float = 1e-3
+    muon_rate: float = 0.01
     final_rate: float = 0.02  # where the rates end, as a share
     warmup: int = 40
-    captions_every: int = 1  # other steps have a half with conversations in its place
     lookup_steps: int = 500  # with mostly such questions as are answered by finding one thing (``language.LOOKUPS``)
-    short: bool = False  # after these: with few descriptions (``language.SHORT``)
+    paired: bool = True  # captions more of two things and of several alike (``shapes.PAIRED``)
+    tracking: float = 0.5  # weight of the loss of ``tracking.TrackingHead``
     dropped_prompts: float = 0.1  # share of drawing prompts turned into pads, so that guidance means something
 
 
@@ -67,13 +67,11 @@ class TinyRecipe:
     )
     encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
     drawing: JointRecipe = field(
-        default_factory=lambda: JointRecipe(3000, 0, 48, rate=1e-3, muon_rate=0.01, final_rate=0.3)
+        default_factory=lambda: JointRecipe(
+            3000, answering_batch=0, drawing_batch=48, final_rate=0.3, paired=False, tracking=0.0
+        )
     )
     joint: JointRecipe = field(default_factory=JointRecipe)
-    answers: JointRecipe = field(
-        default_factory=lambda: JointRecipe(1300, captions_every=2, lookup_steps=0, short=True)
-    )
-    share_of_last: float = 0.7  # of the last stage's weights in the model, beside those of the one before
 
 
 CODEC = VQConfig(

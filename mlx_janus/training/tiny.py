@@ -16,13 +16,14 @@ from ..weights.save import save_model
 from .codec import CodecStage, MergedCodecStage
 from .encoder import EncoderStage
 from .joint import JointStage, build_model
-from .loop import Report, Stage, load_state, part_of, run_stage
+from .loop import Report, Stage, load_state, run_stage
 from .processes import wait_for_all
 from .recipe import CODEC, ENCODER, JointRecipe, TinyRecipe, tiny_config
+from .tracking import drop_tracking
 from .vocabulary import train_tokenizer
 
 MODEL_FOLDER = "model"
-JOINT_STAGES = ("drawing", "joint", "answers")  # of the whole model, in order
+JOINT_STAGES = ("drawing", "joint")  # of the whole model, in order
 SOURCE = "mlx_janus.train tiny"
 
 
@@ -71,18 +72,9 @@ def train_tiny(
         facts = replace(recipe, **unseen)
         stage = JointStage(model, prompts, getattr(recipe, name), recipe.seed, name)
         run(stage, config.to_dict(), facts, writes=first)
-    if not first:  # the first writes what is read here
+    if not first:  # which writes the model
         return model
-    average_weights(model, load_state(output, "joint"), load_state(output, "answers"), recipe.share_of_last)
+    drop_tracking(model)
     text = prompts.tokenizer.to_str()
     save_model(model, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True)
     return model
-
-
-def average_weights(model: JanusModel, one: dict[str, mx.array], other: dict[str, mx.array], share: float) -> None:
-    """Give a model the mean of two stages' weights, with so much of the second (Wortsman et al., 2022).
-
-    The last stage answers better and draws worse than the one before; their mean does most of both.
-    """
-    one, other = part_of(one, "model."), part_of(other, "model.")
-    model.load_weights([(name, (1 - share) * one[name] + share * other[name]) for name in one], strict=True)

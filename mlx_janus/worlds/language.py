@@ -267,20 +267,16 @@ MAKERS: dict[str, tuple[_Maker, ...]] = {
     "content": (ask_content,),
     "description": (ask_description,),
 }
-SHARES = {
-    "existence": 0.27, "colour": 0.11, "shape": 0.11, "number": 0.16, "position": 0.16, "content": 0.08,
-    "description": 0.11,
-}  # fmt: skip
 LOOKUPS = {
     "existence": 0.08, "colour": 0.22, "shape": 0.22, "number": 0.05, "position": 0.14, "content": 0.15,
     "description": 0.14,
 }  # fmt: skip
 """Shares to begin with: most answers are found by looking for one thing."""
-SHORT = {
+SHARES = {
     "existence": 0.27, "colour": 0.16, "shape": 0.12, "number": 0.14, "position": 0.22, "content": 0.06,
     "description": 0.03,
 }  # fmt: skip
-"""Shares to end with: descriptions are long, and would be most of what is learnt."""
+"""Shares of questions. Descriptions are few: they are long, and would be most of what is learnt."""
 
 
 def question(

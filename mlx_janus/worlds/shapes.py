@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -33,6 +33,7 @@ HELD_OUT = frozenset({("circle", "purple"), ("square", "orange"), ("triangle", "
 Kind = Literal["single", "two", "same", "several", "empty"]
 Split = Literal["train", "pairs", "scenes", "any"]
 KINDS: dict[Kind, float] = {"single": 0.22, "two": 0.32, "same": 0.22, "several": 0.2, "empty": 0.04}
+PAIRED: dict[Kind, float] = {"single": 0.16, "two": 0.46, "same": 0.26, "several": 0.09, "empty": 0.03}
 BUSY: tuple[Kind, ...] = ("several", "several", "same", "two", "single")  # as often each: more to learn in a picture
 
 _GAP = 3.0  # pixels between the circles around two shapes
@@ -121,16 +122,23 @@ def belongs(things: Sequence[Thing], split: Split) -> bool:
     return {"train": not pair and not scene, "pairs": pair, "scenes": scene and not pair, "any": True}[split]
 
 
-def sample_scene(random: np.random.Generator, kind: Kind | None = None, split: Split = "train") -> Scene:
+def sample_scene(
+    random: np.random.Generator,
+    kind: Kind | None = None,
+    split: Split = "train",
+    *,
+    kinds: Mapping[Kind, float] = KINDS,
+) -> Scene:
     """A random scene of a split.
 
     Args:
         random: all chance comes from here.
         kind: "single", "two", "same" (2 to 4 of one shape), "several" (3 or 4) or "empty"; None: any.
         split: see ``belongs``.
+        kinds: where ``kind`` is None, how often each is taken; they sum to 1.
     """
     while True:
-        chosen = kind or str(random.choice(list(KINDS), p=list(KINDS.values())))
+        chosen = kind or str(random.choice(list(kinds), p=list(kinds.values())))
         names = _sample_names(random, chosen)
         things = _place(random, names)
         if things is not None and belongs(things, split):
