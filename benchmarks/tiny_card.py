@@ -28,6 +28,7 @@ _WHAT = {
     "encoder": "the vision encoder alone",
     "drawing": "language model and drawing parts, captions alone",
     "joint": "all but encoder and codec, both losses",
+    "places": "the same, with mostly questions for places and numbers",
 }
 
 

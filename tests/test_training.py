@@ -29,7 +29,7 @@ from mlx_janus.training.encoder import EncoderStage, edges, outlines, patch_labe
 from mlx_janus.training.joint import JointStage, build_model
 from mlx_janus.training.loop import Learner, checkpoint_file, read_log, run_stage
 from mlx_janus.training.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
-from mlx_janus.training.tracking import MARKS, drop_tracking, first_token, marks, track
+from mlx_janus.training.tracking import MARKS, drop_heads, first_token, marks, track
 from mlx_janus.training.vocabulary import train_tokenizer
 from mlx_janus.worlds import shapes
 
@@ -152,7 +152,9 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     """The whole program in two processes, killed in its first stage, then run again: the same model file as without,
     in one process."""
     steps = ["--codec-steps", "20", "--checkpoint-every", "0"]
-    steps += [word for stage in ("merged", "encoder", "drawing", "joint") for word in (f"--{stage}-steps", "1")]
+    steps += [
+        word for stage in ("merged", "encoder", "drawing", "joint", "places") for word in (f"--{stage}-steps", "1")
+    ]
     arguments = ["-m", "mlx_janus.train", "tiny", *steps, "--output"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1", "OPENBLAS_NUM_THREADS": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -183,6 +185,7 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
         "encoder",
         "drawing",
         "joint",
+        "places",
     }
     assert (whole / "losses.png").stat().st_size > 1000
     janus = mlx_janus.load(whole / "model")
@@ -295,14 +298,35 @@ def test_a_drawn_token_is_told_whose_it_is_and_what_has_been_begun() -> None:
     assert marks([square, square]).sum() == 2 + 2
 
 
-def test_the_tracking_head_learns_beside_and_is_dropped(prompts: Prompts) -> None:
-    recipe = JointRecipe(8, answering_batch=2, drawing_batch=8, warmup=2, tracking=0.5)
-    stage = JointStage(joint_stage(prompts, 2).model, prompts, recipe, 0)
-    measured = [stage.step(k) for k in range(8)]
-    assert measured[-1]["tracking_loss"] < 0.9 * measured[0]["tracking_loss"]
-    assert any(name.startswith("model.tracking_head.") for name in stage.state())
-    drop_tracking(stage.model)
-    assert not any(name.startswith("model.tracking_head.") for name in stage.state())
+def test_a_name_is_told_where_its_thing_is(prompts: Prompts) -> None:
+    batch = answering_batch(prompts, np.random.default_rng(1), 40)
+    random = np.random.default_rng(1)
+    scenes = [shapes.sample_scene(random, kind) for kind in random.choice(shapes.BUSY, 40)]
+    found = 0
+    for scene, ids, places in zip(scenes, batch.ids, batch.places, strict=True):
+        for at in np.flatnonzero(places[:, 2]):
+            colour, shape = prompts.decode(ids[at - 1 : at + 1].tolist()).split()
+            (thing,) = (t for t in scene.things if t.name == (shape, colour))  # one alone: else it is told nothing
+            assert places[at, :2] == pytest.approx([thing.x / 16 - 2, thing.y / 16 - 2], abs=1e-5)
+            found += 1
+        text = prompts.tokenizer.decode(ids.tolist())
+        names = [t.name for t in scene.things]
+        assert places[:, 2].sum() == sum(
+            text.count(f" {colour} {shape}") for shape, colour in set(names) if names.count((shape, colour)) == 1
+        )
+    assert found > 40
+
+
+def test_the_heads_of_training_learn_beside_and_are_dropped(prompts: Prompts) -> None:
+    recipe = JointRecipe(12, answering_batch=4, drawing_batch=8, warmup=2, lookup_steps=0, placing=1.0)
+    stage = JointStage(joint_stage(prompts, 2).model, prompts, recipe, 0, "places")
+    measured = [stage.step(0) for _ in range(12)]  # one batch again and again
+    for name in ("tracking_loss", "placing_loss"):
+        assert measured[-1][name] < 0.9 * measured[0][name]
+    heads = [name for name in stage.state() if name.startswith(("model.tracking_head.", "model.placing_head."))]
+    assert len(heads) == 5
+    drop_heads(stage.model)
+    assert not {"tracking_head", "placing_head"} & set(stage.model)
 
 
 def test_the_tokenizer_reads_what_it_has_never_seen(prompts: Prompts) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..prompts import Prompts, Turn
 from ..worlds import language, shapes
-from .tracking import track
+from .tracking import name_places, track
 
 PICTURE_AT = 5  # bos, <|User|>, ":", " ", begin-of-image
 _CAPTION = 24  # positions of a caption with its template; one in a few hundred is longer, and is worded anew
@@ -28,6 +28,7 @@ class AnsweringBatch:
     asked: np.ndarray  # (B, M) positions whose next id the assistant says
     said: np.ndarray  # (B, M) that next id
     counts: np.ndarray  # (B, M) 1.0, or 0.0 where the row has no more answers
+    places: np.ndarray  # (B, L, 3), what ``tracking.name_places`` gives
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def answering_batch(
         asked[row, : len(places)], said[row, : len(places)] = places - 1, ids[row, places]
         counts[row, : len(places)] = 1.0
     assert (ids[:, PICTURE_AT - 1] == prompts.special.image_start).all()
-    return AnsweringBatch(_pixels(scenes), ids, asked, said, counts)
+    words = {word: prompts.encode(f" {word}")[0] for word in (*shapes.SHAPES, *shapes.COLOURS)}
+    places = np.stack([name_places(row, scene, words) for row, scene in zip(ids, scenes, strict=True)])
+    return AnsweringBatch(_pixels(scenes), ids, asked, said, counts, places)
 
 
 def _conversation(

@@ -26,7 +26,7 @@ from ..worlds import language, shapes
 from .batches import PICTURE_AT, answering_batch, drawing_batch
 from .loop import Learner, compiled_gradient, part_of
 from .recipe import JointRecipe
-from .tracking import TrackingHead
+from .tracking import PlacingHead, TrackingHead
 
 
 def build_model(config: JanusConfig, codec: dict[str, mx.array], encoder: dict[str, mx.array], seed: int) -> JanusModel:
@@ -56,9 +56,11 @@ class JointStage:
     def __init__(self, model: JanusModel, prompts: Prompts, recipe: JointRecipe, seed: int, name: str = "joint"):
         self.recipe, self.steps, self.seed, self.name = recipe, recipe.steps, seed, name
         self.model, self.prompts = model, prompts
-        if recipe.tracking:
-            mx.random.seed(seed + 3)
+        mx.random.seed(seed + 3)
+        if recipe.tracking and "tracking_head" not in model:
             model.tracking_head = TrackingHead(model.config.language.hidden_size)
+        if recipe.placing and "placing_head" not in model:
+            model.placing_head = PlacingHead(model.config.language.hidden_size)
         model.unfreeze()
         model.gen_vision_model.freeze()
         model.vision_model.freeze()
@@ -72,7 +74,7 @@ class JointStage:
         self._batches = _SEEDS[name]
         group = mx.distributed.init()
         self._mine = range(2)[group.rank() :: group.size()]  # halves of every step
-        self._answering = compiled_gradient(model, answering_loss)
+        self._answering = compiled_gradient(model, partial(answering_loss, placing=recipe.placing))
         self._drawing = compiled_gradient(model, partial(drawing_loss, tracking=recipe.tracking))
         mx.eval(model.parameters())
 
@@ -100,10 +102,11 @@ class JointStage:
 
     def _answers(self, index: int, half: int) -> tuple[Any, mx.array]:
         random = np.random.default_rng([self.seed, self._batches, index, half])
-        shares = language.LOOKUPS if index < self.recipe.lookup_steps else language.SHARES
+        shares = language.LOOKUPS if index < self.recipe.lookup_steps else self.recipe.shares
         batch = answering_batch(self.prompts, random, self.recipe.answering_batch, shares)
-        (loss, right), gradients = self._answering(*map(mx.array, astuple(batch)))
-        return gradients, _row(text_loss=loss, text_right=right, positions=batch.ids.size)
+        (_, loss, right, placed), gradients = self._answering(*map(mx.array, astuple(batch)))
+        measured = {"text_loss": loss, "text_right": right, "positions": batch.ids.size}
+        return gradients, _row(**measured, **({"placing_loss": placed} if self.recipe.placing else {}))
 
     def _captions(self, index: int, half: int) -> tuple[Any, mx.array]:
         random = np.random.default_rng([self.seed, self._batches, index, half])
@@ -116,35 +119,55 @@ class JointStage:
         return gradients, _row(**measured, **({"tracking_loss": tracked} if self.recipe.tracking else {}))
 
 
-_SEEDS = {"drawing": 5, "joint": 6}  # of batches: no stage sees those of another
+_SEEDS = {"drawing": 5, "joint": 6, "places": 7}  # of batches: no stage sees those of another
 _MEASURED = (
     "text_loss",
     "text_right",
     "image_loss",
     "image_right",
     "tracking_loss",
+    "placing_loss",
     "positions",
 )  # the last one is summed
 
 
 def _row(**measured: mx.array | float) -> mx.array:
-    """(2, 6): values in the order of ``_MEASURED``, and ones where there are such."""
+    """(2, 7): values in the order of ``_MEASURED``, and ones where there are such."""
     values = [mx.array(measured.get(name, 0.0), mx.float32) for name in _MEASURED]
     return mx.stack([mx.stack(values), mx.array([float(name in measured) for name in _MEASURED])])
 
 
 def answering_loss(
-    model: JanusModel, pixels: mx.array, ids: mx.array, asked: mx.array, said: mx.array, counts: mx.array
-) -> tuple[mx.array, mx.array]:
-    """Mean cross-entropy of what the assistant says, and the share of its ids that are the likeliest; the arguments are
-    an ``AnsweringBatch``."""
+    model: JanusModel,
+    pixels: mx.array,
+    ids: mx.array,
+    asked: mx.array,
+    said: mx.array,
+    counts: mx.array,
+    places: mx.array,
+    placing: float = 0.0,
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """What to lower, the mean cross-entropy of what the assistant says, the share of its ids that are the likeliest,
+    and the loss of the placing head, so much of which is part of the first; the arguments are an ``AnsweringBatch``."""
     embeddings, features = model.embed_text(ids), model.understand(pixels)
     first, last = PICTURE_AT, PICTURE_AT + features.shape[1]
-    hidden = model.hidden_states(mx.concatenate([embeddings[:, :first], features, embeddings[:, last:]], axis=1))
+    hidden, inner = _through(model, mx.concatenate([embeddings[:, :first], features, embeddings[:, last:]], axis=1))
     logits = model.text_logits(_at(hidden, asked))  # (B, M, vocabulary)
     total = counts.sum()
     loss = (nn.losses.cross_entropy(logits, said) * counts).sum() / total
-    return loss, ((logits.argmax(-1) == said) * counts).sum() / total
+    beside = model.placing_head.loss(inner, places) if placing else mx.zeros(())
+    return loss + placing * beside, loss, ((logits.argmax(-1) == said) * counts).sum() / total, beside
+
+
+def _through(model: JanusModel, embeddings: mx.array) -> tuple[mx.array, mx.array]:
+    """``model.hidden_states``, and what the layer in the middle gives, which later positions can still make use of."""
+    llama, inner = model.language_model.model, embeddings
+    hidden = embeddings
+    for number, layer in enumerate(llama.layers, start=1):
+        hidden = layer(hidden, "causal")
+        if number == (len(llama.layers) + 1) // 2:
+            inner = hidden
+    return llama.norm(hidden), inner
 
 
 def drawing_loss(

@@ -15,6 +15,7 @@ from ..config import (
     SiglipConfig,
     VQConfig,
 )
+from ..worlds import language
 from ..worlds.shapes import SIDE
 
 
@@ -51,8 +52,10 @@ class JointRecipe:
     final_rate: float = 0.02  # where the rates end, as a share
     warmup: int = 40
     lookup_steps: int = 500  # with mostly such questions as are answered by finding one thing (``language.LOOKUPS``)
+    shares: dict[str, float] = field(default_factory=lambda: dict(language.SHARES))  # of questions after that
     paired: bool = True  # captions more of two things and of several alike (``shapes.PAIRED``)
     tracking: float = 0.5  # weight of the loss of ``tracking.TrackingHead``
+    placing: float = 0.0  # weight of the loss of ``tracking.PlacingHead``
     dropped_prompts: float = 0.1  # share of drawing prompts turned into pads, so that guidance means something
 
 
@@ -72,6 +75,11 @@ class TinyRecipe:
         )
     )
     joint: JointRecipe = field(default_factory=JointRecipe)
+    places: JointRecipe = field(
+        default_factory=lambda: JointRecipe(
+            900, rate=6e-4, muon_rate=6e-3, lookup_steps=0, shares=dict(language.PLACES), placing=1.0
+        )
+    )
 
 
 CODEC = VQConfig(

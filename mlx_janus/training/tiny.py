@@ -19,11 +19,11 @@ from .joint import JointStage, build_model
 from .loop import Report, Stage, load_state, run_stage
 from .processes import wait_for_all
 from .recipe import CODEC, ENCODER, JointRecipe, TinyRecipe, tiny_config
-from .tracking import drop_tracking
+from .tracking import drop_heads
 from .vocabulary import train_tokenizer
 
 MODEL_FOLDER = "model"
-JOINT_STAGES = ("drawing", "joint")  # of the whole model, in order
+JOINT_STAGES = ("drawing", "joint", "places")  # of the whole model, in order
 SOURCE = "mlx_janus.train tiny"
 
 
@@ -74,7 +74,7 @@ def train_tiny(
         run(stage, config.to_dict(), facts, writes=first)
     if not first:  # which writes the model
         return model
-    drop_tracking(model)
+    drop_heads(model)
     text = prompts.tokenizer.to_str()
     save_model(model, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True)
     return model

@@ -1,13 +1,17 @@
-"""What a model is asked while it learns to draw, besides the next token: what it has begun, and what is to come.
+"""What a model is asked while it learns, besides the next token, by linear heads that are dropped afterwards.
 
-A picture's tokens come row by row, and a thing takes several rows. Which of the things in the caption a row belongs to,
-and which of them have been drawn already, is nothing that the cross-entropy of tokens says directly. A synthetic world
-knows it of every token, so a linear head on the hidden states learns it beside, and is dropped afterwards.
+**Drawing**: what it has begun, and what is to come. A picture's tokens come row by row, and a thing takes several rows.
+Which of the things in the caption a row belongs to, and which of them have been drawn already, is nothing that the
+cross-entropy of tokens says directly. A synthetic world knows it of every token.
+
+**Answering**: where a thing is that was just named. Whether one thing is left of another takes three finds, and a yes
+or a no teaches none of them by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -50,9 +54,47 @@ class TrackingHead(nn.Module):
         return named + _OF_MARKS * marked
 
 
-def drop_tracking(model: nn.Module) -> None:
-    """Take a model's tracking head off, if it has one: it is of training alone."""
-    model.pop("tracking_head", None)
+class PlacingHead(nn.Module):
+    """Linear, from what an inner layer says where a thing has been named: where in the picture its centre is."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(hidden)
+        self.out = nn.Linear(hidden, 2)
+
+    def loss(self, inner: mx.array, places: mx.array) -> mx.array:
+        """Mean over the names.
+
+        Args:
+            inner: (B, L, hidden).
+            places: (B, L, 3) as ``name_places`` gives them.
+        """
+        off = nn.losses.smooth_l1_loss(self.out(self.norm(inner)), places[..., :2], reduction="none").sum(-1)
+        return (off * places[..., 2]).sum() / mx.maximum(places[..., 2].sum(), 1)
+
+
+def name_places(ids: np.ndarray, scene: shapes.Scene, words: Mapping[str, int]) -> np.ndarray:
+    """(L,) ids -> (L, 3): where a shape's word follows a colour's and there is one such thing, its place across and
+    down, from -2 at the left and the top to 2, and 1; zeros elsewhere.
+
+    Args:
+        ids: of a conversation.
+        scene: what is in its picture.
+        words: the id of each colour's and each shape's word.
+    """
+    places = np.zeros((len(ids), 3), np.float32)
+    counts = Counter(thing.name for thing in scene.things)
+    for thing in scene.things:
+        if counts[thing.name] == 1:
+            named = (ids[1:] == words[thing.shape]) & (ids[:-1] == words[thing.colour])
+            places[1:][named] = 4 * thing.x / shapes.SIDE - 2, 4 * thing.y / shapes.SIDE - 2, 1
+    return places
+
+
+def drop_heads(model: nn.Module) -> None:
+    """Take off what is of training alone."""
+    for name in ("tracking_head", "placing_head"):
+        model.pop(name, None)
 
 
 def track(scene: shapes.Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -278,6 +278,12 @@ SHARES = {
 }  # fmt: skip
 """Shares of questions. Descriptions are few: they are long, and would be most of what is learnt."""
 
+PLACES = {
+    "existence": 0.14, "colour": 0.08, "shape": 0.08, "number": 0.2, "position": 0.46, "content": 0.02,
+    "description": 0.02,
+}  # fmt: skip
+"""Shares to end with: what takes longest to learn."""
+
 
 def question(
     scene: Scene, random: np.random.Generator, about: str | None = None, *, shares: Mapping[str, float] = SHARES
