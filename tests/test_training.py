@@ -29,6 +29,7 @@ from mlx_janus.training.encoder import EncoderStage, edges, outlines, patch_labe
 from mlx_janus.training.joint import JointStage, build_model
 from mlx_janus.training.loop import Learner, checkpoint_file, read_log, run_stage
 from mlx_janus.training.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
+from mlx_janus.training.tiny import average_weights
 from mlx_janus.training.tracking import MARKS, drop_heads, first_token, marks, track
 from mlx_janus.training.vocabulary import train_tokenizer
 from mlx_janus.worlds import shapes
@@ -77,6 +78,14 @@ def test_the_drawing_stage_learns_from_captions_alone(prompts: Prompts) -> None:
     JointStage(stage.model, prompts, JointRecipe(2, answering_batch=4, drawing_batch=8), 0).step(0)
     after = dict(nn.utils.tree_flatten(stage.model.parameters()))
     assert not mx.array_equal(after["language_model.lm_head.weight"], before["language_model.lm_head.weight"])
+
+
+def test_the_model_is_the_mean_of_the_last_two_stages(prompts: Prompts) -> None:
+    model = joint_stage(prompts, 2).model
+    one = {f"model.{name}": mx.full(value.shape, 1.0) for name, value in nn.utils.tree_flatten(model.parameters())}
+    drop_heads(model)
+    average_weights(model, one, {name: 3 * value for name, value in one.items()}, 0.75)
+    assert all(mx.allclose(value, mx.array(2.5)) for _, value in nn.utils.tree_flatten(model.parameters()))
 
 
 def test_thirty_steps_of_the_codec_and_the_encoder_learn() -> None:

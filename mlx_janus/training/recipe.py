@@ -80,6 +80,7 @@ class TinyRecipe:
             900, rate=6e-4, muon_rate=6e-3, lookup_steps=0, shares=dict(language.PLACES), placing=1.0
         )
     )
+    share_of_last: float = 0.5  # of the last stage's weights in the model, beside those of the one before
 
 
 CODEC = VQConfig(
