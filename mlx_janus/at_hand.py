@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import JanusError
-from .options import Command, Group, byte_progress, say, version_option
+from .options import Command, Group, byte_progress, import_mlx, say, version_option
 
 if TYPE_CHECKING:
     from .weights.cache import ModelEntry
@@ -40,6 +40,7 @@ def main(context: click.Context, as_json: bool) -> None:
         if as_json:
             raise click.UsageError("--json is of the list alone: leave it out.")
         return
+    import_mlx()
     from .weights.cache import list_models
 
     entries = list_models()
@@ -64,6 +65,7 @@ def add(model: str, bits: str | None, revision: str | None) -> None:
       mlx-janus models add janus-pro-1b
       mlx-janus models add deepseek-ai/Janus-Pro-7B --bits 4
     """
+    import_mlx()
     from .weights.sources import find_converted
 
     with byte_progress() as progress:
@@ -85,6 +87,7 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
       mlx-janus models remove 0f3a52c8
       mlx-janus models remove janus-pro-1b --downloads --yes
     """
+    import_mlx()
     from .memory import format_size
     from .weights.cache import check_removable, find_models, freed_bytes, remove_model
 

@@ -218,7 +218,7 @@ def main(**options: Any) -> None:
     saved, show = options.pop("saved"), options.pop("show")
     settings = {name: options.get(name) for name in (*SETTINGS, "system")}
     chat = Chat(janus, settings, show)
-    if saved:
+    if saved is not None:
         chat.load(shlex.quote(saved))
     say(f"{janus.name} is ready. /help lists the commands.")
     read = _reader()
@@ -228,7 +228,8 @@ def main(**options: Any) -> None:
             if line in ("/quit", "/exit"):
                 return
             if line:
-                _turn(chat, line)
+                with _without_echo():
+                    _turn(chat, line)
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -260,6 +261,23 @@ def _turn(chat: Chat, line: str) -> None:
         if message is None:
             raise
         say(f"Error: {message}")
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """Keep what is typed meanwhile for the next line, and off an answer or a picture that is being written."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    flags = before[3]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], flags & ~termios.ECHO, *before[4:]])
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def _reader() -> Callable[[], str]:

@@ -10,7 +10,17 @@ from typing import Any
 import click
 
 from .errors import JanusError
-from .options import Command, Group, check_output, load_model, model_options, say, stage_bars, version_option
+from .options import (
+    Command,
+    Group,
+    check_output,
+    import_mlx,
+    load_model,
+    model_options,
+    say,
+    stage_bars,
+    version_option,
+)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,6 +63,7 @@ def shapes(
 
     if importlib.util.find_spec("scipy") is None:
         raise JanusError("scipy is not installed: pip install 'mlx-janus[train]'")
+    import_mlx()
     from .evaluation.shapes import Sizes, measure
 
     if output:

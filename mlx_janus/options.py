@@ -84,7 +84,16 @@ class Group(_Ending, click.Group):
 
 
 def _prepare_process() -> None:
-    """Have SIGTERM clean up, and what an output's encoding lacks shown as "?"."""
+    """Have SIGTERM clean up, and what an output's encoding lacks shown as "?"; open what was closed.
+
+    The next file would have the number of a closed stream: MLX takes 0 for a failure, and what a library prints would
+    go into a file with 1 or 2.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
@@ -94,6 +103,15 @@ def _prepare_process() -> None:
 
 def _terminated(*_: object) -> None:
     sys.exit(128 + signal.SIGTERM)  # runs what cleans up
+
+
+def import_mlx() -> None:
+    """Import MLX, while Ctrl-C and SIGTERM wait: an exception amid its own setting up aborts the process."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        import mlx.core  # noqa: F401
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _drop_stdout() -> None:
@@ -283,6 +301,7 @@ def given(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def load_model(options: dict[str, Any]) -> JanusPipeline:
     """``mlx_janus.load`` of what ``model_options`` gave, with a progress bar while a model is converted."""
+    import_mlx()
     from .pipeline import load
 
     choice = {name: options[name] for name in ("recipe", "dtype", "revision", "low_memory")}

@@ -28,7 +28,7 @@ def can_show() -> bool:
 class TerminalPreview:
     """Shows the pictures of one drawing side by side, every time over the last.
 
-    The first one asks the terminal what it can do, so nothing may be typed meanwhile.
+    The first one asks the terminal what it can do, for which a moment must do: what is typed meanwhile may be lost.
     """
 
     def __init__(self) -> None:
@@ -38,6 +38,8 @@ class TerminalPreview:
         from textual_image.renderable import Image as Renderable
 
         self._console = Console(file=sys.stdout, color_system="truecolor", legacy_windows=False)
+        # Asks for the size of a cell, which is kept: asked with the first picture, it would take what is typed by then.
+        self._console.measure(Renderable(Image.new("RGB", (1, 1))))
         self._renderable: Any = Renderable
         self._shown: Any = None
         self._rows = 0  # that the last one took

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .errors import JanusError
-from .options import Command, Group, say, version_option
+from .options import Command, Group, import_mlx, say, version_option
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,6 +70,7 @@ def tiny(
         --encoder-steps 50 --drawing-steps 50 --joint-steps 50 --answers-steps 50
     """
     require_train_extra()
+    import_mlx()
     import mlx.core as mx
 
     from .training.loop import LOG_FILE

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from fake_hub import TOKEN, FakeHub
+from fake_hub import TOKEN, FakeHub, Repo
 from golden import FIXTURES
 from programs import call, error_line, run
 
@@ -276,18 +276,21 @@ class Uploads:
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self.files: dict[str, str | int] = {}
+        self.there: set[str] = set()  # repositories that are there already, public ones
         self.error: Exception | None = None
 
 
 @pytest.fixture
-def uploads(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Uploads:
+def uploads(fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Uploads:
     """In place of the Hub's repositories that can be written; a token is there."""
     from huggingface_hub import HfApi
 
     uploads = Uploads()
 
-    def create_repo(self: HfApi, repo_id: str, **options: object) -> str:
-        uploads.calls.append({"token": self.token, "repo_id": repo_id, **options})
+    def create_repo(self: HfApi, repo_id: str, *, private: bool | None, **options: object) -> str:
+        uploads.calls.append({"token": self.token, "repo_id": repo_id, "private": private, **options})
+        fake_hub.repos.setdefault(repo_id, Repo()).branches["main"] = tmp_path
+        fake_hub.repos[repo_id].private |= bool(private) and repo_id not in uploads.there
         return f"https://huggingface.co/{repo_id}"
 
     def upload_folder(self: HfApi, *, folder_path: str, **options: object) -> None:
@@ -362,6 +365,27 @@ def test_nothing_is_uploaded_unasked_or_without_a_token(
     assert "HF_HUB_OFFLINE" in error_line(call(group, "convert", ID, tmp_path / "other", "--upload", "me/mine"))
     assert uploads.calls == []
     assert not (tmp_path / "other").exists()
+
+
+def test_a_private_upload_never_ends_in_a_public_repository(
+    served: Path, uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("convert", ID, tmp_path / "out")
+    assert call(group, *words, "--upload", "me/open").code == 0
+    assert uploads.calls[0]["private"] is None  # the account's default
+    again = (*words, "--verify", "--private", "--upload")
+    assert call(group, *again, "me/closed").code == 0
+    assert uploads.calls[2]["private"] is True
+    uploads.there, uploads.files = {"me/there"}, {}
+    assert "me/there is public: make it private" in error_line(call(group, *again, "me/there"))
+    assert uploads.files == {}
+
+
+def test_the_card_of_a_recipe_names_it(served: Path, uploads: Uploads, tmp_path: Path) -> None:
+    done = call(group, "convert", ID, tmp_path / "out", "--recipe", "faithful", "--upload", "me/small")
+    assert done.code == 0, done.stderr
+    assert "Quantized by the recipe `faithful` of mlx_janus" in str(uploads.files["README.md"])
+    assert "head 8 bits" not in str(uploads.files["README.md"])
 
 
 def test_an_upload_that_fails_says_how_to_go_on(served: Path, uploads: Uploads, tmp_path: Path) -> None:
