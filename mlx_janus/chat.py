@@ -265,8 +265,8 @@ def _turn(chat: Chat, line: str) -> None:
 
 @contextlib.contextmanager
 def _without_echo() -> Iterator[None]:
-    """Keep what is typed meanwhile for the next line, and off an answer or a picture that is being written."""
-    if sys.stdin is None or not sys.stdin.isatty():
+    """Keep what is typed meanwhile for the line editor, and off an answer or a picture that is being written."""
+    if not _has_line_editor():
         yield
         return
     import termios
@@ -290,9 +290,13 @@ def _reader() -> Callable[[], str]:
         return input
     if sys.stdout is None or not sys.stdout.isatty():
         return _read_beside_pipe
-    if os.environ.get("TERM", "dumb") == "dumb":
-        return lambda: input("> ")
-    return _line_editor()
+    return _line_editor() if _has_line_editor() else lambda: input("> ")
+
+
+def _has_line_editor() -> bool:
+    streams = (sys.stdin, sys.stdout)
+    smart = os.environ.get("TERM", "dumb") != "dumb"
+    return smart and all(stream is not None and stream.isatty() for stream in streams)
 
 
 def _read_beside_pipe() -> str:

@@ -296,7 +296,7 @@ class Conversation:
             data = read_json(path)
         except ConfigError as error:
             why = str(error).replace("download the whole model folder", "check the path")
-            raise ConversationError(why.replace("download it again", "give a file that /save wrote")) from None
+            raise ConversationError(why.replace("download it again", "give a saved conversation")) from None
         if data.get("format") != _FORMAT or data.get("version") != _VERSION:
             raise ConversationError(f"{path} is no conversation of mlx_janus, version {_VERSION}")
         system, messages = data.get("system"), data.get("messages")

@@ -20,9 +20,11 @@ _MOST = 4  # pictures
 
 
 def can_show() -> bool:
-    """Whether stdout is a terminal with colours (https://no-color.org) whose cursor can be moved."""
+    """Whether stdout is a terminal with colours (https://no-color.org) and blocks, whose cursor can be moved."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
-    return sys.stdout is not None and sys.stdout.isatty() and not plain
+    if plain or sys.stdout is None or not sys.stdout.isatty():
+        return False
+    return (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 class TerminalPreview:
@@ -56,7 +58,12 @@ class TerminalPreview:
     def look(self, step: ImageStep) -> None:
         """Show what there is of the pictures, and note what that cost."""
         started = time.monotonic()
-        self.show(step.preview())
+        pictures = step.preview()
+        try:
+            self.show(pictures)
+        except KeyboardInterrupt:  # what follows must be no part of a sequence that was cut, nor in its colours
+            self._console.file.write("\x1b\\\x1b[0m")
+            raise
         self._last = time.monotonic() - started
         self._spent += self._last
 
