@@ -37,7 +37,7 @@ QUESTION = "Describe the picture."
 _BEGINNING = b'{"path": '  # of every line
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=complete_files)
 @click.option(
     "-p",

@@ -198,7 +198,7 @@ HELP = "\n".join(
 )
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @model_options
 @sampling_options
 @answering_options
@@ -210,6 +210,7 @@ def main(**options: Any) -> None:
 
     \b
     Examples:
+      python -m mlx_janus.chat
       python -m mlx_janus.chat -m deepseek-ai/Janus-Pro-1B
       python -m mlx_janus.chat -m models/janus-pro-1b --temperature 0.7
       python -m mlx_janus.chat --load janus.json

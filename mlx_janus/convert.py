@@ -8,7 +8,7 @@ import click
 
 from .options import (
     Command,
-    bits_or_recipe,
+    bits_option,
     byte_progress,
     complete_folders,
     import_mlx,
@@ -18,15 +18,10 @@ from .options import (
 )
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("source", shell_complete=complete_folders)
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option(
-    "--bits",
-    type=click.Choice(["4", "8"]),
-    callback=bits_or_recipe,
-    help="Quantize the language model.  [default: keep it float]",
-)
+@bits_option
 @recipe_option
 @click.option(
     "--group-size",

@@ -11,7 +11,7 @@ import click
 from .options import Command, import_mlx, version_option
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead.")
 @version_option
 def main(as_json: bool) -> int:

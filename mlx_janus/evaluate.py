@@ -23,7 +23,7 @@ from .options import (
 )
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group)
 @version_option
 def main() -> None:
     """Measure a model.
@@ -62,7 +62,7 @@ def shapes(
     import importlib.util
 
     if importlib.util.find_spec("scipy") is None:
-        raise JanusError("scipy is not installed: pip install 'mlx-janus[train]'")
+        raise JanusError("scipy is not installed: in the clone, run pip install -e '.[train]'")
     import_mlx()
     from .evaluation.shapes import Sizes, measure
 

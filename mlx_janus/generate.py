@@ -62,7 +62,7 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     return values
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.option(
     "-p",
     "--prompt",

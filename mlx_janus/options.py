@@ -49,6 +49,10 @@ class FiniteRange(click.FloatRange):
 class _Ending:
     """Turns the library's errors into one line and an exit code, and Ctrl-C into 130; for commands and groups."""
 
+    def __init__(self, *args: Any, context_settings: dict[str, Any] | None = None, **extra: Any):
+        settings = {"help_option_names": ["-h", "--help"]} | (context_settings or {})
+        super().__init__(*args, context_settings=settings, **extra)  # type: ignore[call-arg]
+
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)  # type: ignore[misc]
@@ -169,6 +173,13 @@ def bits_or_recipe(ctx: click.Context, param: click.Parameter, value: str | None
     return value
 
 
+bits_option = click.option(
+    "--bits",
+    type=click.Choice(["4", "8"]),
+    callback=bits_or_recipe,
+    help="Quantize the language model to this many bits.  [default: as it is]",
+)
+
 recipe_option = click.option(
     "--recipe",
     type=click.Choice(RECIPES),
@@ -239,12 +250,7 @@ model_options = stack(
         "janus-pro-1b, janus-pro-7b or tiny for short; PyTorch models are converted once, into a cache.  "
         "[default: Janus-Tiny, which is in the package]",
     ),
-    click.option(
-        "--bits",
-        type=click.Choice(["4", "8"]),
-        callback=bits_or_recipe,
-        help="Quantize the language model to this many bits.",
-    ),
+    bits_option,
     recipe_option,
     click.option(
         "--dtype",

@@ -13,7 +13,7 @@ from .errors import JanusError
 from .options import Command, Group, import_mlx, say, version_option
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group)
 @version_option
 def main() -> None:
     """Train a model.
@@ -145,7 +145,7 @@ def require_train_extra() -> None:
 
     missing = [name for name in ("scipy", "matplotlib", "filelock") if importlib.util.find_spec(name) is None]
     if missing:
-        raise JanusError(f"{missing[0]} is not installed: pip install 'mlx-janus[train]'")
+        raise JanusError(f"{missing[0]} is not installed: in the clone, run pip install -e '.[train]'")
 
 
 if __name__ == "__main__":

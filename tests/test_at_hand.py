@@ -114,6 +114,7 @@ def test_the_list_tells_what_is_converted_and_downloaded(fake_hub: FakeHub, serv
         "commit": theirs["commit"],
         "state": "converted",
         "bits": 4,
+        "recipe": None,
         "dtype": "bfloat16",
         "bytes": sum(file.stat().st_size for file in converted.iterdir()),
         "last_used": "2001-09-09T01:46:40Z",
@@ -123,6 +124,15 @@ def test_the_list_tells_what_is_converted_and_downloaded(fake_hub: FakeHub, serv
     assert theirs["bytes"] >= (served / "model.safetensors").stat().st_size
     line = next(line for line in call(group, "models").stdout.splitlines() if "converted" in line)
     assert line.split()[:6] == [ours["id"], ID, ours["commit"][:8], "converted", "4", "bfloat16"]
+
+
+def test_a_model_is_added_by_a_recipe(folder: Path) -> None:
+    assert call(group, "models", "add", PRO, "--recipe", "light").code == 0
+    assert call(group, "models", "add", PRO, "--bits", 4, "--recipe", "light").code == 2
+    (entry,) = (entry for entry in json.loads(call(group, "models", "--json").stdout) if entry["state"] == "converted")
+    assert (entry["bits"], entry["recipe"]) == (4, "light")
+    row = next(line for line in call(group, "models").stdout.splitlines() if "converted" in line)
+    assert row.split()[3] == "light"
 
 
 def test_loading_a_model_is_its_last_use(folder: Path) -> None:
