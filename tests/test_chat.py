@@ -84,7 +84,7 @@ def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
         "/help",
         "/reset",
         "What is this?",
-        "/quit",
+        "/quit now",
         "never asked",
     )
     seen = replies(pro, Turn("user", "What is this?", 1), Turn("user", "And now?"))
@@ -100,6 +100,7 @@ def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
         + "There is no /dance. /help lists the commands.\n"
         + "Error: the prompt is empty: describe the picture to draw\n"
         + f"{chat.HELP}\n"
+        + "All is forgotten.\n"
         + CUT
     )
 
@@ -150,11 +151,12 @@ def test_file_names_as_people_type_them(model: Path, here: Path, monkeypatch: py
         str(here / "c.png"),
         str(here / "a b.png").replace(" ", "\\ "),
         f"'{here / 'a b.png'}'",
+        f"{here / 'c.png'} '{here / 'a b.png'}'",
         "/image it's gone.png",
         "/image ~nobody-of-that-name/c.png",
     )
     assert (done.code, done.stdout) == (0, "")
-    assert re.findall(r"^(\d) waiting", done.stderr, re.MULTILINE) == list("1245678")
+    assert re.findall(r"^(\d+) waiting", done.stderr, re.MULTILINE) == ["1", "2", "4", "5", "6", "7", "8", "10"]
     assert "Error: it's gone.png does not exist: quote names" in done.stderr
     assert "Error: ~nobody-of-that-name/c.png does not exist" in done.stderr
 
@@ -475,6 +477,20 @@ def test_ctrl_c_stops_an_answer_and_a_drawing(model: Path, terminal: Any) -> Non
     one.type("\x03")
     one.wait("Ctrl-D leaves.", "> ")
     assert "▀" not in "".join(one.screen.display)
+    one.leave()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_history_that_cannot_be_kept_is_done_without(here: Path, terminal: Any) -> None:
+    """As on a full disk."""
+    (here / "state" / "mlx_janus" / "chat_history").mkdir(parents=True)
+    one = terminal()
+    one.wait("> ")
+    one.type("/seed 3\r")
+    one.wait("seed 3", "> ")
+    one.type("\x1b[A\r")  # of this chat it is still known
+    one.wait("> /seed 3", "seed 3", "> ")
+    assert not re.search("Traceback|Exception|history", one.written)
     one.leave()
 
 
