@@ -16,7 +16,7 @@ def main(picture: str | None = None, question: str = "What colour is the circle?
         print(chunk.text, end="", flush=True)
         if chunk.result is not None:
             print()
-            print(f"{len(chunk.result.tokens)} tokens, {chunk.result.generation_tps:.1f} a second", file=sys.stderr)
+            print(f"first token after {chunk.result.first_token_seconds:.2f} seconds", file=sys.stderr)
 
 
 try:

@@ -33,7 +33,7 @@ class LazyGroup(Group):
         return command
 
 
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=LazyGroup)
 @version_option
 def main() -> None:
     """DeepSeek's Janus on MLX: answers about pictures, and draws them.

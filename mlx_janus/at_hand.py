@@ -10,16 +10,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import JanusError
-from .options import Command, Group, byte_progress, say, version_option
+from .options import (
+    Command,
+    Group,
+    bits_option,
+    byte_progress,
+    import_mlx,
+    recipe_option,
+    say,
+    version_option,
+)
 
 if TYPE_CHECKING:
     from .weights.cache import ModelEntry
 
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
 _TITLES = ("ID", "model", "commit", "state", "bits", "type", "size", "last used")
 
 
-@click.group(cls=Group, invoke_without_command=True, context_settings=_SETTINGS)
+@click.group(cls=Group, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead, with sizes in bytes.")
 @version_option
 @click.pass_context
@@ -40,6 +48,7 @@ def main(context: click.Context, as_json: bool) -> None:
         if as_json:
             raise click.UsageError("--json is of the list alone: leave it out.")
         return
+    import_mlx()
     from .weights.cache import list_models
 
     entries = list_models()
@@ -50,11 +59,12 @@ def main(context: click.Context, as_json: bool) -> None:
         click.echo(line)
 
 
-@main.command(cls=Command, context_settings=_SETTINGS)
+@main.command(cls=Command)
 @click.argument("model")
-@click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the language model to this many bits.")
+@bits_option
+@recipe_option
 @click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.")
-def add(model: str, bits: str | None, revision: str | None) -> None:
+def add(model: str, bits: str | None, recipe: str | None, revision: str | None) -> None:
     """Download MODEL where needed and convert it into the cache, from where `--model MODEL` takes it.
 
     MODEL is a Hub id, a short name, or a PyTorch model folder. Prints the converted folder.
@@ -63,15 +73,19 @@ def add(model: str, bits: str | None, revision: str | None) -> None:
     Examples:
       mlx-janus models add janus-pro-1b
       mlx-janus models add deepseek-ai/Janus-Pro-7B --bits 4
+      mlx-janus models add deepseek-ai/Janus-Pro-7B --recipe light
     """
+    import_mlx()
     from .weights.sources import find_converted
 
     with byte_progress() as progress:
-        folder = find_converted(model, bits=int(bits) if bits else None, revision=revision, progress=progress)
+        folder = find_converted(
+            model, bits=int(bits) if bits else None, recipe=recipe, revision=revision, progress=progress
+        )
     click.echo(str(folder))
 
 
-@main.command(cls=Command, context_settings=_SETTINGS)
+@main.command(cls=Command)
 @click.argument("model")
 @click.option("--downloads", is_flag=True, help="Remove it from the Hub's cache, too.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -85,6 +99,7 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
       mlx-janus models remove 0f3a52c8
       mlx-janus models remove janus-pro-1b --downloads --yes
     """
+    import_mlx()
     from .memory import format_size
     from .weights.cache import check_removable, find_models, freed_bytes, remove_model
 
@@ -116,7 +131,7 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
     from .memory import format_size
 
     used = time.strftime("%Y-%m-%d", time.localtime(entry.used)) if entry.used else ""
-    bits = "" if entry.config is None else str(entry.bits or "-")
+    bits = "" if entry.config is None else entry.recipe or str(entry.bits or "-")
     size = format_size(entry.size)
     return (entry.id, entry.source, entry.revision[:8], entry.state, bits, entry.dtype or "", size, used)
 
@@ -129,6 +144,7 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
         "commit": entry.revision or None,
         "state": entry.state,
         "bits": entry.bits,
+        "recipe": entry.recipe,
         "dtype": entry.dtype,
         "bytes": entry.size,
         "last_used": used,

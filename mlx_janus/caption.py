@@ -37,7 +37,7 @@ QUESTION = "Describe the picture."
 _BEGINNING = b'{"path": '  # of every line
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=complete_files)
 @click.option(
     "-p",
@@ -75,6 +75,8 @@ def main(paths: tuple[str, ...], question: str, output: Path | None, **options: 
     """
     if not question.strip():
         raise click.UsageError("--prompt is empty: ask something.")
+    if "" in paths:  # an unset variable of a shell is not the folder here
+        raise click.UsageError("PATH is empty: name a picture or a folder.")
     pictures = list(dict.fromkeys(picture for path in paths for picture in _pictures(path)))
     done = _resume(output, question) if output else set()
     missing = [picture for picture in pictures if picture not in done]

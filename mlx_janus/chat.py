@@ -171,6 +171,7 @@ class Chat:
         """Forget everything that was said."""
         self.talk.reset()
         self.waiting = []
+        say("All is forgotten.")
 
     def help(self, _: str) -> None:
         """This list."""
@@ -179,7 +180,7 @@ class Chat:
 
 _UNSET = {"seed": "random"}
 _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
-    "/image": ("FILE...", Chat.image, "show pictures with the next question (as does a file dropped on the terminal)"),
+    "/image": ("FILE...", Chat.image, "show pictures with the next question (as do files dropped on the terminal)"),
     "/draw": ("PROMPT", Chat.draw, "draw a picture into janus.png (a numbered sibling if that exists)"),
     "/retry": ("", Chat.retry, "answer the last question again"),
     "/undo": ("", Chat.undo, "take back the last question or drawing"),
@@ -198,7 +199,7 @@ HELP = "\n".join(
 )
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @model_options
 @sampling_options
 @answering_options
@@ -210,6 +211,7 @@ def main(**options: Any) -> None:
 
     \b
     Examples:
+      python -m mlx_janus.chat
       python -m mlx_janus.chat -m deepseek-ai/Janus-Pro-1B
       python -m mlx_janus.chat -m models/janus-pro-1b --temperature 0.7
       python -m mlx_janus.chat --load janus.json
@@ -218,17 +220,18 @@ def main(**options: Any) -> None:
     saved, show = options.pop("saved"), options.pop("show")
     settings = {name: options.get(name) for name in (*SETTINGS, "system")}
     chat = Chat(janus, settings, show)
-    if saved:
+    if saved is not None:
         chat.load(shlex.quote(saved))
     say(f"{janus.name} is ready. /help lists the commands.")
     read = _reader()
     while True:
         try:
             line = read().strip()
-            if line in ("/quit", "/exit"):
+            if line.split(None, 1)[:1] in (["/quit"], ["/exit"]):
                 return
             if line:
-                _turn(chat, line)
+                with _without_echo():
+                    _turn(chat, line)
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -243,8 +246,8 @@ def _turn(chat: Chat, line: str) -> None:
     try:
         if command in _COMMANDS:
             _COMMANDS[command][1](chat, argument)
-        elif dropped := _dropped_file(line):
-            chat.image(shlex.quote(dropped))
+        elif dropped := _dropped_files(line):
+            chat.image(shlex.join(dropped))
         elif command.startswith("/") and "/" not in command[1:]:  # a path, /etc/hosts, may be asked about
             say(f"There is no {command[:40]}. /help lists the commands.")
         else:
@@ -262,6 +265,23 @@ def _turn(chat: Chat, line: str) -> None:
         say(f"Error: {message}")
 
 
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """Keep what is typed meanwhile for the line editor, and off an answer or a picture that is being written."""
+    if not _has_line_editor():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    flags = before[3]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], flags & ~termios.ECHO, *before[4:]])
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
 def _reader() -> Callable[[], str]:
     """What reads a line: from a terminal with a prompt and line editing, which must not end up in a piped stdout."""
     if sys.stdin is None:
@@ -272,9 +292,13 @@ def _reader() -> Callable[[], str]:
         return input
     if sys.stdout is None or not sys.stdout.isatty():
         return _read_beside_pipe
-    if os.environ.get("TERM", "dumb") == "dumb":
-        return lambda: input("> ")
-    return _line_editor()
+    return _line_editor() if _has_line_editor() else lambda: input("> ")
+
+
+def _has_line_editor() -> bool:
+    streams = (sys.stdin, sys.stdout)
+    smart = os.environ.get("TERM", "dumb") != "dumb"
+    return smart and all(stream is not None and stream.isatty() for stream in streams)
 
 
 def _read_beside_pipe() -> str:
@@ -286,15 +310,27 @@ def _line_editor() -> Callable[[], str]:
     """prompt_toolkit's prompt, with a history that is kept and completion of commands, settings and file names."""
     from platformdirs import user_state_path
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from prompt_toolkit.history import FileHistory
 
-    history: History = InMemoryHistory()
+    class Kept(FileHistory):
+        """A file that cannot be read or written, on a full disk say, is done without."""
+
+        def load_history_strings(self) -> Iterable[str]:
+            try:
+                return [*super().load_history_strings()]
+            except OSError:
+                return []
+
+        def store_string(self, string: str) -> None:
+            with contextlib.suppress(OSError):
+                super().store_string(string)
+
+    file = user_state_path("mlx_janus", appauthor=False) / "chat_history"
     with contextlib.suppress(OSError):
-        folder = user_state_path("mlx_janus", appauthor=False, ensure_exists=True)
-        (folder / "chat_history").touch(mode=0o600)
-        history = FileHistory(str(folder / "chat_history"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
     session: PromptSession[str] = PromptSession(
-        "> ", history=history, completer=_completer(), complete_while_typing=False, enable_suspend=True
+        "> ", history=Kept(str(file)), completer=_completer(), complete_while_typing=False, enable_suspend=True
     )
     return session.prompt
 
@@ -331,17 +367,17 @@ def _paths(text: str) -> list[str]:
         raise JanusError(f"{text} does not exist: quote names that have spaces or quotes in them") from None
 
 
-def _dropped_file(line: str) -> str | None:
-    """The file whose full path is all that the line holds, as a terminal types it when one is dropped onto it."""
-    if not line.startswith(("/", "'/")):
-        return None
+def _dropped_files(line: str) -> list[str]:
+    """The files whose full paths are all that a line holds, as a terminal types them when they are dropped onto it."""
+    if not line.startswith(("/", "'/", '"/')):
+        return []
     if _is_file(line):
-        return line
+        return [line]
     try:
         words = shlex.split(line)
     except ValueError:
-        return None
-    return words[0] if len(words) == 1 and _is_file(words[0]) else None
+        return []
+    return words if all(word.startswith("/") and _is_file(word) for word in words) else []
 
 
 def _at_home(path: str) -> str:

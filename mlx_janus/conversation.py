@@ -295,7 +295,8 @@ class Conversation:
         try:
             data = read_json(path)
         except ConfigError as error:
-            raise ConversationError(str(error).replace("download the whole model folder", "check the path")) from None
+            why = str(error).replace("download the whole model folder", "check the path")
+            raise ConversationError(why.replace("download it again", "give a saved conversation")) from None
         if data.get("format") != _FORMAT or data.get("version") != _VERSION:
             raise ConversationError(f"{path} is no conversation of mlx_janus, version {_VERSION}")
         system, messages = data.get("system"), data.get("messages")

@@ -8,24 +8,20 @@ import click
 
 from .options import (
     Command,
-    bits_or_recipe,
+    bits_option,
     byte_progress,
     complete_folders,
+    import_mlx,
     recipe_option,
     say,
     version_option,
 )
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("source", shell_complete=complete_folders)
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option(
-    "--bits",
-    type=click.Choice(["4", "8"]),
-    callback=bits_or_recipe,
-    help="Quantize the language model.  [default: keep it float]",
-)
+@bits_option
 @recipe_option
 @click.option(
     "--group-size",
@@ -43,8 +39,10 @@ from .options import (
 @click.option(
     "--upload",
     metavar="REPO",
-    help="Put OUTPUT and a model card into this model repository on the Hub, made if it is not there.",
+    help="Put OUTPUT and a model card into this model repository on the Hub. If it is not there it is made, for all to "
+    "see unless you give --private or your account's default is private.",
 )
+@click.option("--private", is_flag=True, help="Make that repository a private one; one that is public is refused.")
 @version_option
 def main(
     source: str,
@@ -57,6 +55,7 @@ def main(
     overwrite: bool,
     verify: bool,
     upload: str | None,
+    private: bool,
 ) -> None:
     """Convert SOURCE, a PyTorch model folder, a Hub id or a short name, into the folder OUTPUT.
 
@@ -71,17 +70,20 @@ def main(
       python -m mlx_janus.convert deepseek-ai/Janus-Pro-7B models/janus-pro-7b-light --recipe light
       python -m mlx_janus.convert ./Janus-1.3B models/janus-1.3b --dtype bfloat16
       python -m mlx_janus.convert ./Janus-1.3B models/janus-1.3b --verify
-      python -m mlx_janus.convert janus-pro-7b models/janus-pro-7b-4bit --bits 4 --upload me/janus-pro-7b-4bit
+      python -m mlx_janus.convert janus-pro-7b models/janus-pro-7b-4bit --bits 4 --upload me/janus-4bit --private
     """
     if verify and (bits or recipe or group_size or dtype or overwrite):
         given = "--bits, --recipe, --group-size, --dtype and --overwrite"
         raise click.UsageError(f"--verify checks OUTPUT as it was made: leave {given} out.")
     if group_size and not bits:
         raise click.UsageError("--group-size goes with --bits: add --bits 4 or 8, or leave it out.")
+    if private and not upload:
+        raise click.UsageError("--private goes with --upload: name a repository.")
     from .weights.hub import HUB_ID
 
     if upload and not HUB_ID.fullmatch(upload):
         raise click.UsageError(f"--upload takes owner/name, got {upload[:200]!r}.")
+    import_mlx()
     from .memory import format_size
     from .weights.convert import ConvertOptions, check_output, convert_checkpoint, verify_conversion
     from .weights.quantize import DEFAULT_GROUP_SIZE
@@ -110,7 +112,7 @@ def main(
             say(f"Quantized {len(quantization.layers)} layers {way}.")
             say(f"Layers too narrow to be quantized, kept float: {kept}.")
     if upload:
-        click.echo(upload_converted(output, found, upload))
+        click.echo(upload_converted(output, found, upload, private=private))
 
 
 if __name__ == "__main__":

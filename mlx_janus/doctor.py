@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 
 import click
 
-from .options import Command, version_option
+from .options import Command, import_mlx, version_option
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead.")
 @version_option
 def main(as_json: bool) -> int:
@@ -23,6 +24,8 @@ def main(as_json: bool) -> int:
       mlx-janus doctor
       mlx-janus doctor --json
     """
+    with contextlib.suppress(ImportError):  # which is a finding
+        import_mlx()
     from .diagnosis import diagnose
 
     findings = diagnose()

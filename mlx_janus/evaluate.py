@@ -10,10 +10,20 @@ from typing import Any
 import click
 
 from .errors import JanusError
-from .options import Command, Group, check_output, load_model, model_options, say, stage_bars, version_option
+from .options import (
+    Command,
+    Group,
+    check_output,
+    import_mlx,
+    load_model,
+    model_options,
+    say,
+    stage_bars,
+    version_option,
+)
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group)
 @version_option
 def main() -> None:
     """Measure a model.
@@ -52,7 +62,8 @@ def shapes(
     import importlib.util
 
     if importlib.util.find_spec("scipy") is None:
-        raise JanusError("scipy is not installed: pip install 'mlx-janus[train]'")
+        raise JanusError("scipy is not installed: in the clone, run pip install -e '.[train]'")
+    import_mlx()
     from .evaluation.shapes import Sizes, measure
 
     if output:

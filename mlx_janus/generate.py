@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from .config import MAX_SEED
+from .errors import OptionError
 from .options import (
     Command,
     FiniteRange,
@@ -54,12 +55,14 @@ def _not_blank(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
 def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Of web addresses, only https; "file:" and the like are nothing that is read either."""
     for value in values:
+        if not value:
+            raise click.BadParameter("is empty: name a picture.")
         if (found := re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", value)) and found[1] != "https":
             raise click.BadParameter(f"{found[0]} is not read: give a file, or an address that begins with https://.")
     return values
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.option(
     "-p",
     "--prompt",
@@ -154,8 +157,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     """Draw pictures of a prompt, or answer a question (with --image or --text).
 
     Answers and the paths of pictures go to stdout, progress to stderr. Every PNG carries its prompt, seed, guidance,
-    temperature and model as text chunks, which --config-from reads. Files that exist are kept: janus.png becomes
-    janus_2.png.
+    temperature, model and precision as text chunks, which --config-from reads. Files that exist are kept: janus.png
+    becomes janus_2.png.
 
     \b
     Examples:
@@ -186,7 +189,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
 
 def _check_use(ctx: click.Context, answering: bool) -> None:
     for name in DRAWING_ONLY if answering else ANSWERING_ONLY:
-        if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+        asked = ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+        if asked and ctx.params[name] is not False:  # --no-show is so in any case
             flag = f"--{name.replace('_', '-')}"
             fix = "leave --image and --text out to draw" if answering else "add --image FILE or --text to ask"
             does = "answering" if answering else "drawing"
@@ -217,16 +221,34 @@ def _take_settings(ctx: click.Context, options: dict[str, Any]) -> None:
             options[name] = settings[name]
     if not (options["prompts"] or options["prompts_file"]):
         options["prompts"] = [settings["prompt"]]
-    options["drawn_by"] = settings["model"]
+    options["drawn"] = settings
 
 
 def _pipeline(options: dict[str, Any]) -> JanusPipeline:
-    janus = load_model(options)
-    drawn_by = options.get("drawn_by", janus.name)
-    if drawn_by != janus.name:
-        names = f"was drawn by {drawn_by!r}, this is {janus.name!r}"  # a foreign file's words: no control characters
-        note(f"{options['config_from']} {names}: only the same model (--model) draws the same picture")
+    """The model; for --config-from in the precision of the picture, unless the command line names another."""
+    drawn = options.get("drawn")
+    if drawn is None:
+        return load_model(options)
+    wanted = options | {"dtype": options["dtype"] or drawn["dtype"]}
+    if not (options["bits"] or options["recipe"]):
+        wanted |= {"bits": drawn["bits"], "recipe": drawn["recipe"]}
+    try:
+        janus = load_model(wanted)
+    except OptionError:  # a folder that is quantized otherwise
+        if options["bits"] or options["recipe"]:
+            raise
+        janus = load_model(wanted | {"bits": None, "recipe": None})
+    precision = janus.precision if drawn["dtype"] else {}  # an earlier release did not say
+    before, now = _who(drawn["model"], drawn), _who(janus.name, precision)
+    if before != now:
+        note(f"{options['config_from']} was drawn by {before}, this is {now}: only the same draws the same picture")
     return janus
+
+
+def _who(model: str, precision: dict[str, Any]) -> str:
+    """A model and how it computes; its name may be a foreign file's words, so without control characters."""
+    names = ("bits", "recipe", "dtype")
+    return " ".join([repr(model), *(f"--{name} {precision[name]}" for name in names if precision.get(name))])
 
 
 def _answer(options: dict[str, Any]) -> None:

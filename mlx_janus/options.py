@@ -49,6 +49,10 @@ class FiniteRange(click.FloatRange):
 class _Ending:
     """Turns the library's errors into one line and an exit code, and Ctrl-C into 130; for commands and groups."""
 
+    def __init__(self, *args: Any, context_settings: dict[str, Any] | None = None, **extra: Any):
+        settings = {"help_option_names": ["-h", "--help"]} | (context_settings or {})
+        super().__init__(*args, context_settings=settings, **extra)  # type: ignore[call-arg]
+
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)  # type: ignore[misc]
@@ -84,7 +88,16 @@ class Group(_Ending, click.Group):
 
 
 def _prepare_process() -> None:
-    """Have SIGTERM clean up, and what an output's encoding lacks shown as "?"."""
+    """Have SIGTERM clean up, and what an output's encoding lacks shown as "?"; open what was closed.
+
+    The next file would have the number of a closed stream: MLX takes 0 for a failure, and what a library prints would
+    go into a file with 1 or 2.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
@@ -94,6 +107,15 @@ def _prepare_process() -> None:
 
 def _terminated(*_: object) -> None:
     sys.exit(128 + signal.SIGTERM)  # runs what cleans up
+
+
+def import_mlx() -> None:
+    """Import MLX, while Ctrl-C and SIGTERM wait: an exception amid its own setting up aborts the process."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        import mlx.core  # noqa: F401
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _drop_stdout() -> None:
@@ -150,6 +172,13 @@ def bits_or_recipe(ctx: click.Context, param: click.Parameter, value: str | None
         raise click.UsageError("--recipe does not go with --bits: give one of them.")
     return value
 
+
+bits_option = click.option(
+    "--bits",
+    type=click.Choice(["4", "8"]),
+    callback=bits_or_recipe,
+    help="Quantize the language model to this many bits.  [default: as it is]",
+)
 
 recipe_option = click.option(
     "--recipe",
@@ -221,12 +250,7 @@ model_options = stack(
         "janus-pro-1b, janus-pro-7b or tiny for short; PyTorch models are converted once, into a cache.  "
         "[default: Janus-Tiny, which is in the package]",
     ),
-    click.option(
-        "--bits",
-        type=click.Choice(["4", "8"]),
-        callback=bits_or_recipe,
-        help="Quantize the language model to this many bits.",
-    ),
+    bits_option,
     recipe_option,
     click.option(
         "--dtype",
@@ -283,6 +307,7 @@ def given(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def load_model(options: dict[str, Any]) -> JanusPipeline:
     """``mlx_janus.load`` of what ``model_options`` gave, with a progress bar while a model is converted."""
+    import_mlx()
     from .pipeline import load
 
     choice = {name: options[name] for name in ("recipe", "dtype", "revision", "low_memory")}

@@ -154,6 +154,14 @@ class JanusPipeline:
         return self.model.config
 
     @property
+    def precision(self) -> dict[str, str]:
+        """The dtype that is computed in, and if the model is quantized its bits or its recipe."""
+        quantization, facts = self.config.quantization, {"dtype": str(self.config.dtype)}
+        if quantization is None:
+            return facts
+        return facts | ({"recipe": quantization.recipe} if quantization.recipe else {"bits": str(quantization.bits)})
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, of the ``tokenizers`` library."""
         return self.prompts.tokenizer
@@ -452,6 +460,7 @@ class JanusPipeline:
             "temperature": f"{options.temperature:.15g}",
             "top_p": f"{options.top_p:.15g}",
             "model": self.name,
+            **self.precision,
             "version": f"mlx_janus {__version__}",
         }
         grid = self.config.grid

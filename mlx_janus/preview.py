@@ -20,15 +20,17 @@ _MOST = 4  # pictures
 
 
 def can_show() -> bool:
-    """Whether stdout is a terminal with colours (https://no-color.org) whose cursor can be moved."""
+    """Whether stdout is a terminal with colours (https://no-color.org) and blocks, whose cursor can be moved."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
-    return sys.stdout is not None and sys.stdout.isatty() and not plain
+    if plain or sys.stdout is None or not sys.stdout.isatty():
+        return False
+    return (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 class TerminalPreview:
     """Shows the pictures of one drawing side by side, every time over the last.
 
-    The first one asks the terminal what it can do, so nothing may be typed meanwhile.
+    The first one asks the terminal what it can do, for which a moment must do: what is typed meanwhile may be lost.
     """
 
     def __init__(self) -> None:
@@ -38,6 +40,8 @@ class TerminalPreview:
         from textual_image.renderable import Image as Renderable
 
         self._console = Console(file=sys.stdout, color_system="truecolor", legacy_windows=False)
+        # Asks for the size of a cell, which is kept: asked with the first picture, it would take what is typed by then.
+        self._console.measure(Renderable(Image.new("RGB", (1, 1))))
         self._renderable: Any = Renderable
         self._shown: Any = None
         self._rows = 0  # that the last one took
@@ -54,7 +58,12 @@ class TerminalPreview:
     def look(self, step: ImageStep) -> None:
         """Show what there is of the pictures, and note what that cost."""
         started = time.monotonic()
-        self.show(step.preview())
+        pictures = step.preview()
+        try:
+            self.show(pictures)
+        except KeyboardInterrupt:  # what follows must be no part of a sequence that was cut, nor in its colours
+            self._console.file.write("\x1b\\\x1b[0m")
+            raise
         self._last = time.monotonic() - started
         self._spent += self._last
 

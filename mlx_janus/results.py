@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .config import DTYPES, RECIPES
 from .errors import ImageError, OptionError
 from .images import read_text_chunks, save_png
 
@@ -102,7 +103,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What it takes to draw a saved picture again, from its text chunks.
 
     Returns:
-        prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: none).
+        prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: none); of the weights dtype
+        (None in a file of a release that did not say), bits and recipe (None: not quantized so).
 
     Raises:
         ImageError: no picture, or one that does not carry all of these.
@@ -111,8 +113,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not chunks.get("version", "").startswith("mlx_janus "):
         raise ImageError(f"{path} carries no settings of a drawing: give a PNG as mlx_janus wrote it")
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
+    dtype, bits, recipe = (chunks.get(name) for name in ("dtype", "bits", "recipe"))
     try:
-        if upscale is None:
+        known = dtype in (None, *DTYPES) and bits in (None, "4", "8") and recipe in (None, *RECIPES)
+        if upscale is None or not known or (bits and recipe):
             raise ValueError
         return {
             "prompt": chunks["prompt"],
@@ -120,6 +124,9 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             **{name: float(chunks[name]) for name in ("cfg_weight", "temperature", "top_p")},
             "model": chunks["model"],
             "upscale": int(upscale[1] or 1),
+            "dtype": dtype,
+            "bits": None if bits is None else int(bits),
+            "recipe": recipe,
         }
     except (KeyError, ValueError):
         raise ImageError(

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from .errors import JanusError
-from .options import Command, Group, say, version_option
+from .options import Command, Group, import_mlx, say, version_option
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group)
 @version_option
 def main() -> None:
     """Train a model.
@@ -70,6 +70,7 @@ def tiny(
         --encoder-steps 50 --drawing-steps 50 --joint-steps 50 --places-steps 50
     """
     require_train_extra()
+    import_mlx()
     import mlx.core as mx
 
     from .training.loop import LOG_FILE
@@ -144,7 +145,7 @@ def require_train_extra() -> None:
 
     missing = [name for name in ("scipy", "matplotlib", "filelock") if importlib.util.find_spec(name) is None]
     if missing:
-        raise JanusError(f"{missing[0]} is not installed: pip install 'mlx-janus[train]'")
+        raise JanusError(f"{missing[0]} is not installed: in the clone, run pip install -e '.[train]'")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from fake_hub import TOKEN, FakeHub
+from fake_hub import TOKEN, FakeHub, Repo
 from golden import FIXTURES
 from programs import call, error_line, run
 
@@ -114,6 +114,7 @@ def test_the_list_tells_what_is_converted_and_downloaded(fake_hub: FakeHub, serv
         "commit": theirs["commit"],
         "state": "converted",
         "bits": 4,
+        "recipe": None,
         "dtype": "bfloat16",
         "bytes": sum(file.stat().st_size for file in converted.iterdir()),
         "last_used": "2001-09-09T01:46:40Z",
@@ -123,6 +124,15 @@ def test_the_list_tells_what_is_converted_and_downloaded(fake_hub: FakeHub, serv
     assert theirs["bytes"] >= (served / "model.safetensors").stat().st_size
     line = next(line for line in call(group, "models").stdout.splitlines() if "converted" in line)
     assert line.split()[:6] == [ours["id"], ID, ours["commit"][:8], "converted", "4", "bfloat16"]
+
+
+def test_a_model_is_added_by_a_recipe(folder: Path) -> None:
+    assert call(group, "models", "add", PRO, "--recipe", "light").code == 0
+    assert call(group, "models", "add", PRO, "--bits", 4, "--recipe", "light").code == 2
+    (entry,) = (entry for entry in json.loads(call(group, "models", "--json").stdout) if entry["state"] == "converted")
+    assert (entry["bits"], entry["recipe"]) == (4, "light")
+    row = next(line for line in call(group, "models").stdout.splitlines() if "converted" in line)
+    assert row.split()[3] == "light"
 
 
 def test_loading_a_model_is_its_last_use(folder: Path) -> None:
@@ -276,18 +286,21 @@ class Uploads:
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self.files: dict[str, str | int] = {}
+        self.there: set[str] = set()  # repositories that are there already, public ones
         self.error: Exception | None = None
 
 
 @pytest.fixture
-def uploads(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Uploads:
+def uploads(fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Uploads:
     """In place of the Hub's repositories that can be written; a token is there."""
     from huggingface_hub import HfApi
 
     uploads = Uploads()
 
-    def create_repo(self: HfApi, repo_id: str, **options: object) -> str:
-        uploads.calls.append({"token": self.token, "repo_id": repo_id, **options})
+    def create_repo(self: HfApi, repo_id: str, *, private: bool | None, **options: object) -> str:
+        uploads.calls.append({"token": self.token, "repo_id": repo_id, "private": private, **options})
+        fake_hub.repos.setdefault(repo_id, Repo()).branches["main"] = tmp_path
+        fake_hub.repos[repo_id].private |= bool(private) and repo_id not in uploads.there
         return f"https://huggingface.co/{repo_id}"
 
     def upload_folder(self: HfApi, *, folder_path: str, **options: object) -> None:
@@ -362,6 +375,27 @@ def test_nothing_is_uploaded_unasked_or_without_a_token(
     assert "HF_HUB_OFFLINE" in error_line(call(group, "convert", ID, tmp_path / "other", "--upload", "me/mine"))
     assert uploads.calls == []
     assert not (tmp_path / "other").exists()
+
+
+def test_a_private_upload_never_ends_in_a_public_repository(
+    served: Path, uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("convert", ID, tmp_path / "out")
+    assert call(group, *words, "--upload", "me/open").code == 0
+    assert uploads.calls[0]["private"] is None  # the account's default
+    again = (*words, "--verify", "--private", "--upload")
+    assert call(group, *again, "me/closed").code == 0
+    assert uploads.calls[2]["private"] is True
+    uploads.there, uploads.files = {"me/there"}, {}
+    assert "me/there is public: make it private" in error_line(call(group, *again, "me/there"))
+    assert uploads.files == {}
+
+
+def test_the_card_of_a_recipe_names_it(served: Path, uploads: Uploads, tmp_path: Path) -> None:
+    done = call(group, "convert", ID, tmp_path / "out", "--recipe", "faithful", "--upload", "me/small")
+    assert done.code == 0, done.stderr
+    assert "Quantized by the recipe `faithful` of mlx_janus" in str(uploads.files["README.md"])
+    assert "head 8 bits" not in str(uploads.files["README.md"])
 
 
 def test_an_upload_that_fails_says_how_to_go_on(served: Path, uploads: Uploads, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 from golden import FIXTURES
 from PIL import Image
-from programs import INTERRUPTIBLE, ROOT, Outcome, call
+from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line
 
 import mlx_janus
 from mlx_janus import chat
@@ -82,7 +84,7 @@ def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
         "/help",
         "/reset",
         "What is this?",
-        "/quit",
+        "/quit now",
         "never asked",
     )
     seen = replies(pro, Turn("user", "What is this?", 1), Turn("user", "And now?"))
@@ -98,6 +100,7 @@ def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
         + "There is no /dance. /help lists the commands.\n"
         + "Error: the prompt is empty: describe the picture to draw\n"
         + f"{chat.HELP}\n"
+        + "All is forgotten.\n"
         + CUT
     )
 
@@ -148,11 +151,12 @@ def test_file_names_as_people_type_them(model: Path, here: Path, monkeypatch: py
         str(here / "c.png"),
         str(here / "a b.png").replace(" ", "\\ "),
         f"'{here / 'a b.png'}'",
+        f"{here / 'c.png'} '{here / 'a b.png'}'",
         "/image it's gone.png",
         "/image ~nobody-of-that-name/c.png",
     )
     assert (done.code, done.stdout) == (0, "")
-    assert re.findall(r"^(\d) waiting", done.stderr, re.MULTILINE) == list("1245678")
+    assert re.findall(r"^(\d+) waiting", done.stderr, re.MULTILINE) == ["1", "2", "4", "5", "6", "7", "8", "10"]
     assert "Error: it's gone.png does not exist: quote names" in done.stderr
     assert "Error: ~nobody-of-that-name/c.png does not exist" in done.stderr
 
@@ -184,6 +188,11 @@ def test_failures_do_not_end_the_talk(
     done = talk(model, "/draw a fox", "Hello?", "/draw a fox")
     assert (done.code, done.stdout) == (0, f"{written(*replies(pro, Turn('user', 'Hello?')))}janus.png\n")
     assert len(re.findall("^Error: .*$", done.stderr, re.MULTILINE)) == 1
+
+
+def test_an_empty_name_of_a_saved_chat_is_no_chat(model: Path) -> None:
+    """As a shell's unset variable gives it."""
+    assert "Is a directory" in error_line(call(chat.main, "-m", model, "--load", ""))
 
 
 def test_an_absent_model_ends_it() -> None:
@@ -348,10 +357,10 @@ def test_ctrl_c_and_ctrl_d_on_a_terminal(model: Path) -> None:
 class Terminal:
     """The chat on a terminal of 100 by 40, and what is to be seen on it."""
 
-    def __init__(self, folder: Path, *flags: object, **environment: str) -> None:
+    def __init__(self, folder: Path, *flags: object, before: str = "", **environment: str) -> None:
         pexpect, pyte = pytest.importorskip("pexpect"), pytest.importorskip("pyte")
         self.eof, self.timeout = pexpect.EOF, pexpect.TIMEOUT
-        program = f"{INTERRUPTIBLE}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
+        program = f"{INTERRUPTIBLE}{before}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
         home = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder / "state"), "HOME": str(folder)}
         self.child = pexpect.spawn(
             sys.executable,
@@ -362,6 +371,8 @@ class Terminal:
             dimensions=(40, 100),
             cwd=str(folder),
         )
+        self.written, self.typed = "", 0
+        self.answers: dict[str, str] = {}  # what a terminal that can do more says, to what it is asked
         self.screen = pyte.Screen(100, 40)
         self.stream = pyte.Stream(self.screen)
 
@@ -369,26 +380,48 @@ class Terminal:
         """Until these lines stand on the screen, in this order, the last one on its last line."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            with contextlib.suppress(self.timeout):
-                self.stream.feed(self.child.read_nonblocking(100_000, timeout=0.2))
+            self.read()
             lines = self.lines()
             if lines and lines[-1] == texts[-1].rstrip() and all(text.rstrip() in lines for text in texts):
                 return
         raise AssertionError(f"{texts} did not come: {self.lines()}")
 
+    def read(self) -> None:
+        with contextlib.suppress(self.timeout):
+            text = self.child.read_nonblocking(100_000, timeout=0.2)
+            self.written += text
+            self.stream.feed(text)
+            for asked, answer in self.answers.items():
+                if match := re.search(asked, text):
+                    self.child.send(match.expand(answer))
+
+    def said(self, what: str) -> None:
+        """Until this was written since the last typing."""
+        deadline = time.monotonic() + 60
+        while what not in self.written[self.typed :]:
+            assert time.monotonic() < deadline, (what, self.lines())
+            self.read()
+
     def lines(self) -> list[str]:
         return [line.rstrip() for line in self.screen.display if line.strip()]
 
     def type(self, text: str) -> None:
+        self.typed = len(self.written)
         self.child.send(text)
+
+    def leave(self) -> None:
+        self.type("\x04")
+        self.child.expect(self.eof)
+        self.child.close()
+        assert self.child.exitstatus == 0
 
 
 @pytest.fixture
 def terminal(here: Path) -> Iterator[Any]:
     started: list[Terminal] = []
 
-    def start(*flags: object, **environment: str) -> Terminal:
-        started.append(Terminal(here, *flags, **environment))
+    def start(*flags: object, **more: str) -> Terminal:
+        started.append(Terminal(here, *flags, **more))
         return started[-1]
 
     yield start
@@ -424,10 +457,7 @@ def test_a_chat_on_a_terminal_with_a_picture_in_it(here: Path, terminal: Any) ->
     one.wait("red", "> ")
     one.type("\x1b[A\x1b[A\r")  # two lines up in the history: /draw again
     one.wait("janus_2.png", "> ")
-    one.type("\x04")
-    one.child.expect(one.eof)
-    one.child.close()
-    assert one.child.exitstatus == 0
+    one.leave()
     history = next((here / "state").rglob("chat_history"))
     assert "a red circle" in history.read_text()
 
@@ -447,8 +477,166 @@ def test_ctrl_c_stops_an_answer_and_a_drawing(model: Path, terminal: Any) -> Non
     one.type("\x03")
     one.wait("Ctrl-D leaves.", "> ")
     assert "▀" not in "".join(one.screen.display)
-    one.type("\x04")
-    one.child.expect(one.eof)
+    one.leave()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_history_that_cannot_be_kept_is_done_without(here: Path, terminal: Any) -> None:
+    """As on a full disk."""
+    (here / "state" / "mlx_janus" / "chat_history").mkdir(parents=True)
+    one = terminal()
+    one.wait("> ")
+    one.type("/seed 3\r")
+    one.wait("seed 3", "> ")
+    one.type("\x1b[A\r")  # of this chat it is still known
+    one.wait("> /seed 3", "seed 3", "> ")
+    assert not re.search("Traceback|Exception|history", one.written)
+    one.leave()
+
+
+# Steps slow enough to stop one, and the same tokens.
+SLOWLY = """
+import time
+from mlx_janus import answering, pipeline
+def slowly(steps):
+    for step in steps:
+        time.sleep(0.2)
+        yield step
+draw, answer = pipeline.draw_tokens, answering.answer_tokens
+pipeline.draw_tokens = lambda *arguments: slowly(draw(*arguments))
+answering.answer_tokens = lambda *arguments, **options: slowly(answer(*arguments, **options))
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_whole_transcript_on_a_terminal(here: Path, terminal: Any) -> None:
+    """Stops, pictures that are none, a message that is too long, umlauts; then the saved chat goes on elsewhere."""
+    shutil.copy(PICTURE, here / "ein Bild ä.png")
+    (here / "cut.png").write_bytes(PICTURE.read_bytes()[:1000])
+    (here / "notes.png").write_text("hello")
+    janus = mlx_janus.load("tiny")
+    talk = janus.conversation()
+    one = terminal("--no-show", before=SLOWLY)
+    one.wait("> ")
+    one.type("/seed 1\r/draw a red circle\r")
+    one.said("drawing:")
+    time.sleep(0.5)
+    one.type("\x03")
+    one.wait("stopped", "> ")
+    assert not (here / "janus.png").exists()
+    one.type("/draw a red circle\r")
+    one.wait("janus.png", "> ")
+    talk.draw("a red circle", seed=1)
+    one.type("Describe the picture.\r")
+    one.said("a")
+    time.sleep(0.3)
+    one.type("\x03")
+    one.wait("stopped", "> ")
+    for line, error in [
+        ("/image absent.png", "absent.png does not exist: check the path"),
+        ("/image cut.png", "cut.png is damaged or cut short: download or export it again"),
+        (
+            "/image notes.png",
+            "notes.png is no picture that can be read: use PNG",
+        ),
+    ]:
+        one.type(f"{line}\r")
+        one.said(f"Error: {error}")
+    one.wait("> ")
+    one.type("\x1b[200~" + "a red circle,\nagain " * 2000 + "\x1b[201~\r")  # as a terminal pastes
+    one.said("Error: the question is")
+    one.said("/reset forgets what was said")
+    one.wait("> ")
+    one.type("/image ein Bild ä.png\r")
+    one.wait("1 waiting for your question.", "> ")
+    question = "Welche Farbe hat das? 🦔"
+    one.type(f"{question}\r")
+    first = talk.send(question, here / "ein Bild ä.png", seed=1)
+    one.said(first.text)
+    one.wait("> ")
+    one.type("/save talk\r")
+    one.wait("3 messages in talk.json", "> ")
+    one.leave()
+    other = terminal("--load", "talk.json", "--no-show")
+    other.wait("3 messages.", "> ")
+    other.type("Describe the picture.\r")
+    second = talk.send("Describe the picture.")
+    other.wait(second.text, "> ")
+    other.type("/save talk\r")
+    other.wait("5 messages in talk.json", "> ")
+    other.leave()
+    again = janus.conversation()
+    again.load(here / "talk.json")
+    assert [message.tokens for message in again.messages] == [message.tokens for message in talk.messages]
+    texts = [message.text for message in again.messages]
+    assert texts == ["a red circle", question, first.text, "Describe the picture.", second.text]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_what_is_typed_meanwhile_is_the_next_line(terminal: Any) -> None:
+    """Whole, and not written into the picture; also on a terminal that does not tell how large its cells are."""
+    one = terminal(before=SLOWLY)
+    one.wait("> ")
+    one.type("/seed 1\r")
+    one.wait("seed 1", "> ")
+    one.type("/draw a red circle\r")
+    one.said("drawing:")
+    one.type("What colour is the circle?\r/st")
+    one.said("janus.png")
+    meanwhile = one.written[one.typed :].partition("janus.png")[0]
+    one.wait("> What colour is the circle?", "> /st")
+    assert "colour is" not in meanwhile
+    assert "▀" in meanwhile
+
+
+def sixels(text: str) -> np.ndarray:
+    """The picture of a sixel sequence's body: (H, W, 3) in per cent."""
+    width, height = map(int, re.match(r'"1;1;(\d+);(\d+)', text).groups())  # type: ignore[union-attr]
+    picture, palette, colour, x, y = np.zeros((height + 6, width, 3), int), {}, 0, 0, 0
+    for number, definition, repeat, sixel, move in re.findall(
+        r"#(\d+)((?:;\d+)*)|(?:!(\d+))?([?-~])|([$-])", text.partition(f";{height}")[2]
+    ):
+        if number:
+            colour = int(number)
+            if definition:
+                palette[colour] = [int(part) for part in definition.split(";")[2:]]
+        elif move:
+            x, y = 0, y + 6 * (move == "-")
+        else:
+            count, bits = int(repeat or 1), ord(sixel) - 63
+            for row in range(6):
+                if bits >> row & 1:
+                    picture[y + row, x : x + count] = palette[colour]
+            x += count
+    return picture[:height]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("protocol", ["sixel", "kitty"])
+def test_terminals_that_show_pixels_get_the_picture(here: Path, terminal: Any, protocol: str) -> None:
+    """What they are sent is read back, and holds what the file does."""
+    one = terminal()
+    one.answers = {
+        r"\x1b\[c": "\x1b[?62;4;22c" if protocol == "sixel" else "\x1b[?62;22c",
+        r"\x1b\[16t": "\x1b[6;20;10t",
+    }
+    if protocol == "kitty":
+        one.answers[r"\x1b_G(?=[^;]*a=q)[^;]*i=(\d+)"] = "\x1b_Gi=\\1;OK\x1b\\\\"
+    one.stream.feed = lambda _: None  # such pictures are more than pyte reads
+    one.said("\x1b[?2004h")  # of a line editor that waits
+    one.type("/draw a red circle\r")
+    one.said("janus.png")
+    one.said("100%")
+    if protocol == "sixel":
+        shown = sixels(re.findall(r"\x1bP[\d;]*q(.*?)\x1b\\", one.written, re.DOTALL)[-1]) * 2.55
+    else:
+        parts = re.findall(r"\x1b_Gi=(\d+),m=[01],f=100[^;]*;([^\x1b]*)\x1b\\", one.written)
+        payload = "".join(data for number, data in parts if number == parts[-1][0])
+        shown = np.array(Image.open(io.BytesIO(base64.b64decode(payload))).convert("RGB"))
+    with Image.open(here / "janus.png") as image:
+        wanted = np.array(image.convert("RGB").resize(shown.shape[1::-1]), int)
+    assert np.abs(shown - wanted).mean() < 12
+    one.leave()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -115,6 +115,7 @@ def test_several_pictures_have_following_names_and_seeds(model: Path, here: Path
             "temperature": "1",
             "top_p": "0.9",
             "model": model.name,
+            "dtype": "float32",
             "version": f"mlx_janus {mlx_janus.__version__}",
         }
         assert np.array_equal(pixels(path), np.array(image.image))
@@ -320,11 +321,14 @@ WRONG_USES = [
     (generate.main, ["-p", "-", "--prompts-file", "-"], "stdin can be read once"),
     (generate.main, ["-p", "x", "--text", "--config-from", "a.png"], "--config-from does not go with answering"),
     (generate.main, ["-p", "x", "--text", "--upscale", "2"], "--upscale does not go with answering"),
+    (generate.main, ["-p", "x", "--text", "--show"], "--show does not go with answering"),
+    (generate.main, ["-p", "x", "-i", ""], "is empty: name a picture"),
     (generate.main, ["-p", "x", "--upscale", "5"], "--upscale"),
     (generate.main, ["-p", "x", "--preview-every", "5"], "--preview-every goes with --preview-dir"),
     (generate.main, ["-p", "x", "-p", "y", "--preview-dir", "a"], "--preview-dir goes with one prompt"),
     (caption.main, [], "Missing argument"),
     (caption.main, ["a.png", "-p", " "], "--prompt is empty"),
+    (caption.main, ["a.png", ""], "PATH is empty"),
     (convert.main, ["a"], "Missing argument"),
     (convert.main, ["a", "b", "--bits", "3"], "--bits"),
     (convert.main, ["a", "b", "--group-size", "16", "--bits", "4"], "--group-size"),
@@ -332,6 +336,7 @@ WRONG_USES = [
     (convert.main, ["a", "b", "--recipe", "light", "--group-size", "32"], "--group-size goes with --bits"),
     (convert.main, ["a", "b", "--verify", "--recipe", "light"], "--verify checks"),
     (convert.main, ["a", "b", "--group-size", "32"], "--group-size goes with --bits"),
+    (convert.main, ["a", "b", "--private"], "--private goes with --upload"),
     (convert.main, ["a", "b", "--verify", "--bits", "4"], "--verify checks OUTPUT as it was made"),
     (convert.main, ["a", "b", "--verify", "--dtype", "float32"], "--verify checks"),
     (convert.main, ["a", "b", "--verify", "--group-size", "32"], "--verify checks"),
@@ -501,9 +506,15 @@ def test_a_reader_that_leaves(model: Path, here: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize(
     ("redirection", "code", "stderr"),
-    [(">/dev/full", 1, "Error: No space left on device"), (">&-", 0, "Cut after 3 tokens"), ("2>&-", 0, "")],
+    [
+        (">/dev/full", 1, "Error: No space left on device"),
+        (">&-", 0, "Cut after 3 tokens"),
+        ("2>&-", 0, ""),
+        ("<&-", 0, "Cut after 3 tokens"),  # the weights' file must not take stdin's number
+        ("<&- >&- 2>&-", 0, ""),
+    ],
 )
-def test_outputs_that_take_nothing(model: Path, redirection: str, code: int, stderr: str) -> None:
+def test_streams_that_take_nothing_or_are_closed(model: Path, redirection: str, code: int, stderr: str) -> None:
     line = f'"{sys.executable}" -m mlx_janus.generate -m "{model}" -p Hello --text --max-tokens 3 {redirection}'
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60)
@@ -600,6 +611,36 @@ def test_a_stopped_drawing_keeps_what_is_finished(model: Path, tmp_path: Path) -
     assert written <= {f"janus-{i}.png" for i in range(1, 500)}
     for name in written:
         assert f"janus-{int(facts(tmp_path / name)['seed']) + 1}.png" == name
+
+
+def test_no_show_goes_with_answering(model: Path) -> None:
+    """A script may give it to whatever it asks for."""
+    assert answer(model, "--text", "--max-tokens", 2, "--no-show").code == 0
+
+
+AMID_MLX = (
+    INTERRUPTIBLE
+    + """
+import enum, os
+real = enum.EnumMeta.__call__
+def call(cls, value, *arguments, **options):
+    if value == "DtypeCategory":  # MLX makes it while it sets itself up, where an exception aborts the process
+        os.kill(os.getpid(), getattr(signal, NAME))
+        print("sent")
+    return real(cls, value, *arguments, **options)
+enum.EnumMeta.__call__ = call
+from mlx_janus.__main__ import main
+main()
+"""
+)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("words", ["generate -p x", "models", "doctor", "convert a b"])
+def test_stopped_while_mlx_is_imported(tmp_path: Path, words: str, name: str, code: int) -> None:
+    done = finish(start(AMID_MLX.replace("NAME", repr(name)), *words.split(), cwd=tmp_path))
+    assert (done.code, done.stdout) == (code, "sent\n")
+    assert done.stderr == ("\nstopped\n" if name == "SIGINT" else "")
 
 
 def test_a_stopped_answer(model: Path) -> None:

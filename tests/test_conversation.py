@@ -220,6 +220,9 @@ def test_a_file_that_cannot_be_read_or_must_not_be_replaced(tiny: Janus, tmp_pat
     talk = tiny.conversation()
     with pytest.raises(ConversationError, match="check the path"):
         talk.load(tmp_path / "none.json")
+    (tmp_path / "other.json").write_bytes(b"\x89PNG")
+    with pytest.raises(ConversationError, match=r"not valid JSON.*: give a saved conversation$"):
+        talk.load(tmp_path / "other.json")
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(OutputError, match="no conversation"):
         talk.save(tmp_path / "other.json")

@@ -17,7 +17,7 @@ from PIL import Image
 from programs import ROOT, Outcome, call, error_line
 
 import mlx_janus
-from mlx_janus import errors, generate
+from mlx_janus import convert, errors, generate
 from mlx_janus.images import save_png
 
 PROMPT = "a lighthouse in a storm, “Ärger”"
@@ -68,8 +68,50 @@ def test_a_picture_of_another_model_is_drawn_with_the_one_that_is_named(model: P
     draw(model, "-p", PROMPT, "--seed", 5, "-o", "a.png")
     other = shutil.copytree(model, "other")
     done = draw(Path(other), "--config-from", "a.png")
-    assert f"a.png was drawn by {model.name!r}, this is 'other': only the same model" in done.stderr
+    who = "{!r} --dtype float32".format
+    assert f"a.png was drawn by {who(model.name)}, this is {who('other')}: only the same draws" in done.stderr
     assert facts("janus.png")["model"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--bits", 4), {"bits": "4", "dtype": "float32"}),
+        (("--recipe", "light", "--dtype", "bfloat16"), {"recipe": "light", "dtype": "bfloat16"}),
+        ((), {"dtype": "float32"}),
+    ],
+)
+def test_a_picture_is_drawn_again_in_its_precision(
+    model: Path, flags: tuple[object, ...], said: dict[str, str]
+) -> None:
+    draw(model, "-p", PROMPT, "--seed", 5, *flags, "-o", "a.png")
+    assert {name: facts("a.png")[name] for name in ("bits", "recipe", "dtype") if name in facts("a.png")} == said
+    again = draw(model, "--config-from", "a.png", "-o", "b.png")
+    assert facts("b.png") == facts("a.png")
+    assert np.array_equal(pixels("b.png"), pixels("a.png"))
+    assert "was drawn by" not in again.stderr
+
+
+def test_the_precision_that_is_asked_for_prevails_and_is_said(model: Path) -> None:
+    draw(model, "-p", PROMPT, "--seed", 5, "--bits", 4, "-o", "a.png")
+    other = draw(model, "--config-from", "a.png", "--recipe", "light", "-o", "b.png")
+    name = repr(model.name)
+    assert f"by {name} --bits 4 --dtype float32, this is {name} --recipe light --dtype float32: only" in other.stderr
+    assert "bits" not in facts("b.png")
+    call(convert.main, FIXTURES / "deepseek-pro-bin", "light", "--recipe", "light")  # is that already, and stays so
+    assert "this is 'light' --recipe light --dtype" in draw(Path("light"), "--config-from", "a.png").stderr
+    assert "has the recipe light, not 8" in error_line(
+        call(generate.main, "-m", "light", "--config-from", "a.png", "--bits", 8)
+    )
+
+
+def test_a_picture_of_a_release_that_did_not_say_its_precision(model: Path) -> None:
+    draw(model, "-p", PROMPT, "--seed", 5, "-o", "a.png")
+    chunks = facts("a.png")
+    del chunks["dtype"]
+    save_png(Image.open("a.png"), "b.png", chunks)
+    assert "was drawn by" not in draw(model, "--config-from", "b.png", "-o", "c.png").stderr
+    assert np.array_equal(pixels("c.png"), pixels("a.png"))
 
 
 def test_files_that_say_nothing_of_a_drawing() -> None:
@@ -78,7 +120,9 @@ def test_files_that_say_nothing_of_a_drawing() -> None:
     assert "absent.png does not exist" in error_line(call(generate.main, "--config-from", "absent.png"))
 
 
-@pytest.mark.parametrize("change", [{"seed": "x"}, {"upscale": "9 (Lanczos)"}, {"top_p": None}, {"top_p": "7"}])
+@pytest.mark.parametrize(
+    "change", [{"seed": "x"}, {"upscale": "9 (Lanczos)"}, {"top_p": None}, {"top_p": "7"}, {"bits": "3"}]
+)
 def test_settings_that_were_changed(model: Path, change: dict[str, str | None]) -> None:
     draw(model, "-p", "a fox", "-o", "a.png")
     chunks = facts("a.png") | change

@@ -279,7 +279,7 @@ def test_metadata_draws_the_same_picture_again(pro: Janus, tmp_path: object) -> 
     path = drawn.save(Path(str(tmp_path)) / "out.png")
     with Image.open(path) as image:
         facts = dict(image.text)  # type: ignore[attr-defined]
-    assert set(facts) == {"prompt", "seed", "cfg_weight", "temperature", "top_p", "model", "version"}
+    assert set(facts) == {"prompt", "seed", "cfg_weight", "temperature", "top_p", "model", "dtype", "version"}
     again = pro.generate_images(
         facts["prompt"],
         seed=int(facts["seed"]),

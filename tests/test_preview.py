@@ -14,6 +14,8 @@ from mlx_janus.results import ImageStep
 
 
 class _Terminal(io.StringIO):
+    encoding = "utf-8"
+
     def isatty(self) -> bool:
         return True
 
@@ -31,8 +33,26 @@ def test_shown_on_terminals_with_colours(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "stdout", _Terminal())
     assert can_show() is shown
+    monkeypatch.setattr(_Terminal, "encoding", "ascii")
+    assert not can_show()
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert not can_show()
+
+
+@pytest.mark.filterwarnings("ignore:Image.Image.getdata:DeprecationWarning")  # textual-image's
+def test_a_picture_that_is_cut_by_ctrl_c_leaves_no_open_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cut(io.StringIO):
+        def write(self, text: str) -> int:
+            if len(text) > 100:
+                super().write("\x1bP0;0;0q#1;2;9")  # as far as a sixel came
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Cut())
+    preview = TerminalPreview()
+    with pytest.raises(KeyboardInterrupt):
+        preview.look(ImageStep(1, 8, (), lambda: [Image.new("RGB", (64, 64), "red")]))
+    assert sys.stdout.getvalue().endswith("#1;2;9\x1b\\\x1b[0m")  # type: ignore[attr-defined]
 
 
 @pytest.mark.filterwarnings("ignore:Image.Image.getdata:DeprecationWarning")  # textual-image's

@@ -60,6 +60,11 @@ class ModelEntry:
         return self.config.quantization.bits if self.config and self.config.quantization else None
 
     @property
+    def recipe(self) -> str | None:
+        """What it was quantized by; None for float weights, and for bits that were asked for."""
+        return self.config.quantization.recipe if self.config and self.config.quantization else None
+
+    @property
     def dtype(self) -> str | None:
         """Of the float weights."""
         return self.config.dtype if self.config else None

@@ -35,13 +35,14 @@ def check_upload(repo_id: str) -> None:
         )
 
 
-def upload_converted(folder: Path, source: Source, repo_id: str) -> str:
+def upload_converted(folder: Path, source: Source, repo_id: str, *, private: bool = False) -> str:
     """Put a converted folder and its card into a model repository, in one commit; the repository's address.
 
-    The repository is made if it is not there. Weights of an earlier upload are replaced, other files stay.
+    The repository is made if it is not there; seen by all, unless ``private`` is given or its owner's default is so.
+    Weights of an earlier upload are replaced, other files stay.
 
     Raises:
-        OptionError, HubError: as ``check_upload``, or the Hub does not take it.
+        OptionError, HubError: as ``check_upload``, the Hub does not take it, or what shall be private is public.
     """
     check_upload(repo_id)
     from huggingface_hub import HfApi, get_token
@@ -55,7 +56,9 @@ def upload_converted(folder: Path, source: Source, repo_id: str) -> str:
                 (Path(staged) / file.name).symlink_to(file.resolve())
             (Path(staged) / "README.md").write_text(card, encoding="utf-8")
             api = HfApi(token=get_token(), library_name="mlx_janus", library_version=__version__)
-            made = api.create_repo(repo_id, repo_type="model", exist_ok=True)
+            made = api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
+            if private and not api.model_info(repo_id).private:  # which was there, and stays as it is
+                raise HubError(f"{repo_id} is public: make it private in its settings, or leave --private out")
             message = f"Convert {source.name} with mlx_janus {__version__}"
             api.upload_folder(
                 repo_id=repo_id,
@@ -137,6 +140,12 @@ def _recipe(folder: Path, config: JanusConfig) -> str:
     if quantization is None:
         return f"Nothing is quantized. {kept}"
     left = ", ".join(f"`{name}`" for name in quantization.kept_float or ()) or "none"
+    if quantization.recipe:
+        return (
+            f"Quantized by the recipe `{quantization.recipe}` of mlx_janus: `config.json` lists the layers and their "
+            f"bits. The vision encoder, the embeddings, the norms and the image codec are not quantized. Layers too "
+            f"narrow to be quantized: {left}. {kept}"
+        )
     return (
         f"The language model's linear layers have {quantization.bits} bits, in groups of at most "
         f"{quantization.group_size}; the adaptors and the image head 8 bits. The vision encoder, the embeddings, the "
