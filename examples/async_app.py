@@ -36,6 +36,12 @@ class Worker:
         finally:
             self._thread.submit(steps.close)
 
+    async def close(self) -> None:
+        """End the thread; a program that exits without may abort."""
+        janus = await asyncio.wrap_future(self._janus)
+        await asyncio.get_running_loop().run_in_executor(self._thread, janus.close)
+        self._thread.shutdown()
+
 
 async def main(model: str | None = None) -> None:
     worker = Worker(model)
@@ -64,6 +70,7 @@ async def main(model: str | None = None) -> None:
     cancelled.cancel()
     print("again:", await answer("What colour is the circle?", circle))
     alive.cancel()
+    await worker.close()
 
 
 try:

@@ -290,6 +290,14 @@ class JanusPipeline:
             mx.eval(features[-1])
         return features, time.perf_counter() - started
 
+    def close(self) -> None:
+        """End this thread's work with MLX: the last thing that a thread of its own does with the model.
+
+        Without it a program whose model lives in another than the main thread may abort as it exits ("terminate called
+        without an active exception"). This thread can compute nothing afterwards.
+        """
+        mx.clear_streams()
+
     def conversation(self, system: str | None = None) -> Conversation:
         """A new conversation, which keeps what it has read between its turns.
 

@@ -56,5 +56,6 @@ def test_caption_folder(tmp_path: Path, drawn: Path) -> None:
 
 
 def test_async_app(tmp_path: Path) -> None:
-    done = example("async_app.py", cwd=tmp_path)
-    assert done.stdout == "the event loop is free\ncircle: red\nsquare: blue\nagain: red\n"
+    for _ in range(3):  # a thread that does not end its work with MLX aborts every second process as it exits
+        done = example("async_app.py", cwd=tmp_path)
+        assert done.stdout == "the event loop is free\ncircle: red\nsquare: blue\nagain: red\n"
