@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -110,12 +111,23 @@ def _terminated(*_: object) -> None:
 
 
 def import_mlx() -> None:
-    """Import MLX, while Ctrl-C and SIGTERM wait: an exception amid its own setting up aborts the process."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Import MLX, while Ctrl-C and SIGTERM wait: an exception amid its own setting up aborts the process.
+
+    Blocking them would not do: another thread, of OpenBLAS say, would take them, and this one be interrupted all the
+    same.
+    """
+    if "mlx.core" in sys.modules or threading.current_thread() is not threading.main_thread():
+        return
+    came: list[int] = []
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = {stop: signal.signal(stop, lambda number, _: came.append(number)) for stop in stops}
     try:
         import mlx.core  # noqa: F401
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _drop_stdout() -> None:
