@@ -85,7 +85,7 @@ def _groups(janus: JanusPipeline, jobs: Sequence[Job], options: DrawOptions, exa
     groups = []
     for length in sorted({len(job.ids) for job in jobs}):
         alike = [job for job in jobs if len(job.ids) == length]
-        size = 1 if exact else pictures_that_fit(janus, length, options)
+        size = 1 if exact else max(pictures_that_fit(janus, length, options), 1)
         groups += [alike[i : i + size] for i in range(0, len(alike), size)]
     return groups
 
@@ -100,14 +100,14 @@ def _start(janus: JanusPipeline, group: Sequence[Job], options: DrawOptions, win
 
 
 def pictures_that_fit(janus: JanusPipeline, prompt_tokens: int, options: DrawOptions) -> int:
-    """Pictures that can be drawn at once in the memory that is free, 1 or more."""
+    """How many pictures can be drawn at once in the memory that is free."""
     config = janus.config
     itemsize = janus.model.gen_embed.weight.dtype.size
     positions = prompt_tokens + config.image_tokens
     logits = 4 * 4 * options.rows * config.generation.codebook_size
     each = cache_bytes(config.language, options.rows, positions, itemsize) + logits
     room = 0.8 * available_memory() - (0 if janus.low_memory else decoding_memory(config))
-    return max(int(room / each), 1)
+    return max(int(room / each), 0)
 
 
 def finish(janus: JanusPipeline, tokens: np.ndarray, job: Job, options: DrawOptions, passes: int) -> GeneratedImage:

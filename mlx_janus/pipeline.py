@@ -127,7 +127,7 @@ class JanusPipeline:
         self.name = name
         self.turn = threading.RLock()  # held while an answer or a drawing is under way
         self._files = files
-        self._task: Task | None = None  # the last one that weights were read for
+        self._ready: set[Task] = set()  # what weights are there for: in low memory the last one alone
 
     @property
     def low_memory(self) -> bool:
@@ -154,13 +154,16 @@ class JanusPipeline:
 
     def prepare(self, task: Task) -> None:
         """Read what a task computes with; in low memory, free what only the one before needed."""
-        if task == self._task:
+        if task in self._ready:
             return
         arrays = self._arrays(task)
-        if self._files and self._task and (idle := set(self._arrays(self._task)) - set(arrays)):
-            self._files.free(self.model, idle)
+        if self._files:
+            last = {name for ready in self._ready for name in self._arrays(ready)}
+            if idle := last - set(arrays):
+                self._files.free(self.model, idle)
+            self._ready.clear()
         evaluate(arrays.values())
-        self._task = task
+        self._ready.add(task)
 
     def _arrays(self, task: Task) -> dict[str, mx.array]:
         model = self.model

@@ -106,6 +106,8 @@ class ReadPrefix:
         pictures: SeenPictures,
         shown: Mapping[str, Image.Image],
         options: TextOptions,
+        *,
+        every_token: bool = False,
     ) -> Iterator[TextChunk]:
         """Read a prompt from where it differs, and answer, as ``answering.stream_answer``. Closing stops within a step.
 
@@ -115,13 +117,16 @@ class ReadPrefix:
             pictures: gives what stands at pictures' positions.
             shown: the prompt's pictures, by digest.
             options: choice and length.
+            every_token: as for ``answering.stream_answer``.
         """
         known: list[Key] = [*keys]
         cache = self._cache = self._cache or self._janus.model.make_cache()
         self.keys = self.keys[: self.common(keys)]
         trim_cache(cache, cache[0].offset - len(self.keys))
         read = len(self.keys)
-        stream = stream_answer(self._janus, ids, lambda: pictures.rows(keys[read:], shown), options, cache, read)
+        stream = stream_answer(
+            self._janus, ids, lambda: pictures.rows(keys[read:], shown), options, cache, read, every_token=every_token
+        )
         try:
             for chunk in stream:
                 if chunk.result is not None:
