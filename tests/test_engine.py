@@ -20,7 +20,7 @@ from mlx_janus.errors import CheckpointError, JanusError, OptionError, PromptErr
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.pipeline import JanusPipeline
 from mlx_janus.prompts import Turn
-from mlx_janus.server import answers, drawings
+from mlx_janus.server import answer_queue, drawing_queue
 from mlx_janus.server.engine import Engine
 from mlx_janus.server.requests import (
     Answered,
@@ -160,7 +160,7 @@ def test_a_picture_is_shown_as_it_forms(janus: JanusPipeline) -> None:
 
 
 def test_requests_with_pictures_that_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawings, "MOST", 2)
+    monkeypatch.setattr(drawing_queue, "MOST", 2)
     order: list[str] = []
 
     async def follow(ticket: Ticket, name: str) -> None:
@@ -181,7 +181,7 @@ def test_pictures_wait_for_memory(janus: JanusPipeline, monkeypatch: pytest.Monk
     under_way: list[int] = []
     step = DrawingBatch.step
     monkeypatch.setattr(DrawingBatch, "step", lambda self: (under_way.append(len(self.pictures)), step(self))[1])
-    monkeypatch.setattr(drawings, "pictures_that_fit", lambda *_: 2)
+    monkeypatch.setattr(drawing_queue, "pictures_that_fit", lambda *_: 2)
     told = served(lambda engine: events(engine.submit(draw("a star", 30, n=5))))
     assert max(under_way) == 2
     for event in told:
@@ -189,7 +189,7 @@ def test_pictures_wait_for_memory(janus: JanusPipeline, monkeypatch: pytest.Monk
 
 
 def test_answers_wait_for_memory(pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "available_memory", lambda: 0)
+    monkeypatch.setattr(answer_queue, "available_memory", lambda: 0)
 
     async def work(engine: Engine) -> int:
         tasks = [asyncio.create_task(events(engine.submit(ask("what is in the picture?", p)))) for p in pictures[:3]]
@@ -314,14 +314,14 @@ def test_closing_at_once_ends_what_runs(pictures: list[Image.Image]) -> None:
 def test_one_that_fails_takes_no_other_with_it(
     janus: JanusPipeline, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish = drawings.finish
+    finish = drawing_queue.finish
 
     def failing(janus: JanusPipeline, tokens: np.ndarray, job: Any, *rest: Any) -> Any:
         if job.seed == 1:
             raise MemoryError("no room")
         return finish(janus, tokens, job, *rest)
 
-    monkeypatch.setattr(drawings, "finish", failing)
+    monkeypatch.setattr(drawing_queue, "finish", failing)
 
     async def work(engine: Engine) -> None:
         tickets = [engine.submit(draw("a star", seed)) for seed in (1, 2)]

@@ -22,8 +22,8 @@ from ..decode.sampling import check_whole
 from ..errors import OptionError, PromptError
 from ..memory import weights_wired
 from ..pipeline import MAX_IMAGES, Task
-from .answers import Answering, Answers
-from .drawings import Drawing, Drawings
+from .answer_queue import Answering, Answers
+from .drawing_queue import Drawing, Drawings
 from .requests import AnswerRequest, BusyError, Request, StoppingError
 from .tickets import Counts, Ticket, end_waiting
 
