@@ -56,7 +56,7 @@ def started(*arguments: object, program: str = "", env: dict[str, str] | None = 
     code = f"{program}\nfrom mlx_janus.serve import main\nmain(prog_name='serve')"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--port", "0", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}),
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | (env or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -81,12 +81,12 @@ class ServerProcess:
     def __init__(self, process: subprocess.Popen[str], url: str):
         self.process, self.url = process, url
 
-    def stop(self, number: int, seconds: float = 30) -> tuple[int, str]:
+    def stop(self, number: int, seconds: float = 60) -> tuple[int, str]:
         """Send a signal; gives the exit code and all of stderr."""
         self.process.send_signal(number)
         return self.ended(seconds)
 
-    def ended(self, seconds: float = 30) -> tuple[int, str]:
+    def ended(self, seconds: float = 60) -> tuple[int, str]:
         """The exit code and all of stderr, when it has ended by itself."""
         _, stderr = self.process.communicate(timeout=seconds)
         return self.process.returncode, stderr

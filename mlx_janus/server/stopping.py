@@ -51,7 +51,7 @@ class StoppableServer(Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal has come."""
         if self.should_exit and sig == signal.SIGINT:
-            os.write(2, b"stopped\n")  # print may have been interrupted itself
+            os.write(2, b"\nstopped\n")  # print may have been interrupted itself
             os._exit(_INTERRUPTED)
         self.should_exit = True
         self.stopped_by = self.stopped_by or sig
