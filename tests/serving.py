@@ -16,6 +16,7 @@ import uvicorn
 from programs import ROOT
 
 from mlx_janus.server.app import create_app
+from mlx_janus.server.listening import configured
 from mlx_janus.server.settings import Settings
 
 
@@ -23,15 +24,9 @@ from mlx_janus.server.settings import Settings
 def served(engine: Any, **settings: Any) -> Iterator[str]:
     """The application over an engine, in a thread; gives its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        create_app(engine, Settings(**settings)),
-        lifespan="off",
-        http="h11",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=1,
-    )
+    limits = Settings(**settings)
+    config = configured(create_app(engine, limits), limits)
+    config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
