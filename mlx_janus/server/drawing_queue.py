@@ -132,7 +132,7 @@ class Drawings:
             job = Job(request.prompt, drawing.ids, request.seed + index)
             image = finish(self._janus, tokens, job, request.options, len(tokens))
             drawing.finished += 1
-            drawing.ticket.tell(Drawn(index, image))
+            drawing.ticket.tell(Drawn(index, image, len(drawing.ids)))
             if drawing.finished == request.n:
                 self.drop([drawing])
 

@@ -82,6 +82,7 @@ class Drawn:
 
     index: int
     image: GeneratedImage
+    prompt_tokens: int = 0
 
 
 Request = AnswerRequest | DrawingRequest
