@@ -176,7 +176,13 @@ async def load(
 
 async def first_words(url: str, questions: list[Question], wishes: list[Wish], rounds: int) -> dict[str, float]:
     """Median seconds to an answer's first characters, alone and while pictures are drawn, and those of a drawing."""
-    times: dict[str, list[float]] = {"alone": [], "beside 1": [], "beside 8": [], "drawing of 1": [], "drawing of 8": []}
+    times: dict[str, list[float]] = {
+        "alone": [],
+        "beside 1": [],
+        "beside 8": [],
+        "drawing of 1": [],
+        "drawing of 8": [],
+    }
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
         for i in range(rounds):
             # The encoder's features of a picture are kept, so each is asked about once.
@@ -230,7 +236,9 @@ def main(model: str | None, clients: int, seconds: float, rounds: int) -> None:
     click.echo(f"| with nothing beside | {words['alone']:.3f} |")
     for n in (1, 8):
         beside, whole = words[f"beside {n}"], words[f"drawing of {n}"]
-        click.echo(f"| while {n} picture{'s are' if n > 1 else ' is'} drawn, which takes {whole:.2f} s | {beside:.3f} |")
+        click.echo(
+            f"| while {n} picture{'s are' if n > 1 else ' is'} drawn, which takes {whole:.2f} s | {beside:.3f} |"
+        )
     print_load(found, clients, seconds)
 
 
