@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from PIL import Image
@@ -118,6 +119,18 @@ def test_the_example_in_javascript_with_openais_package(server: str, tmp_path: P
     (example,) = [block for block in blocks("javascript") if "fetch(" not in block]
     assert run(["node", "--input-type=module", "-"], example, server, tmp_path) == "red\n"
     assert read_text_chunks(tmp_path / "shapes.png")["seed"] == "1"
+
+
+def test_the_routes_and_the_metrics_are_all_named(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with urlopen(f"{server}/openapi.json") as reply:
+        routes = json.load(reply)["paths"]
+    for route in routes:
+        assert f"{route.replace('{name}', 'NAME')}`" in PAGE
+    with urlopen(f"{server}/metrics") as reply:
+        there = set(re.findall(r"^# TYPE (\w+)", reply.read().decode(), re.MULTILINE))
+    named = set(re.findall(r"`(mlx_janus_\w+)`", PAGE))
+    assert named == {name for name in there if not name.endswith("_created")}
 
 
 # What is not run
