@@ -353,7 +353,6 @@ def test_what_changes_nothing_is_ignored(client: httpx.Client, engine: FakeEngin
     neutral = {
         "user": "ann",
         "tools": [{"type": "function", "function": {"name": "look_up"}}],
-        "tool_choice": "auto",
         "tool_choice": "none",
         "response_format": {"type": "text"},
         "logprobs": False,
