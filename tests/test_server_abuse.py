@@ -353,7 +353,7 @@ def test_what_changes_nothing_is_ignored(client: httpx.Client, engine: FakeEngin
     neutral = {
         "user": "ann",
         "tools": [{"type": "function", "function": {"name": "look_up"}}],
-        "tool_choice": "none",
+        "tool_choice": "auto",
         "response_format": {"type": "text"},
         "logprobs": False,
     }
