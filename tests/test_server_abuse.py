@@ -316,7 +316,7 @@ def test_what_fails_is_told_without_what_is_inside(
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}], "tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logprobs": True}, "logprobs"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
@@ -360,8 +360,8 @@ def test_a_drawing_that_cannot_be_honoured(
 def test_what_changes_nothing_is_ignored(client: httpx.Client, engine: FakeEngine) -> None:
     neutral = {
         "user": "ann",
-        "tools": [],
-        "tool_choice": "none",
+        "tools": [{"type": "function", "function": {"name": "look_up"}}],
+        "tool_choice": "auto",
         "response_format": {"type": "text"},
         "logprobs": False,
     }
