@@ -226,6 +226,14 @@ def test_more_requests_at_once_than_may_be(client: httpx.Client, engine: FakeEng
     still_works(client, engine)
 
 
+def test_health_says_when_nothing_is_taken_any_more(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.stopping = True
+    reply = client.get("/health")
+    assert (reply.status_code, reply.json()["status"]) == (503, "stopping")
+    engine.stopping = False
+    still_works(client, engine)
+
+
 def test_a_full_queue_says_when_to_come_again(client: httpx.Client, engine: FakeEngine) -> None:
     engine.room = 0
     for path, body in ((CHAT, HELLO), (DRAW, {"prompt": "a fox", "stream": True})):

@@ -325,9 +325,9 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """That the server is up, and what it is doing: requests that wait, answers and pictures under way."""
+    """Whether the server takes requests, and what it is doing: those that wait, answers and pictures under way."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok", "stopping"]
     model: str
     waiting: int
     answering: int
