@@ -12,6 +12,7 @@ COMMANDS = {  # each name's module
     "generate": "generate",
     "caption": "caption",
     "chat": "chat",
+    "serve": "serve",
     "convert": "convert",
     "evaluate": "evaluate",
     "train": "train",
@@ -44,6 +45,7 @@ def main() -> None:
       mlx-janus generate -m deepseek-ai/Janus-Pro-1B -p "a red fox in fresh snow"
       mlx-janus caption -m deepseek-ai/Janus-Pro-1B photos -o captions.jsonl
       mlx-janus chat -m deepseek-ai/Janus-Pro-1B
+      mlx-janus serve -m deepseek-ai/Janus-Pro-1B
       mlx-janus convert deepseek-ai/Janus-Pro-7B models/janus-pro-7b-4bit --bits 4
     """
 

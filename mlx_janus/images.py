@@ -163,7 +163,7 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str
     """
     target = _png_path(Path(path))
     try:
-        data = _png_bytes(image, text)
+        data = png_bytes(image, text)
         # Not named after the target, whose name may be as long as the file system allows.
         draft = target.parent / f".mlx_janus-{secrets.token_hex(8)}.tmp"
         try:
@@ -321,7 +321,8 @@ def _png_path(path: Path) -> Path:
     return path
 
 
-def _png_bytes(image: Image.Image, text: Mapping[str, str]) -> bytes:
+def png_bytes(image: Image.Image, text: Mapping[str, str]) -> bytes:
+    """A PNG file with text chunks, as ``save_png`` writes it."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in sorted(text.items()):
         # NUL ends a text chunk, and a lone surrogate (an undecodable byte of a command line) has no encoding.

@@ -252,7 +252,7 @@ show_option = click.option(
 
 version_option = click.version_option(__version__, "-V", "--version", message="mlx_janus %(version)s")
 
-model_options = stack(
+weights_options = stack(
     click.option(
         "-m",
         "--model",
@@ -270,6 +270,10 @@ model_options = stack(
         help="Type to compute in.  [default: the model's own; float32 on a CPU]",
     ),
     click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub."),
+)
+
+model_options = stack(
+    weights_options,
     click.option(
         "--low-memory",
         is_flag=True,

@@ -82,13 +82,14 @@ class Drawn:
 
     index: int
     image: GeneratedImage
+    prompt_tokens: int = 0
 
 
 Request = AnswerRequest | DrawingRequest
 Event = Piece | Answered | Partial | Drawn
 
 
-class Busy(JanusError):
+class BusyError(JanusError):
     """As many requests wait as may.
 
     Args:
@@ -100,7 +101,7 @@ class Busy(JanusError):
         self.retry_after = retry_after
 
 
-class Stopping(JanusError):
+class StoppingError(JanusError):
     """The server is shutting down, and begins nothing new."""
 
     def __init__(self) -> None:
