@@ -1,7 +1,7 @@
 # Everything runs with the active environment's python, or the one given: make test PYTHON=.venv/bin/python
 PYTHON ?= python
 
-.PHONY: lint format test bench bench-real-size clean
+.PHONY: lint format test bench bench-real-size bench-serving clean
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -21,6 +21,9 @@ bench:
 
 bench-real-size:
 	$(PYTHON) benchmarks/real_size.py
+
+bench-serving:
+	$(PYTHON) benchmarks/serving.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .venv-test

@@ -56,6 +56,8 @@ def stream_answer(
     options: TextOptions,
     cache: Cache | None = None,
     read: int = 0,
+    *,
+    every_token: bool = False,
 ) -> Iterator[TextChunk]:
     """Answer, in pieces of whole characters; the last one carries the result. Closing stops within a step.
 
@@ -67,9 +69,10 @@ def stream_answer(
         options: choice and length.
         cache: holds the first ``read`` ids, and grows.
         read: how many ids the cache holds.
+        every_token: give a chunk for every token, without text where it completes none.
     """
     with janus.turn:
-        yield from _stream(janus, ids, encode, options, cache, read)
+        yield from _stream(janus, ids, encode, options, cache, read, every_token)
 
 
 def _stream(
@@ -79,6 +82,7 @@ def _stream(
     options: TextOptions,
     cache: Cache | None,
     read: int,
+    every_token: bool,
 ) -> Iterator[TextChunk]:
     model, prompts = janus.model, janus.prompts
     mx.reset_peak_memory()
@@ -103,7 +107,7 @@ def _stream(
             piece, cut = stops.add(words.add(token))
             piece = piece if said else piece.lstrip()
             said += piece
-            if piece:
+            if piece or every_token:
                 yield TextChunk(piece)
             if cut:
                 reason = "stop"

@@ -1,17 +1,13 @@
 """A conversation: turns of text and pictures, and drawings that later turns may be about.
 
-What the language model has read stays in its KV cache, together with a note of what that was: token ids, and for the
-positions of a picture its content's hash. A turn compares what it wants read with the note, keeps the longest common
-beginning and reads the rest. So a further question costs its own tokens only, and whatever changes the past (undoing,
-answering again, another system prompt, forgetting the oldest turns) costs what comes after the change.
+A turn lays out the ids of all that was said, and reads what ``prefix.ReadPrefix`` does not hold yet. So undoing,
+answering again, another system prompt and forgetting the oldest turns need nothing of their own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import operator
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -19,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import mlx.core as mx
 from PIL import Image
 
-from .answering import stream_answer, text_options
+from .answering import text_options
 from .config import read_json
 from .errors import ConfigError, ConversationError, ImageError, OutputError, PromptError
-from .images import ImageSource, as_images, open_image, preprocess, save_png
-from .models.backbone import Cache, trim_cache
+from .images import ImageSource, as_images, open_image, save_png
+from .prefix import ReadPrefix, SeenPictures, picture_digest
 from .prompts import Turn
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult
 
@@ -37,9 +32,6 @@ if TYPE_CHECKING:
 _FORMAT = "mlx_janus conversation"
 _VERSION = 1
 _ROLES = ("user", "assistant", "drawing")
-
-Key = int | tuple[str, int]
-"""What stands at a position: a token's id, or which part of which picture."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Picture:
     @property
     def digest(self) -> str:
         """SHA-256 of its size and pixels, in hexadecimal."""
-        return hashlib.sha256(f"{self.image.size}".encode() + self.image.tobytes()).hexdigest()
+        return picture_digest(self.image)
 
 
 @dataclass(frozen=True)
@@ -85,9 +77,7 @@ class Conversation:
         self.forgotten = 0  # of the oldest exchanges, those that no longer fit into the context and are not read
         self._janus, self._model, self._prompts = janus, janus.model, janus.prompts
         self._speaking = False
-        self._cache: Cache | None = None
-        self._read: list[Key] = []  # what the cache holds
-        self._features: dict[str, mx.array] = {}  # of pictures, by content: (tokens, hidden)
+        self._read, self._seen = ReadPrefix(janus), SeenPictures(janus)
 
     # Talking
 
@@ -152,12 +142,12 @@ class Conversation:
         """Forget everything but the system prompt."""
         self.messages = []
         self.forgotten = 0
-        self._cache, self._read, self._features = None, [], {}
+        self._read, self._seen = ReadPrefix(self._janus), SeenPictures(self._janus)
 
     @property
     def context_used(self) -> int:
         """Positions of the model's context that are read at present."""
-        return len(self._read)
+        return len(self._read.keys)
 
     # What is read
 
@@ -221,43 +211,23 @@ class Conversation:
             raise ConversationError("an answer is still being given: read it to its end, or close it")
         self._speaking = True
         shown = [p for question, _ in _exchanges(before)[forgotten:] for p in question.pictures] + [*asked.pictures]
-        parts = itertools.product((picture.digest for picture in shown), range(self._prompts.image_tokens))
-        known = keys = [next(parts) if i == self._prompts.special.image else i for i in ids]
-        cache = self._cache = self._cache or self._model.make_cache()
-        self._read = self._read[: min(_common(self._read, keys), len(keys) - 1)]
-        trim_cache(cache, cache[0].offset - len(self._read))
-        unread = keys[len(self._read) :]
-        stream = stream_answer(self._janus, ids, lambda: self._encode(unread, shown), options, cache, len(self._read))
+        keys = self._seen.keys(ids, [picture.digest for picture in shown])
+        images = {picture.digest: picture.image for picture in shown}
+        stream = self._read.answer(ids, keys, self._seen, images, options)
         try:
             for chunk in stream:
                 if chunk.result is not None:
-                    known = [*keys, *chunk.result.tokens]
                     answer = Message("assistant", chunk.result.text, tokens=self._own_tokens(chunk.result))
                     self.messages, self.forgotten = [*before, asked, answer], forgotten
                 yield chunk
         finally:
             stream.close()  # type: ignore[attr-defined]
-            self._read = known[: cache[0].offset]
-            trim_cache(cache, cache[0].offset - len(self._read))
             self._speaking = False
 
     def _own_tokens(self, result: TextResult) -> tuple[int, ...] | None:
         """The answer's tokens, unless a stop string cut its text shorter, or one would stand for a picture."""
         whole = self._prompts.decode(result.tokens).strip() == result.text.strip()
         return result.tokens if whole and self._prompts.special.image not in result.tokens else None
-
-    def _encode(self, keys: Sequence[Key], shown: Sequence[Picture]) -> tuple[list[mx.array], float]:
-        """(positions, hidden) arrays of what stands at the keys that are of pictures, and the seconds spent on them."""
-        places = [key for key in keys if isinstance(key, tuple)]
-        new = {picture.digest: picture.image for picture in shown} if places else {}
-        new = {digest: new[digest] for digest, _ in places if digest not in self._features}
-        features, seconds = self._janus.encode([preprocess(image, self._model.config.image) for image in new.values()])
-        self._features.update(zip(new, features, strict=True))
-        rows = [
-            self._features[digest][mx.array([part for _, part in group])]
-            for digest, group in itertools.groupby(places, operator.itemgetter(0))
-        ]
-        return rows, seconds
 
     # Keeping
 
@@ -341,12 +311,6 @@ def _exchanges(messages: Sequence[Message]) -> list[Exchange]:
     """Questions with their answers."""
     said = [message for message in messages if message.role != "drawing"]
     return list(zip(said[::2], said[1::2], strict=True))
-
-
-def _common(one: Sequence[Key], other: Sequence[Key]) -> int:
-    """How many items two sequences begin with alike."""
-    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return sum(1 for _ in pairs)
 
 
 def _check_target(path: Path) -> None:

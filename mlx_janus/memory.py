@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
@@ -49,21 +50,30 @@ def _is_metal() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu and mx.metal.is_available()
 
 
+_WIRED = threading.Lock()
+_wired: list[int] = []  # the limit before, once for each that is inside
+
+
 @contextlib.contextmanager
 def weights_wired() -> Iterator[None]:
     """On Apple silicon, let MLX keep as much as is recommended in memory that macOS does not page out meanwhile.
 
     Without it a model near the size of the memory is read from the disk again and again. Elsewhere nothing happens.
+    Several may be inside, and leave in any order: generators are closed as they please.
     """
     if not _is_metal():
         yield
         return
-    before = mx.set_wired_limit(device_memory())
+    with _WIRED:
+        _wired.append(_wired[0] if _wired else mx.set_wired_limit(device_memory()))
     try:
         yield
     finally:
-        mx.synchronize()  # the limit must not change under what is still being computed
-        mx.set_wired_limit(before)
+        with _WIRED:
+            before = _wired.pop()
+            if not _wired:
+                mx.synchronize()  # the limit must not change under what is still being computed
+                mx.set_wired_limit(before)
 
 
 def format_size(size: float) -> str:

@@ -7,31 +7,27 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import mlx.core as mx
 import numpy as np
-from PIL import Image
 
-from . import __version__
 from .answering import as_strings, stream_answer, text_options
 from .config import MAX_SEED
 from .conversation import Conversation
-from .decode.image import DrawOptions, draw_tokens
+from .decode.image import DrawOptions
 from .decode.sampling import check_whole, pick_seed
 from .decode.text import TextOptions
 from .decode.window import MAX_WINDOW
+from .drawing import Job, stream_pictures
 from .errors import ConfigError, OptionError, PromptError
-from .images import ImageSource, as_images, open_image, preprocess, to_image
-from .memory import available_memory, evaluate
-from .models.backbone import cache_bytes
+from .images import ImageSource, as_images, open_image, preprocess
+from .memory import evaluate
 from .models.janus import JanusModel
 from .prompts import Prompts, Turn
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult
-from .tuning import find_window
-from .weights.load import WeightFiles, decoding_memory, load_model
+from .weights.load import WeightFiles, load_model
 from .weights.sources import NO_MODEL, TINY, find_converted, resolve
 
 if TYPE_CHECKING:
@@ -46,7 +42,6 @@ _EMBEDDED = (
     "For a real one: --model deepseek-ai/Janus-Pro-1B"
 )
 MAX_IMAGES = 10_000
-_BACKGROUND = (127, 127, 127)  # of what a preview does not show yet
 Task = Literal["encode", "answer", "draw", "decode"]
 
 
@@ -107,15 +102,6 @@ def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
     return path.resolve().name if path.is_dir() else os.fspath(path_or_hub_id)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A picture to draw."""
-
-    prompt: str
-    ids: list[int]
-    seed: int
-
-
 class JanusPipeline:
     """One model, ready to answer and to draw. Made by ``load``.
 
@@ -141,7 +127,7 @@ class JanusPipeline:
         self.name = name
         self.turn = threading.RLock()  # held while an answer or a drawing is under way
         self._files = files
-        self._task: Task | None = None  # the last one that weights were read for
+        self._ready: set[Task] = set()  # what weights are there for: in low memory the last one alone
 
     @property
     def low_memory(self) -> bool:
@@ -168,13 +154,16 @@ class JanusPipeline:
 
     def prepare(self, task: Task) -> None:
         """Read what a task computes with; in low memory, free what only the one before needed."""
-        if task == self._task:
+        if task in self._ready:
             return
         arrays = self._arrays(task)
-        if self._files and self._task and (idle := set(self._arrays(self._task)) - set(arrays)):
-            self._files.free(self.model, idle)
+        if self._files:
+            last = {name for ready in self._ready for name in self._arrays(ready)}
+            if idle := last - set(arrays):
+                self._files.free(self.model, idle)
+            self._ready.clear()
         evaluate(arrays.values())
-        self._task = task
+        self._ready.add(task)
 
     def _arrays(self, task: Task) -> dict[str, mx.array]:
         model = self.model
@@ -270,15 +259,23 @@ class JanusPipeline:
         """
         if (shown := sum(turn.images for turn in turns)) != len(images):
             raise OptionError(f"the turns show {shown} pictures, {len(images)} were given")
-        ids = self.prompts.answering(turns, system)
-        room = self.config.language.max_position_embeddings - len(ids)
-        if room < 1:
-            raise PromptError(
-                f"the prompt is {len(ids)} tokens long, pictures included, and the model's context "
-                f"{self.config.language.max_position_embeddings}: shorten it, or show fewer pictures"
-            )
+        ids = self.answering_ids(turns, system)
         pixels = [preprocess(open_image(image), self.config.image) for image in images]
         return stream_answer(self, ids, lambda: self.encode(pixels), options)
+
+    def answering_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
+        """Ids of a conversation up to where the assistant speaks; ``system`` as in ``generate_text``.
+
+        Raises:
+            PromptError: the last turn is not the user's, an empty question, or no room for an answer in the context.
+        """
+        ids, context = self.prompts.answering(turns, system), self.config.language.max_position_embeddings
+        if len(ids) >= context:
+            raise PromptError(
+                f"the prompt is {len(ids)} tokens long, pictures included, and the model's context "
+                f"{context}: shorten it, or show fewer pictures"
+            )
+        return ids
 
     def encode(self, pixels: Sequence[np.ndarray]) -> tuple[list[mx.array], float]:
         """Each preprocessed picture's features, (tokens, hidden), and the seconds spent on them."""
@@ -378,9 +375,9 @@ class JanusPipeline:
         first = pick_seed(seed)
         check_whole("seed", first, 0, MAX_SEED - n + 1)
         jobs = [
-            _Job(text, ids, s)
+            Job(text, ids, s)
             for text in as_strings(prompt)
-            for ids in [self._drawing_ids(text)]
+            for ids in [self.drawing_ids(text)]
             for s in range(first, first + n)
         ]
         if not jobs:
@@ -389,9 +386,14 @@ class JanusPipeline:
             check_whole("window", window, 1, MAX_WINDOW)
             if exact and window > 1:
                 raise OptionError("exact draws token by token: leave window out")
-        return self._draw(jobs, options, exact, window)
+        return stream_pictures(self, jobs, options, exact=exact, window=window)
 
-    def _drawing_ids(self, prompt: str) -> list[int]:
+    def drawing_ids(self, prompt: str) -> list[int]:
+        """Ids of a prompt to draw, begin-of-image last.
+
+        Raises:
+            PromptError: an empty prompt, or one that leaves a picture no room in the context.
+        """
         ids = self.prompts.drawing(prompt)
         context = self.config.language.max_position_embeddings
         if len(ids) + self.config.image_tokens > context:
@@ -400,107 +402,3 @@ class JanusPipeline:
                 f"model's context of {context}: shorten it"
             )
         return ids
-
-    def _draw(self, jobs: Sequence[_Job], options: DrawOptions, exact: bool, window: int | None) -> Iterator[ImageStep]:
-        with self.turn:
-            yield from self._draw_now(jobs, options, exact, window)
-
-    def _draw_now(
-        self, jobs: Sequence[_Job], options: DrawOptions, exact: bool, window: int | None
-    ) -> Iterator[ImageStep]:
-        mx.reset_peak_memory()
-        self.prepare("draw")
-        groups = self._groups(jobs, options, exact)
-        total, done = self.config.image_tokens * len(groups), 0
-        finished: list[GeneratedImage] = []
-        for group in groups:
-            drawn: list[mx.array] = []
-            passes = 0
-            self.prepare("draw")
-            stream = self._start(group, options, 1 if exact else window)
-            try:
-                for block in stream:
-                    passes += 1
-                    for tokens in mx.split(block, block.shape[1], axis=1):
-                        drawn.append(tokens[:, 0])
-                        done += 1
-                        yield ImageStep(done, total, (), self._previewer(drawn, finished))
-                    self.prepare("draw")  # a preview may have been made
-            finally:
-                stream.close()  # type: ignore[attr-defined]
-            grid = np.array(mx.stack(drawn, axis=1)).astype(np.int32)
-            mx.clear_cache()
-            for job, row in zip(group, grid, strict=True):
-                finished.append(self._finish(row, job, options, passes))
-                yield ImageStep(done, total, (finished[-1],), self._previewer([], finished))
-
-    def _groups(self, jobs: Sequence[_Job], options: DrawOptions, exact: bool) -> list[list[_Job]]:
-        """Pictures to draw together: their prompts have one length, and memory is enough."""
-        groups = []
-        for length in sorted({len(job.ids) for job in jobs}):
-            alike = [job for job in jobs if len(job.ids) == length]
-            size = 1 if exact else self._group_size(length, options)
-            groups += [alike[i : i + size] for i in range(0, len(alike), size)]
-        return groups
-
-    def _start(self, group: Sequence[_Job], options: DrawOptions, window: int | None) -> Iterator[mx.array]:
-        if window is None:  # several rows already make a pass wide
-            window = 1 if len(group) > 1 else find_window(self.model, options.rows)
-        prompts = list(dict.fromkeys(tuple(job.ids) for job in group))
-        pictures = [(prompts.index(tuple(job.ids)), job.seed) for job in group]
-        unconditional = self.prompts.unconditional(group[0].ids)
-        return draw_tokens(self.model, prompts, unconditional, pictures, options, window)
-
-    def _group_size(self, prompt_tokens: int, options: DrawOptions) -> int:
-        """Pictures that can be drawn at once in the memory that is free."""
-        itemsize = self.model.gen_embed.weight.dtype.size
-        positions = prompt_tokens + self.config.image_tokens
-        logits = 4 * 4 * options.rows * self.config.generation.codebook_size
-        each = cache_bytes(self.config.language, options.rows, positions, itemsize) + logits
-        room = 0.8 * available_memory() - (0 if self.low_memory else decoding_memory(self.config))
-        return max(int(room / each), 1)
-
-    def _finish(self, tokens: np.ndarray, job: _Job, options: DrawOptions, passes: int) -> GeneratedImage:
-        metadata = {
-            "prompt": job.prompt,
-            "seed": str(job.seed),
-            "cfg_weight": f"{options.cfg_weight:.15g}",  # all that was typed, so that it can be drawn again
-            "temperature": f"{options.temperature:.15g}",
-            "top_p": f"{options.top_p:.15g}",
-            "model": self.name,
-            **self.precision,
-            "version": f"mlx_janus {__version__}",
-        }
-        grid = self.config.grid
-        return GeneratedImage(self._decode(tokens[None], (grid, grid)), tokens, job.seed, job.prompt, metadata, passes)
-
-    def _decode(self, tokens: np.ndarray, grid: tuple[int, int]) -> Image.Image:
-        """(1, rows * columns) tokens -> a picture; one at a time, its activations are the largest of all."""
-        self.prepare("decode")
-        pixels = self.model.decode_image_tokens(mx.array(tokens), grid)
-        picture = to_image(np.array(pixels[0]))
-        del pixels
-        mx.clear_cache()
-        return picture
-
-    def _previewer(self, drawn: list[mx.array], finished: list[GeneratedImage]) -> Callable[[], list[Image.Image]]:
-        count, ready = len(drawn), [image.image for image in finished]
-
-        def preview() -> list[Image.Image]:
-            if not count:
-                return ready
-            rows = np.array(mx.stack(drawn[:count], axis=1))
-            return ready + [self._partial(row) for row in rows]
-
-        return preview
-
-    def _partial(self, tokens: np.ndarray) -> Image.Image:
-        """The rows that are begun, decoded by themselves, on grey."""
-        columns, side = self.config.grid, self.config.generation.downsampling
-        rows = -(-len(tokens) // columns)
-        filled = np.concatenate([tokens, np.repeat(tokens[-1:], rows * columns - len(tokens))])
-        canvas = Image.new("RGB", (self.config.image_size,) * 2, _BACKGROUND)
-        canvas.paste(self._decode(filled[None], (rows, columns)), (0, 0))
-        if last := len(tokens) % columns:
-            canvas.paste(_BACKGROUND, (last * side, (rows - 1) * side, columns * side, rows * side))
-        return canvas

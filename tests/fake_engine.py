@@ -24,15 +24,7 @@ from mlx_janus.server.requests import (
     Piece,
     Request,
 )
-
-
-@dataclass(frozen=True)
-class Counts:
-    """As the engine's."""
-
-    waiting: int = 0
-    answering: int = 0
-    drawing: int = 0
+from mlx_janus.server.tickets import Counts
 
 
 @dataclass
@@ -55,6 +47,10 @@ class FakeEngine:
     failure: Exception | None = None
     asked: list[Request] = field(default_factory=list)
     open: int = 0
+
+    def reset(self) -> None:
+        """What it was when it was made."""
+        self.__init__(self.config)  # type: ignore[misc]
 
     @property
     def counts(self) -> Counts:

@@ -497,13 +497,13 @@ def test_a_history_that_cannot_be_kept_is_done_without(here: Path, terminal: Any
 # Steps slow enough to stop one, and the same tokens.
 SLOWLY = """
 import time
-from mlx_janus import answering, pipeline
+from mlx_janus import answering, drawing
 def slowly(steps):
     for step in steps:
         time.sleep(0.2)
         yield step
-draw, answer = pipeline.draw_tokens, answering.answer_tokens
-pipeline.draw_tokens = lambda *arguments: slowly(draw(*arguments))
+draw, answer = drawing.draw_tokens, answering.answer_tokens
+drawing.draw_tokens = lambda *arguments: slowly(draw(*arguments))
 answering.answer_tokens = lambda *arguments, **options: slowly(answer(*arguments, **options))
 """
 

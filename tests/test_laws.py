@@ -15,7 +15,7 @@ from golden import FIXTURES, golden, rms_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mlx_janus
+import mlx_janus.drawing
 from mlx_janus import memory, tuning
 from mlx_janus.config import (
     DrawingConfig,
@@ -95,7 +95,7 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(janus: Janus) -> None:
 
 def test_exact_and_memory_bound_groups_draw_the_same(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pro.generate_images(PROMPT, n=4, seed=1)
-    monkeypatch.setattr(mlx_janus.pipeline, "available_memory", lambda: 9_540_000)  # room for a few pictures
+    monkeypatch.setattr(mlx_janus.drawing, "available_memory", lambda: 9_540_000)  # room for a few pictures
     steps = list(pro.stream_images(PROMPT, n=4, seed=1))
     groups = steps[-1].total // pro.config.image_tokens
     assert 1 < groups <= 4

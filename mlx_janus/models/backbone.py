@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import BatchKVCache, KVCache
 from mlx_lm.models.llama import Model as Llama
 from mlx_lm.models.llama import ModelArgs
 
 from ..config import LlamaConfig
 
 Cache = list[KVCache]
+RaggedCache = list[BatchKVCache]
+"""One whose rows have read different numbers of positions."""
 
 
 def build_llama(config: LlamaConfig) -> Llama:
@@ -43,6 +45,23 @@ def take_rows(cache: Cache, rows: Sequence[int]) -> Cache:
     return taken
 
 
+def make_ragged_cache(config: LlamaConfig, rows: int) -> RaggedCache:
+    """An empty cache of so many rows, to which others may come and from which some may go."""
+    return [BatchKVCache([0] * rows) for _ in range(config.num_hidden_layers)]
+
+
+def keep_rows(cache: RaggedCache, rows: Sequence[int]) -> None:
+    """Make a cache that of these rows, in this order; a row may be taken more than once."""
+    for layer in cache:
+        layer.filter(mx.array(list(rows)))
+
+
+def add_rows(cache: RaggedCache, other: RaggedCache) -> None:
+    """Put another cache's rows after those of a cache."""
+    for layer, beside in zip(cache, other, strict=True):
+        layer.extend(beside)
+
+
 def fill_cache(cache: Cache, config: LlamaConfig, rows: int, positions: int, dtype: mx.Dtype) -> None:
     """Make an empty cache as long as if so many positions had been read: zeros, to time what follows."""
     for layer in cache:
@@ -57,7 +76,7 @@ def trim_cache(cache: Cache, positions: int) -> None:
         layer.trim(positions)
 
 
-def cache_arrays(cache: Cache) -> Sequence[mx.array]:
+def cache_arrays(cache: Cache | RaggedCache) -> Sequence[mx.array]:
     """What to evaluate so that a prefill is done."""
     return [array for layer in cache for array in (layer.keys, layer.values)]
 

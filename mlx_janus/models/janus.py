@@ -15,7 +15,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from ..config import JanusConfig
-from .backbone import Cache, build_llama, make_cache
+from .backbone import Cache, RaggedCache, build_llama, make_cache, make_ragged_cache
 from .layers import GenHead, MLPProjector
 from .siglip import SiglipVisionTower
 from .vq import VQModel
@@ -57,7 +57,11 @@ class JanusModel(nn.Module):
         """An empty KV cache for ``hidden_states``, with memory for so many positions; None: as it grows."""
         return make_cache(self.config.language, positions)
 
-    def hidden_states(self, embeddings: mx.array, cache: Cache | None = None) -> mx.array:
+    def make_ragged_cache(self, rows: int) -> RaggedCache:
+        """An empty KV cache for ``hidden_states``, whose rows come and go."""
+        return make_ragged_cache(self.config.language, rows)
+
+    def hidden_states(self, embeddings: mx.array, cache: Cache | RaggedCache | None = None) -> mx.array:
         """(B, L, hidden) -> (B, L, hidden): causal, after the final norm; the cache, if any, grows by L."""
         return self.language_model.model(None, cache, embeddings)
 

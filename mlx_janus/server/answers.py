@@ -41,7 +41,7 @@ from .service import Service
 from .streams import EventStream, server_sent, whole
 
 if TYPE_CHECKING:
-    from .engine import Ticket
+    from .tickets import Ticket
 
 
 @dataclass(frozen=True)

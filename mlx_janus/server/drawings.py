@@ -20,7 +20,7 @@ from .service import Service
 from .streams import EventStream, server_sent, whole
 
 if TYPE_CHECKING:
-    from .engine import Ticket
+    from .tickets import Ticket
 
 
 async def draw(body: ImageRequest, request: HTTPRequest, service: Service) -> Response:

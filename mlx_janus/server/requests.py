@@ -82,7 +82,7 @@ class Drawn:
 
     index: int
     image: GeneratedImage
-    prompt_tokens: int = 0
+    prompt_tokens: int
 
 
 Request = AnswerRequest | DrawingRequest

@@ -17,7 +17,8 @@ from .requests import Request
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .engine import Engine, Ticket
+    from .engine import Engine
+    from .tickets import Ticket
 
 DEFAULT_MODEL = "default"
 

@@ -18,7 +18,7 @@ from .problems import Problem, explained
 from .requests import Event
 
 if TYPE_CHECKING:
-    from .engine import Ticket
+    from .tickets import Ticket
 
 _CLIENT_LEFT = 499  # nginx's number: nobody gets it, the metrics and the log do
 

@@ -1,0 +1,259 @@
+"""The server under load, and what waits for what: ``python benchmarks/serving.py``.
+
+A server of its own process, and OpenAI's client for all that is asked of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a bare script
+
+import mlx_janus
+
+# isort: split
+import numpy as np
+import psutil
+from openai import APIStatusError, AsyncOpenAI
+from PIL import Image
+
+from benchmarks.real_size import machine
+from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
+from mlx_janus.images import png_bytes
+from mlx_janus.worlds import shapes
+
+QUESTIONS = ("how many shapes are there?", "what is in the picture?", "describe the picture", "is there a red circle?")
+_POOL = 12  # questions, and as many drawings, whose outcomes are known
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to ask about a picture, and the answer."""
+
+    text: str
+    picture: str  # a data URL
+    answer: str
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to draw, and the pixels."""
+
+    prompt: str
+    seed: int
+    pixels: np.ndarray
+
+
+@dataclass
+class Load:
+    """What came of many clients' requests."""
+
+    answers: int = 0
+    drawings: int = 0
+    told_to_wait: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)  # by what was wrong
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"answer": [], "drawing": []})
+    memory: list[int] = field(default_factory=list)  # resident bytes, every second
+
+
+def known_outcomes(model: str | None) -> tuple[list[Question], list[Wish]]:
+    """Questions and drawings, with what the library makes of them one by one."""
+    janus, random = mlx_janus.load(model), np.random.default_rng(11)
+    questions, wishes = [], []
+    for i in range(_POOL):
+        image, text = shapes.render(shapes.sample_scene(random)), QUESTIONS[i % len(QUESTIONS)]
+        url = "data:image/png;base64," + base64.b64encode(png_bytes(image, {})).decode()
+        questions.append(Question(text, url, janus.generate_text(text, image).text))
+    prompts = [wanted.prompt for task in TASKS for wanted in drawing_prompts(task, _POOL // len(TASKS), 0)]
+    for seed, prompt in enumerate(prompts):
+        wishes.append(Wish(prompt, seed, np.asarray(janus.generate_images(prompt, seed=seed, exact=True)[0].image)))
+    return questions, wishes
+
+
+@contextlib.contextmanager
+def server(model: str | None) -> Iterator[tuple[str, psutil.Process]]:
+    """A started server's address, and its process."""
+    command = [sys.executable, "-m", "mlx_janus.serve", "--port", "0", "--quiet"]
+    root = str(Path(__file__).resolve().parent.parent)
+    with subprocess.Popen(
+        command + ([] if model is None else ["--model", model]),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": root},
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            if not url:
+                raise click.ClickException("the server did not start: pip install '.[server]'")
+            yield url, psutil.Process(process.pid)
+        finally:
+            process.terminate()
+
+
+async def ask(client: AsyncOpenAI, question: Question, *, first: bool = False) -> tuple[str, float]:
+    """The answer, and the seconds to it, or to its ``first`` characters."""
+    parts = [{"type": "image_url", "image_url": {"url": question.picture}}, {"type": "text", "text": question.text}]
+    messages: Any = [{"role": "user", "content": parts}]
+    started, text, came = time.perf_counter(), "", 0.0
+    stream = await client.chat.completions.create(model="default", messages=messages, temperature=0, stream=True)
+    async for chunk in stream:
+        piece = (chunk.choices[0].delta.content or "") if chunk.choices else ""
+        came = came or (time.perf_counter() if piece else 0.0)
+        text += piece
+    return text, (came if first else time.perf_counter()) - started
+
+
+async def draw(client: AsyncOpenAI, wish: Wish, *, n: int = 1) -> tuple[np.ndarray, float]:
+    """The first picture's pixels, and the seconds to all of them."""
+    started = time.perf_counter()
+    reply = await client.images.generate(model="default", prompt=wish.prompt, n=n, extra_body={"seed": wish.seed})
+    seconds = time.perf_counter() - started
+    assert reply.data
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json or "")))), seconds
+
+
+async def load(
+    url: str, process: psutil.Process, clients: int, seconds: float, questions: list[Question], wishes: list[Wish]
+) -> Load:
+    """Have so many clients ask and draw at once, for so long, each checking what it gets."""
+    found, deadline = Load(), time.monotonic() + seconds
+
+    async def client_work(number: int) -> None:
+        random = np.random.default_rng(number)
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+            while time.monotonic() < deadline:
+                try:
+                    await one(client, random)
+                except APIStatusError as error:
+                    if error.status_code != 429:
+                        found.wrong[f"status {error.status_code}"] += 1
+                        continue
+                    found.told_to_wait += 1
+                    await asyncio.sleep(float(error.response.headers["Retry-After"]))
+                except Exception as error:
+                    found.wrong[type(error).__name__] += 1
+
+    async def one(client: AsyncOpenAI, random: np.random.Generator) -> None:
+        if random.random() < 0.6:
+            question = questions[random.integers(len(questions))]
+            text, took = await ask(client, question)
+            found.answers += 1
+            found.seconds["answer"].append(took)
+            found.wrong["another answer"] += text != question.answer
+        else:
+            wish = wishes[random.integers(len(wishes))]
+            pixels, took = await draw(client, wish)
+            found.drawings += 1
+            found.seconds["drawing"].append(took)
+            found.wrong["another picture"] += not np.array_equal(pixels, wish.pixels)
+
+    async def watch() -> None:
+        while True:
+            found.memory.append(process.memory_info().rss)
+            await asyncio.sleep(1)
+
+    watching = asyncio.create_task(watch())
+    await asyncio.gather(*map(client_work, range(clients)))
+    watching.cancel()
+    return found
+
+
+async def first_words(url: str, questions: list[Question], wishes: list[Wish], rounds: int) -> dict[str, float]:
+    """Median seconds to an answer's first characters, alone and while pictures are drawn, and those of a drawing."""
+    times: dict[str, list[float]] = {
+        "alone": [],
+        "beside 1": [],
+        "beside 8": [],
+        "drawing of 1": [],
+        "drawing of 8": [],
+    }
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+        for i in range(rounds):
+            # The encoder's features of a picture are kept, so each is asked about once.
+            one, other, third = (questions[(3 * i + k) % len(questions)] for k in range(3))
+            times["alone"].append((await ask(client, one, first=True))[1])
+            for n, question in ((1, other), (8, third)):
+                drawing = asyncio.create_task(draw(client, wishes[0], n=n))
+                while (await client.get("/health", cast_to=dict[str, Any], options={}))["drawing"] < n:  # type: ignore[index]
+                    await asyncio.sleep(0.01)
+                times[f"beside {n}"].append((await ask(client, question, first=True))[1])
+                times[f"drawing of {n}"].append((await drawing)[1])
+    return {name: median(values) for name, values in times.items()}
+
+
+async def together(url: str, wishes: list[Wish], rounds: int) -> tuple[float, float]:
+    """Median seconds of 8 drawings one after the other, and of the same 8 at once."""
+    times: dict[str, list[float]] = {"row": [], "once": []}
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+
+        async def timed(name: str, work: Callable[[], Awaitable[Any]]) -> None:
+            started = time.perf_counter()
+            await work()
+            times[name].append(time.perf_counter() - started)
+
+        async def in_a_row() -> None:
+            for wish in wishes[:8]:
+                await draw(client, wish)
+
+        for _ in range(rounds):
+            await timed("row", in_a_row)
+            await timed("once", lambda: asyncio.gather(*(draw(client, wish) for wish in wishes[:8])))
+    return median(times["row"]), median(times["once"])
+
+
+@click.command()
+@click.option("-m", "--model", help="A folder or a Hub id.  [default: Janus-Tiny]")
+@click.option("--clients", type=int, default=32, show_default=True)
+@click.option("--seconds", type=float, default=60, show_default=True, help="Of the load.")
+@click.option("--rounds", type=int, default=4, show_default=True, help="Of the other measurements.")
+def main(model: str | None, clients: int, seconds: float, rounds: int) -> None:
+    """Print how a server does with many clients, and what an answer and a drawing cost beside others."""
+    questions, wishes = known_outcomes(model)
+    with server(model) as (url, process):
+        once = asyncio.run(together(url, wishes, rounds))
+        words = asyncio.run(first_words(url, questions, wishes, rounds))
+        found = asyncio.run(load(url, process, clients, seconds, questions, wishes))
+    click.echo(f"Machine: {machine()}\n")
+    row, at_once = once
+    click.echo(f"8 drawings in a row {row:.2f} s, at once {at_once:.2f} s: {row / at_once:.2f} times as quick\n")
+    click.echo("| to the first words of an answer about a picture | seconds, median |\n|---|---|")
+    click.echo(f"| with nothing beside | {words['alone']:.3f} |")
+    for n in (1, 8):
+        beside, whole = words[f"beside {n}"], words[f"drawing of {n}"]
+        click.echo(
+            f"| while {n} picture{'s are' if n > 1 else ' is'} drawn, which takes {whole:.2f} s | {beside:.3f} |"
+        )
+    print_load(found, clients, seconds)
+
+
+def print_load(found: Load, clients: int, seconds: float) -> None:
+    """The load's outcome, as a table."""
+    wrong = {what: count for what, count in found.wrong.items() if count}
+    after, end = found.memory[len(found.memory) // 4], found.memory[-1]
+    click.echo(f"\n| {clients} clients, {seconds:g} s | |\n|---|---|")
+    click.echo(f"| answers, drawings | {found.answers}, {found.drawings} |")
+    for kind, times in found.seconds.items():
+        click.echo(f"| seconds of {kind}s, median and longest | {median(times):.2f}, {max(times):.2f} |")
+    click.echo(f"| told to come again (429) | {found.told_to_wait} |")
+    click.echo(f"| lost, mixed up, failed | {wrong or 'none'} |")
+    click.echo(f"| resident memory after a quarter, at the end | {after / 1e6:.0f} MB, {end / 1e6:.0f} MB |")
+
+
+if __name__ == "__main__":
+    main()

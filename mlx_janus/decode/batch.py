@@ -1,0 +1,168 @@
+"""Drawing many pictures at once that neither begin nor end together (continuous batching).
+
+A picture may join at any step, with a prompt, guidance and choice of its own, and leaves when it is whole. Its rows
+have read what they would have read alone, its noise is of its seed and its positions: so it is the picture that it
+would be alone, but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from ..models.backbone import RaggedCache, add_rows, cache_arrays, keep_rows
+from ..models.janus import JanusModel
+from .image import PREFILL_STEP, DrawOptions
+from .sampling import choose, position_keys
+
+_CLEAR_EVERY = 256  # steps, as in ``image.draw_tokens``
+
+
+@dataclass(eq=False)
+class Picture:
+    """A picture that is being drawn."""
+
+    seed: int
+    options: DrawOptions
+    _drawn: list[tuple[mx.array, int]] = field(default_factory=list, repr=False)  # tokens of a step, and its place
+
+    def __len__(self) -> int:
+        """How many of its tokens are drawn."""
+        return len(self._drawn)
+
+    def tokens(self) -> np.ndarray:
+        """(n,) int32: those drawn so far, in raster order."""
+        return np.array([np.array(step)[place] for step, place in self._drawn], np.int32)
+
+
+class DrawingBatch:
+    """Pictures that advance by one token a step.
+
+    Args:
+        model: the weights.
+    """
+
+    def __init__(self, model: JanusModel):
+        self.pictures: list[Picture] = []
+        self._model = model
+        self._steps = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        # Rows are of all pictures, then the unconditional ones of those that are guided.
+        self.pictures = []
+        self._cache: RaggedCache = []
+        self._keys = mx.zeros((0, 0, 2), mx.uint32)  # (n, positions, 2)
+        self._next = mx.zeros((0,), mx.uint32)  # (n,): chosen and not read yet
+
+    def add(self, ids: Sequence[int], unconditional: Sequence[int], pictures: Sequence[Picture]) -> None:
+        """Begin pictures of one prompt, which is read once for all of them.
+
+        Args:
+            ids: the prompt, ending with begin-of-image.
+            unconditional: as many ids, the prompt padded out.
+            pictures: of which nothing is drawn, all guided or none.
+        """
+        model, guided = self._model, pictures[0].options.rows == 2
+        read_once = [list(ids), list(unconditional)] if guided else [list(ids)]
+        cache = model.make_ragged_cache(len(read_once))
+        embeddings = model.embed_text(mx.array(read_once))
+        for start in range(0, embeddings.shape[1], PREFILL_STEP):
+            hidden = model.hidden_states(embeddings[:, start : start + PREFILL_STEP], cache)[:, -1]
+            mx.eval(hidden, cache_arrays(cache))
+        n = len(pictures)
+        rows = [0] * n + [1] * n * guided
+        keep_rows(cache, rows)
+        keys = position_keys([picture.seed for picture in pictures], model.config.image_tokens)
+        logits = model.image_logits(hidden[mx.array(rows)])
+        first = _choose(logits, keys[:, 0], pictures)
+        mx.async_eval(first, keys, cache_arrays(cache))
+        self._join(cache, keys, first, pictures)
+
+    def _join(self, cache: RaggedCache, keys: mx.array, first: mx.array, pictures: Sequence[Picture]) -> None:
+        before, guided = len(self.pictures), _guided(self.pictures)
+        n, new = len(pictures), _guided(pictures)
+        self.pictures = [*self.pictures, *pictures]
+        if not before:
+            self._cache, self._keys, self._next = cache, keys, first
+            return
+        add_rows(self._cache, cache)
+        ours, theirs = range(before + len(guided)), range(before + len(guided), before + len(guided) + n + len(new))
+        keep_rows(self._cache, [*ours[:before], *theirs[:n], *ours[before:], *theirs[n:]])
+        self._keys = mx.concatenate([self._keys, keys])
+        self._next = mx.concatenate([self._next, first])
+
+    def remove(self, pictures: Sequence[Picture]) -> None:
+        """Give up pictures that are being drawn."""
+        gone = set(pictures)
+        kept = [i for i, picture in enumerate(self.pictures) if picture not in gone]
+        if len(kept) == len(self.pictures):
+            return
+        if not kept:
+            self._clear()
+            return
+        n = len(self.pictures)
+        unconditional = [n + row for row, place in enumerate(_guided(self.pictures)) if place in set(kept)]
+        keep_rows(self._cache, [*kept, *unconditional])
+        places = mx.array(kept)
+        self._keys, self._next = self._keys[places], self._next[places]
+        self.pictures = [self.pictures[i] for i in kept]
+
+    def step(self) -> list[Picture]:
+        """Draw the next token of every picture; the following pass is under way as this returns.
+
+        Returns:
+            The pictures that are whole now, which are in the batch no more.
+        """
+        if not self.pictures:
+            return []
+        tokens = self._next
+        for place, picture in enumerate(self.pictures):
+            picture._drawn.append((tokens, place))
+        whole = [picture for picture in self.pictures if len(picture) == self._model.config.image_tokens]
+        self.remove(whole)
+        if self.pictures:
+            self._next = self._following()
+            mx.async_eval(self._next)
+        mx.eval(tokens)
+        self._steps += 1
+        if self._steps % _CLEAR_EVERY == 0:
+            mx.clear_cache()
+        return whole
+
+    def _following(self) -> mx.array:
+        """Read the tokens that were chosen last, and choose the next ones: (n,)."""
+        n, guided = len(self.pictures), _guided(self.pictures)
+        tokens = self._next[mx.array([*range(n), *guided])][:, None]
+        hidden = self._model.hidden_states(self._model.embed_image_tokens(tokens), self._cache)[:, 0]
+        positions = mx.array([len(picture) for picture in self.pictures])
+        return _choose(self._model.image_logits(hidden), self._keys[mx.arange(n), positions], self.pictures)
+
+
+def _guided(pictures: Sequence[Picture]) -> list[int]:
+    """Places of the pictures that have an unconditional row."""
+    return [place for place, picture in enumerate(pictures) if picture.options.rows == 2]
+
+
+def _choose(logits: mx.array, keys: mx.array, pictures: Sequence[Picture]) -> mx.array:
+    """(rows, codes) logits, (n, 2) keys -> (n,) tokens, of every picture by its own options."""
+    n, guided = len(pictures), _guided(pictures)
+    conditional = logits[:n]
+    if guided:
+        order = list(range(n))  # the row to steer away from; without guidance the picture's own
+        for row, place in enumerate(guided, start=n):
+            order[place] = row
+        unconditional = logits[mx.array(order)]
+        weights = mx.array([picture.options.cfg_weight for picture in pictures], logits.dtype)[:, None]
+        conditional = unconditional + weights * (conditional - unconditional)
+    kinds: dict[tuple[float, float], list[int]] = {}
+    for place, picture in enumerate(pictures):
+        kinds.setdefault((picture.options.temperature, picture.options.top_p), []).append(place)
+    if len(kinds) == 1:
+        return choose(conditional, keys, *next(iter(kinds)))
+    parts = [choose(conditional[mx.array(p)], keys[mx.array(p)], *kind) for kind, p in kinds.items()]
+    places = [place for part in kinds.values() for place in part]
+    return mx.concatenate(parts)[mx.array(np.argsort(places))]

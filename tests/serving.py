@@ -1,0 +1,100 @@
+"""Servers to test: the application in a thread, before any engine; and the command in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from programs import ROOT
+
+from mlx_janus.server.app import create_app
+from mlx_janus.server.settings import Settings
+
+
+@contextlib.contextmanager
+def served(engine: Any, **settings: Any) -> Iterator[str]:
+    """The application over an engine, in a thread; gives its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        create_app(engine, Settings(**settings)),
+        lifespan="off",
+        http="h11",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@contextlib.contextmanager
+def started(*arguments: object, program: str = "", env: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+    """``python -m mlx_janus.serve --port 0`` until it is ready; what still runs at the end is killed.
+
+    Args:
+        arguments: of the command.
+        program: Python that is run before the command, in its process.
+        env: further environment.
+    """
+    code = f"{program}\nfrom mlx_janus.serve import main\nmain(prog_name='serve')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--port", "0", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            yield ServerProcess(process, process.stdout.readline().strip())
+        finally:
+            process.kill()
+
+
+class ServerProcess:
+    """A server that was started.
+
+    Args:
+        process: that it runs in.
+        url: what it printed; "" if it ended before.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], url: str):
+        self.process, self.url = process, url
+
+    def stop(self, number: int, seconds: float = 30) -> tuple[int, str]:
+        """Send a signal; gives the exit code and all of stderr."""
+        self.process.send_signal(number)
+        return self.ended(seconds)
+
+    def ended(self, seconds: float = 30) -> tuple[int, str]:
+        """The exit code and all of stderr, when it has ended by itself."""
+        _, stderr = self.process.communicate(timeout=seconds)
+        return self.process.returncode, stderr
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Come back when something is so; fail if it does not come to be."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.01)

@@ -1,0 +1,374 @@
+"""Many requests on one device: who is served when, and that each gets what it would get alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+import mlx_janus
+from mlx_janus.config import MAX_SEED
+from mlx_janus.decode.batch import DrawingBatch
+from mlx_janus.decode.image import DrawOptions
+from mlx_janus.decode.text import TextOptions
+from mlx_janus.errors import CheckpointError, JanusError, OptionError, PromptError
+from mlx_janus.models.janus import JanusModel
+from mlx_janus.pipeline import JanusPipeline
+from mlx_janus.prompts import Turn
+from mlx_janus.server import answer_queue, drawing_queue
+from mlx_janus.server.engine import Engine
+from mlx_janus.server.requests import (
+    Answered,
+    AnswerRequest,
+    BusyError,
+    DrawingRequest,
+    Drawn,
+    Event,
+    Partial,
+    Piece,
+    StoppingError,
+)
+from mlx_janus.server.tickets import Counts, Ticket
+from mlx_janus.worlds import shapes
+
+OPTIONS = DrawOptions(2.5, 0.6)
+
+
+def tiny() -> JanusPipeline:
+    return mlx_janus.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def janus() -> JanusPipeline:
+    """What each request is compared with."""
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    random = np.random.default_rng(4)
+    return [shapes.render(shapes.sample_scene(random)) for _ in range(6)]
+
+
+def served(work: Callable[[Engine], Awaitable[Any]], load: Callable[[], JanusPipeline] = tiny, **sizes: int) -> Any:
+    """What ``work`` gives on a started engine, which is closed after it."""
+
+    async def main() -> Any:
+        engine = Engine(load, **sizes)
+        await engine.start()
+        try:
+            return await asyncio.wait_for(work(engine), 120)
+        finally:
+            await engine.close(0)
+
+    return asyncio.run(main())
+
+
+async def events(ticket: Ticket) -> list[Event]:
+    return [event async for event in ticket]
+
+
+async def until_idle(engine: Engine) -> None:
+    while engine.counts != Counts():
+        await asyncio.sleep(0.01)
+
+
+def ask(text: str, *shown: Image.Image, n: int = 1, **options: Any) -> AnswerRequest:
+    return AnswerRequest((Turn("user", text, len(shown)),), shown, TextOptions(**options), n=n)
+
+
+def draw(prompt: str, seed: int, n: int = 1, partial_images: int = 0) -> DrawingRequest:
+    return DrawingRequest(prompt, OPTIONS, seed, n, partial_images)
+
+
+def drawn_alone(janus: JanusPipeline, prompt: str, seed: int) -> np.ndarray:
+    (image,) = janus.generate_images(prompt, seed=seed, cfg_weight=2.5, temperature=0.6, exact=True)
+    return image.tokens
+
+
+def test_many_at_once_each_get_what_they_get_alone(janus: JanusPipeline, pictures: list[Image.Image]) -> None:
+    questions = ["how many shapes are there?", "what is in the picture?", "is there a red circle?"]
+    asked = [ask(questions[i % 3], pictures[i], seed=i, temperature=0.7 * (i % 2)) for i in range(6)]
+    wanted = [draw("a red circle", 3, n=3), draw("two blue squares", 8), draw("a star", 5, n=2)]
+
+    async def work(engine: Engine) -> list[list[Event]]:
+        return await asyncio.gather(*(events(engine.submit(request)) for request in (*asked, *wanted)))
+
+    found = served(work)
+    for i, told in enumerate(found[:6]):
+        alone = janus.generate_text(questions[i % 3], pictures[i], seed=i, temperature=0.7 * (i % 2))
+        *pieces, last = told
+        assert isinstance(last, Answered)
+        assert last.result.tokens == alone.tokens
+        assert "".join(piece.text for piece in pieces if isinstance(piece, Piece)) == last.result.text == alone.text
+    for request, told in zip(wanted, found[6:], strict=True):
+        assert sorted(event.index for event in told) == list(range(request.n))
+        for event in told:
+            assert isinstance(event, Drawn)
+            assert event.image.seed == request.seed + event.index
+            assert np.array_equal(event.image.tokens, drawn_alone(janus, request.prompt, event.image.seed))
+
+
+def test_several_answers_have_the_seeds_after_the_first(janus: JanusPipeline, pictures: list[Image.Image]) -> None:
+    request = ask("what is in the picture?", pictures[0], n=3, temperature=1.5, seed=20)
+    told = served(lambda engine: events(engine.submit(request)))
+    results = {event.index: event.result for event in told if isinstance(event, Answered)}
+    for index in range(3):
+        alone = janus.generate_text("what is in the picture?", pictures[0], temperature=1.5, seed=20 + index)
+        assert results[index].tokens == alone.tokens
+    assert results[1].cached_tokens == results[1].prompt_tokens - 1  # the prompt is read once
+
+
+def test_an_answer_is_given_while_a_picture_is_drawn(pictures: list[Image.Image]) -> None:
+    order: list[Event] = []
+
+    async def follow(ticket: Ticket) -> None:
+        async for event in ticket:
+            order.append(event)
+
+    async def work(engine: Engine) -> None:
+        drawing = asyncio.create_task(follow(engine.submit(draw("a red circle", 3, partial_images=8))))
+        while not order:  # the picture is begun
+            await asyncio.sleep(0)
+        await asyncio.gather(drawing, follow(engine.submit(ask("how many shapes are there?", pictures[0]))))
+
+    served(work)
+    kinds = [type(event) for event in order]
+    assert kinds[0] is Partial
+    assert kinds[-1] is Drawn
+    assert kinds.index(Answered) < kinds.index(Drawn)
+    assert Partial in kinds[kinds.index(Piece) :]  # and the picture goes on meanwhile
+
+
+def test_a_picture_is_shown_as_it_forms(janus: JanusPipeline) -> None:
+    told = served(lambda engine: events(engine.submit(draw("a red circle", 3, n=2, partial_images=3))))
+    for index in range(2):
+        *partial, last = [event for event in told if event.index == index]
+        assert [event.number for event in partial] == [0, 1, 2]
+        assert isinstance(last, Drawn)
+        whole = np.asarray(last.image.image, np.int16)
+        for number, event in enumerate(partial, start=1):
+            rows = 16 * number  # of the 64, after a quarter of the tokens each time
+            shown = np.asarray(event.image, np.int16)
+            assert np.abs(shown[: rows - 8] - whole[: rows - 8]).mean() < 8
+            assert (shown[rows:] == 127).all()
+
+
+def test_requests_with_pictures_that_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing_queue, "MOST", 2)
+    order: list[str] = []
+
+    async def follow(ticket: Ticket, name: str) -> None:
+        async for _ in ticket:
+            order.append(name)
+
+    async def work(engine: Engine) -> None:
+        many = engine.submit(draw("a red circle", 1, n=6))
+        one = engine.submit(draw("a star", 2))
+        await asyncio.gather(follow(many, "many"), follow(one, "one"))
+
+    served(work)
+    assert sorted(order) == ["many"] * 6 + ["one"]
+    assert order.index("one") <= 3
+
+
+def test_pictures_wait_for_memory(janus: JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way: list[int] = []
+    step = DrawingBatch.step
+    monkeypatch.setattr(DrawingBatch, "step", lambda self: (under_way.append(len(self.pictures)), step(self))[1])
+    monkeypatch.setattr(drawing_queue, "pictures_that_fit", lambda *_: 2)
+    told = served(lambda engine: events(engine.submit(draw("a star", 30, n=5))))
+    assert max(under_way) == 2
+    for event in told:
+        assert np.array_equal(event.image.tokens, drawn_alone(janus, "a star", event.image.seed))
+
+
+def test_answers_wait_for_memory(pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_queue, "available_memory", lambda: 0)
+
+    async def work(engine: Engine) -> int:
+        tasks = [asyncio.create_task(events(engine.submit(ask("what is in the picture?", p)))) for p in pictures[:3]]
+        most = 0
+        while not all(task.done() for task in tasks):
+            most = max(most, engine.counts.answering)
+            await asyncio.sleep(0)
+        assert all(isinstance(task.result()[-1], Answered) for task in tasks)
+        return most
+
+    assert served(work) == 1
+
+
+def test_what_a_client_gave_up_stops_within_a_step(janus: JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    step = DrawingBatch.step
+    monkeypatch.setattr(DrawingBatch, "step", lambda self: (steps.append(len(self.pictures)), step(self))[1])
+
+    async def work(engine: Engine) -> list[Event]:
+        given_up = engine.submit(draw("a red circle", 1, n=3, partial_images=20))
+        kept = engine.submit(draw("a star", 2))
+        await anext(given_up)
+        before = len(steps)
+        given_up.cancel()
+        given_up.cancel()
+        told = await events(kept)
+        assert 3 + 1 not in steps[before + 2 :]
+        assert [event async for event in given_up if isinstance(event, Drawn)] == []
+        await until_idle(engine)
+        return told
+
+    (event,) = served(work)
+    assert np.array_equal(event.image.tokens, drawn_alone(janus, "a star", 2))
+
+
+def test_an_answer_that_was_given_up_stops(pictures: list[Image.Image]) -> None:
+    async def work(engine: Engine) -> None:
+        # guards against its own end: nothing but tokens that make no text
+        ticket = engine.submit(ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0, seed=1))
+        await anext(ticket)
+        ticket.cancel()
+        await asyncio.wait_for(until_idle(engine), 5)
+        assert not any(isinstance(event, Answered) for event in await events(ticket))
+
+    served(work)
+
+
+def test_a_full_queue_refuses_until_somebody_leaves(pictures: list[Image.Image]) -> None:
+    async def work(engine: Engine) -> None:
+        running = engine.submit(ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0))
+        await anext(running)
+        waiting = [engine.submit(ask("what is it?", pictures[0])) for _ in range(2)]
+        with pytest.raises(BusyError) as refused:
+            engine.submit(ask("what is it?", pictures[0]))
+        assert 1 <= refused.value.retry_after <= 60
+        waiting[0].cancel()
+        while engine.counts.waiting == 2:
+            await asyncio.sleep(0)
+        accepted = engine.submit(ask("what is it?", pictures[0]))
+        running.cancel()
+        for ticket in (waiting[1], accepted):
+            assert isinstance((await events(ticket))[-1], Answered)
+        assert await events(waiting[0]) == []
+
+    served(work, waiting=2, answers=1)
+
+
+def test_earlier_turns_and_pictures_are_not_read_again(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    understand = JanusModel.understand
+    monkeypatch.setattr(JanusModel, "understand", lambda self, x: (seen.append(len(x)), understand(self, x))[1])
+
+    async def work(engine: Engine) -> list[int]:
+        first = Turn("user", "what is in the picture?", 1)
+        *_, one = await events(engine.submit(AnswerRequest((first,), (pictures[0],), TextOptions())))
+        turns = first, Turn("assistant", one.result.text), Turn("user", "how many shapes are there?")
+        *_, two = await events(engine.submit(AnswerRequest(turns, (pictures[0],), TextOptions())))
+        *_, other = await events(engine.submit(ask("how many shapes are there?", pictures[0])))
+        assert two.result.cached_tokens >= one.result.prompt_tokens
+        assert other.result.cached_tokens >= 64  # the picture stands before the question
+        *_, new = await events(engine.submit(ask("how many shapes are there?", pictures[1])))
+        assert new.result.cached_tokens < 64
+        return seen
+
+    assert served(work) == [1, 1]
+
+
+def test_closing_ends_what_waits_and_finishes_what_runs(janus: JanusPipeline, pictures: list[Image.Image]) -> None:
+    async def work(engine: Engine) -> None:
+        running = engine.submit(draw("a star", 9, n=2, partial_images=10))
+        await anext(running)
+        answering = engine.submit(ask("describe the picture", pictures[0]))
+        await anext(answering)
+        waiting = engine.submit(ask("what is it?", pictures[1]))
+        closing = asyncio.create_task(engine.close(60))
+        await asyncio.sleep(0)
+        with pytest.raises(StoppingError):
+            engine.submit(ask("what is it?", pictures[1]))
+        with pytest.raises(StoppingError):
+            await events(waiting)
+        drawn = [event for event in await events(running) if isinstance(event, Drawn)]
+        assert sorted(event.image.seed for event in drawn) == [9, 10]
+        assert isinstance((await events(answering))[-1], Answered)
+        await closing
+
+    served(work, answers=1)
+
+
+def test_closing_at_once_ends_what_runs(pictures: list[Image.Image]) -> None:
+    async def work(engine: Engine) -> None:
+        tickets = engine.submit(draw("a star", 9, n=2)), engine.submit(ask("describe the picture", pictures[0]))
+        await engine.close(0)
+        for ticket in tickets:
+            with pytest.raises(StoppingError):
+                await events(ticket)
+
+    served(work)
+
+
+def test_one_that_fails_takes_no_other_with_it(
+    janus: JanusPipeline, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = drawing_queue.finish
+
+    def failing(janus: JanusPipeline, tokens: np.ndarray, job: Any, *rest: Any) -> Any:
+        if job.seed == 1:
+            raise MemoryError("no room")
+        return finish(janus, tokens, job, *rest)
+
+    monkeypatch.setattr(drawing_queue, "finish", failing)
+
+    async def work(engine: Engine) -> None:
+        tickets = [engine.submit(draw("a star", seed)) for seed in (1, 2)]
+        tickets.append(engine.submit(ask("what is in the picture?", pictures[0])))
+        lost, drawn, answered = await asyncio.gather(*map(events, tickets), return_exceptions=True)
+        assert isinstance(lost, MemoryError)
+        assert np.array_equal(drawn[0].image.tokens, drawn_alone(janus, "a star", 2))
+        assert isinstance(answered[-1], Answered)
+        monkeypatch.setattr(DrawingBatch, "_following", lambda self: mx.zeros((2,))[5:, None, None] @ mx.zeros((3, 3)))
+        with pytest.raises(ValueError, match="matmul"):
+            await events(engine.submit(draw("a star", 2)))
+        monkeypatch.undo()
+        (event,) = await events(engine.submit(draw("a star", 2)))
+        assert np.array_equal(event.image.tokens, drawn_alone(janus, "a star", 2))
+
+    served(work)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (ask(" "), PromptError),
+        (ask("word " * 5000), PromptError),
+        (ask("x" * 100_000), PromptError),
+        (draw("", 1), PromptError),
+        (draw("word " * 5000, 1), PromptError),
+        (draw("a star", MAX_SEED, n=2), OptionError),
+        (draw("a star", 1, n=0), OptionError),
+        (draw("a star", 1, partial_images=-1), OptionError),
+        (AnswerRequest((Turn("user", "what?", 1),), (), TextOptions()), OptionError),
+        (AnswerRequest((Turn("user", "what?"), Turn("assistant", "that")), (), TextOptions()), PromptError),
+    ],
+)
+def test_what_cannot_be_done_is_refused_at_once(
+    request_: AnswerRequest | DrawingRequest, error: type[JanusError]
+) -> None:
+    async def work(engine: Engine) -> None:
+        with pytest.raises(error):
+            engine.submit(request_)
+        assert engine.counts == Counts()
+
+    served(work)
+
+
+def test_a_model_that_cannot_be_loaded_says_so_as_the_engine_starts() -> None:
+    def load() -> JanusPipeline:
+        raise CheckpointError("the weights are damaged")
+
+    with pytest.raises(CheckpointError, match="damaged"):
+        served(lambda engine: events(engine.submit(draw("a star", 1))), load)
