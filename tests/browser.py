@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
-
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
@@ -26,10 +24,8 @@ def find_browser() -> str | None:
 @contextlib.contextmanager
 def launched() -> Iterator[Browser]:
     """A browser without a window."""
-    root = hasattr(os, "geteuid") and os.geteuid() == 0  # whom Chromium's sandbox refuses
-    flags = ["--no-sandbox"] if root else []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=flags)
+        browser = playwright.chromium.launch(executable_path=find_browser())
         yield browser
         browser.close()
 
