@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from .pipeline import JanusPipeline
     from .server.settings import Settings
 
-_GRACE = 30.0  # seconds that what is under way gets when the server is asked to stop
-_LINGER = 5.0  # and then those who read slowly
-
 
 @click.command(cls=Command)
 @weights_options
@@ -178,11 +175,9 @@ def _convert(options: dict[str, Any]) -> None:
 
 async def _serve(load: Any, settings: Settings, listener: socket.socket, queue: int) -> int:
     """Serve until a signal comes, and return its number."""
-    from uvicorn import Config
-
     from .server.app import create_app
     from .server.engine import Engine
-    from .server.stopping import StoppableServer
+    from .server.listening import GRACE, StoppableServer, configured
 
     engine = Engine(load, waiting=queue)
     try:
@@ -190,18 +185,11 @@ async def _serve(load: Any, settings: Settings, listener: socket.socket, queue: 
         if settings.log_requests:
             _log_requests()
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what it would say of errors is said by us
-        config = Config(
-            create_app(engine, settings),
-            lifespan="off",
-            http="h11",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=int(_GRACE + _LINGER),
+        server = StoppableServer(
+            configured(create_app(engine, settings), settings),
+            close=lambda: engine.close(GRACE),
+            ready=lambda: _greet(engine.name, settings, listener),
         )
-        server = StoppableServer(config, lambda: engine.close(_GRACE), lambda: _greet(engine.name, settings, listener))
         await server.serve(sockets=[listener])
         return server.stopped_by
     finally:

@@ -250,10 +250,10 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NEVER)
 
 
-def _shown(url: str) -> str:
-    """An address from anybody, as part of one line."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in url[:200])
-    return line if len(url) <= 200 else f"{line}..."
+def _shown(text: str) -> str:
+    """What anybody may have written, as part of one line."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:200])
+    return line if len(text) <= 200 else f"{line}..."
 
 
 def _too_large(url: str, bounds: _Bounds) -> ImageError:
@@ -266,7 +266,7 @@ def _explained(error: Exception, url: str, bounds: _Bounds) -> Exception:
         return error
     if isinstance(error, HTTPError):
         error.close()
-        return ImageError(f"{url} is not given: HTTP {error.code} {error.reason}")
+        return ImageError(f"{url} is not given: HTTP {error.code} {_shown(str(error.reason))}")
     reason = error.reason if isinstance(error, URLError) else error
     if isinstance(reason, TimeoutError):
         return ImageError(f"{url} took longer than {bounds.seconds:g} seconds: {bounds.instead}")
@@ -274,5 +274,5 @@ def _explained(error: Exception, url: str, bounds: _Bounds) -> Exception:
         why = reason.verify_message.rstrip(".")
         return ImageError(f"{url} is not trusted ({why}): {bounds.trust}")
     if isinstance(error, OSError | HTTPException | ValueError):  # ValueError: an address that is none
-        return ImageError(f"{url} cannot be fetched ({reason}): check the address and the connection")
+        return ImageError(f"{url} cannot be fetched ({_shown(str(reason))}): check the address and the connection")
     return error

@@ -48,6 +48,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send(200, Content_Length="9999")
             while not self.let_go.wait(0.05):
                 self.wfile.write(b"x")
+        elif self.path == "/no-http":
+            self.close_connection = True
+            self.wfile.write(b"\x1b[31mred" + bytes(1000) + b"\r\n")
         elif self.path == "/slow-headers":
             self.wfile.write(b"HTTP/1.1 200 OK\r\n")
             while not self.let_go.wait(0.05):

@@ -16,6 +16,7 @@ import uvicorn
 from programs import ROOT
 
 from mlx_janus.server.app import create_app
+from mlx_janus.server.listening import configured
 from mlx_janus.server.settings import Settings
 
 
@@ -23,15 +24,9 @@ from mlx_janus.server.settings import Settings
 def served(engine: Any, **settings: Any) -> Iterator[str]:
     """The application over an engine, in a thread; gives its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        create_app(engine, Settings(**settings)),
-        lifespan="off",
-        http="h11",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=1,
-    )
+    limits = Settings(**settings)
+    config = configured(create_app(engine, limits), limits)
+    config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -56,7 +51,7 @@ def started(*arguments: object, program: str = "", env: dict[str, str] | None = 
     code = f"{program}\nfrom mlx_janus.serve import main\nmain(prog_name='serve')"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--port", "0", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}),
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | (env or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -81,12 +76,12 @@ class ServerProcess:
     def __init__(self, process: subprocess.Popen[str], url: str):
         self.process, self.url = process, url
 
-    def stop(self, number: int, seconds: float = 30) -> tuple[int, str]:
+    def stop(self, number: int, seconds: float = 60) -> tuple[int, str]:
         """Send a signal; gives the exit code and all of stderr."""
         self.process.send_signal(number)
         return self.ended(seconds)
 
-    def ended(self, seconds: float = 30) -> tuple[int, str]:
+    def ended(self, seconds: float = 60) -> tuple[int, str]:
         """The exit code and all of stderr, when it has ended by itself."""
         _, stderr = self.process.communicate(timeout=seconds)
         return self.process.returncode, stderr

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
+import http.client
 import io
 import json
 import logging
 import re
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +28,8 @@ from fake_engine import FakeEngine
 from PIL import Image
 from serving import served, wait_until
 
+from mlx_janus import inputs
+from mlx_janus.config import JanusConfig
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, OutOfMemoryError
 from mlx_janus.server.requests import StoppingError
 from mlx_janus.server.settings import Settings
@@ -33,10 +39,15 @@ HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[FakeEngine, str]]:
+def config() -> JanusConfig:
+    return mlx_janus.load().config
+
+
+@pytest.fixture(scope="module")
+def server(config: JanusConfig) -> Iterator[tuple[FakeEngine, str]]:
     """An engine and the address of a server with small limits."""
     limits: dict[str, Any] = {"body_limit": 200_000, "bodies_limit": 300_000, "picture_limit": 50_000}
-    engine = FakeEngine(mlx_janus.load().config)
+    engine = FakeEngine(config)
     with served(engine, body_seconds=0.5, most_requests=8, heartbeat_seconds=0.2, **limits) as url:
         yield engine, url
 
@@ -137,7 +148,7 @@ def test_the_work_for_a_client_that_leaves_ends(
 
 
 def test_a_client_that_does_not_read_keeps_nobody_waiting(client: httpx.Client, engine: FakeEngine) -> None:
-    engine.pieces = ("x" * 1_000_000,) * 30
+    engine.pieces = ("x" * 300_000,) * 30
     with post(client, CHAT, HELLO | {"stream": True}):
         wait_until(lambda: engine.open == 1)
         assert client.post(CHAT, json=HELLO).status_code == 200
@@ -148,6 +159,29 @@ def test_a_body_that_does_not_come_is_waited_for_so_long(client: httpx.Client, e
     with connect(client, f"POST {CHAT}", b'Content-Length: 100\r\n\r\n{"messages"') as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
     still_works(client, engine)
+
+
+def test_a_head_that_does_not_come_is_waited_for_so_long(client: httpx.Client, engine: FakeEngine) -> None:
+    with connect(client, "GET /health") as connection:
+        time.sleep(0.3)
+        connection.sendall(b"X-Slow: 1\r\n")  # which does not gain time
+        begun = time.monotonic()
+        assert connection.recv(100) == b""
+        assert time.monotonic() - begun < 5
+    still_works(client, engine)
+
+
+def test_a_connection_is_kept_between_requests(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.pause = 0.3
+    parts = urlsplit(str(client.base_url))
+    with contextlib.closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)) as connection:
+        connection.request("POST", CHAT, json.dumps(HELLO), {"Content-Type": "application/json"})
+        assert connection.getresponse().read()  # took longer than a head may
+        kept = connection.sock
+        for _ in range(2):
+            connection.request("GET", "/health")
+            assert json.loads(connection.getresponse().read())["status"] == "ok"
+            assert connection.sock is kept is not None
 
 
 def test_half_a_body_and_a_client_that_is_gone(client: httpx.Client, engine: FakeEngine) -> None:
@@ -413,6 +447,42 @@ def test_a_picture_that_is_none(client: httpx.Client, engine: FakeEngine, url: s
     still_works(client, engine)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://127.0.0.1/a.png",
+        "https://localhost/a.png",
+        "https://169.254.169.254/latest/meta-data",
+        "https://[::1]/a.png",
+        "https://10.0.0.1/a.png",
+    ],
+)
+def test_addresses_of_this_network_are_not_fetched(config: JanusConfig, url: str) -> None:
+    engine = FakeEngine(config)
+    with served(engine, allow_url_images=True) as address, to(address) as client:
+        error = refusal(client.post(CHAT, json=ask(url)), 400)
+        assert "is not a public address" in error["message"]
+        assert (
+            "must be given as data:image/png;base64,... or an https address"
+            in refusal(client.post(CHAT, json=ask(url.replace("https", "http"))), 400)["message"]
+        )
+        assert not engine.asked
+        still_works(client, engine)
+
+
+def test_an_address_is_fetched_where_that_is_allowed(config: JanusConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, asked = FakeEngine(config), list[tuple[str, int]]()
+
+    def fetch(url: str, *, most_bytes: int) -> bytes:
+        asked.append((url, most_bytes))
+        return base64.b64decode(png(8, 8).partition(",")[2])
+
+    monkeypatch.setattr(inputs, "fetch_public", fetch)
+    with served(engine, allow_url_images=True, picture_limit=1234) as address, to(address) as client:
+        assert client.post(CHAT, json=ask("https://example.org/a.png")).status_code == 200
+    assert asked == [("https://example.org/a.png", 1234)]
+
+
 def test_too_many_pictures(client: httpx.Client, engine: FakeEngine) -> None:
     refusal(client.post(CHAT, json=ask(*[png(8, 8)] * 17)), 400)
     assert client.post(CHAT, json=ask(*[png(8, 8)] * 16)).status_code == 200
@@ -575,8 +645,6 @@ def test_replies_say_how_a_browser_has_to_take_them(client: httpx.Client) -> Non
 
 
 def test_only_the_pages_own_style_and_script_run(client: httpx.Client) -> None:
-    import hashlib
-
     reply = client.get("/")
     policy = reply.headers["content-security-policy"]
     assert "unsafe" not in policy

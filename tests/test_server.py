@@ -1,0 +1,405 @@
+"""The server as OpenAI's client uses it: a process of its own on Janus-Tiny, whose replies are the library's."""
+
+from __future__ import annotations
+
+import base64
+import io
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import mlx_janus
+
+# isort: split
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+from programs import INTERRUPTIBLE, call, error_line
+from serving import ServerProcess, started, wait_until
+
+from mlx_janus import serve
+from mlx_janus.decode.text import TextOptions
+from mlx_janus.images import png_bytes, read_text_chunks
+from mlx_janus.prompts import Turn
+from mlx_janus.worlds import shapes
+
+QUESTION = "what is in the picture?"
+ON_CPU = f"""{INTERRUPTIBLE}
+import mlx_janus, mlx.core
+mlx.core.set_default_device(mlx.core.cpu)  # as in these tests, on a Mac too
+"""
+SLOWLY = f"""{ON_CPU}
+import time
+from mlx_janus.decode.batch import DrawingBatch
+step = DrawingBatch.step
+DrawingBatch.step = lambda batch: (time.sleep(0.1), step(batch))[1]
+"""
+
+
+@pytest.fixture(scope="module")
+def janus() -> mlx_janus.JanusPipeline:
+    return mlx_janus.load(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with started("--queue", 1, "--dtype", "float32", program=ON_CPU) as server:
+        yield server
+        code, stderr = server.stop(signal.SIGINT)
+    assert code == 130
+    assert stderr.endswith("Ctrl-C stops.\n\nstopped\n")
+    assert "Traceback" not in stderr
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with to(server) as client:
+        yield client
+    wait_until(lambda: idle(server))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    random = np.random.default_rng(4)
+    return [shapes.render(shapes.sample_scene(random)) for _ in range(3)]
+
+
+def to(server: ServerProcess, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+def health(server: ServerProcess) -> dict[str, Any]:
+    facts: dict[str, Any] = httpx.get(f"{server.url}/health", trust_env=False, timeout=20).json()
+    return facts
+
+
+def idle(server: ServerProcess) -> bool:
+    facts = health(server)
+    return (facts["waiting"], facts["answering"], facts["drawing"]) == (0, 0, 0)
+
+
+def user(text: str, *pictures: Image.Image) -> Any:
+    """A message with pictures."""
+    urls = [f"data:image/png;base64,{base64.b64encode(png_bytes(picture, {})).decode()}" for picture in pictures]
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def decoded(b64_json: str | None) -> Image.Image:
+    assert b64_json is not None
+    return Image.open(io.BytesIO(base64.b64decode(b64_json)))
+
+
+def alike(one: Image.Image, other: Image.Image) -> bool:
+    """The same tokens, decoded by BLAS with another number of threads, which may round differently."""
+    difference = np.array(one).astype(int) - np.array(other)
+    return bool(np.abs(difference).max() <= 1)
+
+
+# Answers
+
+
+def test_an_answer_is_the_librarys(
+    client: openai.OpenAI, janus: mlx_janus.JanusPipeline, pictures: list[Image.Image]
+) -> None:
+    for shown in (pictures[:0], pictures[:1], pictures):
+        expected = janus.generate_text(QUESTION, shown)
+        reply = client.chat.completions.create(model="janus-tiny", messages=[user(QUESTION, *shown)])
+        assert reply.choices[0].message.content == expected.text
+        assert (reply.choices[0].finish_reason, reply.choices[0].message.role) == ("stop", "assistant")
+        assert reply.usage is not None
+        assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (
+            expected.prompt_tokens, len(expected.tokens)
+        )  # fmt: skip
+        assert reply.usage.total_tokens == expected.prompt_tokens + len(expected.tokens)
+        assert (reply.object, reply.model) == ("chat.completion", "janus-tiny")
+        assert reply.system_fingerprint
+
+
+def test_several_answers_have_the_seeds_that_follow(client: openai.OpenAI, janus: mlx_janus.JanusPipeline) -> None:
+    expected = [janus.generate_text("say something", temperature=1.5, top_p=0.9, seed=seed) for seed in (7, 8, 9)]
+    assert len({result.text for result in expected}) > 1
+    choice: dict[str, Any] = {"temperature": 1.5, "top_p": 0.9, "seed": 7, "n": 3}
+    reply = client.chat.completions.create(
+        model="default", messages=[{"role": "user", "content": "say something"}], **choice
+    )
+    assert [choice.message.content for choice in reply.choices] == [result.text for result in expected]
+    assert [choice.index for choice in reply.choices] == [0, 1, 2]
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == sum(len(result.tokens) for result in expected)
+    assert reply.usage.prompt_tokens == expected[0].prompt_tokens
+
+
+def test_an_answer_ends_where_it_is_told_to(
+    client: openai.OpenAI, janus: mlx_janus.JanusPipeline, pictures: list[Image.Image]
+) -> None:
+    whole = janus.generate_text(QUESTION, pictures[:1]).text
+    word = whole.split()[1]
+    messages = [user(QUESTION, pictures[0])]
+    for stop in (word, [word], ["never said", word]):
+        reply = client.chat.completions.create(model="default", messages=messages, stop=stop)
+        assert reply.choices[0].message.content == whole[: whole.index(word)]
+        assert reply.choices[0].finish_reason == "stop"
+    for limit in ({"max_tokens": 2}, {"max_completion_tokens": 2, "max_tokens": 100}):
+        reply = client.chat.completions.create(model="default", messages=messages, **limit)
+        assert reply.choices[0].message.content == janus.generate_text(QUESTION, pictures[:1], max_tokens=2).text
+        assert reply.choices[0].finish_reason == "length"
+
+
+def test_a_streamed_answer_is_the_whole_one_in_pieces(
+    client: openai.OpenAI, janus: mlx_janus.JanusPipeline, pictures: list[Image.Image]
+) -> None:
+    expected = [janus.generate_text(QUESTION, pictures[:1], temperature=1, seed=seed) for seed in (3, 4)]
+    stream = client.chat.completions.create(
+        model="default", messages=[user(QUESTION, pictures[0])], temperature=1, seed=3, n=2, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    chunks = list(stream)
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    for index, result in enumerate(expected):
+        own = [chunk.choices[0] for chunk in chunks if chunk.choices and chunk.choices[0].index == index]
+        assert own[0].delta.role == "assistant"
+        assert "".join(choice.delta.content or "" for choice in own) == result.text
+        assert len(own) > 4
+        assert [choice.finish_reason for choice in own] == [None] * (len(own) - 1) + [result.finish_reason]
+    assert not chunks[-1].choices
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens == sum(len(result.tokens) for result in expected)
+    assert usage.prompt_tokens == expected[0].prompt_tokens
+    assert not [chunk for chunk in chunks[:-1] if chunk.usage]
+
+
+def test_a_conversation_with_pictures_in_two_turns(
+    client: openai.OpenAI, janus: mlx_janus.JanusPipeline, pictures: list[Image.Image]
+) -> None:
+    messages: list[Any] = [
+        {"role": "system", "content": "You are brief."},
+        {"role": "developer", "content": [{"type": "text", "text": "And exact."}]},
+        user(QUESTION, pictures[0]),
+    ]
+    first = client.chat.completions.create(model="default", messages=messages).choices[0].message.content
+    messages += [{"role": "assistant", "content": first}, user("how many shapes are there?", *pictures[1:])]
+    second = client.chat.completions.create(model="default", messages=messages)
+    turns = [Turn("user", QUESTION, 1), Turn("assistant", first or ""), Turn("user", "how many shapes are there?", 2)]
+    system = "You are brief.\n\nAnd exact."
+    *_, last = janus.stream_turns(turns, pictures, options=TextOptions(), system=system)
+    assert last.result is not None
+    assert second.choices[0].message.content == last.result.text
+    assert second.usage is not None
+    assert second.usage.prompt_tokens == last.result.prompt_tokens
+    assert second.usage.prompt_tokens_details is not None
+    assert second.usage.prompt_tokens_details.cached_tokens is not None
+    assert second.usage.prompt_tokens_details.cached_tokens > 64  # the first picture
+
+
+# Pictures
+
+
+def test_a_picture_is_the_librarys_and_says_how_it_was_drawn(
+    client: openai.OpenAI, janus: mlx_janus.JanusPipeline, tmp_path: Path
+) -> None:
+    prompt = "a red circle above a blue square"
+    choice: dict[str, Any] = {"seed": 5, "cfg_weight": 3.0, "temperature": 0.5, "top_p": 0.95}
+    expected = janus.generate_images(prompt, n=2, exact=True, **choice)
+    reply = client.images.generate(model="janus-tiny", prompt=prompt, n=2, size="auto", extra_body=choice)
+    assert reply.data is not None
+    for image, wanted in zip(reply.data, expected, strict=True):
+        assert alike(decoded(image.b64_json), wanted.image)
+        (tmp_path / "a.png").write_bytes(base64.b64decode(image.b64_json or ""))
+        assert read_text_chunks(tmp_path / "a.png") == wanted.metadata
+        assert image.seed == wanted.seed  # type: ignore[attr-defined]
+    assert (reply.output_format, reply.size) == ("png", "64x64")
+    assert reply.usage is not None
+    assert reply.usage.input_tokens == len(janus.drawing_ids(prompt))
+    assert reply.usage.output_tokens == 2 * 64
+
+
+def test_pictures_form_in_a_stream(client: openai.OpenAI, janus: mlx_janus.JanusPipeline) -> None:
+    expected = janus.generate_images("a green triangle", n=2, seed=11, exact=True)
+    stream: Any = client.images.generate(
+        prompt="a green triangle", n=2, stream=True, partial_images=3, size="64x64", extra_body={"seed": 11}
+    )
+    events = list(stream)
+    for index, wanted in enumerate(expected):
+        own = [event for event in events if event.index == index]
+        assert {event.seed for event in own} == {wanted.seed}
+        *partial, whole = own
+        assert whole.type == "image_generation.completed"
+        assert alike(decoded(whole.b64_json), wanted.image)
+        assert whole.usage.output_tokens == 64
+        assert [event.type for event in partial] == ["image_generation.partial_image"] * 3
+        assert [event.partial_image_index for event in partial] == [0, 1, 2]
+        grey = [(np.array(decoded(event.b64_json)) == 127).all(axis=2).mean() for event in partial]
+        assert grey == sorted(grey, reverse=True)
+        assert grey[0] > 0.6
+
+
+# Around it
+
+
+def test_the_models_are_one(client: openai.OpenAI, server: ServerProcess) -> None:
+    assert [model.id for model in client.models.list()] == ["janus-tiny"]
+    assert client.models.retrieve("janus-tiny").owned_by == "mlx_janus"
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("deepseek-ai/Janus-Pro-1B")
+    assert caught.value.code == "model_not_found"
+    assert health(server)["model"] == "janus-tiny"
+
+
+def test_errors_are_the_clients_own_kinds(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="the question is empty") as caught:
+        client.chat.completions.create(model="default", messages=[{"role": "user", "content": " "}])
+    assert (caught.value.type, caught.value.param) == ("invalid_request_error", "messages")
+    with pytest.raises(openai.BadRequestError, match="shorten it"):
+        client.chat.completions.create(model="default", messages=[{"role": "user", "content": "red circle " * 9000}])
+    with pytest.raises(openai.BadRequestError, match="context"):
+        client.images.generate(prompt="red circle " * 3000)
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(model="dall-e-3", prompt="a fox")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(prompt="a fox", response_format="url")
+    assert caught.value.param == "response_format"
+
+
+def test_clients_that_leave_free_the_device(client: openai.OpenAI, server: ServerProcess) -> None:
+    stream: Any = client.images.generate(prompt="a red circle", n=16, stream=True, partial_images=16)
+    next(iter(stream))
+    stream.close()
+    answers = client.chat.completions.create(
+        model="default", messages=[user("say something")], stream=True, temperature=1000.0, n=16
+    )
+    next(iter(answers))
+    answers.close()
+    wait_until(lambda: idle(server), seconds=5)
+
+
+def test_a_full_queue(client: openai.OpenAI, server: ServerProcess) -> None:
+    choice: dict[str, Any] = {"prompt": "a red circle", "stream": True, "partial_images": 16}
+    under_way: Any = client.images.generate(n=16, **choice)
+    next(iter(under_way))
+    waiting: Any = client.images.generate(**choice)
+    with pytest.raises(openai.RateLimitError) as caught:
+        client.images.generate(prompt="a red circle")
+    assert caught.value.code == "rate_limit_exceeded"
+    assert int(caught.value.response.headers["retry-after"]) > 0
+    assert health(server)["waiting"] == 1
+    under_way.close()
+    assert len(list(waiting)) == 17  # it has its turn
+
+
+def test_the_metrics_count(client: openai.OpenAI, server: ServerProcess) -> None:
+    def numbers() -> dict[str, float]:
+        text = httpx.get(f"{server.url}/metrics", trust_env=False, timeout=20).text
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines}
+
+    before = numbers()
+    answer = client.chat.completions.create(model="default", messages=[user(QUESTION)])
+    client.images.generate(prompt="a red circle", n=2)
+    after = numbers()
+    assert answer.usage is not None
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown["mlx_janus_prompt_tokens_total"] == answer.usage.prompt_tokens
+    assert grown["mlx_janus_answer_tokens_total"] == answer.usage.completion_tokens
+    assert grown["mlx_janus_pictures_total"] == 2
+    assert grown["mlx_janus_first_token_seconds_count"] == 1
+    route = 'route="/v1/chat/completions"'
+    assert grown[f'mlx_janus_requests_total{{method="POST",{route},status="200"}}'] == 1
+    assert grown[f"mlx_janus_request_seconds_count{{{route}}}"] == 1
+    assert [after[f"mlx_janus_{name}"] for name in ("waiting", "answering", "drawing")] == [0, 0, 0]
+
+
+# Starting and stopping
+
+
+def test_a_drawing_keeps_no_answer_waiting_and_is_finished_before_the_server_stops() -> None:
+    with started("--api-key", "s3cret", "--log-requests", program=SLOWLY) as server, to(server, "s3cret") as client:
+        with to(server, "wrong") as stranger, pytest.raises(openai.AuthenticationError):
+            stranger.models.list()
+        stream: Any = client.images.generate(prompt="a red circle", stream=True, partial_images=3)
+        events = iter(stream)
+        next(events)  # 48 steps of 0.1 seconds are left
+        client.chat.completions.create(model="default", messages=[user(QUESTION)], max_tokens=2)
+        assert health(server)["drawing"] == 1
+        assert [next(events).partial_image_index for _ in range(2)] == [1, 2]
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: refuses(server))
+        assert [event.type for event in events] == ["image_generation.completed"]
+        code, stderr = server.ended()
+    assert code == 0
+    assert stderr.splitlines()[-1].startswith("POST /v1/images/generations 200, ")
+    assert "Traceback" not in stderr
+    assert "s3cret" not in stderr
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    with started("-q", program=SLOWLY) as server, to(server) as client:
+        stream: Any = client.images.generate(prompt="a red circle", n=16, stream=True, partial_images=16)
+        next(iter(stream))
+        server.process.send_signal(signal.SIGINT)
+        wait_until(lambda: refuses(server))
+        assert server.stop(signal.SIGINT, seconds=3) == (130, "\nstopped\n")
+        with pytest.raises(openai.APIConnectionError):
+            list(stream)
+
+
+def refuses(server: ServerProcess) -> bool:
+    """Whether it takes no new connection."""
+    try:
+        httpx.get(f"{server.url}/health", trust_env=False, timeout=5)
+    except httpx.TransportError:
+        return True
+    return False
+
+
+def test_a_port_that_is_taken(server: ServerProcess) -> None:
+    port = int(server.url.rpartition(":")[2])
+    line = error_line(call(serve.main, "--port", port))
+    assert line == f"Error: 127.0.0.1:{port} cannot be listened at (Address already in use): name another --port"
+
+
+def test_a_host_that_is_none() -> None:
+    with mock.patch.object(socket, "getaddrinfo", side_effect=socket.gaierror(-2, "Name or service not known")):
+        line = error_line(call(serve.main, "--host", "nowhere.invalid", "--api-key", "x"))
+    assert "nowhere.invalid is no address to listen at" in line
+
+
+def test_a_name_of_this_machine_that_is_not() -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.168.0.7", 0))]
+    with mock.patch.object(socket, "getaddrinfo", return_value=found):
+        line = error_line(call(serve.main, "--host", "localhost", "--port", 0))
+    assert "localhost is 192.168.0.7, which other machines reach: set a key" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--host", "0.0.0.0"), "0.0.0.0 is reached by other machines: set a key with --api-key"),
+        (("--api-key", "two words"), "without spaces"),
+        (("--cors-origin", "*"), "'*' is no origin"),
+        (("--low-memory",), "No such option"),
+        (("--port", "70000"), "65535"),
+    ],
+)
+def test_options_that_are_not_safe_or_make_no_sense(words: tuple[str, ...], said: str) -> None:
+    outcome = call(serve.main, *words)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert said in outcome.stderr
+
+
+def test_packages_that_are_missing() -> None:
+    with mock.patch.dict(sys.modules, {"prometheus_client": None}):
+        line = error_line(call(serve.main, "--port", 0))
+    assert line == "Error: prometheus_client is not installed: pip install 'mlx-janus[server]'"
+
+
+def test_a_model_that_is_not_there() -> None:
+    assert "no/such/model" in error_line(call(serve.main, "-m", "./no/such/model", "--port", 0))
