@@ -27,6 +27,7 @@ from mlx_janus.errors import PromptError
 from mlx_janus.images import read_text_chunks
 from mlx_janus.server.requests import AnswerRequest, DrawingRequest, Request
 
+expect.set_options(timeout=20_000)
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="the page's tests need Chromium or Chrome")
 Open = Callable[..., Page]
 _REPLIED = "the server responded with a status of"
@@ -98,7 +99,7 @@ def draw(page: Page, text: str) -> None:
 def settled(page: Page, number: int = 0) -> Locator:
     """An exchange, by its number, when it has come to its end."""
     exchange = page.locator("article").nth(number)
-    expect(exchange).to_have_attribute("aria-busy", "false", timeout=30_000)
+    expect(exchange).to_have_attribute("aria-busy", "false")
     return exchange
 
 
@@ -107,6 +108,19 @@ def set_up(page: Page, **values: object) -> None:
     for label, value in values.items():
         page.get_by_role("dialog").get_by_label(label.replace("_", " ")).first.fill(str(value))
     page.get_by_role("button", name="Done").click()
+
+
+def watch_pictures(page: Page) -> None:
+    """Note every picture that is put where there was one before: of what kind it is, and what is said below."""
+    page.evaluate("""() => {
+      window.looks = [];
+      const talk = document.querySelector("#talk");
+      new MutationObserver((changes) => changes.forEach(({target}) => {
+        const caption = target.closest("figure").querySelector("figcaption span").textContent;
+        const busy = target.closest("article").getAttribute("aria-busy") === "true" ? "busy" : "done";
+        looks.push(`${target.src.slice(0, 5)}, ${caption}, ${busy}`);
+      })).observe(talk, {subtree: true, attributeFilter: ["src"]});
+    }""")
 
 
 def answers(engine: FakeEngine) -> list[AnswerRequest]:
@@ -168,7 +182,8 @@ def test_an_answer_appears_as_it_comes_and_is_told_once(page: Page, engine: Fake
     settled(page)
     seen = page.evaluate("seen")
     assert seen["told"] == ["Answering…", "Answer: A red circle."]
-    assert seen["shown"] == ["A red", "A red circle", "A red circle."]
+    assert len(seen["shown"]) > 1
+    assert all("A red circle.".startswith(text) for text in seen["shown"])
     expect(page.locator("[aria-live]:not([aria-live=off])")).to_have_count(0)  # nothing else is read out
     expect(page.get_by_role("textbox", name="Question")).to_be_focused()
 
@@ -256,26 +271,35 @@ def test_the_oldest_questions_are_left_out_when_the_context_is_full(config: Any,
         assert [turn.text for turn in answers(engine)[-1].turns] == ["Question 2", "A red circle.", "Question 3"]
 
 
+def test_no_more_pictures_are_sent_than_one_request_may_hold(page: Page, engine: FakeEngine) -> None:
+    set_up(page, How_many=16)
+    draw(page, "a red circle")
+    settled(page)
+    ask(page, "What are they?")
+    settled(page, 1)
+    hand_over(page, "paste", [("a.png", "image/png", picture())])
+    expect(page.locator("#tray li")).to_have_count(1)
+    ask(page, "And this?")
+    settled(page, 2)
+    assert [len(request.pictures) for request in answers(engine)] == [16, 1]
+    expect(page.get_by_text("The oldest questions no longer fit")).to_be_visible()
+
+
 # Drawing
 
 
 def test_pictures_form_in_place_and_are_shown_with_the_next_question(page: Page, engine: FakeEngine) -> None:
     engine.pause = 0.02
-    page.evaluate("""() => {
-      window.looks = [];
-      new MutationObserver((changes) => changes.forEach(({target}) => {
-        if (target.closest?.("figure")) looks.push(target.src.slice(0, 5));
-      })).observe(document.querySelector("#talk"), {subtree: true, attributeFilter: ["src"]});
-    }""")
+    watch_pictures(page)
     set_up(page, How_many=2, Guidance=3, Seed=7)
     draw(page, "a red circle")
-    expect(page.locator("article")).to_have_attribute("aria-busy", "true")
-    expect(page.get_by_text("Drawing…").first).to_be_visible()
     exchange = settled(page)
     expect(exchange.locator("figcaption")).to_have_text(["seed 7Download", "seed 8Download"])
     looks = page.evaluate("looks")
-    assert looks.count("blob:") == 2
-    assert looks.index("blob:") >= 5  # looks at the first picture before it was whole
+    assert looks.count("blob:, seed 7, busy") == 1
+    assert looks.count("blob:, seed 8, busy") == 1
+    assert looks[0].startswith("data:, Drawing… ")
+    assert looks.index("blob:, seed 7, busy") >= 5  # looks at the first picture before it was whole
     request = drawings(engine)[0]
     assert (request.prompt, request.n, request.seed, request.options.cfg_weight) == ("a red circle", 2, 7, 3)
     expect(page.locator("#tray li")).to_have_count(2)
@@ -307,7 +331,7 @@ def test_drawing_is_a_mode_and_can_be_done_again(page: Page, engine: FakeEngine)
 
 @pytest.mark.parametrize(("work", "way"), [(ask, "button"), (draw, "key")])
 def test_what_is_under_way_is_stopped(page: Page, engine: FakeEngine, work: Callable[..., None], way: str) -> None:
-    engine.pause = 0.3
+    engine.pause = 0.7
     engine.pieces = tuple(f"word{number} " for number in range(100))
     work(page, "a red circle")
     expect(page.locator(".text:not(:empty), figure img").first).to_be_visible()
@@ -376,8 +400,11 @@ def test_errors_are_one_sentence_in_place(engine: FakeEngine, visits: Visits) ->
         expect(exchange.locator(".trouble")).to_have_text("It went wrong.")
         draw(page, "a red circle")
         expect(settled(page, 2).locator(".trouble")).to_have_text("It went wrong.")
-        draw(page, "\N{IDEOGRAPHIC SPACE}x")  # what follows the command counts
-        settled(page, 3)
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("Guidance").fill("5000")
+        page.keyboard.press("Escape")
+        draw(page, "a red circle")
+        expect(settled(page, 3).locator(".trouble")).to_contain_text("less than or equal to 1000")
     ask(page, "Hello")
     expect(settled(page, 4).locator(".trouble")).to_have_text(
         "The server does not answer: see whether it is still running."
@@ -571,10 +598,12 @@ def test_an_example_of_janus_tiny_is_answered(tiny: str, visits: Visits) -> None
 def test_what_janus_tiny_draws_is_saved_with_its_settings(tiny: str, visits: Visits, tmp_path: Path) -> None:
     page = visits.open(tiny)
     set_up(page, How_many=2, Seed=7)
+    watch_pictures(page)
     draw(page, "a red circle above a blue square")
-    partial = page.locator("figure:not(.done) img").first
-    expect(partial).to_have_attribute("src", re.compile("^data:"))
     exchange = settled(page)
+    assert [look[:5] for look in page.evaluate("looks")].index("blob:") >= 3  # seen before they were whole
+    tray = [image.get_attribute("alt") for image in page.locator("#tray img").all()]
+    assert [alt and alt[-6:] for alt in tray] == ["seed 7", "seed 8"]
     for number in range(2):
         with page.expect_download() as download:
             exchange.get_by_role("link", name="Download").nth(number).click()
