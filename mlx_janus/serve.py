@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -91,8 +91,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     """
     settings = _settings(options)
     with _listening(settings) as listener:
-        import_mlx()
         _check_packages()
+        import_mlx()
         _convert(options)
 
         def load() -> JanusPipeline:
@@ -173,7 +173,7 @@ def _convert(options: dict[str, Any]) -> None:
         )
 
 
-async def _serve(load: Any, settings: Settings, listener: socket.socket, queue: int) -> int:
+async def _serve(load: Callable[[], JanusPipeline], settings: Settings, listener: socket.socket, queue: int) -> int:
     """Serve until a signal comes, and return its number."""
     from .server.app import create_app
     from .server.engine import Engine

@@ -45,6 +45,7 @@ class FakeEngine:
     pause: float = 0.0
     room: int = 64
     failure: Exception | None = None
+    stopping: bool = False
     asked: list[Request] = field(default_factory=list)
     open: int = 0
 

@@ -226,6 +226,14 @@ def test_more_requests_at_once_than_may_be(client: httpx.Client, engine: FakeEng
     still_works(client, engine)
 
 
+def test_health_says_when_nothing_is_taken_any_more(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.stopping = True
+    reply = client.get("/health")
+    assert (reply.status_code, reply.json()["status"]) == (503, "stopping")
+    engine.stopping = False
+    still_works(client, engine)
+
+
 def test_a_full_queue_says_when_to_come_again(client: httpx.Client, engine: FakeEngine) -> None:
     engine.room = 0
     for path, body in ((CHAT, HELLO), (DRAW, {"prompt": "a fox", "stream": True})):
@@ -308,7 +316,7 @@ def test_what_fails_is_told_without_what_is_inside(
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}], "tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logprobs": True}, "logprobs"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
@@ -352,8 +360,8 @@ def test_a_drawing_that_cannot_be_honoured(
 def test_what_changes_nothing_is_ignored(client: httpx.Client, engine: FakeEngine) -> None:
     neutral = {
         "user": "ann",
-        "tools": [],
-        "tool_choice": "none",
+        "tools": [{"type": "function", "function": {"name": "look_up"}}],
+        "tool_choice": "auto",
         "response_format": {"type": "text"},
         "logprobs": False,
     }

@@ -21,6 +21,7 @@ from serving import started
 
 from mlx_janus import serve
 from mlx_janus.images import read_text_chunks
+from mlx_janus.server import listening
 from mlx_janus.server.settings import Settings
 
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
@@ -154,6 +155,6 @@ def test_the_numbers_are_the_servers_own() -> None:
         f"took over {own['body_seconds']:g} seconds",
         f"A picture may have {own['picture_limit'] // 10**6} MB",
         f"something every {own['heartbeat_seconds']:g} seconds",
-        f"gives what is under way {serve._GRACE:g} seconds",
+        f"gives what is under way {listening.GRACE:g} seconds",
     ):
         assert said in " ".join(PAGE.split()), said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -141,19 +141,19 @@ def _reason(result: TextResult) -> FinishReason:
 
 
 def _usage(results: Sequence[TextResult]) -> Usage:
-    """The prompt counts once, whatever the number of answers."""
+    """The prompt counts once, whatever the number of answers, and as read as it was for the first."""
     prompt, completion = results[0].prompt_tokens, sum(len(result.tokens) for result in results)
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=prompt + completion,
-        prompt_tokens_details=PromptDetails(cached_tokens=results[0].cached_tokens),
+        prompt_tokens_details=PromptDetails(cached_tokens=min(result.cached_tokens for result in results)),
     )
 
 
 async def _chunks(
     ticket: Ticket, head: _Head, n: int, with_usage: bool, heard: Callable[[Event], None]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     def chunk(*choices: ChunkChoice, usage: Usage | None = None) -> bytes:
         return server_sent(ChatCompletionChunk(**asdict(head), choices=list(choices), usage=usage))
 

@@ -141,11 +141,19 @@ def _telling(service: Service) -> APIRouter:
             raise Problem(404, message, param="model", code="model_not_found")
         return served()
 
-    @router.get("/health")
-    async def health() -> Health:
-        """Whether the server is up, and what it does."""
-        counts = engine.counts
-        return Health(model=engine.name, waiting=counts.waiting, answering=counts.answering, drawing=counts.drawing)
+    @router.get("/health", responses={503: {"model": Health, "description": "It takes none."}})
+    async def health(response: Response) -> Health:
+        """Whether the server takes requests, else 503, and what it does."""
+        counts, stopping = engine.counts, engine.stopping
+        if stopping:
+            response.status_code = 503
+        return Health(
+            status="stopping" if stopping else "ok",
+            model=engine.name,
+            waiting=counts.waiting,
+            answering=counts.answering,
+            drawing=counts.drawing,
+        )
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fastapi.responses import JSONResponse, Response
@@ -74,7 +74,9 @@ def _usage(drawn: Sequence[Drawn]) -> ImageUsage:
     )
 
 
-async def _events(ticket: Ticket, first_seed: int, size: str, heard: Callable[[Event], None]) -> AsyncIterator[bytes]:
+async def _events(
+    ticket: Ticket, first_seed: int, size: str, heard: Callable[[Event], None]
+) -> AsyncGenerator[bytes, None]:
     async for event in ticket:
         heard(event)
         if isinstance(event, Partial):

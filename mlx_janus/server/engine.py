@@ -67,6 +67,11 @@ class Engine:
         return Counts(self._waiting, len(self._answers.running), self._drawings.pictures)
 
     @property
+    def stopping(self) -> bool:
+        """Whether it begins nothing new: it is being closed, or its thread has failed."""
+        return self._stop_at is not None
+
+    @property
     def _waiting(self) -> int:
         return len(self._answers.waiting) + len(self._drawings.waiting)
 

@@ -103,8 +103,8 @@ async def answer_refusal(request: Request, error: Exception) -> JSONResponse:
         return error.response()
     assert isinstance(error, HTTPException)
     messages = {
-        404: f"there is no {request.url.path}: /openapi.json lists what there is",
-        405: f"{request.url.path} is not for {request.method}",
+        404: f"there is no {request.url.path!r}: /openapi.json lists what there is",
+        405: f"{request.url.path!r} is not for {request.method}",
     }
     message = messages.get(error.status_code, str(error.detail))
     return Problem(error.status_code, message, headers=error.headers).response()

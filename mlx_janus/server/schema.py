@@ -91,9 +91,7 @@ class StreamOptions(_Given):
 
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that would change an answer, and what they may be
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "functions": (None, []),
+    "tool_choice": (None, "none", "auto"),  # then a model need call none of the tools it is told of
     "function_call": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
     "logprobs": (None, False),
@@ -110,8 +108,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that would change an answer, 
 class ChatRequest(_Given):
     """A conversation to continue.
 
-    Refused unless they say what is so anyhow: tools, tool_choice, functions, function_call, response_format, logprobs,
-    top_logprobs, logit_bias, frequency_penalty, presence_penalty, modalities, audio, web_search_options.
+    Refused unless they say what is so anyhow: tool_choice, function_call, response_format, logprobs, top_logprobs,
+    logit_bias, frequency_penalty, presence_penalty, modalities, audio, web_search_options.
     """
 
     messages: list[Message] = Field(min_length=1, description="The last one is the user's.")
@@ -327,9 +325,9 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """That the server is up, and what it is doing: requests that wait, answers and pictures under way."""
+    """Whether the server takes requests, and what it is doing: those that wait, answers and pictures under way."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok", "stopping"]
     model: str
     waiting: int
     answering: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -81,32 +81,32 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], ticket: Ticket, heartbeat_seconds: float):
-        lively = _with_heartbeats(_with_error(events), heartbeat_seconds)
-        super().__init__(lively, headers={"X-Accel-Buffering": "no"})  # nginx would hold events back
-        self._ticket = ticket
+    def __init__(self, events: AsyncGenerator[bytes, None], ticket: Ticket, heartbeat_seconds: float):
+        self._events, self._ticket = _with_heartbeats(_with_error(events), heartbeat_seconds), ticket
+        super().__init__(self._events, headers={"X-Accel-Buffering": "no"})  # nginx would hold events back
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._ticket.cancel()
-            await self.body_iterator.aclose()  # type: ignore[attr-defined]
+            await self._events.aclose()
 
 
-async def _with_error(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _with_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
     try:
-        async for event in events:
-            yield event
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
     except Exception as error:
         yield server_sent(json.dumps(explained(error).body), "error")
 
 
-async def _with_heartbeats(items: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
+async def _with_heartbeats(items: AsyncGenerator[bytes, None], seconds: float) -> AsyncGenerator[bytes]:
     following: asyncio.Task[bytes] | None = None
     try:
         while True:
-            following = following or asyncio.create_task(anext(items))  # type: ignore[arg-type]
+            following = following or asyncio.create_task(_next(items))
             done, _ = await asyncio.wait({following}, timeout=seconds)
             if not done:
                 yield b": still at work\n\n"
@@ -120,5 +120,9 @@ async def _with_heartbeats(items: AsyncIterator[bytes], seconds: float) -> Async
     finally:
         if following is not None:
             following.cancel()
-            with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
-                await following
+            await asyncio.gather(following, return_exceptions=True)
+        await items.aclose()
+
+
+async def _next(items: AsyncGenerator[bytes, None]) -> bytes:
+    return await anext(items)
