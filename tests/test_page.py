@@ -302,7 +302,8 @@ def test_pictures_form_in_place_and_are_shown_with_the_next_question(page: Page,
     assert looks.index("blob:, seed 7, busy") >= 5  # looks at the first picture before it was whole
     request = drawings(engine)[0]
     assert (request.prompt, request.n, request.seed, request.options.cfg_weight) == ("a red circle", 2, 7, 3)
-    expect(page.locator("#tray li")).to_have_count(2)
+    tray = [image.get_attribute("alt") for image in page.locator("#tray img").all()]
+    assert tray == [f"a red circle, drawn with seed {seed}" for seed in (7, 8)]
     page.get_by_role("button", name="Remove a red circle, drawn with seed 8").click()
     ask(page, "What is this?")
     settled(page, 1)
@@ -615,3 +616,13 @@ def test_what_janus_tiny_draws_is_saved_with_its_settings(tiny: str, visits: Vis
         assert facts["model"] == "janus-tiny"
     ask(page, "What colour is the square?")
     expect(settled(page, 1).locator(".text")).to_have_text(re.compile("blue"))
+
+
+def test_janus_tiny_is_asked_on_when_its_context_is_full(tiny: str, visits: Visits) -> None:
+    page = visits.open(tiny, forgiven=[f"{_REPLIED} 400"])
+    for number in range(2):  # of 8 pictures, each 66 of 1024 positions
+        hand_over(page, "drop", [(f"{k}.png", "image/png", shapes()) for k in range(8)])
+        expect(page.locator("#tray li")).to_have_count(8)
+        ask(page, "What colour is the square?")
+        expect(settled(page, number).locator(".text")).not_to_be_empty()
+    expect(page.get_by_text("The oldest questions no longer fit")).to_be_visible()
