@@ -223,6 +223,12 @@ def test_an_answer_is_copied_given_again_and_its_question_edited(engine: FakeEng
         settled(page).get_by_role("button", name="Copy").click()
         expect(page.get_by_role("button", name="Copied")).to_be_visible()
         assert page.evaluate("navigator.clipboard.readText()") == "A red circle."
+        page.evaluate("navigator.clipboard.writeText('')")
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as over plain HTTP
+        page.get_by_role("button", name="Copied").click()
+        box = page.get_by_role("textbox", name="Question")
+        box.press("ControlOrMeta+v")
+        expect(box).to_have_value("A red circle.")
         engine.pieces = ("A blue square.",)
         page.get_by_role("button", name="Again").click()
         expect(settled(page).locator(".text")).to_have_text("A blue square.")
