@@ -29,7 +29,6 @@ _WHAT = {
     "drawing": "language model and drawing parts, captions alone",
     "joint": "all but encoder and codec, both losses",
     "places": "the same, with mostly questions for places and numbers",
-    "polish": "the same, from the mean of the two stages before",
 }
 
 

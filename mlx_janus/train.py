@@ -34,7 +34,6 @@ def main() -> None:
 @click.option("--drawing-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the model on captions alone.")
 @click.option("--joint-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the whole model.")
 @click.option("--places-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the whole model, on places.")
-@click.option("--polish-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the mean of the last two.")
 @click.option("--checkpoint-every", type=click.FloatRange(0), default=120.0, show_default=True, metavar="SECONDS")
 @click.option(
     "--processes",
@@ -54,12 +53,11 @@ def tiny(
     drawing_steps: int | None,
     joint_steps: int | None,
     places_steps: int | None,
-    polish_steps: int | None,
     checkpoint_every: float,
     processes: int | None,
     beside: bool,
 ) -> None:
-    """Train Janus-Tiny on the shapes world, in seven stages, into DIR/model.
+    """Train Janus-Tiny on the shapes world, in six stages, into DIR/model.
 
     Pictures and words are made on the fly from the seed. Run the same command again after a kill, a Ctrl-C or a full
     disk: it goes on from the last checkpoint to the same result. DIR also gets log.jsonl and losses.png. Needs the
@@ -69,8 +67,7 @@ def tiny(
     Examples:
       python -m mlx_janus.train tiny --output runs/tiny
       python -m mlx_janus.train tiny --output runs/try --codec-steps 50 --merged-steps 50 \\
-        --encoder-steps 50 --drawing-steps 50 --joint-steps 50 --places-steps 50 \\
-        --polish-steps 50
+        --encoder-steps 50 --drawing-steps 50 --joint-steps 50 --places-steps 50
     """
     require_train_extra()
     import_mlx()
@@ -85,7 +82,7 @@ def tiny(
     recipe = TinyRecipe(seed=seed)
     given = {
         "codec": codec_steps, "merged": merged_steps, "encoder": encoder_steps, "drawing": drawing_steps,
-        "joint": joint_steps, "places": places_steps, "polish": polish_steps,
+        "joint": joint_steps, "places": places_steps,
     }  # fmt: skip
     for stage, steps in given.items():
         if steps:

@@ -29,10 +29,9 @@ from mlx_janus.training.encoder import EncoderStage, edges, outlines, patch_labe
 from mlx_janus.training.joint import JointStage, build_model
 from mlx_janus.training.loop import Learner, checkpoint_file, read_log, run_stage
 from mlx_janus.training.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
-from mlx_janus.training.tiny import average_weights, start_polish
+from mlx_janus.training.tiny import average_weights
 from mlx_janus.training.tracking import MARKS, drop_heads, first_token, marks, track
 from mlx_janus.training.vocabulary import train_tokenizer
-from mlx_janus.weights.save import save_model
 from mlx_janus.worlds import shapes
 
 
@@ -81,30 +80,12 @@ def test_the_drawing_stage_learns_from_captions_alone(prompts: Prompts) -> None:
     assert not mx.array_equal(after["language_model.lm_head.weight"], before["language_model.lm_head.weight"])
 
 
-def test_the_mean_of_two_stages_has_so_much_of_the_second(prompts: Prompts) -> None:
+def test_the_model_is_the_mean_of_the_last_two_stages(prompts: Prompts) -> None:
     model = joint_stage(prompts, 2).model
     one = {f"model.{name}": mx.full(value.shape, 1.0) for name, value in nn.utils.tree_flatten(model.parameters())}
     drop_heads(model)
     average_weights(model, one, {name: 3 * value for name, value in one.items()}, 0.75)
     assert all(mx.allclose(value, mx.array(2.5)) for _, value in nn.utils.tree_flatten(model.parameters()))
-
-
-def test_the_last_stage_begins_with_the_mean_as_it_is_loaded(prompts: Prompts, tmp_path: Path) -> None:
-    stage = joint_stage(prompts, 2)
-    one = stage.state()
-    other = {name: value + 1e-4 * mx.random.normal(value.shape) for name, value in one.items()}
-    start_polish(stage.model, one, other, 0.25)
-    begun = dict(nn.utils.tree_flatten(stage.model.parameters()))
-    name = "language_model.model.layers.0.mlp.up_proj.weight"
-    mean = 0.75 * one[f"model.{name}"] + 0.25 * other[f"model.{name}"]
-    assert mx.array_equal(begun[name], mean.astype(mx.float16).astype(mx.float32))
-    average_weights(stage.model, one, other, 0.25)
-    assert not mx.array_equal(dict(nn.utils.tree_flatten(stage.model.parameters()))[name], begun[name])
-    text = prompts.tokenizer.to_str()
-    save_model(stage.model, text, tmp_path / "model", dtype="float16", source="a test")
-    loaded = dict(nn.utils.tree_flatten(mlx_janus.load(tmp_path / "model", dtype="float32").model.parameters()))
-    assert set(loaded) == set(begun)  # no heads of training
-    assert all(mx.array_equal(loaded[name], value) for name, value in begun.items())
 
 
 def test_thirty_steps_of_the_codec_and_the_encoder_learn() -> None:
@@ -178,12 +159,10 @@ def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Pa
 
 def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     """The whole program in two processes, killed in its first stage, then run again: the same model file as without,
-    in one process. So does what was killed as it began its last stage."""
+    in one process."""
     steps = ["--codec-steps", "20", "--checkpoint-every", "0"]
     steps += [
-        word
-        for stage in ("merged", "encoder", "drawing", "joint", "places", "polish")
-        for word in (f"--{stage}-steps", "1")
+        word for stage in ("merged", "encoder", "drawing", "joint", "places") for word in (f"--{stage}-steps", "1")
     ]
     arguments = ["-m", "mlx_janus.train", "tiny", *steps, "--output"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -201,8 +180,7 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    for folder, processes in ((broken, two), (whole, ["--processes", "1"]), (broken, two)):
-        checkpoint_file(folder, "polish").unlink(missing_ok=True)
+    for folder, processes in ((broken, two), (whole, ["--processes", "1"])):
         done = subprocess.run(
             [sys.executable, *arguments, str(folder), *processes], env=environment, capture_output=True, text=True
         )
@@ -217,7 +195,6 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
         "drawing",
         "joint",
         "places",
-        "polish",
     }
     assert (whole / "losses.png").stat().st_size > 1000
     janus = mlx_janus.load(whole / "model")

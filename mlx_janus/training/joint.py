@@ -119,7 +119,7 @@ class JointStage:
         return gradients, _row(**measured, **({"tracking_loss": tracked} if self.recipe.tracking else {}))
 
 
-_SEEDS = {"drawing": 5, "joint": 6, "places": 7, "polish": 8}  # of batches: no stage sees those of another
+_SEEDS = {"drawing": 5, "joint": 6, "places": 7}  # of batches: no stage sees those of another
 _MEASURED = (
     "text_loss",
     "text_right",

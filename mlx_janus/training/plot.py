@@ -15,11 +15,9 @@ _CURVES = (
     ("joint", *_PICTURES),
     ("joint", "tracking_loss", "loss of the tracking head, nats"),
     ("joint", "text_loss", "loss of answers, nats a token"),
+    ("places", *_PICTURES),
     ("places", "text_loss", "loss of answers, nats a token"),
     ("places", "placing_loss", "loss of the placing head"),
-    ("polish", *_PICTURES),
-    ("polish", "text_loss", "loss of answers, nats a token"),
-    ("polish", "placing_loss", "loss of the placing head"),
 )
 
 
@@ -28,8 +26,8 @@ def plot_log(log: Path, output: Path) -> None:
     from matplotlib.figure import Figure
 
     lines = read_log(log)
-    figure = Figure(figsize=(19, 5.5), layout="constrained")
-    for axes, (stage, key, title) in zip(figure.subplots(2, 6).flat, _CURVES, strict=True):
+    figure = Figure(figsize=(16, 5.5), layout="constrained")
+    for axes, (stage, key, title) in zip(figure.subplots(2, 5).flat, _CURVES, strict=True):
         points = [(line["step"], line[key]) for line in lines if line["stage"] == stage and key in line]
         if points:
             axes.plot(*zip(*points, strict=True), linewidth=1)

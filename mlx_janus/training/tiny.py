@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 
 from ..config import PromptConfig
 from ..models.janus import JanusModel
@@ -24,7 +24,7 @@ from .tracking import drop_heads
 from .vocabulary import train_tokenizer
 
 MODEL_FOLDER = "model"
-JOINT_STAGES = ("drawing", "joint", "places", "polish")  # of the whole model, in order
+JOINT_STAGES = ("drawing", "joint", "places")  # of the whole model, in order
 SOURCE = "mlx_janus.train tiny"
 
 
@@ -69,30 +69,17 @@ def train_tiny(
     ahead = list(JOINT_STAGES)
     for name in JOINT_STAGES:
         ahead.remove(name)  # what a stage depends on is the recipe but for the stages after it
-        if name == "polish":
-            wait_for_all()  # every process reads what the first has written
-            start_polish(model, load_state(output, "joint"), load_state(output, "places"), recipe.share_of_places)
         unseen: dict[str, Any] = dict.fromkeys(ahead, JointRecipe())
         facts = replace(recipe, **unseen)
         stage = JointStage(model, prompts, getattr(recipe, name), recipe.seed, name)
         run(stage, config.to_dict(), facts, writes=first)
-    if not first:
+    if not first:  # the first writes what is read here
         return model
     drop_heads(model)
+    average_weights(model, load_state(output, "joint"), load_state(output, "places"), recipe.share_of_last)
     text = prompts.tokenizer.to_str()
     save_model(model, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True)
     return model
-
-
-def start_polish(model: JanusModel, joint: dict[str, mx.array], places: dict[str, mx.array], share: float) -> None:
-    """Give a model the mean of two stages' weights as it would be loaded from a folder that it was stored in.
-
-    Heads of training alone are taken off: the stage begins with new ones.
-    """
-    drop_heads(model)
-    average_weights(model, joint, places, share)
-    stored = getattr(mx, model.config.dtype)
-    model.update(tree_map(lambda array: array.astype(stored).astype(mx.float32), model.parameters()))
 
 
 def average_weights(model: JanusModel, one: dict[str, mx.array], other: dict[str, mx.array], share: float) -> None:

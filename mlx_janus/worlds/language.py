@@ -282,13 +282,7 @@ PLACES = {
     "existence": 0.14, "colour": 0.08, "shape": 0.08, "number": 0.2, "position": 0.46, "content": 0.02,
     "description": 0.02,
 }  # fmt: skip
-"""Shares for what takes longest to learn."""
-
-POLISH = {
-    "existence": 0.2, "colour": 0.06, "shape": 0.06, "number": 0.2, "position": 0.44, "content": 0.02,
-    "description": 0.02,
-}  # fmt: skip
-"""Shares to end with: the same, with more of what ``PLACES`` unlearns a little."""
+"""Shares to end with: what takes longest to learn."""
 
 
 def question(
