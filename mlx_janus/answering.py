@@ -11,12 +11,16 @@ import mlx.core as mx
 import numpy as np
 
 from .decode.sampling import pick_seed
-from .decode.text import StopStrings, TextOptions, answer_tokens
+from .decode.text import StopStrings, TextOptions, answer_tokens, read_in_pieces
 from .models.backbone import Cache
 from .results import TextChunk, TextResult
 
 if TYPE_CHECKING:
     from .pipeline import JanusPipeline
+
+READING = TextChunk("")
+"""Among chunks for every token: a piece of the prompt was read."""
+_PIECE = 256  # positions of a prompt between two of these
 
 
 def text_options(
@@ -69,7 +73,8 @@ def stream_answer(
         options: choice and length.
         cache: holds the first ``read`` ids, and grows.
         read: how many ids the cache holds.
-        every_token: give a chunk for every token, without text where it completes none.
+        every_token: give a chunk for every token, without text where it completes none, and ``READING`` for every
+            piece of a long prompt, so that whoever takes turns with others can.
     """
     with janus.turn:
         yield from _stream(janus, ids, encode, options, cache, read, every_token)
@@ -92,6 +97,11 @@ def _stream(
     embeddings = embed_prompt(janus, ids[read:], features)
     room = model.config.language.max_position_embeddings - len(ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
+    if every_token:
+        cache = cache or model.make_cache()
+        for left in read_in_pieces(model, embeddings, cache, _PIECE):
+            embeddings = left
+            yield READING
     stream = answer_tokens(model, embeddings, options, cache, ids=ids)
     del embeddings, features
     words, stops = prompts.detokenizer(), StopStrings(options.stop)

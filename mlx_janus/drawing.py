@@ -99,15 +99,17 @@ def _start(janus: JanusPipeline, group: Sequence[Job], options: DrawOptions, win
     return draw_tokens(janus.model, prompts, unconditional, pictures, options, window)
 
 
-def pictures_that_fit(janus: JanusPipeline, prompt_tokens: int, options: DrawOptions) -> int:
-    """How many pictures can be drawn at once in the memory that is free."""
-    config = janus.config
-    itemsize = janus.model.gen_embed.weight.dtype.size
-    positions = prompt_tokens + config.image_tokens
+def pictures_that_fit(janus: JanusPipeline, prompt_tokens: int, options: DrawOptions, reserved: int = 0) -> int:
+    """How many pictures can be drawn at once in the memory that is free, but for ``reserved`` bytes of it."""
+    room = 0.8 * available_memory() - reserved - (0 if janus.low_memory else decoding_memory(janus.config))
+    return max(int(room / picture_bytes(janus, prompt_tokens, options)), 0)
+
+
+def picture_bytes(janus: JanusPipeline, prompt_tokens: int, options: DrawOptions) -> int:
+    """Memory that a picture takes while it is drawn: its KV cache and its logits."""
+    config, itemsize = janus.config, janus.model.gen_embed.weight.dtype.size
     logits = 4 * 4 * options.rows * config.generation.codebook_size
-    each = cache_bytes(config.language, options.rows, positions, itemsize) + logits
-    room = 0.8 * available_memory() - (0 if janus.low_memory else decoding_memory(config))
-    return max(int(room / each), 0)
+    return cache_bytes(config.language, options.rows, prompt_tokens + config.image_tokens, itemsize) + logits
 
 
 def finish(janus: JanusPipeline, tokens: np.ndarray, job: Job, options: DrawOptions, passes: int) -> GeneratedImage:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import operator
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -61,20 +62,26 @@ class SeenPictures:
             shown: the pictures among them, by digest; those not seen yet are looked at.
         """
         places = [key for key in keys if isinstance(key, tuple)]
-        wanted = list(dict.fromkeys(digest for digest, _ in places))
-        new = [digest for digest in wanted if digest not in self._features]
-        config = self._janus.config.image
-        features, seconds = self._janus.encode([preprocess(shown[digest], config) for digest in new])
-        self._features.update(zip(new, features, strict=True))
-        for digest in wanted:
-            self._features.move_to_end(digest)
+        started = time.perf_counter()
+        for _ in self.look(keys, shown):
+            pass
+        spent = time.perf_counter() - started if places else 0.0
         rows = [
             self._features[digest][mx.array([part for _, part in group])]
             for digest, group in itertools.groupby(places, operator.itemgetter(0))
         ]
         while self._most is not None and len(self._features) > self._most:
             self._features.popitem(last=False)
-        return rows, seconds
+        return rows, spent
+
+    def look(self, keys: Sequence[Key], shown: Mapping[str, Image.Image]) -> Iterator[None]:
+        """Look at the pictures among ``keys`` that were not seen yet, one at a time."""
+        wanted = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))
+        for digest in wanted:
+            if digest not in self._features:
+                (self._features[digest],), _ = self._janus.encode([preprocess(shown[digest], self._janus.config.image)])
+                yield
+            self._features.move_to_end(digest)
 
 
 class ReadPrefix:
@@ -111,6 +118,8 @@ class ReadPrefix:
     ) -> Iterator[TextChunk]:
         """Read a prompt from where it differs, and answer, as ``answering.stream_answer``. Closing stops within a step.
 
+        What fails amid a pass, or is interrupted there, leaves nothing read: layers may differ in what they hold.
+
         Args:
             ids: the prompt.
             keys: the note of it.
@@ -127,12 +136,20 @@ class ReadPrefix:
         stream = stream_answer(
             self._janus, ids, lambda: pictures.rows(keys[read:], shown), options, cache, read, every_token=every_token
         )
+        sound = False
         try:
             for chunk in stream:
                 if chunk.result is not None:
                     known += chunk.result.tokens
                 yield chunk
+            sound = True
+        except GeneratorExit:  # closed between two passes
+            sound = True
+            raise
         finally:
             stream.close()  # type: ignore[attr-defined]
-            self.keys = known[: cache[0].offset]
-            trim_cache(cache, cache[0].offset - len(self.keys))
+            self.keys = known[: cache[0].offset] if sound else []
+            if sound:
+                trim_cache(cache, cache[0].offset - len(self.keys))
+            else:
+                self._cache = None

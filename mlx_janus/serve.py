@@ -28,6 +28,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from .pipeline import JanusPipeline
+    from .server.engine import Engine
+    from .server.listening import StoppableServer
     from .server.settings import Settings
 
 
@@ -190,10 +192,20 @@ async def _serve(load: Callable[[], JanusPipeline], settings: Settings, listener
             close=lambda: engine.close(GRACE),
             ready=lambda: _greet(engine.name, settings, listener),
         )
+        watching = asyncio.create_task(_stop_with(engine, server))
         await server.serve(sockets=[listener])
+        watching.cancel()
+        if engine.failure is not None:
+            raise JanusError("the model's thread has failed, as told above: start the server again")
         return server.stopped_by
     finally:
         await engine.close(0)
+
+
+async def _stop_with(engine: Engine, server: StoppableServer) -> None:
+    """A server without its engine answers nothing: whoever watches it shall see it end, and may start it again."""
+    await engine.ended.wait()
+    server.should_exit = True
 
 
 def _greet(name: str, settings: Settings, listener: socket.socket) -> None:

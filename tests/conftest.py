@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlx_janus  # OpenBLAS before MLX
 
@@ -15,6 +16,10 @@ from fake_hub import FakeHub
 from golden import FIXTURES, FOLDERS
 
 from mlx_janus.weights.convert import Source, convert_checkpoint
+
+if TYPE_CHECKING:
+    import httpx
+    from fake_engine import FakeEngine
 
 mx.set_default_device(mx.cpu)  # the reference's numbers are held in float32 on a CPU, on a Mac too
 
@@ -122,3 +127,37 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHu
         huggingface_hub.close_session()  # a client made before may go through a proxy
         yield hub
         huggingface_hub.close_session()
+
+
+# A server before an engine that pretends. The imports are here since other tests need none of them.
+
+
+@pytest.fixture(scope="module")
+def small_server() -> Iterator[tuple[FakeEngine, str]]:
+    """An engine, and the address of a server with small limits."""
+    from fake_engine import FakeEngine
+    from serving import served
+
+    limits: dict[str, Any] = {"body_limit": 200_000, "bodies_limit": 300_000, "picture_limit": 50_000}
+    engine = FakeEngine(mlx_janus.load().config)
+    with served(engine, body_seconds=0.5, most_requests=8, heartbeat_seconds=0.2, **limits) as url:
+        yield engine, url
+
+
+@pytest.fixture
+def engine(small_server: tuple[FakeEngine, str]) -> FakeEngine:
+    """The engine as new."""
+    from serving import wait_until
+
+    wait_until(lambda: small_server[0].open == 0)
+    small_server[0].reset()
+    return small_server[0]
+
+
+@pytest.fixture
+def client(engine: FakeEngine, small_server: tuple[FakeEngine, str]) -> Iterator[httpx.Client]:
+    """A client of the server with small limits."""
+    from serving import to
+
+    with to(small_server[1]) as client:
+        yield client

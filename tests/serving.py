@@ -12,12 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import uvicorn
+from fake_engine import FakeEngine
 from programs import ROOT
 
 from mlx_janus.server.app import create_app
 from mlx_janus.server.listening import configured
 from mlx_janus.server.settings import Settings
+
+CHAT, DRAW = "/v1/chat/completions", "/v1/images/generations"
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
 @contextlib.contextmanager
@@ -85,6 +90,35 @@ class ServerProcess:
         """The exit code and all of stderr, when it has ended by itself."""
         _, stderr = self.process.communicate(timeout=seconds)
         return self.process.returncode, stderr
+
+
+def to(url: str, **headers: str) -> httpx.Client:
+    """A client that takes no proxy from the environment."""
+    return httpx.Client(base_url=url, trust_env=False, headers=headers, timeout=20)
+
+
+def refusal(reply: httpx.Response, status: int) -> dict[str, Any]:
+    """The error object of a refusal, checked for its form."""
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/json"
+    assert set(reply.json()) == {"error"}
+    error: dict[str, Any] = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+    kinds = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+    assert error["type"] == kinds.get(status, "invalid_request_error")
+    return error
+
+
+def still_works(client: httpx.Client, engine: FakeEngine) -> None:
+    """Nothing is left under way, and the next request is answered."""
+    wait_until(lambda: engine.open == 0)
+    assert client.get("/health").json() == {
+        "status": "ok", "model": "fake", "waiting": 0, "answering": 0, "drawing": 0
+    }  # fmt: skip
+    engine.pause = 0
+    reply = client.post(CHAT, json=HELLO)
+    assert reply.json()["choices"][0]["message"]["content"] == "".join(engine.pieces)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:

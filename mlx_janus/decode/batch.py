@@ -52,9 +52,9 @@ class DrawingBatch:
         self._clear()
 
     def _clear(self) -> None:
-        # Rows are of all pictures, then the unconditional ones of those that are guided.
         self.pictures = []
         self._cache: RaggedCache = []
+        self._rows: list[tuple[int, int]] = []  # of each picture; without guidance both are the same
         self._keys = mx.zeros((0, 0, 2), mx.uint32)  # (n, positions, 2)
         self._next = mx.zeros((0,), mx.uint32)  # (n,): chosen and not read yet
 
@@ -66,34 +66,42 @@ class DrawingBatch:
             unconditional: as many ids, the prompt padded out.
             pictures: of which nothing is drawn, all guided or none.
         """
-        model, guided = self._model, pictures[0].options.rows == 2
+        model, n, guided = self._model, len(pictures), pictures[0].options.rows == 2
         read_once = [list(ids), list(unconditional)] if guided else [list(ids)]
         cache = model.make_ragged_cache(len(read_once))
         embeddings = model.embed_text(mx.array(read_once))
         for start in range(0, embeddings.shape[1], PREFILL_STEP):
             hidden = model.hidden_states(embeddings[:, start : start + PREFILL_STEP], cache)[:, -1]
             mx.eval(hidden, cache_arrays(cache))
-        n = len(pictures)
-        rows = [0] * n + [1] * n * guided
-        keep_rows(cache, rows)
+        copies = [0] * n + [1] * n * guided
+        keep_rows(cache, copies)
+        rows = [(i, i + n * guided) for i in range(n)]
         keys = position_keys([picture.seed for picture in pictures], model.config.image_tokens)
-        logits = model.image_logits(hidden[mx.array(rows)])
-        first = _choose(logits, keys[:, 0], pictures)
+        first = _choose(model.image_logits(hidden[mx.array(copies)]), keys[:, 0], pictures, rows)
         mx.async_eval(first, keys, cache_arrays(cache))
-        self._join(cache, keys, first, pictures)
+        self._join(cache, rows, keys, first, pictures)
 
-    def _join(self, cache: RaggedCache, keys: mx.array, first: mx.array, pictures: Sequence[Picture]) -> None:
-        before, guided = len(self.pictures), _guided(self.pictures)
-        n, new = len(pictures), _guided(pictures)
+    def _join(
+        self,
+        cache: RaggedCache,
+        rows: list[tuple[int, int]],
+        keys: mx.array,
+        first: mx.array,
+        pictures: Sequence[Picture],
+    ) -> None:
+        if not self.pictures:
+            self._cache, self._rows, self._keys, self._next = cache, rows, keys, first
+        else:
+            try:
+                add_rows(self._cache, cache)
+            except BaseException:  # some layers may have them, others not
+                self._clear()
+                raise
+            before = 1 + max(map(max, self._rows))
+            self._rows = [*self._rows, *((c + before, u + before) for c, u in rows)]
+            self._keys = mx.concatenate([self._keys, keys])
+            self._next = mx.concatenate([self._next, first])
         self.pictures = [*self.pictures, *pictures]
-        if not before:
-            self._cache, self._keys, self._next = cache, keys, first
-            return
-        add_rows(self._cache, cache)
-        ours, theirs = range(before + len(guided)), range(before + len(guided), before + len(guided) + n + len(new))
-        keep_rows(self._cache, [*ours[:before], *theirs[:n], *ours[before:], *theirs[n:]])
-        self._keys = mx.concatenate([self._keys, keys])
-        self._next = mx.concatenate([self._next, first])
 
     def remove(self, pictures: Sequence[Picture]) -> None:
         """Give up pictures that are being drawn."""
@@ -104,11 +112,15 @@ class DrawingBatch:
         if not kept:
             self._clear()
             return
-        n = len(self.pictures)
-        unconditional = [n + row for row, place in enumerate(_guided(self.pictures)) if place in set(kept)]
-        keep_rows(self._cache, [*kept, *unconditional])
-        places = mx.array(kept)
-        self._keys, self._next = self._keys[places], self._next[places]
+        rows = sorted({row for i in kept for row in self._rows[i]})
+        try:
+            keep_rows(self._cache, rows)
+        except BaseException:
+            self._clear()
+            raise
+        place = {row: new for new, row in enumerate(rows)}
+        self._rows = [(place[c], place[u]) for c, u in (self._rows[i] for i in kept)]
+        self._keys, self._next = self._keys[mx.array(kept)], self._next[mx.array(kept)]
         self.pictures = [self.pictures[i] for i in kept]
 
     def step(self) -> list[Picture]:
@@ -135,27 +147,19 @@ class DrawingBatch:
 
     def _following(self) -> mx.array:
         """Read the tokens that were chosen last, and choose the next ones: (n,)."""
-        n, guided = len(self.pictures), _guided(self.pictures)
-        tokens = self._next[mx.array([*range(n), *guided])][:, None]
+        owners = {row: i for i, rows in enumerate(self._rows) for row in rows}
+        tokens = self._next[mx.array([owners[row] for row in range(len(owners))])][:, None]
         hidden = self._model.hidden_states(self._model.embed_image_tokens(tokens), self._cache)[:, 0]
         positions = mx.array([len(picture) for picture in self.pictures])
-        return _choose(self._model.image_logits(hidden), self._keys[mx.arange(n), positions], self.pictures)
+        keys = self._keys[mx.arange(len(self.pictures)), positions]
+        return _choose(self._model.image_logits(hidden), keys, self.pictures, self._rows)
 
 
-def _guided(pictures: Sequence[Picture]) -> list[int]:
-    """Places of the pictures that have an unconditional row."""
-    return [place for place, picture in enumerate(pictures) if picture.options.rows == 2]
-
-
-def _choose(logits: mx.array, keys: mx.array, pictures: Sequence[Picture]) -> mx.array:
+def _choose(logits: mx.array, keys: mx.array, pictures: Sequence[Picture], rows: Sequence[tuple[int, int]]) -> mx.array:
     """(rows, codes) logits, (n, 2) keys -> (n,) tokens, of every picture by its own options."""
-    n, guided = len(pictures), _guided(pictures)
-    conditional = logits[:n]
-    if guided:
-        order = list(range(n))  # the row to steer away from; without guidance the picture's own
-        for row, place in enumerate(guided, start=n):
-            order[place] = row
-        unconditional = logits[mx.array(order)]
+    conditional = logits[mx.array([c for c, _ in rows])]
+    if any(c != u for c, u in rows):
+        unconditional = logits[mx.array([u for _, u in rows])]  # without guidance the picture's own row
         weights = mx.array([picture.options.cfg_weight for picture in pictures], logits.dtype)[:, None]
         conditional = unconditional + weights * (conditional - unconditional)
     kinds: dict[tuple[float, float], list[int]] = {}

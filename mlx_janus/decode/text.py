@@ -86,6 +86,15 @@ def answer_tokens(
             yield from _answer_one_by_one(model, embeddings, options, cache, **loop)
 
 
+def read_in_pieces(model: JanusModel, embeddings: mx.array, cache: Cache, piece: int) -> Iterator[mx.array]:
+    """Read a prompt, (L, hidden), a piece at a time; gives what is left after each, in the end no more than a piece."""
+    while len(embeddings) > piece:
+        model.hidden_states(embeddings[None, :piece], cache)
+        mx.eval(cache_arrays(cache))
+        embeddings = embeddings[piece:]
+        yield embeddings
+
+
 def _answer_one_by_one(
     model: JanusModel, embeddings: mx.array, options: TextOptions, cache: Cache | None, **loop: Any
 ) -> Iterator[int]:

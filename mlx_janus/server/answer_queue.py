@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from ..answering import READING
 from ..memory import available_memory
 from ..models.backbone import cache_bytes
 from ..prefix import Key, ReadPrefix, SeenPictures, picture_digest
@@ -33,6 +34,7 @@ class Answering:
     request: AnswerRequest
     ids: list[int]
     steps: Iterator[None] | None = None
+    reading: bool = True  # pictures or prompt
 
     @cached_property
     def digests(self) -> list[str]:
@@ -55,29 +57,39 @@ class Answers:
         self._seen = SeenPictures(janus, _PICTURES)
         self._prefixes: list[ReadPrefix] = []  # the last used one last
 
-    def choose(self, others: bool) -> list[Answering]:
+    @property
+    def needs(self) -> int:
+        """Memory that those under way may come to take, some of which they have."""
+        return sum(map(self._needs, self.running))
+
+    def _needs(self, answer: Answering) -> int:
+        config, itemsize = self._janus.config.language, self._janus.model.gen_embed.weight.dtype.size
+        positions = min(len(answer.ids) + answer.request.options.max_tokens, config.max_position_embeddings)
+        return cache_bytes(config, 1, positions, itemsize)
+
+    def choose(self, others: bool, reserved: int) -> tuple[list[Answering], bool]:
         """Take those from the queue that may begin.
 
         Args:
             others: whether pictures are under way, so that waiting for memory has an end.
+            reserved: memory that those may come to take.
+
+        Returns:
+            Them, and whether one is left that memory is short for.
         """
         chosen: list[Answering] = []
         while self.waiting and len(self.running) + len(chosen) < self._most:
-            busy = others or self.running or chosen
-            if busy and not self._fits([*chosen, self.waiting[0]]):
-                break
+            needed = reserved + self.needs + sum(map(self._needs, (*chosen, self.waiting[0])))
+            if (others or self.running or chosen) and not self._make_room(needed):
+                return chosen, True
             chosen.append(self.waiting.popleft())
-        return chosen
+        return chosen, False
 
-    def _fits(self, answers: Sequence[Answering]) -> bool:
-        config, itemsize = self._janus.config.language, self._janus.model.gen_embed.weight.dtype.size
-        needed = 0
-        for answer in answers:
-            positions = min(len(answer.ids) + answer.request.options.max_tokens, config.max_position_embeddings)
-            needed += cache_bytes(config, 1, positions, itemsize)
-        while needed > _SPARE * available_memory():
-            if not self._prefixes:
-                return False
+    def _make_room(self, needed: int) -> bool:
+        """Whether there is so much memory, without kept prefixes if need be."""
+        if needed > _SPARE * (available_memory() + sum(prefix.nbytes for prefix in self._prefixes)):
+            return False
+        while self._prefixes and needed > _SPARE * available_memory():
             del self._prefixes[0]
             mx.clear_cache()
         return True
@@ -89,28 +101,31 @@ class Answers:
             self.running.append(answer)
 
     def step(self) -> None:
-        """A token of every answer; one that fails takes no other with it."""
+        """A token of every answer, and a piece of one that still reads; one that fails takes no other with it."""
+        reader = next((answer for answer in self.running if answer.reading), None)
         for answer in list(self.running):
+            if answer.reading and answer is not reader:
+                continue
             assert answer.steps is not None
             try:
                 next(answer.steps)
             except StopIteration:
-                self._close(answer)
+                self.drop([answer])
             except Exception as error:
-                self._close(answer, error)
+                self.drop([answer], error)
 
     def drop(self, answers: Sequence[Answering], error: BaseException | None = None) -> None:
         """End answers that are under way."""
         for answer in answers:
-            self._close(answer, error)
-
-    def _close(self, answer: Answering, error: BaseException | None = None) -> None:
-        self.running.remove(answer)
-        try:
-            answer.steps.close()  # type: ignore[union-attr]
-        finally:
-            answer.ticket.end(error)
-        mx.clear_cache()
+            self.running.remove(answer)
+            try:
+                answer.steps.close()  # type: ignore[union-attr]
+            except Exception as failure:
+                error = error or failure
+            finally:
+                answer.ticket.end(error)
+        if answers:
+            mx.clear_cache()
 
     def _answer(self, answer: Answering) -> Iterator[None]:
         request, ticket = answer.request, answer.ticket
@@ -119,9 +134,11 @@ class Answers:
         for index in range(request.n):
             options = replace(request.options, seed=request.options.seed + index)
             prefix = self._take(keys)
+            yield from self._seen.look(keys[prefix.common(keys) :], shown)
             stream = prefix.answer(answer.ids, keys, self._seen, shown, options, every_token=True)
             try:
                 for chunk in stream:
+                    answer.reading = chunk is READING
                     if chunk.text:
                         ticket.tell(Piece(index, chunk.text))
                     if chunk.result is not None:
@@ -132,10 +149,12 @@ class Answers:
                 self._keep(prefix)
 
     def _take(self, keys: Sequence[Key]) -> ReadPrefix:
-        """The prefix with the longest common beginning, unless most of what it holds would be lost; else a new one."""
-        best = max(self._prefixes, key=lambda prefix: prefix.common(keys), default=None)
-        if best is None or 2 * best.common(keys) < len(best.keys):
+        """The prefix with the longest common beginning, of those that lose no more than half; else a new one."""
+        common = {prefix: prefix.common(keys) for prefix in self._prefixes}
+        fitting = [prefix for prefix, length in common.items() if 2 * length >= len(prefix.keys)]
+        if not fitting:
             return ReadPrefix(self._janus)
+        best = max(fitting, key=lambda prefix: common[prefix])
         self._prefixes.remove(best)
         return best
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..decode.batch import DrawingBatch, Picture
-from ..drawing import Job, finish, partial_picture, pictures_that_fit
+from ..decode.image import DrawOptions
+from ..drawing import Job, finish, partial_picture, picture_bytes, pictures_that_fit
 from .requests import DrawingRequest, Drawn, Partial
 from .tickets import Ticket
 
@@ -39,6 +40,14 @@ class Drawing:
         return self.request.n - self.begun
 
 
+@dataclass(frozen=True)
+class _Chore:
+    """A decoding that is to be done for a request."""
+
+    drawing: Drawing
+    work: Callable[[], None]
+
+
 class Drawings:
     """Requests for pictures. All pictures under way are one batch; requests with pictures that wait take turns.
 
@@ -48,86 +57,114 @@ class Drawings:
 
     def __init__(self, janus: JanusPipeline):
         self.waiting: deque[Drawing] = deque()  # of which no picture is begun
-        self.running: list[Drawing] = []
+        self.running: list[Drawing] = []  # in the order in which they came
         self._janus = janus
         self._batch = DrawingBatch(janus.model)
         self._owners: dict[Picture, Drawing] = {}
-        self._chores: deque[tuple[Drawing, Callable[[], None]]] = deque()
+        self._finishing: deque[_Chore] = deque()
+        self._showing: dict[Picture, _Chore] = {}  # the newest for each
 
     @property
     def pictures(self) -> int:
-        """Pictures under way."""
-        return len(self._batch.pictures)
+        """Pictures under way, those included that are yet to be decoded."""
+        return len(self._batch.pictures) + len(self._finishing)
 
-    def choose(self) -> list[tuple[Drawing, int]]:
-        """Requests and how many of their pictures may begin now. Those with the fewest begun come first."""
-        room = self._room()
-        counts: dict[Drawing, int] = {}
-        while room > 0:
-            candidates = [d for d in (*self.running, *self.waiting) if d.left > counts.get(d, 0)]
-            if not candidates:
-                break
-            drawing = min(candidates, key=lambda d: d.begun + counts.get(d, 0))
-            counts[drawing] = counts.get(drawing, 0) + 1
-            room -= 1
-        for drawing in counts:
-            if drawing in self.waiting:
-                self.waiting.remove(drawing)
-                self.running.append(drawing)
-        return list(counts.items())
+    @property
+    def held_up(self) -> int:
+        """Requests that wait: those of which nothing is under way."""
+        return len(self.waiting) + sum(1 for d in tuple(self.running) if d.left and not d.pictures)
 
-    def _room(self) -> int:
+    @property
+    def needs(self) -> int:
+        """Memory that pictures under way may come to take, some of which they have."""
+        return len(self._batch.pictures) * self._each(self.running) if self._batch.pictures else 0
+
+    def _each(self, drawings: Sequence[Drawing]) -> int:
+        longest, options = self._widest(drawings)
+        return picture_bytes(self._janus, longest, options)
+
+    def _widest(self, drawings: Sequence[Drawing]) -> tuple[int, DrawOptions]:
+        """The longest prompt, to which all rows of a batch are padded, and options with the most rows."""
+        return max(len(d.ids) for d in drawings), max((d.request.options for d in drawings), key=lambda o: o.rows)
+
+    def choose(self, reserved: int) -> tuple[Drawing, int] | None:
+        """The request whose pictures begin next, and how many of them; None: none may.
+
+        Requests with the fewest pictures under way come first, and among those the one that came first.
+
+        Args:
+            reserved: memory that answers may come to take.
+        """
         asking = [d for d in (*self.running, *self.waiting) if d.left]
         if not asking:
-            return 0
-        longest = max(asking, key=lambda d: (d.request.options.rows, len(d.ids)))
-        under_way = self.pictures
-        fit = pictures_that_fit(self._janus, len(longest.ids), longest.request.options)
-        return min(MOST, fit if under_way else max(fit, 1)) - under_way  # cautious: those under way hold part of theirs
+            return None
+        under_way = len(self._batch.pictures)
+        longest, options = self._widest([*self.running, *asking])
+        fit = pictures_that_fit(self._janus, longest, options, reserved)
+        room = min(MOST, fit if under_way else max(fit, 1)) - under_way  # cautious: those under way have part of theirs
+        chosen: dict[Drawing, int] = {}
+        for _ in range(room):
+            left = [d for d in asking if d.left > chosen.get(d, 0)]
+            if not left:
+                break
+            drawing = min(left, key=lambda d: len(d.pictures) + chosen.get(d, 0))
+            chosen[drawing] = chosen.get(drawing, 0) + 1
+        if not chosen:
+            return None
+        drawing = next(iter(chosen))  # the others' prompts are read in the next rounds
+        if drawing in self.waiting:
+            self.waiting.remove(drawing)
+            self.running.append(drawing)
+        return drawing, chosen[drawing]
 
-    def start(self, chosen: Sequence[tuple[Drawing, int]]) -> None:
-        """Begin pictures that were chosen; a request that fails takes no other with it."""
-        for drawing, count in chosen:
-            request, first = drawing.request, drawing.begun
-            pictures = {Picture(request.seed + i, request.options): i for i in range(first, first + count)}
-            drawing.begun += count
+    def start(self, drawing: Drawing, count: int) -> None:
+        """Begin so many of a request's pictures; if that fails, no other is taken with it."""
+        request, first = drawing.request, drawing.begun
+        pictures = {Picture(request.seed + i, request.options): i for i in range(first, first + count)}
+        drawing.begun += count
+        try:
+            self._batch.add(drawing.ids, self._janus.prompts.unconditional(drawing.ids), list(pictures))
+        except Exception as error:
+            self.drop([drawing], error)
+            self._end_lost(error)
+        else:
             drawing.pictures |= pictures
-            try:
-                self._batch.add(drawing.ids, self._janus.prompts.unconditional(drawing.ids), list(pictures))
-            except Exception as error:
-                self.drop([drawing], error)
-            else:
-                self._owners |= dict.fromkeys(pictures, drawing)
+            self._owners |= dict.fromkeys(pictures, drawing)
 
     def step(self) -> None:
         """A token of every picture, and one thing to do for those that are whole or are to be shown."""
         try:
-            whole = set(self._batch.step())
+            whole = self._batch.step()
         except Exception as error:
             self._batch = DrawingBatch(self._janus.model)
-            self.drop([drawing for drawing in self.running if drawing.pictures], error)
+            self._end_lost(error)
             return
-        for picture in (*whole, *self._batch.pictures):
+        for picture in whole:
+            drawing = self._owners.pop(picture)
+            self._showing.pop(picture, None)
+            self._finishing.append(self._finisher(drawing, drawing.pictures.pop(picture), picture.tokens()))
+        for picture in self._batch.pictures:
             drawing = self._owners[picture]
-            index = drawing.pictures[picture]
-            if picture in whole:
-                del self._owners[picture], drawing.pictures[picture]
-                self._chores.append((drawing, self._finishing(drawing, index, picture.tokens())))
-            elif (number := _shown_at(drawing.request, self._janus.config.image_tokens).get(len(picture))) is not None:
-                self._chores.append((drawing, self._showing(drawing, index, number, picture.tokens())))
+            number = _shown_at(drawing.request, self._janus.config.image_tokens).get(len(picture))
+            if number is not None:
+                index = drawing.pictures[picture]
+                self._showing[picture] = self._shower(drawing, index, number, picture.tokens())
         self._do_a_chore()
 
     def _do_a_chore(self) -> None:
-        if not self._chores:
+        if self._finishing:
+            chore = self._finishing.popleft()
+        elif self._showing:
+            chore = self._showing.pop(next(iter(self._showing)))
+        else:
             return
-        drawing, chore = self._chores.popleft()
         try:
-            chore()
+            chore.work()
         except Exception as error:
-            self.drop([drawing], error)
+            self.drop([chore.drawing], error)
 
-    def _finishing(self, drawing: Drawing, index: int, tokens: np.ndarray) -> Callable[[], None]:
-        def chore() -> None:
+    def _finisher(self, drawing: Drawing, index: int, tokens: np.ndarray) -> _Chore:
+        def work() -> None:
             request = drawing.request
             job = Job(request.prompt, drawing.ids, request.seed + index)
             image = finish(self._janus, tokens, job, request.options, len(tokens))
@@ -136,23 +173,44 @@ class Drawings:
             if drawing.finished == request.n:
                 self.drop([drawing])
 
-        return chore
+        return _Chore(drawing, work)
 
-    def _showing(self, drawing: Drawing, index: int, number: int, tokens: np.ndarray) -> Callable[[], None]:
-        return lambda: drawing.ticket.tell(Partial(index, number, partial_picture(self._janus, tokens)))
+    def _shower(self, drawing: Drawing, index: int, number: int, tokens: np.ndarray) -> _Chore:
+        return _Chore(
+            drawing, lambda: drawing.ticket.tell(Partial(index, number, partial_picture(self._janus, tokens)))
+        )
 
     def drop(self, drawings: Sequence[Drawing], error: BaseException | None = None) -> None:
         """End requests that are under way, finished or not."""
         for drawing in drawings:
-            self._batch.remove(list(drawing.pictures))
-            for picture in drawing.pictures:
-                self._owners.pop(picture, None)
-            drawing.pictures.clear()
-            self._chores = deque((whose, chore) for whose, chore in self._chores if whose is not drawing)
-            self.running.remove(drawing)
+            pictures = list(drawing.pictures)
+            self._forget(drawing)
             drawing.ticket.end(error)
+            try:
+                self._batch.remove(pictures)
+            except Exception as failure:
+                self._end_lost(failure)
         if drawings:
             mx.clear_cache()
+
+    def drop_all(self, error: BaseException) -> None:
+        """End everything that is under way."""
+        self._batch = DrawingBatch(self._janus.model)
+        self.drop(list(self.running), error)
+
+    def _end_lost(self, error: BaseException) -> None:
+        """End the requests whose pictures the batch has lost by an error."""
+        there = set(self._batch.pictures)
+        for drawing in [d for d in self.running if not there.issuperset(d.pictures)]:
+            self.drop([drawing], error)
+
+    def _forget(self, drawing: Drawing) -> None:
+        self.running.remove(drawing)
+        for picture in drawing.pictures:
+            self._owners.pop(picture, None)
+            self._showing.pop(picture, None)
+        drawing.pictures.clear()
+        self._finishing = deque(chore for chore in self._finishing if chore.drawing is not drawing)
 
 
 def _shown_at(request: DrawingRequest, positions: int) -> dict[int, int]:

@@ -8,6 +8,7 @@ length, nor an answer a drawing. The event loop hands requests over and reads wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -49,7 +50,9 @@ class Engine:
         self._stop_at: float | None = None  # when what is under way then ends; None: not stopping
         self._durations: deque[float] = deque([1.0], maxlen=16)  # seconds, of the last requests
         self._thread = threading.Thread(target=self._run, name="mlx_janus device", daemon=True)
-        self._started: asyncio.Future[None] | None = None
+        self._desks: tuple[Answers, Drawings] | None = None
+        self.failure: BaseException | None = None
+        self.ended = asyncio.Event()
 
     @property
     def name(self) -> str:
@@ -62,27 +65,27 @@ class Engine:
         return self._janus.config
 
     @property
-    def counts(self) -> Counts:
-        """What there is to do."""
-        return Counts(self._waiting, len(self._answers.running), self._drawings.pictures)
-
-    @property
     def stopping(self) -> bool:
-        """Whether it begins nothing new: it is being closed, or its thread has failed."""
+        """Whether nothing new is taken: it is being closed, or its thread has failed."""
         return self._stop_at is not None
 
     @property
-    def _waiting(self) -> int:
-        return len(self._answers.waiting) + len(self._drawings.waiting)
+    def counts(self) -> Counts:
+        """What there is to do."""
+        if self._desks is None:
+            return Counts()
+        answers, drawings = self._desks
+        return Counts(len(answers.waiting) + drawings.held_up, len(answers.running), drawings.pictures)
 
     async def start(self) -> None:
         """Load the model, and be ready.
 
         Raises:
             JanusError: the model cannot be loaded.
+            StoppingError: it was closed meanwhile.
         """
         self._loop = asyncio.get_running_loop()
-        self._started = self._loop.create_future()
+        self._started: asyncio.Future[None] = self._loop.create_future()
         self._thread.start()
         await self._started
 
@@ -92,7 +95,8 @@ class Engine:
             end = time.monotonic() + seconds
             self._stop_at = end if self._stop_at is None else min(end, self._stop_at)
             self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
 
     def submit(self, request: Request) -> Ticket:
         """Hand a request over.
@@ -103,19 +107,20 @@ class Engine:
             BusyError: as many wait as may.
             StoppingError: the engine is being closed.
         """
-        if self._stop_at is not None:
+        if self.stopping or self._desks is None:
             raise StoppingError
-        if self._waiting >= self._most_waiting:
+        if self.counts.waiting >= self._most_waiting:
             raise BusyError(self._retry_after())
         ticket = Ticket(self._wake, self._durations.append)
         work = self._checked(ticket, request)
+        answers, drawings = self._desks
         with self._changed:
-            if self._stop_at is not None:
+            if self.stopping:
                 raise StoppingError
             if isinstance(work, Answering):
-                self._answers.waiting.append(work)
+                answers.waiting.append(work)
             else:
-                self._drawings.waiting.append(work)
+                drawings.waiting.append(work)
             self._changed.notify()
         return ticket
 
@@ -153,69 +158,85 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._janus = self._load()
-            for task in get_args(Task):
-                self._janus.prepare(task)
-            self._answers, self._drawings = Answers(self._janus, self._most_answers), Drawings(self._janus)
+            desks = self._prepare()
         except BaseException as error:
+            self._stop_at = time.monotonic()
             self._tell_start(error)
             mx.clear_streams()
             return
         self._tell_start(None)
-        failure: BaseException = StoppingError()
         try:
-            while self._wait_for_work():
+            while self._wait_for_work(*desks):
                 with weights_wired():
-                    while self._round():
+                    while self._round(*desks):
                         pass
         except BaseException as error:
-            failure = error
+            self.failure = error
             raise
         finally:
-            with self._changed:
-                self._stop_at = time.monotonic() if self._stop_at is None else self._stop_at
-            self._end_all(failure)
-            self._janus.close()
+            try:
+                with self._changed:
+                    self._stop_at = time.monotonic() if self._stop_at is None else self._stop_at
+                self._end_all(*desks, self.failure or StoppingError())
+            finally:
+                self._tell(self.ended.set)
+                self._janus.close()
+
+    def _prepare(self) -> tuple[Answers, Drawings]:
+        """Load the model and read its weights, unless the engine is closed meanwhile."""
+        self._janus = self._load()
+        if self._janus.low_memory:
+            raise OptionError("a server holds all parts of a model: leave low_memory out")
+        for task in get_args(Task):
+            if self.stopping:
+                raise StoppingError
+            self._janus.prepare(task)
+        self._desks = Answers(self._janus, self._most_answers), Drawings(self._janus)
+        return self._desks
 
     def _tell_start(self, error: BaseException | None) -> None:
         def tell() -> None:
-            if self._started is not None and not self._started.done():
-                if error is None:
-                    self._started.set_result(None)
-                else:
-                    self._started.set_exception(error)
+            if self._started.done():
+                return
+            if error is None:
+                self._started.set_result(None)
+            else:
+                self._started.set_exception(error)
 
-        self._loop.call_soon_threadsafe(tell)
+        self._tell(tell)
 
-    def _wait_for_work(self) -> bool:
+    def _tell(self, what: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+            self._loop.call_soon_threadsafe(what)
+
+    def _wait_for_work(self, answers: Answers, drawings: Drawings) -> bool:
         """Sleep until there is something to do; False once the engine is to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._stop_at is not None)
-            return self._stop_at is None
+            self._changed.wait_for(lambda: answers.waiting or drawings.waiting or self.stopping)
+            return not self.stopping
 
-    def _round(self) -> bool:
+    def _round(self, answers: Answers, drawings: Drawings) -> bool:
         """Drop what nobody waits for, begin what may begin, advance what is under way; False if there is nothing."""
-        answers, drawings = self._answers, self._drawings
-        with self._changed:
-            self._end_waiting()
-            chosen = answers.choose(bool(drawings.running)), drawings.choose()
         answers.drop([answer for answer in answers.running if answer.ticket.cancelled])
         drawings.drop([drawing for drawing in drawings.running if drawing.ticket.cancelled])
-        answers.start(chosen[0])
-        drawings.start([(drawing, count) for drawing, count in chosen[1] if not drawing.ticket.cancelled])
         if self._stop_at is not None and time.monotonic() > self._stop_at:
-            self._end_all(StoppingError())
+            self._end_all(answers, drawings, StoppingError())
+        with self._changed:
+            end_waiting(answers.waiting, stopping=self.stopping)
+            end_waiting(drawings.waiting, stopping=self.stopping)
+            chosen, short = answers.choose(bool(drawings.running), drawings.needs)
+            answers.start(chosen)
+            # While memory is short for an answer, no picture begins: otherwise the answer might wait for ever.
+            drawing = None if short else drawings.choose(answers.needs)
+        if drawing is not None:
+            drawings.start(*drawing)
         drawings.step()
         answers.step()
         return bool(answers.running or drawings.running)
 
-    def _end_waiting(self) -> None:
-        stopping = self._stop_at is not None
-        end_waiting(self._answers.waiting, stopping=stopping)
-        end_waiting(self._drawings.waiting, stopping=stopping)
-
-    def _end_all(self, error: BaseException) -> None:
+    def _end_all(self, answers: Answers, drawings: Drawings, error: BaseException) -> None:
         with self._changed:
-            self._end_waiting()
-        self._answers.drop(list(self._answers.running), error)
-        self._drawings.drop(list(self._drawings.running), error)
+            end_waiting(answers.waiting, stopping=True)
+            end_waiting(drawings.waiting, stopping=True)
+        answers.drop(list(answers.running), error)
+        drawings.drop_all(error)

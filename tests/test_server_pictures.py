@@ -1,0 +1,120 @@
+"""Pictures of a request: what is no picture, too large, or somewhere else, and what becomes of one that is fine."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fake_engine import FakeEngine
+from PIL import Image
+from serving import CHAT, refusal, served, still_works, to
+
+from mlx_janus import inputs
+
+
+def png(width: int, height: int, *, noise: bool = False) -> str:
+    """A data URL of a picture."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)) if noise else np.zeros((height, width, 3))
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    return data_url(file.getvalue())
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def bomb() -> str:
+    """A data URL of a picture that says it is 50,000 x 50,000 pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return data_url(data + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+
+
+def ask(*urls: str) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]}]}
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (png(200, 200, noise=True), "larger than 0.05 MB"),
+        (bomb(), "megapixels"),
+        (data_url(b"GIF89a, and no more"), "damaged"),
+        (data_url(b"%PDF-1.7"), "PDF"),
+        (data_url(b""), "empty"),
+        ("data:image/png;base64,!!!!", "base64 is damaged"),
+        ("data:image/png;base64,iVBORw0KGgo", "base64 is damaged"),
+        ("data:image/png;base64, iVBORw0KGgo=", "base64 is damaged"),
+        ("data:image/png;base64,é", "base64 is damaged"),
+        ("data:image/png,abc", "must be given as data:"),
+        (data_url(b"<svg/>", "text/html"), "must be given as data:"),
+        ("", "must be given as data:"),
+        ("photo.png", "must be given as data:"),
+        ("/etc/passwd", "must be given as data:"),
+        ("file:///etc/passwd", "must be given as data:"),
+        ("http://127.0.0.1/a.png", "must be given as data:"),
+        ("ftp://example.org/a.png", "must be given as data:"),
+        ("https://example.org/a.png", "fetches no pictures"),
+    ],
+)
+def test_a_picture_that_is_none(client: httpx.Client, engine: FakeEngine, url: str, words: str) -> None:
+    error = refusal(client.post(CHAT, json=ask(png(8, 8), url)), 400)
+    assert words in error["message"]
+    assert error["param"] == "messages[0].content[1].image_url.url"
+    assert not engine.asked
+    still_works(client, engine)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://127.0.0.1/a.png",
+        "https://localhost/a.png",
+        "https://169.254.169.254/latest/meta-data",
+        "https://[::1]/a.png",
+        "https://10.0.0.1/a.png",
+    ],
+)
+def test_addresses_of_this_network_are_not_fetched(engine: FakeEngine, url: str) -> None:
+    with served(engine, allow_url_images=True) as address, to(address) as client:
+        error = refusal(client.post(CHAT, json=ask(url)), 400)
+        assert "is not a public address" in error["message"]
+        assert (
+            "must be given as data:image/png;base64,... or an https address"
+            in refusal(client.post(CHAT, json=ask(url.replace("https", "http"))), 400)["message"]
+        )
+        assert not engine.asked
+        still_works(client, engine)
+
+
+def test_an_address_is_fetched_where_that_is_allowed(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[str, int]]()
+
+    def fetch(url: str, *, most_bytes: int) -> bytes:
+        asked.append((url, most_bytes))
+        return base64.b64decode(png(8, 8).partition(",")[2])
+
+    monkeypatch.setattr(inputs, "fetch_public", fetch)
+    with served(engine, allow_url_images=True, picture_limit=1234) as address, to(address) as client:
+        assert client.post(CHAT, json=ask("https://example.org/a.png")).status_code == 200
+    assert asked == [("https://example.org/a.png", 1234)]
+
+
+def test_too_many_pictures(client: httpx.Client, engine: FakeEngine) -> None:
+    refusal(client.post(CHAT, json=ask(*[png(8, 8)] * 17)), 400)
+    assert client.post(CHAT, json=ask(*[png(8, 8)] * 16)).status_code == 200
+    assert len(engine.asked[0].pictures) == 16  # type: ignore[union-attr]
+
+
+def test_pictures_are_kept_small(client: httpx.Client, engine: FakeEngine) -> None:
+    assert client.post(CHAT, json=ask(png(3000, 2000))).status_code == 200
+    side = engine.config.image_size
+    assert [picture.size for picture in engine.asked[0].pictures] == [(side, side)]  # type: ignore[union-attr]
