@@ -56,6 +56,28 @@ def test_a_turn_reads_its_own_tokens_only(tiny: Janus, monkeypatch: pytest.Monke
     assert talk.context_used == second.prompt_tokens + len(second.tokens)
 
 
+def test_a_turn_that_fails_amid_a_pass_leaves_nothing_half_read(tiny: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = type(tiny.model.language_model.layers[2])
+    call, calls = block.__call__, 0
+
+    def interrupted(self: Any, *arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return call(self, *arguments, **named)
+
+    talk, other = tiny.conversation(), tiny.conversation()
+    for each in (talk, other):
+        each.send(COLOUR, RED)
+    monkeypatch.setattr(block, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        talk.send("Describe the picture.")
+    monkeypatch.undo()
+    assert talk.context_used == 0
+    assert talk.send("Describe the picture.").tokens == other.send("Describe the picture.").tokens
+
+
 def test_answers_are_those_of_reading_everything_anew(tiny: Janus) -> None:
     talk = tiny.conversation()
     turns: list[Turn] = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +15,7 @@ from PIL import Image
 
 import mlx_janus
 from mlx_janus.config import MAX_SEED
+from mlx_janus.decode import batch
 from mlx_janus.decode.batch import DrawingBatch
 from mlx_janus.decode.image import DrawOptions
 from mlx_janus.decode.text import TextOptions
@@ -78,8 +81,8 @@ async def until_idle(engine: Engine) -> None:
         await asyncio.sleep(0.01)
 
 
-def ask(text: str, *shown: Image.Image, n: int = 1, **options: Any) -> AnswerRequest:
-    return AnswerRequest((Turn("user", text, len(shown)),), shown, TextOptions(**options), n=n)
+def ask(text: str, *shown: Image.Image, n: int = 1, system: str | None = None, **options: Any) -> AnswerRequest:
+    return AnswerRequest((Turn("user", text, len(shown)),), shown, TextOptions(**options), system, n)
 
 
 def draw(prompt: str, seed: int, n: int = 1, partial_images: int = 0) -> DrawingRequest:
@@ -177,6 +180,49 @@ def test_requests_with_pictures_that_wait_take_turns(monkeypatch: pytest.MonkeyP
     assert order.index("one") <= 3
 
 
+def test_a_request_of_many_is_not_passed_by_those_that_come_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing_queue, "MOST", 2)
+
+    async def work(engine: Engine) -> int:
+        stop, others = asyncio.Event(), 0
+
+        async def newcomers() -> None:
+            nonlocal others
+            while not stop.is_set():
+                await events(engine.submit(draw("a star", 1)))
+                others += 1
+
+        crowd = [asyncio.create_task(newcomers()) for _ in range(4)]
+        await asyncio.sleep(0.2)
+        await events(engine.submit(draw("a red circle", 1, n=3)))
+        stop.set()
+        passed = others
+        await asyncio.gather(*crowd)
+        return passed
+
+    assert served(work) <= 9  # three pictures in turns with those that were there
+
+
+def test_requests_of_many_pictures_wait_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing_queue, "MOST", 2)
+
+    async def work(engine: Engine) -> None:
+        tasks: list[asyncio.Task[list[Event]]] = []
+        refused = 0
+        while sum(task.done() for task in tasks) < 3:
+            try:
+                tasks.append(asyncio.create_task(events(engine.submit(draw("a star", 1, n=3)))))
+            except BusyError:
+                refused += 1
+            assert sum(not task.done() for task in tasks) <= 2 + 2  # under way, and waiting
+            await asyncio.sleep(0.01)
+        assert refused
+        for task in tasks:
+            task.cancel()
+
+    served(work, waiting=2)
+
+
 def test_pictures_wait_for_memory(janus: JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     under_way: list[int] = []
     step = DrawingBatch.step
@@ -201,6 +247,75 @@ def test_answers_wait_for_memory(pictures: list[Image.Image], monkeypatch: pytes
         return most
 
     assert served(work) == 1
+
+
+def test_an_answer_that_waits_for_memory_comes_before_further_pictures(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_queue, "available_memory", lambda: 0)
+
+    async def work(engine: Engine) -> None:
+        async def draw_on() -> None:
+            while True:
+                await events(engine.submit(draw("a star", 1)))
+
+        drawing = [asyncio.create_task(draw_on()) for _ in range(3)]
+        while not engine.counts.drawing:
+            await asyncio.sleep(0)
+        told = await asyncio.wait_for(events(engine.submit(ask("what is in the picture?", pictures[0]))), 20)
+        assert isinstance(told[-1], Answered)
+        for task in drawing:
+            task.cancel()
+
+    served(work)
+
+
+def test_answers_are_given_side_by_side(pictures: list[Image.Image]) -> None:
+    async def work(engine: Engine) -> None:
+        long = engine.submit(ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0))
+        await anext(long)
+        short = await events(engine.submit(ask("how many shapes are there?", pictures[1])))
+        assert isinstance(short[-1], Answered)
+        assert engine.counts.answering == 1
+        long.cancel()
+
+    served(work)
+
+
+def test_a_picture_goes_on_while_long_prompts_are_read(
+    janus: JanusPipeline, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    hidden_states, step = JanusModel.hidden_states, DrawingBatch.step
+
+    def watched(self: JanusModel, embeddings: mx.array, cache: Any = None) -> mx.array:
+        if embeddings.shape[1] > 1:
+            order.append(f"reads {embeddings.shape[1]}")
+        return hidden_states(self, embeddings, cache)
+
+    monkeypatch.setattr(JanusModel, "hidden_states", watched)
+    monkeypatch.setattr(DrawingBatch, "step", lambda self: (order.append("draws"), step(self))[1])
+    words = "is there a red circle above the blue square or a green star? " * 24
+
+    async def work(engine: Engine) -> list[Event]:
+        drawing = engine.submit(draw("a star", 3, partial_images=20))
+        await anext(drawing)
+        order.clear()
+        tickets = [engine.submit(ask(f"{i} {words}", *pictures[:4])) for i in range(3)]
+        (*_, one), *_ = await asyncio.gather(*map(events, tickets))
+        drawing.cancel()
+        return one
+
+    one = served(work)
+    monkeypatch.undo()
+    assert one.result.prompt_tokens > 2 * 256
+    alone = janus.generate_text(f"0 {words}", pictures[:4])
+    assert one.result.tokens == alone.tokens
+    read = [int(word.removeprefix("reads ")) for word in order if word != "draws"]
+    assert max(read) <= 256
+    assert sum(read) >= one.result.prompt_tokens
+    drawn_until = len(order) - order[::-1].index("draws")
+    assert all("draws" in pair for pair in pairwise(order[:drawn_until]))  # never two pieces in a row
 
 
 def test_what_a_client_gave_up_stops_within_a_step(janus: JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,9 +417,11 @@ def test_closing_ends_what_waits_and_finishes_what_runs(janus: JanusPipeline, pi
 
 def test_closing_at_once_ends_what_runs(pictures: list[Image.Image]) -> None:
     async def work(engine: Engine) -> None:
-        tickets = engine.submit(draw("a star", 9, n=2)), engine.submit(ask("describe the picture", pictures[0]))
+        drawing = engine.submit(draw("a star", 9, n=2, partial_images=20))
+        answering = engine.submit(ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0))
+        await asyncio.gather(anext(drawing), anext(answering))  # both are begun
         await engine.close(0)
-        for ticket in tickets:
+        for ticket in (drawing, answering):
             with pytest.raises(StoppingError):
                 await events(ticket)
 
@@ -338,6 +455,147 @@ def test_one_that_fails_takes_no_other_with_it(
         assert np.array_equal(event.image.tokens, drawn_alone(janus, "a star", 2))
 
     served(work)
+
+
+def test_a_prompt_that_failed_halfway_is_read_anew(
+    janus: JanusPipeline, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layers then differ in what they hold, and nothing that was read may be used."""
+    alone = janus.generate_text("describe the picture", pictures[0])
+    block = type(janus.model.language_model.layers[2])
+    call = block.__call__
+
+    async def work(engine: Engine) -> None:
+        await events(engine.submit(ask("what is in the picture?", pictures[0])))
+        calls = 0
+
+        def failing(self: Any, *arguments: Any, **named: Any) -> mx.array:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                raise MemoryError("no room")
+            return call(self, *arguments, **named)
+
+        monkeypatch.setattr(block, "__call__", failing)
+        with pytest.raises(MemoryError):
+            await events(engine.submit(ask("describe the picture", pictures[0])))
+        monkeypatch.undo()
+        *_, answered = await events(engine.submit(ask("describe the picture", pictures[0])))
+        assert answered.result.tokens == alone.tokens
+
+    served(work)
+
+
+def test_a_failure_as_one_leaves_the_batch_ends_what_it_lost_and_nothing_else(
+    janus: JanusPipeline, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise RuntimeError("the device is gone")
+
+    async def work(engine: Engine) -> None:
+        tickets = [engine.submit(draw("a star", seed, partial_images=20)) for seed in (1, 2)]
+        await asyncio.gather(*map(anext, tickets))
+        monkeypatch.setattr(batch, "keep_rows", failing)
+        tickets[0].cancel()
+        with pytest.raises(RuntimeError, match="gone"):
+            await events(tickets[1])
+        assert not any(isinstance(event, Drawn) for event in await events(tickets[0]))
+        monkeypatch.undo()
+        (event,) = await events(engine.submit(draw("a star", 2)))
+        assert np.array_equal(event.image.tokens, drawn_alone(janus, "a star", 2))
+
+    served(work)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_ends_everything(pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    async def work(engine: Engine) -> None:
+        ticket = engine.submit(draw("a star", 1, partial_images=20))
+        await anext(ticket)
+        monkeypatch.setattr(answer_queue.Answers, "choose", failing)
+        with pytest.raises(RuntimeError, match="a bug"):
+            await events(ticket)
+        await engine.ended.wait()
+        assert engine.stopping
+        assert str(engine.failure) == "a bug"
+        with pytest.raises(StoppingError):
+            engine.submit(draw("a star", 1))
+
+    served(work)
+
+
+def test_what_is_kept_of_earlier_questions_is_bounded(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_queue, "_PREFIXES", 2)
+    monkeypatch.setattr(answer_queue, "_PICTURES", 2)
+    seen: list[int] = []
+    understand = JanusModel.understand
+    monkeypatch.setattr(JanusModel, "understand", lambda self, x: (seen.append(len(x)), understand(self, x))[1])
+
+    async def cached(engine: Engine, number: int) -> int:
+        *_, answered = await events(engine.submit(ask("what is in the picture?", pictures[number])))
+        return answered.result.cached_tokens
+
+    async def work(engine: Engine) -> None:
+        for number in range(3):
+            assert await cached(engine, number) < 64
+        assert await cached(engine, 2) > 64  # of the last two
+        assert await cached(engine, 1) > 64
+        assert len(seen) == 3
+        assert await cached(engine, 0) < 64
+        assert len(seen) == 4
+
+    served(work)
+
+
+def test_a_long_conversation_is_not_lost_to_a_short_question(pictures: list[Image.Image]) -> None:
+    async def work(engine: Engine) -> None:
+        *_, first = await events(engine.submit(ask("describe the picture", *pictures[:3])))
+        await events(engine.submit(ask("hello there", system="")))  # begins alike, for a few tokens
+        *_, again = await events(engine.submit(ask("describe the picture", *pictures[:3])))
+        assert again.result.cached_tokens == first.result.prompt_tokens - 1
+
+    served(work)
+
+
+def test_closing_while_the_model_is_loaded_ends_soon() -> None:
+    prepared: list[str] = []
+
+    def load() -> JanusPipeline:
+        time.sleep(0.3)
+        janus = tiny()
+        janus.prepare = prepared.append  # type: ignore[assignment]
+        return janus
+
+    async def main() -> None:
+        engine = Engine(load)
+        starting = asyncio.create_task(engine.start())
+        await asyncio.sleep(0.1)
+        await engine.close(0)
+        with pytest.raises(StoppingError):
+            await starting
+        with pytest.raises(StoppingError):
+            engine.submit(draw("a star", 1))
+        assert engine.counts == Counts()
+
+    asyncio.run(main())
+    assert not prepared
+
+
+def test_an_engine_that_was_never_started_can_be_closed() -> None:
+    async def main() -> None:
+        await Engine(tiny).close()
+
+    asyncio.run(main())
+
+
+def test_a_model_in_low_memory_is_refused() -> None:
+    with pytest.raises(OptionError, match="low_memory"):
+        served(lambda engine: events(engine.submit(draw("a star", 1))), lambda: mlx_janus.load("tiny", low_memory=True))
 
 
 @pytest.mark.parametrize(
