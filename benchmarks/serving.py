@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as 
 import mlx_janus
 
 # isort: split
+import httpx
 import numpy as np
 import psutil
 from openai import APIStatusError, AsyncOpenAI
@@ -71,7 +72,7 @@ class Load:
     memory: list[int] = field(default_factory=list)  # resident bytes, every second
 
 
-def known_outcomes(model: str | None) -> tuple[list[Question], list[Wish]]:
+def known_outcomes(model: str) -> tuple[list[Question], list[Wish]]:
     """Questions and drawings, with what the library makes of them one by one."""
     janus, random = mlx_janus.load(model), np.random.default_rng(11)
     questions, wishes = [], []
@@ -86,12 +87,12 @@ def known_outcomes(model: str | None) -> tuple[list[Question], list[Wish]]:
 
 
 @contextlib.contextmanager
-def server(model: str | None) -> Iterator[tuple[str, psutil.Process]]:
+def server(model: str) -> Iterator[tuple[str, psutil.Process]]:
     """A started server's address, and its process."""
-    command = [sys.executable, "-m", "mlx_janus.serve", "--port", "0", "--quiet"]
+    command = [sys.executable, "-m", "mlx_janus.serve", "--port", "0", "--quiet", "--model", model]
     root = str(Path(__file__).resolve().parent.parent)
     with subprocess.Popen(
-        command + ([] if model is None else ["--model", model]),
+        command,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": root},
@@ -104,6 +105,11 @@ def server(model: str | None) -> Iterator[tuple[str, psutil.Process]]:
             yield url, psutil.Process(process.pid)
         finally:
             process.terminate()
+
+
+def api(url: str) -> AsyncOpenAI:
+    """OpenAI's client of a server, which takes 429 for an answer."""
+    return AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
 
 
 async def ask(client: AsyncOpenAI, question: Question, *, first: bool = False) -> tuple[str, float]:
@@ -136,7 +142,7 @@ async def load(
 
     async def client_work(number: int) -> None:
         random = np.random.default_rng(number)
-        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+        async with api(url) as client:
             while time.monotonic() < deadline:
                 try:
                     await one(client, random)
@@ -183,14 +189,14 @@ async def first_words(url: str, questions: list[Question], wishes: list[Wish], r
         "drawing of 1": [],
         "drawing of 8": [],
     }
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+    async with api(url) as client, httpx.AsyncClient(base_url=url) as plain:
         for i in range(rounds):
             # The encoder's features of a picture are kept, so each is asked about once.
             one, other, third = (questions[(3 * i + k) % len(questions)] for k in range(3))
             times["alone"].append((await ask(client, one, first=True))[1])
             for n, question in ((1, other), (8, third)):
                 drawing = asyncio.create_task(draw(client, wishes[0], n=n))
-                while (await client.get("/health", cast_to=dict[str, Any], options={}))["drawing"] < n:  # type: ignore[index]
+                while (await plain.get("/health")).json()["drawing"] < n:
                     await asyncio.sleep(0.01)
                 times[f"beside {n}"].append((await ask(client, question, first=True))[1])
                 times[f"drawing of {n}"].append((await drawing)[1])
@@ -200,7 +206,7 @@ async def first_words(url: str, questions: list[Question], wishes: list[Wish], r
 async def together(url: str, wishes: list[Wish], rounds: int) -> tuple[float, float]:
     """Median seconds of 8 drawings one after the other, and of the same 8 at once."""
     times: dict[str, list[float]] = {"row": [], "once": []}
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+    async with api(url) as client:
 
         async def timed(name: str, work: Callable[[], Awaitable[Any]]) -> None:
             started = time.perf_counter()
@@ -218,11 +224,11 @@ async def together(url: str, wishes: list[Wish], rounds: int) -> tuple[float, fl
 
 
 @click.command()
-@click.option("-m", "--model", help="A folder or a Hub id.  [default: Janus-Tiny]")
+@click.option("-m", "--model", default="tiny", show_default=True, help="A folder or a Hub id.")
 @click.option("--clients", type=int, default=32, show_default=True)
 @click.option("--seconds", type=float, default=60, show_default=True, help="Of the load.")
 @click.option("--rounds", type=int, default=4, show_default=True, help="Of the other measurements.")
-def main(model: str | None, clients: int, seconds: float, rounds: int) -> None:
+def main(model: str, clients: int, seconds: float, rounds: int) -> None:
     """Print how a server does with many clients, and what an answer and a drawing cost beside others."""
     questions, wishes = known_outcomes(model)
     with server(model) as (url, process):

@@ -11,7 +11,7 @@ import pytest
 from programs import call
 
 import mlx_janus
-from benchmarks import bench, memory_table, peers, windows
+from benchmarks import bench, memory_table, peers, serving, windows
 from benchmarks.parts import Setup
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
@@ -78,3 +78,13 @@ def test_the_measured_peak_grows_with_the_pictures_as_computed() -> None:
     sizes = config(MODELS["tiny"].sizes)
     cache = task_memory(sizes, "float32", pictures=4)["draw"] - task_memory(sizes, "float32")["draw"]
     assert four - one == pytest.approx(cache, rel=0.5)
+
+
+def test_many_clients_of_a_server_each_get_what_is_theirs() -> None:
+    outcome = call(serving.main, "--clients", 8, "--seconds", 3, "--rounds", 1)
+    assert outcome.code == 0, outcome.stderr
+    assert "| lost, mixed up, failed | none |" in outcome.stdout
+    answers, drawings = re.search(r"answers, drawings \| (\d+), (\d+)", outcome.stdout).groups()  # type: ignore[union-attr]
+    assert min(int(answers), int(drawings)) > 0
+    assert re.search(r"8 drawings in a row .* times as quick", outcome.stdout)
+    assert re.search(r"while 8 pictures are drawn, which takes [\d.]+ s \| [\d.]+ \|", outcome.stdout)
