@@ -351,6 +351,18 @@ def test_a_second_interrupt_ends_at_once() -> None:
             list(stream)
 
 
+def test_a_server_whose_thread_has_failed_ends() -> None:
+    """So that whoever watches it can start it again."""
+    broken = f"{ON_CPU}\nfrom mlx_janus.server.answer_queue import Answers\nAnswers.choose = None"
+    with started("-q", program=broken) as server, to(server) as client:
+        with pytest.raises(openai.InternalServerError):
+            client.chat.completions.create(model="default", messages=[user(QUESTION)])
+        code, stderr = server.ended()
+    assert code == 1
+    assert "'NoneType' object is not callable" in stderr
+    assert stderr.endswith("Error: the model's thread has failed, as told above: start the server again\n")
+
+
 def refuses(server: ServerProcess) -> bool:
     """Whether it takes no new connection."""
     try:
