@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import http.client
 import json
 import socket
 import time
 from typing import Any
+from unittest import mock
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from serving import CHAT, DRAW, HELLO, refusal, still_works, wait_until
+from serving import CHAT, DRAW, HELLO, refusal, served, still_works, to, wait_until
 
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, OutOfMemoryError
+from mlx_janus.server.listening import configured, say_when_full
 from mlx_janus.server.requests import StoppingError
+from mlx_janus.server.settings import Settings
 
 
 def connect(client: httpx.Client, request: str, body: bytes = b"") -> socket.socket:
@@ -83,6 +88,52 @@ def test_a_connection_is_kept_between_requests(client: httpx.Client, engine: Fak
             connection.request("GET", "/health")
             assert json.loads(connection.getresponse().read())["status"] == "ok"
             assert connection.sock is kept is not None
+
+
+def test_more_connections_at_once_than_may_be(engine: FakeEngine) -> None:
+    with served(engine, most_connections=3) as url, to(url) as client:
+        idle = [connect(client, "GET /health") for _ in range(3)]
+        with pytest.raises(httpx.TransportError):
+            client.get("/health")
+        idle.pop().close()
+        wait_until(lambda: answers(client))
+        for connection in idle:
+            connection.sendall(b"\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+            connection.close()
+
+
+def answers(client: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return client.get("/health").status_code == 200
+    return False
+
+
+def test_a_system_that_gives_no_more_connections_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(error: OSError) -> None:
+        loop.call_exception_handler({"message": "no accept", "exception": error, "socket": None})
+
+    loop = asyncio.new_event_loop()
+    say_when_full(loop)
+    for _ in range(9):
+        fail(OSError(errno.EMFILE, "Too many open files"))
+    assert caplog.messages == ["no connection can be taken for now: Too many open files"]
+    assert not caplog.records[0].exc_info
+    fail(OSError(errno.EINVAL, "another"))
+    assert caplog.messages[1:] == ["no accept\nsocket: None"]
+    loop.close()
+
+
+def test_connections_keep_to_what_the_system_allows() -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (
+        mock.patch.object(resource, "setrlimit", side_effect=OSError),
+        mock.patch.object(resource, "getrlimit", return_value=(1000, 4096)),
+    ):
+        assert configured(mock.Mock(), Settings(most_connections=5000)).http.most_connections == 1000 - 256
+        assert configured(mock.Mock(), Settings(most_connections=700)).http.most_connections == 700
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
 
 
 def test_half_a_body_and_a_client_that_is_gone(client: httpx.Client, engine: FakeEngine) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -20,6 +23,10 @@ from .settings import Settings
 GRACE = 30.0  # seconds that what is under way gets when the server is asked to stop
 _LINGER = 5  # seconds that those get then who read slowly
 _INTERRUPTED = 130
+_BACKLOG = 128  # connections that are accepted at one go, before any of them is counted
+_OTHER_FILES = 128  # of the process, beside connections: the model's, what is fetched
+_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # what accept() fails with then
+_LOG = logging.getLogger("mlx_janus.server")
 
 
 def configured(app: ASGIApp, settings: Settings) -> Config:
@@ -27,11 +34,13 @@ def configured(app: ASGIApp, settings: Settings) -> Config:
 
     class Protocol(_TimedProtocol):
         head_seconds = settings.body_seconds
+        most_connections = _room_for(settings.most_connections)
 
     return Config(
         app,
         lifespan="off",
         http=Protocol,
+        backlog=_BACKLOG,
         ws="none",
         log_config=None,
         access_log=False,
@@ -41,15 +50,52 @@ def configured(app: ASGIApp, settings: Settings) -> Config:
     )
 
 
+def _room_for(connections: int) -> int:
+    """How many connections there may be, up to a number, since each is a file to the system."""
+    if sys.platform == "win32":
+        return connections
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _BACKLOG + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):  # a system's own limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        connections = min(connections, max(soft - _BACKLOG - _OTHER_FILES, 1))
+    return connections
+
+
+def say_when_full(loop: asyncio.AbstractEventLoop) -> None:
+    """Have a loop say in one line that it can accept no connection, and not in a traceback for each."""
+    said = float("-inf")
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal said
+        error = context.get("exception")
+        if not ("socket" in context and isinstance(error, OSError) and error.errno in _FULL):
+            loop.default_exception_handler(context)
+        elif loop.time() - said > 60:
+            said = loop.time()
+            _LOG.warning("no connection can be taken for now: %s", error.strerror)
+
+    loop.set_exception_handler(handle)
+
+
 class _TimedProtocol(H11Protocol):
-    """A connection on which nothing is asked, or half a head, is closed after some time."""
+    """A connection on which nothing is asked, or half a head, is closed after some time; one too many at once."""
 
     head_seconds: float
+    most_connections: int
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._watch()
+        if len(self.connections) > self.most_connections:
+            transport.abort()
+        else:
+            self._watch()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -92,6 +138,7 @@ class StoppableServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, and says so."""
+        say_when_full(asyncio.get_running_loop())
         await super().startup(sockets)
         self._ready()
 

@@ -27,6 +27,7 @@ class Settings:
         body_seconds: in which a body has to arrive.
         picture_limit: bytes of one picture, as a file.
         most_requests: under way at once, those that wait included.
+        most_connections: open at once, whether something is asked on them or not; others are cut.
         heartbeat_seconds: after which a stream that has nothing to say says so.
         log_requests: log one line a request: method, route, status, sizes and seconds, nothing of its content.
 
@@ -44,6 +45,7 @@ class Settings:
     body_seconds: float = 60.0
     picture_limit: int = 20_000_000
     most_requests: int = 256
+    most_connections: int = 512
     heartbeat_seconds: float = 15.0
     log_requests: bool = False
 
