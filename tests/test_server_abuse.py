@@ -25,9 +25,12 @@ from mlx_janus.server.settings import Settings
 
 
 def connect(client: httpx.Client, request: str, body: bytes = b"") -> socket.socket:
-    """A connection on which a request, or a part of one, has been sent."""
+    """A connection on which a request, or a part of one, has been sent; it takes little that is not read."""
     parts = urlsplit(str(client.base_url))
-    connection = socket.create_connection((parts.hostname, parts.port or 80), timeout=20)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    connection.settimeout(20)
+    connection.connect((parts.hostname, parts.port))
     head = f"{request} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
     connection.sendall(head.encode() + body)
     return connection
@@ -57,8 +60,48 @@ def test_a_client_that_does_not_read_keeps_nobody_waiting(client: httpx.Client, 
     engine.pieces = ("x" * 300_000,) * 30
     with post(client, CHAT, HELLO | {"stream": True}):
         wait_until(lambda: engine.open == 1)
+        engine.pieces = ("A red", " circle")
         assert client.post(CHAT, json=HELLO).status_code == 200
     still_works(client, engine)
+
+
+LONG = 30 * 100_000  # characters of an answer, far more than what lies between two programs
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_that_never_read_are_cut(client: httpx.Client, engine: FakeEngine, stream: bool) -> None:
+    engine.pieces = ("x" * 100_000,) * 30
+    silent = [post(client, CHAT, HELLO | {"stream": stream}) for _ in range(8)]  # as many as there may be
+    wait_until(lambda: len(engine.asked) == 8)
+    time.sleep(1.5)
+    engine.pieces = ("A red", " circle")
+    assert client.post(CHAT, json=HELLO).status_code == 200
+    for connection in silent:
+        with connection:
+            assert len(read_all(connection)) < LONG
+    still_works(client, engine)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_reads_slowly_gets_everything(client: httpx.Client, engine: FakeEngine, stream: bool) -> None:
+    engine.pieces = ("x" * 100_000,) * 30
+    with post(client, CHAT, HELLO | {"stream": stream}) as connection:
+        begun = time.monotonic()
+        received = read_all(connection, pause=0.1)
+        assert time.monotonic() - begun > 1.5  # three times as long as may pass without a byte
+    assert received.count(b"x") >= LONG
+    assert received.endswith(b"0\r\n\r\n" if stream else b"}")
+    still_works(client, engine)
+
+
+def read_all(connection: socket.socket, pause: float = 0.0) -> bytes:
+    """What comes, until the server ends the connection."""
+    pieces = []
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 17, socket.MSG_WAITALL):
+            pieces.append(piece)
+            time.sleep(pause)
+    return b"".join(pieces)
 
 
 def test_a_body_that_does_not_come_is_waited_for_so_long(client: httpx.Client, engine: FakeEngine) -> None:

@@ -24,6 +24,7 @@ GRACE = 30.0  # seconds that what is under way gets when the server is asked to 
 _LINGER = 5  # seconds that those get then who read slowly
 _INTERRUPTED = 130
 _BACKLOG = 128  # connections that are accepted at one go, before any of them is counted
+_SYSTEM_BUFFER = 128 << 10  # bytes of a reply
 _OTHER_FILES = 128  # of the process, beside connections: the model's, what is fetched
 _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # what accept() fails with then
 _LOG = logging.getLogger("mlx_janus.server")
@@ -33,7 +34,7 @@ def configured(app: ASGIApp, settings: Settings) -> Config:
     """How uvicorn is to serve: HTTP alone, with no log of its own, and no word of what it is."""
 
     class Protocol(_TimedProtocol):
-        head_seconds = settings.body_seconds
+        seconds = settings.body_seconds
         most_connections = _room_for(settings.most_connections)
 
     return Config(
@@ -84,18 +85,24 @@ def say_when_full(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class _TimedProtocol(H11Protocol):
-    """A connection on which nothing is asked, or half a head, is closed after some time; one too many at once."""
+    """A connection with a limit to how long its client is waited for: to ask, and to read what it was sent.
 
-    head_seconds: float
+    There is no limit while an answer is made, nor to a reply as long as some of it is read.
+    """
+
+    seconds: float
     most_connections: int
     _timer: asyncio.TimerHandle | None = None
+    _unsent = 0  # bytes, when the timer was started
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > self.most_connections:
             transport.abort()
-        else:
-            self._watch()
+            return
+        # Otherwise the system takes megabytes, in which nobody sees whether the client reads.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SYSTEM_BUFFER)
+        self._watch()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -105,16 +112,36 @@ class _TimedProtocol(H11Protocol):
         super().on_response_complete()
         self._watch()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget()
 
     def _watch(self) -> None:
-        """Have the timer run exactly while no request is under way."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        """Have the timer run exactly while it is the client's turn."""
+        under_way = self.cycle is not None and not self.cycle.response_complete
+        if under_way and not self.flow.write_paused:
             self._forget()
-        elif self._timer is None and not self.transport.is_closing():
-            self._timer = self.loop.call_later(self.head_seconds, self.transport.close)
+        elif self._timer is None:
+            self._start()
+
+    def _start(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
+        self._timer = self.loop.call_later(self.seconds, self._end)
+
+    def _end(self) -> None:
+        """Time is over: go on if some of a reply was read meanwhile."""
+        if self.transport.get_write_buffer_size() < self._unsent:
+            self._start()
+        else:
+            self.transport.abort()  # close() would wait for what is not read
 
     def _forget(self) -> None:
         if self._timer is not None:

@@ -24,7 +24,7 @@ class Settings:
         cors_origins: sites whose pages may use the server from a browser, such as "https://chat.example.org".
         body_limit: bytes of a request's body.
         bodies_limit: bytes of all bodies that are held at once.
-        body_seconds: in which a body has to arrive.
+        body_seconds: in which a body has to arrive, and the next piece of a reply to be read.
         picture_limit: bytes of one picture, as a file.
         most_requests: under way at once, those that wait included.
         most_connections: open at once, whether something is asked on them or not; others are cut.
