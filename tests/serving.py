@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
@@ -95,6 +96,18 @@ class ServerProcess:
 def to(url: str, **headers: str) -> httpx.Client:
     """A client that takes no proxy from the environment."""
     return httpx.Client(base_url=url, trust_env=False, headers=headers, timeout=20)
+
+
+def connect(client: httpx.Client, request: str, body: bytes = b"") -> socket.socket:
+    """A connection on which a request, or a part of one, has been sent; it takes little that is not read."""
+    parts = urlsplit(str(client.base_url))
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    connection.settimeout(20)
+    connection.connect((parts.hostname, parts.port))
+    head = f"{request} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
 
 
 def refusal(reply: httpx.Response, status: int) -> dict[str, Any]:

@@ -16,24 +16,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from serving import CHAT, DRAW, HELLO, refusal, served, still_works, to, wait_until
+from serving import CHAT, DRAW, HELLO, connect, refusal, served, still_works, to, wait_until
 
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, OutOfMemoryError
 from mlx_janus.server.listening import configured, say_when_full
 from mlx_janus.server.requests import StoppingError
 from mlx_janus.server.settings import Settings
-
-
-def connect(client: httpx.Client, request: str, body: bytes = b"") -> socket.socket:
-    """A connection on which a request, or a part of one, has been sent; it takes little that is not read."""
-    parts = urlsplit(str(client.base_url))
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-    connection.settimeout(20)
-    connection.connect((parts.hostname, parts.port))
-    head = f"{request} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-    connection.sendall(head.encode() + body)
-    return connection
 
 
 def post(client: httpx.Client, path: str, body: dict[str, Any]) -> socket.socket:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from serving import CHAT, DRAW, HELLO, refusal, served, to
+from serving import CHAT, DRAW, HELLO, connect, refusal, served, to
 
 from mlx_janus.errors import OptionError
 from mlx_janus.server.settings import Settings
@@ -36,6 +36,9 @@ def test_a_key_is_asked_for(engine: FakeEngine) -> None:
             assert reply.headers["www-authenticate"] == "Bearer"
             refusal(reply, 401)
         assert [client.get(path).status_code for path in ("/", "/health")] == [200, 200]
+        for path in ("/", "/health"):  # strangers have no body read
+            with connect(client, f"POST {path}", b"Content-Length: 1000\r\n\r\n") as connection:
+                assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
         assert not engine.asked
         client.headers["Authorization"] = "Bearer s3cret"
         assert client.post(CHAT, json=HELLO).status_code == 200

@@ -24,7 +24,7 @@ from .problems import Problem, explained
 from .settings import Settings, is_loopback
 
 _LOG = logging.getLogger("mlx_janus.server.requests")
-OPEN_PATHS = ("/", "/health")  # without a key
+OPEN_PATHS = ("/", "/health")  # to be read without a key
 _PORTS = {"http": 80, "https": 443}
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -171,7 +171,7 @@ def _same_site(origin: str, host: str) -> bool:
 
 
 class KeyGuard:
-    """Refuses what does not bring the key, but for the page and ``/health``.
+    """Refuses what does not bring the key, but for reading the page and ``/health``.
 
     Args:
         app: the rest.
@@ -182,7 +182,7 @@ class KeyGuard:
         self._app, self._key = app, key.encode("ascii")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and not (scope["path"] in OPEN_PATHS and scope["method"] in ("GET", "HEAD")):
             given = [value for name, value in scope["headers"] if name == b"authorization"]
             scheme, _, key = (given[0] if len(given) == 1 else b"").partition(b" ")
             if not (hmac.compare_digest(key.strip(), self._key) and scheme.lower() == b"bearer"):
