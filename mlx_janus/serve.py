@@ -108,6 +108,7 @@ def main(ctx: click.Context, /, **options: Any) -> None:
 def _settings(options: dict[str, Any]) -> Settings:
     from .server.settings import Settings
 
+    requests = max(256, options["queue"] + 64)  # those that wait, and those under way
     try:
         return Settings(
             host=options["host"],
@@ -115,6 +116,8 @@ def _settings(options: dict[str, Any]) -> Settings:
             api_key=options["api_key"],
             allow_url_images=options["allow_url_images"],
             cors_origins=options["cors_origins"],
+            most_requests=requests,
+            most_connections=2 * requests,
             log_requests=options["log_requests"],
         )
     except OptionError as error:

@@ -27,6 +27,7 @@ from mlx_janus import serve
 from mlx_janus.decode.text import TextOptions
 from mlx_janus.images import png_bytes, read_text_chunks
 from mlx_janus.prompts import Turn
+from mlx_janus.server.settings import Settings
 from mlx_janus.worlds import shapes
 
 QUESTION = "what is in the picture?"
@@ -405,6 +406,18 @@ def test_options_that_are_not_safe_or_make_no_sense(words: tuple[str, ...], said
     outcome = call(serve.main, *words)
     assert (outcome.code, outcome.stdout) == (2, "")
     assert said in outcome.stderr
+
+
+def test_as_many_may_ask_as_may_wait() -> None:
+    async def serve_nothing(_: Any, settings: Settings, *__: Any) -> int:
+        limits.append((settings.most_requests, settings.most_connections))
+        return 0
+
+    limits: list[tuple[int, int]] = []
+    with mock.patch.object(serve, "_serve", serve_nothing):
+        for queue in (1, 1000):
+            assert call(serve.main, "--queue", queue, "--port", 0).code == 0
+    assert limits == [(256, 512), (1064, 2128)]
 
 
 def test_packages_that_are_missing() -> None:
