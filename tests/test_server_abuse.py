@@ -7,7 +7,9 @@ import contextlib
 import errno
 import http.client
 import json
+import re
 import socket
+import threading
 import time
 from typing import Any
 from unittest import mock
@@ -16,10 +18,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from fake_engine import FakeEngine
+from PIL import Image
 from serving import CHAT, DRAW, HELLO, connect, refusal, served, still_works, to, wait_until
 
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, OutOfMemoryError
 from mlx_janus.server.listening import configured, say_when_full
+from mlx_janus.server.pictures import PictureReader
 from mlx_janus.server.requests import StoppingError
 from mlx_janus.server.settings import Settings
 
@@ -42,6 +46,38 @@ def test_the_work_for_a_client_that_leaves_ends(
         wait_until(lambda: engine.open == 1)
     wait_until(lambda: engine.open == 0, seconds=5)
     still_works(client, engine)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_pictures_of_a_client_that_leaves_are_not_read(
+    client: httpx.Client, engine: FakeEngine, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: object) -> Image.Image:
+        decoded.append(1)
+        assert going_on.wait(20)
+        return Image.new("RGB", (8, 8))
+
+    decoded: list[int] = []
+    going_on = threading.Event()
+    monkeypatch.setattr(PictureReader, "_decode", decode)
+    before = gone(client)
+    parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}] * 4
+    message = {"role": "user", "content": [*parts, {"type": "text", "text": "what?"}]}
+    with post(client, CHAT, {"messages": [message], "stream": stream}):
+        wait_until(lambda: decoded)
+    time.sleep(0.1)
+    going_on.set()
+    wait_until(lambda: gone(client) == before + 1)
+    assert (len(decoded), engine.asked) == (1, [])
+    still_works(client, engine)
+
+
+def gone(client: httpx.Client) -> float:
+    """How many clients have left so far."""
+    found = re.search(
+        rf'requests_total\{{method="POST",route="{CHAT}",status="499"\}} (.*)', client.get("/metrics").text
+    )
+    return float(found[1]) if found else 0.0
 
 
 def test_a_client_that_does_not_read_keeps_nobody_waiting(client: httpx.Client, engine: FakeEngine) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
 
 from fastapi.responses import JSONResponse, Response
+from PIL.Image import Image
 from starlette.requests import Request as HTTPRequest
 
 from ..config import MAX_SEED
@@ -16,7 +17,7 @@ from ..decode.sampling import random_seed
 from ..decode.text import TextOptions
 from ..prompts import Turn
 from ..results import TextResult
-from .pictures import PictureReader
+from .pictures import MAX_PICTURES, PictureReader
 from .problems import Problem
 from .requests import Answered, AnswerRequest, Event, Piece
 from .schema import (
@@ -38,7 +39,7 @@ from .schema import (
     UserMessage,
 )
 from .service import Service
-from .streams import EventStream, server_sent, whole
+from .streams import EventStream, server_sent, watched, whole
 
 if TYPE_CHECKING:
     from .tickets import Ticket
@@ -61,7 +62,7 @@ async def answer(body: ChatRequest, request: HTTPRequest, service: Service) -> R
         Problem: it is refused.
     """
     service.check_model(body.model)
-    asked = await _to_request(body, service.reader)
+    asked = await _to_request(body, service.reader, request)
     ticket, heard = service.submit(asked, "messages"), service.metrics.listener()
     head = _Head(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), service.engine.name, service.fingerprint)
     if body.stream:
@@ -78,7 +79,7 @@ async def answer(body: ChatRequest, request: HTTPRequest, service: Service) -> R
     return JSONResponse(reply.model_dump())
 
 
-async def _to_request(body: ChatRequest, reader: PictureReader) -> AnswerRequest:
+async def _to_request(body: ChatRequest, reader: PictureReader, request: HTTPRequest) -> AnswerRequest:
     if field := body.refused():
         raise Problem(400, f"{field} is not supported: leave it out", param=field)
     n, seed = body.n or 1, random_seed() if body.seed is None else body.seed
@@ -100,7 +101,22 @@ async def _to_request(body: ChatRequest, reader: PictureReader) -> AnswerRequest
         named += urls
     if not turns or turns[-1].role != "user":
         raise Problem(400, "the last message must be the user's: add a question", param="messages")
-    return AnswerRequest(tuple(turns), await reader.read(named), options, system, n)
+    if len(named) > MAX_PICTURES:
+        raise Problem(400, f"{len(named)} pictures are too many: at most {MAX_PICTURES}", param="messages")
+    return AnswerRequest(tuple(turns), await _read(named, reader, request), options, system, n)
+
+
+async def _read(named: Sequence[tuple[str, str]], reader: PictureReader, request: HTTPRequest) -> tuple[Image, ...]:
+    """Pictures, in order, and no more of them once the client has left.
+
+    One that has been begun is finished, since a thread cannot be stopped, and two shall not be decoded at once.
+    """
+    pictures: list[Image] = []
+    async with watched(request) as check:
+        for one in named:
+            pictures += await reader.read([one])
+            check()
+    return tuple(pictures)
 
 
 def _split_system(

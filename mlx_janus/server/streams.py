@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -21,6 +21,26 @@ if TYPE_CHECKING:
     from .tickets import Ticket
 
 _CLIENT_LEFT = 499  # nginx's number: nobody gets it, the metrics and the log do
+
+
+@contextlib.asynccontextmanager
+async def watched(request: HTTPRequest) -> AsyncIterator[Callable[[], None]]:
+    """Watches a client; gives what raises a ``Problem`` if nobody is there any more.
+
+    Args:
+        request: whose body has been read.
+    """
+
+    def check() -> None:
+        if left.done():
+            raise Problem(_CLIENT_LEFT, "the client left")
+
+    left = asyncio.create_task(_left(request))
+    try:
+        yield check
+    finally:
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
 
 
 async def whole(ticket: Ticket, request: HTTPRequest, heard: Callable[[Event], None], param: str) -> list[Event]:
