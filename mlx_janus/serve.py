@@ -29,7 +29,7 @@ from .options import (
 if TYPE_CHECKING:
     from .pipeline import JanusPipeline
     from .server.engine import Engine
-    from .server.listening import StoppableServer
+    from .server.listening import StopSignals
     from .server.settings import Settings
 
 
@@ -182,33 +182,44 @@ async def _serve(load: Callable[[], JanusPipeline], settings: Settings, listener
     """Serve until a signal comes, and return its number."""
     from .server.app import create_app
     from .server.engine import Engine
-    from .server.listening import GRACE, StoppableServer, configured
+    from .server.listening import GRACE, StoppableServer, StopSignals, configured
 
     engine = Engine(load, waiting=queue)
-    try:
-        await engine.start()
-        if settings.log_requests:
-            _log_requests()
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what it would say of errors is said by us
-        server = StoppableServer(
-            configured(create_app(engine, settings), settings),
-            close=lambda: engine.close(GRACE),
-            ready=lambda: _greet(engine.name, settings, listener),
-        )
-        watching = asyncio.create_task(_stop_with(engine, server))
-        await server.serve(sockets=[listener])
-        watching.cancel()
-        if engine.failure is not None:
-            raise JanusError("the model's thread has failed, as told above: start the server again")
-        return server.stopped_by
-    finally:
+    with StopSignals() as signals:
+        try:
+            if not await _loaded(engine, signals):
+                return signals.number
+            if settings.log_requests:
+                _log_requests()
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what it would say of errors is said by us
+            server = StoppableServer(
+                configured(create_app(engine, settings), settings),
+                close=lambda: engine.close(GRACE),
+                ready=lambda: _greet(engine.name, settings, listener),
+            )
+            # A server without its engine answers nothing: whoever watches it shall see it end, and may start it again.
+            watching = [asyncio.create_task(server.stop_after(event)) for event in (signals.came, engine.ended)]
+            await server.serve(sockets=[listener])
+            for task in watching:
+                task.cancel()
+            if engine.failure is not None:
+                raise JanusError("the model's thread has failed, as told above: start the server again")
+            return signals.number
+        finally:
+            await engine.close(0)
+
+
+async def _loaded(engine: Engine, signals: StopSignals) -> bool:
+    """Load the model; False if a signal comes before it is there, after the piece of work that is under way."""
+    starting, stopping = asyncio.create_task(engine.start()), asyncio.create_task(signals.came.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if signals.number:
         await engine.close(0)
-
-
-async def _stop_with(engine: Engine, server: StoppableServer) -> None:
-    """A server without its engine answers nothing: whoever watches it shall see it end, and may start it again."""
-    await engine.ended.wait()
-    server.should_exit = True
+        await asyncio.gather(starting, return_exceptions=True)
+        return False
+    await starting
+    return True
 
 
 def _greet(name: str, settings: Settings, listener: socket.socket) -> None:

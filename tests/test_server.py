@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import signal
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from programs import INTERRUPTIBLE, call, error_line
+from programs import INTERRUPTIBLE, call, error_line, start
 from serving import ServerProcess, started, wait_until
 
 from mlx_janus import serve
@@ -350,6 +353,50 @@ def test_a_second_interrupt_ends_at_once() -> None:
         assert server.stop(signal.SIGINT, seconds=3) == (130, "\nstopped\n")
         with pytest.raises(openai.APIConnectionError):
             list(stream)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_after_another_signal_ends_at_once_while_the_model_loads(first: int) -> None:
+    with loading("time.sleep(60)") as process:
+        process.send_signal(first)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=3)
+    assert (process.returncode, stderr) == (130, "\nstopped\n")
+
+
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "\nstopped\n"), (signal.SIGTERM, 0, "")])
+def test_a_signal_while_the_model_loads_ends_after_the_piece_that_is_read(number: int, code: int, said: str) -> None:
+    with loading("time.sleep(1); return load(options)") as process:
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stdout, stderr) == (code, "", said)
+
+
+@contextlib.contextmanager
+def loading(work: str) -> Iterator[subprocess.Popen[str]]:
+    """The command while it loads the model, by a function with this body; parts of the model are not read then."""
+    program = f"""{ON_CPU}
+import sys, time
+import mlx_janus.serve
+from mlx_janus.pipeline import JanusPipeline
+load = mlx_janus.serve.load_model
+def slowly(options):
+    print("loading", file=sys.stderr)
+    {work}
+mlx_janus.serve.load_model = slowly
+JanusPipeline.prepare = lambda self, task: print("prepared", task)
+mlx_janus.serve.main(["-q", "--port", "0"], prog_name="serve")
+"""
+    process = start(program)
+    with process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "loading\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_server_whose_thread_has_failed_ends() -> None:

@@ -101,7 +101,8 @@ class _TimedProtocol(H11Protocol):
             transport.abort()
             return
         # Otherwise the system takes megabytes, in which nobody sees whether the client reads.
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SYSTEM_BUFFER)
+        with contextlib.suppress(OSError):  # it is closed already
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SYSTEM_BUFFER)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -149,8 +150,35 @@ class _TimedProtocol(H11Protocol):
             self._timer = None
 
 
+class StopSignals:
+    """SIGINT and SIGTERM, while it is entered: the first sets an event, a SIGINT after it ends the process at once.
+
+    To be entered in the main thread, on the loop that shall hear of it.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0  # of the first
+        self.came = asyncio.Event()
+
+    def __enter__(self) -> StopSignals:
+        self._loop = asyncio.get_running_loop()
+        self._before = {stop: signal.signal(stop, self._hear) for stop in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stop, handler in self._before.items():
+            signal.signal(stop, handler)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        if self.number and number == signal.SIGINT:
+            os.write(2, b"\nstopped\n")  # print may have been interrupted itself
+            os._exit(_INTERRUPTED)
+        self.number = self.number or number
+        self._loop.call_soon_threadsafe(self.came.set)  # which wakes it, too
+
+
 class StoppableServer(Server):
-    """Ends at SIGINT or SIGTERM: takes nothing new, has the engine close and replies end; at once at a second SIGINT.
+    """Ends when it is told to: takes nothing new, has the engine close and replies end. Signals are its caller's.
 
     Args:
         config: of uvicorn.
@@ -161,7 +189,6 @@ class StoppableServer(Server):
     def __init__(self, config: Config, close: Callable[[], Awaitable[None]], ready: Callable[[], None]):
         super().__init__(config)
         self._close, self._ready = close, ready
-        self.stopped_by = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, and says so."""
@@ -175,18 +202,10 @@ class StoppableServer(Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals while it serves; uvicorn would raise them anew at the end."""
-        before = {stop: signal.signal(stop, self.handle_exit) for stop in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for stop, handler in before.items():
-                signal.signal(stop, handler)
+        """None; uvicorn would raise them anew at the end."""
+        yield
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal has come."""
-        if self.should_exit and sig == signal.SIGINT:
-            os.write(2, b"\nstopped\n")  # print may have been interrupted itself
-            os._exit(_INTERRUPTED)
+    async def stop_after(self, event: asyncio.Event) -> None:
+        """End once something has happened."""
+        await event.wait()
         self.should_exit = True
-        self.stopped_by = self.stopped_by or sig
