@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ..errors import OptionError
 
-_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
+_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_ORIGIN = re.compile(rf"https?://(\[(?P<six>[0-9a-f:.]+)\]|{_LABEL}(\.{_LABEL})*)(:(?P<port>[1-9]\d{{0,4}}))?")
 _KEY = re.compile(r"[!-~]{1,512}")
 
 
@@ -32,7 +33,7 @@ class Settings:
         log_requests: log one line a request: method, route, status, sizes and seconds, nothing of its content.
 
     Raises:
-        OptionError: a host that others reach without a key, a key that no header carries, or no origin.
+        OptionError: no host, or one that others reach without a key; a key that no header carries; or no origin.
     """
 
     host: str = "127.0.0.1"
@@ -51,17 +52,32 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not _KEY.fullmatch(self.api_key):
-            raise OptionError("the key must be 1 to 512 letters, digits and signs, without spaces")
+            raise OptionError(
+                "the key, of --api-key or MLX_JANUS_API_KEY, must be 1 to 512 letters, digits and signs, without spaces"
+            )
+        if not self.host.strip():
+            raise OptionError("the host is empty: give an address or a name, or leave --host out")
         if self.api_key is None and not is_loopback(self.host):
             raise OptionError(
                 f"{self.host} is reached by other machines: set a key with --api-key, or leave --host out"
             )
         for origin in self.cors_origins:
-            if not _ORIGIN.fullmatch(origin):
+            if not _is_origin(origin):
                 raise OptionError(
                     f"{origin!r} is no origin: give scheme, host in small letters and port if it has one, and no path, "
                     "such as https://chat.example.org"
                 )
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a text is an origin as browsers send it."""
+    found = _ORIGIN.fullmatch(text)
+    if found is None or int(found["port"] or 1) > 65535:
+        return False
+    try:
+        return found["six"] is None or bool(ipaddress.IPv6Address(found["six"]))
+    except ValueError:
+        return False
 
 
 def is_loopback(host: str) -> bool:
