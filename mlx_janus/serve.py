@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .server.listening import StopSignals
     from .server.settings import Settings
 
+_KEY = "MLX_JANUS_API_KEY"
+
 
 @click.command(cls=Command)
 @weights_options
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 @click.option(
     "--api-key",
     metavar="KEY",
-    envvar="MLX_JANUS_API_KEY",
+    envvar=_KEY,
     help="Ask every request for this key, also taken from MLX_JANUS_API_KEY, where `ps` does not show it; a host that "
     "others reach needs one.",
 )
@@ -108,12 +110,15 @@ def main(ctx: click.Context, /, **options: Any) -> None:
 def _settings(options: dict[str, Any]) -> Settings:
     from .server.settings import Settings
 
+    host, key = options["host"], options["api_key"]
+    if key is None:
+        key = os.environ.get(_KEY)  # click takes an empty one for none
     requests = max(256, options["queue"] + 64)  # those that wait, and those under way
     try:
         return Settings(
-            host=options["host"],
+            host=host[1:-1] if host.startswith("[") and host.endswith("]") else host,  # as addresses of the web have it
             port=options["port"],
-            api_key=options["api_key"],
+            api_key=key,
             allow_url_images=options["allow_url_images"],
             cors_origins=options["cors_origins"],
             most_requests=requests,
@@ -138,8 +143,9 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         if settings.api_key is None and not is_loopback(str(address[0])):
             raise JanusError(f"{settings.host} is {address[0]}, which other machines reach: set a key with --api-key")
         listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise JanusError(f"{settings.host} is no address to listen at ({error.strerror}): check --host") from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: an empty or a very long part of a name
+        reason = error.strerror if isinstance(error, OSError) else "it is no name"
+        raise JanusError(f"{settings.host} is no address to listen at ({reason}): check --host") from None
     with listener:
         try:
             if os.name == "posix":  # elsewhere it would let two servers have one port
@@ -234,7 +240,8 @@ def _log_requests() -> None:
 
     class Say(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            say(record.getMessage())
+            with contextlib.suppress(OSError):  # nobody reads stderr any more: requests go on
+                say(record.getMessage())
 
     log.addHandler(Say())
     log.propagate = False

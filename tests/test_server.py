@@ -432,6 +432,35 @@ def test_a_host_that_is_none() -> None:
     assert "nowhere.invalid is no address to listen at" in line
 
 
+@pytest.mark.parametrize("host", ["ä..b", f"{'a' * 64}.example"])
+def test_a_host_whose_name_cannot_be_one(host: str) -> None:
+    line = error_line(call(serve.main, "--host", host, "--api-key", "x"))
+    assert line == f"Error: {host} is no address to listen at (it is no name): check --host"
+
+
+def test_an_address_in_brackets() -> None:
+    with mock.patch.object(socket, "getaddrinfo", side_effect=OSError(1, "no IPv6")):
+        line = error_line(call(serve.main, "--host", "[::1]"))
+    assert line == "Error: ::1 is no address to listen at (no IPv6): check --host"
+
+
+def test_an_empty_key_in_the_environment_is_no_key_that_could_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_JANUS_API_KEY", "")
+    outcome = call(serve.main, "--port", 0)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert "MLX_JANUS_API_KEY, must be 1 to 512 letters" in outcome.stderr
+
+
+def test_requests_are_answered_though_nobody_reads_their_log() -> None:
+    with started("--log-requests", program=ON_CPU) as server, to(server) as client:
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+        for _ in range(3):
+            assert client.models.list()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+
+
 def test_a_name_of_this_machine_that_is_not() -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.168.0.7", 0))]
     with mock.patch.object(socket, "getaddrinfo", return_value=found):
@@ -447,6 +476,8 @@ def test_a_name_of_this_machine_that_is_not() -> None:
         (("--cors-origin", "*"), "'*' is no origin"),
         (("--low-memory",), "No such option"),
         (("--port", "70000"), "65535"),
+        (("--host", ""), "the host is empty"),
+        (("--api-key", ""), "1 to 512 letters"),
     ],
 )
 def test_options_that_are_not_safe_or_make_no_sense(words: tuple[str, ...], said: str) -> None:
