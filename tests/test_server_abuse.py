@@ -417,6 +417,19 @@ def test_what_a_form_of_a_web_page_can_send(client: httpx.Client, engine: FakeEn
     assert not engine.asked
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models", "/v1/models/", "/v1/models/fake"])
+def test_a_head_is_that_of_the_whole(client: httpx.Client, path: str) -> None:
+    whole, head = client.get(path), client.head(path)
+    assert (whole.status_code, head.status_code, head.content) == (200, 200, b"")
+    for name in ("content-type", "content-security-policy"):
+        assert head.headers[name] == whole.headers[name]
+    assert int(head.headers["content-length"]) > 0
+
+
+def test_the_models_with_a_slash_are_the_same(client: httpx.Client) -> None:
+    assert client.get("/v1/models/").json() == client.get("/v1/models").json()
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

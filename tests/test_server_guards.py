@@ -35,7 +35,8 @@ def test_a_key_is_asked_for(engine: FakeEngine) -> None:
             reply = client.post(CHAT, json=HELLO, headers=headers)
             assert reply.headers["www-authenticate"] == "Bearer"
             refusal(reply, 401)
-        assert [client.get(path).status_code for path in ("/", "/health")] == [200, 200]
+        for ask in (client.get, client.head):
+            assert [ask(path).status_code for path in ("/", "/health", "/v1/models")] == [200, 200, 401]
         for path in ("/", "/health"):  # strangers have no body read
             with connect(client, f"POST {path}", b"Content-Length: 1000\r\n\r\n") as connection:
                 assert connection.recv(100).startswith(b"HTTP/1.1 401 ")

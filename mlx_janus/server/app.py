@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Coroutine
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -40,6 +40,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from .engine import Engine
 
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
 _PLACEHOLDER = "<!doctype html><title>mlx_janus</title><p>The page is not there yet.</p>"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "It is refused."},
@@ -128,12 +129,22 @@ def _telling(service: Service) -> APIRouter:
     def served() -> ServedModel:
         return ServedModel(id=engine.name, created=service.since)
 
-    @router.get("/v1/models")
+    def get(path: str, **facts: Any) -> Callable[[_Handler], _Handler]:
+        """A route for GET, and for HEAD, which need not be described."""
+
+        def add(handle: _Handler) -> _Handler:
+            router.head(path, **facts | {"include_in_schema": False})(handle)
+            return router.get(path, **facts)(handle)
+
+        return add
+
+    @get("/v1/models/", include_in_schema=False)
+    @get("/v1/models")
     async def list_models() -> ModelList:
         """The models that are served: one."""
         return ModelList(data=[served()])
 
-    @router.get("/v1/models/{name:path}")
+    @get("/v1/models/{name:path}")
     async def retrieve_model(name: str) -> ServedModel:
         """One model."""
         if name not in (engine.name, DEFAULT_MODEL):
@@ -141,7 +152,7 @@ def _telling(service: Service) -> APIRouter:
             raise Problem(404, message, param="model", code="model_not_found")
         return served()
 
-    @router.get("/health", responses={503: {"model": Health, "description": "It takes none."}})
+    @get("/health", responses={503: {"model": Health, "description": "It takes none."}})
     async def health(response: Response) -> Health:
         """Whether the server takes requests, else 503, and what it does."""
         counts, stopping = engine.counts, engine.stopping
@@ -155,12 +166,12 @@ def _telling(service: Service) -> APIRouter:
             drawing=counts.drawing,
         )
 
-    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         """Numbers for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @router.get("/", response_class=HTMLResponse)
+    @get("/", response_class=HTMLResponse)
     async def show_page() -> Response:
         """A page to talk and draw in."""
         return HTMLResponse(page, headers=page_headers)
