@@ -7,6 +7,7 @@ import contextlib
 import errno
 import http.client
 import json
+import logging
 import re
 import socket
 import threading
@@ -408,6 +409,54 @@ def test_what_changes_nothing_is_ignored(client: httpx.Client, engine: FakeEngin
 )
 def test_what_is_no_json_or_no_message(client: httpx.Client, engine: FakeEngine, content: bytes) -> None:
     refusal(client.post(CHAT, content=content, headers={"Content-Type": "application/json"}), 400)
+    still_works(client, engine)
+
+
+BOTH = b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_line", "rest", "said"),
+    [
+        (f"POST {CHAT}", BOTH + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", "Content-Length does not go with"),
+        ("GET /health", BOTH, "Content-Length does not go with"),
+        (f"POST {CHAT}", b"Content-Length: x\r\n\r\n", "no valid HTTP"),
+        ("GET / and more", b"\r\n", "no valid HTTP"),
+        (f"POST {CHAT}", CHUNKED + b"no number\r\n", "no valid HTTP"),
+    ],
+)
+def test_what_is_no_clear_http(
+    client: httpx.Client,
+    engine: FakeEngine,
+    request_line: str,
+    rest: bytes,
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with connect(client, request_line, rest) as connection:
+        reply = read_all(connection)
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    assert said in json.loads(body)["error"]["message"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    still_works(client, engine)
+
+
+def test_a_body_that_turns_out_to_be_none_after_its_reply(
+    client: httpx.Client, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(client, "POST /nowhere", b"Content-Length: 999999\r\n\r\n") as connection:
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
+        connection.sendall(b"x" * 100)
+        with contextlib.suppress(ConnectionResetError):
+            connection.recv(1)
+    with connect(client, "GET /health", CHUNKED) as connection:
+        assert b"HTTP/1.1 200 " in connection.recv(1 << 16)
+        connection.sendall(b"no number\r\n")
+        assert b"HTTP" not in read_all(connection)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     still_works(client, engine)
 
 

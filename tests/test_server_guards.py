@@ -164,6 +164,8 @@ def test_a_site_that_is_named(engine: FakeEngine) -> None:
         assert reply.headers["access-control-allow-origin"] == site["Origin"]
         assert "authorization" in reply.headers["access-control-allow-headers"]
         assert reply.headers["access-control-allow-private-network"] == "true"
+        error = refusal(client.options(CHAT, headers=preflight | {"Access-Control-Request-Method": "DELETE"}), 400)
+        assert "Disallowed CORS method" in error["message"]
         key = {"Authorization": "Bearer s3cret"}
         for reply, status in (
             (client.post(CHAT, json=HELLO, headers=site | key), 200),

@@ -14,10 +14,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import h11
 from starlette.types import ASGIApp
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .problems import Problem
 from .settings import Settings
 
 GRACE = 30.0  # seconds that what is under way gets when the server is asked to stop
@@ -125,10 +127,20 @@ class _TimedProtocol(H11Protocol):
         super().connection_lost(exc)
         self._forget()
 
+    def send_400_response(self, msg: str) -> None:
+        """What comes is not HTTP: uvicorn's, as an error of OpenAI's, unless a reply has begun."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            reply = Problem(400, "this is no valid HTTP request").response()
+            headers = [*reply.raw_headers, (b"connection", b"close")]
+            self.transport.write(self.conn.send(h11.Response(status_code=400, headers=headers, reason=b"Bad Request")))
+            self.transport.write(self.conn.send(h11.Data(data=bytes(reply.body))))
+            self.conn.send(h11.EndOfMessage())
+        self.transport.close()
+
     def _watch(self) -> None:
         """Have the timer run exactly while it is the client's turn."""
         under_way = self.cycle is not None and not self.cycle.response_complete
-        if under_way and not self.flow.write_paused:
+        if under_way and not (self.flow.write_paused or self.transport.is_closing()):
             self._forget()
         elif self._timer is None:
             self._start()

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .metrics import Metrics
@@ -110,6 +111,23 @@ class Explainer:
             await problem.response()(scope, receive, send)
 
 
+class FramingGuard:
+    """Refuses a request that says in two ways how long it is, which something before the server may read otherwise.
+
+    Args:
+        app: the rest.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and {"content-length", "transfer-encoding"} <= set(Headers(scope=scope).keys()):
+            message = "Content-Length does not go with Transfer-Encoding: send one of them"
+            raise Problem(400, message, headers={"Connection": "close"})
+        await self._app(scope, receive, send)
+
+
 class BrowserGuard:
     """Refuses what a web page of another site has a browser send, unless that site is named.
 
@@ -168,6 +186,17 @@ def _same_site(origin: str, host: str) -> bool:
     usual = _PORTS.get(parts.scheme)
     name, asked = _split_port(host)
     return usual is not None and (parts.hostname, port or usual) == (name, asked or usual)
+
+
+class SitesGuard(CORSMiddleware):
+    """Starlette's, with refusals as all others are."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """What a browser is told that asks before it sends a request."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        return Problem(400, f"it may not be sent: {bytes(response.body).decode()}").response()
 
 
 class KeyGuard:
@@ -263,12 +292,13 @@ def layers(settings: Settings, metrics: Metrics) -> list[Middleware]:
     guards = [
         Middleware(Porter, settings=settings, metrics=metrics),
         Middleware(Explainer),
+        Middleware(FramingGuard),
         Middleware(BrowserGuard, settings=settings),
     ]
     if settings.cors_origins:
         guards += [
             Middleware(
-                CORSMiddleware,
+                SitesGuard,
                 allow_origins=settings.cors_origins,
                 allow_methods=("GET", "POST"),
                 allow_headers=("*",),
