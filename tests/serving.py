@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -108,6 +109,21 @@ def connect(client: httpx.Client, request: str, body: bytes = b"") -> socket.soc
     head = f"{request} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
     connection.sendall(head.encode() + body)
     return connection
+
+
+def post(client: httpx.Client, path: str, body: dict[str, Any]) -> socket.socket:
+    content = json.dumps(body).encode()
+    return connect(client, f"POST {path}", b"Content-Length: %d\r\n\r\n%s" % (len(content), content))
+
+
+def read_all(connection: socket.socket, pause: float = 0.0) -> bytes:
+    """What comes, until the server ends the connection."""
+    pieces = []
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 17, socket.MSG_WAITALL):
+            pieces.append(piece)
+            time.sleep(pause)
+    return b"".join(pieces)
 
 
 def refusal(reply: httpx.Response, status: int) -> dict[str, Any]:

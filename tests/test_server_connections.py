@@ -1,0 +1,250 @@
+"""Clients that leave, dawdle, do not finish or do not read: they keep nobody waiting, and nothing of theirs is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import http.client
+import json
+import re
+import threading
+import time
+from typing import Any
+from unittest import mock
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from PIL import Image
+from serving import CHAT, DRAW, HELLO, connect, post, read_all, refusal, served, still_works, to, wait_until
+
+from mlx_janus.server.listening import configured, say_when_full
+from mlx_janus.server.pictures import PictureReader
+from mlx_janus.server.settings import Settings
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), [(CHAT, HELLO), (DRAW, {"prompt": "a fox"})])
+def test_the_work_for_a_client_that_leaves_ends(
+    client: httpx.Client, engine: FakeEngine, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    engine.pause = 60
+    with post(client, path, body | {"stream": stream}):
+        wait_until(lambda: engine.open == 1)
+    wait_until(lambda: engine.open == 0, seconds=5)
+    still_works(client, engine)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_pictures_of_a_client_that_leaves_are_not_read(
+    client: httpx.Client, engine: FakeEngine, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: object) -> Image.Image:
+        decoded.append(1)
+        assert going_on.wait(20)
+        return Image.new("RGB", (8, 8))
+
+    decoded: list[int] = []
+    going_on = threading.Event()
+    monkeypatch.setattr(PictureReader, "_decode", decode)
+    before = gone(client)
+    parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}] * 4
+    message = {"role": "user", "content": [*parts, {"type": "text", "text": "what?"}]}
+    with post(client, CHAT, {"messages": [message], "stream": stream}):
+        wait_until(lambda: decoded)
+    time.sleep(0.1)
+    going_on.set()
+    wait_until(lambda: gone(client) == before + 1)
+    assert (len(decoded), engine.asked) == (1, [])
+    still_works(client, engine)
+
+
+def gone(client: httpx.Client) -> float:
+    """How many clients have left so far."""
+    found = re.search(
+        rf'requests_total\{{method="POST",route="{CHAT}",status="499"\}} (.*)', client.get("/metrics").text
+    )
+    return float(found[1]) if found else 0.0
+
+
+def test_a_client_that_does_not_read_keeps_nobody_waiting(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.pieces = ("x" * 300_000,) * 30
+    with post(client, CHAT, HELLO | {"stream": True}):
+        wait_until(lambda: engine.open == 1)
+        engine.pieces = ("A red", " circle")
+        assert client.post(CHAT, json=HELLO).status_code == 200
+    still_works(client, engine)
+
+
+LONG = 30 * 100_000  # characters of an answer, far more than what lies between two programs
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_that_never_read_are_cut(client: httpx.Client, engine: FakeEngine, stream: bool) -> None:
+    engine.pieces = ("x" * 100_000,) * 30
+    silent = [post(client, CHAT, HELLO | {"stream": stream}) for _ in range(8)]  # as many as there may be
+    wait_until(lambda: len(engine.asked) == 8)
+    time.sleep(1.5)
+    engine.pieces = ("A red", " circle")
+    assert client.post(CHAT, json=HELLO).status_code == 200
+    for connection in silent:
+        with connection:
+            assert len(read_all(connection)) < LONG
+    still_works(client, engine)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_reads_slowly_gets_everything(client: httpx.Client, engine: FakeEngine, stream: bool) -> None:
+    engine.pieces = ("x" * 100_000,) * 30
+    with post(client, CHAT, HELLO | {"stream": stream}) as connection:
+        begun = time.monotonic()
+        received = read_all(connection, pause=0.1)
+        assert time.monotonic() - begun > 1.5  # three times as long as may pass without a byte
+    assert received.count(b"x") >= LONG
+    assert received.endswith(b"0\r\n\r\n" if stream else b"}")
+    still_works(client, engine)
+
+
+def test_a_body_that_does_not_come_is_waited_for_so_long(client: httpx.Client, engine: FakeEngine) -> None:
+    with connect(client, f"POST {CHAT}", b'Content-Length: 100\r\n\r\n{"messages"') as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+    still_works(client, engine)
+
+
+def test_a_head_that_does_not_come_is_waited_for_so_long(client: httpx.Client, engine: FakeEngine) -> None:
+    with connect(client, "GET /health") as connection:
+        time.sleep(0.3)
+        connection.sendall(b"X-Slow: 1\r\n")  # which does not gain time
+        begun = time.monotonic()
+        assert connection.recv(100) == b""
+        assert time.monotonic() - begun < 5
+    still_works(client, engine)
+
+
+def test_a_connection_is_kept_between_requests(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.pause = 0.3
+    parts = urlsplit(str(client.base_url))
+    with contextlib.closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)) as connection:
+        connection.request("POST", CHAT, json.dumps(HELLO), {"Content-Type": "application/json"})
+        assert connection.getresponse().read()  # took longer than a head may
+        kept = connection.sock
+        for _ in range(2):
+            connection.request("GET", "/health")
+            assert json.loads(connection.getresponse().read())["status"] == "ok"
+            assert connection.sock is kept is not None
+
+
+def test_more_connections_at_once_than_may_be(engine: FakeEngine) -> None:
+    with served(engine, most_connections=3) as url, to(url) as client:
+        idle = [connect(client, "GET /health") for _ in range(3)]
+        with pytest.raises(httpx.TransportError):
+            client.get("/health")
+        idle.pop().close()
+        wait_until(lambda: answers(client))
+        for connection in idle:
+            connection.sendall(b"\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+            connection.close()
+
+
+def answers(client: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return client.get("/health").status_code == 200
+    return False
+
+
+def test_a_system_that_gives_no_more_connections_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(error: OSError) -> None:
+        loop.call_exception_handler({"message": "no accept", "exception": error, "socket": None})
+
+    loop = asyncio.new_event_loop()
+    say_when_full(loop)
+    for _ in range(9):
+        fail(OSError(errno.EMFILE, "Too many open files"))
+    assert caplog.messages == ["no connection can be taken for now: Too many open files"]
+    assert not caplog.records[0].exc_info
+    fail(OSError(errno.EINVAL, "another"))
+    assert caplog.messages[1:] == ["no accept\nsocket: None"]
+    loop.close()
+
+
+def test_connections_keep_to_what_the_system_allows() -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (
+        mock.patch.object(resource, "setrlimit", side_effect=OSError),
+        mock.patch.object(resource, "getrlimit", return_value=(1000, 4096)),
+    ):
+        assert configured(mock.Mock(), Settings(most_connections=5000)).http.most_connections == 1000 - 256
+        assert configured(mock.Mock(), Settings(most_connections=700)).http.most_connections == 700
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+def test_half_a_body_and_a_client_that_is_gone(client: httpx.Client, engine: FakeEngine) -> None:
+    connect(client, f"POST {CHAT}", b'Content-Length: 100\r\n\r\n{"messages"').close()
+    wait_until(lambda: 'route="none",status="499"' in client.get("/metrics").text)
+    assert not engine.asked
+    still_works(client, engine)
+
+
+def test_a_large_body_is_refused_before_it_is_sent(client: httpx.Client, engine: FakeEngine) -> None:
+    with connect(client, f"POST {CHAT}", b"Content-Length: 200001\r\n\r\n") as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+    still_works(client, engine)
+
+
+def test_a_large_body_that_does_not_say_so_is_refused_while_it_comes(client: httpx.Client, engine: FakeEngine) -> None:
+    chunk = b"186a0\r\n" + b" " * 100_000 + b"\r\n"
+    with connect(client, f"POST {CHAT}", b"Transfer-Encoding: chunked\r\n\r\n" + 2 * chunk + b"1\r\n") as connection:
+        connection.sendall(b" \r\n1\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+    still_works(client, engine)
+
+
+def test_all_bodies_together_have_a_limit(client: httpx.Client, engine: FakeEngine) -> None:
+    begun = b"Content-Length: 190000\r\n\r\n" + b" " * 180_000
+    with connect(client, f"POST {CHAT}", begun) as one, connect(client, f"POST {CHAT}", begun) as other:
+        replies = [one.recv(100), other.recv(100)]
+        assert sorted(reply[:12] for reply in replies) == [b"HTTP/1.1 408", b"HTTP/1.1 429"]
+    still_works(client, engine)
+
+
+def test_more_requests_at_once_than_may_be(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.pause = 60
+    open_ones = [post(client, CHAT, HELLO) for _ in range(8)]
+    wait_until(lambda: engine.open == 8)
+    reply = client.post(CHAT, json=HELLO)
+    refusal(reply, 429)
+    assert int(reply.headers["retry-after"]) > 0
+    assert client.get("/health").json()["answering"] == 8
+    for connection in open_ones:
+        connection.close()
+    still_works(client, engine)
+
+
+def test_health_says_when_nothing_is_taken_any_more(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.stopping = True
+    reply = client.get("/health")
+    assert (reply.status_code, reply.json()["status"]) == (503, "stopping")
+    engine.stopping = False
+    still_works(client, engine)
+
+
+def test_a_full_queue_says_when_to_come_again(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.room = 0
+    for path, body in ((CHAT, HELLO), (DRAW, {"prompt": "a fox", "stream": True})):
+        reply = client.post(path, json=body)
+        assert refusal(reply, 429)["code"] == "rate_limit_exceeded"
+        assert reply.headers["retry-after"] == "7"
+    engine.room = 1
+    still_works(client, engine)
+
+
+def test_a_stream_that_waits_says_that_it_lives(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.pause = 0.5
+    text = client.post(CHAT, json=HELLO | {"stream": True}).text
+    assert text.count(": still at work\n\n") >= 4
+    assert text.endswith("data: [DONE]\n\n")
+    still_works(client, engine)
