@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import itertools
 import os
@@ -29,6 +30,7 @@ ImageSource: TypeAlias = str | os.PathLike[Any] | bytes | Image.Image
 Read = TypeVar("Read")
 
 MAX_PIXELS = 100_000_000
+_ROWS = 256  # of a deep grey picture, scaled at once
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "ICO")  # JPEG brings MPO
 _READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF or ICO"
@@ -80,9 +82,9 @@ def open_image(source: ImageSource) -> Image.Image:
         return _decode(file, name, _upright_rgb)
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """``open_image`` of a file's bytes; ``name`` is what an error calls them."""
-    return _decode(io.BytesIO(data), _printable(name), _upright_rgb)
+def decode_image(data: bytes, name: str, *, most_pixels: int | None = None) -> Image.Image:
+    """``open_image`` of a file's bytes, of fewer pixels if need be; ``name`` is what an error calls them."""
+    return _decode(io.BytesIO(data), _printable(name), functools.partial(_upright_rgb, most_pixels=most_pixels))
 
 
 def read_text_chunks(path: str | os.PathLike[Any]) -> dict[str, str]:
@@ -235,17 +237,17 @@ def _not_identified(head: bytes) -> str:
     return f"is no picture that can be read: use {_READABLE}"
 
 
-def _too_large(name: str, size: tuple[int, int] | None = None) -> ImageError:
+def _too_large(name: str, size: tuple[int, int] | None = None, most_pixels: int | None = None) -> ImageError:
     what = f" ({size[0]} x {size[1]})" if size else ""
-    return ImageError(f"{name} has more than {MAX_PIXELS // 10**6} megapixels{what}: make it smaller")
+    return ImageError(f"{name} has more than {(most_pixels or MAX_PIXELS) // 10**6} megapixels{what}: make it smaller")
 
 
-def _check_size(image: Image.Image, name: str) -> None:
+def _check_size(image: Image.Image, name: str, most_pixels: int | None = None) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{name} is {width} x {height} pixels: give a picture with something in it")
-    if width * height > MAX_PIXELS:
-        raise _too_large(name, image.size)
+    if width * height > (most_pixels or MAX_PIXELS):
+        raise _too_large(name, image.size, most_pixels)
 
 
 def _text_chunks(image: Image.Image, name: str) -> dict[str, str]:
@@ -254,10 +256,10 @@ def _text_chunks(image: Image.Image, name: str) -> dict[str, str]:
     return {key: str(value) for key, value in getattr(image, "text", {}).items()}
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    _check_size(image, name)
+def _upright_rgb(image: Image.Image, name: str, most_pixels: int | None = None) -> Image.Image:
+    _check_size(image, name, most_pixels)
     image.load()
-    _check_size(image, name)  # an ICO says in its header what its frames need not keep to
+    _check_size(image, name, most_pixels)  # an ICO says in its header what its frames need not keep to
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken metadata is no reason to refuse a whole picture
@@ -281,19 +283,26 @@ def _opaque_rgb(image: Image.Image) -> Image.Image:
 
 def _deep_grey(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits, which PIL's own conversion would clip to [0, 255], as RGB."""
-    values = np.asarray(image).astype(np.float64)
-    finite = values[np.isfinite(values)] if image.mode == "F" else values
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    values = np.asarray(image)
+    if image.mode == "F":
+        finite = np.isfinite(values)
+        low, high = float(values.min(where=finite, initial=np.inf)), float(values.max(where=finite, initial=-np.inf))
+        low, high = (low, high) if low <= high else (0.0, 0.0)  # nothing is finite
+    else:
+        low, high = float(values.min()), float(values.max())
     usual = (1.0, 255.0) if image.mode == "F" else (65535.0,)
     for white in usual:
         if low >= 0 and high <= white:
             low, high = 0.0, white
             break
-    scaled = (np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
-    grey = (scaled * 255 + 0.5).astype(np.uint8)
     key = image.info.get("transparency")  # a PNG's tRNS chunk: one grey value that is transparent
-    if isinstance(key, int):
-        grey[values == key] = 255
+    grey = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), _ROWS):  # a large picture as 64-bit numbers would be eight times as large
+        rows = values[start : start + _ROWS].astype(np.float64)
+        scaled = (np.nan_to_num(rows, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
+        grey[start : start + _ROWS] = scaled * 255 + 0.5
+        if isinstance(key, int):
+            grey[start : start + _ROWS][rows == key] = 255
     return Image.fromarray(grey).convert("RGB")
 
 

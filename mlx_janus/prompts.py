@@ -111,7 +111,8 @@ class Prompts:
         model's own system prompt, "" none.
 
         Raises:
-            PromptError: no turn, an empty question, the last turn not the user's, or text that is not Unicode.
+            PromptError: no turn, a question without words or pictures, the last turn not the user's, or text that is
+                not Unicode.
         """
         return self._encode(self._answering_segments(turns, system))
 
@@ -119,7 +120,7 @@ class Prompts:
         """Ids that one more question adds after an answer's eos, up to where the assistant speaks.
 
         Raises:
-            PromptError: an empty question, or text that is not Unicode.
+            PromptError: a question without words or pictures, or text that is not Unicode.
         """
         return self._encode([*self._turn_segments(turn), self._assistant, ":"])[1:]
 
@@ -181,7 +182,7 @@ class Prompts:
         text = turn.text.strip()
         if turn.role == "assistant":  # an answer may be empty: then eos follows the colon, as when it was generated
             return [self._assistant, f": {text}" if text else ":", _Control(self.config.eos)]
-        if not text:
+        if not text and not turn.images:
             raise PromptError("the question is empty: say what you want to know")
         pictures = [_Control(self.config.image), "\n"] * turn.images
         return [self._user, ": ", *pictures, text + self.config.separator]

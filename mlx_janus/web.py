@@ -213,6 +213,8 @@ def _host_and_target(url: str) -> tuple[str, str]:
     Raises:
         ImageError: it is no plain https address.
     """
+    if len(url) > _LONGEST_URL:  # first, since names take long to be put in ASCII
+        raise ImageError(f"{_shown(url)} is not fetched: an address may have {_LONGEST_URL} characters at most")
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna").decode("ascii")
@@ -220,11 +222,8 @@ def _host_and_target(url: str) -> tuple[str, str]:
     except ValueError:
         host, plain = "", False
     # urlsplit drops line ends and tabs: what is checked shall be what was sent. "%": the zone of a link-local address.
-    if not plain or not host or "%" in host or not url.isprintable() or len(url) > _LONGEST_URL:
-        raise ImageError(
-            f"{_shown(url)} is not fetched: only https addresses are, on port 443, without a user name, of at most "
-            f"{_LONGEST_URL} characters"
-        )
+    if not plain or not host or "%" in host or not url.isprintable():
+        raise ImageError(f"{_shown(url)} is not fetched: only https addresses are, on port 443, without a user name")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return host, quote(target, safe="!#$%&'()*+,/:;=?@[]~")
 

@@ -199,7 +199,12 @@ class TestTemplate:
         with pytest.raises(PromptError, match="empty"):
             prompts.drawing(text)
         with pytest.raises(PromptError, match="empty"):
-            prompts.answering([Turn("user", text, images=1)])
+            prompts.answering([Turn("user", text)])
+
+    def test_pictures_need_no_words(self, prompts: Prompts) -> None:
+        ids = prompts.answering([Turn("user", " ", images=1)])
+        assert ids.count(prompts.special.image) == prompts.image_tokens
+        assert prompts.render_answering([Turn("user", "", 1)]).count(prompts.config.user) == 1
 
     @pytest.mark.parametrize("turns", [[], [Turn("user", "Hi"), Turn("assistant", "Hello.")]])
     def test_last_turn_is_the_users(self, prompts: Prompts, turns: list[Turn]) -> None:

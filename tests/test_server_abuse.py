@@ -73,7 +73,7 @@ def test_what_fails_is_told_without_what_is_inside(
         ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
         ({"n": 17}, "n"),
         ({"n": True}, "n"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -2}, "seed"),
         ({"seed": 2**63 - 1, "n": 2}, "seed"),
         ({"stop": [""]}, "stop[0]"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),

@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import struct
+import time
 import zlib
 from typing import Any
 
+import mlx_janus
+
+# isort: split
 import httpx
 import numpy as np
 import pytest
@@ -51,8 +55,8 @@ def ask(*urls: str) -> dict[str, Any]:
         (data_url(b"%PDF-1.7"), "PDF"),
         (data_url(b""), "empty"),
         ("data:image/png;base64,!!!!", "base64 is damaged"),
-        ("data:image/png;base64,iVBORw0KGgo", "base64 is damaged"),
-        ("data:image/png;base64, iVBORw0KGgo=", "base64 is damaged"),
+        ("data:image/png;base64,iVBORw0KGgo", "damaged"),
+        ("data:image/png;base64,iVBORw0KG", "base64 is damaged"),
         ("data:image/png;base64,é", "base64 is damaged"),
         ("data:image/png,abc", "must be given as data:"),
         (data_url(b"<svg/>", "text/html"), "must be given as data:"),
@@ -106,6 +110,45 @@ def test_an_address_is_fetched_where_that_is_allowed(engine: FakeEngine, monkeyp
     with served(engine, allow_url_images=True, picture_limit=1234) as address, to(address) as client:
         assert client.post(CHAT, json=ask("https://example.org/a.png")).status_code == 200
     assert asked == [("https://example.org/a.png", 1234)]
+
+
+def test_a_long_address_is_refused_before_it_is_looked_at(engine: FakeEngine) -> None:
+    with served(engine, allow_url_images=True) as address, to(address) as client:
+        started = time.perf_counter()
+        error = refusal(client.post(CHAT, json=ask("https://" + "ä." * 90_000 + "x/")), 400)
+        assert "4096 characters" in error["message"]
+        assert time.perf_counter() - started < 0.5  # to put it in ASCII takes longer
+        assert not engine.asked
+
+
+def test_base64_as_others_write_it(client: httpx.Client, engine: FakeEngine) -> None:
+    kind, _, data = next(url for side in range(8, 30) if (url := png(side, 8)).endswith("=")).partition(",")
+    lines = "\r\n".join(data[i : i + 76] for i in range(0, len(data), 76))
+    unended = data.rstrip("=")
+    urls = [
+        f"{kind},{lines}",
+        f"{kind},{unended}",
+        f"data:image/png;charset=utf-8;base64,{data}",
+        f"data:application/octet-stream;base64,{data}",
+    ]
+    assert client.post(CHAT, json=ask(*urls)).status_code == 200
+    assert len({picture.tobytes() for picture in engine.asked[0].pictures}) == 1  # type: ignore[union-attr]
+
+
+def test_pictures_without_words(client: httpx.Client, engine: FakeEngine) -> None:
+    part = {"type": "image_url", "image_url": {"url": png(8, 8)}}
+    for content in ([part], [part, {"type": "text", "text": ""}]):
+        said = [{"role": "user", "content": content}]
+        assert client.post(CHAT, json={"messages": said}).status_code == 200
+    assert [request.turns[0].images for request in engine.asked] == [1, 1]  # type: ignore[union-attr]
+
+
+def test_a_picture_of_many_pixels_is_refused_before_it_is_unpacked() -> None:
+    file = io.BytesIO()
+    Image.new("1", (10_000, 6_000)).save(file, "PNG")
+    with served(FakeEngine(mlx_janus.load().config)) as address, to(address) as client:
+        error = refusal(client.post(CHAT, json=ask(data_url(file.getvalue()))), 400)
+    assert "more than 50 megapixels" in error["message"]
 
 
 def test_too_many_pictures(client: httpx.Client, engine: FakeEngine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +16,9 @@ from fake_engine import FakeEngine
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
-from serving import served
+from serving import CHAT, refusal, served, to
+
+from mlx_janus.server.schema import ChatRequest, ImageRequest
 
 OPERATIONS = {
     "/v1/chat/completions": "post",
@@ -68,3 +72,50 @@ def test_replies_are_as_described(described: Any, path: str, mode: GenerationMod
         )
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": [1] * 1_000_000}, "messages"),
+        ({"messages": [{"role": "assistant"}] * 100_000}, "messages"),
+        ({"messages": [{"role": "user", "content": [1] * 1_000_000}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x"}], "stop": [""] * 1_000_000}, "stop"),
+    ],
+)
+def test_a_million_mistakes_cost_no_more_than_one(body: dict[str, Any], param: str) -> None:
+    with served(FakeEngine(mlx_janus.load().config)) as url, to(url) as client:
+        content = json.dumps(body).encode()
+        started = time.perf_counter()
+        reply = client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
+        assert time.perf_counter() - started < 2  # each by itself they took ten
+        assert refusal(reply, 400)["param"].startswith(param)
+
+
+def test_what_is_not_known_is_not_kept() -> None:
+    asked = ChatRequest.model_validate({"messages": [{"role": "user", "content": "x", "y": 1}], "unknown": [{}] * 1000})
+    assert "unknown" not in repr(asked)
+    assert asked.model_extra is None
+    assert asked.messages[0].model_extra is None
+
+
+@pytest.mark.parametrize(
+    ("field", "neutral", "other"),
+    [
+        ("repetition_penalty", 1.0, 1.5),
+        ("top_k", -1, 1),
+        ("min_p", 0, 0.5),
+        ("guided_json", None, {}),
+        ("best_of", 1, 4),
+    ],
+)
+def test_what_others_beside_openai_have(field: str, neutral: Any, other: Any) -> None:
+    said = {"messages": [{"role": "user", "content": "x"}]}
+    assert ChatRequest.model_validate(said | {field: neutral}).refused() is None
+    assert ChatRequest.model_validate(said | {field: other}).refused() == field
+
+
+def test_a_seed_of_minus_one_is_a_random_one() -> None:
+    assert ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}], "seed": -1}).seed is None
+    assert ImageRequest.model_validate({"prompt": "x", "seed": -1}).seed is None
+    assert ImageRequest.model_validate({"prompt": "x", "seed": 3}).seed == 3

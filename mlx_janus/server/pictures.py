@@ -17,7 +17,11 @@ from .problems import Problem, explained
 from .settings import Settings
 
 MAX_PICTURES = 16
-_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
+_MOST_PIXELS = 50_000_000
+_DATA_URL = re.compile(
+    r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)(;[a-z0-9=.-]{1,40})?;base64,", re.IGNORECASE
+)
+_LONGEST_ADDRESS = 4096
 _FETCHES = 4  # at once, each of which has a thread
 
 
@@ -60,6 +64,8 @@ class PictureReader:
     async def _fetch(self, url: str) -> bytes:
         if not self._settings.allow_url_images:
             raise ImageError("this server fetches no pictures: send it as data:image/png;base64,...")
+        if len(url) > _LONGEST_ADDRESS:
+            raise ImageError(f"an address may have {_LONGEST_ADDRESS} characters at most: send the picture itself")
         from ..inputs import fetch_public
 
         async with self._fetching:
@@ -78,12 +84,13 @@ class PictureReader:
     def _decode(self, data: str | bytes) -> Image.Image:
         if isinstance(data, str):
             try:
-                data = base64.b64decode(data, validate=True)
+                text = "".join(data.split())  # some write lines, and some leave the end's signs out
+                data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
             except (binascii.Error, ValueError):  # ValueError: not ASCII
                 raise ImageError("the picture's base64 is damaged or cut short: send it anew") from None
         if len(data) > self._settings.picture_limit:
             raise self._too_large()
-        return resize_and_pad(decode_image(data, "the picture"), self._config)
+        return resize_and_pad(decode_image(data, "the picture", most_pixels=_MOST_PIXELS), self._config)
 
     def _too_large(self) -> ImageError:
         return ImageError(f"the picture is larger than {self._settings.picture_limit / 1e6:g} MB: make it smaller")

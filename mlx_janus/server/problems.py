@@ -113,7 +113,8 @@ async def answer_refusal(request: Request, error: Exception) -> JSONResponse:
 async def answer_invalid(_: Request, error: Exception) -> JSONResponse:
     """FastAPI's handler of a body that is not as the schema has it: 400, as OpenAI's, and not 422."""
     assert isinstance(error, RequestValidationError)
-    worst = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union, the branch that was meant
+    # Of a union's branches the one that was meant: what goes further in, or is of the right type but too long or short.
+    worst = max(error.errors(), key=lambda one: (len(one["loc"]), one["type"].startswith(("too_", "string_too_"))))
     place = param_of(worst["loc"])
     what = worst["msg"].removeprefix("Value error, ")
     return Problem(400, f"{place or 'the body'}: {what}", param=place).response()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..config import MAX_SEED
 
@@ -17,10 +17,13 @@ MAX_DRAWN = 16
 MAX_STOPS = 4
 _MAX_TOKENS = 1 << 20
 
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+_MESSAGES, _PARTS = 4096, 256  # of a conversation, and of a message: far more than any context holds
+
+Seed = Annotated[int, Field(ge=-1, le=MAX_SEED), AfterValidator(lambda seed: None if seed == -1 else seed)]
 Temperature = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Words = Annotated[str, Field(min_length=1)]
+_FEW_PARTS = Field(max_length=_PARTS, fail_fast=True)  # an error for each of a million would take minutes
 
 
 def _absent(value: object) -> bool:
@@ -28,9 +31,9 @@ def _absent(value: object) -> bool:
 
 
 class _Given(BaseModel):
-    """Part of a body: numbers are no strings, and fields that are not known are kept, to be looked at."""
+    """Part of a body: numbers are no strings, and fields that are not known are dropped."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="ignore")
 
 
 # What is asked
@@ -64,21 +67,21 @@ class SystemMessage(_Given):
     """Instructions; they stand before all other messages."""
 
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], _FEW_PARTS]
 
 
 class UserMessage(_Given):
     """A question, with its pictures."""
 
     role: Literal["user"]
-    content: str | list[Annotated[TextPart | PicturePart, Field(discriminator="type")]]
+    content: str | Annotated[list[Annotated[TextPart | PicturePart, Field(discriminator="type")]], _FEW_PARTS]
 
 
 class AssistantMessage(_Given):
     """An answer that was given before."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], _FEW_PARTS] | None = None
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -102,17 +105,54 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that would change an answer, 
     "modalities": (None, ["text"]),
     "audio": (None,),
     "web_search_options": (None,),
+    # not OpenAI's own, but sent by many
+    "repetition_penalty": (None, 1),
+    "top_k": (None, -1, 0),
+    "min_p": (None, 0),
+    "best_of": (None, 1),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "structured_outputs": (None,),
 }
 
 
-class ChatRequest(_Given):
-    """A conversation to continue.
+class _Neutral(_Given):
+    """Fields that are refused unless they say what is so anyhow."""
 
-    Refused unless they say what is so anyhow: tool_choice, function_call, response_format, logprobs, top_logprobs,
-    logit_bias, frequency_penalty, presence_penalty, modalities, audio, web_search_options.
-    """
+    tool_choice: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    logit_bias: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    modalities: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+    repetition_penalty: Any = None
+    top_k: Any = None
+    min_p: Any = None
+    best_of: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    structured_outputs: Any = None
 
-    messages: list[Message] = Field(min_length=1, description="The last one is the user's.")
+    def refused(self) -> str | None:
+        """The first field that would change the answer and cannot be honoured."""
+        return next((name for name, allowed in _NEUTRAL.items() if getattr(self, name) not in allowed), None)
+
+
+class ChatRequest(_Neutral):
+    """A conversation to continue."""
+
+    messages: list[Message] = Field(
+        min_length=1, max_length=_MESSAGES, fail_fast=True, description="The last one is the user's."
+    )
     model: str | None = Field(default=None, description="The name that /v1/models gives, or `default`.")
     temperature: Temperature | None = Field(default=None, description="Default: 0, the likeliest token always.")
     top_p: TopP | None = None
@@ -123,17 +163,12 @@ class ChatRequest(_Given):
         default=None, description="The old name of max_completion_tokens, which goes before."
     )
     seed: Seed | None = Field(
-        default=None, description="Of the first answer, the others have the next; default: random."
+        default=None, description="Of the first answer, the others have the next; default, and -1: random."
     )
     stop: Words | Annotated[list[Words], Field(max_length=MAX_STOPS)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-
-    def refused(self) -> str | None:
-        """The first field that would change the answer and cannot be honoured."""
-        extra = self.model_extra or {}
-        return next((name for name, allowed in _NEUTRAL.items() if extra.get(name) not in allowed), None)
 
 
 class ImageRequest(_Given):
@@ -151,7 +186,7 @@ class ImageRequest(_Given):
         default=None, description="How often a stream shows each picture before it is whole."
     )
     seed: Seed | None = Field(
-        default=None, description="Of the first picture, the others have the next; default: random."
+        default=None, description="Of the first picture, the others have the next; default, and -1: random."
     )
     cfg_weight: Temperature | None = Field(
         default=None, description="Guidance, how strictly to follow the prompt; 1: none. Default: the model's own."
