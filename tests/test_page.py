@@ -422,19 +422,22 @@ def test_errors_are_one_sentence_in_place(engine: FakeEngine, visits: Visits) ->
 
 
 def test_colours_follow_the_system_until_they_are_chosen(engine: FakeEngine, visits: Visits) -> None:
+    def becomes(colours: str) -> None:
+        """The ground is, or after a moment comes to be, dark or light."""
+        total = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((sum, one) => sum + +one, 0)"
+        page.wait_for_function(f"{total} {'< 150' if colours == 'dark' else '> 600'}")
+
     with served(engine) as address:
         page = visits.open(address, color_scheme="dark")
-        ground = "getComputedStyle(document.body).backgroundColor"
-        dark = page.evaluate(ground)
+        becomes("dark")
         page.emulate_media(color_scheme="light")
-        light = page.evaluate(ground)
-        assert sum(map(int, re.findall(r"\d+", dark))) < 150 < 600 < sum(map(int, re.findall(r"\d+", light)))
+        becomes("light")
         page.get_by_role("button", name="Use dark colours").click()
-        assert page.evaluate(ground) == dark
+        becomes("dark")
         page.reload()
-        assert page.evaluate(ground) == dark
+        becomes("dark")
         page.get_by_role("button", name="Use light colours").click()
-        assert page.evaluate(ground) == light
+        becomes("light")
 
 
 def test_a_narrow_phone_does_not_scroll_sideways(engine: FakeEngine, visits: Visits) -> None:
