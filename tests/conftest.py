@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # tests run side by side, and its threads wait by spinning
+
+# isort: split
 import mlx_janus  # OpenBLAS before MLX
 
 # isort: split

@@ -50,11 +50,11 @@ def prompts() -> Prompts:
     return Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
 
 
-def joint_stage(prompts: Prompts, steps: int) -> JointStage:
+def joint_stage(prompts: Prompts, steps: int, batch: int = 4) -> JointStage:
     config = tiny_config(prompts.tokenizer.get_vocab_size())
     codec, encoder = CodecStage(CODEC, CodecRecipe(), 0), EncoderStage(ENCODER, EncoderRecipe(), 0)
     model = build_model(config, codec.state(), encoder.state(), 0)
-    return JointStage(model, prompts, JointRecipe(steps, answering_batch=4, drawing_batch=8, warmup=5), 0)
+    return JointStage(model, prompts, JointRecipe(steps, answering_batch=batch, drawing_batch=2 * batch, warmup=5), 0)
 
 
 def test_thirty_steps_lower_both_losses(prompts: Prompts, tmp_path: Path) -> None:
@@ -121,7 +121,9 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(name: str, prompts: Pro
     def stage() -> CodecStage | EncoderStage | JointStage:
         if name == "codec":
             return CodecStage(CODEC, CodecRecipe(20, unquantized_steps=6, batch=2), 0)
-        return EncoderStage(ENCODER, EncoderRecipe(20, batch=2), 0) if name == "encoder" else joint_stage(prompts, 20)
+        return (
+            EncoderStage(ENCODER, EncoderRecipe(20, batch=2), 0) if name == "encoder" else joint_stage(prompts, 20, 2)
+        )
 
     def kill(_: str, done: int, __: int, ___: object) -> None:
         if done == 13:
