@@ -162,6 +162,24 @@ def test_a_picture_is_shown_as_it_forms(janus: JanusPipeline) -> None:
             assert (shown[rows:] == 127).all()
 
 
+def test_whole_pictures_come_before_those_that_are_only_shown() -> None:
+    order: list[Event] = []
+
+    async def follow(ticket: Ticket) -> None:
+        async for event in ticket:
+            order.append(event)
+
+    async def work(engine: Engine) -> None:
+        many = engine.submit(draw("a red circle", 1, n=8, partial_images=16))  # more to show than there are rounds
+        await asyncio.gather(follow(many), follow(engine.submit(draw("a star", 1))))
+
+    served(work)
+    kinds = [type(event) for event in order]
+    assert kinds.count(Drawn) == 9
+    assert 0 < kinds.count(Partial) < 8 * 16  # what something newer has come for is not shown any more
+    assert Partial not in kinds[kinds.index(Drawn) :]
+
+
 def test_requests_with_pictures_that_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing_queue, "MOST", 2)
     order: list[str] = []
@@ -232,6 +250,28 @@ def test_pictures_wait_for_memory(janus: JanusPipeline, monkeypatch: pytest.Monk
     assert max(under_way) == 2
     for event in told:
         assert np.array_equal(event.image.tokens, drawn_alone(janus, "a star", event.image.seed))
+
+
+def test_memory_is_counted_by_the_longest_prompt_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To which the rows of all others are padded."""
+    counted: list[tuple[int, int]] = []
+
+    def fit(_: JanusPipeline, prompt_tokens: int, options: DrawOptions, reserved: int) -> int:
+        counted.append((prompt_tokens, options.rows))
+        return 16
+
+    monkeypatch.setattr(drawing_queue, "pictures_that_fit", fit)
+    words = "a red circle and a blue square " * 8
+
+    async def work(engine: Engine) -> int:
+        long = engine.submit(DrawingRequest(words, DrawOptions(1.0, 0.6), 1, partial_images=20))  # in one row
+        await anext(long)
+        await asyncio.gather(events(long), events(engine.submit(draw("a star", 1))))
+        return len(engine._janus.drawing_ids(words))
+
+    length = served(work)
+    assert counted[0] == (length, 1)
+    assert counted[-1] == (length, 2)
 
 
 def test_answers_wait_for_memory(pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
