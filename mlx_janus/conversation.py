@@ -97,7 +97,7 @@ class Conversation:
                 ``JanusPipeline.generate_text``.
 
         Raises:
-            PromptError: nothing is said, or more than fits into the model's context.
+            PromptError: nothing is said or shown, or more than fits into the model's context.
             ImageError: a picture cannot be read.
             OptionError: a number out of its range.
         """

@@ -205,7 +205,7 @@ class JanusPipeline:
                 where it repeats what was said.
 
         Raises:
-            PromptError: an empty question, or one longer than the context.
+            PromptError: a question without words or pictures, or one longer than the context.
             ImageError: a picture that cannot be read.
             OptionError: a number out of its range.
         """
@@ -267,7 +267,8 @@ class JanusPipeline:
         """Ids of a conversation up to where the assistant speaks; ``system`` as in ``generate_text``.
 
         Raises:
-            PromptError: the last turn is not the user's, an empty question, or no room for an answer in the context.
+            PromptError: the last turn is not the user's, a question without words or pictures, or no room for an answer
+                in the context.
         """
         ids, context = self.prompts.answering(turns, system), self.config.language.max_position_embeddings
         if len(ids) >= context:

@@ -113,8 +113,8 @@ async def _read(named: Sequence[tuple[str, str]], reader: PictureReader, request
     """
     pictures: list[Image] = []
     async with watched(request) as check:
-        for one in named:
-            pictures += await reader.read([one])
+        for url, place in named:
+            pictures.append(await reader.read(url, place))
             check()
     return tuple(pictures)
 

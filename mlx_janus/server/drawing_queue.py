@@ -33,6 +33,7 @@ class Drawing:
     begun: int = 0
     finished: int = 0
     pictures: dict[Picture, int] = field(default_factory=dict)  # under way, and which of the request's they are
+    shown_at: dict[int, int] = field(default_factory=dict)  # after how many tokens each is shown for which time
 
     @property
     def left(self) -> int:
@@ -77,11 +78,9 @@ class Drawings:
     @property
     def needs(self) -> int:
         """Memory that pictures under way may come to take, some of which they have."""
-        return len(self._batch.pictures) * self._each(self.running) if self._batch.pictures else 0
-
-    def _each(self, drawings: Sequence[Drawing]) -> int:
-        longest, options = self._widest(drawings)
-        return picture_bytes(self._janus, longest, options)
+        if not self._batch.pictures:
+            return 0
+        return len(self._batch.pictures) * picture_bytes(self._janus, *self._widest(self.running))
 
     def _widest(self, drawings: Sequence[Drawing]) -> tuple[int, DrawOptions]:
         """The longest prompt, to which all rows of a batch are padded, and options with the most rows."""
@@ -122,6 +121,7 @@ class Drawings:
         request, first = drawing.request, drawing.begun
         pictures = {Picture(request.seed + i, request.options): i for i in range(first, first + count)}
         drawing.begun += count
+        drawing.shown_at = _shown_at(request, self._janus.config.image_tokens)
         try:
             self._batch.add(drawing.ids, self._janus.prompts.unconditional(drawing.ids), list(pictures))
         except Exception as error:
@@ -145,8 +145,7 @@ class Drawings:
             self._finishing.append(self._finisher(drawing, drawing.pictures.pop(picture), picture.tokens()))
         for picture in self._batch.pictures:
             drawing = self._owners[picture]
-            number = _shown_at(drawing.request, self._janus.config.image_tokens).get(len(picture))
-            if number is not None:
+            if (number := drawing.shown_at.get(len(picture))) is not None:
                 index = drawing.pictures[picture]
                 self._showing[picture] = self._shower(drawing, index, number, picture.tokens())
         self._do_a_chore()

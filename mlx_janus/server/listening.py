@@ -1,4 +1,4 @@
-"""uvicorn, with a limit for the head of a request, and an end together with the engine's."""
+"""uvicorn, with limits for connections and for how long clients are waited for; it ends together with the engine."""
 
 from __future__ import annotations
 

@@ -6,14 +6,13 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Sequence
 
 from PIL import Image
 
 from ..config import ImageConfig
 from ..errors import ImageError
 from ..images import decode_image, png_bytes, resize_and_pad
-from .problems import Problem, explained
+from .problems import explained
 from .settings import Settings
 
 MAX_PICTURES = 16
@@ -21,7 +20,6 @@ _MOST_PIXELS = 50_000_000
 _DATA_URL = re.compile(
     r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)(;[a-z0-9=.-]{1,40})?;base64,", re.IGNORECASE
 )
-_LONGEST_ADDRESS = 4096
 _FETCHES = 4  # at once, each of which has a thread
 
 
@@ -37,20 +35,16 @@ class PictureReader:
         self._settings, self._config = settings, config
         self._decoding, self._fetching = asyncio.Lock(), asyncio.Semaphore(_FETCHES)
 
-    async def read(self, named: Sequence[tuple[str, str]]) -> tuple[Image.Image, ...]:
-        """Square pictures, in order.
+    async def read(self, url: str, place: str) -> Image.Image:
+        """A square picture.
 
         Args:
-            named: of each its URL and the field that it stands in, for errors.
+            url: that names it.
+            place: the field that this stands in, for errors.
 
         Raises:
-            Problem: too many, too large, damaged, or not given as it must be.
+            Problem: too large, damaged, or not given as it must be.
         """
-        if len(named) > MAX_PICTURES:
-            raise Problem(400, f"{len(named)} pictures are too many: at most {MAX_PICTURES}", param="messages")
-        return tuple([await self._read_one(url, place) for url, place in named])
-
-    async def _read_one(self, url: str, place: str) -> Image.Image:
         try:
             if url[:8].lower() == "https://":
                 data: str | bytes = await self._fetch(url)
@@ -64,8 +58,6 @@ class PictureReader:
     async def _fetch(self, url: str) -> bytes:
         if not self._settings.allow_url_images:
             raise ImageError("this server fetches no pictures: send it as data:image/png;base64,...")
-        if len(url) > _LONGEST_ADDRESS:
-            raise ImageError(f"an address may have {_LONGEST_ADDRESS} characters at most: send the picture itself")
         from ..inputs import fetch_public
 
         async with self._fetching:

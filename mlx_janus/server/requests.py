@@ -41,7 +41,8 @@ class DrawingRequest:
         options: guidance and choice.
         seed: of the first picture, the others have the next ones.
         n: how many pictures.
-        partial_images: how often each picture is shown before it is whole, after equal parts of it.
+        partial_images: how often at most each picture is shown before it is whole, after equal parts of it; what
+            something newer has come for is left out.
     """
 
     prompt: str

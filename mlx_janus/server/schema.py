@@ -183,7 +183,7 @@ class ImageRequest(_Given):
     background: Literal["auto", "opaque"] | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=16)] | None = Field(
-        default=None, description="How often a stream shows each picture before it is whole."
+        default=None, description="How often at most a stream shows each picture before it is whole."
     )
     seed: Seed | None = Field(
         default=None, description="Of the first picture, the others have the next; default, and -1: random."
