@@ -25,11 +25,11 @@ from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import random_model
 from benchmarks.real_size import machine
 from mlx_janus.evaluation.divergence import mean_divergence
-from mlx_janus.images import preprocess, to_image
 from mlx_janus.memory import evaluate
 from mlx_janus.models.backbone import fill_cache
 from mlx_janus.models.janus import JanusModel
-from mlx_janus.prompts import Turn
+from mlx_janus.processing.images import preprocess, to_image
+from mlx_janus.processing.prompts import Turn
 from mlx_janus.worlds import language, shapes
 
 LAST = 16  # positions that are compared

@@ -30,7 +30,7 @@ from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
 from mlx_janus.memory import available_memory, evaluate
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.pipeline import JanusPipeline
-from mlx_janus.prompts import Prompts
+from mlx_janus.processing.prompts import Prompts
 from mlx_janus.weights.sources import TINY
 
 PROMPT = 32  # tokens

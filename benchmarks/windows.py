@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.real_size import machine
 from mlx_janus.decode.window import SETTLED
 from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
-from mlx_janus.tuning import find_window
+from mlx_janus.inference.window_timing import find_window
 
 
 @dataclass(frozen=True)

@@ -21,21 +21,21 @@ if sys.platform == "linux":
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 
 if TYPE_CHECKING:
-    from .conversation import Conversation
     from .errors import JanusError
+    from .inference.conversation import Conversation
+    from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
     from .pipeline import JanusPipeline, load
-    from .results import GeneratedImage, ImageStep, TextChunk, TextResult
 
 __version__ = "0.1.0"
 
 _HOMES = {  # where each name lives; imported when it is first asked for
-    "Conversation": "conversation",
-    "GeneratedImage": "results",
-    "ImageStep": "results",
+    "Conversation": "inference.conversation",
+    "GeneratedImage": "inference.results",
+    "ImageStep": "inference.results",
     "JanusError": "errors",
     "JanusPipeline": "pipeline",
-    "TextChunk": "results",
-    "TextResult": "results",
+    "TextChunk": "inference.results",
+    "TextResult": "inference.results",
     "load": "pipeline",
 }
 __all__ = [

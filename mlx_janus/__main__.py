@@ -6,19 +6,19 @@ import importlib
 
 import click
 
-from .options import Group, version_option
+from .commands.options import Group, version_option
 
-COMMANDS = {  # each name's module
-    "generate": "generate",
-    "caption": "caption",
-    "chat": "chat",
-    "serve": "serve",
-    "convert": "convert",
-    "evaluate": "evaluate",
-    "train": "train",
-    "models": "at_hand",  # `models/` are the networks
-    "doctor": "doctor",
-}
+COMMANDS = (
+    "generate",
+    "caption",
+    "chat",
+    "serve",
+    "convert",
+    "evaluate",
+    "train",
+    "models",
+    "doctor",
+)  # modules of `commands`
 
 
 class LazyGroup(Group):
@@ -30,7 +30,7 @@ class LazyGroup(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f".{COMMANDS[cmd_name]}", __package__).main
+        command: click.Command = importlib.import_module(f".commands.{cmd_name}", __package__).main
         return command
 
 

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Literal
 import mlx.core as mx
 import numpy as np
 
-from .answering import as_strings, stream_answer, text_options
 from .config import MAX_SEED
-from .conversation import Conversation
 from .decode.image import DrawOptions
 from .decode.sampling import check_whole, pick_seed
 from .decode.text import TextOptions
 from .decode.window import MAX_WINDOW
-from .drawing import Job, stream_pictures
 from .errors import ConfigError, OptionError, PromptError
-from .images import ImageSource, as_images, open_image, preprocess
+from .inference.conversation import Conversation
+from .inference.image_generation import Job, stream_pictures
+from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
+from .inference.text_generation import as_strings, stream_answer, text_options
 from .memory import evaluate
 from .models.janus import JanusModel
-from .prompts import Prompts, Turn
-from .results import GeneratedImage, ImageStep, TextChunk, TextResult
+from .processing.images import ImageSource, as_images, open_image, preprocess
+from .processing.prompts import Prompts, Turn
 from .weights.load import WeightFiles, load_model
 from .weights.sources import NO_MODEL, TINY, find_converted, resolve
 

@@ -12,11 +12,11 @@ from PIL import Image
 import mlx_janus
 from mlx_janus.decode.image import DrawOptions
 from mlx_janus.decode.text import TextOptions
+from mlx_janus.engine.engine import Engine
+from mlx_janus.engine.messages import AnswerRequest, DrawingRequest, Event
+from mlx_janus.engine.tickets import Counts, Ticket
 from mlx_janus.pipeline import JanusPipeline
-from mlx_janus.prompts import Turn
-from mlx_janus.server.engine import Engine
-from mlx_janus.server.requests import AnswerRequest, DrawingRequest, Event
-from mlx_janus.server.tickets import Counts, Ticket
+from mlx_janus.processing.prompts import Turn
 from mlx_janus.worlds import shapes
 
 OPTIONS = DrawOptions(2.5, 0.6)

@@ -11,9 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mlx_janus.config import JanusConfig
-from mlx_janus.errors import PromptError
-from mlx_janus.results import GeneratedImage, TextResult
-from mlx_janus.server.requests import (
+from mlx_janus.engine.messages import (
     Answered,
     AnswerRequest,
     BusyError,
@@ -24,7 +22,9 @@ from mlx_janus.server.requests import (
     Piece,
     Request,
 )
-from mlx_janus.server.tickets import Counts
+from mlx_janus.engine.tickets import Counts
+from mlx_janus.errors import PromptError
+from mlx_janus.inference.results import GeneratedImage, TextResult
 
 
 @dataclass

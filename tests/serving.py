@@ -20,7 +20,7 @@ from fake_engine import FakeEngine
 from programs import ROOT
 
 from mlx_janus.server.app import create_app
-from mlx_janus.server.listening import configured
+from mlx_janus.server.connections import configured
 from mlx_janus.server.settings import Settings
 
 CHAT, DRAW = "/v1/chat/completions", "/v1/images/generations"
@@ -55,7 +55,7 @@ def started(*arguments: object, program: str = "", env: dict[str, str] | None = 
         program: Python that is run before the command, in its process.
         env: further environment.
     """
-    code = f"{program}\nfrom mlx_janus.serve import main\nmain(prog_name='serve')"
+    code = f"{program}\nfrom mlx_janus.commands.serve import main\nmain(prog_name='serve')"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--port", "0", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | (env or {}),

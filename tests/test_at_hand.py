@@ -18,8 +18,10 @@ from golden import FIXTURES
 from programs import call, error_line, run
 
 import mlx_janus
-from mlx_janus import at_hand, diagnosis, memory
+from mlx_janus import memory
 from mlx_janus.__main__ import main as group
+from mlx_janus.commands import diagnosis
+from mlx_janus.commands import models as at_hand
 from mlx_janus.errors import HubError, OutputError
 from mlx_janus.weights import cache
 from mlx_janus.weights.cache import ModelEntry, find_models, freed_bytes, list_models, remove_model
@@ -188,7 +190,7 @@ def test_help_answers_without_mlx(command: str) -> None:
     done = run("-X", "importtime", "-m", "mlx_janus", command, "-h")
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert f"Usage: mlx-janus {command} " in done.stdout
-    assert "mlx_janus.options" in imported
+    assert "mlx_janus.commands.options" in imported
     assert not imported & {"mlx.core", "mlx_lm", "numpy", "huggingface_hub"}
 
 
@@ -441,7 +443,7 @@ def test_the_doctor_tells_every_section_on_a_line(fake_hub: FakeHub, folder: Pat
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the BLAS of MLX's Linux wheel")
 def test_the_doctor_sees_which_blas_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = "from mlx_janus.diagnosis import _blas; print(_blas().status, _blas().text)"
+    program = "from mlx_janus.commands.diagnosis import _blas; print(_blas().status, _blas().text)"
     first = run("-c", f"import mlx.core; {program}").stdout
     after = run("-c", f"import mlx_janus, mlx.core; {program}").stdout
     if "libopenblas0" in found("BLAS").advice:

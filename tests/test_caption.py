@@ -13,7 +13,7 @@ from PIL import Image
 from programs import Outcome, call, error_line
 
 import mlx_janus
-from mlx_janus import caption
+from mlx_janus.commands import caption
 
 PICTURE = FIXTURES / "picture.png"
 NAMES = ["photos/a.jpg", "photos/b.PNG", "photos/c.webp"]

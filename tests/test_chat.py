@@ -23,9 +23,9 @@ from PIL import Image
 from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line
 
 import mlx_janus
-from mlx_janus import chat
+from mlx_janus.commands import chat
 from mlx_janus.decode.text import TextOptions
-from mlx_janus.prompts import Turn
+from mlx_janus.processing.prompts import Turn
 
 PICTURE = FIXTURES / "picture.png"
 READY = "deepseek-pro-bin is ready. /help lists the commands.\n"
@@ -213,7 +213,7 @@ def start_piped(program: str, *arguments: object) -> subprocess.Popen[bytes]:
     )
 
 
-CHAT = INTERRUPTIBLE + "from mlx_janus.chat import main; main()\n"
+CHAT = INTERRUPTIBLE + "from mlx_janus.commands.chat import main; main()\n"
 
 
 def test_bytes_that_are_no_text(model: Path) -> None:
@@ -360,7 +360,9 @@ class Terminal:
     def __init__(self, folder: Path, *flags: object, before: str = "", **environment: str) -> None:
         pexpect, pyte = pytest.importorskip("pexpect"), pytest.importorskip("pyte")
         self.eof, self.timeout = pexpect.EOF, pexpect.TIMEOUT
-        program = f"{INTERRUPTIBLE}{before}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
+        program = (
+            f"{INTERRUPTIBLE}{before}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
+        )
         home = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder / "state"), "HOME": str(folder)}
         self.child = pexpect.spawn(
             sys.executable,

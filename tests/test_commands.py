@@ -21,8 +21,8 @@ from PIL import Image
 from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line, finish, run, start
 
 import mlx_janus
-from mlx_janus import caption, chat, convert, generate, options
 from mlx_janus.__main__ import main as group
+from mlx_janus.commands import caption, chat, convert, generate, options
 from mlx_janus.config import JanusConfig
 from mlx_janus.weights.load import required_memory
 
@@ -32,12 +32,12 @@ PICTURE = FIXTURES / "picture.png"
 SOURCE = FIXTURES / "deepseek-pro-bin"
 COMMANDS = (
     "mlx_janus",
-    "mlx_janus.generate",
-    "mlx_janus.caption",
-    "mlx_janus.chat",
-    "mlx_janus.convert",
-    "mlx_janus.evaluate",
-    "mlx_janus.train",
+    "mlx_janus.commands.generate",
+    "mlx_janus.commands.caption",
+    "mlx_janus.commands.chat",
+    "mlx_janus.commands.convert",
+    "mlx_janus.commands.evaluate",
+    "mlx_janus.commands.train",
 )
 Janus = mlx_janus.JanusPipeline
 
@@ -554,12 +554,12 @@ import time
 from mlx_janus.weights import convert
 real = convert._convert_tensor
 convert._convert_tensor = lambda *arguments: (time.sleep(0.05), real(*arguments))[1]
-from mlx_janus.convert import main
+from mlx_janus.commands.convert import main
 main()
 """
 )
 
-DRAW = INTERRUPTIBLE + "from mlx_janus.generate import main; main()\n"
+DRAW = INTERRUPTIBLE + "from mlx_janus.commands.generate import main; main()\n"
 
 
 def begin_conversion(output: Path) -> subprocess.Popen[str]:
@@ -811,7 +811,7 @@ def test_help_answers_at_once(module: str) -> None:
 def test_help_does_not_import_mlx(module: str) -> None:
     done = run("-X", "importtime", "-m", module, "-h")
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert "mlx_janus.options" in imported
+    assert "mlx_janus.commands.options" in imported
     assert not imported & {"mlx.core", "mlx_lm", "numpy", "PIL", "tokenizers", "huggingface_hub", "tqdm"}
 
 

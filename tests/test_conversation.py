@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 import mlx_janus
-from mlx_janus import answering
 from mlx_janus.errors import ConversationError, ImageError, OptionError, OutputError, PromptError
-from mlx_janus.images import to_image
+from mlx_janus.inference import text_generation as answering
 from mlx_janus.models.janus import JanusModel
-from mlx_janus.prompts import Turn
+from mlx_janus.processing.images import to_image
+from mlx_janus.processing.prompts import Turn
 from mlx_janus.worlds import shapes
 
 Janus = mlx_janus.JanusPipeline

@@ -15,12 +15,10 @@ from PIL import Image
 from mlx_janus.decode.batch import DrawingBatch
 from mlx_janus.decode.image import DrawOptions
 from mlx_janus.decode.text import TextOptions
-from mlx_janus.models.janus import JanusModel
-from mlx_janus.pipeline import JanusPipeline
-from mlx_janus.prompts import Turn
-from mlx_janus.server import answer_queue, drawing_queue
-from mlx_janus.server.engine import Engine
-from mlx_janus.server.requests import (
+from mlx_janus.engine import image_queue as drawing_queue
+from mlx_janus.engine import text_queue as answer_queue
+from mlx_janus.engine.engine import Engine
+from mlx_janus.engine.messages import (
     Answered,
     AnswerRequest,
     BusyError,
@@ -30,7 +28,10 @@ from mlx_janus.server.requests import (
     Partial,
     Piece,
 )
-from mlx_janus.server.tickets import Ticket
+from mlx_janus.engine.tickets import Ticket
+from mlx_janus.models.janus import JanusModel
+from mlx_janus.pipeline import JanusPipeline
+from mlx_janus.processing.prompts import Turn
 
 
 @pytest.fixture(scope="module")

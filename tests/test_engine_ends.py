@@ -17,19 +17,20 @@ from mlx_janus.config import MAX_SEED
 from mlx_janus.decode import batch
 from mlx_janus.decode.batch import DrawingBatch
 from mlx_janus.decode.text import TextOptions
-from mlx_janus.errors import CheckpointError, JanusError, OptionError, PromptError
-from mlx_janus.pipeline import JanusPipeline
-from mlx_janus.prompts import Turn
-from mlx_janus.server import answer_queue, drawing_queue
-from mlx_janus.server.engine import Engine
-from mlx_janus.server.requests import (
+from mlx_janus.engine import image_queue as drawing_queue
+from mlx_janus.engine import text_queue as answer_queue
+from mlx_janus.engine.engine import Engine
+from mlx_janus.engine.messages import (
     Answered,
     AnswerRequest,
     DrawingRequest,
     Drawn,
     StoppingError,
 )
-from mlx_janus.server.tickets import Counts
+from mlx_janus.engine.tickets import Counts
+from mlx_janus.errors import CheckpointError, JanusError, OptionError, PromptError
+from mlx_janus.pipeline import JanusPipeline
+from mlx_janus.processing.prompts import Turn
 
 
 @pytest.fixture(scope="module")

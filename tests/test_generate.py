@@ -17,8 +17,9 @@ from PIL import Image
 from programs import ROOT, Outcome, call, error_line
 
 import mlx_janus
-from mlx_janus import convert, errors, generate
-from mlx_janus.images import save_png
+from mlx_janus import errors
+from mlx_janus.commands import convert, generate
+from mlx_janus.processing.images import save_png
 
 PROMPT = "a lighthouse in a storm, “Ärger”"
 PICTURE = FIXTURES / "picture.png"

@@ -12,8 +12,10 @@ import pytest
 from picture_site import PICTURE, Handler, make_certificate, running
 from programs import call, error_line
 
-from mlx_janus import JanusPipeline, errors, generate, inputs, web
-from mlx_janus.images import open_image
+from mlx_janus import JanusPipeline, errors
+from mlx_janus.commands import generate, inputs
+from mlx_janus.processing import web
+from mlx_janus.processing.images import open_image
 
 QUESTION = "What is in this image?"
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

@@ -15,8 +15,8 @@ from golden import FIXTURES, golden, rms_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mlx_janus.drawing
-from mlx_janus import memory, tuning
+import mlx_janus.inference.image_generation
+from mlx_janus import memory
 from mlx_janus.config import (
     DrawingConfig,
     GenHeadConfig,
@@ -33,9 +33,10 @@ from mlx_janus.decode.image import DrawOptions, draw_tokens
 from mlx_janus.decode.sampling import choose, guide, gumbel_noise, position_keys
 from mlx_janus.decode.text import StopStrings, TextOptions, answer_tokens, guess
 from mlx_janus.decode.window import best_window, time_passes
+from mlx_janus.inference import window_timing as tuning
 from mlx_janus.models.backbone import take_rows
 from mlx_janus.models.janus import JanusModel
-from mlx_janus.prompts import Turn
+from mlx_janus.processing.prompts import Turn
 from mlx_janus.weights.sources import cache_folder
 
 Janus = mlx_janus.JanusPipeline
@@ -95,7 +96,9 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(janus: Janus) -> None:
 
 def test_exact_and_memory_bound_groups_draw_the_same(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pro.generate_images(PROMPT, n=4, seed=1)
-    monkeypatch.setattr(mlx_janus.drawing, "available_memory", lambda: 9_540_000)  # room for a few pictures
+    monkeypatch.setattr(
+        mlx_janus.inference.image_generation, "available_memory", lambda: 9_540_000
+    )  # room for a few pictures
     steps = list(pro.stream_images(PROMPT, n=4, seed=1))
     groups = steps[-1].total // pro.config.image_tokens
     assert 1 < groups <= 4

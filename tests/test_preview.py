@@ -9,8 +9,8 @@ import time
 import pytest
 from PIL import Image
 
-from mlx_janus.preview import SHARE, TerminalPreview, can_show
-from mlx_janus.results import ImageStep
+from mlx_janus.commands.preview import SHARE, TerminalPreview, can_show
+from mlx_janus.inference.results import ImageStep
 
 
 class _Terminal(io.StringIO):

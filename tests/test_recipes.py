@@ -16,7 +16,7 @@ from programs import call
 
 import mlx_janus
 from benchmarks.recipes import Comparison, plans
-from mlx_janus import convert as convert_command
+from mlx_janus.commands import convert as convert_command
 from mlx_janus.config import RECIPES, JanusConfig, LayerBits
 from mlx_janus.errors import ConfigError, OptionError, OutOfMemoryError
 from mlx_janus.evaluation.divergence import kl_divergence, mean_divergence, overlap, top1_agreement

@@ -11,9 +11,9 @@ from golden import assert_close, golden, golden_facts, nchw, nhwc
 from PIL import Image
 
 import mlx_janus
-from mlx_janus.answering import embed_prompt
-from mlx_janus.images import open_image, preprocess, to_image
-from mlx_janus.prompts import Turn
+from mlx_janus.inference.text_generation import embed_prompt
+from mlx_janus.processing.images import open_image, preprocess, to_image
+from mlx_janus.processing.prompts import Turn
 
 Janus = mlx_janus.JanusPipeline
 

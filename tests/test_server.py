@@ -26,10 +26,10 @@ from PIL import Image
 from programs import INTERRUPTIBLE, call, error_line, start
 from serving import ServerProcess, started, wait_until
 
-from mlx_janus import serve
+from mlx_janus.commands import serve
 from mlx_janus.decode.text import TextOptions
-from mlx_janus.images import png_bytes, read_text_chunks
-from mlx_janus.prompts import Turn
+from mlx_janus.processing.images import png_bytes, read_text_chunks
+from mlx_janus.processing.prompts import Turn
 from mlx_janus.server.settings import Settings
 from mlx_janus.worlds import shapes
 
@@ -381,13 +381,13 @@ def loading(work: str) -> Iterator[subprocess.Popen[str]]:
 import sys, time
 import mlx_janus.serve
 from mlx_janus.pipeline import JanusPipeline
-load = mlx_janus.serve.load_model
+load = mlx_janus.commands.serve.load_model
 def slowly(options):
     print("loading", file=sys.stderr)
     {work}
-mlx_janus.serve.load_model = slowly
+mlx_janus.commands.serve.load_model = slowly
 JanusPipeline.prepare = lambda self, task: print("prepared", task)
-mlx_janus.serve.main(["-q", "--port", "0"], prog_name="serve")
+mlx_janus.commands.serve.main(["-q", "--port", "0"], prog_name="serve")
 """
     process = start(program)
     with process:
@@ -401,7 +401,7 @@ mlx_janus.serve.main(["-q", "--port", "0"], prog_name="serve")
 
 def test_a_server_whose_thread_has_failed_ends() -> None:
     """So that whoever watches it can start it again."""
-    broken = f"{ON_CPU}\nfrom mlx_janus.server.answer_queue import Answers\nAnswers.choose = None"
+    broken = f"{ON_CPU}\nfrom mlx_janus.engine.text_queue import Answers\nAnswers.choose = None"
     with started("-q", program=broken) as server, to(server) as client:
         with pytest.raises(openai.InternalServerError):
             client.chat.completions.create(model="default", messages=[user(QUESTION)])

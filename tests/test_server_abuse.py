@@ -12,8 +12,8 @@ import pytest
 from fake_engine import FakeEngine
 from serving import CHAT, DRAW, HELLO, connect, read_all, refusal, still_works
 
+from mlx_janus.engine.messages import StoppingError
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, OutOfMemoryError
-from mlx_janus.server.requests import StoppingError
 
 # Failures
 

@@ -20,7 +20,7 @@ from fake_engine import FakeEngine
 from PIL import Image
 from serving import CHAT, DRAW, HELLO, connect, post, read_all, refusal, served, still_works, to, wait_until
 
-from mlx_janus.server.listening import configured, say_when_full
+from mlx_janus.server.connections import configured, say_when_full
 from mlx_janus.server.pictures import PictureReader
 from mlx_janus.server.settings import Settings
 

@@ -19,9 +19,9 @@ from PIL import Image
 from programs import ROOT
 from serving import started
 
-from mlx_janus import serve
-from mlx_janus.images import read_text_chunks
-from mlx_janus.server import listening
+from mlx_janus.commands import serve
+from mlx_janus.processing.images import read_text_chunks
+from mlx_janus.server import connections as listening
 from mlx_janus.server.settings import Settings
 
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")

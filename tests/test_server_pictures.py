@@ -19,7 +19,7 @@ from fake_engine import FakeEngine
 from PIL import Image
 from serving import CHAT, refusal, served, still_works, to
 
-from mlx_janus import inputs
+from mlx_janus.commands import inputs
 
 
 def png(width: int, height: int, *, noise: bool = False) -> str:

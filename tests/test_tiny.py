@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from programs import call, error_line, run
 
 import mlx_janus
-from mlx_janus import chat, evaluate
+from mlx_janus.commands import chat, evaluate
 from mlx_janus.evaluation.shapes import (
     Sizes,
     drawing_prompts,

@@ -15,23 +15,23 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx import nn
+from mlx_janus.training.tiny.train.auxiliary_heads import MARKS, drop_heads, first_token, marks, track
+from mlx_janus.training.tiny.train.batches import answering_batch, drawing_batch
+from mlx_janus.training.tiny.train.codec import CodecStage
+from mlx_janus.training.tiny.train.encoder import EncoderStage, edges, outlines, patch_labels
+from mlx_janus.training.tiny.train.joint import JointStage, build_model
+from mlx_janus.training.tiny.train.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
+from mlx_janus.training.tiny.train.train import average_weights
+from mlx_janus.training.tiny.train.vocabulary import train_tokenizer
 from programs import ROOT, call, error_line, run
 
 import mlx_janus
-from mlx_janus import train
+from mlx_janus.commands import train
 from mlx_janus.errors import CheckpointError
 from mlx_janus.models import convolution
 from mlx_janus.models.vq import VQModel
-from mlx_janus.prompts import Prompts
-from mlx_janus.training.batches import answering_batch, drawing_batch
-from mlx_janus.training.codec import CodecStage
-from mlx_janus.training.encoder import EncoderStage, edges, outlines, patch_labels
-from mlx_janus.training.joint import JointStage, build_model
+from mlx_janus.processing.prompts import Prompts
 from mlx_janus.training.loop import Learner, checkpoint_file, read_log, run_stage
-from mlx_janus.training.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
-from mlx_janus.training.tiny import average_weights
-from mlx_janus.training.tracking import MARKS, drop_heads, first_token, marks, track
-from mlx_janus.training.vocabulary import train_tokenizer
 from mlx_janus.worlds import shapes
 
 

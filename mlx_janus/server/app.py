@@ -19,11 +19,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from .. import __version__
-from .answers import answer
-from .drawings import draw
+from .chat_completions import answer
+from .errors import Problem, answer_invalid, answer_refusal
+from .image_generations import draw
 from .metrics import Metrics
-from .problems import Problem, answer_invalid, answer_refusal
-from .safety import OPEN_PATHS, layers
+from .middleware import OPEN_PATHS, layers
 from .schema import (
     ChatCompletion,
     ChatRequest,
@@ -38,7 +38,7 @@ from .service import DEFAULT_MODEL, Service
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from ..engine.engine import Engine
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 _PLACEHOLDER = "<!doctype html><title>mlx_janus</title><p>The page is not there yet.</p>"

@@ -11,8 +11,8 @@ from PIL import Image
 
 from ..config import ImageConfig
 from ..errors import ImageError
-from ..images import decode_image, png_bytes, resize_and_pad
-from .problems import explained
+from ..processing.images import decode_image, png_bytes, resize_and_pad
+from .errors import explained
 from .settings import Settings
 
 MAX_PICTURES = 16
@@ -58,7 +58,7 @@ class PictureReader:
     async def _fetch(self, url: str) -> bytes:
         if not self._settings.allow_url_images:
             raise ImageError("this server fetches no pictures: send it as data:image/png;base64,...")
-        from ..inputs import fetch_public
+        from ..commands.inputs import fetch_public
 
         async with self._fetching:
             return await asyncio.to_thread(fetch_public, url, most_bytes=self._settings.picture_limit)

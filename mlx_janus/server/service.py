@@ -9,16 +9,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..engine.messages import Request
 from ..errors import JanusError
+from .errors import Problem, explained
 from .metrics import Metrics
 from .pictures import PictureReader
-from .problems import Problem, explained
-from .requests import Request
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .engine import Engine
-    from .tickets import Ticket
+    from ..engine.engine import Engine
+    from ..engine.tickets import Ticket
 
 DEFAULT_MODEL = "default"
 

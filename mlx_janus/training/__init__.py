@@ -1,1 +1,1 @@
-"""Training in MLX: the recipe of Janus-Tiny, stage by stage, in a loop that survives being killed."""
+"""Training in MLX: a loop that survives being killed, and the recipes that run in it."""

@@ -1,0 +1,53 @@
+"""What comes from elsewhere than a file: pictures from the web and from stdin, a prompt from stdin.
+
+The library does none of this: a path is all that it opens.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from ..errors import PromptError
+from ..processing.web import fetch, fetch_public
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["fetch", "fetch_public", "read_image", "read_prompt"]
+
+STDIN = "-"
+
+
+def read_image(source: str) -> Image.Image:
+    """A picture from a file, from an https address, or from stdin ("-"), as ``images.open_image`` gives it.
+
+    Raises:
+        ImageError: it cannot be had or read.
+    """
+    from ..processing.images import decode_image, open_image
+
+    if source == STDIN:
+        return decode_image(_stdin(), "the picture on stdin")
+    if source.startswith("https://"):
+        return decode_image(fetch(source), source)
+    return open_image(source)
+
+
+def read_prompt() -> str:
+    """All of stdin as a prompt.
+
+    Raises:
+        PromptError: nothing is there, or no text.
+    """
+    try:
+        text = _stdin().decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise PromptError("the prompt on stdin is no text in UTF-8") from None
+    if not text:
+        raise PromptError("there is no prompt on stdin: pipe one in, or write it after --prompt")
+    return text
+
+
+def _stdin() -> bytes:
+    return b"" if sys.stdin is None else sys.stdin.buffer.read()  # None: <&-

@@ -1,0 +1,158 @@
+"""``mlx-janus models``: which models are on this machine, getting one, and removing one."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import JanusError
+from .options import (
+    Command,
+    Group,
+    bits_option,
+    byte_progress,
+    import_mlx,
+    recipe_option,
+    say,
+    version_option,
+)
+
+if TYPE_CHECKING:
+    from ..weights.cache import ModelEntry
+
+_TITLES = ("ID", "model", "commit", "state", "bits", "type", "size", "last used")
+
+
+@click.group(cls=Group, invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead, with sizes in bytes.")
+@version_option
+@click.pass_context
+def main(context: click.Context, as_json: bool) -> None:
+    """List the models on this machine: converted ones in the cache, Janus downloads in the Hub's cache.
+
+    \b
+    Short names, wherever a model is named: janus-1.3b, janus-pro-1b, janus-pro-7b, tiny.
+
+    \b
+    Examples:
+      mlx-janus models
+      mlx-janus models add janus-pro-7b --bits 4
+      mlx-janus models remove 0f3a52c8
+      mlx-janus models remove janus-pro-7b --downloads
+    """
+    if context.invoked_subcommand:
+        if as_json:
+            raise click.UsageError("--json is of the list alone: leave it out.")
+        return
+    import_mlx()
+    from ..weights.cache import list_models
+
+    entries = list_models()
+    if as_json:
+        click.echo(json.dumps([_facts(entry) for entry in entries], indent=1, ensure_ascii=False))
+        return
+    for line in _table([_TITLES, *map(_row, entries)]):
+        click.echo(line)
+
+
+@main.command(cls=Command)
+@click.argument("model")
+@bits_option
+@recipe_option
+@click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.")
+def add(model: str, bits: str | None, recipe: str | None, revision: str | None) -> None:
+    """Download MODEL where needed and convert it into the cache, from where `--model MODEL` takes it.
+
+    MODEL is a Hub id, a short name, or a PyTorch model folder. Prints the converted folder.
+
+    \b
+    Examples:
+      mlx-janus models add janus-pro-1b
+      mlx-janus models add deepseek-ai/Janus-Pro-7B --bits 4
+      mlx-janus models add deepseek-ai/Janus-Pro-7B --recipe light
+    """
+    import_mlx()
+    from ..weights.sources import find_converted
+
+    with byte_progress() as progress:
+        folder = find_converted(
+            model, bits=int(bits) if bits else None, recipe=recipe, revision=revision, progress=progress
+        )
+    click.echo(str(folder))
+
+
+@main.command(cls=Command)
+@click.argument("model")
+@click.option("--downloads", is_flag=True, help="Remove it from the Hub's cache, too.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def remove(model: str, downloads: bool, yes: bool) -> int:
+    """Remove MODEL, an ID of the list or a model with all its conversions, from the cache.
+
+    Says what goes and asks. Folders of your own are never touched.
+
+    \b
+    Examples:
+      mlx-janus models remove 0f3a52c8
+      mlx-janus models remove janus-pro-1b --downloads --yes
+    """
+    import_mlx()
+    from ..memory import format_size
+    from ..weights.cache import check_removable, find_models, freed_bytes, remove_model
+
+    found = find_models(model)
+    chosen = [entry for entry in found if downloads or not entry.is_download]
+    if not chosen:
+        raise JanusError(f"{model} is in the Hub's cache, which other programs share: pass --downloads to remove it")
+    for entry in chosen:
+        check_removable(entry)
+    for entry in chosen:
+        say(f"{entry.id}  {entry.source}, {entry.state}: {entry.path}")
+    size = format_size(freed_bytes(chosen))
+    if not yes and not _on_terminal():
+        raise JanusError(f"nobody can be asked whether to remove {size}: pass --yes")
+    if not yes and not click.confirm(f"Remove {size}?", err=True):
+        say("Nothing was removed.")
+        return 1
+    for entry in chosen:
+        remove_model(entry)
+    say(f"Removed {size}.")
+    return 0
+
+
+def _on_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _row(entry: ModelEntry) -> tuple[str, ...]:
+    from ..memory import format_size
+
+    used = time.strftime("%Y-%m-%d", time.localtime(entry.used)) if entry.used else ""
+    bits = "" if entry.config is None else entry.recipe or str(entry.bits or "-")
+    size = format_size(entry.size)
+    return (entry.id, entry.source, entry.revision[:8], entry.state, bits, entry.dtype or "", size, used)
+
+
+def _facts(entry: ModelEntry) -> dict[str, Any]:
+    used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.used)) if entry.used else None
+    return {
+        "id": entry.id,
+        "model": entry.source,
+        "commit": entry.revision or None,
+        "state": entry.state,
+        "bits": entry.bits,
+        "recipe": entry.recipe,
+        "dtype": entry.dtype,
+        "bytes": entry.size,
+        "last_used": used,
+        "path": str(entry.path),
+    }
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

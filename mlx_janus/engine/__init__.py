@@ -1,0 +1,1 @@
+"""Many requests over one model: a scheduler for answers, one for images, one thread."""

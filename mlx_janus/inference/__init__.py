@@ -1,0 +1,1 @@
+"""One model at work: its weights, prompts and thread, and how it answers and draws."""

@@ -1,0 +1,134 @@
+"""What the pipeline gives: answers, pictures, and the steps towards them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..config import DTYPES, RECIPES
+from ..errors import ImageError, OptionError
+from ..processing.images import read_text_chunks, save_png
+
+MAX_UPSCALE = 4
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """An answer. Speeds are tokens per second."""
+
+    text: str  # without leading white space
+    tokens: tuple[int, ...]  # without the stop token
+    finish_reason: str  # "stop": the model's end or a stop string; "length": max_tokens or the context
+    prompt_tokens: int  # positions, pictures included
+    prompt_tps: float  # of those that were read
+    generation_tps: float
+    peak_memory: int  # bytes that MLX held at most during the call
+    cached_tokens: int = 0  # positions of the prompt that an earlier turn had read
+    first_token_seconds: float = 0.0  # until the first token was there, pictures and prompt included
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """A piece of an answer, whole characters only; the last one carries the result."""
+
+    text: str
+    result: TextResult | None = None
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A drawn picture and what it takes to draw it again."""
+
+    image: Image.Image
+    tokens: np.ndarray  # (image_tokens,) int32, raster order
+    seed: int
+    prompt: str
+    metadata: dict[str, str] = field(repr=False)
+    passes: int = 0  # of the language model, the prompt's apart; those of a group are all of it
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a PNG with ``metadata`` as text chunks; an existing file is kept and a numbered sibling written.
+
+        Returns:
+            The path that was written.
+
+        Raises:
+            OutputError: the path cannot be written, or does not end in .png.
+        """
+        return save_png(self.image, Path(path), self.metadata)
+
+    def upscaled(self, factor: int) -> GeneratedImage:
+        """The picture ``factor`` times as wide and high, by Lanczos' filter, which the metadata say; 1: as it is.
+
+        Raises:
+            OptionError: a factor other than 1 to 4.
+        """
+        if factor not in range(1, MAX_UPSCALE + 1):
+            raise OptionError(f"factor must be a whole number from 1 to {MAX_UPSCALE}, got {factor}")
+        if factor == 1:
+            return self
+        width, height = self.image.size
+        larger = self.image.resize((width * factor, height * factor), Image.Resampling.LANCZOS)
+        return replace(self, image=larger, metadata=self.metadata | {"upscale": f"{factor} (Lanczos)"})
+
+
+@dataclass(frozen=True)
+class ImageStep:
+    """One position drawn, or pictures finished.
+
+    A call that does not fit in memory at once is drawn in groups; ``index`` and ``total`` count through all of them.
+    """
+
+    index: int  # positions done so far, 1 to total
+    total: int
+    images: tuple[GeneratedImage, ...]  # finished with this step, in seed order
+    _preview: Callable[[], list[Image.Image]] = field(repr=False)
+
+    def preview(self) -> list[Image.Image]:
+        """The pictures begun so far, in seed order; what is not drawn yet is grey.
+
+        Costs a decoding of each, and in low memory reading the codec, and then the language model again.
+        """
+        return self._preview()
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What it takes to draw a saved picture again, from its text chunks.
+
+    Returns:
+        prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: none); of the weights dtype
+        (None in a file of a release that did not say), bits and recipe (None: not quantized so).
+
+    Raises:
+        ImageError: no picture, or one that does not carry all of these.
+    """
+    chunks = read_text_chunks(path)
+    if not chunks.get("version", "").startswith("mlx_janus "):
+        raise ImageError(f"{path} carries no settings of a drawing: give a PNG as mlx_janus wrote it")
+    upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
+    dtype, bits, recipe = (chunks.get(name) for name in ("dtype", "bits", "recipe"))
+    try:
+        known = dtype in (None, *DTYPES) and bits in (None, "4", "8") and recipe in (None, *RECIPES)
+        if upscale is None or not known or (bits and recipe):
+            raise ValueError
+        return {
+            "prompt": chunks["prompt"],
+            "seed": int(chunks["seed"]),
+            **{name: float(chunks[name]) for name in ("cfg_weight", "temperature", "top_p")},
+            "model": chunks["model"],
+            "upscale": int(upscale[1] or 1),
+            "dtype": dtype,
+            "bits": None if bits is None else int(bits),
+            "recipe": recipe,
+        }
+    except (KeyError, ValueError):
+        raise ImageError(
+            f"{path} carries settings that were changed or cut: give a PNG as mlx_janus wrote it"
+        ) from None

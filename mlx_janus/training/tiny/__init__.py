@@ -1,0 +1,1 @@
+"""The recipe of Janus-Tiny, stage by stage."""

@@ -1,0 +1,37 @@
+"""A picture of a training log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..loop import read_log
+
+_PICTURES = "image_loss", "loss of pictures, nats a token"
+_CURVES = (
+    ("codec", "psnr", "reconstruction, dB"),
+    ("merged", "psnr", "reconstruction, dB"),
+    ("encoder", "shapes_right", "patches whose shape is right"),
+    ("drawing", *_PICTURES),
+    ("joint", *_PICTURES),
+    ("joint", "tracking_loss", "loss of the tracking head, nats"),
+    ("joint", "text_loss", "loss of answers, nats a token"),
+    ("places", *_PICTURES),
+    ("places", "text_loss", "loss of answers, nats a token"),
+    ("places", "placing_loss", "loss of the placing head"),
+)
+
+
+def plot_log(log: Path, output: Path) -> None:
+    """Draw each stage's curve over its steps, as a PNG or whatever ``output`` ends in."""
+    from matplotlib.figure import Figure
+
+    lines = read_log(log)
+    figure = Figure(figsize=(16, 5.5), layout="constrained")
+    for axes, (stage, key, title) in zip(figure.subplots(2, 5).flat, _CURVES, strict=True):
+        points = [(line["step"], line[key]) for line in lines if line["stage"] == stage and key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), linewidth=1)
+        axes.set_title(f"{stage}: {title}", fontsize=9)
+        axes.set_xlabel("steps", fontsize=8)
+        axes.tick_params(labelsize=8)
+    figure.savefig(output, dpi=100)

@@ -1,0 +1,110 @@
+"""What Janus-Tiny is made of, and how it is trained: sizes, steps, rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...config import (
+    DrawingConfig,
+    GenHeadConfig,
+    ImageConfig,
+    JanusConfig,
+    LlamaConfig,
+    MLPConfig,
+    PromptConfig,
+    SiglipConfig,
+    VQConfig,
+)
+from ...worlds import language
+from ...worlds.shapes import SIDE
+
+
+@dataclass(frozen=True)
+class CodecRecipe:
+    """The image codec: ``unquantized_steps`` come before its codebook is laid out."""
+
+    steps: int = 2000
+    unquantized_steps: int = 300
+    batch: int = 8
+    rate: float = 3e-3
+    muon_rate: float | None = 0.01  # None: AdamW alone
+
+
+@dataclass(frozen=True)
+class EncoderRecipe:
+    """The vision encoder, alone, on labels of its patches."""
+
+    steps: int = 1400
+    batch: int = 32
+    rate: float = 1e-3
+    muon_rate: float = 0.01
+
+
+@dataclass(frozen=True)
+class JointRecipe:
+    """The whole model on both losses of the paper, or on the pictures' alone. Batches are in sequences."""
+
+    steps: int = 3600
+    answering_batch: int = 12  # 0: the model learns to draw, and its parts for answers are left alone
+    drawing_batch: int = 24
+    rate: float = 1e-3
+    muon_rate: float = 0.01
+    final_rate: float = 0.02  # where the rates end, as a share
+    warmup: int = 40
+    lookup_steps: int = 500  # with mostly such questions as are answered by finding one thing (``language.LOOKUPS``)
+    shares: dict[str, float] = field(default_factory=lambda: dict(language.SHARES))  # of questions after that
+    paired: bool = True  # captions more of two things and of several alike (``shapes.PAIRED``)
+    tracking: float = 0.5  # weight of the loss of ``tracking.TrackingHead``
+    placing: float = 0.0  # weight of the loss of ``tracking.PlacingHead``
+    dropped_prompts: float = 0.1  # share of drawing prompts turned into pads, so that guidance means something
+
+
+@dataclass(frozen=True)
+class TinyRecipe:
+    """All stages, in order."""
+
+    seed: int = 0
+    codec: CodecRecipe = field(default_factory=CodecRecipe)
+    merged: CodecRecipe = field(
+        default_factory=lambda: CodecRecipe(360, unquantized_steps=0, rate=1.5e-3, muon_rate=None)
+    )
+    encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
+    drawing: JointRecipe = field(
+        default_factory=lambda: JointRecipe(
+            3000, answering_batch=0, drawing_batch=48, final_rate=0.3, paired=False, tracking=0.0
+        )
+    )
+    joint: JointRecipe = field(default_factory=JointRecipe)
+    places: JointRecipe = field(
+        default_factory=lambda: JointRecipe(
+            900, rate=6e-4, muon_rate=6e-3, lookup_steps=0, shares=dict(language.PLACES), placing=1.0
+        )
+    )
+    share_of_last: float = 0.5  # of the last stage's weights in the model, beside those of the one before
+
+
+CODEC = VQConfig(
+    kind="vq", codebook_size=1024, codebook_dim=8, ch=8, ch_mult=(1, 2, 4, 8), num_res_blocks=1, z_channels=64,
+    norm_groups=1,
+)  # fmt: skip
+ENCODER = SiglipConfig(kind="siglip", image_size=SIDE, patch_size=8, width=128, layers=3, heads=4, mlp_width=384)
+
+
+def tiny_config(vocabulary: int) -> JanusConfig:
+    """Sizes of Janus-Tiny for a tokenizer of so many ids."""
+    hidden = 192
+    return JanusConfig(
+        understanding=ENCODER,
+        generation=CODEC,
+        language=LlamaConfig(
+            kind="llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=416, num_hidden_layers=5,
+            num_attention_heads=6, num_key_value_heads=6, head_dim=32, max_position_embeddings=1024,
+        ),
+        aligner=MLPConfig(kind="mlp_gelu", input_dim=ENCODER.width, output_dim=hidden),
+        gen_aligner=MLPConfig(kind="mlp_gelu", input_dim=CODEC.codebook_dim, output_dim=hidden),
+        gen_head=GenHeadConfig(kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=CODEC.codebook_size),
+        image=ImageConfig(image_size=SIDE),
+        prompt=PromptConfig(system=""),
+        drawing=DrawingConfig(cfg_weight=2.5, temperature=0.6),
+        dtype="float16",
+    )  # fmt: skip
