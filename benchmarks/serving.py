@@ -89,7 +89,7 @@ def known_outcomes(model: str) -> tuple[list[Question], list[Wish]]:
 @contextlib.contextmanager
 def server(model: str) -> Iterator[tuple[str, psutil.Process]]:
     """A started server's address, and its process."""
-    command = [sys.executable, "-m", "mlx_janus.serve", "--port", "0", "--quiet", "--model", model]
+    command = [sys.executable, "-m", "mlx_janus", "serve", "--port", "0", "--quiet", "--model", model]
     root = str(Path(__file__).resolve().parent.parent)
     with subprocess.Popen(
         command,

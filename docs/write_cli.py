@@ -20,8 +20,8 @@ def page() -> str:
     """The whole page."""
     parts = ["# Commands\n", "Written by `python docs/write_cli.py` from the commands' own `--help`.\n"]
     parts += _section(main, "mlx-janus")
-    for name, module in COMMANDS.items():
-        parts += _section(importlib.import_module(f"mlx_janus.{module}").main, f"mlx-janus {name}")
+    for name in COMMANDS:
+        parts += _section(importlib.import_module(f"mlx_janus.commands.{name}").main, f"mlx-janus {name}")
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""One question about every picture of a folder, as JSON lines. (``python -m mlx_janus.caption`` does more.)
+"""One question about every picture of a folder, as JSON lines. (``mlx-janus caption`` does more.)
 
 python examples/caption_folder.py pictures                         with Janus-Tiny
 python examples/caption_folder.py pictures deepseek-ai/Janus-Pro-1B > captions.jsonl

@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 _MLX_CAME_FIRST = "mlx.core" in sys.modules  # it keeps the BLAS that it had then: `doctor` tells
 
 if sys.platform == "linux":
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from .inference.conversation import Conversation
     from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
     from .pipeline import JanusPipeline, load
-
-__version__ = "0.1.0"
 
 _HOMES = {  # where each name lives; imported when it is first asked for
     "Conversation": "inference.conversation",

@@ -48,7 +48,7 @@ def served(engine: Any, **settings: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def started(*arguments: object, program: str = "", env: dict[str, str] | None = None) -> Iterator[ServerProcess]:
-    """``python -m mlx_janus.serve --port 0`` until it is ready; what still runs at the end is killed.
+    """``mlx-janus serve --port 0`` until it is ready; what still runs at the end is killed.
 
     Args:
         arguments: of the command.

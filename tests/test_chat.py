@@ -360,9 +360,7 @@ class Terminal:
     def __init__(self, folder: Path, *flags: object, before: str = "", **environment: str) -> None:
         pexpect, pyte = pytest.importorskip("pexpect"), pytest.importorskip("pyte")
         self.eof, self.timeout = pexpect.EOF, pexpect.TIMEOUT
-        program = (
-            f"{INTERRUPTIBLE}{before}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
-        )
+        program = f"{INTERRUPTIBLE}{before}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
         home = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder / "state"), "HOME": str(folder)}
         self.child = pexpect.spawn(
             sys.executable,

@@ -17,7 +17,6 @@ import pytest
 from picture_site import PICTURE, Handler, make_certificate, running
 
 from mlx_janus import errors
-from mlx_janus.commands import inputs
 from mlx_janus.processing import web
 
 PUBLIC, ALSO_PUBLIC, PUBLIC_6 = "93.184.215.14", "8.8.4.4", "2606:4700::6810:84e5"
@@ -75,7 +74,7 @@ def internet(port: int, certificate: tuple[Path, Path], monkeypatch: pytest.Monk
 def refusal(url: str, **words: Any) -> str:
     """Why an address is not fetched: one line that names it."""
     with pytest.raises(errors.ImageError) as refused:
-        inputs.fetch_public(url, **words)
+        web.fetch_public(url, **words)
     line = str(refused.value)
     assert line.isprintable()
     return line
@@ -86,28 +85,28 @@ def refusal(url: str, **words: Any) -> str:
 
 @needs_openssl
 def test_a_picture_of_a_public_host_is_given(internet: Internet) -> None:
-    assert inputs.fetch_public(f"https://{SITE}/picture#middle") == PICTURE.read_bytes()
+    assert web.fetch_public(f"https://{SITE}/picture#middle") == PICTURE.read_bytes()
     assert internet.connected == [PUBLIC]
 
 
 @needs_openssl
 def test_three_redirects_are_followed_and_no_fourth(internet: Internet) -> None:
-    assert inputs.fetch_public(f"https://{SITE}/hop/2") == PICTURE.read_bytes()  # hops 2, 1 and 0
+    assert web.fetch_public(f"https://{SITE}/hop/2") == PICTURE.read_bytes()  # hops 2, 1 and 0
     assert "hop/3 leads on more than 3 times" in refusal(f"https://{SITE}/hop/3")
 
 
 @needs_openssl
 def test_the_port_may_be_written_and_a_name_may_have_umlauts(internet: Internet) -> None:
     internet.names["xn--bcher-kva.test"] = [[PUBLIC]]
-    assert inputs.fetch_public(f"https://{SITE}:443/picture") == PICTURE.read_bytes()
-    assert inputs.fetch_public("https://BÜCHER.test/picture") == PICTURE.read_bytes()
+    assert web.fetch_public(f"https://{SITE}:443/picture") == PICTURE.read_bytes()
+    assert web.fetch_public("https://BÜCHER.test/picture") == PICTURE.read_bytes()
     assert "HTTP 404" in refusal(f"https://{SITE}/Ä ä.png")  # asked for, and not there
 
 
 @needs_openssl
 def test_an_address_that_is_out_of_reach_gives_way_to_the_next(internet: Internet) -> None:
     internet.names[SITE] = [[PUBLIC_6, ALSO_PUBLIC, PUBLIC]]
-    assert inputs.fetch_public(f"https://{SITE}/picture") == PICTURE.read_bytes()
+    assert web.fetch_public(f"https://{SITE}/picture") == PICTURE.read_bytes()
     assert internet.connected == [PUBLIC_6, ALSO_PUBLIC]
 
 
@@ -115,7 +114,7 @@ def test_an_address_that_is_out_of_reach_gives_way_to_the_next(internet: Interne
 def test_no_proxy_of_the_environment_is_used(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    assert inputs.fetch_public(f"https://{SITE}/picture") == PICTURE.read_bytes()
+    assert web.fetch_public(f"https://{SITE}/picture") == PICTURE.read_bytes()
 
 
 # Hosts that are not public
@@ -165,7 +164,7 @@ def test_a_name_that_does_not_exist_is_refused_like_one_that_is_not_public(monke
 @needs_openssl
 def test_a_name_is_looked_up_once_and_what_was_checked_is_connected_to(internet: Internet) -> None:
     internet.names[SITE] = [[PUBLIC], ["127.0.0.1"]]  # DNS rebinding
-    assert inputs.fetch_public(f"https://{SITE}/picture") == PICTURE.read_bytes()
+    assert web.fetch_public(f"https://{SITE}/picture") == PICTURE.read_bytes()
     assert (internet.looked_up, internet.connected) == ([SITE], [PUBLIC])
     assert "is not a public address" in refusal(f"https://{SITE}/picture")
 
@@ -274,4 +273,4 @@ def test_the_time_is_limited_and_nothing_goes_on_after_it(internet: Internet, pa
 @needs_openssl
 def test_what_is_given_need_not_be_a_picture(internet: Internet) -> None:
     """Its bytes are looked at where they are decoded; no header is believed."""
-    assert inputs.fetch_public(f"https://{SITE}/words") == b"<html>no picture</html>"
+    assert web.fetch_public(f"https://{SITE}/words") == b"<html>no picture</html>"

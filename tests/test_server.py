@@ -379,7 +379,7 @@ def loading(work: str) -> Iterator[subprocess.Popen[str]]:
     """The command while it loads the model, by a function with this body; parts of the model are not read then."""
     program = f"""{ON_CPU}
 import sys, time
-import mlx_janus.serve
+import mlx_janus.commands.serve
 from mlx_janus.pipeline import JanusPipeline
 load = mlx_janus.commands.serve.load_model
 def slowly(options):

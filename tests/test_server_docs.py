@@ -141,8 +141,8 @@ def test_the_settings_of_other_programs_are_well_formed() -> None:
     job = plistlib.loads(marked("launchd").encode())
     assert f"{job['Label']}.plist" in PAGE
     module = job["ProgramArguments"][1:]
-    assert module[:2] == ["-m", "mlx_janus.serve"]
-    with serve.main.make_context("serve", module[2:]) as context:  # left, it takes back what --quiet did to logging
+    assert module[:3] == ["-m", "mlx_janus", "serve"]
+    with serve.main.make_context("serve", module[3:]) as context:  # left, it takes back what --quiet did to logging
         assert context.params["model"] == "janus-pro-1b"
     model = json.loads(marked("vlmevalkit"))["model"]["janus-pro-1b"]
     assert model["api_base"] == f"{ADDRESS}/v1/chat/completions"

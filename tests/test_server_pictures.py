@@ -19,7 +19,7 @@ from fake_engine import FakeEngine
 from PIL import Image
 from serving import CHAT, refusal, served, still_works, to
 
-from mlx_janus.commands import inputs
+from mlx_janus.processing import web
 
 
 def png(width: int, height: int, *, noise: bool = False) -> str:
@@ -106,7 +106,7 @@ def test_an_address_is_fetched_where_that_is_allowed(engine: FakeEngine, monkeyp
         asked.append((url, most_bytes))
         return base64.b64decode(png(8, 8).partition(",")[2])
 
-    monkeypatch.setattr(inputs, "fetch_public", fetch)
+    monkeypatch.setattr(web, "fetch_public", fetch)
     with served(engine, allow_url_images=True, picture_limit=1234) as address, to(address) as client:
         assert client.post(CHAT, json=ask("https://example.org/a.png")).status_code == 200
     assert asked == [("https://example.org/a.png", 1234)]

@@ -166,7 +166,7 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     steps += [
         word for stage in ("merged", "encoder", "drawing", "joint", "places") for word in (f"--{stage}-steps", "1")
     ]
-    arguments = ["-m", "mlx_janus.train", "tiny", *steps, "--output"]
+    arguments = ["-m", "mlx_janus", "train", "tiny", *steps, "--output"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1", "OPENBLAS_NUM_THREADS": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     two = ["--processes", "2"]
@@ -210,7 +210,7 @@ def test_wrong_use_of_the_command(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     outcome = call(train.main, "tiny", "--output", tmp_path / "file")
     assert "file" in error_line(outcome)
-    assert "runs/tiny" in run("-m", "mlx_janus.train", "tiny", "--help").stdout
+    assert "runs/tiny" in run("-m", "mlx_janus", "train", "tiny", "--help").stdout
 
 
 def test_matrices_with_small_gradients_do_not_shrink() -> None:

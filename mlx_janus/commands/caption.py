@@ -1,4 +1,4 @@
-"""``python -m mlx_janus.caption``: one question about many pictures, answered in JSON lines."""
+"""``mlx-janus caption``: one question about many pictures, answered in JSON lines."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def main(paths: tuple[str, ...], question: str, output: Path | None, **options: 
 
     \b
     Examples:
-      python -m mlx_janus.caption -m models/janus-pro-1b photos -o captions.jsonl
-      python -m mlx_janus.caption -m models/janus-pro-1b 'photos/**/*.jpg' -p "What animal is this?" -o animals.jsonl
-      python -m mlx_janus.caption janus.png
+      mlx-janus caption -m models/janus-pro-1b photos -o captions.jsonl
+      mlx-janus caption -m models/janus-pro-1b 'photos/**/*.jpg' -p "What animal is this?" -o animals.jsonl
+      mlx-janus caption janus.png
     """
     if not question.strip():
         raise click.UsageError("--prompt is empty: ask something.")
@@ -214,7 +214,3 @@ def _as_output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}): name another with --output") from None
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m mlx_janus.caption")

@@ -389,7 +389,3 @@ def _is_file(text: str) -> bool:
         return bool(text) and Path(_at_home(text)).is_file()
     except (OSError, ValueError):  # too long, a NUL
         return False
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m mlx_janus.chat")

@@ -113,7 +113,3 @@ def main(
             say(f"Layers too narrow to be quantized, kept float: {kept}.")
     if upload:
         click.echo(upload_converted(output, found, upload, private=private))
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m mlx_janus.convert")

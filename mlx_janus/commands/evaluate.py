@@ -1,4 +1,4 @@
-"""``python -m mlx_janus.evaluate``: measure how good a model's answers and pictures are."""
+"""``mlx-janus evaluate``: measure how good a model's answers and pictures are."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def main() -> None:
 
     \b
     Examples:
-      python -m mlx_janus.evaluate shapes
-      python -m mlx_janus.evaluate shapes --model runs/tiny/model --output scores.json
+      mlx-janus evaluate shapes
+      mlx-janus evaluate shapes --model runs/tiny/model --output scores.json
     """
 
 
@@ -55,9 +55,9 @@ def shapes(
 
     \b
     Examples:
-      python -m mlx_janus.evaluate shapes --output scores.json
-      python -m mlx_janus.evaluate shapes --model runs/tiny/model --bits 4
-      python -m mlx_janus.evaluate shapes --pictures 20 --prompts 4
+      mlx-janus evaluate shapes --output scores.json
+      mlx-janus evaluate shapes --model runs/tiny/model --bits 4
+      mlx-janus evaluate shapes --pictures 20 --prompts 4
     """
     import importlib.util
 
@@ -100,7 +100,3 @@ def table(scores: Mapping[str, Any]) -> list[str]:
     lines.append(f"| the judge is right on pictures | {codec['judge_right_before']:.1%} |")
     lines.append(f"| the judge is right on reconstructions | {codec['judge_right_after']:.1%} |")
     return lines
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m mlx_janus.evaluate")

@@ -404,7 +404,3 @@ def _lines(file: TextIO) -> list[str]:
 def _slug(prompt: str) -> str:
     """A prompt as part of a file name: "a-red-circle"."""
     return "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:40].strip("-") or "picture"
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m mlx_janus.generate")

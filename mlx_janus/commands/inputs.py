@@ -9,12 +9,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import PromptError
-from ..processing.web import fetch, fetch_public
+from ..processing.web import fetch
 
 if TYPE_CHECKING:
     from PIL import Image
-
-__all__ = ["fetch", "fetch_public", "read_image", "read_prompt"]
 
 STDIN = "-"
 

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .. import __version__
 from ..config import MAX_SEED, RECIPES
 from ..errors import JanusError
+from ..version import __version__
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

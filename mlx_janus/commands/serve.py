@@ -1,4 +1,4 @@
-"""``python -m mlx_janus.serve``: one model over HTTP, as OpenAI's API has it, and a page to talk and draw in."""
+"""``mlx-janus serve``: one model over HTTP, as OpenAI's API has it, and a page to talk and draw in."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def main(ctx: click.Context, /, **options: Any) -> None:
 
     \b
     Examples:
-      python -m mlx_janus.serve
-      python -m mlx_janus.serve -m deepseek-ai/Janus-Pro-1B --port 8000
-      python -m mlx_janus.serve -m janus-pro-7b --bits 4 --cors-origin https://chat.example.org
-      MLX_JANUS_API_KEY=$(openssl rand -hex 24) python -m mlx_janus.serve -m janus-pro-1b --host 0.0.0.0
+      mlx-janus serve
+      mlx-janus serve -m deepseek-ai/Janus-Pro-1B --port 8000
+      mlx-janus serve -m janus-pro-7b --bits 4 --cors-origin https://chat.example.org
+      MLX_JANUS_API_KEY=$(openssl rand -hex 24) mlx-janus serve -m janus-pro-1b --host 0.0.0.0
     """
     settings = _settings(options)
     with _listening(settings) as listener:
@@ -246,7 +246,3 @@ def _log_requests() -> None:
     log.addHandler(Say())
     log.propagate = False
     log.setLevel(logging.INFO)
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m mlx_janus.serve")

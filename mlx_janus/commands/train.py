@@ -1,4 +1,4 @@
-"""``python -m mlx_janus.train``: train Janus-Tiny, the model inside the package, from nothing."""
+"""``mlx-janus train``: train Janus-Tiny, the model inside the package, from nothing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def main() -> None:
 
     \b
     Examples:
-      python -m mlx_janus.train tiny --output runs/tiny
-      python -m mlx_janus.train tiny --output runs/other --seed 1
+      mlx-janus train tiny --output runs/tiny
+      mlx-janus train tiny --output runs/other --seed 1
     """
 
 
@@ -65,8 +65,8 @@ def tiny(
 
     \b
     Examples:
-      python -m mlx_janus.train tiny --output runs/tiny
-      python -m mlx_janus.train tiny --output runs/try --codec-steps 50 --merged-steps 50 \\
+      mlx-janus train tiny --output runs/tiny
+      mlx-janus train tiny --output runs/try --codec-steps 50 --merged-steps 50 \\
         --encoder-steps 50 --drawing-steps 50 --joint-steps 50 --places-steps 50
     """
     require_train_extra()
@@ -93,7 +93,7 @@ def tiny(
     if beside:
         end_with_parent()
     elif processes == COUNT or (processes is None and pays()):
-        run_side_by_side([sys.executable, "-m", "mlx_janus.train", "tiny", *_spelt_out(context), "--beside"])
+        run_side_by_side([sys.executable, "-m", "mlx_janus", "train", "tiny", *_spelt_out(context), "--beside"])
         return
     with _StepBar() as bar:
         train_tiny(output, recipe, every=checkpoint_every, report=bar.report)
@@ -101,7 +101,7 @@ def tiny(
         return
     plot_log(output / LOG_FILE, output / "losses.png")
     click.echo(str(output / MODEL_FOLDER))
-    say(f"Try it: python -m mlx_janus.evaluate shapes --model {output / MODEL_FOLDER}")
+    say(f"Try it: mlx-janus evaluate shapes --model {output / MODEL_FOLDER}")
 
 
 def _spelt_out(context: click.Context) -> list[str]:
@@ -146,7 +146,3 @@ def require_train_extra() -> None:
     missing = [name for name in ("scipy", "matplotlib", "filelock") if importlib.util.find_spec(name) is None]
     if missing:
         raise JanusError(f"{missing[0]} is not installed: in the clone, run pip install -e '.[train]'")
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m mlx_janus.train")

@@ -10,11 +10,11 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from .. import __version__
 from ..decode.image import DrawOptions, draw_tokens
 from ..memory import available_memory
 from ..models.backbone import cache_bytes
 from ..processing.images import to_image
+from ..version import __version__
 from ..weights.load import decoding_memory
 from .results import GeneratedImage, ImageStep
 from .window_timing import find_window

@@ -20,8 +20,8 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urljoin, urlsplit
 
-from .. import __version__
 from ..errors import ImageError
+from ..version import __version__
 
 MAX_BYTES = 50_000_000
 MAX_SECONDS = 30.0

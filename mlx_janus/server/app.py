@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from .. import __version__
+from ..version import __version__
 from .chat_completions import answer
 from .errors import Problem, answer_invalid, answer_refusal
 from .image_generations import draw

@@ -58,7 +58,7 @@ class PictureReader:
     async def _fetch(self, url: str) -> bytes:
         if not self._settings.allow_url_images:
             raise ImageError("this server fetches no pictures: send it as data:image/png;base64,...")
-        from ..commands.inputs import fetch_public
+        from ..processing.web import fetch_public
 
         async with self._fetching:
             return await asyncio.to_thread(fetch_public, url, most_bytes=self._settings.picture_limit)

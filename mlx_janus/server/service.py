@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from .. import __version__
 from ..engine.messages import Request
 from ..errors import JanusError
+from ..version import __version__
 from .errors import Problem, explained
 from .metrics import Metrics
 from .pictures import PictureReader

@@ -23,11 +23,11 @@ from typing import Any
 import mlx.core as mx
 import psutil
 
-from .. import __version__
 from ..config import DTYPES, FORMAT_VERSION, MODEL_TYPE, Dtype, JanusConfig, LayerBits, read_json
 from ..errors import CheckpointError, ConfigError, OptionError, OutputError
 from ..memory import format_size
 from ..processing.prompts import prepare_tokenizer
+from ..version import __version__
 from .checkpoint import PlannedTensor, read_plan, read_safetensors_header, weight_files
 from .published import read_published_config
 from .quantize import DEFAULT_GROUP_SIZE, bits_a_weight, plan_quantization, quantize_array

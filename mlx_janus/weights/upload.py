@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..config import JanusConfig
 from ..errors import HubError, OptionError
+from ..version import __version__
 from .convert import Source, open_converted
 from .hub import HUB_ID, fetch_card
 

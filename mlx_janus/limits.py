@@ -1,0 +1,1 @@
+"""Bounds that several layers check, in one place."""

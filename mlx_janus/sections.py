@@ -1,0 +1,1 @@
+"""How a section of a config is checked, read and written."""
