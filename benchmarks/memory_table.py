@@ -80,11 +80,11 @@ def peak(cell: str) -> int:
     import mlx.core as mx
 
     from benchmarks.random_model import random_model
-    from mlx_janus.memory import evaluate
+    from mlx_janus.memory import materialize
 
     shape, dtype, bits, task, pictures = cell.split()
     model = random_model(shape, dtype, BITS[bits.replace("-", " ")])
-    evaluate((model.drawing_arrays() if task == "draw" else model.decoding_arrays()).values())
+    materialize((model.drawing_arrays() if task == "draw" else model.decoding_arrays()).values())
     mx.clear_cache()
     mx.reset_peak_memory()
     if task == "draw":
@@ -109,7 +109,7 @@ def _draw_last_positions(model: JanusModel, pictures: int) -> None:
     tokens = mx.zeros((pictures, 1), dtype=mx.int32)
     for position in range(positions - _STEPS, positions):
         hidden = model.hidden_states(model.embed_image_tokens(mx.concatenate([tokens] * 2)), cache)
-        logits = guide(model.image_logits(hidden), 5.0)
+        logits = guide(*mx.split(model.image_logits(hidden), 2), 5.0)
         tokens = choose(logits, keys[:, position : position + 1], 1.0, 1.0)
         mx.eval(tokens)
 

@@ -72,7 +72,8 @@ def guided_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]
     for ids, tokens in sequences.captions:
         drawn = model.embed_image_tokens(mx.broadcast_to(tokens[None, :-1], (2, len(tokens) - 1)))
         hidden = model.hidden_states(mx.concatenate([model.embed_text(ids), drawn], axis=1))
-        yield guide(model.image_logits(hidden[:, -len(tokens) :]), model.config.drawing.cfg_weight)[0]
+        logits = mx.split(model.image_logits(hidden[:, -len(tokens) :]), 2)
+        yield guide(*logits, model.config.drawing.cfg_weight)[0]
 
 
 def answer_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]:

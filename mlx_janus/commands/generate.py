@@ -298,7 +298,7 @@ def _draw(options: dict[str, Any]) -> None:
     janus = _pipeline(options)
     choice = given(options, "seed", *_CHOICE)
     report = _Report(options)
-    steps = janus.stream_images(options["prompts"][0], n=n, exact=options["exact"], **choice)
+    steps: Iterator[ImageStep] = janus.stream_images(options["prompts"][0], n=n, exact=options["exact"], **choice)
     if folder:
         steps = _with_previews(steps, folder, options["preview_every"] or janus.config.grid, n)
     report.draw(steps, n, lambda _: next(paths))
@@ -376,7 +376,7 @@ class _Report:
                 "prompt": image.prompt,
                 "seed": image.seed,
                 "passes": image.passes,
-                "tokens": image.tokens.tolist(),
+                "tokens": None if image.tokens is None else image.tokens.tolist(),
             }
         )
         if not self.as_json:

@@ -55,17 +55,17 @@ def pick_seed(seed: int | None) -> int:
     return seed
 
 
-def guide(logits: mx.array, weight: float) -> mx.array:
+def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.array) -> mx.array:
     """Classifier-free guidance: u + weight * (c - u).
 
     Args:
-        logits: (2n, ..., V), the n conditional rows before the n unconditional ones.
-        weight: 1 gives the conditional rows, 0 the unconditional ones.
+        conditional: (n, ..., V) logits that follow the prompt.
+        unconditional: (n, ..., V) logits that do not.
+        weight: one for all rows, or an array that broadcasts over them; 1 gives the conditional rows, 0 the others.
 
     Returns:
         (n, ..., V).
     """
-    conditional, unconditional = mx.split(logits, 2, axis=0)
     return unconditional + weight * (conditional - unconditional)
 
 

@@ -29,7 +29,7 @@ def time_passes(model: JanusModel, rows: int) -> dict[int, float]:
     positions = model.config.image_tokens
     seconds: dict[int, list[float]] = {width: [] for width in SETTLED if 2 * width <= positions}
     cache = model.make_cache(positions)
-    fill_cache(cache, model.config.language, rows, positions // 2, model.gen_embed.weight.dtype)
+    fill_cache(cache, model.config.language, rows, positions // 2, model.dtype)
     for repeat in range(_REPEATS + 1):
         for width, timed in seconds.items():
             ids = mx.zeros((rows, width), dtype=mx.int32)

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,13 +21,15 @@ from ..config import read_json
 from ..errors import ConfigError, ConversationError, ImageError, OutputError, PromptError
 from ..processing.images import ImageSource, as_images, open_image, save_png
 from ..processing.prompts import Turn
-from .prefix_cache import ReadPrefix, SeenPictures, picture_digest
+from .image_generation import generate_steps, image_jobs
+from .model_thread import ThreadStream
+from .prefix_cache import ImageFeatureCache, PrefixCache, image_digest
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult
-from .text_generation import text_options
+from .text_generation import answer_chunks, last_result, text_options
 
 if TYPE_CHECKING:
     from ..decode.text import TextOptions
-    from ..pipeline import JanusPipeline
+    from .loaded import LoadedModel
 
 _FORMAT = "mlx_janus conversation"
 _VERSION = 1
@@ -44,7 +46,7 @@ class Picture:
     @property
     def digest(self) -> str:
         """SHA-256 of its size and pixels, in hexadecimal."""
-        return picture_digest(self.image)
+        return image_digest(self.image)
 
 
 @dataclass(frozen=True)
@@ -71,23 +73,25 @@ class Conversation:
         system: system prompt; None: the model's own, "": none. It may be changed at any time.
     """
 
-    def __init__(self, janus: JanusPipeline, system: str | None = None):
+    def __init__(self, janus: LoadedModel, system: str | None = None):
         self.system = system
         self.messages: list[Message] = []
         self.forgotten = 0  # of the oldest exchanges, those that no longer fit into the context and are not read
-        self._janus, self._model, self._prompts = janus, janus.model, janus.prompts
+        self._janus = janus
+        self._prompts = janus.prompts
         self._speaking = False
-        self._read, self._seen = ReadPrefix(janus), SeenPictures(janus)
+        self._prefix = PrefixCache(janus)
+        self._features = ImageFeatureCache(janus)
 
     # Talking
 
     def send(self, text: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any) -> TextResult:
         """``stream`` to its end."""
-        return _last(self.stream(text, images, **options))
+        return last_result(self.stream(text, images, **options))
 
     def stream(
         self, text: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
-    ) -> Iterator[TextChunk]:
+    ) -> ThreadStream[TextChunk]:
         """Say something, and get the answer piece by piece. Closing stops within a step.
 
         Args:
@@ -105,7 +109,7 @@ class Conversation:
         message = Message("user", text, (*self._drawn(), *shown))
         return self._answer(self.messages, message, text_options(**options))
 
-    def regenerate(self, **options: Any) -> Iterator[TextChunk]:
+    def regenerate(self, **options: Any) -> ThreadStream[TextChunk]:
         """Answer the last question again, in place of the answer that there is; as ``stream``.
 
         Raises:
@@ -118,9 +122,11 @@ class Conversation:
         """``stream_drawing`` to its end."""
         return [image for step in self.stream_drawing(prompt, **choice) for image in step.images]
 
-    def stream_drawing(self, prompt: str, **choice: Any) -> Iterator[ImageStep]:
+    def stream_drawing(self, prompt: str, **choice: Any) -> ThreadStream[ImageStep]:
         """Draw pictures, which are shown with the next question; arguments as for ``JanusPipeline.stream_images``."""
-        return self._draw(prompt, choice.get("n", 1), self._janus.stream_images(prompt, **choice))
+        n = choice.pop("n", 1)
+        jobs = image_jobs(self._janus, prompt, n, choice.pop("seed", None), choice)
+        return self._janus.thread.stream(self._draw(prompt, n, generate_steps(self._janus, jobs)))
 
     def undo(self) -> Message:
         """Take back the last exchange, or the last drawing if nothing was asked since.
@@ -142,12 +148,13 @@ class Conversation:
         """Forget everything but the system prompt."""
         self.messages = []
         self.forgotten = 0
-        self._read, self._seen = ReadPrefix(self._janus), SeenPictures(self._janus)
+        self._prefix = PrefixCache(self._janus)
+        self._features = ImageFeatureCache(self._janus)
 
     @property
     def context_used(self) -> int:
         """Positions of the model's context that are read at present."""
-        return len(self._read.keys)
+        return len(self._prefix.keys)
 
     # What is read
 
@@ -162,7 +169,9 @@ class Conversation:
             raise ConversationError("nothing was asked yet: ask something first")
         return asked[-1]
 
-    def _draw(self, prompt: str, count: int, steps: Iterator[ImageStep]) -> Iterator[ImageStep]:
+    def _draw(
+        self, prompt: str, count: int, steps: Generator[ImageStep, None, None]
+    ) -> Generator[ImageStep, None, None]:
         pictures: list[Picture] = []
         try:
             for step in steps:
@@ -171,15 +180,15 @@ class Conversation:
                     self.messages.append(Message("drawing", prompt, tuple(pictures)))
                 yield step
         finally:
-            steps.close()  # type: ignore[attr-defined]
+            steps.close()
 
-    def _answer(self, before: Sequence[Message], asked: Message, options: TextOptions) -> Iterator[TextChunk]:
+    def _answer(self, before: Sequence[Message], asked: Message, options: TextOptions) -> ThreadStream[TextChunk]:
         ids, forgotten = self._fit(before, asked, options.max_tokens)
-        return self._speak(list(before), asked, ids, forgotten, options)
+        return self._janus.thread.stream(self._speak(list(before), asked, ids, forgotten, options))
 
     def _fit(self, before: Sequence[Message], asked: Message, max_tokens: int) -> tuple[list[int], int]:
         """The ids to read, and how many of the oldest exchanges are left out so that an answer has room."""
-        context = self._model.config.language.max_position_embeddings
+        context = self._janus.config.language.max_position_embeddings
         room = min(max_tokens, context // 4)
         exchanges = _exchanges(before)
         start = min(self.forgotten, len(exchanges))
@@ -206,14 +215,14 @@ class Conversation:
 
     def _speak(
         self, before: list[Message], asked: Message, ids: list[int], forgotten: int, options: TextOptions
-    ) -> Iterator[TextChunk]:
+    ) -> Generator[TextChunk, None, None]:
         if self._speaking:
             raise ConversationError("an answer is still being given: read it to its end, or close it")
         self._speaking = True
         shown = [p for question, _ in _exchanges(before)[forgotten:] for p in question.pictures] + [*asked.pictures]
-        keys = self._seen.keys(ids, [picture.digest for picture in shown])
+        keys = self._features.keys(ids, [picture.digest for picture in shown])
         images = {picture.digest: picture.image for picture in shown}
-        stream = self._read.answer(ids, keys, self._seen, images, options)
+        stream = answer_chunks(self._prefix.answer(ids, keys, self._features, images, options))
         try:
             for chunk in stream:
                 if chunk.result is not None:
@@ -221,7 +230,7 @@ class Conversation:
                     self.messages, self.forgotten = [*before, asked, answer], forgotten
                 yield chunk
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
             self._speaking = False
 
     def _own_tokens(self, result: TextResult) -> tuple[int, ...] | None:
@@ -293,7 +302,7 @@ class Conversation:
         names, tokens = item.get("pictures", []), item.get("tokens")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConversationError(f"{path} is damaged: pictures must be file names")
-        top = self._model.config.language.vocab_size
+        top = self._janus.config.language.vocab_size
         numbers = tokens is None or (
             isinstance(tokens, list)
             and all(type(token) is int and 0 <= token < top for token in tokens)
@@ -345,10 +354,3 @@ def _load_picture(name: str, path: Path) -> Picture:
         return Picture(open_image(path.with_name(name)), metadata)
     except (ImageError, OSError, ValueError, SyntaxError) as error:
         raise ConversationError(f"{path.with_name(name)}, a picture of {path.name}, cannot be read: {error}") from None
-
-
-def _last(chunks: Iterator[TextChunk]) -> TextResult:
-    for chunk in chunks:
-        if chunk.result is not None:
-            return chunk.result
-    raise AssertionError("a stream ends with its result")

@@ -44,7 +44,7 @@ def _key(model: JanusModel, rows: int) -> str:
     facts = [
         model.config.to_dict(),
         [(name, array.shape, str(array.dtype)) for name, array in tree_flatten(layer.parameters())],
-        str(model.gen_embed.weight.dtype),
+        str(model.dtype),
         (str(mx.default_device()), platform.node(), os.cpu_count(), metadata.version("mlx"), rows),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -64,7 +64,7 @@ def _to_request(body: ImageRequest, config: JanusConfig) -> DrawingRequest:
 
 def _usage(drawn: Sequence[Drawn]) -> ImageUsage:
     """The prompt counts once, whatever the number of pictures."""
-    prompt, pictures = drawn[0].prompt_tokens, sum(len(event.image.tokens) for event in drawn)
+    prompt, pictures = drawn[0].prompt_tokens, sum(event.image.steps for event in drawn)
     return ImageUsage(
         input_tokens=prompt,
         input_tokens_details=DrawnTokens(image_tokens=0, text_tokens=prompt),

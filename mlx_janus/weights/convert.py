@@ -25,7 +25,7 @@ import psutil
 
 from ..config import DTYPES, FORMAT_VERSION, MODEL_TYPE, Dtype, JanusConfig, LayerBits, read_json
 from ..errors import CheckpointError, ConfigError, OptionError, OutputError
-from ..memory import format_size
+from ..memory import format_size, weight_stream
 from ..processing.prompts import prepare_tokenizer
 from ..version import __version__
 from .checkpoint import PlannedTensor, read_plan, read_safetensors_header, weight_files
@@ -196,7 +196,7 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
             raise CheckpointError(
                 f"{path} does not bear mlx_janus's stamp of format {FORMAT_VERSION}: convert the original folder again"
             )
-        arrays.update(mx.load(str(path)))  # type: ignore[arg-type]
+        arrays.update(mx.load(str(path), stream=weight_stream(mx.DeviceType.cpu)))  # type: ignore[arg-type]
     return arrays, stamp
 
 

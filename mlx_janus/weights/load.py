@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from ..config import DTYPES, Dtype, JanusConfig
 from ..errors import CheckpointError, OptionError, OutOfMemoryError
-from ..memory import available_memory, format_size
+from ..memory import available_memory, format_size, weight_stream
 from ..models.backbone import cache_bytes
 from ..models.janus import JanusModel
 from .convert import open_converted
@@ -78,11 +78,12 @@ def _read_model(folder: Path, config: JanusConfig) -> JanusModel:
     stored = JanusConfig.load(folder / "config.json")
     model = JanusModel(config)
     arrays, _ = open_converted(folder)
-    if stored.quantization:
-        quantize_model(model, stored.quantization)
-    _load_strictly(model, arrays, config.dtype, folder)
-    if config.quantization and not stored.quantization:
-        quantize_model(model, config.quantization)
+    with mx.stream(weight_stream(mx.default_device().type)):
+        if stored.quantization:
+            quantize_model(model, stored.quantization)
+        _load_strictly(model, arrays, config.dtype, folder)
+        if config.quantization and not stored.quantization:
+            quantize_model(model, config.quantization)
     model.eval()
     return model
 
