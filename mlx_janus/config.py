@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from .errors import ConfigError, UnsupportedModelError
+from .limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE
 
 FORMAT_VERSION = 1
 MODEL_TYPE = "mlx_janus"
-MAX_SEED = 2**63 - 1
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[str, ...] = typing.get_args(Dtype)
@@ -29,6 +29,10 @@ QuantizationMode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 Recipe = Literal["light", "balanced", "faithful", "mxfp4", "mxfp8", "nvfp4"]
 RECIPES: tuple[str, ...] = typing.get_args(Recipe)
 """Named choices of bits, layer by layer; ``weights/quantize.py`` says which."""
+BITS = (4, 8)
+"""Bits of the language model that may be asked for."""
+GROUP_SIZES = (32, 64, 128)
+"""Weights that share one scale, as may be asked for with bits."""
 
 _MAX_SIZE = 1 << 20  # far above any width or vocabulary, far below what would overflow
 _MAX_DEPTH = 512
@@ -300,8 +304,8 @@ class DrawingConfig(Section):
     """Defaults of drawing: the model's own guidance and temperature."""
 
     title: ClassVar[str] = "drawing"
-    cfg_weight: float = _number(5.0, low=0.0, high=1000.0)
-    temperature: float = _number(1.0, low=0.0, high=1000.0)
+    cfg_weight: float = _number(5.0, high=MAX_CFG_WEIGHT)
+    temperature: float = _number(1.0, high=MAX_TEMPERATURE)
 
 
 @dataclass(frozen=True)

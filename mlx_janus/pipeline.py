@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Literal
 import mlx.core as mx
 import numpy as np
 
-from .config import MAX_SEED
 from .decode.image import DrawOptions
-from .decode.sampling import check_whole, pick_seed
+from .decode.sampling import pick_seed
 from .decode.text import TextOptions
-from .decode.window import MAX_WINDOW
 from .errors import ConfigError, OptionError, PromptError
 from .inference.conversation import Conversation
 from .inference.image_generation import Job, stream_pictures
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .inference.text_generation import as_strings, stream_answer, text_options
+from .limits import MAX_IMAGES, MAX_SEED, MAX_WINDOW, check_int
 from .memory import evaluate
 from .models.janus import JanusModel
 from .processing.images import ImageSource, as_images, open_image, preprocess
@@ -41,7 +40,6 @@ _EMBEDDED = (
     "No model is named: this is Janus-Tiny, which knows coloured shapes and nothing else. "
     "For a real one: --model deepseek-ai/Janus-Pro-1B"
 )
-MAX_IMAGES = 10_000
 Task = Literal["encode", "answer", "draw", "decode"]
 
 
@@ -366,7 +364,7 @@ class JanusPipeline:
 
         Of several prompts, those with the fewest tokens are drawn first.
         """
-        check_whole("n", n, 1, MAX_IMAGES)
+        check_int("n", n, 1, MAX_IMAGES)
         own = self.config.drawing
         options = DrawOptions(
             own.cfg_weight if cfg_weight is None else cfg_weight,
@@ -374,7 +372,7 @@ class JanusPipeline:
             top_p,
         )
         first = pick_seed(seed)
-        check_whole("seed", first, 0, MAX_SEED - n + 1)
+        check_int("seed", first, 0, MAX_SEED - n + 1)
         jobs = [
             Job(text, ids, s)
             for text in as_strings(prompt)
@@ -384,7 +382,7 @@ class JanusPipeline:
         if not jobs:
             raise PromptError("there is no prompt: say what to draw")
         if window is not None:
-            check_whole("window", window, 1, MAX_WINDOW)
+            check_int("window", window, 1, MAX_WINDOW)
             if exact and window > 1:
                 raise OptionError("exact draws token by token: leave window out")
         return stream_pictures(self, jobs, options, exact=exact, window=window)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..config import DTYPES, GROUP_SIZES
 from .options import (
     Command,
     bits_option,
@@ -25,12 +26,12 @@ from .options import (
 @recipe_option
 @click.option(
     "--group-size",
-    type=click.Choice(["32", "64", "128"]),
+    type=click.Choice([str(size) for size in GROUP_SIZES]),
     help="Weights that share one scale, with --bits.  [default: 64]",
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=click.Choice(DTYPES),
     help="Store float weights so; the image codec keeps its own type.  [default: the source's]",
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit, if SOURCE is on the Hub.")

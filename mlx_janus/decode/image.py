@@ -14,10 +14,11 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from ..limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE, check_number
 from ..memory import weights_wired
 from ..models.backbone import Cache, cache_arrays, take_rows, trim_cache
 from ..models.janus import JanusModel
-from .sampling import check_number, choose, guide, position_keys
+from .sampling import choose, guide, position_keys
 
 _CLEAR_EVERY = 256  # positions, as in mlx-lm's loop: attention's arrays grow, and outgrown ones would be kept
 PREFILL_STEP = 512  # positions of a long prompt that are read at once: attention's scores grow with their square
@@ -32,8 +33,8 @@ class DrawOptions:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        check_number("cfg_weight", self.cfg_weight, 0, 1000)
-        check_number("temperature", self.temperature, 0, 1000)
+        check_number("cfg_weight", self.cfg_weight, 0, MAX_CFG_WEIGHT)
+        check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
         check_number("top_p", self.top_p, 0, 1, above_low=True)
 
     @property

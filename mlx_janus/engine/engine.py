@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, get_args
 
 import mlx.core as mx
 
-from ..config import MAX_SEED, JanusConfig
-from ..decode.sampling import check_whole
+from ..config import JanusConfig
 from ..errors import OptionError, PromptError
+from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import weights_wired
-from ..pipeline import MAX_IMAGES, Task
+from ..pipeline import Task
 from .image_queue import Drawing, Drawings
 from .messages import AnswerRequest, BusyError, Request, StoppingError
 from .text_queue import Answering, Answers
@@ -133,11 +133,11 @@ class Engine:
             self._changed.notify()
 
     def _checked(self, ticket: Ticket, request: Request) -> Answering | Drawing:
-        check_whole("n", request.n, 1, MAX_IMAGES)
+        check_int("n", request.n, 1, MAX_IMAGES)
         seed = request.options.seed if isinstance(request, AnswerRequest) else request.seed
-        check_whole("seed", seed, 0, MAX_SEED - request.n + 1)
+        check_int("seed", seed, 0, MAX_SEED - request.n + 1)
         if not isinstance(request, AnswerRequest):
-            check_whole("partial_images", request.partial_images, 0, self.config.image_tokens)
+            check_int("partial_images", request.partial_images, 0, self.config.image_tokens)
             self._check_length(request.prompt)
             return Drawing(ticket, request, self._janus.drawing_ids(request.prompt))
         shown, given = sum(turn.images for turn in request.turns), len(request.pictures)

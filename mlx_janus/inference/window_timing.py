@@ -14,7 +14,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..decode.window import MAX_WINDOW, best_window, time_passes
+from ..decode.window import best_window, time_passes
+from ..limits import MAX_WINDOW
 from ..models.janus import JanusModel
 from ..weights.sources import cache_folder
 
