@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from ..config import read_json
-from ..errors import ConfigError, ConversationError, ImageError, OutputError, PromptError
+from ..errors import ConversationError, ImageError, OutputError, PromptError
 from ..processing.images import ImageSource, as_images, open_image, save_png
 from ..processing.prompts import Turn
+from ..sections import Fault, JsonError, read_json
 from .prefix_cache import ReadPrefix, SeenPictures, picture_digest
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .text_generation import text_options
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 _FORMAT = "mlx_janus conversation"
 _VERSION = 1
 _ROLES = ("user", "assistant", "drawing")
+_ADVICE: dict[Fault, str] = {
+    "missing": "check the path",
+    "too large": "give a saved conversation",
+    "invalid": "give a saved conversation",
+    "no object": "give a saved conversation",
+}
 
 
 @dataclass(frozen=True)
@@ -264,9 +270,8 @@ class Conversation:
         path = Path(path)
         try:
             data = read_json(path)
-        except ConfigError as error:
-            why = str(error).replace("download the whole model folder", "check the path")
-            raise ConversationError(why.replace("download it again", "give a saved conversation")) from None
+        except JsonError as error:
+            raise ConversationError(error.advise(_ADVICE)) from None
         if data.get("format") != _FORMAT or data.get("version") != _VERSION:
             raise ConversationError(f"{path} is no conversation of mlx_janus, version {_VERSION}")
         system, messages = data.get("system"), data.get("messages")
@@ -322,7 +327,7 @@ def _check_target(path: Path) -> None:
         return
     try:
         ours = read_json(path).get("format") == _FORMAT
-    except ConfigError:
+    except JsonError:
         ours = False
     if not ours:
         raise OutputError(f"{path} is there already and no conversation: choose another name")

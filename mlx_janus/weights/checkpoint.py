@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from safetensors import SafetensorError, safe_open
 
-from ..config import JanusConfig, read_json
+from ..config import JanusConfig, read_model_json
 from ..errors import CheckpointError, ConfigError
 from ..models.janus import JanusModel
 from .published import Layout
@@ -145,7 +145,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_index(path: Path) -> dict[str, str]:
     """The ``weight_map`` of an index: tensor name to the name of a file beside it."""
-    weight_map = read_json(path).get("weight_map")
+    weight_map = read_model_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map: download it again")
     for file in set(map(str, weight_map.values())):
@@ -256,7 +256,7 @@ def plan_tensors(
 
 
 def _is_tied(folder: Path) -> bool:
-    data = read_json(folder / "config.json")
+    data = read_model_json(folder / "config.json")
     text = data.get("text_config")
     return bool(data.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else False))
 

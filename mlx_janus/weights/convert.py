@@ -23,7 +23,7 @@ from typing import Any
 import mlx.core as mx
 import psutil
 
-from ..config import DTYPES, FORMAT_VERSION, MODEL_TYPE, Dtype, JanusConfig, LayerBits, read_json
+from ..config import DTYPES, FORMAT_VERSION, MODEL_TYPE, Dtype, JanusConfig, LayerBits, read_model_json
 from ..errors import CheckpointError, ConfigError, OptionError, OutputError
 from ..memory import format_size
 from ..processing.prompts import prepare_tokenizer
@@ -203,7 +203,7 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 def is_converted(folder: Path) -> bool:
     """Whether a folder's config says that it is one of ours."""
     path = folder / "config.json"
-    return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
+    return path.is_file() and read_model_json(path).get("model_type") == MODEL_TYPE
 
 
 def _refuse_converted(folder: Path) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import read_json
+from ..config import read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")  # owner/name, matched as a whole
@@ -146,7 +146,7 @@ def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
     """Names of the weight files, and of their index if they have one."""
     for index, single in _FORMS:
         if index in model.files:
-            weight_map = read_json(_fetch_file(model, index)).get("weight_map")
+            weight_map = read_model_json(_fetch_file(model, index)).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise CheckpointError(f"{index} of {model.repo_id} has no weight_map: name another model or revision")
             names = set(map(str, weight_map.values()))

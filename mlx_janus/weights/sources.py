@@ -11,7 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
-from ..config import FORMAT_VERSION, MODEL_TYPE, JanusConfig, read_json
+from ..config import FORMAT_VERSION, MODEL_TYPE, JanusConfig, read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
 from . import hub
 from .checkpoint import weight_files
@@ -111,7 +111,7 @@ def find_converted(
 def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
     """Sizes of a PyTorch model on the Hub, from its config alone; None for a converted one, other families refused."""
     path = hub.fetch_config(model)
-    return None if read_json(path).get("model_type") == MODEL_TYPE else read_published_sizes(path)[0]
+    return None if read_model_json(path).get("model_type") == MODEL_TYPE else read_published_sizes(path)[0]
 
 
 def _is_folder(path: Path) -> bool:
