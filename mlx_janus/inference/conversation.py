@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from ..errors import ConversationError, ImageError, OutputError, PromptError
+from ..files import write_atomically
 from ..processing.images import ImageSource, as_images, open_image, save_png
 from ..processing.prompts import Turn
 from ..sections import Fault, JsonError, read_json
@@ -251,12 +251,7 @@ class Conversation:
         try:
             messages = [self._as_json(message, path) for message in self.messages]
             facts = {"format": _FORMAT, "version": _VERSION, "model": self._janus.name, "system": self.system}
-            partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-            try:
-                partial.write_text(json.dumps(facts | {"messages": messages}, ensure_ascii=False, indent=1), "utf-8")
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_atomically(path, json.dumps(facts | {"messages": messages}, ensure_ascii=False, indent=1))
         except OSError as error:
             raise OutputError(f"{path} cannot be written ({error.strerror}): save it somewhere else") from None
         return path
