@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from .config import JanusConfig
-    from .weights.convert import Progress
+    from .weights.folder import Progress
 
 _LOG = logging.getLogger("mlx_janus")  # Python writes its warnings to stderr unless the application says otherwise
 _EMBEDDED = (

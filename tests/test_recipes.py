@@ -23,10 +23,11 @@ from mlx_janus.evaluation.divergence import kl_divergence, mean_divergence, over
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.weights import convert as convert_module
 from mlx_janus.weights import load as load_module
-from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint, verify_conversion
+from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
 from mlx_janus.weights.load import load_model, required_memory, with_bits
 from mlx_janus.weights.quantize import Precision, Rule, bits_a_weight, plan_by_rule, plan_quantization, quantize_model
 from mlx_janus.weights.sources import TINY, find_converted
+from mlx_janus.weights.verify import verify_conversion
 
 PRO = FIXTURES / "deepseek-pro-bin"
 SOURCE = Source(PRO, PRO.name)

@@ -36,11 +36,12 @@ from mlx_janus.models.janus import JanusModel
 from mlx_janus.weights import convert as convert_module
 from mlx_janus.weights import load as load_module
 from mlx_janus.weights.checkpoint import deepseek_name, source_tensors
-from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint, verify_conversion
+from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
 from mlx_janus.weights.load import load_model, required_memory
 from mlx_janus.weights.published import read_published_config
 from mlx_janus.weights.quantize import plan_quantization
 from mlx_janus.weights.sources import find_converted
+from mlx_janus.weights.verify import verify_conversion
 
 PRO = FIXTURES / "deepseek-pro-bin"
 ST = FIXTURES / "deepseek-janus-safetensors"

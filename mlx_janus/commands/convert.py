@@ -86,10 +86,12 @@ def main(
         raise click.UsageError(f"--upload takes owner/name, got {upload[:200]!r}.")
     import_mlx()
     from ..memory import format_size
-    from ..weights.convert import ConvertOptions, check_output, convert_checkpoint, verify_conversion
+    from ..weights.convert import ConvertOptions, convert_checkpoint
+    from ..weights.folder import check_output
     from ..weights.quantize import DEFAULT_GROUP_SIZE
     from ..weights.sources import find_source
     from ..weights.upload import check_upload, upload_converted
+    from ..weights.verify import verify_conversion
 
     size = int(group_size) if group_size else DEFAULT_GROUP_SIZE
     options = ConvertOptions(int(bits) if bits else None, size, dtype, overwrite, recipe)  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ def _package() -> Finding:
     """Imports all that loading needs, and reads the headers of the model that is in the package."""
     from .. import pipeline
     from ..config import JanusConfig
-    from ..weights.convert import open_converted
+    from ..weights.folder import open_converted
     from ..weights.sources import TINY
 
     JanusConfig.load(TINY / "config.json")

@@ -15,9 +15,9 @@ import psutil
 
 from ..config import MODEL_TYPE, JanusConfig, read_model_json
 from ..errors import JanusError, OptionError, OutputError
-from .checkpoint import read_safetensors_header, weight_files
-from .convert import OUR_FILES, partial_name
+from .folder import OUR_FILES, partial_name
 from .published import read_published_sizes
+from .safetensors_files import read_safetensors_header, weight_files
 from .sources import TINY, cache_folder, resolve
 
 if TYPE_CHECKING:

@@ -15,11 +15,10 @@ from ..errors import CheckpointError, OptionError, OutOfMemoryError
 from ..memory import available_memory, format_size
 from ..models.backbone import cache_bytes
 from ..models.janus import JanusModel
-from .convert import open_converted
+from .folder import keeps_type, open_converted
 from .quantize import choose_rule, plan_by_rule, plan_quantization, quantize_model
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-_CODEC = "gen_vision_model."
 _PROMPT_TOKENS = 256  # of a usual prompt, beside its pictures
 _SMALLER: dict[str, tuple[int | None, str | None]] = {  # what to advise where memory is short, the largest first
     "--bits 8": (8, None),
@@ -151,7 +150,7 @@ def _load_strictly(model: nn.Module, arrays: dict[str, mx.array], dtype: Dtype, 
 def _cast(name: str, array: mx.array, dtype: Dtype) -> mx.array:
     if not mx.issubdtype(array.dtype, mx.floating):
         return array
-    return array.astype(mx.float32 if name.startswith(_CODEC) else getattr(mx, dtype))
+    return array.astype(mx.float32 if keeps_type(name) else getattr(mx, dtype))
 
 
 def decoding_memory(config: JanusConfig) -> int:
