@@ -14,6 +14,7 @@ from ..inference.prefix_cache import Key, ReadPrefix, SeenPictures, picture_dige
 from ..inference.text_generation import READING
 from ..memory import available_memory
 from ..models.backbone import cache_bytes
+from ..weights.footprint import SAFE_SHARE
 from .messages import Answered, AnswerRequest, Piece
 from .tickets import Ticket
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 _PICTURES = 32  # whose features are kept
 _PREFIXES = 8  # that are kept
 _SHARE = 1 / 8  # of the free memory, for prefixes
-_SPARE = 0.8  # of the free memory that answers side by side may take
 
 
 @dataclass(eq=False)
@@ -87,9 +87,9 @@ class Answers:
 
     def _make_room(self, needed: int) -> bool:
         """Whether there is so much memory, without kept prefixes if need be."""
-        if needed > _SPARE * (available_memory() + sum(prefix.nbytes for prefix in self._prefixes)):
+        if needed > SAFE_SHARE * (available_memory() + sum(prefix.nbytes for prefix in self._prefixes)):
             return False
-        while self._prefixes and needed > _SPARE * available_memory():
+        while self._prefixes and needed > SAFE_SHARE * available_memory():
             del self._prefixes[0]
             mx.clear_cache()
         return True

@@ -15,7 +15,7 @@ from ..memory import available_memory
 from ..models.backbone import cache_bytes
 from ..processing.images import to_image
 from ..version import __version__
-from ..weights.load import decoding_memory
+from ..weights.footprint import SAFE_SHARE, decoding_memory
 from .results import GeneratedImage, ImageStep
 from .window_timing import find_window
 
@@ -101,7 +101,7 @@ def _start(janus: JanusPipeline, group: Sequence[Job], options: DrawOptions, win
 
 def pictures_that_fit(janus: JanusPipeline, prompt_tokens: int, options: DrawOptions, reserved: int = 0) -> int:
     """How many pictures can be drawn at once in the memory that is free, but for ``reserved`` bytes of it."""
-    room = 0.8 * available_memory() - reserved - (0 if janus.low_memory else decoding_memory(janus.config))
+    room = SAFE_SHARE * available_memory() - reserved - (0 if janus.low_memory else decoding_memory(janus.config))
     return max(int(room / picture_bytes(janus, prompt_tokens, options)), 0)
 
 

@@ -122,7 +122,7 @@ def check_memory(
 def _smaller_forms(
     config: JanusConfig, *, low_memory: bool, quantized: bool
 ) -> Iterator[tuple[str, JanusConfig, bool]]:
-    """Yield the options that make a model smaller, with its config and whether memory is low then; best quality first."""
+    """Yield what makes a model smaller, the best first: the options in words, its config, and ``low_memory``."""
     if not low_memory:
         yield "--low-memory", config, True
     if quantized:

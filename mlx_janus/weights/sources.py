@@ -16,7 +16,8 @@ from ..errors import CheckpointError, ConfigError, HubError, OutputError
 from . import hub
 from .convert import ConvertOptions, Source, convert_checkpoint
 from .folder import Progress, is_converted
-from .load import check_memory, choose_dtype, with_bits
+from .footprint import check_memory
+from .load import choose_dtype, with_bits
 from .published import read_published_config, read_published_sizes
 from .quantize import choose_rule
 from .safetensors_files import weight_files
