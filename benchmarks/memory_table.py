@@ -44,7 +44,8 @@ def published_config(model: str) -> JanusConfig:
 
 def needs(model: str, dtype: str) -> list[int]:
     """Bytes for one picture, drawn or asked about: float, 8 bits, 4 bits."""
-    from mlx_janus.weights.load import required_memory, with_bits
+    from mlx_janus.weights.footprint import required_memory
+    from mlx_janus.weights.load import with_bits
 
     config = published_config(model)
     return [max(required_memory(with_bits(config, bits, Path(model)), dtype).values()) for bits in BITS.values()]
@@ -118,7 +119,8 @@ def print_measured(shape: str, dtype: str) -> None:
     """The table of measured peaks, with a larger model's computed needs below."""
     from benchmarks.random_model import config
     from benchmarks.real_size import machine
-    from mlx_janus.weights.load import required_memory, task_memory, with_bits
+    from mlx_janus.weights.footprint import required_memory, task_memory
+    from mlx_janus.weights.load import with_bits
 
     def measured(form: str, task: str, pictures: int) -> str:
         cell = f"{shape} {dtype} {form.replace(' ', '-')} {task} {pictures}"

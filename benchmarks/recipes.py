@@ -36,7 +36,7 @@ from mlx_janus.decode.sampling import guide
 from mlx_janus.evaluation.divergence import Divergence, mean_divergence
 from mlx_janus.evaluation.shapes import Sizes, measure_attributes, measure_drawing, measure_existence
 from mlx_janus.models.janus import JanusModel
-from mlx_janus.weights.load import weight_bytes
+from mlx_janus.weights.footprint import weight_bytes
 from mlx_janus.weights.quantize import Precision, Rule, bits_a_weight, plan_by_rule, plan_quantization, quantize_model
 from mlx_janus.weights.sources import TINY
 from mlx_janus.worlds import language, shapes

@@ -26,7 +26,7 @@ from .weights.sources import NO_MODEL, TINY, find_converted, resolve
 if TYPE_CHECKING:
     from .decode.text import TextOptions
     from .inference.pathway import ImagePathway
-    from .weights.convert import Progress
+    from .weights.folder import Progress
 
 _LOG = logging.getLogger("mlx_janus")  # Python writes its warnings to stderr unless the application says otherwise
 _EMBEDDED = (

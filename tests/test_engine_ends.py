@@ -13,7 +13,6 @@ from engines import ask, draw, drawn_alone, events, served, some_pictures, tiny
 from PIL import Image
 
 import mlx_janus
-from mlx_janus.config import MAX_SEED
 from mlx_janus.decode import batch
 from mlx_janus.decode.batch import DrawingBatch
 from mlx_janus.decode.text import TextOptions
@@ -29,6 +28,7 @@ from mlx_janus.engine.messages import (
 from mlx_janus.engine.tickets import Counts
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, PromptError
 from mlx_janus.inference.vq_pathway import TokenCanvas
+from mlx_janus.limits import MAX_SEED
 from mlx_janus.pipeline import JanusPipeline
 from mlx_janus.processing.prompts import Turn
 

@@ -15,12 +15,12 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import OptionError
+from ..limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE, MAX_WINDOW, check_int, check_number
 from ..memory import weights_wired
 from ..models.backbone import Cache, take_rows, trim_cache
 from ..models.janus import JanusModel
 from .prefill import prefill_all
-from .sampling import check_number, check_whole, choose, guide, position_keys
-from .window import MAX_WINDOW
+from .sampling import choose, guide, position_keys
 
 _CLEAR_EVERY = 256  # positions, as in mlx-lm's loop: attention's arrays grow, and outgrown ones would be kept
 PREFILL_STEP = 512  # positions of a long prompt that are read at once: attention's scores grow with their square
@@ -38,11 +38,11 @@ class DrawOptions:
 
     def __post_init__(self) -> None:
         if self.window is not None:
-            check_whole("window", self.window, 1, MAX_WINDOW)
+            check_int("window", self.window, 1, MAX_WINDOW)
             if self.exact and self.window > 1:
                 raise OptionError("exact draws token by token: leave window out")
-        check_number("cfg_weight", self.cfg_weight, 0, 1000)
-        check_number("temperature", self.temperature, 0, 1000)
+        check_number("cfg_weight", self.cfg_weight, 0, MAX_CFG_WEIGHT)
+        check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
         check_number("top_p", self.top_p, 0, 1, above_low=True)
 
     @property

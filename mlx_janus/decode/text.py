@@ -9,16 +9,14 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 
-from ..config import MAX_SEED
 from ..errors import OptionError
+from ..limits import MAX_LOOKUP, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, check_int, check_number
 from ..memory import weights_wired
 from ..models.backbone import Cache, trim_cache
 from ..models.janus import JanusModel
 from .prefill import prefill_all
-from .sampling import check_number, check_whole, choose
+from .sampling import choose
 
-MAX_TOKENS = 1 << 20
-MAX_LOOKUP = 64
 _LONGEST, _SHORTEST = 4, 2  # tokens that must have stood before what is copied
 PREFILL_STEP = 2048  # positions of a prompt that are read at once, as in mlx-lm
 
@@ -35,11 +33,11 @@ class TextOptions:
     lookup: int = 0  # tokens guessed ahead in a pass by copying from the prompt and the answer; 0: none
 
     def __post_init__(self) -> None:
-        check_whole("max_tokens", self.max_tokens, 1, MAX_TOKENS)
-        check_number("temperature", self.temperature, 0, 1000)
+        check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
         check_number("top_p", self.top_p, 0, 1, above_low=True)
-        check_whole("seed", self.seed, 0, MAX_SEED)
-        check_whole("lookup", self.lookup, 0, MAX_LOOKUP)
+        check_int("seed", self.seed, 0, MAX_SEED)
+        check_int("lookup", self.lookup, 0, MAX_LOOKUP)
         if not all(isinstance(s, str) and s for s in self.stop):
             raise OptionError(f"stop must be strings that are not empty, got {self.stop!r}")
 

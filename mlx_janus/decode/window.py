@@ -14,7 +14,6 @@ from ..models.janus import JanusModel
 SETTLED = {1: 1.0, 2: 1.4, 4: 1.8, 8: 2.3, 16: 2.6, 32: 2.7}
 """Width of a pass to the tokens that it settles on average: cautious figures, as they differ between models and prompts
 (``benchmarks/windows.py`` measures them)."""
-MAX_WINDOW = 64
 _WORTH = 1.15  # times quicker, by the figures, than a pass of one position: less is left to chance
 _REPEATS = 3
 

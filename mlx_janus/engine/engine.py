@@ -18,13 +18,12 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..config import MAX_SEED, JanusConfig
-from ..decode.sampling import check_whole
+from ..config import JanusConfig
 from ..errors import JanusError, OptionError, PromptError
-from ..inference.image_generation import MAX_IMAGES
 from ..inference.loaded import TASKS, LoadedModel
 from ..inference.pathway import ImagePathway
 from ..inference.pathways import pathway_of
+from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import weights_wired
 from .image_queue import ImageScheduler, ImageTask
 from .messages import AnswerRequest, BusyError, DrawingRequest, Request, StoppingError
@@ -158,11 +157,11 @@ class Engine:
             self._changed.notify()
 
     def _checked(self, ticket: Ticket, request: Request) -> TextTask | ImageTask:
-        check_whole("n", request.n, 1, MAX_IMAGES)
+        check_int("n", request.n, 1, MAX_IMAGES)
         if isinstance(request, AnswerRequest):
-            check_whole("seed", request.options.seed, 0, MAX_SEED - request.n + 1)
+            check_int("seed", request.options.seed, 0, MAX_SEED - request.n + 1)
             return self._checked_text(ticket, request)
-        check_whole("seed", request.seed, 0, MAX_SEED - request.n + 1)
+        check_int("seed", request.seed, 0, MAX_SEED - request.n + 1)
         return self._checked_images(ticket, request)
 
     def _checked_text(self, ticket: Ticket, request: AnswerRequest) -> TextTask:
@@ -174,7 +173,7 @@ class Engine:
         return TextTask(ticket, request, self._janus.answering_ids(request.turns, request.system))
 
     def _checked_images(self, ticket: Ticket, request: DrawingRequest) -> ImageTask:
-        check_whole("partial_images", request.partial_images, 0, self.pathway.steps(request.options))
+        check_int("partial_images", request.partial_images, 0, self.pathway.steps(request.options))
         self._check_length(request.prompt)
         return ImageTask(ticket, request, self.pathway.prompt_ids(request.prompt))
 

@@ -14,6 +14,7 @@ from ..inference.prefix_cache import ImageFeatureCache, Key, PrefixCache, image_
 from ..inference.text_generation import Finished, PromptRead
 from ..memory import available_memory
 from ..models.backbone import cache_bytes
+from ..weights.footprint import SAFE_SHARE
 from .messages import Answered, AnswerRequest, Piece
 from .tickets import Ticket
 
@@ -21,7 +22,6 @@ _PREFILL_STEP = 256  # positions of a prompt read in one round
 _FEATURES = 32  # images whose features are kept
 _PREFIXES = 8  # prefix caches kept
 _PREFIX_SHARE = 1 / 8  # of the free memory, for kept prefixes
-_SHARE = 0.8  # of the free memory that answers side by side may take
 
 
 @dataclass(eq=False)
@@ -86,9 +86,9 @@ class TextScheduler:
 
     def _make_room(self, needed: int) -> bool:
         """Free kept prefixes until ``needed`` bytes fit; return whether they do."""
-        if needed > _SHARE * (available_memory() + sum(prefix.nbytes for prefix in self._prefixes)):
+        if needed > SAFE_SHARE * (available_memory() + sum(prefix.nbytes for prefix in self._prefixes)):
             return False
-        while self._prefixes and needed > _SHARE * available_memory():
+        while self._prefixes and needed > SAFE_SHARE * available_memory():
             del self._prefixes[0]
             mx.clear_cache()
         return True

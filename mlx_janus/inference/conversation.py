@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import secrets
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from ..config import read_json
-from ..errors import ConfigError, ConversationError, ImageError, OutputError, PromptError
+from ..errors import ConversationError, ImageError, OutputError, PromptError
+from ..files import write_atomically
 from ..processing.images import ImageSource, as_images, open_image, save_png
 from ..processing.prompts import Turn
+from ..sections import Fault, JsonError, read_json
 from .image_generation import generate_steps, image_jobs
 from .model_thread import ThreadStream
 from .prefix_cache import ImageFeatureCache, PrefixCache, image_digest
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 _FORMAT = "mlx_janus conversation"
 _VERSION = 1
 _ROLES = ("user", "assistant", "drawing")
+_ADVICE: dict[Fault, str] = {
+    "missing": "check the path",
+    "too large": "give a saved conversation",
+    "invalid": "give a saved conversation",
+    "no object": "give a saved conversation",
+}
 
 
 @dataclass(frozen=True)
@@ -254,12 +260,7 @@ class Conversation:
         try:
             messages = [self._as_json(message, path) for message in self.messages]
             facts = {"format": _FORMAT, "version": _VERSION, "model": self._janus.name, "system": self.system}
-            partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-            try:
-                partial.write_text(json.dumps(facts | {"messages": messages}, ensure_ascii=False, indent=1), "utf-8")
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_atomically(path, json.dumps(facts | {"messages": messages}, ensure_ascii=False, indent=1))
         except OSError as error:
             raise OutputError(f"{path} cannot be written ({error.strerror}): save it somewhere else") from None
         return path
@@ -273,9 +274,8 @@ class Conversation:
         path = Path(path)
         try:
             data = read_json(path)
-        except ConfigError as error:
-            why = str(error).replace("download the whole model folder", "check the path")
-            raise ConversationError(why.replace("download it again", "give a saved conversation")) from None
+        except JsonError as error:
+            raise ConversationError(error.advise(_ADVICE)) from None
         if data.get("format") != _FORMAT or data.get("version") != _VERSION:
             raise ConversationError(f"{path} is no conversation of mlx_janus, version {_VERSION}")
         system, messages = data.get("system"), data.get("messages")
@@ -331,7 +331,7 @@ def _check_target(path: Path) -> None:
         return
     try:
         ours = read_json(path).get("format") == _FORMAT
-    except ConfigError:
+    except JsonError:
         ours = False
     if not ours:
         raise OutputError(f"{path} is there already and no conversation: choose another name")

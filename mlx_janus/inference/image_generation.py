@@ -9,18 +9,16 @@ from typing import Any
 import mlx.core as mx
 from PIL import Image
 
-from ..config import MAX_SEED
-from ..decode.sampling import check_whole, pick_seed
+from ..decode.sampling import pick_seed
 from ..errors import PromptError
+from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import available_memory
+from ..weights.footprint import SAFE_SHARE
 from .loaded import LoadedModel
 from .pathway import Canvas, ImageJob, ImagePathway
 from .pathways import pathway_of
 from .results import GeneratedImage, ImageStep
 from .text_generation import as_strings
-
-MAX_IMAGES = 10_000
-_SHARE = 0.8  # of the free memory that images made together may take
 
 
 def image_jobs(
@@ -40,10 +38,10 @@ def image_jobs(
         OptionError: a number out of its range.
     """
     pathway = pathway_of(janus)
-    check_whole("n", n, 1, MAX_IMAGES)
+    check_int("n", n, 1, MAX_IMAGES)
     options = pathway.options(choices)
     first = pick_seed(seed)
-    check_whole("seed", first, 0, MAX_SEED - n + 1)
+    check_int("seed", first, 0, MAX_SEED - n + 1)
     jobs = []
     for text in as_strings(prompt):
         ids = pathway.prompt_ids(text)
@@ -92,7 +90,7 @@ def _groups(janus: LoadedModel, pathway: ImagePathway, jobs: Sequence[ImageJob])
 def images_that_fit(janus: LoadedModel, bytes_per_image: int, reserved: int = 0) -> int:
     """Return how many images can be generated at once in the free memory, except for ``reserved`` bytes of it."""
     decoding = 0 if janus.low_memory else pathway_of(janus).decoding_bytes()
-    room = _SHARE * available_memory() - reserved - decoding
+    room = SAFE_SHARE * available_memory() - reserved - decoding
     return max(int(room / bytes_per_image), 0)
 
 

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..config import DTYPES, RECIPES
+from ..config import BITS, DTYPES, RECIPES
 from ..errors import ImageError, OptionError
+from ..limits import MAX_UPSCALE
 from ..processing.images import read_text_chunks, save_png
-
-MAX_UPSCALE = 4
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
     dtype, bits, recipe = (chunks.get(name) for name in ("dtype", "bits", "recipe"))
     try:
-        known = dtype in (None, *DTYPES) and bits in (None, "4", "8") and recipe in (None, *RECIPES)
+        known = dtype in (None, *DTYPES) and bits in (None, *map(str, BITS)) and recipe in (None, *RECIPES)
         if upscale is None or not known or (bits and recipe):
             raise ValueError
         return {

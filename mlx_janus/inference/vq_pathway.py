@@ -15,7 +15,7 @@ from ..decode.image import DrawOptions, draw_tokens
 from ..errors import OptionError, PromptError
 from ..models.backbone import cache_bytes
 from ..processing.images import to_image
-from ..weights.load import decoding_memory
+from ..weights.footprint import decoding_memory
 from .loaded import LoadedModel
 from .pathway import Canvas, ImageJob, describe
 from .results import GeneratedImage

@@ -12,7 +12,6 @@ import functools
 import io
 import itertools
 import os
-import secrets
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from ..config import ImageConfig
 from ..errors import ImageError, OutputError
+from ..files import draft_beside
 
 ImageSource: TypeAlias = str | os.PathLike[Any] | bytes | Image.Image
 Read = TypeVar("Read")
@@ -166,15 +166,10 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str
     target = _png_path(Path(path))
     try:
         data = png_bytes(image, text)
-        # Not named after the target, whose name may be as long as the file system allows.
-        draft = target.parent / f".mlx_janus-{secrets.token_hex(8)}.tmp"
-        try:
+        with draft_beside(target) as draft:
             with draft.open("xb") as file:
                 file.write(data)
-            return _claim(draft, target)
-        finally:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
+            return _claim(draft, target)  # not write_atomically, which would replace a file that is there
     except (OSError, ValueError) as error:
         raise OutputError(_why_not_written(error, target)) from error
 

@@ -22,7 +22,7 @@ from typing import Literal
 
 from tokenizers import AddedToken, Tokenizer, decoders
 
-from ..config import PromptConfig, read_json
+from ..config import PromptConfig, read_model_json
 from ..errors import ConfigError, OptionError, PromptError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -275,7 +275,7 @@ def _read(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises bare Exceptions
-        read_json(path)  # says in plain words what is wrong with a file that is missing or no JSON
+        read_model_json(path)  # says in plain words what is wrong with a file that is missing or no JSON
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(f"{path} is not a tokenizer ({reason}): download the model's own") from None
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request as HTTPRequest
 
-from ..config import MAX_SEED, JanusConfig
+from ..config import JanusConfig
 from ..decode.image import DrawOptions
 from ..decode.sampling import random_seed
 from ..engine.messages import DrawingRequest, Drawn, Event, Partial
+from ..limits import MAX_SEED
 from .errors import Problem
 from .event_streams import EventStream, server_sent, whole
 from .pictures import to_base64

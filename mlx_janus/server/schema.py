@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ..config import MAX_SEED
+from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
 
 MAX_ANSWERS = 16
 MAX_DRAWN = 16
 MAX_STOPS = 4
-_MAX_TOKENS = 1 << 20
 
 _MESSAGES, _PARTS = 4096, 256  # of a conversation, and of a message: far more than any context holds
 
 Seed = Annotated[int, Field(ge=-1, le=MAX_SEED), AfterValidator(lambda seed: None if seed == -1 else seed)]
-Temperature = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
+Guidance = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Words = Annotated[str, Field(min_length=1)]
 _FEW_PARTS = Field(max_length=_PARTS, fail_fast=True)  # an error for each of a million would take minutes
@@ -156,10 +156,10 @@ class ChatRequest(_Neutral):
     model: str | None = Field(default=None, description="The name that /v1/models gives, or `default`.")
     temperature: Temperature | None = Field(default=None, description="Default: 0, the likeliest token always.")
     top_p: TopP | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = Field(
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         default=None, description="Default: 512."
     )
-    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         default=None, description="The old name of max_completion_tokens, which goes before."
     )
     seed: Seed | None = Field(
@@ -188,7 +188,7 @@ class ImageRequest(_Given):
     seed: Seed | None = Field(
         default=None, description="Of the first picture, the others have the next; default, and -1: random."
     )
-    cfg_weight: Temperature | None = Field(
+    cfg_weight: Guidance | None = Field(
         default=None, description="Guidance, how strictly to follow the prompt; 1: none. Default: the model's own."
     )
     temperature: Temperature | None = Field(default=None, description="Default: the model's own.")
