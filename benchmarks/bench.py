@@ -83,7 +83,7 @@ def main(model: str, steps: int, repeats: int, bits: str | None, dtype: str | No
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     mx.random.seed(0)
     janus = random_model(model, dtype or ("float32" if on_cpu else "bfloat16"), int(bits) if bits else None)  # type: ignore[arg-type]
-    steps = min(steps, janus.config.image_tokens - 1)
+    steps = min(steps, janus.config.generation.tokens - 1)
     rows, missing = measure(Setup(janus, steps, repeats), only or PARTS)
     weights = f"random weights, {janus.config.dtype}" + (f", {bits} bits" if bits else "")
     click.echo(f"Machine: {machine()}, {'CPU' if on_cpu else 'GPU'}\n")

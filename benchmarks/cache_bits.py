@@ -69,7 +69,7 @@ def last_logits(model: JanusModel, embeddings: mx.array, bits: int | None) -> mx
 def step_seconds(model: JanusModel, positions: int, bits: int | None, steps: int) -> tuple[float, int]:
     """The median time of an answering step over so long a cache, and the cache's bytes."""
     cache = model.make_cache(positions + steps + 1)
-    fill_cache(cache, model.config.language, 1, positions, model.gen_embed.weight.dtype)
+    fill_cache(cache, model.config.language, 1, positions, model.dtype)
     cache = quantized(cache, bits, model.config.language.head_dim)
     size = sum(array.nbytes for layer in cache for _, array in tree_flatten(layer.state) if hasattr(array, "nbytes"))
     one, times = model.embed_text(mx.array([[1]])), []

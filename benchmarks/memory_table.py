@@ -91,7 +91,7 @@ def peak(cell: str) -> int:
     if task == "draw":
         _draw_last_positions(model, int(pictures))
     else:
-        mx.eval(model.decode_image_tokens(mx.zeros((1, model.config.image_tokens), dtype=mx.int32)))
+        mx.eval(model.decode_image_tokens(mx.zeros((1, model.config.generation.tokens), dtype=mx.int32)))
     return mx.get_peak_memory()
 
 
@@ -102,9 +102,9 @@ def _draw_last_positions(model: JanusModel, pictures: int) -> None:
     from mlx_janus.decode.sampling import choose, guide, position_keys
     from mlx_janus.models.backbone import fill_cache
 
-    positions = model.config.image_tokens
+    positions = model.config.generation.tokens
     cache = model.make_cache(_PROMPT + positions)
-    dtype = model.gen_embed.weight.dtype
+    dtype = model.dtype
     fill_cache(cache, model.config.language, 2 * pictures, _PROMPT + positions - _STEPS, dtype)
     keys = position_keys(range(pictures), positions)
     tokens = mx.zeros((pictures, 1), dtype=mx.int32)

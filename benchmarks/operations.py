@@ -110,7 +110,7 @@ def fused_projections(model: JanusModel) -> Iterator[None]:
 @contextmanager
 def embedding_table(model: JanusModel) -> Iterator[None]:
     """All image tokens' embeddings computed once, then looked up."""
-    ids = mx.arange(model.config.generation.codebook_size)
+    ids = mx.arange(model.config.generation.codec.codebook_size)
     table = mx.concatenate([model.embed_image_tokens(part) for part in mx.split(ids, 16)])
     mx.eval(table)
     with patch.object(JanusModel, "embed_image_tokens", lambda _, tokens: table[tokens]):

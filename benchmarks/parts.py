@@ -134,7 +134,7 @@ def bytes_read(setup: Setup) -> Iterator[Row]:
     model = setup.model
     materialize(model.drawing_arrays().values())
     weights = sum(a.nbytes for name, a in model.drawing_arrays().items() if "embed" not in name)
-    cache = _cache_bytes(setup, model.config.image_tokens // 2)
+    cache = _cache_bytes(setup, model.config.generation.tokens // 2)
     rate, fastest = (weights + cache) / time_passes(model, 2)[1], bandwidth()
     yield Row(
         f"bandwidth of a drawing pass, which reads {weights / 1e9:.3f} GB of weights and, in the middle of a picture, "
@@ -151,7 +151,7 @@ def memory(setup: Setup) -> Iterator[Row]:
     held = _settle()
     for _ in draw(setup.model, 1, setup.steps):
         pass
-    cache = _cache_bytes(setup, PROMPT + setup.model.config.image_tokens)
+    cache = _cache_bytes(setup, PROMPT + setup.model.config.generation.tokens)
     over = mx.get_peak_memory() - held - cache
     yield Row(
         "memory of drawing above the weights", None, megabytes(over), f"one KV cache, {megabytes(cache)}, is apart"
@@ -166,7 +166,7 @@ def vq_decode(setup: Setup) -> Iterator[Row]:
     held = _settle()
     for _ in range(setup.repeats):
         started = time.perf_counter()
-        mx.eval(model.decode_image_tokens(mx.zeros((1, model.config.image_tokens), dtype=mx.int32)))
+        mx.eval(model.decode_image_tokens(mx.zeros((1, model.config.generation.tokens), dtype=mx.int32)))
         times.append(time.perf_counter() - started)
     peak = megabytes(mx.get_peak_memory() - held)
     side = model.config.image_size

@@ -75,7 +75,7 @@ def _torch_model(config: JanusConfig, torch: Any, device: str) -> Any:
     from transformers import JanusConfig as TheirConfig
     from transformers import JanusForConditionalGeneration
 
-    llama, codec = config.language.to_dict(), config.generation
+    llama, codec = config.language.to_dict(), config.generation.codec
     width = llama["hidden_size"]
     sizes = TheirConfig(
         text_config=llama | {"model_type": llama.pop("kind"), "tie_word_embeddings": False},

@@ -129,7 +129,7 @@ def decode(work: Path, model: str) -> Facts:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     started = time.perf_counter()
-    mx.eval(janus.model.decode_image_tokens(mx.zeros((1, janus.config.image_tokens), dtype=mx.int32)))
+    mx.eval(janus.model.decode_image_tokens(mx.zeros((1, janus.config.generation.tokens), dtype=mx.int32)))
     return {"decode_s": time.perf_counter() - started, "activations": mx.get_peak_memory() - before}
 
 

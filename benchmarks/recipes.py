@@ -73,7 +73,7 @@ def guided_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]
         drawn = model.embed_image_tokens(mx.broadcast_to(tokens[None, :-1], (2, len(tokens) - 1)))
         hidden = model.hidden_states(mx.concatenate([model.embed_text(ids), drawn], axis=1))
         logits = mx.split(model.image_logits(hidden[:, -len(tokens) :]), 2)
-        yield guide(*logits, model.config.drawing.cfg_weight)[0]
+        yield guide(*logits, model.config.generation.cfg_weight)[0]
 
 
 def answer_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]:

@@ -36,15 +36,18 @@ def sizes() -> list[str]:
     """A line for each part of the model."""
     model = load_model(TINY)
     c = model.config
+    codec = c.generation.codec
+    aligner = c.generation.aligner
+    head = c.generation.head
     about = {
         "vision_model": f"SigLIP: {c.understanding.layers} layers, width {c.understanding.width}, "
         f"{c.understanding.heads} heads, patches of {c.understanding.patch_size}",
         "aligner": f"{c.aligner.input_dim} to {c.aligner.output_dim}, depth {c.aligner.depth}",
-        "gen_vision_model": f"VQ: {c.generation.codebook_size} codes of {c.generation.codebook_dim}, "
-        f"{' x '.join(str(c.generation.ch * m) for m in c.generation.ch_mult)} channels",
-        "gen_aligner": f"{c.gen_aligner.input_dim} to {c.gen_aligner.output_dim}, depth {c.gen_aligner.depth}",
-        "gen_head": f"{c.gen_head.input_dim} to {c.gen_head.hidden_dim} to {c.gen_head.output_dim}",
-        "gen_embed": f"{c.generation.codebook_size} x {c.gen_aligner.input_dim}",
+        "gen_vision_model": f"VQ: {codec.codebook_size} codes of {codec.codebook_dim}, "
+        f"{' x '.join(str(codec.ch * m) for m in codec.ch_mult)} channels",
+        "gen_aligner": f"{aligner.input_dim} to {aligner.output_dim}, depth {aligner.depth}",
+        "gen_head": f"{head.input_dim} to {head.hidden_dim} to {head.output_dim}",
+        "gen_embed": f"{codec.codebook_size} x {aligner.input_dim}",
         "language_model": f"Llama: {c.language.num_hidden_layers} layers, width {c.language.hidden_size}, "
         f"{c.language.num_attention_heads} heads, vocabulary {c.language.vocab_size}",
     }

@@ -45,20 +45,20 @@ def main(model: str | None, prompts: int, rounds: int) -> None:
     """Print tokens per pass and time per picture at every window, against window 1 in the same run."""
     janus = mlx_janus.load(model)
     texts = [wanted.prompt for task in TASKS for wanted in drawing_prompts(task, prompts, 0)]
-    positions = janus.config.image_tokens
+    positions = janus.config.generation.tokens
     drawn = measure(janus, texts, rounds)
     click.echo(f"Machine: {machine()}\n{janus.name}, {len(texts) * rounds} pictures of {positions} tokens\n")
     click.echo("| window | tokens a pass | times as quick as window 1, median | seconds a picture | unlike window 1 |")
     click.echo("|---|---|---|---|---|")
     for w in drawn:
         click.echo(f"| {w.width} | {positions / w.passes:.2f} | {w.speedup:.2f} | {w.seconds:.3f} | {w.unlike} |")
-    chosen = find_window(janus.model, 1 if janus.config.drawing.cfg_weight == 1 else 2)
+    chosen = find_window(janus.model, 1 if janus.config.generation.cfg_weight == 1 else 2)
     click.echo(f"\nThe window that is chosen by default here: {chosen}")
 
 
 def measure(janus: mlx_janus.JanusPipeline, texts: Sequence[str], rounds: int) -> list[Window]:
     """Draw every text at every window in turns, ``rounds`` times with new noise; window 1 comes first."""
-    widths = [width for width in SETTLED if width < janus.config.image_tokens]
+    widths = [width for width in SETTLED if width < janus.config.generation.tokens]
     seconds: dict[int, list[float]] = {width: [] for width in widths}
     passes: dict[int, list[int]] = {width: [] for width in widths}
     unlike: dict[int, int] = dict.fromkeys(widths, 0)

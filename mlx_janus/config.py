@@ -1,7 +1,8 @@
 """Sizes and facts of a model as frozen dataclasses, and their form in ``config.json``.
 
 Every size is written out: nothing here knows a named variant. Each part carries its ``kind``, so another encoder is
-another dataclass in the union of its field in ``JanusConfig`` and another entry in a table of ``models/janus.py``.
+another dataclass in the union of its field and another entry in a table of ``models``; an image pathway is another
+subclass of ``GenerationConfig``.
 Values are checked where they enter; a config that passes describes a model that can be built.
 """
 
@@ -17,7 +18,9 @@ from .errors import ConfigError, UnsupportedModelError
 from .limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE
 from .sections import LATER, Fault, JsonError, Section, number_field, read_json, shorten, size_field
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
+"""Versions of a converted folder that are read; the first one wrote the parts of the VQ pathway side by side."""
 MODEL_TYPE = "mlx_janus"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -34,6 +37,7 @@ GROUP_SIZES = (32, 64, 128)
 """Weights that share one scale, as may be asked for with bits."""
 
 _MAX_DEPTH = 512  # layers
+_MAX_SIDE = 8192  # pixels
 _ADVICE: dict[Fault, str] = {
     "missing": "download the whole model folder",
     "too large": "it is no config file",
@@ -47,7 +51,7 @@ class SiglipConfig(Section):
 
     title: ClassVar[str] = "understanding"
     kind: Literal["siglip"]
-    image_size: int = size_field(high=8192)  # pixels on a side
+    image_size: int = size_field(high=_MAX_SIDE)  # pixels on a side
     patch_size: int = size_field(high=1024)
     width: int = size_field()
     layers: int = size_field(high=_MAX_DEPTH)
@@ -77,11 +81,11 @@ class SiglipConfig(Section):
 class VQConfig(Section):
     """VQ-GAN codec: a grid of codebook indices for a picture, one downsampling between two levels."""
 
-    title: ClassVar[str] = "generation"
+    title: ClassVar[str] = "generation.codec"
     kind: Literal["vq"]
     codebook_size: int = size_field()
     codebook_dim: int = size_field(high=4096)
-    ch: int = size_field(high=8192)
+    ch: int = size_field(high=_MAX_SIDE)
     ch_mult: tuple[int, ...] = size_field(high=64)
     num_res_blocks: int = size_field(high=64)
     z_channels: int = size_field(high=65536)
@@ -116,7 +120,7 @@ class MLPConfig(Section):
 class GenHeadConfig(Section):
     """Hidden states to logits over image tokens: linear, exact GELU, linear."""
 
-    title: ClassVar[str] = "gen_head"
+    title: ClassVar[str] = "generation.head"
     kind: Literal["vision_head"]
     input_dim: int = size_field()
     hidden_dim: int = size_field()
@@ -135,7 +139,7 @@ class LlamaConfig(Section):
     num_hidden_layers: int = size_field(high=_MAX_DEPTH)
     num_attention_heads: int = size_field(high=4096)
     num_key_value_heads: int = size_field(high=4096)
-    head_dim: int = size_field(high=8192)
+    head_dim: int = size_field(high=_MAX_SIDE)
     max_position_embeddings: int = size_field(high=1 << 24)
     rms_norm_eps: float = number_field(1e-6, high=1.0)
     rope_theta: float = number_field(10000.0, low=1.0, high=1e12)
@@ -178,20 +182,68 @@ class ImageConfig(Section):
     """How a picture becomes the encoder's input."""
 
     title: ClassVar[str] = "image"
-    image_size: int = size_field(high=8192)
-    min_size: int = size_field(14, high=8192)
+    image_size: int = size_field(high=_MAX_SIDE)
+    min_size: int = size_field(14, high=_MAX_SIDE)
     background: tuple[int, int, int] = size_field((127, 127, 127), low=0, high=255)
     mean: tuple[float, float, float] = number_field((0.5, 0.5, 0.5), low=-10, high=10)
     std: tuple[float, float, float] = number_field((0.5, 0.5, 0.5), low=1e-6, high=10)
 
 
 @dataclass(frozen=True)
-class DrawingConfig(Section):
-    """Defaults of drawing: the model's own guidance and temperature."""
+class GenerationConfig(Section):
+    """Base of the sections of image pathways: each kind is a subclass with the sizes of its own parts."""
 
-    title: ClassVar[str] = "drawing"
+    title: ClassVar[str] = "generation"
+    kind: str
+    image_size: int  # pixels on a side of a generated image
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.image_size <= _MAX_SIDE:
+            raise self.error("image_size", self.image_size, f"a whole number from 1 to {_MAX_SIDE}")
+
+    def check_against(self, language: LlamaConfig) -> None:
+        """Refuse sizes that do not fit the language model.
+
+        Raises:
+            ConfigError: with the size that would.
+        """
+
+
+@dataclass(frozen=True)
+class VQGenerationConfig(GenerationConfig):
+    """The VQ pathway: image tokens of a codec, their adaptor and head, and the model's own guidance and temperature."""
+
+    kind: Literal["vq"]
+    codec: VQConfig
+    aligner: MLPConfig
+    head: GenHeadConfig
     cfg_weight: float = number_field(5.0, high=MAX_CFG_WEIGHT)
     temperature: float = number_field(1.0, high=MAX_TEMPERATURE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head.output_dim != self.codec.codebook_size:
+            raise self.error("head.output_dim", self.head.output_dim, f"the codebook size {self.codec.codebook_size}")
+        if self.image_size % self.codec.downsampling:
+            raise self.error("image_size", self.image_size, f"a multiple of {self.codec.downsampling}")
+
+    def check_against(self, language: LlamaConfig) -> None:
+        """Refuse an adaptor or a head of another width than the language model's."""
+        hidden = language.hidden_size
+        for name, value in (("aligner.output_dim", self.aligner.output_dim), ("head.input_dim", self.head.input_dim)):
+            if value != hidden:
+                raise self.error(name, value, f"the language hidden size {hidden}")
+
+    @property
+    def grid(self) -> int:
+        """Image tokens on a side of an image."""
+        return self.image_size // self.codec.downsampling
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image."""
+        return self.grid**2
 
 
 @dataclass(frozen=True)
@@ -231,14 +283,11 @@ class JanusConfig(Section):
 
     title: ClassVar[str] = "config.json"
     understanding: SiglipConfig
-    generation: VQConfig
-    language: LlamaConfig
     aligner: MLPConfig
-    gen_aligner: MLPConfig
-    gen_head: GenHeadConfig
+    language: LlamaConfig
+    generation: GenerationConfig
     image: ImageConfig
     prompt: PromptConfig = field(default_factory=PromptConfig)
-    drawing: DrawingConfig = field(default_factory=DrawingConfig)
     dtype: Dtype = "bfloat16"
     quantization: QuantizationConfig | None = None
 
@@ -248,31 +297,17 @@ class JanusConfig(Section):
         joints = [
             ("aligner.input_dim", self.aligner.input_dim, "the vision width", self.understanding.width),
             ("aligner.output_dim", self.aligner.output_dim, "the language hidden size", hidden),
-            ("gen_aligner.output_dim", self.gen_aligner.output_dim, "the language hidden size", hidden),
-            ("gen_head.input_dim", self.gen_head.input_dim, "the language hidden size", hidden),
-            ("gen_head.output_dim", self.gen_head.output_dim, "the codebook size", self.generation.codebook_size),
             ("image.image_size", self.image.image_size, "the vision image size", self.understanding.image_size),
         ]
         for name, value, what, wanted in joints:
             if value != wanted:
                 raise self.error(name, value, f"{what} {wanted}")
-        if self.image_size % self.generation.downsampling:
-            raise self.error("image_size", self.image_size, f"a multiple of {self.generation.downsampling}")
+        self.generation.check_against(self.language)
 
     @property
     def image_size(self) -> int:
-        """Side of a picture in pixels, read or drawn."""
-        return self.understanding.image_size
-
-    @property
-    def grid(self) -> int:
-        """Image tokens on a side of a drawn picture."""
-        return self.image_size // self.generation.downsampling
-
-    @property
-    def image_tokens(self) -> int:
-        """Tokens of a drawn picture."""
-        return self.grid**2
+        """Side of a generated image in pixels."""
+        return self.generation.image_size
 
     @classmethod
     def load(cls, path: Path) -> JanusConfig:
@@ -286,12 +321,12 @@ class JanusConfig(Section):
         if data.pop("model_type", None) != MODEL_TYPE:
             raise UnsupportedModelError(f"{path} is no converted mlx_janus model")
         version = data.pop("format_version", None)
-        if version != FORMAT_VERSION:
+        if version not in READ_VERSIONS or isinstance(version, bool):
             raise UnsupportedModelError(
                 f"{path} has format version {shorten(version)}, this release reads {FORMAT_VERSION}: convert again"
             )
         try:
-            return cls.from_dict(data)
+            return cls.from_dict(_upgrade(data) if version == 1 else data)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
@@ -299,6 +334,23 @@ class JanusConfig(Section):
         """Write ``config.json``."""
         data = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **self.to_dict()}
         path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _upgrade(data: dict[str, Any]) -> dict[str, Any]:
+    """Bring the content of a version 1 file into version 2: the parts of the VQ pathway become one section."""
+    renamed = {"codec": "generation", "aligner": "gen_aligner", "head": "gen_head"}
+    generation: dict[str, Any] = {"kind": "vq"}
+    if isinstance(data.get("understanding"), dict):
+        generation["image_size"] = data["understanding"].get("image_size")
+    for new, old in renamed.items():
+        if old not in data:
+            raise ConfigError(f"config.json lacks {old!r}")
+        generation[new] = data[old]
+    drawing = data.get("drawing", {})
+    if not isinstance(drawing, dict) or set(drawing) - {"cfg_weight", "temperature"}:
+        raise ConfigError(f"drawing must hold cfg_weight and temperature, got {shorten(drawing)}")
+    kept = {name: value for name, value in data.items() if name not in (*renamed.values(), "drawing")}
+    return kept | {"generation": generation | drawing}
 
 
 def read_model_json(path: Path) -> dict[str, Any]:

@@ -139,7 +139,9 @@ def _check_int(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_type(value: Any, hint: Any, _: Range, refuse: Refuse) -> None:
-    if isinstance(hint, type) and type(value) is not hint:
+    if not isinstance(hint, type) or type(value) is hint:
+        return
+    if not (issubclass(hint, Section) and isinstance(value, hint)):
         refuse(value, f"a {hint.__name__}")
 
 
@@ -168,15 +170,30 @@ def _from_json(value: Any, hint: Any) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_from_json(v, typing.get_args(hint)[0]) for v in value)
     if isinstance(hint, type) and issubclass(hint, Section):
-        return hint.from_dict(value)
+        return _pick_variant(hint, value).from_dict(value)
     return value
+
+
+def _pick_variant(section: type[Section], value: Any) -> type[Section]:
+    """Pick the subclass of a section whose ``kind`` matches the value's; the section itself if it has none."""
+    variants = {kind: variant for variant in section.__subclasses__() for kind in _kinds(variant)}
+    if not variants or not isinstance(value, dict):
+        return section
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in variants:
+        raise section.error("kind", kind, " or ".join(map(repr, sorted(variants))))
+    return variants[kind]
+
+
+def _kinds(section: type[Section]) -> tuple[str, ...]:
+    return typing.get_args(typing.get_type_hints(section).get("kind"))
 
 
 def _pick_member(hints: tuple[Any, ...], value: Any) -> Any:
     """Pick the union member whose ``kind`` matches the value's; else the first."""
     kind = value.get("kind") if isinstance(value, dict) else None
     for hint in hints:
-        if kind is not None and kind in typing.get_args(typing.get_type_hints(hint).get("kind")):
+        if kind is not None and kind in _kinds(hint):
             return hint
     return hints[0]
 

@@ -44,7 +44,7 @@ def test_pictures_join_at_any_step_and_each_is_as_drawn_alone(janus: JanusPipeli
         90: ("a star", DrawOptions(2.5, 0.6), (9,)),
     }
     batch, begun, whole = DrawingBatch(janus.model), {}, []
-    for step in range(90 + janus.config.image_tokens):
+    for step in range(90 + janus.config.generation.tokens):
         if step in joins:
             prompt, options, seeds = joins[step]
             begun |= dict.fromkeys(begin(batch, janus, prompt, options, *seeds), prompt)
@@ -66,7 +66,7 @@ def test_a_picture_given_up_leaves_the_others_as_they_are(janus: JanusPipeline) 
     batch.remove([first[0]])  # gone already
     assert batch.pictures == [first[1], second[0]]
     assert len(first[0]) == 10
-    for _ in range(janus.config.image_tokens - 10):
+    for _ in range(janus.config.generation.tokens - 10):
         whole = batch.step()
     assert whole == [first[1], second[0]]
     assert np.array_equal(first[1].tokens(), alone(janus, "a red circle", first[1]))
@@ -78,6 +78,6 @@ def test_a_batch_that_was_emptied_can_be_filled_again(janus: JanusPipeline) -> N
     batch = DrawingBatch(janus.model)
     batch.remove(begin(batch, janus, "a star", DrawOptions(), 1))
     (picture,) = begin(batch, janus, "a star", DrawOptions(2.5, 0.6), 11)
-    for _ in range(janus.config.image_tokens):
+    for _ in range(janus.config.generation.tokens):
         batch.step()
     assert np.array_equal(picture.tokens(), alone(janus, "a star", picture))

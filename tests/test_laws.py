@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 import mlx_janus.inference.image_generation
 from mlx_janus import memory
 from mlx_janus.config import (
-    DrawingConfig,
     GenHeadConfig,
     ImageConfig,
     JanusConfig,
@@ -25,6 +24,7 @@ from mlx_janus.config import (
     PromptConfig,
     SiglipConfig,
     VQConfig,
+    VQGenerationConfig,
 )
 from mlx_janus.decode import image as draw_module
 from mlx_janus.decode.image import DrawOptions, draw_tokens
@@ -98,7 +98,7 @@ def test_exact_and_memory_bound_groups_draw_the_same(pro: Janus, monkeypatch: py
         mlx_janus.inference.image_generation, "available_memory", lambda: 9_540_000
     )  # room for a few pictures
     steps = list(pro.stream_images(PROMPT, n=4, seed=1))
-    groups = steps[-1].total // pro.config.image_tokens
+    groups = steps[-1].total // pro.config.generation.tokens
     assert 1 < groups <= 4
     split = [image for step in steps for image in step.images]
     exact = pro.generate_images(PROMPT, n=4, seed=1, exact=True)
@@ -120,10 +120,10 @@ def test_one_prefill_for_any_n(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> N
     pro.generate_images(PROMPT, n=3, seed=0)
     length = len(pro.prompts.drawing(PROMPT))
     assert shapes[0] == (2, length)
-    assert shapes[1:] == [(6, 1)] * (pro.config.image_tokens - 1)
+    assert shapes[1:] == [(6, 1)] * (pro.config.generation.tokens - 1)
     shapes.clear()
     pro.generate_images(PROMPT, n=3, seed=0, cfg_weight=1)
-    assert shapes == [(1, length)] + [(3, 1)] * (pro.config.image_tokens - 1)
+    assert shapes == [(1, length)] + [(3, 1)] * (pro.config.generation.tokens - 1)
 
 
 def test_guidance_of_one_is_the_conditional_row(pro: Janus) -> None:
@@ -255,7 +255,7 @@ def test_stop_strings_in_any_pieces(pieces: list[str], stop: list[str]) -> None:
 
 
 def test_preview_shows_what_is_drawn_so_far(pro: Janus) -> None:
-    size, grid = pro.config.image_size, pro.config.grid
+    size, grid = pro.config.image_size, pro.config.generation.grid
     previews = {}
     for step in pro.stream_images(PROMPT, n=2, seed=3):
         previews[step.index] = step.preview()
@@ -329,15 +329,15 @@ def test_text_options_out_of_range(pro: Janus) -> None:
 def test_drawn_tokens_are_evaluated_and_in_range(pro: Janus) -> None:
     ids = pro.prompts.drawing(PROMPT)
     rows = list(draw_tokens(pro.model, [ids], pro.prompts.unconditional(ids), [(0, 1), (0, 2)], DrawOptions()))
-    assert len(rows) == pro.config.image_tokens
-    assert all(row.shape == (2, 1) and int(row.max()) < pro.config.generation.codebook_size for row in rows)
+    assert len(rows) == pro.config.generation.tokens
+    assert all(row.shape == (2, 1) and int(row.max()) < pro.config.generation.codec.codebook_size for row in rows)
 
 
 @pytest.mark.parametrize("weight", [1.0, 5.0])
 @pytest.mark.parametrize("n", [1, 3])
 def test_windows_draw_the_same_tokens(janus: Janus, weight: float, n: int) -> None:
     plain = janus.generate_images(PROMPT, n=n, seed=11, cfg_weight=weight, window=1)
-    assert plain[0].passes == janus.config.image_tokens
+    assert plain[0].passes == janus.config.generation.tokens
     for window in (2, 4, 8, 16, 32):
         drawn = janus.generate_images(PROMPT, n=n, seed=11, cfg_weight=weight, window=window)
         assert [image.tokens.tolist() for image in drawn] == [image.tokens.tolist() for image in plain], window
@@ -352,20 +352,22 @@ def small_model(*, side: int, patch: int, codes: int, hidden: int, layers: int) 
             understanding=SiglipConfig(
                 kind="siglip", image_size=side, patch_size=patch, width=8, layers=1, heads=1, mlp_width=8
             ),
-            generation=VQConfig(
-                kind="vq", codebook_size=codes, codebook_dim=4, ch=4, ch_mult=(1, 1), num_res_blocks=1, z_channels=4,
-                norm_groups=1,
-            ),
+            aligner=MLPConfig(kind="mlp_gelu", input_dim=8, output_dim=hidden),
             language=LlamaConfig(
                 kind="llama", vocab_size=10, hidden_size=hidden, intermediate_size=hidden, num_hidden_layers=layers,
                 num_attention_heads=2, num_key_value_heads=2, head_dim=hidden // 2, max_position_embeddings=4096,
             ),
-            aligner=MLPConfig(kind="mlp_gelu", input_dim=8, output_dim=hidden),
-            gen_aligner=MLPConfig(kind="mlp_gelu", input_dim=4, output_dim=hidden),
-            gen_head=GenHeadConfig(kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=codes),
+            generation=VQGenerationConfig(
+                kind="vq", image_size=side,
+                codec=VQConfig(
+                    kind="vq", codebook_size=codes, codebook_dim=4, ch=4, ch_mult=(1, 1), num_res_blocks=1,
+                    z_channels=4, norm_groups=1,
+                ),
+                aligner=MLPConfig(kind="mlp_gelu", input_dim=4, output_dim=hidden),
+                head=GenHeadConfig(kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=codes),
+            ),
             image=ImageConfig(image_size=side),
             prompt=PromptConfig(system=""),
-            drawing=DrawingConfig(),
             dtype="float32",
         )
     )  # fmt: skip
@@ -384,7 +386,7 @@ def test_the_cache_is_held_once(layers: int, window: int) -> None:
     """MLX copies an array that is written to while another holds it: a cache of which a step keeps a reference."""
     model = small_model(side=48, patch=16, codes=64, hidden=256, layers=layers)
     mx.eval(model.drawing_arrays())
-    ids, positions = [1] * 32, model.config.image_tokens
+    ids, positions = [1] * 32, model.config.generation.tokens
     cache = 2 * 2 * (len(ids) + positions) * 256 * 4 * layers
     mx.clear_cache()
     held = mx.get_active_memory()

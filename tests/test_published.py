@@ -84,23 +84,23 @@ def test_janus_pro_7b_sizes_that_are_not_written(model: Callable[..., Path]) -> 
     assert (language.hidden_size, language.intermediate_size, language.num_hidden_layers) == (4096, 11008, 30)
     assert (language.num_attention_heads, language.num_key_value_heads, language.head_dim) == (32, 32, 128)
     assert (language.rms_norm_eps, language.rope_theta, language.vocab_size) == (1e-6, 10000.0, 102400)
-    assert (config.grid, config.image_tokens, config.understanding.tokens) == (24, 576, 576)
+    assert (config.generation.grid, config.generation.tokens, config.understanding.tokens) == (24, 576, 576)
 
 
 def test_named_variants(model: Callable[..., Path]) -> None:
     sizes = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16}
     config, _ = read_published_config(model(published_1b({**sizes, "_attn_implementation": "flash_attention_2"})))
     assert config.understanding == SiglipConfig("siglip", 384, 16, 1024, 24, 16, 4096, 1e-6)
-    codec = config.generation
+    codec = config.generation.codec
     assert (codec.ch, codec.ch_mult, codec.num_res_blocks, codec.z_channels) == (128, (1, 1, 2, 2, 4), 2, 256)
     assert (codec.codebook_size, codec.codebook_dim, codec.downsampling) == (16384, 8, 16)
-    assert (config.drawing.cfg_weight, config.drawing.temperature) == (5.0, 1.0)
+    assert (config.generation.cfg_weight, config.generation.temperature) == (5.0, 1.0)
 
 
 def test_sizes_written_out_win_over_the_variant() -> None:
     config, _ = read_published_config(FIXTURES / "deepseek-pro-bin")
-    assert (config.understanding.width, config.understanding.layers, config.generation.ch) == (32, 2, 32)
-    assert config.generation.ch_mult == (1, 1, 1, 1, 2)
+    assert (config.understanding.width, config.understanding.layers, config.generation.codec.ch) == (32, 2, 32)
+    assert config.generation.codec.ch_mult == (1, 1, 1, 1, 2)
 
 
 def test_both_layouts_of_the_same_model_agree() -> None:
@@ -160,7 +160,7 @@ def test_preprocessing_of_old_mirrors(model: Callable[..., Path]) -> None:
 
 def test_guidance_of_a_transformers_folder(model: Callable[..., Path]) -> None:
     folder = model(fixture_config("transformers"), like="transformers", generation_config={"guidance_scale": 3.5})
-    assert read_published_config(folder)[0].drawing.cfg_weight == 3.5
+    assert read_published_config(folder)[0].generation.cfg_weight == 3.5
 
 
 FOREIGN = [
@@ -290,6 +290,56 @@ def test_converted_config_round_trip(tmp_path: Path) -> None:
     assert JanusConfig.load(tmp_path / "config.json") == config
 
 
+def _as_version_1(data: dict[str, Any]) -> None:
+    """Rewrite a config as the first releases wrote it."""
+    own = data.pop("generation")
+    data["format_version"] = 1
+    data["generation"] = own["codec"]
+    data["gen_aligner"] = own["aligner"]
+    data["gen_head"] = own["head"]
+    data["drawing"] = {"cfg_weight": own["cfg_weight"], "temperature": own["temperature"]}
+
+
+@pytest.mark.parametrize("layout", ["deepseek-pro-bin", "transformers"])
+def test_version_1_is_read(tmp_path: Path, layout: str) -> None:
+    """Its parts of the image pathway lie side by side, and ``drawing`` may be left out."""
+    config, _ = read_published_config(FIXTURES / layout)
+    path = tmp_path / "config.json"
+    config.dump(path)
+    data = json.loads(path.read_text())
+    assert data["format_version"] == 2
+    _as_version_1(data)
+    path.write_text(json.dumps(data))
+    assert JanusConfig.load(path) == config
+    del data["drawing"]
+    path.write_text(json.dumps(data))
+    assert (JanusConfig.load(path).generation.cfg_weight, config.generation.cfg_weight) == (5.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("edit", "word"),
+    [
+        (lambda data: data.pop("gen_head"), "lacks 'gen_head'"),
+        (lambda data: data.update(drawing=3), "drawing must hold"),
+        (lambda data: data["drawing"].update(steps=30), "drawing must hold"),
+        (lambda data: data.update(understanding=3), "image_size"),
+        (lambda data: data["gen_aligner"].update(depth=0), "depth"),
+        (lambda data: data.update(format_version=True), "format version True"),
+    ],
+)
+def test_version_1_configs_that_are_off(tmp_path: Path, edit: Edit, word: str) -> None:
+    config, _ = read_published_config(FIXTURES / "deepseek-pro-bin")
+    path = tmp_path / "config.json"
+    config.dump(path)
+    data = json.loads(path.read_text())
+    _as_version_1(data)
+    edit(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(JanusError, match=word) as caught:
+        JanusConfig.load(path)
+    assert str(path) in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("edit", "word"),
     [
@@ -299,7 +349,13 @@ def test_converted_config_round_trip(tmp_path: Path) -> None:
         (_set("language", "extra", to=1), "unknown entry 'extra'"),
         (_set("understanding", to=3), "understanding must be a JSON object"),
         (_set("quantization", to={"bits": 4, "group_size": 64, "layers": [1]}), "layers must be a JSON object"),
-        (_set("drawing", "temperature", to=-1), "temperature"),
+        (_set("generation", "temperature", to=-1), "temperature"),
+        (_set("generation", "kind", to="flow"), "generation: kind must be .*'vq', got 'flow'"),
+        (_set("generation", "kind", to=[]), "generation: kind must be .*'vq'"),
+        (_set("generation", "image_size", to=10**12), "generation: image_size must be"),
+        (_set("generation", "image_size", to=30), "generation: image_size must be a multiple of"),
+        (_set("generation", "head", "output_dim", to=5), "generation: head.output_dim must be the codebook size"),
+        (_set("generation", "aligner", "output_dim", to=5), "generation: aligner.output_dim must be the language"),
         (_set("dtype", to="int8"), "dtype"),
     ],
 )

@@ -272,7 +272,7 @@ def test_a_threadpool_of_fastapi(pro: Janus) -> None:
         assert [job.result(60).json() for job in answers] == [want] * 3
         for job in drawings:
             indexes = job.result(60).text.split()
-            assert indexes[-1] == str(pro.config.image_tokens)
+            assert indexes[-1] == str(pro.config.generation.tokens)
 
 
 def test_a_plain_thread_for_every_call(pro: Janus) -> None:

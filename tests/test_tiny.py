@@ -81,7 +81,7 @@ def test_every_window_draws_the_same(tiny: mlx_janus.JanusPipeline, weight: floa
 def test_windows_save_passes(tiny: mlx_janus.JanusPipeline) -> None:
     """More than one token and a half a pass, on average over prompts."""
     drawn = [tiny.generate_images(f"a {c} circle", seed=i, window=8)[0] for i, c in enumerate(("red", "blue", "green"))]
-    assert sum(image.passes for image in drawn) < 3 * tiny.config.image_tokens / 1.5
+    assert sum(image.passes for image in drawn) < 3 * tiny.config.generation.tokens / 1.5
 
 
 def test_it_is_small_and_whole() -> None:

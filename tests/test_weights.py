@@ -156,14 +156,34 @@ def test_stamp_and_contents_of_a_converted_folder(converted: dict[str, Path]) ->
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     with safe_open(folder / "model.safetensors", framework="numpy") as file:
         stamp = file.metadata()
-    assert stamp["mlx_janus_format"] == "1"
+    assert stamp["mlx_janus_format"] == "2"
     assert stamp["mlx_janus_version"] == mlx_janus.__version__
     assert stamp["source"] == "deepseek-janus-safetensors"
     assert set(json.loads(stamp["source_sha256"])) == {"model.safetensors", "config.json", "tokenizer.json"}
     config = json.loads((folder / "config.json").read_text())
-    assert (config["model_type"], config["format_version"]) == ("mlx_janus", 1)
+    assert (config["model_type"], config["format_version"]) == ("mlx_janus", 2)
     assert config["prompt"]["user"] == "User"
     assert config["understanding"]["width"] == 32
+
+
+def test_a_folder_of_version_1_is_loaded_and_verified(tmp_path: Path, pro: mlx_janus.JanusPipeline) -> None:
+    folder = convert(PRO, tmp_path / "out")
+    data = json.loads((folder / "config.json").read_text())
+    own = data.pop("generation")
+    data |= {"format_version": 1, "generation": own["codec"], "gen_aligner": own["aligner"], "gen_head": own["head"]}
+    (folder / "config.json").write_text(json.dumps(data))
+    weights, stamp = mx.load(str(folder / "model.safetensors"), return_metadata=True)
+    mx.eval(weights)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, stamp | {"mlx_janus_format": "1"})
+    old = mlx_janus.load(folder, dtype="float32")
+    assert old.config == pro.config
+    tokens = [janus.generate_images("a fox", seed=1)[0].tokens.tolist() for janus in (old, pro)]
+    assert tokens[0] == tokens[1]
+    assert verify_conversion(Source(PRO, "x"), folder) == len(weights)
+    edit_stamp = stamp | {"mlx_janus_format": "3"}
+    mx.save_safetensors(str(folder / "model.safetensors"), mx.load(str(folder / "model.safetensors")), edit_stamp)
+    with pytest.raises(CheckpointError, match="does not bear"):
+        mlx_janus.load(folder)
 
 
 def test_shards_and_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pro: mlx_janus.JanusPipeline) -> None:
@@ -717,7 +737,7 @@ def test_configs_of_converted_folders_are_checked(converted: dict[str, Path], fo
         ("", ConfigError),
         ("[]", ConfigError),
         (good.replace('"width": 32', '"width": -32'), ConfigError),
-        (good.replace('"format_version": 1', '"format_version": 2'), UnsupportedModelError),
+        (good.replace('"format_version": 2', '"format_version": 3'), UnsupportedModelError),
         (good.replace('"vocab_size": 640', '"vocab_size": 641'), CheckpointError),
     ]:
         path.write_text(text)

@@ -300,7 +300,7 @@ def _draw(options: dict[str, Any]) -> None:
     report = _Report(options)
     steps: Iterator[ImageStep] = janus.stream_images(options["prompts"][0], n=n, exact=options["exact"], **choice)
     if folder:
-        steps = _with_previews(steps, folder, options["preview_every"] or janus.config.grid, n)
+        steps = _with_previews(steps, folder, options["preview_every"] or janus.pathway.preview_every, n)
     report.draw(steps, n, lambda _: next(paths))
     report.end(janus.name)
 

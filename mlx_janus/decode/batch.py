@@ -15,6 +15,7 @@ import numpy as np
 
 from ..models.backbone import RaggedCache, add_rows, cache_arrays, keep_rows
 from ..models.janus import JanusModel
+from ..models.vq_parts import token_config
 from .image import PREFILL_STEP, DrawOptions
 from .prefill import prefill_all
 from .sampling import choose, guide, position_keys
@@ -53,6 +54,7 @@ class DrawingBatch:
     def __init__(self, model: JanusModel):
         self.pictures: list[Picture] = []
         self._model = model
+        self._tokens = token_config(model.config).tokens
         self._steps = 0
         self._clear()
 
@@ -78,7 +80,7 @@ class DrawingBatch:
         copies = [0] * n + [1] * n * guided
         keep_rows(cache, copies)
         rows = [(i, i + n * guided) for i in range(n)]
-        keys = position_keys([picture.seed for picture in pictures], model.config.image_tokens)
+        keys = position_keys([picture.seed for picture in pictures], self._tokens)
         first = _choose(model.image_logits(hidden[mx.array(copies)]), keys[:, 0], pictures, rows)
         mx.async_eval(first, keys, cache_arrays(cache))
         self._join(cache, rows, keys, first, pictures)
@@ -136,7 +138,7 @@ class DrawingBatch:
         tokens = self._next
         for place, picture in enumerate(self.pictures):
             picture.append(tokens, place)
-        whole = [picture for picture in self.pictures if len(picture) == self._model.config.image_tokens]
+        whole = [picture for picture in self.pictures if len(picture) == self._tokens]
         self.remove(whole)
         if self.pictures:
             self._next = self._following()

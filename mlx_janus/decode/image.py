@@ -19,6 +19,7 @@ from ..limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE, MAX_WINDOW, check_int, che
 from ..memory import weights_wired
 from ..models.backbone import Cache, take_rows, trim_cache
 from ..models.janus import JanusModel
+from ..models.vq_parts import token_config
 from .prefill import prefill_all
 from .sampling import choose, guide, position_keys
 
@@ -84,7 +85,7 @@ def draw_tokens(
         (n, k) tokens of the next k positions, evaluated: what one pass of the language model has settled, k is 1 at
         window 1. There, the next pass is under way meanwhile. Closing stops.
     """
-    positions = model.config.image_tokens
+    positions = token_config(model.config).tokens
     pick = _picker(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
     keys = position_keys([seed for _, seed in pictures], positions)
     cache = model.make_cache(len(unconditional) + positions)
@@ -107,7 +108,7 @@ def draw_tokens(
     first = choices(hidden, 0)
     with weights_wired():
         if window > 1:
-            yield from _in_windows(first, positions, window, model.config.grid, cache, following)
+            yield from _in_windows(first, positions, window, token_config(model.config).grid, cache, following)
         else:
             yield from _one_by_one(first, positions, following)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..models.backbone import fill_cache
 from ..models.janus import JanusModel
+from ..models.vq_parts import token_config
 
 SETTLED = {1: 1.0, 2: 1.4, 4: 1.8, 8: 2.3, 16: 2.6, 32: 2.7}
 """Width of a pass to the tokens that it settles on average: cautious figures, as they differ between models and prompts
@@ -25,7 +26,7 @@ def time_passes(model: JanusModel, rows: int) -> dict[int, float]:
         model: the weights.
         rows: of the batch: 2 for a guided picture, 1 without guidance.
     """
-    positions = model.config.image_tokens
+    positions = token_config(model.config).tokens
     seconds: dict[int, list[float]] = {width: [] for width in SETTLED if 2 * width <= positions}
     cache = model.make_cache(positions)
     fill_cache(cache, model.config.language, rows, positions // 2, model.dtype)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..models.vq_parts import token_config
 from ..worlds import judge, language, shapes
 
 if TYPE_CHECKING:
@@ -310,7 +311,7 @@ def measure(
     """Every part, as plain values for JSON."""
     sizes, report = sizes or Sizes(), progress or (lambda *_: None)
     existence = measure_existence(janus, sizes, seed, report)
-    own = janus.config.drawing
+    own = token_config(janus.config)
     return {
         "model": janus.name,
         "seed": seed,

@@ -39,7 +39,7 @@ def image_jobs(
     """
     pathway = pathway_of(janus)
     check_int("n", n, 1, MAX_IMAGES)
-    options = pathway.options(choices)
+    options = pathway.options(_explicit(choices))
     first = pick_seed(seed)
     check_int("seed", first, 0, MAX_SEED - n + 1)
     jobs = []
@@ -49,6 +49,16 @@ def image_jobs(
     if not jobs:
         raise PromptError("there is no prompt: say what to draw")
     return jobs
+
+
+def _explicit(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the choices that say something: a pathway without nucleus sampling need not refuse ``top_p`` 1."""
+    neutral = {"top_p": 1.0, "exact": False}
+    return {
+        name: value
+        for name, value in choices.items()
+        if value is not None and not (type(value) is type(neutral.get(name)) and value == neutral[name])
+    }
 
 
 def generate_steps(janus: LoadedModel, jobs: Sequence[ImageJob]) -> Generator[ImageStep, None, None]:

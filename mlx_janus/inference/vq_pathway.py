@@ -13,9 +13,8 @@ from PIL import Image
 from ..decode.batch import DrawingBatch, Picture
 from ..decode.image import DrawOptions, draw_tokens
 from ..errors import OptionError, PromptError
-from ..models.backbone import cache_bytes
+from ..models.vq_parts import VQ_PARTS, token_config
 from ..processing.images import to_image
-from ..weights.footprint import decoding_memory
 from .loaded import LoadedModel
 from .pathway import Canvas, ImageJob, describe
 from .results import GeneratedImage
@@ -34,7 +33,8 @@ class VQPathway:
 
     def __init__(self, janus: LoadedModel):
         self._janus = janus
-        self.preview_every = janus.config.grid  # a row of tokens
+        self._config = token_config(janus.config)
+        self.preview_every = self._config.grid  # a row of tokens
 
     def options(self, choices: Mapping[str, Any]) -> DrawOptions:
         """Check choices of guidance and sampling.
@@ -45,8 +45,7 @@ class VQPathway:
         chosen = {name: value for name, value in choices.items() if value is not None}
         if foreign := sorted(set(chosen) - set(_CHOICES)):
             raise OptionError(f"{foreign[0]} is no option of a model that draws image tokens: leave it out")
-        own = self._janus.config.drawing
-        defaults = {"cfg_weight": own.cfg_weight, "temperature": own.temperature}
+        defaults = {"cfg_weight": self._config.cfg_weight, "temperature": self._config.temperature}
         return DrawOptions(**(defaults | chosen))
 
     def prompt_ids(self, prompt: str) -> list[int]:
@@ -55,30 +54,27 @@ class VQPathway:
         Raises:
             PromptError: an empty prompt, or one that leaves an image no room in the context.
         """
-        config = self._janus.config
         ids = self._janus.prompts.drawing(prompt)
-        context = config.language.max_position_embeddings
-        if len(ids) + config.image_tokens > context:
+        context = self._janus.config.language.max_position_embeddings
+        if len(ids) + self._config.tokens > context:
             raise PromptError(
-                f"the prompt is {len(ids)} tokens long and a picture takes {config.image_tokens}, more than the "
+                f"the prompt is {len(ids)} tokens long and a picture takes {self._config.tokens}, more than the "
                 f"model's context of {context}: shorten it"
             )
         return ids
 
     def steps(self, options: DrawOptions) -> int:
         """Return the number of tokens of one image."""
-        return self._janus.config.image_tokens
+        return self._config.tokens
 
     def bytes_per_image(self, prompt_tokens: int, options: DrawOptions) -> int:
         """Return the bytes of an image's KV cache and logits."""
-        config = self._janus.config
-        logits = 4 * 4 * options.rows * config.generation.codebook_size
-        positions = prompt_tokens + config.image_tokens
-        return cache_bytes(config.language, options.rows, positions, self._janus.model.dtype.size) + logits
+        model = self._janus.model
+        return VQ_PARTS.image_bytes(model.config, prompt_tokens, options.rows, model.dtype.size)
 
     def decoding_bytes(self) -> int:
         """Return the bytes of activations while one image is decoded."""
-        return decoding_memory(self._janus.config)
+        return VQ_PARTS.pixel_bytes(self._janus.config)
 
     def generate(self, jobs: Sequence[ImageJob], options: DrawOptions) -> Generator[Sequence[Canvas], None, None]:
         """Generate images together, a token of each a step; one pass of the model may bring several steps."""
@@ -138,17 +134,17 @@ class TokenCanvas:
         """Decode all tokens."""
         job = self._job
         tokens = self._tokens()
-        grid = self._janus.config.grid
+        grid = token_config(self._janus.config).grid
         image = _decode(self._janus, tokens, (grid, grid))
         facts = describe(self._janus, job)
         return GeneratedImage(image, tokens, job.seed, job.prompt, facts, self._passes, steps=len(tokens))
 
     def preview(self) -> Image.Image:
         """Decode the rows that are drawn, by themselves, on grey."""
-        config = self._janus.config
+        config = token_config(self._janus.config)
         tokens = self._tokens()
         columns = config.grid
-        side = config.generation.downsampling
+        side = config.codec.downsampling
         rows = -(-len(tokens) // columns)
         filled = np.concatenate([tokens, np.repeat(tokens[-1:], rows * columns - len(tokens))])
         canvas = Image.new("RGB", (config.image_size,) * 2, _BACKGROUND)

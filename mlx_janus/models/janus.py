@@ -1,7 +1,7 @@
-"""Janus: two encoders, two adaptors, two heads, one language model (arXiv 2410.13848, figure 2).
+"""Janus: one language model between an encoder that reads images and a pathway that generates them.
 
-Parts are looked up by the kind that the config names: another encoder is one file of its own, a dataclass in
-``config.py`` and an entry in the tables below. Attributes keep the checkpoint's names.
+arXiv 2410.13848, figure 2. Parts are looked up by the kinds that the config names. Attributes keep the checkpoint's
+names; those of the pathway come from its ``GenerationParts``.
 """
 
 from __future__ import annotations
@@ -16,29 +16,36 @@ from mlx.utils import tree_flatten
 
 from ..config import JanusConfig
 from .backbone import Cache, RaggedCache, build_llama, make_cache, make_ragged_cache
-from .layers import GenHead, MLPProjector
+from .layers import ADAPTORS
+from .parts import GenerationParts
 from .siglip import SiglipVisionTower
-from .vq import VQModel
+from .vq_parts import VQ_PARTS
 
 UNDERSTANDING: dict[str, Callable[[Any], nn.Module]] = {"siglip": SiglipVisionTower}
-GENERATION: dict[str, Callable[[Any], nn.Module]] = {"vq": VQModel}
-ADAPTORS: dict[str, Callable[[Any], nn.Module]] = {"mlp_gelu": MLPProjector}
-GEN_HEADS: dict[str, Callable[[Any], nn.Module]] = {"vision_head": GenHead}
 LANGUAGE: dict[str, Callable[[Any], nn.Module]] = {"llama": build_llama}
+GENERATION: dict[str, GenerationParts] = {"vq": VQ_PARTS}
+
+
+def generation_parts(config: JanusConfig) -> GenerationParts:
+    """Return the record of the networks that a config's pathway adds."""
+    return GENERATION[config.generation.kind]
+
+
+def keeps_type(config: JanusConfig, name: str) -> bool:
+    """Return whether a weight is never cast to half precision: it is stored as it was, and computed in float32."""
+    return name.partition(".")[0] in generation_parts(config).keeps_type
 
 
 class JanusModel(nn.Module):
-    """The whole network. Pictures are (N, H, W, 3) floats in [-1, 1]; hidden states are (B, L, hidden)."""
+    """The whole network. Images are (N, H, W, 3) floats in [-1, 1]; hidden states are (B, L, hidden)."""
 
     def __init__(self, config: JanusConfig):
         super().__init__()
         self.config = config
         self.vision_model = UNDERSTANDING[config.understanding.kind](config.understanding)
         self.aligner = ADAPTORS[config.aligner.kind](config.aligner)
-        self.gen_vision_model = GENERATION[config.generation.kind](config.generation)
-        self.gen_aligner = ADAPTORS[config.gen_aligner.kind](config.gen_aligner)
-        self.gen_head = GEN_HEADS[config.gen_head.kind](config.gen_head)
-        self.gen_embed = nn.Embedding(config.generation.codebook_size, config.gen_aligner.input_dim)
+        for name, part in generation_parts(config).build(config).items():
+            setattr(self, name, part)
         self.language_model = LANGUAGE[config.language.kind](config.language)
 
     @property
@@ -47,16 +54,12 @@ class JanusModel(nn.Module):
         return self.language_model.model.norm.weight.dtype
 
     def understand(self, pixels: mx.array) -> mx.array:
-        """(N, H, W, 3) -> (N, tokens, hidden): what a picture looks like to the language model."""
+        """Encode images for the language model: (N, H, W, 3) -> (N, tokens, hidden)."""
         return self.aligner(self.vision_model(pixels))
 
     def embed_text(self, ids: mx.array) -> mx.array:
         """(B, L) -> (B, L, hidden)."""
         return self.language_model.model.embed_tokens(ids)
-
-    def embed_image_tokens(self, ids: mx.array) -> mx.array:
-        """(B, L) -> (B, L, hidden). The table is its own, not the codec's codebook."""
-        return self.gen_aligner(self.gen_embed(ids))
 
     def make_cache(self, positions: int | None = None) -> Cache:
         """An empty KV cache for ``hidden_states``, with memory for so many positions; None: as it grows."""
@@ -74,12 +77,18 @@ class JanusModel(nn.Module):
         """(..., hidden) -> (..., vocabulary), float32."""
         return self.language_model.lm_head(hidden).astype(mx.float32)
 
+    # Of a model that generates image tokens
+
+    def embed_image_tokens(self, ids: mx.array) -> mx.array:
+        """Embed image tokens: (B, L) -> (B, L, hidden). The table is its own, not the codec's codebook."""
+        return self.gen_aligner(self.gen_embed(ids))
+
     def image_logits(self, hidden: mx.array) -> mx.array:
-        """(..., hidden) -> (..., codebook size), float32."""
+        """Return the logits of image tokens: (..., hidden) -> (..., codebook size), float32."""
         return self.gen_head(hidden).astype(mx.float32)
 
     def decode_image_tokens(self, ids: mx.array, grid: tuple[int, int] | None = None) -> mx.array:
-        """(N, tokens) -> (N, H, W, 3), as the decoder gives it: not clipped.
+        """Decode image tokens to pixels: (N, tokens) -> (N, H, W, 3), as the decoder gives them, not clipped.
 
         Args:
             ids: token indices, row by row.
@@ -88,24 +97,30 @@ class JanusModel(nn.Module):
         return self.gen_vision_model.decode_code(ids, grid)
 
     def encode_image_tokens(self, pixels: mx.array) -> mx.array:
-        """(N, H, W, 3) -> (N, tokens)."""
+        """Encode pixels as image tokens: (N, H, W, 3) -> (N, tokens)."""
         return self.gen_vision_model.encode(pixels)
 
+    # The weights of each task
+
     def drawing_arrays(self) -> dict[str, mx.array]:
-        """The weights that drawing tokens needs, by name: neither encoder, nor ``lm_head``, nor the codec."""
-        return self._arrays("language_model.model", "gen_head", "gen_aligner", "gen_embed")
+        """Return the weights that a step of an image needs, by name; no encoder, no ``lm_head``."""
+        return self._arrays("language_model.model", *generation_parts(self.config).step)
 
     def decoding_arrays(self) -> dict[str, mx.array]:
-        """The weights that turn image tokens into pixels."""
-        return self._arrays(*(f"gen_vision_model.{name}" for name in self.gen_vision_model.drawing_parts()))
+        """Return the weights that turn a finished image into pixels."""
+        return self._arrays(*generation_parts(self.config).pixels(self.config))
 
     def encoding_arrays(self) -> dict[str, mx.array]:
-        """The weights that read a picture."""
+        """Return the weights that read an image."""
         return self._arrays("vision_model", "aligner")
 
     def answering_arrays(self) -> dict[str, mx.array]:
-        """The weights that answering needs beside those that read its pictures: none of the drawing parts."""
+        """Return the weights that answering needs besides those that read images."""
         return self._arrays("language_model")
 
     def _arrays(self, *paths: str) -> dict[str, mx.array]:
-        return {f"{path}.{name}": a for path in paths for name, a in tree_flatten(attrgetter(path)(self).parameters())}
+        arrays: dict[str, mx.array] = {}
+        for path in paths:
+            parameters = tree_flatten(attrgetter(path)(self).parameters())
+            arrays |= {f"{path}.{name}": array for name, array in parameters}
+        return arrays

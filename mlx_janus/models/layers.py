@@ -6,6 +6,9 @@ keeps the checkpoint's names, where the activations take a place of their own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import mlx.core as mx
 from mlx import nn
 
@@ -39,3 +42,7 @@ class GenHead(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """(..., input_dim) -> (..., output_dim)."""
         return self.vision_head(nn.gelu(self.output_mlp_projector(x)))
+
+
+ADAPTORS: dict[str, Callable[[Any], nn.Module]] = {"mlp_gelu": MLPProjector}
+"""Networks between an encoder or an embedding and the language model, by the kind in the config."""

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request as HTTPRequest
 
-from ..config import JanusConfig
-from ..decode.image import DrawOptions
 from ..decode.sampling import random_seed
 from ..engine.messages import DrawingRequest, Drawn, Event, Partial
 from ..limits import MAX_SEED
@@ -21,6 +19,7 @@ from .schema import DrawnImage, DrawnTokens, ImageEvent, ImageRequest, ImagesRep
 from .service import Service
 
 if TYPE_CHECKING:
+    from ..engine.engine import Engine
     from ..engine.tickets import Ticket
 
 
@@ -31,7 +30,7 @@ async def draw(body: ImageRequest, request: HTTPRequest, service: Service) -> Re
         Problem: it is refused.
     """
     service.check_model(body.model)
-    asked = _to_request(body, service.engine.config)
+    asked = _to_request(body, service.engine)
     ticket, heard = service.submit(asked, "prompt"), service.metrics.listener()
     side = service.engine.config.image_size
     if body.stream:
@@ -47,19 +46,15 @@ async def draw(body: ImageRequest, request: HTTPRequest, service: Service) -> Re
     return JSONResponse(reply.model_dump())
 
 
-def _to_request(body: ImageRequest, config: JanusConfig) -> DrawingRequest:
-    side = config.image_size
+def _to_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
+    side = engine.config.image_size
     if body.size not in (None, "auto", f"{side}x{side}"):
         raise Problem(400, f"size must be 'auto' or the model's own '{side}x{side}', got {body.size!r}", param="size")
     n, seed = body.n or 1, random_seed() if body.seed is None else body.seed
     if seed + n - 1 > MAX_SEED:
         raise Problem(400, f"the last picture's seed would be above {MAX_SEED}: take a smaller one", param="seed")
-    own = config.drawing
-    options = DrawOptions(
-        own.cfg_weight if body.cfg_weight is None else body.cfg_weight,
-        own.temperature if body.temperature is None else body.temperature,
-        1.0 if body.top_p is None else body.top_p,
-    )
+    choices = {"cfg_weight": body.cfg_weight, "temperature": body.temperature, "top_p": body.top_p}
+    options = engine.pathway.options(choices)
     return DrawingRequest(body.prompt, options, seed, n, body.partial_images or 0 if body.stream else 0)
 
 

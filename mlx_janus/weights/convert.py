@@ -20,9 +20,10 @@ import mlx.core as mx
 from ..config import DTYPES, Dtype, JanusConfig, LayerBits
 from ..errors import CheckpointError, OptionError, OutputError
 from ..memory import format_size
+from ..models.janus import keeps_type
 from ..processing.prompts import TOKENIZER_FILE, prepare_tokenizer
 from .checkpoint import PlannedTensor, read_plan
-from .folder import Progress, atomic_folder, check_output, is_converted, keeps_type, make_stamp, source_hashes
+from .folder import Progress, atomic_folder, check_output, is_converted, make_stamp, source_hashes
 from .published import read_published_config
 from .quantize import DEFAULT_GROUP_SIZE, bits_a_weight, plan_quantization, quantize_array
 from .safetensors_files import write_safetensors
@@ -136,7 +137,7 @@ class ConversionPlan:
     def convert(self, tensor: PlannedTensor) -> dict[str, mx.array]:
         """Read a parameter as it is stored: one array, or two or three once quantized."""
         array = tensor.read()
-        if self.dtype is not None and not keeps_type(tensor.name):
+        if self.dtype is not None and not keeps_type(self.config, tensor.name):
             array = array.astype(getattr(mx, self.dtype))
             mx.eval(array)
         path, _, leaf = tensor.name.rpartition(".")
@@ -149,7 +150,7 @@ class ConversionPlan:
 
     def converted_bytes(self, tensor: PlannedTensor) -> int:
         """Return the bytes of the arrays that ``convert`` will give."""
-        own = tensor.dtype if self.dtype is None or keeps_type(tensor.name) else self.dtype
+        own = tensor.dtype if self.dtype is None or keeps_type(self.config, tensor.name) else self.dtype
         width = 32 if own == "float32" else 16
         layer = self._layers.get(tensor.name.removesuffix(".weight"))
         return int(math.prod(tensor.shape) * (bits_a_weight(layer, width) if layer else width) / 8)

@@ -20,7 +20,7 @@ from pathlib import Path
 import mlx.core as mx
 import psutil
 
-from ..config import FORMAT_VERSION, MODEL_TYPE, Dtype, read_model_json
+from ..config import FORMAT_VERSION, MODEL_TYPE, READ_VERSIONS, Dtype, read_model_json
 from ..errors import CheckpointError, ConfigError, OutputError
 from ..memory import weight_stream
 from ..processing.prompts import TOKENIZER_FILE
@@ -28,6 +28,7 @@ from ..version import __version__
 from .safetensors_files import read_safetensors_header, weight_files
 
 STAMP = "mlx_janus_format"
+_STAMPS = tuple(map(str, READ_VERSIONS))
 OUR_FILES = re.compile(
     r"config\.json|tokenizer\.json|(model.*|shard-\d+)\.safetensors|model\.safetensors\.index\.json|\.DS_Store"
 )
@@ -35,14 +36,6 @@ OUR_FILES = re.compile(
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("hashing", "converting", "verifying"), bytes done and bytes in all."""
-
-
-def keeps_type(name: str) -> bool:
-    """Return whether a weight is the image codec's, which is never cast to half precision.
-
-    The codec overflows there, and costs little. It is stored in its source's type, and computed in float32.
-    """
-    return name.startswith("gen_vision_model.")
 
 
 # Reading
@@ -70,7 +63,7 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path} is no safetensors file: {folder} was not converted by mlx_janus")
         _, stamp = read_safetensors_header(path)
-        if stamp.get(STAMP) != str(FORMAT_VERSION):
+        if stamp.get(STAMP) not in _STAMPS:
             raise CheckpointError(
                 f"{path} does not bear mlx_janus's stamp of format {FORMAT_VERSION}: convert the original folder again"
             )

@@ -15,13 +15,14 @@ from ..config import Dtype, JanusConfig
 from ..errors import OutOfMemoryError
 from ..memory import available_memory, format_size
 from ..models.backbone import cache_bytes
-from ..models.janus import JanusModel
+from ..models.janus import JanusModel, generation_parts
 from .quantize import plan_quantization, quantize_model
 
 SAFE_SHARE = 0.8
 """Share of the free memory that work side by side may plan for."""
 
-_PROMPT_TOKENS = 256  # of a usual prompt, beside its images
+_PROMPT_TOKENS = 256  # of a usual prompt, besides its images
+_GUIDED_ROWS = 2  # of a batch, for one image
 _SMALLER: dict[str, tuple[int | None, str | None]] = {  # advice, bits and recipe where memory is short; largest first
     "--bits 8": (8, None),
     "--recipe balanced": (None, "balanced"),
@@ -40,20 +41,6 @@ def answering_cache(config: JanusConfig, itemsize: int) -> int:
     return cache_bytes(config.language, 1, 2 * _PROMPT_TOKENS + config.understanding.tokens, itemsize)
 
 
-def drawing_cache(config: JanusConfig, itemsize: int, images: int = 1) -> int:
-    """Estimate the KV cache of images that are drawn together, each with guidance."""
-    return cache_bytes(config.language, 2 * images, _PROMPT_TOKENS + config.image_tokens, itemsize)
-
-
-def decoding_memory(config: JanusConfig) -> int:
-    """Estimate the activations while one image is decoded, counted in the decoder's widest activation.
-
-    13 is what ``benchmarks/bench.py`` measured on a CPU, rounded up. The 12 of a GPU is an estimate.
-    """
-    widest = 4 * config.image_size**2 * config.generation.ch
-    return widest * (13 if mx.default_device().type == mx.DeviceType.cpu else 12)
-
-
 def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict[str, int]:
     """Return the bytes that each task needs by itself, with its weights: "encode", "answer", "draw" and "decode".
 
@@ -70,11 +57,12 @@ def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict
     answering = weight_bytes(model.answering_arrays().values(), itemsize)
     drawing = weight_bytes(model.drawing_arrays().values(), itemsize)
     decoding = weight_bytes(model.decoding_arrays().values(), mx.float32.size)
+    parts = generation_parts(config)
     return {
         "encode": encoding,
         "answer": answering + answering_cache(config, itemsize),
-        "draw": drawing + drawing_cache(config, itemsize, pictures),
-        "decode": decoding + decoding_memory(config),
+        "draw": drawing + pictures * parts.image_bytes(config, _PROMPT_TOKENS, _GUIDED_ROWS, itemsize),
+        "decode": decoding + parts.pixel_bytes(config),
     }
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
-from mlx import nn
 from mlx.utils import tree_flatten
 
 from ..config import DTYPES, Dtype, JanusConfig
 from ..errors import CheckpointError, OptionError
 from ..memory import weight_stream
-from ..models.janus import JanusModel
-from .folder import keeps_type, open_converted
+from ..models.janus import JanusModel, keeps_type
+from .folder import open_converted
 from .footprint import check_memory
 from .quantize import choose_rule, plan_by_rule, quantize_model
 
@@ -123,7 +122,7 @@ def with_bits(config: JanusConfig, bits: int | None, folder: Path, recipe: str |
     return config
 
 
-def _load_strictly(model: nn.Module, arrays: dict[str, mx.array], dtype: Dtype, folder: Path) -> None:
+def _load_strictly(model: JanusModel, arrays: dict[str, mx.array], dtype: Dtype, folder: Path) -> None:
     expected = dict(tree_flatten(model.parameters()))
     for name, wanted in expected.items():
         if name not in arrays:
@@ -135,7 +134,9 @@ def _load_strictly(model: nn.Module, arrays: dict[str, mx.array], dtype: Dtype, 
             raise CheckpointError(f"{folder}: {name} is stored as {stored.dtype}: convert the original folder again")
     if surplus := sorted(set(arrays) - set(expected)):
         raise CheckpointError(f"{folder} holds {surplus[0]}, which config.json does not speak of")
-    model.load_weights([(name, _cast(name, array, dtype)) for name, array in arrays.items()], strict=True)
+    for name, array in arrays.items():
+        arrays[name] = _cast(array, "float32" if keeps_type(model.config, name) else dtype)
+    model.load_weights(list(arrays.items()), strict=True)
 
 
 def _can_become(stored: mx.Dtype, wanted: mx.Dtype) -> bool:
@@ -145,7 +146,5 @@ def _can_become(stored: mx.Dtype, wanted: mx.Dtype) -> bool:
     return stored == wanted
 
 
-def _cast(name: str, array: mx.array, dtype: Dtype) -> mx.array:
-    if not mx.issubdtype(array.dtype, mx.floating):
-        return array
-    return array.astype(mx.float32 if keeps_type(name) else getattr(mx, dtype))
+def _cast(array: mx.array, dtype: Dtype) -> mx.array:
+    return array.astype(getattr(mx, dtype)) if mx.issubdtype(array.dtype, mx.floating) else array

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from ..config import (
     DTYPES,
-    DrawingConfig,
     Dtype,
     GenHeadConfig,
     ImageConfig,
@@ -25,6 +24,7 @@ from ..config import (
     PromptConfig,
     SiglipConfig,
     VQConfig,
+    VQGenerationConfig,
     read_model_json,
 )
 from ..errors import ConfigError, UnsupportedModelError
@@ -65,7 +65,7 @@ def read_published_config(folder: Path) -> tuple[JanusConfig, Layout]:
     config, layout = read_published_sizes(path)
     try:
         config = replace(config, image=_image(folder, config.image), prompt=_prompt(folder, layout, config.prompt))
-        return replace(config, drawing=_drawing(folder)), layout
+        return replace(config, generation=replace(config.generation, **_guidance(folder))), layout
     except ConfigError as error:
         raise error if str(folder) in str(error) else ConfigError(f"{folder}: {error}") from None
 
@@ -144,15 +144,19 @@ def _from_deepseek(data: Mapping[str, Any]) -> JanusConfig:
     head = _params(data, "gen_head_config")
     return JanusConfig(
         understanding=vision,
-        generation=_deepseek_codec(data),
-        language=language,
         aligner=_deepseek_projector(data, "aligner_config"),
-        gen_aligner=_deepseek_projector(data, "gen_aligner_config"),
-        gen_head=GenHeadConfig(
-            kind="vision_head",
-            input_dim=_pick(head, "n_embed"),
-            hidden_dim=_pick(head, "image_token_embed"),
-            output_dim=_pick(head, "image_token_size"),
+        language=language,
+        generation=VQGenerationConfig(
+            kind="vq",
+            image_size=vision.image_size,
+            codec=_deepseek_codec(data),
+            aligner=_deepseek_projector(data, "gen_aligner_config"),
+            head=GenHeadConfig(
+                kind="vision_head",
+                input_dim=_pick(head, "n_embed"),
+                hidden_dim=_pick(head, "image_token_embed"),
+                output_dim=_pick(head, "image_token_size"),
+            ),
         ),
         image=ImageConfig(image_size=vision.image_size),
         dtype=_dtype(data),
@@ -256,33 +260,37 @@ def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
     codebook_size, codebook_dim = _pick(codec, "num_embeddings"), _pick(codec, "embed_dim")
     return JanusConfig(
         understanding=vision,
-        generation=VQConfig(
-            kind="vq",
-            codebook_size=codebook_size,
-            codebook_dim=codebook_dim,
-            ch=_pick(codec, "base_channels"),
-            ch_mult=_tuple(_pick(codec, "channel_multiplier")),
-            num_res_blocks=_pick(codec, "num_res_blocks"),
-            z_channels=_pick(codec, "latent_channels"),
-        ),
-        language=language,
         aligner=MLPConfig(
             kind="mlp_gelu",
             input_dim=vision.width,
             output_dim=_object(data, "vision_config").get("projection_dim", language.hidden_size),
             depth=_object(data, "vision_config").get("depth", 2),
         ),
-        gen_aligner=MLPConfig(
-            kind="mlp_gelu",
-            input_dim=codebook_dim,
-            output_dim=codec.get("projection_dim", language.hidden_size),
-            depth=codec.get("num_hidden_layers", 2),
-        ),
-        gen_head=GenHeadConfig(
-            kind="vision_head",
-            input_dim=codec.get("projection_dim", language.hidden_size),
-            hidden_dim=codec.get("image_token_embed_dim", language.hidden_size),
-            output_dim=codebook_size,
+        language=language,
+        generation=VQGenerationConfig(
+            kind="vq",
+            image_size=vision.image_size,
+            codec=VQConfig(
+                kind="vq",
+                codebook_size=codebook_size,
+                codebook_dim=codebook_dim,
+                ch=_pick(codec, "base_channels"),
+                ch_mult=_tuple(_pick(codec, "channel_multiplier")),
+                num_res_blocks=_pick(codec, "num_res_blocks"),
+                z_channels=_pick(codec, "latent_channels"),
+            ),
+            aligner=MLPConfig(
+                kind="mlp_gelu",
+                input_dim=codebook_dim,
+                output_dim=codec.get("projection_dim", language.hidden_size),
+                depth=codec.get("num_hidden_layers", 2),
+            ),
+            head=GenHeadConfig(
+                kind="vision_head",
+                input_dim=codec.get("projection_dim", language.hidden_size),
+                hidden_dim=codec.get("image_token_embed_dim", language.hidden_size),
+                output_dim=codebook_size,
+            ),
         ),
         image=ImageConfig(image_size=vision.image_size),
         dtype=_dtype({"language_config": {}, **data}),
@@ -368,8 +376,7 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
     return template if isinstance(template, str) else str(template)
 
 
-def _drawing(folder: Path) -> DrawingConfig:
-    """Guidance and temperature, where a transformers folder carries its own."""
-    data = _optional_json(folder / "generation_config.json")
-    scale = data.get("guidance_scale")
-    return DrawingConfig(cfg_weight=scale) if scale is not None else DrawingConfig()
+def _guidance(folder: Path) -> dict[str, Any]:
+    """Return the guidance of a transformers folder that carries its own, as a field of the pathway's section."""
+    scale = _optional_json(folder / "generation_config.json").get("guidance_scale")
+    return {} if scale is None else {"cfg_weight": scale}

@@ -21,7 +21,7 @@ measured: Janus-Tiny's language model has no layer that they divide, and takes 6
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -29,7 +29,7 @@ from mlx import nn
 
 from ..config import BITS, GROUP_SIZES, RECIPES, JanusConfig, LayerBits, QuantizationConfig, QuantizationMode
 from ..errors import ConfigError, OptionError
-from ..models.janus import JanusModel
+from ..models.janus import JanusModel, generation_parts
 
 DEFAULT_GROUP_SIZE = 64
 
@@ -39,7 +39,6 @@ _FORMS: dict[QuantizationMode, tuple[tuple[int, ...], tuple[int, ...]]] = {  # b
     "mxfp8": ((8,), (32,)),
     "nvfp4": ((4,), (16,)),
 }
-_CAREFUL = ("gen_head.", "gen_aligner.", "aligner.")
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,16 @@ class Rule:
     careful: Precision | None  # of the adaptors and the image head; None: float
     exceptions: Mapping[str, Precision] = field(default_factory=dict)  # in the language model: q_proj, lm_head, ...
 
-    def of(self, path: str) -> Precision | None:
-        """The precision of the linear layer at ``path``, or None to keep it float."""
+    def of(self, path: str, careful: Collection[str]) -> Precision | None:
+        """Return the precision of the linear layer at ``path``, or None to keep it float.
+
+        Args:
+            path: of the layer in the model.
+            careful: names of the model's adaptors and image heads.
+        """
         if path.startswith("language_model."):
             return self.exceptions.get(path.rpartition(".")[2], self.language)
-        return self.careful if path.startswith(_CAREFUL) else None
+        return self.careful if path.partition(".")[0] in careful else None
 
 
 RULES = {
@@ -120,8 +124,9 @@ def plan_quantization(
 def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> QuantizationConfig:
     """What ``plan_quantization`` gives for a rule; ``recipe`` is the name that is recorded."""
     layers, kept = [], []
+    careful = ("aligner", *generation_parts(config).careful)
     for path, module in JanusModel(config).named_modules():
-        precision = rule.of(path) if isinstance(module, nn.Linear) else None
+        precision = rule.of(path, careful) if isinstance(module, nn.Linear) else None
         if precision is None:
             continue
         width, groups = module.weight.shape[-1], _FORMS[precision.mode][1]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
-from ..config import FORMAT_VERSION, MODEL_TYPE, JanusConfig, read_model_json
+from ..config import MODEL_TYPE, JanusConfig, read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
 from . import hub
 from .convert import ConvertOptions, Source, convert_checkpoint
@@ -34,6 +34,8 @@ SHORT_NAMES = {
     "tiny": str(TINY),
 }
 """What the published models, and the one in the package, are called for short; in any case of letters."""
+
+_LAYOUT = 1  # of the weights: raised when conversions in the cache can no longer be read
 
 
 def cache_folder() -> Path:
@@ -139,7 +141,7 @@ def _cached(source: str, facts: list[object], options: ConvertOptions) -> Path:
     """The folder of a conversion; a recipe counts by its name and by what it says now, which a release may change."""
     rule = choose_rule(options.bits, options.recipe)
     precision = [options.recipe, asdict(rule)] if rule and options.recipe else options.bits
-    key = json.dumps([source, facts, precision, FORMAT_VERSION])
+    key = json.dumps([source, facts, precision, _LAYOUT])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     label = "--".join(Path(source).parts[-2:] if source.count("/") == 1 else Path(source).parts[-1:])
     quantized = f"{options.recipe or f'{options.bits}bit'}-" if rule else ""

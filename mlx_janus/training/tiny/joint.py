@@ -21,6 +21,7 @@ from mlx.utils import tree_map
 
 from ...config import JanusConfig
 from ...models.janus import JanusModel
+from ...models.vq_parts import token_config
 from ...processing.prompts import Prompts
 from ...worlds import language, shapes
 from ..loop import Learner, compiled_gradient, part_of
@@ -114,7 +115,7 @@ class JointStage:
         kinds = shapes.PAIRED if self.recipe.paired else shapes.KINDS
         batch = drawing_batch(self.prompts, random, size, self.recipe.dropped_prompts, kinds)
         (_, loss, right, tracked), gradients = self._drawing(*map(mx.array, astuple(batch)))
-        positions = batch.ids.size + size * self.model.config.image_tokens
+        positions = batch.ids.size + size * token_config(self.model.config).tokens
         measured = {"image_loss": loss, "image_right": right, "positions": positions}
         return gradients, _row(**measured, **({"tracking_loss": tracked} if self.recipe.tracking else {}))
 
@@ -175,7 +176,7 @@ def drawing_loss(
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """What to lower, the mean cross-entropy of the pictures' tokens, the share of them that are the likeliest, and the
     loss of the tracking head, so much of which is part of the first; the arguments are a ``DrawingBatch``."""
-    B, n = ids.shape[0], model.config.image_tokens
+    B, n = ids.shape[0], token_config(model.config).tokens
     tokens = mx.stop_gradient(model.encode_image_tokens(pixels))  # (B, n)
     places = starts[:, None] + mx.arange(n)  # (B, n): where each token is predicted
     text = model.embed_text(ids)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...config import (
-    DrawingConfig,
     GenHeadConfig,
     ImageConfig,
     JanusConfig,
@@ -14,6 +13,7 @@ from ...config import (
     PromptConfig,
     SiglipConfig,
     VQConfig,
+    VQGenerationConfig,
 )
 from ...worlds import language
 from ...worlds.shapes import SIDE
@@ -95,16 +95,20 @@ def tiny_config(vocabulary: int) -> JanusConfig:
     hidden = 192
     return JanusConfig(
         understanding=ENCODER,
-        generation=CODEC,
+        aligner=MLPConfig(kind="mlp_gelu", input_dim=ENCODER.width, output_dim=hidden),
         language=LlamaConfig(
             kind="llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=416, num_hidden_layers=5,
             num_attention_heads=6, num_key_value_heads=6, head_dim=32, max_position_embeddings=1024,
         ),
-        aligner=MLPConfig(kind="mlp_gelu", input_dim=ENCODER.width, output_dim=hidden),
-        gen_aligner=MLPConfig(kind="mlp_gelu", input_dim=CODEC.codebook_dim, output_dim=hidden),
-        gen_head=GenHeadConfig(kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=CODEC.codebook_size),
+        generation=VQGenerationConfig(
+            kind="vq", image_size=SIDE, codec=CODEC,
+            aligner=MLPConfig(kind="mlp_gelu", input_dim=CODEC.codebook_dim, output_dim=hidden),
+            head=GenHeadConfig(
+                kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=CODEC.codebook_size
+            ),
+            cfg_weight=2.5, temperature=0.6,
+        ),
         image=ImageConfig(image_size=SIDE),
         prompt=PromptConfig(system=""),
-        drawing=DrawingConfig(cfg_weight=2.5, temperature=0.6),
         dtype="float16",
     )  # fmt: skip
