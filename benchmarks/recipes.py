@@ -29,13 +29,13 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 from mlx.utils import tree_map_with_path
-from mlx_janus.training.tiny.train.batches import PICTURE_AT, AnsweringBatch, answering_batch
 
 from mlx_janus.config import RECIPES, JanusConfig, QuantizationConfig
 from mlx_janus.decode.sampling import guide
 from mlx_janus.evaluation.divergence import Divergence, mean_divergence
 from mlx_janus.evaluation.shapes import Sizes, measure_attributes, measure_drawing, measure_existence
 from mlx_janus.models.janus import JanusModel
+from mlx_janus.training.tiny.batches import PICTURE_AT, AnsweringBatch, answering_batch
 from mlx_janus.weights.load import weight_bytes
 from mlx_janus.weights.quantize import Precision, Rule, bits_a_weight, plan_by_rule, plan_quantization, quantize_model
 from mlx_janus.weights.sources import TINY

@@ -15,14 +15,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx import nn
-from mlx_janus.training.tiny.train.auxiliary_heads import MARKS, drop_heads, first_token, marks, track
-from mlx_janus.training.tiny.train.batches import answering_batch, drawing_batch
-from mlx_janus.training.tiny.train.codec import CodecStage
-from mlx_janus.training.tiny.train.encoder import EncoderStage, edges, outlines, patch_labels
-from mlx_janus.training.tiny.train.joint import JointStage, build_model
-from mlx_janus.training.tiny.train.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
-from mlx_janus.training.tiny.train.train import average_weights
-from mlx_janus.training.tiny.train.vocabulary import train_tokenizer
 from programs import ROOT, call, error_line, run
 
 import mlx_janus
@@ -32,6 +24,14 @@ from mlx_janus.models import convolution
 from mlx_janus.models.vq import VQModel
 from mlx_janus.processing.prompts import Prompts
 from mlx_janus.training.loop import Learner, checkpoint_file, read_log, run_stage
+from mlx_janus.training.tiny.auxiliary_heads import MARKS, drop_heads, first_token, marks, track
+from mlx_janus.training.tiny.batches import answering_batch, drawing_batch
+from mlx_janus.training.tiny.codec import CodecStage
+from mlx_janus.training.tiny.encoder import EncoderStage, edges, outlines, patch_labels
+from mlx_janus.training.tiny.joint import JointStage, build_model
+from mlx_janus.training.tiny.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
+from mlx_janus.training.tiny.train import average_weights
+from mlx_janus.training.tiny.vocabulary import train_tokenizer
 from mlx_janus.worlds import shapes
 
 
