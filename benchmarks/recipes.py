@@ -29,13 +29,13 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 from mlx.utils import tree_map_with_path
-from mlx_janus.training.tiny.train.batches import PICTURE_AT, AnsweringBatch, answering_batch
 
 from mlx_janus.config import RECIPES, JanusConfig, QuantizationConfig
 from mlx_janus.decode.sampling import guide
 from mlx_janus.evaluation.divergence import Divergence, mean_divergence
 from mlx_janus.evaluation.shapes import Sizes, measure_attributes, measure_drawing, measure_existence
 from mlx_janus.models.janus import JanusModel
+from mlx_janus.training.tiny.batches import IMAGE_AT, ConversationBatch, conversation_batch
 from mlx_janus.weights.footprint import weight_bytes
 from mlx_janus.weights.quantize import Precision, Rule, bits_a_weight, plan_by_rule, plan_quantization, quantize_model
 from mlx_janus.weights.sources import TINY
@@ -51,7 +51,7 @@ class Sequences:
     """What both models read."""
 
     captions: list[tuple[mx.array, mx.array]]  # ids (2, L), with the caption and without; image tokens (n,)
-    conversations: list[AnsweringBatch]
+    conversations: list[ConversationBatch]
 
 
 def make_sequences(janus: mlx_janus.JanusPipeline, pictures: int, seed: int = 0) -> Sequences:
@@ -64,7 +64,7 @@ def make_sequences(janus: mlx_janus.JanusPipeline, pictures: int, seed: int = 0)
         tokens = janus.model.encode_image_tokens(mx.array(shapes.pixels(scene))[None])[0]
         captions.append((mx.array([ids, prompts.unconditional(ids)]), tokens))
     sizes = [min(_BATCH, pictures - first) for first in range(0, pictures, _BATCH)]
-    return Sequences(captions, [answering_batch(prompts, random, size) for size in sizes])
+    return Sequences(captions, [conversation_batch(prompts, random, size) for size in sizes])
 
 
 def guided_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]:
@@ -79,11 +79,11 @@ def guided_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]
 def answer_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]:
     """(tokens, vocabulary) for each batch of conversations: the logits of every token of the answers."""
     for batch in sequences.conversations:
-        text, features = model.embed_text(mx.array(batch.ids)), model.understand(mx.array(batch.pixels))
-        first, last = PICTURE_AT, PICTURE_AT + features.shape[1]
+        text, features = model.embed_text(mx.array(batch["ids"])), model.understand(mx.array(batch["pixels"]))
+        first, last = IMAGE_AT, IMAGE_AT + features.shape[1]
         hidden = model.hidden_states(mx.concatenate([text[:, :first], features, text[:, last:]], axis=1))
-        rows, columns = np.nonzero(batch.counts)
-        yield model.text_logits(hidden[mx.array(rows), mx.array(batch.asked[rows, columns])])
+        rows, columns = np.nonzero(batch["weights"])
+        yield model.text_logits(hidden[mx.array(rows), mx.array(batch["positions"][rows, columns])])
 
 
 def unpack(model: JanusModel) -> None:

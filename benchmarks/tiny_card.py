@@ -15,9 +15,9 @@ import mlx_janus  # noqa: F401  OpenBLAS before MLX
 
 # isort: split
 from mlx.utils import tree_flatten
-from mlx_janus.training.tiny.train.recipe import TinyRecipe
 
 from mlx_janus.training.loop import read_log
+from mlx_janus.training.tiny.recipe import TinyRecipe
 from mlx_janus.weights.load import load_model
 from mlx_janus.weights.sources import TINY
 

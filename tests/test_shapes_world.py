@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from mlx_janus.evaluation.shapes import Wanted, drawing_prompts, is_read_right
+from mlx_janus.evaluation.shapes import DrawingTarget, drawing_prompts, is_read_right
 from mlx_janus.worlds import judge, language, shapes
 
 SCENES = 2000
@@ -212,17 +212,17 @@ def test_questions_of_place_are_true() -> None:
 
 
 def test_a_drawing_is_right_only_if_it_holds_just_what_was_asked() -> None:
-    red = judge.Seen("circle", "red", 20, 16, 32, 0)
-    blue = judge.Seen("square", "blue", 20, 48, 32, 0)
-    wanted = Wanted("a red circle left of a blue square", (("circle", "red"), ("square", "blue")), "left of")
+    red = judge.Detection("circle", "red", 20, 16, 32, 0)
+    blue = judge.Detection("square", "blue", 20, 48, 32, 0)
+    wanted = DrawingTarget("a red circle left of a blue square", (("circle", "red"), ("square", "blue")), "left of")
     assert wanted.is_met([red, blue])
     assert wanted.is_met([blue, red])
     assert not wanted.is_met([red])
     assert not wanted.is_met([red, blue, blue])
-    assert not Wanted("", wanted.things, "above").is_met([red, blue])
-    assert not Wanted("", (("circle", "blue"), ("square", "red"))).is_met([red, blue])
-    assert Wanted("", (("circle", ""), ("square", ""))).is_met([red, blue])
-    assert not Wanted("", (("circle", ""), ("circle", ""))).is_met([red, blue])
+    assert not DrawingTarget("", wanted.things, "above").is_met([red, blue])
+    assert not DrawingTarget("", (("circle", "blue"), ("square", "red"))).is_met([red, blue])
+    assert DrawingTarget("", (("circle", ""), ("square", ""))).is_met([red, blue])
+    assert not DrawingTarget("", (("circle", ""), ("circle", ""))).is_met([red, blue])
 
 
 def test_benchmark_prompts_name_what_training_never_shows() -> None:

@@ -15,14 +15,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx import nn
-from mlx_janus.training.tiny.train.auxiliary_heads import MARKS, drop_heads, first_token, marks, track
-from mlx_janus.training.tiny.train.batches import answering_batch, drawing_batch
-from mlx_janus.training.tiny.train.codec import CodecStage
-from mlx_janus.training.tiny.train.encoder import EncoderStage, edges, outlines, patch_labels
-from mlx_janus.training.tiny.train.joint import JointStage, build_model
-from mlx_janus.training.tiny.train.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
-from mlx_janus.training.tiny.train.train import average_weights
-from mlx_janus.training.tiny.train.vocabulary import train_tokenizer
 from programs import ROOT, call, error_line, run
 
 import mlx_janus
@@ -32,6 +24,20 @@ from mlx_janus.models import convolution
 from mlx_janus.models.vq import VQModel
 from mlx_janus.processing.prompts import Prompts
 from mlx_janus.training.loop import Learner, checkpoint_file, read_log, run_stage
+from mlx_janus.training.tiny.auxiliary_heads import (
+    COUNT_BITS,
+    JanusWithHeads,
+    encode_counts,
+    first_token,
+    tracking_targets,
+)
+from mlx_janus.training.tiny.batches import caption_batch, conversation_batch
+from mlx_janus.training.tiny.codec import CodecStage
+from mlx_janus.training.tiny.encoder import EncoderStage, edges, outlines, patch_labels
+from mlx_janus.training.tiny.joint import JointStage, build_model
+from mlx_janus.training.tiny.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
+from mlx_janus.training.tiny.train import average_weights
+from mlx_janus.training.tiny.vocabulary import train_tokenizer
 from mlx_janus.worlds import shapes
 
 
@@ -53,8 +59,8 @@ def prompts() -> Prompts:
 def joint_stage(prompts: Prompts, steps: int, batch: int = 4) -> JointStage:
     config = tiny_config(prompts.tokenizer.get_vocab_size())
     codec, encoder = CodecStage(CODEC, CodecRecipe(), 0), EncoderStage(ENCODER, EncoderRecipe(), 0)
-    model = build_model(config, codec.state(), encoder.state(), 0)
-    return JointStage(model, prompts, JointRecipe(steps, answering_batch=batch, drawing_batch=2 * batch, warmup=5), 0)
+    trainee = JanusWithHeads(build_model(config, codec.state(), encoder.state(), 0))
+    return JointStage(trainee, prompts, JointRecipe(steps, answering_batch=batch, drawing_batch=2 * batch, warmup=5), 0)
 
 
 def test_thirty_steps_lower_both_losses(prompts: Prompts, tmp_path: Path) -> None:
@@ -67,23 +73,25 @@ def test_thirty_steps_lower_both_losses(prompts: Prompts, tmp_path: Path) -> Non
 
 def test_the_drawing_stage_learns_from_captions_alone(prompts: Prompts) -> None:
     whole = joint_stage(prompts, 2)
-    stage = JointStage(whole.model, prompts, JointRecipe(8, answering_batch=0, drawing_batch=8, warmup=2), 0, "drawing")
-    before = {name: mx.array(value) for name, value in nn.utils.tree_flatten(stage.model.parameters())}
+    stage = JointStage(
+        whole.trainee, prompts, JointRecipe(8, answering_batch=0, drawing_batch=8, warmup=2), 0, "drawing"
+    )
+    before = {name: mx.array(value) for name, value in nn.utils.tree_flatten(stage.trainee.janus.parameters())}
     measured = [stage.step(k) for k in range(8)]
     assert measured[-1]["image_loss"] < measured[0]["image_loss"] - 0.1
     assert "text_loss" not in measured[0]
-    after = dict(nn.utils.tree_flatten(stage.model.parameters()))
+    after = dict(nn.utils.tree_flatten(stage.trainee.janus.parameters()))
     for part in ("aligner.", "language_model.lm_head.", "vision_model.", "gen_vision_model."):
         assert all(mx.array_equal(after[name], before[name]) for name in after if name.startswith(part)), part
-    JointStage(stage.model, prompts, JointRecipe(2, answering_batch=4, drawing_batch=8), 0).step(0)
-    after = dict(nn.utils.tree_flatten(stage.model.parameters()))
+    JointStage(stage.trainee, prompts, JointRecipe(2, answering_batch=4, drawing_batch=8), 0).step(0)
+    after = dict(nn.utils.tree_flatten(stage.trainee.janus.parameters()))
     assert not mx.array_equal(after["language_model.lm_head.weight"], before["language_model.lm_head.weight"])
 
 
 def test_the_model_is_the_mean_of_the_last_two_stages(prompts: Prompts) -> None:
-    model = joint_stage(prompts, 2).model
-    one = {f"model.{name}": mx.full(value.shape, 1.0) for name, value in nn.utils.tree_flatten(model.parameters())}
-    drop_heads(model)
+    stage = joint_stage(prompts, 2)
+    model = stage.trainee.janus
+    one = {name: mx.full(value.shape, 1.0) for name, value in stage.state().items()}
     average_weights(model, one, {name: 3 * value for name, value in one.items()}, 0.75)
     assert all(mx.allclose(value, mx.array(2.5)) for _, value in nn.utils.tree_flatten(model.parameters()))
 
@@ -102,14 +110,25 @@ def test_thirty_steps_of_the_codec_and_the_encoder_learn() -> None:
 def test_the_joint_stage_leaves_the_encoder_and_the_codec_as_they_are(prompts: Prompts) -> None:
     """With gradients from a few answers, the encoder forgets in a hundred steps what it has learnt."""
     stage = joint_stage(prompts, 2)
-    before = {name: mx.array(value) for name, value in nn.utils.tree_flatten(stage.model.parameters())}
+    before = {name: mx.array(value) for name, value in nn.utils.tree_flatten(stage.trainee.parameters())}
     stage.step(0)
     changed = {
-        name.split(".")[0]
-        for name, value in nn.utils.tree_flatten(stage.model.parameters())
+        name.removeprefix("janus.").split(".")[0]
+        for name, value in nn.utils.tree_flatten(stage.trainee.parameters())
         if not mx.array_equal(value, before[name])
     }
     assert changed == {"aligner", "gen_aligner", "gen_embed", "gen_head", "language_model", "tracking_head"}
+
+
+def test_every_stage_trains_compiled(prompts: Prompts) -> None:
+    mx.enable_compile()  # the fixture turns it off for the other tests
+    codec = CodecStage(CODEC, CodecRecipe(2, unquantized_steps=1, batch=4), 0)
+    encoder = EncoderStage(ENCODER, EncoderRecipe(1, batch=1), 0)
+    trainee = joint_stage(prompts, 1, 1).trainee
+    recipe = JointRecipe(1, answering_batch=1, drawing_batch=1, placing=1.0)
+    places = JointStage(trainee, prompts, recipe, 0, "places")
+    measured = [codec.step(0), codec.step(1), encoder.step(0), places.step(0)]
+    assert all(np.isfinite(value) for one in measured for value in one.values())
 
 
 class _Killed(BaseException):
@@ -157,6 +176,16 @@ def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Pa
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="is damaged"):
         run_stage(stage(), tmp_path, recipe="one")
+
+
+def test_a_checkpoint_with_other_arrays_is_refused(tmp_path: Path) -> None:
+    stage = EncoderStage(ENCODER, EncoderRecipe(1, batch=2), 0)
+    run_stage(stage, tmp_path, recipe="one")
+    path = checkpoint_file(tmp_path, "encoder")
+    state, metadata = mx.load(str(path), return_metadata=True)
+    mx.save_safetensors(str(path), {f"model.{name}": value for name, value in state.items()}, metadata)
+    with pytest.raises(CheckpointError, match="holds other arrays"):
+        run_stage(stage, tmp_path, recipe="one")
 
 
 def test_the_command_survives_a_kill(tmp_path: Path) -> None:
@@ -248,12 +277,12 @@ def test_matrix_products_are_convolutions(band: int, monkeypatch: pytest.MonkeyP
 
 
 def test_conversations_ask_for_what_the_assistant_says(prompts: Prompts) -> None:
-    batch = answering_batch(prompts, np.random.default_rng(0), 6)
+    batch = conversation_batch(prompts, np.random.default_rng(0), 6)
     for row in range(6):
-        ids, counts = batch.ids[row], batch.counts[row] > 0
+        ids, counts = batch["ids"][row], batch["weights"][row] > 0
         assert (ids == prompts.special.image).sum() == prompts.image_tokens
-        assert (ids[batch.asked[row] + 1][counts] == batch.said[row][counts]).all()
-        said = prompts.tokenizer.decode(batch.said[row][counts].tolist(), skip_special_tokens=False)
+        assert (ids[batch["positions"][row] + 1][counts] == batch["targets"][row][counts]).all()
+        said = prompts.tokenizer.decode(batch["targets"][row][counts].tolist(), skip_special_tokens=False)
         answers = [answer.strip() for answer in said.split(prompts.config.eos)]
         assert len(answers) >= 3
         assert answers[-1] == ""  # the last one ended
@@ -262,11 +291,11 @@ def test_conversations_ask_for_what_the_assistant_says(prompts: Prompts) -> None
 
 
 def test_about_a_tenth_of_the_captions_is_dropped(prompts: Prompts) -> None:
-    batch = drawing_batch(prompts, np.random.default_rng(0), 1000, 0.1)
-    dropped = (batch.ids[:, 1] == prompts.special.pad).sum()
+    batch = caption_batch(prompts, np.random.default_rng(0), 1000, 0.1)
+    dropped = (batch["ids"][:, 1] == prompts.special.pad).sum()
     assert 70 < dropped < 130
-    assert (batch.ids[np.arange(1000), batch.starts] == prompts.special.image_start).all()
-    assert (batch.ids[:, 0] == prompts.special.bos).all()
+    assert (batch["ids"][np.arange(1000), batch["starts"]] == prompts.special.image_start).all()
+    assert (batch["ids"][:, 0] == prompts.special.bos).all()
 
 
 def test_patch_labels_are_of_the_things_there() -> None:
@@ -295,26 +324,26 @@ def test_a_drawn_token_is_told_whose_it_is_and_what_has_been_begun() -> None:
     square = shapes.Thing("square", "red", 16, 48, 40, 0)  # from row 4 on, in column 5
     assert first_token(star, 8) == 1 * 8 + 2
     assert first_token(square, 8) == 4 * 8 + 5
-    owners, begun, ahead = track(shapes.Scene((star, square)), 8)
+    owners, begun, ahead = tracking_targets(shapes.Scene((star, square)), 8)
     assert owners.shape == (64, 2)
-    assert begun.shape == ahead.shape == (64, MARKS)
+    assert begun.shape == ahead.shape == (64, COUNT_BITS)
     assert owners[2 * 8 + 2].tolist() == [1 + shapes.SHAPES.index("star"), 1 + list(shapes.COLOURS).index("green")]
     assert not owners[0].any()
-    both, nothing = marks([star, square]), marks([])
+    both, nothing = encode_counts([star, square]), encode_counts([])
     assert not nothing.any()
     for position, seen in ((0, []), (10, []), (11, [star]), (37, [star]), (38, [star, square]), (63, [star, square])):
-        assert np.array_equal(begun[position], marks(seen)), position
-        assert np.array_equal(ahead[position], marks([t for t in (star, square) if t not in seen])), position
+        assert np.array_equal(begun[position], encode_counts(seen)), position
+        assert np.array_equal(ahead[position], encode_counts([t for t in (star, square) if t not in seen])), position
     assert both.sum() == 2 + 2  # one of each shape, one of each colour
-    assert marks([square, square]).sum() == 2 + 2
+    assert encode_counts([square, square]).sum() == 2 + 2
 
 
 def test_a_name_is_told_where_its_thing_is(prompts: Prompts) -> None:
-    batch = answering_batch(prompts, np.random.default_rng(1), 40)
+    batch = conversation_batch(prompts, np.random.default_rng(1), 40)
     random = np.random.default_rng(1)
     scenes = [shapes.sample_scene(random, kind) for kind in random.choice(shapes.BUSY, 40)]
     found = 0
-    for scene, ids, places in zip(scenes, batch.ids, batch.places, strict=True):
+    for scene, ids, places in zip(scenes, batch["ids"], batch["places"], strict=True):
         for at in np.flatnonzero(places[:, 2]):
             colour, shape = prompts.decode(ids[at - 1 : at + 1].tolist()).split()
             (thing,) = (t for t in scene.things if t.name == (shape, colour))  # one alone: else it is told nothing
@@ -328,16 +357,15 @@ def test_a_name_is_told_where_its_thing_is(prompts: Prompts) -> None:
     assert found > 40
 
 
-def test_the_heads_of_training_learn_beside_and_are_dropped(prompts: Prompts) -> None:
+def test_the_auxiliary_heads_learn_and_the_model_never_holds_them(prompts: Prompts) -> None:
     recipe = JointRecipe(12, answering_batch=4, drawing_batch=8, warmup=2, lookup_steps=0, placing=1.0)
-    stage = JointStage(joint_stage(prompts, 2).model, prompts, recipe, 0, "places")
+    stage = JointStage(joint_stage(prompts, 2).trainee, prompts, recipe, 0, "places")
     measured = [stage.step(0) for _ in range(12)]  # one batch again and again
     for name in ("tracking_loss", "placing_loss"):
         assert measured[-1][name] < 0.9 * measured[0][name]
     heads = [name for name in stage.state() if name.startswith(("model.tracking_head.", "model.placing_head."))]
     assert len(heads) == 5
-    drop_heads(stage.model)
-    assert not {"tracking_head", "placing_head"} & set(stage.model)
+    assert not {"tracking_head", "placing_head"} & set(stage.trainee.janus)
 
 
 def test_the_tokenizer_reads_what_it_has_never_seen(prompts: Prompts) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +63,11 @@ def shapes(
     if importlib.util.find_spec("scipy") is None:
         raise JanusError("scipy is not installed: in the clone, run pip install -e '.[train]'")
     import_mlx()
-    from ..evaluation.shapes import Sizes, measure
+    from ..evaluation.shapes import Sizes, measure, table
 
     if output:
         check_output(output)
     janus = load_model(options)
-    if janus.config.image_size != 64:
-        raise JanusError(
-            f"{janus.name} draws {janus.config.image_size} pixels a side; this benchmark's pictures have 64"
-        )
     sizes = Sizes(**{k: v for k, v in (("pictures", pictures), ("prompts", prompts)) if v})
     with stage_bars("picture") as progress:
         scores = measure(janus, sizes, seed=seed, progress=progress)
@@ -81,22 +76,3 @@ def shapes(
     if output:
         output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
         say(f"Wrote {output}.")
-
-
-def table(scores: Mapping[str, Any]) -> list[str]:
-    """The scores as Markdown tables."""
-    lines = ["| existence | accuracy | F1 | yes-rate |", "|---|---|---|---|"]
-    for kind, answers in scores["existence"].items():
-        lines.append(f"| {kind} | {answers['accuracy']:.1%} | {answers['f1']:.1%} | {answers['yes_rate']:.1%} |")
-    lines += ["", "| attributes | right |", "|---|---|"]
-    lines += [f"| {about} | {share:.1%} |" for about, share in scores["attributes"].items()]
-    mean = sum(scores["attributes"].values()) / len(scores["attributes"])
-    lines += [f"| mean | {mean:.1%} |", ""]
-    lines += [f"| drawing | guidance {scores['guidance']:g} | none |", "|---|---|---|"]
-    for task, share in scores["drawing"].items():
-        lines.append(f"| {task} | {share:.1%} | {scores['drawing_unguided'][task]:.1%} |")
-    codec = scores["codec"]
-    lines += ["", "| codec | |", "|---|---|", f"| PSNR | {codec['psnr']:.1f} dB |"]
-    lines.append(f"| the judge is right on pictures | {codec['judge_right_before']:.1%} |")
-    lines.append(f"| the judge is right on reconstructions | {codec['judge_right_after']:.1%} |")
-    return lines

@@ -77,7 +77,7 @@ def tiny(
     from ..training.tiny.plot import plot_log
     from ..training.tiny.recipe import TinyRecipe
     from ..training.tiny.train import MODEL_FOLDER, train_tiny
-    from ..training.two_processes import COUNT, end_with_parent, pays, run_side_by_side
+    from ..training.two_processes import COUNT, end_with_parent, run_side_by_side, two_are_faster
 
     recipe = TinyRecipe(seed=seed)
     given = {
@@ -92,7 +92,7 @@ def tiny(
     output.mkdir(parents=True, exist_ok=True)
     if beside:
         end_with_parent()
-    elif processes == COUNT or (processes is None and pays()):
+    elif processes == COUNT or (processes is None and two_are_faster()):
         run_side_by_side([sys.executable, "-m", "mlx_janus", "train", "tiny", *_spelt_out(context), "--beside"])
         return
     with _StepBar() as bar:

@@ -1,1 +1,1 @@
-"""Benchmarks of quality, over the pipeline's public API."""
+"""Benchmarks of quality: one file each, on the pipeline's public API."""

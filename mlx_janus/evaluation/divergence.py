@@ -1,7 +1,7 @@
-"""How far apart two models' predictions are at the same positions: functions of logits, (..., V) -> (...).
+"""Divergences between two models' predictions at the same positions, from their logits: (..., V) -> (...).
 
-With p = softmax(reference) and q = softmax(other), sums over the V tokens. Unlike a score of what was drawn, these need
-few positions to tell small changes apart.
+p = softmax(reference) and q = softmax(other); sums run over the V tokens. Compared with a score of
+generated images, these need few positions to detect small changes.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ import numpy as np
 
 
 def kl_divergence(reference: mx.array, other: mx.array) -> mx.array:
-    """KL(p || q) = sum p (log p - log q), in nats; 0 if the two are equal, without bound above."""
-    p, q = _log_softmax(reference), _log_softmax(other)
-    return (mx.exp(p) * (p - q)).sum(axis=-1)
+    """Return KL(p || q) = sum p (log p - log q), in nats: 0 if the two are equal, unbounded above."""
+    log_p = _log_softmax(reference)
+    log_q = _log_softmax(other)
+    return (mx.exp(log_p) * (log_p - log_q)).sum(axis=-1)
 
 
 def overlap(reference: mx.array, other: mx.array) -> mx.array:
-    """1 - TV(p, q) = sum min(p, q), from 0 to 1: the share of draws that could stay the same (total variation)."""
+    """Return 1 - TV(p, q) = sum min(p, q), from 0 to 1: the share of samples that can stay the same."""
     return mx.exp(mx.minimum(_log_softmax(reference), _log_softmax(other))).sum(axis=-1)
 
 
 def top1_agreement(reference: mx.array, other: mx.array) -> mx.array:
-    """1.0 where the likeliest token is the same, else 0.0."""
+    """Return 1.0 where both models have the same top-1 token, else 0.0."""
     return (reference.argmax(axis=-1) == other.argmax(axis=-1)).astype(mx.float32)
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Means over positions: KL in nats, and the two shares from 0 to 1."""
+    """Means over positions: KL divergence in nats, and overlap and top-1 agreement from 0 to 1."""
 
     kl: float
     overlap: float
@@ -39,7 +40,11 @@ class Divergence:
 
 
 def mean_divergence(pairs: Iterable[tuple[mx.array, mx.array]]) -> Divergence:
-    """Means over all positions of pairs (reference, other) of logits, each (..., V), float32; at least one position."""
+    """Average the divergences over all positions of some batches.
+
+    Args:
+        pairs: reference and other logits, (..., V) each, float32; at least one position.
+    """
     rows = []
     for reference, other in pairs:
         measures = (kl_divergence, overlap, top1_agreement)
@@ -48,4 +53,5 @@ def mean_divergence(pairs: Iterable[tuple[mx.array, mx.array]]) -> Divergence:
 
 
 def _log_softmax(logits: mx.array) -> mx.array:
+    """Return log-probabilities over the last axis."""
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)

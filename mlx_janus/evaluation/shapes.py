@@ -1,27 +1,30 @@
-"""The shapes benchmark: how well a model answers about, and draws, combinations that its training never showed.
+"""The shapes benchmark: how well a model answers about and draws combinations held out of training.
 
-Pictures of the shapes world have known contents, and drawn ones are read by the world's judge, so every score is exact.
-Three parts, each after a published benchmark, all at the defaults of ``generate_text`` and ``generate_images``:
+Images of the shapes world have known contents, and the world's judge reads generated images, so every
+score is exact. Three parts follow a published benchmark, at the defaults of ``generate_text`` and
+``generate_images``:
 
-- existence, after POPE (arXiv 2305.10355): "Is there a red circle?", as often yes as no, with three kinds of absent
-  things: random, popular (those that the other pictures hold most often), adversarial (like a thing that is there, but
-  for its shape or colour);
+- existence, after POPE (arXiv 2305.10355): "Is there a red circle?", with "yes" as often as "no", and
+  three kinds of absent objects: random, popular (the most frequent in the other images), adversarial
+  (like a present object except for its shape or colour);
 - attributes: colour, shape, number and position;
-- drawing, after GenEval (arXiv 2310.11513): six tasks, several pictures a prompt. A picture is right if it holds what
-  was asked and nothing else.
+- drawing, after GenEval (arXiv 2310.11513): six tasks, several images per prompt. An image is right if
+  it holds the prompt's objects and nothing else.
 
-The fourth part, the codec's, compares pictures with their reconstructions.
+A fourth part measures the codec: it compares images with their reconstructions.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice, permutations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import JanusError
 from ..models.vq_parts import token_config
 from ..worlds import judge, language, shapes
 
@@ -31,150 +34,228 @@ if TYPE_CHECKING:
 NEGATIVES = ("random", "popular", "adversarial")
 ATTRIBUTES = ("colour", "shape", "number", "position")
 TASKS = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
+_POPULAR = 4  # absent objects that count as popular
 
 Progress = Callable[[str, int, int], None]
-"""Called with the part, and what is done of it and in all."""
+"""Called with a part's name, its finished items and all its items."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is asked and drawn."""
+    """Numbers of images and prompts in each part."""
 
-    pictures: int = 200  # of existence, with one question of each answer and kind, and of each attribute
-    prompts: int = 24  # of each drawing task
-    drawn: int = 4  # pictures of a prompt
-    reconstructed: int = 400
+    pictures: int = 200  # images of existence (two questions per kind), and questions per attribute
+    prompts: int = 24  # prompts per drawing task
+    drawn: int = 4  # images per prompt
+    reconstructed: int = 400  # images for the codec
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Yes and no, as POPE counts them; shares from 0 to 1."""
+class YesNoScores:
+    """POPE's scores of yes-or-no questions, from 0 to 1."""
 
     accuracy: float
-    f1: float
-    yes_rate: float
+    f1: float  # of "yes"
+    yes_rate: float  # share of questions answered with "yes"
     questions: int
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A prompt, and what a right picture holds: shapes with a colour, or "" for any; maybe how the first lies to the
-    second."""
+class DrawingTarget:
+    """A prompt, and the objects of a right image: their names and how the first lies to the second."""
 
     prompt: str
-    things: tuple[tuple[str, str], ...]
-    relation: str | None = None
+    things: tuple[language.Name, ...]
+    relation: str | None = None  # None if it does not matter
 
-    def is_met(self, seen: Sequence[judge.Seen]) -> bool:
-        """Whether the objects are just those that are wanted, in the relation that is wanted."""
-        if len(seen) != len(self.things):
+    def is_met(self, found: Sequence[judge.Detection]) -> bool:
+        """Return whether an image holds these objects, in this relation, and no others."""
+        if len(found) != len(self.things):
             return False
         if self.relation is None:
-            return _match(self.things, seen)
+            return _match_one_to_one(self.things, found)
+        first, second = self.things
         return any(
-            _match(self.things[:1], [a]) and _match(self.things[1:], [b]) and _lies(a, b, self.relation)
-            for a in seen
-            for b in seen
-            if a is not b
+            _fits(first, a) and _fits(second, b) and _is_related(a, b, self.relation) for a, b in permutations(found, 2)
         )
 
 
-def _match(wanted: Sequence[tuple[str, str]], seen: Sequence[judge.Seen]) -> bool:
-    """Whether each wanted thing is one of those seen, each of those one of the wanted."""
-    if not wanted:
-        return not seen
-    (shape, colour), rest = wanted[0], wanted[1:]
-    for i, one in enumerate(seen):
-        if one.shape == shape and colour in ("", one.colour) and _match(rest, [*seen[:i], *seen[i + 1 :]]):
-            return True
-    return False
+def _fits(name: language.Name, one: judge.Detection) -> bool:
+    """Return whether an object has a name's shape, and its colour if the name has one."""
+    shape, colour = name
+    return one.shape == shape and colour in ("", one.colour)
 
 
-def _lies(a: judge.Seen, b: judge.Seen, relation: str) -> bool:
-    """GenEval's rule: the offset points that way by more than half of its length."""
-    dx, dy = a.x - b.x, a.y - b.y
+def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Detection]) -> bool:
+    """Return whether wanted and found objects match one to one."""
+    if not names:
+        return not found
+    return any(
+        _fits(names[0], one) and _match_one_to_one(names[1:], [*found[:i], *found[i + 1 :]])
+        for i, one in enumerate(found)
+    )
+
+
+def _is_related(a: judge.Detection, b: judge.Detection, relation: str) -> bool:
+    """Apply GenEval's rule: the offset points that way by more than half of its length."""
+    dx = a.x - b.x
+    dy = a.y - b.y
     towards = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
     return bool(towards > 0.5 * np.hypot(dx, dy))
+
+
+def measure(
+    janus: JanusPipeline, sizes: Sizes | None = None, *, seed: int = 0, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Measure all parts; return plain values for JSON.
+
+    Args:
+        janus: the model.
+        sizes: numbers of images and prompts.
+        seed: seed of scenes, questions and drawings.
+        progress: called after every item.
+
+    Raises:
+        JanusError: the model's images are not as large as the benchmark's.
+    """
+    if janus.config.image_size != shapes.SIDE:
+        raise JanusError(
+            f"{janus.name} draws {janus.config.image_size} pixels a side; this benchmark's pictures have {shapes.SIDE}"
+        )
+    sizes = sizes or Sizes()
+    progress = progress or (lambda *_: None)
+    existence = measure_existence(janus, sizes, seed, progress)
+    defaults = token_config(janus.config)
+    return {
+        "model": janus.name,
+        "seed": seed,
+        "sizes": asdict(sizes),
+        "existence": {kind: asdict(scores) for kind, scores in existence.items()},
+        "attributes": measure_attributes(janus, sizes, seed, progress),
+        "drawing": measure_drawing(janus, sizes, seed, progress),
+        "drawing_unguided": measure_drawing(janus, sizes, seed, progress, cfg_weight=1.0),
+        "guidance": defaults.cfg_weight,
+        "temperature": defaults.temperature,
+        "codec": measure_codec(janus, sizes, seed, progress),
+    }
+
+
+def table(scores: Mapping[str, Any]) -> list[str]:
+    """Format the scores of ``measure`` as the lines of Markdown tables."""
+    lines = ["| existence | accuracy | F1 | yes-rate |", "|---|---|---|---|"]
+    for kind, one in scores["existence"].items():
+        lines.append(f"| {kind} | {one['accuracy']:.1%} | {one['f1']:.1%} | {one['yes_rate']:.1%} |")
+    lines += ["", "| attributes | right |", "|---|---|"]
+    lines += [f"| {about} | {share:.1%} |" for about, share in scores["attributes"].items()]
+    mean = sum(scores["attributes"].values()) / len(scores["attributes"])
+    lines += [f"| mean | {mean:.1%} |", ""]
+    lines += [f"| drawing | guidance {scores['guidance']:g} | none |", "|---|---|---|"]
+    for task, share in scores["drawing"].items():
+        lines.append(f"| {task} | {share:.1%} | {scores['drawing_unguided'][task]:.1%} |")
+    codec = scores["codec"]
+    lines += ["", "| codec | |", "|---|---|", f"| PSNR | {codec['psnr']:.1f} dB |"]
+    lines.append(f"| the judge is right on pictures | {codec['judge_right_before']:.1%} |")
+    lines.append(f"| the judge is right on reconstructions | {codec['judge_right_after']:.1%} |")
+    return lines
 
 
 # Answering
 
 
-def measure_existence(janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress) -> dict[str, Answers]:
-    """POPE's three numbers for each kind of absent thing, over scenes that training never shows."""
+def measure_existence(janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress) -> dict[str, YesNoScores]:
+    """Measure POPE's scores for each kind of absent object, on scenes held out of training."""
     random = np.random.default_rng([seed, 11])
-    scenes = list(_unseen(random, sizes.pictures, least=1))
-    counts = Counter(name for scene in scenes for name in {t.name for t in scene.things})
+    scenes = list(islice(_held_out_scenes(random), sizes.pictures))
+    counts = Counter(name for scene in scenes for name in {thing.name for thing in scene.things})
     popular = [name for name, _ in counts.most_common()]
-    results, done = {}, 0
-    for kind in NEGATIVES:
-        outcomes = []  # (what is true, what was said)
-        for scene in scenes:
-            names = sorted({t.name for t in scene.things})
-            unseen = [n for n in names if n in shapes.HELD_OUT] or names
-            present = unseen[int(random.integers(len(unseen)))]
-            absent = _absent(kind, set(names), popular, random)
-            for (shape, colour), yes in ((present, True), (absent, False)):
-                said = _answer(janus, scene, language.existence_question(shape, colour, yes=yes))
-                outcomes.append((yes, {"yes": True, "no": False}.get(said)))
-            done += 1
-            progress("existence", done, len(NEGATIVES) * len(scenes))
-        results[kind] = _count(outcomes)
+    results = {}
+    for number, kind in enumerate(NEGATIVES):
+        outcomes = []
+        for i, scene in enumerate(scenes):
+            outcomes += _ask_about_present_and_absent(janus, scene, kind, popular, random)
+            progress("existence", number * len(scenes) + i + 1, len(NEGATIVES) * len(scenes))
+        results[kind] = _score_yes_no(outcomes)
     return results
 
 
-def _absent(
-    kind: str, names: set[tuple[str, str]], popular: Sequence[tuple[str, str]], random: np.random.Generator
-) -> tuple[str, str]:
-    absent = [(s, c) for s in shapes.SHAPES for c in shapes.COLOURS if (s, c) not in names]
+def _ask_about_present_and_absent(
+    janus: JanusPipeline,
+    scene: shapes.Scene,
+    kind: str,
+    popular: Sequence[language.Name],
+    random: np.random.Generator,
+) -> list[tuple[bool, bool | None]]:
+    """Ask for a present and an absent object; return truth and answer of each, None for neither yes nor no."""
+    names = sorted({thing.name for thing in scene.things})
+    candidates = [name for name in names if name in shapes.HELD_OUT] or names
+    present = candidates[int(random.integers(len(candidates)))]
+    absent = _absent_name(kind, names, popular, random)
+    outcomes = []
+    for (shape, colour), truth in ((present, True), (absent, False)):
+        answer = _answer(janus, scene, language.existence_question(shape, colour, yes=truth))
+        outcomes.append((truth, {"yes": True, "no": False}.get(answer)))
+    return outcomes
+
+
+def _absent_name(
+    kind: str, present: Sequence[language.Name], popular: Sequence[language.Name], random: np.random.Generator
+) -> language.Name:
+    """Pick an absent object of one of ``NEGATIVES``; any absent one if there is none of that kind."""
+    absent = language.absent_names(present)
+    candidates = absent
     if kind == "popular":
-        absent = [n for n in popular if n not in names][:4] or absent
-    if kind == "adversarial":
-        absent = [n for n in absent if any((n[0] == s) != (n[1] == c) for s, c in names)] or absent
-    return absent[int(random.integers(len(absent)))]
+        candidates = [name for name in popular if name not in present][:_POPULAR]
+    elif kind == "adversarial":
+        candidates = language.near_misses(absent, present)
+    candidates = candidates or absent
+    return candidates[int(random.integers(len(candidates)))]
 
 
-def _count(outcomes: Sequence[tuple[bool, bool | None]]) -> Answers:
-    """An answer that is neither yes nor no is wrong."""
-    right = sum(said is yes for yes, said in outcomes)
-    hits = sum(yes and said is True for yes, said in outcomes)
-    said_yes = sum(said is True for _, said in outcomes)
-    asked_yes = sum(yes for yes, _ in outcomes)
-    f1 = 2 * hits / (said_yes + asked_yes) if said_yes + asked_yes else 0.0
-    return Answers(right / len(outcomes), f1, said_yes / len(outcomes), len(outcomes))
+def _score_yes_no(outcomes: Sequence[tuple[bool, bool | None]]) -> YesNoScores:
+    """Score pairs of truth and answer; an answer that is neither yes nor no (None) is wrong."""
+    right = sum(answer is truth for truth, answer in outcomes)
+    true_positives = sum(truth and answer is True for truth, answer in outcomes)
+    answered_yes = sum(answer is True for _, answer in outcomes)
+    truly_yes = sum(truth for truth, _ in outcomes)
+    f1 = 2 * true_positives / (answered_yes + truly_yes) if answered_yes + truly_yes else 0.0
+    return YesNoScores(right / len(outcomes), f1, answered_yes / len(outcomes), len(outcomes))
 
 
 def measure_attributes(janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress) -> dict[str, float]:
-    """The share of right answers for each attribute, over scenes that training never shows."""
+    """Measure the share of right answers for each attribute, on scenes held out of training."""
     random = np.random.default_rng([seed, 12])
     results = {}
     for number, about in enumerate(ATTRIBUTES):
-        right = asked = 0
-        scenes = _unseen(random, None, least=1)
-        while asked < sizes.pictures:
-            scene = next(scenes)
-            try:
-                question = language.question(scene, random, about)
-            except ValueError:
-                continue
-            asked += 1
+        right = 0
+        for i, (scene, question) in enumerate(islice(_held_out_questions(random, about), sizes.pictures)):
             right += _answer(janus, scene, question) == question.answer
-            progress("attributes", number * sizes.pictures + asked, len(ATTRIBUTES) * sizes.pictures)
-        results[about] = right / asked
+            progress("attributes", number * sizes.pictures + i + 1, len(ATTRIBUTES) * sizes.pictures)
+        results[about] = right / sizes.pictures
     return results
 
 
-def _unseen(random: np.random.Generator, n: int | None, *, least: int) -> Iterator[shapes.Scene]:
-    """By turns, scenes with a held-out pair of shape and colour, and with two things that never stand together."""
+def _held_out_scenes(random: np.random.Generator) -> Iterator[shapes.Scene]:
+    """Yield scenes, by turns with a held-out pair of shape and colour and with two held-out things."""
     made = 0
-    while n is None or made < n:
+    while True:
         scene = shapes.sample_scene(random, split="pairs" if made % 2 else "scenes")
-        if len(scene.things) >= least:
+        if scene.things:
             made += 1
             yield scene
 
 
+def _held_out_questions(random: np.random.Generator, about: str) -> Iterator[tuple[shapes.Scene, language.Question]]:
+    """Yield held-out scenes that allow a question about an attribute, with the question."""
+    for scene in _held_out_scenes(random):
+        try:
+            question = language.question(scene, random, about)
+        except ValueError:
+            continue
+        yield scene, question
+
+
 def _answer(janus: JanusPipeline, scene: shapes.Scene, question: language.Question) -> str:
+    """Return the model's answer in lower case without a full stop."""
     result = janus.generate_text(question.text, shapes.render(scene), max_tokens=48)
     return result.text.strip().lower().rstrip(".")
 
@@ -182,52 +263,74 @@ def _answer(janus: JanusPipeline, scene: shapes.Scene, question: language.Questi
 # Drawing
 
 
-def drawing_prompts(task: str, count: int, seed: int, *, held_out: bool = True) -> list[Wanted]:
-    """Prompts of a task. Where one names colours, it names a combination that training never shows; what cannot be held
-    out (a single shape, two, or several of one) is asked for in every way in turn.
+def drawing_prompts(task: str, count: int, seed: int, *, held_out: bool = True) -> list[DrawingTarget]:
+    """Make the prompts of a task.
+
+    A prompt with colours names a combination held out of training. A single shape, two shapes, or
+    several of one cannot be held out; these prompts go through all possibilities in turn.
 
     Args:
         task: one of ``TASKS``.
-        count: how many.
-        seed: of the choice.
-        held_out: False: combinations of training instead, to choose settings by.
+        count: number of prompts.
+        seed: seed of the choice.
+        held_out: False for combinations of training instead, to choose settings with.
     """
     random = np.random.default_rng([seed, 13, TASKS.index(task)])
     make = {
-        "single object": _single, "two objects": _two, "counting": _counting, "colours": _colours,
+        "single object": _single_object, "two objects": _two_objects, "counting": _counting, "colours": _colours,
         "position": _position, "colour attribution": _attribution,
     }[task]  # fmt: skip
     return [make(i, random, held_out) for i in range(count)]
 
 
-def _single(i: int, *_: Any) -> Wanted:
+def _single_object(i: int, *_: Any) -> DrawingTarget:
+    """Ask for one shape: "a circle"."""
     shape = shapes.SHAPES[i % 4]
-    text = language.with_article(shape)
-    wordings = (text, f"one {shape}", f"a picture of {text}", f"there is {text}", f"draw {text}")
-    return Wanted(wordings[i // 4 % 5], ((shape, ""),))
+    return DrawingTarget(_wordings(shape)[i // 4 % 5], ((shape, ""),))
 
 
-def _two(i: int, random: np.random.Generator, *_: Any) -> Wanted:
+def _two_objects(i: int, random: np.random.Generator, *_: Any) -> DrawingTarget:
+    """Ask for two shapes: "a circle and a star"."""
     a, b = random.choice(shapes.SHAPES, 2, replace=False).tolist()
-    return Wanted(language.listed([language.with_article(a), language.with_article(b)]), ((a, ""), (b, "")))
+    return DrawingTarget(language.listed([language.with_article(a), language.with_article(b)]), ((a, ""), (b, "")))
 
 
-def _counting(i: int, *_: Any) -> Wanted:
-    shape, n = shapes.SHAPES[i % 4], 2 + i // 4 % 3
-    return Wanted(language.counted(n, shape), ((shape, ""),) * n)
+def _counting(i: int, *_: Any) -> DrawingTarget:
+    """Ask for several of one shape: "three stars"."""
+    shape = shapes.SHAPES[i % 4]
+    n = 2 + i // 4 % 3
+    return DrawingTarget(language.counted(n, shape), ((shape, ""),) * n)
 
 
-def _colours(i: int, random: np.random.Generator, held_out: bool) -> Wanted:
+def _colours(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
+    """Ask for one coloured shape: "a purple circle"."""
     shape, colour = sorted(shapes.HELD_OUT)[i % len(shapes.HELD_OUT)]
     if not held_out:
         shape, colour = shapes.sample_scene(random, "single").things[0].name
-    text = language.with_article(f"{colour} {shape}")
-    wordings = (text, f"one {colour} {shape}", f"a picture of {text}", f"there is {text}", f"draw {text}")
-    return Wanted(wordings[i // 4 % 5], ((shape, colour),))
+    return DrawingTarget(_wordings(f"{colour} {shape}")[i // 4 % 5], ((shape, colour),))
 
 
-def _pair(i: int, random: np.random.Generator, held_out: bool) -> tuple[shapes.Thing, shapes.Thing]:
-    """Two things of different shape and colour; held out: that training never shows together."""
+def _wordings(noun: str) -> tuple[str, ...]:
+    """Word a prompt for one object in five ways."""
+    text = language.with_article(noun)
+    return (text, f"one {noun}", f"a picture of {text}", f"there is {text}", f"draw {text}")
+
+
+def _position(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
+    """Ask for two objects and how they lie: "a red circle above a blue star"."""
+    a, b = _two_things(i, random, held_out)
+    relation = language.RELATIONS[i % 4]
+    return DrawingTarget(f"{language.phrase(a)} {relation} {language.phrase(b)}", (a.name, b.name), relation)
+
+
+def _attribution(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
+    """Ask for two objects with their colours: "a red circle and a blue star"."""
+    a, b = _two_things(i, random, held_out)
+    return DrawingTarget(language.listed([language.phrase(a), language.phrase(b)]), (a.name, b.name))
+
+
+def _two_things(i: int, random: np.random.Generator, held_out: bool) -> tuple[shapes.Thing, shapes.Thing]:
+    """Sample two things of different shape and colour; if held out, training never shows them together."""
     split: shapes.Split = ("pairs" if i % 2 else "scenes") if held_out else "train"
     while True:
         a, b = shapes.sample_scene(random, "two", split).things
@@ -235,37 +338,26 @@ def _pair(i: int, random: np.random.Generator, held_out: bool) -> tuple[shapes.T
             return a, b
 
 
-def _position(i: int, random: np.random.Generator, held_out: bool) -> Wanted:
-    a, b = _pair(i, random, held_out)
-    relation = language.RELATIONS[i % 4]
-    return Wanted(f"{language.phrase(a)} {relation} {language.phrase(b)}", (a.name, b.name), relation)
-
-
-def _attribution(i: int, random: np.random.Generator, held_out: bool) -> Wanted:
-    a, b = _pair(i, random, held_out)
-    return Wanted(language.listed([language.phrase(a), language.phrase(b)]), (a.name, b.name))
-
-
 def measure_drawing(
     janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress, *, held_out: bool = True, **choice: Any
 ) -> dict[str, float]:
-    """The share of right pictures of each task, and their mean as "overall".
+    """Measure the share of right images for each task, and their mean as "overall".
 
     Args:
         janus: the model.
-        sizes: prompts of a task and pictures of a prompt.
-        seed: of prompts and pictures.
+        sizes: number of prompts per task and of images per prompt.
+        seed: seed of prompts and images.
         progress: called after every prompt.
         held_out: as for ``drawing_prompts``.
-        choice: ``cfg_weight`` and such, in place of the defaults.
+        choice: options of ``generate_images``, such as ``cfg_weight``, instead of its defaults.
     """
     results = {}
     for number, task in enumerate(TASKS):
         right = 0
-        for i, wanted in enumerate(drawing_prompts(task, sizes.prompts, seed, held_out=held_out)):
-            first = 1_000_000 * (number + 1) + 100 * i + seed
-            drawn = janus.generate_images(wanted.prompt, n=sizes.drawn, seed=first, **choice)
-            right += sum(wanted.is_met(judge.read(image.image)) for image in drawn)
+        for i, target in enumerate(drawing_prompts(task, sizes.prompts, seed, held_out=held_out)):
+            first_seed = 1_000_000 * (number + 1) + 100 * i + seed
+            drawn = janus.generate_images(target.prompt, n=sizes.drawn, seed=first_seed, **choice)
+            right += sum(target.is_met(judge.read(one.image)) for one in drawn)
             progress("drawing", number * sizes.prompts + i + 1, len(TASKS) * sizes.prompts)
         results[task] = right / (sizes.prompts * sizes.drawn)
     return {**results, "overall": float(np.mean(list(results.values())))}
@@ -275,52 +367,39 @@ def measure_drawing(
 
 
 def measure_codec(janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress) -> dict[str, float]:
-    """Peak signal-to-noise ratio in decibels, and how often the judge is right before and after coding."""
+    """Measure the codec: peak signal-to-noise ratio in dB, and how often the judge is right before and after."""
     import mlx.core as mx
 
     random = np.random.default_rng([seed, 14])
-    before = after = 0
-    noise = []
-    for i in range(sizes.reconstructed):
+    right_before = 0
+    right_after = 0
+    psnr = []
+    n = sizes.reconstructed
+    for i in range(n):
         scene = shapes.sample_scene(random, split="any")
         pixels = shapes.pixels(scene)
         tokens = janus.model.encode_image_tokens(mx.array(pixels)[None])
         decoded = np.array(janus.model.decode_image_tokens(tokens)[0]).clip(-1, 1)
-        noise.append(10 * np.log10(4 / max(float(((decoded - pixels) ** 2).mean()), 1e-10)))
-        before += is_read_right(scene, shapes.render(scene))
-        after += is_read_right(scene, ((decoded + 1) * 127.5).round().astype(np.uint8))
-        progress("codec", i + 1, sizes.reconstructed)
-    n = sizes.reconstructed
-    return {"psnr": float(np.mean(noise)), "judge_right_before": before / n, "judge_right_after": after / n}
+        psnr.append(10 * np.log10(4 / max(float(((decoded - pixels) ** 2).mean()), 1e-10)))
+        right_before += is_read_right(scene, shapes.render(scene))
+        right_after += is_read_right(scene, ((decoded + 1) * 127.5).round().astype(np.uint8))
+        progress("codec", i + 1, n)
+    return {"psnr": float(np.mean(psnr)), "judge_right_before": right_before / n, "judge_right_after": right_after / n}
 
 
-def is_read_right(scene: shapes.Scene, picture: Any) -> bool:
-    """Whether the judge finds just the things of a scene, each near its place."""
-    seen = judge.read(picture)
-    if Counter(s.name for s in seen) != Counter(t.name for t in scene.things):
+def is_read_right(scene: shapes.Scene, image: Any) -> bool:
+    """Return whether the judge finds exactly the things of a scene, each near its place.
+
+    Args:
+        scene: the scene.
+        image: its image, as for ``judge.read``.
+    """
+    found = judge.read(image)
+    if Counter(one.name for one in found) != Counter(thing.name for thing in scene.things):
         return False
-    return all(
-        min(np.hypot(s.x - t.x, s.y - t.y) for s in seen if s.name == t.name) < shapes.SMALLEST / 2
-        for t in scene.things
-    )
+    return all(_distance_to_nearest(thing, found) < shapes.SMALLEST / 2 for thing in scene.things)
 
 
-def measure(
-    janus: JanusPipeline, sizes: Sizes | None = None, *, seed: int = 0, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Every part, as plain values for JSON."""
-    sizes, report = sizes or Sizes(), progress or (lambda *_: None)
-    existence = measure_existence(janus, sizes, seed, report)
-    own = token_config(janus.config)
-    return {
-        "model": janus.name,
-        "seed": seed,
-        "sizes": asdict(sizes),
-        "existence": {kind: asdict(answers) for kind, answers in existence.items()},
-        "attributes": measure_attributes(janus, sizes, seed, report),
-        "drawing": measure_drawing(janus, sizes, seed, report),
-        "drawing_unguided": measure_drawing(janus, sizes, seed, report, cfg_weight=1.0),
-        "guidance": own.cfg_weight,
-        "temperature": own.temperature,
-        "codec": measure_codec(janus, sizes, seed, report),
-    }
+def _distance_to_nearest(thing: shapes.Thing, found: Sequence[judge.Detection]) -> float:
+    """Return the distance in pixels from a thing to the nearest object of its name."""
+    return min(float(np.hypot(one.x - thing.x, one.y - thing.y)) for one in found if one.name == thing.name)

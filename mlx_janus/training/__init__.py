@@ -1,1 +1,1 @@
-"""Training in MLX: a loop that survives being killed, and the recipes that run in it."""
+"""Training in MLX: a loop that survives being killed, the losses of Janus, and recipes."""

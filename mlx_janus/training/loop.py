@@ -1,8 +1,9 @@
-"""A training loop that can be killed at any time and goes on to the same result.
+"""A training loop that can be killed at any time and resumes to the same result.
 
-A stage is a number of steps. What step ``k`` does depends on the stage's state and on ``k`` alone: its batch and noise
-are seeded by ``k``. So it is enough to write the state every few minutes, whole or not at all, with the number of steps
-done. The log is JSON lines; going on from a checkpoint drops the lines that came after it.
+A stage is a number of steps. Step ``k`` depends only on the stage's state and on ``k``, which seeds
+its batch and its noise. To resume, it is therefore enough to save the state and the number of
+finished steps every few minutes, atomically. The log is JSON lines; resuming drops the lines that
+were written after the checkpoint.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -26,36 +27,48 @@ from ..files import draft_beside, write_atomically
 from ..weights.safetensors_files import write_safetensors
 
 LOG_FILE = "log.jsonl"
-_LOG_EVERY = 10  # steps, averaged into one line
+_LOG_EVERY = 10  # steps averaged into one line
+
+Batch = Mapping[str, Any]
+"""Named arrays of one step, NumPy's or MLX's."""
 
 Report = Callable[[str, int, int, dict[str, float]], None]
-"""Called after every step: the stage, steps done, steps in all, and what the step measured."""
+"""Called after every step with the stage, finished steps, all steps, and the step's measurements."""
 
 
 class Stage(Protocol):
-    """What the loop runs."""
+    """A part of a training run that the loop can run and resume."""
 
     name: str
     steps: int
 
     def step(self, index: int) -> dict[str, float]:
-        """Do step ``index``, and give what is to be logged."""
+        """Run step ``index`` and return its measurements for the log."""
 
     def state(self) -> dict[str, mx.array]:
-        """Everything that the next step depends on."""
+        """Return every array that the next step depends on."""
 
     def restore(self, state: dict[str, mx.array]) -> None:
-        """Take up a state."""
+        """Continue from a state that ``state`` returned."""
 
 
 class Learner:
-    """A module with its optimizer: AdamW, or with a ``muon_rate`` Muon for the matrices inside the network.
+    """A module with its optimizer: AdamW, or with a ``muon_rate`` Muon for the inner matrices.
 
-    MLX's Muon gets no weight decay: it would be added to the gradient before that is normalised, and shrink to nothing
-    every matrix whose gradient is small (docs/lab-notes.md).
+    Muon (Jordan et al., 2024) orthogonalises the update of a matrix. MLX's Muon adds weight decay to
+    the gradient before normalising it, which would shrink every matrix with a small gradient to
+    nothing, so it gets none here (docs/lab-notes.md).
 
-    Both rates rise linearly and fall as a cosine; gradients have a bounded norm. Muon (Jordan et al., 2024) makes the
-    update of a matrix orthogonal.
+    Both learning rates have a linear warm-up and a cosine decay. Gradients are clipped to norm 1.
+
+    Args:
+        model: its trainable parameters are trained.
+        rate: AdamW's highest learning rate.
+        steps: number of steps until the end of the cosine.
+        warmup: number of steps in which the rates rise.
+        muon_rate: Muon's highest learning rate; None for AdamW only.
+        decay: AdamW's weight decay.
+        final_rate: learning rate at the end, as a share of the highest.
     """
 
     def __init__(
@@ -82,56 +95,69 @@ class Learner:
         self.optimizer.init(model.trainable_parameters())
 
     def update(self, gradients: Any) -> mx.array:
-        """One step of the optimizer; the norm of the gradients before they were clipped."""
+        """Apply one optimizer step and return the norm of the gradients before clipping."""
         clipped, norm = optim.clip_grad_norm(gradients, 1.0)
         self.optimizer.update(self.model, clipped)
         mx.eval(self.model.parameters(), self.optimizer.state)
         return norm
 
     def state(self) -> dict[str, mx.array]:
+        """Return the parameters as ``model.*`` and the optimizer's state as ``optimizer.*``."""
         return {
             **{f"model.{name}": value for name, value in tree_flatten(self.model.parameters())},
             **{f"optimizer.{name}": value for name, value in tree_flatten(self.optimizer.state)},
         }
 
     def restore(self, state: dict[str, mx.array]) -> None:
+        """Continue from a state that ``state`` returned.
+
+        Raises:
+            ValueError: the state has other parameters than the model.
+        """
         self.model.load_weights(list(part_of(state, "model.").items()), strict=True)
         self.optimizer.state = tree_unflatten(list(part_of(state, "optimizer.").items()))
-        mx.eval(self.model.parameters(), self.optimizer.state)  # what is yet to be read is of this thread alone
+        mx.eval(self.model.parameters(), self.optimizer.state)  # lazy arrays belong to the thread that created them
 
 
-def compiled_gradient(model: nn.Module, loss: Callable[..., Any]) -> Callable[..., Any]:
-    """``nn.value_and_grad`` of ``loss(model, *arrays)`` as one compiled function of the arrays.
+def compiled_gradient(model: nn.Module, loss: Callable[[Any, dict[str, mx.array]], Any]) -> Callable[[Batch], Any]:
+    """Return ``nn.value_and_grad`` of ``loss(model, batch)`` as one compiled function of a batch.
 
-    A CPU compiles for some seconds, then takes less time a step; arrays of another shape are compiled anew.
-    Tracing changes a copy of the model, so that several functions of one model may run side by side.
+    Compiling takes some seconds on a CPU and then saves time in every step. A batch with other
+    shapes is compiled again. Tracing changes only a copy of the model, so several functions of one
+    model can be used side by side.
+
+    Args:
+        model: read again at every call.
+        loss: returns the value to minimise, or a tuple that begins with it. It must not compute the
+            same expression twice if one of the two is returned: MLX 0.32 then fails to compile.
     """
     traced = copy.deepcopy(model)
 
     @mx.compile
-    def gradient(parameters: Any, *arrays: mx.array) -> Any:
+    def gradient(parameters: Any, arrays: dict[str, mx.array]) -> Any:
         traced.update(parameters)
-        return nn.value_and_grad(traced, loss)(traced, *arrays)
+        return nn.value_and_grad(traced, loss)(traced, arrays)
 
-    def call(*arrays: mx.array) -> Any:
-        return gradient(model.parameters(), *arrays)
+    def call(batch: Batch) -> Any:
+        arrays = {name: mx.array(value) for name, value in batch.items()}
+        return gradient(model.parameters(), arrays)
 
     return call
 
 
 def _is_inner_matrix(path: str, array: mx.array) -> bool:
-    """Whether a parameter maps features to features: no embedding, no head over a vocabulary, no vector."""
+    """Return whether a parameter maps features to features: no embedding, output head or vector."""
     outer = ("embed", "head", "conv_in", "conv_out")
     return array.ndim >= 2 and not any(word in path for word in outer)
 
 
 def part_of(state: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
-    """The arrays whose names begin so, without the prefix."""
+    """Select the arrays whose names start with a prefix, and remove the prefix."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def checkpoint_file(folder: Path, stage: str) -> Path:
-    """Where a stage's state is kept."""
+    """Return the file that holds a stage's state."""
     return folder / "checkpoints" / f"{stage}.safetensors"
 
 
@@ -141,39 +167,32 @@ def run_stage(
     """Run a stage to its end, from its checkpoint if there is one.
 
     Args:
-        stage: what to run; left in its final state.
+        stage: left in its final state.
         folder: holds ``checkpoints/`` and the log.
-        recipe: what the result depends on, as text; a checkpoint of another recipe is refused.
+        recipe: everything that the result depends on, as text; a checkpoint of another recipe is
+            refused.
         every: seconds between checkpoints.
         report: called after every step.
-        writes: whether this process writes the checkpoints and the log; one of those that share a stage does.
+        writes: whether this process writes the checkpoints and the log. When processes share a
+            stage, one of them does.
 
     Raises:
-        CheckpointError: a checkpoint is damaged or of another recipe.
+        CheckpointError: the checkpoint is damaged or belongs to another recipe.
         OutputError: the folder cannot be written.
     """
     path = checkpoint_file(folder, stage.name)
     done, spent = _resume(stage, path, recipe)
-    if writes:
-        _cut_log(folder / LOG_FILE, stage.name, done)
-    gathered: list[dict[str, float]] = []
-    saved = started = time.monotonic()
+    records = _Records(stage, folder, recipe, every=every, spent=spent) if writes else None
     try:
+        if records:
+            _cut_log(records.log, stage.name, done)
         while done < stage.steps:
-            gathered.append(stage.step(done))
+            measured = stage.step(done)
             done += 1
-            seconds = spent + time.monotonic() - started
-            if not writes:
-                continue
-            if report:
-                report(stage.name, done, stage.steps, gathered[-1])
-            if done % _LOG_EVERY == 0 or done == stage.steps:
-                _log(folder / LOG_FILE, stage.name, done, seconds, gathered)
-                gathered = []
-            last = done == stage.steps
-            if last or (done % _LOG_EVERY == 0 and time.monotonic() - saved > every):
-                _save(path, stage.state(), {"steps": str(done), "seconds": f"{seconds:.1f}", "recipe": recipe})
-                saved = time.monotonic()
+            if records and report:
+                report(stage.name, done, stage.steps, measured)
+            if records:
+                records.add(done, measured)
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be written ({error.strerror}): free some space, then run it again"
@@ -181,41 +200,86 @@ def run_stage(
 
 
 def load_state(folder: Path, stage: str) -> dict[str, mx.array]:
-    """The final state of a finished stage."""
+    """Load the final state of a finished stage."""
     return dict(mx.load(str(checkpoint_file(folder, stage))))  # type: ignore[arg-type]
 
 
+class _Records:
+    """The checkpoint and the log of a running stage.
+
+    Args:
+        stage: the running stage.
+        folder: holds ``checkpoints/`` and the log.
+        recipe: stored in the checkpoint.
+        every: seconds between checkpoints.
+        spent: seconds that earlier processes spent on this stage.
+    """
+
+    def __init__(self, stage: Stage, folder: Path, recipe: str, *, every: float, spent: float):
+        self.log = folder / LOG_FILE
+        self._checkpoint = checkpoint_file(folder, stage.name)
+        self._stage = stage
+        self._recipe = recipe
+        self._every = every
+        self._measured: list[dict[str, float]] = []  # since the last line of the log
+        self._saved = time.monotonic()
+        self._started = time.monotonic() - spent
+
+    def add(self, done: int, measured: dict[str, float]) -> None:
+        """Record a step; write a line of the log or a checkpoint when one is due."""
+        self._measured.append(measured)
+        last = done == self._stage.steps
+        if not last and done % _LOG_EVERY:
+            return
+        seconds = time.monotonic() - self._started
+        _log(self.log, self._stage.name, done, seconds, self._measured)
+        self._measured = []
+        if last or time.monotonic() - self._saved > self._every:
+            facts = {"steps": str(done), "seconds": f"{seconds:.1f}", "recipe": self._recipe}
+            _save(self._checkpoint, self._stage.state(), facts)
+            self._saved = time.monotonic()
+
+
 def _resume(stage: Stage, path: Path, recipe: str) -> tuple[int, float]:
+    """Restore a stage from its checkpoint; return its finished steps and the seconds they took."""
     if not path.exists():
         return 0, 0.0
     try:
         state, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True))
-        done, spent = int(metadata["steps"]), float(metadata["seconds"])
+        done = int(metadata["steps"])
+        spent = float(metadata["seconds"])
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): remove it to begin this stage again") from None
     if metadata.get("recipe") != recipe:
         raise CheckpointError(f"{path} is of another recipe or seed: choose another folder, or remove this one")
-    stage.restore(state)
+    try:
+        stage.restore(state)
+    except (KeyError, ValueError):
+        raise CheckpointError(
+            f"{path} holds other arrays than this stage, of another version: remove it to begin this stage again"
+        ) from None
     return done, spent
 
 
 def _save(path: Path, state: dict[str, mx.array], metadata: dict[str, str]) -> None:
+    """Write a checkpoint atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with draft_beside(path, path.suffix) as draft:
         write_safetensors(draft, state, metadata)
         draft.replace(path)
 
 
-def _log(path: Path, stage: str, step: int, seconds: float, gathered: list[dict[str, float]]) -> None:
-    keys = dict.fromkeys(key for measured in gathered for key in measured)
-    means = {key: float(f"{np.mean([m[key] for m in gathered if key in m]):.5g}") for key in keys}
+def _log(path: Path, stage: str, step: int, seconds: float, measured: Sequence[dict[str, float]]) -> None:
+    """Append one line with the means of some steps' measurements."""
+    keys = dict.fromkeys(key for one in measured for key in one)
+    means = {key: float(f"{np.mean([one[key] for one in measured if key in one]):.5g}") for key in keys}
     line = {"stage": stage, "step": step, "seconds": round(seconds, 1), **means}
     with _locked(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def _cut_log(path: Path, stage: str, done: int) -> None:
-    """Drop this stage's lines that are beyond its checkpoint, and a line that was cut by a kill."""
+    """Drop this stage's lines after its checkpoint, and any line that a kill cut short."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         if not path.exists():
@@ -226,12 +290,12 @@ def _cut_log(path: Path, stage: str, done: int) -> None:
 
 
 def _locked(path: Path) -> FileLock:
-    """Two processes write the log side by side; one rewrites it whole."""
+    """Return the log's lock: two processes append to it, and either may rewrite it."""
     return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log that are whole."""
+    """Read a log's lines, except those that a kill cut short."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:

@@ -1,7 +1,7 @@
-"""Training in two processes on one machine's CPU, which then share each step (``mlx.core.distributed``).
+"""Training in two processes on one machine's CPU, which share every step (``mlx.core.distributed``).
 
-MLX computes on one CPU core for the most part, and two of its threads hinder each other where two processes do not
-(docs/lab-notes.md). The gradients travel through MLX's ring over the loopback interface.
+MLX computes mostly on one CPU core. Two of its threads slow each other down where two processes do
+not (docs/lab-notes.md). The gradients travel through MLX's ring over the loopback interface.
 """
 
 from __future__ import annotations
@@ -16,45 +16,38 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import mlx.core as mx
 
 from ..errors import JanusError
 
-COUNT = 2  # halves of a step
-_GRACE = 5.0  # seconds in which one process may end by itself after the other failed
+COUNT = 2  # processes, each of which computes one half of a step
+_GRACE = 5.0  # seconds that one process gets to end by itself after the other failed
 
 
-def pays() -> bool:
-    """Whether two processes are quicker here than one: on a CPU with two cores, and in no such process already."""
+def two_are_faster() -> bool:
+    """Return whether to start two processes: on a CPU with two cores, if this is not one of them."""
     return mx.default_device() == mx.cpu and (os.cpu_count() or 1) >= COUNT and mx.distributed.init().size() == 1
 
 
 def run_side_by_side(command: Sequence[str]) -> None:
     """Run a command in two processes that find each other through ``mx.distributed.init()``.
 
-    They end with this process, however it ends, if they call ``end_with_parent`` first. The first one has its stdout
-    and stderr; the second one's words are shown only where it alone failed.
+    They end when this process ends, for whatever reason, if they call ``end_with_parent`` first. The
+    first process shares this one's stdout and stderr. The second one's output is hidden; if only the
+    second fails, its last line becomes the error.
 
     Raises:
-        JanusError: the second process failed, and why.
-        SystemExit: the first one failed, with its code.
+        JanusError: the second process failed.
+        SystemExit: the first process failed, with its exit code.
     """
     with tempfile.TemporaryDirectory() as folder:
         hosts = Path(folder) / "hosts.json"
         hosts.write_text(json.dumps([[address] for address in _free_addresses()]))
-        said = Path(folder) / "second"
-        with said.open("wb") as second:
-            processes = [
-                subprocess.Popen(
-                    command,
-                    env={"OPENBLAS_NUM_THREADS": "1", **os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
-                    stdin=subprocess.PIPE,
-                    stdout=second if rank else None,
-                    stderr=second if rank else None,
-                )
-                for rank in range(COUNT)
-            ]
+        output = Path(folder) / "second"
+        with output.open("wb") as second:
+            processes = [_start(command, rank, hosts, second if rank else None) for rank in range(COUNT)]
         try:
             codes = _wait(processes)
         finally:
@@ -65,12 +58,12 @@ def run_side_by_side(command: Sequence[str]) -> None:
         if codes[0]:
             raise SystemExit(codes[0] if codes[0] > 0 else 128 - codes[0])
         if codes[1]:
-            words = said.read_text(errors="replace").strip().splitlines() or ["it was killed"]
-            raise JanusError(words[-1].removeprefix("error: "))
+            lines = output.read_text(errors="replace").strip().splitlines() or ["it was killed"]
+            raise JanusError(lines[-1].removeprefix("error: "))
 
 
 def end_with_parent() -> None:
-    """Have this process end as soon as the one that started it has: its standard input then comes to an end."""
+    """End this process as soon as its parent ends, which closes this one's standard input."""
 
     def watch() -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -80,13 +73,25 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def sum_over_processes(values: mx.array) -> mx.array:
+    """Return the sum of every process's array. All processes must call this in the same order."""
+    return mx.distributed.all_sum(values, stream=mx.cpu)
+
+
 def wait_for_all() -> None:
-    """Return as soon as every process has come here."""
-    mx.eval(mx.distributed.all_sum(mx.array(1.0), stream=mx.cpu))
+    """Return as soon as every process has called this."""
+    mx.eval(sum_over_processes(mx.array(1.0)))
+
+
+def _start(command: Sequence[str], rank: int, hosts: Path, output: BinaryIO | None) -> subprocess.Popen[bytes]:
+    """Start one process; its output goes to a file, or with None where this process's output goes."""
+    ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
+    environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, **ring}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output)
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """The exit codes: None for a process that would not end after the other had failed."""
+    """Wait for the exit codes; None for a process that did not end after the other had failed."""
     until = float("inf")
     while time.monotonic() < until:
         codes = [process.poll() for process in processes]
@@ -99,7 +104,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
 
 
 def _free_addresses() -> list[str]:
-    """One of this machine for each process."""
+    """Find a free loopback address for each process."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(COUNT)]
         for one in sockets:

@@ -1,10 +1,15 @@
-"""What is said about scenes of the shapes world: captions to draw from, and questions with their answers."""
+"""Texts about scenes of the shapes world: captions to draw from, and questions with their answers.
+
+The order of random draws is part of every function: a seed must keep its texts, since Janus-Tiny's
+training and the benchmark are reproduced from seeds.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations, product
 
 import numpy as np
 
@@ -19,23 +24,35 @@ _WORDINGS = {
     "below": ("below",),
 }
 _PREFIXES = ("", "", "", "there is ", "a picture of ", "draw ", "one ")
-_SAID = {"both": 0.68, "shape": 0.2, "colour": 0.12}  # of a thing in a caption
-_CLEAR = 2.0  # pixels from a boundary between two places within which nothing is said of the place
+_DETAILS = {"both": 0.68, "shape": 0.2, "colour": 0.12}  # shares of captions that name both, or one of the two
+_CLEAR = 2.0  # pixels from a boundary between two places within which a thing's place is not named
+
+Name = tuple[str, str]
+"""Shape and colour; either may be "" for any."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene, its answer, and what it is about: "existence", "colour", "shape", "number",
-    "position", "content" or "description"."""
+    """A question about a scene, its answer, and its topic, a key of ``MAKERS``."""
 
     text: str
     answer: str
     about: str
 
 
+# Words and phrases
+
+
 def relation(a: Thing, b: Thing, clear: float = 8.0) -> str | None:
-    """How ``a`` lies to ``b`` along the longer axis; None if that is not plain to see."""
-    dx, dy = a.x - b.x, a.y - b.y
+    """Return how ``a`` lies to ``b`` along the longer axis; None if it is not obvious.
+
+    Args:
+        a: a thing.
+        b: another.
+        clear: pixels that must lie between the centres along that axis.
+    """
+    dx = a.x - b.x
+    dy = a.y - b.y
     if max(abs(dx), abs(dy)) < clear or max(abs(dx), abs(dy)) < 1.3 * min(abs(dx), abs(dy)):
         return None
     if abs(dx) > abs(dy):
@@ -44,78 +61,114 @@ def relation(a: Thing, b: Thing, clear: float = 8.0) -> str | None:
 
 
 def place(thing: Thing) -> str:
-    """One of nine places: "at the top left", "at the left", "in the middle", ..."""
+    """Return one of nine places: "at the top left", "at the left", "in the middle", ..."""
     return _place_name(*(min(int(3 * v / SIDE), 2) for v in (thing.x, thing.y)))
 
 
 def _place_name(column: int, row: int) -> str:
-    words = [w for w in (("top", "", "bottom")[row], ("left", "", "right")[column]) if w]
-    return f"at the {' '.join(words)}" if words else "in the middle"
+    """Return the name of a place on the 3 x 3 grid."""
+    vertical = ("top", "", "bottom")[row]
+    horizontal = ("left", "", "right")[column]
+    words = f"{vertical} {horizontal}".strip()
+    return f"at the {words}" if words else "in the middle"
 
 
 def is_place_clear(thing: Thing) -> bool:
-    """Whether a thing's centre is not on the boundary of two places."""
+    """Return whether a thing's centre is clearly inside one of the nine places."""
     return all(abs(v - SIDE * k / 3) > _CLEAR for v in (thing.x, thing.y) for k in (1, 2))
 
 
 def phrase(thing: Thing) -> str:
-    """ "a red circle", "an orange circle"."""
+    """Name a thing: "a red circle", "an orange circle"."""
     return with_article(f"{thing.colour} {thing.shape}")
 
 
 def with_article(noun: str) -> str:
-    """A noun with "a" or "an"."""
+    """Put "a" or "an" before a noun."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def counted(n: int, noun: str) -> str:
-    """ "a star", "two stars"."""
+    """Put a number before a noun: "a star", "two stars"."""
     return with_article(noun) if n == 1 else f"{NUMBERS[n]} {noun}s"
 
 
 def listed(phrases: Sequence[str]) -> str:
-    """ "a, b and c"."""
+    """Join phrases: "a, b and c"."""
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
+def _any(random: np.random.Generator, options: Sequence[str]) -> str:
+    """Pick one option."""
+    return options[int(random.integers(len(options)))]
+
+
+# Captions
+
+
 def caption(scene: Scene, random: np.random.Generator) -> str:
-    """Words to draw a scene from, in varied wording: all its things, mostly with shape and colour, else with one of the
-    two, and sometimes where they are."""
+    """Word a prompt for a scene.
+
+    It names all things, mostly by shape and colour, else by one of the two, and sometimes their
+    places or how they lie to each other.
+    """
     things = list(scene.things)
     if not things:
         return _any(random, ("nothing", "an empty picture", "a plain picture"))
-    said = str(random.choice(list(_SAID), p=list(_SAID.values())))
+    detail = str(random.choice(list(_DETAILS), p=list(_DETAILS.values())))
     if len(things) == 1:
-        text = with_article(_noun(things[0], said))
-        if random.random() < 0.2 and is_place_clear(things[0]):
-            text += f" {place(things[0])}"
-    elif len(things) == 2 and random.random() < 0.25 and all(map(is_place_clear, things)):
-        random.shuffle(things)
-        text = listed([f"{with_article(_noun(thing, said))} {place(thing)}" for thing in things])
-    elif len(things) == 2 and random.random() < 0.55 and (relation(things[0], things[1])):
-        text = _related(things, said, random)
+        text = _name_one(things[0], detail, random)
+    elif len(things) == 2:
+        text = _name_two(things, detail, random)
     else:
-        groups = Counter(_noun(t, said) for t in things)
-        nouns = list(groups)
-        random.shuffle(nouns)
-        text = listed([counted(groups[noun], noun) for noun in nouns])
+        text = _count_alike(things, detail, random)
     return _prefixed(text, random)
 
 
-def _noun(thing: Thing, said: str) -> str:
-    """ "red circle", "circle" or "red shape"."""
-    return {"both": f"{thing.colour} {thing.shape}", "shape": thing.shape, "colour": f"{thing.colour} shape"}[said]
+def _name_one(thing: Thing, detail: str, random: np.random.Generator) -> str:
+    """Name a thing, sometimes with its place."""
+    text = with_article(_noun(thing, detail))
+    if random.random() < 0.2 and is_place_clear(thing):
+        text += f" {place(thing)}"
+    return text
 
 
-def _related(things: Sequence[Thing], said: str, random: np.random.Generator) -> str:
-    a, b = (things[0], things[1]) if random.random() < 0.5 else (things[1], things[0])
-    how = relation(a, b)
+def _name_two(things: list[Thing], detail: str, random: np.random.Generator) -> str:
+    """Name two things: with their places, how they lie to each other, or neither."""
+    if random.random() < 0.25 and all(map(is_place_clear, things)):
+        random.shuffle(things)
+        return listed([f"{with_article(_noun(thing, detail))} {place(thing)}" for thing in things])
+    if random.random() < 0.55 and relation(things[0], things[1]):
+        return _relate(things, detail, random)
+    return _count_alike(things, detail, random)
+
+
+def _relate(things: Sequence[Thing], detail: str, random: np.random.Generator) -> str:
+    """Say how one of two things lies to the other."""
+    first, second = things if random.random() < 0.5 else reversed(things)
+    how = relation(first, second)
     assert how is not None
-    first, second = (with_article(_noun(thing, said)) for thing in (a, b))
-    return f"{first} {_any(random, _WORDINGS[how])} {second}"
+    subject = with_article(_noun(first, detail))
+    landmark = with_article(_noun(second, detail))
+    return f"{subject} {_any(random, _WORDINGS[how])} {landmark}"
+
+
+def _count_alike(things: Sequence[Thing], detail: str, random: np.random.Generator) -> str:
+    """List things, equal ones together: "two red circles and a blue star"."""
+    counts = Counter(_noun(thing, detail) for thing in things)
+    nouns = list(counts)
+    random.shuffle(nouns)
+    return listed([counted(counts[noun], noun) for noun in nouns])
+
+
+def _noun(thing: Thing, detail: str) -> str:
+    """Name a thing without article: "red circle", "circle" or "red shape"."""
+    nouns = {"both": f"{thing.colour} {thing.shape}", "shape": thing.shape, "colour": f"{thing.colour} shape"}
+    return nouns[detail]
 
 
 def _prefixed(text: str, random: np.random.Generator) -> str:
+    """Put a random opening before a caption, in agreement with its number."""
     prefix = _any(random, _PREFIXES)
     if prefix == "one ":
         return text if not text.startswith(("a ", "an ")) else f"one {text.split(' ', 1)[1]}"
@@ -124,57 +177,90 @@ def _prefixed(text: str, random: np.random.Generator) -> str:
 
 
 def describe(scene: Scene) -> str:
-    """The answer to "Describe the picture.": things in reading order with their places."""
+    """Answer "Describe the picture.": list the things in reading order with their places."""
     if not scene.things:
         return "nothing"
-    return listed([f"{phrase(t)} {place(t)}" for t in scene.things])
+    return listed([f"{phrase(thing)} {place(thing)}" for thing in scene.things])
 
 
-def _any(random: np.random.Generator, options: Sequence[str]) -> str:
-    return options[int(random.integers(len(options)))]
-
-
-# Questions: each maker gives one about a scene, or None where the scene allows none.
+# Questions: a maker returns a question about a scene, or None if the scene allows none of its kind.
 
 _Maker = Callable[[Scene, np.random.Generator], Question | None]
 
 
 def ask_existence(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Whether a shape, a colour or both are there; as often yes as no, most noes differing in one of the two.
+    """Ask whether a shape, a colour or both exist; "yes" and "no" are equally likely.
 
-    A pair that is held out is never asked for where it is absent: training would learn that it is nowhere.
+    Most absent pairs differ from a present one only in shape or only in colour. A held-out pair is
+    never asked for where it is absent: training would teach that it does not exist.
     """
     level = _any(random, ("both", "both", "both", "shape", "colour"))
     yes = bool(random.random() < 0.5)
-    names = {t.name for t in scene.things}
-    candidates = [(s, c) for s in SHAPES for c in COLOURS if (s, c) not in HELD_OUT]
-    if level == "both":
-        wanted = sorted(names) if yes else [n for n in candidates if n not in names]
-        near = [n for n in wanted if any((n[0] == s) != (n[1] == c) for s, c in names)]
-        if not yes and near and random.random() < 0.6:
-            wanted = near
-    elif level == "shape":
-        shown = {s for s, _ in names}
-        wanted = [(s, "") for s in SHAPES if (s in shown) == yes]
+    present = {thing.name for thing in scene.things}
+    if level == "shape":
+        candidates = _shapes_to_ask(present, yes=yes)
+    elif level == "colour":
+        candidates = _colours_to_ask(present, yes=yes)
+    elif yes:
+        candidates = sorted(present)
     else:
-        shown = {c for _, c in names}
-        wanted = [("", c) for c in COLOURS if (c in shown) == yes]
-    if not wanted:
+        candidates = _absent_pairs_to_ask(present, random)
+    if not candidates:
         return None
-    shape, colour = wanted[int(random.integers(len(wanted)))]
+    shape, colour = candidates[int(random.integers(len(candidates)))]
     return existence_question(shape, colour, yes=yes, opening=_any(random, ("Is there", "Is there", "Do you see")))
 
 
+def _shapes_to_ask(present: Collection[Name], *, yes: bool) -> list[Name]:
+    """List the present or the absent shapes, of any colour."""
+    shown = {shape for shape, _ in present}
+    return [(shape, "") for shape in SHAPES if (shape in shown) == yes]
+
+
+def _colours_to_ask(present: Collection[Name], *, yes: bool) -> list[Name]:
+    """List the present or the absent colours, of any shape."""
+    shown = {colour for _, colour in present}
+    return [("", colour) for colour in COLOURS if (colour in shown) == yes]
+
+
+def _absent_pairs_to_ask(present: Collection[Name], random: np.random.Generator) -> list[Name]:
+    """List absent pairs that are not held out, often only the near misses."""
+    absent = [name for name in absent_names(present) if name not in HELD_OUT]
+    near = near_misses(absent, present)
+    return near if near and random.random() < 0.6 else absent
+
+
+def absent_names(present: Collection[Name]) -> list[Name]:
+    """List all pairs of shape and colour except the present ones."""
+    return [name for name in product(SHAPES, COLOURS) if name not in present]
+
+
+def near_misses(names: Iterable[Name], present: Collection[Name]) -> list[Name]:
+    """Select the names that share exactly one of shape and colour with a present name."""
+
+    def is_near(name: Name) -> bool:
+        return any((name[0] == shape) != (name[1] == colour) for shape, colour in present)
+
+    return [name for name in names if is_near(name)]
+
+
 def existence_question(shape: str, colour: str, *, yes: bool, opening: str = "Is there") -> Question:
-    """ "Is there a red circle?"; an empty shape asks for any shape of the colour, an empty colour for any colour."""
+    """Word a question like "Is there a red circle?".
+
+    Args:
+        shape: "" for any shape.
+        colour: "" for any colour.
+        yes: whether the answer is "yes".
+        opening: the first words.
+    """
     noun = f"{colour} {shape or 'shape'}".strip()
     return Question(f"{opening} {with_article(noun)}?", "yes" if yes else "no", "existence")
 
 
 def ask_colour(scene: Scene, random: np.random.Generator) -> Question | None:
-    """The colour of a shape that is there once."""
-    shapes = Counter(t.shape for t in scene.things)
-    once = [t for t in scene.things if shapes[t.shape] == 1]
+    """Ask for the colour of a shape that occurs once."""
+    counts = Counter(thing.shape for thing in scene.things)
+    once = [thing for thing in scene.things if counts[thing.shape] == 1]
     if not once:
         return None
     thing = once[int(random.integers(len(once)))]
@@ -184,9 +270,9 @@ def ask_colour(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
-    """The shape of what alone has a colour."""
-    colours = Counter(t.colour for t in scene.things)
-    once = [t for t in scene.things if colours[t.colour] == 1]
+    """Ask for the shape of a colour that occurs once."""
+    counts = Counter(thing.colour for thing in scene.things)
+    once = [thing for thing in scene.things if counts[thing.colour] == 1]
     if not once:
         return None
     thing = once[int(random.integers(len(once)))]
@@ -195,11 +281,11 @@ def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
-    """How many things, of one shape or of one colour."""
+    """Ask for the number of things, of all or of one shape or colour, which is present in most cases."""
     level = _any(random, ("all", "shape", "shape", "colour"))
     if level == "all":
         return Question("How many shapes are there?", NUMBERS[len(scene.things)], "number")
-    present = [t.shape if level == "shape" else t.colour for t in scene.things]
+    present = [thing.shape if level == "shape" else thing.colour for thing in scene.things]
     options: Sequence[str] = SHAPES if level == "shape" else tuple(COLOURS)
     choice = _any(random, present) if present and random.random() < 0.8 else _any(random, options)
     noun = f"{choice}s" if level == "shape" else f"{choice} shapes"
@@ -207,9 +293,8 @@ def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Where a thing is, one of nine places; only what is there once and not on a boundary."""
-    names = Counter(t.name for t in scene.things)
-    clear = [t for t in scene.things if names[t.name] == 1 and is_place_clear(t)]
+    """Ask in which of the nine places a thing is that occurs once and has a clear place."""
+    clear = [thing for thing in _unique_things(scene) if is_place_clear(thing)]
     if not clear:
         return None
     thing = clear[int(random.integers(len(clear)))]
@@ -217,30 +302,33 @@ def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Whether one thing is left of, right of, above or below another; as often yes as no."""
-    names = Counter(t.name for t in scene.things)
-    pairs = [(a, b) for a in scene.things for b in scene.things if a is not b and names[a.name] == names[b.name] == 1]
-    pairs = [(a, b) for a, b in pairs if relation(a, b)]
-    if not pairs:
+    """Ask whether one thing is left of, right of, above or below another; yes and no are equally likely."""
+    related = [(a, b, how) for a, b in permutations(_unique_things(scene), 2) if (how := relation(a, b))]
+    if not related:
         return None
-    a, b = pairs[int(random.integers(len(pairs)))]
-    true = relation(a, b)
-    assert true is not None
+    a, b, true = related[int(random.integers(len(related)))]
     opposite = RELATIONS[RELATIONS.index(true) ^ 1]
     yes = bool(random.random() < 0.5)
-    how = _any(random, _WORDINGS[true if yes else opposite])
-    text = f"Is the {a.colour} {a.shape} {how} the {b.colour} {b.shape}?"
+    wording = _any(random, _WORDINGS[true if yes else opposite])
+    text = f"Is the {a.colour} {a.shape} {wording} the {b.colour} {b.shape}?"
     return Question(text, "yes" if yes else "no", "position")
 
 
+def _unique_things(scene: Scene) -> list[Thing]:
+    """List the things whose shape and colour together occur once."""
+    counts = Counter(thing.name for thing in scene.things)
+    return [thing for thing in scene.things if counts[thing.name] == 1]
+
+
 def ask_content(scene: Scene, random: np.random.Generator) -> Question | None:
-    """What is at a place where one thing is, or which colour or shape it has."""
-    places = Counter(place(t) for t in scene.things)
-    alone = [t for t in scene.things if places[place(t)] == 1]
+    """Ask for the thing, the colour or the shape at a place that holds one thing."""
+    counts = Counter(place(thing) for thing in scene.things)
+    alone = [thing for thing in scene.things if counts[place(thing)] == 1]
     if not alone or not all(map(is_place_clear, scene.things)):
         return None
     thing = alone[int(random.integers(len(alone)))]
-    where, word = place(thing), _any(random, ("color", "colour"))
+    where = place(thing)
+    word = _any(random, ("color", "colour"))
     forms = (
         (f"What {word} is the shape {where}?", thing.colour),
         (f"What shape is {where}?", thing.shape),
@@ -251,7 +339,7 @@ def ask_content(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def ask_description(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Everything, in reading order, where no thing is on a boundary of places."""
+    """Ask for all things in reading order, if each has a clear place."""
     if not all(map(is_place_clear, scene.things)):
         return None
     forms = ("Describe the picture.", "What is in the picture?", "What do you see?")
@@ -271,31 +359,37 @@ LOOKUPS = {
     "existence": 0.08, "colour": 0.22, "shape": 0.22, "number": 0.05, "position": 0.14, "content": 0.15,
     "description": 0.14,
 }  # fmt: skip
-"""Shares to begin with: most answers are found by looking for one thing."""
+"""Shares of questions to begin training with: most are answered by finding one thing."""
 SHARES = {
     "existence": 0.27, "colour": 0.16, "shape": 0.12, "number": 0.14, "position": 0.22, "content": 0.06,
     "description": 0.03,
 }  # fmt: skip
-"""Shares of questions. Descriptions are few: they are long, and would be most of what is learnt."""
+"""Shares of questions. Descriptions are few, because long answers would dominate the loss."""
 
 PLACES = {
     "existence": 0.14, "colour": 0.08, "shape": 0.08, "number": 0.2, "position": 0.46, "content": 0.02,
     "description": 0.02,
 }  # fmt: skip
-"""Shares to end with: what takes longest to learn."""
+"""Shares of questions to end training with: those that take longest to learn."""
 
 
 def question(
     scene: Scene, random: np.random.Generator, about: str | None = None, *, shares: Mapping[str, float] = SHARES
 ) -> Question:
-    """A question about a scene, of the kind named by ``about`` or of any, in the given shares.
+    """Ask a question about a scene.
+
+    Args:
+        scene: the scene.
+        random: source of all randomness.
+        about: the topic, a key of ``MAKERS``; None for a random one.
+        shares: share of each topic if ``about`` is None.
 
     Raises:
-        ValueError: the scene allows no question of that kind (an empty one has no colour to ask for).
+        ValueError: the scene allows no question about the topic (an empty scene has no colours).
     """
     for _ in range(20):
-        kind = about or str(random.choice(list(shares), p=list(shares.values())))
-        makers = MAKERS[kind]
+        topic = about or str(random.choice(list(shares), p=list(shares.values())))
+        makers = MAKERS[topic]
         made = makers[int(random.integers(len(makers)))](scene, random)
         if made is not None:
             return made

@@ -1,7 +1,8 @@
-"""A world of coloured shapes on plain backgrounds: scenes, and their pictures.
+"""A world of coloured shapes on plain backgrounds: scenes and their images.
 
-A scene is 0 to 4 shapes that do not touch. Some combinations are held out: ``HELD_OUT`` pairs of shape and colour, and
-about one in ten pairs of things that may stand together. Training scenes contain neither, test scenes one of them.
+A scene is 0 to 4 things that do not touch; a thing is a shape with a colour. Some combinations are
+held out of training: the pairs of shape and colour in ``HELD_OUT``, and about one in ten pairs of
+things in one scene. Training scenes contain neither; test scenes contain one of them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIDE = 64  # pixels
-SMALLEST, LARGEST = SIDE // 8, SIDE // 2  # pixels across a shape
+SIDE = 64  # pixels per side of an image
+SMALLEST = SIDE // 8  # pixels across a shape
+LARGEST = SIDE // 2
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = {
     "red": (214, 40, 40),
@@ -34,52 +36,53 @@ Kind = Literal["single", "two", "same", "several", "empty"]
 Split = Literal["train", "pairs", "scenes", "any"]
 KINDS: dict[Kind, float] = {"single": 0.22, "two": 0.32, "same": 0.22, "several": 0.2, "empty": 0.04}
 PAIRED: dict[Kind, float] = {"single": 0.16, "two": 0.46, "same": 0.26, "several": 0.09, "empty": 0.03}
-BUSY: tuple[Kind, ...] = ("several", "several", "same", "two", "single")  # as often each: more to learn in a picture
+BUSY: tuple[Kind, ...] = ("several", "several", "same", "two", "single")  # equally likely; fuller images teach more
 
-_GAP = 3.0  # pixels between the circles around two shapes
-_EDGE = 1.0  # pixels between a shape and the edge
-_TURNED = 0.1  # share of squares, triangles and stars that do not stand upright
-_FINE = 4  # samples a pixel and axis: edges are antialiased
-_INNER = 0.45  # inner over outer radius of a star
-_MOST = {0: 0, 1: LARGEST, 2: 28, 3: 22, 4: 18}  # largest shape by number of shapes, so that they find room
+_GAP = 3.0  # pixels at least between the circumscribed circles of two things
+_EDGE = 1.0  # pixels at least between a thing and the edge
+_TILTED = 0.1  # share of squares, triangles and stars that are not upright
+_SAMPLES = 4  # samples per pixel and axis, for antialiased edges
+_INNER = 0.45  # inner radius of a star, as a share of the outer
+_MOST = {0: 0, 1: LARGEST, 2: 28, 3: 22, 4: 18}  # pixels, largest size by number of things, so that they fit
+_TRIES = 30  # places tried for a thing before the scene is given up
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape. Places and sizes in pixels, x to the right and y down from the top left corner."""
+    """A shape with a colour. Places and sizes are in pixels; x grows to the right, y down from the top left."""
 
     shape: str
     colour: str
-    size: float  # a circle's and a star's diameter, a square's and a triangle's side
+    size: float  # diameter of a circle or star, side of a square or triangle
     x: float  # of the centre
     y: float
-    angle: float = 0.0  # degrees
+    angle: float = 0.0  # degrees, clockwise
     rgb: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def name(self) -> tuple[str, str]:
+        """Shape and colour."""
         return self.shape, self.colour
 
     @property
     def radius(self) -> float:
-        """Of the circle around the shape."""
-        return (
-            self.size * {"circle": 0.5, "star": 0.5, "square": math.sqrt(0.5), "triangle": 1 / math.sqrt(3)}[self.shape]
-        )
+        """Radius of the circumscribed circle."""
+        per_size = {"circle": 0.5, "star": 0.5, "square": math.sqrt(0.5), "triangle": 1 / math.sqrt(3)}
+        return self.size * per_size[self.shape]
 
     def outline(self) -> list[tuple[float, float]]:
-        """Corners, in pixels; a circle has none."""
+        """Return the corners, as x and y in pixels; a circle has none."""
         corners = {"circle": 0, "square": 4, "triangle": 3, "star": 10}[self.shape]
         start = -45.0 if self.shape == "square" else -90.0
         points = []
         for i in range(corners):
-            turn = math.radians(start + self.angle + 360 * i / corners)
+            direction = math.radians(start + self.angle + 360 * i / corners)
             radius = self.radius * (_INNER if self.shape == "star" and i % 2 else 1.0)
-            points.append((self.x + radius * math.cos(turn), self.y + radius * math.sin(turn)))
+            points.append((self.x + radius * math.cos(direction), self.y + radius * math.sin(direction)))
         return points
 
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom."""
+        """Return the bounding box: left, top, right, bottom."""
         if self.shape == "circle":
             r = self.radius
             return self.x - r, self.y - r, self.x + r, self.y + r
@@ -89,34 +92,38 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Shapes from the top left to the bottom right (by rows of a third of the side), and the background."""
+    """Things in reading order, and the background's colour."""
 
     things: tuple[Thing, ...]
     background: tuple[int, int, int] = (255, 255, 255)
 
 
 def reading_order(things: Sequence[Thing]) -> tuple[Thing, ...]:
-    """Top row first, and from left to right in a row."""
+    """Sort things by rows, each a third of the side high, and from left to right in a row."""
     return tuple(sorted(things, key=lambda t: (int(3 * t.y / SIDE), t.x)))
 
 
 def is_held_out_pair(thing: Thing) -> bool:
-    """Whether training never shows this shape in this colour."""
+    """Return whether this shape in this colour is held out of training."""
     return thing.name in HELD_OUT
 
 
 def is_held_out_scene(things: Sequence[Thing]) -> bool:
-    """Whether training never shows two of these things together."""
-    return any(_meets(*sorted((a.name, b.name))) for a, b in combinations(things, 2))
+    """Return whether any two of these things together are held out of training."""
+    return any(_is_held_out_together(*sorted((a.name, b.name))) for a, b in combinations(things, 2))
 
 
-def _meets(a: tuple[str, str], b: tuple[str, str]) -> bool:
+def _is_held_out_together(a: tuple[str, str], b: tuple[str, str]) -> bool:
+    """Return whether two names, in sorted order, are among the tenth that is held out."""
     return a != b and zlib.crc32(f"{a} {b}".encode()) % 10 == 0
 
 
 def belongs(things: Sequence[Thing], split: Split) -> bool:
-    """Whether a scene is of a split: "train" has nothing held out, "pairs" a held-out pair of shape and colour,
-    "scenes" only known pairs but two that never stand together."""
+    """Return whether a scene belongs to a split.
+
+    "train" has nothing held out; "pairs" has a held-out pair of shape and colour; "scenes" has only
+    known pairs, but two things that are held out together; "any" is every scene.
+    """
     pair = any(map(is_held_out_pair, things))
     scene = is_held_out_scene(things)
     return {"train": not pair and not scene, "pairs": pair, "scenes": scene and not pair, "any": True}[split]
@@ -129,13 +136,14 @@ def sample_scene(
     *,
     kinds: Mapping[Kind, float] = KINDS,
 ) -> Scene:
-    """A random scene of a split.
+    """Sample a scene of a split.
 
     Args:
-        random: all chance comes from here.
-        kind: "single", "two", "same" (2 to 4 of one shape), "several" (3 or 4) or "empty"; None: any.
+        random: source of all randomness.
+        kind: "single", "two", "same" (2 to 4 of one shape), "several" (3 or 4) or "empty"; None for a
+            random one.
         split: see ``belongs``.
-        kinds: where ``kind`` is None, how often each is taken; they sum to 1.
+        kinds: share of each kind if ``kind`` is None; they sum to 1.
     """
     while True:
         chosen = kind or str(random.choice(list(kinds), p=list(kinds.values())))
@@ -146,12 +154,15 @@ def sample_scene(
 
 
 def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str]]:
+    """Sample the shapes and colours of a scene."""
+
     def any_of(options: Sequence[str]) -> str:
         return options[int(random.integers(len(options)))]
 
     colours = tuple(COLOURS)
     if kind == "same":
-        shape, n = any_of(SHAPES), int(random.integers(2, 5))
+        shape = any_of(SHAPES)
+        n = int(random.integers(2, 5))
         one = any_of(colours) if random.random() < 0.6 else None
         return [(shape, one or any_of(colours)) for _ in range(n)]
     n = {"empty": 0, "single": 1, "two": 2}.get(kind, 3 + int(random.random() < 0.4))
@@ -159,12 +170,12 @@ def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str
 
 
 def _place(random: np.random.Generator, names: Sequence[tuple[str, str]]) -> list[Thing] | None:
-    """Things that do not touch, or None if none were found."""
+    """Place things so that they do not touch; None if no place was found for one of them."""
     things: list[Thing] = []
     most = _MOST[len(names)]
     for shape, colour in names:
-        size = SMALLEST + (most - SMALLEST) * math.sqrt(random.random())  # more of the large ones
-        for _ in range(30):
+        size = SMALLEST + (most - SMALLEST) * math.sqrt(random.random())  # large ones are likelier
+        for _ in range(_TRIES):
             thing = _sample_thing(random, shape, colour, size)
             left, top, right, bottom = thing.box()
             inside = min(left, top) >= _EDGE and max(right, bottom) <= SIDE - _EDGE
@@ -179,37 +190,39 @@ def _place(random: np.random.Generator, names: Sequence[tuple[str, str]]) -> lis
 
 
 def _sample_thing(random: np.random.Generator, shape: str, colour: str, size: float) -> Thing:
+    """Sample the place, angle and shade of a thing; it may still overlap the edge or others."""
     x, y = (random.uniform(size / 2 + _EDGE, SIDE - size / 2 - _EDGE) for _ in range(2))
-    turned = shape != "circle" and random.random() < _TURNED
-    angle = float(random.uniform(-30, 30)) if turned else 0.0
+    tilted = shape != "circle" and random.random() < _TILTED
+    angle = float(random.uniform(-30, 30)) if tilted else 0.0
     return Thing(shape, colour, size, x, y, angle, _shade(random, COLOURS[colour]))
 
 
 def _shade(random: np.random.Generator, rgb: tuple[int, int, int], off: float = 6.0) -> tuple[int, int, int]:
-    """A little lighter or darker, and each channel off by up to ``off``."""
+    """Vary a colour: a little lighter or darker, and each channel by up to ``off``."""
     values = np.array(rgb) * random.uniform(0.93, 1.04) + random.uniform(-off, off, 3)
     red, green, blue = (int(v) for v in values.clip(0, 255).round())
     return red, green, blue
 
 
 def _background(random: np.random.Generator) -> tuple[int, int, int]:
+    """Sample the background's colour; white stays exactly white."""
     name = str(random.choice(list(BACKGROUNDS), p=[0.64, 0.12, 0.12, 0.12]))
     return BACKGROUNDS[name] if name == "white" else _shade(random, BACKGROUNDS[name], 0.0)
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture of a scene: RGB, ``SIDE`` x ``SIDE``, antialiased."""
-    canvas = Image.new("RGB", (SIDE * _FINE,) * 2, scene.background)
+    """Render a scene: RGB, ``SIDE`` x ``SIDE``, antialiased."""
+    canvas = Image.new("RGB", (SIDE * _SAMPLES,) * 2, scene.background)
     draw = ImageDraw.Draw(canvas)
     for thing in scene.things:
         if thing.shape == "circle":
-            left, top, right, bottom = (_FINE * v for v in thing.box())
+            left, top, right, bottom = (_SAMPLES * v for v in thing.box())
             draw.ellipse((left, top, right - 1, bottom - 1), fill=thing.rgb)
         else:
-            draw.polygon([(_FINE * x - 0.5, _FINE * y - 0.5) for x, y in thing.outline()], fill=thing.rgb)
-    return canvas.reduce(_FINE)
+            draw.polygon([(_SAMPLES * x - 0.5, _SAMPLES * y - 0.5) for x, y in thing.outline()], fill=thing.rgb)
+    return canvas.reduce(_SAMPLES)
 
 
 def pixels(scene: Scene) -> np.ndarray:
-    """The picture as the networks take it: (SIDE, SIDE, 3) float32 in [-1, 1]."""
+    """Render a scene for the networks: (SIDE, SIDE, 3) float32 in [-1, 1]."""
     return np.asarray(render(scene), dtype=np.float32) / 127.5 - 1.0

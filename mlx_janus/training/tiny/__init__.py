@@ -1,1 +1,1 @@
-"""The recipe of Janus-Tiny, stage by stage."""
+"""The recipe of Janus-Tiny, one file per stage or part."""

@@ -1,11 +1,12 @@
-"""What a model is asked while it learns, besides the next token, by linear heads that are dropped afterwards.
+"""Linear heads that give the language model more to learn than the next token; training discards them.
 
-**Drawing**: what it has begun, and what is to come. A picture's tokens come row by row, and a thing takes several rows.
-Which of the things in the caption a row belongs to, and which of them have been drawn already, is nothing that the
-cross-entropy of tokens says directly. A synthetic world knows it of every token.
+**Tracking**, while drawing: what the model has begun to draw, and what remains. Image tokens come row
+by row, and a thing spans several rows. To which of the caption's things a row belongs, and which of
+them are drawn already, the cross-entropy of tokens never says directly. A synthetic world knows it
+for every token.
 
-**Answering**: where a thing is that was just named. Whether one thing is left of another takes three finds, and a yes
-or a no teaches none of them by itself.
+**Placing**, while answering: where a thing is that was just named. Whether one thing is left of
+another takes three look-ups, and a yes or a no does not teach any of them by itself.
 """
 
 from __future__ import annotations
@@ -17,70 +18,91 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from ...models.janus import JanusModel
 from ...worlds import shapes
 from .encoder import COLOUR_LABELS, SHAPE_LABELS, patch_labels
 
 _MOST = 4  # things in a scene
-MARKS = _MOST * (len(shapes.SHAPES) + len(shapes.COLOURS))  # of a set of things
-_OWNER = len(SHAPE_LABELS), len(COLOUR_LABELS)
-_OF_MARKS = 3.0  # weight in the loss: most marks are off, and their mean is small
-_ROUND = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+COUNT_BITS = _MOST * (len(shapes.SHAPES) + len(shapes.COLOURS))  # length of ``encode_counts``
+_OWNER_LOGITS = len(SHAPE_LABELS) + len(COLOUR_LABELS)  # of the thing at a position
+_COUNTS_WEIGHT = 3.0  # weight in the loss: most bits are 0, so their mean is small
+_ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)  # radians, samples of a circle
 
 
 class TrackingHead(nn.Module):
-    """Linear, from hidden states: the shape and colour at the last position and at the next, and two sets of marks."""
+    """Linear head over hidden states: shape and colour at this position and the last, and two counts."""
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.out = nn.Linear(hidden, 2 * sum(_OWNER) + 2 * MARKS)
+        self.out = nn.Linear(hidden, 2 * _OWNER_LOGITS + 2 * COUNT_BITS)
 
     def loss(self, hidden: mx.array, owners: mx.array, begun: mx.array, ahead: mx.array) -> mx.array:
-        """Mean over positions.
+        """Return the mean loss over positions.
 
         Args:
-            hidden: (B, n, hidden), from which token ``k`` is predicted.
-            owners: (B, n, 2) the numbers of shape and colour at position ``k``.
-            begun: (B, n, ``MARKS``) of the things begun before it.
-            ahead: (B, n, ``MARKS``) of the others.
+            hidden: (B, n, hidden), where state ``k`` predicts token ``k``.
+            owners: (B, n, 2) labels of the shape and the colour at position ``k``.
+            begun: (B, n, ``COUNT_BITS``) counts of the things begun before it.
+            ahead: (B, n, ``COUNT_BITS``) counts of the other things.
         """
-        out = self.out(hidden)
-        now, before, marks = mx.split(out, [sum(_OWNER), 2 * sum(_OWNER)], axis=-1)
+        here, before, counts = mx.split(self.out(hidden), [_OWNER_LOGITS, 2 * _OWNER_LOGITS], axis=-1)
         previous = mx.pad(owners[:, :-1], [(0, 0), (1, 0), (0, 0)])
-        named = mx.zeros(())
-        for logits, owner in ((now, owners), (before, previous)):
-            for part, label in zip(mx.split(logits, _OWNER[:1], axis=-1), (owner[..., 0], owner[..., 1]), strict=True):
-                named = named + nn.losses.cross_entropy(part, label).mean()
-        marked = nn.losses.binary_cross_entropy(marks, mx.concatenate([begun, ahead], axis=-1)).mean()
-        return named + _OF_MARKS * marked
+        owner_loss = mx.zeros(())
+        for logits, labels in ((here, owners), (before, previous)):
+            shape, colour = mx.split(logits, [len(SHAPE_LABELS)], axis=-1)
+            owner_loss = owner_loss + nn.losses.cross_entropy(shape, labels[..., 0]).mean()
+            owner_loss = owner_loss + nn.losses.cross_entropy(colour, labels[..., 1]).mean()
+        count_loss = nn.losses.binary_cross_entropy(counts, mx.concatenate([begun, ahead], axis=-1))
+        return owner_loss + _COUNTS_WEIGHT * count_loss
 
 
 class PlacingHead(nn.Module):
-    """Linear, from what an inner layer says where a thing has been named: where in the picture its centre is."""
+    """Linear head over a middle layer where a thing is named: the place of its centre in the image."""
 
     def __init__(self, hidden: int):
         super().__init__()
         self.norm = nn.RMSNorm(hidden)
         self.out = nn.Linear(hidden, 2)
 
-    def loss(self, inner: mx.array, places: mx.array) -> mx.array:
-        """Mean over the names.
+    def loss(self, middle: mx.array, places: mx.array) -> mx.array:
+        """Return the mean loss over the names.
 
         Args:
-            inner: (B, L, hidden).
-            places: (B, L, 3) as ``name_places`` gives them.
+            middle: (B, L, hidden), the middle layer's output.
+            places: (B, L, 3) from ``placing_targets``.
         """
-        off = nn.losses.smooth_l1_loss(self.out(self.norm(inner)), places[..., :2], reduction="none").sum(-1)
-        return (off * places[..., 2]).sum() / mx.maximum(places[..., 2].sum(), 1)
+        errors = nn.losses.smooth_l1_loss(self.out(self.norm(middle)), places[..., :2], reduction="none").sum(-1)
+        return (errors * places[..., 2]).sum() / mx.maximum(places[..., 2].sum(), 1)
 
 
-def name_places(ids: np.ndarray, scene: shapes.Scene, words: Mapping[str, int]) -> np.ndarray:
-    """(L,) ids -> (L, 3): where a shape's word follows a colour's and there is one such thing, its place across and
-    down, from -2 at the left and the top to 2, and 1; zeros elsewhere.
+class JanusWithHeads(nn.Module):
+    """A Janus model and the auxiliary heads that are trained with it; the model never holds the heads."""
+
+    def __init__(self, janus: JanusModel):
+        super().__init__()
+        self.janus = janus
+        self.tracking_head: TrackingHead | None = None
+        self.placing_head: PlacingHead | None = None
+
+    def add_heads(self, *, tracking: bool, placing: bool) -> None:
+        """Create the wanted heads that do not exist yet; existing ones are kept."""
+        hidden = self.janus.config.language.hidden_size
+        if tracking and self.tracking_head is None:
+            self.tracking_head = TrackingHead(hidden)
+        if placing and self.placing_head is None:
+            self.placing_head = PlacingHead(hidden)
+
+
+def placing_targets(ids: np.ndarray, scene: shapes.Scene, words: Mapping[str, int]) -> np.ndarray:
+    """Find where a conversation names a thing: (L,) ids -> (L, 3) for ``PlacingHead``.
+
+    A row is x, y and 1 at a shape's word that follows a colour's word, if the scene has exactly one
+    such thing; else zeros. Places range from -2 at the left and the top to 2.
 
     Args:
-        ids: of a conversation.
-        scene: what is in its picture.
-        words: the id of each colour's and each shape's word.
+        ids: a conversation.
+        scene: the scene in its image.
+        words: token id of each colour's and each shape's word.
     """
     places = np.zeros((len(ids), 3), np.float32)
     counts = Counter(thing.name for thing in scene.things)
@@ -91,41 +113,40 @@ def name_places(ids: np.ndarray, scene: shapes.Scene, words: Mapping[str, int]) 
     return places
 
 
-def drop_heads(model: nn.Module) -> None:
-    """Take off what is of training alone."""
-    for name in ("tracking_head", "placing_head"):
-        model.pop(name, None)
-
-
-def track(scene: shapes.Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What ``TrackingHead`` learns of a scene: owners (n, 2), begun and ahead (n, ``MARKS``), for n = grid * grid."""
+def tracking_targets(scene: shapes.Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return owners (n, 2), begun and ahead (n, ``COUNT_BITS``) for ``TrackingHead``; n = grid * grid."""
     owners = patch_labels(scene, grid)[:2].T.astype(np.int32)
     things = sorted(scene.things, key=lambda thing: first_token(thing, grid))
     starts = np.array([first_token(thing, grid) for thing in things])
-    upto = [marks(things[:n]) for n in range(len(things) + 1)]
-    after = [marks(things[n:]) for n in range(len(things) + 1)]
-    counts = (starts[None] < np.arange(grid * grid)[:, None]).sum(1).astype(int)
-    return owners, np.stack([upto[n] for n in counts]), np.stack([after[n] for n in counts])
+    begun = np.stack([encode_counts(things[:n]) for n in range(len(things) + 1)])
+    ahead = np.stack([encode_counts(things[n:]) for n in range(len(things) + 1)])
+    number_begun = (starts[None] < np.arange(grid * grid)[:, None]).sum(1).astype(int)  # (n,)
+    return owners, begun[number_begun], ahead[number_begun]
 
 
 def first_token(thing: shapes.Thing, grid: int) -> int:
-    """The first position, row by row, whose patch shows some of a thing."""
-    corners = np.array(thing.outline())
-    if not len(corners):
-        outline = np.stack([thing.x + thing.radius * np.cos(_ROUND), thing.y + thing.radius * np.sin(_ROUND)], axis=1)
-    else:
-        along = np.linspace(0, 1, 16, endpoint=False)[:, None, None]
-        outline = (corners * (1 - along) + np.roll(corners, -1, axis=0) * along).reshape(-1, 2)
+    """Return the first position, row by row, whose patch shows part of a thing."""
+    outline = _outline_points(thing)
     size = shapes.SIDE / grid
     row = int(outline[:, 1].min() // size)
     column = int(outline[outline[:, 1] < (row + 1) * size, 0].min() // size)
     return row * grid + column
 
 
-def marks(things: Sequence[shapes.Thing]) -> np.ndarray:
-    """(``MARKS``,): for each shape and each colour, 1 for whether there are at least one, two, three, four of it.
+def _outline_points(thing: shapes.Thing) -> np.ndarray:
+    """Sample points of a thing's outline: (points, 2), x and y in pixels."""
+    corners = np.array(thing.outline())
+    if not len(corners):
+        return np.stack([thing.x + thing.radius * np.cos(_ANGLES), thing.y + thing.radius * np.sin(_ANGLES)], axis=1)
+    along = np.linspace(0, 1, 16, endpoint=False)[:, None, None]
+    return (corners * (1 - along) + np.roll(corners, -1, axis=0) * along).reshape(-1, 2)
 
-    Nothing of pairs of shape and colour, of which some are held out, and would be learnt never to come.
+
+def encode_counts(things: Sequence[shapes.Thing]) -> np.ndarray:
+    """Count things per shape and per colour in thermometer code -> (``COUNT_BITS``,).
+
+    Four bits each: at least one, two, three and four. Pairs of shape and colour are not counted: some
+    are held out, and the model would learn that they never occur.
     """
     numbers = [sum(thing.shape == shape for thing in things) for shape in shapes.SHAPES]
     numbers += [sum(thing.colour == colour for thing in things) for colour in shapes.COLOURS]

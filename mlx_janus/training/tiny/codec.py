@@ -1,14 +1,15 @@
-"""The first stage: the image codec (VQ-GAN's encoder, codebook and decoder, without its adversary).
+"""The image codec's two stages (VQ-GAN's encoder, codebook and decoder, without its adversary).
 
-The loss is the distance between picture and reconstruction plus the commitment of the encoder to its codes. The first
-steps pass the normalised vectors through as they are; then the codebook is laid out by k-means over them, and follows
-the mean of what is assigned to each code (van den Oord et al., 2017, appendix A). Codes that fall out of use are put
-where the quantization error is largest.
+The loss is the reconstruction error plus the encoder's commitment to its codes. The first steps pass
+the normalised vectors on unquantized. Then k-means over such vectors initialises the codebook, and
+each code follows the running mean of the vectors assigned to it (van den Oord et al., 2017, appendix
+A). Codes that fall out of use move to where the quantization error is largest.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 import mlx.core as mx
@@ -20,172 +21,204 @@ from ...worlds import shapes
 from ..loop import Learner, compiled_gradient, part_of
 from .recipe import CodecRecipe
 
-_ON_SHAPES = 4.0  # weight of a pixel that differs from the picture's corner, above that of a plain one
-_LAID_OUT_FROM = 8  # batches
-_FORGET = 0.98  # of the running means, a step
-_UNUSED = 0.05  # mean uses a step below which a code is moved
+_SHAPE_WEIGHT = 4.0  # weight of a pixel that differs from the image's corner, added to 1 for every pixel
+_KMEANS_BATCHES = 8  # batches whose vectors initialise the codebook
+_DECAY = 0.98  # decay per step of the codes' running means
+_UNUSED = 0.05  # mean uses per step; a code with fewer is moved
 _MOVE_EVERY = 20  # steps
-_LOOKED_AT = 60  # batches, to tell which codes stand for plain background
-_PLAIN = 4.0  # times as often on plain patches as on others
-_KEPT = 16  # codes for plain background
+_SURVEY_BATCHES = 60  # batches that show which codes stand for plain background
+_PLAIN = 4.0  # a code is plain if it is used this many times as often for plain patches as for others
+_PLAIN_CODES = 16  # codes that plain background keeps
+_DIFFERENT = 0.15  # difference from the corner, of 2, that makes a patch not plain
 
 
 class CodecStage:
-    """Trains a ``VQModel`` on pictures of the training scenes."""
+    """Trains a ``VQModel`` on images of the training scenes."""
 
     name = "codec"
-    learns_to_encode = True
+    trains_encoder = True
 
     def __init__(self, config: VQConfig, recipe: CodecRecipe, seed: int):
-        self.recipe, self.steps, self.seed = recipe, recipe.steps, seed
+        self.steps = recipe.steps
+        self._recipe = recipe
+        self._seed = seed
         mx.random.seed(seed)
         self.model = VQModel(config)
         self.model.quantize.freeze()
-        if not self.learns_to_encode:
+        if not self.trains_encoder:
             self.model.encoder.freeze()
             self.model.quant_conv.freeze()
-        self.learner = Learner(self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate)
-        size, width = config.codebook_size, config.codebook_dim
-        self.uses, self.sums = mx.ones((size,)), mx.zeros((size, width))
-        self._losses = [compiled_gradient(self.model, partial(_loss, quantized=q)) for q in (False, True)]
+        self._learner = Learner(self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate)
+        self._uses = mx.ones((config.codebook_size,))  # running mean of each code's uses per step
+        self._sums = mx.zeros((config.codebook_size, config.codebook_dim))  # and of the sum of its vectors
+        self._unquantized_gradient = compiled_gradient(self.model, partial(_loss, quantized=False))
+        self._quantized_gradient = compiled_gradient(self.model, partial(_loss, quantized=True))
         mx.eval(self.model.parameters())
 
     def state(self) -> dict[str, mx.array]:
-        return {**self.learner.state(), "codebook.uses": self.uses, "codebook.sums": self.sums}
+        """Return the model and the optimizer's state, and the codebook's running means as ``codebook.*``."""
+        return {**self._learner.state(), "codebook.uses": self._uses, "codebook.sums": self._sums}
 
     def restore(self, state: dict[str, mx.array]) -> None:
-        self.learner.restore(state)
-        codebook = part_of(state, "codebook.")
-        self.uses, self.sums = codebook["uses"], codebook["sums"]
+        """Continue from a state that ``state`` returned."""
+        self._learner.restore(state)
+        self._uses = state["codebook.uses"]
+        self._sums = state["codebook.sums"]
 
     def step(self, index: int) -> dict[str, float]:
-        quantized = index >= self.recipe.unquantized_steps
-        if index == self.recipe.unquantized_steps > 0:
-            self._lay_out(index)
-        pixels = self._batch(index, 0)
-        (loss, (error, commitment, z, ids)), gradients = self._losses[quantized](pixels)
-        norm = self.learner.update(gradients)
+        """Train on step ``index``; return the loss, its parts, and how evenly the codes are used."""
+        quantized = index >= self._recipe.unquantized_steps
+        if index == self._recipe.unquantized_steps > 0:
+            self._initialise_codebook(index)
+        gradient = self._quantized_gradient if quantized else self._unquantized_gradient
+        (loss, measured), gradients = gradient({"pixels": self._pixels(index, 0)})
+        norm = self._learner.update(gradients)
         metrics = {
             "loss": loss.item(),
-            "psnr": 10 * math.log10(4 / float(np.array(error))),
-            "commitment": commitment.item(),
+            "psnr": 10 * math.log10(4 / measured["squared_error"].item()),
+            "commitment": measured["commitment"].item(),
             "norm": norm.item(),
         }
-        if quantized and self.learns_to_encode:
-            self._follow(z, ids, index)
-            used = mx.exp(-(p := self.uses / self.uses.sum() + 1e-9) @ mx.log(p))
-            metrics["codes_in_use"] = float(np.array(self.uses > _UNUSED).sum())
-            metrics["perplexity"] = used.item()
+        if quantized and self.trains_encoder:
+            self._update_codebook(measured["vectors"], measured["ids"], index)
+            metrics["codes_in_use"] = float(np.array(self._uses > _UNUSED).sum())
+            metrics["perplexity"] = _perplexity(self._uses).item()
         return metrics
 
-    def _batch(self, index: int, part: int) -> mx.array:
-        random = np.random.default_rng([self.seed, 1, index, part])
-        kinds = random.choice(shapes.BUSY, self.recipe.batch)
-        return mx.array(np.stack([shapes.pixels(shapes.sample_scene(random, kind)) for kind in kinds]))
+    def _pixels(self, index: int, part: int) -> np.ndarray:
+        """Render a batch of scenes; ``part`` tells batches of one index apart."""
+        random = np.random.default_rng([self._seed, 1, index, part])
+        kinds = random.choice(shapes.BUSY, self._recipe.batch)
+        return np.stack([shapes.pixels(shapes.sample_scene(random, kind)) for kind in kinds])
 
-    def _lay_out(self, index: int) -> None:
+    def _initialise_codebook(self, index: int) -> None:
+        """Set the codes by k-means over the encoder's vectors."""
         from scipy.cluster.vq import kmeans2
 
         vectors = []
-        for part in range(1, 1 + _LAID_OUT_FROM):
-            z = normalize(self.model.quant_conv(self.model.encoder(self._batch(index, part))))
+        for part in range(1, 1 + _KMEANS_BATCHES):
+            pixels = mx.array(self._pixels(index, part))
+            z = normalize(self.model.quant_conv(self.model.encoder(pixels)))
             vectors.append(np.array(z).reshape(-1, z.shape[-1]))
-        size = self.uses.shape[0]
-        random = np.random.default_rng([self.seed, 2])
+        size = self._uses.shape[0]
+        random = np.random.default_rng([self._seed, 2])
         centres, _ = kmeans2(np.concatenate(vectors), size, iter=5, minit="++", missing="warn", seed=random)
-        self._place(mx.array(centres.astype(np.float32)), mx.ones((size,)))
+        self._set_codebook(mx.array(centres.astype(np.float32)), mx.ones((size,)))
 
-    def _place(self, sums: mx.array, uses: mx.array) -> None:
-        self.sums, self.uses = sums, uses
+    def _set_codebook(self, sums: mx.array, uses: mx.array) -> None:
+        """Set the running means, and the codes to the directions of their sums."""
+        self._sums = sums
+        self._uses = uses
         self.model.quantize.embedding.weight = normalize(sums)
-        mx.eval(self.sums, self.uses, self.model.quantize.parameters())
+        mx.eval(self._sums, self._uses, self.model.quantize.parameters())
 
-    def _follow(self, z: mx.array, ids: mx.array, index: int) -> None:
-        """Move each code towards the mean of what is assigned to it; unused ones to where the error is largest."""
-        uses = _FORGET * self.uses + (1 - _FORGET) * mx.zeros_like(self.uses).at[ids].add(1.0)
-        sums = _FORGET * self.sums + (1 - _FORGET) * mx.zeros_like(self.sums).at[ids].add(z)
+    def _update_codebook(self, vectors: mx.array, ids: mx.array, index: int) -> None:
+        """Move each code towards the mean of its vectors, and unused codes to the largest errors.
+
+        Args:
+            vectors: (vectors, width), normalised.
+            ids: (vectors,) their codes.
+            index: the step.
+        """
+        uses = _DECAY * self._uses + (1 - _DECAY) * mx.zeros_like(self._uses).at[ids].add(1.0)
+        sums = _DECAY * self._sums + (1 - _DECAY) * mx.zeros_like(self._sums).at[ids].add(vectors)
         if index % _MOVE_EVERY == 0 and index < 0.8 * self.steps:
-            errors = ((z - self.model.quantize.look_up(ids)) ** 2).sum(-1)
+            errors = ((vectors - self.model.quantize.look_up(ids)) ** 2).sum(-1)
             worst = mx.argsort(-errors)
             unused = np.flatnonzero(np.array(uses) < _UNUSED)[: ids.size // 8]
             if unused.size:
-                places = mx.array(unused)
-                sums[places] = z[worst[: unused.size]]
-                uses[places] = mx.ones((unused.size,))
-        self._place(sums, uses)
+                codes = mx.array(unused)
+                sums[codes] = vectors[worst[: unused.size]]
+                uses[codes] = mx.ones((unused.size,))
+        self._set_codebook(sums, uses)
 
 
 class MergedCodecStage(CodecStage):
-    """Goes on with a trained codec after merging the codes that it spends on plain background.
+    """Continues with a trained codec after merging the codes that it spends on plain background.
 
-    Three quarters of a picture are plain, and over them the codec spreads hundreds of codes that look alike. Which one
-    it takes is noise to the language model. These codes become a few; the rows of the others become zero, which is
-    nearest to nothing; and the decoder gets used to it. Encoder and codebook stay as they are: they would spread again.
+    Three quarters of an image are plain, and the codec spreads hundreds of similar codes over them.
+    Which one it picks is noise to the language model. These codes become a few. The other rows become
+    zero, which is nearest to no vector, and the decoder adapts. Encoder and codebook stay as they are;
+    with training, the codes would spread again.
 
     Args:
-        config: of the codec.
-        recipe: of these steps.
-        seed: of batches, and of the clustering.
+        config: the codec's sizes.
+        recipe: steps, batches and learning rates of this stage.
+        seed: seed of the batches and of the clustering.
         trained: the final state of ``CodecStage``.
     """
 
     name = "merged"
-
-    learns_to_encode = False
+    trains_encoder = False
 
     def __init__(self, config: VQConfig, recipe: CodecRecipe, seed: int, trained: dict[str, mx.array]):
         super().__init__(config, recipe, seed + 3)
         self.model.load_weights(list(part_of(trained, "model.").items()), strict=True)
-        book = part_of(trained, "codebook.")
-        self._merge(book["sums"], book["uses"])
+        self._merge_plain_codes(np.array(trained["codebook.sums"]), np.array(trained["codebook.uses"]))
 
-    def _merge(self, sums: mx.array, uses: mx.array) -> None:
+    def _merge_plain_codes(self, sums: np.ndarray, uses: np.ndarray) -> None:
+        """Cluster the plain codes; one code of each cluster takes over its uses, the others become zero."""
         from scipy.cluster.vq import kmeans2
 
-        size = uses.shape[0]
-        plain, other = np.zeros((2, size))
-        for i in range(_LOOKED_AT):
-            pixels = self._batch(i, 1)
-            ids = np.array(self.model.encode(pixels))
-            shaped = np.abs(np.array(pixels) - np.array(pixels)[:, :1, :1]).max(-1) > 0.15
-            grid, cell = int(ids.shape[1] ** 0.5), self.model_cell
-            held = shaped.reshape(len(ids), grid, cell, grid, cell).any((2, 4)).reshape(ids.shape)
-            plain += np.bincount(ids[~held], minlength=size)
-            other += np.bincount(ids[held], minlength=size)
-        spent = np.flatnonzero(plain > _PLAIN * other)
-        rows = np.array(self.model.quantize.embedding.weight)[spent]
-        random = np.random.default_rng([self.seed, 6])
-        centres, nearest = kmeans2(rows, _KEPT, iter=20, minit="++", missing="warn", seed=random)
-        merged_sums, merged_uses = np.array(sums), np.array(uses)
-        for k in range(_KEPT):
-            codes = spent[nearest == k]
+        plain = self._plain_codes(len(uses))
+        vectors = np.array(self.model.quantize.embedding.weight)[plain]
+        random = np.random.default_rng([self._seed, 6])
+        centres, nearest = kmeans2(vectors, _PLAIN_CODES, iter=20, minit="++", missing="warn", seed=random)
+        for k in range(_PLAIN_CODES):
+            codes = plain[nearest == k]
             if len(codes):
-                total = uses[mx.array(codes)].sum()
-                merged_sums[codes], merged_uses[codes] = 0, 0
-                merged_sums[codes[0]], merged_uses[codes[0]] = centres[k] * float(np.array(total)), np.array(total)
-        self._place(mx.array(merged_sums), mx.array(merged_uses))
+                total = mx.array(uses[codes]).sum().item()
+                sums[codes] = 0
+                uses[codes] = 0
+                sums[codes[0]] = centres[k] * total
+                uses[codes[0]] = total
+        self._set_codebook(mx.array(sums), mx.array(uses))
 
-    @property
-    def model_cell(self) -> int:
-        """Pixels of a token on a side."""
-        return int(2 ** (len(self.model.decoder.conv_blocks) - 1))
+    def _plain_codes(self, size: int) -> np.ndarray:
+        """Find the codes that are used mostly for patches of plain background."""
+        plain = np.zeros(size)
+        other = np.zeros(size)
+        cell = 2 ** (len(self.model.decoder.conv_blocks) - 1)  # pixels per side of a token
+        for i in range(_SURVEY_BATCHES):
+            pixels = self._pixels(i, 1)
+            ids = np.array(self.model.encode(mx.array(pixels)))
+            grid = math.isqrt(ids.shape[1])
+            differs = np.abs(pixels - pixels[:, :1, :1]).max(-1) > _DIFFERENT
+            shaped = differs.reshape(len(ids), grid, cell, grid, cell).any((2, 4)).reshape(ids.shape)
+            plain += np.bincount(ids[~shaped], minlength=size)
+            other += np.bincount(ids[shaped], minlength=size)
+        return np.flatnonzero(plain > _PLAIN * other)
 
 
-def _loss(
-    model: VQModel, pixels: mx.array, quantized: bool
-) -> tuple[mx.array, tuple[mx.array, mx.array, mx.array, mx.array]]:
+def _perplexity(uses: mx.array) -> mx.array:
+    """Return the effective number of codes: e to the entropy of their shares."""
+    shares = uses / uses.sum() + 1e-9
+    return mx.exp(-shares @ mx.log(shares))
+
+
+def _loss(model: VQModel, batch: Mapping[str, mx.array], quantized: bool) -> tuple[mx.array, dict[str, mx.array]]:
+    """Return the loss of a reconstruction, and the parts and vectors that a step reads.
+
+    Args:
+        model: the codec.
+        batch: "pixels", (B, S, S, 3) in [-1, 1].
+        quantized: False to decode the encoder's vectors as they are.
+    """
+    pixels = batch["pixels"]
     z = normalize(model.quant_conv(model.encoder(pixels)))
-    flat = mx.stop_gradient(z).reshape(-1, z.shape[-1])
-    ids = mx.zeros((flat.shape[0],), mx.uint32)
-    commitment, passed = mx.array(0.0), z
+    vectors = mx.stop_gradient(z).reshape(-1, z.shape[-1])
     if quantized:
-        ids = model.quantize.nearest(flat)
+        ids = model.quantize.nearest(vectors)
         codes = mx.stop_gradient(model.quantize.look_up(ids)).reshape(z.shape)
         commitment = ((z - codes) ** 2).sum(-1).mean()
-        passed = z + mx.stop_gradient(codes - z)
-    off = model.decoder(model.post_quant_conv(passed)) - pixels
-    squares = off * off
-    shaped = mx.abs(pixels - pixels[:, :1, :1]).max(-1, keepdims=True) > 0.05
-    weights = 1 + _ON_SHAPES * shaped
-    loss = (weights * (mx.abs(off) + 3 * squares)).mean() + 0.25 * commitment
-    return loss, (squares.mean(), commitment, flat, ids)
+        decoded = z + mx.stop_gradient(codes - z)  # straight-through estimator
+    else:
+        ids = mx.zeros((vectors.shape[0],), mx.uint32)
+        commitment = mx.array(0.0)
+        decoded = z
+    errors = model.decoder(model.post_quant_conv(decoded)) - pixels
+    squares = errors * errors
+    differs = mx.abs(pixels - pixels[:, :1, :1]).max(-1, keepdims=True) > 0.05
+    weights = 1 + _SHAPE_WEIGHT * differs
+    loss = (weights * (mx.abs(errors) + 3 * squares)).mean() + 0.25 * commitment
+    return loss, {"squared_error": squares.mean(), "commitment": commitment, "vectors": vectors, "ids": ids}

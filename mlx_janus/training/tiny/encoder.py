@@ -1,11 +1,14 @@
-"""The second stage: the vision encoder alone, in place of SigLIP's own pretraining on pictures and captions.
+"""The vision encoder's stage, in place of SigLIP's own pretraining on images and captions.
 
-Every patch learns to tell which shape and colour it belongs to, and whether an object's centre is in it, through a
-linear head that is dropped afterwards. What a feature is needed for later, telling and counting objects, is learnt here
-in minutes from the dense labels that a synthetic world gives.
+Every patch learns through a linear head, which is discarded afterwards, which shape and colour it
+belongs to and whether a thing's centre lies in it. The features that telling and counting things
+will need are learnt here in minutes, from the dense labels that a synthetic world gives.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -18,16 +21,30 @@ from ...worlds import shapes
 from ..loop import Learner, compiled_gradient
 from .recipe import EncoderRecipe
 
-SHAPE_LABELS, COLOUR_LABELS = ("none", *shapes.SHAPES), ("none", *shapes.COLOURS)
-_OF_BACKGROUND = 0.15  # weight of a patch without a shape: most are
-_CELLS = 4  # of a patch, on a side
-_DIRECTIONS = 16  # of an edge, all around
-_SHARP = 1.2  # of queries and keys at the beginning
-_REACH = 0.8, 3.0  # a patch belongs to a thing whose centre is nearer than this times its radius, plus pixels
+SHAPE_LABELS = ("none", *shapes.SHAPES)
+COLOUR_LABELS = ("none", *shapes.COLOURS)
+_BACKGROUND_WEIGHT = 0.15  # weight of a patch without a shape: most have none
+_CELLS = 4  # cells per side of a patch
+_DIRECTIONS = 16  # bins over the full circle of an edge's directions
+_SHARPNESS = 1.2  # factor on the initial queries and keys
+_REACH = 0.8  # a patch belongs to a thing nearer than _REACH radii plus _MARGIN
+_MARGIN = 3.0  # pixels
+_DIFFERENT = 0.15  # difference from the background, of 2, that makes a pixel part of a thing
 
 
-class _Labeller(nn.Module):
-    """The encoder, a linear head over its patches, and one over its first block's, which outlines objects."""
+class _Predictions(NamedTuple):
+    """Logits and values for every patch."""
+
+    shape: mx.array  # (B, N, shapes)
+    colour: mx.array  # (B, N, colours)
+    centre: mx.array  # (B, N)
+    place: mx.array  # (B, N, 5)
+    outline: mx.array  # (B, N, _CELLS * _CELLS)
+    edges: mx.array  # (B, N, 4 * _DIRECTIONS)
+
+
+class _EncoderWithHeads(nn.Module):
+    """The encoder, a linear head over its patches, and two over its first block, which find outlines."""
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
@@ -36,32 +53,36 @@ class _Labeller(nn.Module):
         self.edges = nn.Linear(config.width, 4 * _DIRECTIONS)
         self.head = nn.Linear(config.width, len(SHAPE_LABELS) + len(COLOUR_LABELS) + 6)
 
-    def __call__(self, pixels: mx.array) -> tuple[mx.array, ...]:
+    def __call__(self, pixels: mx.array) -> _Predictions:
         tower = self.encoder.vision_tower
         x = tower.blocks[0](tower.embed(pixels))
-        outline, edges = self.outline(x), self.edges(x)
+        outline = self.outline(x)
+        edges = self.edges(x)
         for block in tower.blocks[1:]:
             x = block(x)
         out = self.head(tower.norm(x))
         shape, colour, rest = mx.split(out, [len(SHAPE_LABELS), len(SHAPE_LABELS) + len(COLOUR_LABELS)], axis=-1)
-        return shape, colour, rest[..., 0], rest[..., 1:], outline, edges
+        return _Predictions(shape, colour, rest[..., 0], rest[..., 1:], outline, edges)
 
 
 def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
-    """(B, S, S, 3) -> (B, grid * grid, _CELLS * _CELLS): how much of each cell of a patch differs from the corner."""
-    differs = np.abs(pixels - pixels[:, :1, :1]).max(-1) > 0.15
+    """Measure how much of each cell of a patch is not background.
+
+    (B, S, S, 3) -> (B, grid * grid, _CELLS * _CELLS), each from 0 to 1.
+    """
+    differs = _differs_from_corner(pixels)
     cell = pixels.shape[1] // (grid * _CELLS)
     cells = differs.reshape(-1, grid, _CELLS, cell, grid, _CELLS, cell).mean((3, 6))  # (B, row, i, column, j)
     return cells.transpose(0, 1, 3, 2, 4).reshape(len(pixels), grid * grid, _CELLS**2).astype(np.float32)
 
 
 def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
-    """(B, S, S, 3) -> (B, grid * grid, 4 * _DIRECTIONS): how much edge of each direction a patch's quarters hold.
+    """Measure the edges of each direction in each quarter of a patch.
 
-    Histograms of oriented gradients, which are known as good targets for vision transformers (Wei et al., 2022).
+    (B, S, S, 3) -> (B, grid * grid, 4 * _DIRECTIONS): histograms of oriented gradients, known as good
+    targets for vision transformers (Wei et al., 2022).
     """
-    differs = (np.abs(pixels - pixels[:, :1, :1]).max(-1) > 0.15).astype(np.float32)
-    down, right = np.gradient(differs, axis=(1, 2))
+    down, right = np.gradient(_differs_from_corner(pixels).astype(np.float32), axis=(1, 2))
     strength = np.hypot(down, right)
     direction = np.round((np.arctan2(down, right) / (2 * np.pi)) * _DIRECTIONS).astype(int) % _DIRECTIONS
     each = strength[..., None] * (direction[..., None] == np.arange(_DIRECTIONS))
@@ -70,83 +91,113 @@ def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
     return sums.transpose(0, 1, 3, 2, 4, 5).reshape(len(pixels), grid * grid, -1).astype(np.float32)
 
 
+def _differs_from_corner(pixels: np.ndarray) -> np.ndarray:
+    """Mark the pixels that differ from the top left one, which is background: (B, S, S) booleans."""
+    return np.abs(pixels - pixels[:, :1, :1]).max(-1) > _DIFFERENT
+
+
 def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
-    """(8, grid * grid): the shape and the colour as numbers (0 for none), 1 where a centre is, and of the patch's own
-    thing how far its centre is to the right and down, and its size, in patches, and where in the picture its centre is,
-    from -2 at the left and the top to 2."""
+    """Label every patch of a scene -> (8, grid * grid).
+
+    0 and 1: indices into ``SHAPE_LABELS`` and ``COLOUR_LABELS``. 2: 1 if a thing's centre is in the
+    patch. The rest describes the patch's own thing. 3 and 4: offset of its centre to the right and
+    down, in patches. 5: its size in patches. 6 and 7: its x and y in the image, from -2 at the left
+    and the top to 2.
+    """
     labels = np.zeros((8, grid, grid), np.float32)
     size = shapes.SIDE / grid
     y, x = np.mgrid[0:grid, 0:grid] * size + size / 2
     nearest = np.full((grid, grid), np.inf)
     for thing in scene.things:
-        away = np.hypot(x - thing.x, y - thing.y)
-        mine = (away < _REACH[0] * thing.radius + _REACH[1]) & (away / thing.radius < nearest)
-        nearest[mine] = (away / thing.radius)[mine]
-        labels[0][mine], labels[1][mine] = SHAPE_LABELS.index(thing.shape), COLOUR_LABELS.index(thing.colour)
-        labels[3][mine], labels[4][mine] = (thing.x - x)[mine] / size, (thing.y - y)[mine] / size
-        labels[5][mine] = thing.size / size
-        labels[6][mine], labels[7][mine] = 4 * thing.x / shapes.SIDE - 2, 4 * thing.y / shapes.SIDE - 2
+        distance = np.hypot(x - thing.x, y - thing.y)
+        mine = (distance < _REACH * thing.radius + _MARGIN) & (distance / thing.radius < nearest)
+        nearest[mine] = (distance / thing.radius)[mine]
+        labels[0][mine] = SHAPE_LABELS.index(thing.shape)
+        labels[1][mine] = COLOUR_LABELS.index(thing.colour)
         labels[2][int(thing.y // size), int(thing.x // size)] = 1
+        labels[3][mine] = (thing.x - x)[mine] / size
+        labels[4][mine] = (thing.y - y)[mine] / size
+        labels[5][mine] = thing.size / size
+        labels[6][mine] = 4 * thing.x / shapes.SIDE - 2
+        labels[7][mine] = 4 * thing.y / shapes.SIDE - 2
     return labels.reshape(8, -1)
 
 
-def look_around(encoder: SiglipVisionTower, config: SiglipConfig) -> None:
-    """Begin with heads that look one patch up, down, left and right; two patches in the next layer, and so on.
+def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> None:
+    """Initialise attention heads to look one patch up, down, left and right, further in later layers.
 
-    From a random start attention is flat, and neighbours have to be found first. So the first features of a patch begin
-    as sines and cosines of its place alone, and each head's queries as these turned by an offset, which makes its
-    attention a convolution (Cordonnier et al., 2020). All of it is free to change.
+    With random weights attention is flat, and the neighbours would have to be found first. Here the
+    first features of a patch are sines and cosines of its place only. Each head's queries are these
+    rotated by an offset, which makes its attention a convolution (Cordonnier et al., 2020). Training
+    may change all of it.
     """
-    tower, waves = encoder.vision_tower, config.width // config.heads  # features of place: as many as a head has
+    tower = encoder.vision_tower
+    waves = config.width // config.heads  # features of place: as many as a head has
+    free = config.width - waves
     frequencies = np.geomspace(2 * np.pi / (2 * config.grid), 2.2, waves // 4)
     y, x = np.mgrid[0 : config.grid, 0 : config.grid].reshape(2, -1, 1)
-    place = np.concatenate([f(v * frequencies) for v in (y, x) for f in (np.sin, np.cos)], axis=-1)
-    free = config.width - waves
+    place = np.concatenate([wave(v * frequencies) for v in (y, x) for wave in (np.sin, np.cos)], axis=-1)
     tower.pos_embed = mx.pad(mx.array(place.astype(np.float32)), [(0, 0), (0, free)])[None]
-    tower.patch_embed.proj.weight = mx.array(_patterns(config, waves))
+    tower.patch_embed.proj.weight = mx.array(_patch_filters(config, waves))
     tower.patch_embed.proj.bias *= (mx.arange(config.width) >= waves).astype(mx.float32)
+    keys = np.tile(np.eye(waves), (config.heads, 1))
     for reach, block in zip((1, 2, 1, 2, 3, 4), tower.blocks, strict=False):
+        offsets = ((-reach, 0), (reach, 0), (0, -reach), (0, reach))
+        rotations = [_rotation(frequencies, dy, dx) for dy, dx in offsets]
+        queries = np.concatenate([rotations[head % 4] for head in range(config.heads)])  # (width, waves)
         query, key, value = mx.split(block.attn.qkv.weight, 3, axis=0)
-        turned = [_turn(frequencies, dy, dx) for dy, dx in ((-reach, 0), (reach, 0), (0, -reach), (0, reach))]
-        heads = np.concatenate([turned[h % 4] for h in range(config.heads)])  # (width, waves)
-        still = np.tile(np.eye(waves), (config.heads, 1))
-        query, key = (0.3 * w + _pad_columns(_SHARP * m, free) for w, m in ((query, heads), (key, still)))
+        query = 0.3 * query + _pad_columns(_SHARPNESS * queries, free)
+        key = 0.3 * key + _pad_columns(_SHARPNESS * keys, free)
         block.attn.qkv.weight = mx.concatenate([query, key, value])
 
 
-def _patterns(config: SiglipConfig, waves: int) -> np.ndarray:
-    """(width, P, P, 3): after the features of place, the cosine transform of a patch's brightness, then the colours of
-    its quarters."""
+def _patch_filters(config: SiglipConfig, waves: int) -> np.ndarray:
+    """Return the initial patch embedding: (width, P, P, 3).
+
+    After the features of place, which are zero, come the cosine transform of a patch's brightness and
+    the colours of its quarters.
+    """
     P = config.patch_size
     cosines = dct(np.eye(P), norm="ortho", axis=0)
+    colours = [_quarter_colour(P, quarter, channel) for quarter in range(4) for channel in range(3)]
+    filters = [np.zeros((P, P, 3))] * waves
     order = sorted(np.ndindex(P, P), key=lambda ij: ij[0] + ij[1])
-    kernels = [np.zeros((P, P, 3))] * waves
-    colours = [np.zeros((P, P, 3)) for _ in range(12)]
-    for i, kernel in enumerate(colours):
-        row, column = divmod(i // 3, 2)
-        half = P // 2
-        kernel[row * half : (row + 1) * half, column * half : (column + 1) * half, i % 3] = 1 / half**2
-    bright = [np.outer(cosines[i], cosines[j])[..., None].repeat(3, -1) * (0.15 if i + j else 0.04) for i, j in order]
-    kernels += bright[: config.width - waves - len(colours)] + colours
-    kernels += [np.zeros((P, P, 3))] * (config.width - len(kernels))
-    return np.array(kernels, np.float32)
+    for i, j in order[: config.width - waves - len(colours)]:
+        brightness = np.outer(cosines[i], cosines[j])[..., None].repeat(3, -1)
+        filters.append(brightness * (0.15 if i + j else 0.04))
+    filters += colours
+    filters += [np.zeros((P, P, 3))] * (config.width - len(filters))
+    return np.array(filters, np.float32)
 
 
-def _turn(frequencies: np.ndarray, dy: float, dx: float) -> np.ndarray:
-    """(waves, waves): takes the sines and cosines of a place to those of the place so many patches away."""
+def _quarter_colour(size: int, quarter: int, channel: int) -> np.ndarray:
+    """Return the filter that averages one colour channel over a quarter of a patch: (size, size, 3)."""
+    row, column = divmod(quarter, 2)
+    half = size // 2
+    kernel = np.zeros((size, size, 3))
+    kernel[row * half : (row + 1) * half, column * half : (column + 1) * half, channel] = 1 / half**2
+    return kernel
+
+
+def _rotation(frequencies: np.ndarray, dy: float, dx: float) -> np.ndarray:
+    """Return the matrix that moves sines and cosines of a place by an offset in patches: (waves, waves)."""
     n = len(frequencies)
-    turn = np.zeros((4 * n, 4 * n))
+    rotation = np.zeros((4 * n, 4 * n))
     for axis, offset in enumerate((dy, dx)):
-        sine, cosine = slice(2 * axis * n, 2 * axis * n + n), slice(2 * axis * n + n, 2 * axis * n + 2 * n)
-        turn[sine, sine] = turn[cosine, cosine] = np.diag(np.cos(frequencies * offset))
-        turn[sine, cosine], turn[cosine, sine] = (
-            np.diag(np.sin(frequencies * offset)),
-            -np.diag(np.sin(frequencies * offset)),
-        )
-    return turn
+        first = 2 * axis * n
+        sine = slice(first, first + n)
+        cosine = slice(first + n, first + 2 * n)
+        cosines = np.diag(np.cos(frequencies * offset))
+        sines = np.diag(np.sin(frequencies * offset))
+        rotation[sine, sine] = cosines
+        rotation[cosine, cosine] = cosines
+        rotation[sine, cosine] = sines
+        rotation[cosine, sine] = -sines
+    return rotation
 
 
 def _pad_columns(matrix: np.ndarray, columns: int) -> mx.array:
+    """Append columns of zeros."""
     return mx.array(np.pad(matrix, [(0, 0), (0, columns)]).astype(np.float32))
 
 
@@ -156,64 +207,67 @@ class EncoderStage:
     name = "encoder"
 
     def __init__(self, config: SiglipConfig, recipe: EncoderRecipe, seed: int):
-        self.config, self.recipe, self.steps, self.seed = config, recipe, recipe.steps, seed
+        self.steps = recipe.steps
+        self._config = config
+        self._recipe = recipe
+        self._seed = seed
         mx.random.seed(seed + 1)
-        self.model = _Labeller(config)
-        look_around(self.model.encoder, config)
-        self.learner = Learner(self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate)
-        self._loss = compiled_gradient(self.model, _loss)
+        self.model = _EncoderWithHeads(config)
+        init_local_attention(self.model.encoder, config)
+        self._learner = Learner(self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate)
+        self._gradient = compiled_gradient(self.model, _loss)
         mx.eval(self.model.parameters())
 
     def state(self) -> dict[str, mx.array]:
-        return self.learner.state()
+        """Return the encoder as ``model.encoder.*``, the heads, and the optimizer's state."""
+        return self._learner.state()
 
     def restore(self, state: dict[str, mx.array]) -> None:
-        self.learner.restore(state)
+        """Continue from a state that ``state`` returned."""
+        self._learner.restore(state)
 
     def step(self, index: int) -> dict[str, float]:
-        random = np.random.default_rng([self.seed, 3, index])
-        scenes = [shapes.sample_scene(random, kind) for kind in random.choice(shapes.BUSY, self.recipe.batch)]
+        """Train on step ``index``; return the loss, the shares of right patches, and the errors."""
+        (loss, measured), gradients = self._gradient(self._batch(index))
+        norm = self._learner.update(gradients)
+        return {"loss": loss.item(), **{name: value.item() for name, value in measured.items()}, "norm": norm.item()}
+
+    def _batch(self, index: int) -> dict[str, np.ndarray]:
+        """Make the scenes of a step: pixels, and the targets of each head."""
+        random = np.random.default_rng([self._seed, 3, index])
+        scenes = [shapes.sample_scene(random, kind) for kind in random.choice(shapes.BUSY, self._recipe.batch)]
         pixels = np.stack([shapes.pixels(scene) for scene in scenes])
-        labels = mx.array(np.stack([patch_labels(scene, self.config.grid) for scene in scenes], axis=1))
-        (loss, right), gradients = self._loss(
-            mx.array(pixels),
-            labels,
-            mx.array(outlines(pixels, self.config.grid)),
-            mx.array(edges(pixels, self.config.grid)),
-        )
-        norm = self.learner.update(gradients)
-        shape, colour, places, edgy = right.tolist()
+        grid = self._config.grid
         return {
-            "loss": loss.item(),
-            "shapes_right": shape,
-            "colours_right": colour,
-            "places_off": places,
-            "edges_off": edgy,
-            "norm": norm.item(),
+            "pixels": pixels,
+            "labels": np.stack([patch_labels(scene, grid) for scene in scenes], axis=1),
+            "outlines": outlines(pixels, grid),
+            "edges": edges(pixels, grid),
         }
 
 
-def _loss(
-    model: _Labeller, pixels: mx.array, labels: mx.array, cells: mx.array, edged: mx.array
-) -> tuple[mx.array, mx.array]:
-    shape, colour, centre, place, outline, edge = model(pixels)
-    names = labels[:2].astype(mx.int32)
-    something = labels[0] > 0
-    weights = mx.where(something, 1.0, _OF_BACKGROUND)
-    named = nn.losses.cross_entropy(shape, names[0]) + nn.losses.cross_entropy(colour, names[1])
-    centres = nn.losses.binary_cross_entropy(centre, labels[2])
-    loss = (weights * named).sum() / weights.sum() + 2 * centres.mean()
-    places = (
-        nn.losses.smooth_l1_loss(place, labels[3:].transpose(1, 2, 0), reduction="none").sum(-1) * something
-    ).sum()
-    loss = loss + 2 * nn.losses.binary_cross_entropy(outline, cells).mean() + places / something.sum()
-    loss = loss + 5 * (weights[..., None] * (edge - edged) ** 2).sum() / weights.sum()
-    shapes_right, colours_right = shape.argmax(-1) == names[0], colour.argmax(-1) == names[1]
-    return loss, mx.stack(
-        [
-            (shapes_right & something).sum(),
-            (colours_right & something).sum(),
-            places,
-            ((edge - edged) ** 2).sum() / (edged**2).sum() * something.sum(),
-        ]
-    ) / something.sum()
+def _loss(model: _EncoderWithHeads, batch: Mapping[str, mx.array]) -> tuple[mx.array, dict[str, mx.array]]:
+    """Return the loss of all heads, and the shares and errors over patches that show a thing."""
+    predicted = model(batch["pixels"])
+    labels = batch["labels"]
+    shape, colour = labels[:2].astype(mx.int32)
+    shows_thing = labels[0] > 0
+    things = shows_thing.sum()
+    weights = mx.where(shows_thing, 1.0, _BACKGROUND_WEIGHT)
+
+    name_loss = nn.losses.cross_entropy(predicted.shape, shape) + nn.losses.cross_entropy(predicted.colour, colour)
+    centre_loss = nn.losses.binary_cross_entropy(predicted.centre, labels[2])
+    place_loss = nn.losses.smooth_l1_loss(predicted.place, labels[3:].transpose(1, 2, 0), reduction="none").sum(-1)
+    place_loss = (place_loss * shows_thing).sum() / things
+    outline_loss = nn.losses.binary_cross_entropy(predicted.outline, batch["outlines"])
+    edge_errors = (predicted.edges - batch["edges"]) ** 2
+
+    loss = (weights * name_loss).sum() / weights.sum() + 2 * centre_loss
+    loss = loss + 2 * outline_loss + place_loss
+    loss = loss + 5 * (weights[..., None] * edge_errors).sum() / weights.sum()
+    return loss, {
+        "shapes_right": ((predicted.shape.argmax(-1) == shape) & shows_thing).sum() / things,
+        "colours_right": ((predicted.colour.argmax(-1) == colour) & shows_thing).sum() / things,
+        "places_off": place_loss,
+        "edges_off": edge_errors.sum() / (batch["edges"] ** 2).sum(),
+    }

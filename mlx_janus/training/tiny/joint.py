@@ -1,18 +1,19 @@
-"""The last stages: the whole model on both losses of the paper, with encoder and image codec frozen.
+"""The last three stages: the whole model on the paper's losses, except vision encoder and codec.
 
-Cross-entropy on the text of answers and on image tokens (arXiv 2410.13848, section 3.3). Encoder and codec come from
-the stages before. The paper trains the encoder in its last stage too; here the gradients of a few answers a step undo
-what it has learnt (docs/lab-notes.md). The table of image embeddings begins as the codebook, so that codes that look
-alike begin alike. Drawing two things takes longest to learn, so a stage of captions alone comes first.
-A step's gradient is the mean of its halves'.
+The losses are the cross-entropy of answers and of image tokens (arXiv 2410.13848, section 3.3). The
+vision encoder and the image codec come from earlier stages and stay frozen. The paper trains the
+encoder in its last stage too, but here the gradients of a few answers per step undo its training
+(docs/lab-notes.md). The table of image embeddings starts as the codebook, so that similar codes have
+similar embeddings. Drawing two things takes longest to learn, so the first of these stages trains on
+captions only.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import astuple
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -25,13 +26,18 @@ from ...models.vq_parts import token_config
 from ...processing.prompts import Prompts
 from ...worlds import language, shapes
 from ..loop import Learner, compiled_gradient, part_of
-from .auxiliary_heads import PlacingHead, TrackingHead
-from .batches import PICTURE_AT, answering_batch, drawing_batch
+from ..losses import image_token_loss, image_token_states, select_positions, weighted_cross_entropy
+from ..two_processes import sum_over_processes
+from .auxiliary_heads import JanusWithHeads
+from .batches import IMAGE_AT, caption_batch, conversation_batch
 from .recipe import JointRecipe
+
+_BATCH_SEEDS = {"drawing": 5, "joint": 6, "places": 7}  # one for each stage, so that none repeats another's batches
+_MEASURED = ("text_loss", "text_right", "image_loss", "image_right", "tracking_loss", "placing_loss")
 
 
 def build_model(config: JanusConfig, codec: dict[str, mx.array], encoder: dict[str, mx.array], seed: int) -> JanusModel:
-    """A new model with a trained codec and vision encoder: the states of their stages."""
+    """Create a model with the trained codec and vision encoder from their stages' final states."""
     mx.random.seed(seed + 2)
     model = JanusModel(config)
     model.gen_vision_model.load_weights(list(part_of(codec, "model.").items()), strict=True)
@@ -40,157 +46,180 @@ def build_model(config: JanusConfig, codec: dict[str, mx.array], encoder: dict[s
     return model
 
 
-class JointStage:
-    """Trains a ``JanusModel``, all but its vision encoder and its codec.
+class _Half(NamedTuple):
+    """The results of half a step."""
 
-    A step is two halves: conversations and captions, or captions twice. Two processes (``mlx.launch -n 2``) do a half
-    each, one does both; the result is the same.
+    gradients: Any
+    measured: Mapping[str, mx.array]  # names of _MEASURED
+    positions: int
+
+
+class JointStage:
+    """Trains a Janus model with auxiliary heads, except its vision encoder and its codec.
+
+    A step has two halves: conversations and captions, or captions twice. Its gradient is the mean of
+    the halves' gradients. One process computes both halves; two processes (``mlx.launch -n 2``)
+    compute one each, with the same result.
 
     Args:
-        model: changed in place.
+        trainee: changed in place; gets the heads that the recipe needs and that it lacks.
         prompts: the model's tokenizer and template.
-        recipe: steps, batches and rates.
-        seed: of the batches.
-        name: of the stage.
+        recipe: steps, batches and learning rates.
+        seed: seed of the batches.
+        name: the stage's name.
     """
 
-    def __init__(self, model: JanusModel, prompts: Prompts, recipe: JointRecipe, seed: int, name: str = "joint"):
-        self.recipe, self.steps, self.seed, self.name = recipe, recipe.steps, seed, name
-        self.model, self.prompts = model, prompts
+    def __init__(self, trainee: JanusWithHeads, prompts: Prompts, recipe: JointRecipe, seed: int, name: str = "joint"):
+        self.name = name
+        self.steps = recipe.steps
+        self.trainee = trainee
+        self._prompts = prompts
+        self._recipe = recipe
+        self._seeds = (seed, _BATCH_SEEDS[name])
         mx.random.seed(seed + 3)
-        if recipe.tracking and "tracking_head" not in model:
-            model.tracking_head = TrackingHead(model.config.language.hidden_size)
-        if recipe.placing and "placing_head" not in model:
-            model.placing_head = PlacingHead(model.config.language.hidden_size)
-        model.unfreeze()
-        model.gen_vision_model.freeze()
-        model.vision_model.freeze()
-        if not recipe.answering_batch:
-            model.aligner.freeze()
-            model.language_model.lm_head.freeze()
-        self.learner = Learner(
-            model, rate=recipe.rate, steps=recipe.steps, warmup=recipe.warmup, muon_rate=recipe.muon_rate, decay=0.02,
-            final_rate=recipe.final_rate,
+        trainee.add_heads(tracking=recipe.tracking > 0, placing=recipe.placing > 0)
+        _freeze_parts(trainee, answers=recipe.answering_batch > 0)
+        self._learner = Learner(
+            trainee, rate=recipe.rate, steps=recipe.steps, warmup=recipe.warmup, muon_rate=recipe.muon_rate,
+            decay=0.02, final_rate=recipe.final_rate,
         )  # fmt: skip
-        self._batches = _SEEDS[name]
         group = mx.distributed.init()
-        self._mine = range(2)[group.rank() :: group.size()]  # halves of every step
-        self._answering = compiled_gradient(model, partial(answering_loss, placing=recipe.placing))
-        self._drawing = compiled_gradient(model, partial(drawing_loss, tracking=recipe.tracking))
-        mx.eval(model.parameters())
+        self._halves = range(2)[group.rank() :: group.size()]  # of this process
+        self._text_gradient = compiled_gradient(trainee, partial(answering_loss, placing=recipe.placing))
+        self._image_gradient = compiled_gradient(trainee, partial(drawing_loss, tracking=recipe.tracking))
+        mx.eval(trainee.parameters())
 
     def state(self) -> dict[str, mx.array]:
-        return self.learner.state()
+        """Return the model as ``model.janus.*``, the heads, and the optimizer's state."""
+        return self._learner.state()
 
     def restore(self, state: dict[str, mx.array]) -> None:
-        self.learner.restore(state)
+        """Continue from a state that ``state`` returned."""
+        self._learner.restore(state)
 
     def step(self, index: int) -> dict[str, float]:
+        """Train on step ``index``; return the losses, the gradient's norm and the speed."""
         started = time.perf_counter()
-        gradients, measured = None, mx.zeros((2, len(_MEASURED)))
-        for half in self._mine:
-            answering = self.recipe.answering_batch and half == 0
-            towards, found = (self._answers if answering else self._captions)(index, half)
-            gradients = towards if gradients is None else tree_map(lambda a, b: (a + b) / 2, gradients, towards)
-            measured = measured + found
-            mx.eval(gradients, measured)
-        # in one layout, whether a ring carried them or not: with another one products round otherwise
-        norm = self.learner.update(tree_map(mx.contiguous, nn.average_gradients(gradients)))
-        values, counts = np.array(mx.distributed.all_sum(measured, stream=mx.cpu))
-        means = {name: float(v / n) for name, v, n in zip(_MEASURED[:-1], values, counts, strict=False) if n}
-        tokens_per_second = float(values[-1]) / (time.perf_counter() - started)
+        halves = [self._half(index, half) for half in self._halves]
+        gradients = nn.average_gradients(_mean_gradients([half.gradients for half in halves]))
+        # Arrays from the ring have another memory layout, with which matrix products round differently.
+        norm = self._learner.update(tree_map(mx.contiguous, gradients))
+        means = _mean_measurements([half.measured for half in halves])
+        positions = sum_over_processes(mx.array(float(sum(half.positions for half in halves))))
+        tokens_per_second = float(positions) / (time.perf_counter() - started)
         return {**means, "norm": float(norm), "tokens_per_second": tokens_per_second}
 
-    def _answers(self, index: int, half: int) -> tuple[Any, mx.array]:
-        random = np.random.default_rng([self.seed, self._batches, index, half])
-        shares = language.LOOKUPS if index < self.recipe.lookup_steps else self.recipe.shares
-        batch = answering_batch(self.prompts, random, self.recipe.answering_batch, shares)
-        (_, loss, right, placed), gradients = self._answering(*map(mx.array, astuple(batch)))
-        measured = {"text_loss": loss, "text_right": right, "positions": batch.ids.size}
-        return gradients, _row(**measured, **({"placing_loss": placed} if self.recipe.placing else {}))
+    def _half(self, index: int, half: int) -> _Half:
+        """Compute one half of a step."""
+        random = np.random.default_rng([*self._seeds, index, half])
+        conversations = self._recipe.answering_batch > 0 and half == 0
+        result = self._conversations(random, index) if conversations else self._captions(random)
+        mx.eval(result.gradients, result.measured)
+        return result
 
-    def _captions(self, index: int, half: int) -> tuple[Any, mx.array]:
-        random = np.random.default_rng([self.seed, self._batches, index, half])
-        size = self.recipe.drawing_batch if self.recipe.answering_batch else self.recipe.drawing_batch // 2
-        kinds = shapes.PAIRED if self.recipe.paired else shapes.KINDS
-        batch = drawing_batch(self.prompts, random, size, self.recipe.dropped_prompts, kinds)
-        (_, loss, right, tracked), gradients = self._drawing(*map(mx.array, astuple(batch)))
-        positions = batch.ids.size + size * token_config(self.model.config).tokens
-        measured = {"image_loss": loss, "image_right": right, "positions": positions}
-        return gradients, _row(**measured, **({"tracking_loss": tracked} if self.recipe.tracking else {}))
+    def _conversations(self, random: np.random.Generator, index: int) -> _Half:
+        """Compute half a step on conversations."""
+        recipe = self._recipe
+        shares = language.LOOKUPS if index < recipe.lookup_steps else recipe.shares
+        batch = conversation_batch(self._prompts, random, recipe.answering_batch, shares)
+        (_, measured), gradients = self._text_gradient(batch)
+        return _Half(gradients, measured, batch["ids"].size)
 
-
-_SEEDS = {"drawing": 5, "joint": 6, "places": 7}  # of batches: no stage sees those of another
-_MEASURED = (
-    "text_loss",
-    "text_right",
-    "image_loss",
-    "image_right",
-    "tracking_loss",
-    "placing_loss",
-    "positions",
-)  # the last one is summed
+    def _captions(self, random: np.random.Generator) -> _Half:
+        """Compute half a step on captions: all of a step's captions, or half where they fill both halves."""
+        recipe = self._recipe
+        size = recipe.drawing_batch if recipe.answering_batch else recipe.drawing_batch // 2
+        kinds = shapes.PAIRED if recipe.paired else shapes.KINDS
+        batch = caption_batch(self._prompts, random, size, recipe.dropped_prompts, kinds)
+        (_, measured), gradients = self._image_gradient(batch)
+        positions = batch["ids"].size + size * token_config(self.trainee.janus.config).tokens
+        return _Half(gradients, measured, positions)
 
 
-def _row(**measured: mx.array | float) -> mx.array:
-    """(2, 7): values in the order of ``_MEASURED``, and ones where there are such."""
-    values = [mx.array(measured.get(name, 0.0), mx.float32) for name in _MEASURED]
-    return mx.stack([mx.stack(values), mx.array([float(name in measured) for name in _MEASURED])])
+def _freeze_parts(trainee: JanusWithHeads, *, answers: bool) -> None:
+    """Freeze the vision encoder, the codec, and without answers the parts that only answers use."""
+    janus = trainee.janus
+    trainee.unfreeze()
+    janus.gen_vision_model.freeze()
+    janus.vision_model.freeze()
+    if not answers:
+        janus.aligner.freeze()
+        janus.language_model.lm_head.freeze()
+
+
+def _mean_gradients(halves: Sequence[Any]) -> Any:
+    """Average this process's halves: one or two trees of gradients."""
+    if len(halves) == 1:
+        return halves[0]
+    return tree_map(lambda one, other: (one + other) / 2, *halves)
+
+
+def _mean_measurements(halves: Sequence[Mapping[str, mx.array]]) -> dict[str, float]:
+    """Average each measurement over the halves that made it, in whichever process."""
+    sums = mx.zeros((len(_MEASURED),))
+    counts = mx.zeros((len(_MEASURED),))
+    for measured in halves:
+        sums = sums + mx.stack([measured.get(name, mx.zeros(())) for name in _MEASURED])
+        counts = counts + mx.array([float(name in measured) for name in _MEASURED])
+    totals = np.array(sum_over_processes(mx.stack([sums, counts])))
+    return {name: float(total / count) for name, total, count in zip(_MEASURED, *totals, strict=True) if count}
 
 
 def answering_loss(
-    model: JanusModel,
-    pixels: mx.array,
-    ids: mx.array,
-    asked: mx.array,
-    said: mx.array,
-    counts: mx.array,
-    places: mx.array,
-    placing: float = 0.0,
-) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """What to lower, the mean cross-entropy of what the assistant says, the share of its ids that are the likeliest,
-    and the loss of the placing head, so much of which is part of the first; the arguments are an ``AnsweringBatch``."""
-    embeddings, features = model.embed_text(ids), model.understand(pixels)
-    first, last = PICTURE_AT, PICTURE_AT + features.shape[1]
-    hidden, inner = _through(model, mx.concatenate([embeddings[:, :first], features, embeddings[:, last:]], axis=1))
-    logits = model.text_logits(_at(hidden, asked))  # (B, M, vocabulary)
-    total = counts.sum()
-    loss = (nn.losses.cross_entropy(logits, said) * counts).sum() / total
-    beside = model.placing_head.loss(inner, places) if placing else mx.zeros(())
-    return loss + placing * beside, loss, ((logits.argmax(-1) == said) * counts).sum() / total, beside
+    trainee: JanusWithHeads, batch: Mapping[str, mx.array], placing: float = 0.0
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """Return the loss of answers, and its measurements.
+
+    Args:
+        trainee: the model and its heads.
+        batch: a ``ConversationBatch``.
+        placing: weight of the placing head's loss.
+    """
+    janus = trainee.janus
+    text = janus.embed_text(batch["ids"])
+    features = janus.understand(batch["pixels"])
+    image_end = IMAGE_AT + features.shape[1]
+    embeddings = mx.concatenate([text[:, :IMAGE_AT], features, text[:, image_end:]], axis=1)
+    hidden, middle = _final_and_middle_states(janus, embeddings)
+    logits = janus.text_logits(select_positions(hidden, batch["positions"]))  # (B, M, vocabulary)
+    loss, right = weighted_cross_entropy(logits, batch["targets"], batch["weights"])
+    measured = {"text_loss": loss, "text_right": right}
+    if not placing:
+        return loss, measured
+    assert trainee.placing_head is not None
+    placing_loss = trainee.placing_head.loss(middle, batch["places"])
+    return loss + placing * placing_loss, {**measured, "placing_loss": placing_loss}
 
 
-def _through(model: JanusModel, embeddings: mx.array) -> tuple[mx.array, mx.array]:
-    """``model.hidden_states``, and what the layer in the middle gives, which later positions can still make use of."""
-    llama, inner = model.language_model.model, embeddings
+def _final_and_middle_states(model: JanusModel, embeddings: mx.array) -> tuple[mx.array, mx.array]:
+    """Return ``model.hidden_states`` and the middle layer's output, which later positions still attend to."""
+    llama = model.language_model.model
     hidden = embeddings
+    middle = embeddings
     for number, layer in enumerate(llama.layers, start=1):
         hidden = layer(hidden, "causal")
         if number == (len(llama.layers) + 1) // 2:
-            inner = hidden
-    return llama.norm(hidden), inner
+            middle = hidden
+    return llama.norm(hidden), middle
 
 
 def drawing_loss(
-    model: JanusModel, pixels: mx.array, ids: mx.array, starts: mx.array, *tracked: mx.array, tracking: float = 0.0
-) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """What to lower, the mean cross-entropy of the pictures' tokens, the share of them that are the likeliest, and the
-    loss of the tracking head, so much of which is part of the first; the arguments are a ``DrawingBatch``."""
-    B, n = ids.shape[0], token_config(model.config).tokens
-    tokens = mx.stop_gradient(model.encode_image_tokens(pixels))  # (B, n)
-    places = starts[:, None] + mx.arange(n)  # (B, n): where each token is predicted
-    text = model.embed_text(ids)
-    embeddings = mx.concatenate([text, mx.zeros((B, n - 1, text.shape[-1]))], axis=1)
-    drawn = model.embed_image_tokens(tokens[:, :-1])
-    after = mx.broadcast_to(places[:, 1:, None], drawn.shape)
-    hidden = model.hidden_states(mx.put_along_axis(embeddings, after, drawn, axis=1))
-    hidden = _at(hidden, places)
-    logits = model.image_logits(hidden)  # (B, n, codes)
-    loss = nn.losses.cross_entropy(logits, tokens).mean()
-    beside = model.tracking_head.loss(hidden, *tracked) if tracking else mx.zeros(())
-    return loss + tracking * beside, loss, (logits.argmax(-1) == tokens).mean(), beside
+    trainee: JanusWithHeads, batch: Mapping[str, mx.array], tracking: float = 0.0
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """Return the loss of image tokens, and its measurements.
 
-
-def _at(hidden: mx.array, places: mx.array) -> mx.array:
-    """(B, L, hidden), (B, M) -> (B, M, hidden)."""
-    return mx.take_along_axis(hidden, mx.broadcast_to(places[..., None], (*places.shape, hidden.shape[-1])), axis=1)
+    Args:
+        trainee: the model and its heads.
+        batch: a ``CaptionBatch``.
+        tracking: weight of the tracking head's loss.
+    """
+    janus = trainee.janus
+    tokens = mx.stop_gradient(janus.encode_image_tokens(batch["pixels"]))  # (B, n)
+    hidden = image_token_states(janus, batch["ids"], batch["starts"], tokens)
+    loss, right = image_token_loss(janus, hidden, tokens)
+    measured = {"image_loss": loss, "image_right": right}
+    if not tracking:
+        return loss, measured
+    assert trainee.tracking_head is not None
+    tracking_loss = trainee.tracking_head.loss(hidden, batch["owners"], batch["begun"], batch["ahead"])
+    return loss + tracking * tracking_loss, {**measured, "tracking_loss": tracking_loss}

@@ -1,4 +1,4 @@
-"""A picture of a training log."""
+"""The plot of a training log."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ from pathlib import Path
 
 from ..loop import read_log
 
-_PICTURES = "image_loss", "loss of pictures, nats a token"
+_IMAGE_LOSS = ("image_loss", "loss of pictures, nats a token")
 _CURVES = (
     ("codec", "psnr", "reconstruction, dB"),
     ("merged", "psnr", "reconstruction, dB"),
     ("encoder", "shapes_right", "patches whose shape is right"),
-    ("drawing", *_PICTURES),
-    ("joint", *_PICTURES),
+    ("drawing", *_IMAGE_LOSS),
+    ("joint", *_IMAGE_LOSS),
     ("joint", "tracking_loss", "loss of the tracking head, nats"),
     ("joint", "text_loss", "loss of answers, nats a token"),
-    ("places", *_PICTURES),
+    ("places", *_IMAGE_LOSS),
     ("places", "text_loss", "loss of answers, nats a token"),
     ("places", "placing_loss", "loss of the placing head"),
 )
 
 
 def plot_log(log: Path, output: Path) -> None:
-    """Draw each stage's curve over its steps, as a PNG or whatever ``output`` ends in."""
+    """Plot each stage's curves over its steps.
+
+    Args:
+        log: the log's file.
+        output: the plot's file; its suffix tells the format.
+    """
     from matplotlib.figure import Figure
 
     lines = read_log(log)

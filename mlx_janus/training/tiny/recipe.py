@@ -1,4 +1,4 @@
-"""What Janus-Tiny is made of, and how it is trained: sizes, steps, rates."""
+"""The sizes of Janus-Tiny, and the steps, batches and learning rates of its training."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ...worlds.shapes import SIDE
 
 @dataclass(frozen=True)
 class CodecRecipe:
-    """The image codec: ``unquantized_steps`` come before its codebook is laid out."""
+    """The image codec's stage."""
 
     steps: int = 2000
-    unquantized_steps: int = 300
+    unquantized_steps: int = 300  # first steps, before the codebook is initialised
     batch: int = 8
     rate: float = 3e-3
-    muon_rate: float | None = 0.01  # None: AdamW alone
+    muon_rate: float | None = 0.01  # None: AdamW only
 
 
 @dataclass(frozen=True)
 class EncoderRecipe:
-    """The vision encoder, alone, on labels of its patches."""
+    """The vision encoder's stage, on labels of its patches."""
 
     steps: int = 1400
     batch: int = 32
@@ -42,21 +42,21 @@ class EncoderRecipe:
 
 @dataclass(frozen=True)
 class JointRecipe:
-    """The whole model on both losses of the paper, or on the pictures' alone. Batches are in sequences."""
+    """A stage of the whole model, on both losses of the paper or on that of image tokens only."""
 
     steps: int = 3600
-    answering_batch: int = 12  # 0: the model learns to draw, and its parts for answers are left alone
-    drawing_batch: int = 24
+    answering_batch: int = 12  # conversations; 0: the model learns only to draw, and its answering parts stay frozen
+    drawing_batch: int = 24  # captions
     rate: float = 1e-3
     muon_rate: float = 0.01
-    final_rate: float = 0.02  # where the rates end, as a share
-    warmup: int = 40
-    lookup_steps: int = 500  # with mostly such questions as are answered by finding one thing (``language.LOOKUPS``)
-    shares: dict[str, float] = field(default_factory=lambda: dict(language.SHARES))  # of questions after that
-    paired: bool = True  # captions more of two things and of several alike (``shapes.PAIRED``)
-    tracking: float = 0.5  # weight of the loss of ``tracking.TrackingHead``
-    placing: float = 0.0  # weight of the loss of ``tracking.PlacingHead``
-    dropped_prompts: float = 0.1  # share of drawing prompts turned into pads, so that guidance means something
+    final_rate: float = 0.02  # learning rates at the end, as a share of the highest
+    warmup: int = 40  # steps
+    lookup_steps: int = 500  # first steps, with question shares of ``language.LOOKUPS``
+    shares: dict[str, float] = field(default_factory=lambda: dict(language.SHARES))  # of questions, afterwards
+    paired: bool = True  # more scenes of two things or of one shape (``shapes.PAIRED``)
+    tracking: float = 0.5  # weight of ``TrackingHead``'s loss
+    placing: float = 0.0  # weight of ``PlacingHead``'s loss
+    dropped_prompts: float = 0.1  # share of captions turned into pads: the unconditional prompts of guidance
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TinyRecipe:
             900, rate=6e-4, muon_rate=6e-3, lookup_steps=0, shares=dict(language.PLACES), placing=1.0
         )
     )
-    share_of_last: float = 0.5  # of the last stage's weights in the model, beside those of the one before
+    share_of_last: float = 0.5  # weight of the last stage in its mean with the stage before
 
 
 CODEC = VQConfig(
@@ -91,7 +91,7 @@ ENCODER = SiglipConfig(kind="siglip", image_size=SIDE, patch_size=8, width=128, 
 
 
 def tiny_config(vocabulary: int) -> JanusConfig:
-    """Sizes of Janus-Tiny for a tokenizer of so many ids."""
+    """Return Janus-Tiny's config for a vocabulary of this size."""
     hidden = 192
     return JanusConfig(
         understanding=ENCODER,

@@ -16,7 +16,7 @@ from ...processing.prompts import Prompts
 from ...weights.save import save_model
 from ..loop import Report, Stage, load_state, part_of, run_stage
 from ..two_processes import wait_for_all
-from .auxiliary_heads import drop_heads
+from .auxiliary_heads import JanusWithHeads
 from .codec import CodecStage, MergedCodecStage
 from .encoder import EncoderStage
 from .joint import JointStage, build_model
@@ -24,7 +24,7 @@ from .recipe import CODEC, ENCODER, JointRecipe, TinyRecipe, tiny_config
 from .vocabulary import train_tokenizer
 
 MODEL_FOLDER = "model"
-JOINT_STAGES = ("drawing", "joint", "places")  # of the whole model, in order
+JOINT_STAGES = ("drawing", "joint", "places")  # stages of the whole model, in order
 SOURCE = "mlx_janus.train tiny"
 
 
@@ -33,60 +33,85 @@ def train_tiny(
 ) -> JanusModel:
     """Train Janus-Tiny, from the checkpoints in ``output`` if there are any, and write ``output/model``.
 
-    Of two processes (``processes.run_side_by_side``) the first trains the codec while the second trains the encoder;
-    then they share every step.
+    Of two processes (``two_processes.run_side_by_side``) the first trains the codec while the second
+    trains the encoder. After that they share every step.
 
     Args:
         output: gets ``checkpoints/``, ``log.jsonl`` and ``model/``.
-        recipe: steps, batches, rates and seed; None: those of the model in the package.
+        recipe: steps, batches, learning rates and seed; None for those of the model in the package.
         every: seconds between checkpoints.
         report: called after every step.
 
     Raises:
-        CheckpointError: a checkpoint is damaged, or of another recipe or seed.
-        OutputError: something cannot be written, or ``output/model`` is another model's.
+        CheckpointError: a checkpoint is damaged, or belongs to another recipe or seed.
+        OutputError: a file cannot be written, or ``output/model`` is another model.
     """
     recipe = recipe or TinyRecipe()
-    group = mx.distributed.init()
-    first, last = group.rank() == 0, group.rank() == group.size() - 1
-
-    def run(stage: Stage, *depends_on: object, writes: bool = True) -> None:
-        facts = json.dumps([recipe.seed, *depends_on], default=asdict, sort_keys=True)
-        shown = report if first else None
-        run_stage(stage, output, recipe=facts, every=every, report=shown, writes=writes)
-
-    if first:
-        run(CodecStage(CODEC, recipe.codec, recipe.seed), CODEC.to_dict(), recipe.codec)
-        merged = MergedCodecStage(CODEC, recipe.merged, recipe.seed, load_state(output, "codec"))
-        run(merged, CODEC.to_dict(), recipe.codec, recipe.merged)
-    if last:
-        run(EncoderStage(ENCODER, recipe.encoder, recipe.seed), ENCODER.to_dict(), recipe.encoder)
+    run = _Run(output, recipe.seed, every, report)
+    _train_codec_and_encoder(run, recipe)
     wait_for_all()
     tokenizer = train_tokenizer(PromptConfig(), recipe.seed)
     config = tiny_config(tokenizer.get_vocab_size())
     prompts = Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
-    model = build_model(config, load_state(output, "merged"), load_state(output, "encoder"), recipe.seed)
-    ahead = list(JOINT_STAGES)
+    janus = build_model(config, load_state(output, "merged"), load_state(output, "encoder"), recipe.seed)
+    trainee = JanusWithHeads(janus)
     for name in JOINT_STAGES:
-        ahead.remove(name)  # what a stage depends on is the recipe but for the stages after it
-        unseen: dict[str, Any] = dict.fromkeys(ahead, JointRecipe())
-        facts = replace(recipe, **unseen)
-        stage = JointStage(model, prompts, getattr(recipe, name), recipe.seed, name)
-        run(stage, config.to_dict(), facts, writes=first)
-    if not first:  # the first writes what is read here
-        return model
-    drop_heads(model)
-    average_weights(model, load_state(output, "joint"), load_state(output, "places"), recipe.share_of_last)
-    text = prompts.tokenizer.to_str()
-    save_model(model, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True)
-    return model
+        stage = JointStage(trainee, prompts, getattr(recipe, name), recipe.seed, name)
+        run.stage(stage, config.to_dict(), _without_later_stages(recipe, name), writes=run.is_first)
+    if run.is_first:  # it alone knows that these checkpoints are written
+        average_weights(janus, load_state(output, "joint"), load_state(output, "places"), recipe.share_of_last)
+        text = tokenizer.to_str()
+        save_model(janus, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True)
+    return janus
+
+
+class _Run:
+    """A training run of Janus-Tiny, as seen by one of its processes."""
+
+    def __init__(self, output: Path, seed: int, every: float, report: Report | None):
+        group = mx.distributed.init()
+        self.output = output
+        self.is_first = group.rank() == 0
+        self.is_last = group.rank() == group.size() - 1
+        self._seed = seed
+        self._every = every
+        self._report = report if self.is_first else None
+
+    def stage(self, stage: Stage, *depends_on: object, writes: bool = True) -> None:
+        """Run a stage, whose result depends on the seed and on these values."""
+        facts = json.dumps([self._seed, *depends_on], default=asdict, sort_keys=True)
+        run_stage(stage, self.output, recipe=facts, every=self._every, report=self._report, writes=writes)
+
+
+def _train_codec_and_encoder(run: _Run, recipe: TinyRecipe) -> None:
+    """Train the codec in the first process and the encoder in the last, which may be the same."""
+    if run.is_first:
+        run.stage(CodecStage(CODEC, recipe.codec, recipe.seed), CODEC.to_dict(), recipe.codec)
+        merged = MergedCodecStage(CODEC, recipe.merged, recipe.seed, load_state(run.output, "codec"))
+        run.stage(merged, CODEC.to_dict(), recipe.codec, recipe.merged)
+    if run.is_last:
+        run.stage(EncoderStage(ENCODER, recipe.encoder, recipe.seed), ENCODER.to_dict(), recipe.encoder)
+
+
+def _without_later_stages(recipe: TinyRecipe, name: str) -> TinyRecipe:
+    """Return the parts of the recipe that a stage depends on: all except the stages after it."""
+    later = JOINT_STAGES[JOINT_STAGES.index(name) + 1 :]
+    defaults: dict[str, Any] = dict.fromkeys(later, JointRecipe())
+    return replace(recipe, **defaults)
 
 
 def average_weights(model: JanusModel, one: dict[str, mx.array], other: dict[str, mx.array], share: float) -> None:
-    """Give a model the mean of two stages' weights, with so much of the second (Wortsman et al., 2022).
+    """Load the weighted mean of two stages' weights into a model (Wortsman et al., 2022).
 
-    What is held out is answered about better by the mean than by either.
+    The mean answers questions about held-out combinations better than either stage.
+
+    Args:
+        model: changed in place.
+        one: final state of the earlier stage.
+        other: final state of the later stage.
+        share: weight of the later stage, from 0 to 1.
     """
-    one, other = part_of(one, "model."), part_of(other, "model.")
-    names = [name for name, _ in tree_flatten(model.parameters())]  # heads of training alone are in the states too
+    one = part_of(one, "model.janus.")
+    other = part_of(other, "model.janus.")
+    names = [name for name, _ in tree_flatten(model.parameters())]
     model.load_weights([(name, (1 - share) * one[name] + share * other[name]) for name in names], strict=True)

@@ -1,4 +1,4 @@
-"""Janus-Tiny's tokenizer: byte-level BPE over what is said in the shapes world, with DeepSeek's control tokens."""
+"""Janus-Tiny's tokenizer: byte-level BPE over texts of the shapes world, with DeepSeek's control tokens."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from ...config import PromptConfig
 from ...worlds import language, shapes
 
-_MERGED = 480  # entries before the control tokens: 256 bytes, the rest merged
-_SCENES = 4000
+_SIZE = 480  # entries without control tokens: 256 bytes and 224 merges
+_SCENES = 4000  # scenes whose texts train the tokenizer
 _SHARES = {
     "existence": 0.27, "colour": 0.11, "shape": 0.11, "number": 0.16, "position": 0.16, "content": 0.08,
     "description": 0.11,
 }  # fmt: skip
-"""Of questions, apart from those of any stage, so that no change to a stage moves the ids (docs/lab-notes.md)."""
+"""Shares of questions, separate from every stage's, so that changing a stage keeps the ids (docs/lab-notes.md)."""
 
 
 def train_tokenizer(config: PromptConfig, seed: int) -> Tokenizer:
-    """A tokenizer as ``prompts.Prompts`` wants it; the same for the same seed."""
+    """Train a tokenizer for ``Prompts``. The same seed gives the same tokenizer.
+
+    Args:
+        config: the control tokens.
+        seed: seed of the texts.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=_MERGED, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=_SIZE, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(_texts(config, seed), trainer)
     controls = (
         config.bos, config.eos, config.pad, config.image, config.image_start, config.image_end, config.user,
@@ -37,6 +42,7 @@ def train_tokenizer(config: PromptConfig, seed: int) -> Tokenizer:
 
 
 def _texts(config: PromptConfig, seed: int) -> Iterator[str]:
+    """Yield captions, questions and answers as they stand in prompts."""
     random = np.random.default_rng([seed, 4])
     for _ in range(_SCENES):
         scene = shapes.sample_scene(random)

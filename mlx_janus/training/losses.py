@@ -1,0 +1,66 @@
+"""The two losses of Janus: cross-entropy of answers and of image tokens (arXiv 2410.13848, section 3.3).
+
+B is the batch size, L the number of positions, M the number of selected positions, n the number of
+image tokens.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx import nn
+
+from ..models.janus import JanusModel
+
+
+def select_positions(hidden: mx.array, positions: mx.array) -> mx.array:
+    """Select some positions of every row: (B, L, hidden), (B, M) -> (B, M, hidden)."""
+    indices = mx.broadcast_to(positions[..., None], (*positions.shape, hidden.shape[-1]))
+    return mx.take_along_axis(hidden, indices, axis=1)
+
+
+def weighted_cross_entropy(logits: mx.array, targets: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
+    """Return the weighted mean cross-entropy in nats, and the weighted share of right top-1 tokens.
+
+    Args:
+        logits: (B, M, vocabulary).
+        targets: (B, M) token ids.
+        weights: (B, M), 0 for padding.
+    """
+    total = weights.sum()
+    loss = (nn.losses.cross_entropy(logits, targets) * weights).sum() / total
+    right = ((logits.argmax(-1) == targets) * weights).sum() / total
+    return loss, right
+
+
+def image_token_loss(model: JanusModel, hidden: mx.array, tokens: mx.array) -> tuple[mx.array, mx.array]:
+    """Return the mean cross-entropy of image tokens in nats, and the share of right top-1 tokens.
+
+    Args:
+        model: its image head predicts the tokens.
+        hidden: (B, n, hidden) from ``image_token_states``.
+        tokens: (B, n).
+    """
+    logits = model.image_logits(hidden)  # (B, n, codes)
+    loss = nn.losses.cross_entropy(logits, tokens).mean()
+    return loss, (logits.argmax(-1) == tokens).mean()
+
+
+def image_token_states(model: JanusModel, ids: mx.array, starts: mx.array, tokens: mx.array) -> mx.array:
+    """Read captions with their images' tokens (teacher forcing) -> (B, n, hidden).
+
+    State ``k`` of a row is the one from which token ``k`` is predicted.
+
+    Args:
+        model: the language model and its drawing parts.
+        ids: (B, L) captions, padded at the end.
+        starts: (B,) positions of begin-of-image, where each row's image begins.
+        tokens: (B, n) image tokens.
+    """
+    B, n = tokens.shape
+    positions = starts[:, None] + mx.arange(n)  # (B, n)
+    text = model.embed_text(ids)
+    embeddings = mx.concatenate([text, mx.zeros((B, n - 1, text.shape[-1]))], axis=1)
+    drawn = model.embed_image_tokens(tokens[:, :-1])
+    after = mx.broadcast_to(positions[:, 1:, None], drawn.shape)
+    hidden = model.hidden_states(mx.put_along_axis(embeddings, after, drawn, axis=1))
+    return select_positions(hidden, positions)
