@@ -20,7 +20,7 @@ from programs import ROOT
 from serving import started
 
 from mlx_janus.commands import serve
-from mlx_janus.processing.images import read_text_chunks
+from mlx_janus.processing.png import read_text_chunks
 from mlx_janus.server import connections as listening
 from mlx_janus.server.settings import Settings
 

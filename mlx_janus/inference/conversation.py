@@ -19,7 +19,8 @@ from PIL import Image
 
 from ..config import read_json
 from ..errors import ConfigError, ConversationError, ImageError, OutputError, PromptError
-from ..processing.images import ImageSource, as_images, open_image, save_png
+from ..processing.images import ImageSource, as_images, open_image
+from ..processing.png import save_png
 from ..processing.prompts import Turn
 from .prefix_cache import ReadPrefix, SeenPictures, picture_digest
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..config import DTYPES, RECIPES
 from ..errors import ImageError, OptionError
-from ..processing.images import read_text_chunks, save_png
+from ..processing.png import read_text_chunks, save_png
 
 MAX_UPSCALE = 4
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ..config import ImageConfig
 from ..errors import ImageError
-from ..processing.images import decode_image, png_bytes, resize_and_pad
+from ..processing.images import decode_image, resize_and_pad
+from ..processing.png import png_bytes
 from .errors import explained
 from .settings import Settings
 
@@ -82,7 +83,7 @@ class PictureReader:
                 raise ImageError("the picture's base64 is damaged or cut short: send it anew") from None
         if len(data) > self._settings.picture_limit:
             raise self._too_large()
-        return resize_and_pad(decode_image(data, "the picture", most_pixels=_MOST_PIXELS), self._config)
+        return resize_and_pad(decode_image(data, "the picture", max_pixels=_MOST_PIXELS), self._config)
 
     def _too_large(self) -> ImageError:
         return ImageError(f"the picture is larger than {self._settings.picture_limit / 1e6:g} MB: make it smaller")

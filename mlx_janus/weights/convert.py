@@ -26,7 +26,7 @@ import psutil
 from ..config import DTYPES, FORMAT_VERSION, MODEL_TYPE, Dtype, JanusConfig, LayerBits, read_json
 from ..errors import CheckpointError, ConfigError, OptionError, OutputError
 from ..memory import format_size
-from ..processing.prompts import prepare_tokenizer
+from ..processing.tokenizer import prepare_tokenizer
 from ..version import __version__
 from .checkpoint import PlannedTensor, read_plan, read_safetensors_header, weight_files
 from .published import read_published_config
