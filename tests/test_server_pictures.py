@@ -102,8 +102,8 @@ def test_addresses_of_this_network_are_not_fetched(engine: FakeEngine, url: str)
 def test_an_address_is_fetched_where_that_is_allowed(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[tuple[str, int]]()
 
-    def fetch(url: str, *, most_bytes: int) -> bytes:
-        asked.append((url, most_bytes))
+    def fetch(url: str, *, max_bytes: int) -> bytes:
+        asked.append((url, max_bytes))
         return base64.b64decode(png(8, 8).partition(",")[2])
 
     monkeypatch.setattr(web, "fetch_public", fetch)

@@ -62,7 +62,7 @@ class PictureReader:
         from ..processing.web import fetch_public
 
         async with self._fetching:
-            return await asyncio.to_thread(fetch_public, url, most_bytes=self._settings.picture_limit)
+            return await asyncio.to_thread(fetch_public, url, max_bytes=self._settings.picture_limit)
 
     def _encoded(self, url: str) -> str:
         """The base64 of a data URL."""
