@@ -20,8 +20,8 @@ from fake_engine import FakeEngine
 from PIL import Image
 from serving import CHAT, DRAW, HELLO, connect, post, read_all, refusal, served, still_works, to, wait_until
 
-from mlx_janus.server.connections import configured, say_when_full
-from mlx_janus.server.pictures import PictureReader
+from mlx_janus.server.connections import uvicorn_config, warn_of_failed_accepts
+from mlx_janus.server.images import ImageReader
 from mlx_janus.server.settings import Settings
 
 
@@ -48,7 +48,7 @@ def test_pictures_of_a_client_that_leaves_are_not_read(
 
     decoded: list[int] = []
     going_on = threading.Event()
-    monkeypatch.setattr(PictureReader, "_decode", decode)
+    monkeypatch.setattr(ImageReader, "_decode", decode)
     before = gone(client)
     parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}] * 4
     message = {"role": "user", "content": [*parts, {"type": "text", "text": "what?"}]}
@@ -160,7 +160,7 @@ def test_a_system_that_gives_no_more_connections_is_told_of_once(caplog: pytest.
         loop.call_exception_handler({"message": "no accept", "exception": error, "socket": None})
 
     loop = asyncio.new_event_loop()
-    say_when_full(loop)
+    warn_of_failed_accepts(loop)
     for _ in range(9):
         fail(OSError(errno.EMFILE, "Too many open files"))
     assert caplog.messages == ["no connection can be taken for now: Too many open files"]
@@ -177,8 +177,8 @@ def test_connections_keep_to_what_the_system_allows() -> None:
         mock.patch.object(resource, "setrlimit", side_effect=OSError),
         mock.patch.object(resource, "getrlimit", return_value=(1000, 4096)),
     ):
-        assert configured(mock.Mock(), Settings(most_connections=5000)).http.most_connections == 1000 - 256
-        assert configured(mock.Mock(), Settings(most_connections=700)).http.most_connections == 700
+        assert uvicorn_config(mock.Mock(), Settings(most_connections=5000)).http.max_connections == 1000 - 256
+        assert uvicorn_config(mock.Mock(), Settings(most_connections=700)).http.max_connections == 700
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
 
 
