@@ -1,7 +1,7 @@
-"""Images in: files, bytes and PIL images become the vision encoder's input. Drawn arrays become images.
+"""Images in: files, bytes and PIL images become the vision encoder's input.
 
-Reading ends with an upright, opaque RGB image or with one ``ImageError``, whatever a file does to its decoder.
-Only well-known raster formats are tried: PIL would hand an EPS file to Ghostscript.
+Reading ends with an upright, opaque RGB image or with one ``ImageError``, whatever a file does to
+its decoder. Only well-known raster formats are tried: PIL would hand an EPS file to Ghostscript.
 """
 
 from __future__ import annotations
@@ -60,13 +60,14 @@ def as_images(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
 def open_image(source: ImageSource) -> Image.Image:
     """Read an image as upright, opaque, 8-bit RGB.
 
-    EXIF orientation is applied, and transparency is laid over white. An animation gives its first frame, a PIL image
-    the frame it is at. 16-bit grey is scaled to 8 bits. Float grey is read as [0, 1] or as [0, 255] if all its values
-    lie in that range. Other float grey, and 32-bit integers, are stretched from their lowest to their highest value.
-    A PIL image is not modified.
+    EXIF orientation is applied, and transparency is laid over white. An animation gives its first
+    frame, a PIL image the frame it is at. 16-bit grey is scaled to 8 bits. Float grey is read as
+    [0, 1] or as [0, 255] if all its values lie in that range. Other float grey, and 32-bit
+    integers, are stretched from their lowest to their highest value. A PIL image is not modified.
 
     Raises:
-        ImageError: the image is missing, unreadable, empty, damaged, in an unsupported format, or above 100 megapixels.
+        ImageError: the image is missing, unreadable, empty, damaged, in an unsupported format, or
+            above 100 megapixels.
     """
     if isinstance(source, Image.Image):
         name = "the PIL image given"
@@ -109,10 +110,11 @@ def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float3
 
 
 def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
-    """Scale the longest side to S, and centre the result on an S x S RGB image of the background colour."""
+    """Scale the longest side to S and pad to S x S with the background colour, centred."""
     size = config.image_size
     longest = max(image.size)
-    # The reference truncates, in this order of operations. Rounding gives another side for half of all images.
+    # The reference truncates, in this order of operations. Rounding gives another side for half of
+    # all images.
     width, height = (min(max(int(side / longest * size), config.min_size), size) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (size, size), config.background)
@@ -255,7 +257,7 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int | None = None) -
     result = _opaque_rgb(image)
     if transpose is not None:
         result = result.transpose(transpose)
-    result.info.clear()  # a copy opened later would be rotated a second time, or get a transparent colour
+    result.info.clear()  # reopened, it would be rotated again or get a transparent colour
     return result
 
 
@@ -286,7 +288,7 @@ def _deep_grey(image: Image.Image) -> Image.Image:
 
 
 def _grey_range(values: npt.NDArray[Any], mode: str) -> tuple[float, float]:
-    """Return the grey values that stand for black and for white, in PIL's mode "F" or one of its modes "I"."""
+    """Return the grey values that become black and white; PIL's mode is "F" or begins with "I"."""
     usual_whites: tuple[float, ...]
     if mode == "F":
         finite = np.isfinite(values)

@@ -1,4 +1,4 @@
-"""PNG files out: drawn images with their settings as text chunks, under names that are still free."""
+"""PNG files out: drawn images with their settings as text chunks, under free names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def png_bytes(image: Image.Image, text: Mapping[str, str]) -> bytes:
     """Return a PNG file with text chunks, as ``save_png`` writes it."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in sorted(text.items()):
-        # NUL ends a text chunk. A lone surrogate (an undecodable byte of a command line) has no encoding.
+        # NUL ends a text chunk. A lone surrogate (an undecodable byte of a command line) has no
+        # encoding.
         chunks.add_text(key, value.replace("\0", "").encode("utf-8", "replace").decode("utf-8"))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
@@ -47,8 +48,9 @@ def png_bytes(image: Image.Image, text: Mapping[str, str]) -> bytes:
 def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str]) -> Path:
     """Write a PNG with text chunks, and return the path of the file that was written.
 
-    An existing file is kept: ``out.png`` becomes ``out_2.png``, then ``out_3.png``. A path without a suffix gets
-    ``.png``. The file appears complete, and processes that save to one path at the same time each get their own.
+    An existing file is kept: ``out.png`` becomes ``out_2.png``, then ``out_3.png``. A path without
+    a suffix gets ``.png``. The file appears complete, and processes that save to one path at the
+    same time each get their own.
 
     Args:
         image: in a mode that PNG can hold.
@@ -56,8 +58,8 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str
         text: stored by sorted key, as Latin-1 if possible, otherwise as UTF-8.
 
     Raises:
-        OutputError: another suffix, a folder, a missing parent folder, no permission or no space. Nothing is left
-            behind.
+        OutputError: another suffix, a folder, a missing parent folder, no permission or no space.
+            Nothing is left behind.
     """
     target = _with_png_suffix(Path(path))
     try:
@@ -81,7 +83,8 @@ def free_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
     The files may exist: ``save_png`` keeps them.
 
     Raises:
-        OutputError: the path is a folder or has another suffix. This is known before anything is drawn.
+        OutputError: the path is a folder or has another suffix. This is known before anything is
+            drawn.
     """
     path = _with_png_suffix(Path(path))
     if n == 1:

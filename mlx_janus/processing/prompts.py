@@ -3,9 +3,9 @@
 What is unusual here:
 
 - Exactly one bos stands in front, whether or not ``tokenizer.json`` would add one.
-- A prompt is a list of segments: control tokens and plain text. The tokenizer cuts at added tokens before anything
-  else, and adjacent plain segments are joined before they are encoded. So an ordinary prompt gets the same ids as the
-  whole rendered string encoded at once.
+- A prompt is a list of segments: control tokens and plain text. The tokenizer cuts at added tokens
+  before anything else, and adjacent plain segments are joined before they are encoded. So an
+  ordinary prompt gets the same ids as the whole rendered string encoded at once.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Turn:
 
 
 class _Control(str):
-    """The spelling of one control token, as a segment of a prompt; every other segment is plain text."""
+    """A segment of a prompt that is one control token; every other segment is plain text."""
 
     __slots__ = ()
 
@@ -66,7 +66,8 @@ class Prompts:
         image_tokens: positions that one image takes in an answering prompt.
 
     Raises:
-        ConfigError: a control token is missing, or the tokenizer loses text, contradicts itself or is not byte-level.
+        ConfigError: a control token is missing, or the tokenizer loses text, contradicts itself or
+            is not byte-level.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: PromptConfig, *, image_tokens: int) -> None:
@@ -85,7 +86,8 @@ class Prompts:
         """Read ``tokenizer.json`` of a model folder.
 
         Raises:
-            ConfigError: the file is missing, not JSON, not a tokenizer, lacks a control token, or is not byte-level.
+            ConfigError: the file is missing, not JSON, not a tokenizer, lacks a control token, or
+                is not byte-level.
         """
         path = folder / TOKENIZER_FILE
         tokenizer = read_tokenizer(path)
@@ -104,13 +106,13 @@ class Prompts:
             system: system prompt; None: the model's own, "": none.
 
         Raises:
-            PromptError: there is no turn, the last one is not the user's, a question has neither text nor images, or
-                a text is not Unicode.
+            PromptError: there is no turn, the last one is not the user's, a question has neither
+                text nor images, or a text is not Unicode.
         """
         return self._encode(self._answering_segments(turns, system))
 
     def following(self, turn: Turn) -> list[int]:
-        """Return the ids that another question adds after an answer's eos, up to where the assistant speaks.
+        """Return the ids of a further question: after eos, up to where the assistant speaks.
 
         Raises:
             PromptError: the question has neither text nor images, or its text is not Unicode.
@@ -126,11 +128,11 @@ class Prompts:
         return self._encode(self._drawing_segments(text))
 
     def unconditional(self, ids: Sequence[int]) -> list[int]:
-        """Return the row that guidance steers away from: ``drawing``'s ids, all pad between the first and the last."""
+        """Return the unconditional row: ``drawing``'s ids, with pad between first and last."""
         return [*ids[:1], *[self.special.pad] * (len(ids) - 2), *ids[1:][-1:]]
 
     def render_answering(self, turns: Sequence[Turn], system: str | None = None) -> str:
-        """Return the template of ``answering`` as text: without bos, one placeholder for each image."""
+        """Return ``answering``'s template as text: no bos, one placeholder for each image."""
         return "".join(self._answering_segments(turns, system))
 
     def render_drawing(self, text: str) -> str:
@@ -138,7 +140,7 @@ class Prompts:
         return "".join(self._drawing_segments(text))
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of plain text: without bos, template, or control tokens whatever the text spells.
+        """Return the ids of plain text: no bos, no template, and no control token.
 
         Raises:
             PromptError: the text is not Unicode.

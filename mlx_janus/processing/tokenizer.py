@@ -3,7 +3,8 @@
 What is unusual here:
 
 - Ids of control tokens are looked up by spelling and never fixed: they differ between the models.
-- Plain text is encoded with no control token recognised. ``<|Assistant|>`` typed by a user stays ordinary characters.
+- Plain text is encoded with no control token recognised. ``<|Assistant|>`` typed by a user stays
+  ordinary characters.
 - Streaming decodes bytes, since a token may end inside a character.
 """
 
@@ -43,7 +44,8 @@ class PromptTokenizer:
         config: spellings of the control tokens.
 
     Raises:
-        ConfigError: a control token is missing, or the tokenizer loses text, contradicts itself or is not byte-level.
+        ConfigError: a control token is missing, or the tokenizer loses text, contradicts itself or
+            is not byte-level.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: PromptConfig) -> None:
@@ -57,7 +59,7 @@ class PromptTokenizer:
         self._check_plain()
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of plain text: without bos, and without control tokens whatever the text spells.
+        """Return the ids of plain text: no bos, and no control token even if the text spells one.
 
         Raises:
             PromptError: the text is not Unicode.
@@ -108,8 +110,8 @@ class PromptTokenizer:
 class Detokenizer:
     """A streaming decoder: one id at a time to whole characters.
 
-    The pieces joined equal ``Tokenizer.decode`` of all the ids at once, for any ids: both turn invalid bytes into
-    U+FFFD. The cost of an id does not grow with the number of ids before it.
+    The pieces joined equal ``Tokenizer.decode`` of all the ids at once, for any ids: both turn
+    invalid bytes into U+FFFD. The cost of an id does not grow with the number of ids before it.
 
     Args:
         tokenizer: byte-level.
@@ -152,11 +154,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
     """Return ``tokenizer.json`` for a converted folder; equal input gives equal text.
 
-    Adds the image placeholder if it is absent (Janus-1.3B; it gets the next free id, as in the reference), flags
-    the control tokens as special, and drops truncation and padding.
+    Adds the image placeholder if it is absent (Janus-1.3B; it gets the next free id, as in the
+    reference), flags the control tokens as special, and drops truncation and padding.
 
     Raises:
-        ConfigError: the file is missing, not JSON, not a tokenizer, lacks another control token, or is not byte-level.
+        ConfigError: the file is missing, not JSON, not a tokenizer, lacks another control token, or
+            is not byte-level.
     """
     tokenizer = read_tokenizer(tokenizer_json)
     if tokenizer.token_to_id(config.image) is None:
@@ -191,7 +194,7 @@ def _added_spellings(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def _control_spellings(config: PromptConfig) -> dict[str, str]:
-    """Return the spellings of the control tokens that every model has, by field of ``SpecialIds``."""
+    """Return the spellings of every model's control tokens, by field of ``SpecialIds``."""
     return {
         "bos": config.bos,
         "eos": config.eos,
@@ -216,10 +219,11 @@ def _special_ids(tokenizer: Tokenizer, config: PromptConfig) -> SpecialIds:
 
 
 def _mark_controls(tokenizer: Tokenizer, config: PromptConfig) -> Tokenizer:
-    """Return the tokenizer with every control token special, without truncation and padding; a copy if that changes it.
+    """Return the tokenizer with its control tokens special, and without truncation and padding.
 
-    Control tokens are those of the template, any ``<...>``, and the roles where they are added tokens. Other added
-    tokens, such as ``ø`` in DeepSeek's vocabulary, are ordinary characters and stay so.
+    If that changes anything, it is a copy. Control tokens are those of the template, any ``<...>``,
+    and the roles where they are added tokens. Other added tokens, such as ``ø`` in DeepSeek's
+    vocabulary, are ordinary characters and stay so.
     """
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     controls = set(_control_spellings(config).values())
@@ -250,7 +254,7 @@ def _as_special(spelling: str, token: AddedToken | None) -> AddedToken:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return the byte that each printable character stands for (GPT-2's ``bytes_to_unicode``, inverted)."""
+    """Return the byte for each printable character (GPT-2's ``bytes_to_unicode``, inverted)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -260,7 +264,7 @@ _BYTES = _byte_alphabet()
 
 
 def _token_bytes(token: str) -> bytes:
-    """Return the bytes of a vocabulary entry; an entry with a character outside the alphabet stands for itself."""
+    """Return an entry's bytes; one with a character outside the alphabet stands for itself."""
     try:
         return bytes(_BYTES[c] for c in token)
     except KeyError:

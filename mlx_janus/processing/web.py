@@ -1,7 +1,7 @@
 """Images from the web: over https, within limits of size and time.
 
-``fetch`` takes addresses from the person at the keyboard. ``fetch_public`` takes them from strangers, who must not
-reach anything through it that only this machine can reach.
+``fetch`` takes addresses from the person at the keyboard. ``fetch_public`` takes them from
+strangers, who must not reach anything through it that only this machine can reach.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Limits:
 
 
 def fetch(url: str) -> bytes:
-    """Download an https address: at most 50 MB in at most 30 seconds, with redirects to other https addresses.
+    """Download an https address: at most 50 MB in at most 30 seconds, redirects to https included.
 
     Raises:
         ImageError: the reason, in one line.
@@ -81,9 +81,10 @@ def fetch(url: str) -> bytes:
 def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0) -> bytes:
     """Download an https address that a stranger names, from hosts of the public internet only.
 
-    Uses port 443, no user name, no proxy, and at most three redirects, each checked in the same way. A host's name is
-    looked up once. All its addresses must be public, and the connection goes to one of those very addresses. One case
-    is out of reach of these checks: a host with a public address that a firewall reserves for this network.
+    Uses port 443, no user name, no proxy, and at most three redirects, each checked in the same
+    way. A host's name is looked up once. All its addresses must be public, and the connection goes
+    to one of those very addresses. One case is out of reach of these checks: a host with a public
+    address that a firewall reserves for this network.
 
     Args:
         url: from anybody.
@@ -91,8 +92,8 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
         seconds: for the whole download.
 
     Raises:
-        ImageError: the reason, in one line. The line is the same for every host that is not public, whether it exists
-            or not.
+        ImageError: the reason, in one line. The line is the same for every host that is not public,
+            whether it exists or not.
     """
     advice = "send the picture itself"
     limits = _Limits(max_bytes, seconds, advice, advice)
@@ -136,7 +137,8 @@ def _run_in_time(download: Callable[[float], bytes], url: str, limits: _Limits) 
         except Exception as error:  # raised below, in the caller's thread
             outcome.append(error)
 
-    # A thread, since neither a look-up of a name nor a slow server's headers have a time limit of their own.
+    # A thread, since neither a look-up of a name nor a slow server's headers have a time limit of
+    # their own.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limits.seconds)
@@ -162,7 +164,7 @@ def _content(response: HTTPResponse, url: str, deadline: float, limits: _Limits)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a few redirects, and only to https."""
+    """A handler that follows a few redirects, and only to https."""
 
     max_redirections = _MAX_REDIRECTS
 
@@ -189,7 +191,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 class _PublicConnection(HTTPSConnection):
-    """A connection to one of the addresses that were checked. The name is not looked up a second time.
+    """A connection to one of the checked addresses; the name is not looked up a second time.
 
     Args:
         host: for the Host header and the certificate.
@@ -247,8 +249,8 @@ def _host_and_target(url: str) -> tuple[str, str]:
     except ValueError:
         host = ""
         plain = False
-    # isprintable: urlsplit drops line ends and tabs, and the checked address must be the one that was sent.
-    # "%": the zone of a link-local address.
+    # isprintable: urlsplit drops line ends and tabs, and the checked address must be the one that
+    # was sent. "%": the zone of a link-local address.
     if not plain or not host or "%" in host or not url.isprintable():
         raise ImageError(f"{_shown(url)} is not fetched: only https addresses are, on port 443, without a user name")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -269,11 +271,12 @@ def _public_addresses(url: str, host: str) -> list[tuple[socket.AddressFamily, s
 
 
 def is_public(address: str) -> bool:
-    """Return whether a numeric IPv4 or IPv6 address belongs to one host that anybody on the internet can reach."""
+    """Return whether an IPv4 or IPv6 address is that of one host on the public internet."""
     ip = ipaddress.ip_address(address)
     if ip in _NAT64:
         ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    # This also excludes the IPv6 forms that contain an IPv4 address, except 6to4 and Teredo (in _NEVER_PUBLIC).
+    # This also excludes the IPv6 forms that contain an IPv4 address, except 6to4 and Teredo (in
+    # _NEVER_PUBLIC).
     if ip.version == 6 and ip not in _UNICAST:
         return False
     return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NEVER_PUBLIC)
@@ -290,7 +293,7 @@ def _too_large(url: str, limits: _Limits) -> ImageError:
 
 
 def _to_image_error(error: Exception, url: str, limits: _Limits) -> Exception:
-    """Describe a failure of the network in one line. Any other exception is a bug and returned unchanged."""
+    """Describe a network failure in one line; any other exception is a bug and stays unchanged."""
     if isinstance(error, ImageError):
         return error
     if isinstance(error, HTTPError):

@@ -1,4 +1,4 @@
-"""The application: OpenAI's routes for answers and images, the routes about the server, and the page."""
+"""The application: OpenAI's routes, the routes about the server, and the page."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app = FastAPI(
         title="mlx_janus",
         version=__version__,
-        description="OpenAI's API for one Janus model, which answers questions about images and generates images.",
+        description="OpenAI's API for one Janus model: answers about images, and image generation.",
         docs_url=None,  # the documentation pages load scripts of other hosts
         redoc_url=None,
         redirect_slashes=False,
@@ -80,7 +80,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 
 
 class _StrictRequest(Request):
-    """A request whose JSON has no NaN, no lone surrogates, and no depth that a message never has."""
+    """A request whose JSON may have no NaN, no lone surrogates, and no excessive depth."""
 
     async def json(self) -> Any:
         try:
@@ -117,12 +117,12 @@ def _generation_routes(service: Service) -> APIRouter:
 
     @router.post("/chat/completions", response_model=ChatCompletion, responses=_streamed_or_errors(_CHUNKS))
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
-        """Answer the last message of a conversation. With `stream`, the answer is sent in pieces as it is generated."""
+        """Answer the last message of a conversation. `stream` sends the answer piece by piece."""
         return await complete_chat(body, request, service)
 
     @router.post("/images/generations", response_model=ImagesReply, responses=_streamed_or_errors(_IMAGE_EVENTS))
     async def create_image(body: ImageRequest, request: Request) -> Response:
-        """Generate images from a prompt. With `stream`, previews and finished images are sent as they come."""
+        """Generate images from a prompt. `stream` sends each image once it is finished."""
         return await generate_images(body, request, service)
 
     return router
@@ -137,22 +137,13 @@ def _server_routes(service: Service) -> APIRouter:
     def served_model() -> ServedModel:
         return ServedModel(id=engine.name, created=service.since)
 
-    def get(path: str, **facts: Any) -> Callable[[_Handler], _Handler]:
-        """Add a route for GET, and the same for HEAD, which /openapi.json leaves out."""
-
-        def add(handle: _Handler) -> _Handler:
-            router.head(path, **facts | {"include_in_schema": False})(handle)
-            return router.get(path, **facts)(handle)
-
-        return add
-
-    @get("/v1/models/", include_in_schema=False)
-    @get("/v1/models")
+    @_get(router, "/v1/models/", include_in_schema=False)
+    @_get(router, "/v1/models")
     async def list_models() -> ModelList:
         """List the models. A server has exactly one."""
         return ModelList(data=[served_model()])
 
-    @get("/v1/models/{name:path}")
+    @_get(router, "/v1/models/{name:path}")
     async def retrieve_model(name: str) -> ServedModel:
         """Describe the model of this name."""
         if name not in (engine.name, DEFAULT_MODEL):
@@ -160,9 +151,9 @@ def _server_routes(service: Service) -> APIRouter:
             raise APIError(404, message, param="model", code="model_not_found")
         return served_model()
 
-    @get("/health", responses={503: {"model": Health, "description": "The server is stopping."}})
+    @_get(router, "/health", responses={503: {"model": Health, "description": "The server is stopping."}})
     async def health(response: Response) -> Health:
-        """Report whether the server accepts requests, and its load. The status is 503 while it is stopping."""
+        """Report the load, and whether requests are accepted: 503 if the server is stopping."""
         counts = engine.counts
         stopping = engine.stopping
         if stopping:
@@ -175,12 +166,12 @@ def _server_routes(service: Service) -> APIRouter:
             drawing=counts.drawing,
         )
 
-    @get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @_get(router, "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         """Report metrics in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @get("/", response_class=HTMLResponse)
+    @_get(router, "/", response_class=HTMLResponse)
     async def show_page() -> Response:
         """Return a web page for chatting and for generating images."""
         return HTMLResponse(page, headers=page_headers)
@@ -188,8 +179,18 @@ def _server_routes(service: Service) -> APIRouter:
     return router
 
 
+def _get(router: APIRouter, path: str, **options: Any) -> Callable[[_Handler], _Handler]:
+    """Add a route for GET, and the same for HEAD, which /openapi.json leaves out."""
+
+    def add(handle: _Handler) -> _Handler:
+        router.head(path, **options | {"include_in_schema": False})(handle)
+        return router.get(path, **options)(handle)
+
+    return add
+
+
 def _page() -> tuple[str, dict[str, str]]:
-    """Return the page and its headers: the content security policy allows the page's own style and script only."""
+    """Return the page and its headers, whose policy allows only the page's own style and script."""
     resource = files(__package__) / "page.html"
     text = resource.read_text(encoding="utf-8") if resource.is_file() else _NO_PAGE
 
@@ -206,7 +207,7 @@ def _page() -> tuple[str, dict[str, str]]:
 
 
 def _describe_key(app: FastAPI) -> None:
-    """Have /openapi.json name the routes that need the key; the middleware is the one that checks it."""
+    """Have /openapi.json name the routes that need the key; the middleware checks it."""
     openapi_without_key = app.openapi
 
     def openapi() -> dict[str, Any]:

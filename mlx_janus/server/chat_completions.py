@@ -118,7 +118,8 @@ def _options(body: ChatRequest, n: int) -> TextOptions:
 async def _read_images(urls: Sequence[tuple[str, str]], reader: ImageReader, request: HTTPRequest) -> tuple[Image, ...]:
     """Read images in order; stop when the client leaves.
 
-    An image that has been begun is finished: its thread cannot be stopped, and no two images shall be decoded at once.
+    An image that has been begun is finished: its thread cannot be stopped, and no two images shall
+    be decoded at once.
 
     Args:
         urls: URL of each image, and the field of the body that holds it.
@@ -136,7 +137,7 @@ async def _read_images(urls: Sequence[tuple[str, str]], reader: ImageReader, req
 def _split_system(
     messages: Sequence[Message],
 ) -> tuple[str | None, list[tuple[int, UserMessage | AssistantMessage]]]:
-    """Return the system prompt, None if there is none, and the other messages with their numbers."""
+    """Return the system prompt, if there is one, and the other messages with their numbers."""
     instructions: list[str] = []
     rest: list[tuple[int, UserMessage | AssistantMessage]] = []
     for number, message in enumerate(messages):
@@ -211,8 +212,8 @@ def _finish_reason(result: TextResult) -> FinishReason:
 def _usage(results: Sequence[TextResult]) -> Usage:
     """Count the tokens of a request.
 
-    The prompt counts once for all answers. Its cached tokens are those of the first answer, since the later ones find
-    the whole prompt in the cache.
+    The prompt counts once for all answers. Its cached tokens are those of the first answer, since
+    the later ones find the whole prompt in the cache.
     """
     prompt_tokens = results[0].prompt_tokens
     completion_tokens = sum(len(result.tokens) for result in results)

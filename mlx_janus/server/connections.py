@@ -1,8 +1,9 @@
 """uvicorn with limits: for the number of connections, and for the time that a client may take.
 
-uvicorn has no settings for these, so this module overrides methods of its HTTP protocol and of its server, and reads
-attributes that are not part of its public interface. ``tests/test_server_connections.py`` lists them, and
-``pyproject.toml`` has an upper bound for its version.
+uvicorn has no settings for these, so this module overrides methods of its HTTP protocol and of its
+server, and reads attributes that are not part of its public interface.
+``tests/test_server_connections.py`` lists them, and ``pyproject.toml`` has an upper bound for its
+version.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
 
 
 def _allowed_connections(wanted: int) -> int:
-    """Return the number of connections that the system's limit of open files allows, at most ``wanted``.
+    """Return the number of connections, at most ``wanted``, that the limit of open files allows.
 
     The process's own soft limit is raised first, as far as the system lets it.
     """
@@ -80,7 +81,7 @@ def _allowed_connections(wanted: int) -> int:
 
 
 def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
-    """Have a loop log one line a minute while it cannot accept connections, instead of a traceback for each."""
+    """Log one line a minute while a loop cannot accept connections, instead of tracebacks."""
     last_warning = float("-inf")
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -96,10 +97,10 @@ def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class _LimitedProtocol(H11Protocol):
-    """A connection that is closed if its client takes too long to send a request or to read a reply.
+    """A connection that is closed if its client is too slow to send a request or to read a reply.
 
-    Two things have no limit: the time in which the server makes a reply, and a reply of which the client keeps reading
-    some. The class attributes are set in a subclass.
+    The server's own time for a reply is not limited, nor is the time for sending a reply while the
+    client keeps reading it. A subclass sets the class attributes.
     """
 
     seconds: float
@@ -112,7 +113,8 @@ class _LimitedProtocol(H11Protocol):
         if len(self.connections) > self.max_connections:
             transport.abort()
             return
-        # By default the system buffers megabytes, and whether the client reads them cannot be seen from here.
+        # By default the system buffers megabytes, and whether the client reads them cannot be seen
+        # from here.
         with contextlib.suppress(OSError):  # the connection may be closed already
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._update_timer()
@@ -138,7 +140,7 @@ class _LimitedProtocol(H11Protocol):
         self._stop_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """Reply to a request that is not HTTP, with OpenAI's error object, unless another reply has begun."""
+        """Reply with OpenAI's error object to malformed HTTP, unless another reply has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             reply = APIError(400, "this is no valid HTTP request").response()
             headers = [*reply.raw_headers, (b"connection", b"close")]
@@ -160,7 +162,7 @@ class _LimitedProtocol(H11Protocol):
         self._timer = self.loop.call_later(self.seconds, self._on_timeout)
 
     def _on_timeout(self) -> None:
-        """Close the connection, unless the client has read some of a reply since the timer was started."""
+        """Close the connection, unless the client has read some of a reply during the time."""
         if self.transport.get_write_buffer_size() < self._unsent:
             self._start_timer()
         else:
@@ -175,8 +177,8 @@ class _LimitedProtocol(H11Protocol):
 class StopSignals:
     """A context manager that handles SIGINT and SIGTERM.
 
-    The first signal sets an event. A SIGINT after it ends the process at once. Enter it in the main thread, on the
-    loop that waits for the event.
+    The first signal sets an event. A SIGINT after it ends the process at once. Enter it in the main
+    thread, on the loop that waits for the event.
     """
 
     def __init__(self) -> None:
@@ -221,7 +223,7 @@ class StoppableServer(Server):
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop the server and the engine at the same time: requests in the queue fail, running ones finish."""
+        """Stop the server and the engine together: queued requests fail, running ones finish."""
         await asyncio.gather(self._close(), super().shutdown(sockets))
 
     @contextlib.contextmanager

@@ -17,7 +17,7 @@ from ..errors import ImageError, JanusError, OptionError, OutOfMemoryError, Prom
 from .schema import ErrorKind, ErrorReply, ErrorText
 
 _LOG = logging.getLogger("mlx_janus.server")
-CLIENT_LEFT = 499  # nginx's status for a client that left: it is never sent, but the metrics and the log show it
+CLIENT_LEFT = 499  # nginx's status for a client that left: never sent, only counted and logged
 _MAX_MESSAGE = 400  # characters of a message, which may repeat parts of the request
 _CODES = {
     401: "invalid_api_key",
@@ -78,8 +78,8 @@ def client_left() -> APIError:
 def to_api_error(error: Exception, param: str | None = None) -> APIError:
     """Convert an exception to an API error.
 
-    The client is told about its own mistakes, a full queue, a shutdown and a lack of memory. Anything else is logged
-    and reaches the client as "internal error".
+    The client is told about its own mistakes, a full queue, a shutdown and a lack of memory.
+    Anything else is logged and reaches the client as "internal error".
 
     Args:
         error: any exception.
@@ -100,7 +100,10 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
 
 
 def _log_internal_error(error: Exception) -> None:
-    """Log where an error was raised. Only our own errors' messages are logged: others may repeat the request."""
+    """Log where an error was raised.
+
+    Only our own errors' messages are logged: others may repeat parts of the request.
+    """
     reason = f": {error}" if isinstance(error, JanusError) else ""
     places = "".join(traceback.format_tb(error.__traceback__))
     _LOG.error("internal error, %s%s\n%s", type(error).__name__, reason, places.rstrip())
@@ -120,10 +123,10 @@ async def handle_http_exception(request: Request, error: Exception) -> JSONRespo
 
 
 async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
-    """Reply to a body that does not match the schema: with 400, as OpenAI does, instead of FastAPI's 422."""
+    """Reply 400 to a body that does not match the schema, as OpenAI does; FastAPI's own is 422."""
     assert isinstance(error, RequestValidationError)
-    # A union reports an error for each branch. The intended branch is the one that matched deepest, or whose value has
-    # the right type and is only too long or too short.
+    # A union reports an error for each branch. The intended branch is the one that matched deepest,
+    # or whose value has the right type and is only too long or too short.
     worst = max(error.errors(), key=lambda one: (len(one["loc"]), one["type"].startswith(("too_", "string_too_"))))
     field = _field_path(worst["loc"])
     reason = worst["msg"].removeprefix("Value error, ")
@@ -134,7 +137,10 @@ _FIELDS = {"role", "content", "type", "text", "image_url", "url", "detail", "inc
 
 
 def _field_path(location: Sequence[int | str]) -> str | None:
-    """Return a place in the body, such as "messages[0].content", without the union branches that pydantic adds."""
+    """Return a field's path, such as "messages[0].content", from a location of pydantic.
+
+    Pydantic's location also names the branches of unions, which are left out.
+    """
     path = ""
     after_index = False
     for part in location[1:]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def watch_client(request: HTTPRequest) -> AsyncIterator[Callable[[], None]]:
-    """Watch for a client's disconnect; yield a function that raises an ``APIError`` once it has left.
+    """Watch a client; yield a function that raises an ``APIError`` once it has left.
 
     Args:
         request: of the client; its body has been read.
@@ -104,8 +104,10 @@ class EventStream(StreamingResponse):
 
     Args:
         events: encoded by ``server_sent_event``, made from the ticket's events.
-        ticket: cancelled after the last event, and when the client leaves, even if it was slow to read.
-        heartbeat_seconds: after which a comment is sent, so that no proxy takes the connection for dead.
+        ticket: cancelled after the last event, and when the client leaves, even if it was slow to
+            read.
+        heartbeat_seconds: after which a comment is sent, so that no proxy takes the connection for
+            dead.
     """
 
     media_type = "text/event-stream"
@@ -157,5 +159,5 @@ async def _with_heartbeats(events: AsyncGenerator[bytes, None], seconds: float) 
 
 
 async def _next(events: AsyncGenerator[bytes, None]) -> bytes:
-    """Return the next event, as a coroutine: a task needs one, and ``anext`` gives another kind of awaitable."""
+    """Return the next event. A task needs a coroutine, which ``anext`` itself is not."""
     return await anext(events)

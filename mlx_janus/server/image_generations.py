@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 async def generate_images(body: ImageRequest, request: HTTPRequest, service: Service) -> Response:
-    """Generate images from a prompt, in one object or as a stream, with previews if the request wants them.
+    """Generate images from a prompt, in one object or as a stream with previews.
 
     Raises:
         APIError: the request is refused or fails.

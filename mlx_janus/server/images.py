@@ -25,7 +25,9 @@ _DATA_URL = re.compile(
 
 
 class ImageReader:
-    """Reads the images that requests name, one at a time, so that memory holds only one large image.
+    """A reader of the images that requests name.
+
+    It decodes one image at a time, so that memory holds only one large image.
 
     Args:
         settings: the limits, and whether https addresses are fetched.

@@ -44,7 +44,7 @@ class Metrics:
         )
         self._first_token = Histogram(
             "mlx_janus_first_token_seconds",
-            "Seconds from a chat request to the first characters of its answer, time in the queue included.",
+            "Seconds from a chat request to its answer's first characters, queueing included.",
             buckets=_SECONDS,
             registry=self._registry,
         )

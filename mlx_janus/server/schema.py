@@ -1,7 +1,7 @@
-"""Bodies of requests and replies, as OpenAI's API defines them; ``/openapi.json`` is made from them.
+"""Bodies of requests and replies, as OpenAI defines them; the source of ``/openapi.json``.
 
-Fields beyond OpenAI's: ``seed``, ``cfg_weight``, ``temperature`` and ``top_p`` of an image request; ``index`` and
-``seed`` of a generated image. Unknown fields of a request are ignored.
+Fields beyond OpenAI's: ``seed``, ``cfg_weight``, ``temperature`` and ``top_p`` of an image request;
+``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ NonEmptyText = Annotated[str, Field(min_length=1)]
 _SHORT_LIST = Field(max_length=_MAX_PARTS, fail_fast=True)  # collecting an error for each of a million takes minutes
 
 _MODEL_NAME = "Name of the model, as `/v1/models` lists it, or `default`. Default: the served model."
-_TOP_P = "Nucleus sampling: only the likeliest tokens with this total probability are sampled. Default: 1, all tokens."
-_SYSTEM_FINGERPRINT = "Changes if the same seed may give another answer: with the model, its precision or the release."
+_TOP_P = "Nucleus sampling: the total probability of the likeliest tokens to sample from. Default: 1."
+_SYSTEM_FINGERPRINT = "Differs between models, precisions and releases; so may the answer for a seed."
 _CREATED = "When the reply was made, in seconds since 1970."
 
 
@@ -39,7 +39,7 @@ def _is_none(value: object) -> bool:
 
 
 class _RequestPart(BaseModel):
-    """A part of a request's body: numbers are not accepted as strings, and unknown fields are dropped."""
+    """A part of a body: strings are not accepted as numbers, and unknown fields are dropped."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -58,7 +58,7 @@ class ImageURL(_RequestPart):
     """The source of an image."""
 
     url: str = Field(
-        description="A data URL in base64, `data:image/png;base64,...`, or an https address if the server allows it.",
+        description="A data URL, `data:image/png;base64,...`, or an https address if that is allowed.",
         examples=["data:image/png;base64,iVBORw0KGgo="],
     )
     detail: str | None = Field(
@@ -106,7 +106,7 @@ class StreamOptions(_RequestPart):
 
 
 class _OnlyNeutral:
-    """The mark of a field that is not supported, and accepted only with a value that changes nothing.
+    """The mark of an unsupported field, accepted only with a value that changes nothing.
 
     Args:
         values: accepted besides None, which stands for an absent field.
@@ -123,7 +123,7 @@ class _OnlyNeutral:
 
 
 class _UnsupportedFields(_RequestPart):
-    """Fields that would change an answer and are not supported: OpenAI's first, then those of other servers."""
+    """Unsupported fields that would change an answer: OpenAI's, then those of other servers."""
 
     tool_choice: Annotated[Any, _OnlyNeutral("none", "auto")] = None  # a model may always call no tool
     function_call: Annotated[Any, _OnlyNeutral("none", "auto")] = None
@@ -147,7 +147,7 @@ class _UnsupportedFields(_RequestPart):
     structured_outputs: Annotated[Any, _OnlyNeutral()] = None
 
     def refused(self) -> str | None:
-        """Return the first unsupported field that would change the answer, None if there is none."""
+        """Return the first unsupported field that would change the answer, if there is one."""
         for name, field in type(self).model_fields.items():
             for mark in field.metadata:
                 if isinstance(mark, _OnlyNeutral) and getattr(self, name) not in mark.values:
@@ -177,7 +177,7 @@ class ChatRequest(_UnsupportedFields):
     )
     seed: Seed | None = Field(
         default=None,
-        description="Seed of the first answer; each further answer has the next one. Default, and for -1: random.",
+        description="Seed of the first answer; the others have the next ones. -1, the default: random.",
     )
     stop: NonEmptyText | Annotated[list[NonEmptyText], Field(max_length=MAX_STOPS)] | None = Field(
         default=None, description="Strings that end an answer. They are not part of it."
@@ -207,19 +207,19 @@ class ImageRequest(_RequestPart):
     background: Literal["auto", "opaque"] | None = None
     stream: bool | None = Field(
         default=None,
-        description="Whether each image is sent when it is finished, as server-sent events. Default: false.",
+        description="Whether images are sent once finished, as server-sent events. Default: false.",
     )
     partial_images: Annotated[int, Field(ge=0, le=16)] | None = Field(
         default=None,
-        description="Largest number of previews that a stream sends of each image before it is finished. Default: 0.",
+        description="Largest number of previews of each image that a stream sends. Default: 0.",
     )
     seed: Seed | None = Field(
         default=None,
-        description="Seed of the first image; each further image has the next one. Default, and for -1: random.",
+        description="Seed of the first image; the others have the next ones. -1, the default: random.",
     )
     cfg_weight: Temperature | None = Field(
         default=None,
-        description="Classifier-free guidance: how strictly the images follow the prompt. 1: no guidance. "
+        description="Classifier-free guidance: how strictly images follow the prompt; 1: none. "
         "Default: the model's own.",
     )
     temperature: Temperature | None = Field(default=None, description="Sampling temperature. Default: the model's own.")
@@ -250,9 +250,7 @@ class ErrorReply(BaseModel):
 class PromptDetails(BaseModel):
     """Details of the prompt's token count."""
 
-    cached_tokens: int = Field(
-        description="Tokens at the beginning of the prompt that were not computed again, since they were in the cache."
-    )
+    cached_tokens: int = Field(description="Tokens at the beginning of the prompt that were in the cache already.")
 
 
 class Usage(BaseModel):
@@ -281,7 +279,7 @@ class Choice(BaseModel):
     index: int = Field(description="Number of the answer, from 0.")
     message: AnswerMessage
     finish_reason: FinishReason = Field(
-        description="`stop` at the answer's end or at a stop string, `length` at the largest number of tokens."
+        description="`stop`: at its end or a stop string; `length`: at its largest length."
     )
     logprobs: None = None
 
@@ -324,7 +322,7 @@ class ChatCompletionChunk(BaseModel):
     usage: Usage | None = Field(
         default=None,
         exclude_if=_is_none,
-        description="Only in the last chunk before `[DONE]`, if `stream_options.include_usage` is true.",
+        description="Only in the last chunk, if `stream_options.include_usage` is true.",
     )
     system_fingerprint: str = Field(description=_SYSTEM_FINGERPRINT)
 

@@ -20,21 +20,25 @@ class Settings:
     Args:
         host: address or name to listen on. Without a key it must be a loopback address.
         port: to listen on; 0: any free port.
-        api_key: key that requests must send, except those for the page and for ``/health``; None: no key.
+        api_key: key that requests must send, except those for the page and for ``/health``; None:
+            no key.
         allow_url_images: fetch images from https addresses that a request names.
-        cors_origins: sites whose pages may use the server from a browser, such as "https://chat.example.org".
+        cors_origins: sites whose pages may use the server from a browser, such as
+            "https://chat.example.org".
         body_limit: bytes of one request's body.
         bodies_limit: bytes of all bodies held at once.
-        body_seconds: seconds for a body to arrive, and for a client to read the next part of a reply.
+        body_seconds: seconds for a body to arrive, and for a client to read the next part of a
+            reply.
         image_limit: bytes of one image file.
         most_requests: number of requests at once, including those in the queue.
         most_connections: number of open connections, idle ones included; further ones are closed.
         heartbeat_seconds: seconds without an event after which a stream sends a comment.
-        log_requests: log one line a request: method, route, status, sizes and seconds, nothing of its content.
+        log_requests: log one line a request: method, route, status, sizes and seconds, nothing of
+            its content.
 
     Raises:
-        OptionError: the host is empty, or not loopback without a key; the key cannot be sent in a header; or a site is
-            not an origin.
+        OptionError: the host is empty, or not loopback without a key; the key cannot be sent in a
+            header; or a site is not an origin.
     """
 
     host: str = "127.0.0.1"

@@ -15,7 +15,7 @@ _METHODS = ("GET", "POST", "OPTIONS", "HEAD")  # any other is logged as "other":
 
 
 class AccessLogMiddleware(HTTPMiddleware):
-    """Counts every request in the metrics and can log it: method, route, status, sizes and seconds.
+    """The metrics and the log of all requests: method, route, status, sizes and seconds.
 
     Args:
         app: the application inside.

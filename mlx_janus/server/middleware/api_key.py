@@ -13,7 +13,7 @@ PUBLIC_PATHS = ("/", "/health")  # paths that GET and HEAD may read without a ke
 
 
 class APIKeyMiddleware(CheckMiddleware):
-    """Refuses requests without the key, except for reading the page and ``/health``.
+    """A check for the key, which all requests need except those that read the page or ``/health``.
 
     Args:
         app: the application inside.

@@ -16,9 +16,9 @@ _RETRY_AFTER = 5  # seconds that a client is told to wait
 
 
 class BodyLimitMiddleware(HTTPMiddleware):
-    """Reads the whole body of a POST request before anything else happens, within the limits of the settings.
+    """Limits for POST requests. Their bodies are read completely before anything else happens.
 
-    There are four limits: bytes of one body, bytes of all bodies together, requests at once, and seconds.
+    The limits are: bytes of one body, bytes of all bodies together, requests at once, and seconds.
 
     Args:
         app: the application inside.
@@ -79,7 +79,7 @@ def _too_many_requests() -> APIError:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that first gives a body that was read already, then the messages after it."""
+    """Return a ``receive`` that gives a body read before, then the messages after it."""
     pending: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

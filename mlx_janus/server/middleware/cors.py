@@ -10,7 +10,7 @@ from ..errors import APIError
 
 
 class CORSHeadersMiddleware(CORSMiddleware):
-    """Starlette's CORS middleware, except that a refused preflight request gets OpenAI's error object."""
+    """Starlette's CORS middleware, with OpenAI's error object for a refused preflight request."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Return the reply to a CORS preflight request."""

@@ -9,7 +9,7 @@ from .base import HTTPMiddleware
 
 
 class ErrorMiddleware(HTTPMiddleware):
-    """Replies with OpenAI's error object to every exception of the application inside."""
+    """OpenAI's error object as the reply to every exception of the application inside."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply_begun = False

@@ -10,7 +10,10 @@ from .base import CheckMiddleware
 
 
 class FramingMiddleware(CheckMiddleware):
-    """Refuses a request that gives its length in two ways: a proxy before the server might read the other one."""
+    """A check for requests that give their length in two ways.
+
+    A proxy in front of the server might go by the other one.
+    """
 
     def check(self, scope: Scope) -> None:
         """Refuse Content-Length together with Transfer-Encoding.

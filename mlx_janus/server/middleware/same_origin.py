@@ -1,8 +1,8 @@
 """Protection against web pages of other sites.
 
-A server on a loopback address is within reach of every web page that is open on the same machine. A page of another
-site is recognised by its Origin header or by Sec-Fetch-Site. DNS rebinding, a foreign name that its owner has pointed
-at this machine, is recognised by the Host header.
+A server on a loopback address is within reach of every web page that is open on the same machine. A
+page of another site is recognised by its Origin header or by Sec-Fetch-Site. DNS rebinding, a
+foreign name that its owner has pointed at this machine, is recognised by the Host header.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class SameOriginMiddleware(CheckMiddleware):
-    """Refuses the requests that a browser sends for a page of another site, unless the settings allow that site.
+    """A check for requests that a browser sends for a page of another site.
 
     Args:
         app: the application inside.
-        settings: name the allowed sites. If there is a key, any Host is accepted: other sites' pages do not know it.
+        settings: name the sites that are allowed. With a key, any Host is accepted: the pages of
+            other sites do not know the key.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings):
@@ -35,7 +36,8 @@ class SameOriginMiddleware(CheckMiddleware):
         """Refuse a foreign Host or Origin.
 
         Raises:
-            APIError: the request comes from another site's page, or has not exactly one Host header.
+            APIError: the request comes from another site's page, or has not exactly one Host
+                header.
         """
         headers = Headers(scope=scope)
         self._check_host(headers.getlist("host"))
@@ -63,7 +65,7 @@ class SameOriginMiddleware(CheckMiddleware):
 
 
 def _split_port(host: str) -> tuple[str, int | None]:
-    """Split a Host header into the name, in lower case, and the port; the name is "" if the header is malformed."""
+    """Return a Host header's name, in lower case, and its port; "" and None if it is malformed."""
     try:
         parts = urlsplit(f"//{host}")
         return (parts.hostname or ""), parts.port

@@ -19,7 +19,7 @@ _HEADERS = {
 
 
 class SecurityHeadersMiddleware(HTTPMiddleware):
-    """Adds security headers to every reply, except those that the reply sets itself."""
+    """Security headers for every reply; a header that the reply sets itself is kept."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:

@@ -34,7 +34,8 @@ def middleware_stack(settings: Settings, metrics: Metrics) -> list[Middleware]:
             expose_headers=("Retry-After",),
             allow_private_network=True,
         )
-        # The second ErrorMiddleware is inside of CORS, so that the allowed sites can read the errors as well.
+        # The second ErrorMiddleware is inside of CORS, so that the allowed sites can read the
+        # errors as well.
         stack += [cors, Middleware(ErrorMiddleware)]
     if settings.api_key is not None:
         stack.append(Middleware(APIKeyMiddleware, key=settings.api_key))
