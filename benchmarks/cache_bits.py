@@ -25,7 +25,7 @@ from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import random_model
 from benchmarks.real_size import machine
 from mlx_janus.evaluation.divergence import mean_divergence
-from mlx_janus.memory import evaluate
+from mlx_janus.memory import materialize
 from mlx_janus.models.backbone import fill_cache
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.processing.images import preprocess, to_image
@@ -91,7 +91,7 @@ def main(shape: str, positions: int, steps: int, chats: int) -> None:
     read = [long_chat(janus, seed) for seed in range(chats)]
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     model = random_model(shape, "float32" if on_cpu else "bfloat16")
-    evaluate(model.answering_arrays().values())
+    materialize(model.answering_arrays().values())
     click.echo(f"{machine()}; {model.config.dtype}, {shape}, {positions} positions\n")
     click.echo("| cache | KL, text, Janus-Tiny | top-1 | cache's bytes | time of a step | |\n|---|---|---|---|---|---|")
     plain: float | None = None

@@ -44,7 +44,8 @@ def published_config(model: str) -> JanusConfig:
 
 def needs(model: str, dtype: str) -> list[int]:
     """Bytes for one picture, drawn or asked about: float, 8 bits, 4 bits."""
-    from mlx_janus.weights.load import required_memory, with_bits
+    from mlx_janus.weights.footprint import required_memory
+    from mlx_janus.weights.load import with_bits
 
     config = published_config(model)
     return [max(required_memory(with_bits(config, bits, Path(model)), dtype).values()) for bits in BITS.values()]
@@ -80,11 +81,11 @@ def peak(cell: str) -> int:
     import mlx.core as mx
 
     from benchmarks.random_model import random_model
-    from mlx_janus.memory import evaluate
+    from mlx_janus.memory import materialize
 
     shape, dtype, bits, task, pictures = cell.split()
     model = random_model(shape, dtype, BITS[bits.replace("-", " ")])
-    evaluate((model.drawing_arrays() if task == "draw" else model.decoding_arrays()).values())
+    materialize((model.drawing_arrays() if task == "draw" else model.decoding_arrays()).values())
     mx.clear_cache()
     mx.reset_peak_memory()
     if task == "draw":
@@ -109,7 +110,7 @@ def _draw_last_positions(model: JanusModel, pictures: int) -> None:
     tokens = mx.zeros((pictures, 1), dtype=mx.int32)
     for position in range(positions - _STEPS, positions):
         hidden = model.hidden_states(model.embed_image_tokens(mx.concatenate([tokens] * 2)), cache)
-        logits = guide(model.image_logits(hidden), 5.0)
+        logits = guide(*mx.split(model.image_logits(hidden), 2), 5.0)
         tokens = choose(logits, keys[:, position : position + 1], 1.0, 1.0)
         mx.eval(tokens)
 
@@ -118,7 +119,8 @@ def print_measured(shape: str, dtype: str) -> None:
     """The table of measured peaks, with a larger model's computed needs below."""
     from benchmarks.random_model import config
     from benchmarks.real_size import machine
-    from mlx_janus.weights.load import required_memory, task_memory, with_bits
+    from mlx_janus.weights.footprint import required_memory, task_memory
+    from mlx_janus.weights.load import with_bits
 
     def measured(form: str, task: str, pictures: int) -> str:
         cell = f"{shape} {dtype} {form.replace(' ', '-')} {task} {pictures}"

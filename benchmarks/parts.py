@@ -27,7 +27,7 @@ from mlx_janus.decode.image import DrawOptions, draw_tokens
 from mlx_janus.decode.text import TextOptions, answer_tokens
 from mlx_janus.decode.window import SETTLED, time_passes
 from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
-from mlx_janus.memory import available_memory, evaluate
+from mlx_janus.memory import available_memory, materialize
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.pipeline import JanusPipeline
 from mlx_janus.processing.prompts import Prompts
@@ -63,20 +63,20 @@ class Row:
 
 def drawing(setup: Setup) -> Iterator[Row]:
     """Our drawing steps beside mlx-lm's body, head and adaptor."""
-    evaluate(setup.model.drawing_arrays().values())
+    materialize(setup.model.drawing_arrays().values())
     steps = compare(lambda: draw(setup.model, 1, setup.steps), lambda: _bare_drawing(setup))
     yield step_row("drawing step", steps, "mlx-lm's Llama, two rows, with our image head and adaptor")
 
 
 def answering(setup: Setup) -> Iterator[Row]:
     """Our answering steps beside mlx-lm's own loop and model."""
-    evaluate(setup.model.answering_arrays().values())
+    materialize(setup.model.answering_arrays().values())
     yield step_row("answering step", compare(lambda: answer(setup), lambda: _bare_answering(setup)), "mlx-lm's own")
 
 
 def batch(setup: Setup) -> Iterator[Row]:
     """Four pictures together beside four one by one."""
-    evaluate(setup.model.drawing_arrays().values())
+    materialize(setup.model.drawing_arrays().values())
     four, one = (float(np.median(list(draw(setup.model, n, setup.steps)))) for n in (4, 1))
     yield Row("step of four pictures", four / (4 * one), seconds(four), f"four steps of one, {seconds(one)} each")
 
@@ -84,7 +84,7 @@ def batch(setup: Setup) -> Iterator[Row]:
 def first_token(setup: Setup) -> Iterator[Row]:
     """The first token of an answer, with and without a picture, beside mlx-lm's of as many tokens."""
     model = setup.model
-    evaluate(model.answering_arrays().values())
+    materialize(model.answering_arrays().values())
     patches = model.config.understanding.tokens
 
     def ours(length: int, pixels: mx.array | None) -> Iterator[float]:
@@ -102,7 +102,7 @@ def first_token(setup: Setup) -> Iterator[Row]:
     length = 2 * PROMPT
     times = compare(lambda: ours(length, None), lambda: bare(length))
     yield step_row(f"first token of an answer, {length} positions of text", times, "mlx-lm's own")
-    evaluate(model.encoding_arrays().values())
+    materialize(model.encoding_arrays().values())
     pixels, length = mx.zeros((1, *[model.config.understanding.image_size] * 2, 3)), length + patches
     times = compare(lambda: ours(length, pixels), lambda: bare(length))
     yield step_row(
@@ -132,7 +132,7 @@ def turns(setup: Setup) -> Iterator[Row]:
 def bytes_read(setup: Setup) -> Iterator[Row]:
     """What a pass in the middle of a picture reads, against how fast this device reads."""
     model = setup.model
-    evaluate(model.drawing_arrays().values())
+    materialize(model.drawing_arrays().values())
     weights = sum(a.nbytes for name, a in model.drawing_arrays().items() if "embed" not in name)
     cache = _cache_bytes(setup, model.config.image_tokens // 2)
     rate, fastest = (weights + cache) / time_passes(model, 2)[1], bandwidth()
@@ -147,7 +147,7 @@ def bytes_read(setup: Setup) -> Iterator[Row]:
 
 def memory(setup: Setup) -> Iterator[Row]:
     """What drawing holds beside the weights and one KV cache."""
-    evaluate(setup.model.drawing_arrays().values())
+    materialize(setup.model.drawing_arrays().values())
     held = _settle()
     for _ in draw(setup.model, 1, setup.steps):
         pass
@@ -161,7 +161,7 @@ def memory(setup: Setup) -> Iterator[Row]:
 def vq_decode(setup: Setup) -> Iterator[Row]:
     """The codec: one picture's tokens to pixels."""
     model, times = setup.model, []
-    evaluate(model.decoding_arrays().values())
+    materialize(model.decoding_arrays().values())
     codec = sum(array.nbytes for array in model.decoding_arrays().values())
     held = _settle()
     for _ in range(setup.repeats):
@@ -180,7 +180,7 @@ def vq_decode(setup: Setup) -> Iterator[Row]:
 
 def passes(setup: Setup) -> Iterator[Row]:
     """What a pass of several positions costs, in the middle of a picture."""
-    evaluate(setup.model.drawing_arrays().values())
+    materialize(setup.model.drawing_arrays().values())
     times = time_passes(setup.model, 2)
     for width in SETTLED:
         if width in times and width > 1:

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from benchmarks.parts import PROMPT, Row, Setup, answer, compare, draw, step_row
 from mlx_janus.config import JanusConfig
-from mlx_janus.memory import evaluate
+from mlx_janus.memory import materialize
 
 
 class PeerMissingError(Exception):
@@ -31,7 +31,7 @@ def transformers(setup: Setup) -> Iterator[Row]:
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if mx.default_device().type == mx.DeviceType.cpu:
         device = "cpu"
-    evaluate((setup.model.drawing_arrays() | setup.model.answering_arrays()).values())
+    materialize((setup.model.drawing_arrays() | setup.model.answering_arrays()).values())
     theirs = _torch_model(setup.model.config, torch, device)
     about = f"transformers' Janus on torch {torch.__version__}, {device}, {setup.model.config.dtype}"
     with torch.inference_mode():
@@ -46,7 +46,7 @@ def mlx_vlm(setup: Setup) -> Iterator[Row]:
     _need("mlx_vlm", "mlx-vlm")
     from mlx_vlm.models.multi_modality.language import LanguageModel, TextConfig
 
-    evaluate(setup.model.answering_arrays().values())
+    materialize(setup.model.answering_arrays().values())
     llama = setup.model.config.language.to_dict()
     known = inspect.signature(TextConfig).parameters
     theirs = LanguageModel(TextConfig(model_type="llama", **{k: v for k, v in llama.items() if k in known}))

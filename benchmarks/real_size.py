@@ -65,7 +65,8 @@ def convert(work: Path, model: str, kind: str) -> Facts:
 
 
 def verify(work: Path, model: str, kind: str) -> Facts:
-    from mlx_janus.weights.convert import Source, verify_conversion
+    from mlx_janus.weights.convert import Source
+    from mlx_janus.weights.verify import verify_conversion
 
     source = Source(work / f"janus-{model}-random", f"random {model}")
     return {"tensors": verify_conversion(source, work / f"{model}-{kind}")}

@@ -36,7 +36,7 @@ from mlx_janus.decode.sampling import guide
 from mlx_janus.evaluation.divergence import Divergence, mean_divergence
 from mlx_janus.evaluation.shapes import Sizes, measure_attributes, measure_drawing, measure_existence
 from mlx_janus.models.janus import JanusModel
-from mlx_janus.weights.load import weight_bytes
+from mlx_janus.weights.footprint import weight_bytes
 from mlx_janus.weights.quantize import Precision, Rule, bits_a_weight, plan_by_rule, plan_quantization, quantize_model
 from mlx_janus.weights.sources import TINY
 from mlx_janus.worlds import language, shapes
@@ -72,7 +72,8 @@ def guided_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]
     for ids, tokens in sequences.captions:
         drawn = model.embed_image_tokens(mx.broadcast_to(tokens[None, :-1], (2, len(tokens) - 1)))
         hidden = model.hidden_states(mx.concatenate([model.embed_text(ids), drawn], axis=1))
-        yield guide(model.image_logits(hidden[:, -len(tokens) :]), model.config.drawing.cfg_weight)[0]
+        logits = mx.split(model.image_logits(hidden[:, -len(tokens) :]), 2)
+        yield guide(*logits, model.config.drawing.cfg_weight)[0]
 
 
 def answer_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]:

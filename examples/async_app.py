@@ -1,4 +1,4 @@
-"""Janus inside an async app: one worker thread loads the model and does all its work; the event loop stays free.
+"""Janus inside an async app: any thread may use the model, so the event loop's own pool of threads will do.
 
 python examples/async_app.py                                       with Janus-Tiny
 python examples/async_app.py deepseek-ai/Janus-Pro-1B
@@ -9,49 +9,29 @@ A request that is cancelled stops the model within a step: closing the stream is
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx_janus
 
 
-class Worker:
-    """The thread that MLX lives in."""
-
-    def __init__(self, model: str | None) -> None:
-        self._thread = ThreadPoolExecutor(1)
-        self._janus = self._thread.submit(mlx_janus.load, model)
-
-    async def stream(self, method: str, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
-        """``stream_text`` or ``stream_images``, an item at a time."""
-        loop = asyncio.get_running_loop()
-
-        def start() -> Any:
-            return getattr(self._janus.result(), method)(*arguments, **options)
-
-        steps = await loop.run_in_executor(self._thread, start)
-        try:
-            while (step := await loop.run_in_executor(self._thread, next, steps, None)) is not None:
-                yield step
-        finally:
-            self._thread.submit(steps.close)
-
-    async def close(self) -> None:
-        """End the thread; a program that exits without may abort."""
-        janus = await asyncio.wrap_future(self._janus)
-        await asyncio.get_running_loop().run_in_executor(self._thread, janus.close)
-        self._thread.shutdown()
+async def steps_of(stream: Any) -> AsyncIterator[Any]:
+    """The items of ``stream_text`` or ``stream_images``, while the event loop stays free."""
+    try:
+        while (step := await asyncio.to_thread(next, stream, None)) is not None:
+            yield step
+    finally:
+        await asyncio.to_thread(stream.close)
 
 
 async def main(model: str | None = None) -> None:
-    worker = Worker(model)
+    janus = await asyncio.to_thread(mlx_janus.load, model)
 
     async def draw(prompt: str) -> Any:
-        steps = [step async for step in worker.stream("stream_images", prompt, seed=1)]
+        steps = [step async for step in steps_of(janus.stream_images(prompt, seed=1))]
         return steps[-1].images[0].image
 
     async def answer(question: str, picture: Any) -> str:
-        return "".join([chunk.text async for chunk in worker.stream("stream_text", question, picture)])
+        return "".join([chunk.text async for chunk in steps_of(janus.stream_text(question, picture))])
 
     async def heartbeat() -> int:
         beats = 0
@@ -62,7 +42,7 @@ async def main(model: str | None = None) -> None:
                 print("the event loop is free")
 
     alive = asyncio.create_task(heartbeat())
-    circle, square = await asyncio.gather(draw("a red circle"), draw("a blue square"))  # they take turns
+    circle, square = await asyncio.gather(draw("a red circle"), draw("a blue square"))  # step by step, in turns
     print("circle:", await answer("What colour is the circle?", circle))
     print("square:", await answer("What colour is the square?", square))
     cancelled = asyncio.create_task(draw("a star"))
@@ -70,7 +50,6 @@ async def main(model: str | None = None) -> None:
     cancelled.cancel()
     print("again:", await answer("What colour is the circle?", circle))
     alive.cancel()
-    await worker.close()
 
 
 try:

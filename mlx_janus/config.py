@@ -7,19 +7,18 @@ Values are checked where they enter; a config that passes describes a model that
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import types
 import typing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from .errors import ConfigError, UnsupportedModelError
+from .limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE
+from .sections import LATER, Fault, JsonError, Section, number_field, read_json, shorten, size_field
 
 FORMAT_VERSION = 1
 MODEL_TYPE = "mlx_janus"
-MAX_SEED = 2**63 - 1
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[str, ...] = typing.get_args(Dtype)
@@ -29,126 +28,17 @@ QuantizationMode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 Recipe = Literal["light", "balanced", "faithful", "mxfp4", "mxfp8", "nvfp4"]
 RECIPES: tuple[str, ...] = typing.get_args(Recipe)
 """Named choices of bits, layer by layer; ``weights/quantize.py`` says which."""
+BITS = (4, 8)
+"""Bits of the language model that may be asked for."""
+GROUP_SIZES = (32, 64, 128)
+"""Weights that share one scale, as may be asked for with bits."""
 
-_MAX_SIZE = 1 << 20  # far above any width or vocabulary, far below what would overflow
-_MAX_DEPTH = 512
-
-T = TypeVar("T")
-
-
-def _size(default: Any = dataclasses.MISSING, *, low: int = 1, high: int = _MAX_SIZE) -> Any:
-    """A whole number from low to high (for a tuple: each of its entries)."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-def _number(default: Any = dataclasses.MISSING, *, low: float = 0.0, high: float = 1e9) -> Any:
-    """A finite number from low to high."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-_LATER = {"later": True}  # a field that the first releases did not write: left out where it is the default
-
-
-@dataclass(frozen=True)
-class Section:
-    """One object of ``config.json``: checks its fields' types and ranges when made."""
-
-    title: ClassVar[str] = "config"
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for f in fields(self):
-            value = getattr(self, f.name)
-            self._check(f.name, value, hints[f.name], f.metadata)
-
-    def _check(self, name: str, value: Any, hint: Any, limits: typing.Mapping[str, Any]) -> None:
-        origin = typing.get_origin(hint)
-        if origin in (types.UnionType, typing.Union):
-            members = [h for h in typing.get_args(hint) if h is not type(None)]
-            if value is not None and type(value) not in members:
-                self._check(name, value, members[0], limits)
-            return
-        if origin is tuple:
-            item_hints = typing.get_args(hint)
-            fixed = None if item_hints[-1] is Ellipsis else len(item_hints)
-            if not isinstance(value, tuple) or not value or (fixed is not None and len(value) != fixed):
-                raise self.error(name, value, f"a list of {fixed or 'one or more'} values")
-            for item in value:
-                self._check(name, item, item_hints[0], limits)
-            return
-        if origin is Literal:
-            if value not in typing.get_args(hint):
-                raise self.error(name, value, " or ".join(map(repr, typing.get_args(hint))))
-            return
-        if hint is float and type(value) in (int, float):
-            if not limits.get("low", -1e30) <= value <= limits.get("high", 1e30):
-                raise self.error(name, value, f"a number from {limits['low']:g} to {limits['high']:g}")
-            return
-        if isinstance(hint, type) and (type(value) is not hint):
-            raise self.error(name, value, f"a {hint.__name__}")
-        if hint is int and limits and not limits["low"] <= value <= limits["high"]:
-            raise self.error(name, value, f"a whole number from {limits['low']} to {limits['high']}")
-
-    @classmethod
-    def error(cls, name: str, value: Any, allowed: str) -> ConfigError:
-        return ConfigError(f"{cls.title}: {name} must be {allowed}, got {_short(value)}")
-
-    @classmethod
-    def from_dict(cls: type[T], data: Any) -> T:
-        """Build from parsed JSON. Unknown keys are refused: they would be sizes silently ignored."""
-        title = getattr(cls, "title", cls.__name__)
-        if not isinstance(data, dict):
-            raise ConfigError(f"{title} must be a JSON object, got {_short(data)}")
-        hints = typing.get_type_hints(cls)
-        known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-        if unknown := sorted(set(data) - set(known)):
-            raise ConfigError(f"{title} has an unknown entry {unknown[0]!r}: the folder is of a newer version?")
-        for name, f in known.items():
-            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-            if required and name not in data:
-                raise ConfigError(f"{title} lacks {name!r}")
-        return cls(**{name: _from_json(value, hints[name]) for name, value in data.items()})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, every field written out but for those of ``_LATER`` at their defaults."""
-        written = [f for f in fields(self) if "later" not in f.metadata or getattr(self, f.name) != f.default]
-        return {f.name: _to_json(getattr(self, f.name)) for f in written}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _from_json(value: Any, hint: Any) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _from_json(value, _member(typing.get_args(hint), value))
-    if origin is tuple and isinstance(value, list):
-        return tuple(_from_json(v, typing.get_args(hint)[0]) for v in value)
-    if isinstance(hint, type) and issubclass(hint, Section):
-        return hint.from_dict(value)
-    return value
-
-
-def _member(hints: tuple[Any, ...], value: Any) -> Any:
-    """The member of a union that a value is of; sections are told apart by their ``kind``."""
-    hints = tuple(h for h in hints if h is not type(None))
-    kind = value.get("kind") if isinstance(value, dict) else None
-    for hint in hints:
-        if kind is not None and kind in typing.get_args(typing.get_type_hints(hint).get("kind")):
-            return hint
-    return hints[0]
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, Section):
-        return value.to_dict()
-    if isinstance(value, tuple):
-        return [_to_json(v) for v in value]
-    return value
+_MAX_DEPTH = 512  # layers
+_ADVICE: dict[Fault, str] = {
+    "missing": "download the whole model folder",
+    "too large": "it is no config file",
+    "invalid": "download it again",
+}
 
 
 @dataclass(frozen=True)
@@ -157,13 +47,13 @@ class SiglipConfig(Section):
 
     title: ClassVar[str] = "understanding"
     kind: Literal["siglip"]
-    image_size: int = _size(high=8192)  # pixels on a side
-    patch_size: int = _size(high=1024)
-    width: int = _size()
-    layers: int = _size(high=_MAX_DEPTH)
-    heads: int = _size(high=4096)
-    mlp_width: int = _size()
-    layer_norm_eps: float = _number(1e-6, high=1.0)
+    image_size: int = size_field(high=8192)  # pixels on a side
+    patch_size: int = size_field(high=1024)
+    width: int = size_field()
+    layers: int = size_field(high=_MAX_DEPTH)
+    heads: int = size_field(high=4096)
+    mlp_width: int = size_field()
+    layer_norm_eps: float = number_field(1e-6, high=1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,14 +79,14 @@ class VQConfig(Section):
 
     title: ClassVar[str] = "generation"
     kind: Literal["vq"]
-    codebook_size: int = _size()
-    codebook_dim: int = _size(high=4096)
-    ch: int = _size(high=8192)
-    ch_mult: tuple[int, ...] = _size(high=64)
-    num_res_blocks: int = _size(high=64)
-    z_channels: int = _size(high=65536)
-    norm_groups: int = _size(32, high=1024)
-    norm_eps: float = _number(1e-6, high=1.0)
+    codebook_size: int = size_field()
+    codebook_dim: int = size_field(high=4096)
+    ch: int = size_field(high=8192)
+    ch_mult: tuple[int, ...] = size_field(high=64)
+    num_res_blocks: int = size_field(high=64)
+    z_channels: int = size_field(high=65536)
+    norm_groups: int = size_field(32, high=1024)
+    norm_eps: float = number_field(1e-6, high=1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,9 +107,9 @@ class MLPConfig(Section):
 
     title: ClassVar[str] = "aligner"
     kind: Literal["mlp_gelu"]
-    input_dim: int = _size()
-    output_dim: int = _size()
-    depth: int = _size(2, high=16)
+    input_dim: int = size_field()
+    output_dim: int = size_field()
+    depth: int = size_field(2, high=16)
 
 
 @dataclass(frozen=True)
@@ -228,9 +118,9 @@ class GenHeadConfig(Section):
 
     title: ClassVar[str] = "gen_head"
     kind: Literal["vision_head"]
-    input_dim: int = _size()
-    hidden_dim: int = _size()
-    output_dim: int = _size()
+    input_dim: int = size_field()
+    hidden_dim: int = size_field()
+    output_dim: int = size_field()
 
 
 @dataclass(frozen=True)
@@ -239,16 +129,16 @@ class LlamaConfig(Section):
 
     title: ClassVar[str] = "language"
     kind: Literal["llama"]
-    vocab_size: int = _size(high=1 << 24)
-    hidden_size: int = _size()
-    intermediate_size: int = _size()
-    num_hidden_layers: int = _size(high=_MAX_DEPTH)
-    num_attention_heads: int = _size(high=4096)
-    num_key_value_heads: int = _size(high=4096)
-    head_dim: int = _size(high=8192)
-    max_position_embeddings: int = _size(high=1 << 24)
-    rms_norm_eps: float = _number(1e-6, high=1.0)
-    rope_theta: float = _number(10000.0, low=1.0, high=1e12)
+    vocab_size: int = size_field(high=1 << 24)
+    hidden_size: int = size_field()
+    intermediate_size: int = size_field()
+    num_hidden_layers: int = size_field(high=_MAX_DEPTH)
+    num_attention_heads: int = size_field(high=4096)
+    num_key_value_heads: int = size_field(high=4096)
+    head_dim: int = size_field(high=8192)
+    max_position_embeddings: int = size_field(high=1 << 24)
+    rms_norm_eps: float = number_field(1e-6, high=1.0)
+    rope_theta: float = number_field(10000.0, low=1.0, high=1e12)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -288,11 +178,11 @@ class ImageConfig(Section):
     """How a picture becomes the encoder's input."""
 
     title: ClassVar[str] = "image"
-    image_size: int = _size(high=8192)
-    min_size: int = _size(14, high=8192)
-    background: tuple[int, int, int] = _size((127, 127, 127), low=0, high=255)
-    mean: tuple[float, float, float] = _number((0.5, 0.5, 0.5), low=-10, high=10)
-    std: tuple[float, float, float] = _number((0.5, 0.5, 0.5), low=1e-6, high=10)
+    image_size: int = size_field(high=8192)
+    min_size: int = size_field(14, high=8192)
+    background: tuple[int, int, int] = size_field((127, 127, 127), low=0, high=255)
+    mean: tuple[float, float, float] = number_field((0.5, 0.5, 0.5), low=-10, high=10)
+    std: tuple[float, float, float] = number_field((0.5, 0.5, 0.5), low=1e-6, high=10)
 
 
 @dataclass(frozen=True)
@@ -300,8 +190,8 @@ class DrawingConfig(Section):
     """Defaults of drawing: the model's own guidance and temperature."""
 
     title: ClassVar[str] = "drawing"
-    cfg_weight: float = _number(5.0, low=0.0, high=1000.0)
-    temperature: float = _number(1.0, low=0.0, high=1000.0)
+    cfg_weight: float = number_field(5.0, high=MAX_CFG_WEIGHT)
+    temperature: float = number_field(1.0, high=MAX_TEMPERATURE)
 
 
 @dataclass(frozen=True)
@@ -310,9 +200,9 @@ class LayerBits(Section):
 
     title: ClassVar[str] = "quantization.layers"
     path: str
-    bits: int = _size(low=1, high=8)
-    group_size: int = _size(low=16, high=1024)
-    mode: QuantizationMode = field(default="affine", metadata=_LATER)
+    bits: int = size_field(low=1, high=8)
+    group_size: int = size_field(low=16, high=1024)
+    mode: QuantizationMode = field(default="affine", metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -324,10 +214,10 @@ class QuantizationConfig(Section):
 
     title: ClassVar[str] = "quantization"
     layers: tuple[LayerBits, ...]
-    bits: int = _size(low=1, high=8)
-    group_size: int = _size(low=16, high=1024)
+    bits: int = size_field(low=1, high=8)
+    group_size: int = size_field(low=16, high=1024)
     kept_float: tuple[str, ...] | None = None
-    recipe: Recipe | None = field(default=None, metadata=_LATER)
+    recipe: Recipe | None = field(default=None, metadata=LATER)
 
     @property
     def choice(self) -> str:
@@ -392,13 +282,13 @@ class JanusConfig(Section):
             ConfigError: not readable, no JSON, or sizes that no model can have.
             UnsupportedModelError: of a format version that this release does not read.
         """
-        data = read_json(path)
+        data = read_model_json(path)
         if data.pop("model_type", None) != MODEL_TYPE:
             raise UnsupportedModelError(f"{path} is no converted mlx_janus model")
         version = data.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise UnsupportedModelError(
-                f"{path} has format version {_short(version)}, this release reads {FORMAT_VERSION}: convert again"
+                f"{path} has format version {shorten(version)}, this release reads {FORMAT_VERSION}: convert again"
             )
         try:
             return cls.from_dict(data)
@@ -411,22 +301,13 @@ class JanusConfig(Section):
         path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, limit: int = 64 << 20) -> dict[str, Any]:
-    """A JSON object from a file of at most ``limit`` bytes.
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a model folder.
 
     Raises:
-        ConfigError: the file is missing, too large, no JSON, or no object.
+        ConfigError: the file is missing, too large, no JSON, or no object; with the fix.
     """
     try:
-        if path.stat().st_size > limit:
-            raise ConfigError(f"{path} is larger than {limit >> 20} MiB: it is no config file")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing: download the whole model folder") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON ({error}): download it again") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold a JSON object, got {_short(data)}")
-    return data
+        return read_json(path)
+    except JsonError as error:
+        raise ConfigError(error.advise(_ADVICE)) from None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 import mlx.core as mx
 import psutil
 
 _READ_AHEAD = 256_000_000  # bytes of weights that are cast at once
+_READING = threading.Lock()
 
 
 def device_memory() -> int:
@@ -34,16 +36,38 @@ def available_memory() -> int:
     return int(psutil.virtual_memory().available) + mx.get_cache_memory()
 
 
-def evaluate(arrays: Iterable[mx.array]) -> None:
-    """Read and cast weights a few at a time, so that stored and cast values are never all held together."""
+def materialize(arrays: Iterable[mx.array], check: Callable[[], None] = lambda: None) -> None:
+    """Read and cast weights a few at a time, so that stored and cast values are never all held together.
+
+    Weights are lazy on streams that all threads share (``weight_stream``), so one thread at a time evaluates there.
+
+    Args:
+        arrays: the weights.
+        check: called before each part; raises to stop.
+    """
     batch: list[mx.array] = []
     for array in arrays:
         batch.append(array)
         # Packed weights may yet have to be made, of up to eight times as much.
         if sum(a.nbytes * (8 if a.dtype == mx.uint32 else 1) for a in batch) > _READ_AHEAD:
-            mx.eval(batch)
+            _read(batch, check)
             batch = []
-    mx.eval(batch)
+    _read(batch, check)
+
+
+def _read(batch: list[mx.array], check: Callable[[], None]) -> None:
+    with _READING:
+        check()
+        mx.eval(batch)
+
+
+@lru_cache
+def weight_stream(device: mx.DeviceType) -> mx.Stream:
+    """Return the stream on which weights stay lazy until any thread evaluates them.
+
+    Lazy arrays on an ordinary stream can be evaluated only in the thread that made them.
+    """
+    return mx.new_thread_unsafe_stream(device)
 
 
 def _is_metal() -> bool:

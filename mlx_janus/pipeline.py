@@ -1,48 +1,38 @@
-"""The public API: ``load`` gives a ``JanusPipeline``, and that gives words for pictures, or pictures for words."""
+"""The public API: ``load`` gives a ``JanusPipeline``, which answers about images and generates images."""
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
-import numpy as np
 
-from .config import MAX_SEED
-from .decode.image import DrawOptions
-from .decode.sampling import check_whole, pick_seed
-from .decode.text import TextOptions
-from .decode.window import MAX_WINDOW
-from .errors import ConfigError, OptionError, PromptError
+from .errors import OptionError
 from .inference.conversation import Conversation
-from .inference.image_generation import Job, stream_pictures
+from .inference.image_generation import generate_steps, image_jobs
+from .inference.loaded import LoadedModel, Stopwatch
+from .inference.model_thread import ThreadStream
+from .inference.pathways import pathway_of
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
-from .inference.text_generation import as_strings, stream_answer, text_options
-from .memory import evaluate
-from .models.janus import JanusModel
+from .inference.text_generation import answer_chunks, answer_events, as_strings, last_result, text_options
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn
 from .weights.load import WeightFiles, load_model
 from .weights.sources import NO_MODEL, TINY, find_converted, resolve
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from .config import JanusConfig
-    from .weights.convert import Progress
+    from .decode.text import TextOptions
+    from .inference.pathway import ImagePathway
+    from .weights.folder import Progress
 
 _LOG = logging.getLogger("mlx_janus")  # Python writes its warnings to stderr unless the application says otherwise
 _EMBEDDED = (
     "No model is named: this is Janus-Tiny, which knows coloured shapes and nothing else. "
     "For a real one: --model deepseek-ai/Janus-Pro-1B"
 )
-MAX_IMAGES = 10_000
-Task = Literal["encode", "answer", "draw", "decode"]
 
 
 def load(
@@ -55,7 +45,7 @@ def load(
     low_memory: bool = False,
     progress: Progress | None = None,
 ) -> JanusPipeline:
-    """Load a model. Weights are read when something is first computed with them, which MLX allows in this thread alone.
+    """Load a model, to be used from any thread. Weights are read when something is first computed with them.
 
     Args:
         path_or_hub_id: a folder that ``convert`` wrote, a PyTorch model folder in DeepSeek's or transformers' layout,
@@ -102,78 +92,18 @@ def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
     return path.resolve().name if path.is_dir() else os.fspath(path_or_hub_id)
 
 
-class JanusPipeline:
-    """One model, ready to answer and to draw. Made by ``load``.
+class JanusPipeline(LoadedModel):
+    """One model, ready to answer and to generate images, from any thread. Made by ``load``.
 
-    While one thread is given an answer or a drawing, another that asks for one waits. A stream belongs to the thread
-    that reads it: an app does best to give the model one worker thread (``examples/async_app.py``).
-
-    Args:
-        model: its weights, read or not.
-        prompts: its tokenizer and templates.
-        name: for the metadata of pictures.
-        files: where the weights come from, if only those of the task at hand are to be held in memory.
+    The model works in a thread of its own, one step at a time. Streams of several threads take turns step by step; a
+    stream that is paused, dropped or closed keeps nobody waiting. Any thread may advance and close a stream, one at a
+    time. In low memory every turn reads its weights again: read one stream to its end there.
     """
 
-    def __init__(self, model: JanusModel, prompts: Prompts, *, name: str, files: WeightFiles | None = None):
-        top = max(prompts.tokenizer.get_vocab(with_added_tokens=True).values())
-        if top >= model.config.language.vocab_size:
-            raise ConfigError(
-                f"the tokenizer's id {top} is beyond the model's vocabulary of {model.config.language.vocab_size}: "
-                "tokenizer.json and config.json do not belong together"
-            )
-        self.model = model
-        self.prompts = prompts
-        self.name = name
-        self.turn = threading.RLock()  # held while an answer or a drawing is under way
-        self._files = files
-        self._ready: set[Task] = set()  # what weights are there for: in low memory the last one alone
-
     @property
-    def low_memory(self) -> bool:
-        """Whether the weights of one task at a time are held."""
-        return self._files is not None
-
-    @property
-    def config(self) -> JanusConfig:
-        """Sizes and facts of the model."""
-        return self.model.config
-
-    @property
-    def precision(self) -> dict[str, str]:
-        """The dtype that is computed in, and if the model is quantized its bits or its recipe."""
-        quantization, facts = self.config.quantization, {"dtype": str(self.config.dtype)}
-        if quantization is None:
-            return facts
-        return facts | ({"recipe": quantization.recipe} if quantization.recipe else {"bits": str(quantization.bits)})
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer, of the ``tokenizers`` library."""
-        return self.prompts.tokenizer
-
-    def prepare(self, task: Task) -> None:
-        """Read what a task computes with; in low memory, free what only the one before needed."""
-        if task in self._ready:
-            return
-        arrays = self._arrays(task)
-        if self._files:
-            last = {name for ready in self._ready for name in self._arrays(ready)}
-            if idle := last - set(arrays):
-                self._files.free(self.model, idle)
-            self._ready.clear()
-        evaluate(arrays.values())
-        self._ready.add(task)
-
-    def _arrays(self, task: Task) -> dict[str, mx.array]:
-        model = self.model
-        tasks: dict[Task, Callable[[], dict[str, mx.array]]] = {
-            "encode": model.encoding_arrays,
-            "answer": model.answering_arrays,
-            "draw": model.drawing_arrays,
-            "decode": model.decoding_arrays,
-        }
-        return tasks[task]()
+    def pathway(self) -> ImagePathway:
+        """How this model generates images."""
+        return pathway_of(self)
 
     # Answering
 
@@ -209,7 +139,7 @@ class JanusPipeline:
             ImageError: a picture that cannot be read.
             OptionError: a number out of its range.
         """
-        for chunk in self.stream_text(
+        stream = self.stream_text(
             prompt,
             images,
             max_tokens=max_tokens,
@@ -219,10 +149,8 @@ class JanusPipeline:
             system=system,
             stop=stop,
             lookup=lookup,
-        ):
-            if chunk.result is not None:
-                return chunk.result
-        raise AssertionError("a stream ends with its result")
+        )
+        return last_result(stream)
 
     def stream_text(
         self,
@@ -236,7 +164,7 @@ class JanusPipeline:
         system: str | None = None,
         stop: Sequence[str] | str = (),
         lookup: int = 0,
-    ) -> Iterator[TextChunk]:
+    ) -> ThreadStream[TextChunk]:
         """``generate_text`` piece by piece; arguments are checked before this returns, closing stops within a step."""
         pictures = as_images(images)
         return self.stream_turns(
@@ -248,7 +176,7 @@ class JanusPipeline:
 
     def stream_turns(
         self, turns: Sequence[Turn], images: Sequence[ImageSource], *, options: TextOptions, system: str | None = None
-    ) -> Iterator[TextChunk]:
+    ) -> ThreadStream[TextChunk]:
         """Answer the last turn of a conversation, reading it from its beginning.
 
         Args:
@@ -261,40 +189,11 @@ class JanusPipeline:
             raise OptionError(f"the turns show {shown} pictures, {len(images)} were given")
         ids = self.answering_ids(turns, system)
         pixels = [preprocess(open_image(image), self.config.image) for image in images]
-        return stream_answer(self, ids, lambda: self.encode(pixels), options)
 
-    def answering_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
-        """Ids of a conversation up to where the assistant speaks; ``system`` as in ``generate_text``.
+        def features(watch: Stopwatch) -> list[mx.array]:
+            return self.encode(pixels, watch)
 
-        Raises:
-            PromptError: the last turn is not the user's, a question without words or pictures, or no room for an answer
-                in the context.
-        """
-        ids, context = self.prompts.answering(turns, system), self.config.language.max_position_embeddings
-        if len(ids) >= context:
-            raise PromptError(
-                f"the prompt is {len(ids)} tokens long, pictures included, and the model's context "
-                f"{context}: shorten it, or show fewer pictures"
-            )
-        return ids
-
-    def encode(self, pixels: Sequence[np.ndarray]) -> tuple[list[mx.array], float]:
-        """Each preprocessed picture's features, (tokens, hidden), and the seconds spent on them."""
-        if pixels:
-            self.prepare("encode")
-        started, features = time.perf_counter(), []
-        for picture in pixels:  # one at a time: the encoder's activations are large
-            features.append(self.model.understand(mx.array(picture)[None])[0])
-            mx.eval(features[-1])
-        return features, time.perf_counter() - started
-
-    def close(self) -> None:
-        """End this thread's work with MLX: the last thing that a thread of its own does with the model.
-
-        Without it a program whose model lives in another than the main thread may abort as it exits ("terminate called
-        without an active exception"). This thread can compute nothing afterwards.
-        """
-        mx.clear_streams()
+        return self.thread.stream(answer_chunks(answer_events(self, ids, features, options)))
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A new conversation, which keeps what it has read between its turns.
@@ -361,45 +260,17 @@ class JanusPipeline:
         top_p: float = 1.0,
         exact: bool = False,
         window: int | None = None,
-    ) -> Iterator[ImageStep]:
+    ) -> ThreadStream[ImageStep]:
         """``generate_images`` position by position; arguments are checked before this returns, closing cancels.
 
         Of several prompts, those with the fewest tokens are drawn first.
         """
-        check_whole("n", n, 1, MAX_IMAGES)
-        own = self.config.drawing
-        options = DrawOptions(
-            own.cfg_weight if cfg_weight is None else cfg_weight,
-            own.temperature if temperature is None else temperature,
-            top_p,
-        )
-        first = pick_seed(seed)
-        check_whole("seed", first, 0, MAX_SEED - n + 1)
-        jobs = [
-            Job(text, ids, s)
-            for text in as_strings(prompt)
-            for ids in [self.drawing_ids(text)]
-            for s in range(first, first + n)
-        ]
-        if not jobs:
-            raise PromptError("there is no prompt: say what to draw")
-        if window is not None:
-            check_whole("window", window, 1, MAX_WINDOW)
-            if exact and window > 1:
-                raise OptionError("exact draws token by token: leave window out")
-        return stream_pictures(self, jobs, options, exact=exact, window=window)
-
-    def drawing_ids(self, prompt: str) -> list[int]:
-        """Ids of a prompt to draw, begin-of-image last.
-
-        Raises:
-            PromptError: an empty prompt, or one that leaves a picture no room in the context.
-        """
-        ids = self.prompts.drawing(prompt)
-        context = self.config.language.max_position_embeddings
-        if len(ids) + self.config.image_tokens > context:
-            raise PromptError(
-                f"the prompt is {len(ids)} tokens long and a picture takes {self.config.image_tokens}, more than the "
-                f"model's context of {context}: shorten it"
-            )
-        return ids
+        choices = {
+            "cfg_weight": cfg_weight,
+            "temperature": temperature,
+            "top_p": top_p,
+            "exact": exact,
+            "window": window,
+        }
+        jobs = image_jobs(self, prompt, n, seed, choices)
+        return self.thread.stream(generate_steps(self, jobs))

@@ -490,7 +490,7 @@ def test_the_doctor_tells_how_to_raise_the_wired_limit(
 
 
 def test_a_broken_package_ends_with_1(monkeypatch: pytest.MonkeyPatch, fake_hub: FakeHub, folder: Path) -> None:
-    monkeypatch.setattr("mlx_janus.weights.convert.open_converted", fail(ImportError("no libmlx.so")))
+    monkeypatch.setattr("mlx_janus.weights.folder.open_converted", fail(ImportError("no libmlx.so")))
     done = call(group, "doctor")
     assert done.code == 1
     assert re.search(r"^package +fail  ImportError: no libmlx.so$", done.stdout, re.MULTILINE)

@@ -20,7 +20,7 @@ def janus() -> JanusPipeline:
 
 
 def begin(batch: DrawingBatch, janus: JanusPipeline, prompt: str, options: DrawOptions, *seeds: int) -> list[Picture]:
-    ids = janus.drawing_ids(prompt)
+    ids = janus.pathway.prompt_ids(prompt)
     pictures = [Picture(seed, options) for seed in seeds]
     batch.add(ids, janus.prompts.unconditional(ids), pictures)
     return pictures

@@ -15,7 +15,7 @@ from benchmarks import bench, memory_table, peers, serving, windows
 from benchmarks.parts import Setup
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
-from mlx_janus.weights.load import task_memory
+from mlx_janus.weights.footprint import task_memory
 from mlx_janus.weights.sources import TINY
 
 OURS = ("drawing", "answering", "batch", "first-token", "bytes", "memory", "vq-decode", "passes")

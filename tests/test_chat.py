@@ -25,6 +25,7 @@ from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line
 import mlx_janus
 from mlx_janus.commands import chat
 from mlx_janus.decode.text import TextOptions
+from mlx_janus.inference import conversation
 from mlx_janus.processing.prompts import Turn
 
 PICTURE = FIXTURES / "picture.png"
@@ -178,13 +179,13 @@ def test_what_fails_leaves_the_talk_as_it_was(model: Path, pro: Janus) -> None:
 def test_failures_do_not_end_the_talk(
     model: Path, pro: Janus, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    draw = Janus.stream_images
+    generate = conversation.generate_steps
 
-    def fail_once(self: Janus, *arguments: Any, **options: Any) -> Iterator[Any]:
-        monkeypatch.setattr(Janus, "stream_images", draw)
+    def fail_once(*_: Any) -> Any:
+        monkeypatch.setattr(conversation, "generate_steps", generate)
         raise error
 
-    monkeypatch.setattr(Janus, "stream_images", fail_once)
+    monkeypatch.setattr(conversation, "generate_steps", fail_once)
     done = talk(model, "/draw a fox", "Hello?", "/draw a fox")
     assert (done.code, done.stdout) == (0, f"{written(*replies(pro, Turn('user', 'Hello?')))}janus.png\n")
     assert len(re.findall("^Error: .*$", done.stderr, re.MULTILINE)) == 1
@@ -497,14 +498,14 @@ def test_a_history_that_cannot_be_kept_is_done_without(here: Path, terminal: Any
 # Steps slow enough to stop one, and the same tokens.
 SLOWLY = """
 import time
-from mlx_janus import answering, drawing
+from mlx_janus.inference import text_generation, vq_pathway
 def slowly(steps):
     for step in steps:
         time.sleep(0.2)
         yield step
-draw, answer = drawing.draw_tokens, answering.answer_tokens
-drawing.draw_tokens = lambda *arguments: slowly(draw(*arguments))
-answering.answer_tokens = lambda *arguments, **options: slowly(answer(*arguments, **options))
+draw, answer = vq_pathway.draw_tokens, text_generation.answer_tokens
+vq_pathway.draw_tokens = lambda *arguments: slowly(draw(*arguments))
+text_generation.answer_tokens = lambda *arguments, **options: slowly(answer(*arguments, **options))
 """
 
 

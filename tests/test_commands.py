@@ -24,7 +24,7 @@ import mlx_janus
 from mlx_janus.__main__ import main as group
 from mlx_janus.commands import caption, chat, convert, generate, options
 from mlx_janus.config import JanusConfig
-from mlx_janus.weights.load import required_memory
+from mlx_janus.weights.footprint import required_memory
 
 PROMPT = "a lighthouse in a storm"
 QUESTION = "What is in this image?"
@@ -450,12 +450,12 @@ def test_prompts_longer_than_the_context(model: Path, here: Path) -> None:
 def test_a_model_too_large_for_the_memory(model: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = JanusConfig.load(model / "config.json")
     needed = [max(required_memory(config, "float32", low_memory=low).values()) for low in (True, False)]
-    monkeypatch.setattr("mlx_janus.weights.load.available_memory", lambda: sum(needed) // 2)
+    monkeypatch.setattr("mlx_janus.weights.footprint.available_memory", lambda: sum(needed) // 2)
     for folder in (model, SOURCE):
         line = error_line(draw(folder))
         assert re.search(r" needs 10 MB of memory and 10 MB are free: --low-memory needs 9 MB and fits", line)
         assert draw(folder, "--low-memory").code == 0
-    monkeypatch.setattr("mlx_janus.weights.load.available_memory", lambda: 1_000_000)
+    monkeypatch.setattr("mlx_janus.weights.footprint.available_memory", lambda: 1_000_000)
     assert "1 MB are free: close other programs, or take a smaller model" in error_line(draw(model))
 
 

@@ -245,6 +245,9 @@ def test_a_file_that_cannot_be_read_or_must_not_be_replaced(tiny: Janus, tmp_pat
     (tmp_path / "other.json").write_bytes(b"\x89PNG")
     with pytest.raises(ConversationError, match=r"not valid JSON.*: give a saved conversation$"):
         talk.load(tmp_path / "other.json")
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(ConversationError, match=r"a JSON object, got \[\]: give a saved conversation$"):
+        talk.load(tmp_path / "other.json")
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(OutputError, match="no conversation"):
         talk.save(tmp_path / "other.json")

@@ -15,8 +15,7 @@ from PIL import Image
 from mlx_janus.decode.batch import DrawingBatch
 from mlx_janus.decode.image import DrawOptions
 from mlx_janus.decode.text import TextOptions
-from mlx_janus.engine import image_queue as drawing_queue
-from mlx_janus.engine import text_queue as answer_queue
+from mlx_janus.engine import image_queue, text_queue
 from mlx_janus.engine.engine import Engine
 from mlx_janus.engine.messages import (
     Answered,
@@ -29,6 +28,7 @@ from mlx_janus.engine.messages import (
     Piece,
 )
 from mlx_janus.engine.tickets import Ticket
+from mlx_janus.inference.vq_pathway import TokenCanvas, VQPathway
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.pipeline import JanusPipeline
 from mlx_janus.processing.prompts import Turn
@@ -115,7 +115,7 @@ def test_a_picture_is_shown_as_it_forms(janus: JanusPipeline) -> None:
 
 def test_whole_pictures_come_before_those_that_are_only_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds, whole_in, finished_in = [0], list[int](), list[int]()
-    step, finish = DrawingBatch.step, drawing_queue.finish
+    step, finish = DrawingBatch.step, TokenCanvas.finish
 
     def counted(self: DrawingBatch) -> Any:
         rounds[0] += 1
@@ -128,7 +128,7 @@ def test_whole_pictures_come_before_those_that_are_only_shown(monkeypatch: pytes
         return finish(*arguments)
 
     monkeypatch.setattr(DrawingBatch, "step", counted)
-    monkeypatch.setattr(drawing_queue, "finish", noted)
+    monkeypatch.setattr(TokenCanvas, "finish", noted)
 
     async def work(engine: Engine) -> list[Event]:
         one = engine.submit(draw("a star", 1, partial_images=20))
@@ -146,7 +146,7 @@ def test_whole_pictures_come_before_those_that_are_only_shown(monkeypatch: pytes
 
 
 def test_requests_with_pictures_that_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing_queue, "MOST", 2)
+    monkeypatch.setattr(image_queue, "MOST", 2)
     order: list[str] = []
 
     async def follow(ticket: Ticket, name: str) -> None:
@@ -164,7 +164,7 @@ def test_requests_with_pictures_that_wait_take_turns(monkeypatch: pytest.MonkeyP
 
 
 def test_a_request_of_many_is_not_passed_by_those_that_come_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing_queue, "MOST", 2)
+    monkeypatch.setattr(image_queue, "MOST", 2)
 
     async def work(engine: Engine) -> int:
         stop, others = asyncio.Event(), 0
@@ -187,7 +187,7 @@ def test_a_request_of_many_is_not_passed_by_those_that_come_after_it(monkeypatch
 
 
 def test_requests_of_many_pictures_wait_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing_queue, "MOST", 2)
+    monkeypatch.setattr(image_queue, "MOST", 2)
 
     async def work(engine: Engine) -> None:
         tasks: list[asyncio.Task[list[Event]]] = []
@@ -210,7 +210,7 @@ def test_pictures_wait_for_memory(janus: JanusPipeline, monkeypatch: pytest.Monk
     under_way: list[int] = []
     step = DrawingBatch.step
     monkeypatch.setattr(DrawingBatch, "step", lambda self: (under_way.append(len(self.pictures)), step(self))[1])
-    monkeypatch.setattr(drawing_queue, "pictures_that_fit", lambda *_: 2)
+    monkeypatch.setattr(image_queue, "images_that_fit", lambda *_: 2)
     told = served(lambda engine: events(engine.submit(draw("a star", 30, n=5))))
     assert max(under_way) == 2
     for event in told:
@@ -221,26 +221,28 @@ def test_memory_is_counted_by_the_longest_prompt_of_the_batch(monkeypatch: pytes
     """To which the rows of all others are padded."""
     counted: list[tuple[int, int]] = []
 
-    def fit(_: JanusPipeline, prompt_tokens: int, options: DrawOptions, reserved: int) -> int:
-        counted.append((prompt_tokens, options.rows))
-        return 16
+    bytes_per_image = VQPathway.bytes_per_image
 
-    monkeypatch.setattr(drawing_queue, "pictures_that_fit", fit)
+    def counting(self: VQPathway, prompt_tokens: int, options: DrawOptions) -> int:
+        counted.append((prompt_tokens, options.rows))
+        return bytes_per_image(self, prompt_tokens, options)
+
+    monkeypatch.setattr(VQPathway, "bytes_per_image", counting)
     words = "a red circle and a blue square " * 8
 
     async def work(engine: Engine) -> int:
         long = engine.submit(DrawingRequest(words, DrawOptions(1.0, 0.6), 1, partial_images=20))  # in one row
         await anext(long)
         await asyncio.gather(events(long), events(engine.submit(draw("a star", 1))))
-        return len(engine._janus.drawing_ids(words))
+        return len(engine.pathway.prompt_ids(words))
 
     length = served(work)
     assert counted[0] == (length, 1)
-    assert counted[-1] == (length, 2)
+    assert (length, 2) in counted
 
 
 def test_answers_wait_for_memory(pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_queue, "available_memory", lambda: 0)
+    monkeypatch.setattr(text_queue, "available_memory", lambda: 0)
 
     async def work(engine: Engine) -> int:
         tasks = [asyncio.create_task(events(engine.submit(ask("what is in the picture?", p)))) for p in pictures[:3]]
@@ -257,7 +259,7 @@ def test_answers_wait_for_memory(pictures: list[Image.Image], monkeypatch: pytes
 def test_an_answer_that_waits_for_memory_comes_before_further_pictures(
     pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answer_queue, "available_memory", lambda: 0)
+    monkeypatch.setattr(text_queue, "available_memory", lambda: 0)
 
     async def work(engine: Engine) -> None:
         async def draw_on() -> None:
@@ -402,8 +404,8 @@ def test_earlier_turns_and_pictures_are_not_read_again(
 def test_what_is_kept_of_earlier_questions_is_bounded(
     pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answer_queue, "_PREFIXES", 2)
-    monkeypatch.setattr(answer_queue, "_PICTURES", 2)
+    monkeypatch.setattr(text_queue, "_PREFIXES", 2)
+    monkeypatch.setattr(text_queue, "_FEATURES", 2)
     seen: list[int] = []
     understand = JanusModel.understand
     monkeypatch.setattr(JanusModel, "understand", lambda self, x: (seen.append(len(x)), understand(self, x))[1])

@@ -13,12 +13,10 @@ from engines import ask, draw, drawn_alone, events, served, some_pictures, tiny
 from PIL import Image
 
 import mlx_janus
-from mlx_janus.config import MAX_SEED
 from mlx_janus.decode import batch
 from mlx_janus.decode.batch import DrawingBatch
 from mlx_janus.decode.text import TextOptions
-from mlx_janus.engine import image_queue as drawing_queue
-from mlx_janus.engine import text_queue as answer_queue
+from mlx_janus.engine import text_queue
 from mlx_janus.engine.engine import Engine
 from mlx_janus.engine.messages import (
     Answered,
@@ -29,6 +27,8 @@ from mlx_janus.engine.messages import (
 )
 from mlx_janus.engine.tickets import Counts
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, PromptError
+from mlx_janus.inference.vq_pathway import TokenCanvas
+from mlx_janus.limits import MAX_SEED
 from mlx_janus.pipeline import JanusPipeline
 from mlx_janus.processing.prompts import Turn
 
@@ -81,14 +81,14 @@ def test_closing_at_once_ends_what_runs(pictures: list[Image.Image]) -> None:
 def test_one_that_fails_takes_no_other_with_it(
     janus: JanusPipeline, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish = drawing_queue.finish
+    finish = TokenCanvas.finish
 
-    def failing(janus: JanusPipeline, tokens: np.ndarray, job: Any, *rest: Any) -> Any:
-        if job.seed == 1:
+    def failing(canvas: TokenCanvas) -> Any:
+        if canvas._job.seed == 1:
             raise MemoryError("no room")
-        return finish(janus, tokens, job, *rest)
+        return finish(canvas)
 
-    monkeypatch.setattr(drawing_queue, "finish", failing)
+    monkeypatch.setattr(TokenCanvas, "finish", failing)
 
     async def work(engine: Engine) -> None:
         tickets = [engine.submit(draw("a star", seed)) for seed in (1, 2)]
@@ -165,7 +165,7 @@ def test_a_thread_that_dies_ends_everything(pictures: list[Image.Image], monkeyp
     async def work(engine: Engine) -> None:
         ticket = engine.submit(draw("a star", 1, partial_images=20))
         await anext(ticket)
-        monkeypatch.setattr(answer_queue.Answers, "choose", failing)
+        monkeypatch.setattr(text_queue.TextScheduler, "choose", failing)
         with pytest.raises(RuntimeError, match="a bug"):
             await events(ticket)
         await engine.ended.wait()

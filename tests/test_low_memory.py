@@ -15,9 +15,10 @@ import mlx_janus
 from benchmarks.memory_table import published_config
 from mlx_janus import JanusPipeline as Janus
 from mlx_janus.errors import CheckpointError, OutOfMemoryError
+from mlx_janus.weights import footprint
 from mlx_janus.weights import load as load_module
 from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
-from mlx_janus.weights.load import check_memory
+from mlx_janus.weights.footprint import check_memory
 
 PICTURE, PROMPT = FIXTURES / "picture.png", "a red fox"
 
@@ -109,6 +110,6 @@ def test_what_does_not_fit_names_what_would(
     free: float, bits: int | None, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_module.with_bits(published_config("1b"), bits, Path())
-    monkeypatch.setattr(load_module, "available_memory", lambda: free * 1e9)
+    monkeypatch.setattr(footprint, "available_memory", lambda: free * 1e9)
     with pytest.raises(OutOfMemoryError, match=advice):
         check_memory(config, "bfloat16", "model")

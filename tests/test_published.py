@@ -15,8 +15,9 @@ from golden import FIXTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_janus.config import JanusConfig, Section, SiglipConfig, _from_json
+from mlx_janus.config import JanusConfig, SiglipConfig
 from mlx_janus.errors import ConfigError, JanusError, UnsupportedModelError
+from mlx_janus.sections import Section, _from_json
 from mlx_janus.weights.published import read_published_config
 
 Edit = Callable[[dict[str, Any]], Any]

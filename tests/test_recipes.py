@@ -22,11 +22,13 @@ from mlx_janus.errors import ConfigError, OptionError, OutOfMemoryError
 from mlx_janus.evaluation.divergence import kl_divergence, mean_divergence, overlap, top1_agreement
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.weights import convert as convert_module
-from mlx_janus.weights import load as load_module
-from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint, verify_conversion
-from mlx_janus.weights.load import load_model, required_memory, with_bits
+from mlx_janus.weights import footprint
+from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
+from mlx_janus.weights.footprint import required_memory
+from mlx_janus.weights.load import load_model, with_bits
 from mlx_janus.weights.quantize import Precision, Rule, bits_a_weight, plan_by_rule, plan_quantization, quantize_model
 from mlx_janus.weights.sources import TINY, find_converted
+from mlx_janus.weights.verify import verify_conversion
 
 PRO = FIXTURES / "deepseek-pro-bin"
 SOURCE = Source(PRO, PRO.name)
@@ -202,9 +204,9 @@ def test_where_memory_is_short_the_recipe_that_fits_is_named(
         for bits, recipe in ((4, None), (None, "light"))
     ]
     assert sizes[1] < sizes[0]
-    monkeypatch.setattr(load_module, "available_memory", lambda: sum(sizes) // 2)
-    whole = load_module.required_memory  # as if --low-memory spared nothing, which would be named first
-    monkeypatch.setattr(load_module, "required_memory", lambda config, dtype, **_: whole(config, dtype))
+    monkeypatch.setattr(footprint, "available_memory", lambda: sum(sizes) // 2)
+    whole = footprint.required_memory  # as if --low-memory spared nothing, which would be named first
+    monkeypatch.setattr(footprint, "required_memory", lambda config, dtype, **_: whole(config, dtype))
     for source, wanted in ((PRO, {}), (converted[PRO.name], {"bits": 8}), (PRO, {"recipe": "faithful"})):
         with pytest.raises(OutOfMemoryError, match=r"--recipe light needs .* and fits"):
             mlx_janus.load(source, dtype="float32", **wanted)

@@ -96,7 +96,7 @@ def test_prompt_with_a_picture(janus: Janus, folder: str) -> None:
     assert [ids] == want["und.input_ids"].tolist()
     pixels = preprocess(open_image(picture(folder, 0)), janus.config.image)
     assert_close(pixels.transpose(2, 0, 1), want["und.pixel_values"][0, 0])
-    embeddings = embed_prompt(janus, ids, janus.encode([pixels])[0])
+    embeddings = embed_prompt(janus, ids, janus.encode([pixels]))
     assert_close(embeddings[None], want["und.inputs_embeds"])
     layer = model.language_model.model.layers[0]
     assert_close(layer(embeddings[None], mask="causal"), want["und.layer0"])
@@ -117,7 +117,7 @@ def test_greedy_logits(janus: Janus, folder: str) -> None:
     """Logits of the whole answer, from one pass over prompt and answer: what the cached loop must have seen."""
     want, model = golden(folder), janus.model
     pixels = preprocess(open_image(picture(folder, 0)), janus.config.image)
-    prompt = embed_prompt(janus, want["und.input_ids"][0].tolist(), janus.encode([pixels])[0])
+    prompt = embed_prompt(janus, want["und.input_ids"][0].tolist(), janus.encode([pixels]))
     answer = model.embed_text(want["und.greedy_tokens"][:, :-1])[0]
     hidden = model.hidden_states(mx.concatenate([prompt, answer])[None])
     assert_close(model.text_logits(hidden[:, len(prompt) - 1 :]), want["und.greedy_logits"])
@@ -133,7 +133,7 @@ def test_several_pictures(janus: Janus, folder: str) -> None:
         turns = [Turn("user", question, count)]
         assert janus.prompts.answering(turns) == ids
         pixels = [np.array(want["batch.pixel_values"][row, i]).transpose(1, 2, 0) for i in range(count)]
-        embeddings = embed_prompt(janus, ids, janus.encode(pixels)[0])
+        embeddings = embed_prompt(janus, ids, janus.encode(pixels))
         assert_close(embeddings, np.array(want["batch.inputs_embeds"][row])[mask])
         expected = want["batch.greedy_tokens"][row]
         answer = janus.model.embed_text(expected[None, :-1])[0]

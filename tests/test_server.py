@@ -222,7 +222,7 @@ def test_a_picture_is_the_librarys_and_says_how_it_was_drawn(
         assert image.seed == wanted.seed  # type: ignore[attr-defined]
     assert (reply.output_format, reply.size) == ("png", "64x64")
     assert reply.usage is not None
-    assert reply.usage.input_tokens == len(janus.drawing_ids(prompt))
+    assert reply.usage.input_tokens == len(janus.pathway.prompt_ids(prompt))
     assert reply.usage.output_tokens == 2 * 64
 
 
@@ -386,7 +386,7 @@ def slowly(options):
     print("loading", file=sys.stderr)
     {work}
 mlx_janus.commands.serve.load_model = slowly
-JanusPipeline.prepare = lambda self, task: print("prepared", task)
+JanusPipeline.load_weights_for = lambda self, task: print("prepared", task)
 mlx_janus.commands.serve.main(["-q", "--port", "0"], prog_name="serve")
 """
     process = start(program)

@@ -34,13 +34,16 @@ from mlx_janus.errors import (
 from mlx_janus.memory import format_size
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.weights import convert as convert_module
+from mlx_janus.weights import footprint
 from mlx_janus.weights import load as load_module
 from mlx_janus.weights.checkpoint import deepseek_name, source_tensors
-from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint, verify_conversion
-from mlx_janus.weights.load import load_model, required_memory
+from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
+from mlx_janus.weights.footprint import required_memory
+from mlx_janus.weights.load import load_model
 from mlx_janus.weights.published import read_published_config
 from mlx_janus.weights.quantize import plan_quantization
 from mlx_janus.weights.sources import find_converted
+from mlx_janus.weights.verify import verify_conversion
 
 PRO = FIXTURES / "deepseek-pro-bin"
 ST = FIXTURES / "deepseek-janus-safetensors"
@@ -502,11 +505,11 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(
     fits = max(required_memory(config, "float32", low_memory=True).values())
     assert fits < needed
     monkeypatch.setattr(load_module, "open_converted", None)  # nothing may be opened
-    monkeypatch.setattr(load_module, "available_memory", lambda: (needed + fits) // 2)
+    monkeypatch.setattr(footprint, "available_memory", lambda: (needed + fits) // 2)
     with pytest.raises(OutOfMemoryError, match="--low-memory needs") as caught:
         mlx_janus.load(converted["deepseek-pro-bin"], dtype="float32")
     one_line(caught.value, format_size(needed), format_size((needed + fits) // 2), format_size(fits))
-    monkeypatch.setattr(load_module, "available_memory", lambda: 1000)
+    monkeypatch.setattr(footprint, "available_memory", lambda: 1000)
     with pytest.raises(OutOfMemoryError, match="smaller model"):
         mlx_janus.load(PRO)
     with pytest.raises(OutOfMemoryError, match="deepseek-pro-bin"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..config import DTYPES, GROUP_SIZES
 from .options import (
     Command,
     bits_option,
@@ -25,12 +26,12 @@ from .options import (
 @recipe_option
 @click.option(
     "--group-size",
-    type=click.Choice(["32", "64", "128"]),
+    type=click.Choice([str(size) for size in GROUP_SIZES]),
     help="Weights that share one scale, with --bits.  [default: 64]",
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=click.Choice(DTYPES),
     help="Store float weights so; the image codec keeps its own type.  [default: the source's]",
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit, if SOURCE is on the Hub.")
@@ -85,10 +86,12 @@ def main(
         raise click.UsageError(f"--upload takes owner/name, got {upload[:200]!r}.")
     import_mlx()
     from ..memory import format_size
-    from ..weights.convert import ConvertOptions, check_output, convert_checkpoint, verify_conversion
+    from ..weights.convert import ConvertOptions, convert_checkpoint
+    from ..weights.folder import check_output
     from ..weights.quantize import DEFAULT_GROUP_SIZE
     from ..weights.sources import find_source
     from ..weights.upload import check_upload, upload_converted
+    from ..weights.verify import verify_conversion
 
     size = int(group_size) if group_size else DEFAULT_GROUP_SIZE
     options = ConvertOptions(int(bits) if bits else None, size, dtype, overwrite, recipe)  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ def _package() -> Finding:
     """Imports all that loading needs, and reads the headers of the model that is in the package."""
     from .. import pipeline
     from ..config import JanusConfig
-    from ..weights.convert import open_converted
+    from ..weights.folder import open_converted
     from ..weights.sources import TINY
 
     JanusConfig.load(TINY / "config.json")
@@ -189,7 +189,8 @@ def _models() -> Finding:
 def _too_large(limit: int) -> list[tuple[ModelEntry, int]]:
     """The models at hand that need more than so many bytes, with what they need; the largest first."""
     from ..weights.cache import list_models
-    from ..weights.load import choose_dtype, required_memory
+    from ..weights.footprint import required_memory
+    from ..weights.load import choose_dtype
 
     needs = {
         entry.config: (entry, max(required_memory(entry.config, choose_dtype(entry.config, None)).values()))

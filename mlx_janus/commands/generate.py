@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from ..config import MAX_SEED
 from ..errors import OptionError
+from ..limits import MAX_CFG_WEIGHT, MAX_IMAGES, MAX_LOOKUP, MAX_SEED, MAX_TOKENS, MAX_UPSCALE, MAX_WINDOW
 from .options import (
     Command,
     FiniteRange,
@@ -103,30 +103,30 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     help="Where to draw to: a file, or for several prompts a folder.  [default: janus.png, or janus]",
 )
 @click.option(
-    "-n", "--n", type=click.IntRange(1, 10_000), metavar="N", help="How many pictures of a prompt.  [default: 1]"
+    "-n", "--n", type=click.IntRange(1, MAX_IMAGES), metavar="N", help="How many pictures of a prompt.  [default: 1]"
 )
 @click.option(
     "--cfg-weight",
-    type=FiniteRange(0, 1000),
+    type=FiniteRange(0, MAX_CFG_WEIGHT),
     metavar="W",
     help="Guidance, how strictly to follow the prompt; 1: none.  [default: the model's own, 5 for the published ones]",
 )
 @click.option("--exact", is_flag=True, help="Draw one by one, token by token: rounding depends on nothing else.")
 @click.option(
     "--window",
-    type=click.IntRange(1, 64),
+    type=click.IntRange(1, MAX_WINDOW),
     metavar="W",
     help="Positions read in one pass: the same picture, sooner or later.  [default: the quickest, timed once]",
 )
 @click.option(
     "--lookup",
-    type=click.IntRange(0, 64),
+    type=click.IntRange(0, MAX_LOOKUP),
     metavar="K",
     help="Guess up to K tokens of the answer by copying: the same answer, sooner where it repeats.  [default: 0]",
 )
 @click.option(
     "--upscale",
-    type=click.IntRange(1, 4),
+    type=click.IntRange(1, MAX_UPSCALE),
     default=1,
     show_default=True,
     metavar="N",
@@ -142,7 +142,7 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 )
 @click.option(
     "--preview-every",
-    type=click.IntRange(1, 1 << 20),
+    type=click.IntRange(1, MAX_TOKENS),
     metavar="K",
     help="Image tokens from one preview to the next.  [default: a row of them]",
 )
@@ -298,7 +298,7 @@ def _draw(options: dict[str, Any]) -> None:
     janus = _pipeline(options)
     choice = given(options, "seed", *_CHOICE)
     report = _Report(options)
-    steps = janus.stream_images(options["prompts"][0], n=n, exact=options["exact"], **choice)
+    steps: Iterator[ImageStep] = janus.stream_images(options["prompts"][0], n=n, exact=options["exact"], **choice)
     if folder:
         steps = _with_previews(steps, folder, options["preview_every"] or janus.config.grid, n)
     report.draw(steps, n, lambda _: next(paths))
@@ -376,7 +376,7 @@ class _Report:
                 "prompt": image.prompt,
                 "seed": image.seed,
                 "passes": image.passes,
-                "tokens": image.tokens.tolist(),
+                "tokens": None if image.tokens is None else image.tokens.tolist(),
             }
         )
         if not self.as_json:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..config import MAX_SEED, RECIPES
+from ..config import BITS, DTYPES, RECIPES
 from ..errors import JanusError
+from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def bits_or_recipe(ctx: click.Context, param: click.Parameter, value: str | None
 
 bits_option = click.option(
     "--bits",
-    type=click.Choice(["4", "8"]),
+    type=click.Choice([str(bits) for bits in BITS]),
     callback=bits_or_recipe,
     help="Quantize the language model to this many bits.  [default: as it is]",
 )
@@ -266,7 +267,7 @@ weights_options = stack(
     recipe_option,
     click.option(
         "--dtype",
-        type=click.Choice(["float32", "bfloat16", "float16"]),
+        type=click.Choice(DTYPES),
         help="Type to compute in.  [default: the model's own; float32 on a CPU]",
     ),
     click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub."),
@@ -282,10 +283,10 @@ model_options = stack(
 )
 
 SETTINGS: dict[str, click.ParamType] = {
-    "temperature": FiniteRange(0, 1000),
+    "temperature": FiniteRange(0, MAX_TEMPERATURE),
     "top_p": FiniteRange(0, 1, min_open=True),
-    "max_tokens": click.IntRange(1, 1 << 20),
-    "cfg_weight": FiniteRange(0, 1000),
+    "max_tokens": click.IntRange(1, MAX_TOKENS),
+    "cfg_weight": FiniteRange(0, MAX_CFG_WEIGHT),
     "seed": click.IntRange(0, MAX_SEED),
 }
 """What may be set in a chat, and what each may be."""

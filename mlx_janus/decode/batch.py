@@ -16,7 +16,8 @@ import numpy as np
 from ..models.backbone import RaggedCache, add_rows, cache_arrays, keep_rows
 from ..models.janus import JanusModel
 from .image import PREFILL_STEP, DrawOptions
-from .sampling import choose, position_keys
+from .prefill import prefill_all
+from .sampling import choose, guide, position_keys
 
 _CLEAR_EVERY = 256  # steps, as in ``image.draw_tokens``
 
@@ -33,9 +34,13 @@ class Picture:
         """How many of its tokens are drawn."""
         return len(self._drawn)
 
-    def tokens(self) -> np.ndarray:
-        """(n,) int32: those drawn so far, in raster order."""
-        return np.array([np.array(step)[place] for step, place in self._drawn], np.int32)
+    def append(self, step: mx.array, place: int) -> None:
+        """Take the token at ``place`` of a step's tokens."""
+        self._drawn.append((step, place))
+
+    def tokens(self, count: int | None = None) -> np.ndarray:
+        """Return (n,) int32: the first ``count`` tokens in raster order; None: all that are drawn."""
+        return np.array([np.array(step)[place] for step, place in self._drawn[:count]], np.int32)
 
 
 class DrawingBatch:
@@ -69,10 +74,7 @@ class DrawingBatch:
         model, n, guided = self._model, len(pictures), pictures[0].options.rows == 2
         read_once = [list(ids), list(unconditional)] if guided else [list(ids)]
         cache = model.make_ragged_cache(len(read_once))
-        embeddings = model.embed_text(mx.array(read_once))
-        for start in range(0, embeddings.shape[1], PREFILL_STEP):
-            hidden = model.hidden_states(embeddings[:, start : start + PREFILL_STEP], cache)[:, -1]
-            mx.eval(hidden, cache_arrays(cache))
+        hidden = prefill_all(model, model.embed_text(mx.array(read_once)), cache, PREFILL_STEP)
         copies = [0] * n + [1] * n * guided
         keep_rows(cache, copies)
         rows = [(i, i + n * guided) for i in range(n)]
@@ -133,7 +135,7 @@ class DrawingBatch:
             return []
         tokens = self._next
         for place, picture in enumerate(self.pictures):
-            picture._drawn.append((tokens, place))
+            picture.append(tokens, place)
         whole = [picture for picture in self.pictures if len(picture) == self._model.config.image_tokens]
         self.remove(whole)
         if self.pictures:
@@ -161,7 +163,7 @@ def _choose(logits: mx.array, keys: mx.array, pictures: Sequence[Picture], rows:
     if any(c != u for c, u in rows):
         unconditional = logits[mx.array([u for _, u in rows])]  # without guidance the picture's own row
         weights = mx.array([picture.options.cfg_weight for picture in pictures], logits.dtype)[:, None]
-        conditional = unconditional + weights * (conditional - unconditional)
+        conditional = guide(conditional, unconditional, weights)
     kinds: dict[tuple[float, float], list[int]] = {}
     for place, picture in enumerate(pictures):
         kinds.setdefault((picture.options.temperature, picture.options.top_p), []).append(place)

@@ -14,10 +14,13 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from ..errors import OptionError
+from ..limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE, MAX_WINDOW, check_int, check_number
 from ..memory import weights_wired
-from ..models.backbone import Cache, cache_arrays, take_rows, trim_cache
+from ..models.backbone import Cache, take_rows, trim_cache
 from ..models.janus import JanusModel
-from .sampling import check_number, choose, guide, position_keys
+from .prefill import prefill_all
+from .sampling import choose, guide, position_keys
 
 _CLEAR_EVERY = 256  # positions, as in mlx-lm's loop: attention's arrays grow, and outgrown ones would be kept
 PREFILL_STEP = 512  # positions of a long prompt that are read at once: attention's scores grow with their square
@@ -30,16 +33,27 @@ class DrawOptions:
     cfg_weight: float = 5.0
     temperature: float = 1.0
     top_p: float = 1.0
+    exact: bool = False  # each image alone, token by token
+    window: int | None = None  # positions read in one pass; None: the quickest by a timing
 
     def __post_init__(self) -> None:
-        check_number("cfg_weight", self.cfg_weight, 0, 1000)
-        check_number("temperature", self.temperature, 0, 1000)
+        if self.window is not None:
+            check_int("window", self.window, 1, MAX_WINDOW)
+            if self.exact and self.window > 1:
+                raise OptionError("exact draws token by token: leave window out")
+        check_number("cfg_weight", self.cfg_weight, 0, MAX_CFG_WEIGHT)
+        check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
         check_number("top_p", self.top_p, 0, 1, above_low=True)
 
     @property
     def rows(self) -> int:
         """Rows of the batch for one picture."""
         return 1 if self.cfg_weight == 1 else 2
+
+    def metadata(self) -> dict[str, str]:
+        """Return the options as an image file records them, with all the digits that were typed."""
+        names = ("cfg_weight", "temperature", "top_p")
+        return {name: f"{getattr(self, name):.15g}" for name in names}
 
 
 def draw_tokens(
@@ -75,10 +89,8 @@ def draw_tokens(
     keys = position_keys([seed for _, seed in pictures], positions)
     cache = model.make_cache(len(unconditional) + positions)
     read_once = [list(ids) for ids in (*prompts, *([unconditional] if options.rows == 2 else []))]
-    embeddings = model.embed_text(mx.array(read_once))
-    for start in range(0, embeddings.shape[1], PREFILL_STEP):  # the only prefill, for any number of pictures
-        hidden = model.hidden_states(embeddings[:, start : start + PREFILL_STEP], cache)[:, -1:]
-        mx.eval(hidden, cache_arrays(cache))
+    # The only prefill, for any number of images.
+    hidden = prefill_all(model, model.embed_text(mx.array(read_once)), cache, PREFILL_STEP)[:, None]
     rows = [prompt for prompt, _ in pictures] + [len(prompts)] * (len(pictures) if options.rows == 2 else 0)
     if rows != list(range(len(read_once))):
         cache, hidden = take_rows(cache, rows), hidden[mx.array(rows)]
@@ -124,7 +136,7 @@ def _picker(options: DrawOptions, *, compiled: bool) -> Callable[[mx.array, mx.a
 
     def pick(logits: mx.array, keys: mx.array) -> mx.array:
         if options.rows == 2:
-            logits = guide(logits, options.cfg_weight)
+            logits = guide(logits[: len(logits) // 2], logits[len(logits) // 2 :], options.cfg_weight)
         return choose(logits, keys, options.temperature, options.top_p)
 
     return mx.compile(pick) if compiled else pick

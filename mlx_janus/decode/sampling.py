@@ -12,30 +12,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 from mlx_lm.sample_utils import apply_top_p
 
-from ..config import MAX_SEED
-from ..errors import OptionError
-
-
-def check_number(name: str, value: float, low: float, high: float, *, above_low: bool = False) -> None:
-    """Refuse a number outside [low, high] (or (low, high]).
-
-    Raises:
-        OptionError: with the range.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high or (above_low and value == low):
-        bounds = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
-        raise OptionError(f"{name} must be a number {bounds}, got {value!r}")
-
-
-def check_whole(name: str, value: int, low: int, high: int) -> None:
-    """Refuse what is no whole number in [low, high].
-
-    Raises:
-        OptionError: with the range.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise OptionError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+from ..limits import MAX_SEED, check_int
 
 
 def random_seed() -> int:
@@ -51,21 +28,21 @@ def pick_seed(seed: int | None) -> int:
     """
     if seed is None:
         return random_seed()
-    check_whole("seed", seed, 0, MAX_SEED)
+    check_int("seed", seed, 0, MAX_SEED)
     return seed
 
 
-def guide(logits: mx.array, weight: float) -> mx.array:
+def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.array) -> mx.array:
     """Classifier-free guidance: u + weight * (c - u).
 
     Args:
-        logits: (2n, ..., V), the n conditional rows before the n unconditional ones.
-        weight: 1 gives the conditional rows, 0 the unconditional ones.
+        conditional: (n, ..., V) logits that follow the prompt.
+        unconditional: (n, ..., V) logits that do not.
+        weight: one for all rows, or an array that broadcasts over them; 1 gives the conditional rows, 0 the others.
 
     Returns:
         (n, ..., V).
     """
-    conditional, unconditional = mx.split(logits, 2, axis=0)
     return unconditional + weight * (conditional - unconditional)
 
 

@@ -9,17 +9,16 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 
-from ..config import MAX_SEED
 from ..errors import OptionError
+from ..limits import MAX_LOOKUP, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, check_int, check_number
 from ..memory import weights_wired
-from ..models.backbone import Cache, cache_arrays, trim_cache
+from ..models.backbone import Cache, trim_cache
 from ..models.janus import JanusModel
-from .sampling import check_number, check_whole, choose
+from .prefill import prefill_all
+from .sampling import choose
 
-MAX_TOKENS = 1 << 20
-MAX_LOOKUP = 64
 _LONGEST, _SHORTEST = 4, 2  # tokens that must have stood before what is copied
-_PREFILL_STEP = 2048  # positions of a prompt that are read at once, as in mlx-lm
+PREFILL_STEP = 2048  # positions of a prompt that are read at once, as in mlx-lm
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class TextOptions:
     lookup: int = 0  # tokens guessed ahead in a pass by copying from the prompt and the answer; 0: none
 
     def __post_init__(self) -> None:
-        check_whole("max_tokens", self.max_tokens, 1, MAX_TOKENS)
-        check_number("temperature", self.temperature, 0, 1000)
+        check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
         check_number("top_p", self.top_p, 0, 1, above_low=True)
-        check_whole("seed", self.seed, 0, MAX_SEED)
-        check_whole("lookup", self.lookup, 0, MAX_LOOKUP)
+        check_int("seed", self.seed, 0, MAX_SEED)
+        check_int("lookup", self.lookup, 0, MAX_LOOKUP)
         if not all(isinstance(s, str) and s for s in self.stop):
             raise OptionError(f"stop must be strings that are not empty, got {self.stop!r}")
 
@@ -86,15 +85,6 @@ def answer_tokens(
             yield from _answer_one_by_one(model, embeddings, options, cache, **loop)
 
 
-def read_in_pieces(model: JanusModel, embeddings: mx.array, cache: Cache, piece: int) -> Iterator[mx.array]:
-    """Read a prompt, (L, hidden), a piece at a time; gives what is left after each, in the end no more than a piece."""
-    while len(embeddings) > piece:
-        model.hidden_states(embeddings[None, :piece], cache)
-        mx.eval(cache_arrays(cache))
-        embeddings = embeddings[piece:]
-        yield embeddings
-
-
 def _answer_one_by_one(
     model: JanusModel, embeddings: mx.array, options: TextOptions, cache: Cache | None, **loop: Any
 ) -> Iterator[int]:
@@ -140,10 +130,8 @@ def _answer_in_windows(
         ahead = mx.stack(keys[position : position + len(hidden)])
         return cast(list[int], choose(logprobs, ahead, options.temperature, options.top_p).tolist())
 
-    for start in range(0, len(embeddings), _PREFILL_STEP):
-        hidden = model.hidden_states(embeddings[None, start : start + _PREFILL_STEP], cache)[0, -1:]
-        mx.eval(hidden, cache_arrays(cache))
-    found, done = choices(hidden, 0), 0
+    found = choices(prefill_all(model, embeddings[None], cache, PREFILL_STEP), 0)
+    done = 0
     while True:
         for token in found:
             known.append(token)

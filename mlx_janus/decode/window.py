@@ -14,7 +14,6 @@ from ..models.janus import JanusModel
 SETTLED = {1: 1.0, 2: 1.4, 4: 1.8, 8: 2.3, 16: 2.6, 32: 2.7}
 """Width of a pass to the tokens that it settles on average: cautious figures, as they differ between models and prompts
 (``benchmarks/windows.py`` measures them)."""
-MAX_WINDOW = 64
 _WORTH = 1.15  # times quicker, by the figures, than a pass of one position: less is left to chance
 _REPEATS = 3
 
@@ -29,7 +28,7 @@ def time_passes(model: JanusModel, rows: int) -> dict[int, float]:
     positions = model.config.image_tokens
     seconds: dict[int, list[float]] = {width: [] for width in SETTLED if 2 * width <= positions}
     cache = model.make_cache(positions)
-    fill_cache(cache, model.config.language, rows, positions // 2, model.gen_embed.weight.dtype)
+    fill_cache(cache, model.config.language, rows, positions // 2, model.dtype)
     for repeat in range(_REPEATS + 1):
         for width, timed in seconds.items():
             ids = mx.zeros((rows, width), dtype=mx.int32)

@@ -1,8 +1,8 @@
 """One model for many clients.
 
-A thread of its own has the device and does all that computes. It goes in rounds: one token of every picture, one token
-of every answer, and at most one decoding of a picture. So a drawing does not keep an answer waiting for its whole
-length, nor an answer a drawing. The event loop hands requests over and reads what becomes of them.
+One thread has the device and does all the work, in rounds: a step of every image, a token of every answer, and at most
+one decoding of an image. So an answer never waits for a whole image, nor an image for a whole answer. The event loop
+hands over requests and reads their events.
 """
 
 from __future__ import annotations
@@ -14,45 +14,63 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, get_args
+from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..config import MAX_SEED, JanusConfig
-from ..decode.sampling import check_whole
-from ..errors import OptionError, PromptError
+from ..config import JanusConfig
+from ..errors import JanusError, OptionError, PromptError
+from ..inference.loaded import TASKS, LoadedModel
+from ..inference.pathway import ImagePathway
+from ..inference.pathways import pathway_of
+from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import weights_wired
-from ..pipeline import MAX_IMAGES, Task
-from .image_queue import Drawing, Drawings
-from .messages import AnswerRequest, BusyError, Request, StoppingError
-from .text_queue import Answering, Answers
+from .image_queue import ImageScheduler, ImageTask
+from .messages import AnswerRequest, BusyError, DrawingRequest, Request, StoppingError
+from .text_queue import TextScheduler, TextTask
 from .tickets import Counts, Ticket, end_waiting
 
-if TYPE_CHECKING:
-    from ..pipeline import JanusPipeline
-
-_CHARACTERS = 32  # of a prompt, for a position of the context: more are not even looked at
+_CHARACTERS = 32  # of a prompt, for each position of the context: longer prompts are not even tokenized
 _LONGEST_WAIT = 60  # seconds that a client is ever told to wait
 
 
+@dataclass(frozen=True)
+class _Schedulers:
+    """The loaded model and the schedulers over it."""
+
+    janus: LoadedModel
+    text: TextScheduler
+    images: ImageScheduler
+
+
 class Engine:
-    """Takes requests on an event loop, and has one thread answer and draw.
+    """Takes requests on an event loop, and has one thread answer and generate images.
 
     Args:
-        load: gives the model; called in that thread.
-        waiting: how many requests may wait for their turn.
-        answers: how many are given side by side.
+        load: returns the model; called in that thread.
+        waiting: how many requests may wait.
+        answers: how many answers are generated side by side.
     """
 
-    def __init__(self, load: Callable[[], JanusPipeline], *, waiting: int = 64, answers: int = 4):
-        self._load, self._most_waiting, self._most_answers = load, waiting, answers
+    def __init__(self, load: Callable[[], LoadedModel], *, waiting: int = 64, answers: int = 4):
+        self._load = load
+        self._most_waiting = waiting
+        self._most_answers = answers
         self._changed = threading.Condition()
-        self._stop_at: float | None = None  # when what is under way then ends; None: not stopping
+        self._stop_at: float | None = None  # when running requests then end; None: not stopping
         self._durations: deque[float] = deque([1.0], maxlen=16)  # seconds, of the last requests
         self._thread = threading.Thread(target=self._run, name="mlx_janus device", daemon=True)
-        self._desks: tuple[Answers, Drawings] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._schedulers: _Schedulers | None = None
         self.failure: BaseException | None = None
         self.ended = asyncio.Event()
+
+    @property
+    def _janus(self) -> LoadedModel:
+        if self._schedulers is None:
+            raise JanusError("the engine has no model yet: await start() first")
+        return self._schedulers.janus
 
     @property
     def name(self) -> str:
@@ -65,32 +83,38 @@ class Engine:
         return self._janus.config
 
     @property
+    def pathway(self) -> ImagePathway:
+        """How the model generates images."""
+        return pathway_of(self._janus)
+
+    @property
     def stopping(self) -> bool:
-        """Whether nothing new is taken: it is being closed, or its thread has failed."""
+        """Whether no request is accepted any more: the engine is being closed, or its thread has failed."""
         return self._stop_at is not None
 
     @property
     def counts(self) -> Counts:
-        """What there is to do."""
-        if self._desks is None:
+        """How many requests wait, and how many answers and images are under way."""
+        if self._schedulers is None:
             return Counts()
-        answers, drawings = self._desks
-        return Counts(len(answers.waiting) + drawings.held_up, len(answers.running), drawings.pictures)
+        text = self._schedulers.text
+        images = self._schedulers.images
+        return Counts(len(text.waiting) + images.waiting_requests, len(text.running), images.images)
 
     async def start(self) -> None:
-        """Load the model, and be ready.
+        """Load the model and read its weights.
 
         Raises:
             JanusError: the model cannot be loaded.
-            StoppingError: it was closed meanwhile.
+            StoppingError: the engine was closed while loading.
         """
         self._loop = asyncio.get_running_loop()
-        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._started = self._loop.create_future()
         self._thread.start()
         await self._started
 
     async def close(self, seconds: float = 30.0) -> None:
-        """Refuse what comes, end what waits, give what is under way so long to finish, and end the thread."""
+        """Refuse new requests, end the waiting ones, give the running ones ``seconds`` to finish, end the thread."""
         with self._changed:
             end = time.monotonic() + seconds
             self._stop_at = end if self._stop_at is None else min(end, self._stop_at)
@@ -99,28 +123,28 @@ class Engine:
             await asyncio.to_thread(self._thread.join)
 
     def submit(self, request: Request) -> Ticket:
-        """Hand a request over.
+        """Hand over a request.
 
         Raises:
             PromptError: nothing is asked, or more than fits into the context.
             OptionError: a number out of its range.
-            BusyError: as many wait as may.
+            BusyError: as many requests wait as may.
             StoppingError: the engine is being closed.
         """
-        if self.stopping or self._desks is None:
+        schedulers = self._schedulers
+        if self.stopping or schedulers is None:
             raise StoppingError
         if self.counts.waiting >= self._most_waiting:
             raise BusyError(self._retry_after())
         ticket = Ticket(self._wake, self._durations.append)
-        work = self._checked(ticket, request)
-        answers, drawings = self._desks
+        task = self._checked(ticket, request)
         with self._changed:
             if self.stopping:
                 raise StoppingError
-            if isinstance(work, Answering):
-                answers.waiting.append(work)
+            if isinstance(task, TextTask):
+                schedulers.text.waiting.append(task)
             else:
-                drawings.waiting.append(work)
+                schedulers.images.waiting.append(task)
             self._changed.notify()
         return ticket
 
@@ -132,22 +156,29 @@ class Engine:
         with self._changed:
             self._changed.notify()
 
-    def _checked(self, ticket: Ticket, request: Request) -> Answering | Drawing:
-        check_whole("n", request.n, 1, MAX_IMAGES)
-        seed = request.options.seed if isinstance(request, AnswerRequest) else request.seed
-        check_whole("seed", seed, 0, MAX_SEED - request.n + 1)
-        if not isinstance(request, AnswerRequest):
-            check_whole("partial_images", request.partial_images, 0, self.config.image_tokens)
-            self._check_length(request.prompt)
-            return Drawing(ticket, request, self._janus.drawing_ids(request.prompt))
-        shown, given = sum(turn.images for turn in request.turns), len(request.pictures)
+    def _checked(self, ticket: Ticket, request: Request) -> TextTask | ImageTask:
+        check_int("n", request.n, 1, MAX_IMAGES)
+        if isinstance(request, AnswerRequest):
+            check_int("seed", request.options.seed, 0, MAX_SEED - request.n + 1)
+            return self._checked_text(ticket, request)
+        check_int("seed", request.seed, 0, MAX_SEED - request.n + 1)
+        return self._checked_images(ticket, request)
+
+    def _checked_text(self, ticket: Ticket, request: AnswerRequest) -> TextTask:
+        shown = sum(turn.images for turn in request.turns)
+        given = len(request.pictures)
         if shown != given:
             raise OptionError(f"the turns show {shown} pictures, {given} were given")
         self._check_length(*(turn.text for turn in request.turns), request.system or "")
-        return Answering(ticket, request, self._janus.answering_ids(request.turns, request.system))
+        return TextTask(ticket, request, self._janus.answering_ids(request.turns, request.system))
+
+    def _checked_images(self, ticket: Ticket, request: DrawingRequest) -> ImageTask:
+        check_int("partial_images", request.partial_images, 0, self.pathway.steps(request.options))
+        self._check_length(request.prompt)
+        return ImageTask(ticket, request, self.pathway.prompt_ids(request.prompt))
 
     def _check_length(self, *texts: str) -> None:
-        """Refuse at once what would take long to make ids of, and cannot fit."""
+        """Refuse at once a prompt that would take long to tokenize and cannot fit."""
         most = _CHARACTERS * self.config.language.max_position_embeddings
         if (length := sum(map(len, texts))) > most:
             raise PromptError(
@@ -158,7 +189,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            desks = self._prepare()
+            schedulers = self._prepare()
         except BaseException as error:
             self._stop_at = time.monotonic()
             self._tell_start(error)
@@ -166,9 +197,9 @@ class Engine:
             return
         self._tell_start(None)
         try:
-            while self._wait_for_work(*desks):
+            while self._wait_for_work(schedulers):
                 with weights_wired():
-                    while self._round(*desks):
+                    while self._round(schedulers):
                         pass
         except BaseException as error:
             self.failure = error
@@ -177,66 +208,73 @@ class Engine:
             try:
                 with self._changed:
                     self._stop_at = time.monotonic() if self._stop_at is None else self._stop_at
-                self._end_all(*desks, self.failure or StoppingError())
+                self._end_all(schedulers, self.failure or StoppingError())
             finally:
                 self._tell(self.ended.set)
-                self._janus.close()
+                mx.clear_streams()  # or the process may abort when it exits
 
-    def _prepare(self) -> tuple[Answers, Drawings]:
-        """Load the model and read its weights, unless the engine is closed meanwhile."""
-        self._janus = self._load()
-        if self._janus.low_memory:
+    def _prepare(self) -> _Schedulers:
+        """Load the model and read its weights, unless the engine is closed during that."""
+        janus = self._load()
+        if janus.low_memory:
             raise OptionError("a server holds all parts of a model: leave low_memory out")
-        for task in get_args(Task):
+        for task in TASKS:
             if self.stopping:
                 raise StoppingError
-            self._janus.prepare(task)
-        self._desks = Answers(self._janus, self._most_answers), Drawings(self._janus)
-        return self._desks
+            janus.load_weights_for(task)
+        self._schedulers = _Schedulers(janus, TextScheduler(janus, self._most_answers), ImageScheduler(janus))
+        return self._schedulers
 
     def _tell_start(self, error: BaseException | None) -> None:
+        started = self._started
+        assert started is not None
+
         def tell() -> None:
-            if self._started.done():
+            if started.done():
                 return
             if error is None:
-                self._started.set_result(None)
+                started.set_result(None)
             else:
-                self._started.set_exception(error)
+                started.set_exception(error)
 
         self._tell(tell)
 
-    def _tell(self, what: Callable[[], object]) -> None:
+    def _tell(self, callback: Callable[[], object]) -> None:
+        """Call back on the event loop."""
+        assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
-            self._loop.call_soon_threadsafe(what)
+            self._loop.call_soon_threadsafe(callback)
 
-    def _wait_for_work(self, answers: Answers, drawings: Drawings) -> bool:
-        """Sleep until there is something to do; False once the engine is to end."""
+    def _wait_for_work(self, schedulers: _Schedulers) -> bool:
+        """Sleep until there is something to do; return False once the engine is to end."""
         with self._changed:
-            self._changed.wait_for(lambda: answers.waiting or drawings.waiting or self.stopping)
+            self._changed.wait_for(lambda: schedulers.text.waiting or schedulers.images.waiting or self.stopping)
             return not self.stopping
 
-    def _round(self, answers: Answers, drawings: Drawings) -> bool:
-        """Drop what nobody waits for, begin what may begin, advance what is under way; False if there is nothing."""
-        answers.drop([answer for answer in answers.running if answer.ticket.cancelled])
-        drawings.drop([drawing for drawing in drawings.running if drawing.ticket.cancelled])
+    def _round(self, schedulers: _Schedulers) -> bool:
+        """Drop cancelled requests, start those that may start, advance the rest; return False if none is left."""
+        text = schedulers.text
+        images = schedulers.images
+        text.drop([task for task in text.running if task.ticket.cancelled])
+        images.drop([task for task in images.running if task.ticket.cancelled])
         if self._stop_at is not None and time.monotonic() > self._stop_at:
-            self._end_all(answers, drawings, StoppingError())
+            self._end_all(schedulers, StoppingError())
         with self._changed:
-            end_waiting(answers.waiting, stopping=self.stopping)
-            end_waiting(drawings.waiting, stopping=self.stopping)
-            chosen, short = answers.choose(bool(drawings.running), drawings.needs)
-            answers.start(chosen)
-            # While memory is short for an answer, no picture begins: otherwise the answer might wait for ever.
-            drawing = None if short else drawings.choose(answers.needs)
-        if drawing is not None:
-            drawings.start(*drawing)
-        drawings.step()
-        answers.step()
-        return bool(answers.running or drawings.running)
+            end_waiting(text.waiting, stopping=self.stopping)
+            end_waiting(images.waiting, stopping=self.stopping)
+            chosen, short = text.choose(bool(images.running), images.needs)
+            text.start(chosen)
+            # While memory is short for an answer, no image starts: otherwise the answer might wait for ever.
+            started = None if short else images.choose(text.needs)
+        if started is not None:
+            images.start(*started)
+        images.step()
+        text.step()
+        return bool(text.running or images.running)
 
-    def _end_all(self, answers: Answers, drawings: Drawings, error: BaseException) -> None:
+    def _end_all(self, schedulers: _Schedulers, error: BaseException) -> None:
         with self._changed:
-            end_waiting(answers.waiting, stopping=True)
-            end_waiting(drawings.waiting, stopping=True)
-        answers.drop(list(answers.running), error)
-        drawings.drop_all(error)
+            end_waiting(schedulers.text.waiting, stopping=True)
+            end_waiting(schedulers.images.waiting, stopping=True)
+        schedulers.text.drop(list(schedulers.text.running), error)
+        schedulers.images.drop_all(error)

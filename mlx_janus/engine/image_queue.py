@@ -1,218 +1,213 @@
-"""The drawings' side of the engine: which pictures join the batch, and what is shown of them meanwhile."""
+"""The images' side of the engine: which requests' images join the batch, and which previews are made."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..decode.batch import DrawingBatch, Picture
-from ..decode.image import DrawOptions
-from ..inference.image_generation import Job, finish, partial_picture, picture_bytes, pictures_that_fit
+from ..inference.image_generation import images_that_fit
+from ..inference.loaded import LoadedModel
+from ..inference.pathway import Canvas, ImageJob
+from ..inference.pathways import pathway_of
 from .messages import DrawingRequest, Drawn, Partial
 from .tickets import Ticket
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ..pipeline import JanusPipeline
-
-MOST = 16  # pictures side by side
+MOST = 16  # images side by side
 
 
 @dataclass(eq=False)
-class Drawing:
-    """Pictures of one request: those that wait, those under way, and how many are finished."""
+class ImageTask:
+    """The images of one request: those that wait, those under way, and how many are finished."""
 
     ticket: Ticket
     request: DrawingRequest
     ids: list[int]
-    begun: int = 0
+    started: int = 0
     finished: int = 0
-    pictures: dict[Picture, int] = field(default_factory=dict)  # under way, and which of the request's they are
-    shown_at: dict[int, int] = field(default_factory=dict)  # after how many tokens each is shown for which time
+    running: dict[ImageJob, int] = field(default_factory=dict)  # and which of the request's images each one is
+    preview_at: dict[int, int] = field(default_factory=dict)  # the steps after which a preview is made, to its number
 
     @property
     def left(self) -> int:
-        """Pictures that wait."""
-        return self.request.n - self.begun
+        """How many images wait."""
+        return self.request.n - self.started
 
 
 @dataclass(frozen=True)
-class _Chore:
-    """A decoding that is to be done for a request."""
+class _Decoding:
+    """A decoding to be done for a request."""
 
-    drawing: Drawing
+    task: ImageTask
     work: Callable[[], None]
 
 
-class Drawings:
-    """Requests for pictures. All pictures under way are one batch; requests with pictures that wait take turns.
+class ImageScheduler:
+    """Schedules requests for images. All images under way are one batch; requests whose images wait take turns.
 
     Args:
         janus: the model.
     """
 
-    def __init__(self, janus: JanusPipeline):
-        self.waiting: deque[Drawing] = deque()  # of which no picture is begun
-        self.running: list[Drawing] = []  # in the order in which they came
+    def __init__(self, janus: LoadedModel):
+        self.waiting: deque[ImageTask] = deque()  # none of their images is started
+        self.running: list[ImageTask] = []  # in the order of their arrival
         self._janus = janus
-        self._batch = DrawingBatch(janus.model)
-        self._owners: dict[Picture, Drawing] = {}
-        self._finishing: deque[_Chore] = deque()
-        self._showing: dict[Picture, _Chore] = {}  # the newest for each
+        self._pathway = pathway_of(janus)
+        self._batch = self._pathway.batch()
+        self._owners: dict[ImageJob, ImageTask] = {}
+        self._finishing: deque[_Decoding] = deque()
+        self._previews: dict[ImageJob, _Decoding] = {}  # the newest of each image
 
     @property
-    def pictures(self) -> int:
-        """Pictures under way, those included that are yet to be decoded."""
-        return len(self._batch.pictures) + len(self._finishing)
+    def images(self) -> int:
+        """How many images are under way, including those that still have to be decoded."""
+        return len(self._batch.jobs) + len(self._finishing)
 
     @property
-    def held_up(self) -> int:
-        """Requests that wait: those of which nothing is under way."""
-        return len(self.waiting) + sum(1 for d in tuple(self.running) if d.left and not d.pictures)
+    def waiting_requests(self) -> int:
+        """How many requests have no image under way."""
+        return len(self.waiting) + sum(1 for task in tuple(self.running) if task.left and not task.running)
 
     @property
     def needs(self) -> int:
-        """Memory that pictures under way may come to take, some of which they have."""
-        if not self._batch.pictures:
-            return 0
-        return len(self._batch.pictures) * picture_bytes(self._janus, *self._widest(self.running))
+        """Peak bytes of the images under way, including those that they hold already."""
+        count = len(self._batch.jobs)
+        return count * self._bytes_per_image(self.running) if count else 0
 
-    def _widest(self, drawings: Sequence[Drawing]) -> tuple[int, DrawOptions]:
-        """The longest prompt, to which all rows of a batch are padded, and options with the most rows."""
-        return max(len(d.ids) for d in drawings), max((d.request.options for d in drawings), key=lambda o: o.rows)
+    def _bytes_per_image(self, tasks: Sequence[ImageTask]) -> int:
+        """Return the bytes of the largest image: all rows of a batch are padded to the longest prompt."""
+        longest = max(len(task.ids) for task in tasks)
+        return max(self._pathway.bytes_per_image(longest, task.request.options) for task in tasks)
 
-    def choose(self, reserved: int) -> tuple[Drawing, int] | None:
-        """The request whose pictures begin next, and how many of them; None: none may.
+    def choose(self, reserved: int) -> tuple[ImageTask, int] | None:
+        """Return the request whose images start next, and how many of them; None if none may start.
 
-        Requests with the fewest pictures under way come first, and among those the one that came first.
+        Requests with the fewest images under way come first, and among those the earliest.
 
         Args:
-            reserved: memory that answers may come to take.
+            reserved: peak bytes of the running answers.
         """
-        asking = [d for d in (*self.running, *self.waiting) if d.left]
+        asking = [task for task in (*self.running, *self.waiting) if task.left]
         if not asking:
             return None
-        under_way = len(self._batch.pictures)
-        longest, options = self._widest([*self.running, *asking])
-        fit = pictures_that_fit(self._janus, longest, options, reserved)
-        room = min(MOST, fit if under_way else max(fit, 1)) - under_way  # cautious: those under way have part of theirs
-        chosen: dict[Drawing, int] = {}
+        under_way = len(self._batch.jobs)
+        fit = images_that_fit(self._janus, self._bytes_per_image([*self.running, *asking]), reserved)
+        room = min(MOST, fit if under_way else max(fit, 1)) - under_way  # cautious: those hold part of theirs already
+        chosen: dict[ImageTask, int] = {}
         for _ in range(room):
-            left = [d for d in asking if d.left > chosen.get(d, 0)]
+            left = [task for task in asking if task.left > chosen.get(task, 0)]
             if not left:
                 break
-            drawing = min(left, key=lambda d: len(d.pictures) + chosen.get(d, 0))
-            chosen[drawing] = chosen.get(drawing, 0) + 1
+            task = min(left, key=lambda task: len(task.running) + chosen.get(task, 0))
+            chosen[task] = chosen.get(task, 0) + 1
         if not chosen:
             return None
-        drawing = next(iter(chosen))  # the others' prompts are read in the next rounds
-        if drawing in self.waiting:
-            self.waiting.remove(drawing)
-            self.running.append(drawing)
-        return drawing, chosen[drawing]
+        task = next(iter(chosen))  # the others' prompts are read in the next rounds
+        if task in self.waiting:
+            self.waiting.remove(task)
+            self.running.append(task)
+        return task, chosen[task]
 
-    def start(self, drawing: Drawing, count: int) -> None:
-        """Begin so many of a request's pictures; if that fails, no other is taken with it."""
-        request, first = drawing.request, drawing.begun
-        pictures = {Picture(request.seed + i, request.options): i for i in range(first, first + count)}
-        drawing.begun += count
-        drawing.shown_at = _shown_at(request, self._janus.config.image_tokens)
+    def start(self, task: ImageTask, count: int) -> None:
+        """Start ``count`` images of a request. A failure ends only this request."""
+        request = task.request
+        first = task.started
+        jobs = {
+            ImageJob(request.prompt, task.ids, request.seed + i, request.options): i
+            for i in range(first, first + count)
+        }
+        task.started += count
+        task.preview_at = _preview_at(request, self._pathway.steps(request.options))
         try:
-            self._batch.add(drawing.ids, self._janus.prompts.unconditional(drawing.ids), list(pictures))
+            self._batch.add(list(jobs))
         except Exception as error:
-            self.drop([drawing], error)
+            self.drop([task], error)
             self._end_lost(error)
         else:
-            drawing.pictures |= pictures
-            self._owners |= dict.fromkeys(pictures, drawing)
+            task.running |= jobs
+            self._owners |= dict.fromkeys(jobs, task)
 
     def step(self) -> None:
-        """A token of every picture, and one thing to do for those that are whole or are to be shown."""
+        """Advance every image by a step, and decode one that is finished, or else one to preview."""
         try:
-            whole = self._batch.step()
+            finished = self._batch.step()
         except Exception as error:
-            self._batch = DrawingBatch(self._janus.model)
+            self._batch = self._pathway.batch()
             self._end_lost(error)
             return
-        for picture in whole:
-            drawing = self._owners.pop(picture)
-            self._showing.pop(picture, None)
-            self._finishing.append(self._finisher(drawing, drawing.pictures.pop(picture), picture.tokens()))
-        for picture in self._batch.pictures:
-            drawing = self._owners[picture]
-            if (number := drawing.shown_at.get(len(picture))) is not None:
-                index = drawing.pictures[picture]
-                self._showing[picture] = self._shower(drawing, index, number, picture.tokens())
-        self._do_a_chore()
+        for job, canvas in finished.items():
+            task = self._owners.pop(job)
+            self._previews.pop(job, None)
+            self._finishing.append(self._finisher(task, task.running.pop(job), canvas))
+        for job in self._batch.jobs:
+            task = self._owners[job]
+            number = task.preview_at.get(self._batch.steps_done(job))
+            if number is not None:
+                self._previews[job] = self._previewer(task, task.running[job], number, self._batch.canvas(job))
+        self._decode_one()
 
-    def _do_a_chore(self) -> None:
+    def _decode_one(self) -> None:
         if self._finishing:
-            chore = self._finishing.popleft()
-        elif self._showing:
-            chore = self._showing.pop(next(iter(self._showing)))
+            decoding = self._finishing.popleft()
+        elif self._previews:
+            decoding = self._previews.pop(next(iter(self._previews)))
         else:
             return
         try:
-            chore.work()
+            decoding.work()
         except Exception as error:
-            self.drop([chore.drawing], error)
+            self.drop([decoding.task], error)
 
-    def _finisher(self, drawing: Drawing, index: int, tokens: np.ndarray) -> _Chore:
+    def _finisher(self, task: ImageTask, index: int, canvas: Canvas) -> _Decoding:
         def work() -> None:
-            request = drawing.request
-            job = Job(request.prompt, drawing.ids, request.seed + index)
-            image = finish(self._janus, tokens, job, request.options, len(tokens))
-            drawing.finished += 1
-            drawing.ticket.tell(Drawn(index, image, len(drawing.ids)))
-            if drawing.finished == request.n:
-                self.drop([drawing])
+            image = canvas.finish()
+            task.finished += 1
+            task.ticket.tell(Drawn(index, image, len(task.ids)))
+            if task.finished == task.request.n:
+                self.drop([task])
 
-        return _Chore(drawing, work)
+        return _Decoding(task, work)
 
-    def _shower(self, drawing: Drawing, index: int, number: int, tokens: np.ndarray) -> _Chore:
-        return _Chore(
-            drawing, lambda: drawing.ticket.tell(Partial(index, number, partial_picture(self._janus, tokens)))
-        )
+    def _previewer(self, task: ImageTask, index: int, number: int, canvas: Canvas) -> _Decoding:
+        return _Decoding(task, lambda: task.ticket.tell(Partial(index, number, canvas.preview())))
 
-    def drop(self, drawings: Sequence[Drawing], error: BaseException | None = None) -> None:
-        """End requests that are under way, finished or not."""
-        for drawing in drawings:
-            pictures = list(drawing.pictures)
-            self._forget(drawing)
-            drawing.ticket.end(error)
+    def drop(self, tasks: Sequence[ImageTask], error: BaseException | None = None) -> None:
+        """End requests, finished or not."""
+        for task in tasks:
+            jobs = list(task.running)
+            self._forget(task)
+            task.ticket.end(error)
             try:
-                self._batch.remove(pictures)
+                self._batch.remove(jobs)
             except Exception as failure:
                 self._end_lost(failure)
-        if drawings:
+        if tasks:
             mx.clear_cache()
 
     def drop_all(self, error: BaseException) -> None:
-        """End everything that is under way."""
-        self._batch = DrawingBatch(self._janus.model)
+        """End every running request."""
+        self._batch = self._pathway.batch()
         self.drop(list(self.running), error)
 
     def _end_lost(self, error: BaseException) -> None:
-        """End the requests whose pictures the batch has lost by an error."""
-        there = set(self._batch.pictures)
-        for drawing in [d for d in self.running if not there.issuperset(d.pictures)]:
-            self.drop([drawing], error)
+        """End the requests whose images the batch has lost by an error."""
+        there = set(self._batch.jobs)
+        for task in [task for task in self.running if not there.issuperset(task.running)]:
+            self.drop([task], error)
 
-    def _forget(self, drawing: Drawing) -> None:
-        self.running.remove(drawing)
-        for picture in drawing.pictures:
-            self._owners.pop(picture, None)
-            self._showing.pop(picture, None)
-        drawing.pictures.clear()
-        self._finishing = deque(chore for chore in self._finishing if chore.drawing is not drawing)
+    def _forget(self, task: ImageTask) -> None:
+        self.running.remove(task)
+        for job in task.running:
+            self._owners.pop(job, None)
+            self._previews.pop(job, None)
+        task.running.clear()
+        self._finishing = deque(decoding for decoding in self._finishing if decoding.task is not task)
 
 
-def _shown_at(request: DrawingRequest, positions: int) -> dict[int, int]:
-    """After how many tokens a picture is shown for which time."""
-    most = min(request.partial_images, positions - 1)
-    return {positions * (number + 1) // (most + 1): number for number in range(most)}
+def _preview_at(request: DrawingRequest, steps: int) -> dict[int, int]:
+    """Return after how many steps an image is shown, and the number of each preview."""
+    most = min(request.partial_images, steps - 1)
+    return {steps * (number + 1) // (most + 1): number for number in range(most)}

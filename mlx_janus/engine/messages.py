@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ..decode.image import DrawOptions
 from ..decode.text import TextOptions
 from ..errors import JanusError
+from ..inference.pathway import ImageOptions
 from ..inference.results import GeneratedImage, TextResult
 from ..processing.prompts import Turn
 
@@ -38,7 +38,7 @@ class DrawingRequest:
 
     Args:
         prompt: what to draw.
-        options: guidance and choice.
+        options: of the model's pathway.
         seed: of the first picture, the others have the next ones.
         n: how many pictures.
         partial_images: how often at most each picture is shown before it is whole, after equal parts of it; what
@@ -46,7 +46,7 @@ class DrawingRequest:
     """
 
     prompt: str
-    options: DrawOptions
+    options: ImageOptions
     seed: int
     n: int = 1
     partial_images: int = 0

@@ -1,83 +1,82 @@
-"""The answers' side of the engine: who is next, what was read before, and a token of each in turn."""
+"""The answers' side of the engine: which request is next, which prefix is kept, and a token of each answer in turn."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..inference.prefix_cache import Key, ReadPrefix, SeenPictures, picture_digest
-from ..inference.text_generation import READING
+from ..inference.loaded import LoadedModel
+from ..inference.prefix_cache import ImageFeatureCache, Key, PrefixCache, image_digest
+from ..inference.text_generation import Finished, PromptRead
 from ..memory import available_memory
 from ..models.backbone import cache_bytes
+from ..weights.footprint import SAFE_SHARE
 from .messages import Answered, AnswerRequest, Piece
 from .tickets import Ticket
 
-if TYPE_CHECKING:
-    from ..pipeline import JanusPipeline
-
-_PICTURES = 32  # whose features are kept
-_PREFIXES = 8  # that are kept
-_SHARE = 1 / 8  # of the free memory, for prefixes
-_SPARE = 0.8  # of the free memory that answers side by side may take
+_PREFILL_STEP = 256  # positions of a prompt read in one round
+_FEATURES = 32  # images whose features are kept
+_PREFIXES = 8  # prefix caches kept
+_PREFIX_SHARE = 1 / 8  # of the free memory, for kept prefixes
 
 
 @dataclass(eq=False)
-class Answering:
-    """An answer that waits, or is under way."""
+class TextTask:
+    """A request for answers that waits, or is under way."""
 
     ticket: Ticket
     request: AnswerRequest
     ids: list[int]
-    steps: Iterator[None] | None = None
-    reading: bool = True  # pictures or prompt
+    steps: Generator[None, None, None] | None = None
+    reading: bool = True  # images or the prompt
 
     @cached_property
     def digests(self) -> list[str]:
-        """Of the request's pictures, in order."""
-        return [picture_digest(image) for image in self.request.pictures]
+        """The hashes of the request's images, in order."""
+        return [image_digest(image) for image in self.request.pictures]
 
 
-class Answers:
-    """Requests for answers: so many side by side, the others wait in the order in which they came.
+class TextScheduler:
+    """Schedules requests for answers: a number of them side by side; the others wait in the order of their arrival.
 
     Args:
         janus: the model.
         most: answers side by side.
     """
 
-    def __init__(self, janus: JanusPipeline, most: int):
-        self.waiting: deque[Answering] = deque()
-        self.running: list[Answering] = []
-        self._janus, self._most = janus, most
-        self._seen = SeenPictures(janus, _PICTURES)
-        self._prefixes: list[ReadPrefix] = []  # the last used one last
+    def __init__(self, janus: LoadedModel, most: int):
+        self.waiting: deque[TextTask] = deque()
+        self.running: list[TextTask] = []
+        self._janus = janus
+        self._most = most
+        self._features = ImageFeatureCache(janus, _FEATURES)
+        self._prefixes: list[PrefixCache] = []  # the last used one last
 
     @property
     def needs(self) -> int:
-        """Memory that those under way may come to take, some of which they have."""
+        """Peak bytes of the running answers, including those that they hold already."""
         return sum(map(self._needs, self.running))
 
-    def _needs(self, answer: Answering) -> int:
-        config, itemsize = self._janus.config.language, self._janus.model.gen_embed.weight.dtype.size
-        positions = min(len(answer.ids) + answer.request.options.max_tokens, config.max_position_embeddings)
-        return cache_bytes(config, 1, positions, itemsize)
+    def _needs(self, task: TextTask) -> int:
+        config = self._janus.config.language
+        positions = min(len(task.ids) + task.request.options.max_tokens, config.max_position_embeddings)
+        return cache_bytes(config, 1, positions, self._janus.model.dtype.size)
 
-    def choose(self, others: bool, reserved: int) -> tuple[list[Answering], bool]:
-        """Take those from the queue that may begin.
+    def choose(self, others: bool, reserved: int) -> tuple[list[TextTask], bool]:
+        """Take the requests from the queue that may start.
 
         Args:
-            others: whether pictures are under way, so that waiting for memory has an end.
-            reserved: memory that those may come to take.
+            others: whether images are under way, so that waiting for memory has an end.
+            reserved: peak bytes of those images.
 
         Returns:
-            Them, and whether one is left that memory is short for.
+            The requests, and whether the next one waits for memory.
         """
-        chosen: list[Answering] = []
+        chosen: list[TextTask] = []
         while self.waiting and len(self.running) + len(chosen) < self._most:
             needed = reserved + self.needs + sum(map(self._needs, (*chosen, self.waiting[0])))
             if (others or self.running or chosen) and not self._make_room(needed):
@@ -86,83 +85,84 @@ class Answers:
         return chosen, False
 
     def _make_room(self, needed: int) -> bool:
-        """Whether there is so much memory, without kept prefixes if need be."""
-        if needed > _SPARE * (available_memory() + sum(prefix.nbytes for prefix in self._prefixes)):
+        """Free kept prefixes until ``needed`` bytes fit; return whether they do."""
+        if needed > SAFE_SHARE * (available_memory() + sum(prefix.nbytes for prefix in self._prefixes)):
             return False
-        while self._prefixes and needed > _SPARE * available_memory():
+        while self._prefixes and needed > SAFE_SHARE * available_memory():
             del self._prefixes[0]
             mx.clear_cache()
         return True
 
-    def start(self, answers: Sequence[Answering]) -> None:
-        """Begin those that were chosen."""
-        for answer in answers:
-            answer.steps = self._answer(answer)
-            self.running.append(answer)
+    def start(self, tasks: Sequence[TextTask]) -> None:
+        """Start the requests that were chosen."""
+        for task in tasks:
+            task.steps = self._answer(task)
+            self.running.append(task)
 
     def step(self) -> None:
-        """A token of every answer, and a piece of one that still reads; one that fails takes no other with it."""
-        reader = next((answer for answer in self.running if answer.reading), None)
-        for answer in list(self.running):
-            if answer.reading and answer is not reader:
+        """Advance every answer by a token, and one that still reads by a part; a failure ends only its request."""
+        reader = next((task for task in self.running if task.reading), None)
+        for task in list(self.running):
+            if task.reading and task is not reader:
                 continue
-            assert answer.steps is not None
+            assert task.steps is not None
             try:
-                next(answer.steps)
+                next(task.steps)
             except StopIteration:
-                self.drop([answer])
+                self.drop([task])
             except Exception as error:
-                self.drop([answer], error)
+                self.drop([task], error)
 
-    def drop(self, answers: Sequence[Answering], error: BaseException | None = None) -> None:
-        """End answers that are under way."""
-        for answer in answers:
-            self.running.remove(answer)
+    def drop(self, tasks: Sequence[TextTask], error: BaseException | None = None) -> None:
+        """End requests that are under way."""
+        for task in tasks:
+            self.running.remove(task)
+            assert task.steps is not None
             try:
-                answer.steps.close()  # type: ignore[union-attr]
+                task.steps.close()
             except Exception as failure:
                 error = error or failure
             finally:
-                answer.ticket.end(error)
-        if answers:
+                task.ticket.end(error)
+        if tasks:
             mx.clear_cache()
 
-    def _answer(self, answer: Answering) -> Iterator[None]:
-        request, ticket = answer.request, answer.ticket
-        keys = self._seen.keys(answer.ids, answer.digests)
-        shown = dict(zip(answer.digests, request.pictures, strict=True))
+    def _answer(self, task: TextTask) -> Generator[None, None, None]:
+        request = task.request
+        keys = self._features.keys(task.ids, task.digests)
+        shown = dict(zip(task.digests, request.pictures, strict=True))
         for index in range(request.n):
             options = replace(request.options, seed=request.options.seed + index)
             prefix = self._take(keys)
-            yield from self._seen.look(keys[prefix.common(keys) :], shown)
-            stream = prefix.answer(answer.ids, keys, self._seen, shown, options, every_token=True)
+            yield from self._features.encode(keys[prefix.common(keys) :], shown)
+            events = prefix.answer(task.ids, keys, self._features, shown, options, step=_PREFILL_STEP)
             try:
-                for chunk in stream:
-                    answer.reading = chunk is READING
-                    if chunk.text:
-                        ticket.tell(Piece(index, chunk.text))
-                    if chunk.result is not None:
-                        ticket.tell(Answered(index, chunk.result))
+                for event in events:
+                    task.reading = isinstance(event, PromptRead)
+                    if not isinstance(event, PromptRead) and event.text:
+                        task.ticket.tell(Piece(index, event.text))
+                    if isinstance(event, Finished):
+                        task.ticket.tell(Answered(index, event.result))
                     yield
             finally:
-                stream.close()  # type: ignore[attr-defined]
+                events.close()
                 self._keep(prefix)
 
-    def _take(self, keys: Sequence[Key]) -> ReadPrefix:
-        """The prefix with the longest common beginning, of those that lose no more than half; else a new one."""
+    def _take(self, keys: Sequence[Key]) -> PrefixCache:
+        """Take the kept prefix with the longest common part, if it loses at most half of itself; else a new one."""
         common = {prefix: prefix.common(keys) for prefix in self._prefixes}
         fitting = [prefix for prefix, length in common.items() if 2 * length >= len(prefix.keys)]
         if not fitting:
-            return ReadPrefix(self._janus)
+            return PrefixCache(self._janus)
         best = max(fitting, key=lambda prefix: common[prefix])
         self._prefixes.remove(best)
         return best
 
-    def _keep(self, prefix: ReadPrefix) -> None:
+    def _keep(self, prefix: PrefixCache) -> None:
         if not prefix.keys:
             return
         self._prefixes.append(prefix)
         held = sum(prefix.nbytes for prefix in self._prefixes)
-        room = _SHARE * (available_memory() + held)
+        room = _PREFIX_SHARE * (available_memory() + held)
         while len(self._prefixes) > _PREFIXES or (self._prefixes and held > room):
             held -= self._prefixes.pop(0).nbytes

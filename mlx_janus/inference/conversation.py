@@ -9,30 +9,38 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from ..config import read_json
-from ..errors import ConfigError, ConversationError, ImageError, OutputError, PromptError
+from ..errors import ConversationError, ImageError, OutputError, PromptError
+from ..files import write_atomically
 from ..processing.images import ImageSource, as_images, open_image
 from ..processing.png import save_png
 from ..processing.prompts import Turn
-from .prefix_cache import ReadPrefix, SeenPictures, picture_digest
+from ..sections import Fault, JsonError, read_json
+from .image_generation import generate_steps, image_jobs
+from .model_thread import ThreadStream
+from .prefix_cache import ImageFeatureCache, PrefixCache, image_digest
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult
-from .text_generation import text_options
+from .text_generation import answer_chunks, last_result, text_options
 
 if TYPE_CHECKING:
     from ..decode.text import TextOptions
-    from ..pipeline import JanusPipeline
+    from .loaded import LoadedModel
 
 _FORMAT = "mlx_janus conversation"
 _VERSION = 1
 _ROLES = ("user", "assistant", "drawing")
+_ADVICE: dict[Fault, str] = {
+    "missing": "check the path",
+    "too large": "give a saved conversation",
+    "invalid": "give a saved conversation",
+    "no object": "give a saved conversation",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Picture:
     @property
     def digest(self) -> str:
         """SHA-256 of its size and pixels, in hexadecimal."""
-        return picture_digest(self.image)
+        return image_digest(self.image)
 
 
 @dataclass(frozen=True)
@@ -72,23 +80,25 @@ class Conversation:
         system: system prompt; None: the model's own, "": none. It may be changed at any time.
     """
 
-    def __init__(self, janus: JanusPipeline, system: str | None = None):
+    def __init__(self, janus: LoadedModel, system: str | None = None):
         self.system = system
         self.messages: list[Message] = []
         self.forgotten = 0  # of the oldest exchanges, those that no longer fit into the context and are not read
-        self._janus, self._model, self._prompts = janus, janus.model, janus.prompts
+        self._janus = janus
+        self._prompts = janus.prompts
         self._speaking = False
-        self._read, self._seen = ReadPrefix(janus), SeenPictures(janus)
+        self._prefix = PrefixCache(janus)
+        self._features = ImageFeatureCache(janus)
 
     # Talking
 
     def send(self, text: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any) -> TextResult:
         """``stream`` to its end."""
-        return _last(self.stream(text, images, **options))
+        return last_result(self.stream(text, images, **options))
 
     def stream(
         self, text: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
-    ) -> Iterator[TextChunk]:
+    ) -> ThreadStream[TextChunk]:
         """Say something, and get the answer piece by piece. Closing stops within a step.
 
         Args:
@@ -106,7 +116,7 @@ class Conversation:
         message = Message("user", text, (*self._drawn(), *shown))
         return self._answer(self.messages, message, text_options(**options))
 
-    def regenerate(self, **options: Any) -> Iterator[TextChunk]:
+    def regenerate(self, **options: Any) -> ThreadStream[TextChunk]:
         """Answer the last question again, in place of the answer that there is; as ``stream``.
 
         Raises:
@@ -119,9 +129,11 @@ class Conversation:
         """``stream_drawing`` to its end."""
         return [image for step in self.stream_drawing(prompt, **choice) for image in step.images]
 
-    def stream_drawing(self, prompt: str, **choice: Any) -> Iterator[ImageStep]:
+    def stream_drawing(self, prompt: str, **choice: Any) -> ThreadStream[ImageStep]:
         """Draw pictures, which are shown with the next question; arguments as for ``JanusPipeline.stream_images``."""
-        return self._draw(prompt, choice.get("n", 1), self._janus.stream_images(prompt, **choice))
+        n = choice.pop("n", 1)
+        jobs = image_jobs(self._janus, prompt, n, choice.pop("seed", None), choice)
+        return self._janus.thread.stream(self._draw(prompt, n, generate_steps(self._janus, jobs)))
 
     def undo(self) -> Message:
         """Take back the last exchange, or the last drawing if nothing was asked since.
@@ -143,12 +155,13 @@ class Conversation:
         """Forget everything but the system prompt."""
         self.messages = []
         self.forgotten = 0
-        self._read, self._seen = ReadPrefix(self._janus), SeenPictures(self._janus)
+        self._prefix = PrefixCache(self._janus)
+        self._features = ImageFeatureCache(self._janus)
 
     @property
     def context_used(self) -> int:
         """Positions of the model's context that are read at present."""
-        return len(self._read.keys)
+        return len(self._prefix.keys)
 
     # What is read
 
@@ -163,7 +176,9 @@ class Conversation:
             raise ConversationError("nothing was asked yet: ask something first")
         return asked[-1]
 
-    def _draw(self, prompt: str, count: int, steps: Iterator[ImageStep]) -> Iterator[ImageStep]:
+    def _draw(
+        self, prompt: str, count: int, steps: Generator[ImageStep, None, None]
+    ) -> Generator[ImageStep, None, None]:
         pictures: list[Picture] = []
         try:
             for step in steps:
@@ -172,15 +187,15 @@ class Conversation:
                     self.messages.append(Message("drawing", prompt, tuple(pictures)))
                 yield step
         finally:
-            steps.close()  # type: ignore[attr-defined]
+            steps.close()
 
-    def _answer(self, before: Sequence[Message], asked: Message, options: TextOptions) -> Iterator[TextChunk]:
+    def _answer(self, before: Sequence[Message], asked: Message, options: TextOptions) -> ThreadStream[TextChunk]:
         ids, forgotten = self._fit(before, asked, options.max_tokens)
-        return self._speak(list(before), asked, ids, forgotten, options)
+        return self._janus.thread.stream(self._speak(list(before), asked, ids, forgotten, options))
 
     def _fit(self, before: Sequence[Message], asked: Message, max_tokens: int) -> tuple[list[int], int]:
         """The ids to read, and how many of the oldest exchanges are left out so that an answer has room."""
-        context = self._model.config.language.max_position_embeddings
+        context = self._janus.config.language.max_position_embeddings
         room = min(max_tokens, context // 4)
         exchanges = _exchanges(before)
         start = min(self.forgotten, len(exchanges))
@@ -207,14 +222,14 @@ class Conversation:
 
     def _speak(
         self, before: list[Message], asked: Message, ids: list[int], forgotten: int, options: TextOptions
-    ) -> Iterator[TextChunk]:
+    ) -> Generator[TextChunk, None, None]:
         if self._speaking:
             raise ConversationError("an answer is still being given: read it to its end, or close it")
         self._speaking = True
         shown = [p for question, _ in _exchanges(before)[forgotten:] for p in question.pictures] + [*asked.pictures]
-        keys = self._seen.keys(ids, [picture.digest for picture in shown])
+        keys = self._features.keys(ids, [picture.digest for picture in shown])
         images = {picture.digest: picture.image for picture in shown}
-        stream = self._read.answer(ids, keys, self._seen, images, options)
+        stream = answer_chunks(self._prefix.answer(ids, keys, self._features, images, options))
         try:
             for chunk in stream:
                 if chunk.result is not None:
@@ -222,7 +237,7 @@ class Conversation:
                     self.messages, self.forgotten = [*before, asked, answer], forgotten
                 yield chunk
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
             self._speaking = False
 
     def _own_tokens(self, result: TextResult) -> tuple[int, ...] | None:
@@ -246,12 +261,7 @@ class Conversation:
         try:
             messages = [self._as_json(message, path) for message in self.messages]
             facts = {"format": _FORMAT, "version": _VERSION, "model": self._janus.name, "system": self.system}
-            partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-            try:
-                partial.write_text(json.dumps(facts | {"messages": messages}, ensure_ascii=False, indent=1), "utf-8")
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_atomically(path, json.dumps(facts | {"messages": messages}, ensure_ascii=False, indent=1))
         except OSError as error:
             raise OutputError(f"{path} cannot be written ({error.strerror}): save it somewhere else") from None
         return path
@@ -265,9 +275,8 @@ class Conversation:
         path = Path(path)
         try:
             data = read_json(path)
-        except ConfigError as error:
-            why = str(error).replace("download the whole model folder", "check the path")
-            raise ConversationError(why.replace("download it again", "give a saved conversation")) from None
+        except JsonError as error:
+            raise ConversationError(error.advise(_ADVICE)) from None
         if data.get("format") != _FORMAT or data.get("version") != _VERSION:
             raise ConversationError(f"{path} is no conversation of mlx_janus, version {_VERSION}")
         system, messages = data.get("system"), data.get("messages")
@@ -294,7 +303,7 @@ class Conversation:
         names, tokens = item.get("pictures", []), item.get("tokens")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConversationError(f"{path} is damaged: pictures must be file names")
-        top = self._model.config.language.vocab_size
+        top = self._janus.config.language.vocab_size
         numbers = tokens is None or (
             isinstance(tokens, list)
             and all(type(token) is int and 0 <= token < top for token in tokens)
@@ -323,7 +332,7 @@ def _check_target(path: Path) -> None:
         return
     try:
         ours = read_json(path).get("format") == _FORMAT
-    except ConfigError:
+    except JsonError:
         ours = False
     if not ours:
         raise OutputError(f"{path} is there already and no conversation: choose another name")
@@ -346,10 +355,3 @@ def _load_picture(name: str, path: Path) -> Picture:
         return Picture(open_image(path.with_name(name)), metadata)
     except (ImageError, OSError, ValueError, SyntaxError) as error:
         raise ConversationError(f"{path.with_name(name)}, a picture of {path.name}, cannot be read: {error}") from None
-
-
-def _last(chunks: Iterator[TextChunk]) -> TextResult:
-    for chunk in chunks:
-        if chunk.result is not None:
-            return chunk.result
-    raise AssertionError("a stream ends with its result")

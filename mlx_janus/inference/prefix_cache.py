@@ -1,8 +1,8 @@
-"""What the language model has read stays in its KV cache, with a note of what that was.
+"""A KV cache that remembers which tokens and images it holds.
 
-The note has a key for every position: a token's id, or for a picture its content's hash and which part of it. What is
-to be read next is compared with the note, the longest common beginning is kept and the rest is read. So a further
-question costs its own tokens only, and whatever changes the past costs what comes after the change.
+Every position has a key: a token's id, or for an image the hash of its content and which part of it. A new prompt is
+compared with these keys; the longest common prefix is kept and the rest is read. So a further question costs its own
+tokens only, and a change of the past costs the tokens after the change.
 """
 
 from __future__ import annotations
@@ -10,99 +10,101 @@ from __future__ import annotations
 import hashlib
 import itertools
 import operator
-import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 from PIL import Image
 
+from ..decode.text import PREFILL_STEP
 from ..models.backbone import Cache, cache_arrays, trim_cache
 from ..processing.images import preprocess
-from .results import TextChunk
-from .text_generation import stream_answer
+from .loaded import LoadedModel, Stopwatch
+from .text_generation import Finished, TextEvent, answer_events
 
 if TYPE_CHECKING:
     from ..decode.text import TextOptions
-    from ..pipeline import JanusPipeline
 
 Key = int | tuple[str, int]
-"""What stands at a position: a token's id, or which part of which picture."""
+"""The content of a position: a token's id, or the hash of an image and which part of it."""
 
 
-def picture_digest(image: Image.Image) -> str:
-    """SHA-256 of a picture's size and pixels, in hexadecimal."""
+def image_digest(image: Image.Image) -> str:
+    """Return the SHA-256 of an image's size and pixels, in hexadecimal."""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
-class SeenPictures:
-    """Features of pictures that were looked at, by content.
+class ImageFeatureCache:
+    """Features of images that were encoded, by content.
 
     Args:
-        janus: whose encoder looks.
-        most: how many are kept, the last used ones; None: all.
+        janus: the model that encodes.
+        limit: how many are kept, the last used ones; None: all.
     """
 
-    def __init__(self, janus: JanusPipeline, most: int | None = None):
-        self._janus, self._most = janus, most
+    def __init__(self, janus: LoadedModel, limit: int | None = None):
+        self._janus = janus
+        self._limit = limit
         self._features: OrderedDict[str, mx.array] = OrderedDict()  # (tokens, hidden)
 
     def keys(self, ids: Sequence[int], digests: Sequence[str]) -> list[Key]:
-        """The note of a prompt's ids that show these pictures, in order."""
+        """Return the keys of a prompt's ids, which show these images, in order."""
         prompts = self._janus.prompts
         parts = itertools.product(digests, range(prompts.image_tokens))
         return [next(parts) if i == prompts.special.image else i for i in ids]
 
-    def rows(self, keys: Sequence[Key], shown: Mapping[str, Image.Image]) -> tuple[list[mx.array], float]:
-        """(positions, hidden) arrays of what stands at those keys that are of pictures, and the seconds spent on them.
+    def rows(self, keys: Sequence[Key], shown: Mapping[str, Image.Image], watch: Stopwatch) -> list[mx.array]:
+        """Return (positions, hidden) arrays for those keys that stand for images, encoding the new ones.
 
         Args:
             keys: positions to read.
-            shown: the pictures among them, by digest; those not seen yet are looked at.
+            shown: the images among them, by digest.
+            watch: times the encoding.
         """
-        places = [key for key in keys if isinstance(key, tuple)]
-        started = time.perf_counter()
-        for _ in self.look(keys, shown):
+        for _ in self.encode(keys, shown, watch):
             pass
-        spent = time.perf_counter() - started if places else 0.0
+        places = [key for key in keys if isinstance(key, tuple)]
         rows = [
             self._features[digest][mx.array([part for _, part in group])]
             for digest, group in itertools.groupby(places, operator.itemgetter(0))
         ]
-        while self._most is not None and len(self._features) > self._most:
+        while self._limit is not None and len(self._features) > self._limit:
             self._features.popitem(last=False)
-        return rows, spent
+        return rows
 
-    def look(self, keys: Sequence[Key], shown: Mapping[str, Image.Image]) -> Iterator[None]:
-        """Look at the pictures among ``keys`` that were not seen yet, one at a time."""
+    def encode(
+        self, keys: Sequence[Key], shown: Mapping[str, Image.Image], watch: Stopwatch | None = None
+    ) -> Iterator[None]:
+        """Encode the new images among ``keys`` one at a time, yielding after each."""
         wanted = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))
         for digest in wanted:
             if digest not in self._features:
-                (self._features[digest],), _ = self._janus.encode([preprocess(shown[digest], self._janus.config.image)])
+                pixels = preprocess(shown[digest], self._janus.config.image)
+                (self._features[digest],) = self._janus.encode([pixels], watch)
                 yield
             self._features.move_to_end(digest)
 
 
-class ReadPrefix:
-    """A KV cache, and the note of what it holds.
+class PrefixCache:
+    """A KV cache and the keys of the positions that it holds.
 
     Args:
         janus: the model.
     """
 
-    def __init__(self, janus: JanusPipeline):
+    def __init__(self, janus: LoadedModel):
         self.keys: list[Key] = []
         self._janus = janus
         self._cache: Cache | None = None
 
     @property
     def nbytes(self) -> int:
-        """Memory that the cache takes."""
+        """Bytes that the KV cache takes."""
         return sum(a.nbytes for a in cache_arrays(self._cache)) if self._cache and self._cache[0].offset else 0
 
     def common(self, keys: Sequence[Key]) -> int:
-        """How many positions need not be read again: of the common beginning at most all but the last one."""
+        """Return how many positions need not be read again: of the common prefix at most all but the last one."""
         pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self.keys, keys, strict=False))
         return min(sum(1 for _ in pairs), len(keys) - 1)
 
@@ -110,44 +112,46 @@ class ReadPrefix:
         self,
         ids: Sequence[int],
         keys: Sequence[Key],
-        pictures: SeenPictures,
+        images: ImageFeatureCache,
         shown: Mapping[str, Image.Image],
         options: TextOptions,
         *,
-        every_token: bool = False,
-    ) -> Iterator[TextChunk]:
-        """Read a prompt from where it differs, and answer, as ``answering.stream_answer``. Closing stops within a step.
+        step: int = PREFILL_STEP,
+    ) -> Generator[TextEvent, None, None]:
+        """Read a prompt from where it differs, and answer as ``answer_events`` does. Closing stops within a step.
 
-        What fails amid a pass, or is interrupted there, leaves nothing read: layers may differ in what they hold.
+        A pass that fails or is interrupted empties the cache: its layers may differ in the positions they hold.
 
         Args:
             ids: the prompt.
-            keys: the note of it.
-            pictures: gives what stands at pictures' positions.
-            shown: the prompt's pictures, by digest.
-            options: choice and length.
-            every_token: as for ``answering.stream_answer``.
+            keys: the keys of the prompt.
+            images: gives the features at the images' positions.
+            shown: the prompt's images, by digest.
+            options: sampling and length.
+            step: as for ``answer_events``.
         """
         known: list[Key] = [*keys]
         cache = self._cache = self._cache or self._janus.model.make_cache()
         self.keys = self.keys[: self.common(keys)]
         trim_cache(cache, cache[0].offset - len(self.keys))
         read = len(self.keys)
-        stream = stream_answer(
-            self._janus, ids, lambda: pictures.rows(keys[read:], shown), options, cache, read, every_token=every_token
-        )
+
+        def features(watch: Stopwatch) -> list[mx.array]:
+            return images.rows(keys[read:], shown, watch)
+
+        events = answer_events(self._janus, ids, features, options, cache, read, step=step)
         sound = False
         try:
-            for chunk in stream:
-                if chunk.result is not None:
-                    known += chunk.result.tokens
-                yield chunk
+            for event in events:
+                if isinstance(event, Finished):
+                    known += event.result.tokens
+                yield event
             sound = True
         except GeneratorExit:  # closed between two passes
             sound = True
             raise
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            events.close()
             self.keys = known[: cache[0].offset] if sound else []
             if sound:
                 trim_cache(cache, cache[0].offset - len(self.keys))

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..config import DTYPES, RECIPES
+from ..config import BITS, DTYPES, RECIPES
 from ..errors import ImageError, OptionError
+from ..limits import MAX_UPSCALE
 from ..processing.png import read_text_chunks, save_png
-
-MAX_UPSCALE = 4
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,15 @@ class TextChunk:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """A drawn picture and what it takes to draw it again."""
+    """A generated image and the facts with which it can be generated again."""
 
     image: Image.Image
-    tokens: np.ndarray  # (image_tokens,) int32, raster order
+    tokens: np.ndarray | None  # (image_tokens,) int32, raster order; None: not made of tokens
     seed: int
     prompt: str
     metadata: dict[str, str] = field(repr=False)
-    passes: int = 0  # of the language model, the prompt's apart; those of a group are all of it
+    passes: int = 0  # of the language model after the prompt; images of a group share them
+    steps: int = 0  # that made it: its image tokens, say
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a PNG with ``metadata`` as text chunks; an existing file is kept and a numbered sibling written.
@@ -81,20 +81,20 @@ class GeneratedImage:
 
 @dataclass(frozen=True)
 class ImageStep:
-    """One position drawn, or pictures finished.
+    """One step of images under way (a token of each, say), or an image finished.
 
-    A call that does not fit in memory at once is drawn in groups; ``index`` and ``total`` count through all of them.
+    A call that does not fit in memory at once is split into groups; ``index`` and ``total`` count through all of them.
     """
 
-    index: int  # positions done so far, 1 to total
+    index: int  # steps done so far, 1 to total
     total: int
     images: tuple[GeneratedImage, ...]  # finished with this step, in seed order
     _preview: Callable[[], list[Image.Image]] = field(repr=False)
 
     def preview(self) -> list[Image.Image]:
-        """The pictures begun so far, in seed order; what is not drawn yet is grey.
+        """Decode the images started so far, in seed order; parts that are not drawn yet are grey.
 
-        Costs a decoding of each, and in low memory reading the codec, and then the language model again.
+        Costs a decoding of each image; in low memory also reading the codec, then the language model again.
         """
         return self._preview()
 
@@ -115,7 +115,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
     dtype, bits, recipe = (chunks.get(name) for name in ("dtype", "bits", "recipe"))
     try:
-        known = dtype in (None, *DTYPES) and bits in (None, "4", "8") and recipe in (None, *RECIPES)
+        known = dtype in (None, *DTYPES) and bits in (None, *map(str, BITS)) and recipe in (None, *RECIPES)
         if upscale is None or not known or (bits and recipe):
             raise ValueError
         return {

@@ -1,26 +1,52 @@
-"""From the ids of a prompt and the features of its pictures to an answer in pieces."""
+"""From the ids of a prompt and the features of its images to an answer: as typed events, or as pieces of text."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 
+from ..decode.prefill import prefill
 from ..decode.sampling import pick_seed
-from ..decode.text import StopStrings, TextOptions, answer_tokens, read_in_pieces
+from ..decode.text import PREFILL_STEP, StopStrings, TextOptions, answer_tokens
 from ..models.backbone import Cache
+from ..processing.tokenizer import Detokenizer
+from .loaded import LoadedModel, Stopwatch
+from .model_thread import ThreadStream
 from .results import TextChunk, TextResult
 
-if TYPE_CHECKING:
-    from ..pipeline import JanusPipeline
 
-READING = TextChunk("")
-"""Among chunks for every token: a piece of the prompt was read."""
-_PIECE = 256  # positions of a prompt between two of these
+@dataclass(frozen=True)
+class PromptRead:
+    """A part of a long prompt was read into the KV cache."""
+
+    done: int  # positions
+    total: int
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of the answer, with the characters that it completes, if any."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of an answer: the characters held back until now, and the result."""
+
+    text: str
+    result: TextResult
+
+
+TextEvent = PromptRead | Token | Finished
+ImageFeatures = Callable[[Stopwatch], list[mx.array]]
+"""Encodes images, timed by the stopwatch: (positions, hidden) arrays, in order."""
 
 
 def text_options(
@@ -31,7 +57,7 @@ def text_options(
     stop: Sequence[str] | str = (),
     lookup: int = 0,
 ) -> TextOptions:
-    """The options of ``generate_text``, checked; without a seed with a random one.
+    """Check the options of ``generate_text``; without a seed, pick a random one.
 
     Raises:
         OptionError: a number out of its range.
@@ -40,12 +66,12 @@ def text_options(
 
 
 def as_strings(text: Sequence[str] | str) -> tuple[str, ...]:
-    """Strings, of one where a single string was given."""
+    """Return a tuple of strings, also for a single one."""
     return (text,) if isinstance(text, str) else tuple(text)
 
 
-def embed_prompt(janus: JanusPipeline, ids: Sequence[int], features: Sequence[mx.array]) -> mx.array:
-    """(L, hidden): ids embedded, with (positions, hidden) features, one after the other, where pictures stand."""
+def embed_prompt(janus: LoadedModel, ids: Sequence[int], features: Sequence[mx.array]) -> mx.array:
+    """Embed ids, (L, hidden), with (positions, hidden) features, one after the other, at the images' places."""
     embeddings = janus.model.embed_text(mx.array(list(ids), mx.int32)[None])[0]
     if features:
         places = np.flatnonzero(np.array(ids) == janus.prompts.special.image)
@@ -53,96 +79,123 @@ def embed_prompt(janus: JanusPipeline, ids: Sequence[int], features: Sequence[mx
     return embeddings
 
 
-def stream_answer(
-    janus: JanusPipeline,
+def answer_chunks(events: Generator[TextEvent, None, None]) -> Generator[TextChunk, None, None]:
+    """Turn events into pieces of text; the last piece carries the result. Closing closes the events."""
+    try:
+        for event in events:
+            if isinstance(event, Finished):
+                yield TextChunk(event.text, event.result)
+            elif isinstance(event, Token) and event.text:
+                yield TextChunk(event.text)
+    finally:
+        events.close()
+
+
+def last_result(chunks: ThreadStream[TextChunk]) -> TextResult:
+    """Read a stream to its result, and end it."""
+    with contextlib.closing(chunks):
+        for chunk in chunks:
+            if chunk.result is not None:
+                return chunk.result
+    raise AssertionError("a stream ends with its result")
+
+
+def answer_events(
+    janus: LoadedModel,
     ids: Sequence[int],
-    encode: Callable[[], tuple[list[mx.array], float]],
+    features: ImageFeatures,
     options: TextOptions,
     cache: Cache | None = None,
     read: int = 0,
     *,
-    every_token: bool = False,
-) -> Iterator[TextChunk]:
-    """Answer, in pieces of whole characters; the last one carries the result. Closing stops within a step.
+    step: int = PREFILL_STEP,
+) -> Generator[TextEvent, None, None]:
+    """Answer a prompt. Closing stops within a step.
 
     Args:
         janus: the model.
-        ids: the prompt, shorter than the model's context; the answer ends where that does.
-        encode: gives (positions, hidden) arrays, together what stands at the pictures' positions among ``ids[read:]``,
-            and the seconds spent on them.
-        options: choice and length.
-        cache: holds the first ``read`` ids, and grows.
+        ids: the prompt, shorter than the model's context; the answer ends where the context does.
+        features: encodes the images whose positions are among ``ids[read:]``.
+        options: sampling and length.
+        cache: holds the first ``read`` ids, and grows; None: a new one.
         read: how many ids the cache holds.
-        every_token: give a chunk for every token, without text where it completes none, and ``READING`` for every
-            piece of a long prompt, so that whoever takes turns with others can.
+        step: positions of a prompt read between two events.
+
+    Yields:
+        ``PromptRead`` for each part of a prompt longer than ``step``, ``Token`` for each token, then ``Finished``.
     """
-    with janus.turn:
-        yield from _stream(janus, ids, encode, options, cache, read, every_token)
-
-
-def _stream(
-    janus: JanusPipeline,
-    ids: Sequence[int],
-    encode: Callable[[], tuple[list[mx.array], float]],
-    options: TextOptions,
-    cache: Cache | None,
-    read: int,
-    every_token: bool,
-) -> Iterator[TextChunk]:
-    model, prompts = janus.model, janus.prompts
+    model = janus.model
     mx.reset_peak_memory()
-    features, spent = encode()
-    janus.prepare("answer")
-    started = time.perf_counter() - spent
-    embeddings = embed_prompt(janus, ids[read:], features)
+    watch = Stopwatch()
+    encoded = features(watch)
+    janus.load_weights_for("answer")
+    started = time.perf_counter() - watch.seconds
+    embeddings = embed_prompt(janus, ids[read:], encoded)
+    cache = cache or model.make_cache()
+    done = 0
+    for done, _ in prefill(model, embeddings[None], cache, step, keep=step):
+        yield PromptRead(read + done, len(ids))
+        janus.load_weights_for("answer")  # another stream may have freed them
     room = model.config.language.max_position_embeddings - len(ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
-    if every_token:
-        cache = cache or model.make_cache()
-        for left in read_in_pieces(model, embeddings, cache, _PIECE):
-            embeddings = left
-            yield READING
-    stream = answer_tokens(model, embeddings, options, cache, ids=ids)
-    del embeddings, features
-    words, stops = prompts.detokenizer(), StopStrings(options.stop)
-    tokens: list[int] = []
-    first, reason, said, cut = 0.0, "length", "", False
+    stream = answer_tokens(model, embeddings[done:], options, cache, ids=ids)
+    del embeddings, encoded
+    answer = _Answer(janus.prompts.detokenizer(), options.stop)
+    first = 0.0
     try:
         for token in stream:
             first = first or time.perf_counter()
-            if token == prompts.special.eos:
-                reason = "stop"
+            if token == janus.prompts.special.eos:
+                answer.ended = True
                 break
-            tokens.append(token)
-            piece, cut = stops.add(words.add(token))
-            piece = piece if said else piece.lstrip()
-            said += piece
-            if piece or every_token:
-                yield TextChunk(piece)
-            if cut:
-                reason = "stop"
+            yield Token(token, answer.add(token))
+            if answer.ended:
                 break
+            janus.load_weights_for("answer")
     finally:
         stream.close()  # type: ignore[attr-defined]
-    tail = "" if cut else _tail(words.finish(), stops)
-    tail = tail if said else tail.lstrip()
+    rest = answer.finish()
     spent = time.perf_counter() - first
-    yield TextChunk(
-        tail,
-        TextResult(
-            text=said + tail,
-            tokens=tuple(tokens),
-            finish_reason=reason,
-            prompt_tokens=len(ids),
-            prompt_tps=(len(ids) - read) / (first - started),
-            generation_tps=max(len(tokens) - 1, 0) / spent if spent > 0 else 0.0,
-            peak_memory=mx.get_peak_memory(),
-            cached_tokens=read,
-            first_token_seconds=first - started,
-        ),
+    result = TextResult(
+        text=answer.text,
+        tokens=tuple(answer.tokens),
+        finish_reason="stop" if answer.ended else "length",
+        prompt_tokens=len(ids),
+        prompt_tps=(len(ids) - read) / (first - started),
+        generation_tps=max(len(answer.tokens) - 1, 0) / spent if spent > 0 else 0.0,
+        peak_memory=mx.get_peak_memory(),
+        cached_tokens=read,
+        first_token_seconds=first - started,
     )
+    yield Finished(rest, result)
 
 
-def _tail(rest: str, stops: StopStrings) -> str:
-    text, cut = stops.add(rest)
-    return text if cut else text + stops.finish()
+class _Answer:
+    """The text of an answer so far: whole characters, without leading white space, cut at a stop string."""
+
+    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str]):
+        self.tokens: list[int] = []
+        self.text = ""
+        self.ended = False  # by the model or a stop string
+        self._cut = False
+        self._detokenizer = detokenizer
+        self._stops = StopStrings(stop)
+
+    def add(self, token: int) -> str:
+        """Take a token, and return the characters that may be shown now."""
+        self.tokens.append(token)
+        text, self._cut = self._stops.add(self._detokenizer.add(token))
+        self.ended = self._cut
+        return self._show(text)
+
+    def finish(self) -> str:
+        """Return the characters that were held back, once no token follows."""
+        if self._cut:
+            return ""
+        text, cut = self._stops.add(self._detokenizer.finish())
+        return self._show(text if cut else text + self._stops.finish())
+
+    def _show(self, text: str) -> str:
+        text = text if self.text else text.lstrip()
+        self.text += text
+        return text

@@ -14,7 +14,9 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..decode.window import MAX_WINDOW, best_window, time_passes
+from ..decode.window import best_window, time_passes
+from ..files import write_atomically
+from ..limits import MAX_WINDOW
 from ..models.janus import JanusModel
 from ..weights.sources import cache_folder
 
@@ -44,7 +46,7 @@ def _key(model: JanusModel, rows: int) -> str:
     facts = [
         model.config.to_dict(),
         [(name, array.shape, str(array.dtype)) for name, array in tree_flatten(layer.parameters())],
-        str(model.gen_embed.weight.dtype),
+        str(model.dtype),
         (str(mx.default_device()), platform.node(), os.cpu_count(), metadata.version("mlx"), rows),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -60,10 +62,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, known: dict[str, Any]) -> None:
     """Whole or not at all; where it cannot be written, it is timed again the next time."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        partial.replace(path)
-    with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)
+        write_atomically(path, json.dumps(known, indent=1))

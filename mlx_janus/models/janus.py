@@ -41,6 +41,11 @@ class JanusModel(nn.Module):
         self.gen_embed = nn.Embedding(config.generation.codebook_size, config.gen_aligner.input_dim)
         self.language_model = LANGUAGE[config.language.kind](config.language)
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of hidden states and KV caches."""
+        return self.language_model.model.norm.weight.dtype
+
     def understand(self, pixels: mx.array) -> mx.array:
         """(N, H, W, 3) -> (N, tokens, hidden): what a picture looks like to the language model."""
         return self.aligner(self.vision_model(pixels))

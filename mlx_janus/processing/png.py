@@ -7,7 +7,6 @@ import errno
 import io
 import itertools
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from ..errors import OutputError
+from ..files import draft_beside
 from .images import check_size, printable, read_file
 
 
@@ -64,15 +64,10 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str
     target = _with_png_suffix(Path(path))
     try:
         data = png_bytes(image, text)
-        # The draft's name is short: the target's may be as long as the file system allows.
-        draft = target.parent / f".mlx_janus-{secrets.token_hex(8)}.tmp"
-        try:
+        with draft_beside(target) as draft:
             with draft.open("xb") as file:
                 file.write(data)
-            return _move_to_free_name(draft, target)
-        finally:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
+            return _move_to_free_name(draft, target)  # write_atomically would replace an existing file
     except (OSError, ValueError) as error:
         raise OutputError(_why_not_written(error, target)) from error
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders
 
-from ..config import PromptConfig, read_json
+from ..config import PromptConfig, read_model_json
 from ..errors import ConfigError, PromptError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -146,7 +146,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises bare Exceptions
-        read_json(path)  # raises a plainer error for a file that is missing or not JSON
+        read_model_json(path)  # raises a plainer error for a file that is missing or not JSON
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(f"{path} is not a tokenizer ({reason}): download the model's own") from None
 

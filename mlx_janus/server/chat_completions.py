@@ -12,11 +12,11 @@ from fastapi.responses import JSONResponse, Response
 from PIL.Image import Image
 from starlette.requests import Request as HTTPRequest
 
-from ..config import MAX_SEED
 from ..decode.sampling import random_seed
 from ..decode.text import TextOptions
 from ..engine.messages import Answered, AnswerRequest, Event, Piece
 from ..inference.results import TextResult
+from ..limits import MAX_SEED
 from ..processing.prompts import Turn
 from .errors import APIError
 from .event_streams import EventStream, collect_events, server_sent_event, watch_client

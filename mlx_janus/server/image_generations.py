@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request as HTTPRequest
 
-from ..config import MAX_SEED, JanusConfig
+from ..config import JanusConfig
 from ..decode.image import DrawOptions
 from ..decode.sampling import random_seed
 from ..engine.messages import DrawingRequest, Drawn, Event, Partial
+from ..limits import MAX_SEED
 from .errors import APIError
 from .event_streams import EventStream, collect_events, server_sent_event
 from .images import to_base64
@@ -103,7 +104,7 @@ async def _events(
 def _usage(finished: Sequence[Drawn]) -> ImageUsage:
     """Count the tokens of a request; the prompt counts once for all images."""
     prompt_tokens = finished[0].prompt_tokens
-    image_tokens = sum(len(event.image.tokens) for event in finished)
+    image_tokens = sum(event.image.steps for event in finished)
     return ImageUsage(
         input_tokens=prompt_tokens,
         input_tokens_details=TokenKinds(image_tokens=0, text_tokens=prompt_tokens),

@@ -13,17 +13,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from ..config import MAX_SEED
+from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
 
 MAX_ANSWERS = 16  # answers of one request
 MAX_GENERATED_IMAGES = 16  # images of one request
 MAX_STOPS = 4  # stop strings
-_MAX_TOKENS = 1 << 20  # tokens of one answer
 _MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
 _MAX_PARTS = 256  # parts of a message
 
 Seed = Annotated[int, Field(ge=-1, le=MAX_SEED), AfterValidator(lambda seed: None if seed == -1 else seed)]
-Temperature = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
+Guidance = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 NonEmptyText = Annotated[str, Field(min_length=1)]
 _SHORT_LIST = Field(max_length=_MAX_PARTS, fail_fast=True)  # collecting an error for each of a million takes minutes
@@ -169,10 +169,10 @@ class ChatRequest(_UnsupportedFields):
         default=None, description="Sampling temperature. Default: 0, which always takes the likeliest token."
     )
     top_p: TopP | None = Field(default=None, description=_TOP_P)
-    max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = Field(
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         default=None, description="Largest number of tokens in an answer. Default: 512."
     )
-    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         default=None, description="The old name of max_completion_tokens, which takes precedence."
     )
     seed: Seed | None = Field(
@@ -217,7 +217,7 @@ class ImageRequest(_RequestPart):
         default=None,
         description="Seed of the first image; the others have the next ones. -1, the default: random.",
     )
-    cfg_weight: Temperature | None = Field(
+    cfg_weight: Guidance | None = Field(
         default=None,
         description="Classifier-free guidance: how strictly images follow the prompt; 1: none. "
         "Default: the model's own.",

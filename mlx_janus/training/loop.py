@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,8 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import CheckpointError, OutputError
+from ..files import draft_beside, write_atomically
+from ..weights.safetensors_files import write_safetensors
 
 LOG_FILE = "log.jsonl"
 _LOG_EVERY = 10  # steps, averaged into one line
@@ -200,14 +201,9 @@ def _resume(stage: Stage, path: Path, recipe: str) -> tuple[int, float]:
 
 def _save(path: Path, state: dict[str, mx.array], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.safetensors")
-    try:
-        mx.save_safetensors(str(partial), state, metadata)
-        if partial.stat().st_size < sum(array.nbytes for array in state.values()):
-            raise OSError(28, "the disk is full")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with draft_beside(path, path.suffix) as draft:
+        write_safetensors(draft, state, metadata)
+        draft.replace(path)
 
 
 def _log(path: Path, stage: str, step: int, seconds: float, gathered: list[dict[str, float]]) -> None:
@@ -226,9 +222,7 @@ def _cut_log(path: Path, stage: str, done: int) -> None:
             return
         lines = read_log(path)
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= done]
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _locked(path: Path) -> FileLock:

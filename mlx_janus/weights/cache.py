@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from ..config import MODEL_TYPE, JanusConfig, read_json
+from ..config import MODEL_TYPE, JanusConfig, read_model_json
 from ..errors import JanusError, OptionError, OutputError
-from .checkpoint import read_safetensors_header, weight_files
-from .convert import OUR_FILES, partial_name
+from .folder import OUR_FILES, partial_name
 from .published import read_published_sizes
+from .safetensors_files import read_safetensors_header, weight_files
 from .sources import TINY, cache_folder, resolve
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _downloads() -> Iterator[ModelEntry]:
 
 def _download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelEntry:
     path = revision.snapshot_path / "config.json"
-    ours = read_json(path).get("model_type") == MODEL_TYPE
+    ours = read_model_json(path).get("model_type") == MODEL_TYPE
     config = JanusConfig.load(path) if ours else read_published_sizes(path)[0]
     state: State = "partly downloaded"
     with suppress(JanusError):

@@ -6,7 +6,6 @@ missing, surplus or misshaped tensor is named, with both shapes, before a byte o
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,18 +14,14 @@ from typing import Protocol
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from safetensors import SafetensorError, safe_open
 
-from ..config import JanusConfig, read_json
+from ..config import JanusConfig, read_model_json
 from ..errors import CheckpointError, ConfigError
 from ..models.janus import JanusModel
 from .published import Layout
-from .torch_files import read_range, read_torch_file
+from .safetensors_files import WEIGHT_FORMS, read_index, read_safetensors_header, weight_files
+from .torch_files import read_torch_file
 
-SAFETENSORS_DTYPES = {
-    "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "BOOL": "bool", "U8": "uint8",
-    "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
-}  # fmt: skip
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 # In every published file, and of no use to anyone.
@@ -73,19 +68,6 @@ class SourceTensor(Protocol):
 
 
 @dataclass(frozen=True)
-class SafetensorsEntry:
-    """A tensor of a safetensors file."""
-
-    path: Path
-    offset: int  # bytes from the start of the file
-    shape: tuple[int, ...]
-    dtype: str
-
-    def read(self) -> mx.array:
-        return read_range(self.path, self.offset, self.shape, self.dtype)
-
-
-@dataclass(frozen=True)
 class PlannedTensor:
     """One parameter of the model: its name and shape here, and the source tensors whose rows it is made of."""
 
@@ -123,67 +105,6 @@ def _bytes(tensor: SourceTensor) -> int:
     return size
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: safetensors before ``.bin``, an index before a single file.
-
-    Raises:
-        CheckpointError: no weights, an index that names a missing file or one outside the folder.
-        ConfigError: an index that is no JSON.
-    """
-    for index, single in (
-        ("model.safetensors.index.json", "model.safetensors"),
-        ("pytorch_model.bin.index.json", "pytorch_model.bin"),
-    ):
-        if (folder / index).exists():
-            return [folder / name for name in sorted(set(read_index(folder / index).values()))]
-        if (folder / single).exists():
-            return [folder / single]
-    raise CheckpointError(
-        f"{folder} holds no weights: model.safetensors or pytorch_model.bin, or an index of either, is expected"
-    )
-
-
-def read_index(path: Path) -> dict[str, str]:
-    """The ``weight_map`` of an index: tensor name to the name of a file beside it."""
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path} has no weight_map: download it again")
-    for file in set(map(str, weight_map.values())):
-        if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", file):
-            raise CheckpointError(f"{path} points to {file[:80]!r}, which is no file of its own folder: refused")
-        if not (path.parent / file).is_file():
-            raise CheckpointError(f"{path.parent / file} is missing, but {path.name} lists it: download it again")
-    return {str(name): str(file) for name, file in weight_map.items()}
-
-
-def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], dict[str, str]]:
-    """Entries and metadata of a safetensors file, its header checked against its size by the safetensors library.
-
-    Raises:
-        CheckpointError: missing, truncated, or with a header that lies.
-    """
-    try:
-        with safe_open(str(path), framework="numpy") as checked:
-            names = set(checked.keys())
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: download it again") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (SafetensorError, ValueError, MemoryError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is no whole safetensors file ({reason}): download it again") from None
-    metadata = header.pop("__metadata__", None) or {}
-    entries = {}
-    for name in sorted(names):
-        entry = header[name]
-        dtype = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
-        entries[name] = SafetensorsEntry(path, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), dtype)
-    return entries, metadata
-
-
 def source_tensors(folder: Path) -> dict[str, SourceTensor]:
     """Every tensor of a model folder under its name in the file, unread.
 
@@ -200,7 +121,7 @@ def source_tensors(folder: Path) -> dict[str, SourceTensor]:
                     f"{name} stands in {holder[name].name} and in {path}: the folder mixes two models"
                 )
             tensors[name], holder[name] = tensor, path
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+    for index, _ in WEIGHT_FORMS:
         if (folder / index).exists():
             for name, file in read_index(folder / index).items():
                 if name not in tensors:
@@ -256,7 +177,7 @@ def plan_tensors(
 
 
 def _is_tied(folder: Path) -> bool:
-    data = read_json(folder / "config.json")
+    data = read_model_json(folder / "config.json")
     text = data.get("text_config")
     return bool(data.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else False))
 

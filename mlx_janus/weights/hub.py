@@ -7,7 +7,6 @@ file that came in whole, so that running the same again after an interruption go
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import read_json
+from ..config import read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
+from ..files import write_atomically
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")  # owner/name, matched as a whole
 
@@ -24,11 +24,6 @@ _EXAMPLES = "deepseek-ai/Janus-Pro-1B, deepseek-ai/Janus-Pro-7B and deepseek-ai/
 _LOGIN = "run `hf auth login` with an account that may read it"
 _TIMEOUT = 10.0  # seconds without an answer before the cache is tried
 
-# An index and the single file that stands for it, in the order in which checkpoint.py looks for them.
-_FORMS = (
-    ("model.safetensors.index.json", "model.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
-)
 _TEXT_FILE = re.compile(r"[\w.-]+\.(json|jinja)|tokenizer\.model|vocab\.txt|merges\.txt")
 
 
@@ -128,11 +123,9 @@ def _remember(snapshot: Path, branch: str) -> None:
     Only a whole snapshot is noted, so that offline the last usable one is found.
     """
     note = snapshot.parent.parent / "refs" / branch
-    draft = note.with_name(f"{note.name}.{os.getpid()}")
     with suppress(OSError):  # a cache may be read-only
         note.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(snapshot.name, encoding="ascii")
-        draft.replace(note)
+        write_atomically(note, snapshot.name)
 
 
 def _fetch_file(model: HubModel, name: str) -> Path:
@@ -144,9 +137,11 @@ def _fetch_file(model: HubModel, name: str) -> Path:
 
 def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
     """Names of the weight files, and of their index if they have one."""
-    for index, single in _FORMS:
+    from .safetensors_files import WEIGHT_FORMS  # imports MLX, which a command does after it has checked its options
+
+    for index, single in WEIGHT_FORMS:
         if index in model.files:
-            weight_map = read_json(_fetch_file(model, index)).get("weight_map")
+            weight_map = read_model_json(_fetch_file(model, index)).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise CheckpointError(f"{index} of {model.repo_id} has no weight_map: name another model or revision")
             names = set(map(str, weight_map.values()))

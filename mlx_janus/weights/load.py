@@ -11,26 +11,16 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from ..config import DTYPES, Dtype, JanusConfig
-from ..errors import CheckpointError, OptionError, OutOfMemoryError
-from ..memory import available_memory, format_size
-from ..models.backbone import cache_bytes
+from ..errors import CheckpointError, OptionError
+from ..memory import weight_stream
 from ..models.janus import JanusModel
-from .convert import open_converted
-from .quantize import choose_rule, plan_by_rule, plan_quantization, quantize_model
-
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-_CODEC = "gen_vision_model."
-_PROMPT_TOKENS = 256  # of a usual prompt, beside its pictures
-_SMALLER: dict[str, tuple[int | None, str | None]] = {  # what to advise where memory is short, the largest first
-    "--bits 8": (8, None),
-    "--recipe balanced": (None, "balanced"),
-    "--bits 4": (4, None),
-    "--recipe light": (None, "light"),
-}
+from .folder import keeps_type, open_converted
+from .footprint import check_memory
+from .quantize import choose_rule, plan_by_rule, quantize_model
 
 
 def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
-    """The type that weights are cast to: the model's own, or float32 on a CPU, whose half-precision products are slow.
+    """Choose the type that weights are cast to: the model's own, or float32 on a CPU, where half precision is slow.
 
     Raises:
         OptionError: not float32, bfloat16 or float16.
@@ -52,10 +42,10 @@ def load_model(
     dtype: str | mx.Dtype | None = None,
     low_memory: bool = False,
 ) -> JanusModel:
-    """The model of a converted folder. No weight is read before something is computed with it.
+    """Load the model of a converted folder. No weight is read before something is computed with it.
 
     Args:
-        folder: what ``convert`` wrote.
+        folder: as ``convert`` writes it.
         bits: 4 or 8 to quantize a float folder as it is read; None takes the folder as it is.
         recipe: one of ``RECIPES``, to quantize a float folder by; not with ``bits``.
         dtype: what to cast float weights to; the codec is always float32.
@@ -78,11 +68,12 @@ def _read_model(folder: Path, config: JanusConfig) -> JanusModel:
     stored = JanusConfig.load(folder / "config.json")
     model = JanusModel(config)
     arrays, _ = open_converted(folder)
-    if stored.quantization:
-        quantize_model(model, stored.quantization)
-    _load_strictly(model, arrays, config.dtype, folder)
-    if config.quantization and not stored.quantization:
-        quantize_model(model, config.quantization)
+    with mx.stream(weight_stream(mx.default_device().type)):
+        if stored.quantization:
+            quantize_model(model, stored.quantization)
+        _load_strictly(model, arrays, config.dtype, folder)
+        if config.quantization and not stored.quantization:
+            quantize_model(model, config.quantization)
     model.eval()
     return model
 
@@ -113,7 +104,7 @@ class WeightFiles:
 
 
 def with_bits(config: JanusConfig, bits: int | None, folder: Path, recipe: str | None = None) -> JanusConfig:
-    """The config once quantized to ``bits``, or by a recipe.
+    """Return the config as quantized to ``bits``, or by a recipe.
 
     Raises:
         OptionError: neither 4 nor 8, no recipe, or the folder is quantized otherwise already.
@@ -140,93 +131,21 @@ def _load_strictly(model: nn.Module, arrays: dict[str, mx.array], dtype: Dtype, 
         stored = arrays[name]
         if stored.shape != wanted.shape:
             raise CheckpointError(f"{folder}: {name} has the shape {stored.shape}, config.json says {wanted.shape}")
-        floating = mx.issubdtype(wanted.dtype, mx.floating)
-        if not mx.issubdtype(stored.dtype, mx.floating) if floating else stored.dtype != wanted.dtype:
+        if not _can_become(stored.dtype, wanted.dtype):
             raise CheckpointError(f"{folder}: {name} is stored as {stored.dtype}: convert the original folder again")
     if surplus := sorted(set(arrays) - set(expected)):
         raise CheckpointError(f"{folder} holds {surplus[0]}, which config.json does not speak of")
     model.load_weights([(name, _cast(name, array, dtype)) for name, array in arrays.items()], strict=True)
 
 
+def _can_become(stored: mx.Dtype, wanted: mx.Dtype) -> bool:
+    """Return whether a stored type is the wanted one, or both are floats."""
+    if mx.issubdtype(wanted, mx.floating):
+        return mx.issubdtype(stored, mx.floating)
+    return stored == wanted
+
+
 def _cast(name: str, array: mx.array, dtype: Dtype) -> mx.array:
     if not mx.issubdtype(array.dtype, mx.floating):
         return array
-    return array.astype(mx.float32 if name.startswith(_CODEC) else getattr(mx, dtype))
-
-
-def decoding_memory(config: JanusConfig) -> int:
-    """Bytes of activations while one picture is decoded, counted in the decoder's widest activation.
-
-    13 is what ``benchmarks/bench.py`` measured on a CPU, rounded up. The 12 of a GPU is an estimate.
-    """
-    widest = 4 * config.image_size**2 * config.generation.ch
-    return widest * (13 if mx.default_device().type == mx.DeviceType.cpu else 12)
-
-
-def required_memory(config: JanusConfig, dtype: Dtype, *, low_memory: bool = False) -> dict[str, int]:
-    """Bytes that drawing one picture and answering about one need: weights, KV cache, activations.
-
-    With low memory the language model is held neither beside the codec nor beside the vision encoder.
-    """
-    tasks, together = task_memory(config, dtype), max if low_memory else sum
-    return {
-        "drawing": together([tasks["draw"], tasks["decode"]]),
-        "answering": together([tasks["answer"], tasks["encode"]]),
-    }
-
-
-def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict[str, int]:
-    """Bytes that each task needs by itself, with its weights: "encode", "answer", "draw" and "decode".
-
-    Args:
-        config: sizes, and which layers are quantized.
-        dtype: of the float weights, and of what is computed.
-        pictures: drawn together; they are read and decoded one at a time.
-    """
-    model = JanusModel(config)
-    if config.quantization:
-        quantize_model(model, config.quantization)
-    itemsize = _ITEMSIZE[dtype]
-    language = config.language
-    return {
-        "encode": weight_bytes(model.encoding_arrays().values(), itemsize),
-        "answer": weight_bytes(model.answering_arrays().values(), itemsize)
-        + cache_bytes(language, 1, 2 * _PROMPT_TOKENS + config.understanding.tokens, itemsize),
-        "draw": weight_bytes(model.drawing_arrays().values(), itemsize)
-        + cache_bytes(language, 2 * pictures, _PROMPT_TOKENS + config.image_tokens, itemsize),
-        "decode": weight_bytes(model.decoding_arrays().values(), 4) + decoding_memory(config),
-    }
-
-
-def weight_bytes(arrays: Iterable[mx.array], itemsize: int) -> int:
-    """Bytes of weights, of which the floats take ``itemsize`` each and what is packed takes what it does."""
-    return sum(a.size * itemsize if mx.issubdtype(a.dtype, mx.floating) else a.nbytes for a in arrays)
-
-
-def check_memory(
-    config: JanusConfig, dtype: Dtype, name: str, *, low_memory: bool = False, quantized: bool = False
-) -> None:
-    """Refuse a model that cannot fit, before it is loaded.
-
-    Args:
-        config: as the model would be loaded.
-        dtype: of its float weights.
-        name: of the model.
-        quantized: it is stored so, and can be had in no other bits.
-
-    Raises:
-        OutOfMemoryError: with what it needs, what there is, and the options with which it would fit.
-    """
-    needed, free = max(required_memory(config, dtype, low_memory=low_memory).values()), available_memory()
-    if needed <= free:
-        return
-    smaller = {} if quantized else {f: plan_quantization(config, b, recipe=r) for f, (b, r) in _SMALLER.items()}
-    forms = [(flag, plan, low) for flag, plan in {"": config.quantization, **smaller}.items() for low in (False, True)]
-    advice = "close other programs, or take a smaller model"
-    for flag, plan, low in forms:
-        form = replace(config, quantization=plan)
-        if (size := max(required_memory(form, dtype, low_memory=low or low_memory).values())) <= free:
-            flags = " ".join(filter(None, (flag, "--low-memory" if low and not low_memory else "")))
-            advice = f"{flags} needs {format_size(size)} and fits"
-            break
-    raise OutOfMemoryError(f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: {advice}")
+    return array.astype(mx.float32 if keeps_type(name) else getattr(mx, dtype))

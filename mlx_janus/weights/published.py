@@ -25,7 +25,7 @@ from ..config import (
     PromptConfig,
     SiglipConfig,
     VQConfig,
-    read_json,
+    read_model_json,
 )
 from ..errors import ConfigError, UnsupportedModelError
 
@@ -76,7 +76,7 @@ def read_published_sizes(path: Path) -> tuple[JanusConfig, Layout]:
     Raises:
         ConfigError, UnsupportedModelError: as ``read_published_config``.
     """
-    data = read_json(path)
+    data = read_model_json(path)
     try:
         layout = detect_layout(data)
         return (_from_deepseek(data) if layout == "deepseek" else _from_transformers(data)), layout
@@ -308,7 +308,7 @@ def _transformers_vision(data: Mapping[str, Any]) -> SiglipConfig:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return read_model_json(path) if path.exists() else {}
 
 
 def _image(folder: Path, image: ImageConfig) -> ImageConfig:
@@ -349,7 +349,7 @@ def _spelling(token: Any) -> str | None:
 
 
 def _added_tokens(folder: Path) -> set[str]:
-    data = read_json(folder / "tokenizer.json")
+    data = read_model_json(folder / "tokenizer.json")
     entries = data.get("added_tokens")
     vocabulary = (data.get("model") or {}).get("vocab") if isinstance(data.get("model"), dict) else None
     added = {str(e.get("content")) for e in entries if isinstance(e, dict)} if isinstance(entries, list) else set()

@@ -27,12 +27,10 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 from mlx import nn
 
-from ..config import RECIPES, JanusConfig, LayerBits, QuantizationConfig, QuantizationMode
+from ..config import BITS, GROUP_SIZES, RECIPES, JanusConfig, LayerBits, QuantizationConfig, QuantizationMode
 from ..errors import ConfigError, OptionError
 from ..models.janus import JanusModel
 
-BITS = (4, 8)
-GROUP_SIZES = (32, 64, 128)
 DEFAULT_GROUP_SIZE = 64
 
 _FORMS: dict[QuantizationMode, tuple[tuple[int, ...], tuple[int, ...]]] = {  # bits and groups that MLX has, and we use

@@ -12,7 +12,8 @@ from ..config import Dtype
 from ..errors import OutputError
 from ..models.janus import JanusModel
 from ..processing.tokenizer import TOKENIZER_FILE
-from .convert import check_output, make_stamp, whole_folder
+from .folder import atomic_folder, check_output, make_stamp
+from .safetensors_files import write_safetensors
 
 
 def save_model(
@@ -33,12 +34,9 @@ def save_model(
     """
     check_output(output, overwrite=overwrite)
     arrays = {name: array.astype(getattr(mx, dtype)) for name, array in tree_flatten(model.parameters())}
-    with whole_folder(output, overwrite=overwrite) as folder:
+    with atomic_folder(output, overwrite=overwrite) as folder:
         try:
-            path = folder / "model.safetensors"
-            mx.save_safetensors(str(path), arrays, make_stamp(source, "", dtype, {}))
-            if path.stat().st_size < sum(array.nbytes for array in arrays.values()):
-                raise OSError(28, "the disk is full")
+            write_safetensors(folder / "model.safetensors", arrays, make_stamp(source, "", dtype, {}))
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
             replace(model.config, dtype=dtype).dump(folder / "config.json")
         except (OSError, RuntimeError) as error:

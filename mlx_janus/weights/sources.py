@@ -11,14 +11,16 @@ from pathlib import Path
 
 import platformdirs
 
-from ..config import FORMAT_VERSION, MODEL_TYPE, JanusConfig, read_json
+from ..config import FORMAT_VERSION, MODEL_TYPE, JanusConfig, read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
 from . import hub
-from .checkpoint import weight_files
-from .convert import ConvertOptions, Progress, Source, convert_checkpoint, is_converted
-from .load import check_memory, choose_dtype, with_bits
+from .convert import ConvertOptions, Source, convert_checkpoint
+from .folder import Progress, is_converted
+from .footprint import check_memory
+from .load import choose_dtype, with_bits
 from .published import read_published_config, read_published_sizes
 from .quantize import choose_rule
+from .safetensors_files import weight_files
 
 NO_MODEL = "name a model: a converted folder, a PyTorch model folder, or a Hub id such as deepseek-ai/Janus-Pro-1B"
 
@@ -111,7 +113,7 @@ def find_converted(
 def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
     """Sizes of a PyTorch model on the Hub, from its config alone; None for a converted one, other families refused."""
     path = hub.fetch_config(model)
-    return None if read_json(path).get("model_type") == MODEL_TYPE else read_published_sizes(path)[0]
+    return None if read_model_json(path).get("model_type") == MODEL_TYPE else read_published_sizes(path)[0]
 
 
 def _is_folder(path: Path) -> bool:
@@ -154,12 +156,12 @@ def _convert(source: Source, cached: Path, options: ConvertOptions, progress: Pr
     try:
         convert_checkpoint(source, cached, options, progress)
     except OutputError:
-        if not _whole(cached):  # another process may have made it meanwhile
+        if not _is_complete(cached):  # another process may have made it meanwhile
             raise
     return cached
 
 
-def _whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     try:
         return is_converted(folder)
     except ConfigError:

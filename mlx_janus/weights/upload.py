@@ -9,7 +9,8 @@ from typing import Any
 from ..config import JanusConfig
 from ..errors import HubError, OptionError
 from ..version import __version__
-from .convert import Source, open_converted
+from .convert import Source
+from .folder import open_converted
 from .hub import HUB_ID, fetch_card
 
 _LICENCE = ("license", "license_name", "license_link")

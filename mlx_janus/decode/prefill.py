@@ -1,0 +1,43 @@
+"""Reading a prompt into a KV cache, a chunk at a time: attention's scores grow with the square of a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+
+from ..models.backbone import Cache, RaggedCache, cache_arrays
+from ..models.janus import JanusModel
+
+
+def prefill(
+    model: JanusModel, embeddings: mx.array, cache: Cache | RaggedCache, step: int, *, keep: int = 0
+) -> Iterator[tuple[int, mx.array]]:
+    """Read a prompt, and yield after each chunk how many positions are read and the last one's hidden states.
+
+    Args:
+        model: the weights.
+        embeddings: (B, L, hidden).
+        cache: grows by the positions that are read; it is evaluated when a chunk is yielded.
+        step: positions of a chunk.
+        keep: stop as soon as at most this many positions are left; 0 reads all.
+
+    Yields:
+        The count, and (B, hidden), not evaluated.
+    """
+    length = embeddings.shape[1]
+    done = 0
+    while length - done > keep:
+        chunk = embeddings[:, done : done + step]
+        hidden = model.hidden_states(chunk, cache)[:, -1]
+        mx.eval(cache_arrays(cache))
+        done += chunk.shape[1]
+        yield done, hidden
+
+
+def prefill_all(model: JanusModel, embeddings: mx.array, cache: Cache | RaggedCache, step: int) -> mx.array:
+    """Read a whole prompt, (B, L, hidden), and return the hidden states of its last position, (B, hidden)."""
+    for _, hidden in prefill(model, embeddings, cache, step):
+        last = hidden
+    mx.eval(last)
+    return last

@@ -1,0 +1,16 @@
+"""The kinds of image pathways, by the name that a config gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .loaded import LoadedModel
+from .pathway import ImagePathway
+from .vq_pathway import VQPathway
+
+PATHWAYS: dict[str, Callable[[LoadedModel], ImagePathway]] = {"vq": VQPathway}
+
+
+def pathway_of(janus: LoadedModel) -> ImagePathway:
+    """Return the pathway of a model."""
+    return PATHWAYS[janus.config.generation.kind](janus)

@@ -1,0 +1,205 @@
+"""The format of a converted folder: its files, their stamp, and how it comes to stand whole or not at all.
+
+``config.json`` holds a ``JanusConfig``, ``tokenizer.json`` the tokenizer, and one or several safetensors files the
+weights. The header of each of these bears the stamp: the format's version, and where the weights came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import psutil
+
+from ..config import FORMAT_VERSION, MODEL_TYPE, Dtype, read_model_json
+from ..errors import CheckpointError, ConfigError, OutputError
+from ..memory import weight_stream
+from ..processing.tokenizer import TOKENIZER_FILE
+from ..version import __version__
+from .safetensors_files import read_safetensors_header, weight_files
+
+STAMP = "mlx_janus_format"
+OUR_FILES = re.compile(
+    r"config\.json|tokenizer\.json|(model.*|shard-\d+)\.safetensors|model\.safetensors\.index\.json|\.DS_Store"
+)
+"""Names of the files of a converted folder, complete or partial."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage ("hashing", "converting", "verifying"), bytes done and bytes in all."""
+
+
+def keeps_type(name: str) -> bool:
+    """Return whether a weight is the image codec's, which is never cast to half precision.
+
+    The codec overflows there, and costs little. It is stored in its source's type, and computed in float32.
+    """
+    return name.startswith("gen_vision_model.")
+
+
+# Reading
+
+
+def is_converted(folder: Path) -> bool:
+    """Return whether a folder's config says that it is one of ours."""
+    path = folder / "config.json"
+    return path.is_file() and read_model_json(path).get("model_type") == MODEL_TYPE
+
+
+def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """Return the arrays of a converted folder, unread, and the stamp of its files.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or not stamped as ours in this format.
+    """
+    try:
+        files = weight_files(folder)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    arrays: dict[str, mx.array] = {}
+    stamp: dict[str, str] = {}
+    for path in files:
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path} is no safetensors file: {folder} was not converted by mlx_janus")
+        _, stamp = read_safetensors_header(path)
+        if stamp.get(STAMP) != str(FORMAT_VERSION):
+            raise CheckpointError(
+                f"{path} does not bear mlx_janus's stamp of format {FORMAT_VERSION}: convert the original folder again"
+            )
+        arrays.update(mx.load(str(path), stream=weight_stream(mx.DeviceType.cpu)))  # type: ignore[arg-type]
+    return arrays, stamp
+
+
+# The stamp
+
+
+def make_stamp(source: str, revision: str, dtype: Dtype | None, hashes: dict[str, str]) -> dict[str, str]:
+    """Make the metadata of every weight file's header; ``hashes`` are those of the source's files."""
+    return {
+        "format": "mlx",
+        STAMP: str(FORMAT_VERSION),
+        "mlx_janus_version": __version__,
+        "source": source,
+        "revision": revision,
+        "dtype": dtype or "",  # as asked for; "" keeps each tensor's own
+        "source_sha256": json.dumps(hashes, sort_keys=True),
+    }
+
+
+def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
+    """Return the SHA-256 in hexadecimal of each file of a PyTorch folder that a conversion reads, by its name."""
+    files = [*weight_files(folder), folder / "config.json", folder / TOKENIZER_FILE]
+    total = sum(file.stat().st_size for file in files)
+    done = 0
+    hashes = {}
+    block = bytearray(1 << 22)
+    for file in files:
+        digest = hashlib.sha256()
+        with file.open("rb", buffering=0) as stream:
+            while count := stream.readinto(block):
+                digest.update(memoryview(block)[:count])
+                done += count
+                progress("hashing", done, total)
+        hashes[file.name] = digest.hexdigest()
+    return hashes
+
+
+def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
+    """Return the hashes that a conversion noted of its source.
+
+    Raises:
+        CheckpointError: the stamp has none.
+    """
+    try:
+        hashes = json.loads(stamp.get("source_sha256", ""))
+    except (ValueError, RecursionError):
+        hashes = None
+    if not isinstance(hashes, dict):
+        raise CheckpointError(f"{converted} has a stamp without the hashes of its source: convert again")
+    return hashes
+
+
+# Writing
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that cannot be written or must not be replaced.
+
+    Raises:
+        OutputError: with the reason and the fix.
+    """
+    if not output.resolve().parent.is_dir():
+        raise OutputError(f"{output.parent} is no folder: make it first")
+    if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise OutputError(f"{output} exists already: pass --overwrite to replace it, or choose another folder")
+    if not output.is_dir() or not is_converted(output):
+        raise OutputError(f"{output} is not a converted model, so it is not replaced: choose another folder")
+    if foreign := sorted(p.name for p in output.iterdir() if not OUR_FILES.fullmatch(p.name)):
+        raise OutputError(f"{output} also holds {foreign[0]}, so it is not replaced: move it, or choose another folder")
+
+
+def partial_name(output: Path) -> Path:
+    """Return a new hidden name beside ``output`` for a partial folder, which bears the number of this process."""
+    return output.parent / f".{output.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
+
+
+@contextlib.contextmanager
+def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary sibling of ``output`` that takes its name when the block ends well, else is removed.
+
+    Raises:
+        OutputError: it cannot be made, or not be put in place.
+    """
+    output = output.resolve()
+    _remove_stale(output)
+    folder = partial_name(output)
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise OutputError(f"{output} cannot be made ({error.strerror}): choose another folder") from None
+    try:
+        yield folder
+        _replace(folder, output, overwrite)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _replace(folder: Path, output: Path, overwrite: bool) -> None:
+    old = folder.with_suffix(".old")
+    try:
+        if overwrite and output.exists():
+            output.rename(old)
+        folder.rename(output)  # fails if another process made the output meanwhile, unless it is empty
+    except BaseException as error:
+        if old.exists() and not output.exists():
+            old.rename(output)
+        if not isinstance(error, OSError):
+            raise
+        raise OutputError(f"{output} cannot be put in place ({error.strerror}): choose another folder") from None
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_stale(output: Path) -> None:
+    """Clear up what a killed conversion to the same place left; a running one is told by its process.
+
+    What it had moved away to make room comes back if nothing took its place.
+    """
+    for folder in output.parent.glob(f".{glob.escape(output.name)}.*.*.*"):
+        pid, _, kind = folder.name.split(".")[-3:]
+        if kind not in ("partial", "old") or not pid.isdigit() or psutil.pid_exists(int(pid)):
+            continue
+        if kind == "old" and not output.exists():
+            folder.rename(output)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,111 @@
+"""The weight files of a folder: which there are, and safetensors files, read up to their header or written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+from safetensors import SafetensorError, safe_open
+
+from ..config import read_model_json
+from ..errors import CheckpointError
+from .torch_files import read_range
+
+WEIGHT_FORMS = (
+    ("model.safetensors.index.json", "model.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+)
+"""An index and the single file that stands for it, in the order in which they are looked for."""
+
+SAFETENSORS_DTYPES = {
+    "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "BOOL": "bool", "U8": "uint8",
+    "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SafetensorsEntry:
+    """A tensor of a safetensors file."""
+
+    path: Path
+    offset: int  # bytes from the start of the file
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self) -> mx.array:
+        return read_range(self.path, self.offset, self.shape, self.dtype)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights: safetensors before ``.bin``, an index before a single file.
+
+    Raises:
+        CheckpointError: no weights, an index that names a missing file or one outside the folder.
+        ConfigError: an index that is no JSON.
+    """
+    for index, single in WEIGHT_FORMS:
+        if (folder / index).exists():
+            return [folder / name for name in sorted(set(read_index(folder / index).values()))]
+        if (folder / single).exists():
+            return [folder / single]
+    raise CheckpointError(
+        f"{folder} holds no weights: model.safetensors or pytorch_model.bin, or an index of either, is expected"
+    )
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The ``weight_map`` of an index: tensor name to the name of a file beside it."""
+    weight_map = read_model_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map: download it again")
+    for file in set(map(str, weight_map.values())):
+        if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", file):
+            raise CheckpointError(f"{path} points to {file[:80]!r}, which is no file of its own folder: refused")
+        if not (path.parent / file).is_file():
+            raise CheckpointError(f"{path.parent / file} is missing, but {path.name} lists it: download it again")
+    return {str(name): str(file) for name, file in weight_map.items()}
+
+
+def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], dict[str, str]]:
+    """Entries and metadata of a safetensors file, its header checked against its size by the safetensors library.
+
+    Raises:
+        CheckpointError: missing, truncated, or with a header that lies.
+    """
+    try:
+        with safe_open(str(path), framework="numpy") as checked:
+            names = set(checked.keys())
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: download it again") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, ValueError, MemoryError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is no whole safetensors file ({reason}): download it again") from None
+    metadata = header.pop("__metadata__", None) or {}
+    entries = {}
+    for name in sorted(names):
+        entry = header[name]
+        dtype = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
+        entries[name] = SafetensorsEntry(path, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), dtype)
+    return entries, metadata
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str]) -> None:
+    """Write a safetensors file whose name ends in ``.safetensors``.
+
+    Raises:
+        OSError: the disk is full, which MLX does not always say.
+        RuntimeError: MLX cannot write it.
+    """
+    mx.save_safetensors(str(path), dict(arrays), metadata)
+    if path.stat().st_size < sum(array.nbytes for array in arrays.values()):
+        raise OSError(errno.ENOSPC, "the disk is full")

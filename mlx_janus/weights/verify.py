@@ -1,0 +1,86 @@
+"""A converted folder held against its source, value by value."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..config import JanusConfig
+from ..errors import CheckpointError
+from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
+from .convert import ConversionPlan, ConvertOptions, Source, plan_conversion
+from .folder import Progress, open_converted, source_hashes, stamped_hashes
+
+
+def verify_conversion(source: Source, converted: Path, progress: Progress | None = None) -> int:
+    """Check a converted folder against its source, value by value; return the number of tensors compared.
+
+    Raises:
+        CheckpointError: the source's files are not those that the stamp names, or a tensor differs.
+        ConfigError, UnsupportedModelError: either folder cannot be read.
+    """
+    progress = progress or (lambda *_: None)
+    if not converted.is_dir():
+        raise CheckpointError(f"{converted} is no folder: convert the model first, then verify it")
+    config = JanusConfig.load(converted / "config.json")
+    arrays, stamp = open_converted(converted)
+    _check_hashes(source, converted, stamp, progress)
+    plan = plan_conversion(source, _options_of(config))
+    if replace(plan.config, dtype=config.dtype) != config:
+        raise CheckpointError(f"{converted / 'config.json'} does not say what {source.folder} says: convert again")
+    _check_tokenizer(source, converted, config)
+    plan = replace(plan, config=config, dtype=config.dtype if stamp.get("dtype") else None)
+    return _compare(plan, arrays, source, converted, progress)
+
+
+def _check_hashes(source: Source, converted: Path, stamp: dict[str, str], progress: Progress) -> None:
+    stamped = stamped_hashes(converted, stamp)
+    for name, digest in source_hashes(source.folder, progress).items():
+        if stamped.get(name) != digest:
+            raise CheckpointError(f"{source.folder / name} is not the file that {converted} was made from")
+
+
+def _check_tokenizer(source: Source, converted: Path, config: JanusConfig) -> None:
+    path = converted / TOKENIZER_FILE
+    prepared = prepare_tokenizer(source.folder / TOKENIZER_FILE, config.prompt).encode()
+    if not path.is_file() or path.read_bytes() != prepared:
+        raise CheckpointError(f"{path} differs from the source's: convert again")
+
+
+def _compare(
+    plan: ConversionPlan, arrays: dict[str, mx.array], source: Source, converted: Path, progress: Progress
+) -> int:
+    """Convert one tensor at a time and compare it with the stored ``arrays``; return the number of arrays."""
+    count = done = 0
+    total = plan.source_bytes
+    for tensor in plan.tensors:
+        for name, array in plan.convert(tensor).items():
+            stored = arrays.pop(name, None)
+            if stored is None or not _same_bits(array, stored):
+                raise CheckpointError(f"{converted}: {name} differs from what {source.folder} gives: convert again")
+            count += 1
+        mx.clear_cache()
+        done += tensor.source_bytes
+        progress("verifying", done, total)
+    if arrays:
+        raise CheckpointError(f"{converted}: {min(arrays)} is not of the source: convert again")
+    return count
+
+
+def _options_of(config: JanusConfig) -> ConvertOptions:
+    """Return the options that a converted folder was quantized with."""
+    quantization = config.quantization
+    if quantization is None:
+        return ConvertOptions()
+    if quantization.recipe:
+        return ConvertOptions(recipe=quantization.recipe)
+    return ConvertOptions(bits=quantization.bits, group_size=quantization.group_size)
+
+
+def _same_bits(a: mx.array, b: mx.array) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    integer = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[a.dtype.size]
+    return bool(mx.array_equal(a.view(integer), b.view(integer)).item())

@@ -1,0 +1,85 @@
+"""A file is written whole or not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlx_janus.files import draft_beside, write_atomically
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from mlx_janus.files import write_atomically
+resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+try:
+    write_atomically(Path(sys.argv[1]), "x" * 99)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_bytes_and_text_are_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / ("ä" * 127)  # 254 bytes: a name as long as file systems allow
+    write_atomically(path, "größer\n")
+    assert path.read_bytes() == "größer\n".encode()
+    write_atomically(path, b"\0")
+    assert path.read_bytes() == b"\0"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+@pytest.mark.parametrize("failure", [OSError(28, "the disk is full"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_nothing(
+    step: str, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text("as it was")
+    write = Path.write_bytes
+
+    def fail(self: Path, argument: bytes | Path) -> None:
+        if isinstance(argument, bytes):
+            write(self, argument[:4])
+        raise failure
+
+    monkeypatch.setattr(Path, step, fail)
+    for path in (old, new):
+        with pytest.raises(type(failure)):
+            write_atomically(path, "never to be seen")
+    assert list(tmp_path.iterdir()) == [old]
+    assert old.read_text() == "as it was"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "out.json")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "File too large\n", done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_that_has_no_encoding_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(tmp_path / "x.json", "\udc80")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "none" / "x.json", "")
+
+
+def test_a_draft_is_hidden_beside_its_file(tmp_path: Path) -> None:
+    with draft_beside(tmp_path / "drawn.png") as draft:
+        assert (draft.parent, draft.suffix, draft.name[0]) == (tmp_path, ".tmp", ".")
+        draft.touch()
+    assert not list(tmp_path.iterdir())
+    with draft_beside(tmp_path / "state", ".safetensors") as draft:
+        assert draft.suffix == ".safetensors"
+        draft.touch()
+    assert not list(tmp_path.iterdir())
+    with draft_beside(tmp_path / "x") as one, draft_beside(tmp_path / "x") as other:
+        assert one != other
