@@ -35,7 +35,7 @@ from PIL import Image
 
 from benchmarks.real_size import machine
 from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
-from mlx_janus.processing.images import png_bytes
+from mlx_janus.processing.png import png_bytes
 from mlx_janus.worlds import shapes
 
 QUESTIONS = ("how many shapes are there?", "what is in the picture?", "describe the picture", "is there a red circle?")

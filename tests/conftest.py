@@ -142,7 +142,7 @@ def small_server() -> Iterator[tuple[FakeEngine, str]]:
     from fake_engine import FakeEngine
     from serving import served
 
-    limits: dict[str, Any] = {"body_limit": 200_000, "bodies_limit": 300_000, "picture_limit": 50_000}
+    limits: dict[str, Any] = {"body_limit": 200_000, "bodies_limit": 300_000, "image_limit": 50_000}
     engine = FakeEngine(mlx_janus.load().config)
     with served(engine, body_seconds=0.5, most_requests=8, heartbeat_seconds=0.2, **limits) as url:
         yield engine, url

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from mlx_janus.engine.messages import (
 )
 from mlx_janus.engine.tickets import Counts
 from mlx_janus.errors import PromptError
+from mlx_janus.inference.pathway import ImagePathway
+from mlx_janus.inference.pathways import pathway_of
 from mlx_janus.inference.results import GeneratedImage, TextResult
 
 
@@ -52,6 +55,11 @@ class FakeEngine:
     def reset(self) -> None:
         """What it was when it was made."""
         self.__init__(self.config)  # type: ignore[misc]
+
+    @property
+    def pathway(self) -> ImagePathway:
+        """Of the model it says it is; checks options."""
+        return pathway_of(SimpleNamespace(config=self.config))  # type: ignore[arg-type]
 
     @property
     def counts(self) -> Counts:
@@ -109,7 +117,13 @@ def _events(engine: FakeEngine, request: Request) -> list[Event]:
         events += [Partial(index, number, grey) for number in range(request.partial_images)]
         metadata = {"prompt": request.prompt, "seed": str(request.seed + index)}
         tokens = np.zeros(engine.config.generation.tokens, np.int32)
-        events.append(Drawn(index, GeneratedImage(grey, tokens, request.seed + index, request.prompt, metadata), 5))
+        events.append(
+            Drawn(
+                index,
+                GeneratedImage(grey, tokens, request.seed + index, request.prompt, metadata, steps=len(tokens)),
+                5,
+            )
+        )
     return events
 
 

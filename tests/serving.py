@@ -20,7 +20,7 @@ from fake_engine import FakeEngine
 from programs import ROOT
 
 from mlx_janus.server.app import create_app
-from mlx_janus.server.connections import configured
+from mlx_janus.server.connections import uvicorn_config
 from mlx_janus.server.settings import Settings
 
 CHAT, DRAW = "/v1/chat/completions", "/v1/images/generations"
@@ -32,7 +32,7 @@ def served(engine: Any, **settings: Any) -> Iterator[str]:
     """The application over an engine, in a thread; gives its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     limits = Settings(**settings)
-    config = configured(create_app(engine, limits), limits)
+    config = uvicorn_config(create_app(engine, limits), limits)
     config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -19,7 +19,7 @@ from programs import ROOT, Outcome, call, error_line
 import mlx_janus
 from mlx_janus import errors
 from mlx_janus.commands import convert, generate
-from mlx_janus.processing.images import save_png
+from mlx_janus.processing.png import save_png
 
 PROMPT = "a lighthouse in a storm, “Ärger”"
 PICTURE = FIXTURES / "picture.png"

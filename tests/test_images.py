@@ -28,7 +28,8 @@ from safetensors.numpy import load_file
 from mlx_janus.config import ImageConfig
 from mlx_janus.errors import ImageError, OutputError
 from mlx_janus.processing import images
-from mlx_janus.processing.images import free_paths, open_image, preprocess, resize_and_pad, save_png, to_image
+from mlx_janus.processing.images import open_image, preprocess, resize_and_pad, to_image
+from mlx_janus.processing.png import free_paths, save_png
 
 GOLDEN = Path(__file__).parent / "fixtures" / "deepseek-pro-bin.golden.safetensors"
 RED, WHITE, BLUE = (255, 0, 0), (255, 255, 255), (0, 0, 255)
@@ -646,7 +647,7 @@ def test_threads_never_lose_a_picture(tmp_path):
 SAVER = """
 import sys
 from PIL import Image
-from mlx_janus.processing.images import save_png
+from mlx_janus.processing.png import save_png
 for i in range(10):
     print(save_png(Image.new("L", (1, 1), int(sys.argv[1]) * 10 + i), sys.argv[2], {}))
 """
@@ -724,7 +725,7 @@ LIMITED = """
 import resource, sys
 from PIL import Image
 from mlx_janus.errors import OutputError
-from mlx_janus.processing.images import save_png
+from mlx_janus.processing.png import save_png
 resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
 try:
     save_png(Image.new("L", (99, 99)), sys.argv[1], {})

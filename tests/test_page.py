@@ -25,7 +25,7 @@ from serving import served, started, wait_until
 
 from mlx_janus.engine.messages import AnswerRequest, DrawingRequest, Request
 from mlx_janus.errors import PromptError
-from mlx_janus.processing.images import read_text_chunks
+from mlx_janus.processing.png import read_text_chunks
 
 expect.set_options(timeout=20_000)
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="the page's tests need Chromium or Chrome")

@@ -17,7 +17,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from mlx_janus.config import SYSTEM_PROMPT, PromptConfig
 from mlx_janus.errors import ConfigError, OptionError, PromptError
-from mlx_janus.processing.prompts import Prompts, SpecialIds, Turn, prepare_tokenizer
+from mlx_janus.processing.prompts import Prompts, Turn
+from mlx_janus.processing.tokenizer import SpecialIds, prepare_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PRO, JANUS, TRANSFORMERS = "deepseek-pro-bin", "deepseek-janus-safetensors", "transformers"

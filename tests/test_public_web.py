@@ -242,7 +242,7 @@ def test_the_certificate_must_be_for_the_name(internet: Internet) -> None:
 @needs_openssl
 @pytest.mark.parametrize("page", ["large", "endless"])
 def test_the_length_is_limited_whether_it_is_said_or_not(internet: Internet, page: str) -> None:
-    assert f"{page} is larger than 0.05 MB" in refusal(f"https://{SITE}/{page}", most_bytes=50_000)
+    assert f"{page} is larger than 0.05 MB" in refusal(f"https://{SITE}/{page}", max_bytes=50_000)
 
 
 @needs_openssl

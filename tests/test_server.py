@@ -28,7 +28,7 @@ from serving import ServerProcess, started, wait_until
 
 from mlx_janus.commands import serve
 from mlx_janus.decode.text import TextOptions
-from mlx_janus.processing.images import png_bytes, read_text_chunks
+from mlx_janus.processing.png import png_bytes, read_text_chunks
 from mlx_janus.processing.prompts import Turn
 from mlx_janus.server.settings import Settings
 from mlx_janus.worlds import shapes

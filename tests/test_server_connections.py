@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import http.client
+import inspect
 import json
 import re
 import threading
@@ -14,14 +15,18 @@ from typing import Any
 from unittest import mock
 from urllib.parse import urlsplit
 
+import h11
 import httpx
 import pytest
+import uvicorn
 from fake_engine import FakeEngine
 from PIL import Image
 from serving import CHAT, DRAW, HELLO, connect, post, read_all, refusal, served, still_works, to, wait_until
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
-from mlx_janus.server.connections import configured, say_when_full
-from mlx_janus.server.pictures import PictureReader
+from mlx_janus.server.connections import uvicorn_config, warn_of_failed_accepts
+from mlx_janus.server.images import ImageReader
 from mlx_janus.server.settings import Settings
 
 
@@ -48,7 +53,7 @@ def test_pictures_of_a_client_that_leaves_are_not_read(
 
     decoded: list[int] = []
     going_on = threading.Event()
-    monkeypatch.setattr(PictureReader, "_decode", decode)
+    monkeypatch.setattr(ImageReader, "_decode", decode)
     before = gone(client)
     parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}] * 4
     message = {"role": "user", "content": [*parts, {"type": "text", "text": "what?"}]}
@@ -160,7 +165,7 @@ def test_a_system_that_gives_no_more_connections_is_told_of_once(caplog: pytest.
         loop.call_exception_handler({"message": "no accept", "exception": error, "socket": None})
 
     loop = asyncio.new_event_loop()
-    say_when_full(loop)
+    warn_of_failed_accepts(loop)
     for _ in range(9):
         fail(OSError(errno.EMFILE, "Too many open files"))
     assert caplog.messages == ["no connection can be taken for now: Too many open files"]
@@ -177,9 +182,64 @@ def test_connections_keep_to_what_the_system_allows() -> None:
         mock.patch.object(resource, "setrlimit", side_effect=OSError),
         mock.patch.object(resource, "getrlimit", return_value=(1000, 4096)),
     ):
-        assert configured(mock.Mock(), Settings(most_connections=5000)).http.most_connections == 1000 - 256
-        assert configured(mock.Mock(), Settings(most_connections=700)).http.most_connections == 700
+        assert uvicorn_config(mock.Mock(), Settings(most_connections=5000)).http.max_connections == 1000 - 256
+        assert uvicorn_config(mock.Mock(), Settings(most_connections=700)).http.max_connections == 700
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+def test_uvicorn_has_the_private_parts_that_the_limits_need() -> None:
+    methods = {
+        H11Protocol: {
+            "connection_made": ["transport"],
+            "data_received": ["data"],
+            "on_response_complete": [],
+            "pause_writing": [],
+            "resume_writing": [],
+            "connection_lost": ["exc"],
+            "send_400_response": ["msg"],
+        },
+        uvicorn.Server: {"startup": ["sockets"], "shutdown": ["sockets"], "capture_signals": []},
+    }
+    for owner, signatures in methods.items():
+        for name, parameters in signatures.items():
+            assert list(inspect.signature(getattr(owner, name)).parameters) == ["self", *parameters], name
+
+    class Protocol(H11Protocol):
+        def on_response_complete(self) -> None:
+            completed.append(self)
+            super().on_response_complete()
+
+    completed: list[H11Protocol] = []
+
+    async def run() -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body"})
+
+        config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None, server_header=False)
+        assert uvicorn.Server(config).should_exit is False
+        state = ServerState()
+        protocol = Protocol(config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop())
+        transport = mock.Mock(spec=asyncio.Transport)
+        transport.is_closing.return_value = False
+        protocol.connection_made(transport)
+        assert protocol.connections == state.connections == {protocol}
+        assert protocol.loop is asyncio.get_running_loop()
+        assert protocol.transport is transport
+        assert isinstance(protocol.conn, h11.Connection)
+        assert protocol.flow.write_paused is False
+        protocol.pause_writing()
+        assert protocol.flow.write_paused is True
+        protocol.resume_writing()
+        assert protocol.cycle is None
+        protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert protocol.cycle.response_complete is False
+        await asyncio.gather(*state.tasks)
+        assert protocol.cycle.response_complete is True
+        assert completed == [protocol]
+        protocol.connection_lost(None)
+
+    asyncio.run(run())
 
 
 def test_half_a_body_and_a_client_that_is_gone(client: httpx.Client, engine: FakeEngine) -> None:

@@ -20,7 +20,7 @@ from programs import ROOT
 from serving import started
 
 from mlx_janus.commands import serve
-from mlx_janus.processing.images import read_text_chunks
+from mlx_janus.processing.png import read_text_chunks
 from mlx_janus.server import connections as listening
 from mlx_janus.server.settings import Settings
 
@@ -154,7 +154,7 @@ def test_the_numbers_are_the_servers_own() -> None:
         f"http://{own['host']}:{own['port']}",
         f"is over {own['body_limit'] // 10**6} MB",
         f"took over {own['body_seconds']:g} seconds",
-        f"A picture may have {own['picture_limit'] // 10**6} MB",
+        f"A picture may have {own['image_limit'] // 10**6} MB",
         f"something every {own['heartbeat_seconds']:g} seconds",
         f"gives what is under way {listening.GRACE:g} seconds",
     ):

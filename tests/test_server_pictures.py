@@ -102,12 +102,12 @@ def test_addresses_of_this_network_are_not_fetched(engine: FakeEngine, url: str)
 def test_an_address_is_fetched_where_that_is_allowed(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[tuple[str, int]]()
 
-    def fetch(url: str, *, most_bytes: int) -> bytes:
-        asked.append((url, most_bytes))
+    def fetch(url: str, *, max_bytes: int) -> bytes:
+        asked.append((url, max_bytes))
         return base64.b64decode(png(8, 8).partition(",")[2])
 
     monkeypatch.setattr(web, "fetch_public", fetch)
-    with served(engine, allow_url_images=True, picture_limit=1234) as address, to(address) as client:
+    with served(engine, allow_url_images=True, image_limit=1234) as address, to(address) as client:
         assert client.post(CHAT, json=ask("https://example.org/a.png")).status_code == 200
     assert asked == [("https://example.org/a.png", 1234)]
 

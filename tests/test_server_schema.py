@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -41,6 +42,15 @@ def described() -> Iterator[Any]:
 def test_every_operation_is_described(described: Any) -> None:
     found = [operation.ok() for operation in described.get_all_operations()]
     assert {operation.path: operation.method for operation in found} == OPERATIONS
+
+
+def test_descriptions_are_sentences(described: Any) -> None:
+    operations = [described.raw_schema["paths"][path][method] for path, method in OPERATIONS.items()]
+    schemas = described.raw_schema["components"]["schemas"]
+    fields = [field for schema in schemas.values() for field in schema["properties"].values()]
+    required = [part["description"] for part in (*operations, *schemas.values())]
+    for text in required + [field["description"] for field in fields if "description" in field]:
+        assert re.fullmatch(r"[A-Z`].*\.", text), text
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)

@@ -288,7 +288,7 @@ def _answer(options: dict[str, Any]) -> None:
 
 
 def _draw(options: dict[str, Any]) -> None:
-    from ..processing.images import free_paths
+    from ..processing.png import free_paths
 
     n, output = options["n"] or 1, options["output"] or Path("janus.png")
     paths = iter(free_paths(output, n))
@@ -307,7 +307,7 @@ def _draw(options: dict[str, Any]) -> None:
 
 def _with_previews(steps: Iterable[ImageStep], folder: Path, every: int, n: int) -> Iterator[ImageStep]:
     """The steps; at each ``every``-th, the pictures that are begun are saved."""
-    from ..processing.images import save_png
+    from ..processing.png import save_png
 
     finished = 0
     for step in steps:

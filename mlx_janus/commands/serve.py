@@ -188,7 +188,8 @@ async def _serve(load: Callable[[], JanusPipeline], settings: Settings, listener
     """Serve until a signal comes, and return its number."""
     from ..engine.engine import Engine
     from ..server.app import create_app
-    from ..server.connections import GRACE, StoppableServer, StopSignals, configured
+    from ..server.connections import GRACE, StoppableServer, StopSignals
+    from ..server.connections import uvicorn_config as configured
 
     engine = Engine(load, waiting=queue)
     with StopSignals() as signals:

@@ -18,7 +18,8 @@ from PIL import Image
 
 from ..errors import ConversationError, ImageError, OutputError, PromptError
 from ..files import write_atomically
-from ..processing.images import ImageSource, as_images, open_image, save_png
+from ..processing.images import ImageSource, as_images, open_image
+from ..processing.png import save_png
 from ..processing.prompts import Turn
 from ..sections import Fault, JsonError, read_json
 from .image_generation import generate_steps, image_jobs

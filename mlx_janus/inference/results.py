@@ -15,7 +15,7 @@ from PIL import Image
 from ..config import BITS, DTYPES, RECIPES
 from ..errors import ImageError, OptionError
 from ..limits import MAX_UPSCALE
-from ..processing.images import read_text_chunks, save_png
+from ..processing.png import read_text_chunks, save_png
 
 
 @dataclass(frozen=True)

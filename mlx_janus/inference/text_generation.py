@@ -14,7 +14,7 @@ from ..decode.prefill import prefill
 from ..decode.sampling import pick_seed
 from ..decode.text import PREFILL_STEP, StopStrings, TextOptions, answer_tokens
 from ..models.backbone import Cache
-from ..processing.prompts import Detokenizer
+from ..processing.tokenizer import Detokenizer
 from .loaded import LoadedModel, Stopwatch
 from .model_thread import ThreadStream
 from .results import TextChunk, TextResult

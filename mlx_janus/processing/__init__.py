@@ -1,1 +1,1 @@
-"""Words and pictures on their way in and out: prompts, tokenizer, images, the web."""
+"""Text and images in and out of a model: prompts, tokenizer, image files, PNG files, the web."""

@@ -1,7 +1,7 @@
-"""Pictures from the web, over https, within limits of size and time.
+"""Images from the web: over https, within limits of size and time.
 
-``fetch`` takes addresses from the person at the keyboard, ``fetch_public`` from strangers, who shall reach nothing
-through it that only this machine can.
+``fetch`` takes addresses from the person at the keyboard. ``fetch_public`` takes them from
+strangers, who must not reach anything through it that only this machine can reach.
 """
 
 from __future__ import annotations
@@ -23,70 +23,85 @@ from urllib.parse import quote, urljoin, urlsplit
 from ..errors import ImageError
 from ..version import __version__
 
-MAX_BYTES = 50_000_000
-MAX_SECONDS = 30.0
-_MAX_REDIRECTS = 5
-_BLOCK = 1 << 16
+MAX_BYTES = 50_000_000  # bytes of a download by ``fetch``
+MAX_SECONDS = 30.0  # seconds for a download by ``fetch``
+_MAX_REDIRECTS = 5  # redirects that ``fetch`` follows
+_BLOCK = 1 << 16  # bytes read at once
 _HEADERS = {"User-Agent": f"mlx_janus/{__version__}", "Accept": "image/*"}
 
-_PUBLIC_REDIRECTS = 3
-_MOST_ADDRESSES = 8  # that are tried one after the other
-_LONGEST_URL = 4096
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # how networks without IPv4 name the hosts that have nothing else
+_MAX_PUBLIC_REDIRECTS = 3  # redirects that ``fetch_public`` follows
+_MAX_ADDRESSES = 8  # addresses of one host that are tried in turn
+_MAX_URL = 4096  # characters of an address
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4-only hosts, as networks without IPv4 address them
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-_NEVER = tuple(  # is_global lets them pass in one release of Python or another: relays, tunnels, documentation
+# Relays, tunnels and documentation. Depending on Python's version, is_global accepts some of them.
+_NEVER_PUBLIC = tuple(
     map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"))
 )
 
 
 @dataclass(frozen=True)
-class _Bounds:
-    """How much a download may give and how long it may take, and what its errors advise."""
+class _Limits:
+    """Limits of a download, and the advice in its errors.
 
-    most_bytes: int
+    Args:
+        max_bytes: of the content.
+        seconds: for the whole download.
+        advice: after a timeout.
+        certificate_advice: after a certificate that is not trusted.
+    """
+
+    max_bytes: int
     seconds: float
-    instead: str
-    trust: str
+    advice: str
+    certificate_advice: str
 
 
 def fetch(url: str) -> bytes:
-    """The content of an https address: at most 50 MB, in at most 30 seconds, redirects to https included.
+    """Download an https address: at most 50 MB in at most 30 seconds, redirects to https included.
 
     Raises:
-        ImageError: why not, in one line.
+        ImageError: the reason, in one line.
     """
-    trust = "SSL_CERT_FILE names a file of the certificates that are"
-    bounds = _Bounds(MAX_BYTES, MAX_SECONDS, "download the picture and give its file", trust)
+    limits = _Limits(
+        MAX_BYTES,
+        MAX_SECONDS,
+        advice="download the picture and give its file",
+        certificate_advice="SSL_CERT_FILE names a file of the certificates that are",
+    )
 
-    def work(deadline: float) -> bytes:
-        with _opener().open(urllib.request.Request(url, headers=_HEADERS), timeout=bounds.seconds) as response:
-            return _content(response, url, deadline, bounds)
+    def download(deadline: float) -> bytes:
+        request = urllib.request.Request(url, headers=_HEADERS)
+        with _opener().open(request, timeout=limits.seconds) as response:
+            return _content(response, url, deadline, limits)
 
-    return _in_time(work, url, bounds)
+    return _run_in_time(download, url, limits)
 
 
-def fetch_public(url: str, *, most_bytes: int = 20_000_000, seconds: float = 10.0) -> bytes:
-    """The content of an https address that a stranger names, from a host of the public internet alone.
+def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0) -> bytes:
+    """Download an https address that a stranger names, from hosts of the public internet only.
 
-    Port 443, no user name, no proxy, at most three redirects, each checked alike. A name is looked up once, must have
-    public addresses only, and one of these very addresses is connected to. What cannot be told apart from outside is a
-    host with a public address that a firewall keeps for this network.
+    Uses port 443, no user name, no proxy, and at most three redirects, each checked in the same
+    way. A host's name is looked up once. All its addresses must be public, and the connection goes
+    to one of those very addresses. One case is out of reach of these checks: a host with a public
+    address that a firewall reserves for this network.
 
     Args:
         url: from anybody.
-        most_bytes: of the content.
-        seconds: for all of it.
+        max_bytes: of the content.
+        seconds: for the whole download.
 
     Raises:
-        ImageError: why not, in one line, and the same line for every host that is not public, there or not.
+        ImageError: the reason, in one line. The line is the same for every host that is not public,
+            whether it exists or not.
     """
-    instead = "send the picture itself"
-    bounds = _Bounds(most_bytes, seconds, instead, instead)
+    advice = "send the picture itself"
+    limits = _Limits(max_bytes, seconds, advice, advice)
     opened: list[_PublicConnection] = []
 
-    def work(deadline: float) -> bytes:
+    def download(deadline: float) -> bytes:
         here = url
-        for _ in range(1 + _PUBLIC_REDIRECTS):
+        for _ in range(1 + _MAX_PUBLIC_REDIRECTS):
             host, target = _host_and_target(here)
             connection = _PublicConnection(host, _public_addresses(here, host), deadline)
             opened.append(connection)
@@ -94,57 +109,62 @@ def fetch_public(url: str, *, most_bytes: int = 20_000_000, seconds: float = 10.
                 connection.request("GET", target, headers=_HEADERS)
                 with connection.getresponse() as response:
                     if response.status == 200:
-                        return _content(response, _shown(here), deadline, bounds)
+                        return _content(response, _shown(here), deadline, limits)
                     location = response.headers.get("Location")
                     if response.status not in (301, 302, 303, 307, 308) or location is None:
                         raise ImageError(f"{_shown(here)} is not given: HTTP {response.status}")
                     here = urljoin(here, location)
-        raise ImageError(f"{_shown(url)} leads on more than {_PUBLIC_REDIRECTS} times: {instead}")
+        raise ImageError(f"{_shown(url)} leads on more than {_MAX_PUBLIC_REDIRECTS} times: {advice}")
 
     try:
-        return _in_time(work, _shown(url), bounds)
+        return _run_in_time(download, _shown(url), limits)
     finally:
         for connection in opened:
             connection.cut()
 
 
-def _in_time(work: Callable[[float], bytes], url: str, bounds: _Bounds) -> bytes:
-    """What ``work`` gives, which is told the moment when its time is over."""
+def _run_in_time(download: Callable[[float], bytes], url: str, limits: _Limits) -> bytes:
+    """Return the result of ``download``, which is given the moment at which its time is over.
+
+    Raises:
+        ImageError: the download fails or takes too long.
+    """
     outcome: list[bytes | Exception] = []
 
     def run() -> None:
         try:
-            outcome.append(work(time.monotonic() + bounds.seconds))
-        except Exception as error:  # raised again below, where somebody sees it
+            outcome.append(download(time.monotonic() + limits.seconds))
+        except Exception as error:  # raised below, in the caller's thread
             outcome.append(error)
 
-    # In a thread, since the looking up of a name and the headers of a slow server know no limit in all.
+    # A thread, since neither a look-up of a name nor a slow server's headers have a time limit of
+    # their own.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(bounds.seconds)
+    thread.join(limits.seconds)
     result = outcome[0] if outcome else TimeoutError()
     if isinstance(result, bytes):
         return result
-    raise _explained(result, url, bounds) from None
+    raise _to_image_error(result, url, limits) from None
 
 
-def _content(response: HTTPResponse, url: str, deadline: float, bounds: _Bounds) -> bytes:
-    if (response.length or 0) > bounds.most_bytes:  # what the server promises
-        raise _too_large(url, bounds)
+def _content(response: HTTPResponse, url: str, deadline: float, limits: _Limits) -> bytes:
+    if (response.length or 0) > limits.max_bytes:  # the length that the server announces
+        raise _too_large(url, limits)
     data = bytearray()
     while block := response.read1(_BLOCK):
         data += block
-        if len(data) > bounds.most_bytes:
-            raise _too_large(url, bounds)
+        if len(data) > limits.max_bytes:
+            raise _too_large(url, limits)
         if time.monotonic() > deadline:
             raise TimeoutError
-    if response.length:  # what it promised beyond what came
+    if response.length:  # bytes that were announced and did not come
         raise ImageError(f"{url} broke off after {len(data)} bytes: try again")
     return bytes(data)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """A few, and none that leaves https."""
+    """A handler that follows a few redirects, and only to https."""
 
     max_redirections = _MAX_REDIRECTS
 
@@ -156,7 +176,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Knows https and nothing else: no http, ftp or file."""
+    """Return an opener that knows https only: no http, ftp or file."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -171,12 +191,19 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 class _PublicConnection(HTTPSConnection):
-    """To one of the addresses that were checked, never to what another look-up of the name would give."""
+    """A connection to one of the checked addresses; the name is not looked up a second time.
+
+    Args:
+        host: for the Host header and the certificate.
+        addresses: tried in turn.
+        deadline: of all attempts, by ``time.monotonic``.
+    """
 
     def __init__(self, host: str, addresses: Sequence[tuple[socket.AddressFamily, str]], deadline: float):
         self.tls = ssl.create_default_context()
         super().__init__(host, 443, context=self.tls)
-        self.addresses, self.deadline = addresses, deadline
+        self.addresses = addresses
+        self.deadline = deadline
         self.wire: socket.socket | None = None
 
     def connect(self) -> None:
@@ -186,42 +213,44 @@ class _PublicConnection(HTTPSConnection):
                 self.wire.settimeout(self._remaining() / left)
                 self.wire.connect((address, self.port))
                 self.wire.settimeout(self._remaining())
-                # The handshake comes when the socket is known here, so that it can be cut, too.
-                self.sock = self.wire = self.tls.wrap_socket(
-                    self.wire, server_hostname=self.host, do_handshake_on_connect=False
-                )
-                self.sock.do_handshake()
+                # The handshake comes after the assignments, so that ``cut`` can end it.
+                encrypted = self.tls.wrap_socket(self.wire, server_hostname=self.host, do_handshake_on_connect=False)
+                self.sock = encrypted
+                self.wire = encrypted
+                encrypted.do_handshake()
                 return
-            except (OSError, ValueError):  # ValueError: a name that no certificate can be for
+            except (OSError, ValueError):  # ValueError: a name that no certificate can have
                 self.wire.close()
                 if left == 1:
                     raise
 
     def cut(self) -> None:
-        """End what another thread still reads."""
+        """End the connection, also while another thread reads from it."""
         if self.wire is not None:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(self.wire, socket.SHUT_RDWR)  # TLS would say goodbye, and wait
+                socket.socket.shutdown(self.wire, socket.SHUT_RDWR)  # TLS's own shutdown would wait for the server
 
     def _remaining(self) -> float:
         return max(self.deadline - time.monotonic(), 0.001)
 
 
 def _host_and_target(url: str) -> tuple[str, str]:
-    """The host to ask, in ASCII, and what to ask it for.
+    """Split an https address into the host, in ASCII, and the target of the request.
 
     Raises:
-        ImageError: it is no plain https address.
+        ImageError: it is not a plain https address.
     """
-    if len(url) > _LONGEST_URL:  # first, since names take long to be put in ASCII
-        raise ImageError(f"{_shown(url)} is not fetched: an address may have {_LONGEST_URL} characters at most")
+    if len(url) > _MAX_URL:  # first, since converting a long name to ASCII takes long
+        raise ImageError(f"{_shown(url)} is not fetched: an address may have {_MAX_URL} characters at most")
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna").decode("ascii")
         plain = parts.scheme == "https" and parts.port in (None, 443) and "@" not in parts.netloc
     except ValueError:
-        host, plain = "", False
-    # urlsplit drops line ends and tabs: what is checked shall be what was sent. "%": the zone of a link-local address.
+        host = ""
+        plain = False
+    # isprintable: urlsplit drops line ends and tabs, and the checked address must be the one that
+    # was sent. "%": the zone of a link-local address.
     if not plain or not host or "%" in host or not url.isprintable():
         raise ImageError(f"{_shown(url)} is not fetched: only https addresses are, on port 443, without a user name")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -233,34 +262,38 @@ def _public_addresses(url: str, host: str) -> list[tuple[socket.AddressFamily, s
         found = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         found = []
-    addresses: list[tuple[socket.AddressFamily, str]] = [(one[0], str(one[4][0])) for one in found]
+    addresses: list[tuple[socket.AddressFamily, str]] = [
+        (family, str(address[0])) for family, _, _, _, address in found
+    ]
     if not addresses or not all(is_public(address) for _, address in addresses):
         raise ImageError(f"{_shown(url)} is not a public address: send the picture itself")
-    return addresses[:_MOST_ADDRESSES]
+    return addresses[:_MAX_ADDRESSES]
 
 
 def is_public(address: str) -> bool:
-    """Whether a numeric address, IPv4 or IPv6, is that of one host that anybody on the internet may reach."""
+    """Return whether an IPv4 or IPv6 address is that of one host on the public internet."""
     ip = ipaddress.ip_address(address)
     if ip in _NAT64:
         ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    if ip.version == 6 and ip not in _UNICAST:  # with it all forms that hold an IPv4 address but 6to4 and Teredo
+    # This also excludes the IPv6 forms that contain an IPv4 address, except 6to4 and Teredo (in
+    # _NEVER_PUBLIC).
+    if ip.version == 6 and ip not in _UNICAST:
         return False
-    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NEVER)
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NEVER_PUBLIC)
 
 
 def _shown(text: str) -> str:
-    """What anybody may have written, as part of one line."""
+    """Return a stranger's text as a part of one line, at most about 200 characters."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:200])
     return line if len(text) <= 200 else f"{line}..."
 
 
-def _too_large(url: str, bounds: _Bounds) -> ImageError:
-    return ImageError(f"{url} is larger than {bounds.most_bytes / 1e6:g} MB: download it and make it smaller")
+def _too_large(url: str, limits: _Limits) -> ImageError:
+    return ImageError(f"{url} is larger than {limits.max_bytes / 1e6:g} MB: download it and make it smaller")
 
 
-def _explained(error: Exception, url: str, bounds: _Bounds) -> Exception:
-    """One line for what the network does; anything else is a bug and stays what it is."""
+def _to_image_error(error: Exception, url: str, limits: _Limits) -> Exception:
+    """Describe a network failure in one line; any other exception is a bug and stays unchanged."""
     if isinstance(error, ImageError):
         return error
     if isinstance(error, HTTPError):
@@ -268,10 +301,10 @@ def _explained(error: Exception, url: str, bounds: _Bounds) -> Exception:
         return ImageError(f"{url} is not given: HTTP {error.code} {_shown(str(error.reason))}")
     reason = error.reason if isinstance(error, URLError) else error
     if isinstance(reason, TimeoutError):
-        return ImageError(f"{url} took longer than {bounds.seconds:g} seconds: {bounds.instead}")
+        return ImageError(f"{url} took longer than {limits.seconds:g} seconds: {limits.advice}")
     if isinstance(reason, ssl.SSLCertVerificationError):
         why = reason.verify_message.rstrip(".")
-        return ImageError(f"{url} is not trusted ({why}): {bounds.trust}")
-    if isinstance(error, OSError | HTTPException | ValueError):  # ValueError: an address that is none
+        return ImageError(f"{url} is not trusted ({why}): {limits.certificate_advice}")
+    if isinstance(error, OSError | HTTPException | ValueError):  # ValueError: not an address at all
         return ImageError(f"{url} cannot be fetched ({_shown(str(reason))}): check the address and the connection")
     return error

@@ -1,1 +1,1 @@
-"""HTTP over one model: OpenAI's routes for answers and pictures, and a page to play in."""
+"""HTTP in front of the engine: OpenAI's routes for answers and images, and a web page."""

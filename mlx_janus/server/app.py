@@ -1,4 +1,4 @@
-"""The routes: OpenAI's for answers and pictures, what says how the server is, and the page."""
+"""The application: OpenAI's routes, the routes about the server, and the page."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ..version import __version__
-from .chat_completions import answer
-from .errors import Problem, answer_invalid, answer_refusal
-from .image_generations import draw
+from .chat_completions import complete_chat
+from .errors import APIError, handle_http_exception, handle_validation_error
+from .image_generations import generate_images
 from .metrics import Metrics
-from .middleware import OPEN_PATHS, layers
+from .middleware.api_key import PUBLIC_PATHS
+from .middleware.stack import middleware_stack
 from .schema import (
     ChatCompletion,
     ChatRequest,
@@ -41,121 +42,120 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
-_PLACEHOLDER = "<!doctype html><title>mlx_janus</title><p>The page is not there yet.</p>"
+_NO_PAGE = "<!doctype html><title>mlx_janus</title><p>The page is not there yet.</p>"
+_CHUNKS = "Server-sent events: chat.completion.chunk objects, then `[DONE]`."
+_IMAGE_EVENTS = "Server-sent events: image_generation.partial_image and image_generation.completed."
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorReply, "description": "It is refused."},
-    "5XX": {"model": ErrorReply, "description": "It failed."},
+    "4XX": {"model": ErrorReply, "description": "The request is refused."},
+    "5XX": {"model": ErrorReply, "description": "The server cannot complete the request."},
 }
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application.
+    """Return the application.
 
     Args:
-        engine: answers and draws; it is started, and closed, by the caller.
-        settings: whom it answers, and how much it takes.
+        engine: answers and draws; the caller starts and closes it.
+        settings: access and limits.
     """
     service = Service(engine, settings, Metrics(engine))
     app = FastAPI(
         title="mlx_janus",
         version=__version__,
-        description="Answers about pictures, and pictures, by one model, as OpenAI's API has it.",
-        docs_url=None,  # they load scripts of other hosts
+        description="OpenAI's API for one Janus model: answers about images, and image generation.",
+        docs_url=None,  # the documentation pages load scripts of other hosts
         redoc_url=None,
         redirect_slashes=False,
-        middleware=layers(settings, service.metrics),
-        exception_handlers={HTTPException: answer_refusal, RequestValidationError: answer_invalid},
+        middleware=middleware_stack(settings, service.metrics),
+        exception_handlers={
+            HTTPException: handle_http_exception,
+            RequestValidationError: handle_validation_error,
+        },
     )
-    app.include_router(_making(service))
-    app.include_router(_telling(service))
+    app.include_router(_generation_routes(service))
+    app.include_router(_server_routes(service))
     if settings.api_key is not None:
         _describe_key(app)
     return app
 
 
 class _StrictRequest(Request):
-    """JSON without NaN, half characters, or depths that no message has."""
+    """A request whose JSON may have no NaN, no lone surrogates, and no excessive depth."""
 
     async def json(self) -> Any:
         try:
             return from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:
-            raise Problem(400, f"the body is no JSON: {error}") from None
+            raise APIError(400, f"the body is no JSON: {error}") from None
 
 
 class _JSONRoute(APIRoute):
-    """A route that takes JSON and nothing else, which no form of a web page can send."""
+    """A route that takes only JSON, which no form of a web page can send."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def strictly(request: Request) -> Response:
-            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != "application/json":
-                raise Problem(415, "the body must be JSON: send 'Content-Type: application/json'")
+        async def handle_json(request: Request) -> Response:
+            content_type = request.headers.get("content-type", "")
+            media_type = content_type.partition(";")[0].strip().lower()
+            if media_type != "application/json":
+                raise APIError(415, "the body must be JSON: send 'Content-Type: application/json'")
             return await handle(_StrictRequest(request.scope, request.receive))
 
-        return strictly
+        return handle_json
 
 
-def _streaming(description: str) -> dict[int | str, dict[str, Any]]:
-    """What a route replies that streams if it is asked to."""
+def _streamed_or_errors(description: str) -> dict[int | str, dict[str, Any]]:
+    """Describe the replies of a route that can stream, besides the plain one."""
     events = {"schema": {"type": "string", "description": description}}
     return {200: {"content": {"text/event-stream": events}}, **_ERRORS}
 
 
-def _making(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1", route_class=_JSONRoute, tags=["making"])
-    chunks = "Server-sent events: chat.completion.chunk objects, then `[DONE]`."
-    pictures = "Server-sent events: image_generation.partial_image and image_generation.completed."
+def _generation_routes(service: Service) -> APIRouter:
+    """Return the routes that use the model."""
+    router = APIRouter(prefix="/v1", route_class=_JSONRoute, tags=["generation"])
 
-    @router.post("/chat/completions", response_model=ChatCompletion, responses=_streaming(chunks))
+    @router.post("/chat/completions", response_model=ChatCompletion, responses=_streamed_or_errors(_CHUNKS))
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
-        """Answers to the last message of a conversation; with `stream`, in pieces as they come."""
-        return await answer(body, request, service)
+        """Answer the last message of a conversation. `stream` sends the answer piece by piece."""
+        return await complete_chat(body, request, service)
 
-    @router.post("/images/generations", response_model=ImagesReply, responses=_streaming(pictures))
+    @router.post("/images/generations", response_model=ImagesReply, responses=_streamed_or_errors(_IMAGE_EVENTS))
     async def create_image(body: ImageRequest, request: Request) -> Response:
-        """Pictures of a prompt; with `stream` each when it is there, and `partial_images` times before."""
-        return await draw(body, request, service)
+        """Generate images from a prompt. `stream` sends each image once it is finished."""
+        return await generate_images(body, request, service)
 
     return router
 
 
-def _telling(service: Service) -> APIRouter:
-    router = APIRouter(responses=_ERRORS, tags=["telling"])
-    engine, (page, page_headers) = service.engine, _page()
+def _server_routes(service: Service) -> APIRouter:
+    """Return the routes about the server, and the page."""
+    router = APIRouter(responses=_ERRORS, tags=["server"])
+    engine = service.engine
+    page, page_headers = _page()
 
-    def served() -> ServedModel:
+    def served_model() -> ServedModel:
         return ServedModel(id=engine.name, created=service.since)
 
-    def get(path: str, **facts: Any) -> Callable[[_Handler], _Handler]:
-        """A route for GET, and for HEAD, which need not be described."""
-
-        def add(handle: _Handler) -> _Handler:
-            router.head(path, **facts | {"include_in_schema": False})(handle)
-            return router.get(path, **facts)(handle)
-
-        return add
-
-    @get("/v1/models/", include_in_schema=False)
-    @get("/v1/models")
+    @_get(router, "/v1/models/", include_in_schema=False)
+    @_get(router, "/v1/models")
     async def list_models() -> ModelList:
-        """The models that are served: one."""
-        return ModelList(data=[served()])
+        """List the models. A server has exactly one."""
+        return ModelList(data=[served_model()])
 
-    @get("/v1/models/{name:path}")
+    @_get(router, "/v1/models/{name:path}")
     async def retrieve_model(name: str) -> ServedModel:
-        """One model."""
+        """Describe the model of this name."""
         if name not in (engine.name, DEFAULT_MODEL):
             message = f"there is no model {name!r} here: it is {engine.name!r}"
-            raise Problem(404, message, param="model", code="model_not_found")
-        return served()
+            raise APIError(404, message, param="model", code="model_not_found")
+        return served_model()
 
-    @get("/health", responses={503: {"model": Health, "description": "It takes none."}})
+    @_get(router, "/health", responses={503: {"model": Health, "description": "The server is stopping."}})
     async def health(response: Response) -> Health:
-        """Whether the server takes requests, else 503, and what it does."""
-        counts, stopping = engine.counts, engine.stopping
+        """Report the load, and whether requests are accepted: 503 if the server is stopping."""
+        counts = engine.counts
+        stopping = engine.stopping
         if stopping:
             response.status_code = 503
         return Health(
@@ -166,23 +166,33 @@ def _telling(service: Service) -> APIRouter:
             drawing=counts.drawing,
         )
 
-    @get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @_get(router, "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """Numbers for Prometheus."""
+        """Report metrics in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @get("/", response_class=HTMLResponse)
+    @_get(router, "/", response_class=HTMLResponse)
     async def show_page() -> Response:
-        """A page to talk and draw in."""
+        """Return a web page for chatting and for generating images."""
         return HTMLResponse(page, headers=page_headers)
 
     return router
 
 
+def _get(router: APIRouter, path: str, **options: Any) -> Callable[[_Handler], _Handler]:
+    """Add a route for GET, and the same for HEAD, which /openapi.json leaves out."""
+
+    def add(handle: _Handler) -> _Handler:
+        router.head(path, **options | {"include_in_schema": False})(handle)
+        return router.get(path, **options)(handle)
+
+    return add
+
+
 def _page() -> tuple[str, dict[str, str]]:
-    """The page, and the policy that lets its own style and script run and nothing else."""
+    """Return the page and its headers, whose policy allows only the page's own style and script."""
     resource = files(__package__) / "page.html"
-    text = resource.read_text(encoding="utf-8") if resource.is_file() else _PLACEHOLDER
+    text = resource.read_text(encoding="utf-8") if resource.is_file() else _NO_PAGE
 
     def hashes(tag: str) -> str:
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
@@ -197,16 +207,16 @@ def _page() -> tuple[str, dict[str, str]]:
 
 
 def _describe_key(app: FastAPI) -> None:
-    """Have /openapi.json say where the key is asked for; the middleware asks."""
-    plain = app.openapi
+    """Have /openapi.json name the routes that need the key; the middleware checks it."""
+    openapi_without_key = app.openapi
 
-    def with_key() -> dict[str, Any]:
-        description = plain()
+    def openapi() -> dict[str, Any]:
+        description = openapi_without_key()
         scheme = HTTPBearer().model.model_dump(by_alias=True, exclude_none=True, mode="json")
         description.setdefault("components", {})["securitySchemes"] = {"key": scheme}
         for path, item in description["paths"].items():
             for operation in item.values():
-                operation["security"] = [] if path in OPEN_PATHS else [{"key": []}]
+                operation["security"] = [] if path in PUBLIC_PATHS else [{"key": []}]
         return description
 
-    app.openapi = with_key  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``: a conversation in, answers out."""
+"""``/v1/chat/completions``: from a conversation to the model's answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from fastapi.responses import JSONResponse, Response
 from PIL.Image import Image
@@ -18,9 +18,9 @@ from ..engine.messages import Answered, AnswerRequest, Event, Piece
 from ..inference.results import TextResult
 from ..limits import MAX_SEED
 from ..processing.prompts import Turn
-from .errors import Problem
-from .event_streams import EventStream, server_sent, watched, whole
-from .pictures import MAX_PICTURES, PictureReader
+from .errors import APIError
+from .event_streams import EventStream, collect_events, server_sent_event, watch_client
+from .images import MAX_REQUEST_IMAGES, ImageReader
 from .schema import (
     AnswerMessage,
     AssistantMessage,
@@ -31,8 +31,8 @@ from .schema import (
     ChunkChoice,
     Delta,
     FinishReason,
+    ImagePart,
     Message,
-    PicturePart,
     PromptDetails,
     SystemMessage,
     TextPart,
@@ -44,10 +44,12 @@ from .service import Service
 if TYPE_CHECKING:
     from ..engine.tickets import Ticket
 
+_DEFAULT_MAX_TOKENS = 512  # tokens of an answer, if the request gives no number
+
 
 @dataclass(frozen=True)
-class _Head:
-    """What all of a reply's objects say."""
+class _Identity:
+    """The fields that a reply, or all chunks of a stream, have in common."""
 
     id: str
     created: int
@@ -55,81 +57,94 @@ class _Head:
     system_fingerprint: str
 
 
-async def answer(body: ChatRequest, request: HTTPRequest, service: Service) -> Response:
-    """The reply to a conversation: one object, or a stream of pieces.
+async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Service) -> Response:
+    """Answer a conversation, in one object or as a stream.
 
     Raises:
-        Problem: it is refused.
+        APIError: the request is refused or fails.
     """
     service.check_model(body.model)
-    asked = await _to_request(body, service.reader, request)
-    ticket, heard = service.submit(asked, "messages"), service.metrics.listener()
-    head = _Head(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), service.engine.name, service.fingerprint)
+    engine_request = await _to_engine_request(body, service.image_reader, request)
+    ticket = service.submit(engine_request, "messages")
+    record = service.metrics.event_recorder()
+    identity = _Identity(
+        id=f"chatcmpl-{secrets.token_hex(12)}",
+        created=int(time.time()),
+        model=service.engine.name,
+        system_fingerprint=service.fingerprint,
+    )
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        chunks = _chunks(ticket, head, asked.n, with_usage, heard)
+        chunks = _chunks(ticket, identity, engine_request.n, with_usage, record)
         return EventStream(chunks, ticket, service.settings.heartbeat_seconds)
-    events = await whole(ticket, request, heard, "messages")
-    results = {event.index: event.result for event in events if isinstance(event, Answered)}
-    choices = [
-        Choice(index=index, message=AnswerMessage(content=result.text), finish_reason=_reason(result))
-        for index, result in sorted(results.items())
-    ]
-    reply = ChatCompletion(**asdict(head), choices=choices, usage=_usage(list(results.values())))
-    return JSONResponse(reply.model_dump())
+    events = await collect_events(ticket, request, record, "messages")
+    return JSONResponse(_completion(events, identity).model_dump())
 
 
-async def _to_request(body: ChatRequest, reader: PictureReader, request: HTTPRequest) -> AnswerRequest:
+async def _to_engine_request(body: ChatRequest, reader: ImageReader, request: HTTPRequest) -> AnswerRequest:
     if field := body.refused():
-        raise Problem(400, f"{field} is not supported: leave it out", param=field)
-    n, seed = body.n or 1, random_seed() if body.seed is None else body.seed
+        raise APIError(400, f"{field} is not supported: leave it out", param=field)
+    n = body.n or 1
+    options = _options(body, n)
+    system, rest = _split_system(body.messages)
+    turns: list[Turn] = []
+    urls: list[tuple[str, str]] = []
+    for number, message in rest:
+        message_urls = _image_urls(message, f"messages[{number}].content")
+        role: Literal["user", "assistant"] = "user" if isinstance(message, UserMessage) else "assistant"
+        turns.append(Turn(role, _text(message), len(message_urls)))
+        urls += message_urls
+    if not turns or turns[-1].role != "user":
+        raise APIError(400, "the last message must be the user's: add a question", param="messages")
+    if len(urls) > MAX_REQUEST_IMAGES:
+        raise APIError(400, f"{len(urls)} pictures are too many: at most {MAX_REQUEST_IMAGES}", param="messages")
+    images = await _read_images(urls, reader, request)
+    return AnswerRequest(tuple(turns), images, options, system, n)
+
+
+def _options(body: ChatRequest, n: int) -> TextOptions:
+    seed = random_seed() if body.seed is None else body.seed
     if seed + n - 1 > MAX_SEED:
-        raise Problem(400, f"the last answer's seed would be above {MAX_SEED}: take a smaller one", param="seed")
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    options = TextOptions(
-        max_tokens=body.max_completion_tokens or body.max_tokens or 512,
+        raise APIError(400, f"the last answer's seed would be above {MAX_SEED}: take a smaller one", param="seed")
+    return TextOptions(
+        max_tokens=body.max_completion_tokens or body.max_tokens or _DEFAULT_MAX_TOKENS,
         temperature=body.temperature or 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
         seed=seed,
-        stop=stop,
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
     )
-    system, rest = _split_system(body.messages)
-    turns, named = [], []
-    for number, message in rest:
-        urls = _pictures(message, f"messages[{number}].content")
-        turns.append(Turn("user" if isinstance(message, UserMessage) else "assistant", _text(message), len(urls)))
-        named += urls
-    if not turns or turns[-1].role != "user":
-        raise Problem(400, "the last message must be the user's: add a question", param="messages")
-    if len(named) > MAX_PICTURES:
-        raise Problem(400, f"{len(named)} pictures are too many: at most {MAX_PICTURES}", param="messages")
-    return AnswerRequest(tuple(turns), await _read(named, reader, request), options, system, n)
 
 
-async def _read(named: Sequence[tuple[str, str]], reader: PictureReader, request: HTTPRequest) -> tuple[Image, ...]:
-    """Pictures, in order, and no more of them once the client has left.
+async def _read_images(urls: Sequence[tuple[str, str]], reader: ImageReader, request: HTTPRequest) -> tuple[Image, ...]:
+    """Read images in order; stop when the client leaves.
 
-    One that has been begun is finished, since a thread cannot be stopped, and two shall not be decoded at once.
+    An image that has been begun is finished: its thread cannot be stopped, and no two images shall
+    be decoded at once.
+
+    Args:
+        urls: URL of each image, and the field of the body that holds it.
+        reader: reads one image.
+        request: of the client.
     """
-    pictures: list[Image] = []
-    async with watched(request) as check:
-        for url, place in named:
-            pictures.append(await reader.read(url, place))
-            check()
-    return tuple(pictures)
+    images: list[Image] = []
+    async with watch_client(request) as check_client:
+        for url, field in urls:
+            images.append(await reader.read(url, field))
+            check_client()
+    return tuple(images)
 
 
 def _split_system(
     messages: Sequence[Message],
 ) -> tuple[str | None, list[tuple[int, UserMessage | AssistantMessage]]]:
-    """The system prompt, None if there is none, and the other messages with their numbers."""
+    """Return the system prompt, if there is one, and the other messages with their numbers."""
     instructions: list[str] = []
     rest: list[tuple[int, UserMessage | AssistantMessage]] = []
     for number, message in enumerate(messages):
         if not isinstance(message, SystemMessage):
             rest.append((number, message))
         elif rest:
-            raise Problem(400, "instructions must stand before all other messages", param=f"messages[{number}].role")
+            raise APIError(400, "instructions must stand before all other messages", param=f"messages[{number}].role")
         else:
             instructions.append(_text(message))
     return ("\n\n".join(instructions) if instructions else None), rest
@@ -141,48 +156,71 @@ def _text(message: Message) -> str:
     return "\n".join(part.text for part in message.content or () if isinstance(part, TextPart))
 
 
-def _pictures(message: Message, place: str) -> list[tuple[str, str]]:
-    """Its pictures' URLs, and the field that each stands in."""
+def _image_urls(message: Message, field: str) -> list[tuple[str, str]]:
+    """Return the URL of each image of a message, and the field of the body that holds it."""
     if isinstance(message.content, str):
         return []
     return [
-        (part.image_url.url, f"{place}[{number}].image_url.url")
+        (part.image_url.url, f"{field}[{number}].image_url.url")
         for number, part in enumerate(message.content or ())
-        if isinstance(part, PicturePart)
+        if isinstance(part, ImagePart)
     ]
 
 
-def _reason(result: TextResult) -> FinishReason:
-    return cast(FinishReason, result.finish_reason)
-
-
-def _usage(results: Sequence[TextResult]) -> Usage:
-    """The prompt counts once, whatever the number of answers, and as read as it was for the first."""
-    prompt, completion = results[0].prompt_tokens, sum(len(result.tokens) for result in results)
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=prompt + completion,
-        prompt_tokens_details=PromptDetails(cached_tokens=min(result.cached_tokens for result in results)),
-    )
+def _completion(events: Sequence[Event], identity: _Identity) -> ChatCompletion:
+    answers = [event for event in events if isinstance(event, Answered)]
+    answers.sort(key=lambda answer: answer.index)
+    choices = [
+        Choice(
+            index=answer.index,
+            message=AnswerMessage(content=answer.result.text),
+            finish_reason=_finish_reason(answer.result),
+        )
+        for answer in answers
+    ]
+    usage = _usage([answer.result for answer in answers])
+    return ChatCompletion(**asdict(identity), choices=choices, usage=usage)
 
 
 async def _chunks(
-    ticket: Ticket, head: _Head, n: int, with_usage: bool, heard: Callable[[Event], None]
+    ticket: Ticket, identity: _Identity, n: int, with_usage: bool, record: Callable[[Event], None]
 ) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a streamed reply."""
+
     def chunk(*choices: ChunkChoice, usage: Usage | None = None) -> bytes:
-        return server_sent(ChatCompletionChunk(**asdict(head), choices=list(choices), usage=usage))
+        return server_sent_event(ChatCompletionChunk(**asdict(identity), choices=list(choices), usage=usage))
 
     for index in range(n):
         yield chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
     results = []
     async for event in ticket:
-        heard(event)
+        record(event)
         if isinstance(event, Piece):
             yield chunk(ChunkChoice(index=event.index, delta=Delta(content=event.text)))
         elif isinstance(event, Answered):
             results.append(event.result)
-            yield chunk(ChunkChoice(index=event.index, delta=Delta(), finish_reason=_reason(event.result)))
+            yield chunk(ChunkChoice(index=event.index, delta=Delta(), finish_reason=_finish_reason(event.result)))
     if with_usage:
         yield chunk(usage=_usage(results))
-    yield server_sent("[DONE]")
+    yield server_sent_event("[DONE]")
+
+
+def _finish_reason(result: TextResult) -> FinishReason:
+    return cast(FinishReason, result.finish_reason)
+
+
+def _usage(results: Sequence[TextResult]) -> Usage:
+    """Count the tokens of a request.
+
+    The prompt counts once for all answers. Its cached tokens are those of the first answer, since
+    the later ones find the whole prompt in the cache.
+    """
+    prompt_tokens = results[0].prompt_tokens
+    completion_tokens = sum(len(result.tokens) for result in results)
+    cached_tokens = min(result.cached_tokens for result in results)
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptDetails(cached_tokens=cached_tokens),
+    )

@@ -1,4 +1,10 @@
-"""uvicorn, with limits for connections and for how long clients are waited for; it ends together with the engine."""
+"""uvicorn with limits: for the number of connections, and for the time that a client may take.
+
+uvicorn has no settings for these, so this module overrides methods of its HTTP protocol and of its
+server, and reads attributes that are not part of its public interface.
+``tests/test_server_connections.py`` lists them, and ``pyproject.toml`` has an upper bound for its
+version.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +25,26 @@ from starlette.types import ASGIApp
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .errors import Problem
+from .errors import APIError
 from .settings import Settings
 
-GRACE = 30.0  # seconds that what is under way gets when the server is asked to stop
-_LINGER = 5  # seconds that those get then who read slowly
-_INTERRUPTED = 130
-_BACKLOG = 128  # connections that are accepted at one go, before any of them is counted
-_SYSTEM_BUFFER = 128 << 10  # bytes of a reply
-_OTHER_FILES = 128  # of the process, beside connections: the model's, what is fetched
-_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # what accept() fails with then
+GRACE = 30.0  # seconds that running requests have to finish when the server stops
+_LINGER = 5  # further seconds for clients that read slowly
+_INTERRUPTED = 130  # exit code after Ctrl-C
+_BACKLOG = 128  # connections that are accepted in one go, before any of them is counted
+_SEND_BUFFER = 128 << 10  # bytes of a reply that the system holds for a client
+_OTHER_FILES = 128  # files that the process opens besides connections: the model's, downloads
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # errors of accept()
+_WARNING_INTERVAL = 60  # seconds between two warnings about them
 _LOG = logging.getLogger("mlx_janus.server")
 
 
-def configured(app: ASGIApp, settings: Settings) -> Config:
-    """How uvicorn is to serve: HTTP alone, with no log of its own, and no word of what it is."""
+def uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
+    """Return uvicorn's configuration: HTTP only, without access log and Server header."""
 
-    class Protocol(_TimedProtocol):
+    class Protocol(_LimitedProtocol):
         seconds = settings.body_seconds
-        most_connections = _room_for(settings.most_connections)
+        max_connections = _allowed_connections(settings.most_connections)
 
     return Config(
         app,
@@ -53,171 +60,178 @@ def configured(app: ASGIApp, settings: Settings) -> Config:
     )
 
 
-def _room_for(connections: int) -> int:
-    """How many connections there may be, up to a number, since each is a file to the system."""
+def _allowed_connections(wanted: int) -> int:
+    """Return the number of connections, at most ``wanted``, that the limit of open files allows.
+
+    The process's own soft limit is raised first, as far as the system lets it.
+    """
     if sys.platform == "win32":
-        return connections
+        return wanted
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _BACKLOG + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(OSError, ValueError):  # a system's own limit
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        connections = min(connections, max(soft - _BACKLOG - _OTHER_FILES, 1))
-    return connections
+    files = wanted + _BACKLOG + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= files:
+        return wanted
+    raised = files if hard == resource.RLIM_INFINITY else min(files, hard)
+    with contextlib.suppress(OSError, ValueError):  # the system may have a lower limit of its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(wanted, max(soft - _BACKLOG - _OTHER_FILES, 1))
 
 
-def say_when_full(loop: asyncio.AbstractEventLoop) -> None:
-    """Have a loop say in one line that it can accept no connection, and not in a traceback for each."""
-    said = float("-inf")
+def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
+    """Log one line a minute while a loop cannot accept connections, instead of tracebacks."""
+    last_warning = float("-inf")
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        nonlocal said
+        nonlocal last_warning
         error = context.get("exception")
-        if not ("socket" in context and isinstance(error, OSError) and error.errno in _FULL):
+        if not ("socket" in context and isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES):
             loop.default_exception_handler(context)
-        elif loop.time() - said > 60:
-            said = loop.time()
+        elif loop.time() - last_warning > _WARNING_INTERVAL:
+            last_warning = loop.time()
             _LOG.warning("no connection can be taken for now: %s", error.strerror)
 
     loop.set_exception_handler(handle)
 
 
-class _TimedProtocol(H11Protocol):
-    """A connection with a limit to how long its client is waited for: to ask, and to read what it was sent.
+class _LimitedProtocol(H11Protocol):
+    """A connection that is closed if its client is too slow to send a request or to read a reply.
 
-    There is no limit while an answer is made, nor to a reply as long as some of it is read.
+    The server's own time for a reply is not limited, nor is the time for sending a reply while the
+    client keeps reading it. A subclass sets the class attributes.
     """
 
     seconds: float
-    most_connections: int
+    max_connections: int
     _timer: asyncio.TimerHandle | None = None
-    _unsent = 0  # bytes, when the timer was started
+    _unsent = 0  # bytes in the write buffer when the timer was started
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if len(self.connections) > self.most_connections:
+        if len(self.connections) > self.max_connections:
             transport.abort()
             return
-        # Otherwise the system takes megabytes, in which nobody sees whether the client reads.
-        with contextlib.suppress(OSError):  # it is closed already
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SYSTEM_BUFFER)
-        self._watch()
+        # By default the system buffers megabytes, and whether the client reads them cannot be seen
+        # from here.
+        with contextlib.suppress(OSError):  # the connection may be closed already
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        self._update_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._update_timer()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._watch()
+        self._update_timer()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch()
+        self._update_timer()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._watch()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._forget()
+        self._stop_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """What comes is not HTTP: uvicorn's, as an error of OpenAI's, unless a reply has begun."""
+        """Reply with OpenAI's error object to malformed HTTP, unless another reply has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            reply = Problem(400, "this is no valid HTTP request").response()
+            reply = APIError(400, "this is no valid HTTP request").response()
             headers = [*reply.raw_headers, (b"connection", b"close")]
             self.transport.write(self.conn.send(h11.Response(status_code=400, headers=headers, reason=b"Bad Request")))
             self.transport.write(self.conn.send(h11.Data(data=bytes(reply.body))))
             self.conn.send(h11.EndOfMessage())
         self.transport.close()
 
-    def _watch(self) -> None:
-        """Have the timer run exactly while it is the client's turn."""
-        under_way = self.cycle is not None and not self.cycle.response_complete
-        if under_way and not (self.flow.write_paused or self.transport.is_closing()):
-            self._forget()
+    def _update_timer(self) -> None:
+        """Run the timer while the server waits for the client, and only then."""
+        making_reply = self.cycle is not None and not self.cycle.response_complete
+        if making_reply and not (self.flow.write_paused or self.transport.is_closing()):
+            self._stop_timer()
         elif self._timer is None:
-            self._start()
+            self._start_timer()
 
-    def _start(self) -> None:
+    def _start_timer(self) -> None:
         self._unsent = self.transport.get_write_buffer_size()
-        self._timer = self.loop.call_later(self.seconds, self._end)
+        self._timer = self.loop.call_later(self.seconds, self._on_timeout)
 
-    def _end(self) -> None:
-        """Time is over: go on if some of a reply was read meanwhile."""
+    def _on_timeout(self) -> None:
+        """Close the connection, unless the client has read some of a reply during the time."""
         if self.transport.get_write_buffer_size() < self._unsent:
-            self._start()
+            self._start_timer()
         else:
-            self.transport.abort()  # close() would wait for what is not read
+            self.transport.abort()  # close() would wait until the client has read the rest
 
-    def _forget(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
 class StopSignals:
-    """SIGINT and SIGTERM, while it is entered: the first sets an event, a SIGINT after it ends the process at once.
+    """A context manager that handles SIGINT and SIGTERM.
 
-    To be entered in the main thread, on the loop that shall hear of it.
+    The first signal sets an event. A SIGINT after it ends the process at once. Enter it in the main
+    thread, on the loop that waits for the event.
     """
 
     def __init__(self) -> None:
-        self.number = 0  # of the first
+        self.number = 0  # of the first signal; 0: none came
         self.came = asyncio.Event()
 
     def __enter__(self) -> StopSignals:
         self._loop = asyncio.get_running_loop()
-        self._before = {stop: signal.signal(stop, self._hear) for stop in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for stop, handler in self._before.items():
-            signal.signal(stop, handler)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, _: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:
-            os.write(2, b"\nstopped\n")  # print may have been interrupted itself
+            os.write(2, b"\nstopped\n")  # not print, which the signal may have interrupted
             os._exit(_INTERRUPTED)
         self.number = self.number or number
-        self._loop.call_soon_threadsafe(self.came.set)  # which wakes it, too
+        self._loop.call_soon_threadsafe(self.came.set)  # unlike a plain call, this wakes the loop
 
 
 class StoppableServer(Server):
-    """Ends when it is told to: takes nothing new, has the engine close and replies end. Signals are its caller's.
+    """A server that stops together with its engine. Signals are left to its caller.
 
     Args:
         config: of uvicorn.
-        close: has what is under way finish.
-        ready: called when connections are taken.
+        close: closes the engine and lets running requests finish.
+        ready: called when connections are accepted.
     """
 
     def __init__(self, config: Config, close: Callable[[], Awaitable[None]], ready: Callable[[], None]):
         super().__init__(config)
-        self._close, self._ready = close, ready
+        self._close = close
+        self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, and says so."""
-        say_when_full(asyncio.get_running_loop())
+        """Start to accept connections, then call ``ready``."""
+        warn_of_failed_accepts(asyncio.get_running_loop())
         await super().startup(sockets)
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, beside the engine's: replies that wait end with an error, those under way are finished."""
+        """Stop the server and the engine together: queued requests fail, running ones finish."""
         await asyncio.gather(self._close(), super().shutdown(sockets))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """None; uvicorn would raise them anew at the end."""
+        """Capture no signals: uvicorn would raise them again at the end."""
         yield
 
     async def stop_after(self, event: asyncio.Event) -> None:
-        """End once something has happened."""
+        """Stop the server once an event is set."""
         await event.wait()
         self.should_exit = True

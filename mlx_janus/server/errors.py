@@ -1,4 +1,4 @@
-"""What a request is refused with: OpenAI's error object, of every error that can come up."""
+"""Errors as replies: every exception that a request can meet becomes OpenAI's error object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ..errors import ImageError, JanusError, OptionError, OutOfMemoryError, Prom
 from .schema import ErrorKind, ErrorReply, ErrorText
 
 _LOG = logging.getLogger("mlx_janus.server")
-_LONGEST = 400  # characters of a message, which may repeat what was sent
+CLIENT_LEFT = 499  # nginx's status for a client that left: never sent, only counted and logged
+_MAX_MESSAGE = 400  # characters of a message, which may repeat parts of the request
 _CODES = {
     401: "invalid_api_key",
     404: "not_found",
@@ -29,14 +30,14 @@ _CODES = {
 }
 
 
-class Problem(HTTPException):
-    """A request that is not done.
+class APIError(HTTPException):
+    """A refused or failed request, with the reply that its client gets.
 
     Args:
         status: of HTTP.
-        message: one sentence for a person: what is wrong, what is allowed.
-        param: the field of the body that it is about.
-        code: for programs; None: the status's own, if it has one.
+        message: one sentence for a person: the mistake and the allowed values.
+        param: the field of the body that caused it.
+        code: for programs; None: the default of the status, if it has one.
         headers: of the reply.
     """
 
@@ -55,51 +56,62 @@ class Problem(HTTPException):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The error object."""
+        """OpenAI's error object."""
         kind: ErrorKind = "invalid_request_error"
         if self.status_code == 429:
             kind = "rate_limit_error"
         elif self.status_code >= 500:
             kind = "server_error"
-        text = ErrorText(message=self.detail[:_LONGEST], type=kind, param=self.param, code=self.code)
+        text = ErrorText(message=self.detail[:_MAX_MESSAGE], type=kind, param=self.param, code=self.code)
         return ErrorReply(error=text).model_dump()
 
     def response(self) -> JSONResponse:
-        """The reply."""
+        """Return the reply."""
         return JSONResponse(self.body, self.status_code, self.headers)
 
 
-def explained(error: Exception, param: str | None = None) -> Problem:
-    """What an error is to the one who asked; a bug, or what concerns the server alone, is "internal error" and logged.
+def client_left() -> APIError:
+    """Return the error that ends the work for a client that has closed its connection."""
+    return APIError(CLIENT_LEFT, "the client left")
+
+
+def to_api_error(error: Exception, param: str | None = None) -> APIError:
+    """Convert an exception to an API error.
+
+    The client is told about its own mistakes, a full queue, a shutdown and a lack of memory.
+    Anything else is logged and reaches the client as "internal error".
 
     Args:
-        error: anything.
-        param: the field that a refused prompt, picture or option stands in.
+        error: any exception.
+        param: the field of the body that a refused prompt, image or option came from.
     """
-    if isinstance(error, Problem):
+    if isinstance(error, APIError):
         return error
     if isinstance(error, BusyError):
-        return Problem(429, str(error), headers={"Retry-After": str(error.retry_after)})
+        return APIError(429, str(error), headers={"Retry-After": str(error.retry_after)})
     if isinstance(error, StoppingError):
-        return Problem(503, str(error), code="shutting_down")
+        return APIError(503, str(error), code="shutting_down")
     if isinstance(error, PromptError | ImageError | OptionError):
-        return Problem(400, " ".join(str(error).split()), param=param)
+        return APIError(400, " ".join(str(error).split()), param=param)
     if isinstance(error, OutOfMemoryError | MemoryError):
-        return Problem(503, "there is not enough memory for this request: ask for less at once", code="out_of_memory")
-    log_bug(error)
-    return Problem(500, "internal error", code="internal_error")
+        return APIError(503, "there is not enough memory for this request: ask for less at once", code="out_of_memory")
+    _log_internal_error(error)
+    return APIError(500, "internal error", code="internal_error")
 
 
-def log_bug(error: Exception) -> None:
-    """Where it happened, without its message, which may repeat what was sent."""
+def _log_internal_error(error: Exception) -> None:
+    """Log where an error was raised.
+
+    Only our own errors' messages are logged: others may repeat parts of the request.
+    """
     reason = f": {error}" if isinstance(error, JanusError) else ""
     places = "".join(traceback.format_tb(error.__traceback__))
     _LOG.error("internal error, %s%s\n%s", type(error).__name__, reason, places.rstrip())
 
 
-async def answer_refusal(request: Request, error: Exception) -> JSONResponse:
-    """FastAPI's handler of its own refusals and of ours."""
-    if isinstance(error, Problem):
+async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Reply to an HTTP exception, FastAPI's or ours."""
+    if isinstance(error, APIError):
         return error.response()
     assert isinstance(error, HTTPException)
     messages = {
@@ -107,31 +119,36 @@ async def answer_refusal(request: Request, error: Exception) -> JSONResponse:
         405: f"{request.url.path!r} is not for {request.method}",
     }
     message = messages.get(error.status_code, str(error.detail))
-    return Problem(error.status_code, message, headers=error.headers).response()
+    return APIError(error.status_code, message, headers=error.headers).response()
 
 
-async def answer_invalid(_: Request, error: Exception) -> JSONResponse:
-    """FastAPI's handler of a body that is not as the schema has it: 400, as OpenAI's, and not 422."""
+async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
+    """Reply 400 to a body that does not match the schema, as OpenAI does; FastAPI's own is 422."""
     assert isinstance(error, RequestValidationError)
-    # Of a union's branches the one that was meant: what goes further in, or is of the right type but too long or short.
+    # A union reports an error for each branch. The intended branch is the one that matched deepest,
+    # or whose value has the right type and is only too long or too short.
     worst = max(error.errors(), key=lambda one: (len(one["loc"]), one["type"].startswith(("too_", "string_too_"))))
-    place = param_of(worst["loc"])
-    what = worst["msg"].removeprefix("Value error, ")
-    return Problem(400, f"{place or 'the body'}: {what}", param=place).response()
+    field = _field_path(worst["loc"])
+    reason = worst["msg"].removeprefix("Value error, ")
+    return APIError(400, f"{field or 'the body'}: {reason}", param=field).response()
 
 
-def param_of(location: Sequence[int | str]) -> str | None:
-    """A place in the body, such as "messages[0].content": pydantic's without the names of branches of unions."""
-    text, item = "", False
+_FIELDS = {"role", "content", "type", "text", "image_url", "url", "detail", "include_usage"}  # of messages and options
+
+
+def _field_path(location: Sequence[int | str]) -> str | None:
+    """Return a field's path, such as "messages[0].content", from a location of pydantic.
+
+    Pydantic's location also names the branches of unions, which are left out.
+    """
+    path = ""
+    after_index = False
     for part in location[1:]:
         if isinstance(part, int):
-            text += f"[{part}]"
-        elif not text:
-            text = part
-        elif part in _FIELDS and not item:  # after a number comes the kind of message or part
-            text += f".{part}"
-        item = isinstance(part, int)
-    return text or None
-
-
-_FIELDS = {"role", "content", "type", "text", "image_url", "url", "detail", "include_usage"}
+            path += f"[{part}]"
+        elif not path:
+            path = part
+        elif part in _FIELDS and not after_index:  # an index is followed by the kind of the message or part
+            path += f".{part}"
+        after_index = isinstance(part, int)
+    return path or None

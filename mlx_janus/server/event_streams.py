@@ -1,4 +1,7 @@
-"""Events to a client, whole or as they come, for as long as the client is there."""
+"""The engine's events on their way to a client: collected for one reply, or streamed as they come.
+
+Whichever way a client leaves, its ticket is cancelled.
+"""
 
 from __future__ import annotations
 
@@ -15,95 +18,104 @@ from starlette.types import Receive, Scope, Send
 
 from ..engine.messages import Event
 from ..errors import JanusError
-from .errors import Problem, explained
+from .errors import client_left, to_api_error
 
 if TYPE_CHECKING:
     from ..engine.tickets import Ticket
 
-_CLIENT_LEFT = 499  # nginx's number: nobody gets it, the metrics and the log do
-
 
 @contextlib.asynccontextmanager
-async def watched(request: HTTPRequest) -> AsyncIterator[Callable[[], None]]:
-    """Watches a client; gives what raises a ``Problem`` if nobody is there any more.
+async def watch_client(request: HTTPRequest) -> AsyncIterator[Callable[[], None]]:
+    """Watch a client; yield a function that raises an ``APIError`` once it has left.
 
     Args:
-        request: whose body has been read.
+        request: of the client; its body has been read.
     """
+    disconnect = asyncio.create_task(_wait_for_disconnect(request))
 
     def check() -> None:
-        if left.done():
-            raise Problem(_CLIENT_LEFT, "the client left")
+        if disconnect.done():
+            raise client_left()
 
-    left = asyncio.create_task(_left(request))
     try:
         yield check
     finally:
-        left.cancel()
-        await asyncio.gather(left, return_exceptions=True)
+        disconnect.cancel()
+        await asyncio.gather(disconnect, return_exceptions=True)
 
 
-async def whole(ticket: Ticket, request: HTTPRequest, heard: Callable[[Event], None], param: str) -> list[Event]:
-    """All events of a ticket; it is cancelled as soon as the client leaves.
+async def collect_events(
+    ticket: Ticket, request: HTTPRequest, record: Callable[[Event], None], param: str
+) -> list[Event]:
+    """Return all events of a ticket. The ticket is cancelled as soon as the client leaves.
 
     Args:
-        ticket: what the engine gave.
-        request: whose client is watched; its body has been read.
-        heard: is told each event as it comes.
-        param: the field that an error is about.
+        ticket: from the engine.
+        request: of the client; its body has been read.
+        record: called with each event as it comes.
+        param: the field of the body that an error is about.
 
     Raises:
-        Problem: it failed, or nobody is there any more.
+        APIError: the request fails, or the client leaves.
     """
 
     async def collect() -> list[Event]:
         events = []
         async for event in ticket:
-            heard(event)
+            record(event)
             events.append(event)
         return events
 
-    work, left = asyncio.create_task(collect()), asyncio.create_task(_left(request))
+    work = asyncio.create_task(collect())
+    disconnect = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            raise Problem(_CLIENT_LEFT, "the client left")
+            raise client_left()
         return work.result()
     except JanusError as error:
-        raise explained(error, param) from None
+        raise to_api_error(error, param) from None
     finally:
         ticket.cancel()
-        for task in (work, left):
-            task.cancel()
-        await asyncio.gather(work, left, return_exceptions=True)
+        work.cancel()
+        disconnect.cancel()
+        await asyncio.gather(work, disconnect, return_exceptions=True)
 
 
-async def _left(request: HTTPRequest) -> None:
+async def _wait_for_disconnect(request: HTTPRequest) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def server_sent(data: BaseModel | str, event: str | None = None) -> bytes:
-    """One server-sent event. Text must be one line."""
+def server_sent_event(data: BaseModel | str, event: str | None = None) -> bytes:
+    """Encode one server-sent event.
+
+    Args:
+        data: an object, or text of one line.
+        event: the event's name, if it has one.
+    """
     text = data if isinstance(data, str) else data.model_dump_json()
     name = f"event: {event}\n" if event else ""
     return f"{name}data: {text}\n\n".encode()
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, the last of which is the error if there is one; the ticket ends with the connection.
+    """A reply of server-sent events. An error after the first event becomes the last event.
 
     Args:
-        events: made from the ticket's, each as ``server_sent`` has it.
-        ticket: is cancelled when all are sent, or the client has left, even while it was slow to read.
-        heartbeat_seconds: after which a comment is sent, so that nobody between takes the connection for dead.
+        events: encoded by ``server_sent_event``, made from the ticket's events.
+        ticket: cancelled after the last event, and when the client leaves, even if it was slow to
+            read.
+        heartbeat_seconds: after which a comment is sent, so that no proxy takes the connection for
+            dead.
     """
 
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncGenerator[bytes, None], ticket: Ticket, heartbeat_seconds: float):
-        self._events, self._ticket = _with_heartbeats(_with_error(events), heartbeat_seconds), ticket
-        super().__init__(self._events, headers={"X-Accel-Buffering": "no"})  # nginx would hold events back
+        self._events = _with_heartbeats(_with_error(events), heartbeat_seconds)
+        self._ticket = ticket
+        super().__init__(self._events, headers={"X-Accel-Buffering": "no"})  # nginx would buffer the events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -114,35 +126,38 @@ class EventStream(StreamingResponse):
 
 
 async def _with_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
+    """Yield the events, and an exception as a last one."""
     try:
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
     except Exception as error:
-        yield server_sent(json.dumps(explained(error).body), "error")
+        yield server_sent_event(json.dumps(to_api_error(error).body), "error")
 
 
-async def _with_heartbeats(items: AsyncGenerator[bytes, None], seconds: float) -> AsyncGenerator[bytes]:
-    following: asyncio.Task[bytes] | None = None
+async def _with_heartbeats(events: AsyncGenerator[bytes, None], seconds: float) -> AsyncGenerator[bytes]:
+    """Yield the events, and a comment whenever none came for a number of seconds."""
+    next_event: asyncio.Task[bytes] | None = None
     try:
         while True:
-            following = following or asyncio.create_task(_next(items))
-            done, _ = await asyncio.wait({following}, timeout=seconds)
+            next_event = next_event or asyncio.create_task(_next(events))
+            done, _ = await asyncio.wait({next_event}, timeout=seconds)
             if not done:
                 yield b": still at work\n\n"
                 continue
             try:
-                item = following.result()
+                event = next_event.result()
             except StopAsyncIteration:
                 return
-            following = None
-            yield item
+            next_event = None
+            yield event
     finally:
-        if following is not None:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-        await items.aclose()
+        if next_event is not None:
+            next_event.cancel()
+            await asyncio.gather(next_event, return_exceptions=True)
+        await events.aclose()
 
 
-async def _next(items: AsyncGenerator[bytes, None]) -> bytes:
-    return await anext(items)
+async def _next(events: AsyncGenerator[bytes, None]) -> bytes:
+    """Return the next event. A task needs a coroutine, which ``anext`` itself is not."""
+    return await anext(events)

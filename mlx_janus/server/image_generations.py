@@ -1,4 +1,4 @@
-"""``/v1/images/generations``: a prompt in, pictures out."""
+"""``/v1/images/generations``: from a prompt to images."""
 
 from __future__ import annotations
 
@@ -12,71 +12,68 @@ from starlette.requests import Request as HTTPRequest
 from ..decode.sampling import random_seed
 from ..engine.messages import DrawingRequest, Drawn, Event, Partial
 from ..limits import MAX_SEED
-from .errors import Problem
-from .event_streams import EventStream, server_sent, whole
-from .pictures import to_base64
-from .schema import DrawnImage, DrawnTokens, ImageEvent, ImageRequest, ImagesReply, ImageUsage
+from .errors import APIError
+from .event_streams import EventStream, collect_events, server_sent_event
+from .images import to_base64
+from .schema import ImageData, ImageEvent, ImageRequest, ImagesReply, ImageUsage, TokenKinds
 from .service import Service
 
 if TYPE_CHECKING:
+    from ..config import JanusConfig
     from ..engine.engine import Engine
     from ..engine.tickets import Ticket
 
 
-async def draw(body: ImageRequest, request: HTTPRequest, service: Service) -> Response:
-    """The reply to a prompt: all pictures in one object, or a stream of them, as they form if that is asked for.
+async def generate_images(body: ImageRequest, request: HTTPRequest, service: Service) -> Response:
+    """Generate images from a prompt, in one object or as a stream with previews.
 
     Raises:
-        Problem: it is refused.
+        APIError: the request is refused or fails.
     """
     service.check_model(body.model)
-    asked = _to_request(body, service.engine)
-    ticket, heard = service.submit(asked, "prompt"), service.metrics.listener()
-    side = service.engine.config.image_size
+    engine_request = _to_engine_request(body, service.engine)
+    ticket = service.submit(engine_request, "prompt")
+    record = service.metrics.event_recorder()
+    size = _size(service.engine.config)
     if body.stream:
-        events = _events(ticket, asked.seed, f"{side}x{side}", heard)
+        events = _events(ticket, engine_request.seed, size, record)
         return EventStream(events, ticket, service.settings.heartbeat_seconds)
-    drawn = [event for event in await whole(ticket, request, heard, "prompt") if isinstance(event, Drawn)]
-    drawn.sort(key=lambda event: event.index)
-    data = [
-        DrawnImage(b64_json=await to_base64(event.image.image, event.image.metadata), seed=event.image.seed)
-        for event in drawn
-    ]
-    reply = ImagesReply(created=int(time.time()), data=data, size=f"{side}x{side}", usage=_usage(drawn))
+    finished = [event for event in await collect_events(ticket, request, record, "prompt") if isinstance(event, Drawn)]
+    finished.sort(key=lambda event: event.index)
+    data = []
+    for event in finished:
+        png = await to_base64(event.image.image, event.image.metadata)
+        data.append(ImageData(b64_json=png, seed=event.image.seed))
+    reply = ImagesReply(created=int(time.time()), data=data, size=size, usage=_usage(finished))
     return JSONResponse(reply.model_dump())
 
 
-def _to_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
-    side = engine.config.image_size
-    if body.size not in (None, "auto", f"{side}x{side}"):
-        raise Problem(400, f"size must be 'auto' or the model's own '{side}x{side}', got {body.size!r}", param="size")
-    n, seed = body.n or 1, random_seed() if body.seed is None else body.seed
+def _size(config: JanusConfig) -> str:
+    return f"{config.image_size}x{config.image_size}"
+
+
+def _to_engine_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
+    size = _size(engine.config)
+    if body.size not in (None, "auto", size):
+        raise APIError(400, f"size must be 'auto' or the model's own '{size}', got {body.size!r}", param="size")
+    n = body.n or 1
+    seed = random_seed() if body.seed is None else body.seed
     if seed + n - 1 > MAX_SEED:
-        raise Problem(400, f"the last picture's seed would be above {MAX_SEED}: take a smaller one", param="seed")
+        raise APIError(400, f"the last picture's seed would be above {MAX_SEED}: take a smaller one", param="seed")
     choices = {"cfg_weight": body.cfg_weight, "temperature": body.temperature, "top_p": body.top_p}
     options = engine.pathway.options(choices)
-    return DrawingRequest(body.prompt, options, seed, n, body.partial_images or 0 if body.stream else 0)
-
-
-def _usage(drawn: Sequence[Drawn]) -> ImageUsage:
-    """The prompt counts once, whatever the number of pictures."""
-    prompt, pictures = drawn[0].prompt_tokens, sum(event.image.steps for event in drawn)
-    return ImageUsage(
-        input_tokens=prompt,
-        input_tokens_details=DrawnTokens(image_tokens=0, text_tokens=prompt),
-        output_tokens=pictures,
-        output_tokens_details=DrawnTokens(image_tokens=pictures, text_tokens=0),
-        total_tokens=prompt + pictures,
-    )
+    partial_images = (body.partial_images or 0) if body.stream else 0
+    return DrawingRequest(body.prompt, options, seed, n, partial_images)
 
 
 async def _events(
-    ticket: Ticket, first_seed: int, size: str, heard: Callable[[Event], None]
+    ticket: Ticket, first_seed: int, size: str, record: Callable[[Event], None]
 ) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a streamed reply."""
     async for event in ticket:
-        heard(event)
+        record(event)
         if isinstance(event, Partial):
-            shown = ImageEvent(
+            reply_event = ImageEvent(
                 type="image_generation.partial_image",
                 partial_image_index=event.number,
                 index=event.index,
@@ -86,7 +83,7 @@ async def _events(
                 size=size,
             )
         elif isinstance(event, Drawn):
-            shown = ImageEvent(
+            reply_event = ImageEvent(
                 type="image_generation.completed",
                 index=event.index,
                 seed=event.image.seed,
@@ -97,4 +94,17 @@ async def _events(
             )
         else:
             continue
-        yield server_sent(shown, shown.type)
+        yield server_sent_event(reply_event, reply_event.type)
+
+
+def _usage(finished: Sequence[Drawn]) -> ImageUsage:
+    """Count the tokens of a request; the prompt counts once for all images."""
+    prompt_tokens = finished[0].prompt_tokens
+    image_tokens = sum(event.image.steps for event in finished)
+    return ImageUsage(
+        input_tokens=prompt_tokens,
+        input_tokens_details=TokenKinds(image_tokens=0, text_tokens=prompt_tokens),
+        output_tokens=image_tokens,
+        output_tokens_details=TokenKinds(image_tokens=image_tokens, text_tokens=0),
+        total_tokens=prompt_tokens + image_tokens,
+    )

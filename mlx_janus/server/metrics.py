@@ -1,4 +1,4 @@
-"""Numbers for Prometheus."""
+"""Metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -12,64 +12,92 @@ from ..engine.messages import Answered, Drawn, Event, Piece
 if TYPE_CHECKING:
     from ..engine.engine import Engine
 
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # upper bounds of the histograms' buckets
+_GAUGES = {  # fields of the engine's counts
+    "waiting": "Requests in the queue.",
+    "answering": "Answers being generated.",
+    "drawing": "Images being generated.",
+}
 
 
 class Metrics:
-    """Counters, histograms and gauges of one server, in a registry of its own."""
+    """Counters, histograms and gauges of one server, in a registry of their own.
+
+    Args:
+        engine: its counts are the gauges.
+    """
 
     def __init__(self, engine: Engine):
-        registry = self._registry = CollectorRegistry()
+        self._registry = CollectorRegistry()
         self._requests = Counter(
-            "mlx_janus_requests", "Requests by route and status.", ("method", "route", "status"), registry=registry
+            "mlx_janus_requests",
+            "Requests by route and status.",
+            ("method", "route", "status"),
+            registry=self._registry,
         )
         self._seconds = Histogram(
-            "mlx_janus_request_seconds", "From a request's head to its reply's end.", ("route",),
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self._first = Histogram(
-            "mlx_janus_first_token_seconds", "From a request for answers, waiting included, to their first characters.",
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self._prompt = Counter("mlx_janus_prompt_tokens", "Tokens of prompts, pictures included.", registry=registry)
-        self._answer = Counter("mlx_janus_answer_tokens", "Tokens of answers.", registry=registry)
-        self._pictures = Counter("mlx_janus_pictures", "Pictures drawn.", registry=registry)
-        for name, what in {
-            "waiting": "Requests that wait.",
-            "answering": "Answers under way.",
-            "drawing": "Pictures under way.",
-        }.items():
-            gauge = Gauge(f"mlx_janus_{name}", what, registry=registry)
+            "mlx_janus_request_seconds",
+            "Seconds from a request's headers to the end of its reply.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._first_token = Histogram(
+            "mlx_janus_first_token_seconds",
+            "Seconds from a chat request to its answer's first characters, queueing included.",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._prompt_tokens = Counter(
+            "mlx_janus_prompt_tokens",
+            "Tokens of chat prompts, images included.",
+            registry=self._registry,
+        )
+        self._answer_tokens = Counter("mlx_janus_answer_tokens", "Tokens of answers.", registry=self._registry)
+        self._images = Counter("mlx_janus_pictures", "Images generated.", registry=self._registry)
+        for name, description in _GAUGES.items():
+            gauge = Gauge(f"mlx_janus_{name}", description, registry=self._registry)
             gauge.set_function(lambda name=name: getattr(engine.counts, name))  # type: ignore[misc]
 
     def text(self) -> bytes:
-        """All of them, as Prometheus reads them."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def replied(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count a request whose reply is over."""
+    def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request at the end of its reply."""
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def listener(self) -> Listener:
-        """Something to tell the events of one request, from now on."""
-        return Listener(self._first, self._prompt, self._answer, self._pictures)
+    def event_recorder(self) -> EventRecorder:
+        """Return a recorder for the events of one request, which begins now."""
+        return EventRecorder(self._first_token, self._prompt_tokens, self._answer_tokens, self._images)
 
 
-class Listener:
-    """Counts the events of one request."""
+class EventRecorder:
+    """A function that counts the events of one request.
 
-    def __init__(self, first: Histogram, prompt: Counter, answer: Counter, pictures: Counter):
-        self._first, self._prompt, self._answer, self._pictures = first, prompt, answer, pictures
-        self._begun, self._started = False, time.perf_counter()
+    Args:
+        first_token: observes the seconds to the first characters.
+        prompt_tokens: counted once for all answers of the request.
+        answer_tokens: counted for every answer.
+        images: counted when they are finished.
+    """
+
+    def __init__(self, first_token: Histogram, prompt_tokens: Counter, answer_tokens: Counter, images: Counter):
+        self._first_token = first_token
+        self._prompt_tokens = prompt_tokens
+        self._answer_tokens = answer_tokens
+        self._images = images
+        self._started = time.perf_counter()
+        self._answer_begun = False
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Piece | Answered) and not self._begun:
-            self._begun = True
-            self._first.observe(time.perf_counter() - self._started)
+        if isinstance(event, Piece | Answered) and not self._answer_begun:
+            self._answer_begun = True
+            self._first_token.observe(time.perf_counter() - self._started)
         if isinstance(event, Answered):
             if event.index == 0:
-                self._prompt.inc(event.result.prompt_tokens)
-            self._answer.inc(len(event.result.tokens))
+                self._prompt_tokens.inc(event.result.prompt_tokens)
+            self._answer_tokens.inc(len(event.result.tokens))
         if isinstance(event, Drawn):
-            self._pictures.inc()
+            self._images.inc()

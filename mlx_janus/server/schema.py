@@ -1,232 +1,263 @@
-"""Bodies and replies, as OpenAI's API has them. What else a body holds is ignored, or refused if it would change much.
+"""Bodies of requests and replies, as OpenAI defines them; the source of ``/openapi.json``.
 
-The numbers' ranges are the library's own. Extensions of ours: ``seed``, ``cfg_weight``, ``temperature`` and ``top_p``
-of a drawing, and ``index`` and ``seed`` of what is drawn.
+Fields beyond OpenAI's: ``seed``, ``cfg_weight``, ``temperature`` and ``top_p`` of an image request;
+``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
 
-MAX_ANSWERS = 16
-MAX_DRAWN = 16
-MAX_STOPS = 4
-
-_MESSAGES, _PARTS = 4096, 256  # of a conversation, and of a message: far more than any context holds
+MAX_ANSWERS = 16  # answers of one request
+MAX_GENERATED_IMAGES = 16  # images of one request
+MAX_STOPS = 4  # stop strings
+_MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
+_MAX_PARTS = 256  # parts of a message
 
 Seed = Annotated[int, Field(ge=-1, le=MAX_SEED), AfterValidator(lambda seed: None if seed == -1 else seed)]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1)]
-Words = Annotated[str, Field(min_length=1)]
-_FEW_PARTS = Field(max_length=_PARTS, fail_fast=True)  # an error for each of a million would take minutes
+NonEmptyText = Annotated[str, Field(min_length=1)]
+_SHORT_LIST = Field(max_length=_MAX_PARTS, fail_fast=True)  # collecting an error for each of a million takes minutes
+
+_MODEL_NAME = "Name of the model, as `/v1/models` lists it, or `default`. Default: the served model."
+_TOP_P = "Nucleus sampling: the total probability of the likeliest tokens to sample from. Default: 1."
+_SYSTEM_FINGERPRINT = "Differs between models, precisions and releases; so may the answer for a seed."
+_CREATED = "When the reply was made, in seconds since 1970."
 
 
-def _absent(value: object) -> bool:
+def _is_none(value: object) -> bool:
     return value is None
 
 
-class _Given(BaseModel):
-    """Part of a body: numbers are no strings, and fields that are not known are dropped."""
+class _RequestPart(BaseModel):
+    """A part of a body: strings are not accepted as numbers, and unknown fields are dropped."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-# What is asked
+# Requests
 
 
-class TextPart(_Given):
-    """Text of a message."""
+class TextPart(_RequestPart):
+    """A text in a message."""
 
     type: Literal["text"]
     text: str
 
 
-class PictureAddress(_Given):
-    """Where a picture is."""
+class ImageURL(_RequestPart):
+    """The source of an image."""
 
     url: str = Field(
-        description="A data URL in base64, `data:image/png;base64,...`; an https address if the server allows it.",
+        description="A data URL, `data:image/png;base64,...`, or an https address if that is allowed.",
         examples=["data:image/png;base64,iVBORw0KGgo="],
     )
-    detail: str | None = Field(default=None, description="Ignored: a picture is read in the model's own size.")
+    detail: str | None = Field(
+        default=None, description="Ignored: every image is scaled to the size that the model reads."
+    )
 
 
-class PicturePart(_Given):
-    """A picture of a message. A message's pictures are shown before its text."""
+class ImagePart(_RequestPart):
+    """An image in a message. The model reads a message's images before its text."""
 
     type: Literal["image_url"]
-    image_url: PictureAddress
+    image_url: ImageURL
 
 
-class SystemMessage(_Given):
-    """Instructions; they stand before all other messages."""
+class SystemMessage(_RequestPart):
+    """Instructions for the model. They must come before all other messages."""
 
     role: Literal["system", "developer"]
-    content: str | Annotated[list[TextPart], _FEW_PARTS]
+    content: str | Annotated[list[TextPart], _SHORT_LIST]
 
 
-class UserMessage(_Given):
-    """A question, with its pictures."""
+class UserMessage(_RequestPart):
+    """A message of the user, with or without images."""
 
     role: Literal["user"]
-    content: str | Annotated[list[Annotated[TextPart | PicturePart, Field(discriminator="type")]], _FEW_PARTS]
+    content: str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], _SHORT_LIST]
 
 
-class AssistantMessage(_Given):
-    """An answer that was given before."""
+class AssistantMessage(_RequestPart):
+    """An earlier answer of the model."""
 
     role: Literal["assistant"]
-    content: str | Annotated[list[TextPart], _FEW_PARTS] | None = None
+    content: str | Annotated[list[TextPart], _SHORT_LIST] | None = None
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
 
 
-class StreamOptions(_Given):
-    """What a stream tells besides."""
+class StreamOptions(_RequestPart):
+    """Options of a streamed reply."""
 
-    include_usage: bool | None = None
-
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that would change an answer, and what they may be
-    "tool_choice": (None, "none", "auto"),  # then a model need call none of the tools it is told of
-    "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "web_search_options": (None,),
-    # not OpenAI's own, but sent by many
-    "repetition_penalty": (None, 1),
-    "top_k": (None, -1, 0),
-    "min_p": (None, 0),
-    "best_of": (None, 1),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
-    "structured_outputs": (None,),
-}
+    include_usage: bool | None = Field(
+        default=None, description="Whether the last chunk before `[DONE]` has the token counts. Default: false."
+    )
 
 
-class _Neutral(_Given):
-    """Fields that are refused unless they say what is so anyhow."""
+class _OnlyNeutral:
+    """The mark of an unsupported field, accepted only with a value that changes nothing.
 
-    tool_choice: Any = None
-    function_call: Any = None
-    response_format: Any = None
-    logprobs: Any = None
-    top_logprobs: Any = None
-    logit_bias: Any = None
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    modalities: Any = None
-    audio: Any = None
-    web_search_options: Any = None
-    repetition_penalty: Any = None
-    top_k: Any = None
-    min_p: Any = None
-    best_of: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    structured_outputs: Any = None
+    Args:
+        values: accepted besides None, which stands for an absent field.
+    """
+
+    def __init__(self, *values: Any):
+        self.values = (None, *values)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler(schema)
+        values = ", ".join(f"`{json.dumps(value)}`" for value in self.values)
+        described["description"] = f"Not supported. Accepted without effect: {values}."
+        return described
+
+
+class _UnsupportedFields(_RequestPart):
+    """Unsupported fields that would change an answer: OpenAI's, then those of other servers."""
+
+    tool_choice: Annotated[Any, _OnlyNeutral("none", "auto")] = None  # a model may always call no tool
+    function_call: Annotated[Any, _OnlyNeutral("none", "auto")] = None
+    response_format: Annotated[Any, _OnlyNeutral({"type": "text"})] = None
+    logprobs: Annotated[Any, _OnlyNeutral(False)] = None
+    top_logprobs: Annotated[Any, _OnlyNeutral(0)] = None
+    logit_bias: Annotated[Any, _OnlyNeutral({})] = None
+    frequency_penalty: Annotated[Any, _OnlyNeutral(0)] = None
+    presence_penalty: Annotated[Any, _OnlyNeutral(0)] = None
+    modalities: Annotated[Any, _OnlyNeutral(["text"])] = None
+    audio: Annotated[Any, _OnlyNeutral()] = None
+    web_search_options: Annotated[Any, _OnlyNeutral()] = None
+    repetition_penalty: Annotated[Any, _OnlyNeutral(1)] = None
+    top_k: Annotated[Any, _OnlyNeutral(-1, 0)] = None
+    min_p: Annotated[Any, _OnlyNeutral(0)] = None
+    best_of: Annotated[Any, _OnlyNeutral(1)] = None
+    guided_json: Annotated[Any, _OnlyNeutral()] = None
+    guided_regex: Annotated[Any, _OnlyNeutral()] = None
+    guided_choice: Annotated[Any, _OnlyNeutral()] = None
+    guided_grammar: Annotated[Any, _OnlyNeutral()] = None
+    structured_outputs: Annotated[Any, _OnlyNeutral()] = None
 
     def refused(self) -> str | None:
-        """The first field that would change the answer and cannot be honoured."""
-        return next((name for name, allowed in _NEUTRAL.items() if getattr(self, name) not in allowed), None)
+        """Return the first unsupported field that would change the answer, if there is one."""
+        for name, field in type(self).model_fields.items():
+            for mark in field.metadata:
+                if isinstance(mark, _OnlyNeutral) and getattr(self, name) not in mark.values:
+                    return name
+        return None
 
 
-class ChatRequest(_Neutral):
-    """A conversation to continue."""
+class ChatRequest(_UnsupportedFields):
+    """A conversation for the model to continue."""
 
     messages: list[Message] = Field(
-        min_length=1, max_length=_MESSAGES, fail_fast=True, description="The last one is the user's."
+        min_length=1,
+        max_length=_MAX_MESSAGES,
+        fail_fast=True,
+        description="The conversation so far. The last message must be the user's.",
     )
-    model: str | None = Field(default=None, description="The name that /v1/models gives, or `default`.")
-    temperature: Temperature | None = Field(default=None, description="Default: 0, the likeliest token always.")
-    top_p: TopP | None = None
+    model: str | None = Field(default=None, description=_MODEL_NAME)
+    temperature: Temperature | None = Field(
+        default=None, description="Sampling temperature. Default: 0, which always takes the likeliest token."
+    )
+    top_p: TopP | None = Field(default=None, description=_TOP_P)
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
-        default=None, description="Default: 512."
+        default=None, description="Largest number of tokens in an answer. Default: 512."
     )
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
-        default=None, description="The old name of max_completion_tokens, which goes before."
+        default=None, description="The old name of max_completion_tokens, which takes precedence."
     )
     seed: Seed | None = Field(
-        default=None, description="Of the first answer, the others have the next; default, and -1: random."
+        default=None,
+        description="Seed of the first answer; the others have the next ones. -1, the default: random.",
     )
-    stop: Words | Annotated[list[Words], Field(max_length=MAX_STOPS)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
-    stream: bool | None = None
+    stop: NonEmptyText | Annotated[list[NonEmptyText], Field(max_length=MAX_STOPS)] | None = Field(
+        default=None, description="Strings that end an answer. They are not part of it."
+    )
+    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = Field(
+        default=None, description="Number of answers. Default: 1."
+    )
+    stream: bool | None = Field(
+        default=None, description="Whether the answer is sent in pieces, as server-sent events. Default: false."
+    )
     stream_options: StreamOptions | None = None
 
 
-class ImageRequest(_Given):
-    """Pictures to draw."""
+class ImageRequest(_RequestPart):
+    """A prompt to generate images from."""
 
-    prompt: Words
-    model: str | None = Field(default=None, description="The name that /v1/models gives, or `default`.")
-    n: Annotated[int, Field(ge=1, le=MAX_DRAWN)] | None = None
-    size: str | None = Field(default=None, description="`auto`, or the model's own size, such as `384x384`.")
+    prompt: NonEmptyText = Field(description="Text that describes the images.")
+    model: str | None = Field(default=None, description=_MODEL_NAME)
+    n: Annotated[int, Field(ge=1, le=MAX_GENERATED_IMAGES)] | None = Field(
+        default=None, description="Number of images. Default: 1."
+    )
+    size: str | None = Field(
+        default=None, description="`auto`, or the model's own size, such as `384x384`. Default: `auto`."
+    )
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
     background: Literal["auto", "opaque"] | None = None
-    stream: bool | None = None
+    stream: bool | None = Field(
+        default=None,
+        description="Whether images are sent once finished, as server-sent events. Default: false.",
+    )
     partial_images: Annotated[int, Field(ge=0, le=16)] | None = Field(
-        default=None, description="How often at most a stream shows each picture before it is whole."
+        default=None,
+        description="Largest number of previews of each image that a stream sends. Default: 0.",
     )
     seed: Seed | None = Field(
-        default=None, description="Of the first picture, the others have the next; default, and -1: random."
+        default=None,
+        description="Seed of the first image; the others have the next ones. -1, the default: random.",
     )
     cfg_weight: Guidance | None = Field(
-        default=None, description="Guidance, how strictly to follow the prompt; 1: none. Default: the model's own."
+        default=None,
+        description="Classifier-free guidance: how strictly images follow the prompt; 1: none. "
+        "Default: the model's own.",
     )
-    temperature: Temperature | None = Field(default=None, description="Default: the model's own.")
-    top_p: TopP | None = None
+    temperature: Temperature | None = Field(default=None, description="Sampling temperature. Default: the model's own.")
+    top_p: TopP | None = Field(default=None, description=_TOP_P)
 
 
-# What is replied
+# Replies
 
 
 ErrorKind = Literal["invalid_request_error", "rate_limit_error", "server_error"]
 
 
 class ErrorText(BaseModel):
-    """What is wrong."""
+    """The reason why a request was refused or failed."""
 
-    message: str
+    message: str = Field(description="One sentence for a person.")
     type: ErrorKind
-    param: str | None = Field(description="The field that it is about.")
-    code: str | None
+    param: str | None = Field(description="The field of the body that caused the error, if it was one.")
+    code: str | None = Field(description="A short name of the error for programs, if it has one.")
 
 
 class ErrorReply(BaseModel):
-    """An error."""
+    """The reply to a request that was refused or failed."""
 
     error: ErrorText
 
 
 class PromptDetails(BaseModel):
-    """Of the prompt's tokens."""
+    """Details of the prompt's token count."""
 
-    cached_tokens: int
+    cached_tokens: int = Field(description="Tokens at the beginning of the prompt that were in the cache already.")
 
 
 class Usage(BaseModel):
-    """Tokens of a prompt, pictures included, and of its answers."""
+    """Token counts of a chat completion."""
 
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int = Field(description="Tokens of the prompt, images included, counted once for all answers.")
+    completion_tokens: int = Field(description="Tokens of all answers together.")
     total_tokens: int
     prompt_tokens_details: PromptDetails
 
@@ -235,7 +266,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class AnswerMessage(BaseModel):
-    """An answer."""
+    """The message that the model answered with."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -243,82 +274,88 @@ class AnswerMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """One of the answers."""
+    """One of the requested answers."""
 
-    index: int
+    index: int = Field(description="Number of the answer, from 0.")
     message: AnswerMessage
-    finish_reason: FinishReason
+    finish_reason: FinishReason = Field(
+        description="`stop`: at its end or a stop string; `length`: at its largest length."
+    )
     logprobs: None = None
 
 
 class ChatCompletion(BaseModel):
-    """Answers."""
+    """The answers to a conversation."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
+    created: int = Field(description=_CREATED)
     model: str
     choices: list[Choice]
     usage: Usage
-    system_fingerprint: str
+    system_fingerprint: str = Field(description=_SYSTEM_FINGERPRINT)
 
 
 class Delta(BaseModel):
-    """What is new of an answer."""
+    """The new part of a streamed answer."""
 
-    role: Literal["assistant"] | None = Field(default=None, exclude_if=_absent)
-    content: str | None = Field(default=None, exclude_if=_absent)
+    role: Literal["assistant"] | None = Field(default=None, exclude_if=_is_none)
+    content: str | None = Field(default=None, exclude_if=_is_none)
 
 
 class ChunkChoice(BaseModel):
-    """What is new of one of the answers."""
+    """The new part of one of the requested answers."""
 
-    index: int
+    index: int = Field(description="Number of the answer, from 0.")
     delta: Delta
-    finish_reason: FinishReason | None = None
+    finish_reason: FinishReason | None = Field(default=None, description="Set in the last chunk of an answer.")
 
 
 class ChatCompletionChunk(BaseModel):
-    """A piece of a stream of answers; the last one before `[DONE]` has the usage, if it was asked for."""
+    """One event of a streamed chat completion."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
+    created: int = Field(description=_CREATED)
     model: str
     choices: list[ChunkChoice]
-    usage: Usage | None = Field(default=None, exclude_if=_absent)
-    system_fingerprint: str
+    usage: Usage | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="Only in the last chunk, if `stream_options.include_usage` is true.",
+    )
+    system_fingerprint: str = Field(description=_SYSTEM_FINGERPRINT)
 
 
-class DrawnTokens(BaseModel):
-    """Tokens by kind."""
+class TokenKinds(BaseModel):
+    """A token count by kind of token."""
 
     image_tokens: int
     text_tokens: int
 
 
 class ImageUsage(BaseModel):
-    """Tokens of a prompt and of the pictures drawn."""
+    """Token counts of an image generation."""
 
-    input_tokens: int
-    input_tokens_details: DrawnTokens
-    output_tokens: int
-    output_tokens_details: DrawnTokens
+    input_tokens: int = Field(description="Tokens of the prompt, counted once for all images.")
+    input_tokens_details: TokenKinds
+    output_tokens: int = Field(description="Tokens of all images together.")
+    output_tokens_details: TokenKinds
     total_tokens: int
 
 
-class DrawnImage(BaseModel):
-    """A picture: a PNG that carries its settings as text chunks."""
+class ImageData(BaseModel):
+    """A generated image."""
 
-    b64_json: str
+    b64_json: str = Field(description="A PNG file in base64. Its text chunks hold the settings of the image.")
     seed: int
 
 
 class ImagesReply(BaseModel):
-    """The pictures."""
+    """The images of a prompt."""
 
-    created: int
-    data: list[DrawnImage]
+    created: int = Field(description=_CREATED)
+    data: list[ImageData]
     background: Literal["opaque"] = "opaque"
     output_format: Literal["png"] = "png"
     size: str
@@ -326,44 +363,48 @@ class ImagesReply(BaseModel):
 
 
 class ImageEvent(BaseModel):
-    """A picture on its way, or whole, then with the usage."""
+    """One event of a streamed image generation: a preview of an image, or a finished image."""
 
     type: Literal["image_generation.partial_image", "image_generation.completed"]
-    index: int = Field(description="Which of the pictures, from 0.")
+    index: int = Field(description="Number of the image, from 0.")
     seed: int
-    b64_json: str
-    created_at: int
+    b64_json: str = Field(description="A PNG file in base64.")
+    created_at: int = Field(description=_CREATED)
     size: str
     background: Literal["opaque"] = "opaque"
     output_format: Literal["png"] = "png"
     quality: Literal["auto"] = "auto"
     partial_image_index: int | None = Field(
-        default=None, exclude_if=_absent, description="Counts from 0 for each picture."
+        default=None, exclude_if=_is_none, description="Number of the preview, from 0 for each image."
     )
-    usage: ImageUsage | None = Field(default=None, exclude_if=_absent)
+    usage: ImageUsage | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="Token counts of this image, once it is finished.",
+    )
 
 
 class ServedModel(BaseModel):
-    """A model that is served."""
+    """A model that this server runs."""
 
-    id: str
+    id: str = Field(description="The name to send as `model`.")
     object: Literal["model"] = "model"
-    created: int
+    created: int = Field(description="When the server started, in seconds since 1970.")
     owned_by: str = "mlx_janus"
 
 
 class ModelList(BaseModel):
-    """All of them: one."""
+    """The list of the models that this server runs. There is always exactly one."""
 
     object: Literal["list"] = "list"
     data: list[ServedModel]
 
 
 class Health(BaseModel):
-    """Whether the server takes requests, and what it is doing: those that wait, answers and pictures under way."""
+    """The state of the server and its load."""
 
-    status: Literal["ok", "stopping"]
+    status: Literal["ok", "stopping"] = Field(description="`stopping` if new requests are refused.")
     model: str
-    waiting: int
-    answering: int
-    drawing: int
+    waiting: int = Field(description="Requests in the queue.")
+    answering: int = Field(description="Answers being generated.")
+    drawing: int = Field(description="Images being generated.")

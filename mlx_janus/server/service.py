@@ -1,4 +1,4 @@
-"""What every route works with."""
+"""The parts of a server that its routes share."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ from typing import TYPE_CHECKING
 from ..engine.messages import Request
 from ..errors import JanusError
 from ..version import __version__
-from .errors import Problem, explained
+from .errors import APIError, to_api_error
+from .images import ImageReader
 from .metrics import Metrics
-from .pictures import PictureReader
 from .settings import Settings
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.tickets import Ticket
 
-DEFAULT_MODEL = "default"
+DEFAULT_MODEL = "default"  # a name that every server accepts for its model
 
 
 @dataclass
 class Service:
-    """An engine, which has been started when the first request comes, and what goes with it."""
+    """An engine with the settings and the metrics of its server.
+
+    Args:
+        engine: started before the first request.
+        settings: of the server.
+        metrics: of the server.
+        since: when the server started, in seconds since 1970.
+    """
 
     engine: Engine
     settings: Settings
@@ -33,33 +40,40 @@ class Service:
     since: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
-    def reader(self) -> PictureReader:
-        """Brings pictures to the model's size."""
-        return PictureReader(self.settings, self.engine.config.image)
+    def image_reader(self) -> ImageReader:
+        """The reader of the requests' images, which needs the loaded model's sizes."""
+        return ImageReader(self.settings, self.engine.config.image)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Another one where the same seed may give another answer: another model, precision or release."""
+        """OpenAI's ``system_fingerprint``: it differs if the same seed may give another answer.
+
+        That is so for another model, another precision and another release.
+        """
         facts = f"{__version__} {self.engine.name} {self.engine.config}"
         return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
 
     def check_model(self, name: str | None) -> None:
-        """Refuse a model that is not served.
+        """Refuse the name of a model that is not served.
 
         Raises:
-            Problem: 404.
+            APIError: 404.
         """
         if name not in (None, DEFAULT_MODEL, self.engine.name):
             message = f"there is no model {name!r} here: it is {self.engine.name!r}, or leave it out"
-            raise Problem(404, message, param="model", code="model_not_found")
+            raise APIError(404, message, param="model", code="model_not_found")
 
-    def submit(self, asked: Request, param: str) -> Ticket:
-        """Hand a request to the engine; ``param`` is the field that an error is about.
+    def submit(self, request: Request, param: str) -> Ticket:
+        """Hand a request to the engine.
+
+        Args:
+            request: for the engine.
+            param: the field of the body that an error is about.
 
         Raises:
-            Problem: it is refused.
+            APIError: the engine refuses the request.
         """
         try:
-            return self.engine.submit(asked)
+            return self.engine.submit(request)
         except JanusError as error:
-            raise explained(error, param) from None
+            raise to_api_error(error, param) from None

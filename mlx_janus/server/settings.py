@@ -1,4 +1,4 @@
-"""What a server is set to, apart from its model."""
+"""The settings of a server, apart from its model."""
 
 from __future__ import annotations
 
@@ -15,25 +15,30 @@ _KEY = re.compile(r"[!-~]{1,512}")
 
 @dataclass(frozen=True)
 class Settings:
-    """Where a server listens, whom it answers, and how much it takes.
+    """Address, access and limits of a server.
 
     Args:
-        host: address or name that is listened at; one of this machine alone, unless there is a key.
-        port: 0: a free one.
-        api_key: what every request but those of the page and of ``/health`` must bring; None: nothing.
-        allow_url_images: fetch pictures that a request names by an https address.
-        cors_origins: sites whose pages may use the server from a browser, such as "https://chat.example.org".
-        body_limit: bytes of a request's body.
-        bodies_limit: bytes of all bodies that are held at once.
-        body_seconds: in which a body has to arrive, and the next piece of a reply to be read.
-        picture_limit: bytes of one picture, as a file.
-        most_requests: under way at once, those that wait included.
-        most_connections: open at once, whether something is asked on them or not; others are cut.
-        heartbeat_seconds: after which a stream that has nothing to say says so.
-        log_requests: log one line a request: method, route, status, sizes and seconds, nothing of its content.
+        host: address or name to listen on. Without a key it must be a loopback address.
+        port: to listen on; 0: any free port.
+        api_key: key that requests must send, except those for the page and for ``/health``; None:
+            no key.
+        allow_url_images: fetch images from https addresses that a request names.
+        cors_origins: sites whose pages may use the server from a browser, such as
+            "https://chat.example.org".
+        body_limit: bytes of one request's body.
+        bodies_limit: bytes of all bodies held at once.
+        body_seconds: seconds for a body to arrive, and for a client to read the next part of a
+            reply.
+        image_limit: bytes of one image file.
+        most_requests: number of requests at once, including those in the queue.
+        most_connections: number of open connections, idle ones included; further ones are closed.
+        heartbeat_seconds: seconds without an event after which a stream sends a comment.
+        log_requests: log one line a request: method, route, status, sizes and seconds, nothing of
+            its content.
 
     Raises:
-        OptionError: no host, or one that others reach without a key; a key that no header carries; or no origin.
+        OptionError: the host is empty, or not loopback without a key; the key cannot be sent in a
+            header; or a site is not an origin.
     """
 
     host: str = "127.0.0.1"
@@ -44,7 +49,7 @@ class Settings:
     body_limit: int = 64_000_000
     bodies_limit: int = 256_000_000
     body_seconds: float = 60.0
-    picture_limit: int = 20_000_000
+    image_limit: int = 20_000_000
     most_requests: int = 256
     most_connections: int = 512
     heartbeat_seconds: float = 15.0
@@ -70,7 +75,7 @@ class Settings:
 
 
 def _is_origin(text: str) -> bool:
-    """Whether a text is an origin as browsers send it."""
+    """Return whether a text is an origin in the form that browsers send."""
     found = _ORIGIN.fullmatch(text)
     if found is None or int(found["port"] or 1) > 65535:
         return False
@@ -81,7 +86,7 @@ def _is_origin(text: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address, without a port, is this machine's own."""
+    """Return whether a name or an address, without a port, is loopback."""
     name = host.strip("[]").lower()
     try:
         return ipaddress.ip_address(name).is_loopback

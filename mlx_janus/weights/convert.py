@@ -21,7 +21,7 @@ from ..config import DTYPES, Dtype, JanusConfig, LayerBits
 from ..errors import CheckpointError, OptionError, OutputError
 from ..memory import format_size
 from ..models.janus import keeps_type
-from ..processing.prompts import TOKENIZER_FILE, prepare_tokenizer
+from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from .checkpoint import PlannedTensor, read_plan
 from .folder import Progress, atomic_folder, check_output, is_converted, make_stamp, source_hashes
 from .published import read_published_config

@@ -23,7 +23,7 @@ import psutil
 from ..config import FORMAT_VERSION, MODEL_TYPE, READ_VERSIONS, Dtype, read_model_json
 from ..errors import CheckpointError, ConfigError, OutputError
 from ..memory import weight_stream
-from ..processing.prompts import TOKENIZER_FILE
+from ..processing.tokenizer import TOKENIZER_FILE
 from ..version import __version__
 from .safetensors_files import read_safetensors_header, weight_files
 

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from ..config import Dtype
 from ..errors import OutputError
 from ..models.janus import JanusModel
-from ..processing.prompts import TOKENIZER_FILE
+from ..processing.tokenizer import TOKENIZER_FILE
 from .folder import atomic_folder, check_output, make_stamp
 from .safetensors_files import write_safetensors
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..config import JanusConfig
 from ..errors import CheckpointError
-from ..processing.prompts import TOKENIZER_FILE, prepare_tokenizer
+from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from .convert import ConversionPlan, ConvertOptions, Source, plan_conversion
 from .folder import Progress, open_converted, source_hashes, stamped_hashes
 

@@ -1,0 +1,141 @@
+"""PNG files out: drawn images with their settings as text chunks, under free names."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from ..errors import OutputError
+from ..files import draft_beside
+from .images import check_size, printable, read_file
+
+
+def read_text_chunks(path: str | os.PathLike[Any]) -> dict[str, str]:
+    """Return the text chunks of a PNG file; an image in another format has none.
+
+    Raises:
+        ImageError: as ``open_image``.
+    """
+    return read_file(path, _text_chunks)
+
+
+def _text_chunks(image: Image.Image, name: str) -> dict[str, str]:
+    check_size(image, name)
+    image.load()
+    return {key: str(value) for key, value in getattr(image, "text", {}).items()}
+
+
+def png_bytes(image: Image.Image, text: Mapping[str, str]) -> bytes:
+    """Return a PNG file with text chunks, as ``save_png`` writes it."""
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in sorted(text.items()):
+        # NUL ends a text chunk. A lone surrogate (an undecodable byte of a command line) has no
+        # encoding.
+        chunks.add_text(key, value.replace("\0", "").encode("utf-8", "replace").decode("utf-8"))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str]) -> Path:
+    """Write a PNG with text chunks, and return the path of the file that was written.
+
+    An existing file is kept: ``out.png`` becomes ``out_2.png``, then ``out_3.png``. A path without
+    a suffix gets ``.png``. The file appears complete, and processes that save to one path at the
+    same time each get their own.
+
+    Args:
+        image: in a mode that PNG can hold.
+        path: a file in an existing folder.
+        text: stored by sorted key, as Latin-1 if possible, otherwise as UTF-8.
+
+    Raises:
+        OutputError: another suffix, a folder, a missing parent folder, no permission or no space.
+            Nothing is left behind.
+    """
+    target = _with_png_suffix(Path(path))
+    try:
+        data = png_bytes(image, text)
+        with draft_beside(target) as draft:
+            with draft.open("xb") as file:
+                file.write(data)
+            return _move_to_free_name(draft, target)  # write_atomically would replace an existing file
+    except (OSError, ValueError) as error:
+        raise OutputError(_why_not_written(error, target)) from error
+
+
+def free_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
+    """Return file names for n images: ``[out.png]``, or ``out-1.png`` to ``out-n.png``.
+
+    The files may exist: ``save_png`` keeps them.
+
+    Raises:
+        OutputError: the path is a folder or has another suffix. This is known before anything is
+            drawn.
+    """
+    path = _with_png_suffix(Path(path))
+    if n == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, n + 1)]
+
+
+def _with_png_suffix(path: Path) -> Path:
+    try:
+        is_folder = path.is_dir()
+    except OSError:
+        is_folder = False  # writing fails with the reason
+    if is_folder:
+        raise OutputError(f"{printable(str(path))} is a folder: give the name of a file in it, such as janus.png")
+    if not path.suffix:
+        return path.with_name(f"{path.name}.png")
+    if path.suffix.lower() != ".png":
+        name = printable(str(path))
+        raise OutputError(f"{name}: only .png is written, got {printable(path.suffix)}: name it {path.stem}.png")
+    return path
+
+
+def _move_to_free_name(draft: Path, target: Path) -> Path:
+    """Move a finished file to the first free name and return that.
+
+    An exclusive create reserves the name: not every file system has hard links.
+    """
+    for i in itertools.count(1):
+        candidate = target if i == 1 else target.with_name(f"{target.stem}_{i}{target.suffix}")
+        try:
+            os.close(os.open(candidate, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            continue
+        try:
+            return draft.replace(candidate)
+        except BaseException:  # Ctrl-C too
+            with contextlib.suppress(OSError):
+                if draft.exists():  # if the draft is gone, the move succeeded: keep the file
+                    candidate.unlink()
+            raise
+    raise AssertionError("itertools.count ends")  # pragma: no cover
+
+
+def _why_not_written(error: OSError | ValueError, target: Path) -> str:
+    name = printable(str(target))
+    folder = printable(str(target.parent))
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.ENOENT:
+        return f"{name} cannot be written: make the folder {folder} first"
+    if code == errno.ENOTDIR:
+        return f"{name} cannot be written: {folder} is no folder"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{name} cannot be written: {folder} allows no new files, choose another folder"
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return f"{name} cannot be written: the disk is full, free some space"
+    if code == errno.ENAMETOOLONG:
+        return f"{name} cannot be written: give it a shorter name"
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return f"{name} cannot be written ({reason}): choose another file or folder"

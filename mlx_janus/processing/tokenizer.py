@@ -1,0 +1,271 @@
+"""The tokenizer: plain text to token ids and back, with control tokens kept apart.
+
+What is unusual here:
+
+- Ids of control tokens are looked up by spelling and never fixed: they differ between the models.
+- Plain text is encoded with no control token recognised. ``<|Assistant|>`` typed by a user stays
+  ordinary characters.
+- Streaming decodes bytes, since a token may end inside a character.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders
+
+from ..config import PromptConfig, read_model_json
+from ..errors import ConfigError, PromptError
+
+TOKENIZER_FILE = "tokenizer.json"
+_SAMPLE = "hello world, twice"  # a byte-level tokenizer gives it back unchanged
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the control tokens that every model has."""
+
+    bos: int
+    eos: int
+    pad: int
+    image_start: int
+    image_end: int
+    image: int
+
+
+class PromptTokenizer:
+    """A tokenizer that knows its model's control tokens.
+
+    Args:
+        tokenizer: never changed; copied if a control token is not flagged as special.
+        config: spellings of the control tokens.
+
+    Raises:
+        ConfigError: a control token is missing, or the tokenizer loses text, contradicts itself or
+            is not byte-level.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: PromptConfig) -> None:
+        self.special = _special_ids(tokenizer, config)
+        self.tokenizer = _mark_controls(tokenizer, config)
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        self._added = frozenset(token.content for token in added)
+        self._special_spellings = frozenset(token.content for token in added if token.special)
+        self._plain = _copy(self.tokenizer)  # a copy, since the next line changes how it encodes
+        self._plain.encode_special_tokens = True
+        self._check_plain()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of plain text: no bos, and no control token even if the text spells one.
+
+        Raises:
+            PromptError: the text is not Unicode.
+        """
+        if not text:
+            return []
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the prompt holds {text[error.start]!r}, which is no Unicode text: type it again, or save it as UTF-8"
+            ) from None
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids. Special tokens and ids beyond the vocabulary are skipped."""
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def detokenizer(self) -> Detokenizer:
+        """Return a decoder that takes one id at a time."""
+        return Detokenizer(self.tokenizer, self._special_spellings)
+
+    def is_added(self, spelling: str) -> bool:
+        """Return whether an added token, rather than text, has this spelling."""
+        return spelling in self._added
+
+    def token_id(self, spelling: str) -> int | None:
+        """Return the id of a token by its spelling; None if there is no such token."""
+        return self.tokenizer.token_to_id(spelling)
+
+    def _check_plain(self) -> None:
+        """Refuse a tokenizer that loses text, or that recognises a control token in plain text."""
+        text = self.decode(self.encode(_SAMPLE))
+        if not isinstance(self.tokenizer.decoder, decoders.ByteLevel) or text.strip() != _SAMPLE:
+            raise ConfigError(
+                f"this is no byte-level tokenizer ({_SAMPLE!r} comes back as {text[:40]!r}): another tool may have "
+                "rewritten it, download the model's own"
+            )
+        for spelling in sorted(self._special_spellings):
+            if self.token_id(spelling) in self.encode(spelling):
+                raise ConfigError(
+                    f"the tokenizer makes the control token {spelling!r} of ordinary text: it is damaged, "
+                    "download it again"
+                )
+
+
+class Detokenizer:
+    """A streaming decoder: one id at a time to whole characters.
+
+    The pieces joined equal ``Tokenizer.decode`` of all the ids at once, for any ids: both turn
+    invalid bytes into U+FFFD. The cost of an id does not grow with the number of ids before it.
+
+    Args:
+        tokenizer: byte-level.
+        skipped: spellings of the tokens that give no text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[str]) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token_id: int) -> str:
+        """Return the characters that this id completes; "" while a character is incomplete."""
+        token = self._tokenizer.id_to_token(int(token_id))  # None: a model may have more rows than the tokenizer ids
+        if token is None or token in self._skipped:
+            return ""
+        return self._utf8.decode(_token_bytes(token))
+
+    def finish(self) -> str:
+        """Return the rest: U+FFFD if the last character is incomplete, otherwise ""."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a ``tokenizer.json``.
+
+    Raises:
+        ConfigError: the file is missing, not JSON, or not a tokenizer.
+    """
+    try:
+        return Tokenizer.from_buffer(path.read_bytes())
+    except Exception as error:  # the library raises bare Exceptions
+        read_model_json(path)  # raises a plainer error for a file that is missing or not JSON
+        reason = " ".join(str(error).split())[:120]
+        raise ConfigError(f"{path} is not a tokenizer ({reason}): download the model's own") from None
+
+
+def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
+    """Return ``tokenizer.json`` for a converted folder; equal input gives equal text.
+
+    Adds the image placeholder if it is absent (Janus-1.3B; it gets the next free id, as in the
+    reference), flags the control tokens as special, and drops truncation and padding.
+
+    Raises:
+        ConfigError: the file is missing, not JSON, not a tokenizer, lacks another control token, or
+            is not byte-level.
+    """
+    tokenizer = read_tokenizer(tokenizer_json)
+    if tokenizer.token_to_id(config.image) is None:
+        tokenizer.add_special_tokens([AddedToken(config.image, normalized=False, special=True)])
+    try:
+        # PromptTokenizer checks it: a tokenizer that cannot be loaded is not written.
+        return PromptTokenizer(tokenizer, config).tokenizer.to_str()
+    except ConfigError as error:
+        raise ConfigError(f"{tokenizer_json}: {error}") from None
+
+
+def _copy(tokenizer: Tokenizer) -> Tokenizer:
+    """Copy a tokenizer by way of JSON.
+
+    That renumbers added tokens if the vocabulary has holes, which is refused.
+    """
+    try:
+        copy = Tokenizer.from_str(tokenizer.to_str())
+    except Exception as error:  # the library raises bare Exceptions
+        raise ConfigError(
+            f"the tokenizer contradicts itself ({str(error)[:80]}): it is damaged, download it again"
+        ) from None
+    if _added_spellings(tokenizer) != _added_spellings(copy):
+        raise ConfigError(
+            "the tokenizer contradicts itself (ids of added tokens clash): it is damaged, download it again"
+        )
+    return copy
+
+
+def _added_spellings(tokenizer: Tokenizer) -> dict[int, str]:
+    return {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
+
+
+def _control_spellings(config: PromptConfig) -> dict[str, str]:
+    """Return the spellings of every model's control tokens, by field of ``SpecialIds``."""
+    return {
+        "bos": config.bos,
+        "eos": config.eos,
+        "pad": config.pad,
+        "image_start": config.image_start,
+        "image_end": config.image_end,
+        "image": config.image,
+    }
+
+
+def _special_ids(tokenizer: Tokenizer, config: PromptConfig) -> SpecialIds:
+    ids: dict[str, int] = {}
+    for name, spelling in _control_spellings(config).items():
+        found = tokenizer.token_to_id(spelling)
+        if found is None:
+            raise ConfigError(
+                f"the tokenizer lacks the {name} token {spelling!r}: it is of another model, or not converted yet; "
+                "download the model's own tokenizer, or convert the folder"
+            )
+        ids[name] = found
+    return SpecialIds(**ids)
+
+
+def _mark_controls(tokenizer: Tokenizer, config: PromptConfig) -> Tokenizer:
+    """Return the tokenizer with its control tokens special, and without truncation and padding.
+
+    If that changes anything, it is a copy. Control tokens are those of the template, any ``<...>``,
+    and the roles where they are added tokens. Other added tokens, such as ``ø`` in DeepSeek's
+    vocabulary, are ordinary characters and stay so.
+    """
+    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    controls = set(_control_spellings(config).values())
+    for spelling in added:
+        if spelling in (config.user, config.assistant) or (spelling[:1] == "<" and spelling[-1:] == ">"):
+            controls.add(spelling)
+    unmarked = sorted(s for s in controls if s not in added or not added[s].special)
+    if not (unmarked or tokenizer.truncation or tokenizer.padding):
+        return tokenizer
+    tokenizer = _copy(tokenizer)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.add_special_tokens([_as_special(s, added.get(s)) for s in unmarked])
+    return tokenizer
+
+
+def _as_special(spelling: str, token: AddedToken | None) -> AddedToken:
+    if token is None:
+        return AddedToken(spelling, normalized=False, special=True)
+    return AddedToken(
+        spelling,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=True,
+    )
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the byte for each printable character (GPT-2's ``bytes_to_unicode``, inverted)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _token_bytes(token: str) -> bytes:
+    """Return an entry's bytes; one with a character outside the alphabet stands for itself."""
+    try:
+        return bytes(_BYTES[c] for c in token)
+    except KeyError:
+        return token.encode()

@@ -1,0 +1,100 @@
+"""Images of requests and replies: data URLs to small RGB images, and generated images to base64."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+
+from PIL import Image
+
+from ..config import ImageConfig
+from ..errors import ImageError
+from ..processing.images import decode_image, resize_and_pad
+from ..processing.png import png_bytes
+from .errors import to_api_error
+from .settings import Settings
+
+MAX_REQUEST_IMAGES = 16  # images of one request
+_MAX_PIXELS = 50_000_000  # pixels of one image
+_MAX_FETCHES = 4  # downloads at once; each takes a thread
+_DATA_URL = re.compile(
+    r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)(;[a-z0-9=.-]{1,40})?;base64,", re.IGNORECASE
+)
+
+
+class ImageReader:
+    """A reader of the images that requests name.
+
+    It decodes one image at a time, so that memory holds only one large image.
+
+    Args:
+        settings: the limits, and whether https addresses are fetched.
+        config: the vision encoder's preprocessing; images are kept in its small size.
+    """
+
+    def __init__(self, settings: Settings, config: ImageConfig):
+        self._settings = settings
+        self._config = config
+        self._decode_lock = asyncio.Lock()
+        self._fetch_slots = asyncio.Semaphore(_MAX_FETCHES)
+
+    async def read(self, url: str, field: str) -> Image.Image:
+        """Return an image, scaled and padded for the vision encoder.
+
+        Args:
+            url: a data URL or an https address.
+            field: of the body that holds the URL, for errors.
+
+        Raises:
+            APIError: the image is too large or damaged, or the URL is of another kind.
+        """
+        try:
+            if url[:8].lower() == "https://":
+                data: str | bytes = await self._fetch(url)
+            else:
+                data = self._base64_of(url)
+            async with self._decode_lock:
+                return await asyncio.to_thread(self._decode, data)
+        except ImageError as error:
+            raise to_api_error(error, field) from None
+
+    async def _fetch(self, url: str) -> bytes:
+        if not self._settings.allow_url_images:
+            raise ImageError("this server fetches no pictures: send it as data:image/png;base64,...")
+        from ..processing.web import fetch_public
+
+        async with self._fetch_slots:
+            return await asyncio.to_thread(fetch_public, url, max_bytes=self._settings.image_limit)
+
+    def _base64_of(self, url: str) -> str:
+        """Return the base64 part of a data URL."""
+        found = _DATA_URL.match(url)
+        if found is None:
+            allowed = " or an https address" if self._settings.allow_url_images else ""
+            raise ImageError(f"a picture must be given as data:image/png;base64,...{allowed}, got {url[:30]!r}")
+        if (len(url) - found.end()) * 3 // 4 > self._settings.image_limit + 2:
+            raise self._too_large()
+        return url[found.end() :]
+
+    def _decode(self, data: str | bytes) -> Image.Image:
+        if isinstance(data, str):
+            try:
+                text = "".join(data.split())  # some clients break the base64 into lines
+                padding = "=" * (-len(text) % 4)  # and some leave the padding out
+                data = base64.b64decode(text + padding, validate=True)
+            except (binascii.Error, ValueError):  # ValueError: not ASCII
+                raise ImageError("the picture's base64 is damaged or cut short: send it again") from None
+        if len(data) > self._settings.image_limit:
+            raise self._too_large()
+        return resize_and_pad(decode_image(data, "the picture", max_pixels=_MAX_PIXELS), self._config)
+
+    def _too_large(self) -> ImageError:
+        return ImageError(f"the picture is larger than {self._settings.image_limit / 1e6:g} MB: make it smaller")
+
+
+async def to_base64(image: Image.Image, text: dict[str, str]) -> str:
+    """Return an image as a PNG with text chunks, in base64."""
+    data = await asyncio.to_thread(png_bytes, image, text)
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,58 @@
+"""Metrics and the access log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..metrics import Metrics
+from .base import HTTPMiddleware
+
+_LOG = logging.getLogger("mlx_janus.server.requests")
+_METHODS = ("GET", "POST", "OPTIONS", "HEAD")  # any other is logged as "other": a client may invent names
+
+
+class AccessLogMiddleware(HTTPMiddleware):
+    """The metrics and the log of all requests: method, route, status, sizes and seconds.
+
+    Args:
+        app: the application inside.
+        metrics: count the requests.
+        log_requests: whether each request is logged.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, log_requests: bool):
+        super().__init__(app)
+        self._metrics = metrics
+        self._log_requests = log_requests
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        status = 0
+        bytes_in = 0
+        bytes_out = 0
+
+        async def counting_receive() -> Message:
+            nonlocal bytes_in
+            message = await receive()
+            bytes_in += len(message.get("body", b""))
+            return message
+
+        async def counting_send(message: Message) -> None:
+            nonlocal status, bytes_out
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            bytes_out += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, counting_receive, counting_send)
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.count_request(method, route, status, seconds)
+            if self._log_requests:
+                _LOG.info("%s %s %d, %d bytes in, %d out, %.3f s", method, route, status, bytes_in, bytes_out, seconds)

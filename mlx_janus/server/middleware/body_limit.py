@@ -1,0 +1,88 @@
+"""Limits for request bodies."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import APIError, client_left
+from ..settings import Settings
+from .base import HTTPMiddleware
+
+_RETRY_AFTER = 5  # seconds that a client is told to wait
+
+
+class BodyLimitMiddleware(HTTPMiddleware):
+    """Limits for POST requests. Their bodies are read completely before anything else happens.
+
+    The limits are: bytes of one body, bytes of all bodies together, requests at once, and seconds.
+
+    Args:
+        app: the application inside.
+        settings: the limits.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings):
+        super().__init__(app)
+        self._settings = settings
+        self._open_requests = 0
+        self._held_bytes = 0  # of the bodies of all open requests
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        self._check_size(int(Headers(scope=scope).get("content-length", "0")))  # h11 has checked that it is a number
+        if self._open_requests >= self._settings.most_requests:
+            raise _too_many_requests()
+        body = bytearray()
+        self._open_requests += 1
+        try:
+            await self._read(body, receive)
+            await self.app(scope, _replay(bytes(body), receive), send)
+        finally:
+            self._open_requests -= 1
+            self._held_bytes -= len(body)
+
+    async def _read(self, body: bytearray, receive: Receive) -> None:
+        """Append the request's body to ``body``."""
+        try:
+            async with asyncio.timeout(self._settings.body_seconds):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise client_left()
+                    piece = message.get("body", b"")
+                    self._check_size(len(body) + len(piece))
+                    self._held_bytes += len(piece)
+                    body += piece
+                    if self._held_bytes > self._settings.bodies_limit:
+                        raise _too_many_requests()
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            seconds = f"{self._settings.body_seconds:g}"
+            raise APIError(408, f"the body did not arrive in {seconds} seconds") from None
+
+    def _check_size(self, size: int) -> None:
+        if size > self._settings.body_limit:
+            limit = f"{self._settings.body_limit / 1e6:g} MB"
+            raise APIError(413, f"the body is larger than {limit}: send fewer or smaller pictures")
+
+
+def _too_many_requests() -> APIError:
+    headers = {"Retry-After": str(_RETRY_AFTER)}
+    return APIError(429, "too much is being asked at once: try again later", headers=headers)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a ``receive`` that gives a body read before, then the messages after it."""
+    pending: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay

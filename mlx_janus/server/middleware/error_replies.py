@@ -1,0 +1,28 @@
+"""Exceptions as replies."""
+
+from __future__ import annotations
+
+from starlette.types import Message, Receive, Scope, Send
+
+from ..errors import to_api_error
+from .base import HTTPMiddleware
+
+
+class ErrorMiddleware(HTTPMiddleware):
+    """OpenAI's error object as the reply to every exception of the application inside."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply_begun = False
+
+        async def watching_send(message: Message) -> None:
+            nonlocal reply_begun
+            reply_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watching_send)
+        except Exception as error:
+            api_error = to_api_error(error)
+            if reply_begun:  # a second reply is impossible: break this one off
+                raise ConnectionAbortedError from None
+            await api_error.response()(scope, receive, send)

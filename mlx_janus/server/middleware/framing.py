@@ -1,0 +1,26 @@
+"""Protection against request smuggling."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from ..errors import APIError
+from .base import CheckMiddleware
+
+
+class FramingMiddleware(CheckMiddleware):
+    """A check for requests that give their length in two ways.
+
+    A proxy in front of the server might go by the other one.
+    """
+
+    def check(self, scope: Scope) -> None:
+        """Refuse Content-Length together with Transfer-Encoding.
+
+        Raises:
+            APIError: both are there.
+        """
+        if {"content-length", "transfer-encoding"} <= set(Headers(scope=scope).keys()):
+            message = "Content-Length does not go with Transfer-Encoding: send one of them"
+            raise APIError(400, message, headers={"Connection": "close"})

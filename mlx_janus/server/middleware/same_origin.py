@@ -1,0 +1,87 @@
+"""Protection against web pages of other sites.
+
+A server on a loopback address is within reach of every web page that is open on the same machine. A
+page of another site is recognised by its Origin header or by Sec-Fetch-Site. DNS rebinding, a
+foreign name that its owner has pointed at this machine, is recognised by the Host header.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Scope
+
+from ..errors import APIError
+from ..settings import Settings, is_loopback
+from .base import CheckMiddleware
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class SameOriginMiddleware(CheckMiddleware):
+    """A check for requests that a browser sends for a page of another site.
+
+    Args:
+        app: the application inside.
+        settings: name the sites that are allowed. With a key, any Host is accepted: the pages of
+            other sites do not know the key.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings):
+        super().__init__(app)
+        self._settings = settings
+
+    def check(self, scope: Scope) -> None:
+        """Refuse a foreign Host or Origin.
+
+        Raises:
+            APIError: the request comes from another site's page, or has not exactly one Host
+                header.
+        """
+        headers = Headers(scope=scope)
+        self._check_host(headers.getlist("host"))
+        self._check_origin(scope, headers)
+
+    def _check_host(self, hosts: list[str]) -> None:
+        if len(hosts) != 1:
+            raise APIError(400, "there must be one Host header")
+        name, _ = _split_port(hosts[0])
+        if self._settings.api_key is None and not is_loopback(name):  # without a key the server listens on loopback
+            raise APIError(403, "this Host is not served: use the address that the server printed", code="wrong_host")
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        origins = headers.getlist("origin")
+        if origins:
+            allowed = all(origin in self._settings.cors_origins for origin in origins)
+            if allowed or (len(origins) == 1 and _is_same_site(origins[0], headers["host"])):
+                return
+        else:
+            follows_link = scope["method"] == "GET" and scope["path"] == "/"
+            if follows_link or headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+                return
+        message = "other sites' pages may not use this server: name them with --cors-origin"
+        raise APIError(403, message, code="wrong_origin")
+
+
+def _split_port(host: str) -> tuple[str, int | None]:
+    """Return a Host header's name, in lower case, and its port; "" and None if it is malformed."""
+    try:
+        parts = urlsplit(f"//{host}")
+        return (parts.hostname or ""), parts.port
+    except ValueError:
+        return "", None
+
+
+def _is_same_site(origin: str, host: str) -> bool:
+    """Return whether a page's Origin and the Host of its request name the same server."""
+    try:
+        parts = urlsplit(origin)
+        origin_port = parts.port
+    except ValueError:
+        return False
+    default_port = _DEFAULT_PORTS.get(parts.scheme)
+    if default_port is None:
+        return False
+    name, port = _split_port(host)
+    return (parts.hostname, origin_port or default_port) == (name, port or default_port)

@@ -1,0 +1,43 @@
+"""The order of the middlewares."""
+
+from __future__ import annotations
+
+from starlette.middleware import Middleware
+
+from ..metrics import Metrics
+from ..settings import Settings
+from .access_log import AccessLogMiddleware
+from .api_key import APIKeyMiddleware
+from .body_limit import BodyLimitMiddleware
+from .cors import CORSHeadersMiddleware
+from .error_replies import ErrorMiddleware
+from .framing import FramingMiddleware
+from .same_origin import SameOriginMiddleware
+from .security_headers import SecurityHeadersMiddleware
+
+
+def middleware_stack(settings: Settings, metrics: Metrics) -> list[Middleware]:
+    """Return the middlewares that the settings call for, outermost first."""
+    stack = [
+        Middleware(AccessLogMiddleware, metrics=metrics, log_requests=settings.log_requests),
+        Middleware(SecurityHeadersMiddleware),
+        Middleware(ErrorMiddleware),
+        Middleware(FramingMiddleware),
+        Middleware(SameOriginMiddleware, settings=settings),
+    ]
+    if settings.cors_origins:
+        cors = Middleware(
+            CORSHeadersMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("Retry-After",),
+            allow_private_network=True,
+        )
+        # The second ErrorMiddleware is inside of CORS, so that the allowed sites can read the
+        # errors as well.
+        stack += [cors, Middleware(ErrorMiddleware)]
+    if settings.api_key is not None:
+        stack.append(Middleware(APIKeyMiddleware, key=settings.api_key))
+    stack.append(Middleware(BodyLimitMiddleware, settings=settings))
+    return stack
