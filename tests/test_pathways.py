@@ -273,5 +273,6 @@ def test_the_command_draws_with_it(folder: Path, tmp_path: Path, monkeypatch: py
     assert done.code == 0, done.stderr
     (made,) = json.loads(done.stdout)["images"]
     assert made["tokens"] is None
-    assert Image.open(made["path"]).size == (16, 16)
+    with Image.open(made["path"]) as image:
+        assert image.size == (16, 16)
     assert len(list((tmp_path / "steps").iterdir())) == STEPS

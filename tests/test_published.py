@@ -322,7 +322,7 @@ def test_version_1_is_read(tmp_path: Path, layout: str) -> None:
         (lambda data: data.pop("gen_head"), "lacks 'gen_head'"),
         (lambda data: data.update(drawing=3), "drawing must hold"),
         (lambda data: data["drawing"].update(steps=30), "drawing must hold"),
-        (lambda data: data.update(understanding=3), "image_size"),
+        (lambda data: data.update(understanding=3), "understanding must be"),
         (lambda data: data["gen_aligner"].update(depth=0), "depth"),
         (lambda data: data.update(format_version=True), "format version True"),
     ],

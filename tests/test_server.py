@@ -401,7 +401,7 @@ mlx_janus.commands.serve.main(["-q", "--port", "0"], prog_name="serve")
 
 def test_a_server_whose_thread_has_failed_ends() -> None:
     """So that whoever watches it can start it again."""
-    broken = f"{ON_CPU}\nfrom mlx_janus.engine.text_queue import Answers\nAnswers.choose = None"
+    broken = f"{ON_CPU}\nfrom mlx_janus.engine.text_queue import TextScheduler\nTextScheduler.choose = None"
     with started("-q", program=broken) as server, to(server) as client:
         with pytest.raises(openai.InternalServerError):
             client.chat.completions.create(model="default", messages=[user(QUESTION)])

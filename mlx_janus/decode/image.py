@@ -65,36 +65,30 @@ def draw_tokens(
     options: DrawOptions,
     window: int = 1,
 ) -> Iterator[mx.array]:
-    """Image tokens in raster order, of several pictures at once.
+    """Generate the image tokens of several images at once, in raster order. Closing stops.
 
-    With a ``window`` above 1 a pass reads guesses of the tokens ahead and so chooses for several positions. The noise
-    of a position is fixed, and so is the token chosen there once all before it are. What a pass chose after guesses
-    that came true is therefore what the plain loop chooses; the rest are the next guesses (Jacobi decoding, as in arXiv
-    2410.01699, but of a deterministic map). Wider passes round differently, which matters where two tokens are all but
+    With a ``window`` above 1, a pass reads draft tokens of the positions ahead and chooses a token for each of them.
+    The noise of a position is fixed, so its token depends only on the tokens before it. Tokens chosen after correct
+    drafts equal those of the plain loop and are accepted; the rest become the next draft (Jacobi decoding, as in arXiv
+    2410.01699, but of a deterministic map). Wider passes round differently, which matters where two logits are almost
     equal.
 
     Args:
         model: the weights.
         prompts: ids of each, ending with begin-of-image; all of one length.
-        unconditional: as many ids, a prompt padded out.
-        pictures: of each the index of its prompt, and its seed.
-        options: guidance and choice.
+        unconditional: ids of the unconditional rows, of the same length.
+        pictures: for each image the index of its prompt, and its seed.
+        options: guidance and sampling.
         window: positions read in one pass.
 
     Yields:
-        (n, k) tokens of the next k positions, evaluated: what one pass of the language model has settled, k is 1 at
-        window 1. There, the next pass is under way meanwhile. Closing stops.
+        (n, k) tokens of the next k positions, evaluated: those accepted from one pass. At window 1, k is 1, and the
+        next pass is already running.
     """
     positions = token_config(model.config).tokens
     pick = _picker(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
     keys = position_keys([seed for _, seed in pictures], positions)
-    cache = model.make_cache(len(unconditional) + positions)
-    read_once = [list(ids) for ids in (*prompts, *([unconditional] if options.rows == 2 else []))]
-    # The only prefill, for any number of images.
-    hidden = prefill_all(model, model.embed_text(mx.array(read_once)), cache, PREFILL_STEP)[:, None]
-    rows = [prompt for prompt, _ in pictures] + [len(prompts)] * (len(pictures) if options.rows == 2 else 0)
-    if rows != list(range(len(read_once))):
-        cache, hidden = take_rows(cache, rows), hidden[mx.array(rows)]
+    cache, hidden = _read_prompts(model, prompts, unconditional, [prompt for prompt, _ in pictures], options)
 
     def choices(hidden: mx.array, position: int) -> mx.array:
         """(rows * n, W, hidden) -> (n, W): the tokens of ``position`` and those after it."""
@@ -111,6 +105,39 @@ def draw_tokens(
             yield from _in_windows(first, positions, window, token_config(model.config).grid, cache, following)
         else:
             yield from _one_by_one(first, positions, following)
+
+
+def _read_prompts(
+    model: JanusModel,
+    prompts: Sequence[Sequence[int]],
+    unconditional: Sequence[int],
+    owners: Sequence[int],
+    options: DrawOptions,
+) -> tuple[Cache, mx.array]:
+    """Read each prompt once, however many images it has.
+
+    Args:
+        model: the weights.
+        prompts: ids of each, all of one length.
+        unconditional: the ids of the unconditional rows, of the same length.
+        owners: the prompt of each image.
+        options: whether there are unconditional rows.
+
+    Returns:
+        A cache with ``options.rows`` rows for each image, the conditional ones first, and the hidden states of the last
+        position, (rows, 1, hidden).
+    """
+    guided = options.rows == 2
+    read_once = [list(ids) for ids in prompts]
+    if guided:
+        read_once.append(list(unconditional))
+    cache = model.make_cache(len(unconditional) + token_config(model.config).tokens)
+    hidden = prefill_all(model, model.embed_text(mx.array(read_once)), cache, PREFILL_STEP)[:, None]
+    rows = [*owners, *[len(prompts)] * (len(owners) if guided else 0)]
+    if rows != list(range(len(read_once))):
+        cache = take_rows(cache, rows)
+        hidden = hidden[mx.array(rows)]
+    return cache, hidden
 
 
 def _one_by_one(tokens: mx.array, positions: int, chosen: Callable[[mx.array, int], mx.array]) -> Iterator[mx.array]:

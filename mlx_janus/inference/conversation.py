@@ -300,21 +300,25 @@ class Conversation:
     def _from_json(self, item: Any, path: Path) -> Message:
         if not isinstance(item, dict) or item.get("role") not in _ROLES or not isinstance(item.get("text"), str):
             raise ConversationError(f"{path} is damaged: a message needs a role and a text")
-        names, tokens = item.get("pictures", []), item.get("tokens")
+        role = item["role"]
+        names = item.get("pictures", [])
+        tokens = item.get("tokens")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConversationError(f"{path} is damaged: pictures must be file names")
-        top = self._janus.config.language.vocab_size
-        numbers = tokens is None or (
-            isinstance(tokens, list)
-            and all(type(token) is int and 0 <= token < top for token in tokens)
-            and self._prompts.special.image not in tokens
-        )
-        if not numbers or (tokens is not None and item["role"] != "assistant"):
+        if tokens is not None and (role != "assistant" or not self._are_tokens(tokens)):
             raise ConversationError(f"{path} is damaged, or of another model: tokens must be ids of an answer")
-        if item["role"] == "assistant" and names:
+        if role == "assistant" and names:
             raise ConversationError(f"{path} is damaged: an answer has no pictures")
         pictures = tuple(_load_picture(name, path) for name in names)
-        return Message(item["role"], item["text"], pictures, None if tokens is None else tuple(tokens))
+        return Message(role, item["text"], pictures, None if tokens is None else tuple(tokens))
+
+    def _are_tokens(self, tokens: Any) -> bool:
+        """Return whether a JSON value is a list of ids that this model can have answered with."""
+        if not isinstance(tokens, list):
+            return False
+        top = self._janus.config.language.vocab_size
+        in_range = all(type(token) is int and 0 <= token < top for token in tokens)
+        return in_range and self._prompts.special.image not in tokens
 
 
 def _exchanges(messages: Sequence[Message]) -> list[Exchange]:

@@ -124,66 +124,57 @@ def answer_events(
     Yields:
         ``PromptRead`` for each part of a prompt longer than ``step``, ``Token`` for each token, then ``Finished``.
     """
-    model = janus.model
     mx.reset_peak_memory()
     watch = Stopwatch()
     encoded = features(watch)
     janus.load_weights_for("answer")
     started = time.perf_counter() - watch.seconds
+    cache = cache or janus.model.make_cache()
     embeddings = embed_prompt(janus, ids[read:], encoded)
-    cache = cache or model.make_cache()
+    del encoded
     done = 0
-    for done, _ in prefill(model, embeddings[None], cache, step, keep=step):
+    for done, _ in prefill(janus.model, embeddings[None], cache, step, keep=step):
         yield PromptRead(read + done, len(ids))
         janus.load_weights_for("answer")  # another stream may have freed them
-    room = model.config.language.max_position_embeddings - len(ids)
+    room = janus.config.language.max_position_embeddings - len(ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
-    stream = answer_tokens(model, embeddings[done:], options, cache, ids=ids)
-    del embeddings, encoded
-    answer = _Answer(janus.prompts.detokenizer(), options.stop)
+    stream = answer_tokens(janus.model, embeddings[done:], options, cache, ids=ids)
+    del embeddings
+    answer = _Answer(janus.prompts.detokenizer(), janus.prompts.special.eos, options.stop)
     first = 0.0
     try:
         for token in stream:
             first = first or time.perf_counter()
-            if token == janus.prompts.special.eos:
-                answer.ended = True
-                break
-            yield Token(token, answer.add(token))
+            text = answer.add(token)
+            if token != janus.prompts.special.eos:
+                yield Token(token, text)
             if answer.ended:
                 break
             janus.load_weights_for("answer")
     finally:
         stream.close()  # type: ignore[attr-defined]
     rest = answer.finish()
-    spent = time.perf_counter() - first
-    result = TextResult(
-        text=answer.text,
-        tokens=tuple(answer.tokens),
-        finish_reason="stop" if answer.ended else "length",
-        prompt_tokens=len(ids),
-        prompt_tps=(len(ids) - read) / (first - started),
-        generation_tps=max(len(answer.tokens) - 1, 0) / spent if spent > 0 else 0.0,
-        peak_memory=mx.get_peak_memory(),
-        cached_tokens=read,
-        first_token_seconds=first - started,
-    )
-    yield Finished(rest, result)
+    yield Finished(rest, answer.result(len(ids), read, first - started, time.perf_counter() - first))
 
 
 class _Answer:
     """The text of an answer so far: whole characters, without leading white space, cut at a stop string."""
 
-    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str]):
-        self.tokens: list[int] = []
-        self.text = ""
+    def __init__(self, detokenizer: Detokenizer, eos: int, stop: Sequence[str]):
         self.ended = False  # by the model or a stop string
+        self._tokens: list[int] = []
+        self._text = ""
         self._cut = False
         self._detokenizer = detokenizer
+        self._eos = eos
         self._stops = StopStrings(stop)
 
     def add(self, token: int) -> str:
         """Take a token, and return the characters that may be shown now."""
-        self.tokens.append(token)
+        if token == self._eos:
+            self.ended = True
+            return ""
+        self._tokens.append(token)
         text, self._cut = self._stops.add(self._detokenizer.add(token))
         self.ended = self._cut
         return self._show(text)
@@ -195,7 +186,21 @@ class _Answer:
         text, cut = self._stops.add(self._detokenizer.finish())
         return self._show(text if cut else text + self._stops.finish())
 
+    def result(self, prompt_tokens: int, cached: int, prompt_seconds: float, seconds: float) -> TextResult:
+        """Return the finished answer, with its times until the first token and after it."""
+        return TextResult(
+            text=self._text,
+            tokens=tuple(self._tokens),
+            finish_reason="stop" if self.ended else "length",
+            prompt_tokens=prompt_tokens,
+            prompt_tps=(prompt_tokens - cached) / prompt_seconds,
+            generation_tps=max(len(self._tokens) - 1, 0) / seconds if seconds > 0 else 0.0,
+            peak_memory=mx.get_peak_memory(),
+            cached_tokens=cached,
+            first_token_seconds=prompt_seconds,
+        )
+
     def _show(self, text: str) -> str:
-        text = text if self.text else text.lstrip()
-        self.text += text
+        text = text if self._text else text.lstrip()
+        self._text += text
         return text
