@@ -1,7 +1,6 @@
-"""Bounds that several layers check, each in one place, and the functions that refuse a number outside of its bounds.
+"""Bounds that several layers check, each in one place, and the functions that refuse a number outside them.
 
-The functions stand here and not beside their callers, since decoding, the engine and the pipeline all need them, and
-those that only queue requests should not import a sampler for it.
+The functions stand beside the bounds and not in the sampler, since the engine and the pipeline check numbers too.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("mlx_janus")  # Python writes its warnings to stderr unless the application says otherwise
 _EMBEDDED = (
     "No model is named: this is Janus-Tiny, which knows coloured shapes and nothing else. "
-    "For a real one: --model deepseek-ai/Janus-Pro-1B"
+    'For a real one: path_or_hub_id="deepseek-ai/Janus-Pro-1B"'
 )
 
 

@@ -553,9 +553,9 @@ SLOW_CONVERT = (
     INTERRUPTIBLE
     + """
 import time
-from mlx_janus.weights import convert
-real = convert._convert_tensor
-convert._convert_tensor = lambda *arguments: (time.sleep(0.05), real(*arguments))[1]
+from mlx_janus.weights.convert import ConversionPlan
+real = ConversionPlan.convert
+ConversionPlan.convert = lambda *arguments: (time.sleep(0.05), real(*arguments))[1]
 from mlx_janus.commands.convert import main
 main()
 """

@@ -97,13 +97,13 @@ def test_a_folder_that_was_replaced_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("free", "bits", "advice"),
     [
-        (4.0, None, "--low-memory needs 3.6 GB and fits"),
-        (3.4, None, "--bits 8 needs 3.3 GB and fits"),
-        (3.0, None, "--bits 8 --low-memory needs 2.2 GB and fits"),
-        (1.7, None, "--recipe balanced --low-memory needs 1.6 GB and fits"),
-        (1.6, None, "--bits 4 --low-memory needs 1.6 GB and fits"),
+        (4.0, None, "low_memory=True needs 3.6 GB and fits"),
+        (3.4, None, "bits=8 needs 3.3 GB and fits"),
+        (3.0, None, "bits=8, low_memory=True needs 2.2 GB and fits"),
+        (1.7, None, 'recipe="balanced", low_memory=True needs 1.6 GB and fits'),
+        (1.6, None, "bits=4, low_memory=True needs 1.6 GB and fits"),
         (1.0, None, "close other programs"),
-        (3.0, 8, "--low-memory needs 2.2 GB and fits"),
+        (3.0, 8, "low_memory=True needs 2.2 GB and fits"),
     ],
 )
 def test_what_does_not_fit_names_what_would(

@@ -205,10 +205,10 @@ def test_where_memory_is_short_the_recipe_that_fits_is_named(
     ]
     assert sizes[1] < sizes[0]
     monkeypatch.setattr(footprint, "available_memory", lambda: sum(sizes) // 2)
-    whole = footprint.required_memory  # as if --low-memory spared nothing, which would be named first
+    whole = footprint.required_memory  # as if low memory spared nothing, which would be named first
     monkeypatch.setattr(footprint, "required_memory", lambda config, dtype, **_: whole(config, dtype))
     for source, wanted in ((PRO, {}), (converted[PRO.name], {"bits": 8}), (PRO, {"recipe": "faithful"})):
-        with pytest.raises(OutOfMemoryError, match=r"--recipe light needs .* and fits"):
+        with pytest.raises(OutOfMemoryError, match=r'recipe="light" needs .* and fits'):
             mlx_janus.load(source, dtype="float32", **wanted)
     assert mlx_janus.load(PRO, recipe="light", dtype="float32")
     with pytest.raises(OutOfMemoryError, match="smaller model"):  # stored so: no option makes it smaller

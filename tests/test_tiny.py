@@ -109,13 +109,17 @@ def test_load_without_a_name_says_so_once(caplog: pytest.LogCaptureFixture) -> N
         janus = mlx_janus.load()
     assert janus.name == "janus-tiny"
     assert [NOTICE in record.message for record in caplog.records] == [True]
-    assert "--model deepseek-ai/Janus-Pro-1B" in caplog.text
+    assert 'path_or_hub_id="deepseek-ai/Janus-Pro-1B"' in caplog.text
 
 
 def test_the_commands_use_it_and_say_so(tmp_path: Path) -> None:
     drawn = run("-m", "mlx_janus.generate", "--prompt", "a red circle above a blue square", "--seed", "1", cwd=tmp_path)
     assert (drawn.code, drawn.stdout) == (0, "janus.png\n")
-    assert [NOTICE in line for line in drawn.stderr.splitlines()].count(True) == 1
+    notices = [line for line in drawn.stderr.splitlines() if NOTICE in line]
+    assert [line.partition(": ")[2] for line in notices] == [
+        "this is Janus-Tiny, which knows coloured shapes and nothing else. For a real one: "
+        "--model deepseek-ai/Janus-Pro-1B"
+    ]
     asked = run(
         "-m", "mlx_janus.generate", "--prompt", "How many shapes are there?", "--image", "janus.png", cwd=tmp_path
     )

@@ -221,7 +221,7 @@ def test_converting_twice_is_refused(converted: dict[str, Path], tmp_path: Path)
 def test_existing_outputs(tmp_path: Path, copy: Path) -> None:
     folder = convert(ST, tmp_path / "out")
     before = (folder / "model.safetensors").stat().st_mtime_ns
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="overwrite=True"):
         convert(ST, folder)
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     convert(ST, folder, overwrite=True, dtype="float32")
@@ -526,7 +526,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(
     assert fits < needed
     monkeypatch.setattr(load_module, "open_converted", None)  # nothing may be opened
     monkeypatch.setattr(footprint, "available_memory", lambda: (needed + fits) // 2)
-    with pytest.raises(OutOfMemoryError, match="--low-memory needs") as caught:
+    with pytest.raises(OutOfMemoryError, match="low_memory=True needs") as caught:
         mlx_janus.load(converted["deepseek-pro-bin"], dtype="float32")
     one_line(caught.value, format_size(needed), format_size((needed + fits) // 2), format_size(fits))
     monkeypatch.setattr(footprint, "available_memory", lambda: 1000)

@@ -115,4 +115,5 @@ def main(
             say(f"Quantized {len(quantization.layers)} layers {way}.")
             say(f"Layers too narrow to be quantized, kept float: {kept}.")
     if upload:
-        click.echo(upload_converted(output, found, upload, private=private))
+        again = f"try again with --verify --upload {upload}, which converts nothing"
+        click.echo(upload_converted(output, found, upload, private=private, again=again))

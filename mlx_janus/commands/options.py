@@ -25,6 +25,7 @@ from ..config import BITS, DTYPES, RECIPES
 from ..errors import JanusError
 from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
 from ..version import __version__
+from .wording import logging_in_flags, to_flags
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -141,7 +142,7 @@ def explain(error: BaseException) -> str | None:
     """One line for what a person can do something about; None for a bug, whose traceback is wanted."""
     text = " ".join(str(error).split())
     if isinstance(error, JanusError):
-        return text
+        return to_flags(text)
     if isinstance(error, OSError):
         reason = error.strerror or text
         return f"{error.filename}: {reason}" if error.filename else reason
@@ -328,7 +329,7 @@ def load_model(options: dict[str, Any]) -> JanusPipeline:
     from ..pipeline import load
 
     choice = {name: options[name] for name in ("recipe", "dtype", "revision", "low_memory")}
-    with byte_progress() as progress:
+    with byte_progress() as progress, logging_in_flags():
         return load(
             options["model"], bits=int(options["bits"]) if options["bits"] else None, progress=progress, **choice
         )

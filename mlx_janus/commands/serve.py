@@ -25,6 +25,7 @@ from .options import (
     version_option,
     weights_options,
 )
+from .wording import to_flags
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -126,7 +127,7 @@ def _settings(options: dict[str, Any]) -> Settings:
             log_requests=options["log_requests"],
         )
     except OptionError as error:
-        raise click.UsageError(f"{error}.") from None
+        raise click.UsageError(f"{to_flags(str(error))}.") from None
 
 
 @contextlib.contextmanager

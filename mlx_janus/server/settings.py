@@ -58,13 +58,14 @@ class Settings:
     def __post_init__(self) -> None:
         if self.api_key is not None and not _KEY.fullmatch(self.api_key):
             raise OptionError(
-                "the key, of --api-key or MLX_JANUS_API_KEY, must be 1 to 512 letters, digits and signs, without spaces"
+                "the key, of api_key=... or MLX_JANUS_API_KEY, must be 1 to 512 letters, digits and signs, "
+                "without spaces"
             )
         if not self.host.strip():
-            raise OptionError("the host is empty: give an address or a name, or leave --host out")
+            raise OptionError("the host is empty: give an address or a name, or leave host=... out")
         if self.api_key is None and not is_loopback(self.host):
             raise OptionError(
-                f"{self.host} is reached by other machines: set a key with --api-key, or leave --host out"
+                f"{self.host} is reached by other machines: set a key with api_key=..., or leave host=... out"
             )
         for origin in self.cors_origins:
             if not _is_origin(origin):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 State = Literal["converted", "left over", "unreadable", "downloaded", "partly downloaded", "in the package"]
 
 # What `sources` names a conversion, and what one is called before it is whole and while it is removed.
-_WHOLE = re.compile(r".+-([0-9a-f]{8})[0-9a-f]{8}")
+_COMPLETE = re.compile(r".+-([0-9a-f]{8})[0-9a-f]{8}")
 _PARTIAL = re.compile(r"\.(.+-[0-9a-f]{16})\.(\d+)\.([0-9a-f]{8})\.partial")
 _WEIGHTS = (".safetensors", ".bin")
 
@@ -151,12 +151,12 @@ def _conversions() -> Iterator[ModelEntry]:
     except OSError:  # no cache yet
         return
     for folder in folders:
-        whole, partial = _WHOLE.fullmatch(folder.name), _PARTIAL.fullmatch(folder.name)
+        complete, partial = _COMPLETE.fullmatch(folder.name), _PARTIAL.fullmatch(folder.name)
         with suppress(OSError):  # removed meanwhile
             if not all(OUR_FILES.fullmatch(path.name) for path in folder.iterdir()):
                 continue  # not of our making, whatever its name
-            if whole:
-                yield _conversion(folder, whole[1])
+            if complete:
+                yield _conversion(folder, complete[1])
             elif partial and not psutil.pid_exists(int(partial[2])):
                 size, used = _size(folder), folder.stat().st_mtime
                 yield ModelEntry(partial[3], partial[1], "", "left over", None, size, used, folder)

@@ -221,5 +221,5 @@ def _check_space(output: Path, needed: int) -> None:
     if needed > free:
         raise OutputError(
             f"{output} needs {format_size(needed)} of disk and {format_size(free)} are free: "
-            "make room, or take fewer --bits"
+            "make room, or take fewer bits=..."
         )

@@ -134,7 +134,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
-        raise OutputError(f"{output} exists already: pass --overwrite to replace it, or choose another folder")
+        raise OutputError(f"{output} exists already: pass overwrite=True to replace it, or choose another folder")
     if not output.is_dir() or not is_converted(output):
         raise OutputError(f"{output} is not a converted model, so it is not replaced: choose another folder")
     if foreign := sorted(p.name for p in output.iterdir() if not OUR_FILES.fullmatch(p.name)):

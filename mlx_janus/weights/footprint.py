@@ -24,10 +24,10 @@ SAFE_SHARE = 0.8
 _PROMPT_TOKENS = 256  # of a usual prompt, besides its images
 _GUIDED_ROWS = 2  # of a batch, for one image
 _SMALLER: dict[str, tuple[int | None, str | None]] = {  # advice, bits and recipe where memory is short; largest first
-    "--bits 8": (8, None),
-    "--recipe balanced": (None, "balanced"),
-    "--bits 4": (4, None),
-    "--recipe light": (None, "light"),
+    "bits=8": (8, None),
+    'recipe="balanced"': (None, "balanced"),
+    "bits=4": (4, None),
+    'recipe="light"': (None, "light"),
 }
 
 
@@ -112,11 +112,11 @@ def _smaller_forms(
 ) -> Iterator[tuple[str, JanusConfig, bool]]:
     """Yield what makes a model smaller, the best first: the options in words, its config, and ``low_memory``."""
     if not low_memory:
-        yield "--low-memory", config, True
+        yield "low_memory=True", config, True
     if quantized:
         return
     for options, (bits, recipe) in _SMALLER.items():
         form = replace(config, quantization=plan_quantization(config, bits, recipe=recipe))
         yield options, form, low_memory
         if not low_memory:
-            yield f"{options} --low-memory", form, True
+            yield f"{options}, low_memory=True", form, True

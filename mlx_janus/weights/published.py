@@ -121,13 +121,6 @@ def _pick(data: Mapping[str, Any], *keys: str) -> Any:
     raise ConfigError(f"{' or '.join(map(repr, keys))} is missing")
 
 
-def _whole(value: Any, name: str) -> int:
-    """A count that JSON may spell 4 or 4.0."""
-    if type(value) not in (int, float) or not math.isfinite(value) or value != int(value):
-        raise ConfigError(f"{name} must be a whole number, got {str(value)[:40]!r}")
-    return int(value)
-
-
 def _mlp_width(width: Any, ratio: Any) -> int:
     if type(width) not in (int, float) or type(ratio) not in (int, float) or not math.isfinite(width * ratio):
         raise ConfigError(f"width and mlp_ratio must be numbers, got {str(width)[:40]!r} and {str(ratio)[:40]!r}")

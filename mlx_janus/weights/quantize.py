@@ -136,7 +136,7 @@ def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> 
         else:
             layers.append(LayerBits(path=path, bits=precision.bits, group_size=group, mode=precision.mode))
     if not layers:
-        raise OptionError("no layer of this model is wide enough to be quantized: leave --bits and --recipe out")
+        raise OptionError("no layer of this model is wide enough to be quantized: leave bits=... and recipe=... out")
     layers.sort(key=lambda layer: layer.path)
     return QuantizationConfig(
         bits=rule.language.bits,

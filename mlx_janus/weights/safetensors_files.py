@@ -1,4 +1,4 @@
-"""The weight files of a folder: which there are, and safetensors files, read up to their header or written."""
+"""Which weight files a folder has, and safetensors files: reading their headers, and writing them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SafetensorsEntry:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: safetensors before ``.bin``, an index before a single file.
+    """List the files that hold the weights: safetensors before ``.bin``, an index before a single file.
 
     Raises:
         CheckpointError: no weights, an index that names a missing file or one outside the folder.
@@ -59,7 +59,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The ``weight_map`` of an index: tensor name to the name of a file beside it."""
+    """Read the ``weight_map`` of an index: tensor name to the name of a file beside it.
+
+    Raises:
+        CheckpointError: it has none, or names a missing file or one outside the folder.
+        ConfigError: it is no JSON.
+    """
     weight_map = read_model_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map: download it again")
@@ -72,7 +77,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], dict[str, str]]:
-    """Entries and metadata of a safetensors file, its header checked against its size by the safetensors library.
+    """Read the entries and metadata of a safetensors file; the safetensors library checks the header against the size.
 
     Raises:
         CheckpointError: missing, truncated, or with a header that lies.

@@ -27,7 +27,7 @@ def check_upload(repo_id: str) -> None:
     from huggingface_hub import constants, get_token
 
     if not HUB_ID.fullmatch(repo_id):
-        raise OptionError(f"{repo_id[:200]!r} is no Hub id: --upload takes owner/name")
+        raise OptionError(f"{repo_id[:200]!r} is no Hub id: repo_id=... takes owner/name")
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"{repo_id} cannot be uploaded while HF_HUB_OFFLINE is set: unset it")
     if not get_token():
@@ -36,11 +36,19 @@ def check_upload(repo_id: str) -> None:
         )
 
 
-def upload_converted(folder: Path, source: Source, repo_id: str, *, private: bool = False) -> str:
-    """Put a converted folder and its card into a model repository, in one commit; the repository's address.
+def upload_converted(
+    folder: Path, source: Source, repo_id: str, *, private: bool = False, again: str = "try again"
+) -> str:
+    """Put a converted folder and its card into a model repository, in one commit; return the repository's address.
 
-    The repository is made if it is not there; seen by all, unless ``private`` is given or its owner's default is so.
-    Weights of an earlier upload are replaced, other files stay.
+    The repository is made if it is not there. Weights of an earlier upload are replaced, other files stay.
+
+    Args:
+        folder: a converted one.
+        source: the model that it was made from.
+        repo_id: owner/name of the repository.
+        private: make it a private one; else it is public, unless its owner's default is private.
+        again: advice where the upload broke off.
 
     Raises:
         OptionError, HubError: as ``check_upload``, the Hub does not take it, or what shall be private is public.
@@ -50,7 +58,6 @@ def upload_converted(folder: Path, source: Source, repo_id: str, *, private: boo
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
     card = model_card(folder, source, repo_id)
-    again = f"try again with --verify --upload {repo_id}, which converts nothing"
     try:
         with tempfile.TemporaryDirectory() as staged:  # the card is not a part of a converted folder
             for file in folder.iterdir():
@@ -59,7 +66,7 @@ def upload_converted(folder: Path, source: Source, repo_id: str, *, private: boo
             api = HfApi(token=get_token(), library_name="mlx_janus", library_version=__version__)
             made = api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
             if private and not api.model_info(repo_id).private:  # which was there, and stays as it is
-                raise HubError(f"{repo_id} is public: make it private in its settings, or leave --private out")
+                raise HubError(f"{repo_id} is public: make it private in its settings, or leave private=True out")
             message = f"Convert {source.name} with mlx_janus {__version__}"
             api.upload_folder(
                 repo_id=repo_id,
