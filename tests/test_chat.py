@@ -497,14 +497,14 @@ def test_a_history_that_cannot_be_kept_is_done_without(here: Path, terminal: Any
 # Steps slow enough to stop one, and the same tokens.
 SLOWLY = """
 import time
-from mlx_janus import answering, drawing
+from mlx_janus.inference import image_generation, text_generation
 def slowly(steps):
     for step in steps:
         time.sleep(0.2)
         yield step
-draw, answer = drawing.draw_tokens, answering.answer_tokens
-drawing.draw_tokens = lambda *arguments: slowly(draw(*arguments))
-answering.answer_tokens = lambda *arguments, **options: slowly(answer(*arguments, **options))
+draw, answer = image_generation.draw_tokens, text_generation.answer_tokens
+image_generation.draw_tokens = lambda *arguments: slowly(draw(*arguments))
+text_generation.answer_tokens = lambda *arguments, **options: slowly(answer(*arguments, **options))
 """
 
 

@@ -22,7 +22,7 @@ from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line, finish, run
 
 import mlx_janus
 from mlx_janus.__main__ import main as group
-from mlx_janus.commands import caption, chat, convert, generate, options
+from mlx_janus.commands import caption, chat, convert, generate, progress
 from mlx_janus.config import JanusConfig
 from mlx_janus.weights.load import required_memory
 
@@ -528,8 +528,8 @@ def test_streams_that_take_nothing_or_are_closed(model: Path, redirection: str, 
 def test_characters_that_an_encoding_lacks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
         "import sys; sys.stdout.reconfigure(encoding='latin-1')\n"
-        "from mlx_janus import generate, options\n"
-        "generate._answer = lambda options: generate.click.echo('caf\\u00e9 \\u706f')\n"
+        "from mlx_janus.commands import generate\n"
+        "generate.ask = lambda job: generate.click.echo('caf\\u00e9 \\u706f')\n"
         "generate.main(['-p', 'x', '--text'])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
@@ -537,7 +537,7 @@ def test_characters_that_an_encoding_lacks(model: Path, monkeypatch: pytest.Monk
 
 
 def test_one_stage_ends_its_line_before_the_next(capsys: pytest.CaptureFixture[str]) -> None:
-    with options.byte_progress() as report:
+    with progress.byte_progress() as report:
         report("hashing", 5, 10)
         report("hashing", 10, 10)
         report("converting", 0, 10)

@@ -14,21 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ImageError, JanusError, OutputError
+from .arguments import LoadArguments, TextArguments, load_pipeline
 from .options import (
-    Command,
     answering_options,
-    check_output,
     complete_files,
-    given,
-    load_model,
     model_options,
-    note,
-    progress_bar,
     quiet_option,
     sampling_options,
-    say,
     version_option,
 )
+from .outputs import check_writable
+from .progress import progress_bar
+from .runner import Command, note, say
 
 if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
@@ -85,7 +82,7 @@ def main(paths: tuple[str, ...], question: str, output: Path | None, **options: 
     if not missing:
         return
     failed = 0
-    janus = load_model(options)
+    janus = load_pipeline(LoadArguments.of(options))
     answer = _Answer(janus, question, options)
     with _writer(output) as write, progress_bar("captions", "picture", len(missing)) as bar:
         for picture in missing:
@@ -111,10 +108,10 @@ class _Answer:
 
         self.janus, self.question = janus, question
         self.seed = random_seed() if options["seed"] is None else options["seed"]
-        self.choice = given(options, "max_tokens", "temperature", "top_p", "system")
+        self.choice = TextArguments.of(options | {"seed": self.seed}).explicit()
 
     def __call__(self, picture: str) -> dict[str, Any]:
-        result = self.janus.generate_text(self.question, picture, seed=self.seed, **self.choice)
+        result = self.janus.generate_text(self.question, picture, **self.choice)
         return {
             "path": picture,
             "text": result.text,
@@ -165,7 +162,7 @@ def _resume(path: Path, question: str) -> set[str]:
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file in it, such as captions.jsonl")
-    check_output(path)
+    check_writable(path)
     if not path.exists():
         return set()
     foreign = OutputError(f"{path} is no file of captions: name another with --output")

@@ -15,22 +15,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import JanusError, PromptError
-from .options import (
-    SETTINGS,
-    Command,
-    answering_options,
-    explain,
-    follow_drawing,
-    given,
-    load_model,
-    model_options,
-    sampling_options,
-    say,
-    say_if_cut,
-    show_option,
-    terminal_preview,
-    version_option,
-)
+from .arguments import LoadArguments, load_pipeline
+from .options import SETTINGS, answering_options, model_options, sampling_options, show_option, version_option
+from .progress import follow_drawing, note_if_cut, terminal_preview
+from .runner import Command, explain, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,7 +56,7 @@ class Chat:
         self._speak(self.talk.regenerate(**self._choice("max_tokens", "temperature", "top_p")))
 
     def _choice(self, *names: str) -> dict[str, Any]:
-        return given(self.settings, "seed", *names)
+        return {name: self.settings[name] for name in ("seed", *names) if self.settings[name] is not None}
 
     def _speak(self, stream: Iterator[TextChunk]) -> None:
         before, result = self.talk.forgotten, None
@@ -80,7 +68,7 @@ class Chat:
             click.echo()  # ends the line of a ^C too
         assert result is not None
         self.result = result
-        say_if_cut(result)
+        note_if_cut(result)
         if self.talk.forgotten > before:
             say(f"The context is full: the first {self.talk.forgotten} questions are no longer read.")
 
@@ -216,7 +204,7 @@ def main(**options: Any) -> None:
       python -m mlx_janus.chat -m models/janus-pro-1b --temperature 0.7
       python -m mlx_janus.chat --load janus.json
     """
-    janus = load_model(options)
+    janus = load_pipeline(LoadArguments.of(options))
     saved, show = options.pop("saved"), options.pop("show")
     settings = {name: options.get(name) for name in (*SETTINGS, "system")}
     chat = Chat(janus, settings, show)

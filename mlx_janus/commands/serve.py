@@ -14,17 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import JanusError, OptionError
-from .options import (
-    Command,
-    byte_progress,
-    import_mlx,
-    load_model,
-    note,
-    quiet_option,
-    say,
-    version_option,
-    weights_options,
-)
+from .arguments import LoadArguments, load_pipeline
+from .options import quiet_option, version_option, weights_options
+from .progress import byte_progress
+from .runner import Command, import_mlx, note, say
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -101,7 +94,7 @@ def main(ctx: click.Context, /, **options: Any) -> None:
 
         def load() -> JanusPipeline:
             with ctx.scope(cleanup=False):  # the thread that loads has no context of its own
-                return load_model(options | {"low_memory": False})
+                return load_pipeline(LoadArguments.of(options))
 
         if asyncio.run(_serve(load, settings, listener, options["queue"])) == signal.SIGINT:
             raise KeyboardInterrupt
@@ -172,11 +165,10 @@ def _convert(options: dict[str, Any]) -> None:
 
     if options["model"] is None:
         return
-    bits = int(options["bits"]) if options["bits"] else None
     with byte_progress() as progress:
         find_converted(
             options["model"],
-            bits=bits,
+            bits=options["bits"],
             recipe=options["recipe"],
             dtype=options["dtype"],
             revision=options["revision"],
