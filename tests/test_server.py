@@ -30,6 +30,7 @@ from mlx_janus.commands import serve
 from mlx_janus.decode.text import TextOptions
 from mlx_janus.processing.images import png_bytes, read_text_chunks
 from mlx_janus.processing.prompts import Turn
+from mlx_janus.server import run
 from mlx_janus.server.settings import Settings
 from mlx_janus.worlds import shapes
 
@@ -492,7 +493,7 @@ def test_as_many_may_ask_as_may_wait() -> None:
         return 0
 
     limits: list[tuple[int, int]] = []
-    with mock.patch.object(serve, "_serve", serve_nothing):
+    with mock.patch.object(run, "_serve", serve_nothing):
         for queue in (1, 1000):
             assert call(serve.main, "--queue", queue, "--port", 0).code == 0
     assert limits == [(256, 512), (1064, 2128)]
