@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from PIL import Image
 from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line, finish, run, start
 
 import mlx_janus
+from mlx_janus.__main__ import COMMANDS as NAMES
 from mlx_janus.__main__ import main as group
 from mlx_janus.commands import caption, chat, convert, generate, progress
 from mlx_janus.config import JanusConfig
@@ -825,13 +827,25 @@ def test_version(command: str) -> None:
 
 def test_the_group_runs_the_commands(model: Path, here: Path) -> None:
     listed = call(group, "--help").stdout
-    for command in ("generate", "caption", "chat", "convert", "evaluate", "train", "models", "doctor"):
+    assert set(NAMES) >= {"generate", "caption", "chat", "serve", "convert", "evaluate", "train", "models", "doctor"}
+    for command in NAMES:
         assert re.search(rf"^  {command} ", listed, re.MULTILINE)
         assert call(group, command, "--help").stdout.startswith(f"Usage: program {command} ")
     done = call(group, "generate", "-m", model, "-p", PROMPT)
     assert (done.code, done.stdout) == (0, "janus.png\n")
     assert "is neither" in error_line(call(group, "generate", "-m", "no/such/model", "-p", PROMPT))
     assert call(group, "generate").code == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_runs_in_both_spellings(name: str) -> None:
+    """``python -m mlx_janus NAME``, and ``mlx-janus NAME`` as pip's script runs it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = project["scripts"]["mlx-janus"].partition(":")
+    script = f"import sys; sys.argv[0] = 'mlx-janus'; from {module} import {function}; sys.exit({function}())"
+    for done in (run("-m", "mlx_janus", name, "--help"), run("-c", script, name, "--help")):
+        assert (done.code, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"Usage: mlx-janus {name} [OPTIONS]")
 
 
 @pytest.mark.parametrize("name", ["generate", "chat", "convert"])
