@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Arguments of a call of the library, by its names; None: not given, the library has the default."""
+    """Arguments of a call of the library, by its names.
+
+    None stands for an argument that was not given: the library has the default.
+    """
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:

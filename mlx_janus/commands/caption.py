@@ -135,7 +135,7 @@ class _Captioner:
 
 
 def _caption_all(images: Sequence[str], caption: _Captioner, lines: JsonLines | None) -> int:
-    """Write a line for every image; return how many could not be read, which are named on stderr."""
+    """Write a line for every image; name those that cannot be read, and return their number."""
     failed = 0
     output = lines_to_stdout() if lines is None else lines.append()
     with output as write, progress_bar("captions", "picture", len(images)) as bar:
@@ -154,7 +154,9 @@ def _caption_all(images: Sequence[str], caption: _Captioner, lines: JsonLines | 
 
 
 def _image_files(path: str) -> list[str]:
-    """List the images that a file, a folder or a pattern stands for; a file that does not exist stands for itself.
+    """List the images that a path stands for: a file, a folder or a pattern.
+
+    A file that does not exist stands for itself, and fails when it is read.
 
     Raises:
         ImageError: a folder has no images, or no file fits the pattern.
@@ -172,12 +174,14 @@ def _images_in(folder: Path) -> list[str]:
     files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     found = sorted(str(file) for file in files if file.is_file() and not file.name.startswith("."))
     if not found:
-        raise ImageError(f"{folder} holds no pictures: name another folder, or a pattern such as '{folder}/**/*.png'")
+        fix = f"name another folder, or a pattern such as '{folder}/**/*.png'"
+        raise ImageError(f"{folder} holds no pictures: {fix}")
     return found
 
 
 def _matches(pattern: str) -> list[str]:
-    found = sorted(file for file in glob.glob(pattern, recursive=True) if Path(file).is_file())  # noqa: PTH207
+    names = glob.glob(pattern, recursive=True)  # noqa: PTH207  pathlib's takes no full path
+    found = sorted(name for name in names if Path(name).is_file())
     if not found:
         raise ImageError(f"{pattern} fits no file: check the pattern")
-    return [str(Path(file)) for file in found]
+    return [str(Path(name)) for name in found]

@@ -36,7 +36,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Check the versions, the package, the device, its memory, BLAS, the disks and the models on this machine.
+    """Check versions, package, device, memory, BLAS, disks and the models on this machine.
 
     Raises nothing: a check that fails is a finding.
     """
@@ -108,7 +108,7 @@ def _memory() -> Finding:
 
 
 def _wired_limit() -> Finding:
-    """Compare the memory that macOS lets the GPU hold with the needs of the models on this machine."""
+    """Compare the memory that macOS lets the GPU hold with the needs of the models here."""
     import psutil
 
     from ..memory import device_memory, format_size
@@ -155,7 +155,7 @@ def _blas() -> Finding:
 
 
 def _mlx_came_first() -> bool:
-    """Return whether MLX was imported before this package: it keeps the BLAS that was loaded at that time."""
+    """Return whether MLX was imported before this package: it keeps the BLAS of that time."""
     order = list(sys.modules)
     return "mlx.core" in order and order.index("mlx.core") < order.index("mlx_janus")
 
@@ -194,7 +194,7 @@ def _models() -> Finding:
 
 
 def _too_large(limit: int) -> list[tuple[ModelEntry, int]]:
-    """Return the models that need more memory than a limit in bytes, with their needs, the largest first."""
+    """Return models that need more bytes than the limit, with their needs, the largest first."""
     from ..weights.cache import list_models
     from ..weights.load import choose_dtype, required_memory
 

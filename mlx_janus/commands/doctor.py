@@ -1,4 +1,4 @@
-"""``mlx-janus doctor``: what is wrong with this machine or installation, and what to do about it."""
+"""``mlx-janus doctor``: faults of this machine or installation, and advice on them."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def _not_blank(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
 
 
 def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse empty names and web addresses other than https; "file:" and the like are not read either."""
+    """Refuse empty names, and addresses other than https, such as those of "file:"."""
     for value in values:
         if not value:
             raise click.BadParameter("is empty: name a picture.")
@@ -178,7 +178,7 @@ def ask(job: AskJob) -> None:
     from ..decode.sampling import random_seed
     from .inputs import read_image
 
-    images = [read_image(source) for source in job.images]  # before the model is loaded: some may be unreadable
+    images = [read_image(source) for source in job.images]  # fails before a model is loaded
     janus = load_pipeline(job.load)
     seed = random_seed() if job.arguments.seed is None else job.arguments.seed
     arguments = replace(job.arguments, seed=seed)
@@ -254,12 +254,14 @@ def _note_if_other(origin: Origin, janus: JanusPipeline) -> None:
     before = _spelt_out(origin.model, vars(origin))
     now = _spelt_out(janus.name, precision)
     if before != now:
-        note(f"{origin.file} was drawn by {before}, this is {now}: only the same draws the same picture")
+        difference = f"{origin.file} was drawn by {before}, this is {now}"
+        note(f"{difference}: only the same draws the same picture")
 
 
 def _spelt_out(model: str, precision: Mapping[str, Any]) -> str:
-    """Return a model and its precision, in printable characters: the name may come from a foreign file."""
-    flags = [f"--{name} {precision[name]}" for name in ("bits", "recipe", "dtype") if precision.get(name)]
+    """Return a model and its precision; the name may be a foreign file's, so without control characters."""
+    names = ("bits", "recipe", "dtype")
+    flags = [f"--{name} {precision[name]}" for name in names if precision.get(name)]
     return " ".join([repr(model), *flags])
 
 
@@ -348,7 +350,11 @@ class _ImageReport:
             note(f"seed {image.seed}")
 
     def end(self, model: str | None) -> None:
-        """Print the JSON object, if it is asked for; ``model`` is the name of the one that drew, None if none did."""
+        """Print the JSON object, if it is asked for.
+
+        Args:
+            model: name of the model; None: nothing was missing, so none was loaded.
+        """
         if self._job.as_json:
             facts = {
                 "images": self._facts,

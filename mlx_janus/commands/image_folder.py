@@ -39,7 +39,10 @@ def image_files(folder: Path, prompts: Sequence[str], n: int) -> list[ImageFile]
 
 
 def plan_calls(missing: Sequence[ImageFile], n: int) -> Iterator[DrawCall]:
-    """Yield the calls that draw missing files: prompts that lack all ``n`` in one call, the others index by index."""
+    """Yield the calls that draw the missing files.
+
+    Prompts that lack all their ``n`` images share one call. The others have a call for each index.
+    """
     count = Counter(file.prompt for file in missing)
     whole = tuple(prompt for prompt in count if count[prompt] == n)
     if whole:

@@ -1,4 +1,4 @@
-"""The jobs of ``generate``: one question, or images to draw, as frozen records made from click's values."""
+"""The jobs of ``generate``, a question or images to draw, as records made from click's values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .options import STDIN, goes_with, refuse_if
 from .runner import Rule
 
 _DRAWING_ONLY = (
-    "prompts_file", "config_from", "output", "n", "cfg_weight", "exact", "window", "upscale", "show", "preview_dir",
-    "preview_every",
+    "prompts_file", "config_from", "output", "n", "cfg_weight", "exact", "window", "upscale", "show",
+    "preview_dir", "preview_every",
 )  # fmt: skip
 _ASKING_ONLY = ("max_tokens", "system", "lookup")
 _REPEATED = ("seed", "cfg_weight", "temperature", "top_p", "upscale")  # options that --config-from stands for
@@ -44,7 +44,7 @@ class Previews:
 
 @dataclass(frozen=True)
 class Origin:
-    """The image that is drawn again: its file, and the settings, model and precision that drew it."""
+    """The image that is drawn again: its file, and the settings and model that drew it."""
 
     file: str
     prompt: str
@@ -213,7 +213,7 @@ def _repeated(ctx: click.Context, origin: Origin) -> dict[str, Any]:
 
 
 def _in_precision_of(origin: Origin, load: LoadArguments) -> tuple[LoadArguments, LoadArguments | None]:
-    """Complete arguments by the origin's precision; also return the ones for a model that is quantized otherwise."""
+    """Return the arguments in the origin's precision, and those for another quantization of the model."""
     load = replace(load, dtype=load.dtype or origin.dtype)
     if load.bits or load.recipe:
         return load, None

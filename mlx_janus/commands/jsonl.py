@@ -1,7 +1,7 @@
 """Files of JSON lines that a stopped run goes on with.
 
-Every record is written as one whole line, as soon as it is there. A last line without its end is what a kill cut short,
-and is taken off. A file that holds anything else is refused and left as it is.
+Every record is written at once, as one whole line. A last line without its end was cut short by a kill, and is taken
+off. A file that holds anything else is refused and left as it is.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class JsonLines:
 
 @contextlib.contextmanager
 def lines_to_stdout() -> Iterator[Write]:
-    """Give a function that prints a record to stdout, as ``JsonLines.append`` gives one for a file."""
+    """Give a function that prints a record to stdout, in place of ``JsonLines.append``."""
     yield lambda record: click.echo(_encode(record).decode(), nl=False)
 
 

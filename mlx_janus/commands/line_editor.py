@@ -1,4 +1,4 @@
-"""Reading lines from a person: line editing, history, completion, and file names as people type them."""
+"""Lines from a person: editing, history, completion, and file names as people type them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ class Vocabulary:
 
     commands: tuple[str, ...]
     files_after: tuple[str, ...] = ()
-    words_after: Mapping[str, tuple[str, ...]] | None = None
+    words_after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
@@ -125,7 +125,7 @@ def _completer(vocabulary: Vocabulary) -> Completer:
     commands = WordCompleter(list(vocabulary.commands), sentence=True)
     files = PathCompleter(expanduser=True)
     arguments: dict[str, Completer] = dict.fromkeys(vocabulary.files_after, files)
-    for command, words in (vocabulary.words_after or {}).items():
+    for command, words in vocabulary.words_after.items():
         arguments[command] = WordCompleter(list(words))
 
     class LineCompleter(Completer):
@@ -146,7 +146,7 @@ def _completer(vocabulary: Vocabulary) -> Completer:
 
 
 def split_paths(text: str) -> list[str]:
-    """Split file names as a shell does; one name with spaces or an apostrophe needs no quotes if the file exists.
+    """Split file names as a shell does; a single file's name needs no quotes.
 
     Raises:
         JanusError: quotes do not match.
@@ -160,7 +160,7 @@ def split_paths(text: str) -> list[str]:
 
 
 def dropped_files(line: str) -> list[str]:
-    """Return the files of a line that holds full paths alone, as a terminal types them when files are dropped on it."""
+    """Return the files that were dropped on the terminal, which types their full paths; [] for any other line."""
     if not line.startswith(("/", "'/", '"/')):
         return []
     if _is_file(line):

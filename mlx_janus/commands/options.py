@@ -1,4 +1,4 @@
-"""Options that commands share: click decorators, parameter types, and rules on which options go together."""
+"""Options that commands share: decorators, parameter types, and rules on how options combine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated]
 
 
 def refuse_if(broken: Callable[[Mapping[str, Any]], object], reason: str) -> Rule:
-    """Return the rule that values of options are refused for a reason if ``broken`` is true of them."""
+    """Return a rule that gives a reason if ``broken`` is true of the options' values."""
 
     def rule(ctx: click.Context) -> str | None:
         return reason if broken(ctx.params) else None
@@ -56,9 +56,15 @@ def refuse_if(broken: Callable[[Mapping[str, Any]], object], reason: str) -> Rul
 
 
 def goes_with(flag: str, other: str, fix: str) -> Rule:
-    """Return the rule that an option is of use only beside another; both are named by flag, such as "--bits"."""
-    name, other_name = (text.removeprefix("--").replace("-", "_") for text in (flag, other))
-    return refuse_if(lambda values: values[name] and not values[other_name], f"{flag} goes with {other}: {fix}.")
+    """Return the rule that one option needs another; both are flags, such as "--bits"."""
+    name = _parameter(flag)
+    needed = _parameter(other)
+    reason = f"{flag} goes with {other}: {fix}."
+    return refuse_if(lambda values: values[name] and not values[needed], reason)
+
+
+def _parameter(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
 
 
 # Callbacks
@@ -170,7 +176,7 @@ SETTINGS: dict[str, click.ParamType] = {
     "cfg_weight": FiniteRange(0, 1000),
     "seed": click.IntRange(0, MAX_SEED),
 }
-"""Settings of a chat and the values that each takes; the options of the same names take the same."""
+"""Settings of a chat, with the values that each takes; options of these names take the same."""
 
 sampling_options = stack(
     click.option(

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars for conversions and drawings, images in the terminal, and a note under a cut answer."""
+"""Progress on stderr: bars, images in the terminal, and a note under a cut answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
 
 @contextlib.contextmanager
 def stage_bars(unit: str) -> Iterator[Progress]:
-    """Give a function that reports progress; every stage has a bar on a line of its own, from its first report on."""
+    """Give a function that reports progress; the first report of each stage begins a bar on a new line."""
     stage = ""
     bar: Any = None
 
@@ -98,7 +98,7 @@ def terminal_preview(show: bool | None) -> TerminalPreview | None:
     """Return a preview of one drawing in the terminal, or None.
 
     Args:
-        show: the value of ``show_option``; None: where the terminal can, unless the command is quiet.
+        show: value of ``show_option``; None: if the terminal can and the command is not quiet.
     """
     from .preview import TerminalPreview, can_show
 

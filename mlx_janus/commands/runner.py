@@ -1,7 +1,7 @@
-"""How a command runs as a process: exit codes, signals, closed streams, and lines for the person at the keyboard.
+"""Commands as processes: exit codes, signals, closed streams, and lines on stderr.
 
-The answer goes to stdout, everything else to stderr. Exit codes: 0 done; 2 the command line alone is wrong; 1 any
-other failure; 130 after Ctrl-C.
+The answer goes to stdout, everything else to stderr. Exit codes: 0 done; 2 the command line alone shows the error;
+1 any other failure; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _QUIET = "mlx_janus.quiet"  # key in a context's ``meta``
 
 
 class _ExitCodes:
-    """A mixin for commands and groups: the library's errors become one line and an exit code, Ctrl-C becomes 130."""
+    """A mixin for commands and groups: errors become one line and an exit code, Ctrl-C becomes 130."""
 
     def __init__(self, *args: Any, context_settings: dict[str, Any] | None = None, **extra: Any):
         settings = {"help_option_names": ["-h", "--help"]} | (context_settings or {})
@@ -64,7 +64,7 @@ class Command(_ExitCodes, click.Command):
     """A click command with this package's exit codes.
 
     Args:
-        rules: checked in this order before the command runs; the first that gives a reason ends it with exit code 2.
+        rules: checked in order before the command runs; a reason ends it with exit code 2.
     """
 
     def __init__(self, *args: Any, rules: Sequence[Rule] = (), **extra: Any):
@@ -87,10 +87,10 @@ class Group(_ExitCodes, click.Group):
 
 
 def _prepare_process() -> None:
-    """Open the standard streams that are closed, let SIGTERM clean up, and print "?" for characters without encoding.
+    """Open closed standard streams, let SIGTERM clean up, and print "?" for what an encoding lacks.
 
-    A file that is opened later would take the number of a closed stream: MLX takes 0 for a failure, and output of
-    libraries would go into a file with 1 or 2.
+    The next file to be opened would take the number of a closed stream. MLX takes 0 for a failure, and
+    libraries print into a file with the number 1 or 2.
     """
     for number in range(3):
         try:
@@ -109,10 +109,10 @@ def _exit_on_sigterm(*_: object) -> None:
 
 
 def import_mlx() -> None:
-    """Import MLX and hold Ctrl-C and SIGTERM back: an exception during its initialisation aborts the process.
+    """Import MLX and hold Ctrl-C and SIGTERM back: an exception while it initialises aborts the process.
 
-    Blocking the signals is not enough: another thread, such as one of OpenBLAS, would receive them, and Python would
-    still interrupt this one.
+    Blocking the signals is not enough: another thread, such as one of OpenBLAS, would receive them,
+    and Python would still interrupt this one.
     """
     if "mlx.core" in sys.modules or threading.current_thread() is not threading.main_thread():
         return
@@ -141,7 +141,7 @@ def require_train_extra(*packages: str) -> None:
 
 
 def _drop_stdout() -> None:
-    """Send what is left in stdout's buffer nowhere: Python flushes it at exit, and that would fail a second time."""
+    """Point stdout at the null device: Python flushes its buffer at exit, which would fail again."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -150,7 +150,7 @@ def _drop_stdout() -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line for an error that a person can act on; None for a bug, whose traceback is wanted."""
+    """Return one line for an error that a person can act on; None for a bug, which needs its traceback."""
     text = " ".join(str(error).split())
     if isinstance(error, JanusError):
         return text

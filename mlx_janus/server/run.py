@@ -37,15 +37,16 @@ def run_server(
         settings: address, access and limits.
         load: gives the model; called in the engine's thread.
         queue: requests that may wait.
-        prepare: called in this thread, where Ctrl-C interrupts it, once the address is bound and before the model is
-            loaded; downloads and converts where needed.
+        prepare: called in this thread, where Ctrl-C interrupts it, after the address is bound and
+            before ``load``; downloads and converts where needed.
         ready: called when connections are accepted.
 
     Returns:
         The signal's number.
 
     Raises:
-        JanusError: the address cannot be bound, a package is missing, the model cannot be loaded, or the engine failed.
+        JanusError: the address cannot be bound, a package is missing, the model cannot be loaded,
+            or the engine failed.
     """
     with _listening(settings) as listener:
         _check_packages()
@@ -55,7 +56,7 @@ def run_server(
 
 @contextlib.contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """Give a socket that is bound before minutes are spent on a model; it accepts connections later.
+    """Give a bound socket, before minutes are spent on a model; it accepts connections later.
 
     Raises:
         JanusError: the address is in use, or not this machine's.
@@ -63,7 +64,8 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         if settings.api_key is None and not is_loopback(str(address[0])):
-            raise JanusError(f"{settings.host} is {address[0]}, which other machines reach: set a key with --api-key")
+            found = f"{settings.host} is {address[0]}, which other machines reach"
+            raise JanusError(f"{found}: set a key with --api-key")
         listener = socket.socket(family, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: an empty or a very long part of a name
         reason = error.strerror if isinstance(error, OSError) else "it is no name"
@@ -105,7 +107,7 @@ async def _serve(load: Load, settings: Settings, listener: socket.socket, queue:
                 close=lambda: engine.close(GRACE),
                 ready=lambda: ready(engine.name, _address(settings, listener)),
             )
-            # A server without its engine answers nothing: it ends, so that a supervisor can start it again.
+            # Without its engine a server answers nothing: it ends, so that a supervisor restarts it.
             watching = [asyncio.create_task(server.stop_after(event)) for event in (signals.came, engine.ended)]
             await server.serve(sockets=[listener])
             for task in watching:
@@ -118,7 +120,7 @@ async def _serve(load: Load, settings: Settings, listener: socket.socket, queue:
 
 
 async def _loaded(engine: Engine, signals: StopSignals) -> bool:
-    """Load the model; return False if a signal comes first, after the weights that are being read."""
+    """Load the model; return False if a signal comes first, once the weights at hand are read."""
     starting = asyncio.create_task(engine.start())
     stopping = asyncio.create_task(signals.came.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
