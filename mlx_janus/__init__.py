@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from .version import __version__
 
-_MLX_CAME_FIRST = "mlx.core" in sys.modules  # it keeps the BLAS that it had then: `doctor` tells
-
 if sys.platform == "linux":
     # MLX's Linux wheel links reference BLAS. Symbols of a library loaded globally before it win, and OpenBLAS makes
     # float32 products tens of times faster, so this is the one thing that an import here does.

@@ -6,7 +6,8 @@ import importlib
 
 import click
 
-from .commands.options import Group, version_option
+from .commands.options import version_option
+from .commands.runner import Group
 
 COMMANDS = (
     "generate",

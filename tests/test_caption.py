@@ -81,7 +81,7 @@ def test_a_run_that_was_killed_is_gone_on_with(model: Path, monkeypatch: pytest.
         assert again.code == 0, again.stderr
         assert output.read_bytes() == whole
         assert len(asked) == 3 - whole[:kept].count(b"\n")
-    monkeypatch.setattr(caption, "load_model", None)  # not called when nothing is missing
+    monkeypatch.setattr(caption, "load_pipeline", None)  # not called when nothing is missing
     assert ask(model, *words) == Outcome(0, "", "3 of 3 pictures are there already\n")
 
 

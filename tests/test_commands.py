@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import click
@@ -21,8 +22,9 @@ from PIL import Image
 from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line, finish, run, start
 
 import mlx_janus
+from mlx_janus.__main__ import COMMANDS as NAMES
 from mlx_janus.__main__ import main as group
-from mlx_janus.commands import caption, chat, convert, generate, options
+from mlx_janus.commands import caption, chat, convert, generate, progress
 from mlx_janus.config import JanusConfig
 from mlx_janus.weights.footprint import required_memory
 
@@ -186,7 +188,7 @@ def test_a_random_seed_is_shown_stored_and_repeats(model: Path, here: Path) -> N
 def test_defaults_are_the_models_own(model: Path, here: Path, tmp_path: Path) -> None:
     other = shutil.copytree(model, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    config["drawing"] = {"cfg_weight": 2.5, "temperature": 0.5}
+    config["generation"] |= {"cfg_weight": 2.5, "temperature": 0.5}
     (other / "config.json").write_text(json.dumps(config))
     draw(other, "-o", "own.png")
     assert (facts(here / "own.png")["cfg_weight"], facts(here / "own.png")["temperature"]) == ("2.5", "0.5")
@@ -528,8 +530,8 @@ def test_streams_that_take_nothing_or_are_closed(model: Path, redirection: str, 
 def test_characters_that_an_encoding_lacks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
         "import sys; sys.stdout.reconfigure(encoding='latin-1')\n"
-        "from mlx_janus import generate, options\n"
-        "generate._answer = lambda options: generate.click.echo('caf\\u00e9 \\u706f')\n"
+        "from mlx_janus.commands import generate\n"
+        "generate.ask = lambda job: generate.click.echo('caf\\u00e9 \\u706f')\n"
         "generate.main(['-p', 'x', '--text'])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
@@ -537,7 +539,7 @@ def test_characters_that_an_encoding_lacks(model: Path, monkeypatch: pytest.Monk
 
 
 def test_one_stage_ends_its_line_before_the_next(capsys: pytest.CaptureFixture[str]) -> None:
-    with options.byte_progress() as report:
+    with progress.byte_progress() as report:
         report("hashing", 5, 10)
         report("hashing", 10, 10)
         report("converting", 0, 10)
@@ -825,13 +827,25 @@ def test_version(command: str) -> None:
 
 def test_the_group_runs_the_commands(model: Path, here: Path) -> None:
     listed = call(group, "--help").stdout
-    for command in ("generate", "caption", "chat", "convert", "evaluate", "train", "models", "doctor"):
+    assert set(NAMES) >= {"generate", "caption", "chat", "serve", "convert", "evaluate", "train", "models", "doctor"}
+    for command in NAMES:
         assert re.search(rf"^  {command} ", listed, re.MULTILINE)
         assert call(group, command, "--help").stdout.startswith(f"Usage: program {command} ")
     done = call(group, "generate", "-m", model, "-p", PROMPT)
     assert (done.code, done.stdout) == (0, "janus.png\n")
     assert "is neither" in error_line(call(group, "generate", "-m", "no/such/model", "-p", PROMPT))
     assert call(group, "generate").code == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_runs_in_both_spellings(name: str) -> None:
+    """``python -m mlx_janus NAME``, and ``mlx-janus NAME`` as pip's script runs it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = project["scripts"]["mlx-janus"].partition(":")
+    script = f"import sys; sys.argv[0] = 'mlx-janus'; from {module} import {function}; sys.exit({function}())"
+    for done in (run("-m", "mlx_janus", name, "--help"), run("-c", script, name, "--help")):
+        assert (done.code, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"Usage: mlx-janus {name} [OPTIONS]")
 
 
 @pytest.mark.parametrize("name", ["generate", "chat", "convert"])

@@ -30,6 +30,7 @@ from mlx_janus.commands import serve
 from mlx_janus.decode.text import TextOptions
 from mlx_janus.processing.png import png_bytes, read_text_chunks
 from mlx_janus.processing.prompts import Turn
+from mlx_janus.server import run
 from mlx_janus.server.settings import Settings
 from mlx_janus.worlds import shapes
 
@@ -368,7 +369,7 @@ def test_an_interrupt_after_another_signal_ends_at_once_while_the_model_loads(fi
 
 @pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "\nstopped\n"), (signal.SIGTERM, 0, "")])
 def test_a_signal_while_the_model_loads_ends_after_the_piece_that_is_read(number: int, code: int, said: str) -> None:
-    with loading("time.sleep(1); return load(options)") as process:
+    with loading("time.sleep(1); return load(arguments)") as process:
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=10)
     assert (process.returncode, stdout, stderr) == (code, "", said)
@@ -381,11 +382,11 @@ def loading(work: str) -> Iterator[subprocess.Popen[str]]:
 import sys, time
 import mlx_janus.commands.serve
 from mlx_janus.pipeline import JanusPipeline
-load = mlx_janus.commands.serve.load_model
-def slowly(options):
+load = mlx_janus.commands.serve.load_pipeline
+def slowly(arguments):
     print("loading", file=sys.stderr)
     {work}
-mlx_janus.commands.serve.load_model = slowly
+mlx_janus.commands.serve.load_pipeline = slowly
 JanusPipeline.load_weights_for = lambda self, task: print("prepared", task)
 mlx_janus.commands.serve.main(["-q", "--port", "0"], prog_name="serve")
 """
@@ -492,7 +493,7 @@ def test_as_many_may_ask_as_may_wait() -> None:
         return 0
 
     limits: list[tuple[int, int]] = []
-    with mock.patch.object(serve, "_serve", serve_nothing):
+    with mock.patch.object(run, "_serve", serve_nothing):
         for queue in (1, 1000):
             assert call(serve.main, "--queue", queue, "--port", 0).code == 0
     assert limits == [(256, 512), (1064, 2128)]

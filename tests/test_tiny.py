@@ -150,7 +150,7 @@ def test_evaluate_prints_tables_and_writes_json(tmp_path: Path) -> None:
 
 def test_evaluate_refuses_a_model_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = SimpleNamespace(name="large", config=SimpleNamespace(image_size=384))
-    monkeypatch.setattr(evaluate, "load_model", lambda *_: large)
+    monkeypatch.setattr(evaluate, "load_pipeline", lambda *_: large)
     assert "large draws 384 pixels a side" in error_line(call(evaluate.main, "shapes"))
     assert "no folder" in error_line(call(evaluate.main, "shapes", "--output", tmp_path / "no" / "scores.json"))
 

@@ -1,1 +1,1 @@
-"""What a person types: one file a command, and the parts that commands share. The only place that knows click."""
+"""The commands, one file each, and the parts that they share. The only place that knows click."""

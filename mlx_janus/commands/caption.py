@@ -1,43 +1,43 @@
-"""``mlx-janus caption``: one question about many pictures, answered in JSON lines."""
+"""``mlx-janus caption``: one question about many images, answered in JSON lines."""
 
 from __future__ import annotations
 
-import contextlib
 import glob
-import json
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ImageError, JanusError, OutputError
+from .arguments import LoadArguments, TextArguments, load_pipeline
+from .jsonl import JsonLines, Record, lines_to_stdout
 from .options import (
-    Command,
     answering_options,
-    check_output,
     complete_files,
-    given,
-    load_model,
     model_options,
-    note,
-    progress_bar,
     quiet_option,
+    refuse_if,
     sampling_options,
-    say,
     version_option,
 )
+from .progress import progress_bar
+from .runner import Command, note, say
 
 if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
 
 QUESTION = "Describe the picture."
-_BEGINNING = b'{"path": '  # of every line
+
+_RULES = (
+    refuse_if(lambda values: not values["question"].strip(), "--prompt is empty: ask something."),
+    refuse_if(lambda values: "" in values["paths"], "PATH is empty: name a picture or a folder."),
+)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, rules=_RULES)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=complete_files)
 @click.option(
     "-p",
@@ -73,144 +73,115 @@ def main(paths: tuple[str, ...], question: str, output: Path | None, **options: 
       mlx-janus caption -m models/janus-pro-1b 'photos/**/*.jpg' -p "What animal is this?" -o animals.jsonl
       mlx-janus caption janus.png
     """
-    if not question.strip():
-        raise click.UsageError("--prompt is empty: ask something.")
-    if "" in paths:  # an unset variable of a shell is not the folder here
-        raise click.UsageError("PATH is empty: name a picture or a folder.")
-    pictures = list(dict.fromkeys(picture for path in paths for picture in _pictures(path)))
-    done = _resume(output, question) if output else set()
-    missing = [picture for picture in pictures if picture not in done]
-    if there := len(pictures) - len(missing):
-        note(f"{there} of {len(pictures)} pictures are there already")
+    images = list(dict.fromkeys(file for path in paths for file in _image_files(path)))
+    lines = None if output is None else JsonLines(output, "captions", keys=("path", "prompt"))
+    done = set() if lines is None else _captioned(lines, question)
+    missing = [image for image in images if image not in done]
+    there = len(images) - len(missing)
+    if there:
+        note(f"{there} of {len(images)} pictures are there already")
     if not missing:
         return
+    janus = load_pipeline(LoadArguments.of(options))
+    caption = _Captioner(janus, question, TextArguments.of(options))
+    failed = _caption_all(missing, caption, lines)
+    if failed:
+        raise JanusError(f"{failed} of {len(missing)} pictures could not be read")
+
+
+def _captioned(lines: JsonLines, question: str) -> set[str]:
+    """Return the images that a file has captions of.
+
+    Raises:
+        OutputError: it holds something else, or answers another question.
+    """
+
+    def check(record: Record) -> None:
+        asked = record["prompt"]
+        if asked != question:
+            raise OutputError(f"{lines.path} answers another question, {asked!r}: name another file with --output")
+
+    return {str(record["path"]) for record in lines.resume(check)}
+
+
+class _Captioner:
+    """A model that is asked one question about every image.
+
+    Args:
+        janus: the model.
+        question: the same for every image.
+        arguments: how it answers; without a seed all images get the same random one.
+    """
+
+    def __init__(self, janus: JanusPipeline, question: str, arguments: TextArguments):
+        from ..decode.sampling import random_seed
+
+        self._janus = janus
+        self._question = question
+        self._seed = random_seed() if arguments.seed is None else arguments.seed
+        self._arguments = replace(arguments, seed=self._seed).explicit()
+
+    def __call__(self, image: str) -> Record:
+        result = self._janus.generate_text(self._question, image, **self._arguments)
+        return {
+            "path": image,
+            "text": result.text,
+            "tokens": list(result.tokens),
+            "finish_reason": result.finish_reason,
+            "prompt": self._question,
+            "seed": self._seed,
+            "model": self._janus.name,
+        }
+
+
+def _caption_all(images: Sequence[str], caption: _Captioner, lines: JsonLines | None) -> int:
+    """Write a line for every image; name those that cannot be read, and return their number."""
     failed = 0
-    janus = load_model(options)
-    answer = _Answer(janus, question, options)
-    with _writer(output) as write, progress_bar("captions", "picture", len(missing)) as bar:
-        for picture in missing:
+    output = lines_to_stdout() if lines is None else lines.append()
+    with output as write, progress_bar("captions", "picture", len(images)) as bar:
+        for image in images:
             try:
-                facts = answer(picture)
+                record = caption(image)
             except ImageError as error:
                 failed += 1
                 with bar.external_write_mode(file=sys.stderr):
                     say(str(error))
             else:
                 with bar.external_write_mode(file=sys.stderr):
-                    write(_line(facts))
+                    write(record)
             bar.update(1)
-    if failed:
-        raise JanusError(f"{failed} of {len(missing)} pictures could not be read")
+    return failed
 
 
-class _Answer:
-    """The one question, asked about a picture."""
+def _image_files(path: str) -> list[str]:
+    """List the images that a path stands for: a file, a folder or a pattern.
 
-    def __init__(self, janus: JanusPipeline, question: str, options: dict[str, Any]):
-        from ..decode.sampling import random_seed
-
-        self.janus, self.question = janus, question
-        self.seed = random_seed() if options["seed"] is None else options["seed"]
-        self.choice = given(options, "max_tokens", "temperature", "top_p", "system")
-
-    def __call__(self, picture: str) -> dict[str, Any]:
-        result = self.janus.generate_text(self.question, picture, seed=self.seed, **self.choice)
-        return {
-            "path": picture,
-            "text": result.text,
-            "tokens": list(result.tokens),
-            "finish_reason": result.finish_reason,
-            "prompt": self.question,
-            "seed": self.seed,
-            "model": self.janus.name,
-        }
-
-
-def _pictures(path: str) -> list[str]:
-    """The pictures that a file, a folder or a pattern stands for, as paths; a file that is not there stands for itself.
+    A file that does not exist stands for itself, and fails when it is read.
 
     Raises:
-        ImageError: a folder without pictures, or a pattern that nothing fits.
+        ImageError: a folder has no images, or no file fits the pattern.
     """
-    from ..processing.images import SUFFIXES
-
     if Path(path).is_dir():
-        files = (file for file in Path(path).iterdir() if file.suffix.lower() in SUFFIXES)
-        if found := sorted(str(file) for file in files if file.is_file() and not file.name.startswith(".")):
-            return found
-        raise ImageError(f"{path} holds no pictures: name another folder, or a pattern such as '{path}/**/*.png'")
+        return _images_in(Path(path))
     if glob.has_magic(path) and not Path(path).exists():
-        if found := sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file()):  # noqa: PTH207
-            return [str(Path(file)) for file in found]
-        raise ImageError(f"{path} fits no file: check the pattern")
+        return _matches(path)
     return [str(Path(path))]
 
 
-def _line(facts: dict[str, Any]) -> bytes:
-    try:
-        text = json.dumps(facts, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a file name that is no text
-        text = json.dumps(facts).encode()
-    return text + b"\n"
+def _images_in(folder: Path) -> list[str]:
+    from ..processing.images import SUFFIXES
+
+    files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    found = sorted(str(file) for file in files if file.is_file() and not file.name.startswith("."))
+    if not found:
+        fix = f"name another folder, or a pattern such as '{folder}/**/*.png'"
+        raise ImageError(f"{folder} holds no pictures: {fix}")
+    return found
 
 
-# The output
-
-
-def _resume(path: Path, question: str) -> set[str]:
-    """The pictures that a file of captions has; a last line that a kill cut short is taken off it.
-
-    Raises:
-        OutputError: it cannot be read or written, is something else, or answers another question.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: give the name of a file in it, such as captions.jsonl")
-    check_output(path)
-    if not path.exists():
-        return set()
-    foreign = OutputError(f"{path} is no file of captions: name another with --output")
-    with _as_output_errors(path):
-        data = path.read_bytes()
-    *lines, rest = data.split(b"\n")
-    if not (rest.startswith(_BEGINNING) or _BEGINNING.startswith(rest)):
-        raise foreign
-    done = set()
-    for line in filter(bytes.strip, lines):
-        try:
-            facts = json.loads(line)
-            done.add(str(facts["path"]))
-            asked = facts["prompt"]
-        except (ValueError, TypeError, KeyError):
-            raise foreign from None
-        if asked != question:
-            raise OutputError(f"{path} answers another question, {asked!r}: name another file with --output")
-    if rest:
-        with _as_output_errors(path):
-            os.truncate(path, len(data) - len(rest))
-    return done
-
-
-@contextlib.contextmanager
-def _writer(path: Path | None) -> Iterator[Callable[[bytes], None]]:
-    """Writes a whole line at once, to a file's end or to stdout."""
-    if path is None:
-        yield lambda line: click.echo(line.decode(), nl=False)
-        return
-    with _as_output_errors(path):
-        file = path.open("ab", buffering=0)
-
-    def write(line: bytes) -> None:
-        with _as_output_errors(path):
-            while line:  # a disk that fills up takes a part, then refuses
-                line = line[file.write(line) :]
-
-    with file:
-        yield write
-
-
-@contextlib.contextmanager
-def _as_output_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}): name another with --output") from None
+def _matches(pattern: str) -> list[str]:
+    names = glob.glob(pattern, recursive=True)  # noqa: PTH207  pathlib's takes no full path
+    found = sorted(name for name in names if Path(name).is_file())
+    if not found:
+        raise ImageError(f"{pattern} fits no file: check the pattern")
+    return [str(Path(name)) for name in found]

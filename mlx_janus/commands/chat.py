@@ -2,76 +2,78 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import JanusError, PromptError
+from .arguments import ImageArguments, LoadArguments, TextArguments, load_pipeline
+from .line_editor import Vocabulary, dropped_files, expand_home, line_reader, split_paths, without_echo
 from .options import (
     SETTINGS,
-    Command,
     answering_options,
-    explain,
-    follow_drawing,
-    given,
-    load_model,
     model_options,
     sampling_options,
-    say,
-    say_if_cut,
     show_option,
-    terminal_preview,
     version_option,
 )
+from .progress import follow_drawing, note_if_cut, terminal_preview
+from .runner import Command, explain, say
 
 if TYPE_CHECKING:
     from PIL import Image
-    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 
     from ..inference.conversation import Conversation
     from ..inference.results import GeneratedImage, TextChunk, TextResult
     from ..pipeline import JanusPipeline
 
 
-@dataclass
 class Chat:
-    """A conversation, its settings, and the pictures that wait for the next question."""
+    """A conversation, its settings, and the images that wait for the next question.
 
-    janus: JanusPipeline
-    settings: dict[str, Any]
-    show: bool | None = None  # pictures in the terminal; None: where it can
-    waiting: list[Image.Image] = field(default_factory=list)
-    result: TextResult | None = None  # of the last answer
+    Args:
+        janus: the model.
+        settings: values of ``SETTINGS``; None: the default.
+        system: system prompt; None: the model's own, "": none.
+        show: images in the terminal; None: where it can.
+    """
 
-    def __post_init__(self) -> None:
-        self.talk: Conversation = self.janus.conversation(self.settings.pop("system", None))
+    def __init__(
+        self,
+        janus: JanusPipeline,
+        settings: dict[str, Any],
+        system: str | None = None,
+        show: bool | None = None,
+    ):
+        self.janus = janus
+        self.settings = settings
+        self.show = show
+        self.talk: Conversation = janus.conversation(system)
+        self.waiting: list[Image.Image] = []
+        self.result: TextResult | None = None  # of the last answer
 
     def ask(self, question: str) -> None:
         """Stream the answer; one that is stopped or fails leaves the chat as it was."""
+        arguments = TextArguments.of(self.settings).explicit()
         try:
-            stream = self.talk.stream(question, self.waiting, **self._choice("max_tokens", "temperature", "top_p"))
+            stream = self.talk.stream(question, self.waiting, **arguments)
         except PromptError as error:
             raise PromptError(f"{error}; /reset forgets what was said" if self.talk.messages else str(error)) from None
-        self._speak(stream)
+        self._print_answer(stream)
         self.waiting = []
 
     def retry(self, _: str) -> None:
         """Answer the last question again, with another seed unless one is set."""
-        self._speak(self.talk.regenerate(**self._choice("max_tokens", "temperature", "top_p")))
+        arguments = TextArguments.of(self.settings).explicit()
+        self._print_answer(self.talk.regenerate(**arguments))
 
-    def _choice(self, *names: str) -> dict[str, Any]:
-        return given(self.settings, "seed", *names)
-
-    def _speak(self, stream: Iterator[TextChunk]) -> None:
-        before, result = self.talk.forgotten, None
+    def _print_answer(self, stream: Iterator[TextChunk]) -> None:
+        before = self.talk.forgotten
+        result = None
         try:
             for chunk in stream:
                 result = chunk.result
@@ -80,17 +82,18 @@ class Chat:
             click.echo()  # ends the line of a ^C too
         assert result is not None
         self.result = result
-        say_if_cut(result)
+        note_if_cut(result)
         if self.talk.forgotten > before:
             say(f"The context is full: the first {self.talk.forgotten} questions are no longer read.")
 
     def image(self, argument: str) -> None:
-        """Show pictures with the next question."""
+        """Show images with the next question."""
         from ..processing.images import open_image
 
-        if not (paths := _paths(argument)):
+        paths = split_paths(argument)
+        if not paths:
             raise JanusError("/image needs a file: /image photo.jpg")
-        self.waiting += [open_image(_at_home(path)) for path in paths]
+        self.waiting += [open_image(expand_home(path)) for path in paths]
         say(f"{len(self.waiting)} waiting for your question.")
 
     def draw(self, prompt: str) -> None:
@@ -100,15 +103,16 @@ class Chat:
             click.echo(str(image.save(Path("janus.png"))))
             say(f"seed {image.seed}")
 
-        steps = self.talk.stream_drawing(prompt, **self._choice("temperature", "top_p", "cfg_weight"))
+        arguments = ImageArguments.of(self.settings).explicit()
+        steps = self.talk.stream_drawing(prompt, **arguments)
         follow_drawing(steps, 1, finished, terminal_preview(self.show))
 
     def seed(self, argument: str) -> None:
-        """Set the seed, or leave it to chance."""
+        """Set the seed; without one every result is random."""
         self.set(f"seed {argument or 'random'}")
 
     def set(self, argument: str) -> None:
-        """Set how answers and pictures are chosen, or list how they are."""
+        """Set how answers and images are sampled, or list all settings."""
         name, _, text = argument.partition(" ")
         if not name:
             for key in SETTINGS:
@@ -128,7 +132,7 @@ class Chat:
         say(f"{name} {text or _UNSET.get(name, 'default')}")
 
     def system(self, text: str) -> None:
-        """Set the system prompt, or say what it is."""
+        """Set the system prompt, and print it."""
         if text:
             self.talk.system = "" if text == "none" else text
         current = self.janus.config.prompt.system if self.talk.system is None else self.talk.system
@@ -142,28 +146,28 @@ class Chat:
     def save(self, argument: str) -> None:
         """Write the conversation into a file."""
         name = argument or "janus.json"
-        path = self.talk.save(_at_home(name if name.endswith(".json") else f"{name}.json"))
+        path = self.talk.save(expand_home(name if name.endswith(".json") else f"{name}.json"))
         say(f"{len(self.talk.messages)} messages in {path}")
 
     def load(self, argument: str) -> None:
         """Go on with a saved conversation."""
         if not argument:
             raise JanusError("/load needs a file: /load janus.json")
-        self.talk.load(_at_home(_paths(argument)[0]))
+        self.talk.load(expand_home(split_paths(argument)[0]))
         self.waiting = []
         say(f"{len(self.talk.messages)} messages.")
 
     def stats(self, _: str) -> None:
-        """Speed and memory of the last answer, and how much of the context is used."""
+        """Print speed and memory of the last answer, and how much of the context is used."""
         from ..memory import format_size
 
         if self.result is not None:
-            done, read = self.result, self.result.prompt_tokens - self.result.cached_tokens
+            done = self.result
+            read = done.prompt_tokens - done.cached_tokens
             rate = f", {done.generation_tps:.1f} a second" if done.generation_tps else ""
             say(f"{len(done.tokens)} token{'s' if len(done.tokens) != 1 else ''}{rate}")
-            say(
-                f"{read} of {done.prompt_tokens} prompt tokens read, first token after {done.first_token_seconds:.2f} s"
-            )
+            delay = f"first token after {done.first_token_seconds:.2f} s"
+            say(f"{read} of {done.prompt_tokens} prompt tokens read, {delay}")
             say(f"{format_size(done.peak_memory)} of memory at most")
         say(f"context {self.talk.context_used} of {self.janus.config.language.max_position_embeddings}")
 
@@ -174,7 +178,7 @@ class Chat:
         say("All is forgotten.")
 
     def help(self, _: str) -> None:
-        """This list."""
+        """Print the list of commands."""
         say(HELP)
 
 
@@ -193,6 +197,11 @@ _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
     "/reset": ("", Chat.reset, "forget what was said"),
     "/help": ("", Chat.help, "this list"),
 }
+_VOCABULARY = Vocabulary(
+    commands=(*_COMMANDS, "/quit"),
+    files_after=("/image", "/load"),
+    words_after={"/set": tuple(SETTINGS)},
+)
 HELP = "\n".join(
     [f"{f'{name} {argument}':16} {text}" for name, (argument, _, text) in _COMMANDS.items()]
     + [f"{'/quit':16} leave (or Ctrl-D); Ctrl-C stops an answer or a drawing"]
@@ -216,42 +225,37 @@ def main(**options: Any) -> None:
       python -m mlx_janus.chat -m models/janus-pro-1b --temperature 0.7
       python -m mlx_janus.chat --load janus.json
     """
-    janus = load_model(options)
-    saved, show = options.pop("saved"), options.pop("show")
-    settings = {name: options.get(name) for name in (*SETTINGS, "system")}
-    chat = Chat(janus, settings, show)
-    if saved is not None:
-        chat.load(shlex.quote(saved))
+    janus = load_pipeline(LoadArguments.of(options))
+    settings = {name: options.get(name) for name in SETTINGS}
+    chat = Chat(janus, settings, options["system"], options["show"])
+    if options["saved"] is not None:
+        chat.load(shlex.quote(options["saved"]))
     say(f"{janus.name} is ready. /help lists the commands.")
-    read = _reader()
+    _talk(chat, line_reader(_VOCABULARY))
+
+
+def _talk(chat: Chat, read: Callable[[], str]) -> None:
+    """Act on every line until the end of the input, or until the person leaves."""
     while True:
         try:
             line = read().strip()
             if line.split(None, 1)[:1] in (["/quit"], ["/exit"]):
                 return
             if line:
-                with _without_echo():
-                    _turn(chat, line)
+                with without_echo():
+                    _act(chat, line)
         except EOFError:
             return
         except KeyboardInterrupt:
-            if not sys.stdin.isatty():  # nobody is there to type on
+            if not sys.stdin.isatty():  # not interactive: Ctrl-C ends the program
                 raise
             say("\nCtrl-D leaves.")
 
 
-def _turn(chat: Chat, line: str) -> None:
-    command, *rest = line.split(None, 1)
-    argument = rest[0] if rest else ""
+def _act(chat: Chat, line: str) -> None:
+    """Act on a line; an error of a kind that a person can act on, or Ctrl-C, keeps the chat."""
     try:
-        if command in _COMMANDS:
-            _COMMANDS[command][1](chat, argument)
-        elif dropped := _dropped_files(line):
-            chat.image(shlex.join(dropped))
-        elif command.startswith("/") and "/" not in command[1:]:  # a path, /etc/hosts, may be asked about
-            say(f"There is no {command[:40]}. /help lists the commands.")
-        else:
-            chat.ask(line)
+        _dispatch(chat, line)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
@@ -265,127 +269,15 @@ def _turn(chat: Chat, line: str) -> None:
         say(f"Error: {message}")
 
 
-@contextlib.contextmanager
-def _without_echo() -> Iterator[None]:
-    """Keep what is typed meanwhile for the line editor, and off an answer or a picture that is being written."""
-    if not _has_line_editor():
-        yield
-        return
-    import termios
-
-    before = termios.tcgetattr(sys.stdin)
-    flags = before[3]
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], flags & ~termios.ECHO, *before[4:]])
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
-
-
-def _reader() -> Callable[[], str]:
-    """What reads a line: from a terminal with a prompt and line editing, which must not end up in a piped stdout."""
-    if sys.stdin is None:
-        raise JanusError("the chat has no input: run it in a terminal, or pipe questions to it")
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-    if not sys.stdin.isatty():
-        return input
-    if sys.stdout is None or not sys.stdout.isatty():
-        return _read_beside_pipe
-    return _line_editor() if _has_line_editor() else lambda: input("> ")
-
-
-def _has_line_editor() -> bool:
-    streams = (sys.stdin, sys.stdout)
-    smart = os.environ.get("TERM", "dumb") != "dumb"
-    return smart and all(stream is not None and stream.isatty() for stream in streams)
-
-
-def _read_beside_pipe() -> str:
-    click.echo("> ", nl=False, err=True)
-    return input()
-
-
-def _line_editor() -> Callable[[], str]:
-    """prompt_toolkit's prompt, with a history that is kept and completion of commands, settings and file names."""
-    from platformdirs import user_state_path
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
-
-    class Kept(FileHistory):
-        """A file that cannot be read or written, on a full disk say, is done without."""
-
-        def load_history_strings(self) -> Iterable[str]:
-            try:
-                return [*super().load_history_strings()]
-            except OSError:
-                return []
-
-        def store_string(self, string: str) -> None:
-            with contextlib.suppress(OSError):
-                super().store_string(string)
-
-    file = user_state_path("mlx_janus", appauthor=False) / "chat_history"
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-    session: PromptSession[str] = PromptSession(
-        "> ", history=Kept(str(file)), completer=_completer(), complete_while_typing=False, enable_suspend=True
-    )
-    return session.prompt
-
-
-def _completer() -> Completer:
-    from prompt_toolkit.completion import Completer, PathCompleter, WordCompleter
-    from prompt_toolkit.document import Document
-
-    commands = WordCompleter([*_COMMANDS, "/quit"], sentence=True)
-    files = PathCompleter(expanduser=True)
-    arguments = {"/image": files, "/load": files, "/set": WordCompleter(list(SETTINGS))}
-
-    class Commands(Completer):
-        """Commands at the beginning of the line, then what the command takes."""
-
-        def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-            command, space, rest = document.text_before_cursor.partition(" ")
-            inner = arguments.get(command) if space else commands
-            if inner is None:
-                return []
-            text = rest if space else command
-            return inner.get_completions(Document(text, len(text)), complete_event)
-
-    return Commands()
-
-
-def _paths(text: str) -> list[str]:
-    """File names as a shell would take them, or one that has spaces or an apostrophe in it and no quotes around it."""
-    if _is_file(text):
-        return [text]
-    try:
-        return shlex.split(text)
-    except ValueError:
-        raise JanusError(f"{text} does not exist: quote names that have spaces or quotes in them") from None
-
-
-def _dropped_files(line: str) -> list[str]:
-    """The files whose full paths are all that a line holds, as a terminal types them when they are dropped onto it."""
-    if not line.startswith(("/", "'/", '"/')):
-        return []
-    if _is_file(line):
-        return [line]
-    try:
-        words = shlex.split(line)
-    except ValueError:
-        return []
-    return words if all(word.startswith("/") and _is_file(word) for word in words) else []
-
-
-def _at_home(path: str) -> str:
-    return os.path.expanduser(path)  # noqa: PTH111  pathlib's raises for the home of nobody
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return bool(text) and Path(_at_home(text)).is_file()
-    except (OSError, ValueError):  # too long, a NUL
-        return False
+def _dispatch(chat: Chat, line: str) -> None:
+    """Run a command, take files that were dropped on the terminal, or ask a question."""
+    command, *rest = line.split(None, 1)
+    argument = rest[0] if rest else ""
+    if command in _COMMANDS:
+        _COMMANDS[command][1](chat, argument)
+    elif dropped := dropped_files(line):
+        chat.image(shlex.join(dropped))
+    elif command.startswith("/") and "/" not in command[1:]:  # a path, such as /etc/hosts, may begin a question
+        say(f"There is no {command[:40]}. /help lists the commands.")
+    else:
+        chat.ask(line)

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..config import DTYPES, GROUP_SIZES
 from .options import (
-    Command,
     bits_option,
-    byte_progress,
     complete_folders,
-    import_mlx,
+    goes_with,
     recipe_option,
-    say,
+    refuse_if,
     version_option,
+    whole_number,
+)
+from .progress import byte_progress
+from .runner import Command, import_mlx, say
+
+if TYPE_CHECKING:
+    from ..weights.convert import Conversion, ConvertOptions, Source
+
+_OF_MAKING = ("bits", "recipe", "group_size", "dtype", "overwrite")  # of no use with --verify
+
+
+def _no_repository(ctx: click.Context) -> str | None:
+    """Refuse an --upload that names no repository."""
+    from ..weights.hub import HUB_ID
+
+    name = ctx.params["upload"]
+    if name and not HUB_ID.fullmatch(name):
+        return f"--upload takes owner/name, got {name[:200]!r}."
+    return None
+
+
+_RULES = (
+    refuse_if(
+        lambda values: values["verify"] and any(values[name] for name in _OF_MAKING),
+        "--verify checks OUTPUT as it was made: leave --bits, --recipe, --group-size, --dtype and --overwrite out.",
+    ),
+    goes_with("--group-size", "--bits", "add --bits 4 or 8, or leave it out"),
+    goes_with("--private", "--upload", "name a repository"),
+    _no_repository,
 )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, rules=_RULES)
 @click.argument("source", shell_complete=complete_folders)
 @click.argument("output", type=click.Path(path_type=Path))
 @bits_option
@@ -27,6 +56,7 @@ from .options import (
 @click.option(
     "--group-size",
     type=click.Choice([str(size) for size in GROUP_SIZES]),
+    callback=whole_number,
     help="Weights that share one scale, with --bits.  [default: 64]",
 )
 @click.option(
@@ -48,15 +78,11 @@ from .options import (
 def main(
     source: str,
     output: Path,
-    bits: str | None,
-    recipe: str | None,
-    group_size: str | None,
-    dtype: str | None,
     revision: str | None,
-    overwrite: bool,
     verify: bool,
     upload: str | None,
     private: bool,
+    **making: Any,
 ) -> None:
     """Convert SOURCE, a PyTorch model folder, a Hub id or a short name, into the folder OUTPUT.
 
@@ -73,47 +99,67 @@ def main(
       python -m mlx_janus.convert ./Janus-1.3B models/janus-1.3b --verify
       python -m mlx_janus.convert janus-pro-7b models/janus-pro-7b-4bit --bits 4 --upload me/janus-4bit --private
     """
-    if verify and (bits or recipe or group_size or dtype or overwrite):
-        given = "--bits, --recipe, --group-size, --dtype and --overwrite"
-        raise click.UsageError(f"--verify checks OUTPUT as it was made: leave {given} out.")
-    if group_size and not bits:
-        raise click.UsageError("--group-size goes with --bits: add --bits 4 or 8, or leave it out.")
-    if private and not upload:
-        raise click.UsageError("--private goes with --upload: name a repository.")
-    from ..weights.hub import HUB_ID
-
-    if upload and not HUB_ID.fullmatch(upload):
-        raise click.UsageError(f"--upload takes owner/name, got {upload[:200]!r}.")
     import_mlx()
-    from ..memory import format_size
-    from ..weights.convert import ConvertOptions, convert_checkpoint
     from ..weights.folder import check_output
-    from ..weights.quantize import DEFAULT_GROUP_SIZE
     from ..weights.sources import find_source
     from ..weights.upload import check_upload, upload_converted
-    from ..weights.verify import verify_conversion
 
-    size = int(group_size) if group_size else DEFAULT_GROUP_SIZE
-    options = ConvertOptions(int(bits) if bits else None, size, dtype, overwrite, recipe)  # type: ignore[arg-type]
+    options = _convert_options(making)
     if upload:
         check_upload(upload)
     if not verify:
-        check_output(output, overwrite=overwrite)  # before anything is downloaded
+        check_output(output, overwrite=options.overwrite)  # before anything is downloaded
     found = find_source(source, revision)
-    with byte_progress() as progress:
-        if verify:
-            count = verify_conversion(found, output, progress)
-        else:
-            made = convert_checkpoint(found, output, options, progress)
     if verify:
-        say(f"{output} is what {found.name} gives: {count} tensors compared.")
+        _verify(found, output)
     else:
-        say(f"Wrote {made.path}: {made.tensors} tensors, {format_size(made.size)}.")
-        if quantization := made.config.quantization:
-            kept = ", ".join(quantization.kept_float or ()) or "none"
-            way = f"by {quantization.choice}" if recipe else f"to {quantization.choice} (heads and adaptors to 8)"
-            say(f"Quantized {len(quantization.layers)} layers {way}.")
-            say(f"Layers too narrow to be quantized, kept float: {kept}.")
+        _convert(found, output, options)
     if upload:
         again = f"try again with --verify --upload {upload}, which converts nothing"
         click.echo(upload_converted(output, found, upload, private=private, again=again))
+
+
+def _verify(source: Source, output: Path) -> None:
+    from ..weights.verify import verify_conversion
+
+    with byte_progress() as progress:
+        count = verify_conversion(source, output, progress)
+    say(f"{output} is what {source.name} gives: {count} tensors compared.")
+
+
+def _convert(source: Source, output: Path, options: ConvertOptions) -> None:
+    from ..weights.convert import convert_checkpoint
+
+    with byte_progress() as progress:
+        made = convert_checkpoint(source, output, options, progress)
+    for line in _summary(made):
+        say(line)
+
+
+def _convert_options(values: Mapping[str, Any]) -> ConvertOptions:
+    from ..weights.convert import ConvertOptions
+    from ..weights.quantize import DEFAULT_GROUP_SIZE
+
+    return ConvertOptions(
+        bits=values["bits"],
+        group_size=values["group_size"] or DEFAULT_GROUP_SIZE,
+        dtype=values["dtype"],
+        overwrite=values["overwrite"],
+        recipe=values["recipe"],
+    )
+
+
+def _summary(made: Conversion) -> list[str]:
+    """Return lines that tell what was written and how it was quantized."""
+    from ..memory import format_size
+
+    lines = [f"Wrote {made.path}: {made.tensors} tensors, {format_size(made.size)}."]
+    quantization = made.config.quantization
+    if quantization is not None:
+        kept = ", ".join(quantization.kept_float or ()) or "none"
+        way = f"by {quantization.choice}"
+        if not quantization.recipe:
+            way = f"to {quantization.choice} (heads and adaptors to 8)"
+        lines.append(f"Quantized {len(quantization.layers)} layers {way}.")
+        lines.append(f"Layers too narrow to be quantized, kept float: {kept}.")
+    return lines

@@ -1,4 +1,4 @@
-"""What this machine brings for a Janus, what is wrong with it, and what to do about that."""
+"""Checks of this machine and installation, with advice on what is wrong."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import mlx_janus
+from ..version import __version__
 
 if TYPE_CHECKING:
     from ..weights.cache import ModelEntry
@@ -35,9 +36,9 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Look at the versions, the package, the device, its memory, BLAS, the disks and the models at hand.
+    """Check versions, package, device, memory, BLAS, disks and the models on this machine.
 
-    Nothing is raised: a check that fails is a finding.
+    Raises nothing: a check that fails is a finding.
     """
     checks: dict[str, Callable[[], Finding]] = {
         "versions": _versions,
@@ -64,13 +65,13 @@ def diagnose() -> list[Finding]:
 
 def _versions() -> Finding:
     system = f"macOS {platform.mac_ver()[0]}" if platform.system() == "Darwin" else platform.system()
-    parts = [f"mlx_janus {mlx_janus.__version__}", f"Python {platform.python_version()}"]
+    parts = [f"mlx_janus {__version__}", f"Python {platform.python_version()}"]
     parts += [f"{system} {platform.machine()}", *(f"{name} {metadata.version(name)}" for name in _LIBRARIES)]
     return Finding("versions", "ok", ", ".join(parts))
 
 
 def _package() -> Finding:
-    """Imports all that loading needs, and reads the headers of the model that is in the package."""
+    """Import all that loading needs, and read the headers of the model in the package."""
     from .. import pipeline
     from ..config import JanusConfig
     from ..weights.folder import open_converted
@@ -107,7 +108,7 @@ def _memory() -> Finding:
 
 
 def _wired_limit() -> Finding:
-    """How much macOS lets the GPU hold, and what would let it hold the models that are here."""
+    """Compare the memory that macOS lets the GPU hold with the needs of the models here."""
     import psutil
 
     from ..memory import device_memory, format_size
@@ -133,7 +134,7 @@ def _on_metal() -> bool:
 
 
 def _sysctl() -> str:
-    """The limit that is set, in MiB; 0 is macOS's own choice."""
+    """Return the limit that is set, in MiB; "0" is macOS's own choice."""
     command = ["/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"]
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
@@ -147,10 +148,16 @@ def _blas() -> Finding:
         ctypes.CDLL("libopenblas.so.0")
     except OSError:
         return Finding("BLAS", "warn", "reference BLAS, which is slow", "sudo apt-get install libopenblas0")
-    if mlx_janus._MLX_CAME_FIRST:
+    if _mlx_came_first():
         text = "reference BLAS, which is slow: MLX was imported before mlx_janus could load OpenBLAS"
         return Finding("BLAS", "warn", text, "import mlx_janus before mlx and mlx_lm")
     return Finding("BLAS", "ok", "OpenBLAS, loaded before MLX")
+
+
+def _mlx_came_first() -> bool:
+    """Return whether MLX was imported before this package: it keeps the BLAS of that time."""
+    order = list(sys.modules)
+    return "mlx.core" in order and order.index("mlx.core") < order.index("mlx_janus")
 
 
 def _disk() -> Finding:
@@ -187,7 +194,7 @@ def _models() -> Finding:
 
 
 def _too_large(limit: int) -> list[tuple[ModelEntry, int]]:
-    """The models at hand that need more than so many bytes, with what they need; the largest first."""
+    """Return models that need more bytes than the limit, with their needs, the largest first."""
     from ..weights.cache import list_models
     from ..weights.footprint import required_memory
     from ..weights.load import choose_dtype

@@ -1,14 +1,20 @@
-"""``mlx-janus doctor``: what is wrong with this machine or installation, and what to do about it."""
+"""``mlx-janus doctor``: faults of this machine or installation, and advice on them."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from .options import Command, import_mlx, version_option
+from .options import version_option
+from .runner import Command, import_mlx
+
+if TYPE_CHECKING:
+    from .diagnosis import Finding
 
 
 @click.command(cls=Command)
@@ -32,11 +38,17 @@ def main(as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
     else:
-        width = max(len(finding.about) for finding in findings)
-        for finding in findings:
-            click.echo(f"{finding.about:{width}}  {finding.status:4}  {finding.text}")
-        if advices := [finding for finding in findings if finding.advice]:
-            click.echo("\nWhat to do:")
-            for finding in advices:
-                click.echo(f"- {finding.about}: {finding.advice}")
+        _print(findings)
     return int(any(finding.status == "fail" for finding in findings))
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    """Print a line for each finding, then advice on those that have some."""
+    width = max(len(finding.about) for finding in findings)
+    for finding in findings:
+        click.echo(f"{finding.about:{width}}  {finding.status:4}  {finding.text}")
+    with_advice = [finding for finding in findings if finding.advice]
+    if with_advice:
+        click.echo("\nWhat to do:")
+    for finding in with_advice:
+        click.echo(f"- {finding.about}: {finding.advice}")

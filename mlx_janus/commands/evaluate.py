@@ -8,18 +8,11 @@ from typing import Any
 
 import click
 
-from ..errors import JanusError
-from .options import (
-    Command,
-    Group,
-    check_output,
-    import_mlx,
-    load_model,
-    model_options,
-    say,
-    stage_bars,
-    version_option,
-)
+from .arguments import LoadArguments, load_pipeline
+from .options import model_options, version_option
+from .outputs import check_writable
+from .progress import stage_bars
+from .runner import Command, Group, import_mlx, require_train_extra, say
 
 
 @click.group(cls=Group)
@@ -58,17 +51,15 @@ def shapes(
       mlx-janus evaluate shapes --model runs/tiny/model --bits 4
       mlx-janus evaluate shapes --pictures 20 --prompts 4
     """
-    import importlib.util
-
-    if importlib.util.find_spec("scipy") is None:
-        raise JanusError("scipy is not installed: in the clone, run pip install -e '.[train]'")
+    require_train_extra("scipy")
     import_mlx()
     from ..evaluation.shapes import Sizes, measure, table
 
     if output:
-        check_output(output)
-    janus = load_model(options)
-    sizes = Sizes(**{k: v for k, v in (("pictures", pictures), ("prompts", prompts)) if v})
+        check_writable(output)
+    janus = load_pipeline(LoadArguments.of(options))
+    given = {name: count for name, count in (("pictures", pictures), ("prompts", prompts)) if count}
+    sizes = Sizes(**given)
     with stage_bars("picture") as progress:
         scores = measure(janus, sizes, seed=seed, progress=progress)
     for line in table(scores):

@@ -1,6 +1,6 @@
-"""What comes from elsewhere than a file: pictures from the web and from stdin, a prompt from stdin.
+"""Inputs that are no files: images from the web and from stdin, a prompt from stdin.
 
-The library does none of this: a path is all that it opens.
+The library reads neither: of names it opens paths alone.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 
 from ..errors import PromptError
 from ..processing.web import fetch
+from .options import STDIN
 
 if TYPE_CHECKING:
     from PIL import Image
 
-STDIN = "-"
-
 
 def read_image(source: str) -> Image.Image:
-    """A picture from a file, from an https address, or from stdin ("-"), as ``images.open_image`` gives it.
+    """Return the image of a file, of an https address, or of stdin ("-"), upright, opaque and RGB.
 
     Raises:
-        ImageError: it cannot be had or read.
+        ImageError: it cannot be fetched or read.
     """
     from ..processing.images import decode_image, open_image
 
@@ -33,10 +32,10 @@ def read_image(source: str) -> Image.Image:
 
 
 def read_prompt() -> str:
-    """All of stdin as a prompt.
+    """Return all of stdin as a prompt.
 
     Raises:
-        PromptError: nothing is there, or no text.
+        PromptError: stdin is empty, or no text.
     """
     try:
         text = _stdin().decode("utf-8-sig").strip()

@@ -10,16 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import JanusError
-from .options import (
-    Command,
-    Group,
-    bits_option,
-    byte_progress,
-    import_mlx,
-    recipe_option,
-    say,
-    version_option,
-)
+from .options import bits_option, recipe_option, version_option
+from .progress import byte_progress
+from .runner import Command, Group, import_mlx, say
 
 if TYPE_CHECKING:
     from ..weights.cache import ModelEntry
@@ -64,7 +57,7 @@ def main(context: click.Context, as_json: bool) -> None:
 @bits_option
 @recipe_option
 @click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.")
-def add(model: str, bits: str | None, recipe: str | None, revision: str | None) -> None:
+def add(model: str, bits: int | None, recipe: str | None, revision: str | None) -> None:
     """Download MODEL where needed and convert it into the cache, from where `--model MODEL` takes it.
 
     MODEL is a Hub id, a short name, or a PyTorch model folder. Prints the converted folder.
@@ -79,9 +72,7 @@ def add(model: str, bits: str | None, recipe: str | None, revision: str | None) 
     from ..weights.sources import find_converted
 
     with byte_progress() as progress:
-        folder = find_converted(
-            model, bits=int(bits) if bits else None, recipe=recipe, revision=revision, progress=progress
-        )
+        folder = find_converted(model, bits=bits, recipe=recipe, revision=revision, progress=progress)
     click.echo(str(folder))
 
 
@@ -112,15 +103,19 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
     for entry in chosen:
         say(f"{entry.id}  {entry.source}, {entry.state}: {entry.path}")
     size = format_size(freed_bytes(chosen))
-    if not yes and not _on_terminal():
-        raise JanusError(f"nobody can be asked whether to remove {size}: pass --yes")
-    if not yes and not click.confirm(f"Remove {size}?", err=True):
+    if not yes and not _confirmed(size):
         say("Nothing was removed.")
         return 1
     for entry in chosen:
         remove_model(entry)
     say(f"Removed {size}.")
     return 0
+
+
+def _confirmed(size: str) -> bool:
+    if not _on_terminal():
+        raise JanusError(f"nobody can be asked whether to remove {size}: pass --yes")
+    return click.confirm(f"Remove {size}?", err=True)
 
 
 def _on_terminal() -> bool:
@@ -153,6 +148,6 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns as wide as their widest cell."""
+    """Return rows of columns that are as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

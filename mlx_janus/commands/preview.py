@@ -1,4 +1,4 @@
-"""A picture in the terminal as it forms, by textual-image: sixel, kitty's protocol, or half-block cells of colour."""
+"""Images in the terminal as they form, by textual-image: sixels, kitty's protocol or half blocks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 
 from ..inference.results import ImageStep
 
-SHARE = 0.1  # of the drawing time that looking may take
+SHARE = 0.1  # of the drawing time, at most, for previews
 _ROWS = 20  # of the terminal, at most
-_GAP = 4  # pixels between pictures
-_MOST = 4  # pictures
+_GAP = 4  # pixels between images
+_MOST = 4  # images side by side
 
 
 def can_show() -> bool:
-    """Whether stdout is a terminal with colours (https://no-color.org) and blocks, whose cursor can be moved."""
+    """Return whether stdout is a terminal with colours (https://no-color.org) and block characters."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
     if plain or sys.stdout is None or not sys.stdout.isatty():
         return False
@@ -28,47 +28,50 @@ def can_show() -> bool:
 
 
 class TerminalPreview:
-    """Shows the pictures of one drawing side by side, every time over the last.
+    """Images of one drawing side by side, each preview drawn over the last.
 
-    The first one asks the terminal what it can do, for which a moment must do: what is typed meanwhile may be lost.
+    The first preview of a process queries the terminal's capabilities and waits briefly; keys typed during that wait
+    may be lost.
     """
 
     def __init__(self) -> None:
         from rich.console import Console
 
-        logging.getLogger("textual_image").setLevel(logging.ERROR)  # it warns, with a traceback, of what it can guess
+        logging.getLogger("textual_image").setLevel(logging.ERROR)  # its guesses come with a traceback
         from textual_image.renderable import Image as Renderable
 
         self._console = Console(file=sys.stdout, color_system="truecolor", legacy_windows=False)
-        # Asks for the size of a cell, which is kept: asked with the first picture, it would take what is typed by then.
+        # Queries the size of a cell, which is cached: a query at the first preview would swallow typed keys.
         self._console.measure(Renderable(Image.new("RGB", (1, 1))))
         self._renderable: Any = Renderable
         self._shown: Any = None
-        self._rows = 0  # that the last one took
+        self._rows = 0  # of the last preview
         self._started = time.monotonic()
         self._spent = self._last = 0.0
 
     def is_due(self, step: ImageStep) -> bool:
-        """Whether one more look fits into its share of the time, if it costs what the last one did; the first is taken
-        when there is something to see."""
+        """Return whether one more preview fits into its share of the time, at the cost of the last one.
+
+        The first is due when an eighth of the image is drawn.
+        """
         if not self._last:
             return step.index >= step.total // 8
         return self._spent + self._last <= SHARE * (time.monotonic() - self._started)
 
     def look(self, step: ImageStep) -> None:
-        """Show what there is of the pictures, and note what that cost."""
+        """Show the images as far as they are drawn, and measure the cost."""
         started = time.monotonic()
         pictures = step.preview()
         try:
             self.show(pictures)
-        except KeyboardInterrupt:  # what follows must be no part of a sequence that was cut, nor in its colours
+        except KeyboardInterrupt:  # ends a sequence that was cut, and its colours
             self._console.file.write("\x1b\\\x1b[0m")
             raise
         self._last = time.monotonic() - started
         self._spent += self._last
 
     def show(self, pictures: Sequence[Image.Image]) -> None:
-        """Draw pictures, the first few of many, over those that were drawn before."""
+        """Show images, the first few of many, over the last preview."""
         from rich.control import Control
 
         pictures = pictures[:_MOST]
@@ -79,7 +82,7 @@ class TerminalPreview:
         self._shown = self._renderable(_side_by_side(pictures), width="auto", height=self._rows)
         self._console.print(self._shown, end="")
         if before is not None:
-            before.cleanup()  # of what a kitty keeps
+            before.cleanup()  # frees the image that a kitty terminal keeps
 
 
 def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import signal
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import JanusError, OptionError
-from .options import (
-    Command,
-    byte_progress,
-    import_mlx,
-    load_model,
-    note,
-    quiet_option,
-    say,
-    version_option,
-    weights_options,
-)
+from ..errors import OptionError
+from .arguments import LoadArguments, load_pipeline
+from .options import quiet_option, version_option, weights_options
+from .progress import byte_progress
+from .runner import Command, import_mlx, note, say
 from .wording import to_flags
 
 if TYPE_CHECKING:
-    from ..engine.engine import Engine
     from ..pipeline import JanusPipeline
-    from ..server.connections import StopSignals
     from ..server.settings import Settings
 
 _KEY = "MLX_JANUS_API_KEY"
@@ -94,21 +83,29 @@ def main(ctx: click.Context, /, **options: Any) -> None:
       mlx-janus serve -m janus-pro-7b --bits 4 --cors-origin https://chat.example.org
       MLX_JANUS_API_KEY=$(openssl rand -hex 24) mlx-janus serve -m janus-pro-1b --host 0.0.0.0
     """
+    from ..server.run import run_server
+
     settings = _settings(options)
-    with _listening(settings) as listener:
-        _check_packages()
-        import_mlx()
-        _convert(options)
+    arguments = LoadArguments.of(options)
 
-        def load() -> JanusPipeline:
-            with ctx.scope(cleanup=False):  # the thread that loads has no context of its own
-                return load_model(options | {"low_memory": False})
+    def load() -> JanusPipeline:
+        with ctx.scope(cleanup=False):  # click's context is one of the main thread alone
+            return load_pipeline(arguments)
 
-        if asyncio.run(_serve(load, settings, listener, options["queue"])) == signal.SIGINT:
-            raise KeyboardInterrupt
+    if settings.log_requests:
+        _log_requests()
+    stopped_by = run_server(
+        settings,
+        load,
+        queue=options["queue"],
+        prepare=lambda: _download_and_convert(arguments),
+        ready=_greet,
+    )
+    if stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
-def _settings(options: dict[str, Any]) -> Settings:
+def _settings(options: Mapping[str, Any]) -> Settings:
     from ..server.settings import Settings
 
     host, key = options["host"], options["api_key"]
@@ -130,121 +127,38 @@ def _settings(options: dict[str, Any]) -> Settings:
         raise click.UsageError(f"{to_flags(str(error))}.") from None
 
 
-@contextlib.contextmanager
-def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """A socket that has its address before minutes are spent on a model; it takes connections later.
-
-    Raises:
-        JanusError: the address is taken, or not this machine's.
-    """
-    from ..server.settings import is_loopback
-
-    try:
-        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        if settings.api_key is None and not is_loopback(str(address[0])):
-            raise JanusError(f"{settings.host} is {address[0]}, which other machines reach: set a key with --api-key")
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # UnicodeError: an empty or a very long part of a name
-        reason = error.strerror if isinstance(error, OSError) else "it is no name"
-        raise JanusError(f"{settings.host} is no address to listen at ({reason}): check --host") from None
-    with listener:
-        try:
-            if os.name == "posix":  # elsewhere it would let two servers have one port
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError as error:
-            place = f"{settings.host}:{settings.port}"
-            raise JanusError(f"{place} cannot be listened at ({error.strerror}): name another --port") from None
-        yield listener
-
-
-def _check_packages() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise JanusError(f"{error.name} is not installed: pip install 'mlx-janus[server]'") from None
-
-
-def _convert(options: dict[str, Any]) -> None:
-    """Download and convert where needed, in this thread, which Ctrl-C stops."""
+def _download_and_convert(arguments: LoadArguments) -> None:
+    """Make the model's converted folder, if it does not exist."""
+    import_mlx()
     from ..weights.sources import find_converted
 
-    if options["model"] is None:
+    if arguments.model is None:
         return
-    bits = int(options["bits"]) if options["bits"] else None
     with byte_progress() as progress:
         find_converted(
-            options["model"],
-            bits=bits,
-            recipe=options["recipe"],
-            dtype=options["dtype"],
-            revision=options["revision"],
+            arguments.model,
+            bits=arguments.bits,
+            recipe=arguments.recipe,
+            dtype=arguments.dtype,
+            revision=arguments.revision,
             progress=progress,
         )
 
 
-async def _serve(load: Callable[[], JanusPipeline], settings: Settings, listener: socket.socket, queue: int) -> int:
-    """Serve until a signal comes, and return its number."""
-    from ..engine.engine import Engine
-    from ..server.app import create_app
-    from ..server.connections import GRACE, StoppableServer, StopSignals
-    from ..server.connections import uvicorn_config as configured
-
-    engine = Engine(load, waiting=queue)
-    with StopSignals() as signals:
-        try:
-            if not await _loaded(engine, signals):
-                return signals.number
-            if settings.log_requests:
-                _log_requests()
-            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what it would say of errors is said by us
-            server = StoppableServer(
-                configured(create_app(engine, settings), settings),
-                close=lambda: engine.close(GRACE),
-                ready=lambda: _greet(engine.name, settings, listener),
-            )
-            # A server without its engine answers nothing: whoever watches it shall see it end, and may start it again.
-            watching = [asyncio.create_task(server.stop_after(event)) for event in (signals.came, engine.ended)]
-            await server.serve(sockets=[listener])
-            for task in watching:
-                task.cancel()
-            if engine.failure is not None:
-                raise JanusError("the model's thread has failed, as told above: start the server again")
-            return signals.number
-        finally:
-            await engine.close(0)
-
-
-async def _loaded(engine: Engine, signals: StopSignals) -> bool:
-    """Load the model; False if a signal comes before it is there, after the piece of work that is under way."""
-    starting, stopping = asyncio.create_task(engine.start()), asyncio.create_task(signals.came.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if signals.number:
-        await engine.close(0)
-        await asyncio.gather(starting, return_exceptions=True)
-        return False
-    await starting
-    return True
-
-
-def _greet(name: str, settings: Settings, listener: socket.socket) -> None:
-    host, port = settings.host, listener.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
+def _greet(name: str, url: str) -> None:
     note(f"{name} is ready. A page is at the address below, OpenAI's API under /v1. Ctrl-C stops.")
-    click.echo(f"http://{shown}:{port}")
+    click.echo(url)
 
 
 def _log_requests() -> None:
-    log = logging.getLogger("mlx_janus.server.requests")
+    """Print the server's log of requests on stderr."""
 
-    class Say(logging.Handler):
+    class PrintingHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             with contextlib.suppress(OSError):  # nobody reads stderr any more: requests go on
                 say(record.getMessage())
 
-    log.addHandler(Say())
+    log = logging.getLogger("mlx_janus.server.requests")
+    log.addHandler(PrintingHandler())
     log.propagate = False
     log.setLevel(logging.INFO)

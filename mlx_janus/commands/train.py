@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from ..errors import JanusError
-from .options import Command, Group, import_mlx, say, version_option
+from .options import version_option
+from .progress import progress_bar
+from .runner import Command, Group, import_mlx, require_train_extra, say
 
 
 @click.group(cls=Group)
@@ -69,7 +70,7 @@ def tiny(
       mlx-janus train tiny --output runs/try --codec-steps 50 --merged-steps 50 \\
         --encoder-steps 50 --drawing-steps 50 --joint-steps 50 --places-steps 50
     """
-    require_train_extra()
+    require_train_extra("scipy", "matplotlib", "filelock")
     import_mlx()
     import mlx.core as mx
 
@@ -125,8 +126,6 @@ class _StepBar:
             self.bar.close()
 
     def report(self, stage: str, done: int, total: int, measured: dict[str, float]) -> None:
-        from .options import progress_bar
-
         if stage != self.stage:
             self.__exit__()
             self.stage, self.bar = stage, progress_bar(stage, "step", total)
@@ -135,14 +134,3 @@ class _StepBar:
         shown = {key: f"{value:.3g}" for key, value in measured.items() if key != "norm"}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(1)
-
-
-def require_train_extra() -> None:
-    """Raises:
-    JanusError: scipy or matplotlib is not installed.
-    """
-    import importlib.util
-
-    missing = [name for name in ("scipy", "matplotlib", "filelock") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise JanusError(f"{missing[0]} is not installed: in the clone, run pip install -e '.[train]'")

@@ -14,6 +14,7 @@ _FLAGS = {
     "low_memory": "--low-memory",
     "overwrite": "--overwrite",
     "path_or_hub_id": "--model",
+    "port": "--port",
     "private": "--private",
     "recipe": "--recipe",
     "repo_id": "--upload",

@@ -1,0 +1,80 @@
+"""Arguments of the library's calls, as frozen records made from click's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
+
+from .progress import byte_progress
+from .runner import import_mlx
+from .wording import logging_in_flags
+
+if TYPE_CHECKING:
+    from ..pipeline import JanusPipeline
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of a call of the library, by its names.
+
+    None stands for an argument that was not given: the library has the default.
+    """
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Take the values that have the fields' names, and leave the others."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+    def explicit(self) -> dict[str, Any]:
+        """Return the arguments that were given, as keywords."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class LoadArguments(Arguments):
+    """Arguments of ``mlx_janus.load``."""
+
+    model: str | None = None  # path, Hub id or short name; None: Janus-Tiny
+    bits: int | None = None
+    recipe: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    low_memory: bool = False
+
+
+@dataclass(frozen=True)
+class TextArguments(Arguments):
+    """Arguments of ``JanusPipeline.generate_text``."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    system: str | None = None
+    lookup: int | None = None
+
+
+@dataclass(frozen=True)
+class ImageArguments(Arguments):
+    """Arguments of ``JanusPipeline.generate_images``."""
+
+    seed: int | None = None
+    cfg_weight: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    exact: bool | None = None
+    window: int | None = None
+
+
+def load_pipeline(arguments: LoadArguments) -> JanusPipeline:
+    """Call ``mlx_janus.load``, with a progress bar while a model is converted."""
+    import_mlx()
+    from ..pipeline import load
+
+    options = arguments.explicit()
+    model = options.pop("model", None)
+    with byte_progress() as progress, logging_in_flags():
+        return load(model, progress=progress, **options)

@@ -1,0 +1,231 @@
+"""The jobs of ``generate``, a question or images to draw, as records made from click's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+from click.core import ParameterSource
+
+from ..limits import MAX_SEED
+from .arguments import ImageArguments, LoadArguments, TextArguments
+from .options import STDIN, goes_with, refuse_if
+from .runner import Rule
+
+_DRAWING_ONLY = (
+    "prompts_file", "config_from", "output", "n", "cfg_weight", "exact", "window", "upscale", "show",
+    "preview_dir", "preview_every",
+)  # fmt: skip
+_ASKING_ONLY = ("max_tokens", "system", "lookup")
+_REPEATED = ("seed", "cfg_weight", "temperature", "top_p", "upscale")  # options that --config-from stands for
+
+
+@dataclass(frozen=True)
+class AskJob:
+    """One question, about images if there are any, answered on stdout."""
+
+    load: LoadArguments
+    prompt: str
+    images: tuple[str, ...]  # files, https addresses, or "-" for stdin
+    arguments: TextArguments
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Previews:
+    """A folder for images that are not finished."""
+
+    folder: Path
+    every: int | None  # image tokens from one to the next; None: a row of them
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The image that is drawn again: its file, and the settings and model that drew it."""
+
+    file: str
+    prompt: str
+    seed: int
+    cfg_weight: float
+    temperature: float
+    top_p: float
+    upscale: int
+    model: str  # name
+    dtype: str | None  # None: an earlier release drew it, which did not store its precision
+    bits: int | None
+    recipe: str | None
+
+
+@dataclass(frozen=True)
+class DrawJob:
+    """Images of one prompt as files, or of several as files in a folder."""
+
+    load: LoadArguments
+    fallback: LoadArguments | None  # if the model is quantized in another way than ``load`` says
+    prompts: tuple[str, ...]  # each once
+    n: int  # images of each prompt
+    arguments: ImageArguments
+    output: Path | None  # None: the default
+    into_folder: bool  # whose files have numbers, and are skipped if they exist
+    upscale: int
+    show: bool | None  # in the terminal; None: where it can
+    as_json: bool
+    previews: Previews | None
+    origin: Origin | None
+
+
+def asks(values: Mapping[str, Any]) -> bool:
+    """Return whether the values of ``generate``'s options ask a question; they draw otherwise."""
+    return bool(values["images"]) or values["text"]
+
+
+# Rules: which options go together
+
+
+def _of_one_kind(ctx: click.Context) -> str | None:
+    """Refuse options of drawing beside a question, and options of answering without one."""
+    asking = asks(ctx.params)
+    for name in _DRAWING_ONLY if asking else _ASKING_ONLY:
+        typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not typed or ctx.params[name] is False:  # a script may always give --no-show
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if asking:
+            return f"{flag} does not go with answering: leave --image and --text out to draw."
+        return f"{flag} does not go with drawing: add --image FILE or --text to ask."
+    return None
+
+
+def _readers_of_stdin(values: Mapping[str, Any]) -> int:
+    """Count the options that read stdin."""
+    count = [*values["prompts"], *values["images"]].count(STDIN)
+    file = values["prompts_file"]
+    if file is not None and getattr(file, "name", "<stdin>") == "<stdin>":
+        count += 1
+    return count
+
+
+def _last_seed(values: Mapping[str, Any]) -> int:
+    return (values["seed"] or 0) + (values["n"] or 1) - 1
+
+
+RULES: tuple[Rule, ...] = (
+    _of_one_kind,
+    refuse_if(
+        lambda values: asks(values) and len(values["prompts"]) > 1,
+        "one question at a time: give --prompt once.",
+    ),
+    refuse_if(
+        lambda values: not (values["prompts"] or values["prompts_file"] or values["config_from"]),
+        "Missing option '-p' / '--prompt'.",
+    ),
+    refuse_if(
+        lambda values: _readers_of_stdin(values) > 1,
+        "stdin can be read once: give - to one option alone.",
+    ),
+    refuse_if(
+        lambda values: _last_seed(values) > MAX_SEED,
+        f"the last picture's seed would be above {MAX_SEED}: take a smaller --seed.",
+    ),
+    goes_with("--preview-every", "--preview-dir", "name a folder"),
+    refuse_if(
+        lambda values: values["preview_dir"] and (values["prompts_file"] or len(values["prompts"]) > 1),
+        "--preview-dir goes with one prompt.",
+    ),
+)
+"""Rules of ``generate``, checked in this order before ``read_job``."""
+
+
+# From values to jobs
+
+
+def read_job(ctx: click.Context) -> AskJob | DrawJob:
+    """Make the job of a ``generate`` command line, reading the prompts and the image that it names.
+
+    Raises:
+        PromptError: stdin holds no prompt, or no text.
+        ImageError: the image of --config-from cannot be read, or does not store its settings.
+        click.UsageError: the file of prompts is empty, or no text.
+    """
+    from .inputs import read_prompt
+
+    values = ctx.params
+    prompts = tuple(read_prompt() if prompt == STDIN else prompt for prompt in values["prompts"])
+    if not asks(values):
+        return _draw_job(ctx, prompts)
+    return AskJob(
+        load=LoadArguments.of(values),
+        prompt=prompts[0],
+        images=values["images"],
+        arguments=TextArguments.of(values),
+        as_json=values["as_json"],
+    )
+
+
+def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
+    values = ctx.params
+    load = LoadArguments.of(values)
+    fallback = None
+    origin = None
+    if values["config_from"]:
+        origin = _read_origin(values["config_from"])
+        load, fallback = _in_precision_of(origin, load)
+        values = values | _repeated(ctx, origin)
+    file = values["prompts_file"]
+    if file:
+        prompts += _read_lines(file)
+    elif not prompts and origin is not None:
+        prompts = (origin.prompt,)
+    return DrawJob(
+        load=load,
+        fallback=fallback,
+        prompts=tuple(dict.fromkeys(prompts)),
+        n=values["n"] or 1,
+        arguments=ImageArguments.of(values),
+        output=values["output"],
+        into_folder=file is not None or len(prompts) > 1,
+        upscale=values["upscale"],
+        show=values["show"],
+        as_json=values["as_json"],
+        previews=_previews(values),
+        origin=origin,
+    )
+
+
+def _previews(values: Mapping[str, Any]) -> Previews | None:
+    folder = values["preview_dir"]
+    return None if folder is None else Previews(folder, values["preview_every"])
+
+
+def _read_origin(file: str) -> Origin:
+    from ..inference.results import read_settings
+
+    return Origin(file=file, **read_settings(file))
+
+
+def _repeated(ctx: click.Context, origin: Origin) -> dict[str, Any]:
+    """Return the origin's values of the options that the command line leaves open."""
+    is_open = {name: ctx.get_parameter_source(name) is ParameterSource.DEFAULT for name in _REPEATED}
+    return {name: getattr(origin, name) for name in _REPEATED if is_open[name]}
+
+
+def _in_precision_of(origin: Origin, load: LoadArguments) -> tuple[LoadArguments, LoadArguments | None]:
+    """Return the arguments in the origin's precision, and those for another quantization of the model."""
+    load = replace(load, dtype=load.dtype or origin.dtype)
+    if load.bits or load.recipe:
+        return load, None
+    return replace(load, bits=origin.bits, recipe=origin.recipe), load
+
+
+def _read_lines(file: TextIO) -> tuple[str, ...]:
+    """Return the lines of a file of prompts, without the empty ones."""
+    try:
+        lines = [line.strip() for line in file]
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{file.name} is no text in UTF-8.") from None
+    if not any(lines):
+        raise click.UsageError(f"{file.name} holds no prompt: write one a line.")
+    return tuple(line for line in lines if line)

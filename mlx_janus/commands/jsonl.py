@@ -1,0 +1,120 @@
+"""Files of JSON lines that a stopped run goes on with.
+
+Every record is written at once, as one whole line. A last line without its end was cut short by a kill, and is taken
+off. A file that holds anything else is refused and left as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import OutputError
+from .outputs import check_writable
+
+Record = dict[str, Any]
+Write = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """A file of records, one JSON object a line.
+
+    Args:
+        path: of the file, which need not exist.
+        kind: of the records, for messages, such as "captions".
+        keys: of every record; the first one begins each line.
+    """
+
+    path: Path
+    kind: str
+    keys: tuple[str, ...]
+
+    def resume(self, check: Callable[[Record], None] = lambda _: None) -> list[Record]:
+        """Return the records of an earlier run, and take off a line that was cut short.
+
+        Args:
+            check: called with each record; raises if another run's settings made it.
+
+        Raises:
+            OutputError: the file cannot be read or written, or holds something else.
+        """
+        if self.path.is_dir():
+            raise OutputError(f"{self.path} is a folder: give the name of a file in it, such as {self.kind}.jsonl")
+        check_writable(self.path)
+        if not self.path.exists():
+            return []
+        with self._as_output_errors():
+            data = self.path.read_bytes()
+        *lines, rest = data.split(b"\n")
+        beginning = f'{{"{self.keys[0]}": '.encode()
+        if not (rest.startswith(beginning) or beginning.startswith(rest)):
+            raise self._foreign()
+        records = []
+        for line in filter(bytes.strip, lines):
+            record = self._parse(line)
+            check(record)
+            records.append(record)
+        if rest:
+            with self._as_output_errors():
+                os.truncate(self.path, len(data) - len(rest))
+        return records
+
+    @contextlib.contextmanager
+    def append(self) -> Iterator[Write]:
+        """Give a function that adds a record to the file.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with self._as_output_errors():
+            file = self.path.open("ab", buffering=0)
+
+        def write(record: Mapping[str, Any]) -> None:
+            line = _encode(record)
+            with self._as_output_errors():
+                while line:  # a disk that fills up takes a part, then refuses
+                    line = line[file.write(line) :]
+
+        with file:
+            yield write
+
+    def _parse(self, line: bytes) -> Record:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            raise self._foreign() from None
+        if not isinstance(record, dict) or not all(key in record for key in self.keys):
+            raise self._foreign()
+        return record
+
+    def _foreign(self) -> OutputError:
+        return OutputError(f"{self.path} is no file of {self.kind}: name another with --output")
+
+    @contextlib.contextmanager
+    def _as_output_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written ({error.strerror}): name another with --output") from None
+
+
+@contextlib.contextmanager
+def lines_to_stdout() -> Iterator[Write]:
+    """Give a function that prints a record to stdout, in place of ``JsonLines.append``."""
+    yield lambda record: click.echo(_encode(record).decode(), nl=False)
+
+
+def _encode(record: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a file name that is no text
+        text = json.dumps(record).encode()
+    return text + b"\n"

@@ -1,0 +1,34 @@
+"""Checks of the paths that a command writes to, before minutes are spent on a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import OutputError
+
+
+def check_writable(path: Path, flag: str = "--output") -> None:
+    """Check that a file can be written at ``path``, which the option ``flag`` named.
+
+    Raises:
+        OutputError: its folder does not exist, or takes no new files.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is no folder: make it first, or name another with {flag}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder} cannot be written to: name another folder with {flag}")
+
+
+def make_folder(path: Path, flag: str = "--output") -> None:
+    """Make a folder to write into, unless it exists; the option ``flag`` named it.
+
+    Raises:
+        OutputError: it cannot be made, or takes no new files.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be made ({error.strerror}): name another folder with {flag}") from None
+    check_writable(path / "image.png", flag)

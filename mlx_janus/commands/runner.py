@@ -1,0 +1,193 @@
+"""Commands as processes: exit codes, signals, closed streams, and lines on stderr.
+
+The answer goes to stdout, everything else to stderr. Exit codes: 0 done; 2 the command line alone shows the error;
+1 any other failure; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from ..errors import JanusError
+from .wording import to_flags
+
+Rule = Callable[[click.Context], str | None]
+"""Return why the values of a command line do not go together, or None if they do."""
+
+_QUIET = "mlx_janus.quiet"  # key in a context's ``meta``
+
+
+class _ExitCodes:
+    """A mixin for commands and groups: errors become one line and an exit code, Ctrl-C becomes 130."""
+
+    def __init__(self, *args: Any, context_settings: dict[str, Any] | None = None, **extra: Any):
+        settings = {"help_option_names": ["-h", "--help"]} | (context_settings or {})
+        super().__init__(*args, context_settings=settings, **extra)  # type: ignore[call-arg]
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)  # type: ignore[misc]
+        _prepare_process()
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)  # type: ignore[misc]
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (KeyboardInterrupt, click.Abort):  # click has ended the line of the ^C
+            say("stopped")
+            sys.exit(130)
+        except BrokenPipeError:  # the reader of our output left, as `| head` does
+            _drop_stdout()
+            sys.exit(1)
+        except Exception as error:
+            message = explain(error)
+            if message is None:
+                raise
+            if isinstance(error, OSError):
+                _drop_stdout()
+            say(f"Error: {message}")
+            sys.exit(1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class Command(_ExitCodes, click.Command):
+    """A click command with this package's exit codes.
+
+    Args:
+        rules: checked in order before the command runs; a reason ends it with exit code 2.
+    """
+
+    def __init__(self, *args: Any, rules: Sequence[Rule] = (), **extra: Any):
+        super().__init__(*args, **extra)
+        self.rules = tuple(rules)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for rule in self.rules:
+            reason = rule(ctx)
+            if reason is not None:
+                raise click.UsageError(reason, ctx)
+        return super().invoke(ctx)
+
+
+class Group(_ExitCodes, click.Group):
+    """A click group with this package's exit codes."""
+
+
+# The process
+
+
+def _prepare_process() -> None:
+    """Open closed standard streams, let SIGTERM clean up, and print "?" for what an encoding lacks.
+
+    The next file to be opened would take the number of a closed stream. MLX takes 0 for a failure, and
+    libraries print into a file with the number 1 or 2.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _exit_on_sigterm(*_: object) -> None:
+    sys.exit(128 + signal.SIGTERM)  # unwinds the stack, so that temporary files are removed
+
+
+def import_mlx() -> None:
+    """Import MLX and hold Ctrl-C and SIGTERM back: an exception while it initialises aborts the process.
+
+    Blocking the signals is not enough: another thread, such as one of OpenBLAS, would receive them,
+    and Python would still interrupt this one.
+    """
+    if "mlx.core" in sys.modules or threading.current_thread() is not threading.main_thread():
+        return
+    received: list[int] = []
+    before = {}
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        before[stop] = signal.signal(stop, lambda number, _: received.append(number))
+    try:
+        import mlx.core  # noqa: F401
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    for number in received:
+        signal.raise_signal(number)
+
+
+def require_train_extra(*packages: str) -> None:
+    """Check that packages of the extra "train" are installed.
+
+    Raises:
+        JanusError: with the name of the first that is missing, and how to install it.
+    """
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise JanusError(f"{name} is not installed: in the clone, run pip install -e '.[train]'")
+
+
+def _drop_stdout() -> None:
+    """Point stdout at the null device: Python flushes its buffer at exit, which would fail again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# Errors and notes
+
+
+def explain(error: BaseException) -> str | None:
+    """Return one line for an error that a person can act on; None for a bug, which needs its traceback."""
+    text = " ".join(str(error).split())
+    if isinstance(error, JanusError):
+        return to_flags(text)
+    if isinstance(error, OSError):
+        reason = error.strerror or text
+        return f"{error.filename}: {reason}" if error.filename else reason
+    mlx = type(error) is RuntimeError and text.startswith(("[", "Unable"))  # "[malloc] Unable to allocate 8 bytes."
+    if isinstance(error, MemoryError) or (mlx and any(word in text for word in ("alloc", "Memory"))):
+        return "the memory is used up: close other programs, or pass --bits 4"
+    return f"MLX failed: {text}" if mlx else None
+
+
+def say(message: str) -> None:
+    """Print a line to stderr, beside the answer on stdout."""
+    click.echo(message, err=True)
+
+
+def note(message: str) -> None:
+    """Print a line to stderr unless the command is quiet."""
+    if not is_quiet():
+        say(message)
+
+
+def is_quiet() -> bool:
+    """Return whether the running command leaves out notes and progress bars."""
+    context = click.get_current_context(silent=True)
+    return context is not None and _QUIET in context.meta
+
+
+def be_quiet(ctx: click.Context) -> None:
+    """Leave out notes and progress bars, also the Hub's, until the command ends."""
+    ctx.meta[_QUIET] = True
+    log = logging.getLogger("mlx_janus")
+    ctx.call_on_close(lambda level=log.level: log.setLevel(level))
+    log.setLevel(logging.ERROR)
+    hub_switch = "HF_HUB_DISABLE_PROGRESS_BARS"  # huggingface_hub reads it when it is imported
+    if hub_switch not in os.environ:
+        ctx.call_on_close(lambda: os.environ.pop(hub_switch, None))
+        os.environ[hub_switch] = "1"

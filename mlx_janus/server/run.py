@@ -1,0 +1,138 @@
+"""Runs the server as a process: its socket, the engine, uvicorn, and the signals that stop them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import JanusError
+from .settings import Settings, is_loopback
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from ..pipeline import JanusPipeline
+    from .connections import StopSignals
+
+Load = Callable[[], "JanusPipeline"]
+Ready = Callable[[str, str], None]
+"""Called with the model's name and the server's address."""
+
+
+def run_server(
+    settings: Settings,
+    load: Load,
+    *,
+    queue: int = 64,
+    prepare: Callable[[], None] = lambda: None,
+    ready: Ready = lambda _name, _url: None,
+) -> int:
+    """Serve one model until SIGINT or SIGTERM comes; to be called in the main thread.
+
+    Args:
+        settings: address, access and limits.
+        load: gives the model; called in the engine's thread.
+        queue: requests that may wait.
+        prepare: called in this thread, where Ctrl-C interrupts it, after the address is bound and
+            before ``load``; downloads and converts where needed.
+        ready: called when connections are accepted.
+
+    Returns:
+        The signal's number.
+
+    Raises:
+        JanusError: the address cannot be bound, a package is missing, the model cannot be loaded,
+            or the engine failed.
+    """
+    with _listening(settings) as listener:
+        _check_packages()
+        prepare()
+        return asyncio.run(_serve(load, settings, listener, queue, ready))
+
+
+@contextlib.contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """Give a bound socket, before minutes are spent on a model; it accepts connections later.
+
+    Raises:
+        JanusError: the address is in use, or not this machine's.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        if settings.api_key is None and not is_loopback(str(address[0])):
+            found = f"{settings.host} is {address[0]}, which other machines reach"
+            raise JanusError(f"{found}: set a key with api_key=...")
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # UnicodeError: an empty or a very long part of a name
+        reason = error.strerror if isinstance(error, OSError) else "it is no name"
+        raise JanusError(f"{settings.host} is no address to listen at ({reason}): check host=...") from None
+    with listener:
+        try:
+            if os.name == "posix":  # elsewhere it would let two servers have one port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            place = f"{settings.host}:{settings.port}"
+            raise JanusError(f"{place} cannot be listened at ({error.strerror}): name another port=...") from None
+        yield listener
+
+
+def _check_packages() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise JanusError(f"{error.name} is not installed: pip install 'mlx-janus[server]'") from None
+
+
+async def _serve(load: Load, settings: Settings, listener: socket.socket, queue: int, ready: Ready) -> int:
+    """Serve until a signal comes, and return its number."""
+    from ..engine.engine import Engine
+    from .app import create_app
+    from .connections import GRACE, StoppableServer, StopSignals, uvicorn_config
+
+    engine = Engine(load, waiting=queue)
+    with StopSignals() as signals:
+        try:
+            if not await _loaded(engine, signals):
+                return signals.number
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # its errors have lines of our own
+            server = StoppableServer(
+                uvicorn_config(create_app(engine, settings), settings),
+                close=lambda: engine.close(GRACE),
+                ready=lambda: ready(engine.name, _address(settings, listener)),
+            )
+            # Without its engine a server answers nothing: it ends, so that a supervisor restarts it.
+            watching = [asyncio.create_task(server.stop_after(event)) for event in (signals.came, engine.ended)]
+            await server.serve(sockets=[listener])
+            for task in watching:
+                task.cancel()
+            if engine.failure is not None:
+                raise JanusError("the model's thread has failed, as told above: start the server again")
+            return signals.number
+        finally:
+            await engine.close(0)
+
+
+async def _loaded(engine: Engine, signals: StopSignals) -> bool:
+    """Load the model; return False if a signal comes first, once the weights at hand are read."""
+    starting = asyncio.create_task(engine.start())
+    stopping = asyncio.create_task(signals.came.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if signals.number:
+        await engine.close(0)
+        await asyncio.gather(starting, return_exceptions=True)
+        return False
+    await starting
+    return True
+
+
+def _address(settings: Settings, listener: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{listener.getsockname()[1]}"
