@@ -17,7 +17,7 @@ from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
 from .inference.pathways import pathway_of
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
-from .inference.text_generation import answer_chunks, answer_events, as_strings, last_result, text_options
+from .inference.text_generation import Prompt, answer_chunks, answer_events, as_strings, last_result, text_options
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn
 from .weights.load import WeightFiles, load_model
@@ -193,7 +193,7 @@ class JanusPipeline(LoadedModel):
         def features(watch: Stopwatch) -> list[mx.array]:
             return self.encode(pixels, watch)
 
-        return self.thread.stream(answer_chunks(answer_events(self, ids, features, options)))
+        return self.thread.stream(answer_chunks(answer_events(self, Prompt(ids, features), options)))
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A new conversation, which keeps what it has read between its turns.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import version_option
 from .progress import progress_bar
 from .runner import Command, Group, import_mlx, require_train_extra, say
+
+if TYPE_CHECKING:
+    from ..training.tiny.recipe import TinyRecipe
 
 
 @click.group(cls=Group)
@@ -46,17 +50,13 @@ def main() -> None:
 @click.pass_context
 def tiny(
     context: click.Context,
+    /,
     output: Path,
     seed: int,
-    codec_steps: int | None,
-    merged_steps: int | None,
-    encoder_steps: int | None,
-    drawing_steps: int | None,
-    joint_steps: int | None,
-    places_steps: int | None,
     checkpoint_every: float,
     processes: int | None,
     beside: bool,
+    **steps: int | None,
 ) -> None:
     """Train Janus-Tiny on the shapes world, in six stages, into DIR/model.
 
@@ -76,20 +76,10 @@ def tiny(
 
     from ..training.loop import LOG_FILE
     from ..training.tiny.plot import plot_log
-    from ..training.tiny.recipe import TinyRecipe
     from ..training.tiny.train import MODEL_FOLDER, train_tiny
     from ..training.two_processes import COUNT, end_with_parent, run_side_by_side, two_are_faster
 
-    recipe = TinyRecipe(seed=seed)
-    given = {
-        "codec": codec_steps, "merged": merged_steps, "encoder": encoder_steps, "drawing": drawing_steps,
-        "joint": joint_steps, "places": places_steps,
-    }  # fmt: skip
-    for stage, steps in given.items():
-        if steps:
-            recipe = replace(recipe, **{stage: replace(getattr(recipe, stage), steps=steps)})
-    if recipe.codec.unquantized_steps >= recipe.codec.steps:
-        recipe = replace(recipe, codec=replace(recipe.codec, unquantized_steps=recipe.codec.steps // 2))
+    recipe = _recipe(seed, steps)
     output.mkdir(parents=True, exist_ok=True)
     if beside:
         end_with_parent()
@@ -103,6 +93,21 @@ def tiny(
     plot_log(output / LOG_FILE, output / "losses.png")
     click.echo(str(output / MODEL_FOLDER))
     say(f"Try it: mlx-janus evaluate shapes --model {output / MODEL_FOLDER}")
+
+
+def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
+    """Return Janus-Tiny's recipe with other numbers of steps: ``codec_steps`` and the like, None for its own."""
+    from ..training.tiny.recipe import TinyRecipe
+
+    recipe = TinyRecipe(seed=seed)
+    for name, count in steps.items():
+        if count is not None:
+            stage = name.removesuffix("_steps")
+            recipe = replace(recipe, **{stage: replace(getattr(recipe, stage), steps=count)})
+    codec = recipe.codec
+    if codec.unquantized_steps >= codec.steps:
+        recipe = replace(recipe, codec=replace(codec, unquantized_steps=codec.steps // 2))
+    return recipe
 
 
 def _spelt_out(context: click.Context) -> list[str]:

@@ -21,7 +21,7 @@ from ..decode.text import PREFILL_STEP
 from ..models.backbone import Cache, cache_arrays, trim_cache
 from ..processing.images import preprocess
 from .loaded import LoadedModel, Stopwatch
-from .text_generation import Finished, TextEvent, answer_events
+from .text_generation import Finished, Prompt, TextEvent, answer_events
 
 if TYPE_CHECKING:
     from ..decode.text import TextOptions
@@ -128,7 +128,7 @@ class PrefixCache:
             images: gives the features at the images' positions.
             shown: the prompt's images, by digest.
             options: sampling and length.
-            step: as for ``answer_events``.
+            step: as for ``Prompt``.
         """
         known: list[Key] = [*keys]
         cache = self._cache = self._cache or self._janus.model.make_cache()
@@ -139,7 +139,7 @@ class PrefixCache:
         def features(watch: Stopwatch) -> list[mx.array]:
             return images.rows(keys[read:], shown, watch)
 
-        events = answer_events(self._janus, ids, features, options, cache, read, step=step)
+        events = answer_events(self._janus, Prompt(ids, features, cache, read, step), options)
         sound = False
         try:
             for event in events:

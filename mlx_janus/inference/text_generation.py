@@ -100,45 +100,46 @@ def last_result(chunks: ThreadStream[TextChunk]) -> TextResult:
     raise AssertionError("a stream ends with its result")
 
 
-def answer_events(
-    janus: LoadedModel,
-    ids: Sequence[int],
-    features: ImageFeatures,
-    options: TextOptions,
-    cache: Cache | None = None,
-    read: int = 0,
-    *,
-    step: int = PREFILL_STEP,
-) -> Generator[TextEvent, None, None]:
-    """Answer a prompt. Closing stops within a step.
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to answer, and the part of it that is read already.
 
     Args:
-        janus: the model.
-        ids: the prompt, shorter than the model's context; the answer ends where the context does.
+        ids: all ids, fewer than the model's context; the answer ends where the context does.
         features: encodes the images whose positions are among ``ids[read:]``.
-        options: sampling and length.
         cache: holds the first ``read`` ids, and grows; None: a new one.
         read: how many ids the cache holds.
-        step: positions of a prompt read between two events.
+        step: positions that are read between two events.
+    """
+
+    ids: Sequence[int]
+    features: ImageFeatures
+    cache: Cache | None = None
+    read: int = 0
+    step: int = PREFILL_STEP
+
+
+def answer_events(janus: LoadedModel, prompt: Prompt, options: TextOptions) -> Generator[TextEvent, None, None]:
+    """Answer a prompt. Closing stops within a step.
 
     Yields:
-        ``PromptRead`` for each part of a prompt longer than ``step``, ``Token`` for each token, then ``Finished``.
+        ``PromptRead`` for each part of a prompt longer than its ``step``, ``Token`` for each token, then ``Finished``.
     """
     mx.reset_peak_memory()
     watch = Stopwatch()
-    encoded = features(watch)
+    encoded = prompt.features(watch)
     janus.load_weights_for("answer")
     started = time.perf_counter() - watch.seconds
-    cache = cache or janus.model.make_cache()
-    embeddings = embed_prompt(janus, ids[read:], encoded)
+    cache = prompt.cache or janus.model.make_cache()
+    embeddings = embed_prompt(janus, prompt.ids[prompt.read :], encoded)
     del encoded
     done = 0
-    for done, _ in prefill(janus.model, embeddings[None], cache, step, keep=step):
-        yield PromptRead(read + done, len(ids))
+    for done, _ in prefill(janus.model, embeddings[None], cache, prompt.step, keep=prompt.step):
+        yield PromptRead(prompt.read + done, len(prompt.ids))
         janus.load_weights_for("answer")  # another stream may have freed them
-    room = janus.config.language.max_position_embeddings - len(ids)
+    room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
-    stream = answer_tokens(janus.model, embeddings[done:], options, cache, ids=ids)
+    stream = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
     del embeddings
     answer = _Answer(janus.prompts.detokenizer(), janus.prompts.special.eos, options.stop)
     first = 0.0
@@ -154,7 +155,7 @@ def answer_events(
     finally:
         stream.close()  # type: ignore[attr-defined]
     rest = answer.finish()
-    yield Finished(rest, answer.result(len(ids), read, first - started, time.perf_counter() - first))
+    yield Finished(rest, answer.result(prompt, first - started, time.perf_counter() - first))
 
 
 class _Answer:
@@ -186,17 +187,17 @@ class _Answer:
         text, cut = self._stops.add(self._detokenizer.finish())
         return self._show(text if cut else text + self._stops.finish())
 
-    def result(self, prompt_tokens: int, cached: int, prompt_seconds: float, seconds: float) -> TextResult:
+    def result(self, prompt: Prompt, prompt_seconds: float, seconds: float) -> TextResult:
         """Return the finished answer, with its times until the first token and after it."""
         return TextResult(
             text=self._text,
             tokens=tuple(self._tokens),
             finish_reason="stop" if self.ended else "length",
-            prompt_tokens=prompt_tokens,
-            prompt_tps=(prompt_tokens - cached) / prompt_seconds,
+            prompt_tokens=len(prompt.ids),
+            prompt_tps=(len(prompt.ids) - prompt.read) / prompt_seconds,
             generation_tps=max(len(self._tokens) - 1, 0) / seconds if seconds > 0 else 0.0,
             peak_memory=mx.get_peak_memory(),
-            cached_tokens=cached,
+            cached_tokens=prompt.read,
             first_token_seconds=prompt_seconds,
         )
 
