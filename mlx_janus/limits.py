@@ -1,4 +1,6 @@
-"""Bounds that several layers check, each in one place, and the functions that refuse a number outside them.
+"""Bounds that several layers check, each in one place.
+
+``check_number`` and ``check_int`` refuse a number outside its bounds.
 
 The functions stand beside the bounds and not in the sampler, since the engine and the pipeline check numbers too.
 """

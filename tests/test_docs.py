@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,28 @@ def test_the_page_of_the_library_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert re.search(r"^\d+ of \d+ tokens were read before$", done.stdout, re.MULTILINE)
     assert {"circle.png", "talk.json"} <= {path.name for path in tmp_path.iterdir()}
     assert lines[-1] == "(1, 64, 1024) (1, 64, 426)"
+
+
+def test_the_trees_of_modules_are_not_stale() -> None:
+    spec = importlib.util.spec_from_file_location("write_tree", ROOT / "docs" / "write_tree.py")
+    assert spec is not None
+    assert spec.loader is not None
+    write_tree = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(write_tree)
+    stale = "run `python docs/write_tree.py`"
+    assert "\n".join(write_tree.whole_tree()) == write_tree.TARGET.read_text(encoding="utf-8"), stale
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert write_tree.with_tree(readme) == readme, stale
+
+
+def test_the_table_of_layers_is_the_contract_and_the_tree() -> None:
+    """One row of ARCHITECTURE for each row of import-linter's contract, and nothing in the package without a row."""
+    table = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("| layer | holds |")[1].split("\n\n")[0]
+    rows = [set(re.findall(r"`(\w+)`", line.split("|")[1])) for line in table.splitlines()[2:]]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = settings["tool"]["importlinter"]["contracts"][0]
+    assert rows == [set(re.split(r"[ |:]+", row)) for row in contract["layers"]]
+    assert contract["exhaustive"]
+    package = ROOT / "mlx_janus"
+    there = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    assert set.union(*rows) == there - {"__init__"}
