@@ -1,4 +1,4 @@
-"""Divergences between two models' predictions at the same positions, from their logits: (..., V) -> (...).
+"""Divergences between two models' predictions, from their logits: (..., V) -> (...).
 
 p = softmax(reference) and q = softmax(other); sums run over the V tokens. Compared with a score of
 generated images, these need few positions to detect small changes.
@@ -14,14 +14,14 @@ import numpy as np
 
 
 def kl_divergence(reference: mx.array, other: mx.array) -> mx.array:
-    """Return KL(p || q) = sum p (log p - log q), in nats: 0 if the two are equal, unbounded above."""
+    """Return KL(p || q) = sum p (log p - log q), in nats: 0 if equal, unbounded above."""
     log_p = _log_softmax(reference)
     log_q = _log_softmax(other)
     return (mx.exp(log_p) * (log_p - log_q)).sum(axis=-1)
 
 
 def overlap(reference: mx.array, other: mx.array) -> mx.array:
-    """Return 1 - TV(p, q) = sum min(p, q), from 0 to 1: the share of samples that can stay the same."""
+    """Return 1 - TV(p, q) = sum min(p, q), from 0 to 1: the share of samples that can stay."""
     return mx.exp(mx.minimum(_log_softmax(reference), _log_softmax(other))).sum(axis=-1)
 
 

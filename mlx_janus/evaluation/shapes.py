@@ -1,15 +1,15 @@
 """The shapes benchmark: how well a model answers about and draws combinations held out of training.
 
-Images of the shapes world have known contents, and the world's judge reads generated images, so every
-score is exact. Three parts follow a published benchmark, at the defaults of ``generate_text`` and
-``generate_images``:
+Images of the shapes world have known contents, and the world's judge reads generated images, so
+every score is exact. Three parts follow a published benchmark, at the defaults of ``generate_text``
+and ``generate_images``:
 
-- existence, after POPE (arXiv 2305.10355): "Is there a red circle?", with "yes" as often as "no", and
-  three kinds of absent objects: random, popular (the most frequent in the other images), adversarial
-  (like a present object except for its shape or colour);
+- existence, after POPE (arXiv 2305.10355): "Is there a red circle?", with "yes" as often as "no",
+  and three kinds of absent objects: random, popular (the most frequent in the other images),
+  adversarial (like a present object except for its shape or colour);
 - attributes: colour, shape, number and position;
-- drawing, after GenEval (arXiv 2310.11513): six tasks, several images per prompt. An image is right if
-  it holds the prompt's objects and nothing else.
+- drawing, after GenEval (arXiv 2310.11513): six tasks, several images per prompt. An image is right
+  if it holds the prompt's objects and nothing else.
 
 A fourth part measures the codec: it compares images with their reconstructions.
 """
@@ -62,11 +62,11 @@ class YesNoScores:
 
 @dataclass(frozen=True)
 class DrawingTarget:
-    """A prompt, and the objects of a right image: their names and how the first lies to the second."""
+    """A prompt, and the objects of a right image: their names and how they lie to each other."""
 
     prompt: str
     things: tuple[language.Name, ...]
-    relation: str | None = None  # None if it does not matter
+    relation: str | None = None  # of the first to the second; None if it does not matter
 
     def is_met(self, found: Sequence[judge.Detection]) -> bool:
         """Return whether an image holds these objects, in this relation, and no others."""
@@ -185,7 +185,10 @@ def _ask_about_present_and_absent(
     popular: Sequence[language.Name],
     random: np.random.Generator,
 ) -> list[tuple[bool, bool | None]]:
-    """Ask for a present and an absent object; return truth and answer of each, None for neither yes nor no."""
+    """Ask for a present and an absent object; return the truth and the answer of each.
+
+    An answer that is neither yes nor no is None.
+    """
     names = sorted({thing.name for thing in scene.things})
     candidates = [name for name in names if name in shapes.HELD_OUT] or names
     present = candidates[int(random.integers(len(candidates)))]
@@ -200,7 +203,7 @@ def _ask_about_present_and_absent(
 def _absent_name(
     kind: str, present: Sequence[language.Name], popular: Sequence[language.Name], random: np.random.Generator
 ) -> language.Name:
-    """Pick an absent object of one of ``NEGATIVES``; any absent one if there is none of that kind."""
+    """Pick an absent object of a kind in ``NEGATIVES``; any absent one if that kind is empty."""
     absent = language.absent_names(present)
     candidates = absent
     if kind == "popular":
@@ -235,7 +238,7 @@ def measure_attributes(janus: JanusPipeline, sizes: Sizes, seed: int, progress: 
 
 
 def _held_out_scenes(random: np.random.Generator) -> Iterator[shapes.Scene]:
-    """Yield scenes, by turns with a held-out pair of shape and colour and with two held-out things."""
+    """Yield scenes that are held out: in turn by two things together and by a shape's colour."""
     made = 0
     while True:
         scene = shapes.sample_scene(random, split="pairs" if made % 2 else "scenes")
@@ -330,7 +333,7 @@ def _attribution(i: int, random: np.random.Generator, held_out: bool) -> Drawing
 
 
 def _two_things(i: int, random: np.random.Generator, held_out: bool) -> tuple[shapes.Thing, shapes.Thing]:
-    """Sample two things of different shape and colour; if held out, training never shows them together."""
+    """Sample two things of different shape and colour, from a scene that is held out or not."""
     split: shapes.Split = ("pairs" if i % 2 else "scenes") if held_out else "train"
     while True:
         a, b = shapes.sample_scene(random, "two", split).things
@@ -367,7 +370,7 @@ def measure_drawing(
 
 
 def measure_codec(janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress) -> dict[str, float]:
-    """Measure the codec: peak signal-to-noise ratio in dB, and how often the judge is right before and after."""
+    """Measure the codec: PSNR in dB, and how often the judge is right before and after coding."""
     import mlx.core as mx
 
     random = np.random.default_rng([seed, 14])

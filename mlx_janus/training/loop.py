@@ -33,7 +33,7 @@ Batch = Mapping[str, Any]
 """Named arrays of one step, NumPy's or MLX's."""
 
 Report = Callable[[str, int, int, dict[str, float]], None]
-"""Called after every step with the stage, finished steps, all steps, and the step's measurements."""
+"""Called after every step: stage, finished steps, all steps, and the step's measurements."""
 
 
 class Stage(Protocol):
@@ -55,8 +55,8 @@ class Stage(Protocol):
 class Learner:
     """A module with its optimizer: AdamW, or with a ``muon_rate`` Muon for the inner matrices.
 
-    Muon (Jordan et al., 2024) orthogonalises the update of a matrix. MLX's Muon adds weight decay to
-    the gradient before normalising it, which would shrink every matrix with a small gradient to
+    Muon (Jordan et al., 2024) orthogonalises the update of a matrix. MLX's Muon adds weight decay
+    to the gradient before normalising it, which would shrink every matrix with a small gradient to
     nothing, so it gets none here (docs/lab-notes.md).
 
     Both learning rates have a linear warm-up and a cosine decay. Gradients are clipped to norm 1.
@@ -116,7 +116,8 @@ class Learner:
         """
         self.model.load_weights(list(part_of(state, "model.").items()), strict=True)
         self.optimizer.state = tree_unflatten(list(part_of(state, "optimizer.").items()))
-        mx.eval(self.model.parameters(), self.optimizer.state)  # lazy arrays belong to the thread that created them
+        # lazy arrays belong to the thread that created them
+        mx.eval(self.model.parameters(), self.optimizer.state)
 
 
 def compiled_gradient(model: nn.Module, loss: Callable[[Any, dict[str, mx.array]], Any]) -> Callable[[Batch], Any]:

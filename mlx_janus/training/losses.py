@@ -1,7 +1,7 @@
-"""The two losses of Janus: cross-entropy of answers and of image tokens (arXiv 2410.13848, section 3.3).
+"""The two losses of Janus: cross-entropy of answers and of image tokens.
 
-B is the batch size, L the number of positions, M the number of selected positions, n the number of
-image tokens.
+They are those of the paper (arXiv 2410.13848, section 3.3). B is the batch size, L the number of
+positions, M the number of selected positions, n the number of image tokens.
 """
 
 from __future__ import annotations

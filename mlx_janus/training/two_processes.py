@@ -1,4 +1,4 @@
-"""Training in two processes on one machine's CPU, which share every step (``mlx.core.distributed``).
+"""Training in two processes on one CPU, which share every step (``mlx.core.distributed``).
 
 MLX computes mostly on one CPU core. Two of its threads slow each other down where two processes do
 not (docs/lab-notes.md). The gradients travel through MLX's ring over the loopback interface.
@@ -27,16 +27,16 @@ _GRACE = 5.0  # seconds that one process gets to end by itself after the other f
 
 
 def two_are_faster() -> bool:
-    """Return whether to start two processes: on a CPU with two cores, if this is not one of them."""
+    """Return whether to start two: on a CPU with two cores or more, and not from one of two."""
     return mx.default_device() == mx.cpu and (os.cpu_count() or 1) >= COUNT and mx.distributed.init().size() == 1
 
 
 def run_side_by_side(command: Sequence[str]) -> None:
     """Run a command in two processes that find each other through ``mx.distributed.init()``.
 
-    They end when this process ends, for whatever reason, if they call ``end_with_parent`` first. The
-    first process shares this one's stdout and stderr. The second one's output is hidden; if only the
-    second fails, its last line becomes the error.
+    They end when this process ends, for whatever reason, if they call ``end_with_parent`` first.
+    The first process shares this one's stdout and stderr. The second one's output is hidden; if
+    only the second fails, its last line becomes the error.
 
     Raises:
         JanusError: the second process failed.
@@ -84,7 +84,7 @@ def wait_for_all() -> None:
 
 
 def _start(command: Sequence[str], rank: int, hosts: Path, output: BinaryIO | None) -> subprocess.Popen[bytes]:
-    """Start one process; its output goes to a file, or with None where this process's output goes."""
+    """Start one process. Its output goes to a file; None: to this process's stdout and stderr."""
     ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
     environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, **ring}
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output)

@@ -1,1 +1,1 @@
-"""Synthetic worlds in which every answer is known. They import nothing from the rest of the package."""
+"""Synthetic worlds in which every answer is known. They import nothing else of the package."""

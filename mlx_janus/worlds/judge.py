@@ -1,9 +1,9 @@
 """The judge of the shapes world: reads an image back into objects, from its pixels only.
 
 The background is the median colour of the edge. Pixels that differ from it fall into connected
-regions. In a region, each pixel's share of the object's colour gives a soft mask, which is precise to
-a fraction of a pixel. The mask, centred and scaled to unit area, is compared with rendered templates
-of every shape at several angles and sizes.
+regions. In a region, each pixel's share of the object's colour gives a soft mask, which is precise
+to a fraction of a pixel. The mask, centred and scaled to unit area, is compared with rendered
+templates of every shape at several angles and sizes.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _normalise(mask: np.ndarray, x: float, y: float, area: float) -> np.ndarray:
 
 @functools.cache
 def _templates() -> tuple[np.ndarray, list[str], list[float]]:
-    """Return the templates: normalised masks, their shapes, and size over square root of the area."""
+    """Return the templates: normalised masks, shapes, and size over square root of the area."""
     masks = []
     labels = []
     sizes = []

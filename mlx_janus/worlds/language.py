@@ -24,7 +24,7 @@ _WORDINGS = {
     "below": ("below",),
 }
 _PREFIXES = ("", "", "", "there is ", "a picture of ", "draw ", "one ")
-_DETAILS = {"both": 0.68, "shape": 0.2, "colour": 0.12}  # shares of captions that name both, or one of the two
+_DETAILS = {"both": 0.68, "shape": 0.2, "colour": 0.12}  # shares of captions that name these
 _CLEAR = 2.0  # pixels from a boundary between two places within which a thing's place is not named
 
 Name = tuple[str, str]
@@ -281,7 +281,7 @@ def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for the number of things, of all or of one shape or colour, which is present in most cases."""
+    """Ask for the number of things: of all, or of one shape or colour, mostly a present one."""
     level = _any(random, ("all", "shape", "shape", "colour"))
     if level == "all":
         return Question("How many shapes are there?", NUMBERS[len(scene.things)], "number")
@@ -302,7 +302,7 @@ def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask whether one thing is left of, right of, above or below another; yes and no are equally likely."""
+    """Ask how one thing lies to another; "yes" and "no" are equally likely."""
     related = [(a, b, how) for a, b in permutations(_unique_things(scene), 2) if (how := relation(a, b))]
     if not related:
         return None

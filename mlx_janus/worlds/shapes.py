@@ -36,20 +36,21 @@ Kind = Literal["single", "two", "same", "several", "empty"]
 Split = Literal["train", "pairs", "scenes", "any"]
 KINDS: dict[Kind, float] = {"single": 0.22, "two": 0.32, "same": 0.22, "several": 0.2, "empty": 0.04}
 PAIRED: dict[Kind, float] = {"single": 0.16, "two": 0.46, "same": 0.26, "several": 0.09, "empty": 0.03}
-BUSY: tuple[Kind, ...] = ("several", "several", "same", "two", "single")  # equally likely; fuller images teach more
+BUSY: tuple[Kind, ...] = ("several", "several", "same", "two", "single")
+"""Equally likely kinds for training: fuller images teach more."""
 
 _GAP = 3.0  # pixels at least between the circumscribed circles of two things
 _EDGE = 1.0  # pixels at least between a thing and the edge
 _TILTED = 0.1  # share of squares, triangles and stars that are not upright
 _SAMPLES = 4  # samples per pixel and axis, for antialiased edges
 _INNER = 0.45  # inner radius of a star, as a share of the outer
-_MOST = {0: 0, 1: LARGEST, 2: 28, 3: 22, 4: 18}  # pixels, largest size by number of things, so that they fit
+_MOST = {0: 0, 1: LARGEST, 2: 28, 3: 22, 4: 18}  # pixels, largest size by number of things
 _TRIES = 30  # places tried for a thing before the scene is given up
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape with a colour. Places and sizes are in pixels; x grows to the right, y down from the top left."""
+    """A shape with a colour. Places and sizes are in pixels; x grows to the right and y down."""
 
     shape: str
     colour: str
@@ -140,8 +141,8 @@ def sample_scene(
 
     Args:
         random: source of all randomness.
-        kind: "single", "two", "same" (2 to 4 of one shape), "several" (3 or 4) or "empty"; None for a
-            random one.
+        kind: "single", "two", "same" (2 to 4 of one shape), "several" (3 or 4) or "empty"; None for
+            a random one.
         split: see ``belongs``.
         kinds: share of each kind if ``kind`` is None; they sum to 1.
     """

@@ -1,9 +1,11 @@
-"""Linear heads that give the language model more to learn than the next token; training discards them.
+"""Linear heads that give the language model more to learn than the next token.
 
-**Tracking**, while drawing: what the model has begun to draw, and what remains. Image tokens come row
-by row, and a thing spans several rows. To which of the caption's things a row belongs, and which of
-them are drawn already, the cross-entropy of tokens never says directly. A synthetic world knows it
-for every token.
+They are discarded after training.
+
+**Tracking**, while drawing: what the model has begun to draw, and what remains. Image tokens come
+row by row, and a thing spans several rows. To which of the caption's things a row belongs, and
+which of them are drawn already, the cross-entropy of tokens never says directly. A synthetic world
+knows it for every token.
 
 **Placing**, while answering: where a thing is that was just named. Whether one thing is left of
 another takes three look-ups, and a yes or a no does not teach any of them by itself.
@@ -30,7 +32,7 @@ _ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)  # radians, samples of a
 
 
 class TrackingHead(nn.Module):
-    """Linear head over hidden states: shape and colour at this position and the last, and two counts."""
+    """Linear head over hidden states: the things at this and the last position, and two counts."""
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -57,7 +59,7 @@ class TrackingHead(nn.Module):
 
 
 class PlacingHead(nn.Module):
-    """Linear head over a middle layer where a thing is named: the place of its centre in the image."""
+    """Linear head over a middle layer where a thing is named: the place of its centre."""
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -76,7 +78,10 @@ class PlacingHead(nn.Module):
 
 
 class JanusWithHeads(nn.Module):
-    """A Janus model and the auxiliary heads that are trained with it; the model never holds the heads."""
+    """A Janus model and the auxiliary heads that are trained with it.
+
+    The model itself never holds the heads.
+    """
 
     def __init__(self, janus: JanusModel):
         super().__init__()
@@ -114,7 +119,10 @@ def placing_targets(ids: np.ndarray, scene: shapes.Scene, words: Mapping[str, in
 
 
 def tracking_targets(scene: shapes.Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return owners (n, 2), begun and ahead (n, ``COUNT_BITS``) for ``TrackingHead``; n = grid * grid."""
+    """Return the targets of ``TrackingHead``: owners (n, 2), begun and ahead (n, ``COUNT_BITS``).
+
+    n = grid * grid is the number of image tokens.
+    """
     owners = patch_labels(scene, grid)[:2].T.astype(np.int32)
     things = sorted(scene.things, key=lambda thing: first_token(thing, grid))
     starts = np.array([first_token(thing, grid) for thing in things])
@@ -145,8 +153,8 @@ def _outline_points(thing: shapes.Thing) -> np.ndarray:
 def encode_counts(things: Sequence[shapes.Thing]) -> np.ndarray:
     """Count things per shape and per colour in thermometer code -> (``COUNT_BITS``,).
 
-    Four bits each: at least one, two, three and four. Pairs of shape and colour are not counted: some
-    are held out, and the model would learn that they never occur.
+    Four bits each: at least one, two, three and four. Pairs of shape and colour are not counted:
+    some are held out, and the model would learn that they never occur.
     """
     numbers = [sum(thing.shape == shape for thing in things) for shape in shapes.SHAPES]
     numbers += [sum(thing.colour == colour for thing in things) for colour in shapes.COLOURS]

@@ -13,7 +13,7 @@ from ...worlds import language, shapes
 from .auxiliary_heads import placing_targets, tracking_targets
 
 IMAGE_AT = 5  # position of the first placeholder, after bos, <|User|>, ":", " ", begin-of-image
-_CAPTION = 24  # positions of a caption with its template; one in a few hundred is longer and is worded again
+_CAPTION = 24  # positions of a caption with its template; the few longer ones are worded again
 _CONVERSATION = 160  # positions of a conversation
 _ANSWERS = 80  # positions of its answers
 _TEMPLATE = 8  # positions of a question and its answer in addition to their words
@@ -80,7 +80,7 @@ def conversation_batch(
 def _conversation(
     prompts: Prompts, scene: shapes.Scene, random: np.random.Generator, shares: Mapping[str, float]
 ) -> tuple[list[int], list[bool]]:
-    """Make one conversation: its ids, and which of them the assistant says, ends of answers included."""
+    """Make a conversation: its ids, and for each whether the assistant says it, eos included."""
     ids: list[int] = []
     is_answer: list[bool] = []
     turns: list[Turn] = []

@@ -1,9 +1,9 @@
 """The image codec's two stages (VQ-GAN's encoder, codebook and decoder, without its adversary).
 
-The loss is the reconstruction error plus the encoder's commitment to its codes. The first steps pass
-the normalised vectors on unquantized. Then k-means over such vectors initialises the codebook, and
-each code follows the running mean of the vectors assigned to it (van den Oord et al., 2017, appendix
-A). Codes that fall out of use move to where the quantization error is largest.
+The loss is the reconstruction error plus the encoder's commitment to its codes. The first steps
+pass the normalised vectors on unquantized. Then k-means over such vectors initialises the codebook,
+and each code follows the running mean of the vectors assigned to it (van den Oord et al., 2017,
+appendix A). Codes that fall out of use move to where the quantization error is largest.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ...worlds import shapes
 from ..loop import Learner, compiled_gradient, part_of
 from .recipe import CodecRecipe
 
-_SHAPE_WEIGHT = 4.0  # weight of a pixel that differs from the image's corner, added to 1 for every pixel
+_SHAPE_WEIGHT = 4.0  # weight of a pixel that differs from the corner, added to every pixel's 1
 _KMEANS_BATCHES = 8  # batches whose vectors initialise the codebook
 _DECAY = 0.98  # decay per step of the codes' running means
 _UNUSED = 0.05  # mean uses per step; a code with fewer is moved
 _MOVE_EVERY = 20  # steps
 _SURVEY_BATCHES = 60  # batches that show which codes stand for plain background
-_PLAIN = 4.0  # a code is plain if it is used this many times as often for plain patches as for others
+_PLAIN = 4.0  # a plain code is used this many times as often for plain patches as for others
 _PLAIN_CODES = 16  # codes that plain background keeps
 _DIFFERENT = 0.15  # difference from the corner, of 2, that makes a patch not plain
 
@@ -49,14 +49,15 @@ class CodecStage:
             self.model.encoder.freeze()
             self.model.quant_conv.freeze()
         self._learner = Learner(self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate)
-        self._uses = mx.ones((config.codebook_size,))  # running mean of each code's uses per step
-        self._sums = mx.zeros((config.codebook_size, config.codebook_dim))  # and of the sum of its vectors
+        # running means per step of each code's number of vectors and of their sum
+        self._uses = mx.ones((config.codebook_size,))
+        self._sums = mx.zeros((config.codebook_size, config.codebook_dim))
         self._unquantized_gradient = compiled_gradient(self.model, partial(_loss, quantized=False))
         self._quantized_gradient = compiled_gradient(self.model, partial(_loss, quantized=True))
         mx.eval(self.model.parameters())
 
     def state(self) -> dict[str, mx.array]:
-        """Return the model and the optimizer's state, and the codebook's running means as ``codebook.*``."""
+        """Return the learner's state, and the codes' running means as ``codebook.*``."""
         return {**self._learner.state(), "codebook.uses": self._uses, "codebook.sums": self._sums}
 
     def restore(self, state: dict[str, mx.array]) -> None:
@@ -66,7 +67,7 @@ class CodecStage:
         self._sums = state["codebook.sums"]
 
     def step(self, index: int) -> dict[str, float]:
-        """Train on step ``index``; return the loss, its parts, and how evenly the codes are used."""
+        """Train on step ``index``; return the loss, its parts, and the use of the codes."""
         quantized = index >= self._recipe.unquantized_steps
         if index == self._recipe.unquantized_steps > 0:
             self._initialise_codebook(index)
@@ -137,9 +138,9 @@ class MergedCodecStage(CodecStage):
     """Continues with a trained codec after merging the codes that it spends on plain background.
 
     Three quarters of an image are plain, and the codec spreads hundreds of similar codes over them.
-    Which one it picks is noise to the language model. These codes become a few. The other rows become
-    zero, which is nearest to no vector, and the decoder adapts. Encoder and codebook stay as they are;
-    with training, the codes would spread again.
+    Which one it picks is noise to the language model. These codes become a few. The other rows
+    become zero, which is nearest to no vector, and the decoder adapts. Encoder and codebook stay as
+    they are; with training, the codes would spread again.
 
     Args:
         config: the codec's sizes.
@@ -157,7 +158,7 @@ class MergedCodecStage(CodecStage):
         self._merge_plain_codes(np.array(trained["codebook.sums"]), np.array(trained["codebook.uses"]))
 
     def _merge_plain_codes(self, sums: np.ndarray, uses: np.ndarray) -> None:
-        """Cluster the plain codes; one code of each cluster takes over its uses, the others become zero."""
+        """Cluster the plain codes; one of each cluster takes its uses, the others become zero."""
         from scipy.cluster.vq import kmeans2
 
         plain = self._plain_codes(len(uses))

@@ -44,7 +44,7 @@ class _Predictions(NamedTuple):
 
 
 class _EncoderWithHeads(nn.Module):
-    """The encoder, a linear head over its patches, and two over its first block, which find outlines."""
+    """The encoder, a linear head over its patches, and two over its first block for outlines."""
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
@@ -72,15 +72,16 @@ def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
     """
     differs = _differs_from_corner(pixels)
     cell = pixels.shape[1] // (grid * _CELLS)
-    cells = differs.reshape(-1, grid, _CELLS, cell, grid, _CELLS, cell).mean((3, 6))  # (B, row, i, column, j)
+    # (B, row, i, column, j)
+    cells = differs.reshape(-1, grid, _CELLS, cell, grid, _CELLS, cell).mean((3, 6))
     return cells.transpose(0, 1, 3, 2, 4).reshape(len(pixels), grid * grid, _CELLS**2).astype(np.float32)
 
 
 def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
     """Measure the edges of each direction in each quarter of a patch.
 
-    (B, S, S, 3) -> (B, grid * grid, 4 * _DIRECTIONS): histograms of oriented gradients, known as good
-    targets for vision transformers (Wei et al., 2022).
+    (B, S, S, 3) -> (B, grid * grid, 4 * _DIRECTIONS): histograms of oriented gradients, known as
+    good targets for vision transformers (Wei et al., 2022).
     """
     down, right = np.gradient(_differs_from_corner(pixels).astype(np.float32), axis=(1, 2))
     strength = np.hypot(down, right)
@@ -92,7 +93,7 @@ def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
 
 
 def _differs_from_corner(pixels: np.ndarray) -> np.ndarray:
-    """Mark the pixels that differ from the top left one, which is background: (B, S, S) booleans."""
+    """Mark the pixels that differ from the top left one, which is background: (B, S, S)."""
     return np.abs(pixels - pixels[:, :1, :1]).max(-1) > _DIFFERENT
 
 
@@ -124,12 +125,14 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
 
 
 def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> None:
-    """Initialise attention heads to look one patch up, down, left and right, further in later layers.
+    """Initialise attention heads to look at patches above, below, left and right.
+
+    The first layer looks at the next patch, later layers look further.
 
     With random weights attention is flat, and the neighbours would have to be found first. Here the
     first features of a patch are sines and cosines of its place only. Each head's queries are these
-    rotated by an offset, which makes its attention a convolution (Cordonnier et al., 2020). Training
-    may change all of it.
+    rotated by an offset, which makes its attention a convolution (Cordonnier et al., 2020).
+    Training may change all of it.
     """
     tower = encoder.vision_tower
     waves = config.width // config.heads  # features of place: as many as a head has
@@ -144,7 +147,7 @@ def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> No
     for reach, block in zip((1, 2, 1, 2, 3, 4), tower.blocks, strict=False):
         offsets = ((-reach, 0), (reach, 0), (0, -reach), (0, reach))
         rotations = [_rotation(frequencies, dy, dx) for dy, dx in offsets]
-        queries = np.concatenate([rotations[head % 4] for head in range(config.heads)])  # (width, waves)
+        queries = np.concatenate([rotations[head % 4] for head in range(config.heads)])
         query, key, value = mx.split(block.attn.qkv.weight, 3, axis=0)
         query = 0.3 * query + _pad_columns(_SHARPNESS * queries, free)
         key = 0.3 * key + _pad_columns(_SHARPNESS * keys, free)
@@ -154,8 +157,8 @@ def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> No
 def _patch_filters(config: SiglipConfig, waves: int) -> np.ndarray:
     """Return the initial patch embedding: (width, P, P, 3).
 
-    After the features of place, which are zero, come the cosine transform of a patch's brightness and
-    the colours of its quarters.
+    After the features of place, which are zero, come the cosine transform of a patch's brightness
+    and the colours of its quarters.
     """
     P = config.patch_size
     cosines = dct(np.eye(P), norm="ortho", axis=0)
@@ -171,7 +174,7 @@ def _patch_filters(config: SiglipConfig, waves: int) -> np.ndarray:
 
 
 def _quarter_colour(size: int, quarter: int, channel: int) -> np.ndarray:
-    """Return the filter that averages one colour channel over a quarter of a patch: (size, size, 3)."""
+    """Return a filter that sums a colour channel over a quarter of a patch: (size, size, 3)."""
     row, column = divmod(quarter, 2)
     half = size // 2
     kernel = np.zeros((size, size, 3))
@@ -180,7 +183,7 @@ def _quarter_colour(size: int, quarter: int, channel: int) -> np.ndarray:
 
 
 def _rotation(frequencies: np.ndarray, dy: float, dx: float) -> np.ndarray:
-    """Return the matrix that moves sines and cosines of a place by an offset in patches: (waves, waves)."""
+    """Return the matrix that moves a place's sines and cosines by some patches: (waves, waves)."""
     n = len(frequencies)
     rotation = np.zeros((4 * n, 4 * n))
     for axis, offset in enumerate((dy, dx)):

@@ -3,9 +3,9 @@
 The losses are the cross-entropy of answers and of image tokens (arXiv 2410.13848, section 3.3). The
 vision encoder and the image codec come from earlier stages and stay frozen. The paper trains the
 encoder in its last stage too, but here the gradients of a few answers per step undo its training
-(docs/lab-notes.md). The table of image embeddings starts as the codebook, so that similar codes have
-similar embeddings. Drawing two things takes longest to learn, so the first of these stages trains on
-captions only.
+(docs/lab-notes.md). The table of image embeddings starts as the codebook, so that similar codes
+have similar embeddings. Drawing two things takes longest to learn, so the first of these stages
+trains on captions only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .auxiliary_heads import JanusWithHeads
 from .batches import IMAGE_AT, caption_batch, conversation_batch
 from .recipe import JointRecipe
 
-_BATCH_SEEDS = {"drawing": 5, "joint": 6, "places": 7}  # one for each stage, so that none repeats another's batches
+_BATCH_SEEDS = {"drawing": 5, "joint": 6, "places": 7}  # so that no stage repeats another's batches
 _MEASURED = ("text_loss", "text_right", "image_loss", "image_right", "tracking_loss", "placing_loss")
 
 
@@ -57,8 +57,8 @@ class _Half(NamedTuple):
 class JointStage:
     """Trains a Janus model with auxiliary heads, except its vision encoder and its codec.
 
-    A step has two halves: conversations and captions, or captions twice. Its gradient is the mean of
-    the halves' gradients. One process computes both halves; two processes (``mlx.launch -n 2``)
+    A step has two halves: conversations and captions, or captions twice. Its gradient is the mean
+    of the halves' gradients. One process computes both halves; two processes (``mlx.launch -n 2``)
     compute one each, with the same result.
 
     Args:
@@ -102,7 +102,7 @@ class JointStage:
         started = time.perf_counter()
         halves = [self._half(index, half) for half in self._halves]
         gradients = nn.average_gradients(_mean_gradients([half.gradients for half in halves]))
-        # Arrays from the ring have another memory layout, with which matrix products round differently.
+        # One memory layout, whether the ring carried the arrays or not: others round differently.
         norm = self._learner.update(tree_map(mx.contiguous, gradients))
         means = _mean_measurements([half.measured for half in halves])
         positions = sum_over_processes(mx.array(float(sum(half.positions for half in halves))))
@@ -126,7 +126,7 @@ class JointStage:
         return _Half(gradients, measured, batch["ids"].size)
 
     def _captions(self, random: np.random.Generator) -> _Half:
-        """Compute half a step on captions: all of a step's captions, or half where they fill both halves."""
+        """Compute half a step on captions: on half the step's captions if they fill both halves."""
         recipe = self._recipe
         size = recipe.drawing_batch if recipe.answering_batch else recipe.drawing_batch // 2
         kinds = shapes.PAIRED if recipe.paired else shapes.KINDS
@@ -192,7 +192,7 @@ def answering_loss(
 
 
 def _final_and_middle_states(model: JanusModel, embeddings: mx.array) -> tuple[mx.array, mx.array]:
-    """Return ``model.hidden_states`` and the middle layer's output, which later positions still attend to."""
+    """Return ``model.hidden_states``, and the middle layer's output, which upper layers read."""
     llama = model.language_model.model
     hidden = embeddings
     middle = embeddings

@@ -45,18 +45,19 @@ class JointRecipe:
     """A stage of the whole model, on both losses of the paper or on that of image tokens only."""
 
     steps: int = 3600
-    answering_batch: int = 12  # conversations; 0: the model learns only to draw, and its answering parts stay frozen
+    answering_batch: int = 12  # conversations; 0: captions only, answering parts frozen
     drawing_batch: int = 24  # captions
     rate: float = 1e-3
     muon_rate: float = 0.01
     final_rate: float = 0.02  # learning rates at the end, as a share of the highest
     warmup: int = 40  # steps
     lookup_steps: int = 500  # first steps, with question shares of ``language.LOOKUPS``
-    shares: dict[str, float] = field(default_factory=lambda: dict(language.SHARES))  # of questions, afterwards
+    # shares of questions after those steps
+    shares: dict[str, float] = field(default_factory=lambda: dict(language.SHARES))
     paired: bool = True  # more scenes of two things or of one shape (``shapes.PAIRED``)
     tracking: float = 0.5  # weight of ``TrackingHead``'s loss
     placing: float = 0.0  # weight of ``PlacingHead``'s loss
-    dropped_prompts: float = 0.1  # share of captions turned into pads: the unconditional prompts of guidance
+    dropped_prompts: float = 0.1  # share of captions turned into pads, for guidance
 
 
 @dataclass(frozen=True)

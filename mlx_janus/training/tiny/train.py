@@ -31,10 +31,10 @@ SOURCE = "mlx_janus.train tiny"
 def train_tiny(
     output: Path, recipe: TinyRecipe | None = None, *, every: float = 120.0, report: Report | None = None
 ) -> JanusModel:
-    """Train Janus-Tiny, from the checkpoints in ``output`` if there are any, and write ``output/model``.
+    """Train Janus-Tiny, from its checkpoints if there are any, and write ``output/model``.
 
-    Of two processes (``two_processes.run_side_by_side``) the first trains the codec while the second
-    trains the encoder. After that they share every step.
+    Of two processes (``two_processes.run_side_by_side``) the first trains the codec while the
+    second trains the encoder. After that they share every step.
 
     Args:
         output: gets ``checkpoints/``, ``log.jsonl`` and ``model/``.

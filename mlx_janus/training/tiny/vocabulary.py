@@ -1,4 +1,4 @@
-"""Janus-Tiny's tokenizer: byte-level BPE over texts of the shapes world, with DeepSeek's control tokens."""
+"""Janus-Tiny's tokenizer: byte-level BPE over the shapes world, and DeepSeek's control tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHARES = {
     "existence": 0.27, "colour": 0.11, "shape": 0.11, "number": 0.16, "position": 0.16, "content": 0.08,
     "description": 0.11,
 }  # fmt: skip
-"""Shares of questions, separate from every stage's, so that changing a stage keeps the ids (docs/lab-notes.md)."""
+"""Question shares, apart from any stage's: changing a stage keeps the ids (docs/lab-notes.md)."""
 
 
 def train_tokenizer(config: PromptConfig, seed: int) -> Tokenizer:
