@@ -66,23 +66,46 @@ def table(rows: Iterable[Row]) -> list[str]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--model", type=click.Choice(["1b", "7b", "tiny"]), default="1b", show_default=True, help="Whose sizes.")
-@click.option("--steps", type=click.IntRange(min=1), default=16, show_default=True, help="Of each kind.")
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Of what is no step.")
+@click.option(
+    "--model",
+    type=click.Choice(["1b", "7b", "tiny"]),
+    default="1b",
+    show_default=True,
+    help="Whose sizes.",
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=16, show_default=True, help="Of each kind."
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Of what is no step.",
+)
 @click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the language model.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Type to compute in.  [default: float32 on a CPU, bfloat16 on a GPU]",
 )  # fmt: skip
-@click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Measure this part; may be repeated.")
-def main(model: str, steps: int, repeats: int, bits: str | None, dtype: str | None, only: tuple[str, ...]) -> None:
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(list(PARTS)),
+    help="Measure this part; may be repeated.",
+)
+def main(
+    model: str, steps: int, repeats: int, bits: str | None, dtype: str | None, only: tuple[str, ...]
+) -> None:
     """Measure our steps beside those of others, in turns, and print a Markdown table, ratios first.
 
     Optional peers: pip install torch==2.13.0 transformers; pip install mlx-vlm.
     """
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     mx.random.seed(0)
-    janus = random_model(model, dtype or ("float32" if on_cpu else "bfloat16"), int(bits) if bits else None)  # type: ignore[arg-type]
+    janus = random_model(
+        model, dtype or ("float32" if on_cpu else "bfloat16"), int(bits) if bits else None
+    )  # type: ignore[arg-type]
     steps = min(steps, janus.config.generation.tokens - 1)
     rows, missing = measure(Setup(janus, steps, repeats), only or PARTS)
     weights = f"random weights, {janus.config.dtype}" + (f", {bits} bits" if bits else "")

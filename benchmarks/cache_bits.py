@@ -38,7 +38,11 @@ LAST = 16  # positions that are compared
 def quantized(cache: list, bits: int | None, width: int) -> list:
     """The cache as it is, or with keys and values in so many bits."""
     group = next(g for g in (64, 32) if width % g == 0)
-    return cache if bits is None else [layer.to_quantized(group_size=group, bits=bits) for layer in cache]
+    return (
+        cache
+        if bits is None
+        else [layer.to_quantized(group_size=group, bits=bits) for layer in cache]
+    )
 
 
 def long_chat(janus: mlx_janus.JanusPipeline, seed: int) -> mx.array:
@@ -47,13 +51,16 @@ def long_chat(janus: mlx_janus.JanusPipeline, seed: int) -> mx.array:
     scene = shapes.sample_scene(random, "several", "pairs")
     turns = [Turn("user", (asked := language.question(scene, random)).text, 1)]
     while len(janus.prompts.answering(turns)) < janus.config.language.max_position_embeddings - 64:
-        turns += [Turn("assistant", asked.answer), Turn("user", (asked := language.question(scene, random)).text)]
+        turns += [
+            Turn("assistant", asked.answer),
+            Turn("user", (asked := language.question(scene, random)).text),
+        ]
     ids = np.array(janus.prompts.answering(turns))
     embeddings = janus.model.embed_text(mx.array(ids))
     pixels = preprocess(to_image(shapes.pixels(scene)), janus.config.image)
-    embeddings[mx.array(np.flatnonzero(ids == janus.prompts.special.image))] = janus.model.understand(
-        mx.array(pixels)[None]
-    )[0]
+    embeddings[mx.array(np.flatnonzero(ids == janus.prompts.special.image))] = (
+        janus.model.understand(mx.array(pixels)[None])[0]
+    )
     return embeddings
 
 
@@ -66,12 +73,19 @@ def last_logits(model: JanusModel, embeddings: mx.array, bits: int | None) -> mx
     return model.text_logits(mx.concatenate(hidden, axis=1))[0]
 
 
-def step_seconds(model: JanusModel, positions: int, bits: int | None, steps: int) -> tuple[float, int]:
+def step_seconds(
+    model: JanusModel, positions: int, bits: int | None, steps: int
+) -> tuple[float, int]:
     """The median time of an answering step over so long a cache, and the cache's bytes."""
     cache = model.make_cache(positions + steps + 1)
     fill_cache(cache, model.config.language, 1, positions, model.dtype)
     cache = quantized(cache, bits, model.config.language.head_dim)
-    size = sum(array.nbytes for layer in cache for _, array in tree_flatten(layer.state) if hasattr(array, "nbytes"))
+    size = sum(
+        array.nbytes
+        for layer in cache
+        for _, array in tree_flatten(layer.state)
+        if hasattr(array, "nbytes")
+    )
     one, times = model.embed_text(mx.array([[1]])), []
     for _ in range(steps + 1):
         started = time.perf_counter()
@@ -82,7 +96,9 @@ def step_seconds(model: JanusModel, positions: int, bits: int | None, steps: int
 
 @click.command()
 @click.option("--shape", type=click.Choice(list(MODELS)), default="1b", show_default=True)
-@click.option("--positions", type=click.IntRange(1), default=4096, show_default=True, help="In the cache.")
+@click.option(
+    "--positions", type=click.IntRange(1), default=4096, show_default=True, help="In the cache."
+)
 @click.option("--steps", type=click.IntRange(1), default=6, show_default=True)
 @click.option("--chats", type=click.IntRange(1), default=8, show_default=True)
 def main(shape: str, positions: int, steps: int, chats: int) -> None:
@@ -93,10 +109,14 @@ def main(shape: str, positions: int, steps: int, chats: int) -> None:
     model = random_model(shape, "float32" if on_cpu else "bfloat16")
     materialize(model.answering_arrays().values())
     click.echo(f"{machine()}; {model.config.dtype}, {shape}, {positions} positions\n")
-    click.echo("| cache | KL, text, Janus-Tiny | top-1 | cache's bytes | time of a step | |\n|---|---|---|---|---|---|")
+    click.echo(
+        "| cache | KL, text, Janus-Tiny | top-1 | cache's bytes | time of a step | |\n|---|---|---|---|---|---|"
+    )
     plain: float | None = None
     for bits in (None, 8, 4):
-        pairs = [(last_logits(janus.model, e, None), last_logits(janus.model, e, bits)) for e in read]
+        pairs = [
+            (last_logits(janus.model, e, None), last_logits(janus.model, e, bits)) for e in read
+        ]
         found = mean_divergence(pairs)
         seconds, size = step_seconds(model, positions, bits, steps)
         plain = plain or seconds

@@ -35,10 +35,20 @@ _GREY = (110, 110, 110)
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("-m", "--model", help="A folder or Hub id.  [default: Janus-Tiny]")
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A row's prompt; may be repeated.")
-@click.option("-n", type=click.IntRange(1, 100), default=3, show_default=True, help="Pictures of each prompt.")
-@click.option("--columns", type=click.IntRange(1, 10), default=2, show_default=True, help="Prompts side by side.")
+@click.option(
+    "-n", type=click.IntRange(1, 100), default=3, show_default=True, help="Pictures of each prompt."
+)
+@click.option(
+    "--columns",
+    type=click.IntRange(1, 10),
+    default=2,
+    show_default=True,
+    help="Prompts side by side.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def main(output: Path, model: str | None, prompts: tuple[str, ...], n: int, columns: int, seed: int) -> None:
+def main(
+    output: Path, model: str | None, prompts: tuple[str, ...], n: int, columns: int, seed: int
+) -> None:
     """Write OUTPUT, a PNG with pictures of several prompts."""
     janus = mlx_janus.load(model)
     prompts = prompts or PROMPTS
@@ -54,7 +64,9 @@ def main(output: Path, model: str | None, prompts: tuple[str, ...], n: int, colu
         for j, drawn in enumerate(janus.generate_images(prompt, n=n, seed=seed)):
             place = (left + j * (side + _GAP), top + _LINE)
             sheet.paste(drawn.image.resize((side, side), Image.Resampling.NEAREST), place)
-            draw.rectangle((*place, place[0] + side - 1, place[1] + side - 1), outline=(220, 220, 220))
+            draw.rectangle(
+                (*place, place[0] + side - 1, place[1] + side - 1), outline=(220, 220, 220)
+            )
     sheet.save(output)
     click.echo(str(output))
 

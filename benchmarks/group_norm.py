@@ -40,7 +40,9 @@ def encoder_error(norm: type[GroupNorm]) -> float:
         for _, module in model.gen_vision_model.named_modules():
             if isinstance(module, GroupNorm):
                 module.__class__ = norm
-        out = model.gen_vision_model.encoder(golden["vq.enc_in"].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        out = model.gen_vision_model.encoder(golden["vq.enc_in"].transpose(0, 2, 3, 1)).transpose(
+            0, 3, 1, 2
+        )
         want = golden["vq.enc_out"]
         return float(mx.sqrt(mx.mean((out - want) ** 2) / mx.mean(want**2)))
 
@@ -60,7 +62,9 @@ def main() -> None:
         theirs, ours = (norm(32, shape[-1], eps=1e-6) for norm in (MLXGroupNorm, GroupNorm))
         pairs = [(seconds(theirs, x), seconds(ours, x)) for _ in range(8)][1:]
         ratio = median(a / b for a, b in pairs)
-        print(f"{shape}: nn.GroupNorm takes {ratio:.1f} times as long, {1e3 * median(b for _, b in pairs):.1f} ms ours")
+        print(
+            f"{shape}: nn.GroupNorm takes {ratio:.1f} times as long, {1e3 * median(b for _, b in pairs):.1f} ms ours"
+        )
 
 
 if __name__ == "__main__":

@@ -128,7 +128,9 @@ def report(package: Path) -> list[str]:
     rings = circles(imports(trees, packages - {package.name}) | {package.name: set()})
     all_functions = functions(trees)
     long = sorted((f for f in all_functions if f.lines > LONG), key=lambda f: -f.lines)
-    knotted = sorted((f for f in all_functions if f.complexity > COMPLEX), key=lambda f: -f.complexity)
+    knotted = sorted(
+        (f for f in all_functions if f.complexity > COMPLEX), key=lambda f: -f.complexity
+    )
     return [
         f"{len(trees)} modules, {len(all_functions)} functions",
         f"files on top: {len(list(package.glob('*.py')))}",

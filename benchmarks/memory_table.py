@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 PUBLISHED = {"Janus-1.3B": "1.3b", "Janus-Pro-1B": "1b", "Janus-Pro-7B": "7b"}
 MACS = (8, 16, 24)  # GiB
 SHARE = 2 / 3  # of a Mac's memory, the least that macOS recommends to the GPU by default
-_PROMPT, _STEPS = 256, 3  # tokens before the pictures that are measured, and positions drawn of them
+_PROMPT, _STEPS = (
+    256,
+    3,
+)  # tokens before the pictures that are measured, and positions drawn of them
 BITS = {"float": None, "8 bits": 8, "4 bits": 4}
 
 
@@ -48,7 +51,10 @@ def needs(model: str, dtype: str) -> list[int]:
     from mlx_janus.weights.load import with_bits
 
     config = published_config(model)
-    return [max(required_memory(with_bits(config, bits, Path(model)), dtype).values()) for bits in BITS.values()]
+    return [
+        max(required_memory(with_bits(config, bits, Path(model)), dtype).values())
+        for bits in BITS.values()
+    ]
 
 
 def print_tables(dtype: str) -> None:
@@ -56,14 +62,24 @@ def print_tables(dtype: str) -> None:
 
     from mlx_janus.models.janus import JanusModel
 
-    print(f"| model | parameters | download | {dtype} | 8 bits | 4 bits |\n|---|---|---|---|---|---|")
+    print(
+        f"| model | parameters | download | {dtype} | 8 bits | 4 bits |\n|---|---|---|---|---|---|"
+    )
     needed = {name: needs(model, dtype) for name, model in PUBLISHED.items()}
     for name, model in PUBLISHED.items():
-        parameters = sum(array.size for _, array in tree_flatten(JanusModel(published_config(model)).parameters()))
+        parameters = sum(
+            array.size
+            for _, array in tree_flatten(JanusModel(published_config(model)).parameters())
+        )
         download = sum(tensor.bytes for tensor in deepseek_tensors(MODELS[model].sizes))
-        row = [f"{parameters / 1e9:.2f} billion", *(f"{size / 1e9:.1f} GB" for size in (download, *needed[name]))]
+        row = [
+            f"{parameters / 1e9:.2f} billion",
+            *(f"{size / 1e9:.1f} GB" for size in (download, *needed[name])),
+        ]
         print(f"| {name} | {' | '.join(row)} |")
-    print(f"\n| memory | two thirds of it | {' | '.join(needed)} |\n|---|---|{'---|' * len(needed)}")
+    print(
+        f"\n| memory | two thirds of it | {' | '.join(needed)} |\n|---|---|{'---|' * len(needed)}"
+    )
     for memory in MACS:
         room = SHARE * memory * 2**30
         fits = [widest(sizes, room, dtype) for sizes in needed.values()]
@@ -73,7 +89,9 @@ def print_tables(dtype: str) -> None:
 def widest(sizes: list[int], room: float, dtype: str) -> str:
     """The weights with the most bits that fit."""
     names = (dtype, *list(BITS)[1:])
-    return next((name for name, size in zip(names, sizes, strict=True) if size <= room), "does not fit")
+    return next(
+        (name for name, size in zip(names, sizes, strict=True) if size <= room), "does not fit"
+    )
 
 
 def peak(cell: str) -> int:
@@ -91,7 +109,9 @@ def peak(cell: str) -> int:
     if task == "draw":
         _draw_last_positions(model, int(pictures))
     else:
-        mx.eval(model.decode_image_tokens(mx.zeros((1, model.config.generation.tokens), dtype=mx.int32)))
+        mx.eval(
+            model.decode_image_tokens(mx.zeros((1, model.config.generation.tokens), dtype=mx.int32))
+        )
     return mx.get_peak_memory()
 
 
@@ -126,11 +146,17 @@ def print_measured(shape: str, dtype: str) -> None:
         cell = f"{shape} {dtype} {form.replace(' ', '-')} {task} {pictures}"
         click.echo(f"{cell} ...", err=True)
         command = [sys.executable, __file__, "--cell", cell]
-        return _gigabytes(int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+        return _gigabytes(
+            int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        )
 
     cells = (("draw", 1), ("draw", 4), ("decode", 1))
-    click.echo(f"Machine: {machine()}\n\nMeasured and, after the slash, computed; {dtype}, or bits of the weights.\n")
-    click.echo("| shape | weights | draw 1 picture | draw 4 | decode 1 | `load` wants | with low memory |")
+    click.echo(
+        f"Machine: {machine()}\n\nMeasured and, after the slash, computed; {dtype}, or bits of the weights.\n"
+    )
+    click.echo(
+        "| shape | weights | draw 1 picture | draw 4 | decode 1 | `load` wants | with low memory |"
+    )
     click.echo("|---|---|---|---|---|---|---|")
     for name, find in ((shape, measured), ("7b", lambda *_: "-")):
         for form, bits in BITS.items():
@@ -139,7 +165,10 @@ def print_measured(shape: str, dtype: str) -> None:
                 f"{find(form, task, n)} / {_gigabytes(task_memory(sizes, dtype, pictures=n)[task])}"
                 for task, n in cells
             ]
-            row += [_gigabytes(max(required_memory(sizes, dtype, low_memory=low).values())) for low in (False, True)]
+            row += [
+                _gigabytes(max(required_memory(sizes, dtype, low_memory=low).values()))
+                for low in (False, True)
+            ]
             click.echo(f"| {name} | {dtype if bits is None else form} | {' | '.join(row)} |")
 
 
@@ -152,9 +181,19 @@ def _gigabytes(size: float) -> str:
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Type to compute in.  [default: bfloat16; measured on a CPU, float32]",
 )  # fmt: skip
-@click.option("--cpu", is_flag=True, help="For a CPU, where decoding a picture takes more room than on a GPU.")
-@click.option("--measure", is_flag=True, help="Measure drawing and decoding here, on random weights.")
-@click.option("--model", type=click.Choice(["1b", "tiny"]), default="1b", show_default=True, help="To measure.")
+@click.option(
+    "--cpu", is_flag=True, help="For a CPU, where decoding a picture takes more room than on a GPU."
+)
+@click.option(
+    "--measure", is_flag=True, help="Measure drawing and decoding here, on random weights."
+)
+@click.option(
+    "--model",
+    type=click.Choice(["1b", "tiny"]),
+    default="1b",
+    show_default=True,
+    help="To measure.",
+)
 @click.option("--cell", hidden=True)
 def main(dtype: str | None, cpu: bool, measure: bool, model: str, cell: str | None) -> None:
     """Print what the published models need, and which fit which Mac."""

@@ -38,7 +38,17 @@ from mlx_janus.models.backbone import Cache
 from mlx_janus.models.janus import JanusModel
 
 PROMPT = [1, 2, 3, 4, 5, 6]
-_VIEWS = {"Broadcast", "Transpose", "Flatten", "Unflatten", "Reshape", "Slice", "Squeeze", "ExpandDims", "Split"}
+_VIEWS = {
+    "Broadcast",
+    "Transpose",
+    "Flatten",
+    "Unflatten",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "ExpandDims",
+    "Split",
+}
 
 
 class FusedAttention(nn.Module):
@@ -153,7 +163,11 @@ def operations(model: JanusModel) -> int:
     with (
         patch.object(mx.fast, "rms_norm", lambda x, *_: mx.abs(x)),
         patch.object(mx.fast, "rope", lambda x, *_, **__: mx.abs(x)),
-        patch.object(mx.fast, "scaled_dot_product_attention", lambda q, k, v, **_: q + (k[:, :, :1] * v[:, :, :1])),
+        patch.object(
+            mx.fast,
+            "scaled_dot_product_attention",
+            lambda q, k, v, **_: q + (k[:, :, :1] * v[:, :, :1]),
+        ),
         patch.object(JanusModel, "make_cache", kept),
         patch.object(mx, "async_eval", lambda *arrays: (found.append(arrays[0]), None)[1]),
         tempfile.TemporaryDirectory() as folder,
@@ -169,12 +183,20 @@ def operations(model: JanusModel) -> int:
 
 
 @click.command()
-@click.option("-m", "--model", type=click.Choice(["janus-tiny", *MODELS]), default="janus-tiny", show_default=True)
+@click.option(
+    "-m",
+    "--model",
+    type=click.Choice(["janus-tiny", *MODELS]),
+    default="janus-tiny",
+    show_default=True,
+)
 @click.option("--steps", "count", type=click.IntRange(8), default=40, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
 def main(model: str, count: int, rounds: int) -> None:
     """Print the variants as a table."""
-    janus = mlx_janus.load().model if model == "janus-tiny" else JanusModel(config(MODELS[model].sizes))
+    janus = (
+        mlx_janus.load().model if model == "janus-tiny" else JanusModel(config(MODELS[model].sizes))
+    )
     mx.eval(janus.drawing_arrays())
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     counts, tokens = {}, {}
@@ -186,10 +208,14 @@ def main(model: str, count: int, rounds: int) -> None:
                 if round_ == 0:
                     counts[name] = operations(janus)
     click.echo(f"{machine()}; {model}, {mx.default_device()}\n")
-    click.echo("| step | operations | time, as a share of the plain step's | same tokens |\n|---|---|---|---|")
+    click.echo(
+        "| step | operations | time, as a share of the plain step's | same tokens |\n|---|---|---|---|"
+    )
     for name in VARIANTS:
         ratio = np.median(np.array(seconds[name]) / np.array(seconds["plain"]))
-        click.echo(f"| {name} | {counts[name]} | {ratio:.3f} | {'yes' if tokens[name] == tokens['plain'] else 'no'} |")
+        click.echo(
+            f"| {name} | {counts[name]} | {ratio:.3f} | {'yes' if tokens[name] == tokens['plain'] else 'no'} |"
+        )
     click.echo(f"\nA plain step: {np.median(seconds['plain']) * 1e3:.2f} ms.")
 
 

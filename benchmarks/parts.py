@@ -65,20 +65,31 @@ def drawing(setup: Setup) -> Iterator[Row]:
     """Our drawing steps beside mlx-lm's body, head and adaptor."""
     materialize(setup.model.drawing_arrays().values())
     steps = compare(lambda: draw(setup.model, 1, setup.steps), lambda: _bare_drawing(setup))
-    yield step_row("drawing step", steps, "mlx-lm's Llama, two rows, with our image head and adaptor")
+    yield step_row(
+        "drawing step", steps, "mlx-lm's Llama, two rows, with our image head and adaptor"
+    )
 
 
 def answering(setup: Setup) -> Iterator[Row]:
     """Our answering steps beside mlx-lm's own loop and model."""
     materialize(setup.model.answering_arrays().values())
-    yield step_row("answering step", compare(lambda: answer(setup), lambda: _bare_answering(setup)), "mlx-lm's own")
+    yield step_row(
+        "answering step",
+        compare(lambda: answer(setup), lambda: _bare_answering(setup)),
+        "mlx-lm's own",
+    )
 
 
 def batch(setup: Setup) -> Iterator[Row]:
     """Four pictures together beside four one by one."""
     materialize(setup.model.drawing_arrays().values())
     four, one = (float(np.median(list(draw(setup.model, n, setup.steps)))) for n in (4, 1))
-    yield Row("step of four pictures", four / (4 * one), seconds(four), f"four steps of one, {seconds(one)} each")
+    yield Row(
+        "step of four pictures",
+        four / (4 * one),
+        seconds(four),
+        f"four steps of one, {seconds(one)} each",
+    )
 
 
 def first_token(setup: Setup) -> Iterator[Row]:
@@ -103,7 +114,10 @@ def first_token(setup: Setup) -> Iterator[Row]:
     times = compare(lambda: ours(length, None), lambda: bare(length))
     yield step_row(f"first token of an answer, {length} positions of text", times, "mlx-lm's own")
     materialize(model.encoding_arrays().values())
-    pixels, length = mx.zeros((1, *[model.config.understanding.image_size] * 2, 3)), length + patches
+    pixels, length = (
+        mx.zeros((1, *[model.config.understanding.image_size] * 2, 3)),
+        length + patches,
+    )
     times = compare(lambda: ours(length, pixels), lambda: bare(length))
     yield step_row(
         f"first token of an answer, one picture and text, {length} positions, encoder included",
@@ -121,11 +135,19 @@ def turns(setup: Setup) -> Iterator[Row]:
         talk = JanusPipeline(model, prompts, name="random").conversation()
         picture = Image.new("RGB", (400, 300), "navy")
         shown = [[picture], [], [], [], []]
-        times.append([talk.send("How many shapes are there?", s, max_tokens=8).first_token_seconds for s in shown])
+        times.append(
+            [
+                talk.send("How many shapes are there?", s, max_tokens=8).first_token_seconds
+                for s in shown
+            ]
+        )
     first, *_, fifth = np.median(times, axis=0).tolist()
     ratio = float(np.median([each[-1] / each[0] for each in times]))
     yield Row(
-        "first token on turn 5 of a conversation about a picture", ratio, seconds(fifth), f"turn 1, {seconds(first)}"
+        "first token on turn 5 of a conversation about a picture",
+        ratio,
+        seconds(fifth),
+        f"turn 1, {seconds(first)}",
     )
 
 
@@ -154,7 +176,10 @@ def memory(setup: Setup) -> Iterator[Row]:
     cache = _cache_bytes(setup, PROMPT + setup.model.config.generation.tokens)
     over = mx.get_peak_memory() - held - cache
     yield Row(
-        "memory of drawing above the weights", None, megabytes(over), f"one KV cache, {megabytes(cache)}, is apart"
+        "memory of drawing above the weights",
+        None,
+        megabytes(over),
+        f"one KV cache, {megabytes(cache)}, is apart",
     )
 
 
@@ -166,7 +191,9 @@ def vq_decode(setup: Setup) -> Iterator[Row]:
     held = _settle()
     for _ in range(setup.repeats):
         started = time.perf_counter()
-        mx.eval(model.decode_image_tokens(mx.zeros((1, model.config.generation.tokens), dtype=mx.int32)))
+        mx.eval(
+            model.decode_image_tokens(mx.zeros((1, model.config.generation.tokens), dtype=mx.int32))
+        )
         times.append(time.perf_counter() - started)
     peak = megabytes(mx.get_peak_memory() - held)
     side = model.config.image_size
@@ -192,7 +219,11 @@ def passes(setup: Setup) -> Iterator[Row]:
 
 def windows(setup: Setup) -> Iterator[Row]:
     """How many passes a picture of Janus-Tiny takes at every window."""
-    texts = [wanted.prompt for task in TASKS for wanted in drawing_prompts(task, max(setup.steps // 4, 1), 0)]
+    texts = [
+        wanted.prompt
+        for task in TASKS
+        for wanted in drawing_prompts(task, max(setup.steps // 4, 1), 0)
+    ]
     first, *others = janus_tiny.measure(mlx_janus.load(TINY), texts, rounds=1)
     for drawn in others:
         yield Row(
@@ -215,7 +246,9 @@ def bandwidth() -> float:
     return array.nbytes / min(times)
 
 
-def compare(ours: Callable[[], Iterator[float]], other: Callable[[], Iterator[float]]) -> tuple[float, float, float]:
+def compare(
+    ours: Callable[[], Iterator[float]], other: Callable[[], Iterator[float]]
+) -> tuple[float, float, float]:
     """Seconds of both in turns: the median ratio of neighbours, and both medians."""
     pairs = np.array(list(zip(ours(), other(), strict=True)))
     return float(np.median(pairs[:, 0] / pairs[:, 1])), *map(float, np.median(pairs, axis=0))
@@ -237,13 +270,18 @@ def megabytes(value: float) -> str:
 def draw(model: JanusModel, pictures: int, steps: int) -> Iterator[float]:
     """Seconds of each of our drawing steps, the prompt's apart."""
     ids = list(range(1, PROMPT + 1))
-    return _timed(draw_tokens(model, [ids], ids, [(0, seed) for seed in range(pictures)], DrawOptions()), steps)
+    return _timed(
+        draw_tokens(model, [ids], ids, [(0, seed) for seed in range(pictures)], DrawOptions()),
+        steps,
+    )
 
 
 def answer(setup: Setup) -> Iterator[float]:
     """Seconds of each of our answering steps."""
     embeddings = setup.model.embed_text(mx.arange(PROMPT)[None])[0]
-    return _timed(answer_tokens(setup.model, embeddings, TextOptions(max_tokens=setup.steps + 2)), setup.steps)
+    return _timed(
+        answer_tokens(setup.model, embeddings, TextOptions(max_tokens=setup.steps + 2)), setup.steps
+    )
 
 
 def _bare_answering(setup: Setup) -> Iterator[float]:

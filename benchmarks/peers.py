@@ -28,14 +28,25 @@ def transformers(setup: Setup) -> Iterator[Row]:
     _need("transformers", "torch==2.13.0 transformers")
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
     if mx.default_device().type == mx.DeviceType.cpu:
         device = "cpu"
     materialize((setup.model.drawing_arrays() | setup.model.answering_arrays()).values())
     theirs = _torch_model(setup.model.config, torch, device)
-    about = f"transformers' Janus on torch {torch.__version__}, {device}, {setup.model.config.dtype}"
+    about = (
+        f"transformers' Janus on torch {torch.__version__}, {device}, {setup.model.config.dtype}"
+    )
     with torch.inference_mode():
-        times = compare(lambda: draw(setup.model, 1, setup.steps), lambda: _torch_drawing(theirs, torch, setup.steps))
+        times = compare(
+            lambda: draw(setup.model, 1, setup.steps),
+            lambda: _torch_drawing(theirs, torch, setup.steps),
+        )
         yield step_row("drawing step", times, about)
         times = compare(lambda: answer(setup), lambda: _torch_answering(theirs, torch, setup.steps))
         yield step_row("answering step", times, about)
@@ -49,7 +60,9 @@ def mlx_vlm(setup: Setup) -> Iterator[Row]:
     materialize(setup.model.answering_arrays().values())
     llama = setup.model.config.language.to_dict()
     known = inspect.signature(TextConfig).parameters
-    theirs = LanguageModel(TextConfig(model_type="llama", **{k: v for k, v in llama.items() if k in known}))
+    theirs = LanguageModel(
+        TextConfig(model_type="llama", **{k: v for k, v in llama.items() if k in known})
+    )
     theirs.update_modules(setup.model.language_model.leaf_modules(), strict=False)
     cache = setup.model.make_cache()
 
@@ -62,7 +75,11 @@ def mlx_vlm(setup: Setup) -> Iterator[Row]:
             mx.eval(token)
             yield time.perf_counter() - started
 
-    yield step_row("answering step", compare(lambda: answer(setup), steps), "mlx-vlm's Janus, one token at a time")
+    yield step_row(
+        "answering step",
+        compare(lambda: answer(setup), steps),
+        "mlx-vlm's Janus, one token at a time",
+    )
 
 
 def _need(package: str, install: str) -> None:
@@ -96,8 +113,12 @@ def _torch_body(theirs: Any) -> Any:
     from transformers import DynamicCache
 
     body, cache = theirs.model.language_model, DynamicCache()
-    name = next(n for n in ("cache", "past_key_values") if n in inspect.signature(body.forward).parameters)
-    return lambda x: body(inputs_embeds=x, use_cache=True, **{name: cache}).last_hidden_state[:, -1:]
+    name = next(
+        n for n in ("cache", "past_key_values") if n in inspect.signature(body.forward).parameters
+    )
+    return lambda x: body(inputs_embeds=x, use_cache=True, **{name: cache}).last_hidden_state[
+        :, -1:
+    ]
 
 
 def _torch_drawing(theirs: Any, torch: Any, steps: int) -> Iterator[float]:

@@ -39,12 +39,16 @@ def photograph_files() -> dict[str, Path]:
     """
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("the photographs are scikit-image's, which is not installed: pip install scikit-image")
+        raise FileNotFoundError(
+            "the photographs are scikit-image's, which is not installed: pip install scikit-image"
+        )
     data = Path(spec.origin).parent / "data"
     paths = {name: data / file for name, file in FILES.items()}
     for path in paths.values():
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing from this scikit-image: pip install 'scikit-image>=0.25'")
+            raise FileNotFoundError(
+                f"{path} is missing from this scikit-image: pip install 'scikit-image>=0.25'"
+            )
     return paths
 
 

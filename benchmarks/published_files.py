@@ -71,7 +71,12 @@ def deepseek_config(model: Model) -> dict[str, Any]:
         return {"cls": cls, "model_type": kind, "params": params}
 
     def projector(kind: str, inputs: int) -> dict[str, Any]:
-        params = {"depth": 2, "input_dim": inputs, "n_embed": s.hidden, "projector_type": "mlp_gelu"}
+        params = {
+            "depth": 2,
+            "input_dim": inputs,
+            "n_embed": s.hidden,
+            "projector_type": "mlp_gelu",
+        }
         return part(kind, "MlpProjector", params)
 
     return {
@@ -120,14 +125,33 @@ def _special_tokens(model: Model) -> list[str]:
     image_tokens = [f"<image_token_{i}>" for i in range(model.sizes.grid**2)]
     between = [] if model.pro else [f"<filler_{model.entries + i}>" for i in range(2, 15)]
     placeholder = [IMAGE] if model.pro else []
-    return [BOS, EOS, *between, PAD, IMAGE_START, *image_tokens, IMAGE_END, *placeholder, *_OTHER_SPECIAL]
+    return [
+        BOS,
+        EOS,
+        *between,
+        PAD,
+        IMAGE_START,
+        *image_tokens,
+        IMAGE_END,
+        *placeholder,
+        *_OTHER_SPECIAL,
+    ]
 
 
 def write_tokenizer(path: Path, model: Model, layout: str) -> Callable[[str], int]:
     """A byte-level BPE trained on Python's own help texts, then entries that no text reaches; ids by spelling."""
     from pydoc_data.topics import topics
 
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     tokenizer = Tokenizer(models.BPE())
     splits = [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"\s+$"]
@@ -139,7 +163,9 @@ def write_tokenizer(path: Path, model: Model, layout: str) -> Callable[[str], in
         ]
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=model.merged, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=model.merged, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([topics[key] for key in sorted(topics)], trainer)
     data = json.loads(tokenizer.to_str())
     vocabulary = data["model"]["vocab"]
@@ -151,7 +177,9 @@ def write_tokenizer(path: Path, model: Model, layout: str) -> Callable[[str], in
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     if layout == "transformers":
         bos = (BOS, tokenizer.token_to_id(BOS))
-        template = processors.TemplateProcessing(f"{BOS} $A", f"{BOS} $A {BOS}:1 $B:1", special_tokens=[bos])
+        template = processors.TemplateProcessing(
+            f"{BOS} $A", f"{BOS} $A {BOS}:1 $B:1", special_tokens=[bos]
+        )
         tokenizer.post_processor = template
     tokenizer.save(str(path))
     return tokenizer.token_to_id
@@ -209,7 +237,12 @@ def write_deepseek_files(folder: Path, model: Model) -> None:
         "tokenizer_class": "LlamaTokenizerFast", "use_default_system_prompt": True,
     }  # fmt: skip
     additional = [IMAGE, *_OTHER_SPECIAL] if model.pro else _OTHER_SPECIAL
-    special = {"additional_special_tokens": additional, "bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    special = {
+        "additional_special_tokens": additional,
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+    }
     write_json(folder / "config.json", deepseek_config(model))
     write_json(folder / "preprocessor_config.json", preprocessor)
     write_json(folder / "processor_config.json", processor)

@@ -80,9 +80,13 @@ class Tensor:
         return 2 * self.count
 
 
-def _linear(name: str, outputs: int, inputs: int, *kernel: int, bias: bool = True) -> Iterator[Tensor]:
+def _linear(
+    name: str, outputs: int, inputs: int, *kernel: int, bias: bool = True
+) -> Iterator[Tensor]:
     """A linear layer or, with a kernel, a convolution."""
-    yield Tensor(f"{name}.weight", (outputs, inputs, *kernel), std=(inputs * math.prod(kernel)) ** -0.5)
+    yield Tensor(
+        f"{name}.weight", (outputs, inputs, *kernel), std=(inputs * math.prod(kernel)) ** -0.5
+    )
     if bias:
         yield Tensor(f"{name}.bias", (outputs,), std=0.02)
 
@@ -100,7 +104,9 @@ def _mlp(name: str, width: int, ratio: int) -> Iterator[Tensor]:
 
 def _siglip(name: str, s: Sizes) -> Iterator[Tensor]:
     width = s.width
-    yield Tensor(f"{name}.pos_embed", (1, s.grid**2, width), std=0.5)  # as large as the patches' own embeddings
+    yield Tensor(
+        f"{name}.pos_embed", (1, s.grid**2, width), std=0.5
+    )  # as large as the patches' own embeddings
     yield from _linear(f"{name}.patch_embed.proj", width, 3, s.patch_size, s.patch_size)
     for i in range(s.vision_layers):
         block = f"{name}.blocks.{i}"
@@ -140,7 +146,9 @@ def _middle(name: str, width: int) -> Iterator[Tensor]:
     yield from _res(f"{name}.mid.2", width, width)
 
 
-def _levels(name: str, inputs: int, widths: list[int], blocks: int, lowest: int, change: str) -> Iterator[Tensor]:
+def _levels(
+    name: str, inputs: int, widths: list[int], blocks: int, lowest: int, change: str
+) -> Iterator[Tensor]:
     """Residual levels; attention at the ``lowest`` resolution, a change of resolution after all but the last level."""
     for i, width in enumerate(widths):
         level = f"{name}.conv_blocks.{i}"
@@ -158,7 +166,9 @@ def _codec(name: str, s: Sizes) -> Iterator[Tensor]:
     widths = [s.ch * mult for mult in s.ch_mult]
     top = widths[-1]
     yield from _linear(f"{name}.encoder.conv_in", s.ch, 3, 3, 3)
-    yield from _levels(f"{name}.encoder", s.ch, widths, s.num_res_blocks, len(widths) - 1, "downsample")
+    yield from _levels(
+        f"{name}.encoder", s.ch, widths, s.num_res_blocks, len(widths) - 1, "downsample"
+    )
     yield from _middle(f"{name}.encoder", top)
     yield from _norm(f"{name}.encoder.norm_out", top)
     yield from _linear(f"{name}.encoder.conv_out", s.z_channels, top, 3, 3)
@@ -210,7 +220,10 @@ _TO_TRANSFORMERS = [
     (r"^(model\.vision_model)\.norm\.", r"\1.post_layernorm."),
     (r"^(model\.vision_model)\.blocks\.(\d+)\.", r"\1.encoder.layers.\2."),
     (r"^(model\.vision_model\.encoder\.layers\.\d+)\.norm", r"\1.layer_norm"),
-    (r"^(model\.vision_model\.encoder\.layers\.\d+)\.attn\.proj\.", r"\1.self_attn.projection_layer."),
+    (
+        r"^(model\.vision_model\.encoder\.layers\.\d+)\.attn\.proj\.",
+        r"\1.self_attn.projection_layer.",
+    ),
     (r"^gen_vision_model\.", "model.vqmodel."),
     (r"^(model\.vqmodel\.encoder)\.conv_blocks\.", r"\1.down."),
     (r"^(model\.vqmodel\.decoder)\.conv_blocks\.", r"\1.up."),

@@ -27,12 +27,25 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a bare script
 
-from benchmarks.published_files import write_deepseek_files, write_json, write_tokenizer, write_transformers_files
-from benchmarks.published_shapes import MODELS, Model, Tensor, deepseek_tensors, transformers_tensors
+from benchmarks.published_files import (
+    write_deepseek_files,
+    write_json,
+    write_tokenizer,
+    write_transformers_files,
+)
+from benchmarks.published_shapes import (
+    MODELS,
+    Model,
+    Tensor,
+    deepseek_tensors,
+    transformers_tensors,
+)
 
 BLOCK = 1 << 22  # normals drawn for one tensor; a larger tensor repeats them, rolled
 ROLL = 1_000_003  # odd and prime: two rows of a repeated block never coincide
-MAX_SHARD = 10_000_000_000  # bytes; transformers' "10GB", the default when the models were published
+MAX_SHARD = (
+    10_000_000_000  # bytes; transformers' "10GB", the default when the models were published
+)
 
 
 # ---- values -------------------------------------------------------------------------------------------------------
@@ -56,7 +69,9 @@ def tensor_chunks(tensor: Tensor, seed: int = 0) -> Iterator[np.ndarray]:
         if tensor.of.count == tensor.count:
             yield from tensor_chunks(tensor.of, seed)
         else:
-            yield tensor_bits(tensor.of, seed).reshape(-1)[tensor.part * tensor.count :][: tensor.count]
+            yield tensor_bits(tensor.of, seed).reshape(-1)[tensor.part * tensor.count :][
+                : tensor.count
+            ]
         return
     block = _block(tensor, seed)
     left, shift = tensor.count, 0
@@ -79,7 +94,9 @@ def tensor_bits(tensor: Tensor, seed: int = 0) -> np.ndarray:
 Progress = Callable[[int], Any]  # called with bytes written
 
 
-def _write_safetensors(path: Path, tensors: Iterable[Tensor], seed: int, progress: Progress) -> None:
+def _write_safetensors(
+    path: Path, tensors: Iterable[Tensor], seed: int, progress: Progress
+) -> None:
     """One safetensors file, tensors in the order of their names as the safetensors library leaves them."""
     ordered = sorted(tensors, key=lambda t: t.name)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -147,7 +164,11 @@ class _Pickle:
         self._put()
 
     def _put(self) -> None:
-        self.code += b"q" + struct.pack("<B", self.puts) if self.puts < 256 else b"r" + struct.pack("<I", self.puts)
+        self.code += (
+            b"q" + struct.pack("<B", self.puts)
+            if self.puts < 256
+            else b"r" + struct.pack("<I", self.puts)
+        )
         self.puts += 1
 
     def _remembered(self, what: str, code: bytes) -> None:
@@ -180,7 +201,9 @@ def _write_torch(path: Path, tensors: list[Tensor], seed: int, progress: Progres
             info.file_size = size
             zip64 = size > 1 << 30
             head = file.tell() + 30 + len(info.filename.encode()) + 4 + (20 if zip64 else 0)
-            info.extra = struct.pack("<2sH", b"FB", -head % 64) + b"Z" * (-head % 64)  # torch's own padding
+            info.extra = struct.pack("<2sH", b"FB", -head % 64) + b"Z" * (
+                -head % 64
+            )  # torch's own padding
             with archive.open(info, "w", force_zip64=zip64) as out:
                 for chunk in chunks:
                     out.write(chunk)
@@ -213,7 +236,9 @@ def _shards(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 def _write_weights(folder: Path, model: Model, layout: str, seed: int, progress: Progress) -> None:
     if layout == "transformers":
-        _write_safetensors(folder / "model.safetensors", transformers_tensors(model.sizes), seed, progress)
+        _write_safetensors(
+            folder / "model.safetensors", transformers_tensors(model.sizes), seed, progress
+        )
         return
     tensors = list(deepseek_tensors(model.sizes))
     if model.safetensors:
@@ -244,13 +269,20 @@ def checkpoint_tensors(model: str = "tiny", layout: str = "deepseek") -> list[Te
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
     if layout not in MODELS[model].layouts:
-        raise ValueError(f"layout of {model} must be {' or '.join(MODELS[model].layouts)}, got {layout!r}")
+        raise ValueError(
+            f"layout of {model} must be {' or '.join(MODELS[model].layouts)}, got {layout!r}"
+        )
     tensors = transformers_tensors if layout == "transformers" else deepseek_tensors
     return list(tensors(MODELS[model].sizes))
 
 
 def write_checkpoint(
-    output: str | Path, model: str = "tiny", *, layout: str = "deepseek", seed: int = 0, progress: bool = False
+    output: str | Path,
+    model: str = "tiny",
+    *,
+    layout: str = "deepseek",
+    seed: int = 0,
+    progress: bool = False,
 ) -> Path:
     """Write a model folder with random weights, whole or not at all.
 
@@ -277,7 +309,9 @@ def write_checkpoint(
         raise FileExistsError(f"{output} exists: name a new folder")
     output.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(output.parent).free) < total * 1.01:
-        raise OSError(f"{output.parent} has {free / 1e9:.1f} GB left, and {model} takes {total / 1e9:.1f} GB")
+        raise OSError(
+            f"{output.parent} has {free / 1e9:.1f} GB left, and {model} takes {total / 1e9:.1f} GB"
+        )
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     partial.mkdir()
     try:
@@ -286,7 +320,9 @@ def write_checkpoint(
             write_transformers_files(partial, MODELS[model], ids)
         else:
             write_deepseek_files(partial, MODELS[model])
-        with tqdm(total=total, unit="B", unit_scale=True, desc=output.name, disable=not progress) as bar:
+        with tqdm(
+            total=total, unit="B", unit_scale=True, desc=output.name, disable=not progress
+        ) as bar:
             _write_weights(partial, MODELS[model], layout, seed, bar.update)
         partial.rename(output)
     except BaseException:
@@ -297,8 +333,19 @@ def write_checkpoint(
 
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Choice(list(MODELS)), default="tiny", show_default=True, help="Whose sizes.")
-@click.option("--layout", type=click.Choice(["deepseek", "transformers"]), default="deepseek", show_default=True)
+@click.option(
+    "--model",
+    type=click.Choice(list(MODELS)),
+    default="tiny",
+    show_default=True,
+    help="Whose sizes.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["deepseek", "transformers"]),
+    default="deepseek",
+    show_default=True,
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def main(output: Path, model: str, layout: str, seed: int) -> None:
     """Write OUTPUT, a model folder in a published form with random weights (tiny 3 MB, 1b 4.2 GB, 7b 14.8 GB)."""

@@ -57,8 +57,14 @@ def convert(work: Path, model: str, kind: str) -> Facts:
     from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
 
     source = Source(work / f"janus-{model}-random", f"random {model}")
-    bits, dtype = (int(kind[0]), None) if kind.endswith("bit") else (None, "float32" if kind == "float32" else None)
-    done = convert_checkpoint(source, work / f"{model}-{kind}", ConvertOptions(bits=bits, dtype=dtype, overwrite=True))
+    bits, dtype = (
+        (int(kind[0]), None)
+        if kind.endswith("bit")
+        else (None, "float32" if kind == "float32" else None)
+    )
+    done = convert_checkpoint(
+        source, work / f"{model}-{kind}", ConvertOptions(bits=bits, dtype=dtype, overwrite=True)
+    )
     if kind == "float32":  # the widest form, made for its memory alone
         shutil.rmtree(done.path)
     return {"size": done.size, "tensors": done.tensors}
@@ -115,7 +121,11 @@ def draw(work: Path, model: str, width: str) -> Facts:
         "step_s": steps[len(steps) // 2],
         "mlx_peak": mx.get_peak_memory(),
     }
-    return facts if positions else {**facts, "vq_decode_s": marks[-1] - drawn[-1], "picture_s": marks[-1] - started}
+    return (
+        facts
+        if positions
+        else {**facts, "vq_decode_s": marks[-1] - drawn[-1], "picture_s": marks[-1] - started}
+    )
 
 
 def decode(work: Path, model: str) -> Facts:
@@ -129,12 +139,18 @@ def decode(work: Path, model: str) -> Facts:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     started = time.perf_counter()
-    mx.eval(janus.model.decode_image_tokens(mx.zeros((1, janus.config.generation.tokens), dtype=mx.int32)))
+    mx.eval(
+        janus.model.decode_image_tokens(
+            mx.zeros((1, janus.config.generation.tokens), dtype=mx.int32)
+        )
+    )
     return {"decode_s": time.perf_counter() - started, "activations": mx.get_peak_memory() - before}
 
 
 def stages(model: str) -> dict[str, Callable[[Path], Facts]]:
-    found: dict[str, Callable[[Path], Facts]] = {"checkpoint": lambda work: make_checkpoint(work, model)}
+    found: dict[str, Callable[[Path], Facts]] = {
+        "checkpoint": lambda work: make_checkpoint(work, model)
+    }
     for kind in ("bf16", "8bit", "4bit", "float32"):
         found[f"convert-{kind}"] = lambda work, kind=kind: convert(work, model, kind)
     if model == "7b":
@@ -149,7 +165,10 @@ def stages(model: str) -> dict[str, Callable[[Path], Facts]]:
 
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     import psutil
 
     memory = psutil.virtual_memory().total / 2**30
@@ -167,7 +186,9 @@ def run_stage(name: str, model: str, work: Path) -> None:
     started = time.perf_counter()
     facts = stages(model)[name](work)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
     print(json.dumps({"stage": name, "wall_s": seconds, "peak_rss": peak, **facts}))
 
 
@@ -183,7 +204,9 @@ def print_tables(results: dict[str, Facts], model: str) -> None:
             print(f"| {name} | {facts['wall_s']:.0f} s | {gb(facts['peak_rss'])} | {size} |")
     answers = {name: facts for name, facts in results.items() if name.startswith("answer")}
     if answers:
-        print("\n| answer about a photograph | prompt | first token | each further | MLX peak | peak resident |")
+        print(
+            "\n| answer about a photograph | prompt | first token | each further | MLX peak | peak resident |"
+        )
         print("|---|---|---|---|---|---|")
     for name, facts in answers.items():
         print(
@@ -192,7 +215,9 @@ def print_tables(results: dict[str, Facts], model: str) -> None:
         )
     draws = {name: facts for name, facts in results.items() if name.startswith("draw")}
     if draws:
-        print("\n| draw | positions | step, median | VQ decode | picture | MLX peak | peak resident |")
+        print(
+            "\n| draw | positions | step, median | VQ decode | picture | MLX peak | peak resident |"
+        )
         print("|---|---|---|---|---|---|---|")
     for name, facts in draws.items():
         decode = f"{facts['vq_decode_s']:.1f} s" if "vq_decode_s" in facts else ""
@@ -203,13 +228,19 @@ def print_tables(results: dict[str, Facts], model: str) -> None:
         )
 
     if decoded := results.get("vq-decode"):
-        print(f"\nVQ decode alone: {decoded['decode_s']:.1f} s, activations {gb(decoded['activations'])}")
+        print(
+            f"\nVQ decode alone: {decoded['decode_s']:.1f} s, activations {gb(decoded['activations'])}"
+        )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--model", type=click.Choice(["tiny", "1b", "7b"]), default="1b", show_default=True)
-@click.option("--work", type=click.Path(path_type=Path), default=Path("models/real-size"), show_default=True)
-@click.option("--only", multiple=True, metavar="STAGE", help="Run these stages, again if they ran before.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=Path("models/real-size"), show_default=True
+)
+@click.option(
+    "--only", multiple=True, metavar="STAGE", help="Run these stages, again if they ran before."
+)
 @click.option("--table", is_flag=True, help="Print what was measured so far.")
 @click.option("--stage", hidden=True)
 def main(model: str, work: Path, only: tuple[str, ...], table: bool, stage: str | None) -> None:
@@ -219,7 +250,9 @@ def main(model: str, work: Path, only: tuple[str, ...], table: bool, stage: str 
         run_stage(stage, model, work)
         return
     if unknown := set(only) - set(stages(model)):
-        raise click.UsageError(f"no stage {', '.join(sorted(unknown))}: there are {', '.join(stages(model))}.")
+        raise click.UsageError(
+            f"no stage {', '.join(sorted(unknown))}: there are {', '.join(stages(model))}."
+        )
     work.mkdir(parents=True, exist_ok=True)
     log = work / f"results-{model}.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -227,7 +260,16 @@ def main(model: str, work: Path, only: tuple[str, ...], table: bool, stage: str 
     for name in () if table else stages(model):
         if name in only or (not only and name not in results):
             click.echo(f"{name} ...", err=True)
-            command = [sys.executable, __file__, "--model", model, "--work", str(work), "--stage", name]
+            command = [
+                sys.executable,
+                __file__,
+                "--model",
+                model,
+                "--work",
+                str(work),
+                "--stage",
+                name,
+            ]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             results[name] = json.loads(done.stdout.splitlines()[-1])
             with log.open("a") as file:

@@ -33,11 +33,23 @@ from mlx.utils import tree_map_with_path
 from mlx_janus.config import RECIPES, JanusConfig, QuantizationConfig
 from mlx_janus.decode.sampling import guide
 from mlx_janus.evaluation.divergence import Divergence, mean_divergence
-from mlx_janus.evaluation.shapes import Sizes, measure_attributes, measure_drawing, measure_existence
+from mlx_janus.evaluation.shapes import (
+    Sizes,
+    measure_attributes,
+    measure_drawing,
+    measure_existence,
+)
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.training.tiny.batches import IMAGE_AT, ConversationBatch, conversation_batch
 from mlx_janus.weights.footprint import weight_bytes
-from mlx_janus.weights.quantize import Precision, Rule, bits_a_weight, plan_by_rule, plan_quantization, quantize_model
+from mlx_janus.weights.quantize import (
+    Precision,
+    Rule,
+    bits_a_weight,
+    plan_by_rule,
+    plan_quantization,
+    quantize_model,
+)
 from mlx_janus.weights.sources import TINY
 from mlx_janus.worlds import language, shapes
 
@@ -50,7 +62,9 @@ _BATCH = 4  # conversations in a pass
 class Sequences:
     """What both models read."""
 
-    captions: list[tuple[mx.array, mx.array]]  # ids (2, L), with the caption and without; image tokens (n,)
+    captions: list[
+        tuple[mx.array, mx.array]
+    ]  # ids (2, L), with the caption and without; image tokens (n,)
     conversations: list[ConversationBatch]
 
 
@@ -79,9 +93,14 @@ def guided_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]
 def answer_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]:
     """(tokens, vocabulary) for each batch of conversations: the logits of every token of the answers."""
     for batch in sequences.conversations:
-        text, features = model.embed_text(mx.array(batch["ids"])), model.understand(mx.array(batch["pixels"]))
+        text, features = (
+            model.embed_text(mx.array(batch["ids"])),
+            model.understand(mx.array(batch["pixels"])),
+        )
         first, last = IMAGE_AT, IMAGE_AT + features.shape[1]
-        hidden = model.hidden_states(mx.concatenate([text[:, :first], features, text[:, last:]], axis=1))
+        hidden = model.hidden_states(
+            mx.concatenate([text[:, :first], features, text[:, last:]], axis=1)
+        )
         rows, columns = np.nonzero(batch["weights"])
         yield model.text_logits(hidden[mx.array(rows), mx.array(batch["positions"][rows, columns])])
 
@@ -94,12 +113,16 @@ def unpack(model: JanusModel) -> None:
             return layer
         linear = nn.Linear(1, 1, bias="bias" in layer)
         how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-        linear.weight = mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how).astype(mx.float32)
+        linear.weight = mx.dequantize(
+            layer.weight, layer.scales, layer.get("biases"), **how
+        ).astype(mx.float32)
         if "bias" in layer:
             linear.bias = layer.bias
         return linear
 
-    model.update_modules(tree_map_with_path(unpacked, model.leaf_modules(), is_leaf=nn.Module.is_module))
+    model.update_modules(
+        tree_map_with_path(unpacked, model.leaf_modules(), is_leaf=nn.Module.is_module)
+    )
 
 
 def plans(config: JanusConfig, *, sensitivity: bool) -> dict[str, QuantizationConfig]:
@@ -109,7 +132,9 @@ def plans(config: JanusConfig, *, sensitivity: bool) -> dict[str, QuantizationCo
     if sensitivity:
         whole = plan_by_rule(config, Rule(Precision(4), Precision(4)))
         for names in _ALONE:
-            layers = tuple(layer for layer in whole.layers if set(layer.path.split(".")) & set(names.split()))
+            layers = tuple(
+                layer for layer in whole.layers if set(layer.path.split(".")) & set(names.split())
+            )
             found[f"4 bits: {names}"] = replace(whole, layers=layers)
     return found
 
@@ -144,14 +169,20 @@ class Comparison:
         """Mean bits a weight of the layers of a plan."""
         modules = dict(self.janus.model.named_modules())
         sizes = [modules[layer.path].weight.size for layer in plan.layers]
-        total = sum(size * bits_a_weight(layer) for size, layer in zip(sizes, plan.layers, strict=True))
+        total = sum(
+            size * bits_a_weight(layer) for size, layer in zip(sizes, plan.layers, strict=True)
+        )
         return total / sum(sizes)
 
     def divergences(self, plan: QuantizationConfig) -> tuple[Divergence, Divergence]:
         """Of drawing and of answering."""
         model = self.load(plan).model
-        drawing = mean_divergence(zip(self.guided, guided_logits(model, self.sequences), strict=True))
-        return drawing, mean_divergence(zip(self.answers, answer_logits(model, self.sequences), strict=True))
+        drawing = mean_divergence(
+            zip(self.guided, guided_logits(model, self.sequences), strict=True)
+        )
+        return drawing, mean_divergence(
+            zip(self.answers, answer_logits(model, self.sequences), strict=True)
+        )
 
     def row(self, plan: QuantizationConfig) -> list[str]:
         """Cells of the table for a plan."""
@@ -168,32 +199,78 @@ def scores(janus: mlx_janus.JanusPipeline, sizes: Sizes) -> list[str]:
     existence = measure_existence(janus, sizes, 0, lambda *_: None).values()
     attributes = measure_attributes(janus, sizes, 0, lambda *_: None).values()
     drawn = measure_drawing(janus, sizes, 0, lambda *_: None)["overall"]
-    means = sum(answers.accuracy for answers in existence) / len(existence), sum(attributes) / len(attributes), drawn
+    means = (
+        sum(answers.accuracy for answers in existence) / len(existence),
+        sum(attributes) / len(attributes),
+        drawn,
+    )
     return [f"{share:.1%}" for share in means]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-m", "--model", help="A float folder.  [default: Janus-Tiny]")
-@click.option("--pictures", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Read for each task.")
+@click.option(
+    "--pictures",
+    type=click.IntRange(1, 10_000),
+    default=100,
+    show_default=True,
+    help="Read for each task.",
+)
 @click.option("--sensitivity", is_flag=True, help="Also each kind of layer alone in 4 bits.")
-@click.option("--scores", "judged", is_flag=True, help="Also the judge's scores, which take minutes a row.")
-@click.option("--asked", type=click.IntRange(1), default=100, show_default=True, help="Pictures of --scores.")
-@click.option("--prompts", type=click.IntRange(1), default=12, show_default=True, help="Of each task, of --scores.")
-def main(model: str | None, pictures: int, sensitivity: bool, judged: bool, asked: int, prompts: int) -> None:
+@click.option(
+    "--scores", "judged", is_flag=True, help="Also the judge's scores, which take minutes a row."
+)
+@click.option(
+    "--asked", type=click.IntRange(1), default=100, show_default=True, help="Pictures of --scores."
+)
+@click.option(
+    "--prompts",
+    type=click.IntRange(1),
+    default=12,
+    show_default=True,
+    help="Of each task, of --scores.",
+)
+def main(
+    model: str | None, pictures: int, sensitivity: bool, judged: bool, asked: int, prompts: int
+) -> None:
     """Print a table: what every choice of bits takes, and how far its predictions are from the float model's."""
     config = JanusConfig.load(Path(model or TINY) / "config.json")
     if config.quantization or config.image_size != shapes.SIDE:
-        raise click.UsageError(f"{model} is quantized, or is no model of pictures with {shapes.SIDE} pixels a side.")
+        raise click.UsageError(
+            f"{model} is quantized, or is no model of pictures with {shapes.SIDE} pixels a side."
+        )
     comparison = Comparison(model or TINY, pictures)
     sizes = Sizes(pictures=asked, prompts=prompts)
-    titles = ["weights", "bits", "drawing weights", "KL, drawing", "1 - TV", "top-1", "KL, text", "top-1"]
+    titles = [
+        "weights",
+        "bits",
+        "drawing weights",
+        "KL, drawing",
+        "1 - TV",
+        "top-1",
+        "KL, text",
+        "top-1",
+    ]
     titles += ["existence", "attributes", "drawing"] if judged else []
     click.echo(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
-    whole = ["float", "16", f"{comparison.drawing_bytes(None) / 1e6:.2f} MB", "0", "100%", "100%", "0", "100%"]
+    whole = [
+        "float",
+        "16",
+        f"{comparison.drawing_bytes(None) / 1e6:.2f} MB",
+        "0",
+        "100%",
+        "100%",
+        "0",
+        "100%",
+    ]
     whole += scores(comparison.janus, sizes) if judged else []
     click.echo(f"| {' | '.join(whole)} |")
     for name, plan in plans(config, sensitivity=sensitivity).items():
-        row = [name, *comparison.row(plan), *(scores(comparison.load(plan), sizes) if judged else [])]
+        row = [
+            name,
+            *comparison.row(plan),
+            *(scores(comparison.load(plan), sizes) if judged else []),
+        ]
         click.echo(f"| {' | '.join(row)} |")
 
 

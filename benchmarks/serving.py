@@ -38,7 +38,12 @@ from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
 from mlx_janus.processing.png import png_bytes
 from mlx_janus.worlds import shapes
 
-QUESTIONS = ("how many shapes are there?", "what is in the picture?", "describe the picture", "is there a red circle?")
+QUESTIONS = (
+    "how many shapes are there?",
+    "what is in the picture?",
+    "describe the picture",
+    "is there a red circle?",
+)
 _POOL = 12  # questions, and as many drawings, whose outcomes are known
 
 
@@ -80,16 +85,34 @@ def known_outcomes(model: str) -> tuple[list[Question], list[Wish]]:
         image, text = shapes.render(shapes.sample_scene(random)), QUESTIONS[i % len(QUESTIONS)]
         url = "data:image/png;base64," + base64.b64encode(png_bytes(image, {})).decode()
         questions.append(Question(text, url, janus.generate_text(text, image).text))
-    prompts = [wanted.prompt for task in TASKS for wanted in drawing_prompts(task, _POOL // len(TASKS), 0)]
+    prompts = [
+        wanted.prompt for task in TASKS for wanted in drawing_prompts(task, _POOL // len(TASKS), 0)
+    ]
     for seed, prompt in enumerate(prompts):
-        wishes.append(Wish(prompt, seed, np.asarray(janus.generate_images(prompt, seed=seed, exact=True)[0].image)))
+        wishes.append(
+            Wish(
+                prompt,
+                seed,
+                np.asarray(janus.generate_images(prompt, seed=seed, exact=True)[0].image),
+            )
+        )
     return questions, wishes
 
 
 @contextlib.contextmanager
 def server(model: str) -> Iterator[tuple[str, psutil.Process]]:
     """A started server's address, and its process."""
-    command = [sys.executable, "-m", "mlx_janus", "serve", "--port", "0", "--quiet", "--model", model]
+    command = [
+        sys.executable,
+        "-m",
+        "mlx_janus",
+        "serve",
+        "--port",
+        "0",
+        "--quiet",
+        "--model",
+        model,
+    ]
     root = str(Path(__file__).resolve().parent.parent)
     with subprocess.Popen(
         command,
@@ -114,10 +137,15 @@ def api(url: str) -> AsyncOpenAI:
 
 async def ask(client: AsyncOpenAI, question: Question, *, first: bool = False) -> tuple[str, float]:
     """The answer, and the seconds to it, or to its ``first`` characters."""
-    parts = [{"type": "image_url", "image_url": {"url": question.picture}}, {"type": "text", "text": question.text}]
+    parts = [
+        {"type": "image_url", "image_url": {"url": question.picture}},
+        {"type": "text", "text": question.text},
+    ]
     messages: Any = [{"role": "user", "content": parts}]
     started, text, came = time.perf_counter(), "", 0.0
-    stream = await client.chat.completions.create(model="default", messages=messages, temperature=0, stream=True)
+    stream = await client.chat.completions.create(
+        model="default", messages=messages, temperature=0, stream=True
+    )
     async for chunk in stream:
         piece = (chunk.choices[0].delta.content or "") if chunk.choices else ""
         came = came or (time.perf_counter() if piece else 0.0)
@@ -128,14 +156,23 @@ async def ask(client: AsyncOpenAI, question: Question, *, first: bool = False) -
 async def draw(client: AsyncOpenAI, wish: Wish, *, n: int = 1) -> tuple[np.ndarray, float]:
     """The first picture's pixels, and the seconds to all of them."""
     started = time.perf_counter()
-    reply = await client.images.generate(model="default", prompt=wish.prompt, n=n, extra_body={"seed": wish.seed})
+    reply = await client.images.generate(
+        model="default", prompt=wish.prompt, n=n, extra_body={"seed": wish.seed}
+    )
     seconds = time.perf_counter() - started
     assert reply.data
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json or "")))), seconds
+    return np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json or "")))
+    ), seconds
 
 
 async def load(
-    url: str, process: psutil.Process, clients: int, seconds: float, questions: list[Question], wishes: list[Wish]
+    url: str,
+    process: psutil.Process,
+    clients: int,
+    seconds: float,
+    questions: list[Question],
+    wishes: list[Wish],
 ) -> Load:
     """Have so many clients ask and draw at once, for so long, each checking what it gets."""
     found, deadline = Load(), time.monotonic() + seconds
@@ -180,7 +217,9 @@ async def load(
     return found
 
 
-async def first_words(url: str, questions: list[Question], wishes: list[Wish], rounds: int) -> dict[str, float]:
+async def first_words(
+    url: str, questions: list[Question], wishes: list[Wish], rounds: int
+) -> dict[str, float]:
     """Median seconds to an answer's first characters, alone and while pictures are drawn, and those of a drawing."""
     times: dict[str, list[float]] = {
         "alone": [],
@@ -219,7 +258,9 @@ async def together(url: str, wishes: list[Wish], rounds: int) -> tuple[float, fl
 
         for _ in range(rounds):
             await timed("row", in_a_row)
-            await timed("once", lambda: asyncio.gather(*(draw(client, wish) for wish in wishes[:8])))
+            await timed(
+                "once", lambda: asyncio.gather(*(draw(client, wish) for wish in wishes[:8]))
+            )
     return median(times["row"]), median(times["once"])
 
 
@@ -237,7 +278,9 @@ def main(model: str, clients: int, seconds: float, rounds: int) -> None:
         found = asyncio.run(load(url, process, clients, seconds, questions, wishes))
     click.echo(f"Machine: {machine()}\n")
     row, at_once = once
-    click.echo(f"8 drawings in a row {row:.2f} s, at once {at_once:.2f} s: {row / at_once:.2f} times as quick\n")
+    click.echo(
+        f"8 drawings in a row {row:.2f} s, at once {at_once:.2f} s: {row / at_once:.2f} times as quick\n"
+    )
     click.echo("| to the first words of an answer about a picture | seconds, median |\n|---|---|")
     click.echo(f"| with nothing beside | {words['alone']:.3f} |")
     for n in (1, 8):
@@ -255,10 +298,14 @@ def print_load(found: Load, clients: int, seconds: float) -> None:
     click.echo(f"\n| {clients} clients, {seconds:g} s | |\n|---|---|")
     click.echo(f"| answers, drawings | {found.answers}, {found.drawings} |")
     for kind, times in found.seconds.items():
-        click.echo(f"| seconds of {kind}s, median and longest | {median(times):.2f}, {max(times):.2f} |")
+        click.echo(
+            f"| seconds of {kind}s, median and longest | {median(times):.2f}, {max(times):.2f} |"
+        )
     click.echo(f"| told to come again (429) | {found.told_to_wait} |")
     click.echo(f"| lost, mixed up, failed | {wrong or 'none'} |")
-    click.echo(f"| resident memory after a quarter, at the end | {after / 1e6:.0f} MB, {end / 1e6:.0f} MB |")
+    click.echo(
+        f"| resident memory after a quarter, at the end | {after / 1e6:.0f} MB, {end / 1e6:.0f} MB |"
+    )
 
 
 if __name__ == "__main__":

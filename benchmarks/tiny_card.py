@@ -51,7 +51,9 @@ def sizes() -> list[str]:
         "language_model": f"Llama: {c.language.num_hidden_layers} layers, width {c.language.hidden_size}, "
         f"{c.language.num_attention_heads} heads, vocabulary {c.language.vocab_size}",
     }
-    counts = {name: sum(a.size for _, a in tree_flatten(model[name].parameters())) for name in about}
+    counts = {
+        name: sum(a.size for _, a in tree_flatten(model[name].parameters())) for name in about
+    }
     lines = [f"| `{name}` | {text} | {counts[name]:,} |" for name, text in about.items()]
     stored = sum(file.stat().st_size for file in TINY.iterdir())
     return [*lines, f"| all | {stored:,} bytes stored | {sum(counts.values()):,} |"]
@@ -67,7 +69,9 @@ def stages(log: Path) -> list[str]:
         batch = getattr(own, "batch", None) or f"{own.drawing_batch} captions"
         if getattr(own, "answering_batch", 0):
             batch = f"{own.answering_batch} conversations, {batch}"
-        lines.append(f"| {stage} | {what} | {own.steps} | {batch} | {last[stage]['seconds'] / 60:.0f} |")
+        lines.append(
+            f"| {stage} | {what} | {own.steps} | {batch} | {last[stage]['seconds'] / 60:.0f} |"
+        )
     return lines
 
 
@@ -86,7 +90,12 @@ def compared(files: tuple[Path, ...]) -> list[str]:
 
 
 @click.command()
-@click.option("--log", type=click.Path(path_type=Path), default=ROOT / "docs" / "tiny-log.jsonl", help="Of training.")
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path),
+    default=ROOT / "docs" / "tiny-log.jsonl",
+    help="Of training.",
+)
 @click.argument("scores", nargs=-1, type=click.Path(exists=True, path_type=Path))
 def main(log: Path, scores: tuple[Path, ...]) -> None:
     """Print sizes, stages, and a line for each of SCORES, files that ``evaluate shapes --output`` wrote."""

@@ -39,19 +39,33 @@ class Window:
 
 @click.command()
 @click.option("-m", "--model", help="A folder or a Hub id.  [default: Janus-Tiny]")
-@click.option("--prompts", type=int, default=4, show_default=True, help="Of each drawing task of the shapes benchmark.")
-@click.option("--rounds", type=int, default=3, show_default=True, help="Times that everything is drawn.")
+@click.option(
+    "--prompts",
+    type=int,
+    default=4,
+    show_default=True,
+    help="Of each drawing task of the shapes benchmark.",
+)
+@click.option(
+    "--rounds", type=int, default=3, show_default=True, help="Times that everything is drawn."
+)
 def main(model: str | None, prompts: int, rounds: int) -> None:
     """Print tokens per pass and time per picture at every window, against window 1 in the same run."""
     janus = mlx_janus.load(model)
     texts = [wanted.prompt for task in TASKS for wanted in drawing_prompts(task, prompts, 0)]
     positions = janus.config.generation.tokens
     drawn = measure(janus, texts, rounds)
-    click.echo(f"Machine: {machine()}\n{janus.name}, {len(texts) * rounds} pictures of {positions} tokens\n")
-    click.echo("| window | tokens a pass | times as quick as window 1, median | seconds a picture | unlike window 1 |")
+    click.echo(
+        f"Machine: {machine()}\n{janus.name}, {len(texts) * rounds} pictures of {positions} tokens\n"
+    )
+    click.echo(
+        "| window | tokens a pass | times as quick as window 1, median | seconds a picture | unlike window 1 |"
+    )
     click.echo("|---|---|---|---|---|")
     for w in drawn:
-        click.echo(f"| {w.width} | {positions / w.passes:.2f} | {w.speedup:.2f} | {w.seconds:.3f} | {w.unlike} |")
+        click.echo(
+            f"| {w.width} | {positions / w.passes:.2f} | {w.speedup:.2f} | {w.seconds:.3f} | {w.unlike} |"
+        )
     chosen = find_window(janus.model, 1 if janus.config.generation.cfg_weight == 1 else 2)
     click.echo(f"\nThe window that is chosen by default here: {chosen}")
 

@@ -75,7 +75,12 @@ def drawn(shown: pyte.Screen) -> str:
         for x in range(COLUMNS):
             cell = shown.buffer[y][x]
             style = [
-                colour for colour in (_colour(cell.fg), f"on {_colour(cell.bg)}" if _colour(cell.bg) else "") if colour
+                colour
+                for colour in (
+                    _colour(cell.fg),
+                    f"on {_colour(cell.bg)}" if _colour(cell.bg) else "",
+                )
+                if colour
             ]
             text.append(cell.data, " ".join(style))
         text.rstrip()

@@ -18,16 +18,25 @@ _WIDTH = 100
 
 def page() -> str:
     """The whole page."""
-    parts = ["# Commands\n", "Written by `python docs/write_cli.py` from the commands' own `--help`.\n"]
+    parts = [
+        "# Commands\n",
+        "Written by `python docs/write_cli.py` from the commands' own `--help`.\n",
+    ]
     parts += _section(main, "mlx-janus")
     for name in COMMANDS:
-        parts += _section(importlib.import_module(f"mlx_janus.commands.{name}").main, f"mlx-janus {name}")
+        parts += _section(
+            importlib.import_module(f"mlx_janus.commands.{name}").main, f"mlx-janus {name}"
+        )
     return "\n".join(parts)
 
 
 def _section(command: click.Command, path: str) -> list[str]:
     context = click.Context(
-        command, info_name=path, terminal_width=_WIDTH, max_content_width=_WIDTH, **command.context_settings
+        command,
+        info_name=path,
+        terminal_width=_WIDTH,
+        max_content_width=_WIDTH,
+        **command.context_settings,
     )
     text = command.get_help(context).rstrip()
     parts = [f"## {path}\n", f"```\n{text}\n```\n"]

@@ -47,7 +47,9 @@ def whole_tree() -> Iterator[str]:
     yield "# Every module\n"
     yield "Written by `python docs/write_tree.py` from the docstrings. ARCHITECTURE.md tells how they go together.\n"
     yield from _table("mlx_janus/", PACKAGE)
-    for folder in sorted(path.parent for path in PACKAGE.rglob("*/__init__.py") if path.parent != PACKAGE):
+    for folder in sorted(
+        path.parent for path in PACKAGE.rglob("*/__init__.py") if path.parent != PACKAGE
+    ):
         yield from _table(f"{folder.relative_to(ROOT).as_posix()}/", folder)
 
 

@@ -31,7 +31,9 @@ async def main(model: str | None = None) -> None:
         return steps[-1].images[0].image
 
     async def answer(question: str, picture: Any) -> str:
-        return "".join([chunk.text async for chunk in steps_of(janus.stream_text(question, picture))])
+        return "".join(
+            [chunk.text async for chunk in steps_of(janus.stream_text(question, picture))]
+        )
 
     async def heartbeat() -> int:
         beats = 0
@@ -42,7 +44,9 @@ async def main(model: str | None = None) -> None:
                 print("the event loop is free")
 
     alive = asyncio.create_task(heartbeat())
-    circle, square = await asyncio.gather(draw("a red circle"), draw("a blue square"))  # step by step, in turns
+    circle, square = await asyncio.gather(
+        draw("a red circle"), draw("a blue square")
+    )  # step by step, in turns
     print("circle:", await answer("What colour is the circle?", circle))
     print("square:", await answer("What colour is the square?", square))
     cancelled = asyncio.create_task(draw("a star"))

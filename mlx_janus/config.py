@@ -62,7 +62,9 @@ class SiglipConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.image_size % self.patch_size:
-            raise self.error("image_size", self.image_size, f"a multiple of patch_size {self.patch_size}")
+            raise self.error(
+                "image_size", self.image_size, f"a multiple of patch_size {self.patch_size}"
+            )
         if self.width % self.heads:
             raise self.error("width", self.width, f"a multiple of heads {self.heads}")
 
@@ -148,7 +150,9 @@ class LlamaConfig(Section):
         super().__post_init__()
         if self.num_attention_heads % self.num_key_value_heads:
             raise self.error(
-                "num_attention_heads", self.num_attention_heads, f"a multiple of {self.num_key_value_heads} kv heads"
+                "num_attention_heads",
+                self.num_attention_heads,
+                f"a multiple of {self.num_key_value_heads} kv heads",
             )
         if self.head_dim % 2:
             raise self.error("head_dim", self.head_dim, "even (rotary embeddings turn pairs)")
@@ -224,14 +228,23 @@ class VQGenerationConfig(GenerationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.head.output_dim != self.codec.codebook_size:
-            raise self.error("head.output_dim", self.head.output_dim, f"the codebook size {self.codec.codebook_size}")
+            raise self.error(
+                "head.output_dim",
+                self.head.output_dim,
+                f"the codebook size {self.codec.codebook_size}",
+            )
         if self.image_size % self.codec.downsampling:
-            raise self.error("image_size", self.image_size, f"a multiple of {self.codec.downsampling}")
+            raise self.error(
+                "image_size", self.image_size, f"a multiple of {self.codec.downsampling}"
+            )
 
     def check_against(self, language: LlamaConfig) -> None:
         """Refuse an adaptor or a head of another width than the language model's."""
         hidden = language.hidden_size
-        for name, value in (("aligner.output_dim", self.aligner.output_dim), ("head.input_dim", self.head.input_dim)):
+        for name, value in (
+            ("aligner.output_dim", self.aligner.output_dim),
+            ("head.input_dim", self.head.input_dim),
+        ):
             if value != hidden:
                 raise self.error(name, value, f"the language hidden size {hidden}")
 
@@ -295,9 +308,19 @@ class JanusConfig(Section):
         super().__post_init__()
         hidden = self.language.hidden_size
         joints = [
-            ("aligner.input_dim", self.aligner.input_dim, "the vision width", self.understanding.width),
+            (
+                "aligner.input_dim",
+                self.aligner.input_dim,
+                "the vision width",
+                self.understanding.width,
+            ),
             ("aligner.output_dim", self.aligner.output_dim, "the language hidden size", hidden),
-            ("image.image_size", self.image.image_size, "the vision image size", self.understanding.image_size),
+            (
+                "image.image_size",
+                self.image.image_size,
+                "the vision image size",
+                self.understanding.image_size,
+            ),
         ]
         for name, value, what, wanted in joints:
             if value != wanted:
@@ -349,7 +372,9 @@ def _upgrade(data: dict[str, Any]) -> dict[str, Any]:
     drawing = data.get("drawing", {})
     if not isinstance(drawing, dict) or set(drawing) - {"cfg_weight", "temperature"}:
         raise ConfigError(f"drawing must hold cfg_weight and temperature, got {shorten(drawing)}")
-    kept = {name: value for name, value in data.items() if name not in (*renamed.values(), "drawing")}
+    kept = {
+        name: value for name, value in data.items() if name not in (*renamed.values(), "drawing")
+    }
     return kept | {"generation": generation | drawing}
 
 

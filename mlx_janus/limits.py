@@ -19,7 +19,9 @@ MAX_IMAGES = 10_000  # images of one prompt in one call
 MAX_UPSCALE = 4  # times as wide and high
 
 
-def check_number(name: str, value: float, low: float, high: float, *, above_low: bool = False) -> None:
+def check_number(
+    name: str, value: float, low: float, high: float, *, above_low: bool = False
+) -> None:
     """Refuse a number outside [low, high] (or (low, high]).
 
     Raises:

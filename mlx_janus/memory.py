@@ -18,7 +18,11 @@ def device_memory() -> int:
     """Bytes that MLX can hold at once: the GPU's recommended working set, or all of main memory on a CPU."""
     if mx.default_device().type == mx.DeviceType.gpu:
         info = mx.device_info()
-        size = info.get("max_recommended_working_set_size") or info.get("total_memory") or info.get("memory_size")
+        size = (
+            info.get("max_recommended_working_set_size")
+            or info.get("total_memory")
+            or info.get("memory_size")
+        )
         if size:
             return int(size)
     return int(psutil.virtual_memory().total)

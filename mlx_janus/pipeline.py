@@ -17,7 +17,14 @@ from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
 from .inference.pathways import pathway_of
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
-from .inference.text_generation import Prompt, answer_chunks, answer_events, as_strings, last_result, text_options
+from .inference.text_generation import (
+    Prompt,
+    answer_chunks,
+    answer_events,
+    as_strings,
+    last_result,
+    text_options,
+)
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn
 from .weights.load import WeightFiles, load_model
@@ -28,7 +35,9 @@ if TYPE_CHECKING:
     from .inference.pathway import ImagePathway
     from .weights.folder import Progress
 
-_LOG = logging.getLogger("mlx_janus")  # Python writes its warnings to stderr unless the application says otherwise
+_LOG = logging.getLogger(
+    "mlx_janus"
+)  # Python writes its warnings to stderr unless the application says otherwise
 _EMBEDDED = (
     "No model is named: this is Janus-Tiny, which knows coloured shapes and nothing else. "
     'For a real one: path_or_hub_id="deepseek-ai/Janus-Pro-1B"'
@@ -80,7 +89,9 @@ def load(
         progress=progress,
     )
     model = load_model(folder, bits=bits, recipe=recipe, dtype=named, low_memory=low_memory)
-    prompts = Prompts.load(folder, model.config.prompt, image_tokens=model.config.understanding.tokens)
+    prompts = Prompts.load(
+        folder, model.config.prompt, image_tokens=model.config.understanding.tokens
+    )
     files = WeightFiles.of(folder) if low_memory else None
     return JanusPipeline(model, prompts, name=_display_name(path_or_hub_id), files=files)
 
@@ -175,7 +186,12 @@ class JanusPipeline(LoadedModel):
         )
 
     def stream_turns(
-        self, turns: Sequence[Turn], images: Sequence[ImageSource], *, options: TextOptions, system: str | None = None
+        self,
+        turns: Sequence[Turn],
+        images: Sequence[ImageSource],
+        *,
+        options: TextOptions,
+        system: str | None = None,
     ) -> ThreadStream[TextChunk]:
         """Answer the last turn of a conversation, reading it from its beginning.
 
@@ -193,7 +209,9 @@ class JanusPipeline(LoadedModel):
         def features(watch: Stopwatch) -> list[mx.array]:
             return self.encode(pixels, watch)
 
-        return self.thread.stream(answer_chunks(answer_events(self, Prompt(ids, features), options)))
+        return self.thread.stream(
+            answer_chunks(answer_events(self, Prompt(ids, features), options))
+        )
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A new conversation, which keeps what it has read between its turns.

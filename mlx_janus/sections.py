@@ -68,7 +68,9 @@ class Section:
             raise ConfigError(f"{cls.title} must be a JSON object, got {shorten(data)}")
         known = {f.name: f for f in fields(cls)}
         if unknown := sorted(set(data) - set(known)):
-            raise ConfigError(f"{cls.title} has an unknown entry {unknown[0]!r}: the folder is of a newer version?")
+            raise ConfigError(
+                f"{cls.title} has an unknown entry {unknown[0]!r}: the folder is of a newer version?"
+            )
         for name, f in known.items():
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
             if required and name not in data:
@@ -78,7 +80,11 @@ class Section:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values of every field, except those of ``LATER`` at their defaults."""
-        written = [f for f in fields(self) if "later" not in f.metadata or getattr(self, f.name) != f.default]
+        written = [
+            f
+            for f in fields(self)
+            if "later" not in f.metadata or getattr(self, f.name) != f.default
+        ]
         return {f.name: _to_json(getattr(self, f.name)) for f in written}
 
 

@@ -59,10 +59,18 @@ class Visits:
             if not any(part in message for part in forgiven):
                 self.complaints.append(message)
 
-        page.on("console", lambda message: complain(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                complain(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: complain(str(error)))
         own = (f"{address}/", "data:", f"blob:{address}/")
-        page.on("request", lambda asked: None if asked.url.startswith(own) else complain(f"asked {asked.url}"))
+        page.on(
+            "request",
+            lambda asked: None if asked.url.startswith(own) else complain(f"asked {asked.url}"),
+        )
         page.goto(f"{address}/")
         page.locator("#examples button, dialog[open]").first.wait_for()
         return page

@@ -32,7 +32,9 @@ def some_pictures() -> list[Image.Image]:
     return [shapes.render(shapes.sample_scene(random)) for _ in range(6)]
 
 
-def served(work: Callable[[Engine], Awaitable[Any]], load: Callable[[], JanusPipeline] = tiny, **sizes: int) -> Any:
+def served(
+    work: Callable[[Engine], Awaitable[Any]], load: Callable[[], JanusPipeline] = tiny, **sizes: int
+) -> Any:
     """What ``work`` gives on a started engine, which is closed after it."""
 
     async def main() -> Any:
@@ -55,8 +57,12 @@ async def until_idle(engine: Engine) -> None:
         await asyncio.sleep(0.01)
 
 
-def ask(text: str, *shown: Image.Image, n: int = 1, system: str | None = None, **options: Any) -> AnswerRequest:
-    return AnswerRequest((Turn("user", text, len(shown)),), shown, TextOptions(**options), system, n)
+def ask(
+    text: str, *shown: Image.Image, n: int = 1, system: str | None = None, **options: Any
+) -> AnswerRequest:
+    return AnswerRequest(
+        (Turn("user", text, len(shown)),), shown, TextOptions(**options), system, n
+    )
 
 
 def draw(prompt: str, seed: int, n: int = 1, partial_images: int = 0) -> DrawingRequest:

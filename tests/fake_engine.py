@@ -120,7 +120,9 @@ def _events(engine: FakeEngine, request: Request) -> list[Event]:
         events.append(
             Drawn(
                 index,
-                GeneratedImage(grey, tokens, request.seed + index, request.prompt, metadata, steps=len(tokens)),
+                GeneratedImage(
+                    grey, tokens, request.seed + index, request.prompt, metadata, steps=len(tokens)
+                ),
                 5,
             )
         )
@@ -129,4 +131,6 @@ def _events(engine: FakeEngine, request: Request) -> list[Event]:
 
 def _result(text: str, tokens: int) -> TextResult:
     facts: dict[str, Any] = {"prompt_tps": 1.0, "generation_tps": 1.0, "peak_memory": 0}
-    return TextResult(text, tuple(range(tokens)), "stop", prompt_tokens=10, cached_tokens=4, **facts)
+    return TextResult(
+        text, tuple(range(tokens)), "stop", prompt_tokens=10, cached_tokens=4, **facts
+    )

@@ -64,7 +64,13 @@ class FakeHub:
         self.env: dict[str, str] = {}  # for subprocesses; the fixture fills in the cache folder
 
     def add(
-        self, repo_id: str, folder: Path, *, revision: str = "main", gated: bool = False, private: bool = False
+        self,
+        repo_id: str,
+        folder: Path,
+        *,
+        revision: str = "main",
+        gated: bool = False,
+        private: bool = False,
     ) -> str:
         """Serve a folder as a branch of a model; gives the commit's sha."""
         repo = self.repos.setdefault(repo_id, Repo())
@@ -74,7 +80,11 @@ class FakeHub:
 
     def downloads(self) -> list[str]:
         """Names of the files whose bodies were asked for, in order."""
-        return [path.split("/", 5)[5] for method, path in map(str.split, self.requests) if _is_body(method, path)]
+        return [
+            path.split("/", 5)[5]
+            for method, path in map(str.split, self.requests)
+            if _is_body(method, path)
+        ]
 
     @property
     def fail_after_bytes(self) -> int | None:
@@ -103,11 +113,18 @@ class FakeHub:
         self._server.server_close()
 
     def __enter__(self) -> FakeHub:
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}
+        )
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.stop()
 
 
@@ -140,7 +157,9 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(ConnectionError):  # a client may leave at any time
             if self.hub.status is not None:
                 self._refuse(self.hub.status)
-            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/(revision|tree)/([^/]+))?", path):
+            elif match := re.fullmatch(
+                r"/api/models/([^/]+/[^/]+?)(?:/(revision|tree)/([^/]+))?", path
+            ):
                 self._facts(match[1], match[2], unquote(match[3] or "main"))
             elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                 self._file(match[1], unquote(match[2]), unquote(match[3]))
@@ -170,9 +189,17 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = []
         for entry in entries:
             if entry["type"] == "file":
-                sibling = {"rfilename": entry["path"], "size": entry["size"], "blobId": entry["oid"]}
+                sibling = {
+                    "rfilename": entry["path"],
+                    "size": entry["size"],
+                    "blobId": entry["oid"],
+                }
                 if lfs := entry.get("lfs"):
-                    sibling["lfs"] = {"size": lfs["size"], "sha256": lfs["oid"], "pointerSize": lfs["pointerSize"]}
+                    sibling["lfs"] = {
+                        "size": lfs["size"],
+                        "sha256": lfs["oid"],
+                        "pointerSize": lfs["pointerSize"],
+                    }
                 siblings.append(sibling)
         repo = self.hub.repos[repo_id]
         facts = {
@@ -195,7 +222,11 @@ class _Handler(BaseHTTPRequestHandler):
         sha, folder = commit
         authorization = self.headers.get("Authorization")
         if self.hub.repos[repo_id].gated and authorization != f"Bearer {TOKEN}":
-            self._refuse(403 if authorization else 401, "GatedRepo", f"Access to model {repo_id} is restricted")
+            self._refuse(
+                403 if authorization else 401,
+                "GatedRepo",
+                f"Access to model {repo_id} is restricted",
+            )
             return
         path = folder / name
         if ".." in name.split("/") or not path.is_file():
@@ -219,18 +250,24 @@ class _Handler(BaseHTTPRequestHandler):
         sent = len(body) if self.command == "HEAD" else self.hub.spend(len(body))
         self._send(body, headers, status, sent)
 
-    def _refuse(self, status: int, code: str = "", message: str = "", extra: Mapping[str, str] | None = None) -> None:
+    def _refuse(
+        self, status: int, code: str = "", message: str = "", extra: Mapping[str, str] | None = None
+    ) -> None:
         headers = dict(extra or {})
         if code:
             headers |= {"X-Error-Code": code, "X-Error-Message": message}
         self._send(json.dumps({"error": message or "refused"}).encode(), headers, status)
 
-    def _send(self, body: bytes, headers: Mapping[str, str], status: int = 200, sent: int | None = None) -> None:
+    def _send(
+        self, body: bytes, headers: Mapping[str, str], status: int = 200, sent: int | None = None
+    ) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")  # no thread waits for a client that keeps its connection
+        self.send_header(
+            "Connection", "close"
+        )  # no thread waits for a client that keeps its connection
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[:sent])
@@ -244,15 +281,27 @@ def _entry(folder: Path, path: Path) -> dict[str, Any]:
     """A row of the Hub's ``tree``."""
     name = path.relative_to(folder).as_posix()
     if path.is_dir():
-        return {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0}
+        return {
+            "type": "directory",
+            "path": name,
+            "oid": hashlib.sha1(name.encode()).hexdigest(),
+            "size": 0,
+        }
     data = path.read_bytes()
     oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     entry = {"type": "file", "path": name, "oid": oid, "size": len(data)}
     if path.suffix in _LARGE:
-        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+        entry["lfs"] = {
+            "oid": hashlib.sha256(data).hexdigest(),
+            "size": len(data),
+            "pointerSize": 130,
+        }
     return entry
 
 
 def _commit_sha(folder: Path) -> str:
-    rows = [(entry["path"], entry["oid"]) for entry in (_entry(folder, path) for path in sorted(folder.rglob("*")))]
+    rows = [
+        (entry["path"], entry["oid"])
+        for entry in (_entry(folder, path) for path in sorted(folder.rglob("*")))
+    ]
     return hashlib.sha1(repr(rows).encode()).hexdigest()

@@ -85,7 +85,18 @@ def make_certificate(folder: Path, *names: str) -> tuple[Path, Path]:
     words = f"[req]\ndistinguished_name=n\nx509_extensions=x\n[n]\n[x]\nsubjectAltName={','.join(names)}\n"
     (folder / "names").write_text(words)
     key, made = folder / "key", folder / "certificate"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=test",
+    ]
     command += ["-config", str(folder / "names"), "-keyout", str(key), "-out", str(made)]
     subprocess.run(command, check=True, capture_output=True)
     return made, key

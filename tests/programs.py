@@ -32,7 +32,11 @@ class Outcome:
 def call(command: click.Command, *arguments: object, stdin: str | bytes = "") -> Outcome:
     """Run a command in this process; it can read what is below text if ``stdin`` is bytes."""
     out, err = io.StringIO(), io.StringIO()
-    source = io.StringIO(stdin) if isinstance(stdin, str) else io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
+    source = (
+        io.StringIO(stdin)
+        if isinstance(stdin, str)
+        else io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
+    )
     handler = signal.getsignal(signal.SIGTERM)
     code: object = None
     try:

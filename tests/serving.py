@@ -47,7 +47,9 @@ def served(engine: Any, **settings: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def started(*arguments: object, program: str = "", env: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+def started(
+    *arguments: object, program: str = "", env: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
     """``mlx-janus serve --port 0`` until it is ready; what still runs at the end is killed.
 
     Args:
@@ -113,7 +115,9 @@ def connect(client: httpx.Client, request: str, body: bytes = b"") -> socket.soc
 
 def post(client: httpx.Client, path: str, body: dict[str, Any]) -> socket.socket:
     content = json.dumps(body).encode()
-    return connect(client, f"POST {path}", b"Content-Length: %d\r\n\r\n%s" % (len(content), content))
+    return connect(
+        client, f"POST {path}", b"Content-Length: %d\r\n\r\n%s" % (len(content), content)
+    )
 
 
 def read_all(connection: socket.socket, pause: float = 0.0) -> bytes:

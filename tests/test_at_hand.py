@@ -68,7 +68,10 @@ def test_short_names_stand_for_the_published_models_and_a_folder_here_wins(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve("Janus-Pro-7B") == "deepseek-ai/Janus-Pro-7B"
-    assert (resolve("janus-1.3b"), resolve("janus-pro-1b")) == (SHORT_NAMES["janus-1.3b"], SHORT_NAMES["janus-pro-1b"])
+    assert (resolve("janus-1.3b"), resolve("janus-pro-1b")) == (
+        SHORT_NAMES["janus-1.3b"],
+        SHORT_NAMES["janus-pro-1b"],
+    )
     assert resolve("someone/janus-pro-1b") == "someone/janus-pro-1b"
     (tmp_path / "tiny").write_text("a file does not win")
     assert find_converted("tiny") == TINY
@@ -83,7 +86,10 @@ def test_every_command_resolves_short_names(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fake_hub.add("deepseek-ai/Janus-Pro-1B", SAFETENSORS)
-    assert call(group, "generate", "-m", "janus-pro-1b", "--text", "-p", "Hi?", "--max-tokens", 2).code == 0
+    assert (
+        call(group, "generate", "-m", "janus-pro-1b", "--text", "-p", "Hi?", "--max-tokens", 2).code
+        == 0
+    )
     assert call(group, "convert", "janus-pro-1b", "here", "--bits", 8).code == 0
     assert [source for source, _ in states()] == ["deepseek-ai/Janus-Pro-1B"] * 2 + ["janus-tiny"]
 
@@ -95,12 +101,24 @@ def test_an_empty_machine_has_the_model_of_the_package(fake_hub: FakeHub, folder
     done = call(group, "models")
     assert (done.code, done.stderr) == (0, "")
     title, row = done.stdout.splitlines()
-    assert title.split() == ["ID", "model", "commit", "state", "bits", "type", "size", "last", "used"]
+    assert title.split() == [
+        "ID",
+        "model",
+        "commit",
+        "state",
+        "bits",
+        "type",
+        "size",
+        "last",
+        "used",
+    ]
     assert row.split() == ["tiny", "janus-tiny", "in", "the", "package", "-", "float16", "8", "MB"]
     assert not folder.exists()
 
 
-def test_the_list_tells_what_is_converted_and_downloaded(fake_hub: FakeHub, served: Path, folder: Path) -> None:
+def test_the_list_tells_what_is_converted_and_downloaded(
+    fake_hub: FakeHub, served: Path, folder: Path
+) -> None:
     added = call(group, "models", "add", ID, "--bits", 4)
     converted = Path(added.stdout.strip())
     assert converted.parent == folder
@@ -131,7 +149,11 @@ def test_the_list_tells_what_is_converted_and_downloaded(fake_hub: FakeHub, serv
 def test_a_model_is_added_by_a_recipe(folder: Path) -> None:
     assert call(group, "models", "add", PRO, "--recipe", "light").code == 0
     assert call(group, "models", "add", PRO, "--bits", 4, "--recipe", "light").code == 2
-    (entry,) = (entry for entry in json.loads(call(group, "models", "--json").stdout) if entry["state"] == "converted")
+    (entry,) = (
+        entry
+        for entry in json.loads(call(group, "models", "--json").stdout)
+        if entry["state"] == "converted"
+    )
     assert (entry["bits"], entry["recipe"]) == (4, "light")
     row = next(line for line in call(group, "models").stdout.splitlines() if "converted" in line)
     assert row.split()[3] == "light"
@@ -145,12 +167,18 @@ def test_loading_a_model_is_its_last_use(folder: Path) -> None:
     assert one(PRO.name, "converted").used > 1_000_000_000  # type: ignore[operator]
 
 
-def test_other_models_downloads_and_folders_are_not_listed(fake_hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+def test_other_models_downloads_and_folders_are_not_listed(
+    fake_hub: FakeHub, folder: Path, tmp_path: Path
+) -> None:
     from huggingface_hub import hf_hub_download
 
     other = tmp_path / "other"
     other.mkdir()
-    for repo, config in [("a/llama", '{"model_type": "llama"}'), ("a/broken", "{"), ("a/list", "[]")]:
+    for repo, config in [
+        ("a/llama", '{"model_type": "llama"}'),
+        ("a/broken", "{"),
+        ("a/list", "[]"),
+    ]:
         (other / "config.json").write_text(config)
         fake_hub.add(repo, other)
         hf_hub_download(repo, "config.json")
@@ -165,7 +193,10 @@ def test_what_is_not_whole_is_said(fake_hub: FakeHub, served: Path, folder: Path
     from mlx_janus.weights import hub
 
     hub.fetch_config(hub.find(ID))
-    damaged, left = folder / "mine-0123456789abcdef", folder / ".mine-0123456789abcdef.999999999.89abcdef.partial"
+    damaged, left = (
+        folder / "mine-0123456789abcdef",
+        folder / ".mine-0123456789abcdef.999999999.89abcdef.partial",
+    )
     running = folder / f".mine-0123456789abcdef.{os.getpid()}.00000000.partial"
     for path in (damaged, left, running):
         path.mkdir(parents=True)
@@ -176,7 +207,10 @@ def test_what_is_not_whole_is_said(fake_hub: FakeHub, served: Path, folder: Path
         ("mine-0123456789abcdef", "unreadable"),
         (ID, "partly downloaded"),
     ]
-    assert [one("mine-0123456789abcdef", state).id for state in ("left over", "unreadable")] == ["89abcdef", "01234567"]
+    assert [one("mine-0123456789abcdef", state).id for state in ("left over", "unreadable")] == [
+        "89abcdef",
+        "01234567",
+    ]
     advice = next(finding.advice for finding in diagnosis.diagnose() if finding.about == "models")
     assert "mlx-janus models remove" in advice
     assert call(group, "models", "remove", "89abcdef", "--yes").code == 0
@@ -205,7 +239,12 @@ def test_removing_a_model_names_what_goes_and_leaves_the_rest(served: Path, fold
     assert f"{ID}, converted: {goes}" in done.stderr
     assert not goes.exists()
     assert sorted(states()) == sorted(
-        [(PRO.name, "converted"), (ID, "converted"), (ID, "downloaded"), ("janus-tiny", "in the package")]
+        [
+            (PRO.name, "converted"),
+            (ID, "converted"),
+            (ID, "downloaded"),
+            ("janus-tiny", "in the package"),
+        ]
     )
     assert call(group, "models", "remove", ID, "--downloads", "--yes").code == 0
     assert states() == [(PRO.name, "converted"), ("janus-tiny", "in the package")]
@@ -218,25 +257,34 @@ def test_a_download_goes_only_if_that_is_asked_for_and_shared_files_stay(
     find_converted(ID)
     (served / "tokenizer_config.json").write_text('{"new": 1}')  # a commit with the same weights
     find_converted(ID)
-    older, newer = sorted((entry for entry in list_models() if entry.is_download), key=lambda e: e.path.stat().st_ctime)
+    older, newer = sorted(
+        (entry for entry in list_models() if entry.is_download),
+        key=lambda e: e.path.stat().st_ctime,
+    )
     assert "--downloads" in error_line(call(group, "models", "remove", older.id, "--yes"))
     assert freed_bytes([older]) < older.size / 2
     assert freed_bytes([older, newer]) >= newer.size
     assert call(group, "models", "remove", older.id, "--downloads", "--yes").code == 0
     assert [entry.id for entry in list_models() if entry.is_download] == [newer.id]
-    assert (newer.path / "model.safetensors").read_bytes() == (served / "model.safetensors").read_bytes()
+    assert (newer.path / "model.safetensors").read_bytes() == (
+        served / "model.safetensors"
+    ).read_bytes()
 
 
 def test_removing_needs_an_answer_and_something_to_remove(folder: Path) -> None:
     converted = find_converted(PRO)
     assert "pass --yes" in error_line(call(group, "models", "remove", PRO.name))
     assert "part of the package" in error_line(call(group, "models", "remove", "tiny", "--yes"))
-    assert "no model 'absent' is here" in error_line(call(group, "models", "remove", "absent", "--yes"))
+    assert "no model 'absent' is here" in error_line(
+        call(group, "models", "remove", "absent", "--yes")
+    )
     assert call(group, "models", "--json", "remove", PRO.name).code == 2
     assert converted.exists()
 
 
-def test_on_a_terminal_removing_asks(fake_hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_removing_asks(
+    fake_hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     converted = find_converted(PRO)
     size = memory.format_size(sum(file.stat().st_size for file in converted.iterdir()))
     monkeypatch.setattr(at_hand, "_on_terminal", lambda: True)
@@ -273,7 +321,9 @@ def test_a_removal_that_stops_leaves_nothing_that_looks_like_a_model(
     monkeypatch.setenv("MLX_JANUS_CACHE", str(folder))
     assert not converted.exists()
     (rest,) = folder.iterdir()
-    stopped = rest.rename(rest.with_name(rest.name.replace(f".{os.getpid()}.", ".999999999.")))  # as if it had ended
+    stopped = rest.rename(
+        rest.with_name(rest.name.replace(f".{os.getpid()}.", ".999999999."))
+    )  # as if it had ended
     assert one(converted.name, "left over").path == stopped
     assert find_converted(PRO) == converted
     assert list(folder.iterdir()) == [converted]
@@ -300,7 +350,9 @@ def uploads(fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     uploads = Uploads()
 
     def create_repo(self: HfApi, repo_id: str, *, private: bool | None, **options: object) -> str:
-        uploads.calls.append({"token": self.token, "repo_id": repo_id, "private": private, **options})
+        uploads.calls.append(
+            {"token": self.token, "repo_id": repo_id, "private": private, **options}
+        )
         fake_hub.repos.setdefault(repo_id, Repo()).branches["main"] = tmp_path
         fake_hub.repos[repo_id].private |= bool(private) and repo_id not in uploads.there
         return f"https://huggingface.co/{repo_id}"
@@ -309,7 +361,10 @@ def uploads(fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         if uploads.error:
             raise uploads.error
         uploads.calls.append(options)
-        uploads.files = {addition.path_in_repo: addition.upload_info.size for addition in additions(self, folder_path)}
+        uploads.files = {
+            addition.path_in_repo: addition.upload_info.size
+            for addition in additions(self, folder_path)
+        }
         uploads.files["README.md"] = (Path(folder_path) / "README.md").read_text()
 
     def additions(api: HfApi, path: str) -> list[Any]:
@@ -323,7 +378,9 @@ def uploads(fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return uploads
 
 
-def test_a_converted_folder_is_uploaded_with_a_card(served: Path, uploads: Uploads, tmp_path: Path) -> None:
+def test_a_converted_folder_is_uploaded_with_a_card(
+    served: Path, uploads: Uploads, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     done = call(group, "convert", ID, output, "--bits", 4, "--upload", "me/small-4bit")
     assert (done.code, done.stdout) == (0, "https://huggingface.co/me/small-4bit\n")
@@ -355,8 +412,12 @@ def test_a_converted_folder_is_uploaded_with_a_card(served: Path, uploads: Uploa
     assert uploads.calls[-1]["repo_id"] == "me/again"
 
 
-def test_the_card_of_a_folders_conversion_claims_no_more_than_is_known(converted: dict[str, Path]) -> None:
-    card = model_card(converted["transformers"], Source(FIXTURES / "transformers", "transformers"), "me/mine")
+def test_the_card_of_a_folders_conversion_claims_no_more_than_is_known(
+    converted: dict[str, Path],
+) -> None:
+    card = model_card(
+        converted["transformers"], Source(FIXTURES / "transformers", "transformers"), "me/mine"
+    )
     assert "base_model" not in card
     assert "license:" not in card
     assert "not stated by the source" in card
@@ -374,7 +435,9 @@ def test_nothing_is_uploaded_unasked_or_without_a_token(
     assert "hf auth login" in line
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in error_line(call(group, "convert", ID, tmp_path / "other", "--upload", "me/mine"))
+    assert "HF_HUB_OFFLINE" in error_line(
+        call(group, "convert", ID, tmp_path / "other", "--upload", "me/mine")
+    )
     assert uploads.calls == []
     assert not (tmp_path / "other").exists()
 
@@ -394,13 +457,17 @@ def test_a_private_upload_never_ends_in_a_public_repository(
 
 
 def test_the_card_of_a_recipe_names_it(served: Path, uploads: Uploads, tmp_path: Path) -> None:
-    done = call(group, "convert", ID, tmp_path / "out", "--recipe", "faithful", "--upload", "me/small")
+    done = call(
+        group, "convert", ID, tmp_path / "out", "--recipe", "faithful", "--upload", "me/small"
+    )
     assert done.code == 0, done.stderr
     assert "Quantized by the recipe `faithful` of mlx_janus" in str(uploads.files["README.md"])
     assert "head 8 bits" not in str(uploads.files["README.md"])
 
 
-def test_an_upload_that_fails_says_how_to_go_on(served: Path, uploads: Uploads, tmp_path: Path) -> None:
+def test_an_upload_that_fails_says_how_to_go_on(
+    served: Path, uploads: Uploads, tmp_path: Path
+) -> None:
     uploads.error = OSError("the line is dead")
     line = error_line(call(group, "convert", ID, tmp_path / "out", "--upload", "me/mine"))
     assert "(the line is dead): try again with --verify --upload me/mine" in line
@@ -415,7 +482,9 @@ def test_a_repository_that_may_not_be_written_asks_for_another_token(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     fake_hub.status = 403
     with pytest.raises(HubError, match=r"HTTP 403.*may write"):
-        upload_converted(converted["transformers"], Source(FIXTURES / "transformers", "transformers"), "me/mine")
+        upload_converted(
+            converted["transformers"], Source(FIXTURES / "transformers", "transformers"), "me/mine"
+        )
 
 
 # The doctor
@@ -489,8 +558,12 @@ def test_the_doctor_tells_how_to_raise_the_wired_limit(
     assert found("wired limit").advice.endswith("sudo sysctl iogpu.wired_limit_mb=20480")
 
 
-def test_a_broken_package_ends_with_1(monkeypatch: pytest.MonkeyPatch, fake_hub: FakeHub, folder: Path) -> None:
-    monkeypatch.setattr("mlx_janus.weights.folder.open_converted", fail(ImportError("no libmlx.so")))
+def test_a_broken_package_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, fake_hub: FakeHub, folder: Path
+) -> None:
+    monkeypatch.setattr(
+        "mlx_janus.weights.folder.open_converted", fail(ImportError("no libmlx.so"))
+    )
     done = call(group, "doctor")
     assert done.code == 1
     assert re.search(r"^package +fail  ImportError: no libmlx.so$", done.stdout, re.MULTILINE)

@@ -19,7 +19,9 @@ def janus() -> JanusPipeline:
     return mlx_janus.load("tiny")
 
 
-def begin(batch: DrawingBatch, janus: JanusPipeline, prompt: str, options: DrawOptions, *seeds: int) -> list[Picture]:
+def begin(
+    batch: DrawingBatch, janus: JanusPipeline, prompt: str, options: DrawOptions, *seeds: int
+) -> list[Picture]:
     ids = janus.pathway.prompt_ids(prompt)
     pictures = [Picture(seed, options) for seed in seeds]
     batch.add(ids, janus.prompts.unconditional(ids), pictures)
@@ -52,7 +54,10 @@ def test_pictures_join_at_any_step_and_each_is_as_drawn_alone(janus: JanusPipeli
     assert whole == list(begun)  # in the order in which they began: all have as many tokens
     assert not batch.pictures
     for picture, prompt in begun.items():
-        assert np.array_equal(picture.tokens(), alone(janus, prompt, picture)), (prompt, picture.seed)
+        assert np.array_equal(picture.tokens(), alone(janus, prompt, picture)), (
+            prompt,
+            picture.seed,
+        )
 
 
 def test_a_picture_given_up_leaves_the_others_as_they_are(janus: JanusPipeline) -> None:

@@ -34,11 +34,20 @@ def test_bench_prints_one_table(bits: tuple[str, ...]) -> None:
     assert rows[0] == ["measured", "ours over the other", "ours", "the other"]
     ratios = {row[0]: float(row[1]) for row in rows[2:] if row[1]}
     assert all(ratio > 0 for ratio in ratios.values())
-    for what in ("drawing step", "answering step", "step of four", "first token.*picture", "bandwidth", "pass of 8"):
+    for what in (
+        "drawing step",
+        "answering step",
+        "step of four",
+        "first token.*picture",
+        "bandwidth",
+        "pass of 8",
+    ):
         assert any(re.match(what, name) for name in ratios), what
 
 
-def test_a_part_that_fails_or_lacks_its_peer_is_named_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_fails_or_lacks_its_peer_is_named_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(_: Setup) -> list[bench.Row]:
         raise ValueError("no luck")
 
@@ -48,7 +57,10 @@ def test_a_part_that_fails_or_lacks_its_peer_is_named_and_the_rest_goes_on(monke
     outcome = call(bench.main, "--model", "tiny", "--steps", 1, "--repeats", 1, *only)
     assert outcome.code == 0
     assert "- batch: failed, ValueError: no luck\n" in outcome.stdout
-    assert "- transformers: torch is not installed: pip install torch==2.13.0 transformers\n" in outcome.stdout
+    assert (
+        "- transformers: torch is not installed: pip install torch==2.13.0 transformers\n"
+        in outcome.stdout
+    )
     assert "- mlx-vlm: mlx_vlm is not installed: pip install mlx-vlm\n" in outcome.stdout
     assert "| decoding one picture's tokens, 64 x 64 |" in outcome.stdout
 
@@ -76,7 +88,9 @@ def test_the_measured_peak_grows_with_the_pictures_as_computed() -> None:
     before = mx.get_active_memory()
     one, four = (memory_table.peak(f"tiny float32 float draw {n}") - before for n in (1, 4))
     sizes = config(MODELS["tiny"].sizes)
-    cache = task_memory(sizes, "float32", pictures=4)["draw"] - task_memory(sizes, "float32")["draw"]
+    cache = (
+        task_memory(sizes, "float32", pictures=4)["draw"] - task_memory(sizes, "float32")["draw"]
+    )
     assert four - one == pytest.approx(cache, rel=0.5)
 
 
@@ -87,4 +101,6 @@ def test_many_clients_of_a_server_each_get_what_is_theirs() -> None:
     answers, drawings = re.search(r"answers, drawings \| (\d+), (\d+)", outcome.stdout).groups()  # type: ignore[union-attr]
     assert min(int(answers), int(drawings)) > 0
     assert re.search(r"8 drawings in a row .* times as quick", outcome.stdout)
-    assert re.search(r"while 8 pictures are drawn, which takes [\d.]+ s \| [\d.]+ \|", outcome.stdout)
+    assert re.search(
+        r"while 8 pictures are drawn, which takes [\d.]+ s \| [\d.]+ \|", outcome.stdout
+    )

@@ -51,18 +51,30 @@ def test_a_folder_becomes_lines_in_the_order_of_names(model: Path, pro: Janus) -
     for line in facts:
         expected = pro.generate_text("Describe the picture.", line["path"], max_tokens=4)
         assert (line["text"], line["tokens"]) == (expected.text, list(expected.tokens))
-        assert (line["finish_reason"], line["seed"], line["model"]) == (expected.finish_reason, 3, model.name)
+        assert (line["finish_reason"], line["seed"], line["model"]) == (
+            expected.finish_reason,
+            3,
+            model.name,
+        )
         assert line["prompt"] == "Describe the picture."
 
 
 def test_files_patterns_and_folders_are_taken_once_each(model: Path) -> None:
-    paths = ("photos/deep.png/d.png", "photos/[ab].*", "./photos//b.PNG", "photos", "photos/**/d.png")
+    paths = (
+        "photos/deep.png/d.png",
+        "photos/[ab].*",
+        "./photos//b.PNG",
+        "photos",
+        "photos/**/d.png",
+    )
     done = ask(model, *paths, "-p", "Was ist das für ein Bild?")
     assert [line["path"] for line in lines(done.stdout)] == ["photos/deep.png/d.png", *NAMES]
     assert '"Was ist das für ein Bild?"' in done.stdout
 
 
-def test_a_run_that_was_killed_is_gone_on_with(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_killed_is_gone_on_with(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ("photos", "-o", "out.jsonl", "--temperature", 1, "--seed", 8)
     assert ask(model, *words).stdout == ""
     output = Path("out.jsonl")
@@ -72,7 +84,9 @@ def test_a_run_that_was_killed_is_gone_on_with(model: Path, monkeypatch: pytest.
     asked: list[object] = []
     real = Janus.generate_text
     monkeypatch.setattr(
-        Janus, "generate_text", lambda self, p, image, **more: (asked.append(image), real(self, p, image, **more))[1]
+        Janus,
+        "generate_text",
+        lambda self, p, image, **more: (asked.append(image), real(self, p, image, **more))[1],
     )
     for kept in (second + 3, second + 40, len(whole) - 1, second, 0):
         output.write_bytes(whole[:kept])
@@ -121,9 +135,10 @@ def test_a_file_name_that_is_no_text(model: Path) -> None:
         pytest.skip("this file system takes UTF-8 alone")
     for _ in range(2):
         assert ask(model, "latin-*.png", "-o", "out.jsonl").code == 0
-        assert [line["path"].encode(errors="surrogateescape") for line in lines(Path("out.jsonl").read_text())] == [
-            name
-        ]
+        assert [
+            line["path"].encode(errors="surrogateescape")
+            for line in lines(Path("out.jsonl").read_text())
+        ] == [name]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +153,9 @@ def test_a_file_name_that_is_no_text(model: Path) -> None:
 )
 def test_a_file_of_something_else_is_left_as_it_is(model: Path, text: str, what: str) -> None:
     Path("out.jsonl").write_text(text)
-    assert what in error_line(call(caption.main, "-m", "no/such/model", "photos", "-o", "out.jsonl"))
+    assert what in error_line(
+        call(caption.main, "-m", "no/such/model", "photos", "-o", "out.jsonl")
+    )
     assert Path("out.jsonl").read_text() == text
 
 

@@ -50,13 +50,24 @@ def model(converted: dict[str, Path]) -> Path:
 
 def talk(model: Path, *lines: str, flags: tuple[object, ...] = ()) -> Outcome:
     """A chat with these lines piped to it."""
-    return call(chat.main, "-m", model, "--max-tokens", 8, *flags, stdin="".join(f"{line}\n" for line in lines))
+    return call(
+        chat.main,
+        "-m",
+        model,
+        "--max-tokens",
+        8,
+        *flags,
+        stdin="".join(f"{line}\n" for line in lines),
+    )
 
 
 def replies(janus: Janus, *questions: Turn) -> list[str]:
     """The library's answers to a conversation's questions."""
     conversation = janus.conversation()
-    return [conversation.send(turn.text, [PICTURE] * turn.images, max_tokens=8).text for turn in questions]
+    return [
+        conversation.send(turn.text, [PICTURE] * turn.images, max_tokens=8).text
+        for turn in questions
+    ]
 
 
 def written(*answers: str) -> str:
@@ -108,7 +119,9 @@ def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
 
 def test_draws_with_the_options_given(model: Path, pro: Janus, here: Path) -> None:
     """Temperature 0 is a temperature."""
-    done = talk(model, "/draw a red fox", "/draw\ta red fox", flags=("--seed", 9, "--temperature", 0))
+    done = talk(
+        model, "/draw a red fox", "/draw\ta red fox", flags=("--seed", 9, "--temperature", 0)
+    )
     assert (done.code, done.stdout) == (0, "janus.png\njanus_2.png\n")
     assert done.stderr.count("seed 9\n") == 2
     assert "16/16" in done.stderr
@@ -128,7 +141,9 @@ def test_a_drawing_without_a_seed_shows_its_own(model: Path, here: Path) -> None
 
 
 def test_sampling_options_reach_answers(model: Path, pro: Janus) -> None:
-    done = talk(model, "Hello?", flags=("--temperature", 1, "--top-p", 0.9, "--seed", 4, "--system", ""))
+    done = talk(
+        model, "Hello?", flags=("--temperature", 1, "--top-p", 0.9, "--seed", 4, "--system", "")
+    )
     stream = pro.stream_turns(
         [Turn("user", "Hello?")],
         [],
@@ -138,7 +153,9 @@ def test_sampling_options_reach_answers(model: Path, pro: Janus) -> None:
     assert done.stdout == written("".join(chunk.text for chunk in stream))
 
 
-def test_file_names_as_people_type_them(model: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_names_as_people_type_them(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unquoted with spaces or an apostrophe, quoted, several, under ~, and dropped onto the terminal."""
     monkeypatch.setenv("HOME", str(here))
     for name in ("it's a photo.png", "a b.png", "c.png"):
@@ -157,7 +174,16 @@ def test_file_names_as_people_type_them(model: Path, here: Path, monkeypatch: py
         "/image ~nobody-of-that-name/c.png",
     )
     assert (done.code, done.stdout) == (0, "")
-    assert re.findall(r"^(\d+) waiting", done.stderr, re.MULTILINE) == ["1", "2", "4", "5", "6", "7", "8", "10"]
+    assert re.findall(r"^(\d+) waiting", done.stderr, re.MULTILINE) == [
+        "1",
+        "2",
+        "4",
+        "5",
+        "6",
+        "7",
+        "8",
+        "10",
+    ]
     assert "Error: it's gone.png does not exist: quote names" in done.stderr
     assert "Error: ~nobody-of-that-name/c.png does not exist" in done.stderr
 
@@ -171,11 +197,19 @@ def test_paths_in_questions_are_questions(model: Path, pro: Janus) -> None:
 def test_what_fails_leaves_the_talk_as_it_was(model: Path, pro: Janus) -> None:
     """Also a question too long for the context, whose picture still waits for the next one."""
     done = talk(model, "Hello?", f"/image {PICTURE}", "lighthouse " * 10_000, "What is this?")
-    assert done.stdout == written(*replies(pro, Turn("user", "Hello?"), Turn("user", "What is this?", 1)))
-    assert re.search(r"^Error: the question is \d+ tokens long.*; /reset forgets what was said$", done.stderr, re.M)
+    assert done.stdout == written(
+        *replies(pro, Turn("user", "Hello?"), Turn("user", "What is this?", 1))
+    )
+    assert re.search(
+        r"^Error: the question is \d+ tokens long.*; /reset forgets what was said$",
+        done.stderr,
+        re.M,
+    )
 
 
-@pytest.mark.parametrize("error", [RuntimeError("[malloc] Unable to\nallocate 8 bytes."), MemoryError(), OSError("x")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("[malloc] Unable to\nallocate 8 bytes."), MemoryError(), OSError("x")]
+)
 def test_failures_do_not_end_the_talk(
     model: Path, pro: Janus, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -187,7 +221,10 @@ def test_failures_do_not_end_the_talk(
 
     monkeypatch.setattr(conversation, "generate_steps", fail_once)
     done = talk(model, "/draw a fox", "Hello?", "/draw a fox")
-    assert (done.code, done.stdout) == (0, f"{written(*replies(pro, Turn('user', 'Hello?')))}janus.png\n")
+    assert (done.code, done.stdout) == (
+        0,
+        f"{written(*replies(pro, Turn('user', 'Hello?')))}janus.png\n",
+    )
     assert len(re.findall("^Error: .*$", done.stderr, re.MULTILINE)) == 1
 
 
@@ -315,7 +352,9 @@ def test_settings_are_checked_listed_and_used(here: Path) -> None:
 def test_stats_tell_what_an_answer_took() -> None:
     done = tiny_talk("How many shapes are there?", "How many stars are there?", "/stats")
     assert re.search(r"^1 token$", done.stderr, re.MULTILINE)
-    read, total = re.findall(r"^(\d+) of (\d+) prompt tokens read, first token after [\d.]+ s$", done.stderr, re.M)[0]
+    read, total = re.findall(
+        r"^(\d+) of (\d+) prompt tokens read, first token after [\d.]+ s$", done.stderr, re.M
+    )[0]
     assert int(read) < int(total) / 2
     assert re.search(rf"^context {int(total) + 1} of 1024$", done.stderr, re.MULTILINE)
 
@@ -325,14 +364,20 @@ def test_stats_tell_what_an_answer_took() -> None:
 def test_ctrl_c_and_ctrl_d_on_a_terminal(model: Path) -> None:
     """Ctrl-C at the prompt and during an answer keeps the chat, Ctrl-D leaves it."""
     pexpect = pytest.importorskip("pexpect")
-    program = f"{INTERRUPTIBLE}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
+    program = (
+        f"{INTERRUPTIBLE}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
+    )
     arguments = ["-c", program, "-m", str(model), "--max-tokens", "16000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
-    terminal = pexpect.spawn(sys.executable, arguments, env=environment, encoding="utf-8", timeout=30)
+    terminal = pexpect.spawn(
+        sys.executable, arguments, env=environment, encoding="utf-8", timeout=30
+    )
     try:
         terminal.expect_exact("is ready")
         terminal.expect_exact("> ")
-        time.sleep(0.2)  # CPython looks for a signal that comes before readline waits only at the next key
+        time.sleep(
+            0.2
+        )  # CPython looks for a signal that comes before readline waits only at the next key
         terminal.sendintr()
         terminal.expect_exact("Ctrl-D leaves.")
         terminal.expect_exact("> ")
@@ -362,18 +407,30 @@ class Terminal:
         pexpect, pyte = pytest.importorskip("pexpect"), pytest.importorskip("pyte")
         self.eof, self.timeout = pexpect.EOF, pexpect.TIMEOUT
         program = f"{INTERRUPTIBLE}{before}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
-        home = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder / "state"), "HOME": str(folder)}
+        home = {
+            "PYTHONPATH": str(ROOT),
+            "XDG_STATE_HOME": str(folder / "state"),
+            "HOME": str(folder),
+        }
         self.child = pexpect.spawn(
             sys.executable,
             ["-c", program, *map(str, flags)],
-            env={**os.environ, **home, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **environment},
+            env={
+                **os.environ,
+                **home,
+                "TERM": "xterm-256color",
+                "PROMPT_TOOLKIT_NO_CPR": "1",
+                **environment,
+            },
             encoding="utf-8",
             timeout=60,
             dimensions=(40, 100),
             cwd=str(folder),
         )
         self.written, self.typed = "", 0
-        self.answers: dict[str, str] = {}  # what a terminal that can do more says, to what it is asked
+        self.answers: dict[
+            str, str
+        ] = {}  # what a terminal that can do more says, to what it is asked
         self.screen = pyte.Screen(100, 40)
         self.stream = pyte.Stream(self.screen)
 
@@ -383,7 +440,11 @@ class Terminal:
         while time.monotonic() < deadline:
             self.read()
             lines = self.lines()
-            if lines and lines[-1] == texts[-1].rstrip() and all(text.rstrip() in lines for text in texts):
+            if (
+                lines
+                and lines[-1] == texts[-1].rstrip()
+                and all(text.rstrip() in lines for text in texts)
+            ):
                 return
         raise AssertionError(f"{texts} did not come: {self.lines()}")
 
@@ -446,7 +507,11 @@ def test_a_chat_on_a_terminal_with_a_picture_in_it(here: Path, terminal: Any) ->
     assert shown == list(range(shown[0], shown[0] + 20))  # drawn over and over at one place
     cells = np.array(
         [
-            [tuple(bytes.fromhex(colour)) for x in range(40) for colour in [getattr(one.screen.buffer[y][x], half)]]
+            [
+                tuple(bytes.fromhex(colour))
+                for x in range(40)
+                for colour in [getattr(one.screen.buffer[y][x], half)]
+            ]
             for y in shown
             for half in ("fg", "bg")
         ]
@@ -568,7 +633,9 @@ def test_a_whole_transcript_on_a_terminal(here: Path, terminal: Any) -> None:
     other.leave()
     again = janus.conversation()
     again.load(here / "talk.json")
-    assert [message.tokens for message in again.messages] == [message.tokens for message in talk.messages]
+    assert [message.tokens for message in again.messages] == [
+        message.tokens for message in talk.messages
+    ]
     texts = [message.text for message in again.messages]
     assert texts == ["a red circle", question, first.text, "Describe the picture.", second.text]
 
@@ -614,7 +681,9 @@ def sixels(text: str) -> np.ndarray:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("protocol", ["sixel", "kitty"])
-def test_terminals_that_show_pixels_get_the_picture(here: Path, terminal: Any, protocol: str) -> None:
+def test_terminals_that_show_pixels_get_the_picture(
+    here: Path, terminal: Any, protocol: str
+) -> None:
     """What they are sent is read back, and holds what the file does."""
     one = terminal()
     one.answers = {
@@ -645,7 +714,9 @@ def test_a_prompt_stays_out_of_a_redirected_answer(model: Path, here: Path) -> N
     pexpect = pytest.importorskip("pexpect")
     line = f'"{sys.executable}" -m mlx_janus.chat -m "{model}" --max-tokens 8 >answers.txt'
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
-    terminal = pexpect.spawn("bash", ["-c", line], env=environment, encoding="utf-8", timeout=30, cwd=str(here))
+    terminal = pexpect.spawn(
+        "bash", ["-c", line], env=environment, encoding="utf-8", timeout=30, cwd=str(here)
+    )
     try:
         terminal.expect_exact("> ")
         terminal.sendline("Hello?")

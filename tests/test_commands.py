@@ -99,15 +99,21 @@ def test_draws_to_janus_png_and_keeps_what_is_there(model: Path, here: Path) -> 
 
 def test_stdout_is_paths_and_stderr_progress(model: Path, here: Path) -> None:
     """In a process of its own: nothing that a library prints may join the paths."""
-    done = run("-m", "mlx_janus.generate", "-m", model, "-p", PROMPT, "--n", 2, "--seed", 3, cwd=here)
+    done = run(
+        "-m", "mlx_janus.generate", "-m", model, "-p", PROMPT, "--n", 2, "--seed", 3, cwd=here
+    )
     assert (done.code, done.stdout) == (0, "janus-1.png\njanus-2.png\n")
     assert re.search(r"drawing: 100%.* 16/16 .*\d images/min", done.stderr)
     assert re.findall(r"seed (\d+)", done.stderr) == ["3", "4"]
     assert "Warning" not in done.stderr
 
 
-def test_several_pictures_have_following_names_and_seeds(model: Path, here: Path, pro: Janus) -> None:
-    done = draw(model, "--n", 3, "-o", here / "out.png", "--seed", 40, "--cfg-weight", 3.5, "--top-p", 0.9)
+def test_several_pictures_have_following_names_and_seeds(
+    model: Path, here: Path, pro: Janus
+) -> None:
+    done = draw(
+        model, "--n", 3, "-o", here / "out.png", "--seed", 40, "--cfg-weight", 3.5, "--top-p", 0.9
+    )
     paths = [here / f"out-{i}.png" for i in (1, 2, 3)]
     assert done.stdout.splitlines() == [str(path) for path in paths]
     expected = pro.generate_images(PROMPT, n=3, seed=40, cfg_weight=3.5, top_p=0.9)
@@ -125,7 +131,9 @@ def test_several_pictures_have_following_names_and_seeds(model: Path, here: Path
         assert np.array_equal(pixels(path), np.array(image.image))
 
 
-def test_a_file_of_prompts_is_drawn_into_a_folder_and_resumed(model: Path, here: Path, pro: Janus) -> None:
+def test_a_file_of_prompts_is_drawn_into_a_folder_and_resumed(
+    model: Path, here: Path, pro: Janus
+) -> None:
     Path("prompts.txt").write_text("a fox\n\n  a fox in a storm \na fox\n", encoding="utf-8")
     words = ("-m", model, "--prompts-file", "prompts.txt", "--seed", "5", "-o", "out/deep")
     first = call(generate.main, *words)
@@ -159,19 +167,27 @@ def test_several_prompts_and_pictures_of_each_resume_in_the_middle(model: Path, 
 def test_prompts_that_cannot_be_read(here: Path) -> None:
     Path("empty.txt").write_text("\n \n")
     Path("latin.txt").write_bytes("ein Schloß\n".encode("latin-1"))
-    for name, what in (("empty.txt", "holds no prompt"), ("latin.txt", "no text in UTF-8"), ("none.txt", "none.txt")):
+    for name, what in (
+        ("empty.txt", "holds no prompt"),
+        ("latin.txt", "no text in UTF-8"),
+        ("none.txt", "none.txt"),
+    ):
         outcome = call(generate.main, "--prompts-file", name)
         assert outcome.code == 2
         assert what in outcome.stderr
     Path("file").write_text("")
-    assert "file/out cannot be made" in error_line(call(generate.main, "-p", "a", "-p", "b", "-o", "file/out"))
+    assert "file/out cannot be made" in error_line(
+        call(generate.main, "-p", "a", "-p", "b", "-o", "file/out")
+    )
 
 
 def test_windows_and_lookups_change_time_alone(model: Path, here: Path) -> None:
     for i, window in enumerate(("1", "4")):
         assert draw(model, "--seed", "3", "--window", window, "-o", f"{i}.png").code == 0
     assert np.array_equal(pixels(Path("0.png")), pixels(Path("1.png")))
-    answers = [answer(model, "--text", "--max-tokens", "12", "--lookup", k).stdout for k in ("0", "6")]
+    answers = [
+        answer(model, "--text", "--max-tokens", "12", "--lookup", k).stdout for k in ("0", "6")
+    ]
     assert answers[0] == answers[1]
 
 
@@ -191,9 +207,15 @@ def test_defaults_are_the_models_own(model: Path, here: Path, tmp_path: Path) ->
     config["generation"] |= {"cfg_weight": 2.5, "temperature": 0.5}
     (other / "config.json").write_text(json.dumps(config))
     draw(other, "-o", "own.png")
-    assert (facts(here / "own.png")["cfg_weight"], facts(here / "own.png")["temperature"]) == ("2.5", "0.5")
+    assert (facts(here / "own.png")["cfg_weight"], facts(here / "own.png")["temperature"]) == (
+        "2.5",
+        "0.5",
+    )
     draw(other, "-o", "given.png", "--cfg-weight", 0, "--temperature", 0)
-    assert (facts(here / "given.png")["cfg_weight"], facts(here / "given.png")["temperature"]) == ("0", "0")
+    assert (facts(here / "given.png")["cfg_weight"], facts(here / "given.png")["temperature"]) == (
+        "0",
+        "0",
+    )
 
 
 def test_drawing_as_json(model: Path, here: Path, pro: Janus) -> None:
@@ -230,7 +252,9 @@ def test_draws_from_pytorch_folders_and_quantized(here: Path, bits: int) -> None
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_answers_are_the_librarys(converted: dict[str, Path], pipelines: dict[str, Janus], folder: str) -> None:
+def test_answers_are_the_librarys(
+    converted: dict[str, Path], pipelines: dict[str, Janus], folder: str
+) -> None:
     done = answer(converted[folder], "-i", PICTURE, "--max-tokens", 20)
     expected = pipelines[folder].generate_text(QUESTION, PICTURE, max_tokens=20)
     assert (done.code, done.stdout) == (0, f"{expected.text}\n")
@@ -239,7 +263,9 @@ def test_answers_are_the_librarys(converted: dict[str, Path], pipelines: dict[st
 def test_an_answer_is_streamed(model: Path, pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces: list[str] = []
     echo = click.echo
-    monkeypatch.setattr(click, "echo", lambda message="", **more: (pieces.append(message), echo(message, **more))[1])
+    monkeypatch.setattr(
+        click, "echo", lambda message="", **more: (pieces.append(message), echo(message, **more))[1]
+    )
     answer(model, "--text", "--max-tokens", 20)
     chunks = [chunk.text for chunk in pro.stream_text(QUESTION, max_tokens=20)]
     assert len(chunks) > 5
@@ -249,10 +275,27 @@ def test_an_answer_is_streamed(model: Path, pro: Janus, monkeypatch: pytest.Monk
 def test_several_pictures_and_other_options(model: Path, pro: Janus, tmp_path: Path) -> None:
     other = tmp_path / "other.jpg"
     Image.new("RGB", (50, 90), "teal").save(other)
-    flags = ("--max-tokens", 12, "--system", "Be brief.", "--top-p", 0.9, "--temperature", 1, "--seed", 7)
+    flags = (
+        "--max-tokens",
+        12,
+        "--system",
+        "Be brief.",
+        "--top-p",
+        0.9,
+        "--temperature",
+        1,
+        "--seed",
+        7,
+    )
     done = answer(model, "-i", PICTURE, "-i", other, *flags)
     expected = pro.generate_text(
-        QUESTION, [PICTURE, other], max_tokens=12, system="Be brief.", top_p=0.9, temperature=1, seed=7
+        QUESTION,
+        [PICTURE, other],
+        max_tokens=12,
+        system="Be brief.",
+        top_p=0.9,
+        temperature=1,
+        seed=7,
     )
     assert done.stdout == f"{expected.text}\n"
     turned = pro.generate_text(QUESTION, [other, PICTURE], max_tokens=12, temperature=1, seed=7)
@@ -305,10 +348,18 @@ WRONG_USES = [
     (generate.main, ["-p", "x", "--seed", str(2**63)], "--seed"),
     (generate.main, ["-p", "x", "--bits", "3"], "--bits"),
     (generate.main, ["-p", "x", "--recipe", "heavy"], "--recipe"),
-    (generate.main, ["-p", "x", "--recipe", "light", "--bits", "4"], "--recipe does not go with --bits"),
+    (
+        generate.main,
+        ["-p", "x", "--recipe", "light", "--bits", "4"],
+        "--recipe does not go with --bits",
+    ),
     (chat.main, ["--bits", "4", "--recipe", "light"], "--recipe does not go with --bits"),
     (generate.main, ["-p", "x", "--dtype", "int8"], "--dtype"),
-    (generate.main, ["-p", "x", "--image", "a.png", "--output", "b.png"], "--output does not go with answering"),
+    (
+        generate.main,
+        ["-p", "x", "--image", "a.png", "--output", "b.png"],
+        "--output does not go with answering",
+    ),
     (generate.main, ["-p", "x", "--text", "--n", "2"], "--n does not go with answering"),
     (generate.main, ["-p", "x", "-p", "y", "--text"], "one question at a time"),
     (generate.main, ["-p", "x", "--window", "0"], "--window"),
@@ -318,26 +369,50 @@ WRONG_USES = [
     (generate.main, ["-p", "x", "--system", ""], "--system does not go with drawing"),
     (generate.main, ["-p", "x", "--text", "--max-tokens", "0"], "--max-tokens"),
     (generate.main, ["-p", "x", "and", "more"], "unexpected extra argument"),
-    (generate.main, ["-p", "x", "-i", "http://a.org/b.png"], "http:// is not read: give a file, or an address"),
+    (
+        generate.main,
+        ["-p", "x", "-i", "http://a.org/b.png"],
+        "http:// is not read: give a file, or an address",
+    ),
     (generate.main, ["-p", "x", "-i", "file:///b.png"], "file:// is not read"),
     (generate.main, ["-p", "-", "-i", "-"], "stdin can be read once"),
     (generate.main, ["-p", "x", "-i", "-", "-i", "-"], "stdin can be read once"),
     (generate.main, ["-p", "-", "--prompts-file", "-"], "stdin can be read once"),
-    (generate.main, ["-p", "x", "--text", "--config-from", "a.png"], "--config-from does not go with answering"),
-    (generate.main, ["-p", "x", "--text", "--upscale", "2"], "--upscale does not go with answering"),
+    (
+        generate.main,
+        ["-p", "x", "--text", "--config-from", "a.png"],
+        "--config-from does not go with answering",
+    ),
+    (
+        generate.main,
+        ["-p", "x", "--text", "--upscale", "2"],
+        "--upscale does not go with answering",
+    ),
     (generate.main, ["-p", "x", "--text", "--show"], "--show does not go with answering"),
     (generate.main, ["-p", "x", "-i", ""], "is empty: name a picture"),
     (generate.main, ["-p", "x", "--upscale", "5"], "--upscale"),
     (generate.main, ["-p", "x", "--preview-every", "5"], "--preview-every goes with --preview-dir"),
-    (generate.main, ["-p", "x", "-p", "y", "--preview-dir", "a"], "--preview-dir goes with one prompt"),
+    (
+        generate.main,
+        ["-p", "x", "-p", "y", "--preview-dir", "a"],
+        "--preview-dir goes with one prompt",
+    ),
     (caption.main, [], "Missing argument"),
     (caption.main, ["a.png", "-p", " "], "--prompt is empty"),
     (caption.main, ["a.png", ""], "PATH is empty"),
     (convert.main, ["a"], "Missing argument"),
     (convert.main, ["a", "b", "--bits", "3"], "--bits"),
     (convert.main, ["a", "b", "--group-size", "16", "--bits", "4"], "--group-size"),
-    (convert.main, ["a", "b", "--bits", "4", "--recipe", "light"], "--recipe does not go with --bits"),
-    (convert.main, ["a", "b", "--recipe", "light", "--group-size", "32"], "--group-size goes with --bits"),
+    (
+        convert.main,
+        ["a", "b", "--bits", "4", "--recipe", "light"],
+        "--recipe does not go with --bits",
+    ),
+    (
+        convert.main,
+        ["a", "b", "--recipe", "light", "--group-size", "32"],
+        "--group-size goes with --bits",
+    ),
     (convert.main, ["a", "b", "--verify", "--recipe", "light"], "--verify checks"),
     (convert.main, ["a", "b", "--group-size", "32"], "--group-size goes with --bits"),
     (convert.main, ["a", "b", "--private"], "--private goes with --upload"),
@@ -377,7 +452,9 @@ def test_wrong_use_does_not_wait_for_mlx() -> None:
 def test_no_model_and_missing_models(here: Path) -> None:
     (here / "weights.bin").write_bytes(b"x")
     (here / "empty").mkdir()
-    assert "deepseek-ai/Janus-Pro-1B" in error_line(call(generate.main, "-p", "x", "--revision", "main"))
+    assert "deepseek-ai/Janus-Pro-1B" in error_line(
+        call(generate.main, "-p", "x", "--revision", "main")
+    )
     for model, what in [
         ("absent/folder/of/mine", "absent/folder/of/mine is neither a folder nor a Hub id"),
         ("weights.bin", "weights.bin is a file"),
@@ -391,8 +468,18 @@ def test_no_model_and_missing_models(here: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "family"),
     [
-        ({"model_type": "multi_modality", "vision_gen_enc_config": {}, "vision_und_enc_config": {}}, "JanusFlow"),
-        ({"model_type": "multi_modality", "vision_config": {}, "aligner_config": {}}, "DeepSeek-VL"),
+        (
+            {
+                "model_type": "multi_modality",
+                "vision_gen_enc_config": {},
+                "vision_und_enc_config": {},
+            },
+            "JanusFlow",
+        ),
+        (
+            {"model_type": "multi_modality", "vision_config": {}, "aligner_config": {}},
+            "DeepSeek-VL",
+        ),
         ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
     ],
 )
@@ -417,7 +504,9 @@ def test_pictures_that_cannot_be_read(here: Path) -> None:
         ("notes.txt", "notes.txt is no picture that can be read"),
         (".", "is a folder"),
     ]:
-        assert what in error_line(call(generate.main, "-m", "no/such/model", "-p", "x", "-i", PICTURE, "-i", name))
+        assert what in error_line(
+            call(generate.main, "-m", "no/such/model", "-p", "x", "-i", PICTURE, "-i", name)
+        )
 
 
 def test_outputs_that_cannot_be_written(here: Path) -> None:
@@ -431,7 +520,9 @@ def test_outputs_that_cannot_be_written(here: Path) -> None:
         ("folder", "folder is a folder: give the name of a file in it"),
         ("", "is a folder"),
     ]:
-        assert what in error_line(call(generate.main, "-m", "no/such/model", "-p", "x", "-o", output))
+        assert what in error_line(
+            call(generate.main, "-m", "no/such/model", "-p", "x", "-o", output)
+        )
     assert names(here) == ["file", "folder"]
 
 
@@ -439,7 +530,9 @@ def test_outputs_that_cannot_be_written(here: Path) -> None:
 def test_a_folder_without_permission(here: Path) -> None:
     locked = here / "locked"
     locked.mkdir(mode=0o500)
-    assert "locked cannot be written to" in error_line(call(generate.main, "-p", "x", "-o", locked / "out.png"))
+    assert "locked cannot be written to" in error_line(
+        call(generate.main, "-p", "x", "-o", locked / "out.png")
+    )
 
 
 def test_prompts_longer_than_the_context(model: Path, here: Path) -> None:
@@ -449,19 +542,27 @@ def test_prompts_longer_than_the_context(model: Path, here: Path) -> None:
     assert names(here) == []
 
 
-def test_a_model_too_large_for_the_memory(model: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_too_large_for_the_memory(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = JanusConfig.load(model / "config.json")
-    needed = [max(required_memory(config, "float32", low_memory=low).values()) for low in (True, False)]
+    needed = [
+        max(required_memory(config, "float32", low_memory=low).values()) for low in (True, False)
+    ]
     monkeypatch.setattr("mlx_janus.weights.footprint.available_memory", lambda: sum(needed) // 2)
     for folder in (model, SOURCE):
         line = error_line(draw(folder))
-        assert re.search(r" needs 10 MB of memory and 10 MB are free: --low-memory needs 9 MB and fits", line)
+        assert re.search(
+            r" needs 10 MB of memory and 10 MB are free: --low-memory needs 9 MB and fits", line
+        )
         assert draw(folder, "--low-memory").code == 0
     monkeypatch.setattr("mlx_janus.weights.footprint.available_memory", lambda: 1_000_000)
     assert "1 MB are free: close other programs, or take a smaller model" in error_line(draw(model))
 
 
-def test_failures_of_mlx_are_one_line_and_bugs_are_not(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_of_mlx_are_one_line_and_bugs_are_not(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(error: Exception) -> None:
         def stream(*_: object, **__: object) -> None:
             raise error
@@ -473,7 +574,9 @@ def test_failures_of_mlx_are_one_line_and_bugs_are_not(model: Path, monkeypatch:
     fail(RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory"))
     assert error_line(answer(model, "--text")).startswith("Error: the memory is used up: ")
     fail(RuntimeError("[load_safetensors] cannot\nread"))
-    assert error_line(answer(model, "--text")) == "Error: MLX failed: [load_safetensors] cannot read"
+    assert (
+        error_line(answer(model, "--text")) == "Error: MLX failed: [load_safetensors] cannot read"
+    )
     fail(MemoryError())
     assert error_line(answer(model, "--text")).startswith("Error: the memory is used up: ")
     fail(OSError(5, "Input/output error", "a.bin"))
@@ -518,10 +621,14 @@ def test_a_reader_that_leaves(model: Path, here: Path) -> None:
         ("<&- >&- 2>&-", 0, ""),
     ],
 )
-def test_streams_that_take_nothing_or_are_closed(model: Path, redirection: str, code: int, stderr: str) -> None:
+def test_streams_that_take_nothing_or_are_closed(
+    model: Path, redirection: str, code: int, stderr: str
+) -> None:
     line = f'"{sys.executable}" -m mlx_janus.generate -m "{model}" -p Hello --text --max-tokens 3 {redirection}'
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == code
     assert done.stderr.startswith(stderr)
     assert done.stderr.count("\n") == bool(stderr)
@@ -534,7 +641,9 @@ def test_characters_that_an_encoding_lacks(model: Path, monkeypatch: pytest.Monk
         "generate.ask = lambda job: generate.click.echo('caf\\u00e9 \\u706f')\n"
         "generate.main(['-p', 'x', '--text'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60
+    )
     assert (done.returncode, done.stdout) == (0, b"caf\xe9 ?\n")
 
 
@@ -579,7 +688,9 @@ def begin_conversion(output: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_conversion_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_stopped_conversion_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     process = begin_conversion(tmp_path / "out")
     process.send_signal(number)
     done = finish(process)
@@ -602,7 +713,9 @@ def test_a_killed_conversion_is_cleared_away_by_the_next(tmp_path: Path) -> None
 
 
 def test_a_stopped_drawing_keeps_what_is_finished(model: Path, tmp_path: Path) -> None:
-    process = start(DRAW, "-m", model, "-p", PROMPT, "--n", 500, "--exact", "--seed", 0, cwd=tmp_path)
+    process = start(
+        DRAW, "-m", model, "-p", PROMPT, "--n", 500, "--exact", "--seed", 0, cwd=tmp_path
+    )
     assert process.stdout
     assert process.stdout.readline() == "janus-1.png\n"
     process.send_signal(signal.SIGINT)
@@ -675,7 +788,9 @@ def test_a_full_disk_during_conversion(tmp_path: Path) -> None:
 
 def test_a_full_disk_while_a_picture_is_saved(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.png"
-    line = error_line(finish(start(LIMITED, "generate", 1000, "-m", model, "-p", PROMPT, "-o", output)))
+    line = error_line(
+        finish(start(LIMITED, "generate", 1000, "-m", model, "-p", PROMPT, "-o", output))
+    )
     assert f"{output} cannot be written" in line
     assert names(tmp_path) == []
 
@@ -693,7 +808,11 @@ def test_a_full_disk_while_a_picture_is_saved(model: Path, tmp_path: Path) -> No
     ],
 )
 def test_converts_and_verifies(
-    here: Path, flags: tuple[object, ...], bits: int | None, group_size: int | None, dtype: str | None
+    here: Path,
+    flags: tuple[object, ...],
+    bits: int | None,
+    group_size: int | None,
+    dtype: str | None,
 ) -> None:
     done = call(convert.main, SOURCE, "out", *flags)
     assert (done.code, done.stdout) == (0, "")
@@ -709,7 +828,9 @@ def test_converts_and_verifies(
         assert "uantized" not in done.stderr
     verified = call(convert.main, SOURCE, "out", "--verify")
     assert verified.code == 0
-    assert re.search(r"out is what deepseek-pro-bin gives: \d+ tensors compared\.\n$", verified.stderr)
+    assert re.search(
+        r"out is what deepseek-pro-bin gives: \d+ tensors compared\.\n$", verified.stderr
+    )
     assert draw(here / "out").code == 0
 
 
@@ -747,15 +868,21 @@ def test_a_failed_overwrite_leaves_the_old_one(model: Path, here: Path) -> None:
     shutil.copytree(model, here / "out")
     source = shutil.copytree(SOURCE, here / "source")
     (source / "tokenizer.json").unlink()
-    assert "tokenizer.json is missing" in error_line(call(convert.main, source, "out", "--overwrite"))
+    assert "tokenizer.json is missing" in error_line(
+        call(convert.main, source, "out", "--overwrite")
+    )
     assert names(here) == ["out", "source"]
     assert call(convert.main, SOURCE, "out", "--verify").code == 0
 
 
 def test_sources_that_cannot_be_converted(model: Path, here: Path) -> None:
     assert "is converted already: load it as it is" in error_line(call(convert.main, model, "out"))
-    assert "neither a folder nor a Hub id" in error_line(call(convert.main, "no/such/folder", "out"))
-    assert "which has no revisions" in error_line(call(convert.main, SOURCE, "out", "--revision", "main"))
+    assert "neither a folder nor a Hub id" in error_line(
+        call(convert.main, "no/such/folder", "out")
+    )
+    assert "which has no revisions" in error_line(
+        call(convert.main, SOURCE, "out", "--revision", "main")
+    )
     inside = shutil.copytree(SOURCE, here / "source")
     for output in (inside, here):
         assert "choose another" in error_line(call(convert.main, inside, output))
@@ -787,7 +914,9 @@ def test_verify_finds_a_changed_source(model: Path, here: Path) -> None:
 @pytest.mark.parametrize("output", ["absent", "file"])
 def test_verify_without_a_converted_folder(here: Path, output: str) -> None:
     (here / "file").write_text("x")
-    assert f"{output} is no folder: convert" in error_line(call(convert.main, SOURCE, output, "--verify"))
+    assert f"{output} is no folder: convert" in error_line(
+        call(convert.main, SOURCE, output, "--verify")
+    )
     assert names(here) == ["file"]
 
 
@@ -802,7 +931,13 @@ def test_help_answers_at_once(command: str) -> None:
         before = os.times()
         done = run("-m", *command.split(), "--help")
         after = os.times()
-        best = min(best, after.children_user - before.children_user + after.children_system - before.children_system)
+        best = min(
+            best,
+            after.children_user
+            - before.children_user
+            + after.children_system
+            - before.children_system,
+        )
         assert done.code == 0
         assert done.stderr == ""
         assert "Examples:\n" in done.stdout
@@ -816,18 +951,38 @@ def test_help_does_not_import_mlx(command: str) -> None:
     done = run("-X", "importtime", "-m", *command.split(), "-h")
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "mlx_janus.commands.options" in imported
-    assert not imported & {"mlx.core", "mlx_lm", "numpy", "PIL", "tokenizers", "huggingface_hub", "tqdm"}
+    assert not imported & {
+        "mlx.core",
+        "mlx_lm",
+        "numpy",
+        "PIL",
+        "tokenizers",
+        "huggingface_hub",
+        "tqdm",
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_version(command: str) -> None:
     for flag in ("--version", "-V"):
-        assert run("-m", *command.split(), flag) == Outcome(0, f"mlx_janus {mlx_janus.__version__}\n", "")
+        assert run("-m", *command.split(), flag) == Outcome(
+            0, f"mlx_janus {mlx_janus.__version__}\n", ""
+        )
 
 
 def test_the_group_runs_the_commands(model: Path, here: Path) -> None:
     listed = call(group, "--help").stdout
-    assert set(NAMES) >= {"generate", "caption", "chat", "serve", "convert", "evaluate", "train", "models", "doctor"}
+    assert set(NAMES) >= {
+        "generate",
+        "caption",
+        "chat",
+        "serve",
+        "convert",
+        "evaluate",
+        "train",
+        "models",
+        "doctor",
+    }
     for command in NAMES:
         assert re.search(rf"^  {command} ", listed, re.MULTILINE)
         assert call(group, command, "--help").stdout.startswith(f"Usage: program {command} ")

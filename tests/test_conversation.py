@@ -56,7 +56,9 @@ def test_a_turn_reads_its_own_tokens_only(tiny: Janus, monkeypatch: pytest.Monke
     assert talk.context_used == second.prompt_tokens + len(second.tokens)
 
 
-def test_a_turn_that_fails_amid_a_pass_leaves_nothing_half_read(tiny: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_that_fails_amid_a_pass_leaves_nothing_half_read(
+    tiny: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     block = type(tiny.model.language_model.layers[2])
     call, calls = block.__call__, 0
 
@@ -82,11 +84,17 @@ def test_answers_are_those_of_reading_everything_anew(tiny: Janus) -> None:
     talk = tiny.conversation()
     turns: list[Turn] = []
     shown: list[Image.Image] = []
-    for text, images in [(COLOUR, [RED]), ("How many shapes are there?", []), ("What shape is blue?", [BLUE, RED])]:
+    for text, images in [
+        (COLOUR, [RED]),
+        ("How many shapes are there?", []),
+        ("What shape is blue?", [BLUE, RED]),
+    ]:
         turns.append(Turn("user", text, len(images)))
         shown += images
         options = answering.text_options(seed=0)
-        said = "".join(chunk.text for chunk in tiny.stream_turns(turns, shown, options=options, system=None))
+        said = "".join(
+            chunk.text for chunk in tiny.stream_turns(turns, shown, options=options, system=None)
+        )
         assert talk.send(text, images).text == said
         turns.append(Turn("assistant", said))
 
@@ -94,7 +102,9 @@ def test_answers_are_those_of_reading_everything_anew(tiny: Janus) -> None:
 def test_a_picture_is_encoded_once(tiny: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
     understand = JanusModel.understand
-    monkeypatch.setattr(JanusModel, "understand", lambda self, x: (encoded.append(len(x)), understand(self, x))[1])
+    monkeypatch.setattr(
+        JanusModel, "understand", lambda self, x: (encoded.append(len(x)), understand(self, x))[1]
+    )
     talk = tiny.conversation()
     talk.send(COLOUR, RED)
     talk.send("What colour is the square?", [BLUE, RED.copy()])
@@ -126,7 +136,9 @@ def test_undo_regenerate_and_reset(tiny: Janus) -> None:
     *_, last = talk.regenerate()
     assert last.result is not None
     assert last.result.tokens == second.tokens
-    assert last.result.prompt_tokens - last.result.cached_tokens == 1  # all but the last token was read before
+    assert (
+        last.result.prompt_tokens - last.result.cached_tokens == 1
+    )  # all but the last token was read before
     assert len(talk.messages) == 4
     assert talk.undo().text == "What shape is red?"
     assert talk.send("What shape is red?").tokens == second.tokens
@@ -154,7 +166,9 @@ def test_a_stopped_answer_leaves_the_conversation_as_it_was(tiny: Janus) -> None
     assert talk.send("Describe the picture.").tokens == whole.send("Describe the picture.").tokens
 
 
-def test_a_placeholder_in_an_answer_is_no_picture(tiny: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_placeholder_in_an_answer_is_no_picture(
+    tiny: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model may say anything, the id that stands for a part of a picture included."""
     talk = tiny.conversation()
     ids = iter([tiny.prompts.special.image, *tiny.prompts.encode(" red"), tiny.prompts.special.eos])
@@ -187,7 +201,9 @@ def test_the_oldest_turns_go_when_the_context_ends(tiny: Janus) -> None:
         before = talk.forgotten
         forgotten.append(before)
     assert forgotten[-1] > 0
-    assert len(set(forgotten)) < 5  # some room is made at once, so that most turns cost their own tokens only
+    assert (
+        len(set(forgotten)) < 5
+    )  # some room is made at once, so that most turns cost their own tokens only
     fresh = tiny.conversation()
     fresh.messages = talk.messages[2 * talk.forgotten : -2]
     assert fresh.send("What colour is the circle? 15", RED).tokens == result.tokens
@@ -204,7 +220,9 @@ def test_a_saved_conversation_goes_on_with_the_same_tokens(tiny: Janus, tmp_path
     other = tiny.conversation()
     other.load(path)
     assert other.system == "Be brief."
-    assert [(m.role, m.text, m.tokens) for m in other.messages] == [(m.role, m.text, m.tokens) for m in talk.messages]
+    assert [(m.role, m.text, m.tokens) for m in other.messages] == [
+        (m.role, m.text, m.tokens) for m in talk.messages
+    ]
     assert other.messages[-1].pictures[0].metadata == drawn.metadata
     asked = "What colour is the square?", "Where is the blue square?"
     assert [talk.send(text).tokens for text in asked] == [other.send(text).tokens for text in asked]
@@ -218,16 +236,54 @@ def test_a_saved_conversation_goes_on_with_the_same_tokens(tiny: Janus, tmp_path
         ({"messages": 3}, "messages a list"),
         ({"messages": [{"role": "assistant", "text": "hi"}]}, "take turns"),
         ({"messages": [{"role": "system", "text": "hi"}]}, "role"),
-        ({"messages": [{"role": "user", "text": "hi", "pictures": ["../talk-1.png"]}]}, "no PNG beside it"),
-        ({"messages": [{"role": "user", "text": "hi", "pictures": ["/etc/hosts"]}]}, "no PNG beside it"),
-        ({"messages": [{"role": "user", "text": "hi", "pictures": ["gone.png"]}]}, "cannot be read"),
-        ({"messages": [{"role": "user", "text": "hi", "pictures": ["fake.png"]}]}, "cannot be read"),
-        ({"messages": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b", "tokens": [-1]}]}, "tokens"),
-        ({"messages": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b", "tokens": [1e9]}]}, "tokens"),
-        ({"messages": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b", "tokens": [421]}]}, "tokens"),
+        (
+            {"messages": [{"role": "user", "text": "hi", "pictures": ["../talk-1.png"]}]},
+            "no PNG beside it",
+        ),
+        (
+            {"messages": [{"role": "user", "text": "hi", "pictures": ["/etc/hosts"]}]},
+            "no PNG beside it",
+        ),
+        (
+            {"messages": [{"role": "user", "text": "hi", "pictures": ["gone.png"]}]},
+            "cannot be read",
+        ),
+        (
+            {"messages": [{"role": "user", "text": "hi", "pictures": ["fake.png"]}]},
+            "cannot be read",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "text": "a"},
+                    {"role": "assistant", "text": "b", "tokens": [-1]},
+                ]
+            },
+            "tokens",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "text": "a"},
+                    {"role": "assistant", "text": "b", "tokens": [1e9]},
+                ]
+            },
+            "tokens",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "text": "a"},
+                    {"role": "assistant", "text": "b", "tokens": [421]},
+                ]
+            },
+            "tokens",
+        ),
     ],
 )
-def test_files_that_are_no_conversations(tiny: Janus, tmp_path: Path, change: dict[str, Any], word: str) -> None:
+def test_files_that_are_no_conversations(
+    tiny: Janus, tmp_path: Path, change: dict[str, Any], word: str
+) -> None:
     talk = tiny.conversation()
     talk.send(COLOUR, RED)
     path = talk.save(tmp_path / "talk.json")
@@ -246,7 +302,9 @@ def test_a_file_that_cannot_be_read_or_must_not_be_replaced(tiny: Janus, tmp_pat
     with pytest.raises(ConversationError, match=r"not valid JSON.*: give a saved conversation$"):
         talk.load(tmp_path / "other.json")
     (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(ConversationError, match=r"a JSON object, got \[\]: give a saved conversation$"):
+    with pytest.raises(
+        ConversationError, match=r"a JSON object, got \[\]: give a saved conversation$"
+    ):
         talk.load(tmp_path / "other.json")
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(OutputError, match="no conversation"):

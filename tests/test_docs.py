@@ -47,19 +47,28 @@ def test_the_trees_of_modules_are_not_stale() -> None:
     write_tree = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(write_tree)
     stale = "run `python docs/write_tree.py`"
-    assert "\n".join(write_tree.whole_tree()) == write_tree.TARGET.read_text(encoding="utf-8"), stale
+    assert "\n".join(write_tree.whole_tree()) == write_tree.TARGET.read_text(encoding="utf-8"), (
+        stale
+    )
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert write_tree.with_tree(readme) == readme, stale
 
 
 def test_the_table_of_layers_is_the_contract_and_the_tree() -> None:
     """One row of ARCHITECTURE for each row of import-linter's contract, and nothing in the package without a row."""
-    table = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("| layer | holds |")[1].split("\n\n")[0]
+    table = (
+        (ROOT / "ARCHITECTURE.md")
+        .read_text(encoding="utf-8")
+        .split("| layer | holds |")[1]
+        .split("\n\n")[0]
+    )
     rows = [set(re.findall(r"`(\w+)`", line.split("|")[1])) for line in table.splitlines()[2:]]
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contract = settings["tool"]["importlinter"]["contracts"][0]
     assert rows == [set(re.split(r"[ |:]+", row)) for row in contract["layers"]]
     assert contract["exhaustive"]
     package = ROOT / "mlx_janus"
-    there = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    there = {path.stem for path in package.glob("*.py")} | {
+        path.parent.name for path in package.glob("*/__init__.py")
+    }
     assert set.union(*rows) == there - {"__init__"}

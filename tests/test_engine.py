@@ -45,35 +45,53 @@ def pictures() -> list[Image.Image]:
     return some_pictures()
 
 
-def test_many_at_once_each_get_what_they_get_alone(janus: JanusPipeline, pictures: list[Image.Image]) -> None:
+def test_many_at_once_each_get_what_they_get_alone(
+    janus: JanusPipeline, pictures: list[Image.Image]
+) -> None:
     questions = ["how many shapes are there?", "what is in the picture?", "is there a red circle?"]
-    asked = [ask(questions[i % 3], pictures[i], seed=i, temperature=0.7 * (i % 2)) for i in range(6)]
+    asked = [
+        ask(questions[i % 3], pictures[i], seed=i, temperature=0.7 * (i % 2)) for i in range(6)
+    ]
     wanted = [draw("a red circle", 3, n=3), draw("two blue squares", 8), draw("a star", 5, n=2)]
 
     async def work(engine: Engine) -> list[list[Event]]:
-        return await asyncio.gather(*(events(engine.submit(request)) for request in (*asked, *wanted)))
+        return await asyncio.gather(
+            *(events(engine.submit(request)) for request in (*asked, *wanted))
+        )
 
     found = served(work)
     for i, told in enumerate(found[:6]):
-        alone = janus.generate_text(questions[i % 3], pictures[i], seed=i, temperature=0.7 * (i % 2))
+        alone = janus.generate_text(
+            questions[i % 3], pictures[i], seed=i, temperature=0.7 * (i % 2)
+        )
         *pieces, last = told
         assert isinstance(last, Answered)
         assert last.result.tokens == alone.tokens
-        assert "".join(piece.text for piece in pieces if isinstance(piece, Piece)) == last.result.text == alone.text
+        assert (
+            "".join(piece.text for piece in pieces if isinstance(piece, Piece))
+            == last.result.text
+            == alone.text
+        )
     for request, told in zip(wanted, found[6:], strict=True):
         assert sorted(event.index for event in told) == list(range(request.n))
         for event in told:
             assert isinstance(event, Drawn)
             assert event.image.seed == request.seed + event.index
-            assert np.array_equal(event.image.tokens, drawn_alone(janus, request.prompt, event.image.seed))
+            assert np.array_equal(
+                event.image.tokens, drawn_alone(janus, request.prompt, event.image.seed)
+            )
 
 
-def test_several_answers_have_the_seeds_after_the_first(janus: JanusPipeline, pictures: list[Image.Image]) -> None:
+def test_several_answers_have_the_seeds_after_the_first(
+    janus: JanusPipeline, pictures: list[Image.Image]
+) -> None:
     request = ask("what is in the picture?", pictures[0], n=3, temperature=1.5, seed=20)
     told = served(lambda engine: events(engine.submit(request)))
     results = {event.index: event.result for event in told if isinstance(event, Answered)}
     for index in range(3):
-        alone = janus.generate_text("what is in the picture?", pictures[0], temperature=1.5, seed=20 + index)
+        alone = janus.generate_text(
+            "what is in the picture?", pictures[0], temperature=1.5, seed=20 + index
+        )
         assert results[index].tokens == alone.tokens
     assert results[1].cached_tokens == results[1].prompt_tokens - 1  # the prompt is read once
 
@@ -86,10 +104,14 @@ def test_an_answer_is_given_while_a_picture_is_drawn(pictures: list[Image.Image]
             order.append(event)
 
     async def work(engine: Engine) -> None:
-        drawing = asyncio.create_task(follow(engine.submit(draw("a red circle", 3, partial_images=8))))
+        drawing = asyncio.create_task(
+            follow(engine.submit(draw("a red circle", 3, partial_images=8)))
+        )
         while not order:  # the picture is begun
             await asyncio.sleep(0)
-        await asyncio.gather(drawing, follow(engine.submit(ask("how many shapes are there?", pictures[0]))))
+        await asyncio.gather(
+            drawing, follow(engine.submit(ask("how many shapes are there?", pictures[0])))
+        )
 
     served(work)
     kinds = [type(event) for event in order]
@@ -100,7 +122,9 @@ def test_an_answer_is_given_while_a_picture_is_drawn(pictures: list[Image.Image]
 
 
 def test_a_picture_is_shown_as_it_forms(janus: JanusPipeline) -> None:
-    told = served(lambda engine: events(engine.submit(draw("a red circle", 3, n=2, partial_images=3))))
+    told = served(
+        lambda engine: events(engine.submit(draw("a red circle", 3, n=2, partial_images=3)))
+    )
     for index in range(2):
         *partial, last = [event for event in told if event.index == index]
         assert [event.number for event in partial] == [0, 1, 2]
@@ -113,7 +137,9 @@ def test_a_picture_is_shown_as_it_forms(janus: JanusPipeline) -> None:
             assert (shown[rows:] == 127).all()
 
 
-def test_whole_pictures_come_before_those_that_are_only_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_pictures_come_before_those_that_are_only_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rounds, whole_in, finished_in = [0], list[int](), list[int]()
     step, finish = DrawingBatch.step, TokenCanvas.finish
 
@@ -132,7 +158,9 @@ def test_whole_pictures_come_before_those_that_are_only_shown(monkeypatch: pytes
 
     async def work(engine: Engine) -> list[Event]:
         one = engine.submit(draw("a star", 1, partial_images=20))
-        await anext(one)  # it is ahead of the others, of which there is more to show than there are rounds
+        await anext(
+            one
+        )  # it is ahead of the others, of which there is more to show than there are rounds
         _, many = await asyncio.gather(
             events(one), events(engine.submit(draw("a red circle", 1, 8, partial_images=16)))
         )
@@ -142,7 +170,9 @@ def test_whole_pictures_come_before_those_that_are_only_shown(monkeypatch: pytes
     assert finished_in[0] == whole_in[0]  # at once, whatever else is to be shown
     kinds = [type(event) for event in many]
     assert kinds.count(Drawn) == 8
-    assert 0 < kinds.count(Partial) < 8 * 16  # what something newer has come for is not shown any more
+    assert (
+        0 < kinds.count(Partial) < 8 * 16
+    )  # what something newer has come for is not shown any more
 
 
 def test_requests_with_pictures_that_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +193,9 @@ def test_requests_with_pictures_that_wait_take_turns(monkeypatch: pytest.MonkeyP
     assert order.index("one") <= 3
 
 
-def test_a_request_of_many_is_not_passed_by_those_that_come_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_of_many_is_not_passed_by_those_that_come_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(image_queue, "MOST", 2)
 
     async def work(engine: Engine) -> int:
@@ -209,7 +241,9 @@ def test_requests_of_many_pictures_wait_like_others(monkeypatch: pytest.MonkeyPa
 def test_pictures_wait_for_memory(janus: JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     under_way: list[int] = []
     step = DrawingBatch.step
-    monkeypatch.setattr(DrawingBatch, "step", lambda self: (under_way.append(len(self.pictures)), step(self))[1])
+    monkeypatch.setattr(
+        DrawingBatch, "step", lambda self: (under_way.append(len(self.pictures)), step(self))[1]
+    )
     monkeypatch.setattr(image_queue, "images_that_fit", lambda *_: 2)
     told = served(lambda engine: events(engine.submit(draw("a star", 30, n=5))))
     assert max(under_way) == 2
@@ -217,7 +251,9 @@ def test_pictures_wait_for_memory(janus: JanusPipeline, monkeypatch: pytest.Monk
         assert np.array_equal(event.image.tokens, drawn_alone(janus, "a star", event.image.seed))
 
 
-def test_memory_is_counted_by_the_longest_prompt_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_counted_by_the_longest_prompt_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """To which the rows of all others are padded."""
     counted: list[tuple[int, int]] = []
 
@@ -231,7 +267,9 @@ def test_memory_is_counted_by_the_longest_prompt_of_the_batch(monkeypatch: pytes
     words = "a red circle and a blue square " * 8
 
     async def work(engine: Engine) -> int:
-        long = engine.submit(DrawingRequest(words, DrawOptions(1.0, 0.6), 1, partial_images=20))  # in one row
+        long = engine.submit(
+            DrawingRequest(words, DrawOptions(1.0, 0.6), 1, partial_images=20)
+        )  # in one row
         await anext(long)
         await asyncio.gather(events(long), events(engine.submit(draw("a star", 1))))
         return len(engine.pathway.prompt_ids(words))
@@ -241,11 +279,16 @@ def test_memory_is_counted_by_the_longest_prompt_of_the_batch(monkeypatch: pytes
     assert (length, 2) in counted
 
 
-def test_answers_wait_for_memory(pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_wait_for_memory(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(text_queue, "available_memory", lambda: 0)
 
     async def work(engine: Engine) -> int:
-        tasks = [asyncio.create_task(events(engine.submit(ask("what is in the picture?", p)))) for p in pictures[:3]]
+        tasks = [
+            asyncio.create_task(events(engine.submit(ask("what is in the picture?", p))))
+            for p in pictures[:3]
+        ]
         most = 0
         while not all(task.done() for task in tasks):
             most = max(most, engine.counts.answering)
@@ -269,7 +312,9 @@ def test_an_answer_that_waits_for_memory_comes_before_further_pictures(
         drawing = [asyncio.create_task(draw_on()) for _ in range(3)]
         while not engine.counts.drawing:
             await asyncio.sleep(0)
-        told = await asyncio.wait_for(events(engine.submit(ask("what is in the picture?", pictures[0]))), 20)
+        told = await asyncio.wait_for(
+            events(engine.submit(ask("what is in the picture?", pictures[0]))), 20
+        )
         assert isinstance(told[-1], Answered)
         for task in drawing:
             task.cancel()
@@ -279,7 +324,9 @@ def test_an_answer_that_waits_for_memory_comes_before_further_pictures(
 
 def test_answers_are_given_side_by_side(pictures: list[Image.Image]) -> None:
     async def work(engine: Engine) -> None:
-        long = engine.submit(ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0))
+        long = engine.submit(
+            ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0)
+        )
         await anext(long)
         short = await events(engine.submit(ask("how many shapes are there?", pictures[1])))
         assert isinstance(short[-1], Answered)
@@ -322,13 +369,19 @@ def test_a_picture_goes_on_while_long_prompts_are_read(
     assert max(read) <= 256
     assert sum(read) >= one.result.prompt_tokens
     drawn_until = len(order) - order[::-1].index("draws")
-    assert all("draws" in pair for pair in pairwise(order[:drawn_until]))  # never two pieces in a row
+    assert all(
+        "draws" in pair for pair in pairwise(order[:drawn_until])
+    )  # never two pieces in a row
 
 
-def test_what_a_client_gave_up_stops_within_a_step(janus: JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_client_gave_up_stops_within_a_step(
+    janus: JanusPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[int] = []
     step = DrawingBatch.step
-    monkeypatch.setattr(DrawingBatch, "step", lambda self: (steps.append(len(self.pictures)), step(self))[1])
+    monkeypatch.setattr(
+        DrawingBatch, "step", lambda self: (steps.append(len(self.pictures)), step(self))[1]
+    )
 
     async def work(engine: Engine) -> list[Event]:
         given_up = engine.submit(draw("a red circle", 1, n=3, partial_images=20))
@@ -350,7 +403,9 @@ def test_what_a_client_gave_up_stops_within_a_step(janus: JanusPipeline, monkeyp
 def test_an_answer_that_was_given_up_stops(pictures: list[Image.Image]) -> None:
     async def work(engine: Engine) -> None:
         # guards against its own end: nothing but tokens that make no text
-        ticket = engine.submit(ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0, seed=1))
+        ticket = engine.submit(
+            ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0, seed=1)
+        )
         await anext(ticket)
         ticket.cancel()
         await asyncio.wait_for(until_idle(engine), 5)
@@ -361,7 +416,9 @@ def test_an_answer_that_was_given_up_stops(pictures: list[Image.Image]) -> None:
 
 def test_a_full_queue_refuses_until_somebody_leaves(pictures: list[Image.Image]) -> None:
     async def work(engine: Engine) -> None:
-        running = engine.submit(ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0))
+        running = engine.submit(
+            ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0)
+        )
         await anext(running)
         waiting = [engine.submit(ask("what is it?", pictures[0])) for _ in range(2)]
         with pytest.raises(BusyError) as refused:
@@ -384,12 +441,20 @@ def test_earlier_turns_and_pictures_are_not_read_again(
 ) -> None:
     seen: list[int] = []
     understand = JanusModel.understand
-    monkeypatch.setattr(JanusModel, "understand", lambda self, x: (seen.append(len(x)), understand(self, x))[1])
+    monkeypatch.setattr(
+        JanusModel, "understand", lambda self, x: (seen.append(len(x)), understand(self, x))[1]
+    )
 
     async def work(engine: Engine) -> list[int]:
         first = Turn("user", "what is in the picture?", 1)
-        *_, one = await events(engine.submit(AnswerRequest((first,), (pictures[0],), TextOptions())))
-        turns = first, Turn("assistant", one.result.text), Turn("user", "how many shapes are there?")
+        *_, one = await events(
+            engine.submit(AnswerRequest((first,), (pictures[0],), TextOptions()))
+        )
+        turns = (
+            first,
+            Turn("assistant", one.result.text),
+            Turn("user", "how many shapes are there?"),
+        )
         *_, two = await events(engine.submit(AnswerRequest(turns, (pictures[0],), TextOptions())))
         *_, other = await events(engine.submit(ask("how many shapes are there?", pictures[0])))
         assert two.result.cached_tokens >= one.result.prompt_tokens
@@ -408,7 +473,9 @@ def test_what_is_kept_of_earlier_questions_is_bounded(
     monkeypatch.setattr(text_queue, "_FEATURES", 2)
     seen: list[int] = []
     understand = JanusModel.understand
-    monkeypatch.setattr(JanusModel, "understand", lambda self, x: (seen.append(len(x)), understand(self, x))[1])
+    monkeypatch.setattr(
+        JanusModel, "understand", lambda self, x: (seen.append(len(x)), understand(self, x))[1]
+    )
 
     async def cached(engine: Engine, number: int) -> int:
         *_, answered = await events(engine.submit(ask("what is in the picture?", pictures[number])))

@@ -44,7 +44,9 @@ def pictures() -> list[Image.Image]:
     return some_pictures()
 
 
-def test_closing_ends_what_waits_and_finishes_what_runs(janus: JanusPipeline, pictures: list[Image.Image]) -> None:
+def test_closing_ends_what_waits_and_finishes_what_runs(
+    janus: JanusPipeline, pictures: list[Image.Image]
+) -> None:
     async def work(engine: Engine) -> None:
         running = engine.submit(draw("a star", 9, n=2, partial_images=10))
         await anext(running)
@@ -68,7 +70,9 @@ def test_closing_ends_what_waits_and_finishes_what_runs(janus: JanusPipeline, pi
 def test_closing_at_once_ends_what_runs(pictures: list[Image.Image]) -> None:
     async def work(engine: Engine) -> None:
         drawing = engine.submit(draw("a star", 9, n=2, partial_images=20))
-        answering = engine.submit(ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0))
+        answering = engine.submit(
+            ask("describe the picture", pictures[0], max_tokens=900, temperature=50.0)
+        )
         await asyncio.gather(anext(drawing), anext(answering))  # both are begun
         await engine.close(0)
         for ticket in (drawing, answering):
@@ -97,7 +101,11 @@ def test_one_that_fails_takes_no_other_with_it(
         assert isinstance(lost, MemoryError)
         assert np.array_equal(drawn[0].image.tokens, drawn_alone(janus, "a star", 2))
         assert isinstance(answered[-1], Answered)
-        monkeypatch.setattr(DrawingBatch, "_following", lambda self: mx.zeros((2,))[5:, None, None] @ mx.zeros((3, 3)))
+        monkeypatch.setattr(
+            DrawingBatch,
+            "_following",
+            lambda self: mx.zeros((2,))[5:, None, None] @ mx.zeros((3, 3)),
+        )
         with pytest.raises(ValueError, match="matmul"):
             await events(engine.submit(draw("a star", 2)))
         monkeypatch.undo()
@@ -158,7 +166,9 @@ def test_a_failure_as_one_leaves_the_batch_ends_what_it_lost_and_nothing_else(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_dies_ends_everything(pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_dies_ends_everything(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(*_: Any) -> None:
         raise RuntimeError("a bug")
 
@@ -210,7 +220,10 @@ def test_an_engine_that_was_never_started_can_be_closed() -> None:
 
 def test_a_model_in_low_memory_is_refused() -> None:
     with pytest.raises(OptionError, match="low_memory"):
-        served(lambda engine: events(engine.submit(draw("a star", 1))), lambda: mlx_janus.load("tiny", low_memory=True))
+        served(
+            lambda engine: events(engine.submit(draw("a star", 1))),
+            lambda: mlx_janus.load("tiny", low_memory=True),
+        )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +238,10 @@ def test_a_model_in_low_memory_is_refused() -> None:
         (draw("a star", 1, n=0), OptionError),
         (draw("a star", 1, partial_images=-1), OptionError),
         (AnswerRequest((Turn("user", "what?", 1),), (), TextOptions()), OptionError),
-        (AnswerRequest((Turn("user", "what?"), Turn("assistant", "that")), (), TextOptions()), PromptError),
+        (
+            AnswerRequest((Turn("user", "what?"), Turn("assistant", "that")), (), TextOptions()),
+            PromptError,
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_at_once(

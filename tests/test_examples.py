@@ -31,7 +31,10 @@ def test_answer(tmp_path: Path, drawn: Path) -> None:
     done = example("answer.py", drawn / "janus.png", "How many shapes are there?", cwd=tmp_path)
     assert done.stdout == "two\n"
     missing = run(EXAMPLES / "answer.py", "absent.png", cwd=tmp_path)
-    assert (missing.code, missing.stderr.splitlines()[-1]) == (1, "Error: absent.png does not exist: check the path")
+    assert (missing.code, missing.stderr.splitlines()[-1]) == (
+        1,
+        "Error: absent.png does not exist: check the path",
+    )
 
 
 def test_draw(drawn: Path) -> None:
@@ -50,12 +53,17 @@ def test_conversation(tmp_path: Path) -> None:
 
 
 def test_caption_folder(tmp_path: Path, drawn: Path) -> None:
-    lines = [json.loads(line) for line in example("caption_folder.py", drawn, cwd=tmp_path).stdout.splitlines()]
+    lines = [
+        json.loads(line)
+        for line in example("caption_folder.py", drawn, cwd=tmp_path).stdout.splitlines()
+    ]
     assert [Path(line["path"]).name for line in lines] == sorted(p.name for p in drawn.iterdir())
     assert "red circle" in lines[0]["text"]
 
 
 def test_async_app(tmp_path: Path) -> None:
-    for _ in range(3):  # a thread that does not end its work with MLX aborts every second process as it exits
+    for _ in range(
+        3
+    ):  # a thread that does not end its work with MLX aborts every second process as it exits
         done = example("async_app.py", cwd=tmp_path)
         assert done.stdout == "the event loop is free\ncircle: red\nsquare: blue\nagain: red\n"

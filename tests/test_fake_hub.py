@@ -58,7 +58,9 @@ def test_snapshot_holds_the_files_that_were_asked_for(fake_hub: FakeHub, folder:
     assert snapshot.is_relative_to(constants.HF_HOME)
 
 
-def test_a_branch_and_its_sha_name_the_same_commit(fake_hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+def test_a_branch_and_its_sha_name_the_same_commit(
+    fake_hub: FakeHub, folder: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text("{}")
@@ -133,7 +135,11 @@ def test_subprocesses_use_it_too(fake_hub: FakeHub, folder: Path) -> None:
     sha = fake_hub.add(ID, folder)
     code = f"from huggingface_hub import snapshot_download as s; print(s({ID!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | fake_hub.env, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        env=os.environ | fake_hub.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).name == sha

@@ -70,7 +70,10 @@ def test_a_picture_of_another_model_is_drawn_with_the_one_that_is_named(model: P
     other = shutil.copytree(model, "other")
     done = draw(Path(other), "--config-from", "a.png")
     who = "{!r} --dtype float32".format
-    assert f"a.png was drawn by {who(model.name)}, this is {who('other')}: only the same draws" in done.stderr
+    assert (
+        f"a.png was drawn by {who(model.name)}, this is {who('other')}: only the same draws"
+        in done.stderr
+    )
     assert facts("janus.png")["model"] == "other"
 
 
@@ -86,7 +89,9 @@ def test_a_picture_is_drawn_again_in_its_precision(
     model: Path, flags: tuple[object, ...], said: dict[str, str]
 ) -> None:
     draw(model, "-p", PROMPT, "--seed", 5, *flags, "-o", "a.png")
-    assert {name: facts("a.png")[name] for name in ("bits", "recipe", "dtype") if name in facts("a.png")} == said
+    assert {
+        name: facts("a.png")[name] for name in ("bits", "recipe", "dtype") if name in facts("a.png")
+    } == said
     again = draw(model, "--config-from", "a.png", "-o", "b.png")
     assert facts("b.png") == facts("a.png")
     assert np.array_equal(pixels("b.png"), pixels("a.png"))
@@ -97,10 +102,18 @@ def test_the_precision_that_is_asked_for_prevails_and_is_said(model: Path) -> No
     draw(model, "-p", PROMPT, "--seed", 5, "--bits", 4, "-o", "a.png")
     other = draw(model, "--config-from", "a.png", "--recipe", "light", "-o", "b.png")
     name = repr(model.name)
-    assert f"by {name} --bits 4 --dtype float32, this is {name} --recipe light --dtype float32: only" in other.stderr
+    assert (
+        f"by {name} --bits 4 --dtype float32, this is {name} --recipe light --dtype float32: only"
+        in other.stderr
+    )
     assert "bits" not in facts("b.png")
-    call(convert.main, FIXTURES / "deepseek-pro-bin", "light", "--recipe", "light")  # is that already, and stays so
-    assert "this is 'light' --recipe light --dtype" in draw(Path("light"), "--config-from", "a.png").stderr
+    call(
+        convert.main, FIXTURES / "deepseek-pro-bin", "light", "--recipe", "light"
+    )  # is that already, and stays so
+    assert (
+        "this is 'light' --recipe light --dtype"
+        in draw(Path("light"), "--config-from", "a.png").stderr
+    )
     assert "has the recipe light, not 8" in error_line(
         call(generate.main, "-m", "light", "--config-from", "a.png", "--bits", 8)
     )
@@ -118,16 +131,23 @@ def test_a_picture_of_a_release_that_did_not_say_its_precision(model: Path) -> N
 def test_files_that_say_nothing_of_a_drawing() -> None:
     refused = call(generate.main, "-m", "no/such/model", "--config-from", PICTURE)
     assert f"{PICTURE} carries no settings of a drawing" in error_line(refused)
-    assert "absent.png does not exist" in error_line(call(generate.main, "--config-from", "absent.png"))
+    assert "absent.png does not exist" in error_line(
+        call(generate.main, "--config-from", "absent.png")
+    )
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": "x"}, {"upscale": "9 (Lanczos)"}, {"top_p": None}, {"top_p": "7"}, {"bits": "3"}]
+    "change",
+    [{"seed": "x"}, {"upscale": "9 (Lanczos)"}, {"top_p": None}, {"top_p": "7"}, {"bits": "3"}],
 )
 def test_settings_that_were_changed(model: Path, change: dict[str, str | None]) -> None:
     draw(model, "-p", "a fox", "-o", "a.png")
     chunks = facts("a.png") | change
-    save_png(Image.open("a.png"), "b.png", {key: value for key, value in chunks.items() if value is not None})
+    save_png(
+        Image.open("a.png"),
+        "b.png",
+        {key: value for key, value in chunks.items() if value is not None},
+    )
     line = error_line(call(generate.main, "-m", model, "--config-from", "b.png"))
     assert "b.png carries settings that were changed or cut" in line or "top_p" in line
     assert not Path("janus.png").exists()
@@ -149,7 +169,9 @@ def test_pictures_are_enlarged_and_say_so(model: Path) -> None:
     assert facts("small.png") == facts("plain.png")
 
 
-def test_the_librarys_pictures_are_enlarged_by_whole_numbers_up_to_four(pro: mlx_janus.JanusPipeline) -> None:
+def test_the_librarys_pictures_are_enlarged_by_whole_numbers_up_to_four(
+    pro: mlx_janus.JanusPipeline,
+) -> None:
     image = pro.generate_images("a fox", seed=1, window=1)[0]
     for factor in (0, 5, 1.5):
         with pytest.raises(errors.OptionError, match="from 1 to 4"):
@@ -160,9 +182,23 @@ def test_the_librarys_pictures_are_enlarged_by_whole_numbers_up_to_four(pro: mlx
 
 
 def test_previews_show_what_is_there_so_far(model: Path) -> None:
-    draw(model, "-p", PROMPT, "--seed", 5, "--preview-dir", "on/the/way", "--preview-every", 6, "-o", "a.png")
+    draw(
+        model,
+        "-p",
+        PROMPT,
+        "--seed",
+        5,
+        "--preview-dir",
+        "on/the/way",
+        "--preview-every",
+        6,
+        "-o",
+        "a.png",
+    )
     names = ["step-0006.png", "step-0012.png"]
-    assert sorted(path.name for path in Path("on/the/way").iterdir()) == names  # of 16 tokens, 4 in a row
+    assert (
+        sorted(path.name for path in Path("on/the/way").iterdir()) == names
+    )  # of 16 tokens, 4 in a row
     grey = [(pixels(f"on/the/way/{name}") == 127).all(axis=(1, 2)).sum() for name in names]
     height = pixels("a.png").shape[0]
     assert grey == [height // 2, height // 4]
@@ -172,7 +208,20 @@ def test_previews_show_what_is_there_so_far(model: Path) -> None:
 def test_previews_of_several_pictures_leave_finished_ones_out(model: Path) -> None:
     draw(model, "-p", PROMPT, "--seed", 5, "-n", 2, "--preview-dir", "together")
     assert len(list(Path("together").iterdir())) == 2 * 4  # a row is the default
-    draw(model, "-p", PROMPT, "--seed", 5, "-n", 2, "--exact", "--preview-dir", "apart", "--preview-every", 10)
+    draw(
+        model,
+        "-p",
+        PROMPT,
+        "--seed",
+        5,
+        "-n",
+        2,
+        "--exact",
+        "--preview-dir",
+        "apart",
+        "--preview-every",
+        10,
+    )
     assert sorted(path.name for path in Path("apart").iterdir()) == [
         "step-0010-1.png", "step-0020-2.png", "step-0030-2.png"
     ]  # fmt: skip
@@ -180,7 +229,9 @@ def test_previews_of_several_pictures_leave_finished_ones_out(model: Path) -> No
 
 def test_a_folder_for_previews_that_cannot_be_made(model: Path) -> None:
     Path("file").write_text("")
-    line = error_line(call(generate.main, "-m", "no/such/model", "-p", "x", "--preview-dir", "file/previews"))
+    line = error_line(
+        call(generate.main, "-m", "no/such/model", "-p", "x", "--preview-dir", "file/previews")
+    )
     assert "file/previews cannot be made" in line
     assert line.endswith("name another folder with --preview-dir")
 
@@ -210,7 +261,9 @@ def test_quiet_leaves_errors_and_answers(model: Path, caplog: pytest.LogCaptureF
     named = call(generate.main, "-m", model, *words, "--quiet")
     assert named.stdout
     assert (named.code, named.stderr) == (0, "")
-    assert "no/such/model" in error_line(call(generate.main, "-m", "no/such/model", "-p", "x", "-q"))
+    assert "no/such/model" in error_line(
+        call(generate.main, "-m", "no/such/model", "-p", "x", "-q")
+    )
     assert call(generate.main, *words, "-q").stderr == ""
     assert not caplog.records
     assert "seed" in call(generate.main, *words).stderr  # and it ends with the command

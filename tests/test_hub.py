@@ -19,14 +19,25 @@ from mlx_janus.weights import hub
 
 ID = "someone/tiny"
 TEXTS = ["chat_template.jinja", "config.json", "tokenizer.json", "tokenizer.model"]
-NOISE = ["README.md", "janus.png", "training_args.bin", "consolidated.pt", "model.onnx", "adapter_model.safetensors"]
+NOISE = [
+    "README.md",
+    "janus.png",
+    "training_args.bin",
+    "consolidated.pt",
+    "model.onnx",
+    "adapter_model.safetensors",
+]
 SHARDS = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
 
 
-def make_folder(folder: Path, *weights: str, index: str | None = None, listed: list[str] | None = None) -> Path:
+def make_folder(
+    folder: Path, *weights: str, index: str | None = None, listed: list[str] | None = None
+) -> Path:
     (folder / "onnx").mkdir(parents=True)
     for name in [*TEXTS, *NOISE, *weights, "onnx/config.json"]:
-        (folder / name).write_bytes(b"{}" + os.urandom(8) if name != "config.json" else b'{"model_type": "x"}')
+        (folder / name).write_bytes(
+            b"{}" + os.urandom(8) if name != "config.json" else b'{"model_type": "x"}'
+        )
     if index:
         weight_map = {f"tensor.{i}": name for i, name in enumerate(listed or list(weights))}
         (folder / index).write_text(json.dumps({"weight_map": weight_map}))
@@ -94,7 +105,12 @@ def test_only_what_is_needed_is_downloaded(fake_hub: FakeHub, served: Path) -> N
     ("weights", "index", "listed", "expected"),
     [
         (["model.safetensors", "pytorch_model.bin"], None, None, ["model.safetensors"]),
-        (["model.safetensors", *SHARDS], "pytorch_model.bin.index.json", SHARDS, ["model.safetensors"]),
+        (
+            ["model.safetensors", *SHARDS],
+            "pytorch_model.bin.index.json",
+            SHARDS,
+            ["model.safetensors"],
+        ),
         (["model.safetensors", "model.fp16.safetensors"], None, None, ["model.safetensors"]),
         (["pytorch_model.bin"], None, None, ["pytorch_model.bin"]),
         (SHARDS, "pytorch_model.bin.index.json", None, [*SHARDS, "pytorch_model.bin.index.json"]),
@@ -128,16 +144,24 @@ def test_the_published_layouts_arrive_whole(fake_hub: FakeHub) -> None:
         assert names(folder) == names(fixtures / name)
 
 
-def test_a_shard_that_is_not_there_is_named_before_the_download(fake_hub: FakeHub, tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "served", SHARDS[0], index="pytorch_model.bin.index.json", listed=SHARDS)
+def test_a_shard_that_is_not_there_is_named_before_the_download(
+    fake_hub: FakeHub, tmp_path: Path
+) -> None:
+    folder = make_folder(
+        tmp_path / "served", SHARDS[0], index="pytorch_model.bin.index.json", listed=SHARDS
+    )
     fake_hub.add(ID, folder)
-    with pytest.raises(CheckpointError, match=f"{SHARDS[1]}, which its pytorch_model.bin.index.json lists"):
+    with pytest.raises(
+        CheckpointError, match=f"{SHARDS[1]}, which its pytorch_model.bin.index.json lists"
+    ):
         hub.fetch(hub.find(ID))
     assert fake_hub.downloads() == ["pytorch_model.bin.index.json"]
 
 
 def test_an_index_cannot_point_out_of_its_folder(fake_hub: FakeHub, tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "served", index="model.safetensors.index.json", listed=["../../secret"])
+    folder = make_folder(
+        tmp_path / "served", index="model.safetensors.index.json", listed=["../../secret"]
+    )
     fake_hub.add(ID, folder)
     with pytest.raises(CheckpointError, match=r"lacks \.\./\.\./secret"):
         hub.fetch(hub.find(ID))
@@ -181,7 +205,9 @@ def test_wrong_names_and_revisions(served: Path) -> None:
         hub.find(ID, "v9")
 
 
-def test_private_and_gated(fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_and_gated(
+    fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make_folder(tmp_path / "served", "model.safetensors")
     fake_hub.add("someone/private", folder, private=True)
     fake_hub.add("someone/gated", folder, gated=True)
@@ -198,8 +224,12 @@ def test_private_and_gated(fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytes
     assert hub.fetch(model).is_dir()
 
 
-@pytest.mark.parametrize(("status", "fix"), [(401, "hf auth login"), (403, "HF_TOKEN"), (418, "check the name")])
-def test_a_refusal_is_not_taken_for_being_offline(fake_hub: FakeHub, served: Path, status: int, fix: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "fix"), [(401, "hf auth login"), (403, "HF_TOKEN"), (418, "check the name")]
+)
+def test_a_refusal_is_not_taken_for_being_offline(
+    fake_hub: FakeHub, served: Path, status: int, fix: str
+) -> None:
     hub.fetch(hub.find(ID))
     fake_hub.status = status
     with pytest.raises(HubError, match=fix) as error:
@@ -220,7 +250,9 @@ def test_offline_the_cache_does(fake_hub: FakeHub, served: Path) -> None:
 
 
 @pytest.mark.parametrize("revision", [None, "main"])
-def test_offline_a_branch_is_the_commit_last_seen(fake_hub: FakeHub, served: Path, revision: str | None) -> None:
+def test_offline_a_branch_is_the_commit_last_seen(
+    fake_hub: FakeHub, served: Path, revision: str | None
+) -> None:
     folder = hub.fetch(hub.find(ID, revision))
     (served / "config.json").write_text("{}")
     newer = hub.find(ID, revision)
@@ -241,7 +273,9 @@ def test_a_hub_that_is_down_counts_as_offline(fake_hub: FakeHub, served: Path, s
     assert hub.fetch(hub.find(ID)) == folder
 
 
-def test_offline_without_a_cache(fake_hub: FakeHub, served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_without_a_cache(
+    fake_hub: FakeHub, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = hub.find(ID)
     fake_hub.stop()
     with pytest.raises(HubError, match="cannot be reached") as error:
@@ -258,7 +292,9 @@ def test_offline_without_a_cache(fake_hub: FakeHub, served: Path, monkeypatch: p
 
 
 def test_offline_with_a_part_of_the_model(fake_hub: FakeHub, tmp_path: Path) -> None:
-    fake_hub.add(ID, make_folder(tmp_path / "served", *SHARDS, index="pytorch_model.bin.index.json"))
+    fake_hub.add(
+        ID, make_folder(tmp_path / "served", *SHARDS, index="pytorch_model.bin.index.json")
+    )
     online = hub.find(ID)
     hub.fetch_config(online)
     fake_hub.status = 503
@@ -296,7 +332,9 @@ def test_a_full_disk_is_seen_before_the_download(
     fake_hub: FakeHub, served: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (served / "model.safetensors").write_bytes(os.urandom(30_000_000))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(40_000_000, 20_000_000, 20_000_000))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: Usage(40_000_000, 20_000_000, 20_000_000)
+    )
     model = hub.find(ID)
     with pytest.raises(OutputError, match=r"0.03 GB more .* 0.02 GB are free.*HF_HOME") as error:
         hub.fetch(model)
@@ -304,7 +342,9 @@ def test_a_full_disk_is_seen_before_the_download(
     assert fake_hub.downloads() == []
 
 
-def test_what_is_in_the_cache_needs_no_room(fake_hub: FakeHub, served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_in_the_cache_needs_no_room(
+    fake_hub: FakeHub, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = hub.fetch(hub.find(ID))
     (served / "config.json").write_text("{}")  # a new commit with the same weights
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 98, 2))
@@ -323,7 +363,12 @@ def test_what_is_in_the_cache_needs_no_room(fake_hub: FakeHub, served: Path, mon
     ],
 )
 def test_a_disk_that_fails(
-    served: Path, monkeypatch: pytest.MonkeyPatch, fake_hub: FakeHub, number: int, kind: type[JanusError], fix: str
+    served: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_hub: FakeHub,
+    number: int,
+    kind: type[JanusError],
+    fix: str,
 ) -> None:
     model = hub.find(ID)
 
@@ -336,7 +381,9 @@ def test_a_disk_that_fails(
     one_line(error)
 
 
-def test_a_cache_that_cannot_be_written(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
     with pytest.raises(OutputError, match="HF_HOME"):

@@ -13,9 +13,16 @@ PROMPTS = ("A fox!", "城", "an owl " * 20)
 
 def test_names_have_the_prompts_number_its_words_and_the_images_number() -> None:
     names = [file.path.name for file in image_files(Path("out"), PROMPTS, 1)]
-    assert names == ["0001-a-fox.png", "0002-picture.png", "0003-an-owl-an-owl-an-owl-an-owl-an-owl-an-ow.png"]
+    assert names == [
+        "0001-a-fox.png",
+        "0002-picture.png",
+        "0003-an-owl-an-owl-an-owl-an-owl-an-owl-an-ow.png",
+    ]
     files = image_files(Path("out"), PROMPTS, 2)
-    assert [(file.index, file.path.name) for file in files[:2]] == [(0, "0001-a-fox-1.png"), (1, "0001-a-fox-2.png")]
+    assert [(file.index, file.path.name) for file in files[:2]] == [
+        (0, "0001-a-fox-1.png"),
+        (1, "0001-a-fox-2.png"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,8 @@ def test_prompts_that_lack_all_are_drawn_together(there: list[int], calls: list[
     drawn = [
         (prompt, call.index + offset)
         for call in plan_calls(missing, 2)
-        for prompt, offset in [(prompt, offset) for prompt in call.prompts for offset in range(call.n)]
+        for prompt, offset in [
+            (prompt, offset) for prompt in call.prompts for offset in range(call.n)
+        ]
     ]
     assert sorted(drawn) == sorted((file.prompt, file.index) for file in missing)  # each once

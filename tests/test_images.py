@@ -42,7 +42,9 @@ def golden() -> dict[str, np.ndarray]:
 
 def gradient(width: int = 24, height: int = 16) -> Image.Image:
     y, x = np.mgrid[:height, :width]
-    planes = np.stack([x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x + y) % 256], axis=-1)
+    planes = np.stack(
+        [x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x + y) % 256], axis=-1
+    )
     return Image.fromarray(planes.astype(np.uint8))
 
 
@@ -59,7 +61,11 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds next to nothing."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\0" * 64)) + png_chunk(b"IEND", b"")
+    body = (
+        png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(b"\0" * 64))
+        + png_chunk(b"IEND", b"")
+    )
     return b"\x89PNG\r\n\x1a\n" + body
 
 
@@ -291,7 +297,8 @@ def test_palette_with_an_alpha_for_each_entry():
 
 
 @pytest.mark.parametrize(
-    ("mode", "key", "other"), [("RGB", RED, BLUE), ("L", 7, 200), ("1", 0, 255), ("I;16", 1000, 40000)]
+    ("mode", "key", "other"),
+    [("RGB", RED, BLUE), ("L", 7, 200), ("1", 0, 255), ("I;16", 1000, 40000)],
 )
 def test_a_transparent_colour(mode, key, other):
     picture = Image.new(mode, (2, 1), key)
@@ -317,7 +324,9 @@ def test_other_modes(mode):
 
 def test_cmyk_jpeg():
     ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    red, green, blue = open_image(encoded(ink, "JPEG")).getpixel((8, 8))  # Pillow writes Adobe's inverted kind
+    red, green, blue = open_image(encoded(ink, "JPEG")).getpixel(
+        (8, 8)
+    )  # Pillow writes Adobe's inverted kind
     assert red > 240
     assert max(green, blue) < 15
 
@@ -373,12 +382,28 @@ def test_first_frame(kind):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "F", "CMYK"])
 def test_a_callers_image_is_not_modified(mode):
-    picture = gradient().convert("L").convert("I").convert(mode) if mode == "I;16" else gradient().convert(mode)
+    picture = (
+        gradient().convert("L").convert("I").convert(mode)
+        if mode == "I;16"
+        else gradient().convert(mode)
+    )
     picture.info.update(comment="kept")
     picture.getexif()[0x0112] = 6
-    before = (picture.mode, picture.size, picture.tobytes(), dict(picture.info), dict(picture.getexif()))
+    before = (
+        picture.mode,
+        picture.size,
+        picture.tobytes(),
+        dict(picture.info),
+        dict(picture.getexif()),
+    )
     opened = open_image(picture)
-    assert before == (picture.mode, picture.size, picture.tobytes(), dict(picture.info), dict(picture.getexif()))
+    assert before == (
+        picture.mode,
+        picture.size,
+        picture.tobytes(),
+        dict(picture.info),
+        dict(picture.getexif()),
+    )
     assert opened is not picture
     opened.paste(0, (0, 0, 4, 4))
     assert picture.tobytes() == before[2]
@@ -402,11 +427,19 @@ def test_not_a_picture(tmp_path):
     refused(put("a", b"x") / "b.png", "cannot be opened")
     refused(put("empty.png", b""), "empty.png", "empty")
     refused(put("words.png", b"not a picture at all, but words\n" * 9), "words.png", "use PNG")
-    refused(put("model.safetensors", struct.pack("<Q", 2) + b"{}"), "model.safetensors", "no picture")
+    refused(
+        put("model.safetensors", struct.pack("<Q", 2) + b"{}"), "model.safetensors", "no picture"
+    )
     refused(put("paper.pdf", b"%PDF-1.7\n1 0 obj"), "paper.pdf", "PDF", "PNG")
-    refused(put("logo.svg", b'<?xml version="1.0"?>\n<SVG width="9"></SVG>'), "logo.svg", "SVG", "PNG")
+    refused(
+        put("logo.svg", b'<?xml version="1.0"?>\n<SVG width="9"></SVG>'), "logo.svg", "SVG", "PNG"
+    )
     refused(put("photo.heic", b"\0\0\0\x18ftypheic" + bytes(40)), "photo.heic", "HEIC", "JPEG")
-    refused(put("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "page.eps", "no picture")
+    refused(
+        put("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+        "page.eps",
+        "no picture",
+    )
     refused("https://example.org/cat.png", "web address", "download")
     refused("with\0nul.png", "cannot be opened")
     refused("x" * 5000 + ".png", "cannot be opened")
@@ -485,7 +518,9 @@ def test_too_large_is_seen_in_the_header(tmp_path, monkeypatch, size):
 
 def test_between_pillows_warning_and_our_limit(monkeypatch):
     limit = Image.MAX_IMAGE_PIXELS
-    refused(png_header(10_000, 9_900), "damaged")  # 99 megapixels: Pillow warns of a bomb, which must not surface
+    refused(
+        png_header(10_000, 9_900), "damaged"
+    )  # 99 megapixels: Pillow warns of a bomb, which must not surface
     monkeypatch.setattr(images, "MAX_PIXELS", 24 * 16)
     assert open_image(gradient(24, 16)).size == (24, 16)
     refused(gradient(25, 16), "(25 x 16)")
@@ -500,8 +535,26 @@ def test_a_frame_larger_than_its_icon_says(monkeypatch):
     refused(bytes(icon), "megapixels")
 
 
-ODD = [SyntaxError, ValueError, struct.error, EOFError, zlib.error, OverflowError, IndexError, KeyError, TypeError]
-ODD += [AttributeError, RuntimeError, AssertionError, ZeroDivisionError, RecursionError, OSError, NotImplementedError]
+ODD = [
+    SyntaxError,
+    ValueError,
+    struct.error,
+    EOFError,
+    zlib.error,
+    OverflowError,
+    IndexError,
+    KeyError,
+    TypeError,
+]
+ODD += [
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    ZeroDivisionError,
+    RecursionError,
+    OSError,
+    NotImplementedError,
+]
 
 
 @pytest.mark.parametrize("error", ODD)
@@ -563,7 +616,9 @@ def survives(data: bytes) -> None:
 
 @pytest.mark.parametrize("kind", FUZZED)
 def test_damage_of_any_kind_is_an_image_error(kind, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 10**6)  # keeps flipped sizes from taking the test's time
+    monkeypatch.setattr(
+        images, "MAX_PIXELS", 10**6
+    )  # keeps flipped sizes from taking the test's time
     data, rng = FUZZED[kind], random.Random(kind)
     for _ in range(250):
         damaged = bytearray(data)
@@ -574,7 +629,10 @@ def test_damage_of_any_kind_is_an_image_error(kind, monkeypatch):
         survives(bytes(damaged))
 
 
-@given(st.binary(max_size=300), st.sampled_from([d[:n] for d in FUZZED.values() for n in (0, 4, 12, 40)]))
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([d[:n] for d in FUZZED.values() for n in (0, 4, 12, 40)]),
+)
 @settings(deadline=None, max_examples=100)
 def test_noise_after_a_true_beginning(noise, start):
     survives(start + noise)
@@ -584,7 +642,13 @@ def test_noise_after_a_true_beginning(noise, start):
 
 
 def test_save_png(tmp_path):
-    text = {"prompt": "une élève", "seed": "7", "caption": "一只猫 🐈", "nul": "a\0b", "byte": "a\udcffb"}
+    text = {
+        "prompt": "une élève",
+        "seed": "7",
+        "caption": "一只猫 🐈",
+        "nul": "a\0b",
+        "byte": "a\udcffb",
+    }
     path = save_png(gradient(), tmp_path / "out.png", text)
     assert path == tmp_path / "out.png"
     with Image.open(path) as written:
@@ -638,7 +702,11 @@ def test_permissions_follow_the_umask(tmp_path):
 
 def test_threads_never_lose_a_picture(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        paths = list(pool.map(lambda i: save_png(Image.new("L", (1, 1), i), tmp_path / "out.png", {}), range(40)))
+        paths = list(
+            pool.map(
+                lambda i: save_png(Image.new("L", (1, 1), i), tmp_path / "out.png", {}), range(40)
+            )
+        )
     assert len(set(paths)) == 40
     assert sorted(Image.open(p).getpixel((0, 0)) for p in paths) == list(range(40))
     assert len(list(tmp_path.iterdir())) == 40
@@ -657,8 +725,13 @@ def test_processes_never_lose_a_picture(tmp_path):
     out = str(tmp_path / "out.png")
     command = [sys.executable, "-c", SAVER]
     root = Path(__file__).parents[1]
-    running = [subprocess.Popen([*command, str(i), out], cwd=root, stdout=subprocess.PIPE) for i in range(4)]
-    paths = [line for process in running for line in process.communicate(timeout=60)[0].decode().split()]
+    running = [
+        subprocess.Popen([*command, str(i), out], cwd=root, stdout=subprocess.PIPE)
+        for i in range(4)
+    ]
+    paths = [
+        line for process in running for line in process.communicate(timeout=60)[0].decode().split()
+    ]
     assert len(set(paths)) == 40
     assert sorted(Image.open(p).getpixel((0, 0)) for p in paths) == list(range(40))
     assert len(list(tmp_path.iterdir())) == 40
@@ -700,7 +773,11 @@ def test_failures_leave_nothing_behind(tmp_path, monkeypatch, code, fix, step):
             file.write(b"half")
         fail()
 
-    patches = {"write": (Path, "open", half_written), "claim": (os, "open", fail), "move": (Path, "replace", fail)}
+    patches = {
+        "write": (Path, "open", half_written),
+        "claim": (os, "open", fail),
+        "move": (Path, "replace", fail),
+    }
     with monkeypatch.context() as patched:
         patched.setattr(*patches[step])
         with pytest.raises(OutputError, match=fix) as caught:
@@ -737,12 +814,16 @@ except OutputError as error:
 @pytest.mark.skipif(os.name == "nt", reason="needs resource limits")
 def test_a_file_that_may_not_grow(tmp_path):
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "out.png")]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60
+    )
     assert "out.png cannot be written" in done.stdout, done.stderr
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere"
+)
 def test_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="choose another folder"):
@@ -758,7 +839,11 @@ def test_an_image_that_png_cannot_hold(tmp_path):
 
 def test_free_paths(tmp_path):
     assert free_paths("a/out.png", 1) == [Path("a/out.png")]
-    assert free_paths("a/out.png", 3) == [Path("a/out-1.png"), Path("a/out-2.png"), Path("a/out-3.png")]
+    assert free_paths("a/out.png", 3) == [
+        Path("a/out-1.png"),
+        Path("a/out-2.png"),
+        Path("a/out-3.png"),
+    ]
     assert free_paths(Path("out"), 2) == [Path("out-1.png"), Path("out-2.png")]
     with pytest.raises(OutputError, match="is a folder"):
         free_paths(tmp_path, 2)

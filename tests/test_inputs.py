@@ -18,7 +18,9 @@ from mlx_janus.processing import web
 from mlx_janus.processing.images import open_image
 
 QUESTION = "What is in this image?"
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+needs_openssl = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="openssl makes the certificate"
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,9 @@ def test_pages_that_are_refused(site: str, page: str, what: str) -> None:
 
 
 @needs_openssl
-def test_length_and_time_are_limited_whatever_the_server_says(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_length_and_time_are_limited_whatever_the_server_says(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(web, "MAX_BYTES", 50_000)
     with pytest.raises(errors.ImageError, match="endless is larger than"):
         inputs.fetch(f"{site}/endless")
@@ -132,4 +136,6 @@ def test_a_picture_and_a_prompt_from_stdin(converted: dict[str, Path]) -> None:
     ],
 )
 def test_stdin_without_what_is_asked_of_it(words: str, stdin: bytes, what: str) -> None:
-    assert what in error_line(call(generate.main, "-m", "no/such/model", *words.split(), stdin=stdin))
+    assert what in error_line(
+        call(generate.main, "-m", "no/such/model", *words.split(), stdin=stdin)
+    )

@@ -57,11 +57,30 @@ def test_arguments_are_taken_by_name_and_left_to_the_library_if_not_given() -> N
     load = LoadArguments.of(values)
     assert load == LoadArguments(bits=4, low_memory=True)
     assert load.explicit() == {"bits": 4, "low_memory": True}
-    assert TextArguments(temperature=0.0, system="").explicit() == {"temperature": 0.0, "system": ""}
+    assert TextArguments(temperature=0.0, system="").explicit() == {
+        "temperature": 0.0,
+        "system": "",
+    }
 
 
 def test_a_question(jobs: list[Any]) -> None:
-    words = ("-m", "a/b", "--bits", 8, "-i", "a.png", "-i", "-", "-p", "What?", "--top-p", 0.5, "--lookup", 4, "--json")
+    words = (
+        "-m",
+        "a/b",
+        "--bits",
+        8,
+        "-i",
+        "a.png",
+        "-i",
+        "-",
+        "-p",
+        "What?",
+        "--top-p",
+        0.5,
+        "--lookup",
+        4,
+        "--json",
+    )
     assert job_of(jobs, *words) == (
         "ask",
         AskJob(
@@ -77,7 +96,21 @@ def test_a_question(jobs: list[Any]) -> None:
 
 
 def test_a_drawing(jobs: list[Any]) -> None:
-    words = ("-p", "-", "-n", 3, "--seed", 5, "--window", 2, "-o", "b.png", "--no-show", "--preview-dir", "on")
+    words = (
+        "-p",
+        "-",
+        "-n",
+        3,
+        "--seed",
+        5,
+        "--window",
+        2,
+        "-o",
+        "b.png",
+        "--no-show",
+        "--preview-dir",
+        "on",
+    )
     assert job_of(jobs, *words, stdin=b" a fox\n") == (
         "draw",
         DrawJob(
@@ -110,9 +143,13 @@ def test_several_prompts_are_drawn_once_each_into_a_folder(jobs: list[Any]) -> N
 def test_an_image_is_drawn_again_as_it_says(jobs: list[Any], drawn: str) -> None:
     name, job = job_of(jobs, "--config-from", drawn, "-m", "here")
     assert (name, job.prompts, job.upscale) == ("draw", ("a fox",), 2)
-    assert job.arguments == ImageArguments(seed=6, cfg_weight=3.5, temperature=0.9, top_p=0.8, exact=False)
+    assert job.arguments == ImageArguments(
+        seed=6, cfg_weight=3.5, temperature=0.9, top_p=0.8, exact=False
+    )
     assert job.load == LoadArguments(model="here", bits=4, dtype="bfloat16")
-    assert job.fallback == LoadArguments(model="here", dtype="bfloat16")  # for a folder that is quantized otherwise
+    assert job.fallback == LoadArguments(
+        model="here", dtype="bfloat16"
+    )  # for a folder that is quantized otherwise
     assert job.origin == Origin(
         file="a.png",
         prompt="a fox",
@@ -129,10 +166,25 @@ def test_an_image_is_drawn_again_as_it_says(jobs: list[Any], drawn: str) -> None
 
 
 def test_the_command_line_prevails_over_the_image(jobs: list[Any], drawn: str) -> None:
-    words = ("--recipe", "light", "--dtype", "float32", "--seed", 1, "--top-p", 1, "--upscale", 1, "-p", "an owl")
+    words = (
+        "--recipe",
+        "light",
+        "--dtype",
+        "float32",
+        "--seed",
+        1,
+        "--top-p",
+        1,
+        "--upscale",
+        1,
+        "-p",
+        "an owl",
+    )
     _, job = job_of(jobs, "--config-from", drawn, *words)
     assert (job.prompts, job.upscale) == (("an owl",), 1)
-    assert job.arguments == ImageArguments(seed=1, cfg_weight=3.5, temperature=0.9, top_p=1.0, exact=False)
+    assert job.arguments == ImageArguments(
+        seed=1, cfg_weight=3.5, temperature=0.9, top_p=1.0, exact=False
+    )
     assert (job.load, job.fallback) == (LoadArguments(recipe="light", dtype="float32"), None)
 
 

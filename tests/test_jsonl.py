@@ -15,7 +15,10 @@ from programs import finish, start
 from mlx_janus.commands.jsonl import JsonLines, lines_to_stdout
 from mlx_janus.errors import OutputError
 
-RECORDS: list[dict[str, Any]] = [{"id": 1, "answer": "ja, ß"}, {"id": 2, "answer": None, "more": [1]}]
+RECORDS: list[dict[str, Any]] = [
+    {"id": 1, "answer": "ja, ß"},
+    {"id": 2, "answer": None, "more": [1]},
+]
 
 
 @pytest.fixture
@@ -72,7 +75,9 @@ def test_a_line_that_was_cut_is_taken_off_wherever_that_was(lines: JsonLines) ->
 def test_a_file_of_something_else_is_refused_and_stays(lines: JsonLines, text: str) -> None:
     data = text.encode(errors="surrogateescape")
     lines.path.write_bytes(data)
-    with pytest.raises(OutputError, match=r"out\.jsonl is no file of scores: name another with --output"):
+    with pytest.raises(
+        OutputError, match=r"out\.jsonl is no file of scores: name another with --output"
+    ):
         lines.resume()
     assert lines.path.read_bytes() == data
 

@@ -45,13 +45,17 @@ def test_cached_is_uncached(pro: Janus) -> None:
     embeddings = pro.model.embed_text(golden("deepseek-pro-bin")["text.input_ids"])
     whole = pro.model.hidden_states(embeddings)
     cache = pro.model.make_cache()
-    stepped = [pro.model.hidden_states(embeddings[:, i : i + 1], cache) for i in range(embeddings.shape[1])]
+    stepped = [
+        pro.model.hidden_states(embeddings[:, i : i + 1], cache) for i in range(embeddings.shape[1])
+    ]
     assert rms_error(mx.concatenate(stepped, axis=1), whole) < 1e-5
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 16])
 def test_chunked_prefill_is_whole(pro: Janus, chunk: int) -> None:
-    ids = pro.prompts.answering([Turn("user", "Tell me a long story about lighthouses and storms.")])
+    ids = pro.prompts.answering(
+        [Turn("user", "Tell me a long story about lighthouses and storms.")]
+    )
     embeddings = pro.model.embed_text(mx.array(ids))
     options = TextOptions(max_tokens=12)
     whole = list(answer_tokens(pro.model, embeddings, options))
@@ -92,7 +96,9 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(janus: Janus) -> None:
     assert len({tuple(image.tokens) for image in together}) == 5
 
 
-def test_exact_and_memory_bound_groups_draw_the_same(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_and_memory_bound_groups_draw_the_same(
+    pro: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = pro.generate_images(PROMPT, n=4, seed=1)
     monkeypatch.setattr(
         mlx_janus.inference.image_generation, "available_memory", lambda: 9_540_000
@@ -131,13 +137,22 @@ def test_guidance_of_one_is_the_conditional_row(pro: Janus) -> None:
     plain = pro.generate_images(PROMPT, n=3, seed=5, cfg_weight=1)
     mixed = pro.generate_images(PROMPT, n=3, seed=5, cfg_weight=1 + 1e-7)
     assert [image.tokens.tolist() for image in plain] == [image.tokens.tolist() for image in mixed]
-    assert plain[0].tokens.tolist() != pro.generate_images(PROMPT, seed=5, cfg_weight=5)[0].tokens.tolist()
+    assert (
+        plain[0].tokens.tolist()
+        != pro.generate_images(PROMPT, seed=5, cfg_weight=5)[0].tokens.tolist()
+    )
 
 
 def test_guidance_formula() -> None:
-    conditional, unconditional = mx.array([[1.0, 2.0], [0.5, 0.0]]), mx.array([[0.0, 3.0], [1.0, 4.0]])
+    conditional, unconditional = (
+        mx.array([[1.0, 2.0], [0.5, 0.0]]),
+        mx.array([[0.0, 3.0], [1.0, 4.0]]),
+    )
     assert guide(conditional, unconditional, 5.0).tolist() == [[5.0, -2.0], [-1.5, -16.0]]
-    assert guide(conditional, unconditional, mx.array([[5.0], [1.0]])).tolist() == [[5.0, -2.0], [0.5, 0.0]]
+    assert guide(conditional, unconditional, mx.array([[5.0], [1.0]])).tolist() == [
+        [5.0, -2.0],
+        [0.5, 0.0],
+    ]
     assert mx.array_equal(guide(conditional, unconditional, 0.0), unconditional)
 
 
@@ -151,7 +166,9 @@ def test_noise_is_a_function_of_seed_and_position() -> None:
     assert not mx.array_equal(keys[2], position_keys([0], 8)[0])  # high bits of a seed count
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.7), (0.7, 0.9)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.7), (0.7, 0.9)]
+)
 def test_choice_follows_the_softmax(temperature: float, top_p: float) -> None:
     """Chi-square of 40,000 keyed draws against softmax(z / T) cut to the nucleus."""
     logits = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -3.0], dtype=np.float32)
@@ -177,7 +194,10 @@ def test_temperature_zero_is_argmax_whatever_the_seed(pro: Janus) -> None:
 
 
 def test_answers_repeat_with_their_seed_and_do_not_depend_on_length(pro: Janus) -> None:
-    draw = [pro.generate_text("Hello?", temperature=1.0, top_p=0.95, seed=s, max_tokens=20) for s in (7, 7, 8)]
+    draw = [
+        pro.generate_text("Hello?", temperature=1.0, top_p=0.95, seed=s, max_tokens=20)
+        for s in (7, 7, 8)
+    ]
     assert draw[0].tokens == draw[1].tokens != draw[2].tokens
     shorter = pro.generate_text("Hello?", temperature=1.0, top_p=0.95, seed=7, max_tokens=5)
     assert shorter.tokens == draw[0].tokens[:5]
@@ -195,7 +215,11 @@ def test_drawing_does_not_disturb_the_callers_random_state(pro: Janus) -> None:
 def test_closing_a_drawing_stops_within_a_step(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     embed = type(pro.model).embed_image_tokens
-    monkeypatch.setattr(type(pro.model), "embed_image_tokens", lambda self, ids: (calls.append(1), embed(self, ids))[1])
+    monkeypatch.setattr(
+        type(pro.model),
+        "embed_image_tokens",
+        lambda self, ids: (calls.append(1), embed(self, ids))[1],
+    )
     steps = pro.stream_images(PROMPT, seed=1, window=1)
     for _ in range(4):
         next(steps)
@@ -203,7 +227,9 @@ def test_closing_a_drawing_stops_within_a_step(pro: Janus, monkeypatch: pytest.M
     assert len(calls) <= 5
 
 
-def test_eos_ends_an_answer_and_is_not_part_of_it(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eos_ends_an_answer_and_is_not_part_of_it(
+    pro: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = pro.generate_text("Hello?", max_tokens=10)
     assert (whole.finish_reason, len(whole.tokens)) == ("length", 10)
     fourth = whole.tokens[3]
@@ -215,7 +241,9 @@ def test_eos_ends_an_answer_and_is_not_part_of_it(pro: Janus, monkeypatch: pytes
 
 
 def test_streamed_text_is_the_whole_text(janus: Janus) -> None:
-    chunks = list(janus.stream_text("What is in this image?", FIXTURES / "picture.png", max_tokens=40))
+    chunks = list(
+        janus.stream_text("What is in this image?", FIXTURES / "picture.png", max_tokens=40)
+    )
     result = chunks[-1].result
     assert result is not None
     assert "".join(chunk.text for chunk in chunks) == result.text
@@ -234,7 +262,10 @@ def test_stop_strings_cut_the_answer(pro: Janus) -> None:
     assert len(cut.tokens) < len(whole.tokens)
 
 
-@given(st.lists(st.text("abc", max_size=4), max_size=12), st.lists(st.text("abc", min_size=1, max_size=3), max_size=3))
+@given(
+    st.lists(st.text("abc", max_size=4), max_size=12),
+    st.lists(st.text("abc", min_size=1, max_size=3), max_size=3),
+)
 @settings(max_examples=300, deadline=None)
 def test_stop_strings_in_any_pieces(pieces: list[str], stop: list[str]) -> None:
     """Cut where the first stop string is complete, never a character of one shown, nothing lost otherwise."""
@@ -280,7 +311,16 @@ def test_metadata_draws_the_same_picture_again(pro: Janus, tmp_path: object) -> 
     path = drawn.save(Path(str(tmp_path)) / "out.png")
     with Image.open(path) as image:
         facts = dict(image.text)  # type: ignore[attr-defined]
-    assert set(facts) == {"prompt", "seed", "cfg_weight", "temperature", "top_p", "model", "dtype", "version"}
+    assert set(facts) == {
+        "prompt",
+        "seed",
+        "cfg_weight",
+        "temperature",
+        "top_p",
+        "model",
+        "dtype",
+        "version",
+    }
     again = pro.generate_images(
         facts["prompt"],
         seed=int(facts["seed"]),
@@ -293,7 +333,9 @@ def test_limits_name_both_lengths(pro: Janus) -> None:
     context = pro.config.language.max_position_embeddings
     with pytest.raises(mlx_janus.JanusError, match=rf"is \d{{5,}} tokens long.*context {context}"):
         pro.generate_text("lighthouse " * context)
-    with pytest.raises(mlx_janus.JanusError, match=rf"is \d{{5,}} tokens long.*takes 16.*context of {context}"):
+    with pytest.raises(
+        mlx_janus.JanusError, match=rf"is \d{{5,}} tokens long.*takes 16.*context of {context}"
+    ):
         pro.generate_images("lighthouse " * context)
 
 
@@ -321,16 +363,29 @@ def test_options_out_of_range(pro: Janus, arguments: dict[str, float], word: str
 
 
 def test_text_options_out_of_range(pro: Janus) -> None:
-    for arguments in ({"max_tokens": 0}, {"temperature": -0.1}, {"top_p": -1}, {"seed": -5}, {"stop": [""]}):
+    for arguments in (
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"top_p": -1},
+        {"seed": -5},
+        {"stop": [""]},
+    ):
         with pytest.raises(mlx_janus.JanusError, match=next(iter(arguments))):
             pro.stream_text("Hello?", **arguments)  # type: ignore[arg-type]
 
 
 def test_drawn_tokens_are_evaluated_and_in_range(pro: Janus) -> None:
     ids = pro.prompts.drawing(PROMPT)
-    rows = list(draw_tokens(pro.model, [ids], pro.prompts.unconditional(ids), [(0, 1), (0, 2)], DrawOptions()))
+    rows = list(
+        draw_tokens(
+            pro.model, [ids], pro.prompts.unconditional(ids), [(0, 1), (0, 2)], DrawOptions()
+        )
+    )
     assert len(rows) == pro.config.generation.tokens
-    assert all(row.shape == (2, 1) and int(row.max()) < pro.config.generation.codec.codebook_size for row in rows)
+    assert all(
+        row.shape == (2, 1) and int(row.max()) < pro.config.generation.codec.codebook_size
+        for row in rows
+    )
 
 
 @pytest.mark.parametrize("weight", [1.0, 5.0])
@@ -340,7 +395,9 @@ def test_windows_draw_the_same_tokens(janus: Janus, weight: float, n: int) -> No
     assert plain[0].passes == janus.config.generation.tokens
     for window in (2, 4, 8, 16, 32):
         drawn = janus.generate_images(PROMPT, n=n, seed=11, cfg_weight=weight, window=window)
-        assert [image.tokens.tolist() for image in drawn] == [image.tokens.tolist() for image in plain], window
+        assert [image.tokens.tolist() for image in drawn] == [
+            image.tokens.tolist() for image in plain
+        ], window
         assert drawn[0].passes <= plain[0].passes
 
 
@@ -404,13 +461,17 @@ def _distance_of_drawn_pictures(window: int) -> float:
     text = model.embed_text(mx.array([conditional] * 81 + [unconditional] * 81))
     drawn = model.embed_image_tokens(mx.array(np.tile(pictures[:, :-1], (2, 1))))
     hidden = model.hidden_states(mx.concatenate([text, drawn], axis=1))[:, 3:]
-    logits = guide(*mx.split(model.image_logits(hidden), 2), options.cfg_weight) / options.temperature
+    logits = (
+        guide(*mx.split(model.image_logits(hidden), 2), options.cfg_weight) / options.temperature
+    )
     chances = np.array(mx.softmax(logits, axis=-1), dtype=np.float64)  # (81, 4, 3)
     p = np.take_along_axis(chances, pictures[..., None], axis=-1).prod((1, 2))
     assert p.sum() == pytest.approx(1, abs=1e-4)
     draws, seen = 1500, np.zeros(81)
     for seed in range(draws):
-        blocks = list(draw_tokens(model, [conditional], unconditional, [(0, seed)], options, window))
+        blocks = list(
+            draw_tokens(model, [conditional], unconditional, [(0, seed)], options, window)
+        )
         tokens = np.concatenate(blocks, axis=1)
         seen[int(tokens[0] @ [27, 9, 3, 1])] += 1
     likely = draws * p > 8
@@ -434,18 +495,28 @@ def test_a_guess_taken_unchecked_breaks_the_law(monkeypatch: pytest.MonkeyPatch)
 def test_lookup_answers_the_same(pro: Janus, lookup: int, temperature: float) -> None:
     question = "light house light house light house storm storm light house"
     plain = pro.generate_text(question, max_tokens=40, temperature=temperature, seed=2)
-    guessed = pro.generate_text(question, max_tokens=40, temperature=temperature, seed=2, lookup=lookup)
+    guessed = pro.generate_text(
+        question, max_tokens=40, temperature=temperature, seed=2, lookup=lookup
+    )
     assert guessed.tokens == plain.tokens
 
 
-def test_lookup_takes_fewer_passes_where_text_repeats(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lookup_takes_fewer_passes_where_text_repeats(
+    pro: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = pro.prompts.answering([Turn("user", "Hello?")])
     embeddings, passes = pro.model.embed_text(mx.array(ids)), []
     logits = type(pro.model).text_logits
-    monkeypatch.setattr(type(pro.model), "text_logits", lambda self, h: (passes.append(1), logits(self, h))[1])
+    monkeypatch.setattr(
+        type(pro.model), "text_logits", lambda self, h: (passes.append(1), logits(self, h))[1]
+    )
     plain = list(answer_tokens(pro.model, embeddings, TextOptions(max_tokens=30)))
     passes.clear()
-    told = list(answer_tokens(pro.model, embeddings, TextOptions(max_tokens=30, lookup=8), ids=[*plain, *ids]))
+    told = list(
+        answer_tokens(
+            pro.model, embeddings, TextOptions(max_tokens=30, lookup=8), ids=[*plain, *ids]
+        )
+    )
     assert told == plain
     assert len(passes) <= 15
 
@@ -457,7 +528,9 @@ def test_guesses_follow_the_latest_like_of_the_end() -> None:
 
 
 @pytest.mark.parametrize("weight", [1.0, 5.0])
-def test_compiled_choice_draws_the_same(pro: Janus, monkeypatch: pytest.MonkeyPatch, weight: float) -> None:
+def test_compiled_choice_draws_the_same(
+    pro: Janus, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
     """A GPU gets guidance, noise and choice compiled; here a CPU does, which compiles the same operations."""
     plain = pro.generate_images("a cat", seed=3, cfg_weight=weight, top_p=0.9, window=1)[0]
     picker, asked = draw_module._picker, []
@@ -473,7 +546,8 @@ def test_compiled_choice_draws_the_same(pro: Janus, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "act", [lambda janus: janus.generate_images("a cat", seed=1), lambda janus: janus.generate_text("a")]
+    "act",
+    [lambda janus: janus.generate_images("a cat", seed=1), lambda janus: janus.generate_text("a")],
 )
 def test_weights_are_wired_on_apple_silicon_while_tokens_are_made(
     pro: Janus, monkeypatch: pytest.MonkeyPatch, act: Any
@@ -493,7 +567,9 @@ def test_weights_are_wired_on_apple_silicon_while_tokens_are_made(
 
 def test_the_window_is_timed_once(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(tuning, "time_passes", lambda *_: calls.append(1) or {1: 1.0, 2: 1.01, 8: 1.1, 16: 5.0})
+    monkeypatch.setattr(
+        tuning, "time_passes", lambda *_: calls.append(1) or {1: 1.0, 2: 1.01, 8: 1.1, 16: 5.0}
+    )
     (cache_folder() / tuning.WINDOWS_FILE).unlink(missing_ok=True)
     assert [tuning.find_window(pro.model, 2) for _ in range(2)] == [8, 8]
     assert len(calls) == 1
@@ -521,7 +597,8 @@ def test_pictures_of_several_prompts_are_each_as_drawn_alone(pro: Janus, window:
     prompts = ["a lighthouse in a storm", "a fox", "a storm in a lighthouse", "a fox"]
     together = pro.generate_images(prompts, n=2, seed=8, window=window)
     assert [(image.prompt, image.seed) for image in together] == sorted(
-        [(prompt, seed) for prompt in prompts for seed in (8, 9)], key=lambda p: (prompts.index(p[0]), p[1])
+        [(prompt, seed) for prompt in prompts for seed in (8, 9)],
+        key=lambda p: (prompts.index(p[0]), p[1]),
     )
     for image in together:
         alone = pro.generate_images(image.prompt, seed=image.seed, window=1)[0]

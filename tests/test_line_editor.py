@@ -10,10 +10,18 @@ from pathlib import Path
 import pytest
 
 from mlx_janus.commands import chat, line_editor
-from mlx_janus.commands.line_editor import Vocabulary, dropped_files, expand_home, line_reader, split_paths
+from mlx_janus.commands.line_editor import (
+    Vocabulary,
+    dropped_files,
+    expand_home,
+    line_reader,
+    split_paths,
+)
 from mlx_janus.errors import JanusError
 
-VOCABULARY = Vocabulary(("/image", "/set", "/quit"), files_after=("/image",), words_after={"/set": ("seed", "top_p")})
+VOCABULARY = Vocabulary(
+    ("/image", "/set", "/quit"), files_after=("/image",), words_after={"/set": ("seed", "top_p")}
+)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +73,9 @@ def test_a_closed_stdin_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_piped_lines_are_read_without_a_prompt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nnext\n"), encoding="utf-8"))
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nnext\n"), encoding="utf-8")
+    )
     read = line_reader(VOCABULARY)
     assert [read(), read()] == ["caf\ufffd", "next"]
     with pytest.raises(EOFError):
@@ -119,7 +129,15 @@ def test_a_dropped_file_is_a_full_path_and_nothing_else(here: Path) -> None:
     assert dropped_files(other) == [other]
     assert dropped_files(f"'{other}' {one}") == [other, one]
     assert dropped_files(other.replace(" ", "\\ ")) == [other]
-    for line in ("c.png", f"{one} is what?", "/absent.png", f"{one} 'x", "/" + "a" * 5000, "/\0", ""):
+    for line in (
+        "c.png",
+        f"{one} is what?",
+        "/absent.png",
+        f"{one} 'x",
+        "/" + "a" * 5000,
+        "/\0",
+        "",
+    ):
         assert dropped_files(line) == []
 
 

@@ -26,8 +26,15 @@ PICTURE, PROMPT = FIXTURES / "picture.png", "a red fox"
 def use(janus: Janus) -> list[object]:
     """What every task gives."""
     images = janus.generate_images(PROMPT, n=2, seed=3, exact=True)
-    answers = [janus.generate_text("What is it?", shown, max_tokens=5).tokens for shown in ((), [PICTURE, PICTURE])]
-    return [*answers, *(image.tokens.tolist() for image in images), *(image.image.tobytes() for image in images)]
+    answers = [
+        janus.generate_text("What is it?", shown, max_tokens=5).tokens
+        for shown in ((), [PICTURE, PICTURE])
+    ]
+    return [
+        *answers,
+        *(image.tokens.tolist() for image in images),
+        *(image.image.tobytes() for image in images),
+    ]
 
 
 def active() -> int:
@@ -41,7 +48,9 @@ def size(arrays: dict[str, mx.array]) -> int:
 
 
 @pytest.mark.parametrize("form", ["float", "quantized", "quantized as it is loaded"])
-def test_results_are_the_same_again_and_again(form: str, converted: dict[str, Path], tmp_path: Path) -> None:
+def test_results_are_the_same_again_and_again(
+    form: str, converted: dict[str, Path], tmp_path: Path
+) -> None:
     folder, bits = converted["deepseek-pro-bin"], None if form == "float" else 4
     if form == "quantized":
         source = Source(FIXTURES / "deepseek-pro-bin", "pro")
@@ -70,7 +79,9 @@ def test_only_the_last_tasks_weights_are_held(bits: int | None, converted: dict[
     for work, freed in ((draw, "drawing_arrays"), (ask, "encoding_arrays")):
         whole, plain = held(False, work)
         part, small = held(True, work)
-        assert whole - part == pytest.approx(size(getattr(plain.model, freed)()), rel=0.05, abs=20_000)
+        assert whole - part == pytest.approx(
+            size(getattr(plain.model, freed)()), rel=0.05, abs=20_000
+        )
         del plain, small
 
 

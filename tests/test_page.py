@@ -28,7 +28,9 @@ from mlx_janus.errors import PromptError
 from mlx_janus.processing.png import read_text_chunks
 
 expect.set_options(timeout=20_000)
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="the page's tests need Chromium or Chrome")
+pytestmark = pytest.mark.skipif(
+    find_browser() is None, reason="the page's tests need Chromium or Chrome"
+)
 Open = Callable[..., Page]
 _REPLIED = "the server responded with a status of"
 
@@ -134,23 +136,40 @@ def drawings(engine: FakeEngine) -> list[DrawingRequest]:
 # Asking
 
 
-def test_pictures_are_chosen_dropped_and_pasted_and_shown_with_the_question(page: Page, engine: FakeEngine) -> None:
+def test_pictures_are_chosen_dropped_and_pasted_and_shown_with_the_question(
+    page: Page, engine: FakeEngine
+) -> None:
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Add pictures").click()
-    chooser.value.set_files([{"name": "a.png", "mimeType": "image/png", "buffer": picture(colour="red")}])
-    hand_over(page, "drop", [("b.png", "image/png", picture(colour="lime")), ("c.txt", "text/plain", b"words")])
-    expect(page.get_by_role("alert")).to_have_text("c.txt is no picture that this browser can read: use PNG or JPEG.")
+    chooser.value.set_files(
+        [{"name": "a.png", "mimeType": "image/png", "buffer": picture(colour="red")}]
+    )
+    hand_over(
+        page,
+        "drop",
+        [("b.png", "image/png", picture(colour="lime")), ("c.txt", "text/plain", b"words")],
+    )
+    expect(page.get_by_role("alert")).to_have_text(
+        "c.txt is no picture that this browser can read: use PNG or JPEG."
+    )
     hand_over(page, "paste", [("c.png", "image/png", picture(colour="blue"))])
-    tray = page.get_by_role("list", name="Pictures shown with the next question").get_by_role("listitem")
+    tray = page.get_by_role("list", name="Pictures shown with the next question").get_by_role(
+        "listitem"
+    )
     expect(tray).to_have_count(3)
     page.get_by_role("button", name="Remove b.png").click()
     ask(page, "Which colours?")
     exchange = settled(page)
     expect(exchange.locator(".text")).to_have_text("A red circle.")
-    assert [image.get_attribute("alt") for image in exchange.locator("img").all()] == ["a.png", "c.png"]
+    assert [image.get_attribute("alt") for image in exchange.locator("img").all()] == [
+        "a.png",
+        "c.png",
+    ]
     expect(tray).to_have_count(0)
     request = answers(engine)[0]
-    assert [(turn.role, turn.text, turn.images) for turn in request.turns] == [("user", "Which colours?", 2)]
+    assert [(turn.role, turn.text, turn.images) for turn in request.turns] == [
+        ("user", "Which colours?", 2)
+    ]
     assert [image.getpixel((32, 32)) for image in request.pictures] == [(255, 0, 0), (0, 0, 255)]
 
 
@@ -184,7 +203,9 @@ def test_an_answer_appears_as_it_comes_and_is_told_once(page: Page, engine: Fake
     assert seen["told"] == ["Answering…", "Answer: A red circle."]
     assert len(seen["shown"]) > 1
     assert all("A red circle.".startswith(text) for text in seen["shown"])
-    expect(page.locator("[aria-live]:not([aria-live=off])")).to_have_count(0)  # nothing else is read out
+    expect(page.locator("[aria-live]:not([aria-live=off])")).to_have_count(
+        0
+    )  # nothing else is read out
     expect(page.get_by_role("textbox", name="Question")).to_be_focused()
 
 
@@ -205,7 +226,12 @@ def test_what_was_said_before_is_sent_with_the_settings(page: Page, engine: Fake
         ("user", "What is this?", 1), ("assistant", "A red circle.", 0), ("user", "And its colour?", 0)
     ]  # fmt: skip
     options = request.options
-    assert (request.system, options.max_tokens, options.seed, options.temperature) == ("Be brief.", 7, 5, 0.5)
+    assert (request.system, options.max_tokens, options.seed, options.temperature) == (
+        "Be brief.",
+        7,
+        5,
+        0.5,
+    )
     page.get_by_role("button", name="New chat").click()
     expect(page.locator("article")).to_have_count(0)
     expect(page.get_by_role("heading", name="Show it a picture")).to_be_visible()
@@ -214,7 +240,9 @@ def test_what_was_said_before_is_sent_with_the_settings(page: Page, engine: Fake
     assert len(answers(engine)[2].turns) == 1
 
 
-def test_an_answer_is_copied_given_again_and_its_question_edited(engine: FakeEngine, visits: Visits) -> None:
+def test_an_answer_is_copied_given_again_and_its_question_edited(
+    engine: FakeEngine, visits: Visits
+) -> None:
     with served(engine) as address:
         page = visits.open(address, permissions=["clipboard-read", "clipboard-write"])
         hand_over(page, "paste", [("a.png", "image/png", picture())])
@@ -224,7 +252,9 @@ def test_an_answer_is_copied_given_again_and_its_question_edited(engine: FakeEng
         expect(page.get_by_role("button", name="Copied")).to_be_visible()
         assert page.evaluate("navigator.clipboard.readText()") == "A red circle."
         page.evaluate("navigator.clipboard.writeText('')")
-        page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as over plain HTTP
+        page.evaluate(
+            "Object.defineProperty(navigator, 'clipboard', {value: undefined})"
+        )  # as over plain HTTP
         page.get_by_role("button", name="Copied").click()
         box = page.get_by_role("textbox", name="Question")
         box.press("ControlOrMeta+v")
@@ -238,7 +268,9 @@ def test_an_answer_is_copied_given_again_and_its_question_edited(engine: FakeEng
         expect(page.get_by_role("textbox", name="Question")).to_have_value("What is this?")
         ask(page, "What is that?")
         settled(page)
-        assert [(turn.text, turn.images) for turn in answers(engine)[2].turns] == [("What is that?", 1)]
+        assert [(turn.text, turn.images) for turn in answers(engine)[2].turns] == [
+            ("What is that?", 1)
+        ]
 
 
 def test_words_are_shown_as_they_are_and_code_as_code(page: Page, engine: FakeEngine) -> None:
@@ -259,11 +291,15 @@ def test_words_are_shown_as_they_are_and_code_as_code(page: Page, engine: FakeEn
     expect(settled(page, 1).get_by_role("button", name=f"Enlarge {nasty}")).to_be_visible()
 
 
-def test_the_oldest_questions_are_left_out_when_the_context_is_full(config: Any, visits: Visits) -> None:
+def test_the_oldest_questions_are_left_out_when_the_context_is_full(
+    config: Any, visits: Visits
+) -> None:
     class Forgetful(FakeEngine):
         def submit(self, request: Request) -> FakeTicket:
             if isinstance(request, AnswerRequest) and len(request.turns) > 3:
-                raise PromptError("the question is 2000 tokens long, and the model's context 1024: shorten it")
+                raise PromptError(
+                    "the question is 2000 tokens long, and the model's context 1024: shorten it"
+                )
             return super().submit(request)
 
     engine = Forgetful(config)
@@ -274,10 +310,16 @@ def test_the_oldest_questions_are_left_out_when_the_context_is_full(config: Any,
             settled(page, number)
         notes = page.get_by_text("The oldest questions no longer fit")
         expect(notes).to_have_count(2)
-        assert [turn.text for turn in answers(engine)[-1].turns] == ["Question 2", "A red circle.", "Question 3"]
+        assert [turn.text for turn in answers(engine)[-1].turns] == [
+            "Question 2",
+            "A red circle.",
+            "Question 3",
+        ]
 
 
-def test_no_more_pictures_are_sent_than_one_request_may_hold(page: Page, engine: FakeEngine) -> None:
+def test_no_more_pictures_are_sent_than_one_request_may_hold(
+    page: Page, engine: FakeEngine
+) -> None:
     set_up(page, How_many=16)
     draw(page, "a red circle")
     settled(page)
@@ -294,7 +336,9 @@ def test_no_more_pictures_are_sent_than_one_request_may_hold(page: Page, engine:
 # Drawing
 
 
-def test_pictures_form_in_place_and_are_shown_with_the_next_question(page: Page, engine: FakeEngine) -> None:
+def test_pictures_form_in_place_and_are_shown_with_the_next_question(
+    page: Page, engine: FakeEngine
+) -> None:
     engine.pause = 0.02
     watch_pictures(page)
     set_up(page, How_many=2, Guidance=3, Seed=7)
@@ -307,7 +351,12 @@ def test_pictures_form_in_place_and_are_shown_with_the_next_question(page: Page,
     assert looks[0].startswith("data:, Drawing… ")
     assert looks.index("blob:, seed 7, busy") >= 5  # looks at the first picture before it was whole
     request = drawings(engine)[0]
-    assert (request.prompt, request.n, request.seed, request.options.cfg_weight) == ("a red circle", 2, 7, 3)
+    assert (request.prompt, request.n, request.seed, request.options.cfg_weight) == (
+        "a red circle",
+        2,
+        7,
+        3,
+    )
     tray = [image.get_attribute("alt") for image in page.locator("#tray img").all()]
     assert tray == [f"a red circle, drawn with seed {seed}" for seed in (7, 8)]
     page.get_by_role("button", name="Remove a red circle, drawn with seed 8").click()
@@ -331,13 +380,17 @@ def test_drawing_is_a_mode_and_can_be_done_again(page: Page, engine: FakeEngine)
     page.get_by_role("button", name="Enlarge an owl").first.click()
     viewer = page.get_by_role("dialog", name="Picture, enlarged")
     expect(viewer.get_by_role("img", name="an owl")).to_be_visible()
-    expect(viewer.get_by_role("link", name="Download")).to_have_attribute("download", re.compile(r"janus-\d+\.png"))
+    expect(viewer.get_by_role("link", name="Download")).to_have_attribute(
+        "download", re.compile(r"janus-\d+\.png")
+    )
     page.keyboard.press("Escape")
     expect(viewer).to_be_hidden()
 
 
 @pytest.mark.parametrize(("work", "way"), [(ask, "button"), (draw, "key")])
-def test_what_is_under_way_is_stopped(page: Page, engine: FakeEngine, work: Callable[..., None], way: str) -> None:
+def test_what_is_under_way_is_stopped(
+    page: Page, engine: FakeEngine, work: Callable[..., None], way: str
+) -> None:
     engine.pause = 0.7
     engine.pieces = tuple(f"word{number} " for number in range(100))
     work(page, "a red circle")
@@ -369,7 +422,10 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(engine: FakeEngine, visits: Vis
         page.reload()
         ask(page, "Hello")
         settled(page)
-        assert page.evaluate("[sessionStorage['janus-key'], JSON.stringify(localStorage)]") == ["right", "{}"]
+        assert page.evaluate("[sessionStorage['janus-key'], JSON.stringify(localStorage)]") == [
+            "right",
+            "{}",
+        ]
         page.get_by_role("button", name="Settings").click()
         page.get_by_role("button", name="Forget the key").click()
         page.keyboard.press("Escape")
@@ -384,7 +440,9 @@ def test_a_busy_server_is_waited_for(engine: FakeEngine, visits: Visits) -> None
         page = visits.open(address, forgiven=[f"{_REPLIED} 429"])
         page.clock.install()
         ask(page, "Hello")
-        expect(settled(page).get_by_text("Too many requests are waiting: try again later. Wait 7 s.")).to_be_visible()
+        expect(
+            settled(page).get_by_text("Too many requests are waiting: try again later. Wait 7 s.")
+        ).to_be_visible()
         expect(page.get_by_role("button", name="Again in 7 s")).to_be_disabled()
         for _ in range(8):
             page.clock.run_for(1000)
@@ -421,7 +479,9 @@ def test_errors_are_one_sentence_in_place(engine: FakeEngine, visits: Visits) ->
 # For everybody
 
 
-def test_colours_follow_the_system_until_they_are_chosen(engine: FakeEngine, visits: Visits) -> None:
+def test_colours_follow_the_system_until_they_are_chosen(
+    engine: FakeEngine, visits: Visits
+) -> None:
     def becomes(colours: str) -> None:
         """The ground is, or after a moment comes to be, dark or light."""
         total = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((sum, one) => sum + +one, 0)"
@@ -444,7 +504,9 @@ def test_a_narrow_phone_does_not_scroll_sideways(engine: FakeEngine, visits: Vis
     engine.pieces = ("unbroken" * 40, f"\n```\n{'code ' * 40}\n```")
 
     def fits() -> None:
-        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        assert page.evaluate(
+            "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        )
         hidden = """() => [...document.querySelectorAll("header *, footer *, dialog[open] button")].filter((node) => {
           const box = node.getBoundingClientRect();
           return box.width > 1 && !node.closest("#tray") && (box.left < 0 || box.right > innerWidth);
@@ -452,7 +514,9 @@ def test_a_narrow_phone_does_not_scroll_sideways(engine: FakeEngine, visits: Vis
         assert page.evaluate(hidden) == []
 
     with served(engine) as address:
-        page = visits.open(address, viewport={"width": 320, "height": 568}, has_touch=True, is_mobile=True)
+        page = visits.open(
+            address, viewport={"width": 320, "height": 568}, has_touch=True, is_mobile=True
+        )
         fits()
         set_up(page, How_many=3)
         draw(page, "wide" * 40)
@@ -473,7 +537,9 @@ def test_the_keyboard_alone_does_everything(page: Page, engine: FakeEngine) -> N
         for _ in range(40):
             page.keyboard.press(key)
             focused = page.locator(":focus")
-            if focused.count() and name in (focused.get_attribute("aria-label") or focused.inner_text()):
+            if focused.count() and name in (
+                focused.get_attribute("aria-label") or focused.inner_text()
+            ):
                 shown = "(node) => getComputedStyle(node).outlineStyle"
                 assert focused.evaluate(shown) != "none", f"the focus on {name} is not seen"
                 return
@@ -516,7 +582,9 @@ def test_the_keyboard_alone_does_everything(page: Page, engine: FakeEngine) -> N
 
 def test_nothing_bars_anybody(engine: FakeEngine, visits: Visits) -> None:
     """By axe-core's rules: names, roles, landmarks, contrast."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="needs axe-playwright-python"
+    ).Axe()
 
     def check(*colours: Literal["light", "dark"]) -> None:
         for scheme in colours:
@@ -602,16 +670,22 @@ def test_janus_tiny_tells_what_is_in_a_picture(tiny: str, visits: Visits) -> Non
 def test_an_example_of_janus_tiny_is_answered(tiny: str, visits: Visits) -> None:
     page = visits.open(tiny)
     page.get_by_role("button", name="What is in the picture?").click()
-    expect(settled(page).locator(".text")).to_have_text(re.compile("blue circle.*red square|red square.*blue circle"))
+    expect(settled(page).locator(".text")).to_have_text(
+        re.compile("blue circle.*red square|red square.*blue circle")
+    )
 
 
-def test_what_janus_tiny_draws_is_saved_with_its_settings(tiny: str, visits: Visits, tmp_path: Path) -> None:
+def test_what_janus_tiny_draws_is_saved_with_its_settings(
+    tiny: str, visits: Visits, tmp_path: Path
+) -> None:
     page = visits.open(tiny)
     set_up(page, How_many=2, Seed=7)
     watch_pictures(page)
     draw(page, "a red circle above a blue square")
     exchange = settled(page)
-    assert [look[:5] for look in page.evaluate("looks")].index("blob:") >= 3  # seen before they were whole
+    assert [look[:5] for look in page.evaluate("looks")].index(
+        "blob:"
+    ) >= 3  # seen before they were whole
     tray = [image.get_attribute("alt") for image in page.locator("#tray img").all()]
     assert [alt and alt[-6:] for alt in tray] == ["seed 7", "seed 8"]
     for number in range(2):
@@ -621,7 +695,10 @@ def test_what_janus_tiny_draws_is_saved_with_its_settings(tiny: str, visits: Vis
         path = tmp_path / download.value.suggested_filename
         download.value.save_as(path)
         facts = read_text_chunks(path)
-        assert (facts["prompt"], facts["seed"]) == ("a red circle above a blue square", str(7 + number))
+        assert (facts["prompt"], facts["seed"]) == (
+            "a red circle above a blue square",
+            str(7 + number),
+        )
         assert facts["model"] == "janus-tiny"
     ask(page, "What colour is the square?")
     expect(settled(page, 1).locator(".text")).to_have_text(re.compile("blue"))

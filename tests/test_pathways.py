@@ -51,7 +51,9 @@ class ColourConfig(GenerationConfig):
 
     def check_against(self, language: LlamaConfig) -> None:
         if self.width != language.hidden_size:
-            raise self.error("width", self.width, f"the language hidden size {language.hidden_size}")
+            raise self.error(
+                "width", self.width, f"the language hidden size {language.hidden_size}"
+            )
 
 
 PARTS = GenerationParts(
@@ -96,7 +98,9 @@ class ColourCanvas:
     def finish(self) -> GeneratedImage:
         job = self.job
         facts = describe(self.janus, job)
-        return GeneratedImage(self.preview(), None, job.seed, job.prompt, facts, self.step, self.step)
+        return GeneratedImage(
+            self.preview(), None, job.seed, job.prompt, facts, self.step, self.step
+        )
 
 
 class ColourPathway:
@@ -125,7 +129,9 @@ class ColourPathway:
     def decoding_bytes(self) -> int:
         return PARTS.pixel_bytes(self.janus.config)
 
-    def generate(self, jobs: Sequence[ImageJob], options: ColourOptions) -> Generator[Sequence[Canvas], None, None]:
+    def generate(
+        self, jobs: Sequence[ImageJob], options: ColourOptions
+    ) -> Generator[Sequence[Canvas], None, None]:
         batch = self.batch()
         batch.add(jobs)
         for _ in range(options.steps):
@@ -209,7 +215,10 @@ def test_it_generates_in_steps(folder: Path, low_memory: bool) -> None:
     assert [step.index for step in steps] == [*range(1, STEPS + 1), STEPS, STEPS]
     assert {step.total for step in steps} == {STEPS}
     images = [image for step in steps for image in step.images]
-    assert [(image.seed, image.steps, image.tokens) for image in images] == [(3, STEPS, None), (4, STEPS, None)]
+    assert [(image.seed, image.steps, image.tokens) for image in images] == [
+        (3, STEPS, None),
+        (4, STEPS, None),
+    ]
     assert images[0].image.size == (16, 16)
     assert images[0].metadata["steps"] == str(STEPS)
     first, last = steps[0].preview(), steps[-1].preview()
@@ -267,9 +276,13 @@ def test_the_engine_serves_it(folder: Path) -> None:
     assert any(isinstance(event, Partial) for event in told)
 
 
-def test_the_command_draws_with_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_draws_with_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    done = call(generate.main, "-m", folder, "-p", "a fox", "--seed", 1, "--preview-dir", "steps", "--json")
+    done = call(
+        generate.main, "-m", folder, "-p", "a fox", "--seed", 1, "--preview-dir", "steps", "--json"
+    )
     assert done.code == 0, done.stderr
     (made,) = json.loads(done.stdout)["images"]
     assert made["tokens"] is None

@@ -22,7 +22,12 @@ class _Terminal(io.StringIO):
 
 @pytest.mark.parametrize(
     ("environment", "shown"),
-    [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({}, False)],
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({}, False),
+    ],
 )
 def test_shown_on_terminals_with_colours(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], shown: bool
@@ -40,7 +45,9 @@ def test_shown_on_terminals_with_colours(
 
 
 @pytest.mark.filterwarnings("ignore:Image.Image.getdata:DeprecationWarning")  # textual-image's
-def test_a_picture_that_is_cut_by_ctrl_c_leaves_no_open_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_is_cut_by_ctrl_c_leaves_no_open_sequence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Cut(io.StringIO):
         def write(self, text: str) -> int:
             if len(text) > 100:

@@ -44,7 +44,25 @@ CONTROLS = [
     "<｜end▁of▁sentence｜>",
     "<|ref|>",
 ]
-ODD = ["<｜▁pad▁｜>", "<", "|", ">", "User", ": ", "\n\n", "\r", " ", "  ", "\0", "ø", "猫", "👩‍👩‍👧", "é", "7", "!?"]
+ODD = [
+    "<｜▁pad▁｜>",
+    "<",
+    "|",
+    ">",
+    "User",
+    ": ",
+    "\n\n",
+    "\r",
+    " ",
+    "  ",
+    "\0",
+    "ø",
+    "猫",
+    "👩‍👩‍👧",
+    "é",
+    "7",
+    "!?",
+]
 PIECES = st.sampled_from([*CONTROLS, *ODD])
 TEXTS = st.one_of(st.text(max_size=40), st.lists(PIECES, max_size=8).map("".join))
 WORDS = TEXTS.filter(str.strip)
@@ -58,7 +76,9 @@ def source(folder: str) -> Tokenizer:
     return tokenizer
 
 
-PROMPTS = {name: Prompts(source(name), CONFIGS[name], image_tokens=IMAGE_TOKENS) for name in FOLDERS}
+PROMPTS = {
+    name: Prompts(source(name), CONFIGS[name], image_tokens=IMAGE_TOKENS) for name in FOLDERS
+}
 SOURCES = {name: source(name) for name in FOLDERS}
 
 
@@ -113,7 +133,12 @@ class TestGolden:
         expected = json.loads(golden.facts["token_ids"])
         ours = prompts.special
         assert ours == SpecialIds(
-            expected["bos"], expected["eos"], expected["pad"], expected["boi"], expected["eoi"], expected["image"]
+            expected["bos"],
+            expected["eos"],
+            expected["pad"],
+            expected["boi"],
+            expected["eoi"],
+            expected["image"],
         )
 
     def test_answering(self, prompts: Prompts, golden: Golden) -> None:
@@ -149,7 +174,11 @@ class TestGolden:
 
 class TestTemplate:
     def test_turns_end_with_separator_then_eos(self, prompts: Prompts, folder: str) -> None:
-        turns = [Turn("user", " Hi \n"), Turn("assistant", " Hello. "), Turn("user", "What is it?", images=1)]
+        turns = [
+            Turn("user", " Hi \n"),
+            Turn("assistant", " Hello. "),
+            Turn("user", "What is it?", images=1),
+        ]
         user, assistant = prompts.config.user, prompts.config.assistant
         rendered = (
             f"{SYSTEM_PROMPT}\n\n{user}: Hi\n\n{assistant}: Hello.<｜end▁of▁sentence｜>"
@@ -175,7 +204,9 @@ class TestTemplate:
         assert prompts.render_answering(turns, system="") == rendered
         assert prompts.answering(turns, system="") == whole(folder, rendered)
 
-    @pytest.mark.parametrize(("system", "start"), [("", ""), ("  \n", ""), ("  Be brief. ", "Be brief. \n\n")])
+    @pytest.mark.parametrize(
+        ("system", "start"), [("", ""), ("  \n", ""), ("  Be brief. ", "Be brief. \n\n")]
+    )
     def test_system(self, prompts: Prompts, folder: str, system: str, start: str) -> None:
         rendered = prompts.render_answering(ONE_PICTURE, system=system)
         assert rendered.startswith(f"{start}{prompts.config.user}: ")
@@ -213,7 +244,8 @@ class TestTemplate:
             prompts.answering(turns)
 
     @pytest.mark.parametrize(
-        ("role", "images"), [("system", 0), ("<|User|>", 0), ("user", -1), ("assistant", 1), ("assistant", -1)]
+        ("role", "images"),
+        [("system", 0), ("<|User|>", 0), ("user", -1), ("assistant", 1), ("assistant", -1)],
     )
     def test_turn_is_checked(self, role: Any, images: int) -> None:
         with pytest.raises(OptionError, match="must be"):
@@ -228,19 +260,25 @@ class TestUserText:
     @EVERYTHING
     @given(text=WORDS, answer=TEXTS, images=st.integers(0, 2))
     @pytest.mark.parametrize("folder", FOLDERS)
-    def test_ordinary_text_is_encoded_whole(self, folder: str, text: str, answer: str, images: int) -> None:
+    def test_ordinary_text_is_encoded_whole(
+        self, folder: str, text: str, answer: str, images: int
+    ) -> None:
         for spelling in special_spellings(folder):
             text, answer = text.replace(spelling, "<>"), answer.replace(spelling, "<>")
         prompts = PROMPTS[folder]
         turns = [Turn("user", text, images), Turn("assistant", answer), Turn("user", text)]
         assert prompts.answering(turns) == whole(folder, prompts.render_answering(turns))
-        assert prompts.answering(turns, answer) == whole(folder, prompts.render_answering(turns, answer))
+        assert prompts.answering(turns, answer) == whole(
+            folder, prompts.render_answering(turns, answer)
+        )
         assert prompts.drawing(text) == whole(folder, prompts.render_drawing(text))
 
     @EVERYTHING
     @given(text=WORDS, system=TEXTS)
     @pytest.mark.parametrize("folder", FOLDERS)
-    def test_control_tokens_come_from_the_template_only(self, folder: str, text: str, system: str) -> None:
+    def test_control_tokens_come_from_the_template_only(
+        self, folder: str, text: str, system: str
+    ) -> None:
         prompts = PROMPTS[folder]
         controls = {prompts.tokenizer.token_to_id(s) for s in special_spellings(folder)}
 
@@ -249,7 +287,9 @@ class TestUserText:
 
         plain = [Turn("user", "a", 1), Turn("assistant", "a"), Turn("user", "a")]
         hostile = [Turn("user", text, 1), Turn("assistant", text), Turn("user", text)]
-        assert control_ids(prompts.answering(hostile, system)) == control_ids(prompts.answering(plain, "a"))
+        assert control_ids(prompts.answering(hostile, system)) == control_ids(
+            prompts.answering(plain, "a")
+        )
         assert control_ids(prompts.drawing(text)) == control_ids(prompts.drawing("a"))
         assert not control_ids(prompts.encode(text))
         assert prompts.decode(prompts.encode(text)) == text
@@ -276,14 +316,24 @@ class TestUserText:
         tokenizer = source(folder)
         Prompts(tokenizer, CONFIGS[folder], image_tokens=IMAGE_TOKENS)
         assert not tokenizer.encode_special_tokens
-        assert tokenizer.encode("<|User|>", add_special_tokens=False).ids == [tokenizer.token_to_id("<|User|>")]
+        assert tokenizer.encode("<|User|>", add_special_tokens=False).ids == [
+            tokenizer.token_to_id("<|User|>")
+        ]
 
     @pytest.mark.parametrize(("content", "token_id"), [("smör", 538), ("ø", 180)])
-    def test_ordinary_added_tokens_stay_recognised(self, folder: str, content: str, token_id: int) -> None:
+    def test_ordinary_added_tokens_stay_recognised(
+        self, folder: str, content: str, token_id: int
+    ) -> None:
         """Janus-1.3B has thirteen such entries, the byte-level letters of bytes that no UTF-8 holds."""
 
         def add(data: dict[str, Any]) -> None:
-            flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+            flags = {
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": True,
+                "special": False,
+            }
             data["added_tokens"].append({"id": token_id, "content": content, **flags})
 
         tokenizer = changed(folder, add)
@@ -293,7 +343,11 @@ class TestUserText:
         assert prompts.encode(text).count(token_id) == 2
         rendered = prompts.render_drawing(text)
         assert prompts.drawing(text)[1:] == tokenizer.encode(rendered, add_special_tokens=False).ids
-        assert prompts.decode([token_id]) == stream(prompts, [token_id]) == tokenizer.decode([token_id])
+        assert (
+            prompts.decode([token_id])
+            == stream(prompts, [token_id])
+            == tokenizer.decode([token_id])
+        )
 
     def test_truncation_and_padding_of_the_file_are_ignored(self, folder: str) -> None:
         tokenizer = source(folder)
@@ -313,7 +367,9 @@ class TestUserText:
             prompts.answering(ONE_PICTURE, system=text)
         str(caught.value).encode()
 
-    @pytest.mark.parametrize("text", ["a\0b", "\ufeff猫", "\U0010ffff", "e\u0301 👩‍👩‍👧‍👦", "x" * 5000])
+    @pytest.mark.parametrize(
+        "text", ["a\0b", "\ufeff猫", "\U0010ffff", "e\u0301 👩‍👩‍👧‍👦", "x" * 5000]
+    )
     def test_odd_text_comes_back(self, prompts: Prompts, text: str) -> None:
         assert prompts.decode(prompts.encode(text)) == text
 
@@ -356,7 +412,9 @@ class TestDetokenizer:
             for follower in range(0x00, 0x100, 3):
                 row = [ids[lead], ids[follower], ids[0x80], ids[lead]]
                 assert stream(prompts, row) == prompts.decode(row)
-                assert prompts.decode(row) == bytes([lead, follower, 0x80, lead]).decode(errors="replace")
+                assert prompts.decode(row) == bytes([lead, follower, 0x80, lead]).decode(
+                    errors="replace"
+                )
 
     def test_incomplete_end(self, prompts: Prompts) -> None:
         ids = prompts.encode("👍")
@@ -368,7 +426,15 @@ class TestDetokenizer:
         assert detokenizer.finish() == ""
 
     def test_special_and_unknown_ids_give_nothing(self, prompts: Prompts) -> None:
-        ids = [prompts.special.bos, prompts.special.eos, prompts.special.image, 600, 639, 102399, 2**32 - 1]
+        ids = [
+            prompts.special.bos,
+            prompts.special.eos,
+            prompts.special.image,
+            600,
+            639,
+            102399,
+            2**32 - 1,
+        ]
         assert stream(prompts, ids) == prompts.decode(ids) == ""
 
     def test_special_id_inside_a_character(self, prompts: Prompts) -> None:
@@ -392,7 +458,10 @@ class TestPrepare:
         assert tokenizer.get_added_tokens_decoder()[537].special
 
     def test_deterministic_and_idempotent(self, folder: str, tmp_path: Path) -> None:
-        texts = {prepare_tokenizer(FIXTURES / folder / "tokenizer.json", CONFIGS[folder]) for _ in range(3)}
+        texts = {
+            prepare_tokenizer(FIXTURES / folder / "tokenizer.json", CONFIGS[folder])
+            for _ in range(3)
+        }
         assert len(texts) == 1
         path = tmp_path / "tokenizer.json"
         path.write_text(texts.pop(), encoding="utf-8")
@@ -410,7 +479,12 @@ class TestPrepare:
         def unflag(data: dict[str, Any]) -> None:
             for token in data["added_tokens"]:
                 token["special"] = False
-            data["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+            data["truncation"] = {
+                "direction": "Right",
+                "max_length": 4,
+                "strategy": "LongestFirst",
+                "stride": 0,
+            }
 
         path = tmp_path / "tokenizer.json"
         path.write_text(changed(PRO, unflag).to_str(), encoding="utf-8")
@@ -428,7 +502,9 @@ class TestPrepare:
     @pytest.mark.parametrize("field", ["bos", "eos", "pad", "image_start", "image_end"])
     def test_other_control_tokens_must_be_there(self, field: str) -> None:
         config = PromptConfig(**{field: "<absent>"})
-        with pytest.raises(ConfigError, match=rf"tokenizer\.json: the tokenizer lacks the {field} token '<absent>'"):
+        with pytest.raises(
+            ConfigError, match=rf"tokenizer\.json: the tokenizer lacks the {field} token '<absent>'"
+        ):
             prepare_tokenizer(FIXTURES / PRO / "tokenizer.json", config)
 
 
@@ -450,7 +526,9 @@ class TestLoad:
         return message
 
     def test_fixture(self) -> None:
-        assert self.load(FIXTURES / PRO).answering(ONE_PICTURE) == PROMPTS[PRO].answering(ONE_PICTURE)
+        assert self.load(FIXTURES / PRO).answering(ONE_PICTURE) == PROMPTS[PRO].answering(
+            ONE_PICTURE
+        )
 
     def test_missing(self, tmp_path: Path) -> None:
         assert "is missing: download" in self.refused(tmp_path)
@@ -460,7 +538,9 @@ class TestLoad:
         (tmp_path / "tokenizer.json").write_bytes(content)
         assert "is not valid JSON" in self.refused(tmp_path)
 
-    @pytest.mark.parametrize("data", [{}, {"model": {}}, {"model": {"type": "BPE", "vocab": {}, "merges": ["a b"]}}])
+    @pytest.mark.parametrize(
+        "data", [{}, {"model": {}}, {"model": {"type": "BPE", "vocab": {}, "merges": ["a b"]}}]
+    )
     def test_no_tokenizer(self, tmp_path: Path, data: Any) -> None:
         (tmp_path / "tokenizer.json").write_text(json.dumps(data))
         assert "is not a tokenizer" in self.refused(tmp_path)
@@ -486,7 +566,9 @@ class TestLoad:
 
     def test_control_token_made_of_text(self, tmp_path: Path) -> None:
         def swallow(data: dict[str, Any]) -> None:
-            data["model"]["vocab"] |= {token["content"]: token["id"] for token in data["added_tokens"]}
+            data["model"]["vocab"] |= {
+                token["content"]: token["id"] for token in data["added_tokens"]
+            }
             data["model"]["ignore_merges"] = True
             data["pre_tokenizer"] = data["pre_tokenizer"]["pretokenizers"][-1]  # cuts nothing
             assert data["pre_tokenizer"]["type"] == "ByteLevel"

@@ -21,7 +21,9 @@ from mlx_janus.processing import web
 
 PUBLIC, ALSO_PUBLIC, PUBLIC_6 = "93.184.215.14", "8.8.4.4", "2606:4700::6810:84e5"
 SITE = "pictures.test"
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+needs_openssl = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="openssl makes the certificate"
+)
 
 
 class Internet:
@@ -40,7 +42,11 @@ class Internet:
             if answers is None:  # a number, however it is spelled, or a name that does not exist
                 return look_up(host, port, flags=socket.AI_NUMERICHOST, **words)
             found = answers.pop(0) if len(answers) > 1 else answers[0]
-            return [one for text in found for one in look_up(text, port, flags=socket.AI_NUMERICHOST, **words)]
+            return [
+                one
+                for text in found
+                for one in look_up(text, port, flags=socket.AI_NUMERICHOST, **words)
+            ]
 
         def fake_connect(wire: socket.socket, address: tuple[str, int]) -> None:
             assert address[1] == 443
@@ -65,7 +71,9 @@ def port(certificate: tuple[Path, Path]) -> Iterator[int]:
 
 
 @pytest.fixture
-def internet(port: int, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Internet:
+def internet(
+    port: int, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> Internet:
     """One in which the site is trusted."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     return Internet(monkeypatch, port)
@@ -111,7 +119,9 @@ def test_an_address_that_is_out_of_reach_gives_way_to_the_next(internet: Interne
 
 
 @needs_openssl
-def test_no_proxy_of_the_environment_is_used(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_of_the_environment_is_used(
+    internet: Internet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     assert web.fetch_public(f"https://{SITE}/picture") == PICTURE.read_bytes()
@@ -120,10 +130,45 @@ def test_no_proxy_of_the_environment_is_used(internet: Internet, monkeypatch: py
 # Hosts that are not public
 
 INWARD = [
-    *("127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"),
-    *("192.0.0.9", "192.0.2.1", "192.88.99.1", "198.18.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255"),
-    *("::", "::1", "::7f00:1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "fc00::1", "fd12:3456::1", "fe80::1", "fec0::1"),
-    *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "2002:7f00:1::", "2001:0:7f00:1::", "2001:db8::1"),
+    *(
+        "127.0.0.1",
+        "127.9.9.9",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+    ),
+    *(
+        "192.0.0.9",
+        "192.0.2.1",
+        "192.88.99.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "239.1.1.1",
+        "240.0.0.1",
+        "255.255.255.255",
+    ),
+    *(
+        "::",
+        "::1",
+        "::7f00:1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "fc00::1",
+        "fd12:3456::1",
+        "fe80::1",
+        "fec0::1",
+    ),
+    *(
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::1",
+        "2002:7f00:1::",
+        "2001:0:7f00:1::",
+        "2001:db8::1",
+    ),
     *("2001:1::1", "2001:20::1", "3fff::1", "5f00::1", "ff02::1", "ff0e::1"),
 ]
 
@@ -139,13 +184,16 @@ def test_addresses_that_are_not_public(address: str, monkeypatch: pytest.MonkeyP
     assert internet.connected == []
 
 
-@pytest.mark.parametrize("address", [PUBLIC, ALSO_PUBLIC, PUBLIC_6, "2001:4860:4860::8888", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address", [PUBLIC, ALSO_PUBLIC, PUBLIC_6, "2001:4860:4860::8888", "64:ff9b::808:808"]
+)
 def test_addresses_that_are_public(address: str) -> None:
     assert web.is_public(address)
 
 
 @pytest.mark.parametrize(
-    "host", ["2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "127.1", "127.0.0.1.", "①②⑦.0.0.1", "0"]
+    "host",
+    ["2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "127.1", "127.0.0.1.", "①②⑦.0.0.1", "0"],
 )
 def test_other_spellings_of_this_machine(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     internet = Internet(monkeypatch)
@@ -153,11 +201,16 @@ def test_other_spellings_of_this_machine(host: str, monkeypatch: pytest.MonkeyPa
     assert internet.connected == []
 
 
-def test_a_name_that_does_not_exist_is_refused_like_one_that_is_not_public(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_does_not_exist_is_refused_like_one_that_is_not_public(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     internet = Internet(monkeypatch)
     internet.names["inward.test"] = [["10.0.0.7"]]
     internet.names["nothing.test"] = [[]]
-    lines = {refusal(f"https://{name}/").replace(name, "X") for name in ("inward.test", "nothing.test", "absent.test")}
+    lines = {
+        refusal(f"https://{name}/").replace(name, "X")
+        for name in ("inward.test", "nothing.test", "absent.test")
+    }
     assert lines == {"https://X/ is not a public address: send the picture itself"}
 
 
@@ -181,7 +234,10 @@ def test_a_redirect_is_looked_up_and_checked_anew(internet: Internet) -> None:
     ("target", "what"),
     [
         ("https://10.0.0.1/picture", "https://10.0.0.1/picture is not a public address"),
-        ("//169.254.169.254/latest/meta-data", "https://169.254.169.254/latest/meta-data is not a public address"),
+        (
+            "//169.254.169.254/latest/meta-data",
+            "https://169.254.169.254/latest/meta-data is not a public address",
+        ),
         ("https://[::1]/", "https://[::1]/ is not a public address"),
         (f"http://{SITE}/picture", f"http://{SITE}/picture is not fetched: only https"),
         (f"https://{SITE}:8443/picture", f"https://{SITE}:8443/picture is not fetched: only https"),
@@ -208,10 +264,31 @@ def test_a_long_address_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("http://pictures.test/", "ftp://pictures.test/", "file:///etc/passwd", "pictures.test/", "", "https://"),
-        *("https:///a.png", "https://pictures.test:80/", "https://pictures.test:0/", "https://pictures.test:x/"),
-        *("https://me@pictures.test/", "https://me:word@pictures.test/", "https://pictures.test\\@127.0.0.1/"),
-        *("https://[fe80::1%25lo]/", "https://[::1", "https://pictures..test/", "https://pictures.test/\r\nX: y"),
+        *(
+            "http://pictures.test/",
+            "ftp://pictures.test/",
+            "file:///etc/passwd",
+            "pictures.test/",
+            "",
+            "https://",
+        ),
+        *(
+            "https:///a.png",
+            "https://pictures.test:80/",
+            "https://pictures.test:0/",
+            "https://pictures.test:x/",
+        ),
+        *(
+            "https://me@pictures.test/",
+            "https://me:word@pictures.test/",
+            "https://pictures.test\\@127.0.0.1/",
+        ),
+        *(
+            "https://[fe80::1%25lo]/",
+            "https://[::1",
+            "https://pictures..test/",
+            "https://pictures.test/\r\nX: y",
+        ),
         *(
             "ht\ttps://pictures.test/",
             "https://pictures.test/\0",
@@ -263,7 +340,9 @@ def test_the_time_is_limited_and_nothing_goes_on_after_it(internet: Internet, pa
         f"https://{SITE}/{page}", seconds=0.5
     )
     assert time.monotonic() - started < 3
-    ours = [thread for thread in set(threading.enumerate()) - before if thread.name.endswith("(run)")]
+    ours = [
+        thread for thread in set(threading.enumerate()) - before if thread.name.endswith("(run)")
+    ]
     for thread in ours:
         thread.join(3)
     assert not any(thread.is_alive() for thread in ours)

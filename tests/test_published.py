@@ -34,9 +34,15 @@ def published_1b(language: dict[str, Any] | None = None, **changes: Any) -> dict
         "model_type": "multi_modality",
         "architectures": ["MultiModalityCausalLM"],
         "torch_dtype": "bfloat16",
-        "aligner_config": part("MlpProjector", depth=2, input_dim=1024, n_embed=hidden, projector_type="mlp_gelu"),
-        "gen_aligner_config": part("MlpProjector", depth=2, input_dim=8, n_embed=hidden, projector_type="mlp_gelu"),
-        "gen_head_config": part("vision_head", image_token_embed=hidden, image_token_size=16384, n_embed=hidden),
+        "aligner_config": part(
+            "MlpProjector", depth=2, input_dim=1024, n_embed=hidden, projector_type="mlp_gelu"
+        ),
+        "gen_aligner_config": part(
+            "MlpProjector", depth=2, input_dim=8, n_embed=hidden, projector_type="mlp_gelu"
+        ),
+        "gen_head_config": part(
+            "vision_head", image_token_embed=hidden, image_token_size=16384, n_embed=hidden
+        ),
         "gen_vision_config": part("VQ-16", image_token_size=16384, n_embed=8),
         "vision_config": part(
             "CLIPVisionTower",
@@ -64,7 +70,9 @@ def model(tmp_path: Path) -> Callable[..., Path]:
         for file in (FIXTURES / like).glob("*.json"):
             if not file.name.endswith(".index.json"):
                 shutil.copy(file, tmp_path)
-        (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+        (tmp_path / "config.json").write_text(
+            config if isinstance(config, str) else json.dumps(config)
+        )
         for name, content in files.items():
             (tmp_path / f"{name}.json").write_text(json.dumps(content))
         return tmp_path
@@ -81,25 +89,57 @@ def test_janus_pro_7b_sizes_that_are_not_written(model: Callable[..., Path]) -> 
     config, layout = read_published_config(model(published_1b()))
     language = config.language
     assert layout == "deepseek"
-    assert (language.hidden_size, language.intermediate_size, language.num_hidden_layers) == (4096, 11008, 30)
-    assert (language.num_attention_heads, language.num_key_value_heads, language.head_dim) == (32, 32, 128)
-    assert (language.rms_norm_eps, language.rope_theta, language.vocab_size) == (1e-6, 10000.0, 102400)
-    assert (config.generation.grid, config.generation.tokens, config.understanding.tokens) == (24, 576, 576)
+    assert (language.hidden_size, language.intermediate_size, language.num_hidden_layers) == (
+        4096,
+        11008,
+        30,
+    )
+    assert (language.num_attention_heads, language.num_key_value_heads, language.head_dim) == (
+        32,
+        32,
+        128,
+    )
+    assert (language.rms_norm_eps, language.rope_theta, language.vocab_size) == (
+        1e-6,
+        10000.0,
+        102400,
+    )
+    assert (config.generation.grid, config.generation.tokens, config.understanding.tokens) == (
+        24,
+        576,
+        576,
+    )
 
 
 def test_named_variants(model: Callable[..., Path]) -> None:
-    sizes = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16}
-    config, _ = read_published_config(model(published_1b({**sizes, "_attn_implementation": "flash_attention_2"})))
+    sizes = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
+    config, _ = read_published_config(
+        model(published_1b({**sizes, "_attn_implementation": "flash_attention_2"}))
+    )
     assert config.understanding == SiglipConfig("siglip", 384, 16, 1024, 24, 16, 4096, 1e-6)
     codec = config.generation.codec
-    assert (codec.ch, codec.ch_mult, codec.num_res_blocks, codec.z_channels) == (128, (1, 1, 2, 2, 4), 2, 256)
+    assert (codec.ch, codec.ch_mult, codec.num_res_blocks, codec.z_channels) == (
+        128,
+        (1, 1, 2, 2, 4),
+        2,
+        256,
+    )
     assert (codec.codebook_size, codec.codebook_dim, codec.downsampling) == (16384, 8, 16)
     assert (config.generation.cfg_weight, config.generation.temperature) == (5.0, 1.0)
 
 
 def test_sizes_written_out_win_over_the_variant() -> None:
     config, _ = read_published_config(FIXTURES / "deepseek-pro-bin")
-    assert (config.understanding.width, config.understanding.layers, config.generation.codec.ch) == (32, 2, 32)
+    assert (
+        config.understanding.width,
+        config.understanding.layers,
+        config.generation.codec.ch,
+    ) == (32, 2, 32)
     assert config.generation.codec.ch_mult == (1, 1, 1, 1, 2)
 
 
@@ -121,7 +161,9 @@ def test_both_layouts_of_the_same_model_agree() -> None:
 def test_rope_theta_old_and_new(model: Callable[..., Path], edit: Edit) -> None:
     data = fixture_config("transformers")
     edit(data["text_config"])
-    assert read_published_config(model(data, like="transformers"))[0].language.rope_theta == 500000.0
+    assert (
+        read_published_config(model(data, like="transformers"))[0].language.rope_theta == 500000.0
+    )
 
 
 def test_roles_come_from_the_tokenizer_not_from_sft_format(model: Callable[..., Path]) -> None:
@@ -137,7 +179,8 @@ def test_roles_come_from_the_tokenizer_not_from_sft_format(model: Callable[..., 
 
 
 @pytest.mark.parametrize(
-    ("template", "user"), [("{{'<|User|>: '}}", "<|User|>"), ("{{role.capitalize()}}: ", "User"), (None, "<|User|>")]
+    ("template", "user"),
+    [("{{'<|User|>: '}}", "<|User|>"), ("{{role.capitalize()}}: ", "User"), (None, "<|User|>")],
 )
 def test_roles_of_transformers_layout_come_from_the_template(
     model: Callable[..., Path], template: str | None, user: str
@@ -152,20 +195,45 @@ def test_preprocessing_of_old_mirrors(model: Callable[..., Path]) -> None:
     """``do_normalize: false`` of old Janus-1.3B mirrors is wrong and ignored."""
     folder = model(
         fixture_config("deepseek-pro-bin"),
-        preprocessor_config={"do_normalize": False, "image_size": 64, "min_size": 20, "background_color": [1, 2, 3]},
+        preprocessor_config={
+            "do_normalize": False,
+            "image_size": 64,
+            "min_size": 20,
+            "background_color": [1, 2, 3],
+        },
     )
     image = read_published_config(folder)[0].image
-    assert (image.mean, image.std, image.min_size, image.background) == ((0.5,) * 3, (0.5,) * 3, 20, (1, 2, 3))
+    assert (image.mean, image.std, image.min_size, image.background) == (
+        (0.5,) * 3,
+        (0.5,) * 3,
+        20,
+        (1, 2, 3),
+    )
 
 
 def test_guidance_of_a_transformers_folder(model: Callable[..., Path]) -> None:
-    folder = model(fixture_config("transformers"), like="transformers", generation_config={"guidance_scale": 3.5})
+    folder = model(
+        fixture_config("transformers"),
+        like="transformers",
+        generation_config={"guidance_scale": 3.5},
+    )
     assert read_published_config(folder)[0].generation.cfg_weight == 3.5
 
 
 FOREIGN = [
-    ({"model_type": "multi_modality", "vision_gen_enc_config": {}, "vision_gen_dec_config": {}}, "JanusFlow"),
-    ({"model_type": "multi_modality", "vision_config": {}, "aligner_config": {}, "language_config": {}}, "DeepSeek-VL"),
+    (
+        {"model_type": "multi_modality", "vision_gen_enc_config": {}, "vision_gen_dec_config": {}},
+        "JanusFlow",
+    ),
+    (
+        {
+            "model_type": "multi_modality",
+            "vision_config": {},
+            "aligner_config": {},
+            "language_config": {},
+        },
+        "DeepSeek-VL",
+    ),
     ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
     ({"model_type": "deepseek_vl_v2"}, "deepseek_vl_v2"),
     ({}, "None"),
@@ -173,7 +241,9 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("data", "name"), FOREIGN)
-def test_other_families_are_refused_by_name(model: Callable[..., Path], data: dict[str, Any], name: str) -> None:
+def test_other_families_are_refused_by_name(
+    model: Callable[..., Path], data: dict[str, Any], name: str
+) -> None:
     with pytest.raises(UnsupportedModelError, match=name) as caught:
         read_published_config(model(data))
     assert "config.json" in str(caught.value)
@@ -242,7 +312,9 @@ def test_configs_that_no_model_can_have(model: Callable[..., Path], edit: Edit) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"x"', "\x00\xff", "[" * 100_000, '{"model_type": NaN}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "null", '"x"', "\x00\xff", "[" * 100_000, '{"model_type": NaN}']
+)
 def test_config_that_is_no_json_object(model: Callable[..., Path], text: str) -> None:
     with pytest.raises(JanusError, match=r"config\.json") as caught:
         read_published_config(model(text))
@@ -261,7 +333,9 @@ def test_missing_files_are_named(model: Callable[..., Path]) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -313,7 +387,10 @@ def test_version_1_is_read(tmp_path: Path, layout: str) -> None:
     assert JanusConfig.load(path) == config
     del data["drawing"]
     path.write_text(json.dumps(data))
-    assert (JanusConfig.load(path).generation.cfg_weight, config.generation.cfg_weight) == (5.0, 5.0)
+    assert (JanusConfig.load(path).generation.cfg_weight, config.generation.cfg_weight) == (
+        5.0,
+        5.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -348,14 +425,23 @@ def test_version_1_configs_that_are_off(tmp_path: Path, edit: Edit, word: str) -
         (_set("language", "kind", to="mamba"), "kind must be 'llama'"),
         (_set("language", "extra", to=1), "unknown entry 'extra'"),
         (_set("understanding", to=3), "understanding must be a JSON object"),
-        (_set("quantization", to={"bits": 4, "group_size": 64, "layers": [1]}), "layers must be a JSON object"),
+        (
+            _set("quantization", to={"bits": 4, "group_size": 64, "layers": [1]}),
+            "layers must be a JSON object",
+        ),
         (_set("generation", "temperature", to=-1), "temperature"),
         (_set("generation", "kind", to="flow"), "generation: kind must be .*'vq', got 'flow'"),
         (_set("generation", "kind", to=[]), "generation: kind must be .*'vq'"),
         (_set("generation", "image_size", to=10**12), "generation: image_size must be"),
         (_set("generation", "image_size", to=30), "generation: image_size must be a multiple of"),
-        (_set("generation", "head", "output_dim", to=5), "generation: head.output_dim must be the codebook size"),
-        (_set("generation", "aligner", "output_dim", to=5), "generation: aligner.output_dim must be the language"),
+        (
+            _set("generation", "head", "output_dim", to=5),
+            "generation: head.output_dim must be the codebook size",
+        ),
+        (
+            _set("generation", "aligner", "output_dim", to=5),
+            "generation: aligner.output_dim must be the language",
+        ),
         (_set("dtype", to="int8"), "dtype"),
     ],
 )

@@ -61,7 +61,10 @@ def test_names_and_shapes_are_the_published_ones(
 
 def test_7b_is_split_where_the_published_one_is() -> None:
     first, second = rc._shards(rc.checkpoint_tensors("7b"))
-    assert [round(sum(t.bytes for t in shard) / 1e9, 2) for shard in (first, second)] == [9.99, 4.85]
+    assert [round(sum(t.bytes for t in shard) / 1e9, 2) for shard in (first, second)] == [
+        9.99,
+        4.85,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +74,26 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny_transformers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return rc.write_checkpoint(tmp_path_factory.mktemp("tiny") / "transformers", layout="transformers")
+    return rc.write_checkpoint(
+        tmp_path_factory.mktemp("tiny") / "transformers", layout="transformers"
+    )
 
 
 def test_bin_is_a_zip_as_torch_writes_it(tiny: Path) -> None:
     tensors = rc.checkpoint_tensors("tiny")
-    with zipfile.ZipFile(tiny / "pytorch_model.bin") as archive, (tiny / "pytorch_model.bin").open("rb") as file:
+    with (
+        zipfile.ZipFile(tiny / "pytorch_model.bin") as archive,
+        (tiny / "pytorch_model.bin").open("rb") as file,
+    ):
         assert archive.testzip() is None
         infos = archive.infolist()
         names = [info.filename.removeprefix("pytorch_model/") for info in infos]
-        assert names == ["data.pkl", "byteorder", *(f"data/{i}" for i in range(len(tensors))), "version"]
+        assert names == [
+            "data.pkl",
+            "byteorder",
+            *(f"data/{i}" for i in range(len(tensors))),
+            "version",
+        ]
         for info in infos:
             assert info.compress_type == zipfile.ZIP_STORED
             file.seek(info.header_offset + 26)
@@ -92,7 +105,11 @@ def test_bin_is_a_zip_as_torch_writes_it(tiny: Path) -> None:
     pickletools.dis(pickled, out=io.StringIO())  # checks stack and memo
     instructions = list(pickletools.genops(pickled))
     globals_ = {argument for opcode, argument, _ in instructions if opcode.name == "GLOBAL"}
-    assert globals_ == {"torch._utils _rebuild_tensor_v2", "torch BFloat16Storage", "collections OrderedDict"}
+    assert globals_ == {
+        "torch._utils _rebuild_tensor_v2",
+        "torch BFloat16Storage",
+        "collections OrderedDict",
+    }
     assert instructions[0][1] == 2
 
 
@@ -110,7 +127,9 @@ def test_bin_is_readable_by_our_reader(tiny: Path) -> None:
 
 def test_safetensors_holds_the_same_numbers(tiny_transformers: Path) -> None:
     ours = {t.name: t for t in rc.checkpoint_tensors("tiny", "transformers")}
-    qkv = next(t for t in rc.checkpoint_tensors("tiny") if t.name.endswith("blocks.1.attn.qkv.weight"))
+    qkv = next(
+        t for t in rc.checkpoint_tensors("tiny") if t.name.endswith("blocks.1.attn.qkv.weight")
+    )
     with safe_open(tiny_transformers / "model.safetensors", "np") as file:
         assert set(file.keys()) == set(ours)
         assert file.metadata() == {"format": "pt"}
@@ -127,11 +146,15 @@ def test_values_are_seeded_by_name_and_well_behaved() -> None:
     large = Tensor("large", (3, rc.BLOCK // 2), std=0.5)
     bits = rc.tensor_bits(large)
     np.testing.assert_array_equal(bits, rc.tensor_bits(large))
-    assert (rc.tensor_bits(Tensor("other", (3, 5))) != rc.tensor_bits(Tensor("other", (3, 5)), seed=1)).any()
+    assert (
+        rc.tensor_bits(Tensor("other", (3, 5))) != rc.tensor_bits(Tensor("other", (3, 5)), seed=1)
+    ).any()
     values = (bits.astype(np.uint32) << 16).view(np.float32)
     assert abs(values.std() - 0.5) < 1e-3
     assert abs(np.corrcoef(values[0], values[2])[0, 1]) < 0.01  # rows from the repeated block
-    norm = rc.tensor_bits(next(t for t in rc.checkpoint_tensors("tiny") if t.name.endswith("norm1.weight")))
+    norm = rc.tensor_bits(
+        next(t for t in rc.checkpoint_tensors("tiny") if t.name.endswith("norm1.weight"))
+    )
     assert abs((norm.astype(np.uint32) << 16).view(np.float32).mean() - 1) < 0.1
 
 
@@ -146,7 +169,9 @@ def test_values_are_seeded_by_name_and_well_behaved() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("layout", ["deepseek", "transformers"])
-def test_tokenizer_has_the_published_ids(tmp_path: Path, model: str, layout: str, ids: dict[str, int | None]) -> None:
+def test_tokenizer_has_the_published_ids(
+    tmp_path: Path, model: str, layout: str, ids: dict[str, int | None]
+) -> None:
     path = tmp_path / "tokenizer.json"
     published_files.write_tokenizer(path, MODELS[model], layout)
     tokenizer = Tokenizer.from_file(str(path))
@@ -155,7 +180,10 @@ def test_tokenizer_has_the_published_ids(tmp_path: Path, model: str, layout: str
     text = "A naïve test, 写真 123:  two  spaces\n\n<|User|>: a red glass of wine\n"
     encoded = tokenizer.encode(text).ids
     assert (encoded[0] == ids["BOS"]) == (layout == "transformers")
-    assert tokenizer.decode(encoded, skip_special_tokens=False).removeprefix(published_files.BOS) == text
+    assert (
+        tokenizer.decode(encoded, skip_special_tokens=False).removeprefix(published_files.BOS)
+        == text
+    )
     assert len(encoded) < len(text.encode())
     published_files.write_tokenizer(tmp_path / "again.json", MODELS[model], layout)
     assert path.read_bytes() == (tmp_path / "again.json").read_bytes()
@@ -190,7 +218,9 @@ def test_files_beside_the_weights(tiny: Path, tiny_transformers: Path) -> None:
     assert list(tiny.parent.iterdir()) == [tiny]  # nothing half-made is left
 
 
-def test_sharded_writing_names_every_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_writing_names_every_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rc, "MAX_SHARD", 1_500_000)
     folder = rc.write_checkpoint(tmp_path / "sharded")
     index = json.loads((folder / "pytorch_model.bin.index.json").read_text())
@@ -198,7 +228,11 @@ def test_sharded_writing_names_every_tensor(tmp_path: Path, monkeypatch: pytest.
     assert list(index["weight_map"]) == [t.name for t in tensors]
     assert index["metadata"]["total_size"] == sum(t.bytes for t in tensors)
     files = sorted(p.name for p in folder.glob("*.bin"))
-    assert files == sorted(set(index["weight_map"].values())) == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    assert (
+        files
+        == sorted(set(index["weight_map"].values()))
+        == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    )
 
 
 def test_wrong_use_is_one_line(tiny: Path, tmp_path: Path) -> None:

@@ -26,7 +26,14 @@ from mlx_janus.weights import footprint
 from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
 from mlx_janus.weights.footprint import required_memory
 from mlx_janus.weights.load import load_model, with_bits
-from mlx_janus.weights.quantize import Precision, Rule, bits_a_weight, plan_by_rule, plan_quantization, quantize_model
+from mlx_janus.weights.quantize import (
+    Precision,
+    Rule,
+    bits_a_weight,
+    plan_by_rule,
+    plan_quantization,
+    quantize_model,
+)
 from mlx_janus.weights.sources import TINY, find_converted
 from mlx_janus.weights.verify import verify_conversion
 
@@ -53,7 +60,10 @@ def tiny() -> Comparison:
 
 def test_divergences_are_those_of_the_formulas() -> None:
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.6, 0.1])
-    rows = mx.array(np.log([p, p]) + 5.0), mx.array(np.log([q, p]))  # logits are log-probabilities and a constant
+    rows = (
+        mx.array(np.log([p, p]) + 5.0),
+        mx.array(np.log([q, p])),
+    )  # logits are log-probabilities and a constant
     kl = 0.7 * math.log(0.7 / 0.3) + 0.2 * math.log(0.2 / 0.6)
     assert np.allclose(kl_divergence(*rows), [kl, 0.0], atol=1e-6)
     assert np.allclose(overlap(*rows), [0.6, 1.0], atol=1e-6)
@@ -61,7 +71,10 @@ def test_divergences_are_those_of_the_formulas() -> None:
 
 
 def test_means_are_over_positions_and_not_over_pairs() -> None:
-    far, near = (mx.array([[0.0, 3.0]]), mx.array([[3.0, 0.0]])), (mx.zeros((3, 2)), mx.zeros((3, 2)))
+    far, near = (
+        (mx.array([[0.0, 3.0]]), mx.array([[3.0, 0.0]])),
+        (mx.zeros((3, 2)), mx.zeros((3, 2))),
+    )
     measured = mean_divergence([far, near])
     assert measured.top1 == 0.75
     assert math.isclose(measured.kl, float(kl_divergence(*far)[0]) / 4, rel_tol=1e-6)
@@ -71,7 +84,9 @@ def test_means_are_over_positions_and_not_over_pairs() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_quantizes_the_language_model_and_is_careful_beside_image_tokens(name: str) -> None:
+def test_a_recipe_quantizes_the_language_model_and_is_careful_beside_image_tokens(
+    name: str,
+) -> None:
     plan = plan_quantization(JanusConfig.load(TINY / "config.json"), recipe=name)
     assert plan is not None
     assert plan.recipe == name
@@ -79,7 +94,11 @@ def test_a_recipe_quantizes_the_language_model_and_is_careful_beside_image_token
     assert sum(path.startswith("language_model.") for path in layers) == 5 * 7 + 1
     modes = {layer.mode for path, layer in layers.items() if path.startswith("language_model.")}
     assert modes == {name if name in ("mxfp4", "mxfp8", "nvfp4") else "affine"}
-    beside = {(layer.mode, layer.bits) for path, layer in layers.items() if not path.startswith("language_model.")}
+    beside = {
+        (layer.mode, layer.bits)
+        for path, layer in layers.items()
+        if not path.startswith("language_model.")
+    }
     assert beside == {"light": {("affine", 6)}, "faithful": set()}.get(name, {("affine", 8)})
 
 
@@ -119,15 +138,21 @@ def test_every_recipe_loads_draws_answers_and_verifies(name: str, folders: dict[
     assert janus.config.quantization.recipe == name
     assert len(janus.generate_images("a fox", seed=1)[0].tokens) == 16
     assert janus.generate_text("Hello?", max_tokens=4).tokens
-    assert verify_conversion(SOURCE, folders[name]) == len(mx.load(str(folders[name] / "model.safetensors")))
+    assert verify_conversion(SOURCE, folders[name]) == len(
+        mx.load(str(folders[name] / "model.safetensors"))
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_at_loading_gives_what_it_gives_at_conversion(
     name: str, folders: dict[str, Path], converted: dict[str, Path]
 ) -> None:
-    late = dict(tree_flatten(load_model(converted[PRO.name], recipe=name, dtype="bfloat16").parameters()))
-    early = dict(tree_flatten(load_model(folders[name], recipe=name, dtype="bfloat16").parameters()))
+    late = dict(
+        tree_flatten(load_model(converted[PRO.name], recipe=name, dtype="bfloat16").parameters())
+    )
+    early = dict(
+        tree_flatten(load_model(folders[name], recipe=name, dtype="bfloat16").parameters())
+    )
     assert early.keys() == late.keys()
     for path, array in early.items():
         assert mx.array_equal(array, late[path]).item(), path
@@ -142,8 +167,14 @@ def test_the_space_and_the_memory_of_a_recipe_are_foreseen(
     monkeypatch.setattr(convert_module, "_check_space", lambda _, needed: asked.append(needed))
     convert_checkpoint(SOURCE, tmp_path / "out", ConvertOptions(recipe=name))
     assert asked == [sum(array.nbytes for array in stored.values())]
-    weights = sum(a.nbytes for path, a in stored.items() if path.startswith(("language_model.", "vision_model.")))
-    needed = required_memory(JanusConfig.load(folders[name] / "config.json"), "bfloat16")["answering"]
+    weights = sum(
+        a.nbytes
+        for path, a in stored.items()
+        if path.startswith(("language_model.", "vision_model."))
+    )
+    needed = required_memory(JanusConfig.load(folders[name] / "config.json"), "bfloat16")[
+        "answering"
+    ]
     assert weights < needed < weights + 4_000_000
 
 
@@ -165,7 +196,10 @@ def test_a_damaged_mode_is_refused(folders: dict[str, Path], tmp_path: Path) -> 
 
 
 def test_bits_and_a_recipe_do_not_go_together(converted: dict[str, Path], tmp_path: Path) -> None:
-    for wanted, words in (({"bits": 4, "recipe": "light"}, "give one"), ({"recipe": "heavy"}, "recipe must be one of")):
+    for wanted, words in (
+        ({"bits": 4, "recipe": "light"}, "give one"),
+        ({"recipe": "heavy"}, "recipe must be one of"),
+    ):
         for source in (PRO, converted[PRO.name]):
             with pytest.raises(OptionError, match=words):
                 mlx_janus.load(source, **wanted)
@@ -175,7 +209,9 @@ def test_bits_and_a_recipe_do_not_go_together(converted: dict[str, Path], tmp_pa
 
 
 @pytest.mark.parametrize("wanted", [{"recipe": "light"}, {"bits": 4}, {"bits": 8}])
-def test_a_folder_of_another_recipe_is_refused(wanted: dict[str, Any], folders: dict[str, Path]) -> None:
+def test_a_folder_of_another_recipe_is_refused(
+    wanted: dict[str, Any], folders: dict[str, Path]
+) -> None:
     with pytest.raises(OptionError, match="has the recipe balanced, not"):
         mlx_janus.load(folders["balanced"], **wanted)
 
@@ -206,12 +242,20 @@ def test_where_memory_is_short_the_recipe_that_fits_is_named(
     assert sizes[1] < sizes[0]
     monkeypatch.setattr(footprint, "available_memory", lambda: sum(sizes) // 2)
     whole = footprint.required_memory  # as if low memory spared nothing, which would be named first
-    monkeypatch.setattr(footprint, "required_memory", lambda config, dtype, **_: whole(config, dtype))
-    for source, wanted in ((PRO, {}), (converted[PRO.name], {"bits": 8}), (PRO, {"recipe": "faithful"})):
+    monkeypatch.setattr(
+        footprint, "required_memory", lambda config, dtype, **_: whole(config, dtype)
+    )
+    for source, wanted in (
+        (PRO, {}),
+        (converted[PRO.name], {"bits": 8}),
+        (PRO, {"recipe": "faithful"}),
+    ):
         with pytest.raises(OutOfMemoryError, match=r'recipe="light" needs .* and fits'):
             mlx_janus.load(source, dtype="float32", **wanted)
     assert mlx_janus.load(PRO, recipe="light", dtype="float32")
-    with pytest.raises(OutOfMemoryError, match="smaller model"):  # stored so: no option makes it smaller
+    with pytest.raises(
+        OutOfMemoryError, match="smaller model"
+    ):  # stored so: no option makes it smaller
         mlx_janus.load(folders["faithful"], dtype="float32")
 
 

@@ -72,7 +72,9 @@ def test_codec_decodes(janus: Janus, folder: str) -> None:
     assert_close(nchw(x), want["vq.dec_mid"])
     pixels = model.decode_image_tokens(want["vq.codes"])
     assert_close(nchw(pixels), want["vq.dec"])
-    assert_close(nchw(model.decode_image_tokens(want["vq.codes_rect"], (4, 6))), want["vq.dec_rect"])
+    assert_close(
+        nchw(model.decode_image_tokens(want["vq.codes_rect"], (4, 6))), want["vq.dec_rect"]
+    )
     for row, expected in zip(pixels, want["vq.dec_u8"], strict=True):
         assert_same_bytes(to_image(np.array(row)), expected, row)
 
@@ -132,7 +134,9 @@ def test_several_pictures(janus: Janus, folder: str) -> None:
         ids = np.array(want["batch.input_ids"][row])[mask].tolist()
         turns = [Turn("user", question, count)]
         assert janus.prompts.answering(turns) == ids
-        pixels = [np.array(want["batch.pixel_values"][row, i]).transpose(1, 2, 0) for i in range(count)]
+        pixels = [
+            np.array(want["batch.pixel_values"][row, i]).transpose(1, 2, 0) for i in range(count)
+        ]
         embeddings = embed_prompt(janus, ids, janus.encode(pixels))
         assert_close(embeddings, np.array(want["batch.inputs_embeds"][row])[mask])
         expected = want["batch.greedy_tokens"][row]
@@ -197,13 +201,21 @@ def test_the_tolerance_sees_a_wrong_eps(pro: Janus, eps: str) -> None:
 
     want, model = golden("deepseek-pro-bin"), pro.model
     root, run, name = {
-        "vision": (model.vision_model, lambda: model.vision_model(nhwc(want["vision.pixel_values"])), "vision.out"),
+        "vision": (
+            model.vision_model,
+            lambda: model.vision_model(nhwc(want["vision.pixel_values"])),
+            "vision.out",
+        ),
         "language": (
             model.language_model,
             lambda: model.hidden_states(model.embed_text(want["text.input_ids"])),
             "text.hidden",
         ),
-        "codec": (model.gen_vision_model, lambda: nchw(model.decode_image_tokens(want["vq.codes"])), "vq.dec"),
+        "codec": (
+            model.gen_vision_model,
+            lambda: nchw(model.decode_image_tokens(want["vq.codes"])),
+            "vq.dec",
+        ),
     }[eps]
     norms = [module for _, module in root.named_modules() if hasattr(module, "eps")]
     for norm in norms:

@@ -13,7 +13,16 @@ import pytest
 from programs import call, error_line
 
 from mlx_janus.commands.options import goes_with, quiet_option, refuse_if
-from mlx_janus.commands.runner import Command, Group, explain, import_mlx, is_quiet, note, require_train_extra, say
+from mlx_janus.commands.runner import (
+    Command,
+    Group,
+    explain,
+    import_mlx,
+    is_quiet,
+    note,
+    require_train_extra,
+    say,
+)
 from mlx_janus.errors import JanusError, OptionError
 
 
@@ -34,7 +43,11 @@ def command(error: BaseException | None = None, code: object = None, **attribute
     [
         (JanusError("two\nlines"), 1, "Error: two lines\n"),
         (OptionError("n must be 1"), 1, "Error: n must be 1\n"),
-        (OSError(28, "No space left on device", "out.png"), 1, "Error: out.png: No space left on device\n"),
+        (
+            OSError(28, "No space left on device", "out.png"),
+            1,
+            "Error: out.png: No space left on device\n",
+        ),
         (KeyboardInterrupt(), 130, "\nstopped\n"),
         (click.Abort(), 130, "stopped\n"),
         (BrokenPipeError(), 1, ""),
@@ -63,7 +76,10 @@ def test_a_bug_keeps_its_traceback() -> None:
         (JanusError(" a \n b"), "a b"),
         (OSError("odd"), "odd"),
         (MemoryError(), "the memory is used up: close other programs, or pass --bits 4"),
-        (RuntimeError("[malloc] Unable to allocate"), "the memory is used up: close other programs, or pass --bits 4"),
+        (
+            RuntimeError("[malloc] Unable to allocate"),
+            "the memory is used up: close other programs, or pass --bits 4",
+        ),
         (RuntimeError("[conv] bad shape"), "MLX failed: [conv] bad shape"),
         (RuntimeError("plain"), None),
         (ValueError("[malloc] Unable to allocate"), None),
@@ -91,7 +107,9 @@ def test_rules_are_checked_in_order_before_the_command_runs() -> None:
         assert done.stderr.startswith("Usage: program")
         assert done.stderr.endswith(f"Error: {reason}\n")
     assert call(command(rules=rules), "--low-memory", "--model", "z").code == 0
-    assert call(ruled, "--low-memory", "--help").code == 0  # which asks nothing of the other options
+    assert (
+        call(ruled, "--low-memory", "--help").code == 0
+    )  # which asks nothing of the other options
 
 
 @pytest.fixture
@@ -142,4 +160,7 @@ def test_packages_for_training_are_named_if_they_are_missing() -> None:
         require_train_extra("math", "no_such_package", "other")
 
     line = error_line(call(Command("train", callback=train)))
-    assert line == "Error: no_such_package is not installed: in the clone, run pip install -e '.[train]'"
+    assert (
+        line
+        == "Error: no_such_package is not installed: in the clone, run pip install -e '.[train]'"
+    )

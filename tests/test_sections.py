@@ -69,7 +69,13 @@ def test_what_a_section_refuses(change: dict[str, Any], message: str) -> None:
 
 
 def test_what_a_section_takes() -> None:
-    data = {"kind": "other", "share": 1, "any_length": [1, 3], "three": [0, -1, 0.5], "part": {"name": "x"}}
+    data = {
+        "kind": "other",
+        "share": 1,
+        "any_length": [1, 3],
+        "three": [0, -1, 0.5],
+        "part": {"name": "x"},
+    }
     section = Whole.from_dict(data)
     assert section == Whole("other", share=1, any_length=(1, 3), three=(0, -1, 0.5), part=Part("x"))
     assert section.to_dict() == {"kind": "other", "size": 4, "share": 1, "free": 0.0} | data
@@ -86,17 +92,25 @@ def _too_large(path: Path) -> None:
         file.truncate((64 << 20) + 1)
 
 
-FAULTS: Mapping[str, tuple[Any, str, str]] = {  # how to make a file, the reason, the advice for a model's folder
+FAULTS: Mapping[
+    str, tuple[Any, str, str]
+] = {  # how to make a file, the reason, the advice for a model's folder
     "missing": (lambda path: None, "is missing", ": download the whole model folder"),
     "too large": (_too_large, "is larger than 64 MiB", ": it is no config file"),
-    "invalid": (lambda path: path.write_text("{"), r"is not valid JSON \(.+\)", ": download it again"),
+    "invalid": (
+        lambda path: path.write_text("{"),
+        r"is not valid JSON \(.+\)",
+        ": download it again",
+    ),
     "unreadable": (lambda path: path.mkdir(), "cannot be read: Is a directory", ""),
     "no object": (lambda path: path.write_text("[1]"), r"must hold a JSON object, got \[1\]", ""),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_file_without_an_object_gives_a_reason_to_which_the_caller_adds_advice(fault: str, tmp_path: Path) -> None:
+def test_a_file_without_an_object_gives_a_reason_to_which_the_caller_adds_advice(
+    fault: str, tmp_path: Path
+) -> None:
     make, reason, advice = FAULTS[fault]
     path = tmp_path / "config.json"
     make(path)

@@ -91,7 +91,10 @@ def idle(server: ServerProcess) -> bool:
 
 def user(text: str, *pictures: Image.Image) -> Any:
     """A message with pictures."""
-    urls = [f"data:image/png;base64,{base64.b64encode(png_bytes(picture, {})).decode()}" for picture in pictures]
+    urls = [
+        f"data:image/png;base64,{base64.b64encode(png_bytes(picture, {})).decode()}"
+        for picture in pictures
+    ]
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
@@ -115,9 +118,14 @@ def test_an_answer_is_the_librarys(
 ) -> None:
     for shown in (pictures[:0], pictures[:1], pictures):
         expected = janus.generate_text(QUESTION, shown)
-        reply = client.chat.completions.create(model="janus-tiny", messages=[user(QUESTION, *shown)])
+        reply = client.chat.completions.create(
+            model="janus-tiny", messages=[user(QUESTION, *shown)]
+        )
         assert reply.choices[0].message.content == expected.text
-        assert (reply.choices[0].finish_reason, reply.choices[0].message.role) == ("stop", "assistant")
+        assert (reply.choices[0].finish_reason, reply.choices[0].message.role) == (
+            "stop",
+            "assistant",
+        )
         assert reply.usage is not None
         assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (
             expected.prompt_tokens, len(expected.tokens)
@@ -127,14 +135,21 @@ def test_an_answer_is_the_librarys(
         assert reply.system_fingerprint
 
 
-def test_several_answers_have_the_seeds_that_follow(client: openai.OpenAI, janus: mlx_janus.JanusPipeline) -> None:
-    expected = [janus.generate_text("say something", temperature=1.5, top_p=0.9, seed=seed) for seed in (7, 8, 9)]
+def test_several_answers_have_the_seeds_that_follow(
+    client: openai.OpenAI, janus: mlx_janus.JanusPipeline
+) -> None:
+    expected = [
+        janus.generate_text("say something", temperature=1.5, top_p=0.9, seed=seed)
+        for seed in (7, 8, 9)
+    ]
     assert len({result.text for result in expected}) > 1
     choice: dict[str, Any] = {"temperature": 1.5, "top_p": 0.9, "seed": 7, "n": 3}
     reply = client.chat.completions.create(
         model="default", messages=[{"role": "user", "content": "say something"}], **choice
     )
-    assert [choice.message.content for choice in reply.choices] == [result.text for result in expected]
+    assert [choice.message.content for choice in reply.choices] == [
+        result.text for result in expected
+    ]
     assert [choice.index for choice in reply.choices] == [0, 1, 2]
     assert reply.usage is not None
     assert reply.usage.completion_tokens == sum(len(result.tokens) for result in expected)
@@ -153,14 +168,19 @@ def test_an_answer_ends_where_it_is_told_to(
         assert reply.choices[0].finish_reason == "stop"
     for limit in ({"max_tokens": 2}, {"max_completion_tokens": 2, "max_tokens": 100}):
         reply = client.chat.completions.create(model="default", messages=messages, **limit)
-        assert reply.choices[0].message.content == janus.generate_text(QUESTION, pictures[:1], max_tokens=2).text
+        assert (
+            reply.choices[0].message.content
+            == janus.generate_text(QUESTION, pictures[:1], max_tokens=2).text
+        )
         assert reply.choices[0].finish_reason == "length"
 
 
 def test_a_streamed_answer_is_the_whole_one_in_pieces(
     client: openai.OpenAI, janus: mlx_janus.JanusPipeline, pictures: list[Image.Image]
 ) -> None:
-    expected = [janus.generate_text(QUESTION, pictures[:1], temperature=1, seed=seed) for seed in (3, 4)]
+    expected = [
+        janus.generate_text(QUESTION, pictures[:1], temperature=1, seed=seed) for seed in (3, 4)
+    ]
     stream = client.chat.completions.create(
         model="default", messages=[user(QUESTION, pictures[0])], temperature=1, seed=3, n=2, stream=True,
         stream_options={"include_usage": True},
@@ -169,11 +189,17 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(
     assert len({chunk.id for chunk in chunks}) == 1
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
     for index, result in enumerate(expected):
-        own = [chunk.choices[0] for chunk in chunks if chunk.choices and chunk.choices[0].index == index]
+        own = [
+            chunk.choices[0]
+            for chunk in chunks
+            if chunk.choices and chunk.choices[0].index == index
+        ]
         assert own[0].delta.role == "assistant"
         assert "".join(choice.delta.content or "" for choice in own) == result.text
         assert len(own) > 4
-        assert [choice.finish_reason for choice in own] == [None] * (len(own) - 1) + [result.finish_reason]
+        assert [choice.finish_reason for choice in own] == [None] * (len(own) - 1) + [
+            result.finish_reason
+        ]
     assert not chunks[-1].choices
     usage = chunks[-1].usage
     assert usage is not None
@@ -190,10 +216,21 @@ def test_a_conversation_with_pictures_in_two_turns(
         {"role": "developer", "content": [{"type": "text", "text": "And exact."}]},
         user(QUESTION, pictures[0]),
     ]
-    first = client.chat.completions.create(model="default", messages=messages).choices[0].message.content
-    messages += [{"role": "assistant", "content": first}, user("how many shapes are there?", *pictures[1:])]
+    first = (
+        client.chat.completions.create(model="default", messages=messages)
+        .choices[0]
+        .message.content
+    )
+    messages += [
+        {"role": "assistant", "content": first},
+        user("how many shapes are there?", *pictures[1:]),
+    ]
     second = client.chat.completions.create(model="default", messages=messages)
-    turns = [Turn("user", QUESTION, 1), Turn("assistant", first or ""), Turn("user", "how many shapes are there?", 2)]
+    turns = [
+        Turn("user", QUESTION, 1),
+        Turn("assistant", first or ""),
+        Turn("user", "how many shapes are there?", 2),
+    ]
     system = "You are brief.\n\nAnd exact."
     *_, last = janus.stream_turns(turns, pictures, options=TextOptions(), system=system)
     assert last.result is not None
@@ -214,7 +251,9 @@ def test_a_picture_is_the_librarys_and_says_how_it_was_drawn(
     prompt = "a red circle above a blue square"
     choice: dict[str, Any] = {"seed": 5, "cfg_weight": 3.0, "temperature": 0.5, "top_p": 0.95}
     expected = janus.generate_images(prompt, n=2, exact=True, **choice)
-    reply = client.images.generate(model="janus-tiny", prompt=prompt, n=2, size="auto", extra_body=choice)
+    reply = client.images.generate(
+        model="janus-tiny", prompt=prompt, n=2, size="auto", extra_body=choice
+    )
     assert reply.data is not None
     for image, wanted in zip(reply.data, expected, strict=True):
         assert alike(decoded(image.b64_json), wanted.image)
@@ -230,7 +269,12 @@ def test_a_picture_is_the_librarys_and_says_how_it_was_drawn(
 def test_pictures_form_in_a_stream(client: openai.OpenAI, janus: mlx_janus.JanusPipeline) -> None:
     expected = janus.generate_images("a green triangle", n=2, seed=11, exact=True)
     stream: Any = client.images.generate(
-        prompt="a green triangle", n=2, stream=True, partial_images=3, size="64x64", extra_body={"seed": 11}
+        prompt="a green triangle",
+        n=2,
+        stream=True,
+        partial_images=3,
+        size="64x64",
+        extra_body={"seed": 11},
     )
     events = list(stream)
     for index, wanted in enumerate(expected):
@@ -264,7 +308,9 @@ def test_errors_are_the_clients_own_kinds(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="default", messages=[{"role": "user", "content": " "}])
     assert (caught.value.type, caught.value.param) == ("invalid_request_error", "messages")
     with pytest.raises(openai.BadRequestError, match="shorten it"):
-        client.chat.completions.create(model="default", messages=[{"role": "user", "content": "red circle " * 9000}])
+        client.chat.completions.create(
+            model="default", messages=[{"role": "user", "content": "red circle " * 9000}]
+        )
     with pytest.raises(openai.BadRequestError, match="context"):
         client.images.generate(prompt="red circle " * 3000)
     with pytest.raises(openai.NotFoundError):
@@ -275,7 +321,9 @@ def test_errors_are_the_clients_own_kinds(client: openai.OpenAI) -> None:
 
 
 def test_clients_that_leave_free_the_device(client: openai.OpenAI, server: ServerProcess) -> None:
-    stream: Any = client.images.generate(prompt="a red circle", n=16, stream=True, partial_images=16)
+    stream: Any = client.images.generate(
+        prompt="a red circle", n=16, stream=True, partial_images=16
+    )
     next(iter(stream))
     stream.close()
     answers = client.chat.completions.create(
@@ -326,7 +374,10 @@ def test_the_metrics_count(client: openai.OpenAI, server: ServerProcess) -> None
 
 
 def test_a_drawing_keeps_no_answer_waiting_and_is_finished_before_the_server_stops() -> None:
-    with started("--api-key", "s3cret", "--log-requests", program=SLOWLY) as server, to(server, "s3cret") as client:
+    with (
+        started("--api-key", "s3cret", "--log-requests", program=SLOWLY) as server,
+        to(server, "s3cret") as client,
+    ):
         with to(server, "wrong") as stranger, pytest.raises(openai.AuthenticationError):
             stranger.models.list()
         stream: Any = client.images.generate(prompt="a red circle", stream=True, partial_images=3)
@@ -347,7 +398,9 @@ def test_a_drawing_keeps_no_answer_waiting_and_is_finished_before_the_server_sto
 
 def test_a_second_interrupt_ends_at_once() -> None:
     with started("-q", program=SLOWLY) as server, to(server) as client:
-        stream: Any = client.images.generate(prompt="a red circle", n=16, stream=True, partial_images=16)
+        stream: Any = client.images.generate(
+            prompt="a red circle", n=16, stream=True, partial_images=16
+        )
         next(iter(stream))
         server.process.send_signal(signal.SIGINT)
         wait_until(lambda: refuses(server))
@@ -367,8 +420,12 @@ def test_an_interrupt_after_another_signal_ends_at_once_while_the_model_loads(fi
     assert (process.returncode, stderr) == (130, "\nstopped\n")
 
 
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "\nstopped\n"), (signal.SIGTERM, 0, "")])
-def test_a_signal_while_the_model_loads_ends_after_the_piece_that_is_read(number: int, code: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "\nstopped\n"), (signal.SIGTERM, 0, "")]
+)
+def test_a_signal_while_the_model_loads_ends_after_the_piece_that_is_read(
+    number: int, code: int, said: str
+) -> None:
     with loading("time.sleep(1); return load(arguments)") as process:
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=10)
@@ -409,7 +466,9 @@ def test_a_server_whose_thread_has_failed_ends() -> None:
         code, stderr = server.ended()
     assert code == 1
     assert "'NoneType' object is not callable" in stderr
-    assert stderr.endswith("Error: the model's thread has failed, as told above: start the server again\n")
+    assert stderr.endswith(
+        "Error: the model's thread has failed, as told above: start the server again\n"
+    )
 
 
 def refuses(server: ServerProcess) -> bool:
@@ -424,11 +483,16 @@ def refuses(server: ServerProcess) -> bool:
 def test_a_port_that_is_taken(server: ServerProcess) -> None:
     port = int(server.url.rpartition(":")[2])
     line = error_line(call(serve.main, "--port", port))
-    assert line == f"Error: 127.0.0.1:{port} cannot be listened at (Address already in use): name another --port"
+    assert (
+        line
+        == f"Error: 127.0.0.1:{port} cannot be listened at (Address already in use): name another --port"
+    )
 
 
 def test_a_host_that_is_none() -> None:
-    with mock.patch.object(socket, "getaddrinfo", side_effect=socket.gaierror(-2, "Name or service not known")):
+    with mock.patch.object(
+        socket, "getaddrinfo", side_effect=socket.gaierror(-2, "Name or service not known")
+    ):
         line = error_line(call(serve.main, "--host", "nowhere.invalid", "--api-key", "x"))
     assert "nowhere.invalid is no address to listen at" in line
 
@@ -445,7 +509,9 @@ def test_an_address_in_brackets() -> None:
     assert line == "Error: ::1 is no address to listen at (no IPv6): check --host"
 
 
-def test_an_empty_key_in_the_environment_is_no_key_that_could_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_key_in_the_environment_is_no_key_that_could_be_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLX_JANUS_API_KEY", "")
     outcome = call(serve.main, "--port", 0)
     assert (outcome.code, outcome.stdout) == (2, "")

@@ -60,9 +60,18 @@ def test_what_fails_is_told_without_what_is_inside(
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages[0].content[0].text"),
-        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]}, "messages[1].role"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
+            "messages[0].content[0].text",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+            "messages[0].content[0]",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]},
+            "messages[1].role",
+        ),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ({"model": "gpt-5"}, "model"),
         ({"temperature": "1"}, "temperature"),
@@ -114,7 +123,9 @@ def test_a_conversation_that_cannot_be_honoured(
 def test_a_drawing_that_cannot_be_honoured(
     client: httpx.Client, engine: FakeEngine, change: dict[str, Any], param: str
 ) -> None:
-    error = refusal(client.post(DRAW, json={"prompt": "a fox"} | change), 404 if param == "model" else 400)
+    error = refusal(
+        client.post(DRAW, json={"prompt": "a fox"} | change), 404 if param == "model" else 400
+    )
     assert error["param"] == param
     assert not engine.asked
     still_works(client, engine)
@@ -128,8 +139,16 @@ def test_what_changes_nothing_is_ignored(client: httpx.Client, engine: FakeEngin
         "response_format": {"type": "text"},
         "logprobs": False,
     }
-    assert client.post(CHAT, json=HELLO | neutral | {"frequency_penalty": 0, "store": True}).status_code == 200
-    assert client.post(DRAW, json={"prompt": "x", "quality": "high", "style": "vivid"}).status_code == 200
+    assert (
+        client.post(
+            CHAT, json=HELLO | neutral | {"frequency_penalty": 0, "store": True}
+        ).status_code
+        == 200
+    )
+    assert (
+        client.post(DRAW, json={"prompt": "x", "quality": "high", "style": "vivid"}).status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +169,9 @@ def test_what_changes_nothing_is_ignored(client: httpx.Client, engine: FakeEngin
         "[]".encode("utf-16"),
     ],
 )
-def test_what_is_no_json_or_no_message(client: httpx.Client, engine: FakeEngine, content: bytes) -> None:
+def test_what_is_no_json_or_no_message(
+    client: httpx.Client, engine: FakeEngine, content: bytes
+) -> None:
     refusal(client.post(CHAT, content=content, headers={"Content-Type": "application/json"}), 400)
     still_works(client, engine)
 
@@ -162,7 +183,11 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 @pytest.mark.parametrize(
     ("request_line", "rest", "said"),
     [
-        (f"POST {CHAT}", BOTH + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", "Content-Length does not go with"),
+        (
+            f"POST {CHAT}",
+            BOTH + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "Content-Length does not go with",
+        ),
         ("GET /health", BOTH, "Content-Length does not go with"),
         (f"POST {CHAT}", b"Content-Length: x\r\n\r\n", "no valid HTTP"),
         ("GET / and more", b"\r\n", "no valid HTTP"),
@@ -203,13 +228,19 @@ def test_a_body_that_turns_out_to_be_none_after_its_reply(
     still_works(client, engine)
 
 
-@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
-def test_what_a_form_of_a_web_page_can_send(client: httpx.Client, engine: FakeEngine, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+)
+def test_what_a_form_of_a_web_page_can_send(
+    client: httpx.Client, engine: FakeEngine, kind: str
+) -> None:
     refusal(client.post(CHAT, content=json.dumps(HELLO), headers={"Content-Type": kind}), 415)
     assert not engine.asked
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models", "/v1/models/", "/v1/models/fake"])
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/metrics", "/v1/models", "/v1/models/", "/v1/models/fake"]
+)
 def test_a_head_is_that_of_the_whole(client: httpx.Client, path: str) -> None:
     whole, head = client.get(path), client.head(path)
     assert (whole.status_code, head.status_code, head.content) == (200, 200, b"")
@@ -237,8 +268,12 @@ def test_the_models_with_a_slash_are_the_same(client: httpx.Client) -> None:
         ("TRACE", "/", 405),
     ],
 )
-def test_paths_and_methods_that_are_not_there(client: httpx.Client, method: str, path: str, status: int) -> None:
-    with connect(client, f"{method} {path}", b"Content-Length: 0\r\nConnection: close\r\n\r\n") as connection:
+def test_paths_and_methods_that_are_not_there(
+    client: httpx.Client, method: str, path: str, status: int
+) -> None:
+    with connect(
+        client, f"{method} {path}", b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+    ) as connection:
         reply = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert reply.startswith(b"HTTP/1.1 %d " % status)
     assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"

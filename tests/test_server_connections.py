@@ -21,7 +21,19 @@ import pytest
 import uvicorn
 from fake_engine import FakeEngine
 from PIL import Image
-from serving import CHAT, DRAW, HELLO, connect, post, read_all, refusal, served, still_works, to, wait_until
+from serving import (
+    CHAT,
+    DRAW,
+    HELLO,
+    connect,
+    post,
+    read_all,
+    refusal,
+    served,
+    still_works,
+    to,
+    wait_until,
+)
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
@@ -69,12 +81,15 @@ def test_pictures_of_a_client_that_leaves_are_not_read(
 def gone(client: httpx.Client) -> float:
     """How many clients have left so far."""
     found = re.search(
-        rf'requests_total\{{method="POST",route="{CHAT}",status="499"\}} (.*)', client.get("/metrics").text
+        rf'requests_total\{{method="POST",route="{CHAT}",status="499"\}} (.*)',
+        client.get("/metrics").text,
     )
     return float(found[1]) if found else 0.0
 
 
-def test_a_client_that_does_not_read_keeps_nobody_waiting(client: httpx.Client, engine: FakeEngine) -> None:
+def test_a_client_that_does_not_read_keeps_nobody_waiting(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
     engine.pieces = ("x" * 300_000,) * 30
     with post(client, CHAT, HELLO | {"stream": True}):
         wait_until(lambda: engine.open == 1)
@@ -87,9 +102,13 @@ LONG = 30 * 100_000  # characters of an answer, far more than what lies between 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_clients_that_never_read_are_cut(client: httpx.Client, engine: FakeEngine, stream: bool) -> None:
+def test_clients_that_never_read_are_cut(
+    client: httpx.Client, engine: FakeEngine, stream: bool
+) -> None:
     engine.pieces = ("x" * 100_000,) * 30
-    silent = [post(client, CHAT, HELLO | {"stream": stream}) for _ in range(8)]  # as many as there may be
+    silent = [
+        post(client, CHAT, HELLO | {"stream": stream}) for _ in range(8)
+    ]  # as many as there may be
     wait_until(lambda: len(engine.asked) == 8)
     time.sleep(1.5)
     engine.pieces = ("A red", " circle")
@@ -101,7 +120,9 @@ def test_clients_that_never_read_are_cut(client: httpx.Client, engine: FakeEngin
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_reads_slowly_gets_everything(client: httpx.Client, engine: FakeEngine, stream: bool) -> None:
+def test_a_client_that_reads_slowly_gets_everything(
+    client: httpx.Client, engine: FakeEngine, stream: bool
+) -> None:
     engine.pieces = ("x" * 100_000,) * 30
     with post(client, CHAT, HELLO | {"stream": stream}) as connection:
         begun = time.monotonic()
@@ -112,13 +133,17 @@ def test_a_client_that_reads_slowly_gets_everything(client: httpx.Client, engine
     still_works(client, engine)
 
 
-def test_a_body_that_does_not_come_is_waited_for_so_long(client: httpx.Client, engine: FakeEngine) -> None:
+def test_a_body_that_does_not_come_is_waited_for_so_long(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
     with connect(client, f"POST {CHAT}", b'Content-Length: 100\r\n\r\n{"messages"') as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
     still_works(client, engine)
 
 
-def test_a_head_that_does_not_come_is_waited_for_so_long(client: httpx.Client, engine: FakeEngine) -> None:
+def test_a_head_that_does_not_come_is_waited_for_so_long(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
     with connect(client, "GET /health") as connection:
         time.sleep(0.3)
         connection.sendall(b"X-Slow: 1\r\n")  # which does not gain time
@@ -131,7 +156,9 @@ def test_a_head_that_does_not_come_is_waited_for_so_long(client: httpx.Client, e
 def test_a_connection_is_kept_between_requests(client: httpx.Client, engine: FakeEngine) -> None:
     engine.pause = 0.3
     parts = urlsplit(str(client.base_url))
-    with contextlib.closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)) as connection:
+    with contextlib.closing(
+        http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+    ) as connection:
         connection.request("POST", CHAT, json.dumps(HELLO), {"Content-Type": "application/json"})
         assert connection.getresponse().read()  # took longer than a head may
         kept = connection.sock
@@ -160,7 +187,9 @@ def answers(client: httpx.Client) -> bool:
     return False
 
 
-def test_a_system_that_gives_no_more_connections_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_system_that_gives_no_more_connections_is_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def fail(error: OSError) -> None:
         loop.call_exception_handler({"message": "no accept", "exception": error, "socket": None})
 
@@ -182,8 +211,13 @@ def test_connections_keep_to_what_the_system_allows() -> None:
         mock.patch.object(resource, "setrlimit", side_effect=OSError),
         mock.patch.object(resource, "getrlimit", return_value=(1000, 4096)),
     ):
-        assert uvicorn_config(mock.Mock(), Settings(most_connections=5000)).http.max_connections == 1000 - 256
-        assert uvicorn_config(mock.Mock(), Settings(most_connections=700)).http.max_connections == 700
+        assert (
+            uvicorn_config(mock.Mock(), Settings(most_connections=5000)).http.max_connections
+            == 1000 - 256
+        )
+        assert (
+            uvicorn_config(mock.Mock(), Settings(most_connections=700)).http.max_connections == 700
+        )
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
 
 
@@ -202,7 +236,10 @@ def test_uvicorn_has_the_private_parts_that_the_limits_need() -> None:
     }
     for owner, signatures in methods.items():
         for name, parameters in signatures.items():
-            assert list(inspect.signature(getattr(owner, name)).parameters) == ["self", *parameters], name
+            assert list(inspect.signature(getattr(owner, name)).parameters) == [
+                "self",
+                *parameters,
+            ], name
 
     class Protocol(H11Protocol):
         def on_response_complete(self) -> None:
@@ -216,10 +253,14 @@ def test_uvicorn_has_the_private_parts_that_the_limits_need() -> None:
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body"})
 
-        config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None, server_header=False)
+        config = uvicorn.Config(
+            app, http=Protocol, lifespan="off", log_config=None, server_header=False
+        )
         assert uvicorn.Server(config).should_exit is False
         state = ServerState()
-        protocol = Protocol(config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop())
+        protocol = Protocol(
+            config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop()
+        )
         transport = mock.Mock(spec=asyncio.Transport)
         transport.is_closing.return_value = False
         protocol.connection_made(transport)
@@ -249,15 +290,21 @@ def test_half_a_body_and_a_client_that_is_gone(client: httpx.Client, engine: Fak
     still_works(client, engine)
 
 
-def test_a_large_body_is_refused_before_it_is_sent(client: httpx.Client, engine: FakeEngine) -> None:
+def test_a_large_body_is_refused_before_it_is_sent(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
     with connect(client, f"POST {CHAT}", b"Content-Length: 200001\r\n\r\n") as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
     still_works(client, engine)
 
 
-def test_a_large_body_that_does_not_say_so_is_refused_while_it_comes(client: httpx.Client, engine: FakeEngine) -> None:
+def test_a_large_body_that_does_not_say_so_is_refused_while_it_comes(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
     chunk = b"186a0\r\n" + b" " * 100_000 + b"\r\n"
-    with connect(client, f"POST {CHAT}", b"Transfer-Encoding: chunked\r\n\r\n" + 2 * chunk + b"1\r\n") as connection:
+    with connect(
+        client, f"POST {CHAT}", b"Transfer-Encoding: chunked\r\n\r\n" + 2 * chunk + b"1\r\n"
+    ) as connection:
         connection.sendall(b" \r\n1\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
     still_works(client, engine)
@@ -265,7 +312,10 @@ def test_a_large_body_that_does_not_say_so_is_refused_while_it_comes(client: htt
 
 def test_all_bodies_together_have_a_limit(client: httpx.Client, engine: FakeEngine) -> None:
     begun = b"Content-Length: 190000\r\n\r\n" + b" " * 180_000
-    with connect(client, f"POST {CHAT}", begun) as one, connect(client, f"POST {CHAT}", begun) as other:
+    with (
+        connect(client, f"POST {CHAT}", begun) as one,
+        connect(client, f"POST {CHAT}", begun) as other,
+    ):
         replies = [one.recv(100), other.recv(100)]
         assert sorted(reply[:12] for reply in replies) == [b"HTTP/1.1 408", b"HTTP/1.1 429"]
     still_works(client, engine)
@@ -284,7 +334,9 @@ def test_more_requests_at_once_than_may_be(client: httpx.Client, engine: FakeEng
     still_works(client, engine)
 
 
-def test_health_says_when_nothing_is_taken_any_more(client: httpx.Client, engine: FakeEngine) -> None:
+def test_health_says_when_nothing_is_taken_any_more(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
     engine.stopping = True
     reply = client.get("/health")
     assert (reply.status_code, reply.json()["status"]) == (503, "stopping")

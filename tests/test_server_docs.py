@@ -64,7 +64,9 @@ def run(command: list[str], text: str, server: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(not all(map(shutil.which, ("bash", "curl", "jq", "python3"))), reason="curl and jq are needed")
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("bash", "curl", "jq", "python3"))), reason="curl and jq are needed"
+)
 def test_the_examples_in_curl(server: str, tmp_path: Path) -> None:
     examples = [block for block in blocks("bash") if f" {ADDRESS}" in block and "curl -s" in block]
     first, again, plain, asked, streamed, drawn = [
@@ -76,8 +78,12 @@ def test_the_examples_in_curl(server: str, tmp_path: Path) -> None:
     text = json.loads(plain)["choices"][0]["message"]["content"]
     assert asked == "red\n"
     *events, usage, end = [line.removeprefix("data: ") for line in streamed.splitlines() if line]
-    assert "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events).startswith(text)
-    assert json.loads(usage)["usage"]["prompt_tokens"] == json.loads(plain)["usage"]["prompt_tokens"]
+    assert "".join(
+        json.loads(event)["choices"][0]["delta"].get("content", "") for event in events
+    ).startswith(text)
+    assert (
+        json.loads(usage)["usage"]["prompt_tokens"] == json.loads(plain)["usage"]["prompt_tokens"]
+    )
     assert end == "[DONE]"
     kinds = [line.removeprefix("event: image_generation.") for line in drawn.splitlines()]
     assert (kinds.count("partial_image"), kinds.count("completed")) == (6, 2)
@@ -89,7 +95,10 @@ def test_the_examples_in_python(server: str, tmp_path: Path) -> None:
     read, total = map(int, re.fullmatch(r"two (\d+) of (\d+)", lines[3]).groups())  # type: ignore[union-attr]
     assert 0 < read < total
     assert re.fullmatch(r".*red circle.* \(\d+ tokens\)", lines[4])
-    names = {f"star-{index}-step-{step}.png" for index in (0, 1) for step in (0, 1)} | {"star-0.png", "star-1.png"}
+    names = {f"star-{index}-step-{step}.png" for index in (0, 1) for step in (0, 1)} | {
+        "star-0.png",
+        "star-1.png",
+    }
     assert {line.split()[0] for line in lines[5:-1]} == names
     assert {path.name for path in tmp_path.iterdir()} == names | {"shapes-1.png", "shapes-2.png"}
     with Image.open(tmp_path / "star-0-step-0.png") as partial:
@@ -99,7 +108,9 @@ def test_the_examples_in_python(server: str, tmp_path: Path) -> None:
 
 def test_the_readmes_example_in_python(server: str, tmp_path: Path) -> None:
     (example,) = [
-        block for block in blocks("python", (ROOT / "README.md").read_text(encoding="utf-8")) if ADDRESS in block
+        block
+        for block in blocks("python", (ROOT / "README.md").read_text(encoding="utf-8"))
+        if ADDRESS in block
     ]
     assert run([sys.executable, "-"], example, server, tmp_path).strip()
 
@@ -112,7 +123,11 @@ def test_the_example_in_javascript_with_fetch(server: str, tmp_path: Path) -> No
 
 @needs_node
 def test_the_example_in_javascript_with_openais_package(server: str, tmp_path: Path) -> None:
-    found = subprocess.run(["npm", "root", "-g"], capture_output=True, text=True) if shutil.which("npm") else None
+    found = (
+        subprocess.run(["npm", "root", "-g"], capture_output=True, text=True)
+        if shutil.which("npm")
+        else None
+    )
     packages = Path(found.stdout.strip()) if found else Path("absent")
     if not (packages / "openai").is_dir():
         pytest.skip("npm install -g openai brings the package")
@@ -122,7 +137,9 @@ def test_the_example_in_javascript_with_openais_package(server: str, tmp_path: P
     assert read_text_chunks(tmp_path / "shapes.png")["seed"] == "1"
 
 
-def test_the_routes_and_the_metrics_are_all_named(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_routes_and_the_metrics_are_all_named(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with urlopen(f"{server}/openapi.json") as reply:
         routes = json.load(reply)["paths"]
@@ -142,7 +159,9 @@ def test_the_settings_of_other_programs_are_well_formed() -> None:
     assert f"{job['Label']}.plist" in PAGE
     module = job["ProgramArguments"][1:]
     assert module[:3] == ["-m", "mlx_janus", "serve"]
-    with serve.main.make_context("serve", module[3:]) as context:  # left, it takes back what --quiet did to logging
+    with serve.main.make_context(
+        "serve", module[3:]
+    ) as context:  # left, it takes back what --quiet did to logging
         assert context.params["model"] == "janus-pro-1b"
     model = json.loads(marked("vlmevalkit"))["model"]["janus-pro-1b"]
     assert model["api_base"] == f"{ADDRESS}/v1/chat/completions"

@@ -36,14 +36,20 @@ def test_a_key_is_asked_for(engine: FakeEngine) -> None:
             assert reply.headers["www-authenticate"] == "Bearer"
             refusal(reply, 401)
         for ask in (client.get, client.head):
-            assert [ask(path).status_code for path in ("/", "/health", "/v1/models")] == [200, 200, 401]
+            assert [ask(path).status_code for path in ("/", "/health", "/v1/models")] == [
+                200,
+                200,
+                401,
+            ]
         for path in ("/", "/health"):  # strangers have no body read
             with connect(client, f"POST {path}", b"Content-Length: 1000\r\n\r\n") as connection:
                 assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
         assert not engine.asked
         client.headers["Authorization"] = "Bearer s3cret"
         assert client.post(CHAT, json=HELLO).status_code == 200
-        assert client.get("/openapi.json").json()["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
+        assert client.get("/openapi.json").json()["paths"]["/v1/models"]["get"]["security"] == [
+            {"key": []}
+        ]
         assert client.get("/health", headers={"Host": "janus.example.org"}).status_code == 200
 
 
@@ -104,16 +110,29 @@ def test_sites_that_can_be_named(origin: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "192.168.0.7", "", "[::2]:80", "a:b:c"]
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "192.168.0.7",
+        "",
+        "[::2]:80",
+        "a:b:c",
+    ],
 )
-def test_a_foreign_name_that_points_to_this_machine(client: httpx.Client, engine: FakeEngine, host: str) -> None:
+def test_a_foreign_name_that_points_to_this_machine(
+    client: httpx.Client, engine: FakeEngine, host: str
+) -> None:
     for path in ("/", "/health", "/v1/models"):
         assert refusal(client.get(path, headers={"Host": host}), 403)["code"] == "wrong_host"
     refusal(client.post(CHAT, json=HELLO, headers={"Host": host}), 403)
     assert not engine.asked
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:1", "[::1]:8080", "[::1]"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:80", "127.0.0.1:1", "[::1]:8080", "[::1]"]
+)
 def test_names_of_this_machine(client: httpx.Client, host: str) -> None:
     assert client.get("/health", headers={"Host": host}).status_code == 200
 
@@ -131,7 +150,9 @@ def test_names_of_this_machine(client: httpx.Client, host: str) -> None:
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_a_page_of_another_site(client: httpx.Client, engine: FakeEngine, headers: dict[str, str]) -> None:
+def test_a_page_of_another_site(
+    client: httpx.Client, engine: FakeEngine, headers: dict[str, str]
+) -> None:
     replies = [
         client.post(CHAT, json=HELLO, headers=headers),
         client.get("/v1/models", headers=headers),
@@ -145,15 +166,31 @@ def test_a_page_of_another_site(client: httpx.Client, engine: FakeEngine, header
 
 def test_the_servers_own_page_and_a_link_to_it(client: httpx.Client) -> None:
     own = str(client.base_url).rstrip("/")
-    assert client.post(CHAT, json=HELLO, headers={"Origin": own, "Sec-Fetch-Site": "same-origin"}).status_code == 200
-    assert client.get("/", headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}).status_code == 200
-    https = {"Origin": "https://localhost", "Host": "localhost"}  # behind a proxy that has the certificate
+    assert (
+        client.post(
+            CHAT, json=HELLO, headers={"Origin": own, "Sec-Fetch-Site": "same-origin"}
+        ).status_code
+        == 200
+    )
+    assert (
+        client.get(
+            "/", headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+        ).status_code
+        == 200
+    )
+    https = {
+        "Origin": "https://localhost",
+        "Host": "localhost",
+    }  # behind a proxy that has the certificate
     assert client.get("/v1/models", headers=https).status_code == 200
 
 
 def test_a_site_that_is_named(engine: FakeEngine) -> None:
     site = {"Origin": "https://chat.example.org", "Sec-Fetch-Site": "cross-site"}
-    with served(engine, cors_origins=("https://chat.example.org",), api_key="s3cret") as url, to(url) as client:
+    with (
+        served(engine, cors_origins=("https://chat.example.org",), api_key="s3cret") as url,
+        to(url) as client,
+    ):
         preflight = site | {
             "Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
@@ -164,7 +201,10 @@ def test_a_site_that_is_named(engine: FakeEngine) -> None:
         assert reply.headers["access-control-allow-origin"] == site["Origin"]
         assert "authorization" in reply.headers["access-control-allow-headers"]
         assert reply.headers["access-control-allow-private-network"] == "true"
-        error = refusal(client.options(CHAT, headers=preflight | {"Access-Control-Request-Method": "DELETE"}), 400)
+        error = refusal(
+            client.options(CHAT, headers=preflight | {"Access-Control-Request-Method": "DELETE"}),
+            400,
+        )
         assert "Disallowed CORS method" in error["message"]
         key = {"Authorization": "Bearer s3cret"}
         for reply, status in (
@@ -177,14 +217,22 @@ def test_a_site_that_is_named(engine: FakeEngine) -> None:
             assert reply.headers["access-control-allow-origin"] == site["Origin"]
             assert "access-control-allow-credentials" not in reply.headers
         other = {"Origin": "https://chat.example.org.evil.example"}
-        assert refusal(client.post(CHAT, json=HELLO, headers=other | key), 403)["code"] == "wrong_origin"
+        assert (
+            refusal(client.post(CHAT, json=HELLO, headers=other | key), 403)["code"]
+            == "wrong_origin"
+        )
 
 
 # What is let out
 
 
 def test_replies_say_how_a_browser_has_to_take_them(client: httpx.Client) -> None:
-    for reply in (client.get("/"), client.get("/health"), client.get("/nowhere"), client.post(CHAT, json=HELLO)):
+    for reply in (
+        client.get("/"),
+        client.get("/health"),
+        client.get("/nowhere"),
+        client.post(CHAT, json=HELLO),
+    ):
         assert reply.headers["x-content-type-options"] == "nosniff"
         assert reply.headers["x-frame-options"] == "DENY"
         assert reply.headers["referrer-policy"] == "no-referrer"
@@ -209,7 +257,10 @@ def test_only_the_pages_own_style_and_script_run(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("wanted", [False, True])
 def test_nothing_of_a_request_is_logged(
-    engine: FakeEngine, wanted: bool, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    engine: FakeEngine,
+    wanted: bool,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.DEBUG)
     secret = {"messages": [{"role": "user", "content": "my secret"}]}
@@ -219,7 +270,11 @@ def test_nothing_of_a_request_is_logged(
         client.get("/v1/models/secret")
         client.post(CHAT, json={"secret": "secret"})
         client.post(DRAW, json={"prompt": "secret"})
-    ours = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    ours = [
+        record.getMessage()
+        for record in caplog.records
+        if not record.name.startswith(("httpx", "httpcore"))
+    ]
     assert not [line for line in ours if "ecret" in line]
     assert capfd.readouterr() == ("", "")
     lines = [line for line in ours if "bytes in" in line]

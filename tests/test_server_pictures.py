@@ -24,7 +24,11 @@ from mlx_janus.processing import web
 
 def png(width: int, height: int, *, noise: bool = False) -> str:
     """A data URL of a picture."""
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)) if noise else np.zeros((height, width, 3))
+    pixels = (
+        np.random.default_rng(0).integers(0, 256, (height, width, 3))
+        if noise
+        else np.zeros((height, width, 3))
+    )
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
     return data_url(file.getvalue())
@@ -43,7 +47,9 @@ def bomb() -> str:
 
 def ask(*urls: str) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]}]}
+    return {
+        "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]}]
+    }
 
 
 @pytest.mark.parametrize(
@@ -69,7 +75,9 @@ def ask(*urls: str) -> dict[str, Any]:
         ("https://example.org/a.png", "fetches no pictures"),
     ],
 )
-def test_a_picture_that_is_none(client: httpx.Client, engine: FakeEngine, url: str, words: str) -> None:
+def test_a_picture_that_is_none(
+    client: httpx.Client, engine: FakeEngine, url: str, words: str
+) -> None:
     error = refusal(client.post(CHAT, json=ask(png(8, 8), url)), 400)
     assert words in error["message"]
     assert error["param"] == "messages[0].content[1].image_url.url"
@@ -99,7 +107,9 @@ def test_addresses_of_this_network_are_not_fetched(engine: FakeEngine, url: str)
         still_works(client, engine)
 
 
-def test_an_address_is_fetched_where_that_is_allowed(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_is_fetched_where_that_is_allowed(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = list[tuple[str, int]]()
 
     def fetch(url: str, *, max_bytes: int) -> bytes:
@@ -122,7 +132,9 @@ def test_a_long_address_is_refused_before_it_is_looked_at(engine: FakeEngine) ->
 
 
 def test_base64_as_others_write_it(client: httpx.Client, engine: FakeEngine) -> None:
-    kind, _, data = next(url for side in range(8, 30) if (url := png(side, 8)).endswith("=")).partition(",")
+    kind, _, data = next(
+        url for side in range(8, 30) if (url := png(side, 8)).endswith("=")
+    ).partition(",")
     lines = "\r\n".join(data[i : i + 76] for i in range(0, len(data), 76))
     unended = data.rstrip("=")
     urls = [

@@ -32,7 +32,9 @@ print([name for name in sys.modules if name.startswith("mlx_janus.commands")])
 """
 
 
-@pytest.mark.parametrize(("host", "number"), [("127.0.0.1", signal.SIGTERM), ("localhost", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("host", "number"), [("127.0.0.1", signal.SIGTERM), ("localhost", signal.SIGINT)]
+)
 def test_a_program_serves_until_a_signal_comes(host: str, number: signal.Signals) -> None:
     process = start(PROGRAM, host)
     assert process.stdout is not None
@@ -48,7 +50,9 @@ def test_a_program_serves_until_a_signal_comes(host: str, number: signal.Signals
 
 
 @pytest.mark.parametrize("error", [JanusError("no such model"), KeyboardInterrupt()])
-def test_a_preparation_that_fails_or_is_stopped_ends_it_and_frees_the_port(error: BaseException) -> None:
+def test_a_preparation_that_fails_or_is_stopped_ends_it_and_frees_the_port(
+    error: BaseException,
+) -> None:
     calls: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])

@@ -45,7 +45,9 @@ def test_every_operation_is_described(described: Any) -> None:
 
 
 def test_descriptions_are_sentences(described: Any) -> None:
-    operations = [described.raw_schema["paths"][path][method] for path, method in OPERATIONS.items()]
+    operations = [
+        described.raw_schema["paths"][path][method] for path, method in OPERATIONS.items()
+    ]
     schemas = described.raw_schema["components"]["schemas"]
     fields = [field for schema in schemas.values() for field in schema["properties"].values()]
     required = [part["description"] for part in (*operations, *schemas.values())]
@@ -103,7 +105,9 @@ def test_a_million_mistakes_cost_no_more_than_one(body: dict[str, Any], param: s
 
 
 def test_what_is_not_known_is_not_kept() -> None:
-    asked = ChatRequest.model_validate({"messages": [{"role": "user", "content": "x", "y": 1}], "unknown": [{}] * 1000})
+    asked = ChatRequest.model_validate(
+        {"messages": [{"role": "user", "content": "x", "y": 1}], "unknown": [{}] * 1000}
+    )
     assert "unknown" not in repr(asked)
     assert asked.model_extra is None
     assert asked.messages[0].model_extra is None
@@ -126,6 +130,11 @@ def test_what_others_beside_openai_have(field: str, neutral: Any, other: Any) ->
 
 
 def test_a_seed_of_minus_one_is_a_random_one() -> None:
-    assert ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}], "seed": -1}).seed is None
+    assert (
+        ChatRequest.model_validate(
+            {"messages": [{"role": "user", "content": "x"}], "seed": -1}
+        ).seed
+        is None
+    )
     assert ImageRequest.model_validate({"prompt": "x", "seed": -1}).seed is None
     assert ImageRequest.model_validate({"prompt": "x", "seed": 3}).seed == 3

@@ -47,7 +47,9 @@ def test_the_judge_sees_a_wrong_picture_as_wrong(scenes: list[shapes.Scene]) -> 
             assert not is_read_right(scene, picture)
 
 
-@pytest.mark.parametrize("outline", [[(10, 10), (50, 10), (50, 20), (20, 20), (20, 50), (10, 50)], [(5, 30), (58, 34)]])
+@pytest.mark.parametrize(
+    "outline", [[(10, 10), (50, 10), (50, 20), (20, 20), (20, 50), (10, 50)], [(5, 30), (58, 34)]]
+)
 def test_the_judge_has_a_word_for_no_shape(outline: list[tuple[int, int]]) -> None:
     picture = Image.new("RGB", (shapes.SIDE,) * 2, "white")
     draw = ImageDraw.Draw(picture)
@@ -110,7 +112,9 @@ NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 def _things_of(caption: str) -> Counter[tuple[str, str]]:
     """Shapes, and their colours where they are said, by a grammar of its own."""
     colours, found = "|".join(shapes.COLOURS), Counter[tuple[str, str]]()
-    for number, colour, shape in re.findall(rf"(a|an|one|two|three|four) (?:({colours}) )?(\w+?)s?\b", caption):
+    for number, colour, shape in re.findall(
+        rf"(a|an|one|two|three|four) (?:({colours}) )?(\w+?)s?\b", caption
+    ):
         if shape in (*shapes.SHAPES, "shape"):
             found["" if shape == "shape" else shape, colour] += NUMBERS[number]
     return found
@@ -125,11 +129,18 @@ def test_captions_say_what_is_there() -> None:
         said = _things_of(caption)
         assert sum(said.values()) == len(scene.things), caption
         for (shape, colour), n in said.items():
-            assert n == sum(shape in ("", t.shape) and colour in ("", t.colour) for t in scene.things), caption
+            assert n == sum(
+                shape in ("", t.shape) and colour in ("", t.colour) for t in scene.things
+            ), caption
         for relation in language.RELATIONS:
             if relation in caption:
                 first, second = (_things_of(part) for part in caption.split(relation))
-                pairs = [(a, b) for a in scene.things for b in scene.things if language.relation(a, b) == relation]
+                pairs = [
+                    (a, b)
+                    for a in scene.things
+                    for b in scene.things
+                    if language.relation(a, b) == relation
+                ]
                 (one, _), (two, _) = next(iter(first)), next(iter(second))
                 assert any(one in ("", a.shape) and two in ("", b.shape) for a, b in pairs), caption
         wordings.add(caption.split()[0])
@@ -147,7 +158,9 @@ def test_answers_are_true() -> None:
         seen.add(question.about)
         colour = next((c for c in shapes.COLOURS if re.search(rf"\b{c}\b", text)), None)
         shape = next((s for s in shapes.SHAPES if re.search(rf"\b{s}s?\b", text)), None)
-        fitting = [t for t in scene.things if colour in (None, t.colour) and shape in (None, t.shape)]
+        fitting = [
+            t for t in scene.things if colour in (None, t.colour) and shape in (None, t.shape)
+        ]
         if question.about == "existence":
             assert answer == ("yes" if fitting else "no"), text
             yes[answer] += 1
@@ -162,7 +175,9 @@ def test_answers_are_true() -> None:
                                      "right", "bottom") if text.endswith(f" {w}?"))  # fmt: skip
             (there,) = [t for t in scene.things if language.place(t).endswith(f"the {where}")]
             whole = f"{'an' if there.colour == 'orange' else 'a'} {there.colour} {there.shape}"
-            assert answer == (there.colour if "colo" in text else there.shape if "shape" in text else whole), text
+            assert answer == (
+                there.colour if "colo" in text else there.shape if "shape" in text else whole
+            ), text
         elif question.about == "description":
             assert sum(_things_of(answer).values()) == len(scene.things)
     assert seen == {"existence", "colour", "shape", "number", "position", "content", "description"}
@@ -176,21 +191,30 @@ def test_training_never_asks_for_what_is_held_out() -> None:
     for _ in range(2000):
         text = language.question(shapes.sample_scene(random), random).text
         assert not any(name in text for name in held_out), text
-    unseen = [language.ask_existence(shapes.sample_scene(random, "single", "pairs"), random) for _ in range(50)]
+    unseen = [
+        language.ask_existence(shapes.sample_scene(random, "single", "pairs"), random)
+        for _ in range(50)
+    ]
     assert any(name in q.text for q in unseen if q and q.answer == "yes" for name in held_out)
 
 
 def test_shares_say_what_is_asked() -> None:
     random = np.random.default_rng(10)
     scenes = [shapes.sample_scene(random, "single") for _ in range(20)]
-    asked = {language.question(scene, random, shares={"shape": 0.5, "colour": 0.5}).about for scene in scenes}
+    asked = {
+        language.question(scene, random, shares={"shape": 0.5, "colour": 0.5}).about
+        for scene in scenes
+    }
     assert asked == {"shape", "colour"}
     assert sum(language.SHARES.values()) == sum(language.LOOKUPS.values()) == pytest.approx(1)
 
 
 def test_both_spellings_of_colour_are_asked() -> None:
     random = np.random.default_rng(8)
-    texts = {language.question(shapes.sample_scene(random, "single"), random, "colour").text for _ in range(100)}
+    texts = {
+        language.question(shapes.sample_scene(random, "single"), random, "colour").text
+        for _ in range(100)
+    }
     assert any("color" in text for text in texts)
     assert any("colour" in text for text in texts)
 
@@ -214,7 +238,9 @@ def test_questions_of_place_are_true() -> None:
 def test_a_drawing_is_right_only_if_it_holds_just_what_was_asked() -> None:
     red = judge.Detection("circle", "red", 20, 16, 32, 0)
     blue = judge.Detection("square", "blue", 20, 48, 32, 0)
-    wanted = DrawingTarget("a red circle left of a blue square", (("circle", "red"), ("square", "blue")), "left of")
+    wanted = DrawingTarget(
+        "a red circle left of a blue square", (("circle", "red"), ("square", "blue")), "left of"
+    )
     assert wanted.is_met([red, blue])
     assert wanted.is_met([blue, red])
     assert not wanted.is_met([red])

@@ -50,7 +50,10 @@ def answered(janus: Janus) -> tuple[int, ...]:
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize("bits", [None, 4])
 def test_a_model_works_in_other_threads_than_the_one_that_loaded_it(
-    converted: dict[str, Path], threads: list[ThreadPoolExecutor], bits: int | None, low_memory: bool
+    converted: dict[str, Path],
+    threads: list[ThreadPoolExecutor],
+    bits: int | None,
+    low_memory: bool,
 ) -> None:
     """Weights that nothing has been computed with are read wherever they are first needed."""
 
@@ -70,15 +73,23 @@ def test_a_model_works_in_other_threads_than_the_one_that_loaded_it(
     assert threads[2].submit(use, there).result() == want
 
 
-def test_the_networks_are_used_from_any_thread(converted: dict[str, Path], threads: list[ThreadPoolExecutor]) -> None:
+def test_the_networks_are_used_from_any_thread(
+    converted: dict[str, Path], threads: list[ThreadPoolExecutor]
+) -> None:
     janus = threads[0].submit(mlx_janus.load, converted["deepseek-pro-bin"]).result()
     embedded = janus.model.embed_text(mx.array([[1, 2, 3]]))
     assert np.isfinite(np.array(embedded)).all()
-    shape = threads[1].submit(lambda: janus.model.image_logits(janus.model.hidden_states(embedded)).shape).result()
+    shape = (
+        threads[1]
+        .submit(lambda: janus.model.image_logits(janus.model.hidden_states(embedded)).shape)
+        .result()
+    )
     assert shape[:2] == (1, 3)
 
 
-def test_a_stream_is_advanced_and_closed_by_any_thread(pro: Janus, threads: list[ThreadPoolExecutor]) -> None:
+def test_a_stream_is_advanced_and_closed_by_any_thread(
+    pro: Janus, threads: list[ThreadPoolExecutor]
+) -> None:
     want = drawn(pro, 1)
     steps = pro.stream_images(PROMPT, seed=1)
     turns = itertools.cycle(threads)
@@ -104,7 +115,9 @@ def test_a_preview_is_made_in_any_thread(pro: Janus, threads: list[ThreadPoolExe
     steps.close()
 
 
-def test_streams_of_several_threads_take_turns(pro: Janus, threads: list[ThreadPoolExecutor]) -> None:
+def test_streams_of_several_threads_take_turns(
+    pro: Janus, threads: list[ThreadPoolExecutor]
+) -> None:
     want = [drawn(pro, seed) for seed in (1, 2)]
     text = answered(pro)
     meeting = threading.Barrier(3)
@@ -146,7 +159,9 @@ def test_two_streams_in_one_thread_take_turns(converted: dict[str, Path], low_me
     assert (found["image"], found["text"]) == want
 
 
-def test_a_paused_stream_keeps_nobody_waiting(pro: Janus, threads: list[ThreadPoolExecutor]) -> None:
+def test_a_paused_stream_keeps_nobody_waiting(
+    pro: Janus, threads: list[ThreadPoolExecutor]
+) -> None:
     want = drawn(pro, 1)
     steps = pro.stream_images(PROMPT, seed=1)
     next(steps)
@@ -158,7 +173,11 @@ def test_a_paused_stream_keeps_nobody_waiting(pro: Janus, threads: list[ThreadPo
 def test_a_stream_that_is_dropped_stops(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     embed = type(pro.model).embed_image_tokens
-    monkeypatch.setattr(type(pro.model), "embed_image_tokens", lambda self, ids: (calls.append(1), embed(self, ids))[1])
+    monkeypatch.setattr(
+        type(pro.model),
+        "embed_image_tokens",
+        lambda self, ids: (calls.append(1), embed(self, ids))[1],
+    )
     steps = pro.stream_images(PROMPT, seed=1, window=1)
     next(steps)
     before = len(calls)
@@ -190,13 +209,19 @@ def test_a_collector_may_run_amid_a_step(pro: Janus, monkeypatch: pytest.MonkeyP
     steps = pro.stream_images(PROMPT, seed=1, window=1)
     next(steps)
     with monkeypatch.context() as patch:
-        patch.setattr(type(pro.model), "hidden_states", lambda self, *a: (patch.undo(), collecting(self, *a))[1])
+        patch.setattr(
+            type(pro.model),
+            "hidden_states",
+            lambda self, *a: (patch.undo(), collecting(self, *a))[1],
+        )
         next(steps)
     *_, last = steps
     assert last.images[0].tokens.tolist() == want
 
 
-def test_errors_arrive_where_the_stream_is_read(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_arrive_where_the_stream_is_read(
+    pro: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(*_: Any) -> Any:
         raise MemoryError("no room")
 
@@ -262,7 +287,9 @@ def test_a_threadpool_of_fastapi(pro: Janus) -> None:
 
     @app.get("/draw/{seed}")
     def draw(seed: int) -> StreamingResponse:
-        return StreamingResponse(str(step.index) + " " for step in pro.stream_images(PROMPT, seed=seed))
+        return StreamingResponse(
+            str(step.index) + " " for step in pro.stream_images(PROMPT, seed=seed)
+        )
 
     client = TestClient(app)
     want = list(answered(pro))
@@ -363,7 +390,9 @@ def test_a_closed_model_says_so(converted: dict[str, Path]) -> None:
     assert (mx.array([1.0]) + 1).item() == 2.0
 
 
-def test_a_model_that_is_dropped_frees_its_memory_and_its_thread(converted: dict[str, Path]) -> None:
+def test_a_model_that_is_dropped_frees_its_memory_and_its_thread(
+    converted: dict[str, Path],
+) -> None:
     def held() -> int:
         mx.clear_cache()
         return int(mx.get_active_memory())

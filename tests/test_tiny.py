@@ -23,7 +23,11 @@ from mlx_janus.evaluation.shapes import (
 from mlx_janus.weights.sources import TINY
 from mlx_janus.worlds import judge, language
 
-EXISTENCE, ATTRIBUTES, DRAWING = 0.92, 0.8, 0.7  # shares that are right, on the small fixed set below
+EXISTENCE, ATTRIBUTES, DRAWING = (
+    0.92,
+    0.8,
+    0.7,
+)  # shares that are right, on the small fixed set below
 LOST = {8: 0.08, 4: 0.2}  # of each share, at most, with so many bits
 CODEC_RIGHT, PSNR = 0.85, 27.5
 NOTICE = "No model is named: this is Janus-Tiny"
@@ -70,17 +74,26 @@ def test_fewer_bits_cost_little(bits: int, whole: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("weight", [None, 1.0])
-def test_every_window_draws_the_same(tiny: mlx_janus.JanusPipeline, weight: float | None, n: int) -> None:
-    plain = tiny.generate_images("a red circle above a blue square", n=n, seed=4, cfg_weight=weight, window=1)
+def test_every_window_draws_the_same(
+    tiny: mlx_janus.JanusPipeline, weight: float | None, n: int
+) -> None:
+    plain = tiny.generate_images(
+        "a red circle above a blue square", n=n, seed=4, cfg_weight=weight, window=1
+    )
     for window in (2, 4, 8, 16, 32):
-        drawn = tiny.generate_images("a red circle above a blue square", n=n, seed=4, cfg_weight=weight, window=window)
+        drawn = tiny.generate_images(
+            "a red circle above a blue square", n=n, seed=4, cfg_weight=weight, window=window
+        )
         for image, other in zip(plain, drawn, strict=True):
             assert np.array_equal(image.tokens, other.tokens), window
 
 
 def test_windows_save_passes(tiny: mlx_janus.JanusPipeline) -> None:
     """More than one token and a half a pass, on average over prompts."""
-    drawn = [tiny.generate_images(f"a {c} circle", seed=i, window=8)[0] for i, c in enumerate(("red", "blue", "green"))]
+    drawn = [
+        tiny.generate_images(f"a {c} circle", seed=i, window=8)[0]
+        for i, c in enumerate(("red", "blue", "green"))
+    ]
     assert sum(image.passes for image in drawn) < 3 * tiny.config.generation.tokens / 1.5
 
 
@@ -88,7 +101,11 @@ def test_it_is_small_and_whole() -> None:
     assert sum(file.stat().st_size for file in TINY.iterdir()) <= 8_000_000
     janus = mlx_janus.load(TINY)
     assert sum(array.size for _, array in tree_flatten(janus.model.parameters())) <= 6_000_000
-    assert {file.name for file in TINY.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {file.name for file in TINY.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
 
 
 def test_the_same_seed_draws_the_same_tokens_on_every_run() -> None:
@@ -113,7 +130,15 @@ def test_load_without_a_name_says_so_once(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_the_commands_use_it_and_say_so(tmp_path: Path) -> None:
-    drawn = run("-m", "mlx_janus.generate", "--prompt", "a red circle above a blue square", "--seed", "1", cwd=tmp_path)
+    drawn = run(
+        "-m",
+        "mlx_janus.generate",
+        "--prompt",
+        "a red circle above a blue square",
+        "--seed",
+        "1",
+        cwd=tmp_path,
+    )
     assert (drawn.code, drawn.stdout) == (0, "janus.png\n")
     notices = [line for line in drawn.stderr.splitlines() if NOTICE in line]
     assert [line.partition(": ")[2] for line in notices] == [
@@ -121,7 +146,13 @@ def test_the_commands_use_it_and_say_so(tmp_path: Path) -> None:
         "--model deepseek-ai/Janus-Pro-1B"
     ]
     asked = run(
-        "-m", "mlx_janus.generate", "--prompt", "How many shapes are there?", "--image", "janus.png", cwd=tmp_path
+        "-m",
+        "mlx_janus.generate",
+        "--prompt",
+        "How many shapes are there?",
+        "--image",
+        "janus.png",
+        cwd=tmp_path,
     )
     assert asked.code == 0
     assert asked.stdout.strip() in language.NUMBERS
@@ -133,7 +164,9 @@ def test_the_commands_use_it_and_say_so(tmp_path: Path) -> None:
 def test_its_drawings_answer_for_themselves(tiny: mlx_janus.JanusPipeline) -> None:
     """Drawn, then shown: it names the colour that it was asked to draw."""
     right = 0
-    for seed, (shape, colour) in enumerate([("circle", "red"), ("square", "blue"), ("star", "yellow")] * 2):
+    for seed, (shape, colour) in enumerate(
+        [("circle", "red"), ("square", "blue"), ("star", "yellow")] * 2
+    ):
         image = tiny.generate_images(f"a {colour} {shape}", seed=seed)[0].image
         right += tiny.generate_text(f"What color is the {shape}?", image).text == colour
     assert right >= 5
@@ -143,16 +176,27 @@ def test_evaluate_prints_tables_and_writes_json(tmp_path: Path) -> None:
     output = tmp_path / "scores.json"
     done = call(evaluate.main, "shapes", "--pictures", "2", "--prompts", "1", "--output", output)
     assert done.code == 0, done.stderr
-    for part in ("existence", "attributes", "drawing", "codec", "adversarial", "colour attribution"):
+    for part in (
+        "existence",
+        "attributes",
+        "drawing",
+        "codec",
+        "adversarial",
+        "colour attribution",
+    ):
         assert part in done.stdout
     assert '"drawing_unguided"' in output.read_text()
 
 
-def test_evaluate_refuses_a_model_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_refuses_a_model_of_another_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     large = SimpleNamespace(name="large", config=SimpleNamespace(image_size=384))
     monkeypatch.setattr(evaluate, "load_pipeline", lambda *_: large)
     assert "large draws 384 pixels a side" in error_line(call(evaluate.main, "shapes"))
-    assert "no folder" in error_line(call(evaluate.main, "shapes", "--output", tmp_path / "no" / "scores.json"))
+    assert "no folder" in error_line(
+        call(evaluate.main, "shapes", "--output", tmp_path / "no" / "scores.json")
+    )
 
 
 def test_the_codec_keeps_what_the_judge_reads(tiny: mlx_janus.JanusPipeline) -> None:

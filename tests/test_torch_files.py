@@ -60,21 +60,30 @@ def name_of(dotted: str) -> bytes:
 
 
 def storage(key: str, kind: str, size: int) -> bytes:
-    return tuple_of(text("storage"), name_of(f"torch.{kind}"), text(key), text("cpu"), number(size)) + b"Q"
+    return (
+        tuple_of(text("storage"), name_of(f"torch.{kind}"), text(key), text("cpu"), number(size))
+        + b"Q"
+    )
 
 
 ORDERED_DICT = name_of("collections.OrderedDict") + b")R"
 
 
 def tensor(
-    place: bytes, shape: Iterable[int], strides: Iterable[int], offset: int = 0, tail: bytes = b"\x89" + ORDERED_DICT
+    place: bytes,
+    shape: Iterable[int],
+    strides: Iterable[int],
+    offset: int = 0,
+    tail: bytes = b"\x89" + ORDERED_DICT,
 ) -> bytes:
     arguments = tuple_of(place, number(offset), numbers(shape), numbers(strides), tail)
     return name_of("torch._utils._rebuild_tensor_v2") + arguments + b"R"
 
 
 def parameter(inner: bytes) -> bytes:
-    return name_of("torch._utils._rebuild_parameter") + tuple_of(inner, b"\x88", ORDERED_DICT) + b"R"
+    return (
+        name_of("torch._utils._rebuild_parameter") + tuple_of(inner, b"\x88", ORDERED_DICT) + b"R"
+    )
 
 
 def pickled(entries: dict[str, bytes]) -> bytes:
@@ -154,12 +163,16 @@ def refused(path: Path, *words: str) -> str:
 
 @pytest.mark.parametrize("shape", [(2, 3), (), (0,), (3, 0, 2), (1, 1, 1, 1, 1, 1, 1, 5)])
 @pytest.mark.parametrize("dtype", KINDS)
-def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+def test_every_dtype_comes_back_bit_for_bit(
+    tmp_path: Path, dtype: str, shape: tuple[int, ...]
+) -> None:
     wire = "uint16" if dtype == "bfloat16" else dtype
     values = np.random.default_rng(0).normal(0, 300, shape).astype(np.int64).astype(wire)
     place = storage("0", KINDS[dtype], values.size)
     strides = np.array(np.empty(shape, np.int8).strides, int) if values.size else [1] * len(shape)
-    path = write(tmp_path / "m.bin", pickled({"w": tensor(place, shape, strides)}), {"0": values.tobytes()})
+    path = write(
+        tmp_path / "m.bin", pickled({"w": tensor(place, shape, strides)}), {"0": values.tobytes()}
+    )
     stored = read_torch_file(path)["w"]
     assert (stored.shape, stored.dtype, stored.nbytes) == (shape, dtype, values.nbytes)
     x = stored.read()
@@ -194,7 +207,10 @@ def test_strides_and_offsets(tmp_path: Path, layout: str, dtype: str) -> None:
     x = read_torch_file(write(tmp_path / "m.bin", program, {"0": base.tobytes()}))["w"].read()
     if dtype == "bfloat16":
         x = x.view(mx.uint16)
-    expected = [base[offset + sum(i * s for i, s in zip(index, strides, strict=True))] for index in np.ndindex(*shape)]
+    expected = [
+        base[offset + sum(i * s for i, s in zip(index, strides, strict=True))]
+        for index in np.ndindex(*shape)
+    ]
     np.testing.assert_array_equal(np.array(x), np.array(expected).reshape(shape))
 
 
@@ -216,7 +232,16 @@ def test_two_tensors_in_one_storage_and_one_tensor_under_two_names(tmp_path: Pat
 
 def test_a_state_dict_with_metadata_is_an_ordered_dict_with_state(tmp_path: Path) -> None:
     # What torch writes for module.state_dict(): items, then BUILD with the module versions.
-    metadata = b"}" + text("_metadata") + ORDERED_DICT + text("") + b"}" + text("version") + number(1) + b"sss"
+    metadata = (
+        b"}"
+        + text("_metadata")
+        + ORDERED_DICT
+        + text("")
+        + b"}"
+        + text("version")
+        + number(1)
+        + b"sss"
+    )
     program = b"\x80\x02" + ORDERED_DICT + b"(" + text("w") + ONE["w"] + b"u" + metadata + b"b."
     assert read_torch_file(write(tmp_path / "m.bin", program))["w"].read().tolist() == [0, 1, 2, 3]
 
@@ -239,7 +264,9 @@ def test_zip64_storage_beyond_four_gibibytes(tmp_path: Path) -> None:
     size = (1 << 32) + 4096
     items = size // 4
     place = storage("0", "FloatStorage", items)
-    program = pickled({"end": tensor(place, (2,), (1,), items - 2), "far": tensor(place, (2,), (3,), items - 4)})
+    program = pickled(
+        {"end": tensor(place, (2,), (1,), items - 2), "far": tensor(place, (2,), (3,), items - 4)}
+    )
     path = write_sparse(tmp_path / "m.bin", program, size)
     tensors = read_torch_file(path)
     assert tensors["end"].read().tolist() == [0, 7]
@@ -269,7 +296,10 @@ print((peak() - before) / x.nbytes)
 def test_reading_takes_no_second_copy(tmp_path: Path) -> None:
     items = 150 << 19  # 300 MiB
     place = storage("0", "FloatStorage", items)
-    entries = {"small": tensor(place, (2,), (1,)), "large": tensor(place, (150, 1 << 19), (1 << 19, 1))}
+    entries = {
+        "small": tensor(place, (2,), (1,)),
+        "large": tensor(place, (150, 1 << 19), (1 << 19, 1)),
+    }
     path = write_sparse(tmp_path / "m.bin", pickled(entries), items * 4)
     root = str(Path(torch_files.__file__).parents[2])
     done = subprocess.run(
@@ -327,7 +357,12 @@ def test_the_reference_shards() -> None:
         if ours := our_name(name):
             assert mx.array_equal(x.view(mx.uint16), known[ours].view(mx.uint16)), name
             renamed += 1
-        elif not stored.contiguous and ".qkv." not in name and "attn_pool" not in name and "pos_embed" not in name:
+        elif (
+            not stored.contiguous
+            and ".qkv." not in name
+            and "attn_pool" not in name
+            and "pos_embed" not in name
+        ):
             bits = x.view(mx.uint16)
             assert any(v.shape == bits.shape and mx.array_equal(v, bits) for v in same_values), name
     assert renamed >= 20
@@ -375,7 +410,10 @@ def hostile_programs(marker: str) -> dict[str, tuple[str, bytes]]:
             tensor(b"N", (4,), (1,), tail=b"\x89" + call(name_of("os.mkdir"), text(marker))),
         ),
     }  # fmt: skip
-    return {title: (name, b"\x80\x04}(" + text("w") + value + b"u.") for title, (name, value) in programs.items()}
+    return {
+        title: (name, b"\x80\x04}(" + text("w") + value + b"u.")
+        for title, (name, value) in programs.items()
+    }
 
 
 NOT_RUN_BY_PICKLE = {"hidden in a tensor's hooks"}  # for want of torch
@@ -385,7 +423,9 @@ NOT_RUN_BY_PICKLE = {"hidden in a tensor's hooks"}  # for want of torch
 def test_nothing_of_a_hostile_pickle_runs(tmp_path: Path, attack: str) -> None:
     marker = tmp_path / "marker"
     name, program = hostile_programs(str(marker))[attack]
-    if attack not in NOT_RUN_BY_PICKLE:  # it works where it is let in, so the check below means something
+    if (
+        attack not in NOT_RUN_BY_PICKLE
+    ):  # it works where it is let in, so the check below means something
         pickle.loads(program)
         marker.rmdir()
     refused(write(tmp_path / "m.bin", program), f"refused: the pickle asks for {name}: ")
@@ -399,8 +439,13 @@ def test_nothing_of_a_hostile_pickle_runs(tmp_path: Path, attack: str) -> None:
      "mlx_janus.weights.torch_files._make_tensor", "torch.FloatStorage.from_file", "torch.storage.TypedStorage"],
 )  # fmt: skip
 @pytest.mark.parametrize("mention", [name_of, stack_name_of])
-def test_a_name_outside_the_list_is_refused_where_it_stands(tmp_path: Path, mention: Any, name: str) -> None:
-    refused(write(tmp_path / "m.bin", pickled({"w": mention(name)})), f"refused: the pickle asks for {name}: ")
+def test_a_name_outside_the_list_is_refused_where_it_stands(
+    tmp_path: Path, mention: Any, name: str
+) -> None:
+    refused(
+        write(tmp_path / "m.bin", pickled({"w": mention(name)})),
+        f"refused: the pickle asks for {name}: ",
+    )
 
 
 def test_a_name_is_quoted_and_cut(tmp_path: Path) -> None:
@@ -463,7 +508,9 @@ MALFORMED = {
     "text beyond the end": b"X\xff\xff\xff\x7fabc",
     "unknown instruction": b"\xfe",
     "bool as a size": tensor(PLACE, (), (), tail=b"\x89}").replace(b"(t(t", b"\x88\x85K\x01\x85"),
-    "float as an offset": FUNCTION + tuple_of(PLACE, b"G" + bytes(8), numbers([4]), numbers([1]), b"\x89}") + b"R",
+    "float as an offset": FUNCTION
+    + tuple_of(PLACE, b"G" + bytes(8), numbers([4]), numbers([1]), b"\x89}")
+    + b"R",
     "sizes as a list": FUNCTION + tuple_of(PLACE, number(0), b"]", b"]", b"\x89}") + b"R",
     "negative offset": tensor(PLACE, (2,), (1,), -1),
     "negative stride": tensor(PLACE, (2,), (-1,), 3),
@@ -472,14 +519,21 @@ MALFORMED = {
     "tensor of nothing": tensor(b"N", (4,), (1,)),
     "parameter of nothing": parameter(b"N"),
     "storage key as a number": tensor(
-        tuple_of(text("storage"), name_of("torch.FloatStorage"), number(0), text("cpu"), b"K\x04") + b"Q", (4,), (1,)
+        tuple_of(text("storage"), name_of("torch.FloatStorage"), number(0), text("cpu"), b"K\x04")
+        + b"Q",
+        (4,),
+        (1,),
     ),
 }
 
 
 @pytest.mark.parametrize("title", MALFORMED)
 def test_a_pickle_without_sense_is_damaged(tmp_path: Path, title: str) -> None:
-    refused(write(tmp_path / "m.bin", pickled({"w": MALFORMED[title]})), "data.pkl is damaged", "download it again")
+    refused(
+        write(tmp_path / "m.bin", pickled({"w": MALFORMED[title]})),
+        "data.pkl is damaged",
+        "download it again",
+    )
 
 
 @pytest.mark.parametrize("program", [b"", b".", b"\x80\x02", b"\x80\x02}", b"\x80\x02NN."])
@@ -491,10 +545,17 @@ def test_depth_does_no_harm(tmp_path: Path) -> None:
     # As a key, pickle.loads would hash this and overflow the C stack: no exception, the process dies.
     deep = b")" + b"\x85" * 200_000
     refused(
-        write(tmp_path / "key.bin", b"\x80\x02}" + deep + b"Ns."), "data.pkl is damaged (a tuple in place of a str)"
+        write(tmp_path / "key.bin", b"\x80\x02}" + deep + b"Ns."),
+        "data.pkl is damaged (a tuple in place of a str)",
     )
-    refused(write(tmp_path / "value.bin", pickled({"w": deep})), "entry 'w' is of type tuple, not a tensor")
-    refused(write(tmp_path / "self.bin", b"\x80\x02}q\x00" + text("w") + b"h\x00s."), "entry 'w' is of type dict")
+    refused(
+        write(tmp_path / "value.bin", pickled({"w": deep})),
+        "entry 'w' is of type tuple, not a tensor",
+    )
+    refused(
+        write(tmp_path / "self.bin", b"\x80\x02}q\x00" + text("w") + b"h\x00s."),
+        "entry 'w' is of type dict",
+    )
 
 
 OTHER_VALUES = {"int": number(3), "float": b"G" + bytes(8), "str": text("x"), "list": b"](NNe", "nonetype": b"N",
@@ -504,15 +565,22 @@ OTHER_VALUES = {"int": number(3), "float": b"G" + bytes(8), "str": text("x"), "l
 @pytest.mark.parametrize("kind", OTHER_VALUES)
 def test_an_entry_that_is_no_tensor_is_named(tmp_path: Path, kind: str) -> None:
     program = pickled({**ONE, "state_dict": OTHER_VALUES[kind]})
-    refused(write(tmp_path / "m.bin", program), f"entry 'state_dict' is of type {kind}, not a tensor")
+    refused(
+        write(tmp_path / "m.bin", program), f"entry 'state_dict' is of type {kind}, not a tensor"
+    )
     program = b"\x80\x02" + OTHER_VALUES[kind] + b"."
     if kind != "dict":
-        refused(write(tmp_path / "bare.bin", program), f"holds an object of type {kind}, not a dict of tensors")
+        refused(
+            write(tmp_path / "bare.bin", program),
+            f"holds an object of type {kind}, not a dict of tensors",
+        )
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\ud800", "x" * 2000])
 def test_names_that_cannot_be_shown_are_refused(tmp_path: Path, name: str) -> None:
-    assert len(refused(write(tmp_path / "m.bin", pickled({name: ONE["w"]})), "the tensor name")) < 400
+    assert (
+        len(refused(write(tmp_path / "m.bin", pickled({name: ONE["w"]})), "the tensor name")) < 400
+    )
 
 
 def test_limits_on_the_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -558,15 +626,25 @@ def test_a_tensor_beyond_its_storage_is_named(tmp_path: Path, title: str) -> Non
     ],
 )
 def test_shapes_that_mlx_cannot_hold(tmp_path: Path, shape: Any, strides: Any, words: str) -> None:
-    refused(write(tmp_path / "m.bin", pickled({"w": tensor(PLACE, shape, strides)})), "tensor 'w' has ", words)
+    refused(
+        write(tmp_path / "m.bin", pickled({"w": tensor(PLACE, shape, strides)})),
+        "tensor 'w' has ",
+        words,
+    )
 
 
 def test_a_short_or_absent_storage_is_named(tmp_path: Path) -> None:
-    refused(write(tmp_path / "short.bin", pickled(ONE), {"0": DATA[:-1]}), "4 float32 items", "15 bytes")
-    refused(write(tmp_path / "none.bin", pickled(ONE), {"1": DATA}), "storage '0', which the file lacks")
+    refused(
+        write(tmp_path / "short.bin", pickled(ONE), {"0": DATA[:-1]}), "4 float32 items", "15 bytes"
+    )
+    refused(
+        write(tmp_path / "none.bin", pickled(ONE), {"1": DATA}), "storage '0', which the file lacks"
+    )
     bomb = pickled({"w": tensor(storage("0", "FloatStorage", 1 << 62), (1 << 30,), (1,))})
     refused(write(tmp_path / "bomb.bin", bomb), "tensor 'w' lies in a storage of")
-    path_key = pickled({"w": tensor(storage("../../../../etc/passwd", "FloatStorage", 4), (4,), (1,))})
+    path_key = pickled(
+        {"w": tensor(storage("../../../../etc/passwd", "FloatStorage", 4), (4,), (1,))}
+    )
     refused(write(tmp_path / "path.bin", path_key), "which the file lacks")
 
 
@@ -575,7 +653,9 @@ def test_a_file_that_changes_after_its_header_was_read(tmp_path: Path) -> None:
     tensors = read_torch_file(path)
     path.write_bytes(path.read_bytes()[: tensors["w"].file_offset + 10])
     for stored in tensors.values():
-        with pytest.raises(CheckpointError, match=r"m\.bin: ends \d bytes too early: download it again"):
+        with pytest.raises(
+            CheckpointError, match=r"m\.bin: ends \d bytes too early: download it again"
+        ):
             stored.read()
     path.unlink()
     with pytest.raises(CheckpointError, match=r"m\.bin: has gone"):
@@ -598,9 +678,15 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"", ("is empty", "download it again")),
-        (pickle.dumps({"w": 1}, 2), ("is a bare pickle", "re-save it with a current PyTorch", "safetensors")),
+        (
+            pickle.dumps({"w": 1}, 2),
+            ("is a bare pickle", "re-save it with a current PyTorch", "safetensors"),
+        ),
         (b"\x80", ("is a bare pickle",)),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ("Git LFS pointer", "git lfs pull")),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            ("Git LFS pointer", "git lfs pull"),
+        ),
         (b"<!doctype html>", ("is no PyTorch zip file", "download it again")),
         (b"P", ("is no PyTorch zip file", "download it again")),
         (b"PK\x03\x04", ("is cut off or damaged", "download it again")),
@@ -631,12 +717,20 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 
 def test_compressed_encrypted_and_big_endian(tmp_path: Path) -> None:
-    refused(write(tmp_path / "z.bin", pickled(ONE), compression=zipfile.ZIP_DEFLATED), "is compressed", "re-save")
+    refused(
+        write(tmp_path / "z.bin", pickled(ONE), compression=zipfile.ZIP_DEFLATED),
+        "is compressed",
+        "re-save",
+    )
     path = write(tmp_path / "e.bin", pickled(ONE))
     patch_directory(path, "archive/data/0", flags=1)
     refused(path, "'archive/data/0' is encrypted", "re-save")
-    refused(write(tmp_path / "b.bin", pickled(ONE), byteorder=b"big"), "byte order is b'big'", "re-save")
-    refused(write(tmp_path / "l.bin", pickled(ONE), byteorder=b"x" * 999), "byteorder' has 999 bytes")
+    refused(
+        write(tmp_path / "b.bin", pickled(ONE), byteorder=b"big"), "byte order is b'big'", "re-save"
+    )
+    refused(
+        write(tmp_path / "l.bin", pickled(ONE), byteorder=b"x" * 999), "byteorder' has 999 bytes"
+    )
 
 
 def test_an_entry_twice(tmp_path: Path) -> None:
@@ -681,7 +775,11 @@ def test_entries_that_overlap(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = storage("0", "FloatStorage", 4)
-    entries = {"a": tensor(place, (2, 2), (1, 2)), "b": parameter(tensor(place, (3,), (1,), 1)), **ONE}
+    entries = {
+        "a": tensor(place, (2, 2), (1, 2)),
+        "b": parameter(tensor(place, (3,), (1,), 1)),
+        **ONE,
+    }
     return write(tmp_path_factory.mktemp("fuzz") / "m.bin", pickled(entries))
 
 
@@ -701,12 +799,18 @@ def check_ending(path: Path) -> None:
 
 @settings(deadline=None, max_examples=400)
 @given(data=st.data())
-def test_damaged_bytes_raise_one_kind_of_error_or_give_tensors(small_file: Path, data: st.DataObject) -> None:
+def test_damaged_bytes_raise_one_kind_of_error_or_give_tensors(
+    small_file: Path, data: st.DataObject
+) -> None:
     content = bytearray(small_file.read_bytes())
-    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4), "places"):
+    for place in data.draw(
+        st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4), "places"
+    ):
         content[place] = data.draw(st.integers(0, 255), "byte")
     path = small_file.with_name("damaged.bin")
-    path.write_bytes(content[: data.draw(st.one_of(st.none(), st.integers(0, len(content))), "length")])
+    path.write_bytes(
+        content[: data.draw(st.one_of(st.none(), st.integers(0, len(content))), "length")]
+    )
     check_ending(path)
 
 

@@ -35,7 +35,14 @@ from mlx_janus.training.tiny.batches import caption_batch, conversation_batch
 from mlx_janus.training.tiny.codec import CodecStage
 from mlx_janus.training.tiny.encoder import EncoderStage, edges, outlines, patch_labels
 from mlx_janus.training.tiny.joint import JointStage, build_model
-from mlx_janus.training.tiny.recipe import CODEC, ENCODER, CodecRecipe, EncoderRecipe, JointRecipe, tiny_config
+from mlx_janus.training.tiny.recipe import (
+    CODEC,
+    ENCODER,
+    CodecRecipe,
+    EncoderRecipe,
+    JointRecipe,
+    tiny_config,
+)
 from mlx_janus.training.tiny.train import average_weights
 from mlx_janus.training.tiny.vocabulary import train_tokenizer
 from mlx_janus.worlds import shapes
@@ -60,7 +67,12 @@ def joint_stage(prompts: Prompts, steps: int, batch: int = 4) -> JointStage:
     config = tiny_config(prompts.tokenizer.get_vocab_size())
     codec, encoder = CodecStage(CODEC, CodecRecipe(), 0), EncoderStage(ENCODER, EncoderRecipe(), 0)
     trainee = JanusWithHeads(build_model(config, codec.state(), encoder.state(), 0))
-    return JointStage(trainee, prompts, JointRecipe(steps, answering_batch=batch, drawing_batch=2 * batch, warmup=5), 0)
+    return JointStage(
+        trainee,
+        prompts,
+        JointRecipe(steps, answering_batch=batch, drawing_batch=2 * batch, warmup=5),
+        0,
+    )
 
 
 def test_thirty_steps_lower_both_losses(prompts: Prompts, tmp_path: Path) -> None:
@@ -74,18 +86,31 @@ def test_thirty_steps_lower_both_losses(prompts: Prompts, tmp_path: Path) -> Non
 def test_the_drawing_stage_learns_from_captions_alone(prompts: Prompts) -> None:
     whole = joint_stage(prompts, 2)
     stage = JointStage(
-        whole.trainee, prompts, JointRecipe(8, answering_batch=0, drawing_batch=8, warmup=2), 0, "drawing"
+        whole.trainee,
+        prompts,
+        JointRecipe(8, answering_batch=0, drawing_batch=8, warmup=2),
+        0,
+        "drawing",
     )
-    before = {name: mx.array(value) for name, value in nn.utils.tree_flatten(stage.trainee.janus.parameters())}
+    before = {
+        name: mx.array(value)
+        for name, value in nn.utils.tree_flatten(stage.trainee.janus.parameters())
+    }
     measured = [stage.step(k) for k in range(8)]
     assert measured[-1]["image_loss"] < measured[0]["image_loss"] - 0.1
     assert "text_loss" not in measured[0]
     after = dict(nn.utils.tree_flatten(stage.trainee.janus.parameters()))
     for part in ("aligner.", "language_model.lm_head.", "vision_model.", "gen_vision_model."):
-        assert all(mx.array_equal(after[name], before[name]) for name in after if name.startswith(part)), part
-    JointStage(stage.trainee, prompts, JointRecipe(2, answering_batch=4, drawing_batch=8), 0).step(0)
+        assert all(
+            mx.array_equal(after[name], before[name]) for name in after if name.startswith(part)
+        ), part
+    JointStage(stage.trainee, prompts, JointRecipe(2, answering_batch=4, drawing_batch=8), 0).step(
+        0
+    )
     after = dict(nn.utils.tree_flatten(stage.trainee.janus.parameters()))
-    assert not mx.array_equal(after["language_model.lm_head.weight"], before["language_model.lm_head.weight"])
+    assert not mx.array_equal(
+        after["language_model.lm_head.weight"], before["language_model.lm_head.weight"]
+    )
 
 
 def test_the_model_is_the_mean_of_the_last_two_stages(prompts: Prompts) -> None:
@@ -93,7 +118,9 @@ def test_the_model_is_the_mean_of_the_last_two_stages(prompts: Prompts) -> None:
     model = stage.trainee.janus
     one = {name: mx.full(value.shape, 1.0) for name, value in stage.state().items()}
     average_weights(model, one, {name: 3 * value for name, value in one.items()}, 0.75)
-    assert all(mx.allclose(value, mx.array(2.5)) for _, value in nn.utils.tree_flatten(model.parameters()))
+    assert all(
+        mx.allclose(value, mx.array(2.5)) for _, value in nn.utils.tree_flatten(model.parameters())
+    )
 
 
 def test_thirty_steps_of_the_codec_and_the_encoder_learn() -> None:
@@ -110,14 +137,23 @@ def test_thirty_steps_of_the_codec_and_the_encoder_learn() -> None:
 def test_the_joint_stage_leaves_the_encoder_and_the_codec_as_they_are(prompts: Prompts) -> None:
     """With gradients from a few answers, the encoder forgets in a hundred steps what it has learnt."""
     stage = joint_stage(prompts, 2)
-    before = {name: mx.array(value) for name, value in nn.utils.tree_flatten(stage.trainee.parameters())}
+    before = {
+        name: mx.array(value) for name, value in nn.utils.tree_flatten(stage.trainee.parameters())
+    }
     stage.step(0)
     changed = {
         name.removeprefix("janus.").split(".")[0]
         for name, value in nn.utils.tree_flatten(stage.trainee.parameters())
         if not mx.array_equal(value, before[name])
     }
-    assert changed == {"aligner", "gen_aligner", "gen_embed", "gen_head", "language_model", "tracking_head"}
+    assert changed == {
+        "aligner",
+        "gen_aligner",
+        "gen_embed",
+        "gen_head",
+        "language_model",
+        "tracking_head",
+    }
 
 
 def test_every_stage_trains_compiled(prompts: Prompts) -> None:
@@ -136,12 +172,16 @@ class _Killed(BaseException):
 
 
 @pytest.mark.parametrize("name", ["codec", "encoder", "joint"])
-def test_a_killed_and_resumed_run_equals_an_unbroken_one(name: str, prompts: Prompts, tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_equals_an_unbroken_one(
+    name: str, prompts: Prompts, tmp_path: Path
+) -> None:
     def stage() -> CodecStage | EncoderStage | JointStage:
         if name == "codec":
             return CodecStage(CODEC, CodecRecipe(20, unquantized_steps=6, batch=2), 0)
         return (
-            EncoderStage(ENCODER, EncoderRecipe(20, batch=2), 0) if name == "encoder" else joint_stage(prompts, 20, 2)
+            EncoderStage(ENCODER, EncoderRecipe(20, batch=2), 0)
+            if name == "encoder"
+            else joint_stage(prompts, 20, 2)
         )
 
     def kill(_: str, done: int, __: int, ___: object) -> None:
@@ -183,7 +223,9 @@ def test_a_checkpoint_with_other_arrays_is_refused(tmp_path: Path) -> None:
     run_stage(stage, tmp_path, recipe="one")
     path = checkpoint_file(tmp_path, "encoder")
     state, metadata = mx.load(str(path), return_metadata=True)
-    mx.save_safetensors(str(path), {f"model.{name}": value for name, value in state.items()}, metadata)
+    mx.save_safetensors(
+        str(path), {f"model.{name}": value for name, value in state.items()}, metadata
+    )
     with pytest.raises(CheckpointError, match="holds other arrays"):
         run_stage(stage, tmp_path, recipe="one")
 
@@ -193,10 +235,16 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     in one process."""
     steps = ["--codec-steps", "20", "--checkpoint-every", "0"]
     steps += [
-        word for stage in ("merged", "encoder", "drawing", "joint", "places") for word in (f"--{stage}-steps", "1")
+        word
+        for stage in ("merged", "encoder", "drawing", "joint", "places")
+        for word in (f"--{stage}-steps", "1")
     ]
     arguments = ["-m", "mlx_janus", "train", "tiny", *steps, "--output"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "MLX_DISABLE_COMPILE": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     two = ["--processes", "2"]
     process = subprocess.Popen(
@@ -213,7 +261,10 @@ def test_the_command_survives_a_kill(tmp_path: Path) -> None:
         process.wait()
     for folder, processes in ((broken, two), (whole, ["--processes", "1"])):
         done = subprocess.run(
-            [sys.executable, *arguments, str(folder), *processes], env=environment, capture_output=True, text=True
+            [sys.executable, *arguments, str(folder), *processes],
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{folder / 'model'}\n"
@@ -263,7 +314,9 @@ def test_matrix_products_are_convolutions(band: int, monkeypatch: pytest.MonkeyP
     pixels = mx.random.uniform(-1, 1, (2, 64, 64, 3))
 
     def loss(model: VQModel, pixels: mx.array) -> mx.array:
-        return (model.decoder(model.post_quant_conv(model.quant_conv(model.encoder(pixels)))) * pixels).mean()
+        return (
+            model.decoder(model.post_quant_conv(model.quant_conv(model.encoder(pixels)))) * pixels
+        ).mean()
 
     after = nn.value_and_grad(model, loss)(model, pixels)
     monkeypatch.setattr(convolution.Conv2d, "__call__", nn.Conv2d.__call__)
@@ -282,7 +335,9 @@ def test_conversations_ask_for_what_the_assistant_says(prompts: Prompts) -> None
         ids, counts = batch["ids"][row], batch["weights"][row] > 0
         assert (ids == prompts.special.image).sum() == prompts.image_tokens
         assert (ids[batch["positions"][row] + 1][counts] == batch["targets"][row][counts]).all()
-        said = prompts.tokenizer.decode(batch["targets"][row][counts].tolist(), skip_special_tokens=False)
+        said = prompts.tokenizer.decode(
+            batch["targets"][row][counts].tolist(), skip_special_tokens=False
+        )
         answers = [answer.strip() for answer in said.split(prompts.config.eos)]
         assert len(answers) >= 3
         assert answers[-1] == ""  # the last one ended
@@ -308,7 +363,10 @@ def test_patch_labels_are_of_the_things_there() -> None:
     assert shape[0].sum() == shape[:, 6:].sum() == 0
     assert (right[5, 2], down[5, 2], size[5, 2]) == (0, 0, 3)
     assert (right[4, 1], down[4, 1]) == (1, 1)
-    assert (x[4, 1], y[4, 1]) == (-0.75, 0.75)  # where it is in the picture, not in relation to the patch
+    assert (x[4, 1], y[4, 1]) == (
+        -0.75,
+        0.75,
+    )  # where it is in the picture, not in relation to the patch
     square = shapes.Scene((shapes.Thing("square", "red", 24, 32, 32, 0, shapes.COLOURS["red"]),))
     held = edges(shapes.pixels(square)[None], 8)[0].reshape(8, 8, 4, 16).sum(2)
     assert held[4, 2].argmax() == 0  # brighter to the left, so "differs" grows to the right
@@ -327,13 +385,25 @@ def test_a_drawn_token_is_told_whose_it_is_and_what_has_been_begun() -> None:
     owners, begun, ahead = tracking_targets(shapes.Scene((star, square)), 8)
     assert owners.shape == (64, 2)
     assert begun.shape == ahead.shape == (64, COUNT_BITS)
-    assert owners[2 * 8 + 2].tolist() == [1 + shapes.SHAPES.index("star"), 1 + list(shapes.COLOURS).index("green")]
+    assert owners[2 * 8 + 2].tolist() == [
+        1 + shapes.SHAPES.index("star"),
+        1 + list(shapes.COLOURS).index("green"),
+    ]
     assert not owners[0].any()
     both, nothing = encode_counts([star, square]), encode_counts([])
     assert not nothing.any()
-    for position, seen in ((0, []), (10, []), (11, [star]), (37, [star]), (38, [star, square]), (63, [star, square])):
+    for position, seen in (
+        (0, []),
+        (10, []),
+        (11, [star]),
+        (37, [star]),
+        (38, [star, square]),
+        (63, [star, square]),
+    ):
         assert np.array_equal(begun[position], encode_counts(seen)), position
-        assert np.array_equal(ahead[position], encode_counts([t for t in (star, square) if t not in seen])), position
+        assert np.array_equal(
+            ahead[position], encode_counts([t for t in (star, square) if t not in seen])
+        ), position
     assert both.sum() == 2 + 2  # one of each shape, one of each colour
     assert encode_counts([square, square]).sum() == 2 + 2
 
@@ -346,24 +416,34 @@ def test_a_name_is_told_where_its_thing_is(prompts: Prompts) -> None:
     for scene, ids, places in zip(scenes, batch["ids"], batch["places"], strict=True):
         for at in np.flatnonzero(places[:, 2]):
             colour, shape = prompts.decode(ids[at - 1 : at + 1].tolist()).split()
-            (thing,) = (t for t in scene.things if t.name == (shape, colour))  # one alone: else it is told nothing
+            (thing,) = (
+                t for t in scene.things if t.name == (shape, colour)
+            )  # one alone: else it is told nothing
             assert places[at, :2] == pytest.approx([thing.x / 16 - 2, thing.y / 16 - 2], abs=1e-5)
             found += 1
         text = prompts.tokenizer.decode(ids.tolist())
         names = [t.name for t in scene.things]
         assert places[:, 2].sum() == sum(
-            text.count(f" {colour} {shape}") for shape, colour in set(names) if names.count((shape, colour)) == 1
+            text.count(f" {colour} {shape}")
+            for shape, colour in set(names)
+            if names.count((shape, colour)) == 1
         )
     assert found > 40
 
 
 def test_the_auxiliary_heads_learn_and_the_model_never_holds_them(prompts: Prompts) -> None:
-    recipe = JointRecipe(12, answering_batch=4, drawing_batch=8, warmup=2, lookup_steps=0, placing=1.0)
+    recipe = JointRecipe(
+        12, answering_batch=4, drawing_batch=8, warmup=2, lookup_steps=0, placing=1.0
+    )
     stage = JointStage(joint_stage(prompts, 2).trainee, prompts, recipe, 0, "places")
     measured = [stage.step(0) for _ in range(12)]  # one batch again and again
     for name in ("tracking_loss", "placing_loss"):
         assert measured[-1][name] < 0.9 * measured[0][name]
-    heads = [name for name in stage.state() if name.startswith(("model.tracking_head.", "model.placing_head."))]
+    heads = [
+        name
+        for name in stage.state()
+        if name.startswith(("model.tracking_head.", "model.placing_head."))
+    ]
     assert len(heads) == 5
     assert not {"tracking_head", "placing_head"} & set(stage.trainee.janus)
 

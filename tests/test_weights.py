@@ -82,7 +82,9 @@ def arrays(folder: Path) -> dict[str, mx.array]:
 # Names and layouts
 
 
-def test_all_layouts_of_the_same_weights_convert_to_the_same_bytes(converted: dict[str, Path]) -> None:
+def test_all_layouts_of_the_same_weights_convert_to_the_same_bytes(
+    converted: dict[str, Path],
+) -> None:
     """Bins with odd strides and shared storages, and transformers' split q, k, v, give one and the same model."""
     ours, theirs = arrays(converted["deepseek-pro-bin"]), arrays(converted["transformers"])
     assert ours.keys() == theirs.keys()
@@ -98,12 +100,19 @@ def expand(lines: str) -> list[str]:
         match = re.match(r"(\S+)(?:\s+i = (\d+)\.\.(\d+))?\s+\[", line)
         if match and not line.startswith("#"):
             name, low, high = match.groups()
-            names += [name.replace("{i}", str(i)) for i in range(int(low), int(high) + 1)] if low else [name]
+            names += (
+                [name.replace("{i}", str(i)) for i in range(int(low), int(high) + 1)]
+                if low
+                else [name]
+            )
     return names
 
 
 def test_every_published_name_of_transformers_has_its_place_in_deepseeks() -> None:
-    theirs = {re.sub(r"\.qkv\.[qkv]\.", ".qkv.", deepseek_name(name)) for name in expand_file("keys_1.3b_hf.txt")}
+    theirs = {
+        re.sub(r"\.qkv\.[qkv]\.", ".qkv.", deepseek_name(name))
+        for name in expand_file("keys_1.3b_hf.txt")
+    }
     ours = set(expand_file("keys_1.3b_deepseek.txt"))
     unused = {name for name in ours if "attn_pool" in name or "codebook_used" in name}
     assert len(ours) == 882
@@ -125,27 +134,37 @@ def test_a_tied_head_of_transformers_is_the_embedding(tmp_path: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     made = arrays(convert(source, tmp_path / "out"))
-    assert mx.array_equal(made["language_model.lm_head.weight"], made["language_model.model.embed_tokens.weight"])
+    assert mx.array_equal(
+        made["language_model.lm_head.weight"], made["language_model.model.embed_tokens.weight"]
+    )
 
 
 def test_float64_and_float16_sources(copy: Path, tmp_path: Path) -> None:
     weights = mx.load(str(copy / "model.safetensors"))
     assert isinstance(weights, dict)
     exact = {name: np.array(array.astype(mx.float32)) for name, array in weights.items()}
-    save_file({name: array.astype(np.float64) for name, array in exact.items()}, copy / "model.safetensors")
+    save_file(
+        {name: array.astype(np.float64) for name, array in exact.items()},
+        copy / "model.safetensors",
+    )
     made = arrays(convert(copy, tmp_path / "wide"))
     name = "language_model.model.layers.0.mlp.up_proj.weight"
     assert made[name].dtype == mx.float32
     assert np.array_equal(np.array(made[name]), exact[name])
     assert JanusConfig.load(tmp_path / "wide" / "config.json").dtype == "float32"
-    save_file({name: array.astype(np.float16) for name, array in exact.items()}, copy / "model.safetensors")
+    save_file(
+        {name: array.astype(np.float16) for name, array in exact.items()},
+        copy / "model.safetensors",
+    )
     assert arrays(convert(copy, tmp_path / "half"))[name].dtype == mx.float16
 
 
 def test_dtype_leaves_the_codec_alone(tmp_path: Path) -> None:
     made = arrays(convert(ST, tmp_path / "out", dtype="float16"))
     assert {a.dtype for n, a in made.items() if n.startswith("gen_vision_model.")} == {mx.bfloat16}
-    assert {a.dtype for n, a in made.items() if not n.startswith("gen_vision_model.")} == {mx.float16}
+    assert {a.dtype for n, a in made.items() if not n.startswith("gen_vision_model.")} == {
+        mx.float16
+    }
 
 
 # Converted folders
@@ -153,40 +172,61 @@ def test_dtype_leaves_the_codec_alone(tmp_path: Path) -> None:
 
 def test_stamp_and_contents_of_a_converted_folder(converted: dict[str, Path]) -> None:
     folder = converted["deepseek-janus-safetensors"]
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     with safe_open(folder / "model.safetensors", framework="numpy") as file:
         stamp = file.metadata()
     assert stamp["mlx_janus_format"] == "2"
     assert stamp["mlx_janus_version"] == mlx_janus.__version__
     assert stamp["source"] == "deepseek-janus-safetensors"
-    assert set(json.loads(stamp["source_sha256"])) == {"model.safetensors", "config.json", "tokenizer.json"}
+    assert set(json.loads(stamp["source_sha256"])) == {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+    }
     config = json.loads((folder / "config.json").read_text())
     assert (config["model_type"], config["format_version"]) == ("mlx_janus", 2)
     assert config["prompt"]["user"] == "User"
     assert config["understanding"]["width"] == 32
 
 
-def test_a_folder_of_version_1_is_loaded_and_verified(tmp_path: Path, pro: mlx_janus.JanusPipeline) -> None:
+def test_a_folder_of_version_1_is_loaded_and_verified(
+    tmp_path: Path, pro: mlx_janus.JanusPipeline
+) -> None:
     folder = convert(PRO, tmp_path / "out")
     data = json.loads((folder / "config.json").read_text())
     own = data.pop("generation")
-    data |= {"format_version": 1, "generation": own["codec"], "gen_aligner": own["aligner"], "gen_head": own["head"]}
+    data |= {
+        "format_version": 1,
+        "generation": own["codec"],
+        "gen_aligner": own["aligner"],
+        "gen_head": own["head"],
+    }
     (folder / "config.json").write_text(json.dumps(data))
     weights, stamp = mx.load(str(folder / "model.safetensors"), return_metadata=True)
     mx.eval(weights)
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, stamp | {"mlx_janus_format": "1"})
+    mx.save_safetensors(
+        str(folder / "model.safetensors"), weights, stamp | {"mlx_janus_format": "1"}
+    )
     old = mlx_janus.load(folder, dtype="float32")
     assert old.config == pro.config
     tokens = [janus.generate_images("a fox", seed=1)[0].tokens.tolist() for janus in (old, pro)]
     assert tokens[0] == tokens[1]
     assert verify_conversion(Source(PRO, "x"), folder) == len(weights)
     edit_stamp = stamp | {"mlx_janus_format": "3"}
-    mx.save_safetensors(str(folder / "model.safetensors"), mx.load(str(folder / "model.safetensors")), edit_stamp)
+    mx.save_safetensors(
+        str(folder / "model.safetensors"), mx.load(str(folder / "model.safetensors")), edit_stamp
+    )
     with pytest.raises(CheckpointError, match="does not bear"):
         mlx_janus.load(folder)
 
 
-def test_shards_and_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pro: mlx_janus.JanusPipeline) -> None:
+def test_shards_and_their_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pro: mlx_janus.JanusPipeline
+) -> None:
     monkeypatch.setattr(convert_module, "SHARD_BYTES", 300_000)
     folder = convert(PRO, tmp_path / "out")
     shards = sorted(folder.glob("model-*.safetensors"))
@@ -194,9 +234,14 @@ def test_shards_and_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {p.name for p in shards}
-    assert index["metadata"]["total_size"] == sum(a.nbytes for p in shards for a in mx.load(str(p)).values())  # type: ignore[union-attr]
+    assert index["metadata"]["total_size"] == sum(
+        a.nbytes for p in shards for a in mx.load(str(p)).values()
+    )  # type: ignore[union-attr]
     again = mlx_janus.load(folder, dtype="float32")
-    assert again.generate_text("Hello?", max_tokens=8).tokens == pro.generate_text("Hello?", max_tokens=8).tokens
+    assert (
+        again.generate_text("Hello?", max_tokens=8).tokens
+        == pro.generate_text("Hello?", max_tokens=8).tokens
+    )
     assert verify_conversion(Source(PRO, "x"), folder) == len(index["weight_map"])
 
 
@@ -206,7 +251,11 @@ def test_save_and_load_round_trip(converted: dict[str, Path]) -> None:
     loaded = dict(tree_flatten(model.parameters()))
     assert loaded.keys() == stored.keys()
     for name, array in loaded.items():
-        kept = stored[name].astype(mx.float32) if name.startswith("gen_vision_model.") else stored[name]
+        kept = (
+            stored[name].astype(mx.float32)
+            if name.startswith("gen_vision_model.")
+            else stored[name]
+        )
         assert array.dtype == kept.dtype
         assert mx.array_equal(array, kept).item()
 
@@ -245,7 +294,9 @@ def test_existing_outputs(tmp_path: Path, copy: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "empty", "file", "out"]
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device"), RuntimeError("x")])
+@pytest.mark.parametrize(
+    "failure", [KeyboardInterrupt(), OSError(28, "No space left on device"), RuntimeError("x")]
+)
 def test_nothing_is_left_after_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
@@ -267,7 +318,9 @@ def test_nothing_is_left_after_a_failure(
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-def test_a_full_disk_is_seen_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_seen_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6, 10**6))
     with pytest.raises(OutputError, match=r"needs 2 MB of disk and 1 MB are free") as caught:
@@ -276,10 +329,16 @@ def test_a_full_disk_is_seen_before_anything_is_written(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_space_asked_for_is_the_space_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_space_asked_for_is_the_space_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
     monkeypatch.setattr(convert_module, "_check_space", lambda _, needed: asked.append(needed))
-    for name, options in {"a": {}, "b": {"bits": 4, "group_size": 32}, "c": {"dtype": "float32"}}.items():
+    for name, options in {
+        "a": {},
+        "b": {"bits": 4, "group_size": 32},
+        "c": {"dtype": "float32"},
+    }.items():
         folder = convert(PRO, tmp_path / name, **options)
         assert asked.pop() == sum(a.nbytes for a in arrays(folder).values())
 
@@ -306,7 +365,9 @@ def test_verify_finds_what_differs(tmp_path: Path, copy: Path) -> None:
         verify_conversion(source, tmp_path / "out4")
 
 
-def test_an_interrupt_while_the_old_folder_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_the_old_folder_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = convert(ST, tmp_path / "out")
     rename = Path.rename
 
@@ -346,7 +407,9 @@ def test_verify_of_mixed_types_and_damaged_stamps(tmp_path: Path, copy: Path) ->
 def test_progress_reaches_the_end(tmp_path: Path) -> None:
     seen: dict[str, list[tuple[int, int]]] = {}
     convert_checkpoint(
-        Source(PRO, "x"), tmp_path / "out", progress=lambda stage, *n: seen.setdefault(stage, []).append(n)
+        Source(PRO, "x"),
+        tmp_path / "out",
+        progress=lambda stage, *n: seen.setdefault(stage, []).append(n),
     )
     assert list(seen) == ["hashing", "converting"]
     for reports in seen.values():
@@ -361,7 +424,12 @@ def test_which_layers_get_which_bits() -> None:
     """The rule of the published shapes: 4 bits for the language model, 8 beside the image tokens, float elsewhere."""
     from test_published import published_1b
 
-    sizes = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16}
+    sizes = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
     path = Path(os.environ["MLX_JANUS_CACHE"]) / "1b.json"
     path.write_text(json.dumps(published_1b(sizes)))
     from mlx_janus.weights.published import read_published_sizes
@@ -394,17 +462,23 @@ def test_narrow_layers_take_smaller_groups_or_stay_float() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantized_is_close_to_float(tmp_path: Path, pro: mlx_janus.JanusPipeline, bits: int) -> None:
+def test_quantized_is_close_to_float(
+    tmp_path: Path, pro: mlx_janus.JanusPipeline, bits: int
+) -> None:
     """Guided logits of a teacher-forced picture: relative rms below 5 % at 8 bits and 45 % at 4.
 
     The bounds are wide because the fixture is 32 wide and guidance of 5 magnifies errors 6.4 times.
     """
     want = golden("deepseek-pro-bin")
-    janus = mlx_janus.load(convert(PRO, tmp_path / "out", bits=bits, group_size=32), dtype="float32")
+    janus = mlx_janus.load(
+        convert(PRO, tmp_path / "out", bits=bits, group_size=32), dtype="float32"
+    )
 
     def logits(model: JanusModel) -> mx.array:
         tokens = mx.broadcast_to(want["gen.greedy_tokens"][None, :-1], (2, 15))
-        rows = mx.concatenate([model.embed_text(want["gen.tokens"]), model.embed_image_tokens(tokens)], axis=1)
+        rows = mx.concatenate(
+            [model.embed_text(want["gen.tokens"]), model.embed_image_tokens(tokens)], axis=1
+        )
         both = model.image_logits(model.hidden_states(rows)[:, -16:])
         return both[1] + 5 * (both[0] - both[1])
 
@@ -425,11 +499,15 @@ def test_quantized_weights_are_within_a_step(tmp_path: Path, converted: dict[str
         restored = mx.dequantize(*parts, group_size=layer.group_size, bits=layer.bits)
         error = mx.abs(restored - exact[f"{layer.path}.weight"].astype(mx.float32))
         step = mx.repeat(mx.abs(scales), layer.group_size, axis=-1)
-        assert float(mx.max(error / step)) < 1.01  # MLX moves the ends of a group so that zero stays exact
+        assert (
+            float(mx.max(error / step)) < 1.01
+        )  # MLX moves the ends of a group so that zero stays exact
         assert float(mx.mean(error / step)) < 0.3
 
 
-def test_bits_at_loading_equal_bits_at_conversion(tmp_path: Path, converted: dict[str, Path]) -> None:
+def test_bits_at_loading_equal_bits_at_conversion(
+    tmp_path: Path, converted: dict[str, Path]
+) -> None:
     early = load_model(convert(PRO, tmp_path / "out", bits=8), dtype="bfloat16")
     late = load_model(converted["deepseek-pro-bin"], bits=8, dtype="bfloat16")
     theirs = dict(tree_flatten(late.parameters()))
@@ -458,7 +536,10 @@ def test_load_takes_pytorch_folders_and_converts_them_once(
     assert len(cached) == 1
     monkeypatch.setattr(convert_module, "_write_shards", None)  # a second conversion would fail
     again = mlx_janus.load(copy)
-    assert again.generate_text("Hi?", max_tokens=4).tokens == first.generate_text("Hi?", max_tokens=4).tokens
+    assert (
+        again.generate_text("Hi?", max_tokens=4).tokens
+        == first.generate_text("Hi?", max_tokens=4).tokens
+    )
     assert again.name == "copy"
     os.utime(copy / "model.safetensors", ns=(1, 1))  # a changed source is another one
     with pytest.raises(TypeError):
@@ -467,7 +548,9 @@ def test_load_takes_pytorch_folders_and_converts_them_once(
         mlx_janus.load(copy, bits=8)
 
 
-def test_load_from_the_hub(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_load_from_the_hub(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("MLX_JANUS_CACHE", str(tmp_path / "cache"))
     fake_hub.add("someone/Janus-Small", ST)
     fake_hub.add("someone/Converted", convert(ST, tmp_path / "ours"))
@@ -484,12 +567,18 @@ def test_load_from_the_hub(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, t
     assert np.array_equal(ours.generate_images("a fox", seed=1)[0].tokens, drawn.tokens)
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
     fake_hub.stop()
-    assert mlx_janus.load("someone/Janus-Small").name == "someone/Janus-Small"  # offline, from the caches
+    assert (
+        mlx_janus.load("someone/Janus-Small").name == "someone/Janus-Small"
+    )  # offline, from the caches
 
 
-def test_foreign_models_on_the_hub_are_refused_before_their_weights_come(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_foreign_models_on_the_hub_are_refused_before_their_weights_come(
+    fake_hub: FakeHub, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(ST, tmp_path / "flow"))
-    (folder / "config.json").write_text('{"model_type": "multi_modality", "vision_gen_dec_config": {}}')
+    (folder / "config.json").write_text(
+        '{"model_type": "multi_modality", "vision_gen_dec_config": {}}'
+    )
     fake_hub.add("deepseek-ai/JanusFlow-1.3B", folder)
     with pytest.raises(UnsupportedModelError, match="JanusFlow"):
         mlx_janus.load("deepseek-ai/JanusFlow-1.3B")
@@ -498,7 +587,9 @@ def test_foreign_models_on_the_hub_are_refused_before_their_weights_come(fake_hu
         mlx_janus.load("no-one/nothing")
 
 
-@pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all", "/nowhere", "a b/c", "", "~nobody/x", "a" * 300])
+@pytest.mark.parametrize(
+    "name", ["nowhere", "./nowhere/at/all", "/nowhere", "a b/c", "", "~nobody/x", "a" * 300]
+)
 def test_models_that_are_nowhere(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"neither a folder nor a Hub id|is a file") as caught:
         mlx_janus.load(name or "tests/no such folder")
@@ -528,7 +619,9 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(
     monkeypatch.setattr(footprint, "available_memory", lambda: (needed + fits) // 2)
     with pytest.raises(OutOfMemoryError, match="low_memory=True needs") as caught:
         mlx_janus.load(converted["deepseek-pro-bin"], dtype="float32")
-    one_line(caught.value, format_size(needed), format_size((needed + fits) // 2), format_size(fits))
+    one_line(
+        caught.value, format_size(needed), format_size((needed + fits) // 2), format_size(fits)
+    )
     monkeypatch.setattr(footprint, "available_memory", lambda: 1000)
     with pytest.raises(OutOfMemoryError, match="smaller model"):
         mlx_janus.load(PRO)
@@ -561,7 +654,10 @@ def peak(work: Any) -> int:
 
 def test_loading_reads_no_weights(converted: dict[str, Path]) -> None:
     models = []
-    assert peak(lambda: models.append(load_model(converted["deepseek-pro-bin"], dtype="float32"))) < 10_000
+    assert (
+        peak(lambda: models.append(load_model(converted["deepseek-pro-bin"], dtype="float32")))
+        < 10_000
+    )
 
 
 def untouched(model: JanusModel) -> set[str]:
@@ -585,7 +681,9 @@ def untouched(model: JanusModel) -> set[str]:
     return lazy
 
 
-def test_drawing_reads_neither_siglip_nor_lm_head_nor_the_vq_encoder(converted: dict[str, Path]) -> None:
+def test_drawing_reads_neither_siglip_nor_lm_head_nor_the_vq_encoder(
+    converted: dict[str, Path],
+) -> None:
     janus = mlx_janus.load(converted["deepseek-pro-bin"], dtype="float32")
     janus.generate_images("a fox", seed=1)
     assert untouched(janus.model) == {"vision", "aligner", "lm_head", "vq.encoder"}
@@ -671,7 +769,9 @@ def test_missing_files(bins: Path, copy: Path) -> None:
     refuse(copy, "holds no weights")
 
 
-@pytest.mark.parametrize("target", ["../secret.bin", "/etc/passwd", "a/b.bin", "..", "x.bin/../../y.bin", 3, None])
+@pytest.mark.parametrize(
+    "target", ["../secret.bin", "/etc/passwd", "a/b.bin", "..", "x.bin/../../y.bin", 3, None]
+)
 def test_an_index_that_points_outside_its_folder(bins: Path, target: object) -> None:
     (bins.parent / "secret.bin").write_bytes(b"mine")
     index = bins / "pytorch_model.bin.index.json"
@@ -681,7 +781,9 @@ def test_an_index_that_points_outside_its_folder(bins: Path, target: object) -> 
     refuse(bins, "refused", index.name)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": 3}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": 3}', "\x00"]
+)
 def test_an_index_that_is_none(bins: Path, text: str) -> None:
     (bins / "pytorch_model.bin.index.json").write_text(text)
     refuse(bins, "index.json", kind=JanusError)
@@ -722,14 +824,19 @@ def test_unused_tensors_of_published_files_are_dropped(copy: Path, tmp_path: Pat
     assert any("attn_pool" in name for name in names)
     assert any("codebook_used" in name for name in names)
     edit_weights(
-        copy, lambda w: w.update({"language_model.model.layers.0.self_attn.rotary_emb.inv_freq": mx.zeros((8,))})
+        copy,
+        lambda w: w.update(
+            {"language_model.model.layers.0.self_attn.rotary_emb.inv_freq": mx.zeros((8,))}
+        ),
     )
     made = arrays(convert(copy, tmp_path / "out"))
     assert not any("attn_pool" in n or "codebook_used" in n or "inv_freq" in n for n in made)
 
 
 @pytest.mark.parametrize("folder_name", FOLDERS)
-def test_configs_of_converted_folders_are_checked(converted: dict[str, Path], folder_name: str, tmp_path: Path) -> None:
+def test_configs_of_converted_folders_are_checked(
+    converted: dict[str, Path], folder_name: str, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(converted[folder_name], tmp_path / "ours"))
     path = folder / "config.json"
     good = path.read_text()
@@ -797,7 +904,9 @@ def test_a_quantization_list_that_is_off(tmp_path: Path) -> None:
 def test_a_tokenizer_beyond_the_vocabulary_is_refused(copy: Path) -> None:
     """Ids that the embedding has no row for would read memory that is not theirs."""
     data = json.loads((copy / "tokenizer.json").read_text())
-    more = [{**data["added_tokens"][-1], "id": 538 + i, "content": f"<more_{i}>"} for i in range(200)]
+    more = [
+        {**data["added_tokens"][-1], "id": 538 + i, "content": f"<more_{i}>"} for i in range(200)
+    ]
     data["added_tokens"] += more
     (copy / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(ConfigError, match="beyond the model's vocabulary of 640"):

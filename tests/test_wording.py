@@ -31,7 +31,10 @@ SOURCE = FIXTURES / "deepseek-pro-bin"
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
-        ("it is there: pass overwrite=True to replace it", "it is there: pass --overwrite to replace it"),
+        (
+            "it is there: pass overwrite=True to replace it",
+            "it is there: pass --overwrite to replace it",
+        ),
         ("too large: bits=8 needs 3 GB", "too large: --bits 8 needs 3 GB"),
         ('too large: recipe="light" needs 2 GB', "too large: --recipe light needs 2 GB"),
         ("with bits=4, low_memory=True it fits", "with --bits 4 --low-memory it fits"),
@@ -92,10 +95,18 @@ FAILURES: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], object], str, str
         ": pass overwrite=True to replace it, or choose another folder",
         ": pass --overwrite to replace it, or choose another folder",
     ),
-    "memory": (_memory, ": low_memory=True needs 9 MB and fits", ": --low-memory needs 9 MB and fits"),
+    "memory": (
+        _memory,
+        ": low_memory=True needs 9 MB and fits",
+        ": --low-memory needs 9 MB and fits",
+    ),
     "narrow": (_narrow, ": leave bits=... and recipe=... out", ": leave --bits and --recipe out"),
     "disk": (_full, ": make room, or take fewer bits=...", ": make room, or take fewer --bits"),
-    "hub id": (lambda *_: check_upload("x"), ": repo_id=... takes owner/name", ": --upload takes owner/name"),
+    "hub id": (
+        lambda *_: check_upload("x"),
+        ": repo_id=... takes owner/name",
+        ": --upload takes owner/name",
+    ),
     "key": (
         lambda *_: Settings(api_key="two words"),
         "the key, of api_key=... or MLX_JANUS_API_KEY, must be 1 to 512 letters, digits and signs, without spaces",
@@ -136,23 +147,40 @@ def test_the_log_speaks_flags_while_a_command_runs(caplog: pytest.LogCaptureFixt
 def test_every_flag_of_the_table_is_an_option_of_a_command() -> None:
     context = click.Context(group)
     commands = [group.get_command(context, name) for name in ("generate", "convert", "serve")]
-    options = {flag for command in commands if command for param in command.params for flag in param.opts}
+    options = {
+        flag for command in commands if command for param in command.params for flag in param.opts
+    }
     assert set(_FLAGS.values()) <= options
 
 
 def test_no_text_of_the_library_names_a_flag() -> None:
-    library = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in _COMMANDS]
+    library = [
+        path
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] not in _COMMANDS
+    ]
     assert len(library) > 40
-    found = [(path.name, text) for path in library for text in _texts(path) if re.search(r"(?<![\w-])--[a-z]", text)]
+    found = [
+        (path.name, text)
+        for path in library
+        for text in _texts(path)
+        if re.search(r"(?<![\w-])--[a-z]", text)
+    ]
     assert found == []
 
 
-_COMMANDS = ("commands", "__main__.py", "server")  # the server's replies name its own flags to whoever runs it
+_COMMANDS = (
+    "commands",
+    "__main__.py",
+    "server",
+)  # the server's replies name its own flags to whoever runs it
 
 
 def _texts(path: Path) -> list[str]:
     """Every string of a module, except its docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in bare]
+    constants = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in bare
+    ]
     return [node.value for node in constants if isinstance(node.value, str)]

@@ -99,7 +99,9 @@ def _captioned(lines: JsonLines, question: str) -> set[str]:
     def check(record: Record) -> None:
         asked = record["prompt"]
         if asked != question:
-            raise OutputError(f"{lines.path} answers another question, {asked!r}: name another file with --output")
+            raise OutputError(
+                f"{lines.path} answers another question, {asked!r}: name another file with --output"
+            )
 
     return {str(record["path"]) for record in lines.resume(check)}
 

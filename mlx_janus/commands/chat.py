@@ -12,7 +12,14 @@ import click
 
 from ..errors import JanusError, PromptError
 from .arguments import ImageArguments, LoadArguments, TextArguments, load_pipeline
-from .line_editor import Vocabulary, dropped_files, expand_home, line_reader, split_paths, without_echo
+from .line_editor import (
+    Vocabulary,
+    dropped_files,
+    expand_home,
+    line_reader,
+    split_paths,
+    without_echo,
+)
 from .options import (
     SETTINGS,
     answering_options,
@@ -62,7 +69,9 @@ class Chat:
         try:
             stream = self.talk.stream(question, self.waiting, **arguments)
         except PromptError as error:
-            raise PromptError(f"{error}; /reset forgets what was said" if self.talk.messages else str(error)) from None
+            raise PromptError(
+                f"{error}; /reset forgets what was said" if self.talk.messages else str(error)
+            ) from None
         self._print_answer(stream)
         self.waiting = []
 
@@ -84,7 +93,9 @@ class Chat:
         self.result = result
         note_if_cut(result)
         if self.talk.forgotten > before:
-            say(f"The context is full: the first {self.talk.forgotten} questions are no longer read.")
+            say(
+                f"The context is full: the first {self.talk.forgotten} questions are no longer read."
+            )
 
     def image(self, argument: str) -> None:
         """Show images with the next question."""
@@ -169,7 +180,9 @@ class Chat:
             delay = f"first token after {done.first_token_seconds:.2f} s"
             say(f"{read} of {done.prompt_tokens} prompt tokens read, {delay}")
             say(f"{format_size(done.peak_memory)} of memory at most")
-        say(f"context {self.talk.context_used} of {self.janus.config.language.max_position_embeddings}")
+        say(
+            f"context {self.talk.context_used} of {self.janus.config.language.max_position_embeddings}"
+        )
 
     def reset(self, _: str) -> None:
         """Forget everything that was said."""
@@ -184,8 +197,16 @@ class Chat:
 
 _UNSET = {"seed": "random"}
 _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
-    "/image": ("FILE...", Chat.image, "show pictures with the next question (as do files dropped on the terminal)"),
-    "/draw": ("PROMPT", Chat.draw, "draw a picture into janus.png (a numbered sibling if that exists)"),
+    "/image": (
+        "FILE...",
+        Chat.image,
+        "show pictures with the next question (as do files dropped on the terminal)",
+    ),
+    "/draw": (
+        "PROMPT",
+        Chat.draw,
+        "draw a picture into janus.png (a numbered sibling if that exists)",
+    ),
     "/retry": ("", Chat.retry, "answer the last question again"),
     "/undo": ("", Chat.undo, "take back the last question or drawing"),
     "/seed": ("N", Chat.seed, "repeat results; random: no more"),
@@ -277,7 +298,9 @@ def _dispatch(chat: Chat, line: str) -> None:
         _COMMANDS[command][1](chat, argument)
     elif dropped := dropped_files(line):
         chat.image(shlex.join(dropped))
-    elif command.startswith("/") and "/" not in command[1:]:  # a path, such as /etc/hosts, may begin a question
+    elif (
+        command.startswith("/") and "/" not in command[1:]
+    ):  # a path, such as /etc/hosts, may begin a question
         say(f"There is no {command[:40]}. /help lists the commands.")
     else:
         chat.ask(line)

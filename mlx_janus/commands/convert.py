@@ -66,14 +66,20 @@ _RULES = (
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit, if SOURCE is on the Hub.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is a converted model.")
-@click.option("--verify", is_flag=True, help="Write nothing: check OUTPUT against SOURCE, value by value.")
+@click.option(
+    "--verify", is_flag=True, help="Write nothing: check OUTPUT against SOURCE, value by value."
+)
 @click.option(
     "--upload",
     metavar="REPO",
     help="Put OUTPUT and a model card into this model repository on the Hub. If it is not there it is made, for all to "
     "see unless you give --private or your account's default is private.",
 )
-@click.option("--private", is_flag=True, help="Make that repository a private one; one that is public is refused.")
+@click.option(
+    "--private",
+    is_flag=True,
+    help="Make that repository a private one; one that is public is refused.",
+)
 @version_option
 def main(
     source: str,

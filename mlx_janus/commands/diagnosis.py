@@ -54,19 +54,28 @@ def diagnose() -> list[Finding]:
     for about, check in checks.items():
         try:
             findings.append(check())
-        except Exception as error:  # a broken installation can fail in any way, and that is what is asked
+        except (
+            Exception
+        ) as error:  # a broken installation can fail in any way, and that is what is asked
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if about in ("versions", "package"):
-                findings.append(Finding(about, "fail", text, "install mlx_janus anew, into a fresh environment"))
+                findings.append(
+                    Finding(about, "fail", text, "install mlx_janus anew, into a fresh environment")
+                )
             else:
                 findings.append(Finding(about, "warn", f"not known ({text})"))
     return findings
 
 
 def _versions() -> Finding:
-    system = f"macOS {platform.mac_ver()[0]}" if platform.system() == "Darwin" else platform.system()
+    system = (
+        f"macOS {platform.mac_ver()[0]}" if platform.system() == "Darwin" else platform.system()
+    )
     parts = [f"mlx_janus {__version__}", f"Python {platform.python_version()}"]
-    parts += [f"{system} {platform.machine()}", *(f"{name} {metadata.version(name)}" for name in _LIBRARIES)]
+    parts += [
+        f"{system} {platform.machine()}",
+        *(f"{name} {metadata.version(name)}" for name in _LIBRARIES),
+    ]
     return Finding("versions", "ok", ", ".join(parts))
 
 
@@ -87,7 +96,9 @@ def _device() -> Finding:
     import mlx.core as mx
 
     if mx.default_device().type == mx.DeviceType.gpu:
-        return Finding("device", "ok", f"GPU, {mx.device_info().get('device_name', 'of an unknown name')}")
+        return Finding(
+            "device", "ok", f"GPU, {mx.device_info().get('device_name', 'of an unknown name')}"
+        )
     advice = "MLX computes on the CPU, which is slow for the published models: use a Mac with Apple silicon"
     if platform.system() == "Linux":
         advice += ', or with an NVIDIA GPU the extra "cuda"'
@@ -124,7 +135,9 @@ def _wired_limit() -> Finding:
     if needed <= total - _SYSTEM_SHARE:
         most = (total - _SYSTEM_SHARE) >> 20
         advice += f", or until the next restart: sudo sysctl iogpu.wired_limit_mb={most}"
-    return Finding("wired limit", "warn", f"{text}; {entry.source} needs {format_size(needed)}", advice)
+    return Finding(
+        "wired limit", "warn", f"{text}; {entry.source} needs {format_size(needed)}", advice
+    )
 
 
 def _on_metal() -> bool:
@@ -137,7 +150,9 @@ def _sysctl() -> str:
     """Return the limit that is set, in MiB; "0" is macOS's own choice."""
     command = ["/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"]
     with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
     return "?"
 
 
@@ -147,9 +162,13 @@ def _blas() -> Finding:
     try:
         ctypes.CDLL("libopenblas.so.0")
     except OSError:
-        return Finding("BLAS", "warn", "reference BLAS, which is slow", "sudo apt-get install libopenblas0")
+        return Finding(
+            "BLAS", "warn", "reference BLAS, which is slow", "sudo apt-get install libopenblas0"
+        )
     if _mlx_came_first():
-        text = "reference BLAS, which is slow: MLX was imported before mlx_janus could load OpenBLAS"
+        text = (
+            "reference BLAS, which is slow: MLX was imported before mlx_janus could load OpenBLAS"
+        )
         return Finding("BLAS", "warn", text, "import mlx_janus before mlx and mlx_lm")
     return Finding("BLAS", "ok", "OpenBLAS, loaded before MLX")
 
@@ -200,7 +219,10 @@ def _too_large(limit: int) -> list[tuple[ModelEntry, int]]:
     from ..weights.load import choose_dtype
 
     needs = {
-        entry.config: (entry, max(required_memory(entry.config, choose_dtype(entry.config, None)).values()))
+        entry.config: (
+            entry,
+            max(required_memory(entry.config, choose_dtype(entry.config, None)).values()),
+        )
         for entry in list_models()
         if entry.config
     }

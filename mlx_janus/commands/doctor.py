@@ -36,7 +36,11 @@ def main(as_json: bool) -> int:
 
     findings = diagnose()
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
+        click.echo(
+            json.dumps(
+                [dataclasses.asdict(finding) for finding in findings], indent=1, ensure_ascii=False
+            )
+        )
     else:
         _print(findings)
     return int(any(finding.status == "fail" for finding in findings))

@@ -29,12 +29,28 @@ def main() -> None:
 
 @main.command(cls=Command)
 @model_options
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, metavar="S")
 @click.option(
-    "--pictures", type=click.IntRange(1, 100_000), metavar="N", help="To ask about, each kind.  [default: 200]"
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, metavar="S"
 )
-@click.option("--prompts", type=click.IntRange(1, 10_000), metavar="N", help="To draw, each task.  [default: 24]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the scores as JSON, too.")
+@click.option(
+    "--pictures",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="To ask about, each kind.  [default: 200]",
+)
+@click.option(
+    "--prompts",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="To draw, each task.  [default: 24]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the scores as JSON, too.",
+)
 def shapes(
     seed: int,
     pictures: int | None,

@@ -49,7 +49,9 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
         if not value:
             raise click.BadParameter("is empty: name a picture.")
         if (found := re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", value)) and found[1] != "https":
-            raise click.BadParameter(f"{found[0]} is not read: give a file, or an address that begins with https://.")
+            raise click.BadParameter(
+                f"{found[0]} is not read: give a file, or an address that begins with https://."
+            )
     return values
 
 
@@ -94,7 +96,11 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     help="Where to draw to: a file, or for several prompts a folder.  [default: janus.png, or janus]",
 )
 @click.option(
-    "-n", "--n", type=click.IntRange(1, MAX_IMAGES), metavar="N", help="How many pictures of a prompt.  [default: 1]"
+    "-n",
+    "--n",
+    type=click.IntRange(1, MAX_IMAGES),
+    metavar="N",
+    help="How many pictures of a prompt.  [default: 1]",
 )
 @click.option(
     "--cfg-weight",
@@ -102,7 +108,11 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     metavar="W",
     help="Guidance, how strictly to follow the prompt; 1: none.  [default: the model's own, 5 for the published ones]",
 )
-@click.option("--exact", is_flag=True, help="Draw one by one, token by token: rounding depends on nothing else.")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Draw one by one, token by token: rounding depends on nothing else.",
+)
 @click.option(
     "--window",
     type=click.IntRange(1, MAX_WINDOW),
@@ -141,7 +151,12 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 @answering_options
 @model_options
 @quiet_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead: tokens, timings, memory.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object instead: tokens, timings, memory.",
+)
 @version_option
 @click.pass_context
 def main(ctx: click.Context, /, **_: Any) -> None:
@@ -230,7 +245,9 @@ def draw(job: DrawJob) -> None:
         make_folder(job.previews.folder, "--preview-dir")
     janus = _load_to_draw(job)
     report = _ImageReport(job)
-    steps: Iterable[ImageStep] = janus.stream_images(job.prompts[0], n=job.n, **job.arguments.explicit())
+    steps: Iterable[ImageStep] = janus.stream_images(
+        job.prompts[0], n=job.n, **job.arguments.explicit()
+    )
     if job.previews:
         steps = _with_previews(steps, job, job.previews, janus.pathway.preview_every)
     report.draw(steps, job.n, lambda _: next(paths))
@@ -266,7 +283,9 @@ def _spelt_out(model: str, precision: Mapping[str, Any]) -> str:
     return " ".join([repr(model), *flags])
 
 
-def _with_previews(steps: Iterable[ImageStep], job: DrawJob, previews: Previews, row: int) -> Iterator[ImageStep]:
+def _with_previews(
+    steps: Iterable[ImageStep], job: DrawJob, previews: Previews, row: int
+) -> Iterator[ImageStep]:
     """Yield the steps, and save the unfinished images at every few of them."""
     from ..processing.png import save_png
 
@@ -307,7 +326,9 @@ def draw_into_folder(job: DrawJob) -> None:
     for call in plan_calls(missing, job.n):
         arguments = replace(job.arguments, seed=first + call.index)
         steps = janus.stream_images(call.prompts, n=call.n, **arguments.explicit())
-        report.draw(steps, call.n * len(call.prompts), lambda image: paths[image.prompt, image.seed])
+        report.draw(
+            steps, call.n * len(call.prompts), lambda image: paths[image.prompt, image.seed]
+        )
     report.end(janus.name)
 
 
@@ -328,11 +349,15 @@ class _ImageReport:
         self._started = time.perf_counter()
         self._peak = 0  # bytes of memory
 
-    def draw(self, steps: Iterable[ImageStep], n: int, path: Callable[[GeneratedImage], Path]) -> None:
+    def draw(
+        self, steps: Iterable[ImageStep], n: int, path: Callable[[GeneratedImage], Path]
+    ) -> None:
         """Draw n images into files; ``path`` names each."""
         import mlx.core as mx
 
-        follow_drawing(steps, n, lambda image: self._save(image, path(image)), terminal_preview(self._show))
+        follow_drawing(
+            steps, n, lambda image: self._save(image, path(image)), terminal_preview(self._show)
+        )
         self._peak = max(self._peak, mx.get_peak_memory())
 
     def _save(self, image: GeneratedImage, path: Path) -> None:

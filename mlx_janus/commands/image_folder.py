@@ -48,7 +48,9 @@ def plan_calls(missing: Sequence[ImageFile], n: int) -> Iterator[DrawCall]:
     if whole:
         yield DrawCall(whole, 0, n)
     for index in range(n):
-        prompts = tuple(file.prompt for file in missing if file.index == index and count[file.prompt] < n)
+        prompts = tuple(
+            file.prompt for file in missing if file.index == index and count[file.prompt] < n
+        )
         if prompts:
             yield DrawCall(prompts, index, 1)
 

@@ -20,7 +20,13 @@ _DRAWING_ONLY = (
     "preview_dir", "preview_every",
 )  # fmt: skip
 _ASKING_ONLY = ("max_tokens", "system", "lookup")
-_REPEATED = ("seed", "cfg_weight", "temperature", "top_p", "upscale")  # options that --config-from stands for
+_REPEATED = (
+    "seed",
+    "cfg_weight",
+    "temperature",
+    "top_p",
+    "upscale",
+)  # options that --config-from stands for
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,9 @@ RULES: tuple[Rule, ...] = (
     ),
     goes_with("--preview-every", "--preview-dir", "name a folder"),
     refuse_if(
-        lambda values: values["preview_dir"] and (values["prompts_file"] or len(values["prompts"]) > 1),
+        lambda values: (
+            values["preview_dir"] and (values["prompts_file"] or len(values["prompts"]) > 1)
+        ),
         "--preview-dir goes with one prompt.",
     ),
 )
@@ -208,11 +216,15 @@ def _read_origin(file: str) -> Origin:
 
 def _repeated(ctx: click.Context, origin: Origin) -> dict[str, Any]:
     """Return the origin's values of the options that the command line leaves open."""
-    is_open = {name: ctx.get_parameter_source(name) is ParameterSource.DEFAULT for name in _REPEATED}
+    is_open = {
+        name: ctx.get_parameter_source(name) is ParameterSource.DEFAULT for name in _REPEATED
+    }
     return {name: getattr(origin, name) for name in _REPEATED if is_open[name]}
 
 
-def _in_precision_of(origin: Origin, load: LoadArguments) -> tuple[LoadArguments, LoadArguments | None]:
+def _in_precision_of(
+    origin: Origin, load: LoadArguments
+) -> tuple[LoadArguments, LoadArguments | None]:
     """Return the arguments in the origin's precision, and those for another quantization of the model."""
     load = replace(load, dtype=load.dtype or origin.dtype)
     if load.bits or load.recipe:

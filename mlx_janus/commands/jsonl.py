@@ -47,7 +47,9 @@ class JsonLines:
             OutputError: the file cannot be read or written, or holds something else.
         """
         if self.path.is_dir():
-            raise OutputError(f"{self.path} is a folder: give the name of a file in it, such as {self.kind}.jsonl")
+            raise OutputError(
+                f"{self.path} is a folder: give the name of a file in it, such as {self.kind}.jsonl"
+            )
         check_writable(self.path)
         if not self.path.exists():
             return []
@@ -103,7 +105,9 @@ class JsonLines:
         try:
             yield
         except OSError as error:
-            raise OutputError(f"{self.path} cannot be written ({error.strerror}): name another with --output") from None
+            raise OutputError(
+                f"{self.path} cannot be written ({error.strerror}): name another with --output"
+            ) from None
 
 
 @contextlib.contextmanager

@@ -131,7 +131,9 @@ def _completer(vocabulary: Vocabulary) -> Completer:
     class LineCompleter(Completer):
         """Commands at the beginning of the line, then the arguments of the command."""
 
-        def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        def get_completions(
+            self, document: Document, complete_event: CompleteEvent
+        ) -> Iterable[Completion]:
             command, space, rest = document.text_before_cursor.partition(" ")
             inner = arguments.get(command) if space else commands
             if inner is None:
@@ -156,7 +158,9 @@ def split_paths(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError:
-        raise JanusError(f"{text} does not exist: quote names that have spaces or quotes in them") from None
+        raise JanusError(
+            f"{text} does not exist: quote names that have spaces or quotes in them"
+        ) from None
 
 
 def dropped_files(line: str) -> list[str]:

@@ -21,7 +21,9 @@ _TITLES = ("ID", "model", "commit", "state", "bits", "type", "size", "last used"
 
 
 @click.group(cls=Group, invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead, with sizes in bytes.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON array instead, with sizes in bytes."
+)
 @version_option
 @click.pass_context
 def main(context: click.Context, as_json: bool) -> None:
@@ -72,7 +74,9 @@ def add(model: str, bits: int | None, recipe: str | None, revision: str | None) 
     from ..weights.sources import find_converted
 
     with byte_progress() as progress:
-        folder = find_converted(model, bits=bits, recipe=recipe, revision=revision, progress=progress)
+        folder = find_converted(
+            model, bits=bits, recipe=recipe, revision=revision, progress=progress
+        )
     click.echo(str(folder))
 
 
@@ -97,7 +101,9 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
     found = find_models(model)
     chosen = [entry for entry in found if downloads or not entry.is_download]
     if not chosen:
-        raise JanusError(f"{model} is in the Hub's cache, which other programs share: pass --downloads to remove it")
+        raise JanusError(
+            f"{model} is in the Hub's cache, which other programs share: pass --downloads to remove it"
+        )
     for entry in chosen:
         check_removable(entry)
     for entry in chosen:
@@ -128,7 +134,16 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
     used = time.strftime("%Y-%m-%d", time.localtime(entry.used)) if entry.used else ""
     bits = "" if entry.config is None else entry.recipe or str(entry.bits or "-")
     size = format_size(entry.size)
-    return (entry.id, entry.source, entry.revision[:8], entry.state, bits, entry.dtype or "", size, used)
+    return (
+        entry.id,
+        entry.source,
+        entry.revision[:8],
+        entry.state,
+        bits,
+        entry.dtype or "",
+        size,
+        used,
+    )
 
 
 def _facts(entry: ModelEntry) -> dict[str, Any]:
@@ -150,4 +165,7 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
     """Return rows of columns that are as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

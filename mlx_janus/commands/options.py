@@ -99,7 +99,9 @@ def complete_files(_: click.Context, __: click.Parameter, incomplete: str) -> li
     return [CompletionItem(incomplete, type="file")]
 
 
-def complete_folders(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_folders(
+    _: click.Context, __: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
     """Let the shell complete folder names."""
     from click.shell_completion import CompletionItem
 
@@ -139,7 +141,9 @@ show_option = click.option(
     help="Show pictures in the terminal as they form.  [default: where it can, with colours]",
 )
 
-version_option = click.version_option(__version__, "-V", "--version", message="mlx_janus %(version)s")
+version_option = click.version_option(
+    __version__, "-V", "--version", message="mlx_janus %(version)s"
+)
 
 weights_options = stack(
     click.option(
@@ -194,12 +198,21 @@ sampling_options = stack(
         metavar="P",
         help="Choose among the likeliest tokens that hold this much probability.",
     ),
-    click.option("--seed", type=SETTINGS["seed"], metavar="S", help="Repeat a result.  [default: random]"),
+    click.option(
+        "--seed", type=SETTINGS["seed"], metavar="S", help="Repeat a result.  [default: random]"
+    ),
 )
 
 answering_options = stack(
-    click.option("--max-tokens", type=SETTINGS["max_tokens"], metavar="N", help="Longest answer.  [default: 512]"),
     click.option(
-        "--system", metavar="TEXT", help='System prompt of answers; "" for none.  [default: the model\'s own]'
+        "--max-tokens",
+        type=SETTINGS["max_tokens"],
+        metavar="N",
+        help="Longest answer.  [default: 512]",
+    ),
+    click.option(
+        "--system",
+        metavar="TEXT",
+        help='System prompt of answers; "" for none.  [default: the model\'s own]',
     ),
 )

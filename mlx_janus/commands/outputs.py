@@ -30,5 +30,7 @@ def make_folder(path: Path, flag: str = "--output") -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path} cannot be made ({error.strerror}): name another folder with {flag}") from None
+        raise OutputError(
+            f"{path} cannot be made ({error.strerror}): name another folder with {flag}"
+        ) from None
     check_writable(path / "image.png", flag)

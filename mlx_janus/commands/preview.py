@@ -37,7 +37,9 @@ class TerminalPreview:
     def __init__(self) -> None:
         from rich.console import Console
 
-        logging.getLogger("textual_image").setLevel(logging.ERROR)  # its guesses come with a traceback
+        logging.getLogger("textual_image").setLevel(
+            logging.ERROR
+        )  # its guesses come with a traceback
         from textual_image.renderable import Image as Renderable
 
         self._console = Console(file=sys.stdout, color_system="truecolor", legacy_windows=False)
@@ -78,7 +80,9 @@ class TerminalPreview:
         if self._rows:
             self._console.control(Control.move(0, -self._rows))
         before = self._shown
-        self._rows = max(min(_ROWS, self._console.height - 4, self._console.width // (2 * len(pictures))), 1)
+        self._rows = max(
+            min(_ROWS, self._console.height - 4, self._console.width // (2 * len(pictures))), 1
+        )
         self._shown = self._renderable(_side_by_side(pictures), width="auto", height=self._rows)
         self._console.print(self._shown, end="")
         if before is not None:

@@ -138,7 +138,9 @@ def require_train_extra(*packages: str) -> None:
     """
     for name in packages:
         if importlib.util.find_spec(name) is None:
-            raise JanusError(f"{name} is not installed: in the clone, run pip install -e '.[train]'")
+            raise JanusError(
+                f"{name} is not installed: in the clone, run pip install -e '.[train]'"
+            )
 
 
 def _drop_stdout() -> None:
@@ -158,8 +160,12 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         reason = error.strerror or text
         return f"{error.filename}: {reason}" if error.filename else reason
-    mlx = type(error) is RuntimeError and text.startswith(("[", "Unable"))  # "[malloc] Unable to allocate 8 bytes."
-    if isinstance(error, MemoryError) or (mlx and any(word in text for word in ("alloc", "Memory"))):
+    mlx = type(error) is RuntimeError and text.startswith(
+        ("[", "Unable")
+    )  # "[malloc] Unable to allocate 8 bytes."
+    if isinstance(error, MemoryError) or (
+        mlx and any(word in text for word in ("alloc", "Memory"))
+    ):
         return "the memory is used up: close other programs, or pass --bits 4"
     return f"MLX failed: {text}" if mlx else None
 

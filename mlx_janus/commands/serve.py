@@ -27,7 +27,13 @@ _KEY = "MLX_JANUS_API_KEY"
 
 @click.command(cls=Command)
 @weights_options
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Name or address to listen at.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="HOST",
+    help="Name or address to listen at.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -44,7 +50,9 @@ _KEY = "MLX_JANUS_API_KEY"
     "others reach needs one.",
 )
 @click.option(
-    "--allow-url-images", is_flag=True, help="Fetch pictures that requests name, from public https addresses."
+    "--allow-url-images",
+    is_flag=True,
+    help="Fetch pictures that requests name, from public https addresses.",
 )
 @click.option(
     "--cors-origin",
@@ -114,7 +122,9 @@ def _settings(options: Mapping[str, Any]) -> Settings:
     requests = max(256, options["queue"] + 64)  # those that wait, and those under way
     try:
         return Settings(
-            host=host[1:-1] if host.startswith("[") and host.endswith("]") else host,  # as addresses of the web have it
+            host=host[1:-1]
+            if host.startswith("[") and host.endswith("]")
+            else host,  # as addresses of the web have it
             port=options["port"],
             api_key=key,
             allow_url_images=options["allow_url_images"],

@@ -31,15 +31,54 @@ def main() -> None:
 
 
 @main.command(cls=Command)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to train.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, metavar="S")
-@click.option("--codec-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the image codec.")
-@click.option("--merged-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the codec with merged codes.")
-@click.option("--encoder-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the vision encoder alone.")
-@click.option("--drawing-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the model on captions alone.")
-@click.option("--joint-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the whole model.")
-@click.option("--places-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the whole model, on places.")
-@click.option("--checkpoint-every", type=click.FloatRange(0), default=120.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Where to train.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, metavar="S"
+)
+@click.option(
+    "--codec-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the image codec."
+)
+@click.option(
+    "--merged-steps",
+    type=click.IntRange(1, 10**6),
+    metavar="N",
+    help="Of the codec with merged codes.",
+)
+@click.option(
+    "--encoder-steps",
+    type=click.IntRange(1, 10**6),
+    metavar="N",
+    help="Of the vision encoder alone.",
+)
+@click.option(
+    "--drawing-steps",
+    type=click.IntRange(1, 10**6),
+    metavar="N",
+    help="Of the model on captions alone.",
+)
+@click.option(
+    "--joint-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the whole model."
+)
+@click.option(
+    "--places-steps",
+    type=click.IntRange(1, 10**6),
+    metavar="N",
+    help="Of the whole model, on places.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(0),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+)
 @click.option(
     "--processes",
     type=click.IntRange(1, 2),
@@ -84,7 +123,9 @@ def tiny(
     if beside:
         end_with_parent()
     elif processes == COUNT or (processes is None and two_are_faster()):
-        run_side_by_side([sys.executable, "-m", "mlx_janus", "train", "tiny", *_spelt_out(context), "--beside"])
+        run_side_by_side(
+            [sys.executable, "-m", "mlx_janus", "train", "tiny", *_spelt_out(context), "--beside"]
+        )
         return
     with _StepBar() as bar:
         train_tiny(output, recipe, every=checkpoint_every, report=bar.report)
@@ -112,8 +153,12 @@ def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
 
 def _spelt_out(context: click.Context) -> list[str]:
     """The options of this call, as words of a command."""
-    given = ((option.opts[0], context.params[str(option.name)]) for option in context.command.params)
-    return [word for name, value in given if value not in (None, False) for word in (name, str(value))]
+    given = (
+        (option.opts[0], context.params[str(option.name)]) for option in context.command.params
+    )
+    return [
+        word for name, value in given if value not in (None, False) for word in (name, str(value))
+    ]
 
 
 class _StepBar:

@@ -29,7 +29,9 @@ class Picture:
 
     seed: int
     options: DrawOptions
-    _drawn: list[tuple[mx.array, int]] = field(default_factory=list, repr=False)  # tokens of a step, and its place
+    _drawn: list[tuple[mx.array, int]] = field(
+        default_factory=list, repr=False
+    )  # tokens of a step, and its place
 
     def __len__(self) -> int:
         """How many of its tokens are drawn."""
@@ -61,11 +63,15 @@ class DrawingBatch:
     def _clear(self) -> None:
         self.pictures = []
         self._cache: RaggedCache = []
-        self._rows: list[tuple[int, int]] = []  # of each picture; without guidance both are the same
+        self._rows: list[
+            tuple[int, int]
+        ] = []  # of each picture; without guidance both are the same
         self._keys = mx.zeros((0, 0, 2), mx.uint32)  # (n, positions, 2)
         self._next = mx.zeros((0,), mx.uint32)  # (n,): chosen and not read yet
 
-    def add(self, ids: Sequence[int], unconditional: Sequence[int], pictures: Sequence[Picture]) -> None:
+    def add(
+        self, ids: Sequence[int], unconditional: Sequence[int], pictures: Sequence[Picture]
+    ) -> None:
         """Begin pictures of one prompt, which is read once for all of them.
 
         Args:
@@ -153,24 +159,34 @@ class DrawingBatch:
         """Read the tokens that were chosen last, and choose the next ones: (n,)."""
         owners = {row: i for i, rows in enumerate(self._rows) for row in rows}
         tokens = self._next[mx.array([owners[row] for row in range(len(owners))])][:, None]
-        hidden = self._model.hidden_states(self._model.embed_image_tokens(tokens), self._cache)[:, 0]
+        hidden = self._model.hidden_states(self._model.embed_image_tokens(tokens), self._cache)[
+            :, 0
+        ]
         positions = mx.array([len(picture) for picture in self.pictures])
         keys = self._keys[mx.arange(len(self.pictures)), positions]
         return _choose(self._model.image_logits(hidden), keys, self.pictures, self._rows)
 
 
-def _choose(logits: mx.array, keys: mx.array, pictures: Sequence[Picture], rows: Sequence[tuple[int, int]]) -> mx.array:
+def _choose(
+    logits: mx.array, keys: mx.array, pictures: Sequence[Picture], rows: Sequence[tuple[int, int]]
+) -> mx.array:
     """(rows, codes) logits, (n, 2) keys -> (n,) tokens, of every picture by its own options."""
     conditional = logits[mx.array([c for c, _ in rows])]
     if any(c != u for c, u in rows):
-        unconditional = logits[mx.array([u for _, u in rows])]  # without guidance the picture's own row
-        weights = mx.array([picture.options.cfg_weight for picture in pictures], logits.dtype)[:, None]
+        unconditional = logits[
+            mx.array([u for _, u in rows])
+        ]  # without guidance the picture's own row
+        weights = mx.array([picture.options.cfg_weight for picture in pictures], logits.dtype)[
+            :, None
+        ]
         conditional = guide(conditional, unconditional, weights)
     kinds: dict[tuple[float, float], list[int]] = {}
     for place, picture in enumerate(pictures):
         kinds.setdefault((picture.options.temperature, picture.options.top_p), []).append(place)
     if len(kinds) == 1:
         return choose(conditional, keys, *next(iter(kinds)))
-    parts = [choose(conditional[mx.array(p)], keys[mx.array(p)], *kind) for kind, p in kinds.items()]
+    parts = [
+        choose(conditional[mx.array(p)], keys[mx.array(p)], *kind) for kind, p in kinds.items()
+    ]
     places = [place for part in kinds.values() for place in part]
     return mx.concatenate(parts)[mx.array(np.argsort(places))]

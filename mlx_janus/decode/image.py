@@ -23,7 +23,9 @@ from ..models.vq_parts import token_config
 from .prefill import prefill_all
 from .sampling import choose, guide, position_keys
 
-_CLEAR_EVERY = 256  # positions, as in mlx-lm's loop: attention's arrays grow, and outgrown ones would be kept
+_CLEAR_EVERY = (
+    256  # positions, as in mlx-lm's loop: attention's arrays grow, and outgrown ones would be kept
+)
 PREFILL_STEP = 512  # positions of a long prompt that are read at once: attention's scores grow with their square
 
 
@@ -88,7 +90,9 @@ def draw_tokens(
     positions = token_config(model.config).tokens
     pick = _picker(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
     keys = position_keys([seed for _, seed in pictures], positions)
-    cache, hidden = _read_prompts(model, prompts, unconditional, [prompt for prompt, _ in pictures], options)
+    cache, hidden = _read_prompts(
+        model, prompts, unconditional, [prompt for prompt, _ in pictures], options
+    )
 
     def choices(hidden: mx.array, position: int) -> mx.array:
         """(rows * n, W, hidden) -> (n, W): the tokens of ``position`` and those after it."""
@@ -102,7 +106,9 @@ def draw_tokens(
     first = choices(hidden, 0)
     with weights_wired():
         if window > 1:
-            yield from _in_windows(first, positions, window, token_config(model.config).grid, cache, following)
+            yield from _in_windows(
+                first, positions, window, token_config(model.config).grid, cache, following
+            )
         else:
             yield from _one_by_one(first, positions, following)
 
@@ -140,7 +146,9 @@ def _read_prompts(
     return cache, hidden
 
 
-def _one_by_one(tokens: mx.array, positions: int, chosen: Callable[[mx.array, int], mx.array]) -> Iterator[mx.array]:
+def _one_by_one(
+    tokens: mx.array, positions: int, chosen: Callable[[mx.array, int], mx.array]
+) -> Iterator[mx.array]:
     """The plain loop, from (n, 1) tokens of position 0: each pass is under way before the one before is looked at."""
     mx.async_eval(tokens)
     for position in range(1, positions):
@@ -164,7 +172,9 @@ def _picker(options: DrawOptions, *, compiled: bool) -> Callable[[mx.array, mx.a
 
     def pick(logits: mx.array, keys: mx.array) -> mx.array:
         if options.rows == 2:
-            logits = guide(logits[: len(logits) // 2], logits[len(logits) // 2 :], options.cfg_weight)
+            logits = guide(
+                logits[: len(logits) // 2], logits[len(logits) // 2 :], options.cfg_weight
+            )
         return choose(logits, keys, options.temperature, options.top_p)
 
     return mx.compile(pick) if compiled else pick
@@ -190,7 +200,9 @@ def _in_windows(
     """
     mx.eval(first)
     yield first
-    tokens = np.zeros((len(first), positions), np.int32)  # settled up to ``done``, guesses after that
+    tokens = np.zeros(
+        (len(first), positions), np.int32
+    )  # settled up to ``done``, guesses after that
     tokens[:, 0] = np.array(first)[:, 0]
     done = guessed = 1
     while done < positions:

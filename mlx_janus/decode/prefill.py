@@ -35,7 +35,9 @@ def prefill(
         yield done, hidden
 
 
-def prefill_all(model: JanusModel, embeddings: mx.array, cache: Cache | RaggedCache, step: int) -> mx.array:
+def prefill_all(
+    model: JanusModel, embeddings: mx.array, cache: Cache | RaggedCache, step: int
+) -> mx.array:
     """Read a whole prompt, (B, L, hidden), and return the hidden states of its last position, (B, hidden)."""
     for _, hidden in prefill(model, embeddings, cache, step):
         last = hidden

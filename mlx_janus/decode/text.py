@@ -30,7 +30,9 @@ class TextOptions:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    lookup: int = 0  # tokens guessed ahead in a pass by copying from the prompt and the answer; 0: none
+    lookup: int = (
+        0  # tokens guessed ahead in a pass by copying from the prompt and the answer; 0: none
+    )
 
     def __post_init__(self) -> None:
         check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
@@ -110,7 +112,11 @@ def _answer_one_by_one(
 
 
 def _answer_in_windows(
-    model: JanusModel, embeddings: mx.array, options: TextOptions, cache: Cache | None, known: list[int]
+    model: JanusModel,
+    embeddings: mx.array,
+    options: TextOptions,
+    cache: Cache | None,
+    known: list[int],
 ) -> Iterator[int]:
     """The loop with guesses (prompt lookup decoding): a pass reads the last token and what followed its like before.
 
@@ -142,7 +148,14 @@ def _answer_in_windows(
         guesses = guess(known, min(options.lookup, options.max_tokens - done - 1))
         read = model.embed_text(mx.array([known[-1:] + guesses]))
         chosen = choices(model.hidden_states(read, cache)[0], done)
-        wrong = next((i for i, (one, other) in enumerate(zip(guesses, chosen, strict=False)) if one != other), None)
+        wrong = next(
+            (
+                i
+                for i, (one, other) in enumerate(zip(guesses, chosen, strict=False))
+                if one != other
+            ),
+            None,
+        )
         found = chosen if wrong is None else chosen[: wrong + 1]
         trim_cache(cache, len(chosen) - len(found))
 
@@ -174,7 +187,10 @@ class StopStrings:
             shown, self._held = self._held[: min(found)], ""
             return shown, True
         keep = self._unsafe()
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        shown, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
         return shown, False
 
     def finish(self) -> str:

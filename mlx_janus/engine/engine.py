@@ -30,7 +30,9 @@ from .messages import AnswerRequest, BusyError, DrawingRequest, Request, Stoppin
 from .text_queue import TextScheduler, TextTask
 from .tickets import Counts, Ticket, end_waiting
 
-_CHARACTERS = 32  # of a prompt, for each position of the context: longer prompts are not even tokenized
+_CHARACTERS = (
+    32  # of a prompt, for each position of the context: longer prompts are not even tokenized
+)
 _LONGEST_WAIT = 60  # seconds that a client is ever told to wait
 
 
@@ -222,7 +224,9 @@ class Engine:
             if self.stopping:
                 raise StoppingError
             janus.load_weights_for(task)
-        self._schedulers = _Schedulers(janus, TextScheduler(janus, self._most_answers), ImageScheduler(janus))
+        self._schedulers = _Schedulers(
+            janus, TextScheduler(janus, self._most_answers), ImageScheduler(janus)
+        )
         return self._schedulers
 
     def _tell_start(self, error: BaseException | None) -> None:
@@ -248,7 +252,9 @@ class Engine:
     def _wait_for_work(self, schedulers: _Schedulers) -> bool:
         """Sleep until there is something to do; return False once the engine is to end."""
         with self._changed:
-            self._changed.wait_for(lambda: schedulers.text.waiting or schedulers.images.waiting or self.stopping)
+            self._changed.wait_for(
+                lambda: schedulers.text.waiting or schedulers.images.waiting or self.stopping
+            )
             return not self.stopping
 
     def _round(self, schedulers: _Schedulers) -> bool:

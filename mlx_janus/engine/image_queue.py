@@ -27,8 +27,12 @@ class ImageTask:
     ids: list[int]
     started: int = 0
     finished: int = 0
-    running: dict[ImageJob, int] = field(default_factory=dict)  # and which of the request's images each one is
-    preview_at: dict[int, int] = field(default_factory=dict)  # the steps after which a preview is made, to its number
+    running: dict[ImageJob, int] = field(
+        default_factory=dict
+    )  # and which of the request's images each one is
+    preview_at: dict[int, int] = field(
+        default_factory=dict
+    )  # the steps after which a preview is made, to its number
 
     @property
     def left(self) -> int:
@@ -69,7 +73,9 @@ class ImageScheduler:
     @property
     def waiting_requests(self) -> int:
         """How many requests have no image under way."""
-        return len(self.waiting) + sum(1 for task in tuple(self.running) if task.left and not task.running)
+        return len(self.waiting) + sum(
+            1 for task in tuple(self.running) if task.left and not task.running
+        )
 
     @property
     def needs(self) -> int:
@@ -94,8 +100,12 @@ class ImageScheduler:
         if not asking:
             return None
         under_way = len(self._batch.jobs)
-        fit = images_that_fit(self._janus, self._bytes_per_image([*self.running, *asking]), reserved)
-        room = min(MOST, fit if under_way else max(fit, 1)) - under_way  # cautious: those hold part of theirs already
+        fit = images_that_fit(
+            self._janus, self._bytes_per_image([*self.running, *asking]), reserved
+        )
+        room = (
+            min(MOST, fit if under_way else max(fit, 1)) - under_way
+        )  # cautious: those hold part of theirs already
         chosen: dict[ImageTask, int] = {}
         for _ in range(room):
             left = [task for task in asking if task.left > chosen.get(task, 0)]
@@ -146,7 +156,9 @@ class ImageScheduler:
             task = self._owners[job]
             number = task.preview_at.get(self._batch.steps_done(job))
             if number is not None:
-                self._previews[job] = self._previewer(task, task.running[job], number, self._batch.canvas(job))
+                self._previews[job] = self._previewer(
+                    task, task.running[job], number, self._batch.canvas(job)
+                )
         self._decode_one()
 
     def _decode_one(self) -> None:
@@ -204,7 +216,9 @@ class ImageScheduler:
             self._owners.pop(job, None)
             self._previews.pop(job, None)
         task.running.clear()
-        self._finishing = deque(decoding for decoding in self._finishing if decoding.task is not task)
+        self._finishing = deque(
+            decoding for decoding in self._finishing if decoding.task is not task
+        )
 
 
 def _preview_at(request: DrawingRequest, steps: int) -> dict[int, int]:

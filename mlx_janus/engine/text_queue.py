@@ -63,7 +63,9 @@ class TextScheduler:
 
     def _needs(self, task: TextTask) -> int:
         config = self._janus.config.language
-        positions = min(len(task.ids) + task.request.options.max_tokens, config.max_position_embeddings)
+        positions = min(
+            len(task.ids) + task.request.options.max_tokens, config.max_position_embeddings
+        )
         return cache_bytes(config, 1, positions, self._janus.model.dtype.size)
 
     def choose(self, others: bool, reserved: int) -> tuple[list[TextTask], bool]:
@@ -86,7 +88,9 @@ class TextScheduler:
 
     def _make_room(self, needed: int) -> bool:
         """Free kept prefixes until ``needed`` bytes fit; return whether they do."""
-        if needed > SAFE_SHARE * (available_memory() + sum(prefix.nbytes for prefix in self._prefixes)):
+        if needed > SAFE_SHARE * (
+            available_memory() + sum(prefix.nbytes for prefix in self._prefixes)
+        ):
             return False
         while self._prefixes and needed > SAFE_SHARE * available_memory():
             del self._prefixes[0]
@@ -135,7 +139,9 @@ class TextScheduler:
             options = replace(request.options, seed=request.options.seed + index)
             prefix = self._take(keys)
             yield from self._features.encode(keys[prefix.common(keys) :], shown)
-            events = prefix.answer(task.ids, keys, self._features, shown, options, step=_PREFILL_STEP)
+            events = prefix.answer(
+                task.ids, keys, self._features, shown, options, step=_PREFILL_STEP
+            )
             try:
                 for event in events:
                     task.reading = isinstance(event, PromptRead)

@@ -48,7 +48,11 @@ def mean_divergence(pairs: Iterable[tuple[mx.array, mx.array]]) -> Divergence:
     rows = []
     for reference, other in pairs:
         measures = (kl_divergence, overlap, top1_agreement)
-        rows.append(np.stack([np.array(measure(reference, other)).reshape(-1) for measure in measures], axis=1))
+        rows.append(
+            np.stack(
+                [np.array(measure(reference, other)).reshape(-1) for measure in measures], axis=1
+            )
+        )
     return Divergence(*map(float, np.concatenate(rows).astype(np.float64).mean(axis=0)))
 
 

@@ -76,7 +76,8 @@ class DrawingTarget:
             return _match_one_to_one(self.things, found)
         first, second = self.things
         return any(
-            _fits(first, a) and _fits(second, b) and _is_related(a, b, self.relation) for a, b in permutations(found, 2)
+            _fits(first, a) and _fits(second, b) and _is_related(a, b, self.relation)
+            for a, b in permutations(found, 2)
         )
 
 
@@ -105,7 +106,11 @@ def _is_related(a: judge.Detection, b: judge.Detection, relation: str) -> bool:
 
 
 def measure(
-    janus: JanusPipeline, sizes: Sizes | None = None, *, seed: int = 0, progress: Progress | None = None
+    janus: JanusPipeline,
+    sizes: Sizes | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure all parts; return plain values for JSON.
 
@@ -144,7 +149,9 @@ def table(scores: Mapping[str, Any]) -> list[str]:
     """Format the scores of ``measure`` as the lines of Markdown tables."""
     lines = ["| existence | accuracy | F1 | yes-rate |", "|---|---|---|---|"]
     for kind, one in scores["existence"].items():
-        lines.append(f"| {kind} | {one['accuracy']:.1%} | {one['f1']:.1%} | {one['yes_rate']:.1%} |")
+        lines.append(
+            f"| {kind} | {one['accuracy']:.1%} | {one['f1']:.1%} | {one['yes_rate']:.1%} |"
+        )
     lines += ["", "| attributes | right |", "|---|---|"]
     lines += [f"| {about} | {share:.1%} |" for about, share in scores["attributes"].items()]
     mean = sum(scores["attributes"].values()) / len(scores["attributes"])
@@ -162,7 +169,9 @@ def table(scores: Mapping[str, Any]) -> list[str]:
 # Answering
 
 
-def measure_existence(janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress) -> dict[str, YesNoScores]:
+def measure_existence(
+    janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress
+) -> dict[str, YesNoScores]:
     """Measure POPE's scores for each kind of absent object, on scenes held out of training."""
     random = np.random.default_rng([seed, 11])
     scenes = list(islice(_held_out_scenes(random), sizes.pictures))
@@ -201,7 +210,10 @@ def _ask_about_present_and_absent(
 
 
 def _absent_name(
-    kind: str, present: Sequence[language.Name], popular: Sequence[language.Name], random: np.random.Generator
+    kind: str,
+    present: Sequence[language.Name],
+    popular: Sequence[language.Name],
+    random: np.random.Generator,
 ) -> language.Name:
     """Pick an absent object of a kind in ``NEGATIVES``; any absent one if that kind is empty."""
     absent = language.absent_names(present)
@@ -224,15 +236,21 @@ def _score_yes_no(outcomes: Sequence[tuple[bool, bool | None]]) -> YesNoScores:
     return YesNoScores(right / len(outcomes), f1, answered_yes / len(outcomes), len(outcomes))
 
 
-def measure_attributes(janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress) -> dict[str, float]:
+def measure_attributes(
+    janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress
+) -> dict[str, float]:
     """Measure the share of right answers for each attribute, on scenes held out of training."""
     random = np.random.default_rng([seed, 12])
     results = {}
     for number, about in enumerate(ATTRIBUTES):
         right = 0
-        for i, (scene, question) in enumerate(islice(_held_out_questions(random, about), sizes.pictures)):
+        for i, (scene, question) in enumerate(
+            islice(_held_out_questions(random, about), sizes.pictures)
+        ):
             right += _answer(janus, scene, question) == question.answer
-            progress("attributes", number * sizes.pictures + i + 1, len(ATTRIBUTES) * sizes.pictures)
+            progress(
+                "attributes", number * sizes.pictures + i + 1, len(ATTRIBUTES) * sizes.pictures
+            )
         results[about] = right / sizes.pictures
     return results
 
@@ -247,7 +265,9 @@ def _held_out_scenes(random: np.random.Generator) -> Iterator[shapes.Scene]:
             yield scene
 
 
-def _held_out_questions(random: np.random.Generator, about: str) -> Iterator[tuple[shapes.Scene, language.Question]]:
+def _held_out_questions(
+    random: np.random.Generator, about: str
+) -> Iterator[tuple[shapes.Scene, language.Question]]:
     """Yield held-out scenes that allow a question about an attribute, with the question."""
     for scene in _held_out_scenes(random):
         try:
@@ -266,7 +286,9 @@ def _answer(janus: JanusPipeline, scene: shapes.Scene, question: language.Questi
 # Drawing
 
 
-def drawing_prompts(task: str, count: int, seed: int, *, held_out: bool = True) -> list[DrawingTarget]:
+def drawing_prompts(
+    task: str, count: int, seed: int, *, held_out: bool = True
+) -> list[DrawingTarget]:
     """Make the prompts of a task.
 
     A prompt with colours names a combination held out of training. A single shape, two shapes, or
@@ -295,7 +317,9 @@ def _single_object(i: int, *_: Any) -> DrawingTarget:
 def _two_objects(i: int, random: np.random.Generator, *_: Any) -> DrawingTarget:
     """Ask for two shapes: "a circle and a star"."""
     a, b = random.choice(shapes.SHAPES, 2, replace=False).tolist()
-    return DrawingTarget(language.listed([language.with_article(a), language.with_article(b)]), ((a, ""), (b, "")))
+    return DrawingTarget(
+        language.listed([language.with_article(a), language.with_article(b)]), ((a, ""), (b, ""))
+    )
 
 
 def _counting(i: int, *_: Any) -> DrawingTarget:
@@ -323,16 +347,22 @@ def _position(i: int, random: np.random.Generator, held_out: bool) -> DrawingTar
     """Ask for two objects and how they lie: "a red circle above a blue star"."""
     a, b = _two_things(i, random, held_out)
     relation = language.RELATIONS[i % 4]
-    return DrawingTarget(f"{language.phrase(a)} {relation} {language.phrase(b)}", (a.name, b.name), relation)
+    return DrawingTarget(
+        f"{language.phrase(a)} {relation} {language.phrase(b)}", (a.name, b.name), relation
+    )
 
 
 def _attribution(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
     """Ask for two objects with their colours: "a red circle and a blue star"."""
     a, b = _two_things(i, random, held_out)
-    return DrawingTarget(language.listed([language.phrase(a), language.phrase(b)]), (a.name, b.name))
+    return DrawingTarget(
+        language.listed([language.phrase(a), language.phrase(b)]), (a.name, b.name)
+    )
 
 
-def _two_things(i: int, random: np.random.Generator, held_out: bool) -> tuple[shapes.Thing, shapes.Thing]:
+def _two_things(
+    i: int, random: np.random.Generator, held_out: bool
+) -> tuple[shapes.Thing, shapes.Thing]:
     """Sample two things of different shape and colour, from a scene that is held out or not."""
     split: shapes.Split = ("pairs" if i % 2 else "scenes") if held_out else "train"
     while True:
@@ -342,7 +372,13 @@ def _two_things(i: int, random: np.random.Generator, held_out: bool) -> tuple[sh
 
 
 def measure_drawing(
-    janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress, *, held_out: bool = True, **choice: Any
+    janus: JanusPipeline,
+    sizes: Sizes,
+    seed: int,
+    progress: Progress,
+    *,
+    held_out: bool = True,
+    **choice: Any,
 ) -> dict[str, float]:
     """Measure the share of right images for each task, and their mean as "overall".
 
@@ -369,7 +405,9 @@ def measure_drawing(
 # The codec and the judge
 
 
-def measure_codec(janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress) -> dict[str, float]:
+def measure_codec(
+    janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress
+) -> dict[str, float]:
     """Measure the codec: PSNR in dB, and how often the judge is right before and after coding."""
     import mlx.core as mx
 
@@ -387,7 +425,11 @@ def measure_codec(janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progr
         right_before += is_read_right(scene, shapes.render(scene))
         right_after += is_read_right(scene, ((decoded + 1) * 127.5).round().astype(np.uint8))
         progress("codec", i + 1, n)
-    return {"psnr": float(np.mean(psnr)), "judge_right_before": right_before / n, "judge_right_after": right_after / n}
+    return {
+        "psnr": float(np.mean(psnr)),
+        "judge_right_before": right_before / n,
+        "judge_right_after": right_after / n,
+    }
 
 
 def is_read_right(scene: shapes.Scene, image: Any) -> bool:
@@ -405,4 +447,6 @@ def is_read_right(scene: shapes.Scene, image: Any) -> bool:
 
 def _distance_to_nearest(thing: shapes.Thing, found: Sequence[judge.Detection]) -> float:
     """Return the distance in pixels from a thing to the nearest object of its name."""
-    return min(float(np.hypot(one.x - thing.x, one.y - thing.y)) for one in found if one.name == thing.name)
+    return min(
+        float(np.hypot(one.x - thing.x, one.y - thing.y)) for one in found if one.name == thing.name
+    )

@@ -83,7 +83,9 @@ class Conversation:
     def __init__(self, janus: LoadedModel, system: str | None = None):
         self.system = system
         self.messages: list[Message] = []
-        self.forgotten = 0  # of the oldest exchanges, those that no longer fit into the context and are not read
+        self.forgotten = (
+            0  # of the oldest exchanges, those that no longer fit into the context and are not read
+        )
         self._janus = janus
         self._prompts = janus.prompts
         self._speaking = False
@@ -92,7 +94,9 @@ class Conversation:
 
     # Talking
 
-    def send(self, text: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any) -> TextResult:
+    def send(
+        self, text: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
+    ) -> TextResult:
         """``stream`` to its end."""
         return last_result(self.stream(text, images, **options))
 
@@ -167,7 +171,9 @@ class Conversation:
 
     def _drawn(self) -> list[Picture]:
         """What was drawn since the last question."""
-        since = itertools.takewhile(lambda message: message.role == "drawing", reversed(self.messages))
+        since = itertools.takewhile(
+            lambda message: message.role == "drawing", reversed(self.messages)
+        )
         return [picture for message in reversed([*since]) for picture in message.pictures]
 
     def _last_question(self) -> int:
@@ -189,11 +195,15 @@ class Conversation:
         finally:
             steps.close()
 
-    def _answer(self, before: Sequence[Message], asked: Message, options: TextOptions) -> ThreadStream[TextChunk]:
+    def _answer(
+        self, before: Sequence[Message], asked: Message, options: TextOptions
+    ) -> ThreadStream[TextChunk]:
         ids, forgotten = self._fit(before, asked, options.max_tokens)
         return self._janus.thread.stream(self._speak(list(before), asked, ids, forgotten, options))
 
-    def _fit(self, before: Sequence[Message], asked: Message, max_tokens: int) -> tuple[list[int], int]:
+    def _fit(
+        self, before: Sequence[Message], asked: Message, max_tokens: int
+    ) -> tuple[list[int], int]:
         """The ids to read, and how many of the oldest exchanges are left out so that an answer has room."""
         context = self._janus.config.language.max_position_embeddings
         room = min(max_tokens, context // 4)
@@ -201,7 +211,10 @@ class Conversation:
         start = min(self.forgotten, len(exchanges))
         ids, most = self._ids(exchanges[start:], asked), context - room
         while start < len(exchanges) and len(ids) > most:
-            start, most = start + 1, context - 2 * room  # so that it need not be again with the next question
+            start, most = (
+                start + 1,
+                context - 2 * room,
+            )  # so that it need not be again with the next question
             ids = self._ids(exchanges[start:], asked)
         if len(ids) >= context:
             raise PromptError(
@@ -216,24 +229,39 @@ class Conversation:
         ids = self._prompts.answering(turns[:1], self.system)
         for (_, answer), turn in zip(exchanges, turns[1:], strict=True):
             text = answer.text.strip()
-            said = self._prompts.encode(f" {text}" if text else "") if answer.tokens is None else answer.tokens
+            said = (
+                self._prompts.encode(f" {text}" if text else "")
+                if answer.tokens is None
+                else answer.tokens
+            )
             ids += [*said, self._prompts.special.eos, *self._prompts.following(turn)]
         return ids
 
     def _speak(
-        self, before: list[Message], asked: Message, ids: list[int], forgotten: int, options: TextOptions
+        self,
+        before: list[Message],
+        asked: Message,
+        ids: list[int],
+        forgotten: int,
+        options: TextOptions,
     ) -> Generator[TextChunk, None, None]:
         if self._speaking:
-            raise ConversationError("an answer is still being given: read it to its end, or close it")
+            raise ConversationError(
+                "an answer is still being given: read it to its end, or close it"
+            )
         self._speaking = True
-        shown = [p for question, _ in _exchanges(before)[forgotten:] for p in question.pictures] + [*asked.pictures]
+        shown = [p for question, _ in _exchanges(before)[forgotten:] for p in question.pictures] + [
+            *asked.pictures
+        ]
         keys = self._features.keys(ids, [picture.digest for picture in shown])
         images = {picture.digest: picture.image for picture in shown}
         stream = answer_chunks(self._prefix.answer(ids, keys, self._features, images, options))
         try:
             for chunk in stream:
                 if chunk.result is not None:
-                    answer = Message("assistant", chunk.result.text, tokens=self._own_tokens(chunk.result))
+                    answer = Message(
+                        "assistant", chunk.result.text, tokens=self._own_tokens(chunk.result)
+                    )
                     self.messages, self.forgotten = [*before, asked, answer], forgotten
                 yield chunk
         finally:
@@ -260,10 +288,19 @@ class Conversation:
         _check_target(path)
         try:
             messages = [self._as_json(message, path) for message in self.messages]
-            facts = {"format": _FORMAT, "version": _VERSION, "model": self._janus.name, "system": self.system}
-            write_atomically(path, json.dumps(facts | {"messages": messages}, ensure_ascii=False, indent=1))
+            facts = {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "model": self._janus.name,
+                "system": self.system,
+            }
+            write_atomically(
+                path, json.dumps(facts | {"messages": messages}, ensure_ascii=False, indent=1)
+            )
         except OSError as error:
-            raise OutputError(f"{path} cannot be written ({error.strerror}): save it somewhere else") from None
+            raise OutputError(
+                f"{path} cannot be written ({error.strerror}): save it somewhere else"
+            ) from None
         return path
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -298,7 +335,11 @@ class Conversation:
         return item
 
     def _from_json(self, item: Any, path: Path) -> Message:
-        if not isinstance(item, dict) or item.get("role") not in _ROLES or not isinstance(item.get("text"), str):
+        if (
+            not isinstance(item, dict)
+            or item.get("role") not in _ROLES
+            or not isinstance(item.get("text"), str)
+        ):
             raise ConversationError(f"{path} is damaged: a message needs a role and a text")
         role = item["role"]
         names = item.get("pictures", [])
@@ -306,7 +347,9 @@ class Conversation:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConversationError(f"{path} is damaged: pictures must be file names")
         if tokens is not None and (role != "assistant" or not self._are_tokens(tokens)):
-            raise ConversationError(f"{path} is damaged, or of another model: tokens must be ids of an answer")
+            raise ConversationError(
+                f"{path} is damaged, or of another model: tokens must be ids of an answer"
+            )
         if role == "assistant" and names:
             raise ConversationError(f"{path} is damaged: an answer has no pictures")
         pictures = tuple(_load_picture(name, path) for name in names)
@@ -355,7 +398,11 @@ def _load_picture(name: str, path: Path) -> Picture:
         raise ConversationError(f"{path} is damaged: {name!r} is no PNG beside it")
     try:
         with Image.open(path.with_name(name), formats=["PNG"]) as file:
-            metadata = {str(key): value for key, value in file.info.items() if isinstance(value, str)}
+            metadata = {
+                str(key): value for key, value in file.info.items() if isinstance(value, str)
+            }
         return Picture(open_image(path.with_name(name)), metadata)
     except (ImageError, OSError, ValueError, SyntaxError) as error:
-        raise ConversationError(f"{path.with_name(name)}, a picture of {path.name}, cannot be read: {error}") from None
+        raise ConversationError(
+            f"{path.with_name(name)}, a picture of {path.name}, cannot be read: {error}"
+        ) from None

@@ -22,7 +22,11 @@ from .text_generation import as_strings
 
 
 def image_jobs(
-    janus: LoadedModel, prompt: str | Sequence[str], n: int, seed: int | None, choices: Mapping[str, Any]
+    janus: LoadedModel,
+    prompt: str | Sequence[str],
+    n: int,
+    seed: int | None,
+    choices: Mapping[str, Any],
 ) -> list[ImageJob]:
     """Check what to generate: ``n`` images of each prompt, with seeds from ``seed`` on.
 
@@ -57,11 +61,14 @@ def _explicit(choices: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in choices.items()
-        if value is not None and not (type(value) is type(neutral.get(name)) and value == neutral[name])
+        if value is not None
+        and not (type(value) is type(neutral.get(name)) and value == neutral[name])
     }
 
 
-def generate_steps(janus: LoadedModel, jobs: Sequence[ImageJob]) -> Generator[ImageStep, None, None]:
+def generate_steps(
+    janus: LoadedModel, jobs: Sequence[ImageJob]
+) -> Generator[ImageStep, None, None]:
     """Generate images of equal options, those with the shortest prompts first. Closing stops within a step."""
     mx.reset_peak_memory()
     pathway = pathway_of(janus)
@@ -86,13 +93,19 @@ def generate_steps(janus: LoadedModel, jobs: Sequence[ImageJob]) -> Generator[Im
             yield ImageStep(done, total, (finished[-1],), _previewer(janus, finished, ()))
 
 
-def _groups(janus: LoadedModel, pathway: ImagePathway, jobs: Sequence[ImageJob]) -> list[list[ImageJob]]:
+def _groups(
+    janus: LoadedModel, pathway: ImagePathway, jobs: Sequence[ImageJob]
+) -> list[list[ImageJob]]:
     """Split jobs into groups whose prompts have one length and that fit into memory."""
     groups = []
     for length in sorted({len(job.ids) for job in jobs}):
         alike = [job for job in jobs if len(job.ids) == length]
         options = alike[0].options
-        size = 1 if options.exact else max(images_that_fit(janus, pathway.bytes_per_image(length, options)), 1)
+        size = (
+            1
+            if options.exact
+            else max(images_that_fit(janus, pathway.bytes_per_image(length, options)), 1)
+        )
         groups += [alike[i : i + size] for i in range(0, len(alike), size)]
     return groups
 

@@ -55,7 +55,9 @@ class LoadedModel:
         ConfigError: the tokenizer has ids beyond the model's vocabulary.
     """
 
-    def __init__(self, model: JanusModel, prompts: Prompts, *, name: str, files: WeightFiles | None = None):
+    def __init__(
+        self, model: JanusModel, prompts: Prompts, *, name: str, files: WeightFiles | None = None
+    ):
         top = max(prompts.tokenizer.get_vocab(with_added_tokens=True).values())
         if top >= model.config.language.vocab_size:
             raise ConfigError(
@@ -67,7 +69,9 @@ class LoadedModel:
         self.name = name
         self.thread = ModelThread()
         self._files = files
-        self._ready: set[Task] = set()  # tasks whose weights are read; in low memory only the current one
+        self._ready: set[Task] = (
+            set()
+        )  # tasks whose weights are read; in low memory only the current one
 
     @property
     def low_memory(self) -> bool:
@@ -138,7 +142,9 @@ class LoadedModel:
             )
         return ids
 
-    def encode(self, pixels: Sequence[np.ndarray], watch: Stopwatch | None = None) -> list[mx.array]:
+    def encode(
+        self, pixels: Sequence[np.ndarray], watch: Stopwatch | None = None
+    ) -> list[mx.array]:
         """Return the features of each preprocessed image, (tokens, hidden); ``watch`` times it without the loading."""
         if not pixels:
             return []

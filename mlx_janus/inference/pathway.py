@@ -101,7 +101,9 @@ class ImagePathway(Protocol):
     def decoding_bytes(self) -> int:
         """Return the memory of the activations while one image is turned into pixels."""
 
-    def generate(self, jobs: Sequence[ImageJob], options: Any) -> Generator[Sequence[Canvas], None, None]:
+    def generate(
+        self, jobs: Sequence[ImageJob], options: Any
+    ) -> Generator[Sequence[Canvas], None, None]:
         """Generate images together, whose prompts have as many tokens; closing stops within a step.
 
         Yields:

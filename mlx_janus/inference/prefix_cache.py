@@ -54,7 +54,9 @@ class ImageFeatureCache:
         parts = itertools.product(digests, range(prompts.image_tokens))
         return [next(parts) if i == prompts.special.image else i for i in ids]
 
-    def rows(self, keys: Sequence[Key], shown: Mapping[str, Image.Image], watch: Stopwatch) -> list[mx.array]:
+    def rows(
+        self, keys: Sequence[Key], shown: Mapping[str, Image.Image], watch: Stopwatch
+    ) -> list[mx.array]:
         """Return (positions, hidden) arrays for those keys that stand for images, encoding the new ones.
 
         Args:
@@ -101,11 +103,17 @@ class PrefixCache:
     @property
     def nbytes(self) -> int:
         """Bytes that the KV cache takes."""
-        return sum(a.nbytes for a in cache_arrays(self._cache)) if self._cache and self._cache[0].offset else 0
+        return (
+            sum(a.nbytes for a in cache_arrays(self._cache))
+            if self._cache and self._cache[0].offset
+            else 0
+        )
 
     def common(self, keys: Sequence[Key]) -> int:
         """Return how many positions need not be read again: of the common prefix at most all but the last one."""
-        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self.keys, keys, strict=False))
+        pairs = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(self.keys, keys, strict=False)
+        )
         return min(sum(1 for _ in pairs), len(keys) - 1)
 
     def answer(

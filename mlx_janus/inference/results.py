@@ -24,13 +24,17 @@ class TextResult:
 
     text: str  # without leading white space
     tokens: tuple[int, ...]  # without the stop token
-    finish_reason: str  # "stop": the model's end or a stop string; "length": max_tokens or the context
+    finish_reason: (
+        str  # "stop": the model's end or a stop string; "length": max_tokens or the context
+    )
     prompt_tokens: int  # positions, pictures included
     prompt_tps: float  # of those that were read
     generation_tps: float
     peak_memory: int  # bytes that MLX held at most during the call
     cached_tokens: int = 0  # positions of the prompt that an earlier turn had read
-    first_token_seconds: float = 0.0  # until the first token was there, pictures and prompt included
+    first_token_seconds: float = (
+        0.0  # until the first token was there, pictures and prompt included
+    )
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,16 @@ class GeneratedImage:
             OptionError: a factor other than 1 to 4.
         """
         if factor not in range(1, MAX_UPSCALE + 1):
-            raise OptionError(f"factor must be a whole number from 1 to {MAX_UPSCALE}, got {factor}")
+            raise OptionError(
+                f"factor must be a whole number from 1 to {MAX_UPSCALE}, got {factor}"
+            )
         if factor == 1:
             return self
         width, height = self.image.size
         larger = self.image.resize((width * factor, height * factor), Image.Resampling.LANCZOS)
-        return replace(self, image=larger, metadata=self.metadata | {"upscale": f"{factor} (Lanczos)"})
+        return replace(
+            self, image=larger, metadata=self.metadata | {"upscale": f"{factor} (Lanczos)"}
+        )
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,17 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     chunks = read_text_chunks(path)
     if not chunks.get("version", "").startswith("mlx_janus "):
-        raise ImageError(f"{path} carries no settings of a drawing: give a PNG as mlx_janus wrote it")
+        raise ImageError(
+            f"{path} carries no settings of a drawing: give a PNG as mlx_janus wrote it"
+        )
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
     dtype, bits, recipe = (chunks.get(name) for name in ("dtype", "bits", "recipe"))
     try:
-        known = dtype in (None, *DTYPES) and bits in (None, *map(str, BITS)) and recipe in (None, *RECIPES)
+        known = (
+            dtype in (None, *DTYPES)
+            and bits in (None, *map(str, BITS))
+            and recipe in (None, *RECIPES)
+        )
         if upscale is None or not known or (bits and recipe):
             raise ValueError
         return {

@@ -119,7 +119,9 @@ class Prompt:
     step: int = PREFILL_STEP
 
 
-def answer_events(janus: LoadedModel, prompt: Prompt, options: TextOptions) -> Generator[TextEvent, None, None]:
+def answer_events(
+    janus: LoadedModel, prompt: Prompt, options: TextOptions
+) -> Generator[TextEvent, None, None]:
     """Answer a prompt. Closing stops within a step.
 
     Yields:

@@ -44,7 +44,9 @@ class VQPathway:
         """
         chosen = {name: value for name, value in choices.items() if value is not None}
         if foreign := sorted(set(chosen) - set(_CHOICES)):
-            raise OptionError(f"{foreign[0]} is no option of a model that draws image tokens: leave it out")
+            raise OptionError(
+                f"{foreign[0]} is no option of a model that draws image tokens: leave it out"
+            )
         defaults = {"cfg_weight": self._config.cfg_weight, "temperature": self._config.temperature}
         return DrawOptions(**(defaults | chosen))
 
@@ -76,7 +78,9 @@ class VQPathway:
         """Return the bytes of activations while one image is decoded."""
         return VQ_PARTS.pixel_bytes(self._janus.config)
 
-    def generate(self, jobs: Sequence[ImageJob], options: DrawOptions) -> Generator[Sequence[Canvas], None, None]:
+    def generate(
+        self, jobs: Sequence[ImageJob], options: DrawOptions
+    ) -> Generator[Sequence[Canvas], None, None]:
         """Generate images together, a token of each a step; one pass of the model may bring several steps."""
         janus = self._janus
         drawn: list[mx.array] = []  # (n,) tokens of each position
@@ -89,7 +93,10 @@ class VQPathway:
                 for tokens in mx.split(block, block.shape[1], axis=1):
                     drawn.append(tokens[:, 0])
                     tokens_of = partial(_column, drawn, len(drawn))
-                    yield [TokenCanvas(janus, job, partial(tokens_of, i), passes) for i, job in enumerate(jobs)]
+                    yield [
+                        TokenCanvas(janus, job, partial(tokens_of, i), passes)
+                        for i, job in enumerate(jobs)
+                    ]
                 janus.load_weights_for("draw")  # a preview or another stream may have freed them
         finally:
             stream.close()  # type: ignore[attr-defined]
@@ -124,7 +131,9 @@ class TokenCanvas:
         passes: of the language model so far.
     """
 
-    def __init__(self, janus: LoadedModel, job: ImageJob, tokens: Callable[[], np.ndarray], passes: int):
+    def __init__(
+        self, janus: LoadedModel, job: ImageJob, tokens: Callable[[], np.ndarray], passes: int
+    ):
         self._janus = janus
         self._job = job
         self._tokens = tokens
@@ -137,7 +146,9 @@ class TokenCanvas:
         grid = token_config(self._janus.config).grid
         image = _decode(self._janus, tokens, (grid, grid))
         facts = describe(self._janus, job)
-        return GeneratedImage(image, tokens, job.seed, job.prompt, facts, self._passes, steps=len(tokens))
+        return GeneratedImage(
+            image, tokens, job.seed, job.prompt, facts, self._passes, steps=len(tokens)
+        )
 
     def preview(self) -> Image.Image:
         """Decode the rows that are drawn, by themselves, on grey."""
@@ -193,7 +204,9 @@ class TokenBatch:
     def step(self) -> dict[ImageJob, Canvas]:
         """Draw the next token of every image; the following pass is under way when this returns."""
         complete = set(self._batch.step())
-        finished = {job: self.canvas(job) for job, picture in self._pictures.items() if picture in complete}
+        finished = {
+            job: self.canvas(job) for job, picture in self._pictures.items() if picture in complete
+        }
         for job in finished:
             del self._pictures[job]
         return finished

@@ -62,7 +62,9 @@ def add_rows(cache: RaggedCache, other: RaggedCache) -> None:
         layer.extend(beside)
 
 
-def fill_cache(cache: Cache, config: LlamaConfig, rows: int, positions: int, dtype: mx.Dtype) -> None:
+def fill_cache(
+    cache: Cache, config: LlamaConfig, rows: int, positions: int, dtype: mx.Dtype
+) -> None:
     """Make an empty cache as long as if so many positions had been read: zeros, to time what follows."""
     for layer in cache:
         room = layer.step * -(-positions // layer.step)
@@ -84,4 +86,12 @@ def cache_arrays(cache: Cache | RaggedCache) -> Sequence[mx.array]:
 def cache_bytes(config: LlamaConfig, rows: int, positions: int, itemsize: int) -> int:
     """Memory of a KV cache, in whole steps of 256 positions as mlx-lm allocates it."""
     positions = -(-positions // KVCache.step) * KVCache.step
-    return 2 * rows * positions * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize
+    return (
+        2
+        * rows
+        * positions
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * config.head_dim
+        * itemsize
+    )

@@ -57,11 +57,15 @@ def _convolve(x: mx.array, weight: mx.array) -> mx.array:
 
 
 @_convolve.vjp
-def _convolve_vjp(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+def _convolve_vjp(
+    primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array
+) -> tuple[mx.array, mx.array]:
     x, weight = primals
     rows = cotangent.reshape(-1, weight.shape[0])
     windows = unfold(_padded(x))
-    towards_weight = mx.stack([rows.T @ _rows(windows, i) for i in range(3)], axis=1).reshape(weight.shape)
+    towards_weight = mx.stack([rows.T @ _rows(windows, i) for i in range(3)], axis=1).reshape(
+        weight.shape
+    )
     return _in_bands(cotangent, weight[:, ::-1, ::-1].transpose(3, 1, 2, 0)), towards_weight
 
 

@@ -69,7 +69,9 @@ class JanusModel(nn.Module):
         """An empty KV cache for ``hidden_states``, whose rows come and go."""
         return make_ragged_cache(self.config.language, rows)
 
-    def hidden_states(self, embeddings: mx.array, cache: Cache | RaggedCache | None = None) -> mx.array:
+    def hidden_states(
+        self, embeddings: mx.array, cache: Cache | RaggedCache | None = None
+    ) -> mx.array:
         """(B, L, hidden) -> (B, L, hidden): causal, after the final norm; the cache, if any, grows by L."""
         return self.language_model.model(None, cache, embeddings)
 

@@ -24,7 +24,9 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         B, L, D = x.shape
-        qkv = self.qkv(x).reshape(B, L, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)  # (3, B, heads, L, D / heads)
+        qkv = (
+            self.qkv(x).reshape(B, L, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+        )  # (3, B, heads, L, D / heads)
         x = mx.fast.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], scale=self.scale)
         return self.proj(x.transpose(0, 2, 1, 3).reshape(B, L, D))
 
@@ -79,7 +81,9 @@ class VisionTransformer(nn.Module):
 
     def __call__(self, pixels: mx.array) -> mx.array:
         if pixels.shape[1:] != (self.image_size, self.image_size, 3):
-            raise ValueError(f"pixels must be (N, {self.image_size}, {self.image_size}, 3), got {pixels.shape}")
+            raise ValueError(
+                f"pixels must be (N, {self.image_size}, {self.image_size}, 3), got {pixels.shape}"
+            )
         x = self.embed(pixels.astype(self.pos_embed.dtype))
         for block in self.blocks:
             x = block(x)

@@ -101,7 +101,9 @@ class Downsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, with attention after each where asked, and the change to the next."""
 
-    def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool, config: VQConfig):
+    def __init__(
+        self, channels_in: int, channels_out: int, blocks: int, attention: bool, config: VQConfig
+    ):
         super().__init__()
         sizes = [channels_in] + [channels_out] * blocks
         self.res = [ResnetBlock(a, b, config) for a, b in pairwise(sizes)]
@@ -191,7 +193,9 @@ class VectorQuantizer(nn.Module):
         """(..., codebook_dim) -> (...) indices of the nearest rows; both sides normalised, first of equals."""
         # Between unit vectors |z - e|^2 = 2 - 2 z.e, but codebooks may hold zero rows, so the norms stay in.
         z, codebook = normalize(z), normalize(self.embedding.weight)
-        distance = (z * z).sum(-1, keepdims=True) + (codebook * codebook).sum(-1) - 2 * (z @ codebook.T)
+        distance = (
+            (z * z).sum(-1, keepdims=True) + (codebook * codebook).sum(-1) - 2 * (z @ codebook.T)
+        )
         return mx.argmin(distance, axis=-1)
 
 

@@ -37,7 +37,10 @@ def token_config(config: JanusConfig) -> VQGenerationConfig:
 
 
 def _pixels(config: JanusConfig) -> tuple[str, ...]:
-    return tuple(f"gen_vision_model.{name}" for name in CODECS[token_config(config).codec.kind].drawing_parts())
+    return tuple(
+        f"gen_vision_model.{name}"
+        for name in CODECS[token_config(config).codec.kind].drawing_parts()
+    )
 
 
 def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: int) -> int:

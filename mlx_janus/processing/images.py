@@ -29,7 +29,18 @@ Read = TypeVar("Read")
 MAX_PIXELS = 100_000_000  # pixels of one image
 _ROWS = 256  # rows of a 16- or 32-bit grey image that are converted at once
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "ICO")  # JPEG brings MPO
+_FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "HEIF",
+    "ICO",
+)  # JPEG brings MPO
 _READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF or ICO"
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -76,7 +87,9 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, bytes):
         return decode_image(source, "the picture given as bytes")
     if not isinstance(source, str | os.PathLike):
-        raise ImageError(f"a picture must be a path, bytes or a PIL image, got {type(source).__name__}")
+        raise ImageError(
+            f"a picture must be a path, bytes or a PIL image, got {type(source).__name__}"
+        )
     return read_file(source, _upright_rgb)
 
 
@@ -91,7 +104,9 @@ def decode_image(data: bytes, name: str, *, max_pixels: int | None = None) -> Im
     Raises:
         ImageError: as ``open_image``.
     """
-    return _decode(io.BytesIO(data), printable(name), functools.partial(_upright_rgb, max_pixels=max_pixels))
+    return _decode(
+        io.BytesIO(data), printable(name), functools.partial(_upright_rgb, max_pixels=max_pixels)
+    )
 
 
 def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float32]:
@@ -115,7 +130,9 @@ def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
     longest = max(image.size)
     # The reference truncates, in this order of operations. Rounding gives another side for half of
     # all images.
-    width, height = (min(max(int(side / longest * size), config.min_size), size) for side in image.size)
+    width, height = (
+        min(max(int(side / longest * size), config.min_size), size) for side in image.size
+    )
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (size, size), config.background)
     square.paste(resized, ((size - width) // 2, (size - height) // 2))
@@ -159,12 +176,16 @@ def _opened(path: str, name: str) -> Iterator[BinaryIO]:
             yield file if file.seekable() else io.BytesIO(file.read())
     except FileNotFoundError:
         if path.startswith(("http://", "https://")):
-            raise ImageError(f"{name} is a web address: download the picture and give its file") from None
+            raise ImageError(
+                f"{name} is a web address: download the picture and give its file"
+            ) from None
         raise ImageError(f"{name} does not exist: check the path") from None
     except IsADirectoryError:
         raise ImageError(f"{name} is a folder: give a picture file in it") from None
     except PermissionError:
-        raise ImageError(f"{name} may not be read: allow it with chmod +r, or copy the file") from None
+        raise ImageError(
+            f"{name} may not be read: allow it with chmod +r, or copy the file"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f"{name} cannot be opened ({reason}): check the path") from None
@@ -200,14 +221,19 @@ def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ImageError(f"{name} {_why_unidentified(head)}") from None
     except MemoryError:
-        raise ImageError(f"{name} needs more memory than there is: make the picture smaller") from None
+        raise ImageError(
+            f"{name} needs more memory than there is: make the picture smaller"
+        ) from None
     except Exception as error:  # decoders of damaged data raise nearly every kind
         raise ImageError(f"{name} is damaged or cut short: download or export it again") from error
 
 
 def _why_unidentified(head: bytes) -> str:
     """Say why no decoder accepts a file with this beginning, and how to mend that."""
-    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")) or head[8:12] == b"WEBP":
+    if (
+        head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*"))
+        or head[8:12] == b"WEBP"
+    ):
         return "is damaged or cut short: download or export it again"
     if b"<svg" in head.lower():
         return "is an SVG drawing, which is not supported: export it as PNG"
@@ -226,12 +252,16 @@ def check_size(image: Image.Image, name: str, max_pixels: int | None = None) -> 
     """
     width, height = image.size
     if width < 1 or height < 1:
-        raise ImageError(f"{name} is {width} x {height} pixels: give a picture with something in it")
+        raise ImageError(
+            f"{name} is {width} x {height} pixels: give a picture with something in it"
+        )
     if width * height > (max_pixels or MAX_PIXELS):
         raise _too_large(name, image.size, max_pixels)
 
 
-def _too_large(name: str, size: tuple[int, int] | None = None, max_pixels: int | None = None) -> ImageError:
+def _too_large(
+    name: str, size: tuple[int, int] | None = None, max_pixels: int | None = None
+) -> ImageError:
     megapixels = (max_pixels or MAX_PIXELS) // 10**6
     found = f" ({size[0]} x {size[1]})" if size else ""
     return ImageError(f"{name} has more than {megapixels} megapixels{found}: make it smaller")
@@ -265,7 +295,9 @@ def _opaque_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return _deep_grey(image)
     if image.has_transparency_data:
-        straight = image.convert("LA") if image.mode == "La" else image  # La converts to nothing else
+        straight = (
+            image.convert("LA") if image.mode == "La" else image
+        )  # La converts to nothing else
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, straight.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
@@ -277,7 +309,9 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     black, white = _grey_range(values, image.mode)
     transparent = image.info.get("transparency")  # a PNG's tRNS chunk: one grey value
     grey = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), _ROWS):  # the whole image as 64-bit numbers would take eight times its memory
+    for start in range(
+        0, len(values), _ROWS
+    ):  # the whole image as 64-bit numbers would take eight times its memory
         rows = values[start : start + _ROWS].astype(np.float64)
         finite = np.nan_to_num(rows, nan=black, posinf=white, neginf=black)
         scaled = (finite - black) / ((white - black) or 1.0)

@@ -67,7 +67,9 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str
         with draft_beside(target) as draft:
             with draft.open("xb") as file:
                 file.write(data)
-            return _move_to_free_name(draft, target)  # write_atomically would replace an existing file
+            return _move_to_free_name(
+                draft, target
+            )  # write_atomically would replace an existing file
     except (OSError, ValueError) as error:
         raise OutputError(_why_not_written(error, target)) from error
 
@@ -93,12 +95,16 @@ def _with_png_suffix(path: Path) -> Path:
     except OSError:
         is_folder = False  # writing fails with the reason
     if is_folder:
-        raise OutputError(f"{printable(str(path))} is a folder: give the name of a file in it, such as janus.png")
+        raise OutputError(
+            f"{printable(str(path))} is a folder: give the name of a file in it, such as janus.png"
+        )
     if not path.suffix:
         return path.with_name(f"{path.name}.png")
     if path.suffix.lower() != ".png":
         name = printable(str(path))
-        raise OutputError(f"{name}: only .png is written, got {printable(path.suffix)}: name it {path.stem}.png")
+        raise OutputError(
+            f"{name}: only .png is written, got {printable(path.suffix)}: name it {path.stem}.png"
+        )
     return path
 
 

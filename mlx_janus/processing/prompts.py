@@ -156,7 +156,9 @@ class Prompts:
         return self._tokenizer.detokenizer()
 
     def _role(self, name: str) -> str:
-        return _Control(name) if self._tokenizer.is_added(name) else name  # Janus-1.3B's roles are ordinary words
+        return (
+            _Control(name) if self._tokenizer.is_added(name) else name
+        )  # Janus-1.3B's roles are ordinary words
 
     def _answering_segments(self, turns: Sequence[Turn], system: str | None) -> list[str]:
         if not turns or turns[-1].role != "user":
@@ -169,7 +171,9 @@ class Prompts:
 
     def _turn_segments(self, turn: Turn) -> list[str]:
         text = turn.text.strip()
-        if turn.role == "assistant":  # an empty answer is possible: eos follows the colon, as when it was generated
+        if (
+            turn.role == "assistant"
+        ):  # an empty answer is possible: eos follows the colon, as when it was generated
             return [self._assistant, f": {text}" if text else ":", _Control(self.config.eos)]
         if not text and not turn.images:
             raise PromptError("the question is empty: say what you want to know")
@@ -195,7 +199,11 @@ class Prompts:
 
     def _control_ids(self, spelling: str) -> list[int]:
         if spelling == self.config.image:
-            return [self.special.image_start, *[self.special.image] * self.image_tokens, self.special.image_end]
+            return [
+                self.special.image_start,
+                *[self.special.image] * self.image_tokens,
+                self.special.image_end,
+            ]
         found = self._tokenizer.token_id(spelling)
         assert found is not None  # a _Control is made only of tokens that __init__ has found
         return [found]

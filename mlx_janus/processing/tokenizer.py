@@ -125,7 +125,9 @@ class Detokenizer:
 
     def add(self, token_id: int) -> str:
         """Return the characters that this id completes; "" while a character is incomplete."""
-        token = self._tokenizer.id_to_token(int(token_id))  # None: a model may have more rows than the tokenizer ids
+        token = self._tokenizer.id_to_token(
+            int(token_id)
+        )  # None: a model may have more rows than the tokenizer ids
         if token is None or token in self._skipped:
             return ""
         return self._utf8.decode(_token_bytes(token))
@@ -148,7 +150,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exceptions
         read_model_json(path)  # raises a plainer error for a file that is missing or not JSON
         reason = " ".join(str(error).split())[:120]
-        raise ConfigError(f"{path} is not a tokenizer ({reason}): download the model's own") from None
+        raise ConfigError(
+            f"{path} is not a tokenizer ({reason}): download the model's own"
+        ) from None
 
 
 def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
@@ -228,7 +232,9 @@ def _mark_controls(tokenizer: Tokenizer, config: PromptConfig) -> Tokenizer:
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     controls = set(_control_spellings(config).values())
     for spelling in added:
-        if spelling in (config.user, config.assistant) or (spelling[:1] == "<" and spelling[-1:] == ">"):
+        if spelling in (config.user, config.assistant) or (
+            spelling[:1] == "<" and spelling[-1:] == ">"
+        ):
             controls.add(spelling)
     unmarked = sorted(s for s in controls if s not in added or not added[s].special)
     if not (unmarked or tokenizer.truncation or tokenizer.padding):

@@ -32,11 +32,16 @@ _HEADERS = {"User-Agent": f"mlx_janus/{__version__}", "Accept": "image/*"}
 _MAX_PUBLIC_REDIRECTS = 3  # redirects that ``fetch_public`` follows
 _MAX_ADDRESSES = 8  # addresses of one host that are tried in turn
 _MAX_URL = 4096  # characters of an address
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4-only hosts, as networks without IPv4 address them
+_NAT64 = ipaddress.IPv6Network(
+    "64:ff9b::/96"
+)  # IPv4-only hosts, as networks without IPv4 address them
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 # Relays, tunnels and documentation. Depending on Python's version, is_global accepts some of them.
 _NEVER_PUBLIC = tuple(
-    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"))
+    map(
+        ipaddress.ip_network,
+        ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"),
+    )
 )
 
 
@@ -114,7 +119,9 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
                     if response.status not in (301, 302, 303, 307, 308) or location is None:
                         raise ImageError(f"{_shown(here)} is not given: HTTP {response.status}")
                     here = urljoin(here, location)
-        raise ImageError(f"{_shown(url)} leads on more than {_MAX_PUBLIC_REDIRECTS} times: {advice}")
+        raise ImageError(
+            f"{_shown(url)} leads on more than {_MAX_PUBLIC_REDIRECTS} times: {advice}"
+        )
 
     try:
         return _run_in_time(download, _shown(url), limits)
@@ -168,10 +175,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     max_redirections = _MAX_REDIRECTS
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
         if urlsplit(newurl).scheme != "https":
             fp.close()
-            raise ImageError(f"{req.full_url} leads to {newurl}, which is not https: download the picture yourself")
+            raise ImageError(
+                f"{req.full_url} leads to {newurl}, which is not https: download the picture yourself"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -199,7 +210,9 @@ class _PublicConnection(HTTPSConnection):
         deadline: of all attempts, by ``time.monotonic``.
     """
 
-    def __init__(self, host: str, addresses: Sequence[tuple[socket.AddressFamily, str]], deadline: float):
+    def __init__(
+        self, host: str, addresses: Sequence[tuple[socket.AddressFamily, str]], deadline: float
+    ):
         self.tls = ssl.create_default_context()
         super().__init__(host, 443, context=self.tls)
         self.addresses = addresses
@@ -207,14 +220,18 @@ class _PublicConnection(HTTPSConnection):
         self.wire: socket.socket | None = None
 
     def connect(self) -> None:
-        for left, (family, address) in zip(range(len(self.addresses), 0, -1), self.addresses, strict=True):
+        for left, (family, address) in zip(
+            range(len(self.addresses), 0, -1), self.addresses, strict=True
+        ):
             self.wire = socket.socket(family, socket.SOCK_STREAM)
             try:
                 self.wire.settimeout(self._remaining() / left)
                 self.wire.connect((address, self.port))
                 self.wire.settimeout(self._remaining())
                 # The handshake comes after the assignments, so that ``cut`` can end it.
-                encrypted = self.tls.wrap_socket(self.wire, server_hostname=self.host, do_handshake_on_connect=False)
+                encrypted = self.tls.wrap_socket(
+                    self.wire, server_hostname=self.host, do_handshake_on_connect=False
+                )
                 self.sock = encrypted
                 self.wire = encrypted
                 encrypted.do_handshake()
@@ -228,7 +245,9 @@ class _PublicConnection(HTTPSConnection):
         """End the connection, also while another thread reads from it."""
         if self.wire is not None:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(self.wire, socket.SHUT_RDWR)  # TLS's own shutdown would wait for the server
+                socket.socket.shutdown(
+                    self.wire, socket.SHUT_RDWR
+                )  # TLS's own shutdown would wait for the server
 
     def _remaining(self) -> float:
         return max(self.deadline - time.monotonic(), 0.001)
@@ -241,7 +260,9 @@ def _host_and_target(url: str) -> tuple[str, str]:
         ImageError: it is not a plain https address.
     """
     if len(url) > _MAX_URL:  # first, since converting a long name to ASCII takes long
-        raise ImageError(f"{_shown(url)} is not fetched: an address may have {_MAX_URL} characters at most")
+        raise ImageError(
+            f"{_shown(url)} is not fetched: an address may have {_MAX_URL} characters at most"
+        )
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna").decode("ascii")
@@ -252,7 +273,9 @@ def _host_and_target(url: str) -> tuple[str, str]:
     # isprintable: urlsplit drops line ends and tabs, and the checked address must be the one that
     # was sent. "%": the zone of a link-local address.
     if not plain or not host or "%" in host or not url.isprintable():
-        raise ImageError(f"{_shown(url)} is not fetched: only https addresses are, on port 443, without a user name")
+        raise ImageError(
+            f"{_shown(url)} is not fetched: only https addresses are, on port 443, without a user name"
+        )
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return host, quote(target, safe="!#$%&'()*+,/:;=?@[]~")
 
@@ -279,7 +302,9 @@ def is_public(address: str) -> bool:
     # _NEVER_PUBLIC).
     if ip.version == 6 and ip not in _UNICAST:
         return False
-    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NEVER_PUBLIC)
+    return (
+        ip.is_global and not ip.is_multicast and not any(ip in network for network in _NEVER_PUBLIC)
+    )
 
 
 def _shown(text: str) -> str:
@@ -289,7 +314,9 @@ def _shown(text: str) -> str:
 
 
 def _too_large(url: str, limits: _Limits) -> ImageError:
-    return ImageError(f"{url} is larger than {limits.max_bytes / 1e6:g} MB: download it and make it smaller")
+    return ImageError(
+        f"{url} is larger than {limits.max_bytes / 1e6:g} MB: download it and make it smaller"
+    )
 
 
 def _to_image_error(error: Exception, url: str, limits: _Limits) -> Exception:
@@ -306,5 +333,7 @@ def _to_image_error(error: Exception, url: str, limits: _Limits) -> Exception:
         why = reason.verify_message.rstrip(".")
         return ImageError(f"{url} is not trusted ({why}): {limits.certificate_advice}")
     if isinstance(error, OSError | HTTPException | ValueError):  # ValueError: not an address at all
-        return ImageError(f"{url} cannot be fetched ({_shown(str(reason))}): check the address and the connection")
+        return ImageError(
+            f"{url} cannot be fetched ({_shown(str(reason))}): check the address and the connection"
+        )
     return error

@@ -115,12 +115,18 @@ def _generation_routes(service: Service) -> APIRouter:
     """Return the routes that use the model."""
     router = APIRouter(prefix="/v1", route_class=_JSONRoute, tags=["generation"])
 
-    @router.post("/chat/completions", response_model=ChatCompletion, responses=_streamed_or_errors(_CHUNKS))
+    @router.post(
+        "/chat/completions", response_model=ChatCompletion, responses=_streamed_or_errors(_CHUNKS)
+    )
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer the last message of a conversation. `stream` sends the answer piece by piece."""
         return await complete_chat(body, request, service)
 
-    @router.post("/images/generations", response_model=ImagesReply, responses=_streamed_or_errors(_IMAGE_EVENTS))
+    @router.post(
+        "/images/generations",
+        response_model=ImagesReply,
+        responses=_streamed_or_errors(_IMAGE_EVENTS),
+    )
     async def create_image(body: ImageRequest, request: Request) -> Response:
         """Generate images from a prompt. `stream` sends each image once it is finished."""
         return await generate_images(body, request, service)
@@ -151,7 +157,11 @@ def _server_routes(service: Service) -> APIRouter:
             raise APIError(404, message, param="model", code="model_not_found")
         return served_model()
 
-    @_get(router, "/health", responses={503: {"model": Health, "description": "The server is stopping."}})
+    @_get(
+        router,
+        "/health",
+        responses={503: {"model": Health, "description": "The server is stopping."}},
+    )
     async def health(response: Response) -> Health:
         """Report the load, and whether requests are accepted: 503 if the server is stopping."""
         counts = engine.counts
@@ -166,10 +176,17 @@ def _server_routes(service: Service) -> APIRouter:
             drawing=counts.drawing,
         )
 
-    @_get(router, "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @_get(
+        router,
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+    )
     async def metrics() -> Response:
         """Report metrics in Prometheus' text format."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     @_get(router, "/", response_class=HTMLResponse)
     async def show_page() -> Response:
@@ -197,7 +214,10 @@ def _page() -> tuple[str, dict[str, str]]:
     def hashes(tag: str) -> str:
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
-        return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests) or "'none'"
+        return (
+            " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+            or "'none'"
+        )
 
     policy = (
         f"default-src 'none'; style-src {hashes('style')}; script-src {hashes('script')}; connect-src 'self'; "

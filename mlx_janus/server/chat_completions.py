@@ -81,7 +81,9 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
     return JSONResponse(_completion(events, identity).model_dump())
 
 
-async def _to_engine_request(body: ChatRequest, reader: ImageReader, request: HTTPRequest) -> AnswerRequest:
+async def _to_engine_request(
+    body: ChatRequest, reader: ImageReader, request: HTTPRequest
+) -> AnswerRequest:
     if field := body.refused():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
     n = body.n or 1
@@ -91,13 +93,19 @@ async def _to_engine_request(body: ChatRequest, reader: ImageReader, request: HT
     urls: list[tuple[str, str]] = []
     for number, message in rest:
         message_urls = _image_urls(message, f"messages[{number}].content")
-        role: Literal["user", "assistant"] = "user" if isinstance(message, UserMessage) else "assistant"
+        role: Literal["user", "assistant"] = (
+            "user" if isinstance(message, UserMessage) else "assistant"
+        )
         turns.append(Turn(role, _text(message), len(message_urls)))
         urls += message_urls
     if not turns or turns[-1].role != "user":
         raise APIError(400, "the last message must be the user's: add a question", param="messages")
     if len(urls) > MAX_REQUEST_IMAGES:
-        raise APIError(400, f"{len(urls)} pictures are too many: at most {MAX_REQUEST_IMAGES}", param="messages")
+        raise APIError(
+            400,
+            f"{len(urls)} pictures are too many: at most {MAX_REQUEST_IMAGES}",
+            param="messages",
+        )
     images = await _read_images(urls, reader, request)
     return AnswerRequest(tuple(turns), images, options, system, n)
 
@@ -105,7 +113,11 @@ async def _to_engine_request(body: ChatRequest, reader: ImageReader, request: HT
 def _options(body: ChatRequest, n: int) -> TextOptions:
     seed = random_seed() if body.seed is None else body.seed
     if seed + n - 1 > MAX_SEED:
-        raise APIError(400, f"the last answer's seed would be above {MAX_SEED}: take a smaller one", param="seed")
+        raise APIError(
+            400,
+            f"the last answer's seed would be above {MAX_SEED}: take a smaller one",
+            param="seed",
+        )
     return TextOptions(
         max_tokens=body.max_completion_tokens or body.max_tokens or _DEFAULT_MAX_TOKENS,
         temperature=body.temperature or 0.0,
@@ -115,7 +127,9 @@ def _options(body: ChatRequest, n: int) -> TextOptions:
     )
 
 
-async def _read_images(urls: Sequence[tuple[str, str]], reader: ImageReader, request: HTTPRequest) -> tuple[Image, ...]:
+async def _read_images(
+    urls: Sequence[tuple[str, str]], reader: ImageReader, request: HTTPRequest
+) -> tuple[Image, ...]:
     """Read images in order; stop when the client leaves.
 
     An image that has been begun is finished: its thread cannot be stopped, and no two images shall
@@ -144,7 +158,11 @@ def _split_system(
         if not isinstance(message, SystemMessage):
             rest.append((number, message))
         elif rest:
-            raise APIError(400, "instructions must stand before all other messages", param=f"messages[{number}].role")
+            raise APIError(
+                400,
+                "instructions must stand before all other messages",
+                param=f"messages[{number}].role",
+            )
         else:
             instructions.append(_text(message))
     return ("\n\n".join(instructions) if instructions else None), rest
@@ -188,7 +206,9 @@ async def _chunks(
     """Yield the events of a streamed reply."""
 
     def chunk(*choices: ChunkChoice, usage: Usage | None = None) -> bytes:
-        return server_sent_event(ChatCompletionChunk(**asdict(identity), choices=list(choices), usage=usage))
+        return server_sent_event(
+            ChatCompletionChunk(**asdict(identity), choices=list(choices), usage=usage)
+        )
 
     for index in range(n):
         yield chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
@@ -199,7 +219,11 @@ async def _chunks(
             yield chunk(ChunkChoice(index=event.index, delta=Delta(content=event.text)))
         elif isinstance(event, Answered):
             results.append(event.result)
-            yield chunk(ChunkChoice(index=event.index, delta=Delta(), finish_reason=_finish_reason(event.result)))
+            yield chunk(
+                ChunkChoice(
+                    index=event.index, delta=Delta(), finish_reason=_finish_reason(event.result)
+                )
+            )
     if with_usage:
         yield chunk(usage=_usage(results))
     yield server_sent_event("[DONE]")

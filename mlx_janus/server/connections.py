@@ -87,7 +87,9 @@ def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         nonlocal last_warning
         error = context.get("exception")
-        if not ("socket" in context and isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES):
+        if not (
+            "socket" in context and isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES
+        ):
             loop.default_exception_handler(context)
         elif loop.time() - last_warning > _WARNING_INTERVAL:
             last_warning = loop.time()
@@ -116,7 +118,9 @@ class _LimitedProtocol(H11Protocol):
         # By default the system buffers megabytes, and whether the client reads them cannot be seen
         # from here.
         with contextlib.suppress(OSError):  # the connection may be closed already
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+            transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER
+            )
         self._update_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -144,7 +148,11 @@ class _LimitedProtocol(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             reply = APIError(400, "this is no valid HTTP request").response()
             headers = [*reply.raw_headers, (b"connection", b"close")]
-            self.transport.write(self.conn.send(h11.Response(status_code=400, headers=headers, reason=b"Bad Request")))
+            self.transport.write(
+                self.conn.send(
+                    h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+                )
+            )
             self.transport.write(self.conn.send(h11.Data(data=bytes(reply.body))))
             self.conn.send(h11.EndOfMessage())
         self.transport.close()
@@ -187,7 +195,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         self._loop = asyncio.get_running_loop()
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,7 +222,9 @@ class StoppableServer(Server):
         ready: called when connections are accepted.
     """
 
-    def __init__(self, config: Config, close: Callable[[], Awaitable[None]], ready: Callable[[], None]):
+    def __init__(
+        self, config: Config, close: Callable[[], Awaitable[None]], ready: Callable[[], None]
+    ):
         super().__init__(config)
         self._close = close
         self._ready = ready

@@ -62,7 +62,9 @@ class APIError(HTTPException):
             kind = "rate_limit_error"
         elif self.status_code >= 500:
             kind = "server_error"
-        text = ErrorText(message=self.detail[:_MAX_MESSAGE], type=kind, param=self.param, code=self.code)
+        text = ErrorText(
+            message=self.detail[:_MAX_MESSAGE], type=kind, param=self.param, code=self.code
+        )
         return ErrorReply(error=text).model_dump()
 
     def response(self) -> JSONResponse:
@@ -94,7 +96,11 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
     if isinstance(error, PromptError | ImageError | OptionError):
         return APIError(400, " ".join(str(error).split()), param=param)
     if isinstance(error, OutOfMemoryError | MemoryError):
-        return APIError(503, "there is not enough memory for this request: ask for less at once", code="out_of_memory")
+        return APIError(
+            503,
+            "there is not enough memory for this request: ask for less at once",
+            code="out_of_memory",
+        )
     _log_internal_error(error)
     return APIError(500, "internal error", code="internal_error")
 
@@ -127,13 +133,25 @@ async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     # A union reports an error for each branch. The intended branch is the one that matched deepest,
     # or whose value has the right type and is only too long or too short.
-    worst = max(error.errors(), key=lambda one: (len(one["loc"]), one["type"].startswith(("too_", "string_too_"))))
+    worst = max(
+        error.errors(),
+        key=lambda one: (len(one["loc"]), one["type"].startswith(("too_", "string_too_"))),
+    )
     field = _field_path(worst["loc"])
     reason = worst["msg"].removeprefix("Value error, ")
     return APIError(400, f"{field or 'the body'}: {reason}", param=field).response()
 
 
-_FIELDS = {"role", "content", "type", "text", "image_url", "url", "detail", "include_usage"}  # of messages and options
+_FIELDS = {
+    "role",
+    "content",
+    "type",
+    "text",
+    "image_url",
+    "url",
+    "detail",
+    "include_usage",
+}  # of messages and options
 
 
 def _field_path(location: Sequence[int | str]) -> str | None:
@@ -148,7 +166,9 @@ def _field_path(location: Sequence[int | str]) -> str | None:
             path += f"[{part}]"
         elif not path:
             path = part
-        elif part in _FIELDS and not after_index:  # an index is followed by the kind of the message or part
+        elif (
+            part in _FIELDS and not after_index
+        ):  # an index is followed by the kind of the message or part
             path += f".{part}"
         after_index = isinstance(part, int)
     return path or None

@@ -112,10 +112,14 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], ticket: Ticket, heartbeat_seconds: float):
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], ticket: Ticket, heartbeat_seconds: float
+    ):
         self._events = _with_heartbeats(_with_error(events), heartbeat_seconds)
         self._ticket = ticket
-        super().__init__(self._events, headers={"X-Accel-Buffering": "no"})  # nginx would buffer the events
+        super().__init__(
+            self._events, headers={"X-Accel-Buffering": "no"}
+        )  # nginx would buffer the events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -135,7 +139,9 @@ async def _with_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[byt
         yield server_sent_event(json.dumps(to_api_error(error).body), "error")
 
 
-async def _with_heartbeats(events: AsyncGenerator[bytes, None], seconds: float) -> AsyncGenerator[bytes]:
+async def _with_heartbeats(
+    events: AsyncGenerator[bytes, None], seconds: float
+) -> AsyncGenerator[bytes]:
     """Yield the events, and a comment whenever none came for a number of seconds."""
     next_event: asyncio.Task[bytes] | None = None
     try:

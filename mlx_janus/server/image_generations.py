@@ -38,7 +38,11 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
     if body.stream:
         events = _events(ticket, engine_request.seed, size, record)
         return EventStream(events, ticket, service.settings.heartbeat_seconds)
-    finished = [event for event in await collect_events(ticket, request, record, "prompt") if isinstance(event, Drawn)]
+    finished = [
+        event
+        for event in await collect_events(ticket, request, record, "prompt")
+        if isinstance(event, Drawn)
+    ]
     finished.sort(key=lambda event: event.index)
     data = []
     for event in finished:
@@ -55,11 +59,17 @@ def _size(config: JanusConfig) -> str:
 def _to_engine_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
     size = _size(engine.config)
     if body.size not in (None, "auto", size):
-        raise APIError(400, f"size must be 'auto' or the model's own '{size}', got {body.size!r}", param="size")
+        raise APIError(
+            400, f"size must be 'auto' or the model's own '{size}', got {body.size!r}", param="size"
+        )
     n = body.n or 1
     seed = random_seed() if body.seed is None else body.seed
     if seed + n - 1 > MAX_SEED:
-        raise APIError(400, f"the last picture's seed would be above {MAX_SEED}: take a smaller one", param="seed")
+        raise APIError(
+            400,
+            f"the last picture's seed would be above {MAX_SEED}: take a smaller one",
+            param="seed",
+        )
     choices = {"cfg_weight": body.cfg_weight, "temperature": body.temperature, "top_p": body.top_p}
     options = engine.pathway.options(choices)
     partial_images = (body.partial_images or 0) if body.stream else 0

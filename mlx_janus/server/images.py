@@ -20,7 +20,8 @@ MAX_REQUEST_IMAGES = 16  # images of one request
 _MAX_PIXELS = 50_000_000  # pixels of one image
 _MAX_FETCHES = 4  # downloads at once; each takes a thread
 _DATA_URL = re.compile(
-    r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)(;[a-z0-9=.-]{1,40})?;base64,", re.IGNORECASE
+    r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)(;[a-z0-9=.-]{1,40})?;base64,",
+    re.IGNORECASE,
 )
 
 
@@ -62,7 +63,9 @@ class ImageReader:
 
     async def _fetch(self, url: str) -> bytes:
         if not self._settings.allow_url_images:
-            raise ImageError("this server fetches no pictures: send it as data:image/png;base64,...")
+            raise ImageError(
+                "this server fetches no pictures: send it as data:image/png;base64,..."
+            )
         from ..processing.web import fetch_public
 
         async with self._fetch_slots:
@@ -73,7 +76,9 @@ class ImageReader:
         found = _DATA_URL.match(url)
         if found is None:
             allowed = " or an https address" if self._settings.allow_url_images else ""
-            raise ImageError(f"a picture must be given as data:image/png;base64,...{allowed}, got {url[:30]!r}")
+            raise ImageError(
+                f"a picture must be given as data:image/png;base64,...{allowed}, got {url[:30]!r}"
+            )
         if (len(url) - found.end()) * 3 // 4 > self._settings.image_limit + 2:
             raise self._too_large()
         return url[found.end() :]
@@ -85,13 +90,19 @@ class ImageReader:
                 padding = "=" * (-len(text) % 4)  # and some leave the padding out
                 data = base64.b64decode(text + padding, validate=True)
             except (binascii.Error, ValueError):  # ValueError: not ASCII
-                raise ImageError("the picture's base64 is damaged or cut short: send it again") from None
+                raise ImageError(
+                    "the picture's base64 is damaged or cut short: send it again"
+                ) from None
         if len(data) > self._settings.image_limit:
             raise self._too_large()
-        return resize_and_pad(decode_image(data, "the picture", max_pixels=_MAX_PIXELS), self._config)
+        return resize_and_pad(
+            decode_image(data, "the picture", max_pixels=_MAX_PIXELS), self._config
+        )
 
     def _too_large(self) -> ImageError:
-        return ImageError(f"the picture is larger than {self._settings.image_limit / 1e6:g} MB: make it smaller")
+        return ImageError(
+            f"the picture is larger than {self._settings.image_limit / 1e6:g} MB: make it smaller"
+        )
 
 
 async def to_base64(image: Image.Image, text: dict[str, str]) -> str:

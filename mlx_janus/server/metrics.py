@@ -12,7 +12,21 @@ from ..engine.messages import Answered, Drawn, Event, Piece
 if TYPE_CHECKING:
     from ..engine.engine import Engine
 
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # upper bounds of the histograms' buckets
+_SECONDS = (
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    120,
+    300,
+    600,
+)  # upper bounds of the histograms' buckets
 _GAUGES = {  # fields of the engine's counts
     "waiting": "Requests in the queue.",
     "answering": "Answers being generated.",
@@ -53,7 +67,9 @@ class Metrics:
             "Tokens of chat prompts, images included.",
             registry=self._registry,
         )
-        self._answer_tokens = Counter("mlx_janus_answer_tokens", "Tokens of answers.", registry=self._registry)
+        self._answer_tokens = Counter(
+            "mlx_janus_answer_tokens", "Tokens of answers.", registry=self._registry
+        )
         self._images = Counter("mlx_janus_pictures", "Images generated.", registry=self._registry)
         for name, description in _GAUGES.items():
             gauge = Gauge(f"mlx_janus_{name}", description, registry=self._registry)
@@ -70,7 +86,9 @@ class Metrics:
 
     def event_recorder(self) -> EventRecorder:
         """Return a recorder for the events of one request, which begins now."""
-        return EventRecorder(self._first_token, self._prompt_tokens, self._answer_tokens, self._images)
+        return EventRecorder(
+            self._first_token, self._prompt_tokens, self._answer_tokens, self._images
+        )
 
 
 class EventRecorder:
@@ -83,7 +101,13 @@ class EventRecorder:
         images: counted when they are finished.
     """
 
-    def __init__(self, first_token: Histogram, prompt_tokens: Counter, answer_tokens: Counter, images: Counter):
+    def __init__(
+        self,
+        first_token: Histogram,
+        prompt_tokens: Counter,
+        answer_tokens: Counter,
+        images: Counter,
+    ):
         self._first_token = first_token
         self._prompt_tokens = prompt_tokens
         self._answer_tokens = answer_tokens

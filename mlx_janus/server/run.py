@@ -62,14 +62,18 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         JanusError: the address is in use, or not this machine's.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
         if settings.api_key is None and not is_loopback(str(address[0])):
             found = f"{settings.host} is {address[0]}, which other machines reach"
             raise JanusError(f"{found}: set a key with api_key=...")
         listener = socket.socket(family, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: an empty or a very long part of a name
         reason = error.strerror if isinstance(error, OSError) else "it is no name"
-        raise JanusError(f"{settings.host} is no address to listen at ({reason}): check host=...") from None
+        raise JanusError(
+            f"{settings.host} is no address to listen at ({reason}): check host=..."
+        ) from None
     with listener:
         try:
             if os.name == "posix":  # elsewhere it would let two servers have one port
@@ -77,7 +81,9 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
             listener.bind(address)
         except OSError as error:
             place = f"{settings.host}:{settings.port}"
-            raise JanusError(f"{place} cannot be listened at ({error.strerror}): name another port=...") from None
+            raise JanusError(
+                f"{place} cannot be listened at ({error.strerror}): name another port=..."
+            ) from None
         yield listener
 
 
@@ -87,10 +93,14 @@ def _check_packages() -> None:
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise JanusError(f"{error.name} is not installed: pip install 'mlx-janus[server]'") from None
+        raise JanusError(
+            f"{error.name} is not installed: pip install 'mlx-janus[server]'"
+        ) from None
 
 
-async def _serve(load: Load, settings: Settings, listener: socket.socket, queue: int, ready: Ready) -> int:
+async def _serve(
+    load: Load, settings: Settings, listener: socket.socket, queue: int, ready: Ready
+) -> int:
     """Serve until a signal comes, and return its number."""
     from ..engine.engine import Engine
     from .app import create_app
@@ -101,19 +111,26 @@ async def _serve(load: Load, settings: Settings, listener: socket.socket, queue:
         try:
             if not await _loaded(engine, signals):
                 return signals.number
-            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # its errors have lines of our own
+            logging.getLogger("uvicorn.error").setLevel(
+                logging.CRITICAL
+            )  # its errors have lines of our own
             server = StoppableServer(
                 uvicorn_config(create_app(engine, settings), settings),
                 close=lambda: engine.close(GRACE),
                 ready=lambda: ready(engine.name, _address(settings, listener)),
             )
             # Without its engine a server answers nothing: it ends, so that a supervisor restarts it.
-            watching = [asyncio.create_task(server.stop_after(event)) for event in (signals.came, engine.ended)]
+            watching = [
+                asyncio.create_task(server.stop_after(event))
+                for event in (signals.came, engine.ended)
+            ]
             await server.serve(sockets=[listener])
             for task in watching:
                 task.cancel()
             if engine.failure is not None:
-                raise JanusError("the model's thread has failed, as told above: start the server again")
+                raise JanusError(
+                    "the model's thread has failed, as told above: start the server again"
+                )
             return signals.number
         finally:
             await engine.close(0)

@@ -21,16 +21,26 @@ MAX_STOPS = 4  # stop strings
 _MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
 _MAX_PARTS = 256  # parts of a message
 
-Seed = Annotated[int, Field(ge=-1, le=MAX_SEED), AfterValidator(lambda seed: None if seed == -1 else seed)]
+Seed = Annotated[
+    int, Field(ge=-1, le=MAX_SEED), AfterValidator(lambda seed: None if seed == -1 else seed)
+]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 NonEmptyText = Annotated[str, Field(min_length=1)]
-_SHORT_LIST = Field(max_length=_MAX_PARTS, fail_fast=True)  # collecting an error for each of a million takes minutes
+_SHORT_LIST = Field(
+    max_length=_MAX_PARTS, fail_fast=True
+)  # collecting an error for each of a million takes minutes
 
-_MODEL_NAME = "Name of the model, as `/v1/models` lists it, or `default`. Default: the served model."
-_TOP_P = "Nucleus sampling: the total probability of the likeliest tokens to sample from. Default: 1."
-_SYSTEM_FINGERPRINT = "Differs between models, precisions and releases; so may the answer for a seed."
+_MODEL_NAME = (
+    "Name of the model, as `/v1/models` lists it, or `default`. Default: the served model."
+)
+_TOP_P = (
+    "Nucleus sampling: the total probability of the likeliest tokens to sample from. Default: 1."
+)
+_SYSTEM_FINGERPRINT = (
+    "Differs between models, precisions and releases; so may the answer for a seed."
+)
 _CREATED = "When the reply was made, in seconds since 1970."
 
 
@@ -84,7 +94,10 @@ class UserMessage(_RequestPart):
     """A message of the user, with or without images."""
 
     role: Literal["user"]
-    content: str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], _SHORT_LIST]
+    content: (
+        str
+        | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], _SHORT_LIST]
+    )
 
 
 class AssistantMessage(_RequestPart):
@@ -101,7 +114,8 @@ class StreamOptions(_RequestPart):
     """Options of a streamed reply."""
 
     include_usage: bool | None = Field(
-        default=None, description="Whether the last chunk before `[DONE]` has the token counts. Default: false."
+        default=None,
+        description="Whether the last chunk before `[DONE]` has the token counts. Default: false.",
     )
 
 
@@ -115,7 +129,9 @@ class _OnlyNeutral:
     def __init__(self, *values: Any):
         self.values = (None, *values)
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         described = handler(schema)
         values = ", ".join(f"`{json.dumps(value)}`" for value in self.values)
         described["description"] = f"Not supported. Accepted without effect: {values}."
@@ -125,7 +141,9 @@ class _OnlyNeutral:
 class _UnsupportedFields(_RequestPart):
     """Unsupported fields that would change an answer: OpenAI's, then those of other servers."""
 
-    tool_choice: Annotated[Any, _OnlyNeutral("none", "auto")] = None  # a model may always call no tool
+    tool_choice: Annotated[Any, _OnlyNeutral("none", "auto")] = (
+        None  # a model may always call no tool
+    )
     function_call: Annotated[Any, _OnlyNeutral("none", "auto")] = None
     response_format: Annotated[Any, _OnlyNeutral({"type": "text"})] = None
     logprobs: Annotated[Any, _OnlyNeutral(False)] = None
@@ -166,7 +184,8 @@ class ChatRequest(_UnsupportedFields):
     )
     model: str | None = Field(default=None, description=_MODEL_NAME)
     temperature: Temperature | None = Field(
-        default=None, description="Sampling temperature. Default: 0, which always takes the likeliest token."
+        default=None,
+        description="Sampling temperature. Default: 0, which always takes the likeliest token.",
     )
     top_p: TopP | None = Field(default=None, description=_TOP_P)
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
@@ -186,7 +205,8 @@ class ChatRequest(_UnsupportedFields):
         default=None, description="Number of answers. Default: 1."
     )
     stream: bool | None = Field(
-        default=None, description="Whether the answer is sent in pieces, as server-sent events. Default: false."
+        default=None,
+        description="Whether the answer is sent in pieces, as server-sent events. Default: false.",
     )
     stream_options: StreamOptions | None = None
 
@@ -200,7 +220,8 @@ class ImageRequest(_RequestPart):
         default=None, description="Number of images. Default: 1."
     )
     size: str | None = Field(
-        default=None, description="`auto`, or the model's own size, such as `384x384`. Default: `auto`."
+        default=None,
+        description="`auto`, or the model's own size, such as `384x384`. Default: `auto`.",
     )
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
@@ -222,7 +243,9 @@ class ImageRequest(_RequestPart):
         description="Classifier-free guidance: how strictly images follow the prompt; 1: none. "
         "Default: the model's own.",
     )
-    temperature: Temperature | None = Field(default=None, description="Sampling temperature. Default: the model's own.")
+    temperature: Temperature | None = Field(
+        default=None, description="Sampling temperature. Default: the model's own."
+    )
     top_p: TopP | None = Field(default=None, description=_TOP_P)
 
 
@@ -237,7 +260,9 @@ class ErrorText(BaseModel):
 
     message: str = Field(description="One sentence for a person.")
     type: ErrorKind
-    param: str | None = Field(description="The field of the body that caused the error, if it was one.")
+    param: str | None = Field(
+        description="The field of the body that caused the error, if it was one."
+    )
     code: str | None = Field(description="A short name of the error for programs, if it has one.")
 
 
@@ -250,13 +275,17 @@ class ErrorReply(BaseModel):
 class PromptDetails(BaseModel):
     """Details of the prompt's token count."""
 
-    cached_tokens: int = Field(description="Tokens at the beginning of the prompt that were in the cache already.")
+    cached_tokens: int = Field(
+        description="Tokens at the beginning of the prompt that were in the cache already."
+    )
 
 
 class Usage(BaseModel):
     """Token counts of a chat completion."""
 
-    prompt_tokens: int = Field(description="Tokens of the prompt, images included, counted once for all answers.")
+    prompt_tokens: int = Field(
+        description="Tokens of the prompt, images included, counted once for all answers."
+    )
     completion_tokens: int = Field(description="Tokens of all answers together.")
     total_tokens: int
     prompt_tokens_details: PromptDetails
@@ -308,7 +337,9 @@ class ChunkChoice(BaseModel):
 
     index: int = Field(description="Number of the answer, from 0.")
     delta: Delta
-    finish_reason: FinishReason | None = Field(default=None, description="Set in the last chunk of an answer.")
+    finish_reason: FinishReason | None = Field(
+        default=None, description="Set in the last chunk of an answer."
+    )
 
 
 class ChatCompletionChunk(BaseModel):
@@ -347,7 +378,9 @@ class ImageUsage(BaseModel):
 class ImageData(BaseModel):
     """A generated image."""
 
-    b64_json: str = Field(description="A PNG file in base64. Its text chunks hold the settings of the image.")
+    b64_json: str = Field(
+        description="A PNG file in base64. Its text chunks hold the settings of the image."
+    )
     seed: int
 
 
@@ -375,7 +408,9 @@ class ImageEvent(BaseModel):
     output_format: Literal["png"] = "png"
     quality: Literal["auto"] = "auto"
     partial_image_index: int | None = Field(
-        default=None, exclude_if=_is_none, description="Number of the preview, from 0 for each image."
+        default=None,
+        exclude_if=_is_none,
+        description="Number of the preview, from 0 for each image.",
     )
     usage: ImageUsage | None = Field(
         default=None,

@@ -60,7 +60,9 @@ class Service:
             APIError: 404.
         """
         if name not in (None, DEFAULT_MODEL, self.engine.name):
-            message = f"there is no model {name!r} here: it is {self.engine.name!r}, or leave it out"
+            message = (
+                f"there is no model {name!r} here: it is {self.engine.name!r}, or leave it out"
+            )
             raise APIError(404, message, param="model", code="model_not_found")
 
     def submit(self, request: Request, param: str) -> Ticket:

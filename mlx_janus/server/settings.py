@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from ..errors import OptionError
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
-_ORIGIN = re.compile(rf"https?://(\[(?P<six>[0-9a-f:.]+)\]|{_LABEL}(\.{_LABEL})*)(:(?P<port>[1-9]\d{{0,4}}))?")
+_ORIGIN = re.compile(
+    rf"https?://(\[(?P<six>[0-9a-f:.]+)\]|{_LABEL}(\.{_LABEL})*)(:(?P<port>[1-9]\d{{0,4}}))?"
+)
 _KEY = re.compile(r"[!-~]{1,512}")
 
 

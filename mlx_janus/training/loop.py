@@ -88,7 +88,9 @@ class Learner:
             return optim.join_schedules([rise, fall], [warmup])
 
         self.model = model
-        self.optimizer: optim.Optimizer = optim.AdamW(schedule(rate), betas=[0.9, 0.98], weight_decay=decay)
+        self.optimizer: optim.Optimizer = optim.AdamW(
+            schedule(rate), betas=[0.9, 0.98], weight_decay=decay
+        )
         if muon_rate is not None:
             inner = optim.Muon(schedule(muon_rate), momentum=0.95, weight_decay=0.0)
             self.optimizer = optim.MultiOptimizer([inner, self.optimizer], [_is_inner_matrix])
@@ -120,7 +122,9 @@ class Learner:
         mx.eval(self.model.parameters(), self.optimizer.state)
 
 
-def compiled_gradient(model: nn.Module, loss: Callable[[Any, dict[str, mx.array]], Any]) -> Callable[[Batch], Any]:
+def compiled_gradient(
+    model: nn.Module, loss: Callable[[Any, dict[str, mx.array]], Any]
+) -> Callable[[Batch], Any]:
     """Return ``nn.value_and_grad`` of ``loss(model, batch)`` as one compiled function of a batch.
 
     Compiling takes some seconds on a CPU and then saves time in every step. A batch with other
@@ -154,7 +158,9 @@ def _is_inner_matrix(path: str, array: mx.array) -> bool:
 
 def part_of(state: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
     """Select the arrays whose names start with a prefix, and remove the prefix."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
 
 
 def checkpoint_file(folder: Path, stage: str) -> Path:
@@ -163,7 +169,13 @@ def checkpoint_file(folder: Path, stage: str) -> Path:
 
 
 def run_stage(
-    stage: Stage, folder: Path, *, recipe: str, every: float = 120.0, report: Report | None = None, writes: bool = True
+    stage: Stage,
+    folder: Path,
+    *,
+    recipe: str,
+    every: float = 120.0,
+    report: Report | None = None,
+    writes: bool = True,
 ) -> None:
     """Run a stage to its end, from its checkpoint if there is one.
 
@@ -246,13 +258,19 @@ def _resume(stage: Stage, path: Path, recipe: str) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
     try:
-        state, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True))
+        state, metadata = cast(
+            tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True)
+        )
         done = int(metadata["steps"])
         spent = float(metadata["seconds"])
     except (RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): remove it to begin this stage again") from None
+        raise CheckpointError(
+            f"{path} is damaged ({error}): remove it to begin this stage again"
+        ) from None
     if metadata.get("recipe") != recipe:
-        raise CheckpointError(f"{path} is of another recipe or seed: choose another folder, or remove this one")
+        raise CheckpointError(
+            f"{path} is of another recipe or seed: choose another folder, or remove this one"
+        )
     try:
         stage.restore(state)
     except (KeyError, ValueError):
@@ -270,10 +288,14 @@ def _save(path: Path, state: dict[str, mx.array], metadata: dict[str, str]) -> N
         draft.replace(path)
 
 
-def _log(path: Path, stage: str, step: int, seconds: float, measured: Sequence[dict[str, float]]) -> None:
+def _log(
+    path: Path, stage: str, step: int, seconds: float, measured: Sequence[dict[str, float]]
+) -> None:
     """Append one line with the means of some steps' measurements."""
     keys = dict.fromkeys(key for one in measured for key in one)
-    means = {key: float(f"{np.mean([one[key] for one in measured if key in one]):.5g}") for key in keys}
+    means = {
+        key: float(f"{np.mean([one[key] for one in measured if key in one]):.5g}") for key in keys
+    }
     line = {"stage": stage, "step": step, "seconds": round(seconds, 1), **means}
     with _locked(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

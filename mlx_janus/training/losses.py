@@ -18,7 +18,9 @@ def select_positions(hidden: mx.array, positions: mx.array) -> mx.array:
     return mx.take_along_axis(hidden, indices, axis=1)
 
 
-def weighted_cross_entropy(logits: mx.array, targets: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
+def weighted_cross_entropy(
+    logits: mx.array, targets: mx.array, weights: mx.array
+) -> tuple[mx.array, mx.array]:
     """Return the weighted mean cross-entropy in nats, and the weighted share of right top-1 tokens.
 
     Args:
@@ -32,7 +34,9 @@ def weighted_cross_entropy(logits: mx.array, targets: mx.array, weights: mx.arra
     return loss, right
 
 
-def image_token_loss(model: JanusModel, hidden: mx.array, tokens: mx.array) -> tuple[mx.array, mx.array]:
+def image_token_loss(
+    model: JanusModel, hidden: mx.array, tokens: mx.array
+) -> tuple[mx.array, mx.array]:
     """Return the mean cross-entropy of image tokens in nats, and the share of right top-1 tokens.
 
     Args:
@@ -45,7 +49,9 @@ def image_token_loss(model: JanusModel, hidden: mx.array, tokens: mx.array) -> t
     return loss, (logits.argmax(-1) == tokens).mean()
 
 
-def image_token_states(model: JanusModel, ids: mx.array, starts: mx.array, tokens: mx.array) -> mx.array:
+def image_token_states(
+    model: JanusModel, ids: mx.array, starts: mx.array, tokens: mx.array
+) -> mx.array:
     """Read captions with their images' tokens (teacher forcing) -> (B, n, hidden).
 
     State ``k`` of a row is the one from which token ``k`` is predicted.

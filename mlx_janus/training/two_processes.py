@@ -28,7 +28,11 @@ _GRACE = 5.0  # seconds that one process gets to end by itself after the other f
 
 def two_are_faster() -> bool:
     """Return whether to start two: on a CPU with two cores or more, and not from one of two."""
-    return mx.default_device() == mx.cpu and (os.cpu_count() or 1) >= COUNT and mx.distributed.init().size() == 1
+    return (
+        mx.default_device() == mx.cpu
+        and (os.cpu_count() or 1) >= COUNT
+        and mx.distributed.init().size() == 1
+    )
 
 
 def run_side_by_side(command: Sequence[str]) -> None:
@@ -47,7 +51,9 @@ def run_side_by_side(command: Sequence[str]) -> None:
         hosts.write_text(json.dumps([[address] for address in _free_addresses()]))
         output = Path(folder) / "second"
         with output.open("wb") as second:
-            processes = [_start(command, rank, hosts, second if rank else None) for rank in range(COUNT)]
+            processes = [
+                _start(command, rank, hosts, second if rank else None) for rank in range(COUNT)
+            ]
         try:
             codes = _wait(processes)
         finally:
@@ -83,11 +89,15 @@ def wait_for_all() -> None:
     mx.eval(sum_over_processes(mx.array(1.0)))
 
 
-def _start(command: Sequence[str], rank: int, hosts: Path, output: BinaryIO | None) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str], rank: int, hosts: Path, output: BinaryIO | None
+) -> subprocess.Popen[bytes]:
     """Start one process. Its output goes to a file; None: to this process's stdout and stderr."""
     ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
     environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, **ring}
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output)
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
+    )
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:

@@ -23,7 +23,9 @@ from .sources import TINY, cache_folder, resolve
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo, CachedRevisionInfo, HFCacheInfo
 
-State = Literal["converted", "left over", "unreadable", "downloaded", "partly downloaded", "in the package"]
+State = Literal[
+    "converted", "left over", "unreadable", "downloaded", "partly downloaded", "in the package"
+]
 
 # What `sources` names a conversion, and what one is called before it is whole and while it is removed.
 _COMPLETE = re.compile(r".+-([0-9a-f]{8})[0-9a-f]{8}")
@@ -45,7 +47,9 @@ class ModelEntry:
     state: State
     config: JanusConfig | None  # None where it cannot be read
     size: int  # bytes on disk
-    used: float | None  # seconds since 1970: for a conversion when it was last loaded, for a download as far as the
+    used: (
+        float | None
+    )  # seconds since 1970: for a conversion when it was last loaded, for a download as far as the
     # file system records when weights are read
     path: Path
 
@@ -74,7 +78,14 @@ def list_models() -> list[ModelEntry]:
     """Every model that is at hand, the last used first. Conversions that are under way are left out."""
     found = [*_conversions(), *_downloads()]
     tiny = ModelEntry(
-        "tiny", "janus-tiny", "", "in the package", JanusConfig.load(TINY / "config.json"), _size(TINY), None, TINY
+        "tiny",
+        "janus-tiny",
+        "",
+        "in the package",
+        JanusConfig.load(TINY / "config.json"),
+        _size(TINY),
+        None,
+        TINY,
     )
     return [*sorted(found, key=lambda entry: -(entry.used or 0)), tiny]
 
@@ -86,9 +97,15 @@ def find_models(name: str) -> list[ModelEntry]:
         OptionError: there is none.
     """
     source = os.fspath(resolve(name))
-    found = [entry for entry in list_models() if name == entry.id or source in (entry.source, str(entry.path))]
+    found = [
+        entry
+        for entry in list_models()
+        if name == entry.id or source in (entry.source, str(entry.path))
+    ]
     if not found:
-        raise OptionError(f"no model {name[:200]!r} is here: name an ID or a model that `mlx-janus models` lists")
+        raise OptionError(
+            f"no model {name[:200]!r} is here: name an ID or a model that `mlx-janus models` lists"
+        )
     return found
 
 
@@ -116,7 +133,9 @@ def remove_model(entry: ModelEntry) -> None:
         if scanned:
             scanned.delete_revisions(entry.revision).execute()
         if entry.path.exists():  # huggingface_hub only logs what it could not remove
-            raise OutputError(f"{entry.path} cannot be removed: check the permissions of its folder")
+            raise OutputError(
+                f"{entry.path} cannot be removed: check the permissions of its folder"
+            )
         return
     partial = _PARTIAL.fullmatch(entry.path.name)
     gone = partial_name(entry.path.with_name(partial[1] if partial else entry.path.name))
@@ -124,7 +143,9 @@ def remove_model(entry: ModelEntry) -> None:
         entry.path.rename(gone)
         shutil.rmtree(gone)
     except OSError as error:
-        raise OutputError(f"{entry.path} cannot be removed ({error.strerror}): check its permissions") from None
+        raise OutputError(
+            f"{entry.path} cannot be removed ({error.strerror}): check its permissions"
+        ) from None
 
 
 def check_removable(entry: ModelEntry) -> None:
@@ -147,7 +168,9 @@ def check_removable(entry: ModelEntry) -> None:
 
 def _conversions() -> Iterator[ModelEntry]:
     try:
-        folders = [path for path in cache_folder().iterdir() if path.is_dir() and not path.is_symlink()]
+        folders = [
+            path for path in cache_folder().iterdir() if path.is_dir() and not path.is_symlink()
+        ]
     except OSError:  # no cache yet
         return
     for folder in folders:
@@ -190,11 +213,20 @@ def _download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelEntry:
         weight_files(revision.snapshot_path)
         state = "downloaded"
     # Configs are read by every listing, weights only by a use.
-    times = [file.blob_last_accessed for file in revision.files if file.file_path.suffix in _WEIGHTS]
+    times = [
+        file.blob_last_accessed for file in revision.files if file.file_path.suffix in _WEIGHTS
+    ]
     used = max(times, default=revision.last_modified)
     commit = revision.commit_hash
     return ModelEntry(
-        commit[:8], repo.repo_id, commit, state, config, revision.size_on_disk, used, revision.snapshot_path
+        commit[:8],
+        repo.repo_id,
+        commit,
+        state,
+        config,
+        revision.size_on_disk,
+        used,
+        revision.snapshot_path,
     )
 
 

@@ -31,8 +31,14 @@ _UNUSED = re.compile(
 
 # transformers' names to DeepSeek's, in order; whatever no rule touches keeps its name.
 _RENAMES = [
-    (r"^model\.vision_model\.embeddings\.patch_embedding\.", "vision_model.vision_tower.patch_embed.proj."),
-    (r"^model\.vision_model\.embeddings\.position_embedding\.weight$", "vision_model.vision_tower.pos_embed"),
+    (
+        r"^model\.vision_model\.embeddings\.patch_embedding\.",
+        "vision_model.vision_tower.patch_embed.proj.",
+    ),
+    (
+        r"^model\.vision_model\.embeddings\.position_embedding\.weight$",
+        "vision_model.vision_tower.pos_embed",
+    ),
     (r"^model\.vision_model\.encoder\.layers\.", "vision_model.vision_tower.blocks."),
     (r"^model\.vision_model\.post_layernorm\.", "vision_model.vision_tower.norm."),
     (r"^(vision_model\..+)\.layer_norm([12])\.", r"\1.norm\2."),
@@ -136,7 +142,9 @@ def deepseek_name(name: str) -> str:
     """A tensor's name in DeepSeek's layout, given transformers' (q, k and v parts end in ``.qkv.q.weight``)."""
     for pattern, replacement in _RENAME_RULES:
         name = pattern.sub(replacement, name)
-    match = re.fullmatch(r"(aligner|gen_aligner)\.(?:fc1|hidden_layers\.(\d+))\.(weight|bias)", name)
+    match = re.fullmatch(
+        r"(aligner|gen_aligner)\.(?:fc1|hidden_layers\.(\d+))\.(weight|bias)", name
+    )
     if match:  # activations take every other place
         place = 0 if match[2] is None else 2 * (int(match[2]) + 1)
         name = f"{match[1]}.layers.{place}.{match[3]}"
@@ -152,10 +160,16 @@ def plan_tensors(
         CheckpointError: tensors missing, left over, or of another shape or type than the config says.
     """
     rename = deepseek_name if layout == "transformers" else str
-    found = {rename(name): tensor for name, tensor in tensors.items() if not _UNUSED.fullmatch(rename(name))}
+    found = {
+        rename(name): tensor
+        for name, tensor in tensors.items()
+        if not _UNUSED.fullmatch(rename(name))
+    }
     expected = {name: array.shape for name, array in tree_flatten(JanusModel(config).parameters())}
     embedding = "language_model.model.embed_tokens.weight"
-    if layout == "transformers" and embedding in found and _is_tied(folder):  # a tied head is not stored
+    if (
+        layout == "transformers" and embedding in found and _is_tied(folder)
+    ):  # a tied head is not stored
         found.setdefault("language_model.lm_head.weight", found[embedding])
 
     planned, used = [], set()
@@ -168,9 +182,13 @@ def plan_tensors(
         used.update(keys)
         planned.append(PlannedTensor(name, shape, tuple(found[key] for key in keys)))
     if missing:
-        raise CheckpointError(f"{folder} lacks {_some(missing)}: the files are incomplete or of another model")
+        raise CheckpointError(
+            f"{folder} lacks {_some(missing)}: the files are incomplete or of another model"
+        )
     if surplus := sorted(set(found) - used):
-        raise CheckpointError(f"{folder} holds {_some(surplus)}, which no Janus has: the files are of another model")
+        raise CheckpointError(
+            f"{folder} holds {_some(surplus)}, which no Janus has: the files are of another model"
+        )
     for tensor in planned:
         _check(tensor, folder)
     return planned
@@ -179,7 +197,12 @@ def plan_tensors(
 def _is_tied(folder: Path) -> bool:
     data = read_model_json(folder / "config.json")
     text = data.get("text_config")
-    return bool(data.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else False))
+    return bool(
+        data.get(
+            "tie_word_embeddings",
+            text.get("tie_word_embeddings") if isinstance(text, dict) else False,
+        )
+    )
 
 
 def _source_keys(name: str, found: Mapping[str, SourceTensor]) -> list[str]:
@@ -210,7 +233,9 @@ def _check(tensor: PlannedTensor, folder: Path) -> None:
         )
     for source in tensor.sources:
         if source.dtype not in _FLOATS:
-            raise CheckpointError(f"{folder}: {tensor.name} is stored as {source.dtype}; only float weights are read")
+            raise CheckpointError(
+                f"{folder}: {tensor.name} is stored as {source.dtype}; only float weights are read"
+            )
 
 
 def read_plan(folder: Path, config: JanusConfig, layout: Layout) -> list[PlannedTensor]:

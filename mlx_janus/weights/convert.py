@@ -69,7 +69,10 @@ class Conversion:
 
 
 def convert_checkpoint(
-    source: Source, output: Path, options: ConvertOptions | None = None, progress: Progress | None = None
+    source: Source,
+    output: Path,
+    options: ConvertOptions | None = None,
+    progress: Progress | None = None,
 ) -> Conversion:
     """Write ``output``, a folder that ``load`` takes, from a PyTorch model folder.
 
@@ -87,7 +90,9 @@ def convert_checkpoint(
     tokenizer = prepare_tokenizer(source.folder / TOKENIZER_FILE, plan.config.prompt)
     _check_space(output, sum(map(plan.converted_bytes, plan.tensors)))
     with atomic_folder(output, overwrite=options.overwrite) as folder:
-        stamp = make_stamp(source.name, source.revision, options.dtype, source_hashes(source.folder, progress))
+        stamp = make_stamp(
+            source.name, source.revision, options.dtype, source_hashes(source.folder, progress)
+        )
         try:
             total = _write_shards(folder, plan, stamp, progress)
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
@@ -103,7 +108,9 @@ def convert_checkpoint(
 
 def _refuse_converted(folder: Path) -> None:
     if is_converted(folder):
-        raise CheckpointError(f"{folder} is converted already: load it as it is, or convert the original folder")
+        raise CheckpointError(
+            f"{folder} is converted already: load it as it is, or convert the original folder"
+        )
 
 
 def _check_apart(source: Path, output: Path) -> None:
@@ -150,7 +157,11 @@ class ConversionPlan:
 
     def converted_bytes(self, tensor: PlannedTensor) -> int:
         """Return the bytes of the arrays that ``convert`` will give."""
-        own = tensor.dtype if self.dtype is None or keeps_type(self.config, tensor.name) else self.dtype
+        own = (
+            tensor.dtype
+            if self.dtype is None or keeps_type(self.config, tensor.name)
+            else self.dtype
+        )
         width = 32 if own == "float32" else 16
         layer = self._layers.get(tensor.name.removesuffix(".weight"))
         return int(math.prod(tensor.shape) * (bits_a_weight(layer, width) if layer else width) / 8)
@@ -164,14 +175,20 @@ def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
         OptionError: bits, group size or recipe out of range, or bits and a recipe at once.
     """
     config, layout = read_published_config(source.folder)
-    quantization = plan_quantization(config, options.bits, options.group_size, recipe=options.recipe)
+    quantization = plan_quantization(
+        config, options.bits, options.group_size, recipe=options.recipe
+    )
     tensors = read_plan(source.folder, config, layout)
     stored = next(t.dtype for t in tensors if t.name == "language_model.model.norm.weight")
     dtype: Any = options.dtype or stored
-    return ConversionPlan(replace(config, dtype=dtype, quantization=quantization), tensors, options.dtype)
+    return ConversionPlan(
+        replace(config, dtype=dtype, quantization=quantization), tensors, options.dtype
+    )
 
 
-def _write_shards(folder: Path, plan: ConversionPlan, stamp: dict[str, str], progress: Progress) -> int:
+def _write_shards(
+    folder: Path, plan: ConversionPlan, stamp: dict[str, str], progress: Progress
+) -> int:
     """Convert and write, a shard of at most ``SHARD_BYTES`` or of one tensor at a time; return the number of arrays."""
     shards: list[list[str]] = []
     pending: dict[str, mx.array] = {}
@@ -190,7 +207,9 @@ def _write_shards(folder: Path, plan: ConversionPlan, stamp: dict[str, str], pro
     progress("converting", 0, total)
     for tensor in plan.tensors:
         coming = plan.converted_bytes(tensor)
-        if pending and size + coming > SHARD_BYTES:  # before the next is read, so that the two are not held together
+        if (
+            pending and size + coming > SHARD_BYTES
+        ):  # before the next is read, so that the two are not held together
             flush()
             size = 0
         pending.update(plan.convert(tensor))
@@ -211,9 +230,13 @@ def _name_shards(folder: Path, shards: list[list[str]], size: int) -> None:
         (folder / f"shard-{i}.safetensors").rename(folder / name)
     index = {
         "metadata": {"total_size": size},
-        "weight_map": {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard},
+        "weight_map": {
+            tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+        },
     }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps(index, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def _check_space(output: Path, needed: int) -> None:

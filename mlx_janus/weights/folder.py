@@ -61,7 +61,9 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     stamp: dict[str, str] = {}
     for path in files:
         if path.suffix != ".safetensors":
-            raise CheckpointError(f"{path} is no safetensors file: {folder} was not converted by mlx_janus")
+            raise CheckpointError(
+                f"{path} is no safetensors file: {folder} was not converted by mlx_janus"
+            )
         _, stamp = read_safetensors_header(path)
         if stamp.get(STAMP) not in _STAMPS:
             raise CheckpointError(
@@ -74,7 +76,9 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 # The stamp
 
 
-def make_stamp(source: str, revision: str, dtype: Dtype | None, hashes: dict[str, str]) -> dict[str, str]:
+def make_stamp(
+    source: str, revision: str, dtype: Dtype | None, hashes: dict[str, str]
+) -> dict[str, str]:
     """Make the metadata of every weight file's header; ``hashes`` are those of the source's files."""
     return {
         "format": "mlx",
@@ -116,7 +120,9 @@ def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
     except (ValueError, RecursionError):
         hashes = None
     if not isinstance(hashes, dict):
-        raise CheckpointError(f"{converted} has a stamp without the hashes of its source: convert again")
+        raise CheckpointError(
+            f"{converted} has a stamp without the hashes of its source: convert again"
+        )
     return hashes
 
 
@@ -134,11 +140,17 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
-        raise OutputError(f"{output} exists already: pass overwrite=True to replace it, or choose another folder")
+        raise OutputError(
+            f"{output} exists already: pass overwrite=True to replace it, or choose another folder"
+        )
     if not output.is_dir() or not is_converted(output):
-        raise OutputError(f"{output} is not a converted model, so it is not replaced: choose another folder")
+        raise OutputError(
+            f"{output} is not a converted model, so it is not replaced: choose another folder"
+        )
     if foreign := sorted(p.name for p in output.iterdir() if not OUR_FILES.fullmatch(p.name)):
-        raise OutputError(f"{output} also holds {foreign[0]}, so it is not replaced: move it, or choose another folder")
+        raise OutputError(
+            f"{output} also holds {foreign[0]}, so it is not replaced: move it, or choose another folder"
+        )
 
 
 def partial_name(output: Path) -> Path:
@@ -159,7 +171,9 @@ def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         folder.mkdir()
     except OSError as error:
-        raise OutputError(f"{output} cannot be made ({error.strerror}): choose another folder") from None
+        raise OutputError(
+            f"{output} cannot be made ({error.strerror}): choose another folder"
+        ) from None
     try:
         yield folder
         _replace(folder, output, overwrite)
@@ -173,13 +187,17 @@ def _replace(folder: Path, output: Path, overwrite: bool) -> None:
     try:
         if overwrite and output.exists():
             output.rename(old)
-        folder.rename(output)  # fails if another process made the output meanwhile, unless it is empty
+        folder.rename(
+            output
+        )  # fails if another process made the output meanwhile, unless it is empty
     except BaseException as error:
         if old.exists() and not output.exists():
             old.rename(output)
         if not isinstance(error, OSError):
             raise
-        raise OutputError(f"{output} cannot be put in place ({error.strerror}): choose another folder") from None
+        raise OutputError(
+            f"{output} cannot be put in place ({error.strerror}): choose another folder"
+        ) from None
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -23,7 +23,9 @@ SAFE_SHARE = 0.8
 
 _PROMPT_TOKENS = 256  # of a usual prompt, besides its images
 _GUIDED_ROWS = 2  # of a batch, for one image
-_SMALLER: dict[str, tuple[int | None, str | None]] = {  # advice, bits and recipe where memory is short; largest first
+_SMALLER: dict[
+    str, tuple[int | None, str | None]
+] = {  # advice, bits and recipe where memory is short; largest first
     "bits=8": (8, None),
     'recipe="balanced"': (None, "balanced"),
     "bits=4": (4, None),
@@ -33,12 +35,16 @@ _SMALLER: dict[str, tuple[int | None, str | None]] = {  # advice, bits and recip
 
 def weight_bytes(arrays: Iterable[mx.array], itemsize: int) -> int:
     """Sum the bytes of weights: ``itemsize`` for each float, the actual size of packed arrays."""
-    return sum(a.size * itemsize if mx.issubdtype(a.dtype, mx.floating) else a.nbytes for a in arrays)
+    return sum(
+        a.size * itemsize if mx.issubdtype(a.dtype, mx.floating) else a.nbytes for a in arrays
+    )
 
 
 def answering_cache(config: JanusConfig, itemsize: int) -> int:
     """Estimate the KV cache of a usual question about one image, with its answer."""
-    return cache_bytes(config.language, 1, 2 * _PROMPT_TOKENS + config.understanding.tokens, itemsize)
+    return cache_bytes(
+        config.language, 1, 2 * _PROMPT_TOKENS + config.understanding.tokens, itemsize
+    )
 
 
 def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict[str, int]:
@@ -61,12 +67,15 @@ def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict
     return {
         "encode": encoding,
         "answer": answering + answering_cache(config, itemsize),
-        "draw": drawing + pictures * parts.image_bytes(config, _PROMPT_TOKENS, _GUIDED_ROWS, itemsize),
+        "draw": drawing
+        + pictures * parts.image_bytes(config, _PROMPT_TOKENS, _GUIDED_ROWS, itemsize),
         "decode": decoding + parts.pixel_bytes(config),
     }
 
 
-def required_memory(config: JanusConfig, dtype: Dtype, *, low_memory: bool = False) -> dict[str, int]:
+def required_memory(
+    config: JanusConfig, dtype: Dtype, *, low_memory: bool = False
+) -> dict[str, int]:
     """Return the bytes that drawing one image and answering about one need: weights, KV cache, activations.
 
     With low memory the language model is held neither beside the codec nor beside the vision encoder.
@@ -80,7 +89,12 @@ def required_memory(config: JanusConfig, dtype: Dtype, *, low_memory: bool = Fal
 
 
 def check_memory(
-    config: JanusConfig, dtype: Dtype, name: str, *, low_memory: bool = False, quantized: bool = False
+    config: JanusConfig,
+    dtype: Dtype,
+    name: str,
+    *,
+    low_memory: bool = False,
+    quantized: bool = False,
 ) -> None:
     """Refuse a model that cannot fit, before it is loaded.
 
@@ -104,7 +118,9 @@ def check_memory(
         if size <= free:
             advice = f"{options} needs {format_size(size)} and fits"
             break
-    raise OutOfMemoryError(f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: {advice}")
+    raise OutOfMemoryError(
+        f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: {advice}"
+    )
 
 
 def _smaller_forms(

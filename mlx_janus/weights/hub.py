@@ -18,9 +18,13 @@ from ..config import read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
 from ..files import write_atomically
 
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")  # owner/name, matched as a whole
+HUB_ID = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*"
+)  # owner/name, matched as a whole
 
-_EXAMPLES = "deepseek-ai/Janus-Pro-1B, deepseek-ai/Janus-Pro-7B and deepseek-ai/Janus-1.3B are there"
+_EXAMPLES = (
+    "deepseek-ai/Janus-Pro-1B, deepseek-ai/Janus-Pro-7B and deepseek-ai/Janus-1.3B are there"
+)
 _LOGIN = "run `hf auth login` with an account that may read it"
 _TIMEOUT = 10.0  # seconds without an answer before the cache is tried
 
@@ -58,7 +62,9 @@ def find(repo_id: str, revision: str | None = None) -> HubModel:
 
     try:
         with _explained(repo_id, revision):
-            info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+            info = HfApi().model_info(
+                repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT
+            )
     except _OutOfReachError:
         if cached := _find_cached(repo_id, revision):
             return cached
@@ -66,7 +72,9 @@ def find(repo_id: str, revision: str | None = None) -> HubModel:
     if info.sha is None:
         raise HubError(f"the Hub gave no commit of {repo_id}: try again later")
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    return HubModel(repo_id, info.sha, files, branch=None if revision == info.sha else revision or "main")
+    return HubModel(
+        repo_id, info.sha, files, branch=None if revision == info.sha else revision or "main"
+    )
 
 
 def fetch_config(model: HubModel) -> Path:
@@ -93,13 +101,20 @@ def fetch(model: HubModel) -> Path:
     from huggingface_hub import snapshot_download
 
     weights, index = _weight_names(model)
-    texts = {name for name in model.files if _TEXT_FILE.fullmatch(name) and not name.endswith(".index.json")}
+    texts = {
+        name
+        for name in model.files
+        if _TEXT_FILE.fullmatch(name) and not name.endswith(".index.json")
+    }
     wanted = sorted(weights | texts | ({index} if index else set()))
     if not model.cached:
         _check_disk(model, wanted)
     with _explained(model.repo_id, model.revision):
         folder = snapshot_download(
-            model.repo_id, revision=model.revision, allow_patterns=wanted, local_files_only=model.cached
+            model.repo_id,
+            revision=model.revision,
+            allow_patterns=wanted,
+            local_files_only=model.cached,
         )
     if model.branch and not model.cached:
         _remember(Path(folder), model.branch)
@@ -132,25 +147,35 @@ def _fetch_file(model: HubModel, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _explained(model.repo_id, model.revision):
-        return Path(hf_hub_download(model.repo_id, name, revision=model.revision, local_files_only=model.cached))
+        return Path(
+            hf_hub_download(
+                model.repo_id, name, revision=model.revision, local_files_only=model.cached
+            )
+        )
 
 
 def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
     """Names of the weight files, and of their index if they have one."""
-    from .safetensors_files import WEIGHT_FORMS  # imports MLX, which a command does after it has checked its options
+    from .safetensors_files import (
+        WEIGHT_FORMS,
+    )  # imports MLX, which a command does after it has checked its options
 
     for index, single in WEIGHT_FORMS:
         if index in model.files:
             weight_map = read_model_json(_fetch_file(model, index)).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
-                raise CheckpointError(f"{index} of {model.repo_id} has no weight_map: name another model or revision")
+                raise CheckpointError(
+                    f"{index} of {model.repo_id} has no weight_map: name another model or revision"
+                )
             names = set(map(str, weight_map.values()))
             if missing := sorted(names - set(model.files)):
                 raise _lack(model, f"lacks {missing[0][:80]}, which its {index} lists")
             return names, index
         if single in model.files:
             return {single}, None
-    raise _lack(model, "has neither model.safetensors nor pytorch_model.bin, nor an index of either")
+    raise _lack(
+        model, "has neither model.safetensors nor pytorch_model.bin, nor an index of either"
+    )
 
 
 def _lack(model: HubModel, what: str) -> HubError | CheckpointError:
@@ -167,7 +192,9 @@ def _find_cached(repo_id: str, revision: str | None) -> HubModel | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns="config.json", local_files_only=True)
+        folder = snapshot_download(
+            repo_id, revision=revision, allow_patterns="config.json", local_files_only=True
+        )
     except LocalEntryNotFoundError:
         return None
     root = Path(folder)
@@ -224,10 +251,18 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
         fix = "leave it out, or name a branch, tag or commit"
         raise HubError(f"{repo_id} has no revision {revision!r}: {fix}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        fix = "unset it to download" if constants.HF_HUB_OFFLINE else "check the connection and run the same again"
-        raise _OutOfReachError(f"{where} is not in the cache and {_unreachable()}: {fix}") from error
+        fix = (
+            "unset it to download"
+            if constants.HF_HUB_OFFLINE
+            else "check the connection and run the same again"
+        )
+        raise _OutOfReachError(
+            f"{where} is not in the cache and {_unreachable()}: {fix}"
+        ) from error
     except errors.EntryNotFoundError as error:
-        raise HubError(f"a file of {where} is gone from the Hub: run the same again ({_line(error)})") from error
+        raise HubError(
+            f"a file of {where} is gone from the Hub: run the same again ({_line(error)})"
+        ) from error
     except errors.HfHubHTTPError as error:
         raise _refused(where, error.response.status_code) from error
     except HTTPError as error:
@@ -235,26 +270,38 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
             f"{where}: {_unreachable()} ({_line(error)}): check the connection and run the same again"
         ) from error
     except errors.HFValidationError as error:
-        raise HubError(f"{repo_id!r} is no Hub id: it must read owner/name ({_EXAMPLES})") from error
+        raise HubError(
+            f"{repo_id!r} is no Hub id: it must read owner/name ({_EXAMPLES})"
+        ) from error
     except OSError as error:
         raise _unwritten(where, error, constants.HF_HUB_CACHE) from error
     except (RuntimeError, ValueError) as error:  # hf_xet's failures, and answers that are no JSON
-        raise HubError(f"{where}: the download broke off ({_line(error)}): run the same again") from error
+        raise HubError(
+            f"{where}: the download broke off ({_line(error)}): run the same again"
+        ) from error
 
 
 def _refused(where: str, status: int) -> HubError:
     if status in (401, 403):
-        return HubError(f"the Hub refused {where} (HTTP {status}): {_LOGIN}, or unset HF_TOKEN if it is an old one")
+        return HubError(
+            f"the Hub refused {where} (HTTP {status}): {_LOGIN}, or unset HF_TOKEN if it is an old one"
+        )
     if status == 429 or status >= 500:
-        return _OutOfReachError(f"the Hub cannot give {where} now (HTTP {status}): run the same again later")
+        return _OutOfReachError(
+            f"the Hub cannot give {where} now (HTTP {status}): run the same again later"
+        )
     return HubError(f"the Hub refused {where} (HTTP {status}): check the name and the revision")
 
 
 def _unwritten(where: str, error: OSError, cache: str) -> HubError | OutputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"the disk of {cache} is full: free some for {where}, or set HF_HOME to a larger disk")
+        return OutputError(
+            f"the disk of {cache} is full: free some for {where}, or set HF_HOME to a larger disk"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return OutputError(f"{cache} cannot be written ({error.strerror}): set HF_HOME to a folder that can be")
+        return OutputError(
+            f"{cache} cannot be written ({error.strerror}): set HF_HOME to a folder that can be"
+        )
     return HubError(f"{where}: the download broke off ({_line(error)}): run the same again")
 
 

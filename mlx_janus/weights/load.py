@@ -59,7 +59,13 @@ def load_model(
     stored = JanusConfig.load(folder / "config.json")
     config = with_bits(stored, bits, folder, recipe)
     chosen = choose_dtype(config, dtype)
-    check_memory(config, chosen, folder.name, low_memory=low_memory, quantized=stored.quantization is not None)
+    check_memory(
+        config,
+        chosen,
+        folder.name,
+        low_memory=low_memory,
+        quantized=stored.quantization is not None,
+    )
     return _read_model(folder, replace(config, dtype=chosen))
 
 
@@ -102,7 +108,9 @@ class WeightFiles:
         mx.clear_cache()
 
 
-def with_bits(config: JanusConfig, bits: int | None, folder: Path, recipe: str | None = None) -> JanusConfig:
+def with_bits(
+    config: JanusConfig, bits: int | None, folder: Path, recipe: str | None = None
+) -> JanusConfig:
     """Return the config as quantized to ``bits``, or by a recipe.
 
     Raises:
@@ -122,16 +130,22 @@ def with_bits(config: JanusConfig, bits: int | None, folder: Path, recipe: str |
     return config
 
 
-def _load_strictly(model: JanusModel, arrays: dict[str, mx.array], dtype: Dtype, folder: Path) -> None:
+def _load_strictly(
+    model: JanusModel, arrays: dict[str, mx.array], dtype: Dtype, folder: Path
+) -> None:
     expected = dict(tree_flatten(model.parameters()))
     for name, wanted in expected.items():
         if name not in arrays:
             raise CheckpointError(f"{folder} lacks {name}: convert the original folder again")
         stored = arrays[name]
         if stored.shape != wanted.shape:
-            raise CheckpointError(f"{folder}: {name} has the shape {stored.shape}, config.json says {wanted.shape}")
+            raise CheckpointError(
+                f"{folder}: {name} has the shape {stored.shape}, config.json says {wanted.shape}"
+            )
         if not _can_become(stored.dtype, wanted.dtype):
-            raise CheckpointError(f"{folder}: {name} is stored as {stored.dtype}: convert the original folder again")
+            raise CheckpointError(
+                f"{folder}: {name} is stored as {stored.dtype}: convert the original folder again"
+            )
     if surplus := sorted(set(arrays) - set(expected)):
         raise CheckpointError(f"{folder} holds {surplus[0]}, which config.json does not speak of")
     for name, array in arrays.items():

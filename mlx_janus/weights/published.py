@@ -31,7 +31,9 @@ from ..errors import ConfigError, UnsupportedModelError
 
 Layout = Literal["deepseek", "transformers"]
 
-WORKING_MODELS = "deepseek-ai/Janus-1.3B, deepseek-ai/Janus-Pro-1B and deepseek-ai/Janus-Pro-7B work"
+WORKING_MODELS = (
+    "deepseek-ai/Janus-1.3B, deepseek-ai/Janus-Pro-1B and deepseek-ai/Janus-Pro-7B work"
+)
 
 # Named variants: SIGLIP_MODEL_CFG in janus/models/siglip_vit.py and VQ_16 in janus/models/vq_model.py.
 SIGLIP_VARIANTS: dict[str, dict[str, Any]] = {
@@ -64,7 +66,11 @@ def read_published_config(folder: Path) -> tuple[JanusConfig, Layout]:
     path = folder / "config.json"
     config, layout = read_published_sizes(path)
     try:
-        config = replace(config, image=_image(folder, config.image), prompt=_prompt(folder, layout, config.prompt))
+        config = replace(
+            config,
+            image=_image(folder, config.image),
+            prompt=_prompt(folder, layout, config.prompt),
+        )
         return replace(config, generation=replace(config.generation, **_guidance(folder))), layout
     except ConfigError as error:
         raise error if str(folder) in str(error) else ConfigError(f"{folder}: {error}") from None
@@ -92,12 +98,20 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
     if model_type == "janus":
         return "transformers"
     architectures = data.get("architectures")
-    named = str(architectures[0]) if isinstance(architectures, list) and architectures else str(model_type)
+    named = (
+        str(architectures[0])
+        if isinstance(architectures, list) and architectures
+        else str(model_type)
+    )
     if model_type != "multi_modality":
         raise UnsupportedModelError(f"is of a {named[:60]} model, not of Janus: {WORKING_MODELS}")
     if any(key.startswith(("vision_gen_", "vision_und_")) for key in data):
-        raise UnsupportedModelError(f"is of JanusFlow, which draws by rectified flow: {WORKING_MODELS}")
-    if not any(key in data for key in ("gen_vision_config", "gen_aligner_config", "gen_head_config")):
+        raise UnsupportedModelError(
+            f"is of JanusFlow, which draws by rectified flow: {WORKING_MODELS}"
+        )
+    if not any(
+        key in data for key in ("gen_vision_config", "gen_aligner_config", "gen_head_config")
+    ):
         raise UnsupportedModelError(f"is of DeepSeek-VL, which cannot draw: {WORKING_MODELS}")
     return "deepseek"
 
@@ -122,8 +136,14 @@ def _pick(data: Mapping[str, Any], *keys: str) -> Any:
 
 
 def _mlp_width(width: Any, ratio: Any) -> int:
-    if type(width) not in (int, float) or type(ratio) not in (int, float) or not math.isfinite(width * ratio):
-        raise ConfigError(f"width and mlp_ratio must be numbers, got {str(width)[:40]!r} and {str(ratio)[:40]!r}")
+    if (
+        type(width) not in (int, float)
+        or type(ratio) not in (int, float)
+        or not math.isfinite(width * ratio)
+    ):
+        raise ConfigError(
+            f"width and mlp_ratio must be numbers, got {str(width)[:40]!r} and {str(ratio)[:40]!r}"
+        )
     return int(width * ratio)
 
 
@@ -162,9 +182,13 @@ def _deepseek_vision(data: Mapping[str, Any]) -> SiglipConfig:
     known = SIGLIP_VARIANTS.get(name) if isinstance(name, str) else None
     needed = ("image_size", "patch_size", "width", "layers", "heads", "mlp_ratio")
     if known is None and any(key not in params for key in needed):
-        raise UnsupportedModelError(f"names an unknown vision encoder {str(name)[:60]!r}: {WORKING_MODELS}")
+        raise UnsupportedModelError(
+            f"names an unknown vision encoder {str(name)[:60]!r}: {WORKING_MODELS}"
+        )
     if params.get("select_layer", -1) != -1 or params.get("select_feature", "same") != "same":
-        raise UnsupportedModelError("takes features from inside the vision encoder; only its last layer is supported")
+        raise UnsupportedModelError(
+            "takes features from inside the vision encoder; only its last layer is supported"
+        )
     sizes = {**(known or {}), **{key: params[key] for key in needed if key in params}}
     ratio = sizes.pop("mlp_ratio")
     return SiglipConfig(kind="siglip", **sizes, mlp_width=_mlp_width(sizes["width"], ratio))
@@ -177,7 +201,9 @@ def _deepseek_codec(data: Mapping[str, Any]) -> VQConfig:
     known = VQ_VARIANTS.get(name) if isinstance(name, str) else None
     needed = ("ch", "ch_mult", "num_res_blocks", "z_channels")
     if known is None and any(key not in params for key in needed):
-        raise UnsupportedModelError(f"names an unknown image codec {str(name)[:60]!r}: {WORKING_MODELS}")
+        raise UnsupportedModelError(
+            f"names an unknown image codec {str(name)[:60]!r}: {WORKING_MODELS}"
+        )
     sizes = {**(known or {}), **{key: params[key] for key in needed if key in params}}
     sizes["ch_mult"] = _tuple(sizes["ch_mult"])
     return VQConfig(
@@ -192,7 +218,9 @@ def _deepseek_projector(data: Mapping[str, Any], key: str) -> MLPConfig:
     params = _params(data, key)
     kind = params.get("projector_type", "mlp_gelu")
     if kind != "mlp_gelu":
-        raise UnsupportedModelError(f"has a {str(kind)[:40]!r} projector in {key}; only 'mlp_gelu' is supported")
+        raise UnsupportedModelError(
+            f"has a {str(kind)[:40]!r} projector in {key}; only 'mlp_gelu' is supported"
+        )
     return MLPConfig(
         kind="mlp_gelu",
         input_dim=_pick(params, "input_dim"),
@@ -203,7 +231,9 @@ def _deepseek_projector(data: Mapping[str, Any], key: str) -> MLPConfig:
 
 def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConfig:
     if data.get("model_type", "llama") != "llama":
-        raise UnsupportedModelError(f"has a {str(data['model_type'])[:40]!r} language model; only Llama is supported")
+        raise UnsupportedModelError(
+            f"has a {str(data['model_type'])[:40]!r} language model; only Llama is supported"
+        )
     if data.get("attention_bias") or data.get("mlp_bias"):
         raise UnsupportedModelError("has biases in its language model; Janus's Llama has none")
     sizes: dict[str, Any] = {
@@ -214,8 +244,15 @@ def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConf
     heads = sizes["num_attention_heads"]
     head_dim = data.get("head_dim")
     if head_dim is None:
-        if type(heads) is not int or type(sizes["hidden_size"]) is not int or heads < 1 or sizes["hidden_size"] % heads:
-            raise ConfigError(f"hidden_size {sizes['hidden_size']!r} must be a multiple of {heads!r} heads")
+        if (
+            type(heads) is not int
+            or type(sizes["hidden_size"]) is not int
+            or heads < 1
+            or sizes["hidden_size"] % heads
+        ):
+            raise ConfigError(
+                f"hidden_size {sizes['hidden_size']!r} must be a multiple of {heads!r} heads"
+            )
         head_dim = sizes["hidden_size"] // heads
     return LlamaConfig(
         kind="llama",
@@ -233,12 +270,18 @@ def _rope_theta(data: Mapping[str, Any]) -> Any:
         raise ConfigError(f"rope_parameters must be a JSON object, got {type(rope).__name__}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise UnsupportedModelError(f"scales its rotary embeddings ({str(kind)[:40]!r}); only plain ones are supported")
+        raise UnsupportedModelError(
+            f"scales its rotary embeddings ({str(kind)[:40]!r}); only plain ones are supported"
+        )
     return rope.get("rope_theta", data.get("rope_theta", 10000.0))
 
 
 def _dtype(data: Mapping[str, Any]) -> Dtype:
-    value = data.get("dtype") or data.get("torch_dtype") or _object(data, "language_config").get("torch_dtype")
+    value = (
+        data.get("dtype")
+        or data.get("torch_dtype")
+        or _object(data, "language_config").get("torch_dtype")
+    )
     value = str(value or "bfloat16").removeprefix("torch.")
     if value not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {value[:40]!r}")
@@ -249,7 +292,9 @@ def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
     vision, codec = _transformers_vision(_object(data, "vision_config")), _object(data, "vq_config")
     language = _language(_object(data, "text_config"), {"rms_norm_eps": 1e-6})
     if codec.get("double_latent"):
-        raise UnsupportedModelError("has an image codec with double latents; Janus's has single ones")
+        raise UnsupportedModelError(
+            "has an image codec with double latents; Janus's has single ones"
+        )
     codebook_size, codebook_dim = _pick(codec, "num_embeddings"), _pick(codec, "embed_dim")
     return JanusConfig(
         understanding=vision,
@@ -294,7 +339,9 @@ def _transformers_vision(data: Mapping[str, Any]) -> SiglipConfig:
     if data.get("use_qk_norm"):
         raise UnsupportedModelError("normalises q and k in its vision encoder; Janus's does not")
     if data.get("hidden_act", "gelu") != "gelu":
-        raise UnsupportedModelError(f"has {str(data['hidden_act'])[:40]!r} in its vision encoder; Janus has 'gelu'")
+        raise UnsupportedModelError(
+            f"has {str(data['hidden_act'])[:40]!r} in its vision encoder; Janus has 'gelu'"
+        )
     width = _pick(data, "hidden_size")
     return SiglipConfig(
         kind="siglip",
@@ -318,7 +365,9 @@ def _image(folder: Path, image: ImageConfig) -> ImageConfig:
     if not data:
         data = _optional_json(folder / "processor_config.json").get("image_processor") or {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{folder / 'processor_config.json'}: image_processor must be a JSON object")
+        raise ConfigError(
+            f"{folder / 'processor_config.json'}: image_processor must be a JSON object"
+        )
     given = {
         "min_size": data.get("min_size"),
         "background": _tuple(data.get("background_color")),
@@ -352,8 +401,14 @@ def _spelling(token: Any) -> str | None:
 def _added_tokens(folder: Path) -> set[str]:
     data = read_model_json(folder / "tokenizer.json")
     entries = data.get("added_tokens")
-    vocabulary = (data.get("model") or {}).get("vocab") if isinstance(data.get("model"), dict) else None
-    added = {str(e.get("content")) for e in entries if isinstance(e, dict)} if isinstance(entries, list) else set()
+    vocabulary = (
+        (data.get("model") or {}).get("vocab") if isinstance(data.get("model"), dict) else None
+    )
+    added = (
+        {str(e.get("content")) for e in entries if isinstance(e, dict)}
+        if isinstance(entries, list)
+        else set()
+    )
     return added | (set(vocabulary) if isinstance(vocabulary, dict) else set())
 
 

@@ -27,13 +27,23 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 from mlx import nn
 
-from ..config import BITS, GROUP_SIZES, RECIPES, JanusConfig, LayerBits, QuantizationConfig, QuantizationMode
+from ..config import (
+    BITS,
+    GROUP_SIZES,
+    RECIPES,
+    JanusConfig,
+    LayerBits,
+    QuantizationConfig,
+    QuantizationMode,
+)
 from ..errors import ConfigError, OptionError
 from ..models.janus import JanusModel, generation_parts
 
 DEFAULT_GROUP_SIZE = 64
 
-_FORMS: dict[QuantizationMode, tuple[tuple[int, ...], tuple[int, ...]]] = {  # bits and groups that MLX has, and we use
+_FORMS: dict[
+    QuantizationMode, tuple[tuple[int, ...], tuple[int, ...]]
+] = {  # bits and groups that MLX has, and we use
     "affine": ((4, 5, 6, 8), GROUP_SIZES),
     "mxfp4": ((4,), (32,)),
     "mxfp8": ((8,), (32,)),
@@ -56,7 +66,9 @@ class Rule:
 
     language: Precision  # of the language model, lm_head included
     careful: Precision | None  # of the adaptors and the image head; None: float
-    exceptions: Mapping[str, Precision] = field(default_factory=dict)  # in the language model: q_proj, lm_head, ...
+    exceptions: Mapping[str, Precision] = field(
+        default_factory=dict
+    )  # in the language model: q_proj, lm_head, ...
 
     def of(self, path: str, careful: Collection[str]) -> Precision | None:
         """Return the precision of the linear layer at ``path``, or None to keep it float.
@@ -72,7 +84,9 @@ class Rule:
 
 RULES = {
     "light": Rule(Precision(4, 128), Precision(6)),
-    "balanced": Rule(Precision(4), Precision(8), dict.fromkeys(("v_proj", "o_proj", "lm_head"), Precision(6))),
+    "balanced": Rule(
+        Precision(4), Precision(8), dict.fromkeys(("v_proj", "o_proj", "lm_head"), Precision(6))
+    ),
     "faithful": Rule(Precision(8), None),
     "mxfp4": Rule(Precision(4, 32, "mxfp4"), Precision(8)),
     "mxfp8": Rule(Precision(8, 32, "mxfp8"), Precision(8)),
@@ -80,7 +94,9 @@ RULES = {
 }
 
 
-def choose_rule(bits: int | None, recipe: str | None, group_size: int = DEFAULT_GROUP_SIZE) -> Rule | None:
+def choose_rule(
+    bits: int | None, recipe: str | None, group_size: int = DEFAULT_GROUP_SIZE
+) -> Rule | None:
     """The rule that is asked for by bits or by name; None if neither is.
 
     Args:
@@ -107,7 +123,11 @@ def choose_rule(bits: int | None, recipe: str | None, group_size: int = DEFAULT_
 
 
 def plan_quantization(
-    config: JanusConfig, bits: int | None = None, group_size: int = DEFAULT_GROUP_SIZE, *, recipe: str | None = None
+    config: JanusConfig,
+    bits: int | None = None,
+    group_size: int = DEFAULT_GROUP_SIZE,
+    *,
+    recipe: str | None = None,
 ) -> QuantizationConfig | None:
     """Bits and group of every layer, and which layers that the rule names stayed float; None if nothing is asked for.
 
@@ -130,13 +150,19 @@ def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> 
         if precision is None:
             continue
         width, groups = module.weight.shape[-1], _FORMS[precision.mode][1]
-        group = next((g for g in reversed(groups) if g <= precision.group_size and width % g == 0), None)
+        group = next(
+            (g for g in reversed(groups) if g <= precision.group_size and width % g == 0), None
+        )
         if group is None:
             kept.append(path)
         else:
-            layers.append(LayerBits(path=path, bits=precision.bits, group_size=group, mode=precision.mode))
+            layers.append(
+                LayerBits(path=path, bits=precision.bits, group_size=group, mode=precision.mode)
+            )
     if not layers:
-        raise OptionError("no layer of this model is wide enough to be quantized: leave bits=... and recipe=... out")
+        raise OptionError(
+            "no layer of this model is wide enough to be quantized: leave bits=... and recipe=... out"
+        )
     layers.sort(key=lambda layer: layer.path)
     return QuantizationConfig(
         bits=rule.language.bits,
@@ -158,16 +184,26 @@ def quantize_model(model: JanusModel, quantization: QuantizationConfig) -> None:
     for path, layer in wanted.items():
         module = modules.get(path)
         if not isinstance(module, nn.Linear):
-            raise ConfigError(f"quantization lists {path!r}, which is no linear layer of this model")
+            raise ConfigError(
+                f"quantization lists {path!r}, which is no linear layer of this model"
+            )
         bits, groups = _FORMS[layer.mode]
-        if module.weight.shape[-1] % layer.group_size or layer.bits not in bits or layer.group_size not in groups:
+        if (
+            module.weight.shape[-1] % layer.group_size
+            or layer.bits not in bits
+            or layer.group_size not in groups
+        ):
             raise ConfigError(
                 f"quantization of {path!r} with {layer.bits} bits in groups of {layer.group_size} ({layer.mode}) is off"
             )
 
     def choice(path: str, _: nn.Module) -> bool | dict[str, int | str]:
         layer = wanted.get(path)
-        return {"bits": layer.bits, "group_size": layer.group_size, "mode": layer.mode} if layer else False
+        return (
+            {"bits": layer.bits, "group_size": layer.group_size, "mode": layer.mode}
+            if layer
+            else False
+        )
 
     nn.quantize(model, class_predicate=choice)
 

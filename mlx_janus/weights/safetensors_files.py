@@ -70,9 +70,13 @@ def read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} has no weight_map: download it again")
     for file in set(map(str, weight_map.values())):
         if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", file):
-            raise CheckpointError(f"{path} points to {file[:80]!r}, which is no file of its own folder: refused")
+            raise CheckpointError(
+                f"{path} points to {file[:80]!r}, which is no file of its own folder: refused"
+            )
         if not (path.parent / file).is_file():
-            raise CheckpointError(f"{path.parent / file} is missing, but {path.name} lists it: download it again")
+            raise CheckpointError(
+                f"{path.parent / file} is missing, but {path.name} lists it: download it again"
+            )
     return {str(name): str(file) for name, file in weight_map.items()}
 
 
@@ -94,13 +98,17 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError, MemoryError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is no whole safetensors file ({reason}): download it again") from None
+        raise CheckpointError(
+            f"{path} is no whole safetensors file ({reason}): download it again"
+        ) from None
     metadata = header.pop("__metadata__", None) or {}
     entries = {}
     for name in sorted(names):
         entry = header[name]
         dtype = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
-        entries[name] = SafetensorsEntry(path, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), dtype)
+        entries[name] = SafetensorsEntry(
+            path, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), dtype
+        )
     return entries, metadata
 
 

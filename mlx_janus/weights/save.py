@@ -17,7 +17,13 @@ from .safetensors_files import write_safetensors
 
 
 def save_model(
-    model: JanusModel, tokenizer: str, output: Path, *, dtype: Dtype, source: str, overwrite: bool = False
+    model: JanusModel,
+    tokenizer: str,
+    output: Path,
+    *,
+    dtype: Dtype,
+    source: str,
+    overwrite: bool = False,
 ) -> None:
     """Write a converted folder, whole or not at all.
 
@@ -33,10 +39,14 @@ def save_model(
         OutputError: the output is there already, or cannot be written.
     """
     check_output(output, overwrite=overwrite)
-    arrays = {name: array.astype(getattr(mx, dtype)) for name, array in tree_flatten(model.parameters())}
+    arrays = {
+        name: array.astype(getattr(mx, dtype)) for name, array in tree_flatten(model.parameters())
+    }
     with atomic_folder(output, overwrite=overwrite) as folder:
         try:
-            write_safetensors(folder / "model.safetensors", arrays, make_stamp(source, "", dtype, {}))
+            write_safetensors(
+                folder / "model.safetensors", arrays, make_stamp(source, "", dtype, {})
+            )
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
             replace(model.config, dtype=dtype).dump(folder / "config.json")
         except (OSError, RuntimeError) as error:

@@ -94,7 +94,9 @@ def find_converted(
             return path
         config = read_published_config(path)[0]
         files = [*weight_files(path), *path.glob("*.json")]
-        facts: list[object] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(set(files))]
+        facts: list[object] = [
+            [f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(set(files))
+        ]
         cached = _cached(str(path.resolve()), facts, options)
     else:
         model = _find_on_hub(name, revision)
@@ -109,13 +111,19 @@ def find_converted(
         with contextlib.suppress(OSError):  # a cache may be read-only
             os.utime(cached / "config.json")
         return cached
-    return _convert(source or Source(hub.fetch(model), model.repo_id, model.revision), cached, options, progress)
+    return _convert(
+        source or Source(hub.fetch(model), model.repo_id, model.revision), cached, options, progress
+    )
 
 
 def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
     """Sizes of a PyTorch model on the Hub, from its config alone; None for a converted one, other families refused."""
     path = hub.fetch_config(model)
-    return None if read_model_json(path).get("model_type") == MODEL_TYPE else read_published_sizes(path)[0]
+    return (
+        None
+        if read_model_json(path).get("model_type") == MODEL_TYPE
+        else read_published_sizes(path)[0]
+    )
 
 
 def _is_folder(path: Path) -> bool:
@@ -132,7 +140,11 @@ def _expanded(name: str | os.PathLike[str]) -> Path:
 def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubModel:
     text = os.fspath(name)
     if not hub.HUB_ID.fullmatch(text) or len(text) > 200 or Path(text).exists():
-        what = "is a file" if len(text) <= 200 and Path(text).is_file() else "is neither a folder nor a Hub id"
+        what = (
+            "is a file"
+            if len(text) <= 200 and Path(text).is_file()
+            else "is neither a folder nor a Hub id"
+        )
         raise CheckpointError(f"{text[:200]} {what}: {NO_MODEL}")
     return hub.find(text, revision)
 
@@ -143,12 +155,16 @@ def _cached(source: str, facts: list[object], options: ConvertOptions) -> Path:
     precision = [options.recipe, asdict(rule)] if rule and options.recipe else options.bits
     key = json.dumps([source, facts, precision, _LAYOUT])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    label = "--".join(Path(source).parts[-2:] if source.count("/") == 1 else Path(source).parts[-1:])
+    label = "--".join(
+        Path(source).parts[-2:] if source.count("/") == 1 else Path(source).parts[-1:]
+    )
     quantized = f"{options.recipe or f'{options.bits}bit'}-" if rule else ""
     return cache_folder() / f"{label}-{quantized}{digest}"
 
 
-def _convert(source: Source, cached: Path, options: ConvertOptions, progress: Progress | None) -> Path:
+def _convert(
+    source: Source, cached: Path, options: ConvertOptions, progress: Progress | None
+) -> Path:
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -31,8 +31,15 @@ _DTYPES: dict[str, mx.Dtype] = {
     "int8": mx.int8, "int16": mx.int16, "int32": mx.int32, "int64": mx.int64,
     "uint8": mx.uint8, "uint16": mx.uint16, "uint32": mx.uint32, "uint64": mx.uint64, "bool": mx.bool_,
 }  # fmt: skip
-_ITEM_BYTES = {name: 1 if name == "bool" else int(name.lstrip("abfintlou")) // 8 for name in _DTYPES}
-_CARRIERS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}  # what bytes are read as, by size of an item
+_ITEM_BYTES = {
+    name: 1 if name == "bool" else int(name.lstrip("abfintlou")) // 8 for name in _DTYPES
+}
+_CARRIERS = {
+    1: mx.uint8,
+    2: mx.uint16,
+    4: mx.uint32,
+    8: mx.uint64,
+}  # what bytes are read as, by size of an item
 
 _MAX_PICKLE = 64 << 20  # bytes of data.pkl; a 7B model's has some 200 kB
 _MAX_DIRECTORY = 16 << 20  # bytes of the zip's central directory; a 7B model's has some 100 kB
@@ -102,7 +109,10 @@ class StoredTensor:
         raw = np.empty(_extent(self.shape, self.strides), f"u{_ITEM_BYTES[self.dtype]}")
         _fill(self.path, start, _bytes_of(raw))
         # A side of 1 may have any stride, also one that numpy cannot hold.
-        steps = [0 if side == 1 else s * raw.itemsize for side, s in zip(self.shape, self.strides, strict=True)]
+        steps = [
+            0 if side == 1 else s * raw.itemsize
+            for side, s in zip(self.shape, self.strides, strict=True)
+        ]
         blank = _blank(self.shape, self.dtype)
         target = np.frombuffer(_bytes_of(blank), raw.dtype).reshape(self.shape)
         np.copyto(target, np.lib.stride_tricks.as_strided(raw, self.shape, steps))
@@ -146,12 +156,16 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
             if f"{prefix}/byteorder" in spans:  # files from before PyTorch 2.1 do not say
                 order = _read_entry(path, file, spans, f"{prefix}/byteorder", 64)
                 if order != b"little":
-                    raise _error(path, f"its byte order is {order!r}, only b'little' is read", _RESAVE)
+                    raise _error(
+                        path, f"its byte order is {order!r}, only b'little' is read", _RESAVE
+                    )
             program = _read_entry(path, file, spans, f"{prefix}/data.pkl", _MAX_PICKLE)
     except FileNotFoundError:
         raise _error(path, "is missing", "download the whole model folder") from None
     except OSError as error:
-        raise _error(path, f"cannot be read ({error.strerror})", "check the disk and its rights") from None
+        raise _error(
+            path, f"cannot be read ({error.strerror})", "check the disk and its rights"
+        ) from None
     content = _read_records(path, program)
     return {name: _locate(path, name, value, prefix, spans) for name, value in content.items()}
 
@@ -169,7 +183,11 @@ def _blank(shape: tuple[int, ...], dtype: str) -> mx.array:
 
 def _typed(blank: mx.array, dtype: str) -> mx.array:
     """The same bytes as dtype, without a copy (float64 and bool apart)."""
-    x = blank.view(_DTYPES[dtype], stream=mx.cpu) if dtype != "bool" else mx.not_equal(blank, 0, stream=mx.cpu)
+    x = (
+        blank.view(_DTYPES[dtype], stream=mx.cpu)
+        if dtype != "bool"
+        else mx.not_equal(blank, 0, stream=mx.cpu)
+    )
     if dtype == "float64":
         x = x.astype(mx.float32, stream=mx.cpu)
     mx.eval(x)
@@ -194,7 +212,9 @@ def _fill(path: Path, offset: int, target: memoryview) -> None:
     except FileNotFoundError:
         raise _error(path, "has gone since its header was read", "put it back") from None
     except OSError as error:
-        raise _error(path, f"cannot be read ({error.strerror})", "check the disk and its rights") from None
+        raise _error(
+            path, f"cannot be read ({error.strerror})", "check the disk and its rights"
+        ) from None
 
 
 def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
@@ -223,7 +243,9 @@ class _BoundedFile(io.FileIO):
         return super().read(-1 if size is None else size) or b""
 
 
-_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # signature, version, flags, method, time, date, crc, sizes, lengths
+_LOCAL_HEADER = struct.Struct(
+    "<4s5H3I2H"
+)  # signature, version, flags, method, time, date, crc, sizes, lengths
 
 
 def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
@@ -232,15 +254,29 @@ def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
     if not head:
         raise _error(path, "is empty")
     if head.startswith(b"version https://git-lfs"):
-        raise _error(path, "is a Git LFS pointer and not the weights", "run git lfs pull, or download the file itself")
+        raise _error(
+            path,
+            "is a Git LFS pointer and not the weights",
+            "run git lfs pull, or download the file itself",
+        )
     if head[0] == 0x80:
-        raise _error(path, "is a bare pickle (PyTorch's format before 1.6), which is not read", _RESAVE)
+        raise _error(
+            path, "is a bare pickle (PyTorch's format before 1.6), which is not read", _RESAVE
+        )
     if not head.startswith(b"PK\x03\x04"):
         raise _error(path, "is no PyTorch zip file", f"{_AGAIN}, or {_RESAVE}")
     try:
         with zipfile.ZipFile(file) as archive:
             infos, end = archive.infolist(), archive.start_dir
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError, IndexError, OSError):
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        struct.error,
+        ValueError,
+        OverflowError,
+        IndexError,
+        OSError,
+    ):
         raise _error(path, "is cut off or damaged (its zip directory cannot be read)") from None
     spans: dict[str, _Span] = {}
     bounds: list[tuple[int, int]] = []
@@ -264,13 +300,18 @@ def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int
     if info.compress_type != zipfile.ZIP_STORED:
         raise _error(path, f"entry {name} is compressed, which is not read", _RESAVE)
     damaged = _error(path, f"is cut off or damaged (zip entry {name})")
-    if not 0 <= info.header_offset <= end - _LOCAL_HEADER.size or info.compress_size != info.file_size:
+    if (
+        not 0 <= info.header_offset <= end - _LOCAL_HEADER.size
+        or info.compress_size != info.file_size
+    ):
         raise damaged
     file.seek(info.header_offset)
     header = file.read(_LOCAL_HEADER.size)
     if len(header) != _LOCAL_HEADER.size:
         raise damaged
-    signature, _, flags, method, _, _, _, packed, size, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    signature, _, flags, method, _, _, _, packed, size, name_length, extra_length = (
+        _LOCAL_HEADER.unpack(header)
+    )
     start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     raw_name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
     # The local sizes are absent where a data descriptor follows (flag 8), and elsewhere where zip64 holds them.
@@ -291,14 +332,24 @@ def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int
 def _find_prefix(path: Path, spans: dict[str, _Span]) -> str:
     found = [name for name in spans if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(found) != 1:
-        raise _error(path, f"is no PyTorch checkpoint (a zip with {len(found)} entries <name>/data.pkl)", _RESAVE)
+        raise _error(
+            path,
+            f"is no PyTorch checkpoint (a zip with {len(found)} entries <name>/data.pkl)",
+            _RESAVE,
+        )
     return found[0].removesuffix("/data.pkl")
 
 
-def _read_entry(path: Path, file: _BoundedFile, spans: dict[str, _Span], name: str, limit: int) -> bytes:
+def _read_entry(
+    path: Path, file: _BoundedFile, spans: dict[str, _Span], name: str, limit: int
+) -> bytes:
     span = spans[name]
     if span.size > limit:
-        raise _error(path, f"{quote(name)} has {span.size} bytes, more than the {limit} that are read", _SAFER)
+        raise _error(
+            path,
+            f"{quote(name)} has {span.size} bytes, more than the {limit} that are read",
+            _SAFER,
+        )
     content = bytearray(span.size)
     file.seek(span.start)
     if file.readinto(content) != span.size:
@@ -319,19 +370,25 @@ def _read_records(path: Path, program: bytes) -> dict[str, TensorRecord]:
         raise _error(path, f"its data.pkl is damaged ({damaged})") from None
     if type(result) is not dict:
         raise _error(
-            path, f"holds an object of type {describe(result)}, not a dict of tensors", "save the model's state_dict()"
+            path,
+            f"holds an object of type {describe(result)}, not a dict of tensors",
+            "save the model's state_dict()",
         )
     for name, value in result.items():
         if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
             raise _error(path, f"the tensor name {quote(name)} is not printable, empty or too long")
         if type(value) is not TensorRecord:
             raise _error(
-                path, f"entry {quote(name)} is of type {describe(value)}, not a tensor", "save the state dict alone"
+                path,
+                f"entry {quote(name)} is of type {describe(value)}, not a tensor",
+                "save the state dict alone",
             )
     return result
 
 
-def _locate(path: Path, name: str, tensor: TensorRecord, prefix: str, spans: dict[str, _Span]) -> StoredTensor:
+def _locate(
+    path: Path, name: str, tensor: TensorRecord, prefix: str, spans: dict[str, _Span]
+) -> StoredTensor:
     """Check that a tensor lies inside its storage, and the storage inside its entry."""
     storage, offset, shape, strides = tensor
 
@@ -346,10 +403,14 @@ def _locate(path: Path, name: str, tensor: TensorRecord, prefix: str, spans: dic
             f"lies in a storage of {storage.size} {storage.dtype} items, of which the file has {span.size} bytes"
         )
     if len(shape) > _MAX_DIMS or len(shape) != len(strides):
-        raise outside(f"has {len(shape)} sizes and {len(strides)} strides, of which at most {_MAX_DIMS} each are read")
+        raise outside(
+            f"has {len(shape)} sizes and {len(strides)} strides, of which at most {_MAX_DIMS} each are read"
+        )
     # Zeros count as ones here: MLX multiplies the other sides of an empty array too.
     if max(shape, default=0) > _MAX_SIDE or math.prod(max(side, 1) for side in shape) >= 1 << 60:
         raise outside("has a side that is too long for MLX")
-    if 0 not in shape and (math.prod(shape) > storage.size or offset + _extent(shape, strides) > storage.size):
+    if 0 not in shape and (
+        math.prod(shape) > storage.size or offset + _extent(shape, strides) > storage.size
+    ):
         raise outside("reaches beyond its storage")
     return StoredTensor(path, shape, storage.dtype, strides, offset, span.start, span.size)

@@ -94,7 +94,15 @@ class _Global(NamedTuple):
     name: str
 
 
-_PUSH_ARGUMENT = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+_PUSH_ARGUMENT = {
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+}
 _PUSH_CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -128,7 +136,10 @@ class _Machine:
             self.remember(len(self.memo) if name == "MEMOIZE" else argument)
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])
-        elif name in ("GLOBAL", "INST"):  # INST is never admitted, but what it asks for is worth a name
+        elif name in (
+            "GLOBAL",
+            "INST",
+        ):  # INST is never admitted, but what it asks for is worth a name
             self.ask(argument.replace(" ", ".", 1))
             if name == "INST":
                 raise RefusedError("uses the instruction INST")
@@ -221,18 +232,31 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
 
 
 def _make_tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any, metadata: Any = None
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: Any,
+    hooks: Any,
+    metadata: Any = None,
 ) -> TensorRecord:
     if metadata:  # conjugate and negative bits: the stored values are not the tensor's
         raise RefusedError("marks a tensor as negated, conjugated or otherwise special")
     sizes = [_natural(item) for item in _expect(shape, tuple)]
     steps = [_natural(item) for item in _expect(strides, tuple)]
-    return TensorRecord(_expect(storage, StorageRecord), _natural(offset), tuple(sizes), tuple(steps))
+    return TensorRecord(
+        _expect(storage, StorageRecord), _natural(offset), tuple(sizes), tuple(steps)
+    )
 
 
 def _make_storage(identity: Any) -> StorageRecord:
     """The persistent id ("storage", type, key, device, items)."""
-    if type(identity) is not tuple or len(identity) != 5 or type(identity[0]) is not str or identity[0] != "storage":
+    if (
+        type(identity) is not tuple
+        or len(identity) != 5
+        or type(identity[0]) is not str
+        or identity[0] != "storage"
+    ):
         raise RefusedError("names a storage in an unknown way")
     _, kind, key, location, size = identity
     _expect(location, str)

@@ -14,7 +14,10 @@ from .folder import open_converted
 from .hub import HUB_ID, fetch_card
 
 _LICENCE = ("license", "license_name", "license_link")
-_STALE = ["*.safetensors", "model.safetensors.index.json"]  # shards of another upload would be read with the new ones
+_STALE = [
+    "*.safetensors",
+    "model.safetensors.index.json",
+]  # shards of another upload would be read with the new ones
 
 
 def check_upload(repo_id: str) -> None:
@@ -59,14 +62,22 @@ def upload_converted(
 
     card = model_card(folder, source, repo_id)
     try:
-        with tempfile.TemporaryDirectory() as staged:  # the card is not a part of a converted folder
+        with (
+            tempfile.TemporaryDirectory() as staged
+        ):  # the card is not a part of a converted folder
             for file in folder.iterdir():
                 (Path(staged) / file.name).symlink_to(file.resolve())
             (Path(staged) / "README.md").write_text(card, encoding="utf-8")
             api = HfApi(token=get_token(), library_name="mlx_janus", library_version=__version__)
-            made = api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
-            if private and not api.model_info(repo_id).private:  # which was there, and stays as it is
-                raise HubError(f"{repo_id} is public: make it private in its settings, or leave private=True out")
+            made = api.create_repo(
+                repo_id, repo_type="model", private=private or None, exist_ok=True
+            )
+            if (
+                private and not api.model_info(repo_id).private
+            ):  # which was there, and stays as it is
+                raise HubError(
+                    f"{repo_id} is public: make it private in its settings, or leave private=True out"
+                )
             message = f"Convert {source.name} with mlx_janus {__version__}"
             api.upload_folder(
                 repo_id=repo_id,
@@ -78,7 +89,11 @@ def upload_converted(
             )
     except HfHubHTTPError as error:
         status = error.response.status_code
-        fix = "log in with `hf auth login` and a token that may write there" if status in (401, 403, 404) else again
+        fix = (
+            "log in with `hf auth login` and a token that may write there"
+            if status in (401, 403, 404)
+            else again
+        )
         raise HubError(f"the Hub did not take {repo_id} (HTTP {status}): {fix}") from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -106,7 +121,11 @@ def model_card(folder: Path, source: Source, repo_id: str) -> str:
         license_name=licence.get("license_name"),
         license_link=licence.get("license_link"),
     )
-    origin = f"[{base}](https://huggingface.co/{base}), commit {source.revision}" if base else f"`{source.name}`"
+    origin = (
+        f"[{base}](https://huggingface.co/{base}), commit {source.revision}"
+        if base
+        else f"`{source.name}`"
+    )
     return f"""---
 {facts.to_yaml()}
 ---

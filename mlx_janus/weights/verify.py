@@ -29,17 +29,23 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     _check_hashes(source, converted, stamp, progress)
     plan = plan_conversion(source, _options_of(config))
     if replace(plan.config, dtype=config.dtype) != config:
-        raise CheckpointError(f"{converted / 'config.json'} does not say what {source.folder} says: convert again")
+        raise CheckpointError(
+            f"{converted / 'config.json'} does not say what {source.folder} says: convert again"
+        )
     _check_tokenizer(source, converted, config)
     plan = replace(plan, config=config, dtype=config.dtype if stamp.get("dtype") else None)
     return _compare(plan, arrays, source, converted, progress)
 
 
-def _check_hashes(source: Source, converted: Path, stamp: dict[str, str], progress: Progress) -> None:
+def _check_hashes(
+    source: Source, converted: Path, stamp: dict[str, str], progress: Progress
+) -> None:
     stamped = stamped_hashes(converted, stamp)
     for name, digest in source_hashes(source.folder, progress).items():
         if stamped.get(name) != digest:
-            raise CheckpointError(f"{source.folder / name} is not the file that {converted} was made from")
+            raise CheckpointError(
+                f"{source.folder / name} is not the file that {converted} was made from"
+            )
 
 
 def _check_tokenizer(source: Source, converted: Path, config: JanusConfig) -> None:
@@ -50,7 +56,11 @@ def _check_tokenizer(source: Source, converted: Path, config: JanusConfig) -> No
 
 
 def _compare(
-    plan: ConversionPlan, arrays: dict[str, mx.array], source: Source, converted: Path, progress: Progress
+    plan: ConversionPlan,
+    arrays: dict[str, mx.array],
+    source: Source,
+    converted: Path,
+    progress: Progress,
 ) -> int:
     """Convert one tensor at a time and compare it with the stored ``arrays``; return the number of arrays."""
     count = done = 0
@@ -59,7 +69,9 @@ def _compare(
         for name, array in plan.convert(tensor).items():
             stored = arrays.pop(name, None)
             if stored is None or not _same_bits(array, stored):
-                raise CheckpointError(f"{converted}: {name} differs from what {source.folder} gives: convert again")
+                raise CheckpointError(
+                    f"{converted}: {name} differs from what {source.folder} gives: convert again"
+                )
             count += 1
         mx.clear_cache()
         done += tensor.source_bytes

@@ -26,7 +26,12 @@ _LEAST_AREA = 12.0  # pixels: half of the smallest shape
 _GRID = 20  # samples per side of a normalised mask
 _REACH = 1.15  # half the side of that grid, in square roots of the area
 _ILL_FORMED = 0.15  # squared distance per unit area beyond which a region is no shape
-_ANGLES = {"circle": [0.0], "square": range(-45, 45, 9), "triangle": range(-60, 60, 8), "star": range(-36, 36, 9)}
+_ANGLES = {
+    "circle": [0.0],
+    "square": range(-45, 45, 9),
+    "triangle": range(-60, 60, 8),
+    "star": range(-36, 36, 9),
+}
 _SIZES = (8.0, 9.0, 11.0, 14.0, 20.0, 30.0)  # pixels, of the templates
 _SHIFTS = (0.0, 0.5)  # pixels from the centre of the image
 
@@ -54,7 +59,9 @@ def read(image: Image.Image | np.ndarray) -> list[Detection]:
     Args:
         image: RGB, ``SIDE`` x ``SIDE``, as an image or (H, W, 3) bytes.
     """
-    rgb = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image, dtype=np.float64)
+    rgb = np.asarray(
+        image.convert("RGB") if isinstance(image, Image.Image) else image, dtype=np.float64
+    )
     background = _background(rgb)
     distance = np.linalg.norm(rgb - background, axis=-1)
     regions, count = ndimage.label(distance > _DIFFERENT, structure=np.ones((3, 3)))
@@ -68,7 +75,9 @@ def _background(rgb: np.ndarray) -> np.ndarray:
     return np.median(np.concatenate([side.reshape(-1, 3) for side in sides]), axis=0)
 
 
-def _read_region(rgb: np.ndarray, distance: np.ndarray, background: np.ndarray, region: np.ndarray) -> Detection | None:
+def _read_region(
+    rgb: np.ndarray, distance: np.ndarray, background: np.ndarray, region: np.ndarray
+) -> Detection | None:
     """Read one connected region; None if it is too small to be a shape.
 
     Args:
@@ -91,7 +100,14 @@ def _read_region(rgb: np.ndarray, distance: np.ndarray, background: np.ndarray, 
     misfit = ((masks - normalised.ravel()) ** 2).sum(1) * (2 * _REACH / _GRID) ** 2
     best = int(misfit.argmin())
     shape = labels[best] if misfit[best] < _ILL_FORMED else "none"
-    return Detection(shape, _name_colour(core), sizes[best] * math.sqrt(area), x + 0.5, y + 0.5, float(misfit[best]))
+    return Detection(
+        shape,
+        _name_colour(core),
+        sizes[best] * math.sqrt(area),
+        x + 0.5,
+        y + 0.5,
+        float(misfit[best]),
+    )
 
 
 def _normalise(mask: np.ndarray, x: float, y: float, area: float) -> np.ndarray:
@@ -129,5 +145,7 @@ def _template_things() -> Iterator[Thing]:
 def _name_colour(rgb: np.ndarray) -> str:
     """Return the named colour of the nearest hue; the world's colours are far apart in hue."""
     hue = colorsys.rgb_to_hsv(*(rgb / 255))[0]
-    hues = {name: colorsys.rgb_to_hsv(*(v / 255 for v in value))[0] for name, value in COLOURS.items()}
+    hues = {
+        name: colorsys.rgb_to_hsv(*(v / 255 for v in value))[0] for name, value in COLOURS.items()
+    }
     return min(hues, key=lambda name: abs((hue - hues[name] + 0.5) % 1 - 0.5))

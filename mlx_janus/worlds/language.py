@@ -163,7 +163,11 @@ def _count_alike(things: Sequence[Thing], detail: str, random: np.random.Generat
 
 def _noun(thing: Thing, detail: str) -> str:
     """Name a thing without article: "red circle", "circle" or "red shape"."""
-    nouns = {"both": f"{thing.colour} {thing.shape}", "shape": thing.shape, "colour": f"{thing.colour} shape"}
+    nouns = {
+        "both": f"{thing.colour} {thing.shape}",
+        "shape": thing.shape,
+        "colour": f"{thing.colour} shape",
+    }
     return nouns[detail]
 
 
@@ -208,7 +212,9 @@ def ask_existence(scene: Scene, random: np.random.Generator) -> Question | None:
     if not candidates:
         return None
     shape, colour = candidates[int(random.integers(len(candidates)))]
-    return existence_question(shape, colour, yes=yes, opening=_any(random, ("Is there", "Is there", "Do you see")))
+    return existence_question(
+        shape, colour, yes=yes, opening=_any(random, ("Is there", "Is there", "Do you see"))
+    )
 
 
 def _shapes_to_ask(present: Collection[Name], *, yes: bool) -> list[Name]:
@@ -244,7 +250,9 @@ def near_misses(names: Iterable[Name], present: Collection[Name]) -> list[Name]:
     return [name for name in names if is_near(name)]
 
 
-def existence_question(shape: str, colour: str, *, yes: bool, opening: str = "Is there") -> Question:
+def existence_question(
+    shape: str, colour: str, *, yes: bool, opening: str = "Is there"
+) -> Question:
     """Word a question like "Is there a red circle?".
 
     Args:
@@ -276,7 +284,11 @@ def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
     if not once:
         return None
     thing = once[int(random.integers(len(once)))]
-    forms = (f"What shape is {thing.colour}?", f"Which shape is {thing.colour}?", f"What is the {thing.colour} shape?")
+    forms = (
+        f"What shape is {thing.colour}?",
+        f"Which shape is {thing.colour}?",
+        f"What is the {thing.colour} shape?",
+    )
     return Question(_any(random, forms), thing.shape, "shape")
 
 
@@ -303,7 +315,9 @@ def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
 
 def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
     """Ask how one thing lies to another; "yes" and "no" are equally likely."""
-    related = [(a, b, how) for a, b in permutations(_unique_things(scene), 2) if (how := relation(a, b))]
+    related = [
+        (a, b, how) for a, b in permutations(_unique_things(scene), 2) if (how := relation(a, b))
+    ]
     if not related:
         return None
     a, b, true = related[int(random.integers(len(related)))]
@@ -374,7 +388,11 @@ PLACES = {
 
 
 def question(
-    scene: Scene, random: np.random.Generator, about: str | None = None, *, shares: Mapping[str, float] = SHARES
+    scene: Scene,
+    random: np.random.Generator,
+    about: str | None = None,
+    *,
+    shares: Mapping[str, float] = SHARES,
 ) -> Question:
     """Ask a question about a scene.
 

@@ -29,13 +29,32 @@ COLOURS = {
     "orange": (245, 136, 24),
     "purple": (140, 52, 178),
 }
-BACKGROUNDS = {"white": (255, 255, 255), "grey": (222, 222, 222), "cream": (252, 243, 220), "mist": (224, 236, 250)}
-HELD_OUT = frozenset({("circle", "purple"), ("square", "orange"), ("triangle", "red"), ("star", "green")})
+BACKGROUNDS = {
+    "white": (255, 255, 255),
+    "grey": (222, 222, 222),
+    "cream": (252, 243, 220),
+    "mist": (224, 236, 250),
+}
+HELD_OUT = frozenset(
+    {("circle", "purple"), ("square", "orange"), ("triangle", "red"), ("star", "green")}
+)
 
 Kind = Literal["single", "two", "same", "several", "empty"]
 Split = Literal["train", "pairs", "scenes", "any"]
-KINDS: dict[Kind, float] = {"single": 0.22, "two": 0.32, "same": 0.22, "several": 0.2, "empty": 0.04}
-PAIRED: dict[Kind, float] = {"single": 0.16, "two": 0.46, "same": 0.26, "several": 0.09, "empty": 0.03}
+KINDS: dict[Kind, float] = {
+    "single": 0.22,
+    "two": 0.32,
+    "same": 0.22,
+    "several": 0.2,
+    "empty": 0.04,
+}
+PAIRED: dict[Kind, float] = {
+    "single": 0.16,
+    "two": 0.46,
+    "same": 0.26,
+    "several": 0.09,
+    "empty": 0.03,
+}
 BUSY: tuple[Kind, ...] = ("several", "several", "same", "two", "single")
 """Equally likely kinds for training: fuller images teach more."""
 
@@ -68,7 +87,12 @@ class Thing:
     @property
     def radius(self) -> float:
         """Radius of the circumscribed circle."""
-        per_size = {"circle": 0.5, "star": 0.5, "square": math.sqrt(0.5), "triangle": 1 / math.sqrt(3)}
+        per_size = {
+            "circle": 0.5,
+            "star": 0.5,
+            "square": math.sqrt(0.5),
+            "triangle": 1 / math.sqrt(3),
+        }
         return self.size * per_size[self.shape]
 
     def outline(self) -> list[tuple[float, float]]:
@@ -79,7 +103,9 @@ class Thing:
         for i in range(corners):
             direction = math.radians(start + self.angle + 360 * i / corners)
             radius = self.radius * (_INNER if self.shape == "star" and i % 2 else 1.0)
-            points.append((self.x + radius * math.cos(direction), self.y + radius * math.sin(direction)))
+            points.append(
+                (self.x + radius * math.cos(direction), self.y + radius * math.sin(direction))
+            )
         return points
 
     def box(self) -> tuple[float, float, float, float]:
@@ -127,7 +153,12 @@ def belongs(things: Sequence[Thing], split: Split) -> bool:
     """
     pair = any(map(is_held_out_pair, things))
     scene = is_held_out_scene(things)
-    return {"train": not pair and not scene, "pairs": pair, "scenes": scene and not pair, "any": True}[split]
+    return {
+        "train": not pair and not scene,
+        "pairs": pair,
+        "scenes": scene and not pair,
+        "any": True,
+    }[split]
 
 
 def sample_scene(
@@ -180,7 +211,10 @@ def _place(random: np.random.Generator, names: Sequence[tuple[str, str]]) -> lis
             thing = _sample_thing(random, shape, colour, size)
             left, top, right, bottom = thing.box()
             inside = min(left, top) >= _EDGE and max(right, bottom) <= SIDE - _EDGE
-            apart = all(math.hypot(thing.x - o.x, thing.y - o.y) > thing.radius + o.radius + _GAP for o in things)
+            apart = all(
+                math.hypot(thing.x - o.x, thing.y - o.y) > thing.radius + o.radius + _GAP
+                for o in things
+            )
             if inside and apart:
                 things.append(thing)
                 break
@@ -198,7 +232,9 @@ def _sample_thing(random: np.random.Generator, shape: str, colour: str, size: fl
     return Thing(shape, colour, size, x, y, angle, _shade(random, COLOURS[colour]))
 
 
-def _shade(random: np.random.Generator, rgb: tuple[int, int, int], off: float = 6.0) -> tuple[int, int, int]:
+def _shade(
+    random: np.random.Generator, rgb: tuple[int, int, int], off: float = 6.0
+) -> tuple[int, int, int]:
     """Vary a colour: a little lighter or darker, and each channel by up to ``off``."""
     values = np.array(rgb) * random.uniform(0.93, 1.04) + random.uniform(-off, off, 3)
     red, green, blue = (int(v) for v in values.clip(0, 255).round())
@@ -220,7 +256,10 @@ def render(scene: Scene) -> Image.Image:
             left, top, right, bottom = (_SAMPLES * v for v in thing.box())
             draw.ellipse((left, top, right - 1, bottom - 1), fill=thing.rgb)
         else:
-            draw.polygon([(_SAMPLES * x - 0.5, _SAMPLES * y - 0.5) for x, y in thing.outline()], fill=thing.rgb)
+            draw.polygon(
+                [(_SAMPLES * x - 0.5, _SAMPLES * y - 0.5) for x, y in thing.outline()],
+                fill=thing.rgb,
+            )
     return canvas.reduce(_SAMPLES)
 
 

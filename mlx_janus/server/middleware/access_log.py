@@ -11,7 +11,12 @@ from ..metrics import Metrics
 from .base import HTTPMiddleware
 
 _LOG = logging.getLogger("mlx_janus.server.requests")
-_METHODS = ("GET", "POST", "OPTIONS", "HEAD")  # any other is logged as "other": a client may invent names
+_METHODS = (
+    "GET",
+    "POST",
+    "OPTIONS",
+    "HEAD",
+)  # any other is logged as "other": a client may invent names
 
 
 class AccessLogMiddleware(HTTPMiddleware):
@@ -55,4 +60,12 @@ class AccessLogMiddleware(HTTPMiddleware):
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.count_request(method, route, status, seconds)
             if self._log_requests:
-                _LOG.info("%s %s %d, %d bytes in, %d out, %.3f s", method, route, status, bytes_in, bytes_out, seconds)
+                _LOG.info(
+                    "%s %s %d, %d bytes in, %d out, %.3f s",
+                    method,
+                    route,
+                    status,
+                    bytes_in,
+                    bytes_out,
+                    seconds,
+                )

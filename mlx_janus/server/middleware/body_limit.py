@@ -35,7 +35,9 @@ class BodyLimitMiddleware(HTTPMiddleware):
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        self._check_size(int(Headers(scope=scope).get("content-length", "0")))  # h11 has checked that it is a number
+        self._check_size(
+            int(Headers(scope=scope).get("content-length", "0"))
+        )  # h11 has checked that it is a number
         if self._open_requests >= self._settings.most_requests:
             raise _too_many_requests()
         body = bytearray()

@@ -47,8 +47,14 @@ class SameOriginMiddleware(CheckMiddleware):
         if len(hosts) != 1:
             raise APIError(400, "there must be one Host header")
         name, _ = _split_port(hosts[0])
-        if self._settings.api_key is None and not is_loopback(name):  # without a key the server listens on loopback
-            raise APIError(403, "this Host is not served: use the address that the server printed", code="wrong_host")
+        if self._settings.api_key is None and not is_loopback(
+            name
+        ):  # without a key the server listens on loopback
+            raise APIError(
+                403,
+                "this Host is not served: use the address that the server printed",
+                code="wrong_host",
+            )
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         origins = headers.getlist("origin")

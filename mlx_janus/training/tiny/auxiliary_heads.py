@@ -38,7 +38,9 @@ class TrackingHead(nn.Module):
         super().__init__()
         self.out = nn.Linear(hidden, 2 * _OWNER_LOGITS + 2 * COUNT_BITS)
 
-    def loss(self, hidden: mx.array, owners: mx.array, begun: mx.array, ahead: mx.array) -> mx.array:
+    def loss(
+        self, hidden: mx.array, owners: mx.array, begun: mx.array, ahead: mx.array
+    ) -> mx.array:
         """Return the mean loss over positions.
 
         Args:
@@ -47,7 +49,9 @@ class TrackingHead(nn.Module):
             begun: (B, n, ``COUNT_BITS``) counts of the things begun before it.
             ahead: (B, n, ``COUNT_BITS``) counts of the other things.
         """
-        here, before, counts = mx.split(self.out(hidden), [_OWNER_LOGITS, 2 * _OWNER_LOGITS], axis=-1)
+        here, before, counts = mx.split(
+            self.out(hidden), [_OWNER_LOGITS, 2 * _OWNER_LOGITS], axis=-1
+        )
         previous = mx.pad(owners[:, :-1], [(0, 0), (1, 0), (0, 0)])
         owner_loss = mx.zeros(())
         for logits, labels in ((here, owners), (before, previous)):
@@ -73,7 +77,9 @@ class PlacingHead(nn.Module):
             middle: (B, L, hidden), the middle layer's output.
             places: (B, L, 3) from ``placing_targets``.
         """
-        errors = nn.losses.smooth_l1_loss(self.out(self.norm(middle)), places[..., :2], reduction="none").sum(-1)
+        errors = nn.losses.smooth_l1_loss(
+            self.out(self.norm(middle)), places[..., :2], reduction="none"
+        ).sum(-1)
         return (errors * places[..., 2]).sum() / mx.maximum(places[..., 2].sum(), 1)
 
 
@@ -145,7 +151,10 @@ def _outline_points(thing: shapes.Thing) -> np.ndarray:
     """Sample points of a thing's outline: (points, 2), x and y in pixels."""
     corners = np.array(thing.outline())
     if not len(corners):
-        return np.stack([thing.x + thing.radius * np.cos(_ANGLES), thing.y + thing.radius * np.sin(_ANGLES)], axis=1)
+        return np.stack(
+            [thing.x + thing.radius * np.cos(_ANGLES), thing.y + thing.radius * np.sin(_ANGLES)],
+            axis=1,
+        )
     along = np.linspace(0, 1, 16, endpoint=False)[:, None, None]
     return (corners * (1 - along) + np.roll(corners, -1, axis=0) * along).reshape(-1, 2)
 

@@ -42,7 +42,10 @@ class CaptionBatch(TypedDict):
 
 
 def conversation_batch(
-    prompts: Prompts, random: np.random.Generator, size: int, shares: Mapping[str, float] = language.SHARES
+    prompts: Prompts,
+    random: np.random.Generator,
+    size: int,
+    shares: Mapping[str, float] = language.SHARES,
 ) -> ConversationBatch:
     """Make conversations that each ask as many questions about one image as fit.
 
@@ -66,7 +69,9 @@ def conversation_batch(
         weights[row, : len(answers)] = 1.0
     assert (ids[:, IMAGE_AT - 1] == prompts.special.image_start).all()
     words = {word: prompts.encode(f" {word}")[0] for word in (*shapes.SHAPES, *shapes.COLOURS)}
-    places = np.stack([placing_targets(row, scene, words) for row, scene in zip(ids, scenes, strict=True)])
+    places = np.stack(
+        [placing_targets(row, scene, words) for row, scene in zip(ids, scenes, strict=True)]
+    )
     return {
         "pixels": _pixels(scenes),
         "ids": ids,
@@ -110,7 +115,9 @@ def _questions(
 
 def _length(prompts: Prompts, question: language.Question) -> int:
     """Return an upper bound on the positions of a question with its answer."""
-    return len(prompts.encode(question.text)) + len(prompts.encode(f" {question.answer}")) + _TEMPLATE
+    return (
+        len(prompts.encode(question.text)) + len(prompts.encode(f" {question.answer}")) + _TEMPLATE
+    )
 
 
 def caption_batch(

@@ -48,7 +48,9 @@ class CodecStage:
         if not self.trains_encoder:
             self.model.encoder.freeze()
             self.model.quant_conv.freeze()
-        self._learner = Learner(self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate)
+        self._learner = Learner(
+            self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate
+        )
         # running means per step of each code's number of vectors and of their sum
         self._uses = mx.ones((config.codebook_size,))
         self._sums = mx.zeros((config.codebook_size, config.codebook_dim))
@@ -103,7 +105,9 @@ class CodecStage:
             vectors.append(np.array(z).reshape(-1, z.shape[-1]))
         size = self._uses.shape[0]
         random = np.random.default_rng([self._seed, 2])
-        centres, _ = kmeans2(np.concatenate(vectors), size, iter=5, minit="++", missing="warn", seed=random)
+        centres, _ = kmeans2(
+            np.concatenate(vectors), size, iter=5, minit="++", missing="warn", seed=random
+        )
         self._set_codebook(mx.array(centres.astype(np.float32)), mx.ones((size,)))
 
     def _set_codebook(self, sums: mx.array, uses: mx.array) -> None:
@@ -152,10 +156,14 @@ class MergedCodecStage(CodecStage):
     name = "merged"
     trains_encoder = False
 
-    def __init__(self, config: VQConfig, recipe: CodecRecipe, seed: int, trained: dict[str, mx.array]):
+    def __init__(
+        self, config: VQConfig, recipe: CodecRecipe, seed: int, trained: dict[str, mx.array]
+    ):
         super().__init__(config, recipe, seed + 3)
         self.model.load_weights(list(part_of(trained, "model.").items()), strict=True)
-        self._merge_plain_codes(np.array(trained["codebook.sums"]), np.array(trained["codebook.uses"]))
+        self._merge_plain_codes(
+            np.array(trained["codebook.sums"]), np.array(trained["codebook.uses"])
+        )
 
     def _merge_plain_codes(self, sums: np.ndarray, uses: np.ndarray) -> None:
         """Cluster the plain codes; one of each cluster takes its uses, the others become zero."""
@@ -164,7 +172,9 @@ class MergedCodecStage(CodecStage):
         plain = self._plain_codes(len(uses))
         vectors = np.array(self.model.quantize.embedding.weight)[plain]
         random = np.random.default_rng([self._seed, 6])
-        centres, nearest = kmeans2(vectors, _PLAIN_CODES, iter=20, minit="++", missing="warn", seed=random)
+        centres, nearest = kmeans2(
+            vectors, _PLAIN_CODES, iter=20, minit="++", missing="warn", seed=random
+        )
         for k in range(_PLAIN_CODES):
             codes = plain[nearest == k]
             if len(codes):
@@ -185,7 +195,9 @@ class MergedCodecStage(CodecStage):
             ids = np.array(self.model.encode(mx.array(pixels)))
             grid = math.isqrt(ids.shape[1])
             differs = np.abs(pixels - pixels[:, :1, :1]).max(-1) > _DIFFERENT
-            shaped = differs.reshape(len(ids), grid, cell, grid, cell).any((2, 4)).reshape(ids.shape)
+            shaped = (
+                differs.reshape(len(ids), grid, cell, grid, cell).any((2, 4)).reshape(ids.shape)
+            )
             plain += np.bincount(ids[~shaped], minlength=size)
             other += np.bincount(ids[shaped], minlength=size)
         return np.flatnonzero(plain > _PLAIN * other)
@@ -197,7 +209,9 @@ def _perplexity(uses: mx.array) -> mx.array:
     return mx.exp(-shares @ mx.log(shares))
 
 
-def _loss(model: VQModel, batch: Mapping[str, mx.array], quantized: bool) -> tuple[mx.array, dict[str, mx.array]]:
+def _loss(
+    model: VQModel, batch: Mapping[str, mx.array], quantized: bool
+) -> tuple[mx.array, dict[str, mx.array]]:
     """Return the loss of a reconstruction, and the parts and vectors that a step reads.
 
     Args:
@@ -222,4 +236,9 @@ def _loss(model: VQModel, batch: Mapping[str, mx.array], quantized: bool) -> tup
     differs = mx.abs(pixels - pixels[:, :1, :1]).max(-1, keepdims=True) > 0.05
     weights = 1 + _SHAPE_WEIGHT * differs
     loss = (weights * (mx.abs(errors) + 3 * squares)).mean() + 0.25 * commitment
-    return loss, {"squared_error": squares.mean(), "commitment": commitment, "vectors": vectors, "ids": ids}
+    return loss, {
+        "squared_error": squares.mean(),
+        "commitment": commitment,
+        "vectors": vectors,
+        "ids": ids,
+    }

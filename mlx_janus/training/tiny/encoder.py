@@ -61,7 +61,9 @@ class _EncoderWithHeads(nn.Module):
         for block in tower.blocks[1:]:
             x = block(x)
         out = self.head(tower.norm(x))
-        shape, colour, rest = mx.split(out, [len(SHAPE_LABELS), len(SHAPE_LABELS) + len(COLOUR_LABELS)], axis=-1)
+        shape, colour, rest = mx.split(
+            out, [len(SHAPE_LABELS), len(SHAPE_LABELS) + len(COLOUR_LABELS)], axis=-1
+        )
         return _Predictions(shape, colour, rest[..., 0], rest[..., 1:], outline, edges)
 
 
@@ -74,7 +76,11 @@ def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
     cell = pixels.shape[1] // (grid * _CELLS)
     # (B, row, i, column, j)
     cells = differs.reshape(-1, grid, _CELLS, cell, grid, _CELLS, cell).mean((3, 6))
-    return cells.transpose(0, 1, 3, 2, 4).reshape(len(pixels), grid * grid, _CELLS**2).astype(np.float32)
+    return (
+        cells.transpose(0, 1, 3, 2, 4)
+        .reshape(len(pixels), grid * grid, _CELLS**2)
+        .astype(np.float32)
+    )
 
 
 def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
@@ -85,7 +91,9 @@ def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
     """
     down, right = np.gradient(_differs_from_corner(pixels).astype(np.float32), axis=(1, 2))
     strength = np.hypot(down, right)
-    direction = np.round((np.arctan2(down, right) / (2 * np.pi)) * _DIRECTIONS).astype(int) % _DIRECTIONS
+    direction = (
+        np.round((np.arctan2(down, right) / (2 * np.pi)) * _DIRECTIONS).astype(int) % _DIRECTIONS
+    )
     each = strength[..., None] * (direction[..., None] == np.arange(_DIRECTIONS))
     half = pixels.shape[1] // (2 * grid)
     sums = each.reshape(-1, grid, 2, half, grid, 2, half, _DIRECTIONS).sum((3, 6)) / half
@@ -139,7 +147,9 @@ def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> No
     free = config.width - waves
     frequencies = np.geomspace(2 * np.pi / (2 * config.grid), 2.2, waves // 4)
     y, x = np.mgrid[0 : config.grid, 0 : config.grid].reshape(2, -1, 1)
-    place = np.concatenate([wave(v * frequencies) for v in (y, x) for wave in (np.sin, np.cos)], axis=-1)
+    place = np.concatenate(
+        [wave(v * frequencies) for v in (y, x) for wave in (np.sin, np.cos)], axis=-1
+    )
     tower.pos_embed = mx.pad(mx.array(place.astype(np.float32)), [(0, 0), (0, free)])[None]
     tower.patch_embed.proj.weight = mx.array(_patch_filters(config, waves))
     tower.patch_embed.proj.bias *= (mx.arange(config.width) >= waves).astype(mx.float32)
@@ -178,7 +188,9 @@ def _quarter_colour(size: int, quarter: int, channel: int) -> np.ndarray:
     row, column = divmod(quarter, 2)
     half = size // 2
     kernel = np.zeros((size, size, 3))
-    kernel[row * half : (row + 1) * half, column * half : (column + 1) * half, channel] = 1 / half**2
+    kernel[row * half : (row + 1) * half, column * half : (column + 1) * half, channel] = (
+        1 / half**2
+    )
     return kernel
 
 
@@ -217,7 +229,9 @@ class EncoderStage:
         mx.random.seed(seed + 1)
         self.model = _EncoderWithHeads(config)
         init_local_attention(self.model.encoder, config)
-        self._learner = Learner(self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate)
+        self._learner = Learner(
+            self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate
+        )
         self._gradient = compiled_gradient(self.model, _loss)
         mx.eval(self.model.parameters())
 
@@ -233,12 +247,19 @@ class EncoderStage:
         """Train on step ``index``; return the loss, the shares of right patches, and the errors."""
         (loss, measured), gradients = self._gradient(self._batch(index))
         norm = self._learner.update(gradients)
-        return {"loss": loss.item(), **{name: value.item() for name, value in measured.items()}, "norm": norm.item()}
+        return {
+            "loss": loss.item(),
+            **{name: value.item() for name, value in measured.items()},
+            "norm": norm.item(),
+        }
 
     def _batch(self, index: int) -> dict[str, np.ndarray]:
         """Make the scenes of a step: pixels, and the targets of each head."""
         random = np.random.default_rng([self._seed, 3, index])
-        scenes = [shapes.sample_scene(random, kind) for kind in random.choice(shapes.BUSY, self._recipe.batch)]
+        scenes = [
+            shapes.sample_scene(random, kind)
+            for kind in random.choice(shapes.BUSY, self._recipe.batch)
+        ]
         pixels = np.stack([shapes.pixels(scene) for scene in scenes])
         grid = self._config.grid
         return {
@@ -249,7 +270,9 @@ class EncoderStage:
         }
 
 
-def _loss(model: _EncoderWithHeads, batch: Mapping[str, mx.array]) -> tuple[mx.array, dict[str, mx.array]]:
+def _loss(
+    model: _EncoderWithHeads, batch: Mapping[str, mx.array]
+) -> tuple[mx.array, dict[str, mx.array]]:
     """Return the loss of all heads, and the shares and errors over patches that show a thing."""
     predicted = model(batch["pixels"])
     labels = batch["labels"]
@@ -258,9 +281,13 @@ def _loss(model: _EncoderWithHeads, batch: Mapping[str, mx.array]) -> tuple[mx.a
     things = shows_thing.sum()
     weights = mx.where(shows_thing, 1.0, _BACKGROUND_WEIGHT)
 
-    name_loss = nn.losses.cross_entropy(predicted.shape, shape) + nn.losses.cross_entropy(predicted.colour, colour)
+    name_loss = nn.losses.cross_entropy(predicted.shape, shape) + nn.losses.cross_entropy(
+        predicted.colour, colour
+    )
     centre_loss = nn.losses.binary_cross_entropy(predicted.centre, labels[2])
-    place_loss = nn.losses.smooth_l1_loss(predicted.place, labels[3:].transpose(1, 2, 0), reduction="none").sum(-1)
+    place_loss = nn.losses.smooth_l1_loss(
+        predicted.place, labels[3:].transpose(1, 2, 0), reduction="none"
+    ).sum(-1)
     place_loss = (place_loss * shows_thing).sum() / things
     outline_loss = nn.losses.binary_cross_entropy(predicted.outline, batch["outlines"])
     edge_errors = (predicted.edges - batch["edges"]) ** 2

@@ -33,10 +33,19 @@ from .batches import IMAGE_AT, caption_batch, conversation_batch
 from .recipe import JointRecipe
 
 _BATCH_SEEDS = {"drawing": 5, "joint": 6, "places": 7}  # so that no stage repeats another's batches
-_MEASURED = ("text_loss", "text_right", "image_loss", "image_right", "tracking_loss", "placing_loss")
+_MEASURED = (
+    "text_loss",
+    "text_right",
+    "image_loss",
+    "image_right",
+    "tracking_loss",
+    "placing_loss",
+)
 
 
-def build_model(config: JanusConfig, codec: dict[str, mx.array], encoder: dict[str, mx.array], seed: int) -> JanusModel:
+def build_model(
+    config: JanusConfig, codec: dict[str, mx.array], encoder: dict[str, mx.array], seed: int
+) -> JanusModel:
     """Create a model with the trained codec and vision encoder from their stages' final states."""
     mx.random.seed(seed + 2)
     model = JanusModel(config)
@@ -69,7 +78,14 @@ class JointStage:
         name: the stage's name.
     """
 
-    def __init__(self, trainee: JanusWithHeads, prompts: Prompts, recipe: JointRecipe, seed: int, name: str = "joint"):
+    def __init__(
+        self,
+        trainee: JanusWithHeads,
+        prompts: Prompts,
+        recipe: JointRecipe,
+        seed: int,
+        name: str = "joint",
+    ):
         self.name = name
         self.steps = recipe.steps
         self.trainee = trainee
@@ -85,8 +101,12 @@ class JointStage:
         )  # fmt: skip
         group = mx.distributed.init()
         self._halves = range(2)[group.rank() :: group.size()]  # of this process
-        self._text_gradient = compiled_gradient(trainee, partial(answering_loss, placing=recipe.placing))
-        self._image_gradient = compiled_gradient(trainee, partial(drawing_loss, tracking=recipe.tracking))
+        self._text_gradient = compiled_gradient(
+            trainee, partial(answering_loss, placing=recipe.placing)
+        )
+        self._image_gradient = compiled_gradient(
+            trainee, partial(drawing_loss, tracking=recipe.tracking)
+        )
         mx.eval(trainee.parameters())
 
     def state(self) -> dict[str, mx.array]:
@@ -162,7 +182,11 @@ def _mean_measurements(halves: Sequence[Mapping[str, mx.array]]) -> dict[str, fl
         sums = sums + mx.stack([measured.get(name, mx.zeros(())) for name in _MEASURED])
         counts = counts + mx.array([float(name in measured) for name in _MEASURED])
     totals = np.array(sum_over_processes(mx.stack([sums, counts])))
-    return {name: float(total / count) for name, total, count in zip(_MEASURED, *totals, strict=True) if count}
+    return {
+        name: float(total / count)
+        for name, total, count in zip(_MEASURED, *totals, strict=True)
+        if count
+    }
 
 
 def answering_loss(
@@ -221,5 +245,7 @@ def drawing_loss(
     if not tracking:
         return loss, measured
     assert trainee.tracking_head is not None
-    tracking_loss = trainee.tracking_head.loss(hidden, batch["owners"], batch["begun"], batch["ahead"])
+    tracking_loss = trainee.tracking_head.loss(
+        hidden, batch["owners"], batch["begun"], batch["ahead"]
+    )
     return loss + tracking * tracking_loss, {**measured, "tracking_loss": tracking_loss}

@@ -78,7 +78,12 @@ class TinyRecipe:
     joint: JointRecipe = field(default_factory=JointRecipe)
     places: JointRecipe = field(
         default_factory=lambda: JointRecipe(
-            900, rate=6e-4, muon_rate=6e-3, lookup_steps=0, shares=dict(language.PLACES), placing=1.0
+            900,
+            rate=6e-4,
+            muon_rate=6e-3,
+            lookup_steps=0,
+            shares=dict(language.PLACES),
+            placing=1.0,
         )
     )
     share_of_last: float = 0.5  # weight of the last stage in its mean with the stage before
@@ -88,7 +93,9 @@ CODEC = VQConfig(
     kind="vq", codebook_size=1024, codebook_dim=8, ch=8, ch_mult=(1, 2, 4, 8), num_res_blocks=1, z_channels=64,
     norm_groups=1,
 )  # fmt: skip
-ENCODER = SiglipConfig(kind="siglip", image_size=SIDE, patch_size=8, width=128, layers=3, heads=4, mlp_width=384)
+ENCODER = SiglipConfig(
+    kind="siglip", image_size=SIDE, patch_size=8, width=128, layers=3, heads=4, mlp_width=384
+)
 
 
 def tiny_config(vocabulary: int) -> JanusConfig:

@@ -29,7 +29,11 @@ SOURCE = "mlx_janus.train tiny"
 
 
 def train_tiny(
-    output: Path, recipe: TinyRecipe | None = None, *, every: float = 120.0, report: Report | None = None
+    output: Path,
+    recipe: TinyRecipe | None = None,
+    *,
+    every: float = 120.0,
+    report: Report | None = None,
 ) -> JanusModel:
     """Train Janus-Tiny, from its checkpoints if there are any, and write ``output/model``.
 
@@ -53,15 +57,21 @@ def train_tiny(
     tokenizer = train_tokenizer(PromptConfig(), recipe.seed)
     config = tiny_config(tokenizer.get_vocab_size())
     prompts = Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
-    janus = build_model(config, load_state(output, "merged"), load_state(output, "encoder"), recipe.seed)
+    janus = build_model(
+        config, load_state(output, "merged"), load_state(output, "encoder"), recipe.seed
+    )
     trainee = JanusWithHeads(janus)
     for name in JOINT_STAGES:
         stage = JointStage(trainee, prompts, getattr(recipe, name), recipe.seed, name)
         run.stage(stage, config.to_dict(), _without_later_stages(recipe, name), writes=run.is_first)
     if run.is_first:  # it alone knows that these checkpoints are written
-        average_weights(janus, load_state(output, "joint"), load_state(output, "places"), recipe.share_of_last)
+        average_weights(
+            janus, load_state(output, "joint"), load_state(output, "places"), recipe.share_of_last
+        )
         text = tokenizer.to_str()
-        save_model(janus, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True)
+        save_model(
+            janus, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True
+        )
     return janus
 
 
@@ -80,17 +90,23 @@ class _Run:
     def stage(self, stage: Stage, *depends_on: object, writes: bool = True) -> None:
         """Run a stage, whose result depends on the seed and on these values."""
         facts = json.dumps([self._seed, *depends_on], default=asdict, sort_keys=True)
-        run_stage(stage, self.output, recipe=facts, every=self._every, report=self._report, writes=writes)
+        run_stage(
+            stage, self.output, recipe=facts, every=self._every, report=self._report, writes=writes
+        )
 
 
 def _train_codec_and_encoder(run: _Run, recipe: TinyRecipe) -> None:
     """Train the codec in the first process and the encoder in the last, which may be the same."""
     if run.is_first:
         run.stage(CodecStage(CODEC, recipe.codec, recipe.seed), CODEC.to_dict(), recipe.codec)
-        merged = MergedCodecStage(CODEC, recipe.merged, recipe.seed, load_state(run.output, "codec"))
+        merged = MergedCodecStage(
+            CODEC, recipe.merged, recipe.seed, load_state(run.output, "codec")
+        )
         run.stage(merged, CODEC.to_dict(), recipe.codec, recipe.merged)
     if run.is_last:
-        run.stage(EncoderStage(ENCODER, recipe.encoder, recipe.seed), ENCODER.to_dict(), recipe.encoder)
+        run.stage(
+            EncoderStage(ENCODER, recipe.encoder, recipe.seed), ENCODER.to_dict(), recipe.encoder
+        )
 
 
 def _without_later_stages(recipe: TinyRecipe, name: str) -> TinyRecipe:
@@ -100,7 +116,9 @@ def _without_later_stages(recipe: TinyRecipe, name: str) -> TinyRecipe:
     return replace(recipe, **defaults)
 
 
-def average_weights(model: JanusModel, one: dict[str, mx.array], other: dict[str, mx.array], share: float) -> None:
+def average_weights(
+    model: JanusModel, one: dict[str, mx.array], other: dict[str, mx.array], share: float
+) -> None:
     """Load the weighted mean of two stages' weights into a model (Wortsman et al., 2022).
 
     The mean answers questions about held-out combinations better than either stage.
@@ -114,4 +132,6 @@ def average_weights(model: JanusModel, one: dict[str, mx.array], other: dict[str
     one = part_of(one, "model.janus.")
     other = part_of(other, "model.janus.")
     names = [name for name, _ in tree_flatten(model.parameters())]
-    model.load_weights([(name, (1 - share) * one[name] + share * other[name]) for name in names], strict=True)
+    model.load_weights(
+        [(name, (1 - share) * one[name] + share * other[name]) for name in names], strict=True
+    )

@@ -37,7 +37,9 @@ def train_tokenizer(config: PromptConfig, seed: int) -> Tokenizer:
         config.bos, config.eos, config.pad, config.image, config.image_start, config.image_end, config.user,
         config.assistant,
     )  # fmt: skip
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in controls])
+    tokenizer.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True) for text in controls]
+    )
     return tokenizer
 
 
