@@ -14,11 +14,11 @@ from typing import Any
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a bare script
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from browser import Visits, launched
 from playwright.sync_api import Page
-from serving import started
+
+from tests.support.browser import Visits, launched
+from tests.support.serving import started
 
 TARGETS: dict[str, dict[str, Any]] = {
     "page-light.png": {"color_scheme": "light", "viewport": {"width": 960, "height": 1090}, "device_scale_factor": 1.5},

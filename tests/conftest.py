@@ -18,14 +18,15 @@ import mlx_janus  # OpenBLAS before MLX
 # isort: split
 import mlx.core as mx
 import pytest
-from fake_hub import FakeHub
-from golden import FIXTURES, FOLDERS
 
 from mlx_janus.weights.convert import Source, convert_checkpoint
+from tests.support.fake_hub import FakeHub
+from tests.support.golden import FIXTURES, FOLDERS
 
 if TYPE_CHECKING:
     import httpx
-    from fake_engine import FakeEngine
+
+    from tests.support.fake_engine import FakeEngine
 
 mx.set_default_device(mx.cpu)  # the reference's numbers are held in float32 on a CPU, on a Mac too
 
@@ -146,8 +147,8 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHu
 @pytest.fixture(scope="module")
 def small_server() -> Iterator[tuple[FakeEngine, str]]:
     """An engine, and the address of a server with small limits."""
-    from fake_engine import FakeEngine
-    from serving import served
+    from tests.support.fake_engine import FakeEngine
+    from tests.support.serving import served
 
     limits: dict[str, Any] = {"body_limit": 200_000, "bodies_limit": 300_000, "image_limit": 50_000}
     engine = FakeEngine(mlx_janus.load().config)
@@ -158,7 +159,7 @@ def small_server() -> Iterator[tuple[FakeEngine, str]]:
 @pytest.fixture
 def engine(small_server: tuple[FakeEngine, str]) -> FakeEngine:
     """The engine as new."""
-    from serving import wait_until
+    from tests.support.serving import wait_until
 
     wait_until(lambda: small_server[0].open == 0)
     small_server[0].reset()
@@ -168,7 +169,7 @@ def engine(small_server: tuple[FakeEngine, str]) -> FakeEngine:
 @pytest.fixture
 def client(engine: FakeEngine, small_server: tuple[FakeEngine, str]) -> Iterator[httpx.Client]:
     """A client of the server with small limits."""
-    from serving import to
+    from tests.support.serving import to
 
     with to(small_server[1]) as client:
         yield client

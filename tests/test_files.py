@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_janus.files import draft_beside, write_atomically
+from tests.support.programs import ROOT
 
 LIMITED = """
 import resource, sys
@@ -56,9 +57,7 @@ def test_a_write_that_fails_leaves_nothing(
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
 def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "out.json")]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "File too large\n", done.stderr
     assert not list(tmp_path.iterdir())
 

@@ -2,7 +2,7 @@
 
 uvicorn has no settings for these, so this module overrides methods of its HTTP protocol and of its
 server, and reads attributes that are not part of its public interface.
-``tests/test_server_connections.py`` lists them, and ``pyproject.toml`` has an upper bound for its
+``tests/server/test_connections.py`` lists them, and ``pyproject.toml`` has an upper bound for its
 version.
 """
 

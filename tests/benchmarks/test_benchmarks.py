@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
-from programs import call
 
 import mlx_janus
 from benchmarks import bench, memory_table, peers, serving, windows
@@ -17,6 +16,7 @@ from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
 from mlx_janus.weights.footprint import task_memory
 from mlx_janus.weights.sources import TINY
+from tests.support.programs import call
 
 OURS = ("drawing", "answering", "batch", "first-token", "bytes", "memory", "vq-decode", "passes")
 

@@ -20,8 +20,7 @@ from benchmarks import photos, published_files
 from benchmarks import random_checkpoint as rc
 from benchmarks.published_shapes import MODELS, Tensor
 from mlx_janus.weights.torch_files import read_torch_file
-
-FIXTURES = Path(__file__).parent / "fixtures"
+from tests.support.golden import FIXTURES
 
 
 def published_keys(name: str) -> dict[str, tuple[int, ...]]:

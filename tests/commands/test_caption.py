@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden import FIXTURES
 from PIL import Image
-from programs import Outcome, call, error_line
 
 import mlx_janus
 from mlx_janus.commands import caption
+from tests.support.golden import FIXTURES
+from tests.support.programs import Outcome, call, error_line
 
 PICTURE = FIXTURES / "picture.png"
 NAMES = ["photos/a.jpg", "photos/b.PNG", "photos/c.webp"]

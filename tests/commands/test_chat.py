@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden import FIXTURES
 from PIL import Image
-from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line
 
 import mlx_janus
 from mlx_janus.commands import chat
 from mlx_janus.decode.text import TextOptions
 from mlx_janus.inference import conversation
 from mlx_janus.processing.prompts import Turn
+from tests.support.golden import FIXTURES
+from tests.support.programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line
 
 PICTURE = FIXTURES / "picture.png"
 READY = "deepseek-pro-bin is ready. /help lists the commands.\n"

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden import FIXTURES
 from PIL import Image
-from programs import ROOT, Outcome, call, error_line
 
 import mlx_janus
 from mlx_janus import errors
 from mlx_janus.commands import convert, generate
 from mlx_janus.processing.png import save_png
+from tests.support.golden import FIXTURES
+from tests.support.programs import ROOT, Outcome, call, error_line
 
 PROMPT = "a lighthouse in a storm, “Ärger”"
 PICTURE = FIXTURES / "picture.png"

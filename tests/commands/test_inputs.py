@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_site import PICTURE, Handler, make_certificate, running
-from programs import call, error_line
 
 from mlx_janus import JanusPipeline, errors
 from mlx_janus.commands import generate, inputs
 from mlx_janus.processing import web
 from mlx_janus.processing.images import open_image
+from tests.support.picture_site import PICTURE, Handler, make_certificate, running
+from tests.support.programs import call, error_line
 
 QUESTION = "What is in this image?"
 needs_openssl = pytest.mark.skipif(

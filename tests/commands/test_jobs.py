@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from programs import call
 
 from mlx_janus.commands import generate
 from mlx_janus.commands.arguments import ImageArguments, LoadArguments, TextArguments
 from mlx_janus.commands.jobs import AskJob, DrawJob, Origin, Previews
 from mlx_janus.processing.png import save_png
+from tests.support.programs import call
 
 SETTINGS = {
     "prompt": "a fox",

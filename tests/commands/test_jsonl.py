@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import finish, start
 
 from mlx_janus.commands.jsonl import JsonLines, lines_to_stdout
 from mlx_janus.errors import OutputError
+from tests.support.programs import finish, start
 
 RECORDS: list[dict[str, Any]] = [
     {"id": 1, "answer": "ja, ß"},

@@ -13,9 +13,6 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from fake_hub import TOKEN, FakeHub, Repo
-from golden import FIXTURES
-from programs import call, error_line, run
 
 import mlx_janus
 from mlx_janus import memory
@@ -28,6 +25,9 @@ from mlx_janus.weights.cache import ModelEntry, find_models, freed_bytes, list_m
 from mlx_janus.weights.convert import Source
 from mlx_janus.weights.sources import SHORT_NAMES, TINY, find_converted, find_source, resolve
 from mlx_janus.weights.upload import model_card, upload_converted
+from tests.support.fake_hub import TOKEN, FakeHub, Repo
+from tests.support.golden import FIXTURES
+from tests.support.programs import call, error_line, run
 
 PRO = FIXTURES / "deepseek-pro-bin"
 SAFETENSORS = FIXTURES / "deepseek-janus-safetensors"

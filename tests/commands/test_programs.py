@@ -17,9 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from golden import FIXTURES, FOLDERS
 from PIL import Image
-from programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line, finish, run, start
 
 import mlx_janus
 from mlx_janus.__main__ import COMMANDS as NAMES
@@ -27,6 +25,17 @@ from mlx_janus.__main__ import main as group
 from mlx_janus.commands import caption, chat, convert, generate, progress
 from mlx_janus.config import JanusConfig
 from mlx_janus.weights.footprint import required_memory
+from tests.support.golden import FIXTURES, FOLDERS
+from tests.support.programs import (
+    INTERRUPTIBLE,
+    ROOT,
+    Outcome,
+    call,
+    error_line,
+    finish,
+    run,
+    start,
+)
 
 PROMPT = "a lighthouse in a storm"
 QUESTION = "What is in this image?"

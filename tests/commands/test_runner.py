@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import pytest
-from programs import call, error_line
 
 from mlx_janus.commands.options import goes_with, quiet_option, refuse_if
 from mlx_janus.commands.runner import (
@@ -24,6 +23,7 @@ from mlx_janus.commands.runner import (
     say,
 )
 from mlx_janus.errors import JanusError, OptionError
+from tests.support.programs import call, error_line
 
 
 def command(error: BaseException | None = None, code: object = None, **attributes: Any) -> Command:

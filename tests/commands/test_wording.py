@@ -11,7 +11,6 @@ from pathlib import Path
 
 import click
 import pytest
-from golden import FIXTURES
 
 import mlx_janus
 from mlx_janus.__main__ import main as group
@@ -23,6 +22,7 @@ from mlx_janus.weights import footprint, quantize
 from mlx_janus.weights.convert import Source, convert_checkpoint
 from mlx_janus.weights.folder import check_output
 from mlx_janus.weights.upload import check_upload
+from tests.support.golden import FIXTURES
 
 PACKAGE = Path(mlx_janus.__file__).parent
 SOURCE = FIXTURES / "deepseek-pro-bin"

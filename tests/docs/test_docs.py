@@ -9,7 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from programs import ROOT, run
+
+from tests.support.programs import ROOT, run
 
 
 def test_the_page_of_the_commands_is_not_stale(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from programs import ROOT, Outcome, run
+
+from tests.support.programs import ROOT, Outcome, run
 
 EXAMPLES = ROOT / "examples"
 

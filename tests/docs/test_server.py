@@ -16,13 +16,13 @@ from urllib.request import urlopen
 
 import pytest
 from PIL import Image
-from programs import ROOT
-from serving import started
 
 from mlx_janus.commands import serve
 from mlx_janus.processing.png import read_text_chunks
 from mlx_janus.server import connections as listening
 from mlx_janus.server.settings import Settings
+from tests.support.programs import ROOT
+from tests.support.serving import started
 
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8080"

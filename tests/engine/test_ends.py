@@ -9,7 +9,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from engines import ask, draw, drawn_alone, events, served, some_pictures, tiny
 from PIL import Image
 
 import mlx_janus
@@ -31,6 +30,7 @@ from mlx_janus.inference.vq_pathway import TokenCanvas
 from mlx_janus.limits import MAX_SEED
 from mlx_janus.pipeline import JanusPipeline
 from mlx_janus.processing.prompts import Turn
+from tests.support.engines import ask, draw, drawn_alone, events, served, some_pictures, tiny
 
 
 @pytest.fixture(scope="module")

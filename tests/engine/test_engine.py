@@ -9,7 +9,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from engines import ask, draw, drawn_alone, events, served, some_pictures, tiny, until_idle
 from PIL import Image
 
 from mlx_janus.decode.batch import DrawingBatch
@@ -32,6 +31,16 @@ from mlx_janus.inference.vq_pathway import TokenCanvas, VQPathway
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.pipeline import JanusPipeline
 from mlx_janus.processing.prompts import Turn
+from tests.support.engines import (
+    ask,
+    draw,
+    drawn_alone,
+    events,
+    served,
+    some_pictures,
+    tiny,
+    until_idle,
+)
 
 
 @pytest.fixture(scope="module")

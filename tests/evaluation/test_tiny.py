@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from programs import call, error_line, run
 
 import mlx_janus
 from mlx_janus.commands import chat, evaluate
@@ -22,6 +21,7 @@ from mlx_janus.evaluation.shapes import (
 )
 from mlx_janus.weights.sources import TINY
 from mlx_janus.worlds import judge, language
+from tests.support.programs import call, error_line, run
 
 EXISTENCE, ATTRIBUTES, DRAWING = (
     0.92,

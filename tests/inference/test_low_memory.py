@@ -9,7 +9,6 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from golden import FIXTURES
 
 import mlx_janus
 from benchmarks.memory_table import published_config
@@ -19,6 +18,7 @@ from mlx_janus.weights import footprint
 from mlx_janus.weights import load as load_module
 from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
 from mlx_janus.weights.footprint import check_memory
+from tests.support.golden import FIXTURES
 
 PICTURE, PROMPT = FIXTURES / "picture.png", "a red fox"
 

@@ -18,11 +18,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from golden import FIXTURES
-from programs import run
 
 import mlx_janus
 from mlx_janus.inference.model_thread import ModelThread
+from tests.support.golden import FIXTURES
+from tests.support.programs import run
 
 PROMPT, QUESTION = "a cat", "a cat?"
 PICTURE = FIXTURES / "picture.png"

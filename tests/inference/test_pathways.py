@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from mlx import nn
 from PIL import Image
-from programs import call
 
 import mlx_janus
 from mlx_janus.commands import generate
@@ -37,6 +36,7 @@ from mlx_janus.models.janus import JanusModel
 from mlx_janus.models.parts import GenerationParts
 from mlx_janus.weights.footprint import required_memory
 from mlx_janus.weights.save import save_model
+from tests.support.programs import call
 
 STEPS = 6
 

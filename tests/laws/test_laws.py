@@ -9,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import scipy.stats
-from golden import FIXTURES, golden, rms_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +35,7 @@ from mlx_janus.models.backbone import take_rows
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.processing.prompts import Turn
 from mlx_janus.weights.sources import cache_folder
+from tests.support.golden import FIXTURES, golden, rms_error
 
 Janus = mlx_janus.JanusPipeline
 PROMPT = "a lighthouse in a storm"

@@ -7,13 +7,13 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
-from golden import assert_close, golden, golden_facts, nchw, nhwc
 from PIL import Image
 
 import mlx_janus
 from mlx_janus.inference.text_generation import embed_prompt
 from mlx_janus.processing.images import open_image, preprocess, to_image
 from mlx_janus.processing.prompts import Turn
+from tests.support.golden import assert_close, golden, golden_facts, nchw, nhwc
 
 Janus = mlx_janus.JanusPipeline
 
@@ -197,7 +197,7 @@ def assert_same_bytes(image: Image.Image, expected: mx.array, pixels: mx.array) 
 @pytest.mark.parametrize("eps", ["vision", "language", "codec"])
 def test_the_tolerance_sees_a_wrong_eps(pro: Janus, eps: str) -> None:
     """The bound is worth something only if the commonest mistake exceeds it."""
-    from golden import TOLERANCE, rms_error
+    from tests.support.golden import TOLERANCE, rms_error
 
     want, model = golden("deepseek-pro-bin"), pro.model
     root, run, name = {

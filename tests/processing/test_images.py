@@ -30,8 +30,10 @@ from mlx_janus.errors import ImageError, OutputError
 from mlx_janus.processing import images
 from mlx_janus.processing.images import open_image, preprocess, resize_and_pad, to_image
 from mlx_janus.processing.png import free_paths, save_png
+from tests.support.golden import FIXTURES
+from tests.support.programs import ROOT
 
-GOLDEN = Path(__file__).parent / "fixtures" / "deepseek-pro-bin.golden.safetensors"
+GOLDEN = FIXTURES / "deepseek-pro-bin.golden.safetensors"
 RED, WHITE, BLUE = (255, 0, 0), (255, 255, 255), (0, 0, 255)
 
 
@@ -724,9 +726,8 @@ for i in range(10):
 def test_processes_never_lose_a_picture(tmp_path):
     out = str(tmp_path / "out.png")
     command = [sys.executable, "-c", SAVER]
-    root = Path(__file__).parents[1]
     running = [
-        subprocess.Popen([*command, str(i), out], cwd=root, stdout=subprocess.PIPE)
+        subprocess.Popen([*command, str(i), out], cwd=ROOT, stdout=subprocess.PIPE)
         for i in range(4)
     ]
     paths = [
@@ -814,9 +815,7 @@ except OutputError as error:
 @pytest.mark.skipif(os.name == "nt", reason="needs resource limits")
 def test_a_file_that_may_not_grow(tmp_path):
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "out.png")]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "out.png cannot be written" in done.stdout, done.stderr
     assert not list(tmp_path.iterdir())
 

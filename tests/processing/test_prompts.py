@@ -19,8 +19,8 @@ from mlx_janus.config import SYSTEM_PROMPT, PromptConfig
 from mlx_janus.errors import ConfigError, OptionError, PromptError
 from mlx_janus.processing.prompts import Prompts, Turn
 from mlx_janus.processing.tokenizer import SpecialIds, prepare_tokenizer
+from tests.support.golden import FIXTURES
 
-FIXTURES = Path(__file__).parent / "fixtures"
 PRO, JANUS, TRANSFORMERS = "deepseek-pro-bin", "deepseek-janus-safetensors", "transformers"
 FOLDERS = (PRO, JANUS, TRANSFORMERS)
 IMAGE_TOKENS = 16

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from picture_site import PICTURE, Handler, make_certificate, running
 
 from mlx_janus import errors
 from mlx_janus.processing import web
+from tests.support.picture_site import PICTURE, Handler, make_certificate, running
 
 PUBLIC, ALSO_PUBLIC, PUBLIC_6 = "93.184.215.14", "8.8.4.4", "2606:4700::6810:84e5"
 SITE = "pictures.test"

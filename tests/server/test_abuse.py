@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
-from serving import CHAT, DRAW, HELLO, connect, read_all, refusal, still_works
 
 from mlx_janus.engine.messages import StoppingError
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, OutOfMemoryError
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import CHAT, DRAW, HELLO, connect, read_all, refusal, still_works
 
 # Failures
 

@@ -19,9 +19,15 @@ import h11
 import httpx
 import pytest
 import uvicorn
-from fake_engine import FakeEngine
 from PIL import Image
-from serving import (
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from mlx_janus.server.connections import uvicorn_config, warn_of_failed_accepts
+from mlx_janus.server.images import ImageReader
+from mlx_janus.server.settings import Settings
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import (
     CHAT,
     DRAW,
     HELLO,
@@ -34,12 +40,6 @@ from serving import (
     to,
     wait_until,
 )
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
-
-from mlx_janus.server.connections import uvicorn_config, warn_of_failed_accepts
-from mlx_janus.server.images import ImageReader
-from mlx_janus.server.settings import Settings
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -15,11 +15,11 @@ import mlx_janus
 import httpx
 import numpy as np
 import pytest
-from fake_engine import FakeEngine
 from PIL import Image
-from serving import CHAT, refusal, served, still_works, to
 
 from mlx_janus.processing import web
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import CHAT, refusal, served, still_works, to
 
 
 def png(width: int, height: int, *, noise: bool = False) -> str:

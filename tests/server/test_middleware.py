@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
-from serving import CHAT, DRAW, HELLO, connect, refusal, served, to
 
 from mlx_janus.errors import OptionError
 from mlx_janus.server.settings import Settings
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import CHAT, DRAW, HELLO, connect, refusal, served, to
 
 
 def test_a_key_is_asked_for(engine: FakeEngine) -> None:

@@ -23,8 +23,6 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from programs import INTERRUPTIBLE, call, error_line, start
-from serving import ServerProcess, started, wait_until
 
 from mlx_janus.commands import serve
 from mlx_janus.decode.text import TextOptions
@@ -33,6 +31,8 @@ from mlx_janus.processing.prompts import Turn
 from mlx_janus.server import run
 from mlx_janus.server.settings import Settings
 from mlx_janus.worlds import shapes
+from tests.support.programs import INTERRUPTIBLE, call, error_line, start
+from tests.support.serving import ServerProcess, started, wait_until
 
 QUESTION = "what is in the picture?"
 ON_CPU = f"""{INTERRUPTIBLE}

@@ -17,15 +17,15 @@ import mlx_janus
 pytest.importorskip("playwright", reason="the page's tests need playwright")
 
 # isort: split
-from browser import Visits, find_browser, hand_over, launched
-from fake_engine import FakeEngine, FakeTicket
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Locator, Page, expect
-from serving import served, started, wait_until
 
 from mlx_janus.engine.messages import AnswerRequest, DrawingRequest, Request
 from mlx_janus.errors import PromptError
 from mlx_janus.processing.png import read_text_chunks
+from tests.support.browser import Visits, find_browser, hand_over, launched
+from tests.support.fake_engine import FakeEngine, FakeTicket
+from tests.support.serving import served, started, wait_until
 
 expect.set_options(timeout=20_000)
 pytestmark = pytest.mark.skipif(

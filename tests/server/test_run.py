@@ -7,12 +7,12 @@ import socket
 
 import httpx
 import pytest
-from programs import INTERRUPTIBLE, finish, start
 
 import mlx_janus
 from mlx_janus.errors import JanusError
 from mlx_janus.server.run import run_server
 from mlx_janus.server.settings import Settings
+from tests.support.programs import INTERRUPTIBLE, finish, start
 
 PROGRAM = f"""{INTERRUPTIBLE}
 import mlx_janus, mlx.core, sys

@@ -13,13 +13,13 @@ import mlx_janus
 # isort: split
 import pytest
 import schemathesis
-from fake_engine import FakeEngine
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
-from serving import CHAT, refusal, served, to
 
 from mlx_janus.server.schema import ChatRequest, ImageRequest
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import CHAT, refusal, served, to
 
 OPERATIONS = {
     "/v1/chat/completions": "post",

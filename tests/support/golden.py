@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 from safetensors import safe_open
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 FOLDERS = ("deepseek-pro-bin", "deepseek-janus-safetensors", "transformers")
 TOLERANCE = 1e-5
 """Relative rms in float32. Looser bounds miss a wrong eps (4e-5) and tanh GELU (1.2e-4)."""

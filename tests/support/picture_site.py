@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from golden import FIXTURES
+from tests.support.golden import FIXTURES
 
 PICTURE = FIXTURES / "picture.png"
 

@@ -14,7 +14,7 @@ from unittest import mock
 
 import click
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # Shells start background jobs, the tests perhaps among them, with SIGINT ignored, and children inherit that.
 INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"

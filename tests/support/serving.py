@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
-from fake_engine import FakeEngine
-from programs import ROOT
 
 from mlx_janus.server.app import create_app
 from mlx_janus.server.connections import uvicorn_config
 from mlx_janus.server.settings import Settings
+from tests.support.fake_engine import FakeEngine
+from tests.support.programs import ROOT
 
 CHAT, DRAW = "/v1/chat/completions", "/v1/images/generations"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}

@@ -9,7 +9,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from fake_hub import TOKEN, FakeHub
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -19,6 +18,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from tests.support.fake_hub import TOKEN, FakeHub
 
 ID = "someone/tiny"
 

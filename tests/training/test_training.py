@@ -15,7 +15,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx import nn
-from programs import ROOT, call, error_line, run
 
 import mlx_janus
 from mlx_janus.commands import train
@@ -46,6 +45,7 @@ from mlx_janus.training.tiny.recipe import (
 from mlx_janus.training.tiny.train import average_weights
 from mlx_janus.training.tiny.vocabulary import train_tokenizer
 from mlx_janus.worlds import shapes
+from tests.support.programs import ROOT, call, error_line, run
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,11 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from fake_hub import TOKEN, FakeHub
 
 from mlx_janus.errors import CheckpointError, ConfigError, HubError, JanusError, OutputError
 from mlx_janus.weights import hub
+from tests.support.fake_hub import TOKEN, FakeHub
+from tests.support.golden import FIXTURES
 
 ID = "someone/tiny"
 TEXTS = ["chat_template.jinja", "config.json", "tokenizer.json", "tokenizer.model"]
@@ -135,13 +136,12 @@ def test_weights_come_in_one_form(
 
 
 def test_the_published_layouts_arrive_whole(fake_hub: FakeHub) -> None:
-    fixtures = Path(__file__).parent / "fixtures"
     for name in ("deepseek-janus-safetensors", "deepseek-pro-bin", "transformers"):
-        if not (fixtures / name).is_dir():
+        if not (FIXTURES / name).is_dir():
             continue
-        fake_hub.add(f"someone/{name}", fixtures / name)
+        fake_hub.add(f"someone/{name}", FIXTURES / name)
         folder = hub.fetch(hub.find(f"someone/{name}"))
-        assert names(folder) == names(fixtures / name)
+        assert names(folder) == names(FIXTURES / name)
 
 
 def test_a_shard_that_is_not_there_is_named_before_the_download(

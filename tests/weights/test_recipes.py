@@ -10,9 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from golden import FIXTURES
 from mlx.utils import tree_flatten
-from programs import call
 
 import mlx_janus
 from benchmarks.recipes import Comparison, plans
@@ -36,6 +34,8 @@ from mlx_janus.weights.quantize import (
 )
 from mlx_janus.weights.sources import TINY, find_converted
 from mlx_janus.weights.verify import verify_conversion
+from tests.support.golden import FIXTURES
+from tests.support.programs import call
 
 PRO = FIXTURES / "deepseek-pro-bin"
 SOURCE = Source(PRO, PRO.name)

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from mlx_janus.errors import CheckpointError
 from mlx_janus.weights import torch_files, torch_pickle
 from mlx_janus.weights.torch_files import StoredTensor, read_range, read_torch_file
+from tests.support.golden import FIXTURES
 
-FIXTURES = Path(__file__).parent / "fixtures"
 KINDS = {
     "bfloat16": "BFloat16Storage", "float16": "HalfStorage", "float32": "FloatStorage", "float64": "DoubleStorage",
     "int8": "CharStorage", "int16": "ShortStorage", "int32": "IntStorage", "int64": "LongStorage",

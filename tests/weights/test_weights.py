@@ -13,8 +13,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from fake_hub import FakeHub
-from golden import FIXTURES, FOLDERS, golden, rms_error
 from mlx.utils import tree_flatten
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -44,6 +42,9 @@ from mlx_janus.weights.published import read_published_config
 from mlx_janus.weights.quantize import plan_quantization
 from mlx_janus.weights.sources import find_converted
 from mlx_janus.weights.verify import verify_conversion
+from tests.support.configs import published_1b
+from tests.support.fake_hub import FakeHub
+from tests.support.golden import FIXTURES, FOLDERS, golden, rms_error
 
 PRO = FIXTURES / "deepseek-pro-bin"
 ST = FIXTURES / "deepseek-janus-safetensors"
@@ -422,7 +423,6 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
 
 def test_which_layers_get_which_bits() -> None:
     """The rule of the published shapes: 4 bits for the language model, 8 beside the image tokens, float elsewhere."""
-    from test_published import published_1b
 
     sizes = {
         "hidden_size": 2048,

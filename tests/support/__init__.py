@@ -1,0 +1,1 @@
+"""Helpers of the tests: engines and servers, a fake Hub, programs, the reference's numbers."""
