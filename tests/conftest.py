@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault(
-    "OPENBLAS_NUM_THREADS", "1"
-)  # tests run side by side, and its threads wait by spinning
+# Tests run side by side, and OpenBLAS's threads wait by spinning.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # isort: split
 import mlx_janus  # OpenBLAS before MLX
@@ -84,7 +83,7 @@ def pro(pipelines: dict[str, mlx_janus.JanusPipeline]) -> mlx_janus.JanusPipelin
 
 @pytest.fixture
 def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """An empty fake Hub that huggingface_hub talks to, here and (with ``env=os.environ | hub.env``) in subprocesses.
+    """Yield an empty fake Hub for huggingface_hub; subprocesses need ``os.environ | hub.env``.
 
     The cache is a fresh folder; Xet, telemetry, tokens and proxies are off.
     """

@@ -160,13 +160,41 @@ def test_values_are_seeded_by_name_and_well_behaved() -> None:
 @pytest.mark.parametrize(
     ("model", "ids"),
     [
-        ("1b", {"BOS": 100000, "EOS": 100001, "PAD": 100002, "IMAGE_START": 100003, "IMAGE_END": 100580,
-                "IMAGE": 100581}),
-        ("1.3b", {"BOS": 100000, "EOS": 100001, "PAD": 100015, "IMAGE_START": 100016, "IMAGE_END": 100593,
-                  "IMAGE": None}),
-        ("tiny", {"BOS": 768, "EOS": 769, "PAD": 770, "IMAGE_START": 771, "IMAGE_END": 788, "IMAGE": 789}),
+        (
+            "1b",
+            {
+                "BOS": 100000,
+                "EOS": 100001,
+                "PAD": 100002,
+                "IMAGE_START": 100003,
+                "IMAGE_END": 100580,
+                "IMAGE": 100581,
+            },
+        ),
+        (
+            "1.3b",
+            {
+                "BOS": 100000,
+                "EOS": 100001,
+                "PAD": 100015,
+                "IMAGE_START": 100016,
+                "IMAGE_END": 100593,
+                "IMAGE": None,
+            },
+        ),
+        (
+            "tiny",
+            {
+                "BOS": 768,
+                "EOS": 769,
+                "PAD": 770,
+                "IMAGE_START": 771,
+                "IMAGE_END": 788,
+                "IMAGE": 789,
+            },
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("layout", ["deepseek", "transformers"])
 def test_tokenizer_has_the_published_ids(
     tmp_path: Path, model: str, layout: str, ids: dict[str, int | None]
@@ -194,12 +222,19 @@ def test_configs_have_the_published_form(tiny: Path) -> None:
     assert small["gen_vision_config"]["params"]["ch_mult"] == [1, 1, 1, 1, 2]
     seven = published_files.deepseek_config(MODELS["7b"])
     assert seven["vision_config"]["params"] == {
-        "image_size": 384, "model_name": "siglip_large_patch16_384", "select_feature": "same", "select_layer": -1,
-    }  # fmt: skip
+        "image_size": 384,
+        "model_name": "siglip_large_patch16_384",
+        "select_feature": "same",
+        "select_layer": -1,
+    }
     assert seven["gen_vision_config"]["params"] == {"image_token_size": 16384, "n_embed": 8}
     assert set(seven["language_config"]) == {
-        "max_position_embeddings", "model_type", "num_hidden_layers", "torch_dtype", "vocab_size",
-    }  # fmt: skip
+        "max_position_embeddings",
+        "model_type",
+        "num_hidden_layers",
+        "torch_dtype",
+        "vocab_size",
+    }
     old = published_files.deepseek_config(MODELS["1.3b"])["language_config"]
     assert old["_attn_implementation"] == "flash_attention_2"
     assert (old["hidden_size"], old["num_hidden_layers"]) == (2048, 24)
@@ -208,11 +243,15 @@ def test_configs_have_the_published_form(tiny: Path) -> None:
 def test_files_beside_the_weights(tiny: Path, tiny_transformers: Path) -> None:
     common = {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert {p.name for p in tiny.iterdir()} == common | {
-        "pytorch_model.bin", "preprocessor_config.json", "special_tokens_map.json",
-    }  # fmt: skip
+        "pytorch_model.bin",
+        "preprocessor_config.json",
+        "special_tokens_map.json",
+    }
     assert {p.name for p in tiny_transformers.iterdir()} == common | {
-        "model.safetensors", "chat_template.jinja", "generation_config.json",
-    }  # fmt: skip
+        "model.safetensors",
+        "chat_template.jinja",
+        "generation_config.json",
+    }
     assert "<|User|>" in (tiny_transformers / "chat_template.jinja").read_text()
     assert list(tiny.parent.iterdir()) == [tiny]  # nothing half-made is left
 

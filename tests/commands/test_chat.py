@@ -107,7 +107,8 @@ def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
         + "1 waiting for your question.\n"
         + CUT * 2
         + "Error: absent.png does not exist: check the path\n"
-        + "Error: notes.txt is no picture that can be read: use PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF or ICO\n"
+        + "Error: notes.txt is no picture that can be read: "
+        "use PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF or ICO\n"
         + "Error: /image needs a file: /image photo.jpg\n"
         + "There is no /dance. /help lists the commands.\n"
         + "Error: the prompt is empty: describe the picture to draw\n"
@@ -156,7 +157,7 @@ def test_sampling_options_reach_answers(model: Path, pro: Janus) -> None:
 def test_file_names_as_people_type_them(
     model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unquoted with spaces or an apostrophe, quoted, several, under ~, and dropped onto the terminal."""
+    """Unquoted with spaces or an apostrophe, quoted, several, under ~, dropped on the terminal."""
     monkeypatch.setenv("HOME", str(here))
     for name in ("it's a photo.png", "a b.png", "c.png"):
         shutil.copy(PICTURE, here / name)
@@ -342,7 +343,8 @@ def test_settings_are_checked_listed_and_used(here: Path) -> None:
         "temperature default\ntop_p 1.0\nmax_tokens default\ncfg_weight default\nseed random\n",
         "temperature 0.7\nError: temperature: 'warm' is not a valid",
         "Error: top_p: 0.0 is not in the range",
-        "Error: there is no setting speed: it is one of temperature, top_p, max_tokens, cfg_weight, seed\n",
+        "Error: there is no setting speed: "
+        "it is one of temperature, top_p, max_tokens, cfg_weight, seed\n",
         "temperature default\ntop_p 1.0\nmax_tokens default\ncfg_weight 1.0\nseed random\n",
         "system prompt: Be brief.\nsystem prompt: none\nsystem prompt: none\ncontext 0 of 1024\n",
     ):
@@ -406,7 +408,8 @@ class Terminal:
     def __init__(self, folder: Path, *flags: object, before: str = "", **environment: str) -> None:
         pexpect, pyte = pytest.importorskip("pexpect"), pytest.importorskip("pyte")
         self.eof, self.timeout = pexpect.EOF, pexpect.TIMEOUT
-        program = f"{INTERRUPTIBLE}{before}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
+        chat_program = "import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
+        program = f"{INTERRUPTIBLE}{before}{chat_program}"
         home = {
             "PYTHONPATH": str(ROOT),
             "XDG_STATE_HOME": str(folder / "state"),
@@ -576,7 +579,7 @@ text_generation.answer_tokens = lambda *arguments, **options: slowly(answer(*arg
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_whole_transcript_on_a_terminal(here: Path, terminal: Any) -> None:
-    """Stops, pictures that are none, a message that is too long, umlauts; then the saved chat goes on elsewhere."""
+    """Stops, files that are no images, a long message, umlauts; then the saved chat goes on."""
     shutil.copy(PICTURE, here / "ein Bild ä.png")
     (here / "cut.png").write_bytes(PICTURE.read_bytes()[:1000])
     (here / "notes.png").write_text("hello")
@@ -642,7 +645,7 @@ def test_a_whole_transcript_on_a_terminal(here: Path, terminal: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_what_is_typed_meanwhile_is_the_next_line(terminal: Any) -> None:
-    """Whole, and not written into the picture; also on a terminal that does not tell how large its cells are."""
+    """The line is whole and not written into the image, also where the cells' size is unknown."""
     one = terminal(before=SLOWLY)
     one.wait("> ")
     one.type("/seed 1\r")

@@ -1,4 +1,4 @@
-"""``generate``: pictures drawn again from their files, enlarged, shown on their way; what scripts read; completion."""
+"""``generate``: images repeated from their files, enlarged and previewed; JSON; completion."""
 
 from __future__ import annotations
 
@@ -223,8 +223,10 @@ def test_previews_of_several_pictures_leave_finished_ones_out(model: Path) -> No
         10,
     )
     assert sorted(path.name for path in Path("apart").iterdir()) == [
-        "step-0010-1.png", "step-0020-2.png", "step-0030-2.png"
-    ]  # fmt: skip
+        "step-0010-1.png",
+        "step-0020-2.png",
+        "step-0030-2.png",
+    ]
 
 
 def test_a_folder_for_previews_that_cannot_be_made(model: Path) -> None:

@@ -1,4 +1,4 @@
-"""What commands read from elsewhere than a file: the web, over https alone and within limits, and stdin."""
+"""Inputs from elsewhere than a file: the web, over https only and within limits, and stdin."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The jobs that ``generate`` would do, with the names of the functions that do them; nothing is done."""
+    """The jobs of ``generate`` and the names of the functions that would run them; none runs."""
     monkeypatch.chdir(tmp_path)
     done: list[Any] = []
     for name in ("ask", "draw", "draw_into_folder"):

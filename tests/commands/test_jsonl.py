@@ -111,7 +111,7 @@ import resource, signal, sys
 from pathlib import Path
 from mlx_janus.commands.jsonl import JsonLines
 from mlx_janus.errors import OutputError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails with EFBIG, as it does with ENOSPC on a full disk
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes fail with EFBIG, like ENOSPC on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (105, 105))
 try:
     with JsonLines(Path(sys.argv[1]), "scores", keys=("id",)).append() as add:

@@ -1,4 +1,4 @@
-"""``models``, ``doctor``, short names and uploads: what is on this machine, and what is wrong with it."""
+"""``models`` and ``doctor``, short names, and uploads of converted folders."""
 
 from __future__ import annotations
 

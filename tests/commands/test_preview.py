@@ -1,4 +1,4 @@
-"""Pictures in the terminal: where, how often, and what they cost. (On a terminal they are looked at in test_chat.)"""
+"""Previews in the terminal: where, how often, and at what cost (test_chat.py looks at them)."""
 
 from __future__ import annotations
 

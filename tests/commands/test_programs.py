@@ -1,4 +1,4 @@
-"""``generate``, ``convert`` and ``mlx-janus`` as programs: what they print, write, refuse, and leave when stopped."""
+"""``generate``, ``convert`` and ``mlx-janus``: output, files, refusals, and interruptions."""
 
 from __future__ import annotations
 
@@ -447,9 +447,10 @@ def test_wrong_use_does_not_wait_for_mlx() -> None:
         "import contextlib, io, sys\n"
         "from mlx_janus import convert, generate\n"
         "with contextlib.redirect_stderr(io.StringIO()):\n"
-        "    for command, words in ((generate.main, '-p x --text --n 2'), (convert.main, 'a b --verify --bits 4')):\n"
-        "        with contextlib.suppress(SystemExit):\n"
-        "            command(words.split())\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        generate.main('-p x --text --n 2'.split())\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        convert.main('a b --verify --bits 4'.split())\n"
         "print([name for name in ('mlx.core', 'numpy', 'PIL', 'tqdm') if name in sys.modules])\n"
     )
     assert run("-c", program).stdout == "[]\n"
@@ -599,7 +600,7 @@ def test_failures_of_mlx_are_one_line_and_bugs_are_not(
 
 
 def test_a_reader_that_leaves(model: Path, here: Path) -> None:
-    """As in ``generate ... | head -0``: the first path meets a closed pipe, so the second picture is not drawn."""
+    """As in ``generate ... | head -0``: the pipe is closed, so the second image is not drawn."""
     arguments = ["-m", "mlx_janus.generate", "-m", model, "-p", PROMPT, "--n", 3, "--exact"]
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)],
@@ -633,7 +634,8 @@ def test_a_reader_that_leaves(model: Path, here: Path) -> None:
 def test_streams_that_take_nothing_or_are_closed(
     model: Path, redirection: str, code: int, stderr: str
 ) -> None:
-    line = f'"{sys.executable}" -m mlx_janus.generate -m "{model}" -p Hello --text --max-tokens 3 {redirection}'
+    program = f'"{sys.executable}" -m mlx_janus.generate'
+    line = f'{program} -m "{model}" -p Hello --text --max-tokens 3 {redirection}'
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60
@@ -750,7 +752,7 @@ AMID_MLX = (
 import enum, os
 real = enum.EnumMeta.__call__
 def call(cls, value, *arguments, **options):
-    if value == "DtypeCategory":  # MLX makes it while it sets itself up, where an exception aborts the process
+    if value == "DtypeCategory":  # MLX makes it in its setup, where an exception aborts
         os.kill(os.getpid(), getattr(signal, NAME))
         print("sent")
     return real(cls, value, *arguments, **options)
@@ -780,7 +782,7 @@ def test_a_stopped_answer(model: Path) -> None:
 
 LIMITED = """
 import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails with EFBIG, as it does with ENOSPC on a full disk
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes fail with EFBIG, like ENOSPC on a full disk
 from mlx_janus import convert, generate
 command, limit = {"convert": convert, "generate": generate}[sys.argv.pop(1)], int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -1006,7 +1008,8 @@ def test_every_command_runs_in_both_spellings(name: str) -> None:
     """``python -m mlx_janus NAME``, and ``mlx-janus NAME`` as pip's script runs it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, function = project["scripts"]["mlx-janus"].partition(":")
-    script = f"import sys; sys.argv[0] = 'mlx-janus'; from {module} import {function}; sys.exit({function}())"
+    start = f"from {module} import {function}; sys.exit({function}())"
+    script = f"import sys; sys.argv[0] = 'mlx-janus'; {start}"
     for done in (run("-m", "mlx_janus", name, "--help"), run("-c", script, name, "--help")):
         assert (done.code, done.stderr) == (0, "")
         assert done.stdout.startswith(f"Usage: mlx-janus {name} [OPTIONS]")

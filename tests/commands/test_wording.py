@@ -109,8 +109,10 @@ FAILURES: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], object], str, str
     ),
     "key": (
         lambda *_: Settings(api_key="two words"),
-        "the key, of api_key=... or MLX_JANUS_API_KEY, must be 1 to 512 letters, digits and signs, without spaces",
-        "the key, of --api-key or MLX_JANUS_API_KEY, must be 1 to 512 letters, digits and signs, without spaces",
+        "the key, of api_key=... or MLX_JANUS_API_KEY, must be "
+        "1 to 512 letters, digits and signs, without spaces",
+        "the key, of --api-key or MLX_JANUS_API_KEY, must be "
+        "1 to 512 letters, digits and signs, without spaces",
     ),
     "no host": (
         lambda *_: Settings(host=" "),

@@ -10,7 +10,10 @@ from mlx_janus.decode.batch import DrawingBatch, Picture
 from mlx_janus.decode.image import DrawOptions
 from mlx_janus.pipeline import JanusPipeline
 
-LONG = "a picture of two red circles and a blue square to the left of a yellow triangle at the bottom right"
+LONG = (
+    "a picture of two red circles and a blue square "
+    "to the left of a yellow triangle at the bottom right"
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +34,13 @@ def begin(
 def alone(janus: JanusPipeline, prompt: str, picture: Picture) -> np.ndarray:
     options = picture.options
     drawn = janus.generate_images(
-        prompt, seed=picture.seed, cfg_weight=options.cfg_weight, temperature=options.temperature, top_p=options.top_p,
+        prompt,
+        seed=picture.seed,
+        cfg_weight=options.cfg_weight,
+        temperature=options.temperature,
+        top_p=options.top_p,
         exact=True,
-    )  # fmt: skip
+    )
     return drawn[0].tokens
 
 

@@ -14,7 +14,7 @@ from tests.support.programs import ROOT, run
 
 
 def test_the_page_of_the_commands_is_not_stale(tmp_path: Path) -> None:
-    """In a process of its own: click keeps what it made of a command's options, which other tests have used."""
+    """Run it in a process of its own: click keeps what other tests made of a command's options."""
     for name in ("write_cli.py", "cli.md"):
         (tmp_path / "docs").mkdir(exist_ok=True)
         shutil.copy(ROOT / "docs" / name, tmp_path / "docs" / name)
@@ -56,7 +56,7 @@ def test_the_trees_of_modules_are_not_stale() -> None:
 
 
 def test_the_table_of_layers_is_the_contract_and_the_tree() -> None:
-    """One row of ARCHITECTURE for each row of import-linter's contract, and nothing in the package without a row."""
+    """Each row of import-linter's contract is a row of ARCHITECTURE.md, and each module has one."""
     table = (
         (ROOT / "ARCHITECTURE.md")
         .read_text(encoding="utf-8")

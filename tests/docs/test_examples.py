@@ -40,8 +40,11 @@ def test_answer(tmp_path: Path, drawn: Path) -> None:
 
 def test_draw(drawn: Path) -> None:
     assert sorted(p.name for p in drawn.iterdir()) == [
-        "janus.png", "janus_2.png", "janus_half_1.png", "janus_half_2.png"
-    ]  # fmt: skip
+        "janus.png",
+        "janus_2.png",
+        "janus_half_1.png",
+        "janus_half_2.png",
+    ]
 
 
 def test_conversation(tmp_path: Path) -> None:

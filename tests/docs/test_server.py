@@ -1,4 +1,4 @@
-"""The server's page runs: its examples in curl, Python and JavaScript, against a server with Janus-Tiny."""
+"""docs/server.md: its examples in curl, Python and JavaScript, run against Janus-Tiny."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def server() -> Iterator[str]:
 
 
 def run(command: list[str], text: str, server: str, folder: Path) -> str:
-    """What a program prints that is given on stdin, with the server's address in the place of the page's."""
+    """Return the output of a program from the page, with this server's address in it."""
     environment = os.environ | {"no_proxy": "127.0.0.1"}
     done = subprocess.run(
         command,

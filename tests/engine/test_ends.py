@@ -1,4 +1,4 @@
-"""How work on the device ends before its time: the engine is closed, something fails, or it cannot begin."""
+"""Work that ends early: the engine is closed, something fails, or it cannot begin."""
 
 from __future__ import annotations
 

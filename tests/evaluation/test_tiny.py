@@ -1,4 +1,4 @@
-"""Janus-Tiny, the model inside the package: what it knows, that it draws the same again, what fewer bits cost."""
+"""Janus-Tiny, the model in the package: its scores, repeatable drawing, the cost of fewer bits."""
 
 from __future__ import annotations
 

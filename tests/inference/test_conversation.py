@@ -1,4 +1,4 @@
-"""Conversations: what is read again and what is not, drawings as pictures, undoing, files, the context's end."""
+"""Conversations: prefix reuse, generated images, undo, files, the end of the context."""
 
 from __future__ import annotations
 

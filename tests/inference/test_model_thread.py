@@ -1,4 +1,4 @@
-"""A model works from any thread: loaded here and used there, streams that change threads, and how programs end."""
+"""A model works from any thread: loading and use, streams that change threads, programs' ends."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ async def beats(counted: list[int]) -> None:
 
 
 def test_asyncio_to_thread(pro: Janus) -> None:
-    """Steps in asyncio's pool, whose threads change, while the event loop goes on; cancelling stops the model."""
+    """Steps run in changing threads of asyncio's pool beside the loop; cancelling stops them."""
     want = drawn(pro, 1)
 
     async def draw(seed: int) -> list[int]:
@@ -274,7 +274,7 @@ def test_asyncio_to_thread(pro: Janus) -> None:
 
 
 def test_a_threadpool_of_fastapi(pro: Janus) -> None:
-    """A synchronous route, and a synchronous generator as a streaming reply: each step in any thread of the pool."""
+    """A synchronous route and a synchronous generator: each step runs in any thread of the pool."""
     fastapi = pytest.importorskip("fastapi")
     from fastapi.responses import StreamingResponse
     from fastapi.testclient import TestClient
@@ -330,7 +330,7 @@ def interrupt_after(event: threading.Event) -> None:
 
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_the_model_usable(pro: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits is interrupted at once; the step under way ends by itself, and the stream is closed."""
+    """The caller is interrupted at once; the step ends by itself, and the stream is closed."""
     hidden_states = type(pro.model).hidden_states
     began = threading.Event()
 
@@ -437,11 +437,12 @@ def test_a_forked_process_is_told_to_be_spawned(pro: Janus) -> None:
         process.kill()
 
 
+START = "t = threading.Thread(target=work); t.start(); "
 ENDINGS = {
-    "a thread that is gone": "t = threading.Thread(target=work); t.start(); t.join()",
-    "a thread that is under way": "threading.Thread(target=work, daemon=True).start(); time.sleep(0.3)",
+    "a thread that is gone": START + "t.join()",
+    "a thread that is under way": START.replace("work)", "work, daemon=True)") + "time.sleep(0.3)",
     "a stream that is open": "steps = janus.stream_images('a red circle', seed=1); next(steps)",
-    "low memory": "janus = mlx_janus.load(low_memory=True); t = threading.Thread(target=work); t.start(); t.join()",
+    "low memory": "janus = mlx_janus.load(low_memory=True); " + START + "t.join()",
     "a pool": "concurrent.futures.ThreadPoolExecutor(2).submit(work).result()",
     "a failure": "work(); sys.exit(7)",
 }

@@ -1,7 +1,7 @@
-"""A second image pathway fits beside the VQ one: its own section, networks, memory, options, steps and previews.
+"""A second image pathway beside the VQ one: its own section, networks, options and previews.
 
-The toy here has neither codebook nor head: in each step a linear layer moves the colour of the whole image, from
-noise, by the language model's hidden state after the prompt.
+The toy here has neither codebook nor head. In each step a linear layer of the prompt's last hidden
+state moves the colour of the whole image, which begins as noise.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class ColourBatch:
 
 @pytest.fixture
 def folder(tmp_path: Path, pro: mlx_janus.JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A converted folder of a model with the toy's pathway, which is entered in the two tables of kinds."""
+    """A converted folder of a model with the toy's pathway, which is in the two tables of kinds."""
     monkeypatch.setitem(models.GENERATION, "colour", PARTS)
     monkeypatch.setitem(pathways.PATHWAYS, "colour", ColourPathway)
     own = ColourConfig(kind="colour", image_size=16, width=pro.config.language.hidden_size)

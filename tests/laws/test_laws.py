@@ -268,7 +268,7 @@ def test_stop_strings_cut_the_answer(pro: Janus) -> None:
 )
 @settings(max_examples=300, deadline=None)
 def test_stop_strings_in_any_pieces(pieces: list[str], stop: list[str]) -> None:
-    """Cut where the first stop string is complete, never a character of one shown, nothing lost otherwise."""
+    """Text ends before the first complete stop string; no character is shown early or lost."""
     whole, shown, hit = "".join(pieces), "", False
     stream = StopStrings(stop)
     for piece in pieces:
@@ -407,27 +407,49 @@ def small_model(*, side: int, patch: int, codes: int, hidden: int, layers: int) 
     return JanusModel(
         JanusConfig(
             understanding=SiglipConfig(
-                kind="siglip", image_size=side, patch_size=patch, width=8, layers=1, heads=1, mlp_width=8
+                kind="siglip",
+                image_size=side,
+                patch_size=patch,
+                width=8,
+                layers=1,
+                heads=1,
+                mlp_width=8,
             ),
             aligner=MLPConfig(kind="mlp_gelu", input_dim=8, output_dim=hidden),
             language=LlamaConfig(
-                kind="llama", vocab_size=10, hidden_size=hidden, intermediate_size=hidden, num_hidden_layers=layers,
-                num_attention_heads=2, num_key_value_heads=2, head_dim=hidden // 2, max_position_embeddings=4096,
+                kind="llama",
+                vocab_size=10,
+                hidden_size=hidden,
+                intermediate_size=hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=hidden // 2,
+                max_position_embeddings=4096,
             ),
             generation=VQGenerationConfig(
-                kind="vq", image_size=side,
+                kind="vq",
+                image_size=side,
                 codec=VQConfig(
-                    kind="vq", codebook_size=codes, codebook_dim=4, ch=4, ch_mult=(1, 1), num_res_blocks=1,
-                    z_channels=4, norm_groups=1,
+                    kind="vq",
+                    codebook_size=codes,
+                    codebook_dim=4,
+                    ch=4,
+                    ch_mult=(1, 1),
+                    num_res_blocks=1,
+                    z_channels=4,
+                    norm_groups=1,
                 ),
                 aligner=MLPConfig(kind="mlp_gelu", input_dim=4, output_dim=hidden),
-                head=GenHeadConfig(kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=codes),
+                head=GenHeadConfig(
+                    kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=codes
+                ),
             ),
             image=ImageConfig(image_size=side),
             prompt=PromptConfig(system=""),
             dtype="float32",
         )
-    )  # fmt: skip
+    )
 
 
 def toy_model() -> JanusModel:
@@ -440,7 +462,7 @@ def toy_model() -> JanusModel:
 @pytest.mark.parametrize("window", [1, 8])
 @pytest.mark.parametrize("layers", [1, 4])
 def test_the_cache_is_held_once(layers: int, window: int) -> None:
-    """MLX copies an array that is written to while another holds it: a cache of which a step keeps a reference."""
+    """MLX copies an array on writing while a reference is held, such as a step's to a cache."""
     model = small_model(side=48, patch=16, codes=64, hidden=256, layers=layers)
     mx.eval(model.drawing_arrays())
     ids, positions = [1] * 32, model.config.generation.tokens
@@ -454,7 +476,7 @@ def test_the_cache_is_held_once(layers: int, window: int) -> None:
 
 
 def _distance_of_drawn_pictures(window: int) -> float:
-    """Chi-square of pictures drawn in windows against their probabilities, over the likely ones and all the rest."""
+    """Return chi-square of images drawn in windows, over the likely images and all the rest."""
     model, options = toy_model(), DrawOptions(cfg_weight=2.0, temperature=0.2)
     conditional, unconditional = [1, 2, 3, 4], [1, 0, 0, 4]
     pictures = np.array(list(itertools.product(range(3), repeat=4)))
@@ -531,7 +553,7 @@ def test_guesses_follow_the_latest_like_of_the_end() -> None:
 def test_compiled_choice_draws_the_same(
     pro: Janus, monkeypatch: pytest.MonkeyPatch, weight: float
 ) -> None:
-    """A GPU gets guidance, noise and choice compiled; here a CPU does, which compiles the same operations."""
+    """A GPU gets guidance, noise and choice compiled; a CPU compiles the same operations here."""
     plain = pro.generate_images("a cat", seed=3, cfg_weight=weight, top_p=0.9, window=1)[0]
     picker, asked = draw_module._picker, []
 

@@ -1,4 +1,4 @@
-"""Our numbers against those of DeepSeek's own code, for every published layout: in float32, within 1e-5."""
+"""Our numbers and those of DeepSeek's code, for every published layout: within 1e-5 in float32."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def picture(folder: str, index: int) -> Image.Image:
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 6])
 def test_preprocessing(janus: Janus, folder: str, index: int) -> None:
-    """Wide, tall, small and square pictures; very narrow ones depend on Pillow's version (test_images.py)."""
+    """Wide, tall, small and square; narrow images depend on Pillow (processing/test_images.py)."""
     pixels = preprocess(open_image(picture(folder, index)), janus.config.image)
     assert_close(pixels.transpose(2, 0, 1), golden(folder)[f"image.{index}.pixel_values"])
 
@@ -116,7 +116,7 @@ def test_greedy_answer(janus: Janus, folder: str) -> None:
 
 
 def test_greedy_logits(janus: Janus, folder: str) -> None:
-    """Logits of the whole answer, from one pass over prompt and answer: what the cached loop must have seen."""
+    """Logits of the whole answer in one pass, which the cached loop must have seen."""
     want, model = golden(folder), janus.model
     pixels = preprocess(open_image(picture(folder, 0)), janus.config.image)
     prompt = embed_prompt(janus, want["und.input_ids"][0].tolist(), janus.encode([pixels]))
@@ -126,7 +126,7 @@ def test_greedy_logits(janus: Janus, folder: str) -> None:
 
 
 def test_several_pictures(janus: Janus, folder: str) -> None:
-    """The reference's left-padded batch of two conversations, one by one: padding must not be needed."""
+    """The reference's left-padded batch of two conversations, here one by one without padding."""
     want, texts = golden(folder), json.loads(golden_facts(folder)["batch.greedy_text"])
     asked = [("Which image is brighter?", 2), ("What is in this image?", 1)]
     for row, (question, count) in enumerate(asked):
@@ -185,7 +185,7 @@ def drawing_text(folder: str) -> str:
 
 
 def assert_same_bytes(image: Image.Image, expected: mx.array, pixels: mx.array) -> None:
-    """Equal but where the value stands on the edge between two bytes, which rounding may put on either side."""
+    """Equal except where a value lies on the edge between two bytes: rounding decides those."""
     ours, theirs = np.array(image).astype(int), np.array(expected).astype(int)
     value = (np.array(pixels).astype(np.float64) + 1) / 2 * 255
     edge = (np.abs(value - np.round(value)) < 1e-3) & (value > -1) & (value < 256)

@@ -1,4 +1,4 @@
-"""Pictures in: every kind of file ends in an upright opaque RGB picture or one ImageError. Pictures out: never lost."""
+"""Images in: an upright opaque RGB image or one ImageError. Images out: none is lost."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def refused(source, *words: str) -> str:
 def test_preprocessing_is_the_references(golden, i):
     picture = Image.fromarray(golden[f"image.{i}.rgb"])
     config = ImageConfig(image_size=64)
-    # The reference ran on Pillow 13; before it, resizing rounds some bytes of tall pictures the other way.
+    # The reference ran on Pillow 13; older ones round some bytes of tall images the other way.
     steps = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 1
     resized = np.asarray(resize_and_pad(picture, config)).transpose(2, 0, 1).astype(int)
     assert np.abs(resized - golden[f"image.{i}.resized"]).max() <= steps

@@ -34,7 +34,7 @@ ONE_PICTURE = [Turn("user", "What is in this image?", images=1)]
 TWO_PICTURES = [Turn("user", "Which image is brighter?", images=2)]
 
 EVERYTHING = settings(deadline=None, max_examples=200)
-# Any text, and text made of what is likely to break: control spellings, their halves, odd spaces, emoji.
+# Any text, and text of parts that may break: control spellings, their halves, odd spaces, emoji.
 CONTROLS = [
     "<|User|>",
     "<|Assistant|>",
@@ -118,7 +118,7 @@ def changed(folder: str, change: Callable[[dict[str, Any]], object]) -> Tokenize
 
 
 def whole(folder: str, rendered: str) -> list[int]:
-    """Ids as the reference makes them: the rendered string encoded at once, then bos, then pictures expanded."""
+    """Encode as the reference does: the whole rendered string, then bos, then images expanded."""
     tokenizer = SOURCES[folder]
     picture = f"<begin_of_image>{PLACEHOLDER * IMAGE_TOKENS}<end_of_image>"
     expanded = tokenizer.encode(picture, add_special_tokens=False).ids
@@ -324,7 +324,7 @@ class TestUserText:
     def test_ordinary_added_tokens_stay_recognised(
         self, folder: str, content: str, token_id: int
     ) -> None:
-        """Janus-1.3B has thirteen such entries, the byte-level letters of bytes that no UTF-8 holds."""
+        """Janus-1.3B has thirteen such entries: the letters of bytes that no UTF-8 text has."""
 
         def add(data: dict[str, Any]) -> None:
             flags = {
@@ -444,7 +444,7 @@ class TestDetokenizer:
 
 
 def byte_characters() -> list[str]:
-    """The byte-level alphabet as tokenizers has it, by byte: characters of the vocabulary that decode to one byte."""
+    """Return tokenizers' byte-level alphabet: the character of the vocabulary for each byte."""
     printable = [b for b in range(256) if chr(b) in set(ByteLevel.alphabet())]
     others = iter(range(256, 512))
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
@@ -551,7 +551,7 @@ class TestLoad:
         assert "convert the folder" in message
 
     def test_rewritten_without_spaces(self, tmp_path: Path) -> None:
-        """What transformers 5.0 to 5.15 write: Metaspace over a byte-level vocabulary loses every space."""
+        """transformers 5.0 to 5.15 write Metaspace, which loses byte-level spaces."""
 
         def rewrite(data: dict[str, Any]) -> None:
             data["pre_tokenizer"] = {

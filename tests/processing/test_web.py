@@ -1,6 +1,6 @@
-"""Pictures whose address a stranger names: from public hosts alone, whatever the name, its look-up or the host says.
+"""Images whose address a stranger names: from public hosts only, whatever name and host say.
 
-Nothing here leaves the machine: names are looked up in a table, and the public addresses lead to a local site.
+Nothing here leaves the machine: a table resolves names, and public addresses lead to a local site.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ needs_openssl = pytest.mark.skipif(
 
 
 class Internet:
-    """What names mean, look-up by look-up, the last answer staying; and where public addresses lead to."""
+    """A resolver with a list of answers per name and a route to a site."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, port: int = 0):
         self.names: dict[str, list[list[str]]] = {SITE: [[PUBLIC]]}

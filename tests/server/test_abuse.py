@@ -1,4 +1,4 @@
-"""What a server should not be sent: it refuses in one sentence, lets go of the work, and answers the next."""
+"""Bad requests: refused in one sentence, their work is dropped, and the next is answered."""
 
 from __future__ import annotations
 

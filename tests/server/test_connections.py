@@ -1,4 +1,4 @@
-"""Clients that leave, dawdle, do not finish or do not read: they keep nobody waiting, and nothing of theirs is kept."""
+"""Clients that leave, are slow, do not finish or do not read: nobody waits, nothing is kept."""
 
 from __future__ import annotations
 

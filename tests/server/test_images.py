@@ -1,4 +1,4 @@
-"""Pictures of a request: what is no picture, too large, or somewhere else, and what becomes of one that is fine."""
+"""Images of a request: no image, too large, elsewhere on the web, or good."""
 
 from __future__ import annotations
 

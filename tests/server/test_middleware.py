@@ -1,4 +1,4 @@
-"""Whose requests a server answers, what its replies let a browser do, and what it keeps to itself."""
+"""Origins, keys and headers: who is answered, what a browser may do, what stays secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server as OpenAI's client uses it: a process of its own on Janus-Tiny, whose replies are the library's."""
+"""The server on Janus-Tiny as OpenAI's client uses it: its replies are the library's."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def decoded(b64_json: str | None) -> Image.Image:
 
 
 def alike(one: Image.Image, other: Image.Image) -> bool:
-    """The same tokens, decoded by BLAS with another number of threads, which may round differently."""
+    """Compare images decoded with other numbers of BLAS threads, which may round differently."""
     difference = np.array(one).astype(int) - np.array(other)
     return bool(np.abs(difference).max() <= 1)
 
@@ -128,8 +128,9 @@ def test_an_answer_is_the_librarys(
         )
         assert reply.usage is not None
         assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (
-            expected.prompt_tokens, len(expected.tokens)
-        )  # fmt: skip
+            expected.prompt_tokens,
+            len(expected.tokens),
+        )
         assert reply.usage.total_tokens == expected.prompt_tokens + len(expected.tokens)
         assert (reply.object, reply.model) == ("chat.completion", "janus-tiny")
         assert reply.system_fingerprint
@@ -182,9 +183,14 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(
         janus.generate_text(QUESTION, pictures[:1], temperature=1, seed=seed) for seed in (3, 4)
     ]
     stream = client.chat.completions.create(
-        model="default", messages=[user(QUESTION, pictures[0])], temperature=1, seed=3, n=2, stream=True,
+        model="default",
+        messages=[user(QUESTION, pictures[0])],
+        temperature=1,
+        seed=3,
+        n=2,
+        stream=True,
         stream_options={"include_usage": True},
-    )  # fmt: skip
+    )
     chunks = list(stream)
     assert len({chunk.id for chunk in chunks}) == 1
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
@@ -434,7 +440,7 @@ def test_a_signal_while_the_model_loads_ends_after_the_piece_that_is_read(
 
 @contextlib.contextmanager
 def loading(work: str) -> Iterator[subprocess.Popen[str]]:
-    """The command while it loads the model, by a function with this body; parts of the model are not read then."""
+    """Start the command with a loading function of this body, which reads no model."""
     program = f"""{ON_CPU}
 import sys, time
 import mlx_janus.commands.serve
@@ -459,7 +465,8 @@ mlx_janus.commands.serve.main(["-q", "--port", "0"], prog_name="serve")
 
 def test_a_server_whose_thread_has_failed_ends() -> None:
     """So that whoever watches it can start it again."""
-    broken = f"{ON_CPU}\nfrom mlx_janus.engine.text_queue import TextScheduler\nTextScheduler.choose = None"
+    scheduler = "from mlx_janus.engine.text_queue import TextScheduler"
+    broken = f"{ON_CPU}\n{scheduler}\nTextScheduler.choose = None"
     with started("-q", program=broken) as server, to(server) as client:
         with pytest.raises(openai.InternalServerError):
             client.chat.completions.create(model="default", messages=[user(QUESTION)])
@@ -484,8 +491,8 @@ def test_a_port_that_is_taken(server: ServerProcess) -> None:
     port = int(server.url.rpartition(":")[2])
     line = error_line(call(serve.main, "--port", port))
     assert (
-        line
-        == f"Error: 127.0.0.1:{port} cannot be listened at (Address already in use): name another --port"
+        line == f"Error: 127.0.0.1:{port} cannot be listened at (Address already in use): "
+        "name another --port"
     )
 
 

@@ -113,13 +113,14 @@ def set_up(page: Page, **values: object) -> None:
 
 
 def watch_pictures(page: Page) -> None:
-    """Note every picture that is put where there was one before: of what kind it is, and what is said below."""
+    """Note every image that replaces another: its kind, and the text below."""
     page.evaluate("""() => {
       window.looks = [];
       const talk = document.querySelector("#talk");
       new MutationObserver((changes) => changes.forEach(({target}) => {
         const caption = target.closest("figure").querySelector("figcaption span").textContent;
-        const busy = target.closest("article").getAttribute("aria-busy") === "true" ? "busy" : "done";
+        const article = target.closest("article");
+        const busy = article.getAttribute("aria-busy") === "true" ? "busy" : "done";
         looks.push(`${target.src.slice(0, 5)}, ${caption}, ${busy}`);
       })).observe(talk, {subtree: true, attributeFilter: ["src"]});
     }""")
@@ -191,7 +192,9 @@ def test_an_answer_appears_as_it_comes_and_is_told_once(page: Page, engine: Fake
     engine.pause = 0.2
     page.evaluate("""() => {
       window.seen = {told: [], shown: []};
-      const note = (list, text) => { if (text && seen[list].at(-1) !== text) seen[list].push(text); };
+      const note = (list, text) => {
+        if (text && seen[list].at(-1) !== text) seen[list].push(text);
+      };
       new MutationObserver(() => {
         note("told", document.querySelector("[role=status]").textContent);
         note("shown", document.querySelector("article[aria-busy=true] .text")?.textContent);
@@ -223,8 +226,10 @@ def test_what_was_said_before_is_sent_with_the_settings(page: Page, engine: Fake
     settled(page, 1)
     request = answers(engine)[1]
     assert [(turn.role, turn.text, turn.images) for turn in request.turns] == [
-        ("user", "What is this?", 1), ("assistant", "A red circle.", 0), ("user", "And its colour?", 0)
-    ]  # fmt: skip
+        ("user", "What is this?", 1),
+        ("assistant", "A red circle.", 0),
+        ("user", "And its colour?", 0),
+    ]
     options = request.options
     assert (request.system, options.max_tokens, options.seed, options.temperature) == (
         "Be brief.",
@@ -484,7 +489,8 @@ def test_colours_follow_the_system_until_they_are_chosen(
 ) -> None:
     def becomes(colours: str) -> None:
         """The ground is, or after a moment comes to be, dark or light."""
-        total = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((sum, one) => sum + +one, 0)"
+        numbers = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g)"
+        total = f"{numbers}.reduce((sum, one) => sum + +one, 0)"
         page.wait_for_function(f"{total} {'< 150' if colours == 'dark' else '> 600'}")
 
     with served(engine) as address:
@@ -507,9 +513,12 @@ def test_a_narrow_phone_does_not_scroll_sideways(engine: FakeEngine, visits: Vis
         assert page.evaluate(
             "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
         )
-        hidden = """() => [...document.querySelectorAll("header *, footer *, dialog[open] button")].filter((node) => {
+        hidden = """() => [...document.querySelectorAll(
+          "header *, footer *, dialog[open] button"
+        )].filter((node) => {
           const box = node.getBoundingClientRect();
-          return box.width > 1 && !node.closest("#tray") && (box.left < 0 || box.right > innerWidth);
+          const outside = box.left < 0 || box.right > innerWidth;
+          return box.width > 1 && !node.closest("#tray") && outside;
         }).map((node) => node.outerHTML)"""
         assert page.evaluate(hidden) == []
 

@@ -1,4 +1,4 @@
-"""/openapi.json tells the truth: what it allows is answered as it says, and what it does not is refused."""
+"""/openapi.json is true: allowed requests are answered as it says, others are refused."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def launched() -> Iterator[Browser]:
 
 
 class Visits:
-    """Pages that are open, and what went wrong on them: errors on the console, requests to other places.
+    """Open pages and their complaints: errors on the console, requests to other hosts.
 
     Args:
         browser: to open them in.
@@ -93,7 +93,8 @@ def hand_over(page: Page, way: str, files: Sequence[tuple[str, str, bytes]]) -> 
     script = """([way, files]) => {
       const data = new DataTransfer();
       for (const [name, type, text] of files) {
-        data.items.add(new File([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))], name, {type}));
+        const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+        data.items.add(new File([bytes], name, {type}));
       }
       document.activeElement.dispatchEvent(way === "drop"
         ? new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true})

@@ -1,4 +1,4 @@
-"""An engine that says and draws what it is told, as slowly as it is told, for tests of what stands before it."""
+"""An engine that answers and draws as told, as slowly as told, to test the server before it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A small Hugging Face Hub on 127.0.0.1, with as much of its protocol as downloading models needs.
 
-Models are local folders. A commit's sha is made of the folder's contents, so that changing a file makes a new commit.
+Models are local folders. A commit's sha is a hash of the folder's contents, so changing a file
+makes a new commit.
 ``/api/models``, ``tree`` and ``resolve`` answer as the real Hub does, error headers included.
 """
 
@@ -44,8 +45,9 @@ class Repo:
 class FakeHub:
     """The server; use it as a context manager.
 
-    ``requests`` lists what was asked for, as "GET /path" without the query. While ``fail_after_bytes`` is a number,
-    file bodies break off once so many bytes in all have gone out since it was set, as when a network dies.
+    ``requests`` lists the requests, as "GET /path" without the query. While ``fail_after_bytes`` is
+    a number, file bodies break off after so many bytes in all since it was set, as when a network
+    dies.
     """
 
     def __init__(self, repos: Mapping[str, Path] | None = None) -> None:

@@ -31,7 +31,7 @@ def golden_facts(folder: str) -> dict[str, str]:
 
 
 def _path(folder: str) -> Path:
-    """transformers' folder holds the weights of the pro one under other names, so its numbers are the same."""
+    """Return the golden file of a folder; transformers' folder has the weights of the pro one."""
     name = "deepseek-pro-bin" if folder == "transformers" else folder
     return FIXTURES / f"{name}.golden.safetensors"
 

@@ -81,8 +81,9 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 def make_certificate(folder: Path, *names: str) -> tuple[Path, Path]:
-    """Files of a certificate for these names ("IP:127.0.0.1", "DNS:host"), which vouches for itself, and of its key."""
-    words = f"[req]\ndistinguished_name=n\nx509_extensions=x\n[n]\n[x]\nsubjectAltName={','.join(names)}\n"
+    """Make a self-signed certificate for these names ("IP:127.0.0.1", "DNS:host"), and its key."""
+    head = "[req]\ndistinguished_name=n\nx509_extensions=x\n[n]\n[x]\n"
+    words = f"{head}subjectAltName={','.join(names)}\n"
     (folder / "names").write_text(words)
     key, made = folder / "key", folder / "certificate"
     command = [

@@ -1,4 +1,4 @@
-"""The commands as a person runs them: in a process of their own, or called in this one, which is 20 times faster."""
+"""The commands, each in a process of its own or called in this one, which is 20 times faster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import click
 
 ROOT = Path(__file__).parents[2]
 
-# Shells start background jobs, the tests perhaps among them, with SIGINT ignored, and children inherit that.
+# Shells start background jobs, perhaps these tests, with SIGINT ignored; children inherit that.
 INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
 

@@ -1,4 +1,4 @@
-"""Servers to test: the application in a thread, before any engine; and the command in a process of its own."""
+"""Servers to test: the application in a thread before any engine, and the command in a process."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def to(url: str, **headers: str) -> httpx.Client:
 
 
 def connect(client: httpx.Client, request: str, body: bytes = b"") -> socket.socket:
-    """A connection on which a request, or a part of one, has been sent; it takes little that is not read."""
+    """Send a request, or a part of one, on a new connection whose receive buffer is small."""
     parts = urlsplit(str(client.base_url))
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
@@ -147,8 +147,12 @@ def still_works(client: httpx.Client, engine: FakeEngine) -> None:
     """Nothing is left under way, and the next request is answered."""
     wait_until(lambda: engine.open == 0)
     assert client.get("/health").json() == {
-        "status": "ok", "model": "fake", "waiting": 0, "answering": 0, "drawing": 0
-    }  # fmt: skip
+        "status": "ok",
+        "model": "fake",
+        "waiting": 0,
+        "answering": 0,
+        "drawing": 0,
+    }
     engine.pause = 0
     reply = client.post(CHAT, json=HELLO)
     assert reply.json()["choices"][0]["message"]["content"] == "".join(engine.pieces)

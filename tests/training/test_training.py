@@ -135,7 +135,7 @@ def test_thirty_steps_of_the_codec_and_the_encoder_learn() -> None:
 
 
 def test_the_joint_stage_leaves_the_encoder_and_the_codec_as_they_are(prompts: Prompts) -> None:
-    """With gradients from a few answers, the encoder forgets in a hundred steps what it has learnt."""
+    """With gradients from a few answers, the encoder would forget within a hundred steps."""
     stage = joint_stage(prompts, 2)
     before = {
         name: mx.array(value) for name, value in nn.utils.tree_flatten(stage.trainee.parameters())
@@ -231,8 +231,7 @@ def test_a_checkpoint_with_other_arrays_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_survives_a_kill(tmp_path: Path) -> None:
-    """The whole program in two processes, killed in its first stage, then run again: the same model file as without,
-    in one process."""
+    """A run of two processes, killed in its first stage and resumed, equals a run of one."""
     steps = ["--codec-steps", "20", "--checkpoint-every", "0"]
     steps += [
         word
@@ -307,7 +306,7 @@ def test_matrices_with_small_gradients_do_not_shrink() -> None:
 
 @pytest.mark.parametrize("band", [48_000_000, 100_000])
 def test_matrix_products_are_convolutions(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The codec's output and gradients with every convolution as a matrix product, in bands or not, are MLX's own."""
+    """Convolutions as matrix products, in bands or not, give MLX's own outputs and gradients."""
     monkeypatch.setattr(convolution, "_BAND", band)
     mx.random.seed(0)
     model = VQModel(CODEC)

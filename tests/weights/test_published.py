@@ -1,4 +1,4 @@
-"""Every published form of config is read, and what is no Janus, or no model at all, is refused by name."""
+"""Every published form of config is read; other models, and no models, are refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantization recipes: what they store, that every mode draws and answers, and what they cost Janus-Tiny."""
+"""Quantization recipes: what they store, how every mode runs, their cost on Janus-Tiny."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def test_layers_that_are_measured_alone_are_all_layers(tiny: Comparison) -> None
 
 
 def test_the_recipes_of_janus_tiny_stand_in_their_order(tiny: Comparison) -> None:
-    """From light by balanced to faithful the guided distribution comes closer, and weights take more."""
+    """From light by balanced to faithful the distribution comes closer, and weights take more."""
     config = tiny.janus.config
     plans = [plan_quantization(config, recipe=name) for name in ("light", "balanced", "faithful")]
     drawing, answering = zip(*map(tiny.divergences, plans), strict=True)

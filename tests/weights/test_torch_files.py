@@ -1,4 +1,4 @@
-"""The reader of ``.bin`` files: exact values from legal files, one clear line and nothing run from all others."""
+"""The reader of ``.bin`` files: exact values from legal files, one line of error from others."""
 
 from __future__ import annotations
 
@@ -25,13 +25,20 @@ from mlx_janus.weights.torch_files import StoredTensor, read_range, read_torch_f
 from tests.support.golden import FIXTURES
 
 KINDS = {
-    "bfloat16": "BFloat16Storage", "float16": "HalfStorage", "float32": "FloatStorage", "float64": "DoubleStorage",
-    "int8": "CharStorage", "int16": "ShortStorage", "int32": "IntStorage", "int64": "LongStorage",
-    "uint8": "ByteStorage", "bool": "BoolStorage",
-}  # fmt: skip
+    "bfloat16": "BFloat16Storage",
+    "float16": "HalfStorage",
+    "float32": "FloatStorage",
+    "float64": "DoubleStorage",
+    "int8": "CharStorage",
+    "int16": "ShortStorage",
+    "int32": "IntStorage",
+    "int64": "LongStorage",
+    "uint8": "ByteStorage",
+    "bool": "BoolStorage",
+}
 
 
-# ---- an assembler of pickles and of zips, without torch -----------------------------------------------------------
+# An assembler of pickles and of zips, without torch
 
 
 def text(value: str) -> bytes:
@@ -115,7 +122,7 @@ def write(
 
 
 def write_sparse(path: Path, program: bytes, size: int) -> Path:
-    """A file whose storage "0" has ``size`` bytes, all zero but the last four: holes where the file system has them."""
+    """Write a sparse file whose storage "0" has ``size`` bytes, all zero but the last four."""
     with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         entry = zipfile.ZipInfo("archive/data/0")
         entry.file_size = entry.compress_size = size
@@ -158,7 +165,7 @@ def refused(path: Path, *words: str) -> str:
     return message
 
 
-# ---- legal files --------------------------------------------------------------------------------------------------
+# Legal files
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (), (0,), (3, 0, 2), (1, 1, 1, 1, 1, 1, 1, 5)])
@@ -332,7 +339,7 @@ def test_arrays_outlive_the_file_and_own_their_memory(tmp_path: Path) -> None:
 
 
 def our_name(name: str) -> str | None:
-    """The name in transformers' layout, of the tensors that have the same values and shape there."""
+    """Return the name in transformers' layout of a tensor with the same values and shape there."""
     if name.startswith("language_model.model."):
         return name.replace("language_model.model.", "model.language_model.", 1)
     return None
@@ -368,7 +375,7 @@ def test_the_reference_shards() -> None:
     assert renamed >= 20
 
 
-# ---- pickles that ask for more ------------------------------------------------------------------------------------
+# Pickles that ask for more
 
 
 def stack_name_of(dotted: str) -> bytes:
@@ -391,17 +398,33 @@ def hostile_programs(marker: str) -> dict[str, tuple[str, bytes]]:
         "eval": ("builtins.eval", call(name_of("builtins.eval"), text(mkdir))),
         "exec": ("builtins.exec", call(name_of("builtins.exec"), text(mkdir))),
         "os.system": ("os.system", call(name_of("os.system"), text(f"mkdir '{marker}'"))),
-        "subprocess": ("subprocess.getoutput", call(name_of("subprocess.getoutput"), text(f"mkdir '{marker}'"))),
+        "subprocess": (
+            "subprocess.getoutput",
+            call(name_of("subprocess.getoutput"), text(f"mkdir '{marker}'")),
+        ),
         "getattr of an import": ("builtins.getattr", call(attribute, text(marker))),
-        "partial": ("functools.partial", call(call(name_of("functools.partial"), name_of("os.mkdir")), text(marker))),
-        "map": ("builtins.list", call(name_of("builtins.list"), call(name_of("builtins.map"), name_of("os.mkdir"),
-                                                                    b"(" + text(marker) + b"t"))),
-        "pathlib": ("pathlib.Path.mkdir", call(stack_name_of("pathlib.Path.mkdir"), call(name_of("pathlib.Path"),
-                                                                                        text(marker)))),
+        "partial": (
+            "functools.partial",
+            call(call(name_of("functools.partial"), name_of("os.mkdir")), text(marker)),
+        ),
+        "map": (
+            "builtins.list",
+            call(
+                name_of("builtins.list"),
+                call(name_of("builtins.map"), name_of("os.mkdir"), b"(" + text(marker) + b"t"),
+            ),
+        ),
+        "pathlib": (
+            "pathlib.Path.mkdir",
+            call(stack_name_of("pathlib.Path.mkdir"), call(name_of("pathlib.Path"), text(marker))),
+        ),
         "stack global": ("os.mkdir", call(stack_name_of("os.mkdir"), text(marker))),
         "inst": ("os.mkdir", b"(" + text(marker) + b"ios\nmkdir\n"),
         "obj": ("os.mkdir", b"(" + name_of("os.mkdir") + text(marker) + b"o"),
-        "newobj": ("os.mkdir", call(name_of("os.mkdir"), name_of("builtins.str") + text(marker) + b"\x85\x81")),
+        "newobj": (
+            "os.mkdir",
+            call(name_of("os.mkdir"), name_of("builtins.str") + text(marker) + b"\x85\x81"),
+        ),
         "state": ("os.mkdir", ORDERED_DICT + state + b"b"),
         "key": ("os.mkdir", b"}" + call(name_of("os.mkdir"), text(marker)) + b"Ns"),
         "discarded": ("os.mkdir", call(name_of("os.mkdir"), text(marker)) + b"0N"),
@@ -409,7 +432,7 @@ def hostile_programs(marker: str) -> dict[str, tuple[str, bytes]]:
             "os.mkdir",
             tensor(b"N", (4,), (1,), tail=b"\x89" + call(name_of("os.mkdir"), text(marker))),
         ),
-    }  # fmt: skip
+    }
     return {
         title: (name, b"\x80\x04}(" + text("w") + value + b"u.")
         for title, (name, value) in programs.items()
@@ -434,10 +457,20 @@ def test_nothing_of_a_hostile_pickle_runs(tmp_path: Path, attack: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["torch.hub.load", "torch.storage._load_from_bytes", "torch.serialization.load", "torch.UntypedStorage",
-     "torch._utils._rebuild_tensor_v3", "numpy.core.multiarray.scalar", "collections.defaultdict", "builtins.dict",
-     "mlx_janus.weights.torch_files._make_tensor", "torch.FloatStorage.from_file", "torch.storage.TypedStorage"],
-)  # fmt: skip
+    [
+        "torch.hub.load",
+        "torch.storage._load_from_bytes",
+        "torch.serialization.load",
+        "torch.UntypedStorage",
+        "torch._utils._rebuild_tensor_v3",
+        "numpy.core.multiarray.scalar",
+        "collections.defaultdict",
+        "builtins.dict",
+        "mlx_janus.weights.torch_files._make_tensor",
+        "torch.FloatStorage.from_file",
+        "torch.storage.TypedStorage",
+    ],
+)
 @pytest.mark.parametrize("mention", [name_of, stack_name_of])
 def test_a_name_outside_the_list_is_refused_where_it_stands(
     tmp_path: Path, mention: Any, name: str
@@ -456,11 +489,23 @@ def test_a_name_is_quoted_and_cut(tmp_path: Path) -> None:
 
 PLACE = storage("0", "FloatStorage", 4)
 STRANGE = {
-    "calls a storage": (name_of("torch.FloatStorage") + b")R", "calls torch.FloatStorage with 0 arguments"),
-    "fills an ordered dict by call": (ORDERED_DICT[:-2] + b"]\x85R", "calls collections.OrderedDict with 1 arguments"),
+    "calls a storage": (
+        name_of("torch.FloatStorage") + b")R",
+        "calls torch.FloatStorage with 0 arguments",
+    ),
+    "fills an ordered dict by call": (
+        ORDERED_DICT[:-2] + b"]\x85R",
+        "calls collections.OrderedDict with 1 arguments",
+    ),
     "calls with too few": (name_of("torch._utils._rebuild_tensor_v2") + b")R", "with 0 arguments"),
-    "makes an object": (name_of("collections.OrderedDict") + b")\x81", "uses the instruction NEWOBJ"),
-    "makes an object by keywords": (name_of("collections.OrderedDict") + b")}\x92", "uses the instruction NEWOBJ_EX"),
+    "makes an object": (
+        name_of("collections.OrderedDict") + b")\x81",
+        "uses the instruction NEWOBJ",
+    ),
+    "makes an object by keywords": (
+        name_of("collections.OrderedDict") + b")}\x92",
+        "uses the instruction NEWOBJ_EX",
+    ),
     "extension": (b"\x82\x01", "uses the instruction EXT1"),
     "text persistent id": (b"Pstorage\n", "uses the instruction PERSID"),
     "text memo": (b"Np99999999999\n", "uses the instruction PUT"),
@@ -470,15 +515,24 @@ STRANGE = {
     "set": (b"\x8f", "uses the instruction EMPTY_SET"),
     "huge memo": (b"Nr\xff\xff\xff\xff", "numbers its memo up to 4294967295"),
     "id of four": (tuple_of(text("storage"), b"N", text("0"), text("cpu")) + b"Q", "unknown way"),
-    "id of another word": (tuple_of(text("module"), b"N", text("0"), text("cpu"), b"K\x04") + b"Q", "unknown way"),
+    "id of another word": (
+        tuple_of(text("module"), b"N", text("0"), text("cpu"), b"K\x04") + b"Q",
+        "unknown way",
+    ),
     "id as text": (text("storage") + b"Q", "unknown way"),
     "id with no storage": (
-        tuple_of(text("storage"), name_of("collections.OrderedDict"), text("0"), text("cpu"), b"K\x04") + b"Q",
+        tuple_of(
+            text("storage"), name_of("collections.OrderedDict"), text("0"), text("cpu"), b"K\x04"
+        )
+        + b"Q",
         "a storage of type collections.OrderedDict",
     ),
-    "id of unknown storage": (storage("0", "ComplexFloatStorage", 4), "asks for torch.ComplexFloatStorage"),
+    "id of unknown storage": (
+        storage("0", "ComplexFloatStorage", 4),
+        "asks for torch.ComplexFloatStorage",
+    ),
     "negated": (tensor(PLACE, (4,), (1,), tail=b"\x89}}" + text("neg") + b"\x88s"), "negated"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("title", STRANGE)
@@ -542,7 +596,7 @@ def test_a_pickle_without_a_result_is_damaged(tmp_path: Path, program: bytes) ->
 
 
 def test_depth_does_no_harm(tmp_path: Path) -> None:
-    # As a key, pickle.loads would hash this and overflow the C stack: no exception, the process dies.
+    # pickle.loads would hash this as a key and overflow the C stack, which kills the process.
     deep = b")" + b"\x85" * 200_000
     refused(
         write(tmp_path / "key.bin", b"\x80\x02}" + deep + b"Ns."),
@@ -558,8 +612,16 @@ def test_depth_does_no_harm(tmp_path: Path) -> None:
     )
 
 
-OTHER_VALUES = {"int": number(3), "float": b"G" + bytes(8), "str": text("x"), "list": b"](NNe", "nonetype": b"N",
-                "bool": b"\x88", "dict": b"}" + text("w") + ONE["w"] + b"s", "storage": PLACE}  # fmt: skip
+OTHER_VALUES = {
+    "int": number(3),
+    "float": b"G" + bytes(8),
+    "str": text("x"),
+    "list": b"](NNe",
+    "nonetype": b"N",
+    "bool": b"\x88",
+    "dict": b"}" + text("w") + ONE["w"] + b"s",
+    "storage": PLACE,
+}
 
 
 @pytest.mark.parametrize("kind", OTHER_VALUES)
@@ -593,7 +655,7 @@ def test_limits_on_the_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     refused(path, "its zip directory cannot be read")
 
 
-# ---- tensors outside their storage --------------------------------------------------------------------------------
+# Tensors outside their storage
 
 OUTSIDE: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
     "one too many": ((5,), (1,), 0),
@@ -662,7 +724,7 @@ def test_a_file_that_changes_after_its_header_was_read(tmp_path: Path) -> None:
         tensors["w"].read()
 
 
-# ---- files that are no such zip -----------------------------------------------------------------------------------
+# Files that are no such zip
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
@@ -769,7 +831,7 @@ def test_entries_that_overlap(tmp_path: Path) -> None:
     refused(path, "zip entries overlap")
 
 
-# ---- any bytes at all ---------------------------------------------------------------------------------------------
+# Any bytes at all
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Checkpoints become models: names and layouts, conversion, quantization, loading, memory, hostile files."""
+"""Checkpoints become models: layouts, conversion, quantization, loading, memory, bad files."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def arrays(folder: Path) -> dict[str, mx.array]:
 def test_all_layouts_of_the_same_weights_convert_to_the_same_bytes(
     converted: dict[str, Path],
 ) -> None:
-    """Bins with odd strides and shared storages, and transformers' split q, k, v, give one and the same model."""
+    """Odd strides, shared storages, and transformers' split q, k, v give the same model."""
     ours, theirs = arrays(converted["deepseek-pro-bin"]), arrays(converted["transformers"])
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
@@ -422,7 +422,7 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
 
 
 def test_which_layers_get_which_bits() -> None:
-    """The rule of the published shapes: 4 bits for the language model, 8 beside the image tokens, float elsewhere."""
+    """4 bits for the language model, 8 beside the image tokens, float elsewhere."""
 
     sizes = {
         "hidden_size": 2048,
@@ -630,7 +630,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(
 
 
 def test_memory_of_a_model_is_what_its_files_hold(tmp_path: Path) -> None:
-    """The need is counted from shapes alone; against the bytes of a converted folder, float and quantized."""
+    """The need, computed from shapes alone, is a converted folder's size, float or quantized."""
     for bits in (None, 4):
         folder = convert(PRO, tmp_path / f"out{bits}", bits=bits)
         config = JanusConfig.load(folder / "config.json")
@@ -661,7 +661,7 @@ def test_loading_reads_no_weights(converted: dict[str, Path]) -> None:
 
 
 def untouched(model: JanusModel) -> set[str]:
-    """Parts none of whose weights has been read: the values of lazy arrays cost memory only once evaluated."""
+    """Return the parts of which no weight has been read: lazy arrays take memory once evaluated."""
     parts = {
         "vision": model.vision_model,
         "aligner": model.aligner,
@@ -703,7 +703,7 @@ def test_answering_reads_none_of_the_drawing_parts(converted: dict[str, Path]) -
 
 
 def refuse(folder: Path, *words: str, kind: type[JanusError] = CheckpointError) -> None:
-    """Neither conversion nor loading takes the folder; one line that names it; nothing left behind."""
+    """Check that conversion and loading refuse the folder in one line and leave nothing behind."""
     output = folder.parent / "never"
     for attempt in (lambda: convert(folder, output), lambda: mlx_janus.load(folder)):
         with pytest.raises(kind) as caught:

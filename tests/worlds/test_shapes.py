@@ -171,8 +171,21 @@ def test_answers_are_true() -> None:
         elif question.about == "shape":
             assert [t.shape for t in fitting] == [answer], text
         elif question.about == "content":
-            where = next(w for w in ("top left", "top right", "bottom left", "bottom right", "top", "left", "middle",
-                                     "right", "bottom") if text.endswith(f" {w}?"))  # fmt: skip
+            where = next(
+                w
+                for w in (
+                    "top left",
+                    "top right",
+                    "bottom left",
+                    "bottom right",
+                    "top",
+                    "left",
+                    "middle",
+                    "right",
+                    "bottom",
+                )
+                if text.endswith(f" {w}?")
+            )
             (there,) = [t for t in scene.things if language.place(t).endswith(f"the {where}")]
             whole = f"{'an' if there.colour == 'orange' else 'a'} {there.colour} {there.shape}"
             assert answer == (
@@ -185,7 +198,7 @@ def test_answers_are_true() -> None:
 
 
 def test_training_never_asks_for_what_is_held_out() -> None:
-    """Else it would learn that there is no purple circle anywhere; yet where there is one, it may be asked for."""
+    """Else it would learn that no purple circle exists; where one is, a question may name it."""
     held_out = [" ".join(reversed(name)) for name in shapes.HELD_OUT]
     random = np.random.default_rng(9)
     for _ in range(2000):
