@@ -76,7 +76,7 @@ def test_memory_is_measured_beside_what_is_computed(monkeypatch: pytest.MonkeyPa
         mx.clear_cache()
         return SimpleNamespace(stdout=str(memory_table.peak(command[-1]) - mx.get_active_memory()))
 
-    monkeypatch.setattr(subprocess, "run", here)
+    monkeypatch.setattr(memory_table, "subprocess", SimpleNamespace(run=here, PIPE=subprocess.PIPE))
     outcome = call(memory_table.main, "--measure", "--model", "tiny")
     assert outcome.code == 0, outcome.stderr
     rows = [line for line in outcome.stdout.splitlines() if line.startswith(("| tiny", "| 7b"))]

@@ -219,15 +219,6 @@ def test_what_is_not_whole_is_said(fake_hub: FakeHub, served: Path, folder: Path
     assert [path.name for path in folder.iterdir()] == [running.name]
 
 
-@pytest.mark.parametrize("command", ["models", "doctor"])
-def test_help_answers_without_mlx(command: str) -> None:
-    done = run("-X", "importtime", "-m", "mlx_janus", command, "-h")
-    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert f"Usage: mlx-janus {command} " in done.stdout
-    assert "mlx_janus.commands.options" in imported
-    assert not imported & {"mlx.core", "mlx_lm", "numpy", "huggingface_hub"}
-
-
 # Removing
 
 

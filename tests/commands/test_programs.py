@@ -34,6 +34,7 @@ from tests.support.programs import (
     error_line,
     finish,
     run,
+    run_together,
     start,
 )
 
@@ -957,10 +958,30 @@ def test_help_answers_at_once(command: str) -> None:
     assert best < 0.5
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_does_not_import_mlx(command: str) -> None:
-    done = run("-X", "importtime", "-m", *command.split(), "-h")
-    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+@pytest.fixture(scope="module")
+def asked() -> dict[tuple[str, ...], tuple[Outcome, set[str]]]:
+    """Help and version of every command in every spelling, asked for in one process."""
+    lines = [(*command.split(), flag) for command in COMMANDS for flag in ("-h", "--version", "-V")]
+    lines += [("mlx_janus", command, "-h") for command in ("models", "doctor")]
+    spellings = ("mlx_janus", pip_script())
+    lines += [(spelling, name, "--help") for name in NAMES for spelling in spellings]
+    return run_together(lines)
+
+
+def pip_script() -> str:
+    """Return the program that pip installs as ``mlx-janus``."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = project["scripts"]["mlx-janus"].partition(":")
+    start = f"from {module} import {function}; sys.exit({function}())"
+    return f"import sys; sys.argv[0] = 'mlx-janus'; {start}"
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "mlx_janus models", "mlx_janus doctor"])
+def test_help_does_not_import_mlx(
+    command: str, asked: dict[tuple[str, ...], tuple[Outcome, set[str]]]
+) -> None:
+    done, imported = asked[(*command.split(), "-h")]
+    assert done.stdout.startswith("Usage: ")
     assert "mlx_janus.commands.options" in imported
     assert not imported & {
         "mlx.core",
@@ -974,11 +995,10 @@ def test_help_does_not_import_mlx(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_version(command: str) -> None:
+def test_version(command: str, asked: dict[tuple[str, ...], tuple[Outcome, set[str]]]) -> None:
     for flag in ("--version", "-V"):
-        assert run("-m", *command.split(), flag) == Outcome(
-            0, f"mlx_janus {mlx_janus.__version__}\n", ""
-        )
+        done, _ = asked[(*command.split(), flag)]
+        assert done == Outcome(0, f"mlx_janus {mlx_janus.__version__}\n", "")
 
 
 def test_the_group_runs_the_commands(model: Path, here: Path) -> None:
@@ -1004,13 +1024,12 @@ def test_the_group_runs_the_commands(model: Path, here: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_command_runs_in_both_spellings(name: str) -> None:
+def test_every_command_runs_in_both_spellings(
+    name: str, asked: dict[tuple[str, ...], tuple[Outcome, set[str]]]
+) -> None:
     """``python -m mlx_janus NAME``, and ``mlx-janus NAME`` as pip's script runs it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    module, _, function = project["scripts"]["mlx-janus"].partition(":")
-    start = f"from {module} import {function}; sys.exit({function}())"
-    script = f"import sys; sys.argv[0] = 'mlx-janus'; {start}"
-    for done in (run("-m", "mlx_janus", name, "--help"), run("-c", script, name, "--help")):
+    for spelling in ("mlx_janus", pip_script()):
+        done, _ = asked[(spelling, name, "--help")]
         assert (done.code, done.stderr) == (0, "")
         assert done.stdout.startswith(f"Usage: mlx-janus {name} [OPTIONS]")
 

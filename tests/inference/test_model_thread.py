@@ -437,13 +437,25 @@ def test_a_forked_process_is_told_to_be_spawned(pro: Janus) -> None:
         process.kill()
 
 
-START = "t = threading.Thread(target=work); t.start(); "
 ENDINGS = {
-    "a thread that is gone": START + "t.join()",
-    "a thread that is under way": START.replace("work)", "work, daemon=True)") + "time.sleep(0.3)",
-    "a stream that is open": "steps = janus.stream_images('a red circle', seed=1); next(steps)",
-    "low memory": "janus = mlx_janus.load(low_memory=True); " + START + "t.join()",
-    "a pool": "concurrent.futures.ThreadPoolExecutor(2).submit(work).result()",
+    "threads that are gone": """
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+concurrent.futures.ThreadPoolExecutor(2).submit(work).result()
+janus = mlx_janus.load(low_memory=True)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+""",
+    "a thread that is under way": """
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)
+""",
+    "a stream that is open": """
+steps = janus.stream_images("a red circle", seed=1)
+next(steps)
+""",
     "a failure": "work(); sys.exit(7)",
 }
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -92,6 +94,53 @@ def run(*arguments: object, cwd: Path | None = None) -> Outcome:
         timeout=60,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+_TOGETHER = """
+import contextlib, io, json, runpy, sys
+for line in sys.stdin:
+    start, *arguments = json.loads(line)
+    sys.argv = ["program", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            if " " in start:
+                exec(start, {"__name__": "__main__"})
+            else:
+                runpy.run_module(start, run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([code, out.getvalue(), err.getvalue(), list(sys.modules)]))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mlx_janus"]:
+        del sys.modules[name]
+"""
+
+
+def run_together(lines: Sequence[Sequence[str]]) -> dict[tuple[str, ...], tuple[Outcome, set[str]]]:
+    """Run command lines one after the other in one process, which imports mlx_janus for each anew.
+
+    Args:
+        lines: each a module, as after ``python -m``, or a program's text, and its arguments.
+
+    Returns:
+        of each line how it ended, and the names of all modules that were imported by then.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _TOGETHER],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input="".join(f"{json.dumps(line)}\n" for line in lines),
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=True,
+    )
+    found: dict[tuple[str, ...], tuple[Outcome, set[str]]] = {}
+    for line, result in zip(lines, done.stdout.splitlines(), strict=True):
+        code, out, err, modules = json.loads(result)
+        found[tuple(line)] = (Outcome(code, out, err), set(modules))
+    return found
 
 
 def error_line(outcome: Outcome) -> str:
