@@ -1,7 +1,7 @@
 # Everything runs with the active environment's python, or the one given: make test PYTHON=.venv/bin/python
 PYTHON ?= python
 
-.PHONY: lint format test bench bench-real-size bench-serving clean
+.PHONY: lint format check test bench bench-real-size bench-serving clean
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -12,6 +12,10 @@ lint:
 format:
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+# The linters and a part of the tests: laws, reference numbers, one path through each command.
+check: lint
+	$(PYTHON) -m pytest -m check
 
 test:
 	$(PYTHON) -m pytest

@@ -43,6 +43,7 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.check
 def test_a_folder_becomes_lines_in_the_order_of_names(model: Path, pro: Janus) -> None:
     done = ask(model, "photos", "--seed", 3)
     assert done.code == 0, done.stderr

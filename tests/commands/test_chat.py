@@ -81,6 +81,7 @@ def test_answers_are_the_librarys_and_history_counts(model: Path, pro: Janus) ->
     assert first != second
 
 
+@pytest.mark.check
 def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
     (here / "notes.txt").write_text("hello")
     done = talk(

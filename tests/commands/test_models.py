@@ -116,6 +116,7 @@ def test_an_empty_machine_has_the_model_of_the_package(fake_hub: FakeHub, folder
     assert not folder.exists()
 
 
+@pytest.mark.check
 def test_the_list_tells_what_is_converted_and_downloaded(
     fake_hub: FakeHub, served: Path, folder: Path
 ) -> None:
@@ -485,6 +486,7 @@ def found(about: str) -> diagnosis.Finding:
     return next(finding for finding in diagnosis.diagnose() if finding.about == about)
 
 
+@pytest.mark.check
 def test_the_doctor_tells_every_section_on_a_line(fake_hub: FakeHub, folder: Path) -> None:
     done = call(group, "doctor")
     assert (done.code, done.stderr) == (0, "")

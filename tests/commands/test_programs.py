@@ -107,6 +107,7 @@ def test_draws_to_janus_png_and_keeps_what_is_there(model: Path, here: Path) -> 
     assert names(here) == ["janus.png", "janus_2.png"]
 
 
+@pytest.mark.check
 def test_stdout_is_paths_and_stderr_progress(model: Path, here: Path) -> None:
     """In a process of its own: nothing that a library prints may join the paths."""
     done = run(
@@ -261,6 +262,7 @@ def test_draws_from_pytorch_folders_and_quantized(here: Path, bits: int) -> None
 # Answering
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_answers_are_the_librarys(
     converted: dict[str, Path], pipelines: dict[str, Janus], folder: str
@@ -810,6 +812,7 @@ def test_a_full_disk_while_a_picture_is_saved(model: Path, tmp_path: Path) -> No
 # Converting
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("flags", "bits", "group_size", "dtype"),
     [

@@ -206,6 +206,7 @@ def test_its_drawings_answer_for_themselves(tiny: mlx_janus.JanusPipeline) -> No
     assert right >= 5
 
 
+@pytest.mark.check
 def test_evaluate_prints_tables_and_writes_json(tmp_path: Path) -> None:
     output = tmp_path / "scores.json"
     done = call(evaluate.main, "shapes", "--pictures", "2", "--prompts", "1", "--output", output)

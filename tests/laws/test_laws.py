@@ -37,6 +37,7 @@ from mlx_janus.processing.prompts import Turn
 from mlx_janus.weights.sources import cache_folder
 from tests.support.golden import FIXTURES, golden, rms_error
 
+pytestmark = pytest.mark.check
 Janus = mlx_janus.JanusPipeline
 PROMPT = "a lighthouse in a storm"
 

@@ -15,6 +15,7 @@ from mlx_janus.processing.images import open_image, preprocess, to_image
 from mlx_janus.processing.prompts import Turn
 from tests.support.golden import assert_close, golden, golden_facts, nchw, nhwc
 
+pytestmark = pytest.mark.check
 Janus = mlx_janus.JanusPipeline
 
 

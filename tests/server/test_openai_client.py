@@ -113,6 +113,7 @@ def alike(one: Image.Image, other: Image.Image) -> bool:
 # Answers
 
 
+@pytest.mark.check
 def test_an_answer_is_the_librarys(
     client: openai.OpenAI, janus: mlx_janus.JanusPipeline, pictures: list[Image.Image]
 ) -> None:
@@ -251,6 +252,7 @@ def test_a_conversation_with_pictures_in_two_turns(
 # Pictures
 
 
+@pytest.mark.check
 def test_a_picture_is_the_librarys_and_says_how_it_was_drawn(
     client: openai.OpenAI, janus: mlx_janus.JanusPipeline, tmp_path: Path
 ) -> None:

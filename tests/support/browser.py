@@ -16,9 +16,15 @@ _MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 
 
 def find_browser() -> str | None:
-    """Chromium or Chrome, if one is installed."""
+    """Return the path of Chromium or Chrome, or of Playwright's own, if one is installed."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
-    return found or (str(_MAC) if _MAC.exists() else None)
+    if found:
+        return found
+    if _MAC.exists():
+        return str(_MAC)
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).exists() else None
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def joint_stage(prompts: Prompts, steps: int, batch: int = 4) -> JointStage:
 
 
 def test_thirty_steps_lower_both_losses(prompts: Prompts, tmp_path: Path) -> None:
-    run_stage(joint_stage(prompts, 30), tmp_path, recipe="a test")
+    run_stage(joint_stage(prompts, 30, 2), tmp_path, recipe="a test")
     first, _, last = read_log(tmp_path / "log.jsonl")
     assert last["text_loss"] < 0.6 * first["text_loss"]
     assert last["image_loss"] < first["image_loss"] - 0.3
@@ -177,15 +177,15 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(
 ) -> None:
     def stage() -> CodecStage | EncoderStage | JointStage:
         if name == "codec":
-            return CodecStage(CODEC, CodecRecipe(20, unquantized_steps=6, batch=2), 0)
+            return CodecStage(CODEC, CodecRecipe(12, unquantized_steps=6, batch=2), 0)
         return (
-            EncoderStage(ENCODER, EncoderRecipe(20, batch=2), 0)
+            EncoderStage(ENCODER, EncoderRecipe(12, batch=2), 0)
             if name == "encoder"
-            else joint_stage(prompts, 20, 2)
+            else joint_stage(prompts, 12, 2)
         )
 
     def kill(_: str, done: int, __: int, ___: object) -> None:
-        if done == 13:
+        if done == 11:
             raise _Killed
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -232,7 +232,7 @@ def test_a_checkpoint_with_other_arrays_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     """A run of two processes, killed in its first stage and resumed, equals a run of one."""
-    steps = ["--codec-steps", "20", "--checkpoint-every", "0"]
+    steps = ["--codec-steps", "12", "--checkpoint-every", "0"]
     steps += [
         word
         for stage in ("merged", "encoder", "drawing", "joint", "places")
