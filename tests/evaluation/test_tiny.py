@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 import mlx_janus
 from mlx_janus.commands import chat, evaluate
+from mlx_janus.evaluation import shapes
 from mlx_janus.evaluation.shapes import (
     Sizes,
     drawing_prompts,
@@ -179,15 +181,8 @@ def test_the_commands_use_it_and_say_so(tmp_path: Path) -> None:
         "this is Janus-Tiny, which knows coloured shapes and nothing else. For a real one: "
         "--model deepseek-ai/Janus-Pro-1B"
     ]
-    asked = run(
-        "-m",
-        "mlx_janus.generate",
-        "--prompt",
-        "How many shapes are there?",
-        "--image",
-        "janus.png",
-        cwd=tmp_path,
-    )
+    question = ("--prompt", "How many shapes are there?", "--image", "janus.png")
+    asked = run("-m", "mlx_janus.generate", *question, cwd=tmp_path)
     assert asked.code == 0
     assert asked.stdout.strip() in language.NUMBERS
     assert NOTICE in asked.stderr
@@ -207,7 +202,11 @@ def test_its_drawings_answer_for_themselves(tiny: mlx_janus.JanusPipeline) -> No
 
 
 @pytest.mark.check
-def test_evaluate_prints_tables_and_writes_json(tmp_path: Path) -> None:
+def test_evaluate_prints_tables_and_writes_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = functools.partial(Sizes, drawn=1, reconstructed=20)  # which are no options
+    monkeypatch.setattr(shapes, "Sizes", small)
     output = tmp_path / "scores.json"
     done = call(evaluate.main, "shapes", "--pictures", "2", "--prompts", "1", "--output", output)
     assert done.code == 0, done.stderr
