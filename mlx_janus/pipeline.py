@@ -52,9 +52,7 @@ def load(
     low_memory: bool = False,
     progress: Progress | None = None,
 ) -> JanusPipeline:
-    """Load a model. Any thread may use it.
-
-    Weights are read from disk when they are first used.
+    """Load a model for use in any thread. Weights are read from disk on first use.
 
     Args:
         path_or_hub_id: a folder that ``convert`` wrote, a PyTorch model folder in DeepSeek's or
@@ -77,15 +75,10 @@ def load(
         JanusError: the model is missing, unsupported, damaged, or too large for the memory. Each
             case has a subclass in ``mlx_janus.errors``.
     """
-    if path_or_hub_id is None:
-        if revision is not None:
-            raise OptionError(f"a revision is of a model on the Hub: {NO_MODEL}")
-        _LOG.warning(_EMBEDDED)
-        path_or_hub_id = TINY
-    path_or_hub_id = resolve(path_or_hub_id)
+    source = resolve(_embedded(revision) if path_or_hub_id is None else path_or_hub_id)
     named = None if dtype is None else str(dtype).removeprefix("mlx.core.")
     folder = find_converted(
-        path_or_hub_id,
+        source,
         bits=bits,
         recipe=recipe,
         dtype=named,
@@ -98,7 +91,15 @@ def load(
         folder, model.config.prompt, image_tokens=model.config.understanding.tokens
     )
     files = WeightFiles.of(folder) if low_memory else None
-    return JanusPipeline(model, prompts, name=_display_name(path_or_hub_id), files=files)
+    return JanusPipeline(model, prompts, name=_display_name(source), files=files)
+
+
+def _embedded(revision: str | None) -> Path:
+    """Return the folder of Janus-Tiny, and log a warning that no model is named."""
+    if revision is not None:
+        raise OptionError(f"a revision is of a model on the Hub: {NO_MODEL}")
+    _LOG.warning(_EMBEDDED)
+    return TINY
 
 
 def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
@@ -153,9 +154,8 @@ class JanusPipeline(LoadedModel):
                 answer.
             system: system prompt; None: the model's own, "": none.
             stop: a string or several that end the answer; they are not part of it.
-            lookup: prompt lookup decoding: the number of draft tokens to copy from earlier text in
-                each pass; 0: none. The answer is the same, in fewer passes if it repeats earlier
-                text.
+            lookup: prompt lookup decoding: draft tokens to copy from earlier text in each pass.
+                The answer is the same, in fewer passes if it repeats earlier text.
 
         Returns:
             The answer, with its token counts and speeds.
@@ -275,18 +275,14 @@ class JanusPipeline(LoadedModel):
                 ones. None: a random one.
             cfg_weight: classifier-free guidance: how closely to follow the prompt; 1: no guidance.
                 None: the model's own (5 for the published models).
-            temperature: randomness of sampling; 0 always takes the most likely token. None: the
-                model's own.
-            top_p: nucleus sampling: sample from the smallest set of tokens whose probabilities sum
-                to at least this; 1 samples from all tokens.
-            exact: generate one image at a time, token by token, so that rounding cannot depend on
-                other images or on the window.
-            window: positions read in one pass of the language model. Except for rounding, it
-                changes only the time. None: the fastest for one image, by a timing that is stored;
-                1 for several images.
+            temperature: randomness of sampling, as in ``generate_text``; None: the model's own.
+            top_p: nucleus sampling, as in ``generate_text``.
+            exact: generate one image at a time, token by token, so that nothing affects rounding.
+            window: positions read in one pass; it changes the speed, and rounding. None: for one
+                image the fastest by a stored timing, for several 1.
 
         Returns:
-            The images in the order of the prompts, and of the seeds for each prompt.
+            The images in the order of the prompts, those of a prompt in the order of their seeds.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is none.

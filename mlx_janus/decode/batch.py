@@ -73,7 +73,7 @@ class DrawingBatch:
     def _clear(self) -> None:
         self.images = []
         self._cache: RaggedCache = []
-        self._rows: list[Rows] = []  # of each image
+        self._rows: list[Rows] = []  # the rows of each image
         self._keys = mx.zeros((0, 0, 2), mx.uint32)  # (n, positions, 2)
         self._next = mx.zeros((0,), mx.uint32)  # (n,): tokens chosen but not read yet
 

@@ -92,8 +92,7 @@ def draw_tokens(
         window: positions read in one pass.
 
     Yields:
-        (n, k) tokens of the next k positions, evaluated: those accepted from one pass. At window 1,
-        k is 1, and the next pass is already running.
+        (n, k) accepted tokens of a pass, evaluated. At window 1, the next pass is already running.
     """
     own = token_config(model.config)
     pick = _picker(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
@@ -217,7 +216,7 @@ def _in_windows(
     done = 1
     drafted = 1  # positions with an accepted or a draft token
     while done < positions:
-        end = min(done + window, positions)  # of the positions that this pass chooses for
+        end = min(done + window, positions)  # this pass chooses for positions before it
         for position in range(drafted, end - 1):
             back = columns if position >= columns else 1
             tokens[:, position] = tokens[:, position - back]
@@ -236,7 +235,7 @@ def _count_accepted(chosen: np.ndarray, draft: np.ndarray) -> int:
 
     Args:
         chosen: (n, W).
-        draft: (n, W - 1) tokens that the pass has read for all but the last of these positions.
+        draft: (n, W - 1) tokens that the pass read at these positions, except the last.
     """
     correct = (chosen[:, :-1] == draft).all(axis=0)
     if correct.all():

@@ -78,7 +78,7 @@ class ImageScheduler:
 
     @property
     def needs(self) -> int:
-        """Peak bytes of the running images, including what they hold already."""
+        """Peak bytes of the running images, including memory that they hold already."""
         count = len(self._batch.jobs)
         return count * self._bytes_per_image(self.running) if count else 0
 

@@ -58,7 +58,7 @@ class TextScheduler:
 
     @property
     def needs(self) -> int:
-        """Peak bytes of the running answers, including what they hold already."""
+        """Peak bytes of the running answers, including memory that they hold already."""
         return self._sum_needs(self.running)
 
     def _sum_needs(self, tasks: Sequence[TextTask]) -> int:

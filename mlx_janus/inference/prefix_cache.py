@@ -129,6 +129,14 @@ class PrefixCache:
             length += 1
         return min(length, len(keys) - 1)
 
+    def _trim_to(self, keys: Sequence[Key]) -> Cache:
+        """Trim the cache to the common prefix with a prompt, and return it."""
+        cache = self._cache or self._janus.model.make_cache()
+        self._cache = cache
+        self.keys = self.keys[: self.common(keys)]
+        trim_cache(cache, cache[0].offset - len(self.keys))
+        return cache
+
     def answer(
         self,
         ids: Sequence[int],
@@ -141,8 +149,7 @@ class PrefixCache:
     ) -> Generator[TextEvent, None, None]:
         """Read the new part of a prompt and answer. Closing stops within a step.
 
-        A pass that fails or is interrupted empties the cache, because its layers may then hold
-        different numbers of positions.
+        A failed or interrupted pass empties the cache: its layers may hold different positions.
 
         Args:
             ids: the prompt.
@@ -156,10 +163,7 @@ class PrefixCache:
             The events of ``answer_events``.
         """
         known: list[Key] = [*keys]
-        cache = self._cache or self._janus.model.make_cache()
-        self._cache = cache
-        self.keys = self.keys[: self.common(keys)]
-        trim_cache(cache, cache[0].offset - len(self.keys))
+        cache = self._trim_to(keys)
         read = len(self.keys)
 
         def features(watch: Stopwatch) -> list[mx.array]:

@@ -73,7 +73,7 @@ def _convolve_vjp(
     x, weight = primals
     rows = cotangent.reshape(-1, weight.shape[0]).T
     windows = unfold(_padded(x))
-    gradients = [rows @ _rows(windows, i) for i in range(3)]  # of the kernel's rows
+    gradients = [rows @ _rows(windows, i) for i in range(3)]  # for each row of the kernel
     weight_gradient = mx.stack(gradients, axis=1).reshape(weight.shape)
     rotated = weight[:, ::-1, ::-1].transpose(3, 1, 2, 0)
     return _in_bands(cotangent, rotated), weight_gradient
