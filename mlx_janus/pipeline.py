@@ -277,7 +277,7 @@ class JanusPipeline(LoadedModel):
                 None: the model's own (5 for the published models).
             temperature: randomness of sampling, as in ``generate_text``; None: the model's own.
             top_p: nucleus sampling, as in ``generate_text``.
-            exact: generate one image at a time, token by token, so that nothing affects rounding.
+            exact: generate one image at a time, token by token, so that rounding never differs.
             window: positions read in one pass; it changes the speed, and rounding. None: for one
                 image the fastest by a stored timing, for several 1.
 

@@ -240,7 +240,7 @@ class Conversation:
         if len(ids) >= context:
             raise PromptError(
                 f"the question is {len(ids)} tokens long, images included, and the model's context "
-                f"is {context}: shorten it, or show fewer images"
+                f"{context}: shorten it, or show fewer images"
             )
         return ids, start
 

@@ -142,7 +142,7 @@ class LoadedModel:
         if len(ids) >= context:
             raise PromptError(
                 f"the prompt is {len(ids)} tokens long, images included, and the model's context "
-                f"is {context}: shorten it, or show fewer images"
+                f"{context}: shorten it, or show fewer images"
             )
         return ids
 
