@@ -19,7 +19,15 @@ import click
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 2.0  # idioms in 1,000 words
-PATHS = ("mlx_janus", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/library.md", "docs/cli.md", "docs/server.md")
+PATHS = (
+    "mlx_janus",
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "docs/library.md",
+    "docs/cli.md",
+    "docs/server.md",
+)
 
 IDIOMS = {
     '"what" as a noun': r"\b(?:what(?:ever)?|whatever) (?:is|are|was|were|has|have|had|can|may|must|it|they|he|she|a|an|the|there|one|this|that|comes?|goes|follows|stands|lies|makes|takes|gives|needs|fits?)\b(?![^.\n]*\?)",
@@ -56,10 +64,18 @@ def prose(path: Path) -> Iterator[Text]:
         elif isinstance(node, ast.keyword) and node.arg in ("help", "description", "short_help"):
             if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
                 yield Text(f"{path}:{node.value.lineno}", node.value.value)
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        elif (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             yield Text(f"{path}:{node.lineno}", node.value.value)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT and "type: ignore" not in token.string and "noqa" not in token.string:
+        if (
+            token.type == tokenize.COMMENT
+            and "type: ignore" not in token.string
+            and "noqa" not in token.string
+        ):
             yield Text(f"{path}:{token.start[0]}", token.string)
 
 

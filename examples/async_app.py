@@ -1,9 +1,11 @@
-"""Janus inside an async app: any thread may use the model, so the event loop's own pool of threads will do.
+"""Use Janus in an async app.
 
-python examples/async_app.py                                       with Janus-Tiny
-python examples/async_app.py deepseek-ai/Janus-Pro-1B
+Any thread may use the model, so ``asyncio.to_thread`` is enough. To cancel a request, close its
+stream: the model stops within a step.
 
-A request that is cancelled stops the model within a step: closing the stream is all it takes.
+Without a model, this uses Janus-Tiny:
+    python examples/async_app.py
+    python examples/async_app.py deepseek-ai/Janus-Pro-1B
 """
 
 import asyncio
@@ -15,7 +17,7 @@ import mlx_janus
 
 
 async def steps_of(stream: Any) -> AsyncIterator[Any]:
-    """The items of ``stream_text`` or ``stream_images``, while the event loop stays free."""
+    """Yield the items of ``stream_text`` or ``stream_images`` without blocking the event loop."""
     try:
         while (step := await asyncio.to_thread(next, stream, None)) is not None:
             yield step
@@ -30,10 +32,9 @@ async def main(model: str | None = None) -> None:
         steps = [step async for step in steps_of(janus.stream_images(prompt, seed=1))]
         return steps[-1].images[0].image
 
-    async def answer(question: str, picture: Any) -> str:
-        return "".join(
-            [chunk.text async for chunk in steps_of(janus.stream_text(question, picture))]
-        )
+    async def answer(question: str, image: Any) -> str:
+        stream = janus.stream_text(question, image)
+        return "".join([chunk.text async for chunk in steps_of(stream)])
 
     async def heartbeat() -> int:
         beats = 0
@@ -44,9 +45,8 @@ async def main(model: str | None = None) -> None:
                 print("the event loop is free")
 
     alive = asyncio.create_task(heartbeat())
-    circle, square = await asyncio.gather(
-        draw("a red circle"), draw("a blue square")
-    )  # step by step, in turns
+    # The two streams take turns step by step.
+    circle, square = await asyncio.gather(draw("a red circle"), draw("a blue square"))
     print("circle:", await answer("What colour is the circle?", circle))
     print("square:", await answer("What colour is the square?", square))
     cancelled = asyncio.create_task(draw("a star"))

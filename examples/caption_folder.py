@@ -1,7 +1,8 @@
-"""One question about every picture of a folder, as JSON lines. (``mlx-janus caption`` does more.)
+"""Caption every image of a folder, as JSON lines. (``mlx-janus caption`` does more.)
 
-python examples/caption_folder.py pictures                         with Janus-Tiny
-python examples/caption_folder.py pictures deepseek-ai/Janus-Pro-1B > captions.jsonl
+Without a model, this uses Janus-Tiny:
+    python examples/caption_folder.py FOLDER
+    python examples/caption_folder.py FOLDER deepseek-ai/Janus-Pro-1B > captions.jsonl
 """
 
 import json

@@ -1,7 +1,8 @@
-"""Draw something and talk about it; the second question costs its own tokens only.
+"""Generate an image and ask about it; the second question reads only its own tokens.
 
-python examples/conversation.py                                    with Janus-Tiny
-python examples/conversation.py deepseek-ai/Janus-Pro-1B
+Without a model, this uses Janus-Tiny:
+    python examples/conversation.py
+    python examples/conversation.py deepseek-ai/Janus-Pro-1B
 """
 
 import sys

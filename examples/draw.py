@@ -1,7 +1,8 @@
-"""Draw two pictures, with progress, and look at them when they are half done.
+"""Generate two images with progress, and save previews halfway.
 
-python examples/draw.py                                            with Janus-Tiny
-python examples/draw.py "a red fox" deepseek-ai/Janus-Pro-1B
+Without a model, this uses Janus-Tiny:
+    python examples/draw.py
+    python examples/draw.py "a red fox" deepseek-ai/Janus-Pro-1B
 """
 
 import sys
@@ -14,8 +15,8 @@ def main(prompt: str = "a red circle above a blue square", model: str | None = N
     for step in janus.stream_images(prompt, n=2, seed=7):
         print(f"\r{step.index} of {step.total} tokens", end="", file=sys.stderr)
         if step.index == step.total // 2 and not step.images:
-            for i, preview in enumerate(step.preview()):
-                preview.save(f"janus_half_{i + 1}.png")
+            for number, preview in enumerate(step.preview(), 1):
+                preview.save(f"janus_half_{number}.png")
         for image in step.images:
             print(f"\n{image.save('janus.png')} seed {image.seed}")
 

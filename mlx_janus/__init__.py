@@ -1,7 +1,8 @@
-"""Janus and Janus-Pro on MLX: one model that answers about pictures and draws pictures.
+"""Janus and Janus-Pro on MLX: one model that answers questions about images and generates images.
 
-``load`` gives a ``JanusPipeline``; everything else hangs on it. Importing this package defines names and, on Linux,
-loads OpenBLAS if it is installed; MLX itself is imported with the first name that needs it.
+``load`` returns a ``JanusPipeline``, and its methods do everything else. Importing this package
+only defines names and, on Linux, loads OpenBLAS if it is installed. MLX is imported with the first
+name that needs it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if sys.platform == "linux":
-    # MLX's Linux wheel links reference BLAS. Symbols of a library loaded globally before it win, and OpenBLAS makes
-    # float32 products tens of times faster, so this is the one thing that an import here does.
+    # MLX's Linux wheel links reference BLAS. OpenBLAS is tens of times faster on float32 products,
+    # and MLX uses its symbols if it is loaded globally before.
     import contextlib
     import ctypes
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
     from .pipeline import JanusPipeline, load
 
-_HOMES = {  # where each name lives; imported when it is first asked for
+_HOMES = {  # the module of each name, imported on first use
     "Conversation": "inference.conversation",
     "GeneratedImage": "inference.results",
     "ImageStep": "inference.results",

@@ -1,4 +1,4 @@
-"""``mlx-janus`` and ``python -m mlx_janus``: the commands under one name."""
+"""``mlx-janus`` and ``python -m mlx_janus``: the group of all commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMANDS = (
 
 
 class LazyGroup(Group):
-    """Imports a command when it is asked for, so that ``--help`` answers at once."""
+    """A command group that imports a command on first use, so that ``--help`` is fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -38,7 +38,7 @@ class LazyGroup(Group):
 @click.command(cls=LazyGroup)
 @version_option
 def main() -> None:
-    """DeepSeek's Janus on MLX: answers about pictures, and draws them.
+    """DeepSeek's Janus on MLX: answer questions about images, and generate images.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""The public API: ``load`` gives a ``JanusPipeline``, which answers about images and generates images."""
+"""The public API: ``load`` returns a ``JanusPipeline``, which reads and generates images."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from .inference.pathway import ImagePathway
     from .weights.folder import Progress
 
-_LOG = logging.getLogger(
-    "mlx_janus"
-)  # Python writes its warnings to stderr unless the application says otherwise
+_LOG = logging.getLogger("mlx_janus")  # Python prints its warnings to stderr by default
 _EMBEDDED = (
     "No model is named: this is Janus-Tiny, which knows coloured shapes and nothing else. "
     'For a real one: path_or_hub_id="deepseek-ai/Janus-Pro-1B"'
@@ -54,33 +52,33 @@ def load(
     low_memory: bool = False,
     progress: Progress | None = None,
 ) -> JanusPipeline:
-    """Load a model, to be used from any thread. Weights are read when something is first computed with them.
+    """Load a model for use in any thread. Weights are read from disk on first use.
 
     Args:
-        path_or_hub_id: a folder that ``convert`` wrote, a PyTorch model folder in DeepSeek's or transformers' layout,
-            or the Hub id of either ("deepseek-ai/Janus-Pro-1B", "janus-pro-1b" for short). PyTorch models are converted
-            into the cache once. None: Janus-Tiny, the model inside the package, which one logged warning says.
-        bits: 8 or 4 to quantize the language model; None takes the model as it is.
-        recipe: in place of ``bits``, a choice by name, layer by layer: "light", "balanced" or "faithful", from the
-            smallest to the closest to the float model; "mxfp4", "mxfp8" or "nvfp4" for MLX's small floats.
-        dtype: "float32", "bfloat16", "float16" or an MLX type; None: the model's own, float32 on a CPU.
+        path_or_hub_id: a folder that ``convert`` wrote, a PyTorch model folder in DeepSeek's or
+            transformers' layout, or the Hub id of either ("deepseek-ai/Janus-Pro-1B", for short
+            "janus-pro-1b"). PyTorch models are converted once, into the cache folder. None:
+            Janus-Tiny, the small model inside the package; a warning is logged.
+        bits: 8 or 4 to quantize the language model; None: keep the model as it is.
+        recipe: a named quantization in place of ``bits``. "light", "balanced" and "faithful" choose
+            the bits of each layer, from the smallest model to the closest to the float model;
+            "mxfp4", "mxfp8" and "nvfp4" are MLX's small float formats.
+        dtype: "float32", "bfloat16", "float16" or an MLX dtype; None: the model's own, and float32
+            on a CPU.
         revision: branch, tag or commit on the Hub.
-        low_memory: hold the weights of one task at a time: those that read pictures, answer, draw tokens, or make them
-            pixels. The others are freed, and read from the folder again when they are needed. Results are the same.
-        progress: called with a stage and bytes done and in all, while a model is converted.
+        low_memory: hold only the weights of the current task in memory. The tasks are: read images,
+            answer, generate image tokens, and decode them to pixels. Weights are read from disk
+            again when a task needs them. Results are the same.
+        progress: called during a conversion with the stage, the bytes done and the total bytes.
 
     Raises:
-        JanusError: of the kind that fits: absent, foreign, damaged, or larger than the memory.
+        JanusError: the model is missing, unsupported, damaged, or too large for the memory. Each
+            case has a subclass in ``mlx_janus.errors``.
     """
-    if path_or_hub_id is None:
-        if revision is not None:
-            raise OptionError(f"a revision is of a model on the Hub: {NO_MODEL}")
-        _LOG.warning(_EMBEDDED)
-        path_or_hub_id = TINY
-    path_or_hub_id = resolve(path_or_hub_id)
+    source = resolve(_embedded(revision) if path_or_hub_id is None else path_or_hub_id)
     named = None if dtype is None else str(dtype).removeprefix("mlx.core.")
     folder = find_converted(
-        path_or_hub_id,
+        source,
         bits=bits,
         recipe=recipe,
         dtype=named,
@@ -93,7 +91,15 @@ def load(
         folder, model.config.prompt, image_tokens=model.config.understanding.tokens
     )
     files = WeightFiles.of(folder) if low_memory else None
-    return JanusPipeline(model, prompts, name=_display_name(path_or_hub_id), files=files)
+    return JanusPipeline(model, prompts, name=_display_name(source), files=files)
+
+
+def _embedded(revision: str | None) -> Path:
+    """Return the folder of Janus-Tiny, and log a warning that no model is named."""
+    if revision is not None:
+        raise OptionError(f"a revision is of a model on the Hub: {NO_MODEL}")
+    _LOG.warning(_EMBEDDED)
+    return TINY
 
 
 def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
@@ -104,19 +110,22 @@ def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
 
 
 class JanusPipeline(LoadedModel):
-    """One model, ready to answer and to generate images, from any thread. Made by ``load``.
+    """A loaded model that answers questions about images and generates images. Made by ``load``.
 
-    The model works in a thread of its own, one step at a time. Streams of several threads take turns step by step; a
-    stream that is paused, dropped or closed keeps nobody waiting. Any thread may advance and close a stream, one at a
-    time. In low memory every turn reads its weights again: read one stream to its end there.
+    Any thread may use it. The work runs in one thread of the model, one step at a time. Several
+    streams take turns step by step, so a stream that is paused, closed or no longer used does not
+    block the others. Any thread may advance and close a stream, one thread at a time.
+
+    In low-memory mode, a change between streams reads weights from disk again: there, read one
+    stream to its end before starting the next.
     """
 
     @property
     def pathway(self) -> ImagePathway:
-        """How this model generates images."""
+        """The model's way to generate images, for code below this API."""
         return pathway_of(self)
 
-    # Answering
+    # Generating text
 
     def generate_text(
         self,
@@ -131,24 +140,30 @@ class JanusPipeline(LoadedModel):
         stop: Sequence[str] | str = (),
         lookup: int = 0,
     ) -> TextResult:
-        """Answer a question, about pictures if there are any.
+        """Answer a question, with or without images.
 
         Args:
             prompt: the question.
-            images: paths, PIL images or bytes, shown before the question in this order.
-            max_tokens: where the answer is cut.
-            temperature: 0 takes the likeliest token, always.
-            top_p: draw from the smallest set of tokens that holds this much probability.
-            seed: of the draws; None: a random one. The same seed gives the same answer.
+            images: an image or several, each a path, a PIL image or the bytes of an image file. The
+                model reads them in this order, before the question.
+            max_tokens: the maximum length of the answer.
+            temperature: randomness of sampling; 0 always takes the most likely token.
+            top_p: nucleus sampling: sample from the smallest set of tokens whose probabilities sum
+                to at least this; 1 samples from all tokens.
+            seed: seed of the sampling, an integer; None: a random one. The same seed gives the same
+                answer.
             system: system prompt; None: the model's own, "": none.
-            stop: strings that end the answer; they are not part of it.
-            lookup: tokens to guess ahead by copying from the prompt and the answer: the same answer, in fewer passes
-                where it repeats what was said.
+            stop: a string or several that end the answer; they are not part of it.
+            lookup: prompt lookup decoding: draft tokens to copy from earlier text in each pass.
+                The answer is the same, in fewer passes if it repeats earlier text.
+
+        Returns:
+            The answer, with its token counts and speeds.
 
         Raises:
-            PromptError: a question without words or pictures, or one longer than the context.
-            ImageError: a picture that cannot be read.
-            OptionError: a number out of its range.
+            PromptError: the question has no words and no images, or does not fit into the context.
+            ImageError: an image cannot be read.
+            OptionError: a number is out of range.
         """
         stream = self.stream_text(
             prompt,
@@ -176,14 +191,18 @@ class JanusPipeline(LoadedModel):
         stop: Sequence[str] | str = (),
         lookup: int = 0,
     ) -> ThreadStream[TextChunk]:
-        """``generate_text`` piece by piece; arguments are checked before this returns, closing stops within a step."""
-        pictures = as_images(images)
-        return self.stream_turns(
-            [Turn("user", prompt, len(pictures))],
-            pictures,
-            options=text_options(max_tokens, temperature, top_p, seed, stop, lookup),
-            system=system,
-        )
+        """Answer a question and stream the answer in pieces.
+
+        Arguments and exceptions are those of ``generate_text``; arguments are checked before this
+        returns. Closing the stream stops within a step.
+
+        Returns:
+            An iterator over pieces of text; the last one has the result.
+        """
+        sources = as_images(images)
+        turn = Turn("user", prompt, len(sources))
+        options = text_options(max_tokens, temperature, top_p, seed, stop, lookup)
+        return self.stream_turns([turn], sources, options=options, system=system)
 
     def stream_turns(
         self,
@@ -193,35 +212,46 @@ class JanusPipeline(LoadedModel):
         options: TextOptions,
         system: str | None = None,
     ) -> ThreadStream[TextChunk]:
-        """Answer the last turn of a conversation, reading it from its beginning.
+        """Answer the last turn of a conversation that is read from its beginning.
+
+        Use ``conversation`` instead to read only the new part of each prompt.
 
         Args:
             turns: messages, the last one the user's.
-            images: the pictures of all turns, in order.
-            options: choice and length.
+            images: the images of all turns, in order.
+            options: sampling and length.
             system: as in ``generate_text``.
+
+        Returns:
+            As ``stream_text``.
+
+        Raises:
+            PromptError: the last turn is not the user's, a question has no words and no images, or
+                the conversation does not fit into the context.
+            ImageError: an image cannot be read.
+            OptionError: the turns have another number of images.
         """
-        if (shown := sum(turn.images for turn in turns)) != len(images):
-            raise OptionError(f"the turns show {shown} pictures, {len(images)} were given")
+        shown = sum(turn.images for turn in turns)
+        if shown != len(images):
+            raise OptionError(f"the turns show {shown} images, {len(images)} were given")
         ids = self.answering_ids(turns, system)
         pixels = [preprocess(open_image(image), self.config.image) for image in images]
 
         def features(watch: Stopwatch) -> list[mx.array]:
             return self.encode(pixels, watch)
 
-        return self.thread.stream(
-            answer_chunks(answer_events(self, Prompt(ids, features), options))
-        )
+        events = answer_events(self, Prompt(ids, features), options)
+        return self.thread.stream(answer_chunks(events))
 
     def conversation(self, system: str | None = None) -> Conversation:
-        """A new conversation, which keeps what it has read between its turns.
+        """Start a conversation, which keeps its KV cache between questions.
 
         Args:
             system: system prompt; None: the model's own, "": none.
         """
         return Conversation(self, system)
 
-    # Drawing
+    # Generating images
 
     def generate_images(
         self,
@@ -235,23 +265,28 @@ class JanusPipeline(LoadedModel):
         exact: bool = False,
         window: int | None = None,
     ) -> list[GeneratedImage]:
-        """Draw ``n`` pictures of a prompt, or of each of several, in the model's own size.
+        """Generate ``n`` images of each prompt, in the model's own size.
 
         Args:
-            prompt: what to draw, or several such.
-            n: how many of each. Pictures of prompts with as many tokens are drawn together as far as memory allows.
-            seed: of a prompt's first picture, the following ones have the next seeds; None: a random one.
-            cfg_weight: guidance, how strictly to follow the prompt; None: the model's own (5 for the published ones).
-            temperature: 0 takes the likeliest token always; None: the model's own.
-            top_p: draw from the smallest set of tokens that holds this much probability.
-            exact: draw one by one and token by token, so that rounding cannot tell a picture drawn alone from one drawn
-                with others, nor by wide passes.
-            window: positions read in one pass of the language model. Only time depends on it, but for rounding; None:
-                what is quickest here, by a timing that is kept, and 1 where pictures are drawn together.
+            prompt: a prompt or several.
+            n: images of each prompt. Images whose prompts have the same length in tokens are
+                generated together, as far as memory allows.
+            seed: seed of each prompt's first image, an integer; the other images have the next
+                ones. None: a random one.
+            cfg_weight: classifier-free guidance: how closely to follow the prompt; 1: no guidance.
+                None: the model's own (5 for the published models).
+            temperature: randomness of sampling, as in ``generate_text``; None: the model's own.
+            top_p: nucleus sampling, as in ``generate_text``.
+            exact: generate one image at a time, token by token, so that rounding never differs.
+            window: positions read in one pass; it changes the speed, and rounding. None: for one
+                image the fastest by a stored timing, for several 1.
+
+        Returns:
+            The images in the order of the prompts, those of a prompt in the order of their seeds.
 
         Raises:
-            PromptError: an empty prompt, or one longer than the context.
-            OptionError: a number out of its range.
+            PromptError: a prompt is empty or does not fit into the context, or there is none.
+            OptionError: a number is out of range, or ``exact`` is combined with a window.
         """
         steps = self.stream_images(
             prompt,
@@ -263,9 +298,11 @@ class JanusPipeline(LoadedModel):
             exact=exact,
             window=window,
         )
-        order = {text: i for i, text in reversed(list(enumerate(as_strings(prompt))))}
-        images = [image for step in steps for image in step.images]
-        return sorted(images, key=lambda image: (order[image.prompt], image.seed))
+        images: list[GeneratedImage] = []
+        for step in steps:
+            images += step.images
+        prompts = as_strings(prompt)
+        return sorted(images, key=lambda image: (prompts.index(image.prompt), image.seed))
 
     def stream_images(
         self,
@@ -279,9 +316,13 @@ class JanusPipeline(LoadedModel):
         exact: bool = False,
         window: int | None = None,
     ) -> ThreadStream[ImageStep]:
-        """``generate_images`` position by position; arguments are checked before this returns, closing cancels.
+        """Generate images and stream the steps, with previews.
 
-        Of several prompts, those with the fewest tokens are drawn first.
+        Arguments and exceptions are those of ``generate_images``; arguments are checked before this
+        returns. Closing the stream stops within a step. Prompts with the fewest tokens come first.
+
+        Returns:
+            An iterator over steps; a finished image is in the ``images`` of its last step.
         """
         choices = {
             "cfg_weight": cfg_weight,

@@ -1,1 +1,1 @@
-"""The decode loops: logits to tokens, for words and for pictures. Nothing of files."""
+"""The decode loops: logits to tokens, for text and for images. They open no files."""

@@ -1,14 +1,15 @@
-"""Drawing many pictures at once that neither begin nor end together (continuous batching).
+"""Continuous batching of images: an image can join a batch at any step and leaves when complete.
 
-A picture may join at any step, with a prompt, guidance and choice of its own, and leaves when it is whole. Its rows
-have read what they would have read alone, its noise is of its seed and its positions: so it is the picture that it
-would be alone, but for rounding.
+Each image has its own prompt, guidance and sampling. Its rows read the same tokens as they would
+without the other images, and its noise depends on its seed and positions only. So the other images
+change it by rounding only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -24,169 +25,205 @@ _CLEAR_EVERY = 256  # steps, as in ``image.draw_tokens``
 
 
 @dataclass(eq=False)
-class Picture:
-    """A picture that is being drawn."""
+class BatchImage:
+    """An image of a batch, with its tokens so far."""
 
     seed: int
     options: DrawOptions
-    _drawn: list[tuple[mx.array, int]] = field(
-        default_factory=list, repr=False
-    )  # tokens of a step, and its place
+    _chosen: list[tuple[mx.array, int]] = field(default_factory=list, repr=False)
+    """For each token: the tokens of all images at that step, and this image's index among them."""
 
     def __len__(self) -> int:
-        """How many of its tokens are drawn."""
-        return len(self._drawn)
+        """Return the number of tokens so far."""
+        return len(self._chosen)
 
-    def append(self, step: mx.array, place: int) -> None:
-        """Take the token at ``place`` of a step's tokens."""
-        self._drawn.append((step, place))
+    def append(self, tokens: mx.array, index: int) -> None:
+        """Append the token at ``index`` of a step's tokens."""
+        self._chosen.append((tokens, index))
 
     def tokens(self, count: int | None = None) -> np.ndarray:
-        """Return (n,) int32: the first ``count`` tokens in raster order; None: all that are drawn."""
-        return np.array([np.array(step)[place] for step, place in self._drawn[:count]], np.int32)
+        """Return the first ``count`` tokens in raster order, (n,) int32; None: all so far."""
+        ids = []
+        for tokens, index in self._chosen[:count]:
+            ids.append(np.array(tokens)[index])
+        return np.array(ids, np.int32)
+
+
+class Rows(NamedTuple):
+    """The batch rows of one image; without guidance, both are the same row."""
+
+    conditional: int
+    unconditional: int
 
 
 class DrawingBatch:
-    """Pictures that advance by one token a step.
+    """Images that advance by one token a step.
 
     Args:
         model: the weights.
     """
 
     def __init__(self, model: JanusModel):
-        self.pictures: list[Picture] = []
+        self.images: list[BatchImage] = []
         self._model = model
         self._tokens = token_config(model.config).tokens
         self._steps = 0
         self._clear()
 
     def _clear(self) -> None:
-        self.pictures = []
+        self.images = []
         self._cache: RaggedCache = []
-        self._rows: list[
-            tuple[int, int]
-        ] = []  # of each picture; without guidance both are the same
+        self._rows: list[Rows] = []  # the rows of each image
         self._keys = mx.zeros((0, 0, 2), mx.uint32)  # (n, positions, 2)
-        self._next = mx.zeros((0,), mx.uint32)  # (n,): chosen and not read yet
+        self._next = mx.zeros((0,), mx.uint32)  # (n,): tokens chosen but not read yet
 
     def add(
-        self, ids: Sequence[int], unconditional: Sequence[int], pictures: Sequence[Picture]
+        self, ids: Sequence[int], unconditional: Sequence[int], images: Sequence[BatchImage]
     ) -> None:
-        """Begin pictures of one prompt, which is read once for all of them.
+        """Start images of one prompt, which is read once for all of them.
 
         Args:
             ids: the prompt, ending with begin-of-image.
-            unconditional: as many ids, the prompt padded out.
-            pictures: of which nothing is drawn, all guided or none.
+            unconditional: the prompt with pads in place of its words, of the same length.
+            images: new images, all with guidance or all without.
         """
-        model, n, guided = self._model, len(pictures), pictures[0].options.rows == 2
-        read_once = [list(ids), list(unconditional)] if guided else [list(ids)]
-        cache = model.make_ragged_cache(len(read_once))
-        hidden = prefill_all(model, model.embed_text(mx.array(read_once)), cache, PREFILL_STEP)
-        copies = [0] * n + [1] * n * guided
+        model = self._model
+        count = len(images)
+        guided = images[0].options.rows == 2
+        prompts = [list(ids)]
+        copies = [0] * count  # the prompt of each row
+        rows = [Rows(i, i) for i in range(count)]
+        if guided:
+            prompts.append(list(unconditional))
+            copies += [1] * count
+            rows = [Rows(i, i + count) for i in range(count)]
+        cache = model.make_ragged_cache(len(prompts))
+        embeddings = model.embed_text(mx.array(prompts))
+        hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)
         keep_rows(cache, copies)
-        rows = [(i, i + n * guided) for i in range(n)]
-        keys = position_keys([picture.seed for picture in pictures], self._tokens)
-        first = _choose(model.image_logits(hidden[mx.array(copies)]), keys[:, 0], pictures, rows)
+        keys = position_keys([image.seed for image in images], self._tokens)
+        logits = model.image_logits(hidden[mx.array(copies)])
+        first = _choose(logits, keys[:, 0], images, rows)
         mx.async_eval(first, keys, cache_arrays(cache))
-        self._join(cache, rows, keys, first, pictures)
+        self._join(cache, rows, keys, first, images)
 
     def _join(
         self,
         cache: RaggedCache,
-        rows: list[tuple[int, int]],
+        rows: list[Rows],
         keys: mx.array,
         first: mx.array,
-        pictures: Sequence[Picture],
+        images: Sequence[BatchImage],
     ) -> None:
-        if not self.pictures:
-            self._cache, self._rows, self._keys, self._next = cache, rows, keys, first
+        if not self.images:
+            self._cache = cache
+            self._rows = rows
+            self._keys = keys
+            self._next = first
         else:
             try:
                 add_rows(self._cache, cache)
-            except BaseException:  # some layers may have them, others not
+            except BaseException:  # some layers may have the new rows, others not
                 self._clear()
                 raise
-            before = 1 + max(map(max, self._rows))
-            self._rows = [*self._rows, *((c + before, u + before) for c, u in rows)]
+            offset = 1 + max(max(pair) for pair in self._rows)
+            moved = [Rows(pair.conditional + offset, pair.unconditional + offset) for pair in rows]
+            self._rows = [*self._rows, *moved]
             self._keys = mx.concatenate([self._keys, keys])
             self._next = mx.concatenate([self._next, first])
-        self.pictures = [*self.pictures, *pictures]
+        self.images = [*self.images, *images]
 
-    def remove(self, pictures: Sequence[Picture]) -> None:
-        """Give up pictures that are being drawn."""
-        gone = set(pictures)
-        kept = [i for i, picture in enumerate(self.pictures) if picture not in gone]
-        if len(kept) == len(self.pictures):
+    def remove(self, images: Sequence[BatchImage]) -> None:
+        """Remove images from the batch, complete or not; ignore those that are not in it."""
+        gone = set(images)
+        kept = [i for i, image in enumerate(self.images) if image not in gone]
+        if len(kept) == len(self.images):
             return
         if not kept:
             self._clear()
             return
-        rows = sorted({row for i in kept for row in self._rows[i]})
+        pairs = [self._rows[i] for i in kept]
+        rows = sorted({row for pair in pairs for row in pair})
         try:
             keep_rows(self._cache, rows)
-        except BaseException:
+        except BaseException:  # some layers may have lost rows, others not
             self._clear()
             raise
-        place = {row: new for new, row in enumerate(rows)}
-        self._rows = [(place[c], place[u]) for c, u in (self._rows[i] for i in kept)]
-        self._keys, self._next = self._keys[mx.array(kept)], self._next[mx.array(kept)]
-        self.pictures = [self.pictures[i] for i in kept]
+        moved = {row: new for new, row in enumerate(rows)}
+        self._rows = [Rows(moved[pair.conditional], moved[pair.unconditional]) for pair in pairs]
+        self._keys = self._keys[mx.array(kept)]
+        self._next = self._next[mx.array(kept)]
+        self.images = [self.images[i] for i in kept]
 
-    def step(self) -> list[Picture]:
-        """Draw the next token of every picture; the following pass is under way as this returns.
+    def step(self) -> list[BatchImage]:
+        """Add the next token to every image; the next pass is already running on return.
 
         Returns:
-            The pictures that are whole now, which are in the batch no more.
+            The images that are complete now, which have left the batch.
         """
-        if not self.pictures:
+        if not self.images:
             return []
         tokens = self._next
-        for place, picture in enumerate(self.pictures):
-            picture.append(tokens, place)
-        whole = [picture for picture in self.pictures if len(picture) == self._tokens]
-        self.remove(whole)
-        if self.pictures:
+        for index, image in enumerate(self.images):
+            image.append(tokens, index)
+        complete = [image for image in self.images if len(image) == self._tokens]
+        self.remove(complete)
+        if self.images:
             self._next = self._following()
             mx.async_eval(self._next)
         mx.eval(tokens)
         self._steps += 1
         if self._steps % _CLEAR_EVERY == 0:
             mx.clear_cache()
-        return whole
+        return complete
 
     def _following(self) -> mx.array:
-        """Read the tokens that were chosen last, and choose the next ones: (n,)."""
-        owners = {row: i for i, rows in enumerate(self._rows) for row in rows}
-        tokens = self._next[mx.array([owners[row] for row in range(len(owners))])][:, None]
-        hidden = self._model.hidden_states(self._model.embed_image_tokens(tokens), self._cache)[
-            :, 0
-        ]
-        positions = mx.array([len(picture) for picture in self.pictures])
-        keys = self._keys[mx.arange(len(self.pictures)), positions]
-        return _choose(self._model.image_logits(hidden), keys, self.pictures, self._rows)
+        """Read the tokens chosen last, and choose the next ones: (n,)."""
+        model = self._model
+        owners: dict[int, int] = {}  # row to the index of its image
+        for index, pair in enumerate(self._rows):
+            owners[pair.conditional] = index
+            owners[pair.unconditional] = index
+        images_of_rows = [owners[row] for row in range(len(owners))]
+        tokens = self._next[mx.array(images_of_rows)]
+        embeddings = model.embed_image_tokens(tokens[:, None])
+        hidden = model.hidden_states(embeddings, self._cache)
+        logits = model.image_logits(hidden[:, 0])
+        positions = mx.array([len(image) for image in self.images])
+        keys = self._keys[mx.arange(len(self.images)), positions]
+        return _choose(logits, keys, self.images, self._rows)
 
 
 def _choose(
-    logits: mx.array, keys: mx.array, pictures: Sequence[Picture], rows: Sequence[tuple[int, int]]
+    logits: mx.array, keys: mx.array, images: Sequence[BatchImage], rows: Sequence[Rows]
 ) -> mx.array:
-    """(rows, codes) logits, (n, 2) keys -> (n,) tokens, of every picture by its own options."""
-    conditional = logits[mx.array([c for c, _ in rows])]
-    if any(c != u for c, u in rows):
-        unconditional = logits[
-            mx.array([u for _, u in rows])
-        ]  # without guidance the picture's own row
-        weights = mx.array([picture.options.cfg_weight for picture in pictures], logits.dtype)[
-            :, None
-        ]
-        conditional = guide(conditional, unconditional, weights)
-    kinds: dict[tuple[float, float], list[int]] = {}
-    for place, picture in enumerate(pictures):
-        kinds.setdefault((picture.options.temperature, picture.options.top_p), []).append(place)
-    if len(kinds) == 1:
-        return choose(conditional, keys, *next(iter(kinds)))
-    parts = [
-        choose(conditional[mx.array(p)], keys[mx.array(p)], *kind) for kind, p in kinds.items()
-    ]
-    places = [place for part in kinds.values() for place in part]
-    return mx.concatenate(parts)[mx.array(np.argsort(places))]
+    """Choose a token for every image by its own options.
+
+    Args:
+        logits: (rows, codes).
+        keys: (n, 2).
+        images: n images.
+        rows: the rows of each image.
+
+    Returns:
+        (n,).
+    """
+    guided = logits[mx.array([pair.conditional for pair in rows])]
+    if any(pair.conditional != pair.unconditional for pair in rows):
+        unconditional = logits[mx.array([pair.unconditional for pair in rows])]
+        weights = mx.array([image.options.cfg_weight for image in images], logits.dtype)
+        guided = guide(guided, unconditional, weights[:, None])
+    groups: dict[tuple[float, float], list[int]] = {}
+    for index, image in enumerate(images):
+        sampling = (image.options.temperature, image.options.top_p)
+        groups.setdefault(sampling, []).append(index)
+    if len(groups) == 1:
+        ((temperature, top_p),) = groups
+        return choose(guided, keys, temperature, top_p)
+    chosen = []
+    order: list[int] = []
+    for (temperature, top_p), members in groups.items():
+        places = mx.array(members)
+        chosen.append(choose(guided[places], keys[places], temperature, top_p))
+        order += members
+    return mx.concatenate(chosen)[mx.array(np.argsort(order))]

@@ -1,8 +1,9 @@
-"""Drawing: hidden states to image tokens, two rows a picture (reference: ``generation_inference.py``).
+"""The decode loop for images, two rows an image (reference: ``generation_inference.py``).
 
-Row one follows the prompt; row two the same ids with everything between the first and the last replaced by pads, which
-are attended to like any token. Both take the one token that is chosen. There is no stop token, so a token never has to
-leave the device: it feeds the next step while the caller looks at the one before.
+The conditional row follows the prompt. The unconditional row has pads in place of everything
+between the prompt's first and last token, and attends to them like any token. Both rows read the
+one token that is chosen. There is no stop token, so a token never has to leave the device: it feeds
+the next step while the caller looks at the previous one.
 """
 
 from __future__ import annotations
@@ -23,21 +24,28 @@ from ..models.vq_parts import token_config
 from .prefill import prefill_all
 from .sampling import choose, guide, position_keys
 
-_CLEAR_EVERY = (
-    256  # positions, as in mlx-lm's loop: attention's arrays grow, and outgrown ones would be kept
-)
-PREFILL_STEP = 512  # positions of a long prompt that are read at once: attention's scores grow with their square
+_CLEAR_EVERY = 256
+"""Positions between two frees of MLX's buffer cache, as in mlx-lm's loop.
+
+Attention's arrays grow, and the cache would keep the smaller ones.
+"""
+PREFILL_STEP = 512
+"""Positions of a prompt read at once: attention's scores grow with their square."""
 
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """How tokens are chosen; ``cfg_weight`` 1 computes no unconditional row, ``temperature`` 0 takes the likeliest."""
+    """Guidance and sampling of image tokens.
+
+    Without guidance, at ``cfg_weight`` 1, no unconditional row is computed. Temperature 0 takes the
+    most likely token.
+    """
 
     cfg_weight: float = 5.0
     temperature: float = 1.0
     top_p: float = 1.0
-    exact: bool = False  # each image alone, token by token
-    window: int | None = None  # positions read in one pass; None: the quickest by a timing
+    exact: bool = False  # generate each image separately, token by token
+    window: int | None = None  # positions read in one pass; None: the fastest by a timing
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -50,7 +58,7 @@ class DrawOptions:
 
     @property
     def rows(self) -> int:
-        """Rows of the batch for one picture."""
+        """Rows of the batch for one image."""
         return 1 if self.cfg_weight == 1 else 2
 
     def metadata(self) -> dict[str, str]:
@@ -63,54 +71,52 @@ def draw_tokens(
     model: JanusModel,
     prompts: Sequence[Sequence[int]],
     unconditional: Sequence[int],
-    pictures: Sequence[tuple[int, int]],
+    images: Sequence[tuple[int, int]],
     options: DrawOptions,
     window: int = 1,
 ) -> Iterator[mx.array]:
     """Generate the image tokens of several images at once, in raster order. Closing stops.
 
-    With a ``window`` above 1, a pass reads draft tokens of the positions ahead and chooses a token for each of them.
-    The noise of a position is fixed, so its token depends only on the tokens before it. Tokens chosen after correct
-    drafts equal those of the plain loop and are accepted; the rest become the next draft (Jacobi decoding, as in arXiv
-    2410.01699, but of a deterministic map). Wider passes round differently, which matters where two logits are almost
-    equal.
+    With a ``window`` above 1, a pass reads draft tokens of the positions ahead and chooses a token
+    for each of them. The noise of a position is fixed, so its token depends only on the tokens
+    before it. Tokens chosen after correct drafts equal those of the plain loop and are accepted;
+    the rest become the next draft (Jacobi decoding, as in arXiv 2410.01699, but of a deterministic
+    map). Wider passes round differently, which matters where two logits are almost equal.
 
     Args:
         model: the weights.
-        prompts: ids of each, ending with begin-of-image; all of one length.
+        prompts: ids of each prompt, ending with begin-of-image; all of one length.
         unconditional: ids of the unconditional rows, of the same length.
-        pictures: for each image the index of its prompt, and its seed.
+        images: for each image the index of its prompt, and its seed.
         options: guidance and sampling.
         window: positions read in one pass.
 
     Yields:
-        (n, k) tokens of the next k positions, evaluated: those accepted from one pass. At window 1, k is 1, and the
-        next pass is already running.
+        (n, k) accepted tokens of a pass, evaluated. At window 1, the next pass is already running.
     """
-    positions = token_config(model.config).tokens
+    own = token_config(model.config)
     pick = _picker(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
-    keys = position_keys([seed for _, seed in pictures], positions)
-    cache, hidden = _read_prompts(
-        model, prompts, unconditional, [prompt for prompt, _ in pictures], options
-    )
+    keys = position_keys([seed for _, seed in images], own.tokens)
+    owners = [prompt for prompt, _ in images]
+    cache, hidden = _read_prompts(model, prompts, unconditional, owners, options)
 
     def choices(hidden: mx.array, position: int) -> mx.array:
-        """(rows * n, W, hidden) -> (n, W): the tokens of ``position`` and those after it."""
-        return pick(model.image_logits(hidden), keys[:, position : position + hidden.shape[1]])
+        """Choose the tokens from ``position`` on: (rows * n, W, hidden) -> (n, W)."""
+        ahead = keys[:, position : position + hidden.shape[1]]
+        return pick(model.image_logits(hidden), ahead)
 
-    def following(tokens: mx.array, position: int) -> mx.array:
-        """Read (n, W) tokens, and choose what comes after each, from ``position`` on."""
-        embedded = model.embed_image_tokens(mx.concatenate([tokens] * options.rows))
-        return choices(model.hidden_states(embedded, cache), position)
+    def choose_next(tokens: mx.array, position: int) -> mx.array:
+        """Read (n, W) tokens, and choose the token after each, from ``position`` on: (n, W)."""
+        every_row = mx.concatenate([tokens] * options.rows)
+        embeddings = model.embed_image_tokens(every_row)
+        return choices(model.hidden_states(embeddings, cache), position)
 
     first = choices(hidden, 0)
     with weights_wired():
         if window > 1:
-            yield from _in_windows(
-                first, positions, window, token_config(model.config).grid, cache, following
-            )
+            yield from _in_windows(first, own.tokens, window, own.grid, cache, choose_next)
         else:
-            yield from _one_by_one(first, positions, following)
+            yield from _one_by_one(first, own.tokens, choose_next)
 
 
 def _read_prompts(
@@ -120,26 +126,27 @@ def _read_prompts(
     owners: Sequence[int],
     options: DrawOptions,
 ) -> tuple[Cache, mx.array]:
-    """Read each prompt once, however many images it has.
+    """Read each prompt once, even if several images share it.
 
     Args:
         model: the weights.
-        prompts: ids of each, all of one length.
-        unconditional: the ids of the unconditional rows, of the same length.
-        owners: the prompt of each image.
-        options: whether there are unconditional rows.
+        prompts: ids of each prompt, all of one length.
+        unconditional: ids of the unconditional rows, of the same length.
+        owners: the index of each image's prompt.
+        options: tell whether there are unconditional rows.
 
     Returns:
-        A cache with ``options.rows`` rows for each image, the conditional ones first, and the hidden states of the last
-        position, (rows, 1, hidden).
+        A cache with ``options.rows`` rows for each image, the conditional ones first, and the
+        hidden states of the last position, (rows, 1, hidden).
     """
-    guided = options.rows == 2
     read_once = [list(ids) for ids in prompts]
-    if guided:
+    rows = list(owners)
+    if options.rows == 2:
+        rows += [len(read_once)] * len(owners)
         read_once.append(list(unconditional))
     cache = model.make_cache(len(unconditional) + token_config(model.config).tokens)
-    hidden = prefill_all(model, model.embed_text(mx.array(read_once)), cache, PREFILL_STEP)[:, None]
-    rows = [*owners, *[len(prompts)] * (len(owners) if guided else 0)]
+    embeddings = model.embed_text(mx.array(read_once))
+    hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)[:, None]
     if rows != list(range(len(read_once))):
         cache = take_rows(cache, rows)
         hidden = hidden[mx.array(rows)]
@@ -147,12 +154,15 @@ def _read_prompts(
 
 
 def _one_by_one(
-    tokens: mx.array, positions: int, chosen: Callable[[mx.array, int], mx.array]
+    tokens: mx.array, positions: int, choose_next: Callable[[mx.array, int], mx.array]
 ) -> Iterator[mx.array]:
-    """The plain loop, from (n, 1) tokens of position 0: each pass is under way before the one before is looked at."""
+    """Run the plain loop, from (n, 1) tokens of position 0.
+
+    Each pass is queued before the tokens of the previous one are read.
+    """
     mx.async_eval(tokens)
     for position in range(1, positions):
-        following = chosen(tokens, position)
+        following = choose_next(tokens, position)
         mx.async_eval(following)
         mx.eval(tokens)
         yield tokens
@@ -165,16 +175,16 @@ def _one_by_one(
 
 @lru_cache(16)
 def _picker(options: DrawOptions, *, compiled: bool) -> Callable[[mx.array, mx.array], mx.array]:
-    """Guidance, noise and choice: (rows * n, W, codes) logits and (n, W, 2) keys -> (n, W) tokens.
+    """Return guidance and sampling as one function.
 
-    Compiled it is a few kernels, which spares a GPU launches. A CPU would call a C++ compiler first, for seconds.
+    It maps (rows * n, W, codes) logits and (n, W, 2) keys to (n, W) tokens. Compiled, it is a few
+    kernels, which saves a GPU launches. On a CPU, compiling would run a C++ compiler for seconds.
     """
 
     def pick(logits: mx.array, keys: mx.array) -> mx.array:
         if options.rows == 2:
-            logits = guide(
-                logits[: len(logits) // 2], logits[len(logits) // 2 :], options.cfg_weight
-            )
+            half = len(logits) // 2
+            logits = guide(logits[:half], logits[half:], options.cfg_weight)
         return choose(logits, keys, options.temperature, options.top_p)
 
     return mx.compile(pick) if compiled else pick
@@ -186,38 +196,48 @@ def _in_windows(
     window: int,
     columns: int,
     cache: Cache,
-    chosen: Callable[[mx.array, int], mx.array],
+    choose_next: Callable[[mx.array, int], mx.array],
 ) -> Iterator[mx.array]:
-    """The loop with guesses. Pictures of a batch advance together, by what is settled for all of them.
+    """Run the loop with draft tokens. A batch advances by the tokens accepted in all its images.
 
     Args:
         first: (n, 1) tokens of position 0.
-        positions: of a picture.
+        positions: tokens of an image.
         window: positions read in one pass.
-        columns: of a picture; a token without a guess is guessed to be as the one above it.
+        columns: tokens in a row of an image; the first draft of a token is the one above it.
         cache: holds the prompt.
-        chosen: reads (n, W) tokens into the cache, the first of them settled, and chooses what follows each.
+        choose_next: reads (n, W) tokens into the cache, the first of them accepted, and chooses the
+            token after each.
     """
     mx.eval(first)
     yield first
-    tokens = np.zeros(
-        (len(first), positions), np.int32
-    )  # settled up to ``done``, guesses after that
+    tokens = np.zeros((len(first), positions), np.int32)  # accepted up to ``done``, then draft
     tokens[:, 0] = np.array(first)[:, 0]
-    done = guessed = 1
+    done = 1
+    drafted = 1  # positions with an accepted or a draft token
     while done < positions:
-        end = min(done + window, positions)  # of the positions that this pass chooses for
-        for position in range(guessed, end - 1):
-            tokens[:, position] = tokens[:, position - (columns if position >= columns else 1)]
-        found = np.array(chosen(mx.array(tokens[:, done - 1 : end - 1]), done))
-        settled = _settled(found, tokens[:, done : end - 1])
+        end = min(done + window, positions)  # this pass chooses for positions before it
+        for position in range(drafted, end - 1):
+            back = columns if position >= columns else 1
+            tokens[:, position] = tokens[:, position - back]
+        read = mx.array(tokens[:, done - 1 : end - 1])
+        found = np.array(choose_next(read, done))
+        accepted = _count_accepted(found, tokens[:, done : end - 1])
         tokens[:, done:end] = found
-        trim_cache(cache, end - done - settled)
-        yield mx.array(found[:, :settled])
-        done, guessed = done + settled, end
+        trim_cache(cache, end - done - accepted)
+        yield mx.array(found[:, :accepted])
+        done += accepted
+        drafted = end
 
 
-def _settled(chosen: np.ndarray, guesses: np.ndarray) -> int:
-    """How many of the (n, W) chosen tokens follow only guesses, (n, W - 1), that came true in every picture."""
-    came_true = (chosen[:, :-1] == guesses).all(axis=0)
-    return chosen.shape[1] if came_true.all() else int(came_true.argmin()) + 1
+def _count_accepted(chosen: np.ndarray, draft: np.ndarray) -> int:
+    """Return how many of the (n, W) chosen tokens follow only correct drafts, in every image.
+
+    Args:
+        chosen: (n, W).
+        draft: (n, W - 1) tokens that the pass read at these positions, except the last.
+    """
+    correct = (chosen[:, :-1] == draft).all(axis=0)
+    if correct.all():
+        return chosen.shape[1]
+    return int(correct.argmin()) + 1

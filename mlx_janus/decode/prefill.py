@@ -1,4 +1,4 @@
-"""Reading a prompt into a KV cache, a chunk at a time: attention's scores grow with the square of a chunk."""
+"""Read a prompt into a KV cache in chunks: attention's scores grow with the square of a chunk."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from ..models.janus import JanusModel
 def prefill(
     model: JanusModel, embeddings: mx.array, cache: Cache | RaggedCache, step: int, *, keep: int = 0
 ) -> Iterator[tuple[int, mx.array]]:
-    """Read a prompt, and yield after each chunk how many positions are read and the last one's hidden states.
+    """Read a prompt in chunks.
 
     Args:
         model: the weights.
         embeddings: (B, L, hidden).
-        cache: grows by the positions that are read; it is evaluated when a chunk is yielded.
-        step: positions of a chunk.
+        cache: grows by the positions read; it is evaluated when a chunk is yielded.
+        step: positions in a chunk.
         keep: stop as soon as at most this many positions are left; 0 reads all.
 
     Yields:
-        The count, and (B, hidden), not evaluated.
+        After each chunk, the number of positions read so far and the hidden states of the last
+        one, (B, hidden), which are not evaluated.
     """
     length = embeddings.shape[1]
     done = 0
@@ -38,7 +39,11 @@ def prefill(
 def prefill_all(
     model: JanusModel, embeddings: mx.array, cache: Cache | RaggedCache, step: int
 ) -> mx.array:
-    """Read a whole prompt, (B, L, hidden), and return the hidden states of its last position, (B, hidden)."""
+    """Read an entire prompt, (B, L, hidden).
+
+    Returns:
+        The hidden states of its last position, (B, hidden).
+    """
     for _, hidden in prefill(model, embeddings, cache, step):
         last = hidden
     mx.eval(last)

@@ -1,7 +1,8 @@
-"""Guidance, noise and choice: pure functions of logits and keys.
+"""Guidance, noise and sampling: pure functions of logits and keys.
 
-A draw from softmax(z / T) is argmax(z / T + g) with Gumbel noise g (the Gumbel-max trick). The noise here is a pure
-function of a picture's seed and a position, so a picture does not depend on what is drawn beside it.
+Gumbel-max trick: a sample from softmax(z / T) is argmax(z / T + g), where g is Gumbel noise. The
+noise here is a pure function of an image's seed and a position, so an image does not depend on the
+other images of its batch.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ from mlx_lm.sample_utils import apply_top_p
 
 from ..limits import MAX_SEED, check_int
 
+_ARGMAX_BELOW = 1e-30  # temperature: 1 / T would overflow
+
 
 def random_seed() -> int:
-    """A seed to draw or answer with when none is given."""
+    """Return a random seed."""
     return secrets.randbelow(2**32)
 
 
 def pick_seed(seed: int | None) -> int:
-    """The seed given, or a random one.
+    """Return the given seed, or a random one for None.
 
     Raises:
-        OptionError: no whole number in the range of seeds.
+        OptionError: the seed is not an integer, or out of range.
     """
     if seed is None:
         return random_seed()
@@ -33,12 +36,13 @@ def pick_seed(seed: int | None) -> int:
 
 
 def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.array) -> mx.array:
-    """Classifier-free guidance: u + weight * (c - u).
+    """Apply classifier-free guidance: u + weight * (c - u).
 
     Args:
         conditional: (n, ..., V) logits that follow the prompt.
         unconditional: (n, ..., V) logits that do not.
-        weight: one for all rows, or an array that broadcasts over them; 1 gives the conditional rows, 0 the others.
+        weight: one for all rows, or an array that broadcasts over them. 1 returns the conditional
+            logits, 0 the unconditional ones.
 
     Returns:
         (n, ..., V).
@@ -47,38 +51,54 @@ def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.arr
 
 
 def position_keys(seeds: Sequence[int], positions: int) -> mx.array:
-    """(n, positions, 2) random keys, one for every picture and position.
+    """Return one random key for every image and position: (n, positions, 2).
 
-    A split into another number of positions gives other keys: pass the model's whole token count, always.
+    Another number of positions gives other keys, so always pass the tokens of an entire image.
     """
-    return mx.stack([mx.random.split(mx.random.key(seed), positions) for seed in seeds])
+    keys = []
+    for seed in seeds:
+        key = mx.random.key(seed)
+        keys.append(mx.random.split(key, positions))
+    return mx.stack(keys)
 
 
 def gumbel_noise(keys: mx.array, size: int) -> mx.array:
-    """(..., 2) keys -> (..., size) noise, each row as its key alone would give it."""
-    noise = mx.vmap(lambda key: mx.random.gumbel((size,), key=key))(keys.reshape(-1, 2))
+    """Return the noise of each key, independent of the other keys: (..., 2) -> (..., size)."""
+
+    def noise_of(key: mx.array) -> mx.array:
+        return mx.random.gumbel((size,), key=key)
+
+    flat = keys.reshape(-1, 2)
+    noise = mx.vmap(noise_of)(flat)
     return noise.reshape(*keys.shape[:-1], size)
 
 
 def scale_logits(logits: mx.array, temperature: float, top_p: float) -> mx.array:
-    """Log-probabilities at a temperature above 0, outside the nucleus of ``top_p`` minus infinity; (..., V)."""
-    logits = logits * (1.0 / temperature)
-    if top_p < 1.0:
-        logits = apply_top_p(logits - mx.logsumexp(logits, axis=-1, keepdims=True), top_p)
-    return logits
+    """Apply a temperature above 0 and nucleus sampling's mask to (..., V) logits.
+
+    Nucleus sampling: tokens outside the smallest set with probability ``top_p`` get minus infinity.
+    """
+    scaled = logits * (1.0 / temperature)
+    if top_p >= 1.0:
+        return scaled
+    total = mx.logsumexp(scaled, axis=-1, keepdims=True)
+    return apply_top_p(scaled - total, top_p)
 
 
 def choose(logits: mx.array, keys: mx.array, temperature: float, top_p: float = 1.0) -> mx.array:
-    """One token a row: argmax at temperature 0, else a draw with the noise of the row's key.
+    """Choose one token a row: the most likely at temperature 0, else a sample by the row's key.
 
     Args:
         logits: (..., V), float32.
         keys: (..., 2).
+        temperature: 0 or more.
+        top_p: nucleus sampling, see ``scale_logits``.
 
     Returns:
         (...).
     """
-    if temperature < 1e-30:  # 1 / T would overflow
+    if temperature < _ARGMAX_BELOW:
         return mx.argmax(logits, axis=-1)
     scaled = scale_logits(logits, temperature, top_p)
-    return mx.argmax(scaled + gumbel_noise(keys, logits.shape[-1]), axis=-1)
+    noise = gumbel_noise(keys, logits.shape[-1])
+    return mx.argmax(scaled + noise, axis=-1)

@@ -1,4 +1,4 @@
-"""Answering: mlx-lm's generation loop over prepared embeddings, with keyed sampling and stop strings."""
+"""The decode loop for text: mlx-lm's loop over embeddings, with keyed sampling and stop strings."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from ..models.janus import JanusModel
 from .prefill import prefill_all
 from .sampling import choose
 
-_LONGEST, _SHORTEST = 4, 2  # tokens that must have stood before what is copied
-PREFILL_STEP = 2048  # positions of a prompt that are read at once, as in mlx-lm
+_LONGEST = 4  # tokens of the n-gram that a draft continues
+_SHORTEST = 2
+PREFILL_STEP = 2048  # positions of a prompt read at once, as in mlx-lm
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How an answer is chosen and where it ends, apart from the model's own end."""
+    """Sampling of an answer, and its end if the model does not end it before."""
 
     max_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    lookup: int = (
-        0  # tokens guessed ahead in a pass by copying from the prompt and the answer; 0: none
-    )
+    lookup: int = 0  # draft tokens of a pass, copied from the prompt and the answer; 0: none
 
     def __post_init__(self) -> None:
         check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
@@ -70,15 +69,16 @@ def answer_tokens(
     ids: Sequence[int] = (),
     **loop: Any,
 ) -> Iterator[int]:
-    """Token ids of an answer, stop tokens included, at most ``options.max_tokens``; closing stops within a step.
+    """Yield the token ids of an answer, a stop token included. Closing stops within a step.
 
     Args:
         model: the weights.
-        embeddings: (L, hidden), the prompt with its pictures in place.
-        options: choice and length. With ``lookup`` the tokens are the same, but for rounding, in fewer passes.
-        cache: what the language model has read before, if anything; it grows.
-        ids: of the prompt, to copy from.
-        loop: further arguments of mlx-lm's ``generate_step``, which makes the plain loop.
+        embeddings: (L, hidden), the prompt with its images in place.
+        options: sampling and length. ``lookup`` gives the same tokens, except for rounding, in
+            fewer passes.
+        cache: the KV cache of everything before the prompt, if anything; it grows.
+        ids: the prompt's ids, to copy drafts from.
+        loop: further arguments of mlx-lm's ``generate_step``, which is the plain loop.
     """
     with weights_wired():
         if options.lookup:
@@ -90,13 +90,13 @@ def answer_tokens(
 def _answer_one_by_one(
     model: JanusModel, embeddings: mx.array, options: TextOptions, cache: Cache | None, **loop: Any
 ) -> Iterator[int]:
-    """mlx-lm's loop, with our choice of tokens."""
+    """Run mlx-lm's loop with our sampling."""
     key = mx.random.key(options.seed)
 
     def sampler(logprobs: mx.array) -> mx.array:
         nonlocal key
-        key, drawn = mx.random.split(key)
-        return choose(logprobs, drawn[None], options.temperature, options.top_p)
+        key, step_key = mx.random.split(key)
+        return choose(logprobs, step_key[None], options.temperature, options.top_p)
 
     steps = generate_step(
         mx.array([], dtype=mx.int32),
@@ -118,23 +118,27 @@ def _answer_in_windows(
     cache: Cache | None,
     known: list[int],
 ) -> Iterator[int]:
-    """The loop with guesses (prompt lookup decoding): a pass reads the last token and what followed its like before.
+    """Run the loop with draft tokens (prompt lookup decoding).
 
-    The noise of a position is fixed, as in drawing, so that what is chosen after guesses that came true is what the
-    plain loop chooses. ``known`` is the prompt's ids, and grows by the answer's.
+    A pass reads the last token and the draft. The noise of a position is fixed, as for images, so
+    tokens chosen after correct drafts equal those of the plain loop and are accepted. ``known``
+    holds the prompt's ids, and grows by the answer's.
     """
     cache = cache or model.make_cache()
-    keys = [mx.random.key(options.seed)]  # the last one is split on
+    keys = [mx.random.key(options.seed)]  # the last one is split again
 
     def choices(hidden: mx.array, position: int) -> list[int]:
-        """(W, hidden) -> the W tokens from ``position`` on."""
-        while len(keys) <= position + len(hidden):
-            following, drawn = mx.random.split(keys.pop())
-            keys.extend((drawn, following))
+        """Choose the W tokens from ``position`` on, from (W, hidden)."""
+        end = position + len(hidden)
+        while len(keys) <= end:
+            following, step_key = mx.random.split(keys.pop())
+            keys.append(step_key)
+            keys.append(following)
         logits = model.text_logits(hidden)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        ahead = mx.stack(keys[position : position + len(hidden)])
-        return cast(list[int], choose(logprobs, ahead, options.temperature, options.top_p).tolist())
+        ahead = mx.stack(keys[position:end])
+        chosen = choose(logprobs, ahead, options.temperature, options.top_p)
+        return cast(list[int], chosen.tolist())
 
     found = choices(prefill_all(model, embeddings[None], cache, PREFILL_STEP), 0)
     done = 0
@@ -145,61 +149,70 @@ def _answer_in_windows(
             yield token
             if done == options.max_tokens:
                 return
-        guesses = guess(known, min(options.lookup, options.max_tokens - done - 1))
-        read = model.embed_text(mx.array([known[-1:] + guesses]))
+        draft = draft_tokens(known, min(options.lookup, options.max_tokens - done - 1))
+        read = model.embed_text(mx.array([[known[-1], *draft]]))
         chosen = choices(model.hidden_states(read, cache)[0], done)
-        wrong = next(
-            (
-                i
-                for i, (one, other) in enumerate(zip(guesses, chosen, strict=False))
-                if one != other
-            ),
-            None,
-        )
-        found = chosen if wrong is None else chosen[: wrong + 1]
-        trim_cache(cache, len(chosen) - len(found))
+        accepted = _count_accepted(chosen, draft)
+        found = chosen[:accepted]
+        trim_cache(cache, len(chosen) - accepted)
 
 
-def guess(known: Sequence[int], most: int) -> list[int]:
-    """What followed when the last few tokens stood in this order before, at most so many; [] if they never did."""
+def _count_accepted(chosen: Sequence[int], draft: Sequence[int]) -> int:
+    """Return how many chosen tokens follow only correct drafts; there is one draft token fewer."""
+    for index, token in enumerate(draft):
+        if token != chosen[index]:
+            return index + 1
+    return len(chosen)
+
+
+def draft_tokens(known: Sequence[int], most: int) -> list[int]:
+    """Copy up to ``most`` tokens that followed the last earlier occurrence of the final n-gram.
+
+    The longest n-gram that occurred before is used; if none did, the draft is empty.
+    """
     for length in range(_LONGEST, _SHORTEST - 1, -1):
         if len(known) <= length:
             continue
         end = list(known[-length:])
-        for at in range(len(known) - length - 1, -1, -1):
-            if list(known[at : at + length]) == end:
-                return list(known[at + length : at + length + most])
+        for start in range(len(known) - length - 1, -1, -1):
+            after = start + length
+            if list(known[start:after]) == end:
+                return list(known[after : after + most])
     return []
 
 
 class StopStrings:
-    """Cuts a stream of text at the first of some strings, holding back what may yet become one."""
+    """A filter that cuts a stream of text at its first stop string.
+
+    Characters that may turn out to begin a stop string are held back.
+    """
 
     def __init__(self, stop: Sequence[str]):
         self._stop = tuple(stop)
         self._held = ""
 
     def add(self, text: str) -> tuple[str, bool]:
-        """The text that is safe to show, and whether a stop string was met."""
+        """Add text; return the text that is safe to show, and whether a stop string was met."""
         self._held += text
-        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        starts = [self._held.find(stop) for stop in self._stop]
+        found = [start for start in starts if start >= 0]
         if found:
-            shown, self._held = self._held[: min(found)], ""
+            shown = self._held[: min(found)]
+            self._held = ""
             return shown, True
-        keep = self._unsafe()
-        shown, self._held = (
-            self._held[: len(self._held) - keep],
-            self._held[len(self._held) - keep :],
-        )
+        safe = len(self._held) - self._unsafe()
+        shown = self._held[:safe]
+        self._held = self._held[safe:]
         return shown, False
 
     def finish(self) -> str:
-        """What was held back, once nothing follows."""
-        shown, self._held = self._held, ""
+        """Return the held text at the end of the stream."""
+        shown = self._held
+        self._held = ""
         return shown
 
     def _unsafe(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Return the length of the longest end of the held text that begins a stop string."""
         longest = max((len(s) - 1 for s in self._stop), default=0)
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(s.startswith(self._held[-length:]) for s in self._stop):

@@ -1,4 +1,4 @@
-"""How many positions one pass should read when a picture is drawn: what a pass settles against the time it takes."""
+"""The choice of the window, the positions read in one pass, by timing passes of each width."""
 
 from __future__ import annotations
 
@@ -8,46 +8,59 @@ from collections.abc import Mapping
 import mlx.core as mx
 import numpy as np
 
-from ..models.backbone import fill_cache
+from ..models.backbone import fill_cache, trim_cache
 from ..models.janus import JanusModel
 from ..models.vq_parts import token_config
 
-SETTLED = {1: 1.0, 2: 1.4, 4: 1.8, 8: 2.3, 16: 2.6, 32: 2.7}
-"""Width of a pass to the tokens that it settles on average: cautious figures, as they differ between models and prompts
-(``benchmarks/windows.py`` measures them)."""
-_WORTH = 1.15  # times quicker, by the figures, than a pass of one position: less is left to chance
+ACCEPTED = {1: 1.0, 2: 1.4, 4: 1.8, 8: 2.3, 16: 2.6, 32: 2.7}
+"""Window to the mean number of tokens that a pass accepts.
+
+The figures are cautious, as they differ between models and prompts (``benchmarks/windows.py``
+measures them).
+"""
+_MIN_SPEEDUP = 1.15  # over a window of 1, by these figures; a smaller gain is uncertain
 _REPEATS = 3
 
 
 def time_passes(model: JanusModel, rows: int) -> dict[int, float]:
-    """Width to seconds of a pass of the language model and the head, in the middle of a picture; medians.
+    """Time a pass of the language model and the head in the middle of an image.
 
     Args:
         model: the weights.
-        rows: of the batch: 2 for a guided picture, 1 without guidance.
+        rows: rows of the batch, 2 for an image with guidance and 1 without.
+
+    Returns:
+        Window to the median seconds of a pass.
     """
     positions = token_config(model.config).tokens
-    seconds: dict[int, list[float]] = {width: [] for width in SETTLED if 2 * width <= positions}
+    seconds: dict[int, list[float]] = {}
+    for window in ACCEPTED:
+        if 2 * window <= positions:
+            seconds[window] = []
     cache = model.make_cache(positions)
     fill_cache(cache, model.config.language, rows, positions // 2, model.dtype)
     for repeat in range(_REPEATS + 1):
-        for width, timed in seconds.items():
-            ids = mx.zeros((rows, width), dtype=mx.int32)
+        for window, timed in seconds.items():
+            ids = mx.zeros((rows, window), dtype=mx.int32)
             started = time.perf_counter()
-            mx.eval(model.image_logits(model.hidden_states(model.embed_image_tokens(ids), cache)))
-            if repeat:  # the first one also compiles
-                timed.append(time.perf_counter() - started)
-            for layer in cache:
-                layer.trim(width)
-    return {width: float(np.median(timed)) for width, timed in seconds.items()}
+            embeddings = model.embed_image_tokens(ids)
+            hidden = model.hidden_states(embeddings, cache)
+            mx.eval(model.image_logits(hidden))
+            elapsed = time.perf_counter() - started
+            if repeat:  # the first pass also compiles
+                timed.append(elapsed)
+            trim_cache(cache, window)
+    return {window: float(np.median(timed)) for window, timed in seconds.items()}
 
 
 def best_window(seconds: Mapping[int, float]) -> int:
-    """The width that takes the least time a token; 1 where no other is clearly quicker.
+    """Return the window with the least time per accepted token; 1 if no other is clearly faster.
 
     Args:
-        seconds: of a pass of each width, 1 among them.
+        seconds: window to the seconds of a pass; 1 must be among them.
     """
-    rates = {width: SETTLED[width] / spent for width, spent in seconds.items()}
+    rates = {}
+    for window, spent in seconds.items():
+        rates[window] = ACCEPTED[window] / spent
     best = max(rates, key=rates.__getitem__)
-    return best if rates[best] > _WORTH * rates[1] else 1
+    return best if rates[best] > _MIN_SPEEDUP * rates[1] else 1

@@ -1,1 +1,1 @@
-"""Many requests over one model: a scheduler for answers, one for images, one thread."""
+"""Many requests on one model: a text scheduler, an image scheduler and one thread."""

@@ -1,8 +1,8 @@
 """One model for many clients.
 
-One thread has the device and does all the work, in rounds: a step of every image, a token of every answer, and at most
-one decoding of an image. So an answer never waits for a whole image, nor an image for a whole answer. The event loop
-hands over requests and reads their events.
+One thread uses the device and works in rounds: a step of every image, a token of every answer, and
+at most one decoding of an image. So no answer waits for an entire image, and no image for an entire
+answer. The event loop submits requests and reads their events.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from .messages import AnswerRequest, BusyError, DrawingRequest, Request, Stoppin
 from .text_queue import TextScheduler, TextTask
 from .tickets import Counts, Ticket, end_waiting
 
-_CHARACTERS = (
-    32  # of a prompt, for each position of the context: longer prompts are not even tokenized
-)
-_LONGEST_WAIT = 60  # seconds that a client is ever told to wait
+_MAX_CHARACTERS = 32
+"""Characters of a prompt for each position of the context; longer prompts are not tokenized."""
+_LONGEST_WAIT = 60  # seconds: the maximum of Retry-After
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,12 @@ class _Schedulers:
 
 
 class Engine:
-    """Takes requests on an event loop, and has one thread answer and generate images.
+    """A thread that serves the requests of an event loop with one model.
 
     Args:
-        load: returns the model; called in that thread.
-        waiting: how many requests may wait.
-        answers: how many answers are generated side by side.
+        load: returns the model; called in the thread.
+        waiting: the maximum number of waiting requests.
+        answers: the maximum number of answers generated at the same time.
     """
 
     def __init__(self, load: Callable[[], LoadedModel], *, waiting: int = 64, answers: int = 4):
@@ -59,8 +58,8 @@ class Engine:
         self._most_waiting = waiting
         self._most_answers = answers
         self._changed = threading.Condition()
-        self._stop_at: float | None = None  # when running requests then end; None: not stopping
-        self._durations: deque[float] = deque([1.0], maxlen=16)  # seconds, of the last requests
+        self._stop_at: float | None = None  # when running requests are ended; None: not stopping
+        self._durations: deque[float] = deque([1.0], maxlen=16)  # seconds of recent requests
         self._thread = threading.Thread(target=self._run, name="mlx_janus device", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] | None = None
@@ -81,22 +80,22 @@ class Engine:
 
     @property
     def config(self) -> JanusConfig:
-        """The model's sizes and facts."""
+        """The model's config."""
         return self._janus.config
 
     @property
     def pathway(self) -> ImagePathway:
-        """How the model generates images."""
+        """The model's way to generate images."""
         return pathway_of(self._janus)
 
     @property
     def stopping(self) -> bool:
-        """Whether no request is accepted any more: the engine is being closed, or its thread has failed."""
+        """Whether new requests are refused: the engine is closing, or its thread has failed."""
         return self._stop_at is not None
 
     @property
     def counts(self) -> Counts:
-        """How many requests wait, and how many answers and images are under way."""
+        """The numbers of waiting requests, running answers and running images."""
         if self._schedulers is None:
             return Counts()
         text = self._schedulers.text
@@ -116,7 +115,11 @@ class Engine:
         await self._started
 
     async def close(self, seconds: float = 30.0) -> None:
-        """Refuse new requests, end the waiting ones, give the running ones ``seconds`` to finish, end the thread."""
+        """Refuse new requests, end the waiting ones, and end the thread.
+
+        Args:
+            seconds: time for the running requests to finish.
+        """
         with self._changed:
             end = time.monotonic() + seconds
             self._stop_at = end if self._stop_at is None else min(end, self._stop_at)
@@ -125,13 +128,13 @@ class Engine:
             await asyncio.to_thread(self._thread.join)
 
     def submit(self, request: Request) -> Ticket:
-        """Hand over a request.
+        """Queue a request and return the ticket that yields its events.
 
         Raises:
-            PromptError: nothing is asked, or more than fits into the context.
-            OptionError: a number out of its range.
-            BusyError: as many requests wait as may.
-            StoppingError: the engine is being closed.
+            PromptError: the prompt is empty, or does not fit into the context.
+            OptionError: a number is out of range.
+            BusyError: the queue is full.
+            StoppingError: the engine is closing.
         """
         schedulers = self._schedulers
         if self.stopping or schedulers is None:
@@ -168,9 +171,9 @@ class Engine:
 
     def _checked_text(self, ticket: Ticket, request: AnswerRequest) -> TextTask:
         shown = sum(turn.images for turn in request.turns)
-        given = len(request.pictures)
+        given = len(request.images)
         if shown != given:
-            raise OptionError(f"the turns show {shown} pictures, {given} were given")
+            raise OptionError(f"the turns show {shown} images, {given} were given")
         self._check_length(*(turn.text for turn in request.turns), request.system or "")
         return TextTask(ticket, request, self._janus.answering_ids(request.turns, request.system))
 
@@ -180,11 +183,13 @@ class Engine:
         return ImageTask(ticket, request, self.pathway.prompt_ids(request.prompt))
 
     def _check_length(self, *texts: str) -> None:
-        """Refuse at once a prompt that would take long to tokenize and cannot fit."""
-        most = _CHARACTERS * self.config.language.max_position_embeddings
-        if (length := sum(map(len, texts))) > most:
+        """Refuse a prompt that would take long to tokenize and cannot fit into the context."""
+        most = _MAX_CHARACTERS * self.config.language.max_position_embeddings
+        length = sum(len(text) for text in texts)
+        if length > most:
             raise PromptError(
-                f"the prompt is {length} characters long, far more than fits into the context: shorten it"
+                f"the prompt is {length} characters long, far more than fits into the context: "
+                "shorten it"
             )
 
     # The device's thread
@@ -216,7 +221,7 @@ class Engine:
                 mx.clear_streams()  # or the process may abort when it exits
 
     def _prepare(self) -> _Schedulers:
-        """Load the model and read its weights, unless the engine is closed during that."""
+        """Load the model and its weights, unless the engine is closed while loading."""
         janus = self._load()
         if janus.low_memory:
             raise OptionError("a server holds all parts of a model: leave low_memory out")
@@ -246,11 +251,11 @@ class Engine:
     def _tell(self, callback: Callable[[], object]) -> None:
         """Call back on the event loop."""
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(callback)
 
     def _wait_for_work(self, schedulers: _Schedulers) -> bool:
-        """Sleep until there is something to do; return False once the engine is to end."""
+        """Sleep until there are requests; return False when the engine is stopping."""
         with self._changed:
             self._changed.wait_for(
                 lambda: schedulers.text.waiting or schedulers.images.waiting or self.stopping
@@ -258,7 +263,11 @@ class Engine:
             return not self.stopping
 
     def _round(self, schedulers: _Schedulers) -> bool:
-        """Drop cancelled requests, start those that may start, advance the rest; return False if none is left."""
+        """Drop cancelled requests, start waiting ones and advance the running ones.
+
+        Returns:
+            Whether any request is still running.
+        """
         text = schedulers.text
         images = schedulers.images
         text.drop([task for task in text.running if task.ticket.cancelled])
@@ -270,7 +279,7 @@ class Engine:
             end_waiting(images.waiting, stopping=self.stopping)
             chosen, short = text.choose(bool(images.running), images.needs)
             text.start(chosen)
-            # While memory is short for an answer, no image starts: otherwise the answer might wait for ever.
+            # While an answer waits for memory, no image starts, or the answer might wait for ever.
             started = None if short else images.choose(text.needs)
         if started is not None:
             images.start(*started)

@@ -1,4 +1,4 @@
-"""The images' side of the engine: which requests' images join the batch, and which previews are made."""
+"""The engine's image scheduler: chooses which images join the batch, and decodes images."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from ..inference.pathways import pathway_of
 from .messages import DrawingRequest, Drawn, Partial
 from .tickets import Ticket
 
-MOST = 16  # images side by side
+MOST = 16  # images generated at the same time
 
 
 @dataclass(eq=False)
 class ImageTask:
-    """The images of one request: those that wait, those under way, and how many are finished."""
+    """A request for images, with the state of its images: waiting, running or finished."""
 
     ticket: Ticket
     request: DrawingRequest
     ids: list[int]
-    started: int = 0
+    started: int = 0  # images
     finished: int = 0
-    running: dict[ImageJob, int] = field(
-        default_factory=dict
-    )  # and which of the request's images each one is
-    preview_at: dict[int, int] = field(
-        default_factory=dict
-    )  # the steps after which a preview is made, to its number
+    running: dict[ImageJob, int] = field(default_factory=dict)
+    """Running images to their indices in the request."""
+    preview_at: dict[int, int] = field(default_factory=dict)
+    """Numbers of steps after which an image is previewed, to the numbers of the previews."""
 
     @property
     def left(self) -> int:
-        """How many images wait."""
+        """The number of images that wait."""
         return self.request.n - self.started
 
 
 @dataclass(frozen=True)
 class _Decoding:
-    """A decoding to be done for a request."""
+    """A queued decoding of an image, for a preview or at its end."""
 
     task: ImageTask
     work: Callable[[], None]
 
 
 class ImageScheduler:
-    """Schedules requests for images. All images under way are one batch; requests whose images wait take turns.
+    """A scheduler for image requests. All running images form one batch.
+
+    Requests with waiting images take turns.
 
     Args:
         janus: the model.
     """
 
     def __init__(self, janus: LoadedModel):
-        self.waiting: deque[ImageTask] = deque()  # none of their images is started
-        self.running: list[ImageTask] = []  # in the order of their arrival
+        self.waiting: deque[ImageTask] = deque()  # requests without a started image
+        self.running: list[ImageTask] = []  # in order of arrival
         self._janus = janus
         self._pathway = pathway_of(janus)
         self._batch = self._pathway.batch()
@@ -67,55 +67,57 @@ class ImageScheduler:
 
     @property
     def images(self) -> int:
-        """How many images are under way, including those that still have to be decoded."""
+        """The number of running images, including those that wait for decoding."""
         return len(self._batch.jobs) + len(self._finishing)
 
     @property
     def waiting_requests(self) -> int:
-        """How many requests have no image under way."""
-        return len(self.waiting) + sum(
-            1 for task in tuple(self.running) if task.left and not task.running
-        )
+        """The number of requests that wait and have no running image."""
+        idle = [task for task in tuple(self.running) if task.left and not task.running]
+        return len(self.waiting) + len(idle)
 
     @property
     def needs(self) -> int:
-        """Peak bytes of the images under way, including those that they hold already."""
+        """Peak bytes of the running images, including memory that they hold already."""
         count = len(self._batch.jobs)
         return count * self._bytes_per_image(self.running) if count else 0
 
     def _bytes_per_image(self, tasks: Sequence[ImageTask]) -> int:
-        """Return the bytes of the largest image: all rows of a batch are padded to the longest prompt."""
+        """Return the bytes of the largest image, as all rows are padded to the longest prompt."""
         longest = max(len(task.ids) for task in tasks)
         return max(self._pathway.bytes_per_image(longest, task.request.options) for task in tasks)
 
     def choose(self, reserved: int) -> tuple[ImageTask, int] | None:
-        """Return the request whose images start next, and how many of them; None if none may start.
+        """Choose the images to start next.
 
-        Requests with the fewest images under way come first, and among those the earliest.
+        Requests with the fewest running images come first, and among those the earliest.
 
         Args:
             reserved: peak bytes of the running answers.
+
+        Returns:
+            A request and the number of its images to start; None if no image may start.
         """
         asking = [task for task in (*self.running, *self.waiting) if task.left]
         if not asking:
             return None
-        under_way = len(self._batch.jobs)
-        fit = images_that_fit(
-            self._janus, self._bytes_per_image([*self.running, *asking]), reserved
-        )
-        room = (
-            min(MOST, fit if under_way else max(fit, 1)) - under_way
-        )  # cautious: those hold part of theirs already
+        running = len(self._batch.jobs)
+        needed = self._bytes_per_image([*self.running, *asking])
+        # Cautious: part of the running images' memory is counted twice.
+        fit = images_that_fit(self._janus, needed, reserved)
+        if not running:
+            fit = max(fit, 1)
+        room = min(MOST, fit) - running
         chosen: dict[ImageTask, int] = {}
         for _ in range(room):
-            left = [task for task in asking if task.left > chosen.get(task, 0)]
-            if not left:
+            open_tasks = [task for task in asking if task.left > chosen.get(task, 0)]
+            if not open_tasks:
                 break
-            task = min(left, key=lambda task: len(task.running) + chosen.get(task, 0))
+            task = min(open_tasks, key=lambda task: len(task.running) + chosen.get(task, 0))
             chosen[task] = chosen.get(task, 0) + 1
         if not chosen:
             return None
-        task = next(iter(chosen))  # the others' prompts are read in the next rounds
+        task = next(iter(chosen))  # the other requests' prompts are read in the next rounds
         if task in self.waiting:
             self.waiting.remove(task)
             self.running.append(task)
@@ -124,11 +126,10 @@ class ImageScheduler:
     def start(self, task: ImageTask, count: int) -> None:
         """Start ``count`` images of a request. A failure ends only this request."""
         request = task.request
-        first = task.started
-        jobs = {
-            ImageJob(request.prompt, task.ids, request.seed + i, request.options): i
-            for i in range(first, first + count)
-        }
+        jobs: dict[ImageJob, int] = {}
+        for index in range(task.started, task.started + count):
+            seed = request.seed + index
+            jobs[ImageJob(request.prompt, task.ids, seed, request.options)] = index
         task.started += count
         task.preview_at = _preview_at(request, self._pathway.steps(request.options))
         try:
@@ -141,7 +142,7 @@ class ImageScheduler:
             self._owners |= dict.fromkeys(jobs, task)
 
     def step(self) -> None:
-        """Advance every image by a step, and decode one that is finished, or else one to preview."""
+        """Advance every image by a step, and decode one finished image or else one preview."""
         try:
             finished = self._batch.step()
         except Exception as error:
@@ -150,15 +151,16 @@ class ImageScheduler:
             return
         for job, canvas in finished.items():
             task = self._owners.pop(job)
+            index = task.running.pop(job)
             self._previews.pop(job, None)
-            self._finishing.append(self._finisher(task, task.running.pop(job), canvas))
+            self._finishing.append(self._finisher(task, index, canvas))
         for job in self._batch.jobs:
             task = self._owners[job]
             number = task.preview_at.get(self._batch.steps_done(job))
             if number is not None:
-                self._previews[job] = self._previewer(
-                    task, task.running[job], number, self._batch.canvas(job)
-                )
+                index = task.running[job]
+                canvas = self._batch.canvas(job)
+                self._previews[job] = self._previewer(task, index, number, canvas)
         self._decode_one()
 
     def _decode_one(self) -> None:
@@ -206,8 +208,8 @@ class ImageScheduler:
 
     def _end_lost(self, error: BaseException) -> None:
         """End the requests whose images the batch has lost by an error."""
-        there = set(self._batch.jobs)
-        for task in [task for task in self.running if not there.issuperset(task.running)]:
+        kept = set(self._batch.jobs)
+        for task in [task for task in self.running if not kept.issuperset(task.running)]:
             self.drop([task], error)
 
     def _forget(self, task: ImageTask) -> None:
@@ -222,6 +224,6 @@ class ImageScheduler:
 
 
 def _preview_at(request: DrawingRequest, steps: int) -> dict[int, int]:
-    """Return after how many steps an image is shown, and the number of each preview."""
+    """Return the numbers of steps after which an image is previewed, to the previews' numbers."""
     most = min(request.partial_images, steps - 1)
     return {steps * (number + 1) // (most + 1): number for number in range(most)}

@@ -1,4 +1,4 @@
-"""What is asked of the engine, what it tells meanwhile, and why it may refuse."""
+"""The engine's requests, the events of a request, and the errors of submitting one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..processing.prompts import Turn
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """Answers to the last turn of a conversation.
+    """A request for answers to the last turn of a conversation.
 
     Args:
         turns: messages, the last one the user's.
-        pictures: of all turns, in order, upright and RGB.
-        options: choice and length; the seed is of the first answer, the others have the next ones.
+        images: the images of all turns, in order, upright and RGB.
+        options: sampling and length. The seed is the first answer's; the others have the next ones.
         system: system prompt; None: the model's own, "": none.
-        n: how many answers.
+        n: the number of answers.
     """
 
     turns: tuple[Turn, ...]
-    pictures: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...]
     options: TextOptions
     system: str | None = None
     n: int = 1
@@ -34,15 +34,15 @@ class AnswerRequest:
 
 @dataclass(frozen=True)
 class DrawingRequest:
-    """Pictures of a prompt.
+    """A request for images of a prompt.
 
     Args:
-        prompt: what to draw.
-        options: of the model's pathway.
-        seed: of the first picture, the others have the next ones.
-        n: how many pictures.
-        partial_images: how often at most each picture is shown before it is whole, after equal parts of it; what
-            something newer has come for is left out.
+        prompt: the description of the images.
+        options: options of the model's pathway.
+        seed: the first image's; the others have the next ones.
+        n: the number of images.
+        partial_images: the maximum number of previews of each image, evenly spaced over its steps.
+            A preview is skipped if a newer one replaces it before it is decoded.
     """
 
     prompt: str
@@ -54,7 +54,7 @@ class DrawingRequest:
 
 @dataclass(frozen=True)
 class Piece:
-    """Characters of an answer; ``index`` is which of the ``n`` it is, from 0."""
+    """A piece of an answer's text; ``index`` is the answer's number, from 0."""
 
     index: int
     text: str
@@ -62,7 +62,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer is whole; its text is that of its pieces."""
+    """The end of an answer, with its result; the text is that of its pieces."""
 
     index: int
     result: TextResult
@@ -70,7 +70,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Partial:
-    """A picture as far as it is drawn, grey where it is not; ``number`` counts from 0 for each picture."""
+    """A preview of an image, grey where unfinished; ``number`` counts its previews from 0."""
 
     index: int
     number: int
@@ -79,7 +79,7 @@ class Partial:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture is whole."""
+    """A finished image."""
 
     index: int
     image: GeneratedImage
@@ -91,10 +91,10 @@ Event = Piece | Answered | Partial | Drawn
 
 
 class BusyError(JanusError):
-    """As many requests wait as may.
+    """The queue of requests is full.
 
     Args:
-        retry_after: seconds after which there may be room.
+        retry_after: seconds after which to try again.
     """
 
     def __init__(self, retry_after: int):
@@ -103,7 +103,7 @@ class BusyError(JanusError):
 
 
 class StoppingError(JanusError):
-    """The server is shutting down, and begins nothing new."""
+    """The server is shutting down and starts no requests."""
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down: try again when it is back")

@@ -1,4 +1,4 @@
-"""The answers' side of the engine: which request is next, which prefix is kept, and a token of each answer in turn."""
+"""The engine's text scheduler: chooses requests, advances answers, and keeps prefix caches."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from .tickets import Ticket
 _PREFILL_STEP = 256  # positions of a prompt read in one round
 _FEATURES = 32  # images whose features are kept
 _PREFIXES = 8  # prefix caches kept
-_PREFIX_SHARE = 1 / 8  # of the free memory, for kept prefixes
+_PREFIX_SHARE = 1 / 8  # share of the free memory for prefix caches
 
 
 @dataclass(eq=False)
 class TextTask:
-    """A request for answers that waits, or is under way."""
+    """A waiting or running request for answers."""
 
     ticket: Ticket
     request: AnswerRequest
     ids: list[int]
     steps: Generator[None, None, None] | None = None
-    reading: bool = True  # images or the prompt
+    reading: bool = True  # images or the prompt, so no answer is being generated
 
     @cached_property
     def digests(self) -> list[str]:
         """The hashes of the request's images, in order."""
-        return [image_digest(image) for image in self.request.pictures]
+        return [image_digest(image) for image in self.request.images]
 
 
 class TextScheduler:
-    """Schedules requests for answers: a number of them side by side; the others wait in the order of their arrival.
+    """A scheduler for text requests, which start in order of arrival.
 
     Args:
         janus: the model.
-        most: answers side by side.
+        most: the maximum number of requests running at the same time.
     """
 
     def __init__(self, janus: LoadedModel, most: int):
@@ -54,25 +54,27 @@ class TextScheduler:
         self._janus = janus
         self._most = most
         self._features = ImageFeatureCache(janus, _FEATURES)
-        self._prefixes: list[PrefixCache] = []  # the last used one last
+        self._prefixes: list[PrefixCache] = []  # the most recently used one last
 
     @property
     def needs(self) -> int:
-        """Peak bytes of the running answers, including those that they hold already."""
-        return sum(map(self._needs, self.running))
+        """Peak bytes of the running answers, including memory that they hold already."""
+        return self._sum_needs(self.running)
+
+    def _sum_needs(self, tasks: Sequence[TextTask]) -> int:
+        return sum(self._needs(task) for task in tasks)
 
     def _needs(self, task: TextTask) -> int:
         config = self._janus.config.language
-        positions = min(
-            len(task.ids) + task.request.options.max_tokens, config.max_position_embeddings
-        )
+        wanted = len(task.ids) + task.request.options.max_tokens
+        positions = min(wanted, config.max_position_embeddings)
         return cache_bytes(config, 1, positions, self._janus.model.dtype.size)
 
     def choose(self, others: bool, reserved: int) -> tuple[list[TextTask], bool]:
-        """Take the requests from the queue that may start.
+        """Take the requests that may start from the queue.
 
         Args:
-            others: whether images are under way, so that waiting for memory has an end.
+            others: whether images are running, which will free memory when they finish.
             reserved: peak bytes of those images.
 
         Returns:
@@ -80,17 +82,16 @@ class TextScheduler:
         """
         chosen: list[TextTask] = []
         while self.waiting and len(self.running) + len(chosen) < self._most:
-            needed = reserved + self.needs + sum(map(self._needs, (*chosen, self.waiting[0])))
+            needed = reserved + self._sum_needs([*self.running, *chosen, self.waiting[0]])
             if (others or self.running or chosen) and not self._make_room(needed):
                 return chosen, True
             chosen.append(self.waiting.popleft())
         return chosen, False
 
     def _make_room(self, needed: int) -> bool:
-        """Free kept prefixes until ``needed`` bytes fit; return whether they do."""
-        if needed > SAFE_SHARE * (
-            available_memory() + sum(prefix.nbytes for prefix in self._prefixes)
-        ):
+        """Free prefix caches until ``needed`` bytes fit; return whether they do."""
+        held = sum(prefix.nbytes for prefix in self._prefixes)
+        if needed > SAFE_SHARE * (available_memory() + held):
             return False
         while self._prefixes and needed > SAFE_SHARE * available_memory():
             del self._prefixes[0]
@@ -98,13 +99,16 @@ class TextScheduler:
         return True
 
     def start(self, tasks: Sequence[TextTask]) -> None:
-        """Start the requests that were chosen."""
+        """Start chosen requests."""
         for task in tasks:
             task.steps = self._answer(task)
             self.running.append(task)
 
     def step(self) -> None:
-        """Advance every answer by a token, and one that still reads by a part; a failure ends only its request."""
+        """Advance every answer by a token, and one prompt that is being read by a chunk.
+
+        A failure ends only its request.
+        """
         reader = next((task for task in self.running if task.reading), None)
         for task in list(self.running):
             if task.reading and task is not reader:
@@ -118,7 +122,7 @@ class TextScheduler:
                 self.drop([task], error)
 
     def drop(self, tasks: Sequence[TextTask], error: BaseException | None = None) -> None:
-        """End requests that are under way."""
+        """End running requests."""
         for task in tasks:
             self.running.remove(task)
             assert task.steps is not None
@@ -134,7 +138,7 @@ class TextScheduler:
     def _answer(self, task: TextTask) -> Generator[None, None, None]:
         request = task.request
         keys = self._features.keys(task.ids, task.digests)
-        shown = dict(zip(task.digests, request.pictures, strict=True))
+        shown = dict(zip(task.digests, request.images, strict=True))
         for index in range(request.n):
             options = replace(request.options, seed=request.options.seed + index)
             prefix = self._take(keys)
@@ -155,7 +159,10 @@ class TextScheduler:
                 self._keep(prefix)
 
     def _take(self, keys: Sequence[Key]) -> PrefixCache:
-        """Take the kept prefix with the longest common part, if it loses at most half of itself; else a new one."""
+        """Take the prefix cache that shares most positions with a prompt, or a new one.
+
+        A cache that would lose more than half of its positions is not taken.
+        """
         common = {prefix: prefix.common(keys) for prefix in self._prefixes}
         fitting = [prefix for prefix, length in common.items() if 2 * length >= len(prefix.keys)]
         if not fitting:
@@ -168,7 +175,7 @@ class TextScheduler:
         if not prefix.keys:
             return
         self._prefixes.append(prefix)
-        held = sum(prefix.nbytes for prefix in self._prefixes)
+        held = sum(kept.nbytes for kept in self._prefixes)
         room = _PREFIX_SHARE * (available_memory() + held)
         while len(self._prefixes) > _PREFIXES or (self._prefixes and held > room):
             held -= self._prefixes.pop(0).nbytes

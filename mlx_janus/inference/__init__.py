@@ -1,1 +1,1 @@
-"""One model at work: its weights, prompts and thread, and how it answers and draws."""
+"""A loaded model that generates text and images, with its weights, prompts and thread."""

@@ -1,12 +1,12 @@
-"""A conversation: turns of text and pictures, and drawings that later turns may be about.
+"""A conversation: questions about images, answers, and generated images to ask about.
 
-A turn lays out the ids of all that was said, and reads what ``prefix.ReadPrefix`` does not hold yet. So undoing,
-answering again, another system prompt and forgetting the oldest turns need nothing of their own.
+Each question lays out the ids of the entire conversation, and ``PrefixCache`` reads only those that
+it does not hold. So undoing, answering again, changing the system prompt and dropping the oldest
+exchanges need no code of their own.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Generator, Sequence
@@ -45,25 +45,25 @@ _ADVICE: dict[Fault, str] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a conversation."""
+    """An image of a conversation."""
 
     image: Image.Image  # upright, RGB
-    metadata: dict[str, str] = field(default_factory=dict, repr=False)  # of a drawn one
+    metadata: dict[str, str] = field(default_factory=dict, repr=False)  # if it was generated
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its size and pixels, in hexadecimal."""
+        """The SHA-256 of its size and pixels, in hexadecimal."""
         return image_digest(self.image)
 
 
 @dataclass(frozen=True)
 class Message:
-    """What was said or drawn."""
+    """A question, an answer, or the images of one prompt."""
 
     role: Literal["user", "assistant", "drawing"]
-    text: str  # of a drawing its prompt
-    pictures: tuple[Picture, ...] = ()  # the user's are shown before the text
-    tokens: tuple[int, ...] | None = None  # of an answer, as the model gave them
+    text: str  # a drawing's is its prompt
+    pictures: tuple[Picture, ...] = ()  # the model reads a question's images before its text
+    tokens: tuple[int, ...] | None = None  # the ids of an answer, as the model generated them
 
 
 Exchange = tuple[Message, Message]
@@ -71,82 +71,97 @@ Exchange = tuple[Message, Message]
 
 
 class Conversation:
-    """Turns with one model. Made by ``JanusPipeline.conversation``.
+    """A conversation with one model, made by ``JanusPipeline.conversation``.
 
-    An answer or a drawing that is stopped, or fails, leaves the conversation as it was.
+    An answer or a drawing that is stopped or fails leaves the conversation as it was.
 
     Args:
         janus: the model.
-        system: system prompt; None: the model's own, "": none. It may be changed at any time.
+        system: system prompt; None: the model's own, "": none. It can be changed at any time.
     """
 
     def __init__(self, janus: LoadedModel, system: str | None = None):
         self.system = system
         self.messages: list[Message] = []
-        self.forgotten = (
-            0  # of the oldest exchanges, those that no longer fit into the context and are not read
-        )
+        self.forgotten = 0  # oldest exchanges that no longer fit into the context
         self._janus = janus
         self._prompts = janus.prompts
-        self._speaking = False
+        self._answering = False
         self._prefix = PrefixCache(janus)
         self._features = ImageFeatureCache(janus)
 
-    # Talking
+    # Asking and generating
 
     def send(
         self, text: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
     ) -> TextResult:
-        """``stream`` to its end."""
+        """Ask a question and return the answer; arguments as for ``stream``."""
         return last_result(self.stream(text, images, **options))
 
     def stream(
         self, text: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
     ) -> ThreadStream[TextChunk]:
-        """Say something, and get the answer piece by piece. Closing stops within a step.
+        """Ask a question and stream the answer in pieces. Closing stops within a step.
 
         Args:
-            text: what the user says.
-            images: pictures to show with it. What was drawn since the last question is shown before them.
-            options: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop`` and ``lookup``, as for
-                ``JanusPipeline.generate_text``.
+            text: the question.
+            images: images to ask about. Images generated since the last question come before them.
+            options: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop`` and ``lookup``,
+                as for ``JanusPipeline.generate_text``.
 
         Raises:
-            PromptError: nothing is said or shown, or more than fits into the model's context.
-            ImageError: a picture cannot be read.
-            OptionError: a number out of its range.
+            PromptError: the question has no words and no images, or does not fit into the context.
+            ImageError: an image cannot be read.
+            OptionError: a number is out of range.
         """
-        shown = [Picture(open_image(image)) for image in as_images(images)]
-        message = Message("user", text, (*self._drawn(), *shown))
-        return self._answer(self.messages, message, text_options(**options))
+        given = [Picture(open_image(image)) for image in as_images(images)]
+        question = Message("user", text, (*self._new_drawings(), *given))
+        return self._answer(self.messages, question, text_options(**options))
 
     def regenerate(self, **options: Any) -> ThreadStream[TextChunk]:
-        """Answer the last question again, in place of the answer that there is; as ``stream``.
+        """Stream another answer to the last question, which replaces the present one.
+
+        Args:
+            options: as for ``stream``.
 
         Raises:
-            ConversationError: nothing was asked yet.
+            ConversationError: there is no question.
         """
         at = self._last_question()
         return self._answer(self.messages[:at], self.messages[at], text_options(**options))
 
     def draw(self, prompt: str, **choice: Any) -> list[GeneratedImage]:
-        """``stream_drawing`` to its end."""
-        return [image for step in self.stream_drawing(prompt, **choice) for image in step.images]
+        """Generate images for the next question; arguments as for ``stream_drawing``."""
+        images: list[GeneratedImage] = []
+        for step in self.stream_drawing(prompt, **choice):
+            images += step.images
+        return images
 
     def stream_drawing(self, prompt: str, **choice: Any) -> ThreadStream[ImageStep]:
-        """Draw pictures, which are shown with the next question; arguments as for ``JanusPipeline.stream_images``."""
-        n = choice.pop("n", 1)
-        jobs = image_jobs(self._janus, prompt, n, choice.pop("seed", None), choice)
-        return self._janus.thread.stream(self._draw(prompt, n, generate_steps(self._janus, jobs)))
+        """Generate images step by step; the next question will be about them.
 
-    def undo(self) -> Message:
-        """Take back the last exchange, or the last drawing if nothing was asked since.
-
-        Returns:
-            The question, or the drawing.
+        Args:
+            prompt: the description of the images.
+            choice: ``n``, ``seed`` and the options of ``JanusPipeline.stream_images``.
 
         Raises:
-            ConversationError: there is nothing to take back.
+            PromptError: the prompt is empty, or does not fit into the context.
+            OptionError: a number is out of range.
+        """
+        n = choice.pop("n", 1)
+        seed = choice.pop("seed", None)
+        jobs = image_jobs(self._janus, prompt, n, seed, choice)
+        steps = generate_steps(self._janus, jobs)
+        return self._janus.thread.stream(self._draw(prompt, n, steps))
+
+    def undo(self) -> Message:
+        """Remove the last exchange, or the last drawing if no question followed it.
+
+        Returns:
+            The removed question or drawing.
+
+        Raises:
+            ConversationError: there is nothing to remove.
         """
         if self.messages and self.messages[-1].role == "drawing":
             return self.messages.pop()
@@ -156,7 +171,7 @@ class Conversation:
         return message
 
     def reset(self) -> None:
-        """Forget everything but the system prompt."""
+        """Remove all messages; keep the system prompt."""
         self.messages = []
         self.forgotten = 0
         self._prefix = PrefixCache(self._janus)
@@ -164,23 +179,25 @@ class Conversation:
 
     @property
     def context_used(self) -> int:
-        """Positions of the model's context that are read at present."""
+        """Positions of the model's context that the conversation takes at present."""
         return len(self._prefix.keys)
 
-    # What is read
+    # Laying out the prompt
 
-    def _drawn(self) -> list[Picture]:
-        """What was drawn since the last question."""
-        since = itertools.takewhile(
-            lambda message: message.role == "drawing", reversed(self.messages)
-        )
-        return [picture for message in reversed([*since]) for picture in message.pictures]
+    def _new_drawings(self) -> list[Picture]:
+        """Return the images generated since the last question, in order."""
+        pictures: list[Picture] = []
+        for message in reversed(self.messages):
+            if message.role != "drawing":
+                break
+            pictures = [*message.pictures, *pictures]
+        return pictures
 
     def _last_question(self) -> int:
-        asked = [at for at, message in enumerate(self.messages) if message.role == "user"]
-        if not asked:
+        questions = [at for at, message in enumerate(self.messages) if message.role == "user"]
+        if not questions:
             raise ConversationError("nothing was asked yet: ask something first")
-        return asked[-1]
+        return questions[-1]
 
     def _draw(
         self, prompt: str, count: int, steps: Generator[ImageStep, None, None]
@@ -196,107 +213,123 @@ class Conversation:
             steps.close()
 
     def _answer(
-        self, before: Sequence[Message], asked: Message, options: TextOptions
+        self, before: Sequence[Message], question: Message, options: TextOptions
     ) -> ThreadStream[TextChunk]:
-        ids, forgotten = self._fit(before, asked, options.max_tokens)
-        return self._janus.thread.stream(self._speak(list(before), asked, ids, forgotten, options))
+        ids, forgotten = self._fit(before, question, options.max_tokens)
+        chunks = self._stream_answer(list(before), question, ids, forgotten, options)
+        return self._janus.thread.stream(chunks)
 
     def _fit(
-        self, before: Sequence[Message], asked: Message, max_tokens: int
+        self, before: Sequence[Message], question: Message, max_tokens: int
     ) -> tuple[list[int], int]:
-        """The ids to read, and how many of the oldest exchanges are left out so that an answer has room."""
+        """Lay out a prompt that leaves room for an answer, by dropping the oldest exchanges.
+
+        Returns:
+            The prompt's ids, and the number of exchanges dropped.
+        """
         context = self._janus.config.language.max_position_embeddings
         room = min(max_tokens, context // 4)
         exchanges = _exchanges(before)
         start = min(self.forgotten, len(exchanges))
-        ids, most = self._ids(exchanges[start:], asked), context - room
+        ids = self._ids(exchanges[start:], question)
+        most = context - room
         while start < len(exchanges) and len(ids) > most:
-            start, most = (
-                start + 1,
-                context - 2 * room,
-            )  # so that it need not be again with the next question
-            ids = self._ids(exchanges[start:], asked)
+            start += 1
+            most = context - 2 * room  # leave headroom, or the next question would trim again
+            ids = self._ids(exchanges[start:], question)
         if len(ids) >= context:
             raise PromptError(
-                f"the question is {len(ids)} tokens long, pictures included, and the model's context {context}: "
-                "shorten it, or show fewer pictures"
+                f"the question is {len(ids)} tokens long, images included, and the model's context "
+                f"{context}: shorten it, or show fewer images"
             )
         return ids, start
 
-    def _ids(self, exchanges: Sequence[Exchange], asked: Message) -> list[int]:
-        questions = [*(question for question, _ in exchanges), asked]
+    def _ids(self, exchanges: Sequence[Exchange], question: Message) -> list[int]:
+        questions = [earlier for earlier, _ in exchanges]
+        questions.append(question)
         turns = [Turn("user", message.text, len(message.pictures)) for message in questions]
         ids = self._prompts.answering(turns[:1], self.system)
         for (_, answer), turn in zip(exchanges, turns[1:], strict=True):
-            text = answer.text.strip()
-            said = (
-                self._prompts.encode(f" {text}" if text else "")
-                if answer.tokens is None
-                else answer.tokens
-            )
-            ids += [*said, self._prompts.special.eos, *self._prompts.following(turn)]
+            ids += self._answer_ids(answer)
+            ids.append(self._prompts.special.eos)
+            ids += self._prompts.following(turn)
         return ids
 
-    def _speak(
+    def _answer_ids(self, answer: Message) -> Sequence[int]:
+        """Return an answer's own tokens, or encode its text if there are none."""
+        if answer.tokens is not None:
+            return answer.tokens
+        text = answer.text.strip()
+        return self._prompts.encode(f" {text}" if text else "")
+
+    def _stream_answer(
         self,
         before: list[Message],
-        asked: Message,
+        question: Message,
         ids: list[int],
         forgotten: int,
         options: TextOptions,
     ) -> Generator[TextChunk, None, None]:
-        if self._speaking:
+        if self._answering:
             raise ConversationError(
                 "an answer is still being given: read it to its end, or close it"
             )
-        self._speaking = True
-        shown = [p for question, _ in _exchanges(before)[forgotten:] for p in question.pictures] + [
-            *asked.pictures
-        ]
-        keys = self._features.keys(ids, [picture.digest for picture in shown])
-        images = {picture.digest: picture.image for picture in shown}
+        self._answering = True
+        pictures: list[Picture] = []
+        for earlier, _ in _exchanges(before)[forgotten:]:
+            pictures += earlier.pictures
+        pictures += question.pictures
+        digests = [picture.digest for picture in pictures]
+        keys = self._features.keys(ids, digests)
+        images = {picture.digest: picture.image for picture in pictures}
         stream = answer_chunks(self._prefix.answer(ids, keys, self._features, images, options))
         try:
             for chunk in stream:
                 if chunk.result is not None:
-                    answer = Message(
-                        "assistant", chunk.result.text, tokens=self._own_tokens(chunk.result)
-                    )
-                    self.messages, self.forgotten = [*before, asked, answer], forgotten
+                    tokens = self._own_tokens(chunk.result)
+                    answer = Message("assistant", chunk.result.text, tokens=tokens)
+                    self.messages = [*before, question, answer]
+                    self.forgotten = forgotten
                 yield chunk
         finally:
             stream.close()
-            self._speaking = False
+            self._answering = False
 
     def _own_tokens(self, result: TextResult) -> tuple[int, ...] | None:
-        """The answer's tokens, unless a stop string cut its text shorter, or one would stand for a picture."""
-        whole = self._prompts.decode(result.tokens).strip() == result.text.strip()
-        return result.tokens if whole and self._prompts.special.image not in result.tokens else None
+        """Return an answer's tokens if they can be read again in its place.
 
-    # Keeping
+        None if a stop string cut the text shorter, or if a token is the image placeholder.
+        """
+        complete = self._prompts.decode(result.tokens).strip() == result.text.strip()
+        if complete and self._prompts.special.image not in result.tokens:
+            return result.tokens
+        return None
+
+    # Saving and loading
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the conversation: one JSON file, and beside it a PNG for each picture.
+        """Save the conversation as a JSON file, with a PNG in the same folder for each image.
 
         Args:
-            path: of the JSON file, which is replaced if it is a conversation.
+            path: the JSON file. An existing file is replaced only if it is a conversation.
+
+        Returns:
+            The path.
 
         Raises:
-            OutputError: it cannot be written, or is another file.
+            OutputError: the file cannot be written, or is not a conversation.
         """
         path = Path(path)
         _check_target(path)
         try:
-            messages = [self._as_json(message, path) for message in self.messages]
-            facts = {
+            content = {
                 "format": _FORMAT,
                 "version": _VERSION,
                 "model": self._janus.name,
                 "system": self.system,
+                "messages": [self._as_json(message, path) for message in self.messages],
             }
-            write_atomically(
-                path, json.dumps(facts | {"messages": messages}, ensure_ascii=False, indent=1)
-            )
+            write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1))
         except OSError as error:
             raise OutputError(
                 f"{path} cannot be written ({error.strerror}): save it somewhere else"
@@ -304,10 +337,13 @@ class Conversation:
         return path
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take up a saved conversation in place of this one. Only the file and the PNGs beside it are read.
+        """Replace this conversation by a saved one. Only the file and its PNGs are read.
+
+        Args:
+            path: the JSON file.
 
         Raises:
-            ConversationError: no conversation, a damaged one, or one with a picture that is not there.
+            ConversationError: the file is not a conversation or damaged, or an image is missing.
         """
         path = Path(path)
         try:
@@ -316,7 +352,8 @@ class Conversation:
             raise ConversationError(error.advise(_ADVICE)) from None
         if data.get("format") != _FORMAT or data.get("version") != _VERSION:
             raise ConversationError(f"{path} is no conversation of mlx_janus, version {_VERSION}")
-        system, messages = data.get("system"), data.get("messages")
+        system = data.get("system")
+        messages = data.get("messages")
         if not isinstance(system, str | None) or not isinstance(messages, list):
             raise ConversationError(f"{path} is damaged: system must be text, messages a list")
         loaded = [self._from_json(item, path) for item in messages]
@@ -324,7 +361,8 @@ class Conversation:
         if roles != ["user", "assistant"] * (len(roles) // 2):
             raise ConversationError(f"{path} is damaged: questions and answers must take turns")
         self.reset()
-        self.system, self.messages = system, loaded
+        self.system = system
+        self.messages = loaded
 
     def _as_json(self, message: Message, path: Path) -> dict[str, Any]:
         item: dict[str, Any] = {"role": message.role, "text": message.text}
@@ -335,11 +373,7 @@ class Conversation:
         return item
 
     def _from_json(self, item: Any, path: Path) -> Message:
-        if (
-            not isinstance(item, dict)
-            or item.get("role") not in _ROLES
-            or not isinstance(item.get("text"), str)
-        ):
+        if not _has_role_and_text(item):
             raise ConversationError(f"{path} is damaged: a message needs a role and a text")
         role = item["role"]
         names = item.get("pictures", [])
@@ -356,7 +390,7 @@ class Conversation:
         return Message(role, item["text"], pictures, None if tokens is None else tuple(tokens))
 
     def _are_tokens(self, tokens: Any) -> bool:
-        """Return whether a JSON value is a list of ids that this model can have answered with."""
+        """Return whether a JSON value is a list of token ids that this model can generate."""
         if not isinstance(tokens, list):
             return False
         top = self._janus.config.language.vocab_size
@@ -365,9 +399,15 @@ class Conversation:
 
 
 def _exchanges(messages: Sequence[Message]) -> list[Exchange]:
-    """Questions with their answers."""
+    """Return the questions with their answers."""
     said = [message for message in messages if message.role != "drawing"]
     return list(zip(said[::2], said[1::2], strict=True))
+
+
+def _has_role_and_text(item: Any) -> bool:
+    return (
+        isinstance(item, dict) and item.get("role") in _ROLES and isinstance(item.get("text"), str)
+    )
 
 
 def _check_target(path: Path) -> None:
@@ -386,7 +426,7 @@ def _check_target(path: Path) -> None:
 
 
 def _save_picture(picture: Picture, path: Path) -> str:
-    """The name of the picture's PNG beside ``path``, which is written unless it is there."""
+    """Write an image as a PNG in the folder of ``path`` unless it exists; return its file name."""
     target = path.with_name(f"{path.stem}-{picture.digest[:16]}.png")
     if not target.exists():
         save_png(picture.image, target, picture.metadata)
@@ -396,13 +436,13 @@ def _save_picture(picture: Picture, path: Path) -> str:
 def _load_picture(name: str, path: Path) -> Picture:
     if not name.endswith(".png") or name != Path(name).name:
         raise ConversationError(f"{path} is damaged: {name!r} is no PNG beside it")
+    source = path.with_name(name)
     try:
-        with Image.open(path.with_name(name), formats=["PNG"]) as file:
-            metadata = {
-                str(key): value for key, value in file.info.items() if isinstance(value, str)
-            }
-        return Picture(open_image(path.with_name(name)), metadata)
+        with Image.open(source, formats=["PNG"]) as file:
+            chunks = [(key, value) for key, value in file.info.items() if isinstance(value, str)]
+        metadata = {str(key): value for key, value in chunks}
+        return Picture(open_image(source), metadata)
     except (ImageError, OSError, ValueError, SyntaxError) as error:
         raise ConversationError(
-            f"{path.with_name(name)}, a picture of {path.name}, cannot be read: {error}"
+            f"{source}, an image of {path.name}, cannot be read: {error}"
         ) from None

@@ -1,4 +1,4 @@
-"""From prompts to images, step by step, in groups that fit into memory."""
+"""Generate images of prompts step by step, in groups that fit into memory."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def image_jobs(
     seed: int | None,
     choices: Mapping[str, Any],
 ) -> list[ImageJob]:
-    """Check what to generate: ``n`` images of each prompt, with seeds from ``seed`` on.
+    """Check a request and return its jobs: ``n`` images of each prompt.
 
     Args:
         janus: the model.
-        prompt: one or several.
-        n: images of each.
-        seed: None: a random one.
+        prompt: one or several prompts.
+        n: images of each prompt.
+        seed: the seed of each prompt's first image, the others have the next ones; None: random.
         choices: options of the model's pathway, by name.
 
     Raises:
-        PromptError: no prompt, an empty one, or one longer than the context.
-        OptionError: a number out of its range.
+        PromptError: there is no prompt, or one is empty or does not fit into the context.
+        OptionError: a number is out of range.
     """
     pathway = pathway_of(janus)
     check_int("n", n, 1, MAX_IMAGES)
@@ -56,20 +56,27 @@ def image_jobs(
 
 
 def _explicit(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the choices that say something: a pathway without nucleus sampling need not refuse ``top_p`` 1."""
+    """Return the choices except for None and neutral values.
+
+    So a pathway without nucleus sampling accepts ``top_p`` 1.
+    """
     neutral = {"top_p": 1.0, "exact": False}
-    return {
-        name: value
-        for name, value in choices.items()
-        if value is not None
-        and not (type(value) is type(neutral.get(name)) and value == neutral[name])
-    }
+    explicit = {}
+    for name, value in choices.items():
+        default = neutral.get(name)
+        is_neutral = type(value) is type(default) and value == default
+        if value is not None and not is_neutral:
+            explicit[name] = value
+    return explicit
 
 
 def generate_steps(
     janus: LoadedModel, jobs: Sequence[ImageJob]
 ) -> Generator[ImageStep, None, None]:
-    """Generate images of equal options, those with the shortest prompts first. Closing stops within a step."""
+    """Generate images of equal options. Closing stops within a step.
+
+    Images with the shortest prompts come first.
+    """
     mx.reset_peak_memory()
     pathway = pathway_of(janus)
     janus.load_weights_for("draw")
@@ -99,19 +106,25 @@ def _groups(
     """Split jobs into groups whose prompts have one length and that fit into memory."""
     groups = []
     for length in sorted({len(job.ids) for job in jobs}):
-        alike = [job for job in jobs if len(job.ids) == length]
-        options = alike[0].options
-        size = (
-            1
-            if options.exact
-            else max(images_that_fit(janus, pathway.bytes_per_image(length, options)), 1)
-        )
-        groups += [alike[i : i + size] for i in range(0, len(alike), size)]
+        same_length = [job for job in jobs if len(job.ids) == length]
+        options = same_length[0].options
+        size = 1
+        if not options.exact:
+            needed = pathway.bytes_per_image(length, options)
+            size = max(images_that_fit(janus, needed), 1)
+        for start in range(0, len(same_length), size):
+            groups.append(same_length[start : start + size])
     return groups
 
 
 def images_that_fit(janus: LoadedModel, bytes_per_image: int, reserved: int = 0) -> int:
-    """Return how many images can be generated at once in the free memory, except for ``reserved`` bytes of it."""
+    """Return how many images can be generated at once in the free memory.
+
+    Args:
+        janus: the model.
+        bytes_per_image: memory of one image while it is generated.
+        reserved: bytes of the free memory to leave unused.
+    """
     decoding = 0 if janus.low_memory else pathway_of(janus).decoding_bytes()
     room = SAFE_SHARE * available_memory() - reserved - decoding
     return max(int(room / bytes_per_image), 0)
@@ -120,7 +133,7 @@ def images_that_fit(janus: LoadedModel, bytes_per_image: int, reserved: int = 0)
 def _previewer(
     janus: LoadedModel, finished: Sequence[GeneratedImage], canvases: Sequence[Canvas]
 ) -> Callable[[], list[Image.Image]]:
-    """Return the function behind ``ImageStep.preview``; it may be called from any thread."""
+    """Return the function behind ``ImageStep.preview``, which any thread may call."""
     ready = [image.image for image in finished]
 
     def preview() -> list[Image.Image]:

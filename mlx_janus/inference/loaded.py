@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 
 Task = Literal["encode", "answer", "draw", "decode"]
 TASKS: tuple[Task, ...] = get_args(Task)
-"""Read images, answer, generate image tokens, turn them into pixels: each has its own weights."""
+"""The tasks of a model, each with its own weights.
+
+"encode" reads images, "answer" generates text, "draw" generates an image's tokens, and "decode"
+turns them into pixels.
+"""
 
 
 class Stopwatch:
-    """Adds up the seconds spent inside ``with`` blocks."""
+    """A timer that adds up the seconds spent inside its ``with`` blocks."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -43,13 +47,14 @@ class Stopwatch:
 class LoadedModel:
     """A model ready to generate text and images.
 
-    Its functions run in the thread that calls them; ``thread`` is where the public API has them called.
+    Methods run in the thread that calls them. The public API calls them in ``thread``.
 
     Args:
-        model: the weights, read or not.
+        model: the network; its weights are read when a task needs them.
         prompts: the tokenizer and templates.
-        name: for the metadata of images.
-        files: where weights are read again, if only those of the current task are to be held in memory.
+        name: the model's name, for the metadata of images.
+        files: the files to read weights from again in low-memory mode, where only the weights of
+            the current task are held; None: hold all weights.
 
     Raises:
         ConfigError: the tokenizer has ids beyond the model's vocabulary.
@@ -59,9 +64,10 @@ class LoadedModel:
         self, model: JanusModel, prompts: Prompts, *, name: str, files: WeightFiles | None = None
     ):
         top = max(prompts.tokenizer.get_vocab(with_added_tokens=True).values())
-        if top >= model.config.language.vocab_size:
+        size = model.config.language.vocab_size
+        if top >= size:
             raise ConfigError(
-                f"the tokenizer's id {top} is beyond the model's vocabulary of {model.config.language.vocab_size}: "
+                f"the tokenizer's id {top} is beyond the model's vocabulary of {size}: "
                 "tokenizer.json and config.json do not belong together"
             )
         self.model = model
@@ -69,23 +75,21 @@ class LoadedModel:
         self.name = name
         self.thread = ModelThread()
         self._files = files
-        self._ready: set[Task] = (
-            set()
-        )  # tasks whose weights are read; in low memory only the current one
+        self._ready: set[Task] = set()  # tasks whose weights are held; at most one in low memory
 
     @property
     def low_memory(self) -> bool:
-        """Whether the weights of one task at a time are held."""
+        """Whether only the weights of the current task are held."""
         return self._files is not None
 
     @property
     def config(self) -> JanusConfig:
-        """Sizes and facts of the model."""
+        """The model's config."""
         return self.model.config
 
     @property
     def precision(self) -> dict[str, str]:
-        """The dtype of computation, and the bits or the recipe of a quantized model."""
+        """The dtype, and the bits or the recipe of a quantized model."""
         facts = {"dtype": str(self.config.dtype)}
         quantization = self.config.quantization
         if quantization is None:
@@ -100,7 +104,7 @@ class LoadedModel:
         return self.prompts.tokenizer
 
     def load_weights_for(self, task: Task) -> None:
-        """Read the weights that a task computes with. In low memory, free the previous task's first."""
+        """Load the weights a task needs. In low-memory mode, free the previous task's first."""
         if task in self._ready:
             return
         arrays = self._arrays(task)
@@ -123,29 +127,34 @@ class LoadedModel:
         return tasks[task]()
 
     def answering_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
-        """Return the ids of a conversation up to where the assistant speaks.
+        """Return the ids of a conversation, up to the assistant's next answer.
 
         Args:
             turns: messages, the last one the user's.
             system: system prompt; None: the model's own, "": none.
 
         Raises:
-            PromptError: the last turn is not the user's, a question without words or images, or no room for an answer
-                in the context.
+            PromptError: the last turn is not the user's, a question has no words and no images, or
+                the context has no room for an answer.
         """
         ids = self.prompts.answering(turns, system)
         context = self.config.language.max_position_embeddings
         if len(ids) >= context:
             raise PromptError(
-                f"the prompt is {len(ids)} tokens long, pictures included, and the model's context "
-                f"{context}: shorten it, or show fewer pictures"
+                f"the prompt is {len(ids)} tokens long, images included, and the model's context "
+                f"{context}: shorten it, or show fewer images"
             )
         return ids
 
     def encode(
         self, pixels: Sequence[np.ndarray], watch: Stopwatch | None = None
     ) -> list[mx.array]:
-        """Return the features of each preprocessed image, (tokens, hidden); ``watch`` times it without the loading."""
+        """Return the features of each preprocessed image, (tokens, hidden).
+
+        Args:
+            pixels: preprocessed images, (H, W, 3) each.
+            watch: times the encoding, without the loading of weights.
+        """
         if not pixels:
             return []
         self.load_weights_for("encode")
@@ -157,5 +166,5 @@ class LoadedModel:
         return features
 
     def close(self) -> None:
-        """End the model's thread. Everything that is asked of the model afterwards is refused."""
+        """End the model's thread; later calls raise an error."""
         self.thread.close()

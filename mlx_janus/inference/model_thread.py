@@ -1,8 +1,8 @@
-"""A thread of its own for one model, so that every other thread may use it.
+"""A thread that runs all work of one model, so that any other thread can use the model.
 
-MLX binds lazy arrays and streams to the thread that made them, and a thread that computed must release its streams
-before it ends, or the process may abort at exit. So a model's work runs in one thread, whichever threads ask for it;
-they hand over calls and wait for the results.
+MLX binds lazy arrays and streams to the thread that created them. A thread that has computed must
+release its streams before it ends, or the process may abort at exit. So all work of a model runs in
+one thread; other threads pass calls to it and wait for the results.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _END = object()
 
 
 class _Abandoned(BaseException):
-    """Ends a call whose caller has stopped waiting."""
+    """Raised to end a call whose caller has stopped waiting."""
 
 
 class _Call:
-    """One function to run, and a place for its result."""
+    """A function to run, and its result."""
 
     def __init__(self, function: Callable[[], Any]):
         self.function: Callable[[], Any] | None = function
-        self.abandoned = False  # nobody waits any more
+        self.abandoned = False  # no caller waits for it
         self.value: Any = None
         self.error: BaseException | None = None
         self.done: SimpleQueue[None] = SimpleQueue()
 
     def run(self) -> None:
-        """Run the function unless nobody waits for it."""
+        """Run the function unless the call is abandoned."""
         try:
             if not self.abandoned and self.function is not None:
                 self.value = self.function()
@@ -52,7 +52,7 @@ class _Call:
                 self.done.put(None)
 
     def wait(self) -> Any:
-        """Return the result, or raise the error, once the call is done."""
+        """Wait for the call; return its result or raise its error."""
         try:
             self.done.get()
         except BaseException:  # Ctrl-C
@@ -63,26 +63,26 @@ class _Call:
         try:
             raise self.error
         finally:
-            self.error = None  # or the traceback would hold this frame, and this frame the error
+            self.error = None  # else the traceback and this frame would keep each other alive
 
 
 class _Worker:
-    """The thread, with nothing that refers to the model: a model that is dropped can be collected."""
+    """The thread. It has no reference to the model, so an unused model can be collected."""
 
     def __init__(self) -> None:
         self.calls: SimpleQueue[_Call | None] = SimpleQueue()  # None ends the thread
         self.current: _Call | None = None
-        self.ending = False  # with the program: the calls that wait are not run
+        self.ending = False  # the program ends: waiting calls are not run
         self._device = mx.default_device()
         self.thread = threading.Thread(target=self._run, name="mlx_janus model", daemon=True)
 
     def start(self) -> None:
-        """Start the thread, which ends with the program at the latest."""
+        """Start the thread, which ends when the program does at the latest."""
         _RUNNING.add(self)
         self.thread.start()
 
     def stop(self) -> None:
-        """Have the thread end after the calls that wait."""
+        """End the thread after the waiting calls."""
         self.calls.put(None)
 
     def _run(self) -> None:
@@ -104,7 +104,10 @@ _RUNNING: set[_Worker] = set()
 
 @atexit.register
 def _end_all() -> None:
-    """End every thread before the interpreter does; a step that is under way is waited for, unless Ctrl-C comes."""
+    """End every thread before the interpreter exits.
+
+    Waits for the steps that are running; Ctrl-C ends the process without waiting.
+    """
     try:
         for worker in list(_RUNNING):
             worker.ending = True
@@ -121,10 +124,10 @@ def _end_all() -> None:
 
 
 class ModelThread:
-    """Runs calls and streams one after the other in one thread, which starts with the first of them."""
+    """A thread that runs calls and steps of streams one at a time; the first call starts it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # held to start, to stop and to hand over, never during work
+        self._lock = threading.Lock()  # held to start, stop or queue a call, never during work
         self._worker: _Worker | None = None
         self._closed = False
         self._pid = os.getpid()
@@ -133,16 +136,17 @@ class ModelThread:
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the model's thread and return its result.
 
-        An exception of the function is raised here. Ctrl-C here abandons the call: it ends at its next ``check``.
+        An exception of the function is raised here. Ctrl-C here abandons the call: the function
+        ends at its next ``check``.
 
         Raises:
-            JanusError: the model is closed, or belongs to the process that this one was forked from.
+            JanusError: the model is closed, or was loaded before this process was forked.
         """
         worker = self._worker
         if worker is not None and worker.thread is threading.current_thread():
             return function()
         call = _Call(function)
-        self._hand_over(call)
+        self._queue(call)
         return cast(T, call.wait())
 
     def stream(self, generator: Generator[T, None, None]) -> ThreadStream[T]:
@@ -150,7 +154,10 @@ class ModelThread:
         return ThreadStream(self, generator)
 
     def check(self) -> None:
-        """Raise in the model's thread if the caller of the current call no longer waits; for long work."""
+        """Raise an exception if the caller of the current call has stopped waiting; for long work.
+
+        Does nothing in other threads.
+        """
         worker = self._worker
         if worker is None or worker.thread is not threading.current_thread():
             return
@@ -158,10 +165,14 @@ class ModelThread:
             raise _Abandoned
 
     def close(self) -> None:
-        """End the thread after the calls that wait; later ones are refused. Closing again does nothing."""
+        """End the thread after the waiting calls; later calls raise an error.
+
+        Closing again does nothing.
+        """
         with self._lock:
             self._closed = True
-            worker, self._worker = self._worker, None
+            worker = self._worker
+            self._worker = None
             if self._end is not None:
                 self._end.detach()
             if worker is not None:
@@ -170,17 +181,21 @@ class ModelThread:
             worker.thread.join()
 
     def discard(self, generator: Generator[Any, None, None]) -> None:
-        """Close a generator in the model's thread without waiting; safe to call from a garbage collector."""
+        """Close a generator in the model's thread without waiting for it.
+
+        Safe to call during garbage collection.
+        """
         worker = self._worker
         if worker is None or os.getpid() != self._pid:
             return  # it never ran, or its thread has ended
         worker.calls.put(_Call(generator.close))
 
-    def _hand_over(self, call: _Call) -> None:
+    def _queue(self, call: _Call) -> None:
         if os.getpid() != self._pid:
             raise JanusError(
                 "a model cannot be used in a process that was forked after it was loaded: "
-                'start processes by multiprocessing.get_context("spawn"), and load the model in each'
+                'start processes by multiprocessing.get_context("spawn"), '
+                "and load the model in each"
             )
         with self._lock:
             if self._closed:
@@ -190,15 +205,15 @@ class ModelThread:
                 worker.start()
                 self._worker = worker
                 self._end = weakref.finalize(self, worker.stop)
-                self._end.atexit = False  # there `_end_all` does it, and waits
+                self._end.atexit = False  # at exit, `_end_all` stops the worker and waits
             self._worker.calls.put(call)
 
 
 class ThreadStream(Iterator[T], Generic[T]):
-    """An iterator that any thread may advance and close, one at a time.
+    """An iterator that any thread can advance and close, one thread at a time.
 
-    Steps of several streams of one model take turns: a stream that is paused keeps nobody waiting. One that is
-    dropped, or whose step is interrupted by Ctrl-C, is closed.
+    Several streams of one model take turns step by step, so a paused stream does not block the
+    others. A stream is closed when it is garbage collected or Ctrl-C interrupts a step.
     """
 
     def __init__(self, thread: ModelThread, generator: Generator[T, None, None]):
@@ -224,8 +239,8 @@ class ThreadStream(Iterator[T], Generic[T]):
         return cast(T, value)
 
     def close(self) -> None:
-        """Stop the work within a step; a closed stream yields nothing more."""
+        """Stop within a step; a closed stream yields no further items."""
         if self._drop.detach() is None:
             return
-        with contextlib.suppress(JanusError):  # the model was closed before
+        with contextlib.suppress(JanusError):  # the model is closed already
             self._thread.call(self._generator.close)

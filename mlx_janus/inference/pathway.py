@@ -1,8 +1,8 @@
-"""Image pathways: how a model turns a prompt into pixels.
+"""Image pathways: interfaces for the ways in which models turn a prompt into pixels.
 
-A pathway owns everything that depends on the way images are made: its section of the config and its networks
-(``models``), its loops (``decode``), and here its options, memory sums and previews. Code outside counts steps and
-looks at canvases; it never asks for image tokens.
+A pathway owns everything that depends on how images are generated: its section of the config, its
+networks (``models``), its loops (``decode``), and here its options, memory estimates and previews.
+Other code counts steps and uses canvases; it never uses image tokens.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from .results import GeneratedImage
 
 
 class ImageOptions(Protocol):
-    """Checked options of one pathway; equal ones generate the same image from the same seed."""
+    """Checked options of one pathway.
+
+    Equal options generate equal images from the same prompt and seed.
+    """
 
     @property
     def exact(self) -> bool:
-        """Whether each image is made alone, so that rounding depends on nothing else."""
+        """Whether each image is generated separately, unaffected by the rounding of a batch."""
 
     def metadata(self) -> dict[str, str]:
         """Return the options as an image file records them."""
@@ -31,80 +34,85 @@ class ImageOptions(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ImageJob:
-    """One image to generate. Jobs are compared by identity: two clients may ask for the same image."""
+    """An image to generate.
+
+    Jobs are compared by identity: two clients may request the same image.
+    """
 
     prompt: str
-    ids: list[int] = field(repr=False)  # of the prompt, by ``ImagePathway.prompt_ids``
+    ids: list[int] = field(repr=False)  # ``ImagePathway.prompt_ids`` of the prompt
     seed: int
     options: ImageOptions
 
 
 class Canvas(Protocol):
-    """One image after some of its steps."""
+    """An image after some of its steps."""
 
     def preview(self) -> Image.Image:
-        """Decode the image as far as it is made."""
+        """Decode the part of the image that is generated so far."""
 
     def finish(self) -> GeneratedImage:
         """Decode the image after its last step."""
 
 
 class ImageBatch(Protocol):
-    """Images that advance by one step at a time together, though they start and finish at different times."""
+    """A batch whose images advance together, though they start and finish at different times."""
 
     @property
     def jobs(self) -> Sequence[ImageJob]:
-        """The images under way. An error may lose some."""
+        """The running images; an error may have lost some."""
 
     def add(self, jobs: Sequence[ImageJob]) -> None:
         """Start images of one prompt and equal options."""
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:
-        """Give up images that are under way."""
+        """Remove running images."""
 
     def step(self) -> dict[ImageJob, Canvas]:
-        """Advance every image by a step; return those that are complete, which leave the batch."""
+        """Advance every image by a step; return the complete ones, which leave the batch."""
 
     def steps_done(self, job: ImageJob) -> int:
-        """Return how many steps of an image are done."""
+        """Return the number of steps that an image has done."""
 
     def canvas(self, job: ImageJob) -> Canvas:
-        """Return an image of the batch as it is now."""
+        """Return the canvas of an image at its present step."""
 
 
 class ImagePathway(Protocol):
-    """One way of generating images with a loaded model."""
+    """A way to generate images with a loaded model."""
 
     preview_every: int
-    """Steps between two previews that differ enough to be worth their cost."""
+    """Steps between two previews that differ enough to be worth decoding."""
 
     def options(self, choices: Mapping[str, Any]) -> ImageOptions:
         """Check choices by name; None and missing ones take the model's own defaults.
 
         Raises:
-            OptionError: a value out of its range, or a choice that this pathway does not have.
+            OptionError: a value is out of range, or this pathway has no such option.
         """
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt to generate an image from.
+        """Return the ids of an image's prompt.
 
         Raises:
-            PromptError: an empty prompt, or one that leaves an image no room in the context.
+            PromptError: the prompt is empty, or leaves no room in the context for an image.
         """
 
     def steps(self, options: Any) -> int:
         """Return the number of steps of one image."""
 
     def bytes_per_image(self, prompt_tokens: int, options: Any) -> int:
-        """Return the memory that an image takes while it is generated."""
+        """Return the memory of one image while it is generated, in bytes."""
 
     def decoding_bytes(self) -> int:
-        """Return the memory of the activations while one image is turned into pixels."""
+        """Return the memory of the activations while one image is decoded, in bytes."""
 
     def generate(
         self, jobs: Sequence[ImageJob], options: Any
     ) -> Generator[Sequence[Canvas], None, None]:
-        """Generate images together, whose prompts have as many tokens; closing stops within a step.
+        """Generate images together. Their prompts must have equal lengths in tokens.
+
+        Closing stops within a step.
 
         Yields:
             After each step the canvas of every image, in the order of the jobs.
@@ -115,7 +123,7 @@ class ImagePathway(Protocol):
 
 
 def describe(janus: LoadedModel, job: ImageJob) -> dict[str, str]:
-    """Return the metadata with which an image can be generated again."""
+    """Return the metadata that are needed to generate an image again."""
     return {
         "prompt": job.prompt,
         "seed": str(job.seed),

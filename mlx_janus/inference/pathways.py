@@ -1,4 +1,4 @@
-"""The kinds of image pathways, by the name that a config gives them."""
+"""The image pathways, by the kind in the config."""
 
 from __future__ import annotations
 

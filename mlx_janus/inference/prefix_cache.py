@@ -1,8 +1,9 @@
 """A KV cache that remembers which tokens and images it holds.
 
-Every position has a key: a token's id, or for an image the hash of its content and which part of it. A new prompt is
-compared with these keys; the longest common prefix is kept and the rest is read. So a further question costs its own
-tokens only, and a change of the past costs the tokens after the change.
+Every position has a key: a token id, or for an image the hash of its content and the index of the
+position in it. A new prompt is compared with these keys; the longest common prefix is kept and the
+rest is read. So the next question costs its own tokens only, and a change to an earlier message
+costs the tokens after the change.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..decode.text import TextOptions
 
 Key = int | tuple[str, int]
-"""The content of a position: a token's id, or the hash of an image and which part of it."""
+"""The content of a position: a token id, or an image's hash and an index in the image."""
 
 
 def image_digest(image: Image.Image) -> str:
@@ -36,11 +37,11 @@ def image_digest(image: Image.Image) -> str:
 
 
 class ImageFeatureCache:
-    """Features of images that were encoded, by content.
+    """The features of encoded images, by content.
 
     Args:
         janus: the model that encodes.
-        limit: how many are kept, the last used ones; None: all.
+        limit: the number of images to keep, the most recently used ones; None: all.
     """
 
     def __init__(self, janus: LoadedModel, limit: int | None = None):
@@ -49,28 +50,37 @@ class ImageFeatureCache:
         self._features: OrderedDict[str, mx.array] = OrderedDict()  # (tokens, hidden)
 
     def keys(self, ids: Sequence[int], digests: Sequence[str]) -> list[Key]:
-        """Return the keys of a prompt's ids, which show these images, in order."""
+        """Return the key of each position of a prompt.
+
+        Args:
+            ids: the prompt.
+            digests: the hashes of its images, in order.
+        """
         prompts = self._janus.prompts
-        parts = itertools.product(digests, range(prompts.image_tokens))
-        return [next(parts) if i == prompts.special.image else i for i in ids]
+        image_keys = itertools.product(digests, range(prompts.image_tokens))
+        placeholder = prompts.special.image
+        return [next(image_keys) if token == placeholder else token for token in ids]
 
     def rows(
         self, keys: Sequence[Key], shown: Mapping[str, Image.Image], watch: Stopwatch
     ) -> list[mx.array]:
-        """Return (positions, hidden) arrays for those keys that stand for images, encoding the new ones.
+        """Return the features at the images' positions, encoding new images.
 
         Args:
             keys: positions to read.
             shown: the images among them, by digest.
             watch: times the encoding.
+
+        Returns:
+            A (positions, hidden) array for each image, in order.
         """
         for _ in self.encode(keys, shown, watch):
             pass
-        places = [key for key in keys if isinstance(key, tuple)]
-        rows = [
-            self._features[digest][mx.array([part for _, part in group])]
-            for digest, group in itertools.groupby(places, operator.itemgetter(0))
-        ]
+        image_keys = [key for key in keys if isinstance(key, tuple)]
+        rows = []
+        for digest, group in itertools.groupby(image_keys, operator.itemgetter(0)):
+            indices = [index for _, index in group]
+            rows.append(self._features[digest][mx.array(indices)])
         while self._limit is not None and len(self._features) > self._limit:
             self._features.popitem(last=False)
         return rows
@@ -78,7 +88,7 @@ class ImageFeatureCache:
     def encode(
         self, keys: Sequence[Key], shown: Mapping[str, Image.Image], watch: Stopwatch | None = None
     ) -> Iterator[None]:
-        """Encode the new images among ``keys`` one at a time, yielding after each."""
+        """Encode the new images among ``keys``, and yield after each."""
         wanted = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))
         for digest in wanted:
             if digest not in self._features:
@@ -102,19 +112,30 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the KV cache takes."""
-        return (
-            sum(a.nbytes for a in cache_arrays(self._cache))
-            if self._cache and self._cache[0].offset
-            else 0
-        )
+        """The bytes of the KV cache."""
+        if not self._cache or not self._cache[0].offset:
+            return 0
+        return sum(array.nbytes for array in cache_arrays(self._cache))
 
     def common(self, keys: Sequence[Key]) -> int:
-        """Return how many positions need not be read again: of the common prefix at most all but the last one."""
-        pairs = itertools.takewhile(
-            lambda pair: pair[0] == pair[1], zip(self.keys, keys, strict=False)
-        )
-        return min(sum(1 for _ in pairs), len(keys) - 1)
+        """Return the length of the common prefix with a prompt.
+
+        The last position of the prompt never counts: it must be read to get its logits.
+        """
+        length = 0
+        for held, wanted in zip(self.keys, keys, strict=False):
+            if held != wanted:
+                break
+            length += 1
+        return min(length, len(keys) - 1)
+
+    def _trim_to(self, keys: Sequence[Key]) -> Cache:
+        """Trim the cache to the common prefix with a prompt, and return it."""
+        cache = self._cache or self._janus.model.make_cache()
+        self._cache = cache
+        self.keys = self.keys[: self.common(keys)]
+        trim_cache(cache, cache[0].offset - len(self.keys))
+        return cache
 
     def answer(
         self,
@@ -126,42 +147,43 @@ class PrefixCache:
         *,
         step: int = PREFILL_STEP,
     ) -> Generator[TextEvent, None, None]:
-        """Read a prompt from where it differs, and answer as ``answer_events`` does. Closing stops within a step.
+        """Read the new part of a prompt and answer. Closing stops within a step.
 
-        A pass that fails or is interrupted empties the cache: its layers may differ in the positions they hold.
+        A failed or interrupted pass empties the cache: its layers may hold different positions.
 
         Args:
             ids: the prompt.
             keys: the keys of the prompt.
-            images: gives the features at the images' positions.
+            images: the features at the images' positions.
             shown: the prompt's images, by digest.
             options: sampling and length.
             step: as for ``Prompt``.
+
+        Yields:
+            The events of ``answer_events``.
         """
         known: list[Key] = [*keys]
-        cache = self._cache = self._cache or self._janus.model.make_cache()
-        self.keys = self.keys[: self.common(keys)]
-        trim_cache(cache, cache[0].offset - len(self.keys))
+        cache = self._trim_to(keys)
         read = len(self.keys)
 
         def features(watch: Stopwatch) -> list[mx.array]:
             return images.rows(keys[read:], shown, watch)
 
         events = answer_events(self._janus, Prompt(ids, features, cache, read, step), options)
-        sound = False
+        consistent = False  # all layers hold the same positions
         try:
             for event in events:
                 if isinstance(event, Finished):
                     known += event.result.tokens
                 yield event
-            sound = True
+            consistent = True
         except GeneratorExit:  # closed between two passes
-            sound = True
+            consistent = True
             raise
         finally:
             events.close()
-            self.keys = known[: cache[0].offset] if sound else []
-            if sound:
+            self.keys = known[: cache[0].offset] if consistent else []
+            if consistent:
                 trim_cache(cache, cache[0].offset - len(self.keys))
             else:
                 self._cache = None

@@ -1,4 +1,4 @@
-"""What the pipeline gives: answers, pictures, and the steps towards them."""
+"""The results of the pipeline: answers, images, and the items of their streams."""
 
 from __future__ import annotations
 
@@ -24,22 +24,19 @@ class TextResult:
 
     text: str  # without leading white space
     tokens: tuple[int, ...]  # without the stop token
-    finish_reason: (
-        str  # "stop": the model's end or a stop string; "length": max_tokens or the context
-    )
-    prompt_tokens: int  # positions, pictures included
-    prompt_tps: float  # of those that were read
+    finish_reason: str
+    """"stop": the model or a stop string ended it; "length": ``max_tokens`` or the context did."""
+    prompt_tokens: int  # positions, images included
+    prompt_tps: float  # without the cached tokens
     generation_tps: float
-    peak_memory: int  # bytes that MLX held at most during the call
-    cached_tokens: int = 0  # positions of the prompt that an earlier turn had read
-    first_token_seconds: float = (
-        0.0  # until the first token was there, pictures and prompt included
-    )
+    peak_memory: int  # bytes of MLX's arrays at the peak of the call
+    cached_tokens: int = 0  # positions of the prompt that were in the prefix cache
+    first_token_seconds: float = 0.0  # time to first token, images and prompt included
 
 
 @dataclass(frozen=True)
 class TextChunk:
-    """A piece of an answer, whole characters only; the last one carries the result."""
+    """A piece of an answer, in complete characters; the last one has the result."""
 
     text: str
     result: TextResult | None = None
@@ -47,32 +44,42 @@ class TextChunk:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """A generated image and the facts with which it can be generated again."""
+    """A generated image, with the settings needed to generate it again."""
 
     image: Image.Image
-    tokens: np.ndarray | None  # (image_tokens,) int32, raster order; None: not made of tokens
+    tokens: np.ndarray | None  # (image_tokens,) int32, raster order; None: the model uses no tokens
     seed: int
     prompt: str
     metadata: dict[str, str] = field(repr=False)
-    passes: int = 0  # of the language model after the prompt; images of a group share them
-    steps: int = 0  # that made it: its image tokens, say
+    passes: int = 0  # passes of the language model after the prompt; a group of images shares them
+    steps: int = 0  # generation steps, for example one for each image token
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a PNG with ``metadata`` as text chunks; an existing file is kept and a numbered sibling written.
+        """Save as a PNG with ``metadata`` as text chunks.
+
+        An existing file is never replaced: the name gets a number instead.
+
+        Args:
+            path: a name that ends in .png.
 
         Returns:
-            The path that was written.
+            The path of the new file.
 
         Raises:
-            OutputError: the path cannot be written, or does not end in .png.
+            OutputError: the file cannot be written, or the name does not end in .png.
         """
         return save_png(self.image, Path(path), self.metadata)
 
     def upscaled(self, factor: int) -> GeneratedImage:
-        """The picture ``factor`` times as wide and high, by Lanczos' filter, which the metadata say; 1: as it is.
+        """Return the image ``factor`` times as wide and high, by a Lanczos filter.
+
+        The metadata record the factor.
+
+        Args:
+            factor: 1 to 4; 1 returns the image itself.
 
         Raises:
-            OptionError: a factor other than 1 to 4.
+            OptionError: the factor is not an integer from 1 to 4.
         """
         if factor not in range(1, MAX_UPSCALE + 1):
             raise OptionError(
@@ -82,40 +89,42 @@ class GeneratedImage:
             return self
         width, height = self.image.size
         larger = self.image.resize((width * factor, height * factor), Image.Resampling.LANCZOS)
-        return replace(
-            self, image=larger, metadata=self.metadata | {"upscale": f"{factor} (Lanczos)"}
-        )
+        metadata = self.metadata | {"upscale": f"{factor} (Lanczos)"}
+        return replace(self, image=larger, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class ImageStep:
-    """One step of images under way (a token of each, say), or an image finished.
+    """A step of image generation, for example one token of each image, or a finished image.
 
-    A call that does not fit in memory at once is split into groups; ``index`` and ``total`` count through all of them.
+    A request that does not fit in memory is split into groups of images, generated one after the
+    other; ``index`` and ``total`` count the steps of all groups.
     """
 
-    index: int  # steps done so far, 1 to total
+    index: int  # steps done, 1 to total
     total: int
-    images: tuple[GeneratedImage, ...]  # finished with this step, in seed order
+    images: tuple[GeneratedImage, ...]  # finished at this step, in seed order
     _preview: Callable[[], list[Image.Image]] = field(repr=False)
 
     def preview(self) -> list[Image.Image]:
-        """Decode the images started so far, in seed order; parts that are not drawn yet are grey.
+        """Return the images started so far, in seed order; the missing parts are grey.
 
-        Costs a decoding of each image; in low memory also reading the codec, then the language model again.
+        Decodes each unfinished image. In low-memory mode it also loads the codec's weights, and
+        the next step loads the language model's again.
         """
         return self._preview()
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What it takes to draw a saved picture again, from its text chunks.
+    """Read the settings of a saved image from its text chunks, to generate it again.
 
     Returns:
-        prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: none); of the weights dtype
-        (None in a file of a release that did not say), bits and recipe (None: not quantized so).
+        prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: none);
+        and for the weights dtype (None in files of early releases), bits and recipe (None: not
+        quantized in this way).
 
     Raises:
-        ImageError: no picture, or one that does not carry all of these.
+        ImageError: the file is not an image, or lacks some of these settings.
     """
     chunks = read_text_chunks(path)
     if not chunks.get("version", "").startswith("mlx_janus "):
@@ -123,7 +132,9 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} carries no settings of a drawing: give a PNG as mlx_janus wrote it"
         )
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
-    dtype, bits, recipe = (chunks.get(name) for name in ("dtype", "bits", "recipe"))
+    dtype = chunks.get("dtype")
+    bits = chunks.get("bits")
+    recipe = chunks.get("recipe")
     try:
         known = (
             dtype in (None, *DTYPES)
@@ -135,7 +146,9 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         return {
             "prompt": chunks["prompt"],
             "seed": int(chunks["seed"]),
-            **{name: float(chunks[name]) for name in ("cfg_weight", "temperature", "top_p")},
+            "cfg_weight": float(chunks["cfg_weight"]),
+            "temperature": float(chunks["temperature"]),
+            "top_p": float(chunks["top_p"]),
             "model": chunks["model"],
             "upscale": int(upscale[1] or 1),
             "dtype": dtype,

@@ -1,4 +1,4 @@
-"""From the ids of a prompt and the features of its images to an answer: as typed events, or as pieces of text."""
+"""Generate an answer from a prompt's ids and its images' features, as events or as text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .results import TextChunk, TextResult
 
 @dataclass(frozen=True)
 class PromptRead:
-    """A part of a long prompt was read into the KV cache."""
+    """The progress of reading a long prompt into the KV cache."""
 
     done: int  # positions
     total: int
@@ -30,7 +30,7 @@ class PromptRead:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of the answer, with the characters that it completes, if any."""
+    """A token of the answer, and the characters that it completes, if any."""
 
     id: int
     text: str
@@ -38,7 +38,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an answer: the characters held back until now, and the result."""
+    """The end of an answer: its last characters, held back until now, and the result."""
 
     text: str
     result: TextResult
@@ -46,7 +46,7 @@ class Finished:
 
 TextEvent = PromptRead | Token | Finished
 ImageFeatures = Callable[[Stopwatch], list[mx.array]]
-"""Encodes images, timed by the stopwatch: (positions, hidden) arrays, in order."""
+"""Encodes images, timed by the stopwatch; returns (positions, hidden) for each, in order."""
 
 
 def text_options(
@@ -60,27 +60,37 @@ def text_options(
     """Check the options of ``generate_text``; without a seed, pick a random one.
 
     Raises:
-        OptionError: a number out of its range.
+        OptionError: a number is out of range.
     """
     return TextOptions(max_tokens, temperature, top_p, pick_seed(seed), as_strings(stop), lookup)
 
 
 def as_strings(text: Sequence[str] | str) -> tuple[str, ...]:
-    """Return a tuple of strings, also for a single one."""
+    """Return one string or several as a tuple."""
     return (text,) if isinstance(text, str) else tuple(text)
 
 
 def embed_prompt(janus: LoadedModel, ids: Sequence[int], features: Sequence[mx.array]) -> mx.array:
-    """Embed ids, (L, hidden), with (positions, hidden) features, one after the other, at the images' places."""
+    """Embed a prompt with its images.
+
+    Args:
+        janus: the model.
+        ids: the prompt, with a placeholder id at each position of an image.
+        features: (positions, hidden) of each image, in order.
+
+    Returns:
+        (L, hidden).
+    """
     embeddings = janus.model.embed_text(mx.array(list(ids), mx.int32)[None])[0]
     if features:
         places = np.flatnonzero(np.array(ids) == janus.prompts.special.image)
-        embeddings[mx.array(places)] = mx.concatenate(list(features)).astype(embeddings.dtype)
+        rows = mx.concatenate(list(features))
+        embeddings[mx.array(places)] = rows.astype(embeddings.dtype)
     return embeddings
 
 
 def answer_chunks(events: Generator[TextEvent, None, None]) -> Generator[TextChunk, None, None]:
-    """Turn events into pieces of text; the last piece carries the result. Closing closes the events."""
+    """Turn events into pieces of text; the last piece has the result. Closing closes the events."""
     try:
         for event in events:
             if isinstance(event, Finished):
@@ -92,7 +102,7 @@ def answer_chunks(events: Generator[TextEvent, None, None]) -> Generator[TextChu
 
 
 def last_result(chunks: ThreadStream[TextChunk]) -> TextResult:
-    """Read a stream to its result, and end it."""
+    """Read a stream to its end and return its result."""
     with contextlib.closing(chunks):
         for chunk in chunks:
             if chunk.result is not None:
@@ -102,14 +112,14 @@ def last_result(chunks: ThreadStream[TextChunk]) -> TextResult:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt to answer, and the part of it that is read already.
+    """A prompt to answer.
 
     Args:
-        ids: all ids, fewer than the model's context; the answer ends where the context does.
+        ids: all ids, fewer than the model's context; the answer ends at the end of the context.
         features: encodes the images whose positions are among ``ids[read:]``.
-        cache: holds the first ``read`` ids, and grows; None: a new one.
-        read: how many ids the cache holds.
-        step: positions that are read between two events.
+        cache: holds the first ``read`` ids, and grows; None: a new cache.
+        read: the number of ids in the cache.
+        step: positions read between two events.
     """
 
     ids: Sequence[int]
@@ -125,7 +135,8 @@ def answer_events(
     """Answer a prompt. Closing stops within a step.
 
     Yields:
-        ``PromptRead`` for each part of a prompt longer than its ``step``, ``Token`` for each token, then ``Finished``.
+        ``PromptRead`` for each part of a prompt longer than its ``step``, ``Token`` for each token,
+        then ``Finished``.
     """
     mx.reset_peak_memory()
     watch = Stopwatch()
@@ -143,13 +154,14 @@ def answer_events(
     options = replace(options, max_tokens=min(options.max_tokens, room))
     stream = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
     del embeddings
-    answer = _Answer(janus.prompts.detokenizer(), janus.prompts.special.eos, options.stop)
+    eos = janus.prompts.special.eos
+    answer = _Answer(janus.prompts.detokenizer(), eos, options.stop)
     first = 0.0
     try:
         for token in stream:
             first = first or time.perf_counter()
             text = answer.add(token)
-            if token != janus.prompts.special.eos:
+            if token != eos:
                 yield Token(token, text)
             if answer.ended:
                 break
@@ -161,7 +173,10 @@ def answer_events(
 
 
 class _Answer:
-    """The text of an answer so far: whole characters, without leading white space, cut at a stop string."""
+    """The text of an answer so far.
+
+    It has complete characters only, no leading white space, and ends before a stop string.
+    """
 
     def __init__(self, detokenizer: Detokenizer, eos: int, stop: Sequence[str]):
         self.ended = False  # by the model or a stop string
@@ -173,7 +188,7 @@ class _Answer:
         self._stops = StopStrings(stop)
 
     def add(self, token: int) -> str:
-        """Take a token, and return the characters that may be shown now."""
+        """Add a token, and return the characters that are safe to show now."""
         if token == self._eos:
             self.ended = True
             return ""
@@ -183,21 +198,28 @@ class _Answer:
         return self._show(text)
 
     def finish(self) -> str:
-        """Return the characters that were held back, once no token follows."""
+        """Return the characters held back at the end of the answer."""
         if self._cut:
             return ""
         text, cut = self._stops.add(self._detokenizer.finish())
         return self._show(text if cut else text + self._stops.finish())
 
     def result(self, prompt: Prompt, prompt_seconds: float, seconds: float) -> TextResult:
-        """Return the finished answer, with its times until the first token and after it."""
+        """Return the finished answer.
+
+        Args:
+            prompt: the prompt.
+            prompt_seconds: time to the first token.
+            seconds: time after the first token.
+        """
+        later_tokens = max(len(self._tokens) - 1, 0)
         return TextResult(
             text=self._text,
             tokens=tuple(self._tokens),
             finish_reason="stop" if self.ended else "length",
             prompt_tokens=len(prompt.ids),
             prompt_tps=(len(prompt.ids) - prompt.read) / prompt_seconds,
-            generation_tps=max(len(self._tokens) - 1, 0) / seconds if seconds > 0 else 0.0,
+            generation_tps=later_tokens / seconds if seconds > 0 else 0.0,
             peak_memory=mx.get_peak_memory(),
             cached_tokens=prompt.read,
             first_token_seconds=prompt_seconds,

@@ -1,4 +1,4 @@
-"""The VQ pathway: image tokens one after the other, in raster order, then the codec's decoder."""
+"""The VQ pathway: image tokens in raster order, then the codec's decoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from ..decode.batch import DrawingBatch, Picture
+from ..decode.batch import BatchImage, DrawingBatch
 from ..decode.image import DrawOptions, draw_tokens
 from ..errors import OptionError, PromptError
 from ..models.vq_parts import VQ_PARTS, token_config
@@ -20,7 +20,7 @@ from .pathway import Canvas, ImageJob, describe
 from .results import GeneratedImage
 from .window_timing import find_window
 
-_BACKGROUND = (127, 127, 127)  # of a preview where no token is drawn yet
+_BACKGROUND = (127, 127, 127)  # grey, where a preview has no token so far
 _CHOICES = ("cfg_weight", "temperature", "top_p", "exact", "window")
 
 
@@ -37,10 +37,11 @@ class VQPathway:
         self.preview_every = self._config.grid  # a row of tokens
 
     def options(self, choices: Mapping[str, Any]) -> DrawOptions:
-        """Check choices of guidance and sampling.
+        """Check options of guidance and sampling.
 
         Raises:
-            OptionError: a value out of its range, a choice of another pathway, or ``exact`` with a window.
+            OptionError: a value is out of range, an option belongs to another pathway, or ``exact``
+                is combined with a window.
         """
         chosen = {name: value for name, value in choices.items() if value is not None}
         if foreign := sorted(set(chosen) - set(_CHOICES)):
@@ -51,17 +52,17 @@ class VQPathway:
         return DrawOptions(**(defaults | chosen))
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt, begin-of-image last.
+        """Return the ids of a prompt, ending with begin-of-image.
 
         Raises:
-            PromptError: an empty prompt, or one that leaves an image no room in the context.
+            PromptError: the prompt is empty, or leaves no room in the context for an image.
         """
         ids = self._janus.prompts.drawing(prompt)
         context = self._janus.config.language.max_position_embeddings
         if len(ids) + self._config.tokens > context:
             raise PromptError(
-                f"the prompt is {len(ids)} tokens long and a picture takes {self._config.tokens}, more than the "
-                f"model's context of {context}: shorten it"
+                f"the prompt is {len(ids)} tokens long and an image takes {self._config.tokens}, "
+                f"more than the model's context of {context}: shorten it"
             )
         return ids
 
@@ -81,9 +82,9 @@ class VQPathway:
     def generate(
         self, jobs: Sequence[ImageJob], options: DrawOptions
     ) -> Generator[Sequence[Canvas], None, None]:
-        """Generate images together, a token of each a step; one pass of the model may bring several steps."""
+        """Generate images together, one token of each a step; a pass may accept several tokens."""
         janus = self._janus
-        drawn: list[mx.array] = []  # (n,) tokens of each position
+        columns: list[mx.array] = []  # the (n,) tokens of each position
         passes = 0
         janus.load_weights_for("draw")
         stream = self._start(jobs, options)
@@ -91,12 +92,12 @@ class VQPathway:
             for block in stream:
                 passes += 1
                 for tokens in mx.split(block, block.shape[1], axis=1):
-                    drawn.append(tokens[:, 0])
-                    tokens_of = partial(_column, drawn, len(drawn))
-                    yield [
-                        TokenCanvas(janus, job, partial(tokens_of, i), passes)
-                        for i, job in enumerate(jobs)
-                    ]
+                    columns.append(tokens[:, 0])
+                    canvases = []
+                    for index, job in enumerate(jobs):
+                        tokens_of = partial(_tokens_of, columns, len(columns), index)
+                        canvases.append(TokenCanvas(janus, job, tokens_of, passes))
+                    yield canvases
                 janus.load_weights_for("draw")  # a preview or another stream may have freed them
         finally:
             stream.close()  # type: ignore[attr-defined]
@@ -104,21 +105,32 @@ class VQPathway:
     def _start(self, jobs: Sequence[ImageJob], options: DrawOptions) -> Iterator[mx.array]:
         model = self._janus.model
         window = 1 if options.exact else options.window
-        if window is None:  # several rows already make a pass wide
+        if window is None:  # the rows of several images already make a pass wide
             window = 1 if len(jobs) > 1 else find_window(model, options.rows)
-        prompts = list(dict.fromkeys(tuple(job.ids) for job in jobs))
-        pictures = [(prompts.index(tuple(job.ids)), job.seed) for job in jobs]
+        prompts: list[list[int]] = []
+        images: list[tuple[int, int]] = []  # the index of the prompt, and the seed
+        for job in jobs:
+            if job.ids not in prompts:
+                prompts.append(job.ids)
+            images.append((prompts.index(job.ids), job.seed))
         unconditional = self._janus.prompts.unconditional(jobs[0].ids)
-        return draw_tokens(model, prompts, unconditional, pictures, options, window)
+        return draw_tokens(model, prompts, unconditional, images, options, window)
 
     def batch(self) -> TokenBatch:
         """Return an empty batch."""
         return TokenBatch(self._janus)
 
 
-def _column(drawn: list[mx.array], count: int, index: int) -> np.ndarray:
-    """Return (count,) int32: the first tokens of one of several images, from (n,) tokens of each position."""
-    return np.array(mx.stack(drawn[:count], axis=1)[index]).astype(np.int32)
+def _tokens_of(columns: list[mx.array], count: int, index: int) -> np.ndarray:
+    """Return the first ``count`` tokens of one of n images, (count,) int32.
+
+    Args:
+        columns: the (n,) tokens of each position.
+        count: positions.
+        index: the image.
+    """
+    tokens = mx.stack(columns[:count], axis=1)
+    return np.array(tokens[index]).astype(np.int32)
 
 
 class TokenCanvas:
@@ -127,8 +139,8 @@ class TokenCanvas:
     Args:
         janus: the model.
         job: the image.
-        tokens: gives the (n,) int32 tokens that are drawn, in raster order.
-        passes: of the language model so far.
+        tokens: returns the image's tokens so far, (n,) int32, in raster order.
+        passes: the passes of the language model so far.
     """
 
     def __init__(
@@ -151,22 +163,28 @@ class TokenCanvas:
         )
 
     def preview(self) -> Image.Image:
-        """Decode the rows that are drawn, by themselves, on grey."""
+        """Decode the rows of tokens so far; the rest of the image is grey."""
         config = token_config(self._janus.config)
         tokens = self._tokens()
         columns = config.grid
-        side = config.codec.downsampling
         rows = -(-len(tokens) // columns)
-        filled = np.concatenate([tokens, np.repeat(tokens[-1:], rows * columns - len(tokens))])
-        canvas = Image.new("RGB", (config.image_size,) * 2, _BACKGROUND)
+        missing = rows * columns - len(tokens)  # in the last row: repeat the last token
+        filled = np.concatenate([tokens, np.repeat(tokens[-1:], missing)])
+        canvas = Image.new("RGB", (config.image_size, config.image_size), _BACKGROUND)
         canvas.paste(_decode(self._janus, filled, (rows, columns)), (0, 0))
-        if last := len(tokens) % columns:
-            canvas.paste(_BACKGROUND, (last * side, (rows - 1) * side, columns * side, rows * side))
+        if missing:
+            side = config.codec.downsampling
+            left = (columns - missing) * side
+            top = (rows - 1) * side
+            canvas.paste(_BACKGROUND, (left, top, columns * side, rows * side))
         return canvas
 
 
 def _decode(janus: LoadedModel, tokens: np.ndarray, grid: tuple[int, int]) -> Image.Image:
-    """Turn (rows * columns,) tokens into an image; one at a time, since its activations are the largest of all."""
+    """Decode (rows * columns,) tokens to an image.
+
+    Only one image at a time: the decoder's activations are the largest of all.
+    """
     janus.load_weights_for("decode")
     pixels = janus.model.decode_image_tokens(mx.array(tokens[None]), grid)
     image = to_image(np.array(pixels[0]))
@@ -181,41 +199,43 @@ class TokenBatch:
     def __init__(self, janus: LoadedModel):
         self._janus = janus
         self._batch = DrawingBatch(janus.model)
-        self._pictures: dict[ImageJob, Picture] = {}
+        self._images: dict[ImageJob, BatchImage] = {}
 
     @property
     def jobs(self) -> Sequence[ImageJob]:
-        """The images under way; an error in the model may have lost some."""
-        there = set(self._batch.pictures)
-        return [job for job, picture in self._pictures.items() if picture in there]
+        """The running images; an error in the model may have lost some."""
+        running = set(self._batch.images)
+        return [job for job, image in self._images.items() if image in running]
 
     def add(self, jobs: Sequence[ImageJob]) -> None:
         """Start images of one prompt, which is read once for all of them."""
         ids = jobs[0].ids
-        pictures = {job: Picture(job.seed, job.options) for job in jobs}  # type: ignore[arg-type]
-        self._batch.add(ids, self._janus.prompts.unconditional(ids), list(pictures.values()))
-        self._pictures |= pictures
+        unconditional = self._janus.prompts.unconditional(ids)
+        images = {job: BatchImage(job.seed, job.options) for job in jobs}  # type: ignore[arg-type]
+        self._batch.add(ids, unconditional, list(images.values()))
+        self._images |= images
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:
-        """Give up images."""
-        pictures = [self._pictures.pop(job) for job in jobs if job in self._pictures]
-        self._batch.remove(pictures)
+        """Remove images from the batch."""
+        images = [self._images.pop(job) for job in jobs if job in self._images]
+        self._batch.remove(images)
 
     def step(self) -> dict[ImageJob, Canvas]:
-        """Draw the next token of every image; the following pass is under way when this returns."""
+        """Add the next token to every image; the next pass is already running on return."""
         complete = set(self._batch.step())
         finished = {
-            job: self.canvas(job) for job, picture in self._pictures.items() if picture in complete
+            job: self.canvas(job) for job, image in self._images.items() if image in complete
         }
         for job in finished:
-            del self._pictures[job]
+            del self._images[job]
         return finished
 
     def steps_done(self, job: ImageJob) -> int:
-        """Return how many tokens of an image are drawn."""
-        return len(self._pictures[job])
+        """Return the number of tokens of an image so far."""
+        return len(self._images[job])
 
     def canvas(self, job: ImageJob) -> Canvas:
         """Return an image as it is now."""
-        picture = self._pictures[job]
-        return TokenCanvas(self._janus, job, partial(picture.tokens, len(picture)), len(picture))
+        image = self._images[job]
+        count = len(image)
+        return TokenCanvas(self._janus, job, partial(image.tokens, count), passes=count)

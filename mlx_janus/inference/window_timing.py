@@ -1,4 +1,4 @@
-"""Settings that are found by timing once, and kept beside the converted models."""
+"""The window for one image, timed once and stored in the cache folder."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ WINDOWS_FILE = "windows.json"
 
 
 def find_window(model: JanusModel, rows: int) -> int:
-    """Positions to read in one pass when one picture is drawn: timed once for a model, device and precision, then read
-    from ``windows.json`` in the cache folder, where removing it has it timed again.
+    """Return the fastest window, the positions read in one pass, to generate one image.
+
+    It is timed once for each model, device and precision, and stored in ``windows.json`` in the
+    cache folder. Remove that file to time again.
 
     Args:
         model: the weights.
-        rows: of the batch, 2 with guidance.
+        rows: rows of the batch, 2 with guidance and 1 without.
     """
-    path, key = cache_folder() / WINDOWS_FILE, _key(model, rows)
+    path = cache_folder() / WINDOWS_FILE
+    key = _key(model, rows)
     known = _read(path)
     window = known.get(key)
     if isinstance(window, int) and 1 <= window <= MAX_WINDOW:
@@ -42,14 +45,17 @@ def find_window(model: JanusModel, rows: int) -> int:
 
 
 def _key(model: JanusModel, rows: int) -> str:
+    """Return a hash of everything that the timing depends on."""
     layer = model.language_model.layers[0]
+    parameters = tree_flatten(layer.parameters())
     facts = [
         model.config.to_dict(),
-        [(name, array.shape, str(array.dtype)) for name, array in tree_flatten(layer.parameters())],
+        [(name, array.shape, str(array.dtype)) for name, array in parameters],
         str(model.dtype),
         (str(mx.default_device()), platform.node(), os.cpu_count(), metadata.version("mlx"), rows),
     ]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, known: dict[str, Any]) -> None:
-    """Whole or not at all; where it cannot be written, it is timed again the next time."""
+    """Write the file atomically; if that fails, the next process times again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(known, indent=1))

@@ -1,1 +1,1 @@
-"""The networks: each part one file, attributes named as in the checkpoint. Nothing of files, prompts or commands."""
+"""The networks, one part a file, with the checkpoint's attribute names. They open no files."""

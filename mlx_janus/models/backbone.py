@@ -1,6 +1,7 @@
 """The language model: mlx-lm's Llama with Janus's sizes, and its KV caches.
 
-What is unusual: the head is never tied to the embedding, and drawing calls the body alone, never ``lm_head``.
+Unusual: the head is never tied to the embedding. Generating images uses the body without
+``lm_head``.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ from ..config import LlamaConfig
 
 Cache = list[KVCache]
 RaggedCache = list[BatchKVCache]
-"""One whose rows have read different numbers of positions."""
+"""A cache whose rows hold different numbers of positions."""
 
 
 def build_llama(config: LlamaConfig) -> Llama:
-    """mlx-lm's Llama of these sizes; weights random until loaded."""
+    """Return mlx-lm's Llama with these sizes and random weights."""
     sizes = config.to_dict()
     sizes["model_type"] = sizes.pop("kind")
-    return Llama(ModelArgs.from_dict(sizes | {"tie_word_embeddings": False}))
+    sizes["tie_word_embeddings"] = False
+    return Llama(ModelArgs.from_dict(sizes))
 
 
 def make_cache(config: LlamaConfig, positions: int | None = None) -> Cache:
-    """An empty KV cache, one entry a layer, that takes memory for so many positions at once; None: as it grows."""
+    """Return an empty KV cache, one entry a layer.
+
+    Args:
+        config: the sizes.
+        positions: allocate memory for these positions at once; None: as the cache grows.
+    """
     cache = [KVCache() for _ in range(config.num_hidden_layers)]
     for layer in cache:
         layer.step = positions or KVCache.step
@@ -35,8 +42,9 @@ def make_cache(config: LlamaConfig, positions: int | None = None) -> Cache:
 
 
 def take_rows(cache: Cache, rows: Sequence[int]) -> Cache:
-    """A cache of these rows of another, in this order; a row may be taken more than once."""
-    taken, places = [], mx.array(list(rows))
+    """Return a cache with these rows of another, in this order; a row may be repeated."""
+    taken = []
+    places = mx.array(list(rows))
     for layer in cache:
         copy = KVCache()
         copy.step = layer.step
@@ -46,52 +54,49 @@ def take_rows(cache: Cache, rows: Sequence[int]) -> Cache:
 
 
 def make_ragged_cache(config: LlamaConfig, rows: int) -> RaggedCache:
-    """An empty cache of so many rows, to which others may come and from which some may go."""
+    """Return an empty batch cache; rows can be added and removed."""
     return [BatchKVCache([0] * rows) for _ in range(config.num_hidden_layers)]
 
 
 def keep_rows(cache: RaggedCache, rows: Sequence[int]) -> None:
-    """Make a cache that of these rows, in this order; a row may be taken more than once."""
+    """Keep only these rows of a cache, in this order; a row may be repeated."""
     for layer in cache:
         layer.filter(mx.array(list(rows)))
 
 
 def add_rows(cache: RaggedCache, other: RaggedCache) -> None:
-    """Put another cache's rows after those of a cache."""
-    for layer, beside in zip(cache, other, strict=True):
-        layer.extend(beside)
+    """Append the rows of another cache to a cache."""
+    for layer, other_layer in zip(cache, other, strict=True):
+        layer.extend(other_layer)
 
 
 def fill_cache(
     cache: Cache, config: LlamaConfig, rows: int, positions: int, dtype: mx.Dtype
 ) -> None:
-    """Make an empty cache as long as if so many positions had been read: zeros, to time what follows."""
+    """Fill an empty cache with zeros for ``positions`` positions, to time the next pass."""
     for layer in cache:
         room = layer.step * -(-positions // layer.step)
-        shape = rows, config.num_key_value_heads, room, config.head_dim
+        shape = (rows, config.num_key_value_heads, room, config.head_dim)
         layer.state = (mx.zeros(shape, dtype), mx.zeros(shape, dtype), positions)
 
 
 def trim_cache(cache: Cache, positions: int) -> None:
-    """Forget the last positions that were read."""
+    """Remove the last ``positions`` positions from a cache."""
     for layer in cache:
         layer.trim(positions)
 
 
 def cache_arrays(cache: Cache | RaggedCache) -> Sequence[mx.array]:
-    """What to evaluate so that a prefill is done."""
-    return [array for layer in cache for array in (layer.keys, layer.values)]
+    """Return all key and value arrays; evaluate them to finish a prefill."""
+    arrays = []
+    for layer in cache:
+        arrays += [layer.keys, layer.values]
+    return arrays
 
 
 def cache_bytes(config: LlamaConfig, rows: int, positions: int, itemsize: int) -> int:
-    """Memory of a KV cache, in whole steps of 256 positions as mlx-lm allocates it."""
-    positions = -(-positions // KVCache.step) * KVCache.step
-    return (
-        2
-        * rows
-        * positions
-        * config.num_hidden_layers
-        * config.num_key_value_heads
-        * config.head_dim
-        * itemsize
-    )
+    """Return the bytes of a KV cache, in steps of 256 positions as mlx-lm allocates it."""
+    allocated = -(-positions // KVCache.step) * KVCache.step
+    width = config.num_key_value_heads * config.head_dim
+    keys = rows * allocated * config.num_hidden_layers * width * itemsize
+    return 2 * keys  # and values

@@ -1,9 +1,10 @@
 """Convolutions of the image codec: MLX's own on a GPU, matrix products on a CPU.
 
-MLX's CPU convolution lays all windows of its input out at once, nine times the input's memory, and for small pictures
-is many times slower than the matrix product of the same size. Here windows are laid out a row of the kernel at a time,
-for large pictures in bands of rows, and multiplied by BLAS. The gradient towards the input is itself such a product,
-of the output's windows with the kernel turned around, so nothing is scattered.
+MLX's CPU convolution unfolds all windows of its input at once, which takes nine times the input's
+memory, and on small images it is many times slower than the matrix product of the same size. Here
+windows are unfolded for one kernel row at a time, on large images also in bands of rows, and
+multiplied by BLAS. The input's gradient is also such a product: windows of the output's gradient
+with the rotated kernel. So nothing is scattered.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ from __future__ import annotations
 import mlx.core as mx
 from mlx import nn
 
-_BAND = 48_000_000  # bytes of windows laid out at once
+_BAND = 48_000_000  # bytes of windows unfolded at once
 
 
 def unfold(x: mx.array) -> mx.array:
-    """(B, H + 2, W + 2, C) -> (B, H + 2, W, 3 * C): three neighbours of a row side by side."""
+    """Put three neighbours of a row side by side: (B, H + 2, W + 2, C) -> (B, H + 2, W, 3 * C)."""
     W = x.shape[2] - 2
-    return mx.concatenate([x[:, :, j : j + W] for j in range(3)], axis=-1)
+    neighbours = [x[:, :, j : j + W] for j in range(3)]
+    return mx.concatenate(neighbours, axis=-1)
 
 
 def _rows(windows: mx.array, i: int) -> mx.array:
-    """(B * H * W, 3 * C): the unfolded rows that the kernel's row ``i`` meets."""
-    return windows[:, i : windows.shape[1] - 2 + i].reshape(-1, windows.shape[-1])
+    """Return the unfolded rows that meet row ``i`` of the kernel: (B * H * W, 3 * C)."""
+    H = windows.shape[1] - 2
+    return windows[:, i : H + i].reshape(-1, windows.shape[-1])
 
 
 def _padded(x: mx.array) -> mx.array:
@@ -30,9 +33,12 @@ def _padded(x: mx.array) -> mx.array:
 
 
 def _product(padded: mx.array, weight: mx.array) -> mx.array:
-    """(B, H + 2, W + 2, C), (O, 3, 3, C) -> (B, H, W, O)."""
-    B, H, W = padded.shape[0], padded.shape[1] - 2, padded.shape[2] - 2
-    windows, kernel = unfold(padded), weight.reshape(weight.shape[0], 3, -1)
+    """Convolve without padding: (B, H + 2, W + 2, C), (O, 3, 3, C) -> (B, H, W, O)."""
+    B = padded.shape[0]
+    H = padded.shape[1] - 2
+    W = padded.shape[2] - 2
+    windows = unfold(padded)
+    kernel = weight.reshape(weight.shape[0], 3, -1)
     out = _rows(windows, 0) @ kernel[:, 0].T
     for i in (1, 2):
         out = mx.addmm(out, _rows(windows, i), kernel[:, i].T)
@@ -40,19 +46,23 @@ def _product(padded: mx.array, weight: mx.array) -> mx.array:
 
 
 def _in_bands(x: mx.array, weight: mx.array) -> mx.array:
-    """``_product`` over a few rows of the picture at a time, where all at once would take much memory."""
+    """Convolve a padded image, in bands of rows if all windows at once would take much memory."""
     B, H, W, C = x.shape
     padded = _padded(x)
-    height = max(_BAND // (B * W * 3 * C * x.itemsize), 1)
+    row_bytes = B * W * 3 * C * x.itemsize
+    height = max(_BAND // row_bytes, 1)
     if height >= H:
         return _product(padded, weight)
-    bands = [_product(padded[:, top : top + height + 2], weight) for top in range(0, H, height)]
+    bands = []
+    for top in range(0, H, height):
+        band = padded[:, top : top + height + 2]
+        bands.append(_product(band, weight))
     return mx.concatenate(bands, axis=1)
 
 
 @mx.custom_function
 def _convolve(x: mx.array, weight: mx.array) -> mx.array:
-    """(B, H, W, C), (O, 3, 3, C) -> (B, H, W, O), with one pixel of zeros around."""
+    """Convolve with one pixel of zero padding: (B, H, W, C), (O, 3, 3, C) -> (B, H, W, O)."""
     return _in_bands(x, weight)
 
 
@@ -61,26 +71,35 @@ def _convolve_vjp(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array
 ) -> tuple[mx.array, mx.array]:
     x, weight = primals
-    rows = cotangent.reshape(-1, weight.shape[0])
+    rows = cotangent.reshape(-1, weight.shape[0]).T
     windows = unfold(_padded(x))
-    towards_weight = mx.stack([rows.T @ _rows(windows, i) for i in range(3)], axis=1).reshape(
-        weight.shape
-    )
-    return _in_bands(cotangent, weight[:, ::-1, ::-1].transpose(3, 1, 2, 0)), towards_weight
+    gradients = [rows @ _rows(windows, i) for i in range(3)]  # for each row of the kernel
+    weight_gradient = mx.stack(gradients, axis=1).reshape(weight.shape)
+    rotated = weight[:, ::-1, ::-1].transpose(3, 1, 2, 0)
+    return _in_bands(cotangent, rotated), weight_gradient
 
 
 class Conv2d(nn.Conv2d):
     """An ``nn.Conv2d`` of kernel 1, 3 (padding 1) or 3 with stride 2 (no padding)."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, H, W, C) -> (B, H', W', O)."""
+        """Convolve: (B, H, W, C) -> (B, H', W', O)."""
         if mx.default_device().type == mx.DeviceType.gpu:
             return super().__call__(x)
         outputs, size = self.weight.shape[:2]
-        if size == 1:
-            return x @ self.weight.reshape(outputs, -1).T + self.bias
-        if self.padding == (1, 1):
+        if size == 3 and self.padding == (1, 1):
             return _convolve(x, self.weight) + self.bias
-        h, w = ((n - 1) // 2 for n in x.shape[1:3])
-        windows = [x[:, i : i + 2 * h : 2, j : j + 2 * w : 2] for i in range(3) for j in range(3)]
-        return mx.concatenate(windows, axis=-1) @ self.weight.reshape(outputs, -1).T + self.bias
+        windows = x if size == 1 else _strided_windows(x)
+        return windows @ self.weight.reshape(outputs, -1).T + self.bias
+
+
+def _strided_windows(x: mx.array) -> mx.array:
+    """Unfold the 3 x 3 windows of stride 2, without padding: (B, H, W, C) -> (B, h, w, 9 * C)."""
+    h = (x.shape[1] - 1) // 2
+    w = (x.shape[2] - 1) // 2
+    windows = []
+    for i in range(3):
+        rows = x[:, i : i + 2 * h : 2]
+        for j in range(3):
+            windows.append(rows[:, :, j : j + 2 * w : 2])
+    return mx.concatenate(windows, axis=-1)

@@ -1,7 +1,7 @@
-"""The adaptors and heads that stand between the encoders and the language model.
+"""The adaptors and heads between the encoders and the language model.
 
-What is unusual: GELU is the exact, error-function one everywhere in Janus, and the index gap in ``layers`` (0, 2, ...)
-keeps the checkpoint's names, where the activations take a place of their own.
+Unusual: GELU is the exact one (error function) everywhere in Janus. The gaps in the indices of
+``layers`` (0, 2, ...) keep the checkpoint's names, where the activations have indices too.
 """
 
 from __future__ import annotations
@@ -16,23 +16,30 @@ from ..config import GenHeadConfig, MLPConfig
 
 
 class MLPProjector(nn.Module):
-    """``depth`` linear layers with GELU between them (reference: ``janus/models/projector.py``, ``mlp_gelu``)."""
+    """Linear layers with GELU between them.
+
+    Reference: ``janus/models/projector.py``, ``mlp_gelu``.
+    """
 
     def __init__(self, config: MLPConfig):
         super().__init__()
         self.layers = [nn.Linear(config.input_dim, config.output_dim)]
         for _ in range(config.depth - 1):
-            self.layers += [nn.GELU(), nn.Linear(config.output_dim, config.output_dim)]
+            self.layers.append(nn.GELU())
+            self.layers.append(nn.Linear(config.output_dim, config.output_dim))
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(..., input_dim) -> (..., output_dim)."""
+        """Project features: (..., input_dim) -> (..., output_dim)."""
         for layer in self.layers:
             x = layer(x)
         return x
 
 
 class GenHead(nn.Module):
-    """Hidden state to logits over image tokens (reference: ``vision_head`` in ``janus/models/modeling_vlm.py``)."""
+    """The head over image tokens.
+
+    Reference: ``vision_head`` in ``janus/models/modeling_vlm.py``.
+    """
 
     def __init__(self, config: GenHeadConfig):
         super().__init__()
@@ -40,9 +47,10 @@ class GenHead(nn.Module):
         self.vision_head = nn.Linear(config.hidden_dim, config.output_dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(..., input_dim) -> (..., output_dim)."""
-        return self.vision_head(nn.gelu(self.output_mlp_projector(x)))
+        """Return logits of hidden states: (..., input_dim) -> (..., output_dim)."""
+        hidden = self.output_mlp_projector(x)
+        return self.vision_head(nn.gelu(hidden))
 
 
 ADAPTORS: dict[str, Callable[[Any], nn.Module]] = {"mlp_gelu": MLPProjector}
-"""Networks between an encoder or an embedding and the language model, by the kind in the config."""
+"""Networks between an encoder or an embedding and the language model, by the config's kind."""

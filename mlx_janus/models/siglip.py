@@ -1,7 +1,7 @@
 """SigLIP vision transformer, the understanding encoder (reference: ``janus/models/siglip_vit.py``).
 
-What is unusual, next to a plain ViT: no class token; the final norm is applied and the pooling head is not; GELU is
-exact, not SigLIP's usual tanh; every LayerNorm has eps 1e-6; q, k and v are one matrix.
+Unusual, compared with a plain ViT: no class token; the final norm is applied but no pooling head;
+GELU is exact, not SigLIP's usual tanh; every LayerNorm has eps 1e-6; q, k and v are one matrix.
 """
 
 from __future__ import annotations
@@ -24,25 +24,28 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         B, L, D = x.shape
-        qkv = (
-            self.qkv(x).reshape(B, L, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
-        )  # (3, B, heads, L, D / heads)
+        qkv = self.qkv(x).reshape(B, L, 3, self.heads, -1)
+        qkv = qkv.transpose(2, 0, 3, 1, 4)  # (3, B, heads, L, D / heads)
         x = mx.fast.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], scale=self.scale)
-        return self.proj(x.transpose(0, 2, 1, 3).reshape(B, L, D))
+        x = x.transpose(0, 2, 1, 3).reshape(B, L, D)
+        return self.proj(x)
 
 
 class MLP(nn.Module):
+    """Two linear layers with GELU between them."""
+
     def __init__(self, config: SiglipConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.width)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(nn.gelu(self.fc1(x)))
+        hidden = self.fc1(x)
+        return self.fc2(nn.gelu(hidden))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """A pre-norm transformer block."""
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
@@ -57,16 +60,21 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
+    """The embedding of patches, in raster order."""
+
     def __init__(self, config: SiglipConfig):
         super().__init__()
         self.proj = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         x = self.proj(pixels)
-        return x.reshape(x.shape[0], -1, x.shape[-1])  # row by row
+        N, H, W, D = x.shape
+        return x.reshape(N, H * W, D)
 
 
 class VisionTransformer(nn.Module):
+    """The transformer over an image's patches."""
+
     def __init__(self, config: SiglipConfig):
         super().__init__()
         self.image_size = config.image_size
@@ -76,14 +84,13 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def embed(self, pixels: mx.array) -> mx.array:
-        """(N, S, S, 3) -> (N, patches, width): patches with their positions."""
+        """Embed patches and their positions: (N, S, S, 3) -> (N, patches, width)."""
         return self.patch_embed(pixels) + self.pos_embed
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        if pixels.shape[1:] != (self.image_size, self.image_size, 3):
-            raise ValueError(
-                f"pixels must be (N, {self.image_size}, {self.image_size}, 3), got {pixels.shape}"
-            )
+        side = self.image_size
+        if pixels.shape[1:] != (side, side, 3):
+            raise ValueError(f"pixels must be (N, {side}, {side}, 3), got {pixels.shape}")
         x = self.embed(pixels.astype(self.pos_embed.dtype))
         for block in self.blocks:
             x = block(x)
@@ -98,5 +105,5 @@ class SiglipVisionTower(nn.Module):
         self.vision_tower = VisionTransformer(config)
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        """(N, S, S, 3) in about [-1, 1] -> (N, patches, width)."""
+        """Encode images: (N, S, S, 3) in about [-1, 1] -> (N, patches, width)."""
         return self.vision_tower(pixels)

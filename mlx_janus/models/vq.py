@@ -1,9 +1,10 @@
 """VQ-GAN codec, the generation tokenizer (reference: ``janus/models/vq_model.py``).
 
-What is unusual: codebook rows are L2-normalised whenever they are looked up, and the encoder's output is normalised
-before the search; downsampling pads right and bottom only; attention stands at the lowest resolution alone, one head
-over all channels; GroupNorm groups consecutive channels, as PyTorch does and MLX by default does not, eps 1e-6.
-Run it in float32: half precision overflows.
+Unusual: codebook rows are L2-normalised at every look-up, and the encoder's output is normalised
+before the search; downsampling pads on the right and at the bottom only; attention is used at the
+lowest resolution only, with one head over all channels; GroupNorm groups consecutive channels, as
+PyTorch does and MLX by default does not, with eps 1e-6. Run the codec in float32: half precision
+overflows.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from .convolution import Conv2d
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm over consecutive channels, as PyTorch's, with sums taken row by row.
+    """GroupNorm over consecutive channels, as PyTorch's, with means taken row by row.
 
-    MLX's CPU adds a group's values one after the other, and over a flat region, thousands of times the same value,
-    the rounding errors all point the same way: the variance comes out wrong by 1e-5. Rows first, then their means.
+    MLX's CPU backend adds a group's values one after the other. Over a flat region it adds the same
+    value thousands of times, so that all rounding errors have one sign and the variance is wrong by
+    1e-5. Averaging each row first avoids this.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, H, W, C) -> (B, H, W, C)."""
+        """Normalise each group: (B, H, W, C) -> (B, H, W, C)."""
         B, H, W, C = x.shape
         x = x.reshape(B, H, W, self.num_groups, C // self.num_groups)
         x = x - mean_by_rows(x)
@@ -35,15 +37,20 @@ class GroupNorm(nn.GroupNorm):
 
 
 def mean_by_rows(x: mx.array) -> mx.array:
-    """(B, H, W, G, c) -> (B, 1, 1, G, 1)."""
-    return x.mean(2, keepdims=True).mean(1, keepdims=True).mean(4, keepdims=True)
+    """Return the mean of each group: (B, H, W, G, c) -> (B, 1, 1, G, 1)."""
+    rows = x.mean(2, keepdims=True)
+    channels = rows.mean(1, keepdims=True)
+    return channels.mean(4, keepdims=True)
 
 
 def group_norm(channels: int, config: VQConfig) -> GroupNorm:
+    """Return a ``GroupNorm`` with the config's groups and eps."""
     return GroupNorm(config.norm_groups, channels, eps=config.norm_eps)
 
 
 class ResnetBlock(nn.Module):
+    """Two convolutions with a residual connection."""
+
     def __init__(self, channels_in: int, channels_out: int, config: VQConfig):
         super().__init__()
         self.norm1 = group_norm(channels_in, config)
@@ -54,13 +61,17 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = Conv2d(channels_in, channels_out, 1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        h = self.conv1(nn.silu(self.norm1(x)))
-        h = self.conv2(nn.silu(self.norm2(h)))
-        return h + (self.nin_shortcut(x) if "nin_shortcut" in self else x)
+        h = nn.silu(self.norm1(x))
+        h = self.conv1(h)
+        h = nn.silu(self.norm2(h))
+        h = self.conv2(h)
+        if "nin_shortcut" in self:
+            x = self.nin_shortcut(x)
+        return h + x
 
 
 class AttnBlock(nn.Module):
-    """Self-attention over positions, one head."""
+    """Self-attention over positions, with one head and a residual connection."""
 
     def __init__(self, channels: int, config: VQConfig):
         super().__init__()
@@ -73,40 +84,52 @@ class AttnBlock(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         B, H, W, C = x.shape
         h = self.norm(x)
-        q, k, v = (conv(h).reshape(B, 1, H * W, C) for conv in (self.q, self.k, self.v))
+        q = self.q(h).reshape(B, 1, H * W, C)
+        k = self.k(h).reshape(B, 1, H * W, C)
+        v = self.v(h).reshape(B, 1, H * W, C)
         h = mx.fast.scaled_dot_product_attention(q, k, v, scale=C**-0.5)
         return x + self.proj_out(h.reshape(B, H, W, C))
 
 
 class Upsample(nn.Module):
+    """Nearest-neighbour upsampling by 2, then a convolution."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         B, H, W, C = x.shape
-        x = mx.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
-        return self.conv(x.reshape(B, 2 * H, 2 * W, C))
+        x = x[:, :, None, :, None, :]
+        x = mx.broadcast_to(x, (B, H, 2, W, 2, C))
+        x = x.reshape(B, 2 * H, 2 * W, C)
+        return self.conv(x)
 
 
 class Downsample(nn.Module):
+    """A convolution of stride 2, padded on the right and at the bottom."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.conv(mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]))
+        padded = mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
+        return self.conv(padded)
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, with attention after each where asked, and the change to the next."""
+    """The blocks of one resolution, and the change to the next.
+
+    With ``attention``, an attention block follows each residual block.
+    """
 
     def __init__(
         self, channels_in: int, channels_out: int, blocks: int, attention: bool, config: VQConfig
     ):
         super().__init__()
         sizes = [channels_in] + [channels_out] * blocks
-        self.res = [ResnetBlock(a, b, config) for a, b in pairwise(sizes)]
+        self.res = [ResnetBlock(before, after, config) for before, after in pairwise(sizes)]
         if attention:
             self.attn = [AttnBlock(channels_out, config) for _ in range(blocks)]
 
@@ -123,6 +146,7 @@ class Level(nn.Module):
 
 
 def middle(channels: int, config: VQConfig) -> list[nn.Module]:
+    """Return the blocks between the encoder's or decoder's levels and its narrow end."""
     return [
         ResnetBlock(channels, channels, config),
         AttnBlock(channels, config),
@@ -131,31 +155,39 @@ def middle(channels: int, config: VQConfig) -> list[nn.Module]:
 
 
 class Encoder(nn.Module):
+    """The network from pixels to latents; levels are in order from high to low resolution."""
+
     def __init__(self, config: VQConfig):
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
         last = len(widths) - 1
         self.conv_in = Conv2d(3, config.ch, 3, padding=1)
         self.conv_blocks = []
-        for i, (before, width) in enumerate(zip([config.ch, *widths], widths, strict=False)):
+        before = config.ch
+        for i, width in enumerate(widths):
             level = Level(before, width, config.num_res_blocks, i == last, config)
             if i != last:
                 level.downsample = Downsample(width)
             self.conv_blocks.append(level)
+            before = width
         self.mid = middle(widths[-1], config)
         self.norm_out = group_norm(widths[-1], config)
         self.conv_out = Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(N, H, W, 3) -> (N, H / 2**levels, W / 2**levels, z_channels)."""
+        """Encode pixels: (N, H, W, 3) -> (N, H / 2**levels, W / 2**levels, z_channels)."""
         x = self.conv_in(x)
         for block in (*self.conv_blocks, *self.mid):
             x = block(x)
-        return self.conv_out(nn.silu(self.norm_out(x)))
+        x = nn.silu(self.norm_out(x))
+        return self.conv_out(x)
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror, with one residual block more per level; levels go from low to high resolution."""
+    """The mirror of the encoder, with one more residual block a level.
+
+    Levels are in order from low to high resolution.
+    """
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -164,47 +196,61 @@ class Decoder(nn.Module):
         self.conv_in = Conv2d(config.z_channels, widths[0], 3, padding=1)
         self.mid = middle(widths[0], config)
         self.conv_blocks = []
-        for i, (before, width) in enumerate(zip([widths[0], *widths], widths, strict=False)):
+        before = widths[0]
+        for i, width in enumerate(widths):
             level = Level(before, width, config.num_res_blocks + 1, i == 0, config)
             if i != last:
                 level.upsample = Upsample(width)
             self.conv_blocks.append(level)
+            before = width
         self.norm_out = group_norm(widths[-1], config)
         self.conv_out = Conv2d(widths[-1], 3, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(N, h, w, z_channels) -> (N, H, W, 3)."""
+        """Decode latents: (N, h, w, z_channels) -> (N, H, W, 3)."""
         x = self.conv_in(x)
         for block in (*self.mid, *self.conv_blocks):
             x = block(x)
-        return self.conv_out(nn.silu(self.norm_out(x)))
+        x = nn.silu(self.norm_out(x))
+        return self.conv_out(x)
 
 
 class VectorQuantizer(nn.Module):
+    """The codebook."""
+
     def __init__(self, config: VQConfig):
         super().__init__()
         self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
 
     def look_up(self, ids: mx.array) -> mx.array:
-        """(...) indices -> (..., codebook_dim) unit vectors."""
-        return normalize(self.embedding(ids))
+        """Return the unit vectors of image tokens: (...) -> (..., codebook_dim)."""
+        rows = self.embedding(ids)
+        return normalize(rows)
 
     def nearest(self, z: mx.array) -> mx.array:
-        """(..., codebook_dim) -> (...) indices of the nearest rows; both sides normalised, first of equals."""
-        # Between unit vectors |z - e|^2 = 2 - 2 z.e, but codebooks may hold zero rows, so the norms stay in.
-        z, codebook = normalize(z), normalize(self.embedding.weight)
-        distance = (
-            (z * z).sum(-1, keepdims=True) + (codebook * codebook).sum(-1) - 2 * (z @ codebook.T)
-        )
+        """Return the nearest row of each latent: (..., codebook_dim) -> (...).
+
+        Latents and rows are normalised; the first of equally near rows wins.
+        """
+        z = normalize(z)
+        codebook = normalize(self.embedding.weight)
+        # Between unit vectors |z - e|^2 = 2 - 2 z.e, but a codebook may have zero rows, so the
+        # norms are computed.
+        latent_norms = (z * z).sum(-1, keepdims=True)
+        row_norms = (codebook * codebook).sum(-1)
+        distance = latent_norms + row_norms - 2 * (z @ codebook.T)
         return mx.argmin(distance, axis=-1)
 
 
 def normalize(x: mx.array) -> mx.array:
-    """Unit length along the last axis, as torch's ``F.normalize`` (eps 1e-12)."""
-    return x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    """Scale to unit length along the last axis, as torch's ``F.normalize`` does (eps 1e-12)."""
+    length = mx.linalg.norm(x, axis=-1, keepdims=True)
+    return x / mx.maximum(length, 1e-12)
 
 
 class VQModel(nn.Module):
+    """The codec: images to tokens and back."""
+
     def __init__(self, config: VQConfig):
         super().__init__()
         self.encoder = Encoder(config)
@@ -214,24 +260,29 @@ class VQModel(nn.Module):
         self.post_quant_conv = Conv2d(config.codebook_dim, config.z_channels, 1)
 
     @staticmethod
-    def drawing_parts() -> tuple[str, ...]:
-        """The children that drawing needs: everything but the encoder's side."""
+    def decoding_parts() -> tuple[str, ...]:
+        """Return the names of the children that decode tokens."""
         return ("decoder", "quantize", "post_quant_conv")
 
     def decode_code(self, ids: mx.array, grid: tuple[int, int] | None = None) -> mx.array:
-        """(N, h * w) indices, row by row -> (N, H, W, 3), nominally in [-1, 1] but not clipped.
+        """Decode tokens: (N, h * w) -> (N, H, W, 3), nominally in [-1, 1] but not clipped.
 
         Args:
-            ids: token indices.
+            ids: image tokens in raster order.
             grid: rows and columns; a square by default.
         """
-        h, w = grid or (math.isqrt(ids.shape[1]),) * 2
-        if h * w != ids.shape[1]:
-            raise ValueError(f"{ids.shape[1]} tokens do not fill a {h} x {w} grid")
-        z = self.quantize.look_up(ids).reshape(ids.shape[0], h, w, -1)
-        return self.decoder(self.post_quant_conv(z))
+        N, count = ids.shape
+        side = math.isqrt(count)
+        h, w = grid or (side, side)
+        if h * w != count:
+            raise ValueError(f"{count} tokens do not fill a {h} x {w} grid")
+        z = self.quantize.look_up(ids).reshape(N, h, w, -1)
+        z = self.post_quant_conv(z)
+        return self.decoder(z)
 
     def encode(self, pixels: mx.array) -> mx.array:
-        """(N, H, W, 3) in [-1, 1] -> (N, h * w) indices."""
-        z = self.quant_conv(self.encoder(pixels))
-        return self.quantize.nearest(z).reshape(pixels.shape[0], -1)
+        """Encode pixels in [-1, 1] as tokens in raster order: (N, H, W, 3) -> (N, h * w)."""
+        latents = self.encoder(pixels)
+        z = self.quant_conv(latents)
+        ids = self.quantize.nearest(z)
+        return ids.reshape(pixels.shape[0], -1)

@@ -1,4 +1,4 @@
-"""The networks of the VQ pathway: a codec, an embedding of image tokens with its adaptor, and a head over them."""
+"""The networks of the VQ pathway: a codec, and the embedding, adaptor and head of its tokens."""
 
 from __future__ import annotations
 
@@ -21,43 +21,50 @@ HEADS: dict[str, Callable[[Any], nn.Module]] = {"vision_head": GenHead}
 
 def _build(config: JanusConfig) -> dict[str, nn.Module]:
     own = token_config(config)
+    codec = CODECS[own.codec.kind]
+    aligner = ADAPTORS[own.aligner.kind]
+    head = HEADS[own.head.kind]
     return {
-        "gen_vision_model": CODECS[own.codec.kind](own.codec),
-        "gen_aligner": ADAPTORS[own.aligner.kind](own.aligner),
-        "gen_head": HEADS[own.head.kind](own.head),
+        "gen_vision_model": codec(own.codec),
+        "gen_aligner": aligner(own.aligner),
+        "gen_head": head(own.head),
         "gen_embed": nn.Embedding(own.codec.codebook_size, own.aligner.input_dim),
     }
 
 
 def token_config(config: JanusConfig) -> VQGenerationConfig:
-    """Return the config's section of the VQ pathway."""
+    """Return the config's section of the VQ pathway.
+
+    Raises:
+        UnsupportedModelError: the model has another pathway.
+    """
     if not isinstance(config.generation, VQGenerationConfig):
         raise UnsupportedModelError("this model does not generate image tokens")
     return config.generation
 
 
 def _pixels(config: JanusConfig) -> tuple[str, ...]:
-    return tuple(
-        f"gen_vision_model.{name}"
-        for name in CODECS[token_config(config).codec.kind].drawing_parts()
-    )
+    codec = CODECS[token_config(config).codec.kind]
+    return tuple(f"gen_vision_model.{name}" for name in codec.decoding_parts())
 
 
 def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: int) -> int:
-    """Sum the KV cache and, four times over, the float32 logits of a step."""
+    """Sum the KV cache and four copies of the float32 logits of a step."""
     own = token_config(config)
     cache = cache_bytes(config.language, rows, prompt_tokens + own.tokens, itemsize)
     return cache + 4 * 4 * rows * own.codec.codebook_size
 
 
 def _pixel_bytes(config: JanusConfig) -> int:
-    """Estimate the decoder's activations, counted in its widest one.
+    """Estimate the bytes of the decoder's activations, as a multiple of its widest one.
 
-    13 is what ``benchmarks/bench.py`` measured on a CPU, rounded up. The 12 of a GPU is an estimate.
+    On a CPU, ``benchmarks/bench.py`` measured a factor of 13, rounded up. The 12 of a GPU is an
+    estimate.
     """
     own = token_config(config)
     widest = 4 * own.image_size**2 * own.codec.ch
-    return widest * (13 if mx.default_device().type == mx.DeviceType.cpu else 12)
+    factor = 13 if mx.default_device().type == mx.DeviceType.cpu else 12
+    return widest * factor
 
 
 VQ_PARTS = GenerationParts(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mlx_janus
-from mlx_janus.decode.batch import DrawingBatch, Picture
+from mlx_janus.decode.batch import BatchImage, DrawingBatch
 from mlx_janus.decode.image import DrawOptions
 from mlx_janus.pipeline import JanusPipeline
 
@@ -24,14 +24,14 @@ def janus() -> JanusPipeline:
 
 def begin(
     batch: DrawingBatch, janus: JanusPipeline, prompt: str, options: DrawOptions, *seeds: int
-) -> list[Picture]:
+) -> list[BatchImage]:
     ids = janus.pathway.prompt_ids(prompt)
-    pictures = [Picture(seed, options) for seed in seeds]
+    pictures = [BatchImage(seed, options) for seed in seeds]
     batch.add(ids, janus.prompts.unconditional(ids), pictures)
     return pictures
 
 
-def alone(janus: JanusPipeline, prompt: str, picture: Picture) -> np.ndarray:
+def alone(janus: JanusPipeline, prompt: str, picture: BatchImage) -> np.ndarray:
     options = picture.options
     drawn = janus.generate_images(
         prompt,
@@ -59,7 +59,7 @@ def test_pictures_join_at_any_step_and_each_is_as_drawn_alone(janus: JanusPipeli
             begun |= dict.fromkeys(begin(batch, janus, prompt, options, *seeds), prompt)
         whole += batch.step()
     assert whole == list(begun)  # in the order in which they began: all have as many tokens
-    assert not batch.pictures
+    assert not batch.images
     for picture, prompt in begun.items():
         assert np.array_equal(picture.tokens(), alone(janus, prompt, picture)), (
             prompt,
@@ -76,7 +76,7 @@ def test_a_picture_given_up_leaves_the_others_as_they_are(janus: JanusPipeline) 
         assert batch.step() == []
     batch.remove([first[0], unguided[0]])
     batch.remove([first[0]])  # gone already
-    assert batch.pictures == [first[1], second[0]]
+    assert batch.images == [first[1], second[0]]
     assert len(first[0]) == 10
     for _ in range(janus.config.generation.tokens - 10):
         whole = batch.step()

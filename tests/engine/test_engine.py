@@ -251,7 +251,7 @@ def test_pictures_wait_for_memory(janus: JanusPipeline, monkeypatch: pytest.Monk
     under_way: list[int] = []
     step = DrawingBatch.step
     monkeypatch.setattr(
-        DrawingBatch, "step", lambda self: (under_way.append(len(self.pictures)), step(self))[1]
+        DrawingBatch, "step", lambda self: (under_way.append(len(self.images)), step(self))[1]
     )
     monkeypatch.setattr(image_queue, "images_that_fit", lambda *_: 2)
     told = served(lambda engine: events(engine.submit(draw("a star", 30, n=5))))
@@ -389,7 +389,7 @@ def test_what_a_client_gave_up_stops_within_a_step(
     steps: list[int] = []
     step = DrawingBatch.step
     monkeypatch.setattr(
-        DrawingBatch, "step", lambda self: (steps.append(len(self.pictures)), step(self))[1]
+        DrawingBatch, "step", lambda self: (steps.append(len(self.images)), step(self))[1]
     )
 
     async def work(engine: Engine) -> list[Event]:

@@ -28,7 +28,7 @@ from mlx_janus.config import (
 from mlx_janus.decode import image as draw_module
 from mlx_janus.decode.image import DrawOptions, draw_tokens
 from mlx_janus.decode.sampling import choose, guide, gumbel_noise, position_keys
-from mlx_janus.decode.text import StopStrings, TextOptions, answer_tokens, guess
+from mlx_janus.decode.text import StopStrings, TextOptions, answer_tokens, draft_tokens
 from mlx_janus.decode.window import best_window, time_passes
 from mlx_janus.inference import window_timing as tuning
 from mlx_janus.models.backbone import take_rows
@@ -508,7 +508,9 @@ def test_windows_keep_the_law(window: int) -> None:
 
 def test_a_guess_taken_unchecked_breaks_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above sees a planted bug."""
-    monkeypatch.setattr(mlx_janus.decode.image, "_settled", lambda chosen, _: chosen.shape[1])
+    monkeypatch.setattr(
+        mlx_janus.decode.image, "_count_accepted", lambda chosen, _: chosen.shape[1]
+    )
     assert _distance_of_drawn_pictures(4) < 1e-8
 
 
@@ -544,9 +546,11 @@ def test_lookup_takes_fewer_passes_where_text_repeats(
 
 
 def test_guesses_follow_the_latest_like_of_the_end() -> None:
-    assert guess([1, 2, 3, 1, 2, 4, 1, 2], 3) == [4, 1, 2]
-    assert guess([5, 1, 2, 9, 1, 2, 4, 5, 1, 2], 1) == [9]  # a longer end counts more
-    assert guess([1, 2, 3], 4) == guess([], 4) == guess([1, 2, 7, 1, 2], 0) == []
+    assert draft_tokens([1, 2, 3, 1, 2, 4, 1, 2], 3) == [4, 1, 2]
+    assert draft_tokens([5, 1, 2, 9, 1, 2, 4, 5, 1, 2], 1) == [9]  # a longer end counts more
+    assert (
+        draft_tokens([1, 2, 3], 4) == draft_tokens([], 4) == draft_tokens([1, 2, 7, 1, 2], 0) == []
+    )
 
 
 @pytest.mark.parametrize("weight", [1.0, 5.0])

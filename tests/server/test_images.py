@@ -144,7 +144,7 @@ def test_base64_as_others_write_it(client: httpx.Client, engine: FakeEngine) -> 
         f"data:application/octet-stream;base64,{data}",
     ]
     assert client.post(CHAT, json=ask(*urls)).status_code == 200
-    assert len({picture.tobytes() for picture in engine.asked[0].pictures}) == 1  # type: ignore[union-attr]
+    assert len({picture.tobytes() for picture in engine.asked[0].images}) == 1  # type: ignore[union-attr]
 
 
 def test_pictures_without_words(client: httpx.Client, engine: FakeEngine) -> None:
@@ -166,10 +166,10 @@ def test_a_picture_of_many_pixels_is_refused_before_it_is_unpacked() -> None:
 def test_too_many_pictures(client: httpx.Client, engine: FakeEngine) -> None:
     refusal(client.post(CHAT, json=ask(*[png(8, 8)] * 17)), 400)
     assert client.post(CHAT, json=ask(*[png(8, 8)] * 16)).status_code == 200
-    assert len(engine.asked[0].pictures) == 16  # type: ignore[union-attr]
+    assert len(engine.asked[0].images) == 16  # type: ignore[union-attr]
 
 
 def test_pictures_are_kept_small(client: httpx.Client, engine: FakeEngine) -> None:
     assert client.post(CHAT, json=ask(png(3000, 2000))).status_code == 200
     side = engine.config.image_size
-    assert [picture.size for picture in engine.asked[0].pictures] == [(side, side)]  # type: ignore[union-attr]
+    assert [picture.size for picture in engine.asked[0].images] == [(side, side)]  # type: ignore[union-attr]

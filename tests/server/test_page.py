@@ -171,7 +171,7 @@ def test_pictures_are_chosen_dropped_and_pasted_and_shown_with_the_question(
     assert [(turn.role, turn.text, turn.images) for turn in request.turns] == [
         ("user", "Which colours?", 2)
     ]
-    assert [image.getpixel((32, 32)) for image in request.pictures] == [(255, 0, 0), (0, 0, 255)]
+    assert [image.getpixel((32, 32)) for image in request.images] == [(255, 0, 0), (0, 0, 255)]
 
 
 def test_large_pictures_are_made_smaller_before_they_are_sent(page: Page) -> None:
@@ -334,7 +334,7 @@ def test_no_more_pictures_are_sent_than_one_request_may_hold(
     expect(page.locator("#tray li")).to_have_count(1)
     ask(page, "And this?")
     settled(page, 2)
-    assert [len(request.pictures) for request in answers(engine)] == [16, 1]
+    assert [len(request.images) for request in answers(engine)] == [16, 1]
     expect(page.get_by_text("The oldest questions no longer fit")).to_be_visible()
 
 
