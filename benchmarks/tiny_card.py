@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 _WHAT = {
     "codec": "the image codec",
     "merged": "its decoder, with merged codes",
-    "encoder": "the vision encoder alone",
-    "drawing": "language model and drawing parts, captions alone",
-    "joint": "all but encoder and codec, both losses",
+    "encoder": "the vision encoder",
+    "drawing": "the language model and the image pathway, on captions",
+    "joint": "everything except encoder and codec, both losses",
     "places": "the same, with mostly questions for places and numbers",
 }
 
