@@ -85,9 +85,10 @@ def table(rows: Iterable[Row]) -> list[str]:
 )
 @click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the language model.")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Type to compute in.  [default: float32 on a CPU, bfloat16 on a GPU]",
-)  # fmt: skip
+)
 @click.option(
     "--only",
     multiple=True,

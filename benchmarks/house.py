@@ -1,9 +1,9 @@
 """The shape of a package in numbers: ``python benchmarks/house.py [FOLDER ...]``.
 
-Each FOLDER is a package, by default this clone's. The script prints the files at the top, the import
-circles (imports for type checking count), the functions over 50 lines and those of cyclomatic
-complexity over 15 by name, the density of the code, and the words of the README. It reads only the
-source and imports nothing of the package.
+Each FOLDER is a package, by default this clone's. The script prints the files at the top, the
+import circles (imports for type checking count), the functions over 50 lines and those of
+cyclomatic complexity over 15 by name, the density of the code, and the words of the README. It
+reads only the source and imports nothing of the package.
 """
 
 from __future__ import annotations

@@ -178,9 +178,10 @@ def _gigabytes(size: float) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Type to compute in.  [default: bfloat16; measured on a CPU, float32]",
-)  # fmt: skip
+)
 @click.option(
     "--cpu", is_flag=True, help="For a CPU, where decoding a picture takes more room than on a GPU."
 )

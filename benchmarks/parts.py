@@ -212,9 +212,11 @@ def passes(setup: Setup) -> Iterator[Row]:
     for width in SETTLED:
         if width in times and width > 1:
             yield Row(
-                f"pass of {width} positions, two rows", times[width] / times[1], seconds(times[width]),
+                f"pass of {width} positions, two rows",
+                times[width] / times[1],
+                seconds(times[width]),
                 f"a pass of one, {seconds(times[1])}",
-            )  # fmt: skip
+            )
 
 
 def windows(setup: Setup) -> Iterator[Row]:
@@ -227,10 +229,11 @@ def windows(setup: Setup) -> Iterator[Row]:
     first, *others = janus_tiny.measure(mlx_janus.load(TINY), texts, rounds=1)
     for drawn in others:
         yield Row(
-            f"passes for a picture of Janus-Tiny, window {drawn.width}", drawn.passes / first.passes,
+            f"passes for a picture of Janus-Tiny, window {drawn.width}",
+            drawn.passes / first.passes,
             f"{drawn.passes:.1f} passes, {seconds(drawn.seconds)}",
             f"{first.passes:.0f} passes, {seconds(first.seconds)}, window 1",
-        )  # fmt: skip
+        )
 
 
 def bandwidth() -> float:

@@ -96,14 +96,24 @@ def _torch_model(config: JanusConfig, torch: Any, device: str) -> Any:
     width = llama["hidden_size"]
     sizes = TheirConfig(
         text_config=llama | {"model_type": llama.pop("kind"), "tie_word_embeddings": False},
-        vision_config={"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "projection_dim": width},
+        vision_config={
+            "num_hidden_layers": 1,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "projection_dim": width,
+        },
         vq_config={
-            "embed_dim": codec.codebook_dim, "num_embeddings": codec.codebook_size, "base_channels": 32,
-            "channel_multiplier": [1, 1], "num_res_blocks": 1, "latent_channels": 32, "projection_dim": width,
+            "embed_dim": codec.codebook_dim,
+            "num_embeddings": codec.codebook_size,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "latent_channels": 32,
+            "projection_dim": width,
             "image_token_embed_dim": width,
         },
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     with torch.device(device):
         return JanusForConditionalGeneration(sizes).to(getattr(torch, config.dtype)).eval()
 

@@ -49,9 +49,21 @@ class Model:
 
 
 _TINY = Sizes(
-    image_size=64, width=32, vision_layers=2, vision_heads=2, ch=32, ch_mult=(1, 1, 1, 1, 2), num_res_blocks=1,
-    z_channels=32, codebook_size=128, hidden=64, intermediate=192, layers=2, heads=2, vocab=832,
-)  # fmt: skip
+    image_size=64,
+    width=32,
+    vision_layers=2,
+    vision_heads=2,
+    ch=32,
+    ch_mult=(1, 1, 1, 1, 2),
+    num_res_blocks=1,
+    z_channels=32,
+    codebook_size=128,
+    hidden=64,
+    intermediate=192,
+    layers=2,
+    heads=2,
+    vocab=832,
+)
 MODELS = {
     "1b": Model(Sizes(), layouts=("deepseek", "transformers")),
     "1.3b": Model(Sizes(), pro=False, safetensors=True),

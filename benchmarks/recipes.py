@@ -53,8 +53,16 @@ from mlx_janus.weights.quantize import (
 from mlx_janus.weights.sources import TINY
 from mlx_janus.worlds import language, shapes
 
-_ALONE = ("q_proj k_proj", "v_proj", "o_proj", "gate_proj up_proj", "down_proj", "lm_head", "gen_head",
-          "gen_aligner aligner")  # fmt: skip
+_ALONE = (
+    "q_proj k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj up_proj",
+    "down_proj",
+    "lm_head",
+    "gen_head",
+    "gen_aligner aligner",
+)
 _BATCH = 4  # conversations in a pass
 
 
@@ -188,10 +196,14 @@ class Comparison:
         """Cells of the table for a plan."""
         drawing, answering = self.divergences(plan)
         return [
-            f"{self.bits(plan):.2f}", f"{self.drawing_bytes(plan) / 1e6:.2f} MB",
-            f"{drawing.kl:.5f}", f"{drawing.overlap:.2%}", f"{drawing.top1:.1%}",
-            f"{answering.kl:.5f}", f"{answering.top1:.2%}",
-        ]  # fmt: skip
+            f"{self.bits(plan):.2f}",
+            f"{self.drawing_bytes(plan) / 1e6:.2f} MB",
+            f"{drawing.kl:.5f}",
+            f"{drawing.overlap:.2%}",
+            f"{drawing.top1:.1%}",
+            f"{answering.kl:.5f}",
+            f"{answering.top1:.2%}",
+        ]
 
 
 def scores(janus: mlx_janus.JanusPipeline, sizes: Sizes) -> list[str]:

@@ -90,11 +90,14 @@ def measure(janus: mlx_janus.JanusPipeline, texts: Sequence[str], rounds: int) -
                 unlike[width] += not np.array_equal(plain, image.tokens)
     return [
         Window(
-            w, float(np.mean(passes[w])), float(np.median(seconds[w])),
-            float(np.median(np.array(seconds[1]) / np.array(seconds[w]))), unlike[w],
+            w,
+            float(np.mean(passes[w])),
+            float(np.median(seconds[w])),
+            float(np.median(np.array(seconds[1]) / np.array(seconds[w]))),
+            unlike[w],
         )
         for w in widths
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

@@ -38,13 +38,21 @@ def screen() -> pyte.Screen:
     stream = pyte.Stream(shown)
     with tempfile.TemporaryDirectory() as folder:
         environment = {
-            **os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONPATH": str(ROOT),
-            "XDG_STATE_HOME": folder, "HOME": folder,
-        }  # fmt: skip
+            **os.environ,
+            "TERM": "xterm-256color",
+            "PROMPT_TOOLKIT_NO_CPR": "1",
+            "PYTHONPATH": str(ROOT),
+            "XDG_STATE_HOME": folder,
+            "HOME": folder,
+        }
         child = pexpect.spawn(
-            sys.executable, ["-m", "mlx_janus.chat"], env=environment, encoding="utf-8", dimensions=(ROWS, COLUMNS),
+            sys.executable,
+            ["-m", "mlx_janus.chat"],
+            env=environment,
+            encoding="utf-8",
+            dimensions=(ROWS, COLUMNS),
             cwd=folder,
-        )  # fmt: skip
+        )
         for line in (*TYPED, None):
             _wait(child, stream, shown)
             if line is not None:

@@ -21,13 +21,24 @@ from playwright.sync_api import Page
 from serving import started
 
 TARGETS: dict[str, dict[str, Any]] = {
-    "page-light.png": {"color_scheme": "light", "viewport": {"width": 960, "height": 1090}, "device_scale_factor": 1.5},
-    "page-dark.png": {"color_scheme": "dark", "viewport": {"width": 960, "height": 1090}, "device_scale_factor": 1.5},
-    "page-phone.png": {
-        "color_scheme": "light", "viewport": {"width": 390, "height": 844}, "device_scale_factor": 2,
-        "is_mobile": True, "has_touch": True,
+    "page-light.png": {
+        "color_scheme": "light",
+        "viewport": {"width": 960, "height": 1090},
+        "device_scale_factor": 1.5,
     },
-}  # fmt: skip
+    "page-dark.png": {
+        "color_scheme": "dark",
+        "viewport": {"width": 960, "height": 1090},
+        "device_scale_factor": 1.5,
+    },
+    "page-phone.png": {
+        "color_scheme": "light",
+        "viewport": {"width": 390, "height": 844},
+        "device_scale_factor": 2,
+        "is_mobile": True,
+        "has_touch": True,
+    },
+}
 DRAWN = "a green circle above a purple star"
 SEED = 4
 
