@@ -1,4 +1,4 @@
-"""The small files beside published weights: configs, tokenizer, preprocessing, chat template."""
+"""The small files of a published model: configs, tokenizer, preprocessing, chat template."""
 
 from __future__ import annotations
 
@@ -28,17 +28,21 @@ _LLAMA_DEFAULTS = {
     "num_hidden_layers": 32,
     "num_key_value_heads": 32,
 }
-# Short, and for messages whose content is a list of {"type": "text", "text": ...} and {"type": "image"}.
+# For messages whose content is a list of {"type": "text", "text": ...} and {"type": "image"}.
 _CHAT_TEMPLATE = """\
 {% for message in messages %}\
-{{ '<|User|>: ' if message.role == 'user' else '<|Assistant|>: ' if message.role == 'assistant' else '' }}\
-{% for part in message.content %}{{ '<image_placeholder>\\n' if part.type == 'image' else part.text }}{% endfor %}\
+{{ '<|User|>: ' if message.role == 'user' else \
+'<|Assistant|>: ' if message.role == 'assistant' else '' }}\
+{% for part in message.content %}\
+{{ '<image_placeholder>\\n' if part.type == 'image' else part.text }}\
+{% endfor %}\
 {{ '<｜end▁of▁sentence｜>' if message.role == 'assistant' else '\\n\\n' }}\
 {% endfor %}{% if add_generation_prompt %}<|Assistant|>:{% endif %}
 """
 
 
 def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file as published: indented, not escaped."""
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -56,7 +60,7 @@ def _llama_config(s: Sizes) -> dict[str, Any]:
 
 
 def deepseek_config(model: Model) -> dict[str, Any]:
-    """``config.json``: parts by the names of their variants, Llama's sizes only where they differ from the defaults."""
+    """Return ``config.json``: parts by the names of their variants, Llama's non-default sizes."""
     s = model.sizes
     named = Sizes()
     vision: dict[str, Any] = {
@@ -66,7 +70,7 @@ def deepseek_config(model: Model) -> dict[str, Any]:
         "select_layer": -1,
     }
     codec: dict[str, Any] = {"image_token_size": s.codebook_size, "n_embed": s.codebook_dim}
-    if s.width != named.width:  # no variant has these sizes: written out
+    if s.width != named.width:  # no variant has these sizes: write them out
         vision |= {"width": s.width, "layers": s.vision_layers, "heads": s.vision_heads}
         vision |= {"patch_size": s.patch_size, "mlp_ratio": s.mlp_ratio}
         codec |= {"ch": s.ch, "ch_mult": s.ch_mult, "num_res_blocks": s.num_res_blocks}
@@ -166,7 +170,7 @@ def _transformers_config(s: Sizes, ids: Callable[[str], int]) -> dict[str, Any]:
 
 
 def _special_tokens(model: Model) -> list[str]:
-    """In the order of their ids, which begin after the vocabulary."""
+    """Return the special tokens in the order of their ids, which begin after the vocabulary."""
     image_tokens = [f"<image_token_{i}>" for i in range(model.sizes.grid**2)]
     between = [] if model.pro else [f"<filler_{model.entries + i}>" for i in range(2, 15)]
     placeholder = [IMAGE] if model.pro else []
@@ -184,7 +188,10 @@ def _special_tokens(model: Model) -> list[str]:
 
 
 def write_tokenizer(path: Path, model: Model, layout: str) -> Callable[[str], int]:
-    """A byte-level BPE trained on Python's own help texts, then entries that no text reaches; ids by spelling."""
+    """Write a byte-level BPE trained on Python's help texts; return a function from token to id.
+
+    Filler entries, which no text reaches, fill the vocabulary up to the published size.
+    """
     from pydoc_data.topics import topics
 
     from tokenizers import (
@@ -231,6 +238,7 @@ def write_tokenizer(path: Path, model: Model, layout: str) -> Callable[[str], in
 
 
 def write_transformers_files(folder: Path, model: Model, ids: Callable[[str], int]) -> None:
+    """Write the small files of transformers' layout."""
     s = model.sizes
     generation = {
         "bos_token_id": ids(BOS),
@@ -285,6 +293,7 @@ def write_transformers_files(folder: Path, model: Model, ids: Callable[[str], in
 
 
 def write_deepseek_files(folder: Path, model: Model) -> None:
+    """Write the small files of DeepSeek's layout."""
     preprocessor = {
         "background_color": [127] * 3,
         "do_normalize": True,

@@ -1,4 +1,4 @@
-"""A model of a published shape with random weights, in memory alone."""
+"""A model of a published shape with random weights, in memory only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mlx_janus.weights.quantize import quantize_model
 
 
 def random_model(shape: str, dtype: Dtype, bits: int | None = None) -> JanusModel:
-    """Weights of a shape that ``published_shapes`` knows, not computed yet; the codec's are float32, as always."""
+    """Build a model of a published shape with lazy random weights; the codec's are float32."""
     sizes = replace(config(MODELS[shape].sizes), dtype=dtype)
     model = JanusModel(with_bits(sizes, bits, Path(shape)))
     for name, part in model.children().items():
@@ -42,7 +42,7 @@ def random_model(shape: str, dtype: Dtype, bits: int | None = None) -> JanusMode
 
 
 def config(s: Sizes) -> JanusConfig:
-    """The sizes as a config."""
+    """Return the sizes as a config."""
     return JanusConfig(
         understanding=SiglipConfig(
             kind="siglip",
