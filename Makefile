@@ -8,6 +8,7 @@ lint:
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+	$(PYTHON) docs/check_voice.py
 
 format:
 	$(PYTHON) -m ruff check --fix .

@@ -1,1 +1,1 @@
-"""Measurements and what they need: model folders with random weights, real photographs."""
+"""Measurements, and their tools: model folders with random weights, real photographs."""

@@ -1,7 +1,8 @@
-"""Everything that is said about speed, measured in one run: ``make bench``, or ``python benchmarks/bench.py``.
+"""Measure every claim about speed in one run: ``make bench`` or ``python benchmarks/bench.py``.
 
-Random weights of a published shape: speed and memory do not depend on their values. The same command runs on a Mac, on
-CUDA and on a CPU. A part that fails, or whose peer is not installed, is named below the table, and the rest goes on.
+The weights are random and have a published shape, because speed and memory do not depend on their
+values. The same command runs on a Mac, on CUDA and on a CPU. If a part fails, or its peer is not
+installed, the others still run, and a line below the table names it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PARTS: dict[str, Callable[[Setup], Iterable[Row]]] = {
 
 
 def measure(setup: Setup, names: Iterable[str]) -> tuple[list[Row], list[str]]:
-    """The rows of these parts, and a line for each part that gave none."""
+    """Return the rows of these parts, and a line for each part without rows."""
     rows: list[Row] = []
     missing: list[str] = []
     for name in names:
@@ -57,7 +58,7 @@ def measure(setup: Setup, names: Iterable[str]) -> tuple[list[Row], list[str]]:
 
 
 def table(rows: Iterable[Row]) -> list[str]:
-    """Rows as Markdown."""
+    """Return the rows as a Markdown table."""
     lines = ["| measured | ours over the other | ours | the other |", "|---|---|---|---|"]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
@@ -71,23 +72,24 @@ def table(rows: Iterable[Row]) -> list[str]:
     type=click.Choice(["1b", "7b", "tiny"]),
     default="1b",
     show_default=True,
-    help="Whose sizes.",
+    help="Published shape.",
 )
 @click.option(
-    "--steps", type=click.IntRange(min=1), default=16, show_default=True, help="Of each kind."
+    "--steps", type=click.IntRange(min=1), default=16, show_default=True, help="Steps of each kind."
 )
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),
     default=3,
     show_default=True,
-    help="Of what is no step.",
+    help="Runs of each other measurement.",
 )
 @click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the language model.")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Type to compute in.  [default: float32 on a CPU, bfloat16 on a GPU]",
-)  # fmt: skip
+)
 @click.option(
     "--only",
     multiple=True,
@@ -97,7 +99,7 @@ def table(rows: Iterable[Row]) -> list[str]:
 def main(
     model: str, steps: int, repeats: int, bits: str | None, dtype: str | None, only: tuple[str, ...]
 ) -> None:
-    """Measure our steps beside those of others, in turns, and print a Markdown table, ratios first.
+    """Measure our steps and those of others in turns, and print a Markdown table, ratios first.
 
     Optional peers: pip install torch==2.13.0 transformers; pip install mlx-vlm.
     """
@@ -111,7 +113,8 @@ def main(
     weights = f"random weights, {janus.config.dtype}" + (f", {bits} bits" if bits else "")
     click.echo(f"Machine: {machine()}, {'CPU' if on_cpu else 'GPU'}\n")
     click.echo(
-        f"Janus of the shape {model}, {weights}; medians of {steps} steps, or of {repeats} of what is no step.\n"
+        f"Janus of the shape {model}, {weights}; "
+        f"medians of {steps} steps, or of {repeats} runs of other measurements.\n"
     )
     click.echo("\n".join(table(rows)))
     if missing:

@@ -1,7 +1,8 @@
-"""What a quantized KV cache costs a long chat: ``python benchmarks/cache_bits.py``.
+"""Measure the cost of a quantized KV cache in a long chat: ``python benchmarks/cache_bits.py``.
 
-Janus-Tiny reads long conversations about a picture; then the text logits at the last positions are compared with those
-over the float cache. At a published shape, with random weights, a step over a long cache is timed both ways, in turns.
+Janus-Tiny reads long conversations about an image. The text logits at the last positions are
+compared with those over the float cache. At a published shape, with random weights, a step over a
+long cache is timed with each cache.
 """
 
 from __future__ import annotations
@@ -32,40 +33,37 @@ from mlx_janus.processing.images import preprocess, to_image
 from mlx_janus.processing.prompts import Turn
 from mlx_janus.worlds import language, shapes
 
-LAST = 16  # positions that are compared
+LAST = 16  # positions compared
 
 
 def quantized(cache: list, bits: int | None, width: int) -> list:
-    """The cache as it is, or with keys and values in so many bits."""
+    """Quantize the keys and values of a cache to ``bits``; None returns the cache unchanged."""
+    if bits is None:
+        return cache
     group = next(g for g in (64, 32) if width % g == 0)
-    return (
-        cache
-        if bits is None
-        else [layer.to_quantized(group_size=group, bits=bits) for layer in cache]
-    )
+    return [layer.to_quantized(group_size=group, bits=bits) for layer in cache]
 
 
 def long_chat(janus: mlx_janus.JanusPipeline, seed: int) -> mx.array:
-    """(L, hidden) of a conversation about one picture that nearly fills the context."""
+    """Embed a conversation about one image that nearly fills the context: (L, hidden)."""
     random = np.random.default_rng(seed)
     scene = shapes.sample_scene(random, "several", "pairs")
-    turns = [Turn("user", (asked := language.question(scene, random)).text, 1)]
+    asked = language.question(scene, random)
+    turns = [Turn("user", asked.text, 1)]
     while len(janus.prompts.answering(turns)) < janus.config.language.max_position_embeddings - 64:
-        turns += [
-            Turn("assistant", asked.answer),
-            Turn("user", (asked := language.question(scene, random)).text),
-        ]
+        turns.append(Turn("assistant", asked.answer))
+        asked = language.question(scene, random)
+        turns.append(Turn("user", asked.text))
     ids = np.array(janus.prompts.answering(turns))
     embeddings = janus.model.embed_text(mx.array(ids))
     pixels = preprocess(to_image(shapes.pixels(scene)), janus.config.image)
-    embeddings[mx.array(np.flatnonzero(ids == janus.prompts.special.image))] = (
-        janus.model.understand(mx.array(pixels)[None])[0]
-    )
+    patches = np.flatnonzero(ids == janus.prompts.special.image)
+    embeddings[mx.array(patches)] = janus.model.understand(mx.array(pixels)[None])[0]
     return embeddings
 
 
 def last_logits(model: JanusModel, embeddings: mx.array, bits: int | None) -> mx.array:
-    """(LAST, vocabulary), the last positions read one by one over a cache of the others."""
+    """Read the last positions one by one over a cache of the others: (LAST, vocabulary)."""
     cache = model.make_cache()
     mx.eval(model.hidden_states(embeddings[None, :-LAST], cache))
     cache = quantized(cache, bits, model.config.language.head_dim)
@@ -76,7 +74,7 @@ def last_logits(model: JanusModel, embeddings: mx.array, bits: int | None) -> mx
 def step_seconds(
     model: JanusModel, positions: int, bits: int | None, steps: int
 ) -> tuple[float, int]:
-    """The median time of an answering step over so long a cache, and the cache's bytes."""
+    """Return the median seconds of an answering step over a cache, and the cache's bytes."""
     cache = model.make_cache(positions + steps + 1)
     fill_cache(cache, model.config.language, 1, positions, model.dtype)
     cache = quantized(cache, bits, model.config.language.head_dim)
@@ -86,7 +84,8 @@ def step_seconds(
         for _, array in tree_flatten(layer.state)
         if hasattr(array, "nbytes")
     )
-    one, times = model.embed_text(mx.array([[1]])), []
+    one = model.embed_text(mx.array([[1]]))
+    times = []
     for _ in range(steps + 1):
         started = time.perf_counter()
         mx.eval(model.text_logits(model.hidden_states(one, cache)))
@@ -97,7 +96,11 @@ def step_seconds(
 @click.command()
 @click.option("--shape", type=click.Choice(list(MODELS)), default="1b", show_default=True)
 @click.option(
-    "--positions", type=click.IntRange(1), default=4096, show_default=True, help="In the cache."
+    "--positions",
+    type=click.IntRange(1),
+    default=4096,
+    show_default=True,
+    help="Length of the cache.",
 )
 @click.option("--steps", type=click.IntRange(1), default=6, show_default=True)
 @click.option("--chats", type=click.IntRange(1), default=8, show_default=True)
@@ -109,9 +112,8 @@ def main(shape: str, positions: int, steps: int, chats: int) -> None:
     model = random_model(shape, "float32" if on_cpu else "bfloat16")
     materialize(model.answering_arrays().values())
     click.echo(f"{machine()}; {model.config.dtype}, {shape}, {positions} positions\n")
-    click.echo(
-        "| cache | KL, text, Janus-Tiny | top-1 | cache's bytes | time of a step | |\n|---|---|---|---|---|---|"
-    )
+    click.echo("| cache | KL, text, Janus-Tiny | top-1 | cache's bytes | time of a step | |")
+    click.echo("|---|---|---|---|---|---|")
     plain: float | None = None
     for bits in (None, 8, 4):
         pairs = [
@@ -120,8 +122,9 @@ def main(shape: str, positions: int, steps: int, chats: int) -> None:
         found = mean_divergence(pairs)
         seconds, size = step_seconds(model, positions, bits, steps)
         plain = plain or seconds
+        name = f"{bits} bits" if bits else "float"
         click.echo(
-            f"| {f'{bits} bits' if bits else 'float'} | {found.kl:.5f} | {found.top1:.1%} | {size / 1e6:.0f} MB "
+            f"| {name} | {found.kl:.5f} | {found.top1:.1%} | {size / 1e6:.0f} MB "
             f"| {seconds:.3f} s | {seconds / plain:.2f} |"
         )
 

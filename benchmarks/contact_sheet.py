@@ -1,6 +1,6 @@
-"""Draw prompts with a model, and lay the pictures out: ``python benchmarks/contact_sheet.py OUTPUT``.
+"""Generate a sheet of images from several prompts: ``python benchmarks/contact_sheet.py OUTPUT``.
 
-The default prompts are for Janus-Tiny; the pictures are the first that each prompt gives, none is chosen.
+The default prompts are for Janus-Tiny. The sheet has the first images of each prompt, unselected.
 """
 
 from __future__ import annotations
@@ -27,39 +27,43 @@ PROMPTS = (
     "a blue star and an orange triangle",
     "four purple squares",
 )
-_SCALE, _GAP, _LINE = 2, 8, 16  # pixels for a pixel, between pictures, of a line of text
+_SCALE = 2  # pixels of the sheet for a pixel of a small image
+_GAP = 8  # pixels between images
+_LINE = 16  # pixels of a line of text
 _GREY = (110, 110, 110)
 
 
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("-m", "--model", help="A folder or Hub id.  [default: Janus-Tiny]")
-@click.option("-p", "--prompt", "prompts", multiple=True, help="A row's prompt; may be repeated.")
+@click.option("-p", "--prompt", "prompts", multiple=True, help="Prompt; may be repeated.")
 @click.option(
-    "-n", type=click.IntRange(1, 100), default=3, show_default=True, help="Pictures of each prompt."
+    "-n", type=click.IntRange(1, 100), default=3, show_default=True, help="Images of each prompt."
 )
 @click.option(
     "--columns",
     type=click.IntRange(1, 10),
     default=2,
     show_default=True,
-    help="Prompts side by side.",
+    help="Prompts in a row of the sheet.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def main(
     output: Path, model: str | None, prompts: tuple[str, ...], n: int, columns: int, seed: int
 ) -> None:
-    """Write OUTPUT, a PNG with pictures of several prompts."""
+    """Write OUTPUT, a PNG with images of several prompts."""
     janus = mlx_janus.load(model)
     prompts = prompts or PROMPTS
     side = janus.config.image_size * (_SCALE if janus.config.image_size < 200 else 1)
-    width, height = n * (side + _GAP) + 2 * _GAP, side + _LINE + 2 * _GAP
+    width = n * (side + _GAP) + 2 * _GAP
+    height = side + _LINE + 2 * _GAP
     rows = -(-len(prompts) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
     for i, prompt in enumerate(prompts):
-        left, top = i % columns * width + _GAP, i // columns * height + _GAP
+        left = i % columns * width + _GAP
+        top = i // columns * height + _GAP
         draw.text((left, top - 2), prompt, fill=_GREY, font=font)
         for j, drawn in enumerate(janus.generate_images(prompt, n=n, seed=seed)):
             place = (left + j * (side + _GAP), top + _LINE)

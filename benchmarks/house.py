@@ -1,14 +1,17 @@
-"""The shape of the package in numbers: ``python benchmarks/house.py [FOLDER ...]``.
+"""The shape of a package in numbers: ``python benchmarks/house.py [FOLDER ...]``.
 
-Of each package folder (this clone's by default; another checkout's to compare): files on top, circles of imports with
-those for type checking counted, functions over 50 lines, and functions of a cyclomatic complexity over 15, by name.
-Only the source is read; nothing is imported.
+Each FOLDER is a package, by default this clone's. The script prints the files at the top, the
+import circles (imports for type checking count), the functions over 50 lines and those of
+cyclomatic complexity over 15 by name, the density of the code, and the words of the README. It
+reads only the source and imports nothing of the package.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import sys
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,15 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mlx_janus"
 LONG = 50  # lines
 COMPLEX = 15  # paths
 _BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
 
 
 @dataclass(frozen=True)
@@ -30,20 +42,36 @@ class Function:
     complexity: int
 
 
-def modules(package: Path) -> dict[str, ast.Module]:
-    """Parse every module of a package, by its dotted name."""
-    trees = {}
+@dataclass
+class Density:
+    """Counts that show how much a line of code does. Code lines have code, not only prose."""
+
+    lines: int = 0
+    tokens: int = 0
+    parallel: int = 0
+    comprehensions: int = 0
+    deep_comprehensions: int = 0
+
+    def per_thousand(self, count: int) -> float:
+        """Return a count per 1,000 code lines."""
+        return 1000 * count / max(self.lines, 1)
+
+
+def sources(package: Path) -> dict[str, str]:
+    """Read every module of a package, by its dotted name."""
+    found = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package.parent).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        trees[name] = ast.parse(path.read_text(encoding="utf-8"))
-    return trees
+        found[name] = path.read_text(encoding="utf-8")
+    return found
 
 
 def imports(trees: dict[str, ast.Module], packages: set[str]) -> dict[str, set[str]]:
-    """Return the modules of the same package that each module imports, wherever in the file.
+    """Return the modules of the same package that each module imports, anywhere in the file.
 
-    An import of a name from a package counts as one of the package's module of that name, if there is one.
+    An import of a name from a package counts as an import of the package's module of that name, if
+    there is one.
     """
     found: dict[str, set[str]] = {}
     for name, tree in trees.items():
@@ -109,7 +137,10 @@ def functions(trees: dict[str, ast.Module]) -> list[Function]:
 
 
 def complexity(function: ast.AST) -> int:
-    """Count the paths through a function: one, and one more for each branch, loop, ``and``, ``or`` and filter."""
+    """Count the paths through a function.
+
+    One, and one more for each branch, loop, ``and``, ``or`` and filter.
+    """
     paths = 1
     for node in ast.walk(function):
         if isinstance(node, _BRANCHES):
@@ -121,32 +152,85 @@ def complexity(function: ast.AST) -> int:
     return paths
 
 
+def density(codes: dict[str, str], trees: dict[str, ast.Module]) -> Density:
+    """Measure how dense the code is, without docstrings, comments and blank lines."""
+    total = Density()
+    for name, code in codes.items():
+        prose = _prose_lines(trees[name])
+        lines: set[int] = set()
+        for token in tokenize.generate_tokens(io.StringIO(code).readline):
+            if token.type not in _NO_CODE and token.start[0] not in prose:
+                total.tokens += 1
+                lines.update(range(token.start[0], token.end[0] + 1))
+        total.lines += len(lines)
+        for node in ast.walk(trees[name]):
+            total.parallel += _is_parallel(node)
+            if isinstance(node, _COMPREHENSIONS):
+                total.comprehensions += 1
+                total.deep_comprehensions += len(node.generators) > 2
+    return total
+
+
+def _prose_lines(tree: ast.Module) -> set[int]:
+    """Return the lines of docstrings and other bare strings."""
+    lines: set[int] = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
+            continue
+        if isinstance(node.value.value, str):
+            lines.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return lines
+
+
+def _is_parallel(node: ast.AST) -> bool:
+    """Return whether a node is an assignment like ``a, b = x, y``; a swap counts too."""
+    if not isinstance(node, ast.Assign):
+        return False
+    return isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)
+
+
 def report(package: Path) -> list[str]:
     """Return the figures of a package as lines."""
-    trees = modules(package)
+    codes = sources(package)
+    trees = {name: ast.parse(code) for name, code in codes.items()}
     packages = {name for name in trees if (package.parent / Path(*name.split("."))).is_dir()}
     rings = circles(imports(trees, packages - {package.name}) | {package.name: set()})
     all_functions = functions(trees)
-    long = sorted((f for f in all_functions if f.lines > LONG), key=lambda f: -f.lines)
-    knotted = sorted(
-        (f for f in all_functions if f.complexity > COMPLEX), key=lambda f: -f.complexity
-    )
+    by_length = sorted(all_functions, key=lambda f: -f.lines)
+    by_complexity = sorted(all_functions, key=lambda f: -f.complexity)
+    long = [f"  {f.lines} {f.name}" for f in by_length if f.lines > LONG]
+    knotted = [f"  {f.complexity} {f.name}" for f in by_complexity if f.complexity > COMPLEX]
     return [
         f"{len(trees)} modules, {len(all_functions)} functions",
-        f"files on top: {len(list(package.glob('*.py')))}",
+        f"files at the top: {len(list(package.glob('*.py')))}",
         f"import circles: {len(rings)}",
         *(f"  {', '.join(ring)}" for ring in rings),
         f"functions over {LONG} lines: {len(long)}",
-        *(f"  {f.lines} {f.name}" for f in long),
+        *long,
         f"functions of complexity over {COMPLEX}: {len(knotted)}",
-        *(f"  {f.complexity} {f.name}" for f in knotted),
+        *knotted,
+        *_density_lines(density(codes, trees)),
+        *_readme_lines(package.parent / "README.md"),
     ]
+
+
+def _density_lines(found: Density) -> Iterator[str]:
+    yield f"code lines: {found.lines}"
+    yield f"tokens a code line: {found.tokens / max(found.lines, 1):.2f}"
+    yield f"parallel assignments in 1,000 code lines: {found.per_thousand(found.parallel):.1f}"
+    yield f"comprehensions in 1,000 code lines: {found.per_thousand(found.comprehensions):.1f}"
+    yield f"comprehensions with three or more for: {found.deep_comprehensions}"
+
+
+def _readme_lines(readme: Path) -> Iterator[str]:
+    if readme.is_file():
+        yield f"words of the README: {len(readme.read_text(encoding='utf-8').split())}"
 
 
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 def main(folders: tuple[Path, ...]) -> None:
-    """Print the shape of each package folder, of this clone's package by default."""
+    """Print the shape of each package folder, by default of this clone's package."""
     sys.setrecursionlimit(10_000)
     for folder in folders or (PACKAGE,):
         click.echo(f"{folder}:")

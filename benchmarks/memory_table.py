@@ -1,8 +1,10 @@
-"""The memory that the published models need, as tables: ``python benchmarks/memory_table.py``.
+"""Print the memory that the published models need: ``python benchmarks/memory_table.py``.
 
-Computed from the published sizes, nothing is downloaded or measured: what ``load`` compares with the memory there is
-(``required_memory``), the larger of drawing one picture and answering about one. With ``--measure`` instead: MLX's peak
-while random weights of a shape draw and decode, each in a process of its own, beside what is computed.
+The figures are computed from the published sizes; nothing is downloaded or measured. They are those
+that ``load`` compares with the available memory (``required_memory``): the larger of generating
+one image and answering about one. ``--measure`` runs a model with random weights instead, and
+prints MLX's peak while it generates and decodes, with the computed figure after it. Each
+measurement runs in its own process.
 """
 
 from __future__ import annotations
@@ -27,16 +29,14 @@ if TYPE_CHECKING:
 
 PUBLISHED = {"Janus-1.3B": "1.3b", "Janus-Pro-1B": "1b", "Janus-Pro-7B": "7b"}
 MACS = (8, 16, 24)  # GiB
-SHARE = 2 / 3  # of a Mac's memory, the least that macOS recommends to the GPU by default
-_PROMPT, _STEPS = (
-    256,
-    3,
-)  # tokens before the pictures that are measured, and positions drawn of them
+SHARE = 2 / 3  # part of a Mac's memory; macOS recommends at least this much to the GPU by default
+_PROMPT = 256  # tokens before the measured images
+_STEPS = 3  # positions generated of each measured image
 BITS = {"float": None, "8 bits": 8, "4 bits": 4}
 
 
 def published_config(model: str) -> JanusConfig:
-    """The ``JanusConfig`` that ``load`` reads off the published ``config.json``."""
+    """Return the ``JanusConfig`` that ``load`` reads from the published ``config.json``."""
     from mlx_janus.weights.published import read_published_sizes
 
     with TemporaryDirectory() as folder:
@@ -46,7 +46,7 @@ def published_config(model: str) -> JanusConfig:
 
 
 def needs(model: str, dtype: str) -> list[int]:
-    """Bytes for one picture, drawn or asked about: float, 8 bits, 4 bits."""
+    """Return the bytes for one image, generated or asked about: float, 8 bits, 4 bits."""
     from mlx_janus.weights.footprint import required_memory
     from mlx_janus.weights.load import with_bits
 
@@ -58,6 +58,7 @@ def needs(model: str, dtype: str) -> list[int]:
 
 
 def print_tables(dtype: str) -> None:
+    """Print the memory of each model, and the widest weights that fit each Mac."""
     from mlx.utils import tree_flatten
 
     from mlx_janus.models.janus import JanusModel
@@ -87,7 +88,7 @@ def print_tables(dtype: str) -> None:
 
 
 def widest(sizes: list[int], room: float, dtype: str) -> str:
-    """The weights with the most bits that fit."""
+    """Return the name of the widest weights that fit."""
     names = (dtype, *list(BITS)[1:])
     return next(
         (name for name, size in zip(names, sizes, strict=True) if size <= room), "does not fit"
@@ -95,7 +96,7 @@ def widest(sizes: list[int], room: float, dtype: str) -> str:
 
 
 def peak(cell: str) -> int:
-    """MLX's peak, in bytes, while a cell of the measured table is worked on: "1b float32 8-bits draw 4"."""
+    """Return MLX's peak bytes for a cell of the measured table: "1b float32 8-bits draw 4"."""
     import mlx.core as mx
 
     from benchmarks.random_model import random_model
@@ -116,7 +117,7 @@ def peak(cell: str) -> int:
 
 
 def _draw_last_positions(model: JanusModel, pictures: int) -> None:
-    """The last steps of pictures after a prompt of 256 tokens, the KV cache at its final length."""
+    """Run the last steps of images after 256 prompt tokens, with a KV cache of final length."""
     import mlx.core as mx
 
     from mlx_janus.decode.sampling import choose, guide, position_keys
@@ -136,7 +137,7 @@ def _draw_last_positions(model: JanusModel, pictures: int) -> None:
 
 
 def print_measured(shape: str, dtype: str) -> None:
-    """The table of measured peaks, with a larger model's computed needs below."""
+    """Print the table of measured peaks, with the computed figures of a larger model below."""
     from benchmarks.random_model import config
     from benchmarks.real_size import machine
     from mlx_janus.weights.footprint import required_memory, task_memory
@@ -152,10 +153,11 @@ def print_measured(shape: str, dtype: str) -> None:
 
     cells = (("draw", 1), ("draw", 4), ("decode", 1))
     click.echo(
-        f"Machine: {machine()}\n\nMeasured and, after the slash, computed; {dtype}, or bits of the weights.\n"
+        f"Machine: {machine()}\n\n"
+        f"Measured and, after the slash, computed; {dtype}, or bits of the weights.\n"
     )
     click.echo(
-        "| shape | weights | draw 1 picture | draw 4 | decode 1 | `load` wants | with low memory |"
+        "| shape | weights | draw 1 image | draw 4 | decode 1 | `load` wants | with low memory |"
     )
     click.echo("|---|---|---|---|---|---|---|")
     for name, find in ((shape, measured), ("7b", lambda *_: "-")):
@@ -178,25 +180,28 @@ def _gigabytes(size: float) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Type to compute in.  [default: bfloat16; measured on a CPU, float32]",
-)  # fmt: skip
-@click.option(
-    "--cpu", is_flag=True, help="For a CPU, where decoding a picture takes more room than on a GPU."
 )
 @click.option(
-    "--measure", is_flag=True, help="Measure drawing and decoding here, on random weights."
+    "--cpu",
+    is_flag=True,
+    help="For a CPU, where decoding an image takes more memory than on a GPU.",
+)
+@click.option(
+    "--measure", is_flag=True, help="Measure generation and decoding here, with random weights."
 )
 @click.option(
     "--model",
     type=click.Choice(["1b", "tiny"]),
     default="1b",
     show_default=True,
-    help="To measure.",
+    help="Shape to measure.",
 )
 @click.option("--cell", hidden=True)
 def main(dtype: str | None, cpu: bool, measure: bool, model: str, cell: str | None) -> None:
-    """Print what the published models need, and which fit which Mac."""
+    """Print the memory that the published models need, and the Macs that they fit."""
     import mlx_janus  # noqa: F401  # OpenBLAS before MLX
 
     import mlx.core as mx  # isort: skip
@@ -209,7 +214,7 @@ def main(dtype: str | None, cpu: bool, measure: bool, model: str, cell: str | No
         print_measured(model, dtype or ("float32" if on_cpu else "bfloat16"))
         return
     device = mx.Device(mx.DeviceType.cpu if cpu else mx.DeviceType.gpu, 0)
-    with patch("mlx.core.default_device", return_value=device):  # this machine need not have it
+    with patch("mlx.core.default_device", return_value=device):  # no GPU is needed
         print_tables(dtype or "bfloat16")
 
 

@@ -1,8 +1,9 @@
-"""Operations and time of a drawing step, and what might shorten it: ``python benchmarks/operations.py``.
+"""Compare variants of an image step, operations and time: ``python benchmarks/operations.py``.
 
-Of each variant: the operations that a GPU would launch in one step (views are none; MLX's fused normalisation,
-rotation and attention count as one each, which they are there), and the median of the ratios to the plain step's time,
-taken in turns on this machine. The tokens of all variants are compared.
+The table has the operations that a GPU would launch in one step of each variant, and the median of
+the ratios to the plain step's time, measured in turns on this machine. Views are no operations;
+MLX's fused normalisation, rotation and attention count as one each. The tokens of all variants are
+compared.
 """
 
 from __future__ import annotations
@@ -52,24 +53,26 @@ _VIEWS = {
 
 
 class FusedAttention(nn.Module):
-    """mlx-lm's attention with one product for queries, keys and values, and one rotation for the first two."""
+    """mlx-lm's attention with one product for q, k and v, and one rotation for q and k."""
 
     def __init__(self, attention: Any):
         super().__init__()
-        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.qkv_proj = nn.Linear(1, 1, bias=False)
         self.qkv_proj.weight = mx.concatenate([part.weight for part in parts])
-        self.o_proj, self.rope, self.scale = attention.o_proj, attention.rope, attention.scale
-        self.ends = attention.n_heads, attention.n_heads + attention.n_kv_heads
+        self.o_proj = attention.o_proj
+        self.rope = attention.rope
+        self.scale = attention.scale
+        self.ends = (attention.n_heads, attention.n_heads + attention.n_kv_heads)
         self.head_dim = attention.head_dim
 
     def __call__(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
         rows, length, _ = x.shape
         heads = self.qkv_proj(x).reshape(rows, length, -1, self.head_dim).transpose(0, 2, 1, 3)
-        turned = self.rope(heads[:, : self.ends[1]], offset=cache.offset)
-        keys, values = cache.update_and_fetch(turned[:, self.ends[0] :], heads[:, self.ends[1] :])
+        rotated = self.rope(heads[:, : self.ends[1]], offset=cache.offset)
+        keys, values = cache.update_and_fetch(rotated[:, self.ends[0] :], heads[:, self.ends[1] :])
         out = scaled_dot_product_attention(
-            turned[:, : self.ends[0]], keys, values, cache=cache, scale=self.scale, mask=mask
+            rotated[:, : self.ends[0]], keys, values, cache=cache, scale=self.scale, mask=mask
         )
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(rows, length, -1))
 
@@ -90,13 +93,13 @@ class FusedMLP(nn.Module):
 
 @contextmanager
 def plain(_: JanusModel) -> Iterator[None]:
-    """The step as it is on a CPU."""
+    """Leave the step as it is on a CPU."""
     yield
 
 
 @contextmanager
 def compiled_choice(_: JanusModel) -> Iterator[None]:
-    """The step as it is on a GPU."""
+    """Compile the choice of a token, as on a GPU."""
     picker = image._picker
     with patch.object(image, "_picker", lambda options, compiled: picker(options, compiled=True)):
         yield
@@ -104,22 +107,24 @@ def compiled_choice(_: JanusModel) -> Iterator[None]:
 
 @contextmanager
 def fused_projections(model: JanusModel) -> Iterator[None]:
-    """Four products a layer in place of seven."""
+    """Compute four products a layer instead of seven."""
     layers = model.language_model.model.layers
     before = [(layer.self_attn, layer.mlp) for layer in layers]
     for layer in layers:
-        layer.self_attn, layer.mlp = FusedAttention(layer.self_attn), FusedMLP(layer.mlp)
+        layer.self_attn = FusedAttention(layer.self_attn)
+        layer.mlp = FusedMLP(layer.mlp)
         mx.eval(layer.parameters())
     try:
         yield
     finally:
         for layer, (attention, mlp) in zip(layers, before, strict=True):
-            layer.self_attn, layer.mlp = attention, mlp
+            layer.self_attn = attention
+            layer.mlp = mlp
 
 
 @contextmanager
 def embedding_table(model: JanusModel) -> Iterator[None]:
-    """All image tokens' embeddings computed once, then looked up."""
+    """Compute the embeddings of all image tokens once, and look them up."""
     ids = mx.arange(model.config.generation.codec.codebook_size)
     table = mx.concatenate([model.embed_image_tokens(part) for part in mx.split(ids, 16)])
     mx.eval(table)
@@ -136,8 +141,9 @@ VARIANTS: dict[str, Callable[[JanusModel], Any]] = {
 
 
 def steps(model: JanusModel, count: int) -> tuple[float, list[int]]:
-    """The median seconds of a step, the first ones apart, and the tokens."""
-    seconds, tokens = [], []
+    """Return the median seconds of a step, without the first three, and the tokens."""
+    seconds = []
+    tokens = []
     stream = draw_tokens(model, [PROMPT], PROMPT, [(0, 1)], DrawOptions())
     before = time.perf_counter()
     for token in stream:
@@ -151,7 +157,7 @@ def steps(model: JanusModel, count: int) -> tuple[float, list[int]]:
 
 
 def operations(model: JanusModel) -> int:
-    """What a GPU would launch in one step: nodes of the step's graph, views apart."""
+    """Count the operations that a GPU would launch: nodes of the step's graph except views."""
     caches: list[Cache] = []
     make_cache = JanusModel.make_cache
 
@@ -199,7 +205,8 @@ def main(model: str, count: int, rounds: int) -> None:
     )
     mx.eval(janus.drawing_arrays())
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    counts, tokens = {}, {}
+    counts = {}
+    tokens = {}
     for round_ in range(rounds):
         for name, variant in VARIANTS.items():
             with variant(janus):
@@ -208,14 +215,12 @@ def main(model: str, count: int, rounds: int) -> None:
                 if round_ == 0:
                     counts[name] = operations(janus)
     click.echo(f"{machine()}; {model}, {mx.default_device()}\n")
-    click.echo(
-        "| step | operations | time, as a share of the plain step's | same tokens |\n|---|---|---|---|"
-    )
+    click.echo("| step | operations | time, as a share of the plain step's | same tokens |")
+    click.echo("|---|---|---|---|")
     for name in VARIANTS:
         ratio = np.median(np.array(seconds[name]) / np.array(seconds["plain"]))
-        click.echo(
-            f"| {name} | {counts[name]} | {ratio:.3f} | {'yes' if tokens[name] == tokens['plain'] else 'no'} |"
-        )
+        same = "yes" if tokens[name] == tokens["plain"] else "no"
+        click.echo(f"| {name} | {counts[name]} | {ratio:.3f} | {same} |")
     click.echo(f"\nA plain step: {np.median(seconds['plain']) * 1e3:.2f} ms.")
 
 

@@ -1,9 +1,10 @@
-"""What ``bench.py`` measures of ours, each beside what bounds it. A part gives rows of its table.
+"""The parts of ``bench.py``: our own measurements, each with the measurement that bounds it.
 
-Steps of both kinds are taken in turns, and a ratio is the median of the ratios of neighbours. The bound of a drawing
-step is mlx-lm's Llama body with two rows plus the image head's and the image adaptor's own time; that of an answering
-step is mlx-lm's ``generate_step``. Both loops have the next step under way when they give a token; here each waits for
-it, so that it is not the other's burden.
+A part yields rows of the table. Our steps and the other's alternate, and a ratio is the median of
+the ratios of neighbours. The bound of an image step is mlx-lm's Llama body with two rows, plus the
+image head's and the image adaptor's own time. The bound of an answering step is mlx-lm's
+``generate_step``. Both loops queue the next step before they return a token; here each waits for
+that step, so that it does not burden the other.
 """
 
 from __future__ import annotations
@@ -34,26 +35,26 @@ from mlx_janus.processing.prompts import Prompts
 from mlx_janus.weights.sources import TINY
 
 PROMPT = 32  # tokens
-_LARGEST = 1_000_000_000  # bytes of the array that bandwidth is measured with
+_LARGEST = 1_000_000_000  # bytes of the array that measures bandwidth
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured, and how often."""
+    """The model to measure, and the number of measurements."""
 
-    model: JanusModel  # weights not computed yet
-    steps: int  # of each kind
-    repeats: int  # of what is no step: first tokens, decodings
+    model: JanusModel  # with lazy weights
+    steps: int  # steps of each kind
+    repeats: int  # runs of the other measurements: first tokens, decodings
 
     @property
     def dtype(self) -> mx.Dtype:
-        """The type of what the language model computes."""
+        """The type in which the language model computes."""
         return getattr(mx, self.model.config.dtype)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. The ratio is ours over the other, in time unless ``what`` says otherwise."""
+    """A row of the table. The ratio is ours over the other, of times unless ``what`` differs."""
 
     what: str
     ratio: float | None = None
@@ -62,7 +63,7 @@ class Row:
 
 
 def drawing(setup: Setup) -> Iterator[Row]:
-    """Our drawing steps beside mlx-lm's body, head and adaptor."""
+    """Compare our image steps with mlx-lm's body, our head and our adaptor."""
     materialize(setup.model.drawing_arrays().values())
     steps = compare(lambda: draw(setup.model, 1, setup.steps), lambda: _bare_drawing(setup))
     yield step_row(
@@ -71,7 +72,7 @@ def drawing(setup: Setup) -> Iterator[Row]:
 
 
 def answering(setup: Setup) -> Iterator[Row]:
-    """Our answering steps beside mlx-lm's own loop and model."""
+    """Compare our answering steps with mlx-lm's own loop and model."""
     materialize(setup.model.answering_arrays().values())
     yield step_row(
         "answering step",
@@ -81,11 +82,12 @@ def answering(setup: Setup) -> Iterator[Row]:
 
 
 def batch(setup: Setup) -> Iterator[Row]:
-    """Four pictures together beside four one by one."""
+    """Compare four images in a batch with four single images."""
     materialize(setup.model.drawing_arrays().values())
-    four, one = (float(np.median(list(draw(setup.model, n, setup.steps)))) for n in (4, 1))
+    four = float(np.median(list(draw(setup.model, 4, setup.steps))))
+    one = float(np.median(list(draw(setup.model, 1, setup.steps))))
     yield Row(
-        "step of four pictures",
+        "step of four images",
         four / (4 * one),
         seconds(four),
         f"four steps of one, {seconds(one)} each",
@@ -93,7 +95,10 @@ def batch(setup: Setup) -> Iterator[Row]:
 
 
 def first_token(setup: Setup) -> Iterator[Row]:
-    """The first token of an answer, with and without a picture, beside mlx-lm's of as many tokens."""
+    """Compare the first token of an answer, with and without an image, with mlx-lm's.
+
+    mlx-lm reads a text prompt of the same number of tokens.
+    """
     model = setup.model
     materialize(model.answering_arrays().values())
     patches = model.config.understanding.tokens
@@ -114,37 +119,35 @@ def first_token(setup: Setup) -> Iterator[Row]:
     times = compare(lambda: ours(length, None), lambda: bare(length))
     yield step_row(f"first token of an answer, {length} positions of text", times, "mlx-lm's own")
     materialize(model.encoding_arrays().values())
-    pixels, length = (
-        mx.zeros((1, *[model.config.understanding.image_size] * 2, 3)),
-        length + patches,
-    )
+    side = model.config.understanding.image_size
+    pixels = mx.zeros((1, side, side, 3))
+    length += patches
     times = compare(lambda: ours(length, pixels), lambda: bare(length))
     yield step_row(
-        f"first token of an answer, one picture and text, {length} positions, encoder included",
+        f"first token of an answer, one image and text, {length} positions, encoder included",
         times,
-        "mlx-lm's own of as many tokens",
+        "mlx-lm's own, same number of tokens",
     )
 
 
 def turns(setup: Setup) -> Iterator[Row]:
-    """The first token on the fifth turn of a conversation about a picture beside that on the first."""
-    model, tiny = setup.model, JanusConfig.load(TINY / "config.json")
+    """Compare the first token on turn 5 of a conversation about an image with turn 1."""
+    model = setup.model
+    tiny = JanusConfig.load(TINY / "config.json")
     prompts = Prompts.load(TINY, tiny.prompt, image_tokens=model.config.understanding.tokens)
     times = []
     for _ in range(setup.repeats):
         talk = JanusPipeline(model, prompts, name="random").conversation()
-        picture = Image.new("RGB", (400, 300), "navy")
-        shown = [[picture], [], [], [], []]
-        times.append(
-            [
-                talk.send("How many shapes are there?", s, max_tokens=8).first_token_seconds
-                for s in shown
-            ]
-        )
+        image = Image.new("RGB", (400, 300), "navy")
+        answers = [
+            talk.send("How many shapes are there?", images, max_tokens=8)
+            for images in ([image], [], [], [], [])
+        ]
+        times.append([answer.first_token_seconds for answer in answers])
     first, *_, fifth = np.median(times, axis=0).tolist()
     ratio = float(np.median([each[-1] / each[0] for each in times]))
     yield Row(
-        "first token on turn 5 of a conversation about a picture",
+        "first token on turn 5 of a conversation about an image",
         ratio,
         seconds(fifth),
         f"turn 1, {seconds(first)}",
@@ -152,23 +155,25 @@ def turns(setup: Setup) -> Iterator[Row]:
 
 
 def bytes_read(setup: Setup) -> Iterator[Row]:
-    """What a pass in the middle of a picture reads, against how fast this device reads."""
+    """Compare the bandwidth of a pass in the middle of an image with the device's."""
     model = setup.model
     materialize(model.drawing_arrays().values())
     weights = sum(a.nbytes for name, a in model.drawing_arrays().items() if "embed" not in name)
     cache = _cache_bytes(setup, model.config.generation.tokens // 2)
-    rate, fastest = (weights + cache) / time_passes(model, 2)[1], bandwidth()
+    rate = (weights + cache) / time_passes(model, 2)[1]
+    fastest = bandwidth()
     yield Row(
-        f"bandwidth of a drawing pass, which reads {weights / 1e9:.3f} GB of weights and, in the middle of a picture, "
-        f"{cache / 1e9:.3f} GB of KV cache",
+        f"bandwidth of an image pass, which reads {weights / 1e9:.3f} GB of weights "
+        f"and, in the middle of an image, {cache / 1e9:.3f} GB of KV cache",
         rate / fastest,
         f"{rate / 1e9:.1f} GB/s",
-        f"{fastest / 1e9:.1f} GB/s, summing a large array here or multiplying it by a vector, whichever is quicker",
+        f"{fastest / 1e9:.1f} GB/s, the faster of summing a large array and multiplying it by a "
+        "vector",
     )
 
 
 def memory(setup: Setup) -> Iterator[Row]:
-    """What drawing holds beside the weights and one KV cache."""
+    """Measure the memory of generating an image, without the weights and one KV cache."""
     materialize(setup.model.drawing_arrays().values())
     held = _settle()
     for _ in draw(setup.model, 1, setup.steps):
@@ -176,49 +181,51 @@ def memory(setup: Setup) -> Iterator[Row]:
     cache = _cache_bytes(setup, PROMPT + setup.model.config.generation.tokens)
     over = mx.get_peak_memory() - held - cache
     yield Row(
-        "memory of drawing above the weights",
+        "memory of an image above the weights",
         None,
         megabytes(over),
-        f"one KV cache, {megabytes(cache)}, is apart",
+        f"not counting one KV cache, {megabytes(cache)}",
     )
 
 
 def vq_decode(setup: Setup) -> Iterator[Row]:
-    """The codec: one picture's tokens to pixels."""
-    model, times = setup.model, []
+    """Measure the codec: the tokens of one image to pixels."""
+    model = setup.model
+    times = []
     materialize(model.decoding_arrays().values())
     codec = sum(array.nbytes for array in model.decoding_arrays().values())
     held = _settle()
     for _ in range(setup.repeats):
         started = time.perf_counter()
-        mx.eval(
-            model.decode_image_tokens(mx.zeros((1, model.config.generation.tokens), dtype=mx.int32))
-        )
+        tokens = mx.zeros((1, model.config.generation.tokens), dtype=mx.int32)
+        mx.eval(model.decode_image_tokens(tokens))
         times.append(time.perf_counter() - started)
     peak = megabytes(mx.get_peak_memory() - held)
     side = model.config.image_size
     yield Row(
-        f"decoding one picture's tokens, {side} x {side}",
+        f"decoding one image's tokens, {side} x {side}",
         None,
         f"{seconds(float(np.median(times)))}, {peak} above the weights",
-        f"the codec's weights, {megabytes(codec)}, are apart",
+        f"not counting the codec's weights, {megabytes(codec)}",
     )
 
 
 def passes(setup: Setup) -> Iterator[Row]:
-    """What a pass of several positions costs, in the middle of a picture."""
+    """Compare passes of several positions with a pass of one, in the middle of an image."""
     materialize(setup.model.drawing_arrays().values())
     times = time_passes(setup.model, 2)
     for width in ACCEPTED:
         if width in times and width > 1:
             yield Row(
-                f"pass of {width} positions, two rows", times[width] / times[1], seconds(times[width]),
+                f"pass of {width} positions, two rows",
+                times[width] / times[1],
+                seconds(times[width]),
                 f"a pass of one, {seconds(times[1])}",
-            )  # fmt: skip
+            )
 
 
 def windows(setup: Setup) -> Iterator[Row]:
-    """How many passes a picture of Janus-Tiny takes at every window."""
+    """Count the passes of an image of Janus-Tiny at every window."""
     texts = [
         wanted.prompt
         for task in TASKS
@@ -227,16 +234,18 @@ def windows(setup: Setup) -> Iterator[Row]:
     first, *others = janus_tiny.measure(mlx_janus.load(TINY), texts, rounds=1)
     for drawn in others:
         yield Row(
-            f"passes for a picture of Janus-Tiny, window {drawn.width}", drawn.passes / first.passes,
+            f"passes for an image of Janus-Tiny, window {drawn.width}",
+            drawn.passes / first.passes,
             f"{drawn.passes:.1f} passes, {seconds(drawn.seconds)}",
             f"{first.passes:.0f} passes, {seconds(first.seconds)}, window 1",
-        )  # fmt: skip
+        )
 
 
 def bandwidth() -> float:
-    """Bytes a second that MLX reads from one large array on this device, by the quickest way known."""
+    """Measure the bytes a second that MLX reads from one large array, the faster of two ways."""
     rows = min(_LARGEST, int(available_memory()) // 4) // (4 * 4096)
-    array, vector = mx.arange(rows * 4096, dtype=mx.float32).reshape(rows, 4096), mx.ones(4096)
+    array = mx.arange(rows * 4096, dtype=mx.float32).reshape(rows, 4096)
+    vector = mx.ones(4096)
     mx.eval(array, vector)
     times = []
     for read in (lambda: mx.sum(array), lambda: array @ vector) * 4:
@@ -249,39 +258,38 @@ def bandwidth() -> float:
 def compare(
     ours: Callable[[], Iterator[float]], other: Callable[[], Iterator[float]]
 ) -> tuple[float, float, float]:
-    """Seconds of both in turns: the median ratio of neighbours, and both medians."""
+    """Time both in turns; return the median ratio of neighbours, and both medians in seconds."""
     pairs = np.array(list(zip(ours(), other(), strict=True)))
     return float(np.median(pairs[:, 0] / pairs[:, 1])), *map(float, np.median(pairs, axis=0))
 
 
 def step_row(what: str, times: tuple[float, float, float], other: str) -> Row:
-    """A row of what ``compare`` found."""
+    """Return a row with the result of ``compare``."""
     return Row(what, times[0], seconds(times[1]), f"{seconds(times[2])}, {other}")
 
 
 def seconds(value: float) -> str:
+    """Format seconds."""
     return f"{value:.4f} s"
 
 
 def megabytes(value: float) -> str:
+    """Format bytes in megabytes."""
     return f"{value / 1e6:.0f} MB"
 
 
-def draw(model: JanusModel, pictures: int, steps: int) -> Iterator[float]:
-    """Seconds of each of our drawing steps, the prompt's apart."""
+def draw(model: JanusModel, images: int, steps: int) -> Iterator[float]:
+    """Yield the seconds of each of our image steps, without the prompt's."""
     ids = list(range(1, PROMPT + 1))
-    return _timed(
-        draw_tokens(model, [ids], ids, [(0, seed) for seed in range(pictures)], DrawOptions()),
-        steps,
-    )
+    jobs = [(0, seed) for seed in range(images)]
+    return _timed(draw_tokens(model, [ids], ids, jobs, DrawOptions()), steps)
 
 
 def answer(setup: Setup) -> Iterator[float]:
-    """Seconds of each of our answering steps."""
+    """Yield the seconds of each of our answering steps."""
     embeddings = setup.model.embed_text(mx.arange(PROMPT)[None])[0]
-    return _timed(
-        answer_tokens(setup.model, embeddings, TextOptions(max_tokens=setup.steps + 2)), setup.steps
-    )
+    options = TextOptions(max_tokens=setup.steps + 2)
+    return _timed(answer_tokens(setup.model, embeddings, options), setup.steps)
 
 
 def _bare_answering(setup: Setup) -> Iterator[float]:
@@ -290,11 +298,13 @@ def _bare_answering(setup: Setup) -> Iterator[float]:
 
 
 def _bare_drawing(setup: Setup) -> Iterator[float]:
-    """Seconds of mlx-lm's body with two rows, as its own cache grows, plus head and adaptor by themselves."""
+    """Yield the seconds of mlx-lm's body with two rows and its own cache, plus head and adaptor."""
     model = setup.model
-    body, cache = model.language_model.model, model.make_cache()
+    body = model.language_model.model
+    cache = model.make_cache()
     mx.eval(body(mx.ones((2, PROMPT), dtype=mx.int32), cache))
-    one, code = mx.ones((2, 1), dtype=mx.int32), mx.ones((2, 1), dtype=mx.int32)
+    one = mx.ones((2, 1), dtype=mx.int32)
+    code = mx.ones((2, 1), dtype=mx.int32)
     hidden = mx.ones((2, 1, model.config.language.hidden_size), dtype=setup.dtype)
     for _ in range(setup.steps):
         started = time.perf_counter()
@@ -316,7 +326,7 @@ def _timed(stream: Any, steps: int) -> Iterator[float]:
 
 
 def _first(stream: Any, started: float | None = None) -> float:
-    """Seconds to what a stream gives first; what it then has under way is waited for."""
+    """Time the first item of a stream; wait for its queued work before returning."""
     started = started or time.perf_counter()
     next(stream)
     spent = time.perf_counter() - started
@@ -326,14 +336,14 @@ def _first(stream: Any, started: float | None = None) -> float:
 
 
 def _cache_bytes(setup: Setup, positions: int) -> int:
-    """Of the keys and values of two rows."""
+    """Return the bytes of the keys and values of two rows."""
     llama = setup.model.config.language
     values = llama.num_hidden_layers * llama.num_key_value_heads * llama.head_dim
     return 2 * 2 * positions * values * setup.dtype.size
 
 
 def _settle() -> int:
-    """Bytes that are held now; the peak is counted anew."""
+    """Return the bytes held now, and reset the peak."""
     mx.clear_cache()
     mx.reset_peak_memory()
     return int(mx.get_active_memory())

@@ -1,4 +1,4 @@
-"""The same steps in other packages, where they are installed: transformers' Janus on torch, mlx-vlm's Janus."""
+"""The same steps in other packages, if installed: transformers' Janus on torch, mlx-vlm's Janus."""
 
 from __future__ import annotations
 
@@ -19,24 +19,21 @@ from mlx_janus.memory import materialize
 
 
 class PeerMissingError(Exception):
-    """A package that a part compares with is not installed; the message says how to add it."""
+    """A package to compare with is not installed; the message says how to install it."""
 
 
 def transformers(setup: Setup) -> Iterator[Row]:
-    """transformers' Janus on torch: a step of drawing, guided and drawn at random, and one of answering."""
+    """Compare with transformers' Janus on torch: a guided, sampled image step and a text step."""
     _need("torch", "torch==2.13.0 transformers")
     _need("transformers", "torch==2.13.0 transformers")
     import torch
 
-    device = (
-        "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "cpu"
-    )
-    if mx.default_device().type == mx.DeviceType.cpu:
-        device = "cpu"
+    device = "cpu"
+    if mx.default_device().type == mx.DeviceType.gpu:
+        if torch.cuda.is_available():
+            device = "cuda"
+        elif torch.backends.mps.is_available():
+            device = "mps"
     materialize((setup.model.drawing_arrays() | setup.model.answering_arrays()).values())
     theirs = _torch_model(setup.model.config, torch, device)
     about = (
@@ -53,7 +50,10 @@ def transformers(setup: Setup) -> Iterator[Row]:
 
 
 def mlx_vlm(setup: Setup) -> Iterator[Row]:
-    """mlx-vlm answers with DeepSeek's Janus (``multi_modality``) and does not draw: its language model, our weights."""
+    """Compare with mlx-vlm's language model of Janus (``multi_modality``), with our weights.
+
+    mlx-vlm answers with Janus and does not generate images.
+    """
     _need("mlx_vlm", "mlx-vlm")
     from mlx_vlm.models.multi_modality.language import LanguageModel, TextConfig
 
@@ -88,41 +88,55 @@ def _need(package: str, install: str) -> None:
 
 
 def _torch_model(config: JanusConfig, torch: Any, device: str) -> Any:
-    """The sizes that a step reads; the vision encoder and the codec, which it does not, are as small as can be."""
+    """Return transformers' Janus; the unused vision encoder and codec are as small as possible."""
     from transformers import JanusConfig as TheirConfig
     from transformers import JanusForConditionalGeneration
 
-    llama, codec = config.language.to_dict(), config.generation.codec
+    llama = config.language.to_dict()
+    codec = config.generation.codec
     width = llama["hidden_size"]
     sizes = TheirConfig(
         text_config=llama | {"model_type": llama.pop("kind"), "tie_word_embeddings": False},
-        vision_config={"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "projection_dim": width},
+        vision_config={
+            "num_hidden_layers": 1,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "projection_dim": width,
+        },
         vq_config={
-            "embed_dim": codec.codebook_dim, "num_embeddings": codec.codebook_size, "base_channels": 32,
-            "channel_multiplier": [1, 1], "num_res_blocks": 1, "latent_channels": 32, "projection_dim": width,
+            "embed_dim": codec.codebook_dim,
+            "num_embeddings": codec.codebook_size,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "latent_channels": 32,
+            "projection_dim": width,
             "image_token_embed_dim": width,
         },
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     with torch.device(device):
         return JanusForConditionalGeneration(sizes).to(getattr(torch, config.dtype)).eval()
 
 
 def _torch_body(theirs: Any) -> Any:
-    """A call of the language model that keeps a cache: (B, L, hidden) -> (B, 1, hidden), the last position's."""
+    """Return a function that reads with a cache: (B, L, hidden) -> (B, 1, hidden), the last."""
     from transformers import DynamicCache
 
-    body, cache = theirs.model.language_model, DynamicCache()
-    name = next(
-        n for n in ("cache", "past_key_values") if n in inspect.signature(body.forward).parameters
-    )
-    return lambda x: body(inputs_embeds=x, use_cache=True, **{name: cache}).last_hidden_state[
-        :, -1:
-    ]
+    body = theirs.model.language_model
+    known = inspect.signature(body.forward).parameters
+    name = next(name for name in ("cache", "past_key_values") if name in known)
+    keywords = {name: DynamicCache(), "use_cache": True}
+
+    def read(x: Any) -> Any:
+        return body(inputs_embeds=x, **keywords).last_hidden_state[:, -1:]
+
+    return read
 
 
 def _torch_drawing(theirs: Any, torch: Any, steps: int) -> Iterator[float]:
-    read, embed = _torch_body(theirs), theirs.get_input_embeddings()
+    read = _torch_body(theirs)
+    embed = theirs.get_input_embeddings()
     hidden = read(embed(torch.ones((2, PROMPT), dtype=torch.long, device=theirs.device)))
     for _ in range(steps):
         started = time.perf_counter()
@@ -135,7 +149,8 @@ def _torch_drawing(theirs: Any, torch: Any, steps: int) -> Iterator[float]:
 
 
 def _torch_answering(theirs: Any, torch: Any, steps: int) -> Iterator[float]:
-    read, embed = _torch_body(theirs), theirs.get_input_embeddings()
+    read = _torch_body(theirs)
+    embed = theirs.get_input_embeddings()
     hidden = read(embed(torch.ones((1, PROMPT), dtype=torch.long, device=theirs.device)))
     for _ in range(steps):
         started = time.perf_counter()

@@ -1,11 +1,13 @@
-"""Real photographs without network, from scikit-image's wheel: ``python benchmarks/photos.py FOLDER``.
+"""Copy photographs from scikit-image's wheel: ``python benchmarks/photos.py FOLDER``.
 
-Only pictures that lie in the wheel (checked with 0.25 and 0.26; nothing is downloaded, pooch is not needed) and whose
-licence scikit-image states in ``skimage/data/_fetchers.py``:
+Nothing is downloaded. The photographs are in the wheel itself (checked with 0.25 and 0.26; pooch is
+not needed), and scikit-image states their licences in ``skimage/data/_fetchers.py``:
 
-- ``astronaut`` 512 x 512, Eileen Collins. NASA; "no known copyright restrictions, released into the public domain".
+- ``astronaut`` 512 x 512, Eileen Collins. NASA; "no known copyright restrictions, released into the
+  public domain".
 - ``coffee`` 600 x 400. "No copyright restrictions. CC0 by the photographer (Rachel Michetti)".
-- ``chelsea`` 451 x 300, a cat. "No copyright restrictions. CC0 by the photographer (Stefan van der Walt)".
+- ``chelsea`` 451 x 300, a cat. "No copyright restrictions. CC0 by the photographer (Stefan van der
+  Walt)".
 - ``rocket`` 640 x 427, launch of DSCOVR. SpaceX; "released in the public domain".
 - ``camera`` 512 x 512, gray. "No copyright restrictions. CC0 by the photographer (Lav Varshney)".
 - ``hubble_deep_field`` 1000 x 872. NASA; "may be freely used in the public domain".
@@ -32,7 +34,9 @@ FILES = {
 
 
 def photograph_files() -> dict[str, Path]:
-    """Where the wheel keeps each photograph. Finds the folder without importing scikit-image, which takes seconds.
+    """Find the path of each photograph in the wheel.
+
+    scikit-image itself is not imported, because that takes seconds.
 
     Raises:
         FileNotFoundError: scikit-image is not installed, or its wheel lacks one of them.
@@ -53,22 +57,22 @@ def photograph_files() -> dict[str, Path]:
 
 
 def photographs() -> dict[str, Image.Image]:
-    """All of them as RGB pictures, by name.
+    """Open all photographs as RGB images, by name.
 
     Raises:
         FileNotFoundError: scikit-image is not installed, or its wheel lacks one of them.
     """
-    pictures = {}
+    images = {}
     for name, path in photograph_files().items():
         with Image.open(path) as image:
-            pictures[name] = image.convert("RGB")
-    return pictures
+            images[name] = image.convert("RGB")
+    return images
 
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def main(folder: Path) -> None:
-    """Copy the photographs into FOLDER, byte for byte (PNG and JPEG). A file that exists there is kept."""
+    """Copy the photographs into FOLDER, byte for byte (PNG and JPEG); existing files are kept."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in photograph_files().values():

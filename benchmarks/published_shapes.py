@@ -1,4 +1,4 @@
-"""Every tensor of the published models: names, shapes and which files hold them, derived from the sizes."""
+"""Every tensor of the published models, by name, shape and file, derived from the sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """Everything that shapes depend on. The defaults are Janus-Pro-1B's and Janus-1.3B's."""
+    """The sizes that determine all shapes. The defaults are Janus-Pro-1B's and Janus-1.3B's."""
 
     image_size: int = 384
     patch_size: int = 16
@@ -38,7 +38,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Model:
-    """One published repository (or a small one in the same form)."""
+    """A published repository, or a small one in the same form."""
 
     sizes: Sizes
     pro: bool = True  # Janus-Pro's tokenizer and roles, else Janus-1.3B's
@@ -49,9 +49,21 @@ class Model:
 
 
 _TINY = Sizes(
-    image_size=64, width=32, vision_layers=2, vision_heads=2, ch=32, ch_mult=(1, 1, 1, 1, 2), num_res_blocks=1,
-    z_channels=32, codebook_size=128, hidden=64, intermediate=192, layers=2, heads=2, vocab=832,
-)  # fmt: skip
+    image_size=64,
+    width=32,
+    vision_layers=2,
+    vision_heads=2,
+    ch=32,
+    ch_mult=(1, 1, 1, 1, 2),
+    num_res_blocks=1,
+    z_channels=32,
+    codebook_size=128,
+    hidden=64,
+    intermediate=192,
+    layers=2,
+    heads=2,
+    vocab=832,
+)
 MODELS = {
     "1b": Model(Sizes(), layouts=("deepseek", "transformers")),
     "1.3b": Model(Sizes(), pro=False, safetensors=True),
@@ -62,7 +74,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """One bf16 tensor of normals. With ``of``, it is the ``part``-th equal piece of that other tensor."""
+    """A bf16 tensor of normals. With ``of``, it is the ``part``-th equal piece of that tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -83,7 +95,7 @@ class Tensor:
 def _linear(
     name: str, outputs: int, inputs: int, *kernel: int, bias: bool = True
 ) -> Iterator[Tensor]:
-    """A linear layer or, with a kernel, a convolution."""
+    """Yield a linear layer's tensors or, with a kernel, a convolution's."""
     yield Tensor(
         f"{name}.weight", (outputs, inputs, *kernel), std=(inputs * math.prod(kernel)) ** -0.5
     )
@@ -104,9 +116,8 @@ def _mlp(name: str, width: int, ratio: int) -> Iterator[Tensor]:
 
 def _siglip(name: str, s: Sizes) -> Iterator[Tensor]:
     width = s.width
-    yield Tensor(
-        f"{name}.pos_embed", (1, s.grid**2, width), std=0.5
-    )  # as large as the patches' own embeddings
+    # the standard deviation is that of the patches' own embeddings
+    yield Tensor(f"{name}.pos_embed", (1, s.grid**2, width), std=0.5)
     yield from _linear(f"{name}.patch_embed.proj", width, 3, s.patch_size, s.patch_size)
     for i in range(s.vision_layers):
         block = f"{name}.blocks.{i}"
@@ -116,7 +127,7 @@ def _siglip(name: str, s: Sizes) -> Iterator[Tensor]:
         yield from _norm(f"{block}.norm2", width)
         yield from _mlp(f"{block}.mlp", width, s.mlp_ratio)
     yield from _norm(f"{name}.norm", width)
-    pool = f"{name}.attn_pool"  # in the published files, used by nobody
+    pool = f"{name}.attn_pool"  # in the published files, but unused
     yield Tensor(f"{pool}.latent", (1, 1, width))
     yield from _linear(f"{pool}.q", width, width)
     yield from _linear(f"{pool}.kv", 2 * width, width)
@@ -149,7 +160,10 @@ def _middle(name: str, width: int) -> Iterator[Tensor]:
 def _levels(
     name: str, inputs: int, widths: list[int], blocks: int, lowest: int, change: str
 ) -> Iterator[Tensor]:
-    """Residual levels; attention at the ``lowest`` resolution, a change of resolution after all but the last level."""
+    """Yield residual levels, with attention at the ``lowest`` resolution.
+
+    Every level except the last ends with a change of resolution.
+    """
     for i, width in enumerate(widths):
         level = f"{name}.conv_blocks.{i}"
         for j in range(blocks):
@@ -199,7 +213,7 @@ def _llama(name: str, s: Sizes) -> Iterator[Tensor]:
 
 
 def deepseek_tensors(s: Sizes) -> Iterator[Tensor]:
-    """Every tensor of DeepSeek's layout, in the order of its modules."""
+    """Yield every tensor of DeepSeek's layout, in the order of its modules."""
     yield from _siglip("vision_model.vision_tower", s)
     yield from _linear("aligner.layers.0", s.hidden, s.width)
     yield from _linear("aligner.layers.2", s.hidden, s.hidden)
@@ -244,7 +258,7 @@ _TO_TRANSFORMERS = [
 
 
 def transformers_tensors(s: Sizes) -> Iterator[Tensor]:
-    """Every tensor of transformers' layout: other names, q, k and v apart, without what nobody uses."""
+    """Yield every tensor of transformers' layout: other names, q, k, v split, no unused tensors."""
     for tensor in deepseek_tensors(s):
         if ".attn_pool." in tensor.name or tensor.name.endswith(".codebook_used"):
             continue

@@ -1,11 +1,12 @@
-"""Write a model folder as published, with random weights: ``python benchmarks/random_checkpoint.py OUTPUT``.
+"""Write a model folder with random weights: ``python benchmarks/random_checkpoint.py OUTPUT``.
 
-Every file, name, shape and dtype is that of the published repository, so that conversion, loading, speed and memory
-can be tried at real size without the real weights. Only the values differ: they are drawn so that activations stay of
-order 1, and an answer or a picture of such a model means nothing. ``--model tiny`` takes a second.
+Every file, name, shape and dtype is that of the published repository, so conversion, loading, speed
+and memory can be tried at real size without the published weights. The values keep activations of
+order 1; answers and images of such a model mean nothing. ``--model tiny`` takes a second.
 
-Neither torch nor much memory is needed: weights are made in blocks of 8 MiB and streamed into the file. Each tensor is
-seeded by its name alone (``tensor_bits`` makes any one of them again), and both layouts hold the same numbers.
+The script needs neither torch nor much memory: it makes weights in blocks of 8 MiB and streams them
+into the file. Only a tensor's name seeds it (``tensor_bits`` makes any one of them again), and both
+layouts hold the same numbers.
 """
 
 from __future__ import annotations
@@ -43,16 +44,14 @@ from benchmarks.published_shapes import (
 
 BLOCK = 1 << 22  # normals drawn for one tensor; a larger tensor repeats them, rolled
 ROLL = 1_000_003  # odd and prime: two rows of a repeated block never coincide
-MAX_SHARD = (
-    10_000_000_000  # bytes; transformers' "10GB", the default when the models were published
-)
+MAX_SHARD = 10_000_000_000  # bytes; transformers' "10GB", its default for the published models
 
 
-# ---- values -------------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 
 def _block(tensor: Tensor, seed: int) -> np.ndarray:
-    """Up to ``BLOCK`` normals as the bits of bf16, rounded to nearest even."""
+    """Return up to ``BLOCK`` normals as the bits of bf16, rounded to nearest even."""
     digest = hashlib.sha256(tensor.name.encode()).digest()
     random = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
     values = random.standard_normal(min(tensor.count, BLOCK), dtype=np.float32)
@@ -64,17 +63,17 @@ def _block(tensor: Tensor, seed: int) -> np.ndarray:
 
 
 def tensor_chunks(tensor: Tensor, seed: int = 0) -> Iterator[np.ndarray]:
-    """The values of a tensor in order: uint16 arrays that are bits of bf16."""
+    """Yield the values of a tensor in order: uint16 arrays of the bits of bf16."""
     if tensor.of is not None:
         if tensor.of.count == tensor.count:
             yield from tensor_chunks(tensor.of, seed)
         else:
-            yield tensor_bits(tensor.of, seed).reshape(-1)[tensor.part * tensor.count :][
-                : tensor.count
-            ]
+            start = tensor.part * tensor.count
+            yield tensor_bits(tensor.of, seed).reshape(-1)[start : start + tensor.count]
         return
     block = _block(tensor, seed)
-    left, shift = tensor.count, 0
+    left = tensor.count
+    shift = 0
     while left:
         for piece in (block[shift:], block[:shift]):
             piece = piece[:left]
@@ -85,19 +84,19 @@ def tensor_chunks(tensor: Tensor, seed: int = 0) -> Iterator[np.ndarray]:
 
 
 def tensor_bits(tensor: Tensor, seed: int = 0) -> np.ndarray:
-    """A whole tensor as uint16 bits of bf16, in its shape."""
+    """Return a complete tensor as uint16 bits of bf16, in its shape."""
     return np.concatenate(list(tensor_chunks(tensor, seed))).reshape(tensor.shape)
 
 
-# ---- weight files -------------------------------------------------------------------------------------------------
+# ---- weight files --------------------------------------------------------------------------------
 
-Progress = Callable[[int], Any]  # called with bytes written
+Progress = Callable[[int], Any]  # receives the bytes written
 
 
 def _write_safetensors(
     path: Path, tensors: Iterable[Tensor], seed: int, progress: Progress
 ) -> None:
-    """One safetensors file, tensors in the order of their names as the safetensors library leaves them."""
+    """Write a safetensors file with sorted tensors, as the safetensors library does."""
     ordered = sorted(tensors, key=lambda t: t.name)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -115,7 +114,7 @@ def _write_safetensors(
 
 
 class _Pickle:
-    """The instructions that Python's pickler (protocol 2) gives for ``{name: bf16 tensor}``, memo numbers included."""
+    """Python's pickle (protocol 2) of ``{name: bf16 tensor}``, including memo numbers."""
 
     def __init__(self) -> None:
         self.code = bytearray(b"\x80\x02}")
@@ -124,7 +123,8 @@ class _Pickle:
         self._put()
 
     def state_dict(self, tensors: list[Tensor]) -> bytes:
-        for start in range(0, len(tensors), 1000):  # the pickler's batches
+        """Return the pickle of all tensors."""
+        for start in range(0, len(tensors), 1000):  # the pickler's batch size
             self.code += b"("
             for key, tensor in enumerate(tensors[start : start + 1000], start):
                 self._string(tensor.name)
@@ -164,15 +164,12 @@ class _Pickle:
         self._put()
 
     def _put(self) -> None:
-        self.code += (
-            b"q" + struct.pack("<B", self.puts)
-            if self.puts < 256
-            else b"r" + struct.pack("<I", self.puts)
-        )
+        short = self.puts < 256
+        self.code += struct.pack("<cB" if short else "<cI", b"q" if short else b"r", self.puts)
         self.puts += 1
 
     def _remembered(self, what: str, code: bytes) -> None:
-        """Said once, then recalled; every number is below 256 because all are said with the first tensor."""
+        """Write ``code`` once, then recall it. The first tensor has all: numbers are below 256."""
         if what in self.memo:
             self.code += b"h" + struct.pack("<B", self.memo[what])
             return
@@ -189,11 +186,13 @@ def _string(text: str) -> bytes:
 def _integer(value: int) -> bytes:
     if value < 1 << 8:
         return b"K" + struct.pack("<B", value)
-    return b"M" + struct.pack("<H", value) if value < 1 << 16 else b"J" + struct.pack("<i", value)
+    if value < 1 << 16:
+        return b"M" + struct.pack("<H", value)
+    return b"J" + struct.pack("<i", value)
 
 
 def _write_torch(path: Path, tensors: list[Tensor], seed: int, progress: Progress) -> None:
-    """One ``.bin`` file as ``torch.save`` of a plain dict leaves it: a zip of stored, 64-byte aligned entries."""
+    """Write a ``.bin`` file as ``torch.save`` does: a zip of stored, 64-byte aligned entries."""
     with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
         def entry(name: str, size: int, chunks: Iterable[Any]) -> None:
@@ -201,9 +200,8 @@ def _write_torch(path: Path, tensors: list[Tensor], seed: int, progress: Progres
             info.file_size = size
             zip64 = size > 1 << 30
             head = file.tell() + 30 + len(info.filename.encode()) + 4 + (20 if zip64 else 0)
-            info.extra = struct.pack("<2sH", b"FB", -head % 64) + b"Z" * (
-                -head % 64
-            )  # torch's own padding
+            padding = -head % 64
+            info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding  # as torch pads
             with archive.open(info, "w", force_zip64=zip64) as out:
                 for chunk in chunks:
                     out.write(chunk)
@@ -222,7 +220,7 @@ def _write_torch(path: Path, tensors: list[Tensor], seed: int, progress: Progres
 
 
 def _shards(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Tensors in order, a new file before the one that would take a file beyond ``MAX_SHARD``."""
+    """Split tensors in order into files of at most ``MAX_SHARD`` bytes."""
     shards: list[list[Tensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -257,11 +255,11 @@ def _write_weights(folder: Path, model: Model, layout: str, seed: int, progress:
     write_json(folder / "pytorch_model.bin.index.json", index)
 
 
-# ---- the folder ---------------------------------------------------------------------------------------------------
+# ---- the folder ----------------------------------------------------------------------------------
 
 
 def checkpoint_tensors(model: str = "tiny", layout: str = "deepseek") -> list[Tensor]:
-    """Every tensor that ``write_checkpoint`` writes for these two names.
+    """Return every tensor that ``write_checkpoint`` writes for a model in a layout.
 
     Raises:
         ValueError: there is no such model, or not in that layout.
@@ -284,18 +282,18 @@ def write_checkpoint(
     seed: int = 0,
     progress: bool = False,
 ) -> Path:
-    """Write a model folder with random weights, whole or not at all.
+    """Write a model folder with random weights, completely or not at all.
 
     Args:
-        output: the folder to make; it must not exist.
+        output: the new folder; it must not exist.
         model: "1b" (4.2 GB), "1.3b" (4.2 GB), "7b" (14.8 GB) or "tiny" (3 MB).
         layout: "deepseek", or "transformers" for "1b" and "tiny".
         seed: 0 or more; the same seed gives the same weights.
         progress: show a progress line on stderr.
 
     Raises:
-        FileExistsError: ``output`` is there already.
-        OSError: it cannot be written, or the disk has too little room.
+        FileExistsError: ``output`` exists.
+        OSError: it cannot be written, or the disk is too full.
         ValueError: there is no such model, or not in that layout; a negative seed.
     """
     from tqdm import tqdm
@@ -338,7 +336,7 @@ def write_checkpoint(
     type=click.Choice(list(MODELS)),
     default="tiny",
     show_default=True,
-    help="Whose sizes.",
+    help="Published shape.",
 )
 @click.option(
     "--layout",
@@ -348,7 +346,10 @@ def write_checkpoint(
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def main(output: Path, model: str, layout: str, seed: int) -> None:
-    """Write OUTPUT, a model folder in a published form with random weights (tiny 3 MB, 1b 4.2 GB, 7b 14.8 GB)."""
+    """Write OUTPUT, a model folder in a published form with random weights.
+
+    tiny takes 3 MB, 1b 4.2 GB, 7b 14.8 GB.
+    """
     try:
         click.echo(write_checkpoint(output, model, layout=layout, seed=seed, progress=True))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A model of a published shape with random weights, in memory alone."""
+"""A model of a published shape with random weights, in memory only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mlx_janus.weights.quantize import quantize_model
 
 
 def random_model(shape: str, dtype: Dtype, bits: int | None = None) -> JanusModel:
-    """Weights of a shape that ``published_shapes`` knows, not computed yet; the codec's are float32, as always."""
+    """Build a model of a published shape with lazy random weights; the codec's are float32."""
     sizes = replace(config(MODELS[shape].sizes), dtype=dtype)
     model = JanusModel(with_bits(sizes, bits, Path(shape)))
     for name, part in model.children().items():
@@ -42,30 +42,50 @@ def random_model(shape: str, dtype: Dtype, bits: int | None = None) -> JanusMode
 
 
 def config(s: Sizes) -> JanusConfig:
-    """The sizes as a config."""
+    """Return the sizes as a config."""
     return JanusConfig(
         understanding=SiglipConfig(
-            kind="siglip", image_size=s.image_size, patch_size=s.patch_size, width=s.width, layers=s.vision_layers,
-            heads=s.vision_heads, mlp_width=s.mlp_ratio * s.width,
+            kind="siglip",
+            image_size=s.image_size,
+            patch_size=s.patch_size,
+            width=s.width,
+            layers=s.vision_layers,
+            heads=s.vision_heads,
+            mlp_width=s.mlp_ratio * s.width,
         ),
         aligner=MLPConfig(kind="mlp_gelu", input_dim=s.width, output_dim=s.hidden),
         language=LlamaConfig(
-            kind="llama", vocab_size=s.vocab, hidden_size=s.hidden, intermediate_size=s.intermediate,
-            num_hidden_layers=s.layers, num_attention_heads=s.heads, num_key_value_heads=s.heads,
-            head_dim=s.hidden // s.heads, max_position_embeddings=16384,
+            kind="llama",
+            vocab_size=s.vocab,
+            hidden_size=s.hidden,
+            intermediate_size=s.intermediate,
+            num_hidden_layers=s.layers,
+            num_attention_heads=s.heads,
+            num_key_value_heads=s.heads,
+            head_dim=s.hidden // s.heads,
+            max_position_embeddings=16384,
         ),
         generation=VQGenerationConfig(
-            kind="vq", image_size=s.image_size,
+            kind="vq",
+            image_size=s.image_size,
             codec=VQConfig(
-                kind="vq", codebook_size=s.codebook_size, codebook_dim=s.codebook_dim, ch=s.ch, ch_mult=s.ch_mult,
-                num_res_blocks=s.num_res_blocks, z_channels=s.z_channels,
+                kind="vq",
+                codebook_size=s.codebook_size,
+                codebook_dim=s.codebook_dim,
+                ch=s.ch,
+                ch_mult=s.ch_mult,
+                num_res_blocks=s.num_res_blocks,
+                z_channels=s.z_channels,
             ),
             aligner=MLPConfig(kind="mlp_gelu", input_dim=s.codebook_dim, output_dim=s.hidden),
             head=GenHeadConfig(
-                kind="vision_head", input_dim=s.hidden, hidden_dim=s.hidden, output_dim=s.codebook_size
+                kind="vision_head",
+                input_dim=s.hidden,
+                hidden_dim=s.hidden,
+                output_dim=s.codebook_size,
             ),
         ),
         image=ImageConfig(image_size=s.image_size),
         prompt=PromptConfig(),
         dtype="float32",
-    )  # fmt: skip
+    )

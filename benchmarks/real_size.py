@@ -1,12 +1,13 @@
-"""The whole way at real size: random weights of the published shapes, converted, asked about photographs, drawn with.
+"""Convert, answer and generate at real size, with random weights of the published shapes.
 
-    python benchmarks/real_size.py                      # Janus-Pro-1B's shape: about 21 GB of disk
-    python benchmarks/real_size.py --model 7b           # Janus-Pro-7B's: conversion alone, about 75 GB of disk
+    python benchmarks/real_size.py                      # Janus-Pro-1B's: about 21 GB of disk
+    python benchmarks/real_size.py --model 7b           # only conversion: about 75 GB of disk
     python benchmarks/real_size.py --only draw-float32  # one stage
-    python benchmarks/real_size.py --table              # what was measured so far, as tables
+    python benchmarks/real_size.py --table              # the results so far, as tables
 
-Every stage runs in a process of its own, so that its peak of resident memory is its own, and leaves a line in
-``results-MODEL.jsonl``: a run that was killed goes on where it stopped. Times are wall times of one run.
+Every stage runs in its own process, so it has its own peak of resident memory, and appends a line
+to ``results-MODEL.jsonl``. A killed run continues with the missing stages. Times are wall times of
+one run.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ import click
 
 QUESTION = "What is in this picture? Describe it in detail."
 PROMPT = (
-    "A close-up high-contrast photo of Sydney Opera House sitting next to Eiffel tower, under a blue night sky of "
-    "roiling energy, exploding yellow stars, and radiating swirls of blue"
+    "A close-up high-contrast photo of Sydney Opera House sitting next to Eiffel tower, under a "
+    "blue night sky of roiling energy, exploding yellow stars, and radiating swirls of blue"
 )
-WIDTHS = {  # of the weights: folder, dtype, tokens answered, positions drawn
+WIDTHS = {  # folder, dtype, answered tokens, generated positions (None: all)
     "float32": ("bf16", "float32", 16, None),
     "bf16": ("bf16", "bfloat16", 4, 16),
     "8bit": ("8bit", "float32", 4, 16),
@@ -41,10 +42,12 @@ Facts = dict[str, Any]
 
 
 def folder_size(folder: Path) -> int:
+    """Return the bytes of the files in a folder."""
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def make_checkpoint(work: Path, model: str) -> Facts:
+    """Write the source folder with random weights."""
     from benchmarks.random_checkpoint import write_checkpoint
 
     source = work / f"janus-{model}-random"
@@ -54,23 +57,21 @@ def make_checkpoint(work: Path, model: str) -> Facts:
 
 
 def convert(work: Path, model: str, kind: str) -> Facts:
+    """Convert the source to a kind: bits or a float type."""
     from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
 
     source = Source(work / f"janus-{model}-random", f"random {model}")
-    bits, dtype = (
-        (int(kind[0]), None)
-        if kind.endswith("bit")
-        else (None, "float32" if kind == "float32" else None)
-    )
-    done = convert_checkpoint(
-        source, work / f"{model}-{kind}", ConvertOptions(bits=bits, dtype=dtype, overwrite=True)
-    )
-    if kind == "float32":  # the widest form, made for its memory alone
+    bits = int(kind[0]) if kind.endswith("bit") else None
+    dtype = "float32" if kind == "float32" else None
+    options = ConvertOptions(bits=bits, dtype=dtype, overwrite=True)
+    done = convert_checkpoint(source, work / f"{model}-{kind}", options)
+    if kind == "float32":  # only its peak memory is of interest
         shutil.rmtree(done.path)
     return {"size": done.size, "tensors": done.tensors}
 
 
 def verify(work: Path, model: str, kind: str) -> Facts:
+    """Compare a conversion with its source."""
     from mlx_janus.weights.convert import Source
     from mlx_janus.weights.verify import verify_conversion
 
@@ -79,6 +80,7 @@ def verify(work: Path, model: str, kind: str) -> Facts:
 
 
 def answer(work: Path, model: str, width: str) -> Facts:
+    """Answer a question about a photograph."""
     import mlx_janus
     from benchmarks.photos import photographs
 
@@ -99,6 +101,7 @@ def answer(work: Path, model: str, width: str) -> Facts:
 
 
 def draw(work: Path, model: str, width: str) -> Facts:
+    """Generate an image, or its first positions."""
     import mlx.core as mx
 
     import mlx_janus
@@ -121,15 +124,14 @@ def draw(work: Path, model: str, width: str) -> Facts:
         "step_s": steps[len(steps) // 2],
         "mlx_peak": mx.get_peak_memory(),
     }
-    return (
-        facts
-        if positions
-        else {**facts, "vq_decode_s": marks[-1] - drawn[-1], "picture_s": marks[-1] - started}
-    )
+    if positions is None:
+        facts["vq_decode_s"] = marks[-1] - drawn[-1]
+        facts["picture_s"] = marks[-1] - started
+    return facts
 
 
 def decode(work: Path, model: str) -> Facts:
-    """One picture's codes to pixels: what the activations take beside the codec's weights."""
+    """Decode the tokens of one image; measure the activations without the codec's weights."""
     import mlx.core as mx
 
     import mlx_janus
@@ -139,15 +141,13 @@ def decode(work: Path, model: str) -> Facts:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     started = time.perf_counter()
-    mx.eval(
-        janus.model.decode_image_tokens(
-            mx.zeros((1, janus.config.generation.tokens), dtype=mx.int32)
-        )
-    )
+    tokens = mx.zeros((1, janus.config.generation.tokens), dtype=mx.int32)
+    mx.eval(janus.model.decode_image_tokens(tokens))
     return {"decode_s": time.perf_counter() - started, "activations": mx.get_peak_memory() - before}
 
 
 def stages(model: str) -> dict[str, Callable[[Path], Facts]]:
+    """Return the stages of a model, by name."""
     found: dict[str, Callable[[Path], Facts]] = {
         "checkpoint": lambda work: make_checkpoint(work, model)
     }
@@ -164,73 +164,77 @@ def stages(model: str) -> dict[str, Callable[[Path], Facts]]:
 
 
 def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
+    """Describe this machine and the versions that matter for speed."""
     import psutil
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    cpu = next(names, platform.processor())
 
     memory = psutil.virtual_memory().total / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
     return (
-        f"{cpu}, {psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}, "
-        f"Python {platform.python_version()}, {versions}"
+        f"{cpu}, {psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} "
+        f"{platform.machine()}, Python {platform.python_version()}, {versions}"
     )
 
 
 def run_stage(name: str, model: str, work: Path) -> None:
-    """Child process: one stage, one JSON line on stdout."""
+    """Run one stage in a child process; print one JSON line."""
     import mlx_janus  # noqa: F401  # OpenBLAS before MLX
 
     started = time.perf_counter()
     facts = stages(model)[name](work)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
+    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"stage": name, "wall_s": seconds, "peak_rss": peak, **facts}))
 
 
 def print_tables(results: dict[str, Facts], model: str) -> None:
-    def gb(value: float) -> str:
-        return f"{value / 1e9:.2f} GB"
-
+    """Print the results as Markdown tables."""
     print(f"Machine: {machine()}\n")
     print(f"| {model}: stage | wall time | peak resident memory | folder |\n|---|---|---|---|")
     for name, facts in results.items():
         if name.startswith(("checkpoint", "convert", "verify")):
-            size = gb(facts["size"]) if "size" in facts else ""
-            print(f"| {name} | {facts['wall_s']:.0f} s | {gb(facts['peak_rss'])} | {size} |")
-    answers = {name: facts for name, facts in results.items() if name.startswith("answer")}
-    if answers:
-        print(
-            "\n| answer about a photograph | prompt | first token | each further | MLX peak | peak resident |"
-        )
-        print("|---|---|---|---|---|---|")
+            size = _gb(facts["size"]) if "size" in facts else ""
+            print(f"| {name} | {facts['wall_s']:.0f} s | {_gb(facts['peak_rss'])} | {size} |")
+    _print_answers({name: facts for name, facts in results.items() if name.startswith("answer")})
+    _print_images({name: facts for name, facts in results.items() if name.startswith("draw")})
+    if decoded := results.get("vq-decode"):
+        activations = _gb(decoded["activations"])
+        print(f"\nVQ decode by itself: {decoded['decode_s']:.1f} s, activations {activations}")
+
+
+def _print_answers(answers: dict[str, Facts]) -> None:
+    if not answers:
+        return
+    print("\n| answer about a photograph | prompt | first token | each further ", end="")
+    print("| MLX peak | peak resident |\n|---|---|---|---|---|---|")
     for name, facts in answers.items():
         print(
-            f"| {name} | {facts['prompt_tokens']} tokens | {facts['first_token_s']:.1f} s | {facts['token_s']:.2f} s | "
-            f"{gb(facts['mlx_peak'])} | {gb(facts['peak_rss'])} |"
-        )
-    draws = {name: facts for name, facts in results.items() if name.startswith("draw")}
-    if draws:
-        print(
-            "\n| draw | positions | step, median | VQ decode | picture | MLX peak | peak resident |"
-        )
-        print("|---|---|---|---|---|---|---|")
-    for name, facts in draws.items():
-        decode = f"{facts['vq_decode_s']:.1f} s" if "vq_decode_s" in facts else ""
-        picture = f"{facts['picture_s']:.0f} s" if "picture_s" in facts else ""
-        print(
-            f"| {name} | {facts['positions']} | {facts['step_s']:.3f} s | {decode} | {picture} | "
-            f"{gb(facts['mlx_peak'])} | {gb(facts['peak_rss'])} |"
+            f"| {name} | {facts['prompt_tokens']} tokens | {facts['first_token_s']:.1f} s "
+            f"| {facts['token_s']:.2f} s | {_gb(facts['mlx_peak'])} | {_gb(facts['peak_rss'])} |"
         )
 
-    if decoded := results.get("vq-decode"):
+
+def _print_images(draws: dict[str, Facts]) -> None:
+    if not draws:
+        return
+    print("\n| generate | positions | step, median | VQ decode | image ", end="")
+    print("| MLX peak | peak resident |\n|---|---|---|---|---|---|---|")
+    for name, facts in draws.items():
+        decode = f"{facts['vq_decode_s']:.1f} s" if "vq_decode_s" in facts else ""
+        image = f"{facts['picture_s']:.0f} s" if "picture_s" in facts else ""
         print(
-            f"\nVQ decode alone: {decoded['decode_s']:.1f} s, activations {gb(decoded['activations'])}"
+            f"| {name} | {facts['positions']} | {facts['step_s']:.3f} s | {decode} | {image} "
+            f"| {_gb(facts['mlx_peak'])} | {_gb(facts['peak_rss'])} |"
         )
+
+
+def _gb(value: float) -> str:
+    return f"{value / 1e9:.2f} GB"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -239,12 +243,15 @@ def print_tables(results: dict[str, Facts], model: str) -> None:
     "--work", type=click.Path(path_type=Path), default=Path("models/real-size"), show_default=True
 )
 @click.option(
-    "--only", multiple=True, metavar="STAGE", help="Run these stages, again if they ran before."
+    "--only",
+    multiple=True,
+    metavar="STAGE",
+    help="Run this stage, even if it ran before; may be repeated.",
 )
-@click.option("--table", is_flag=True, help="Print what was measured so far.")
+@click.option("--table", is_flag=True, help="Print the results so far.")
 @click.option("--stage", hidden=True)
 def main(model: str, work: Path, only: tuple[str, ...], table: bool, stage: str | None) -> None:
-    """Measure conversion, answering and drawing on random weights of a published shape."""
+    """Measure conversion, answers and images with random weights of a published shape."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     if stage:
         run_stage(stage, model, work)
@@ -260,16 +267,8 @@ def main(model: str, work: Path, only: tuple[str, ...], table: bool, stage: str 
     for name in () if table else stages(model):
         if name in only or (not only and name not in results):
             click.echo(f"{name} ...", err=True)
-            command = [
-                sys.executable,
-                __file__,
-                "--model",
-                model,
-                "--work",
-                str(work),
-                "--stage",
-                name,
-            ]
+            command = [sys.executable, __file__, "--model", model]
+            command += ["--work", str(work), "--stage", name]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             results[name] = json.loads(done.stdout.splitlines()[-1])
             with log.open("a") as file:

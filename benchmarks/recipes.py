@@ -1,14 +1,17 @@
-"""What fewer bits cost a model of coloured shapes: ``python benchmarks/recipes.py [--sensitivity] [--scores]``.
+"""Measure what quantization costs Janus-Tiny: ``python benchmarks/recipes.py``.
 
-Every row is the model in float32 with its layers quantized as named and unpacked again, which is quicker on a CPU,
-beside the float model on the same sequences (teacher forcing), so that differences are of the weights alone:
+``--sensitivity`` adds each kind of layer by itself, and ``--scores`` the shapes benchmark. A row
+compares the quantized model with the float model on the same sequences (teacher forcing), so only
+the weights differ. The quantized layers are unpacked and computed in float32, which is faster on a
+CPU.
 
-- drawing: captions of scenes, each followed by the image tokens that the codec gives its picture; the distribution
-  guided by the model's own weight, at temperature 1, at every image token;
-- answering: questions about pictures with the true answers, at every token of the answers.
+- Drawing: captions of scenes, each followed by the image tokens that the codec gives its image. The
+  distribution has the model's own guidance and temperature 1, at every image token.
+- Answering: questions about images with the true answers, at every token of the answers.
 
-Divergences are those of ``mlx_janus/evaluation/divergence.py``. "bits" is the mean a weight of the quantized layers,
-scales counted; "drawing weights" is what a step of drawing reads, stored in the model's own type.
+``mlx_janus/evaluation/divergence.py`` defines the divergences. "bits" is the mean for each weight
+of the quantized layers, including scales. "drawing weights" is the bytes that a step of image
+generation reads, stored in the model's own type.
 """
 
 from __future__ import annotations
@@ -53,24 +56,32 @@ from mlx_janus.weights.quantize import (
 from mlx_janus.weights.sources import TINY
 from mlx_janus.worlds import language, shapes
 
-_ALONE = ("q_proj k_proj", "v_proj", "o_proj", "gate_proj up_proj", "down_proj", "lm_head", "gen_head",
-          "gen_aligner aligner")  # fmt: skip
+_KINDS = (
+    "q_proj k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj up_proj",
+    "down_proj",
+    "lm_head",
+    "gen_head",
+    "gen_aligner aligner",
+)
 _BATCH = 4  # conversations in a pass
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """What both models read."""
+    """The sequences that both models read."""
 
-    captions: list[
-        tuple[mx.array, mx.array]
-    ]  # ids (2, L), with the caption and without; image tokens (n,)
+    captions: list[tuple[mx.array, mx.array]]
+    """Ids (2, L), with the caption and without, and image tokens (n,)."""
     conversations: list[ConversationBatch]
 
 
 def make_sequences(janus: mlx_janus.JanusPipeline, pictures: int, seed: int = 0) -> Sequences:
-    """So many captioned pictures, and conversations about as many others."""
-    random, prompts = np.random.default_rng([seed, 31]), janus.prompts
+    """Make ``pictures`` captioned images, and conversations about the same number of others."""
+    random = np.random.default_rng([seed, 31])
+    prompts = janus.prompts
     captions = []
     for _ in range(pictures):
         scene = shapes.sample_scene(random)
@@ -82,7 +93,7 @@ def make_sequences(janus: mlx_janus.JanusPipeline, pictures: int, seed: int = 0)
 
 
 def guided_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]:
-    """(n, codes) for each caption: the guided logits of every image token after those before it."""
+    """Yield the guided logits of every image token of each caption: (n, codes)."""
     for ids, tokens in sequences.captions:
         drawn = model.embed_image_tokens(mx.broadcast_to(tokens[None, :-1], (2, len(tokens) - 1)))
         hidden = model.hidden_states(mx.concatenate([model.embed_text(ids), drawn], axis=1))
@@ -91,31 +102,27 @@ def guided_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]
 
 
 def answer_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]:
-    """(tokens, vocabulary) for each batch of conversations: the logits of every token of the answers."""
+    """Yield the logits of the answers' tokens for each batch: (tokens, vocabulary)."""
     for batch in sequences.conversations:
-        text, features = (
-            model.embed_text(mx.array(batch["ids"])),
-            model.understand(mx.array(batch["pixels"])),
-        )
-        first, last = IMAGE_AT, IMAGE_AT + features.shape[1]
-        hidden = model.hidden_states(
-            mx.concatenate([text[:, :first], features, text[:, last:]], axis=1)
-        )
+        text = model.embed_text(mx.array(batch["ids"]))
+        features = model.understand(mx.array(batch["pixels"]))
+        after = text[:, IMAGE_AT + features.shape[1] :]
+        embeddings = mx.concatenate([text[:, :IMAGE_AT], features, after], axis=1)
+        hidden = model.hidden_states(embeddings)
         rows, columns = np.nonzero(batch["weights"])
         yield model.text_logits(hidden[mx.array(rows), mx.array(batch["positions"][rows, columns])])
 
 
 def unpack(model: JanusModel) -> None:
-    """Make quantized layers linear ones of the values that they stand for."""
+    """Replace quantized layers by linear layers with the same values."""
 
     def unpacked(_: str, layer: nn.Module) -> nn.Module:
         if not isinstance(layer, nn.QuantizedLinear):
             return layer
         linear = nn.Linear(1, 1, bias="bias" in layer)
         how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-        linear.weight = mx.dequantize(
-            layer.weight, layer.scales, layer.get("biases"), **how
-        ).astype(mx.float32)
+        weight = mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how)
+        linear.weight = weight.astype(mx.float32)
         if "bias" in layer:
             linear.bias = layer.bias
         return linear
@@ -126,12 +133,12 @@ def unpack(model: JanusModel) -> None:
 
 
 def plans(config: JanusConfig, *, sensitivity: bool) -> dict[str, QuantizationConfig]:
-    """What is compared, by name."""
+    """Return the plans to compare, by name."""
     found = {f"{bits} bits": plan_quantization(config, bits) for bits in (8, 4)}
     found |= {name: plan_quantization(config, recipe=name) for name in RECIPES}
     if sensitivity:
         whole = plan_by_rule(config, Rule(Precision(4), Precision(4)))
-        for names in _ALONE:
+        for names in _KINDS:
             layers = tuple(
                 layer for layer in whole.layers if set(layer.path.split(".")) & set(names.split())
             )
@@ -140,7 +147,7 @@ def plans(config: JanusConfig, *, sensitivity: bool) -> dict[str, QuantizationCo
 
 
 class Comparison:
-    """Quantized models beside the float one."""
+    """Comparisons of quantized models with the float model."""
 
     def __init__(self, model: str | Path, pictures: int):
         self.name = model
@@ -151,7 +158,7 @@ class Comparison:
         mx.eval(self.guided, self.answers)
 
     def load(self, plan: QuantizationConfig | None = None) -> mlx_janus.JanusPipeline:
-        """The model in float32, by a plan."""
+        """Load the model in float32, quantized by a plan and unpacked."""
         janus = mlx_janus.load(self.name, dtype="float32")
         if plan:
             quantize_model(janus.model, plan)
@@ -159,14 +166,14 @@ class Comparison:
         return janus
 
     def drawing_bytes(self, plan: QuantizationConfig | None) -> int:
-        """What a step of drawing reads, stored in a type of 16 bits."""
+        """Return the bytes that an image step reads, with floats of 16 bits."""
         model = JanusModel(self.janus.config)
         if plan:
             quantize_model(model, plan)
         return weight_bytes(model.drawing_arrays().values(), 2)
 
     def bits(self, plan: QuantizationConfig) -> float:
-        """Mean bits a weight of the layers of a plan."""
+        """Return the mean bits for each weight of a plan's layers."""
         modules = dict(self.janus.model.named_modules())
         sizes = [modules[layer.path].weight.size for layer in plan.layers]
         total = sum(
@@ -175,27 +182,29 @@ class Comparison:
         return total / sum(sizes)
 
     def divergences(self, plan: QuantizationConfig) -> tuple[Divergence, Divergence]:
-        """Of drawing and of answering."""
+        """Return the divergences of drawing and of answering."""
         model = self.load(plan).model
-        drawing = mean_divergence(
-            zip(self.guided, guided_logits(model, self.sequences), strict=True)
-        )
-        return drawing, mean_divergence(
-            zip(self.answers, answer_logits(model, self.sequences), strict=True)
-        )
+        guided = guided_logits(model, self.sequences)
+        drawing = mean_divergence(zip(self.guided, guided, strict=True))
+        answers = answer_logits(model, self.sequences)
+        return drawing, mean_divergence(zip(self.answers, answers, strict=True))
 
     def row(self, plan: QuantizationConfig) -> list[str]:
-        """Cells of the table for a plan."""
+        """Return the cells of a plan's row."""
         drawing, answering = self.divergences(plan)
         return [
-            f"{self.bits(plan):.2f}", f"{self.drawing_bytes(plan) / 1e6:.2f} MB",
-            f"{drawing.kl:.5f}", f"{drawing.overlap:.2%}", f"{drawing.top1:.1%}",
-            f"{answering.kl:.5f}", f"{answering.top1:.2%}",
-        ]  # fmt: skip
+            f"{self.bits(plan):.2f}",
+            f"{self.drawing_bytes(plan) / 1e6:.2f} MB",
+            f"{drawing.kl:.5f}",
+            f"{drawing.overlap:.2%}",
+            f"{drawing.top1:.1%}",
+            f"{answering.kl:.5f}",
+            f"{answering.top1:.2%}",
+        ]
 
 
 def scores(janus: mlx_janus.JanusPipeline, sizes: Sizes) -> list[str]:
-    """The judge's: means of existence and attributes, and drawing overall, all held out of training."""
+    """Return the benchmark's means of existence and attributes, and drawing overall."""
     existence = measure_existence(janus, sizes, 0, lambda *_: None).values()
     attributes = measure_attributes(janus, sizes, 0, lambda *_: None).values()
     drawn = measure_drawing(janus, sizes, 0, lambda *_: None)["overall"]
@@ -214,63 +223,47 @@ def scores(janus: mlx_janus.JanusPipeline, sizes: Sizes) -> list[str]:
     type=click.IntRange(1, 10_000),
     default=100,
     show_default=True,
-    help="Read for each task.",
+    help="Images for each task.",
 )
-@click.option("--sensitivity", is_flag=True, help="Also each kind of layer alone in 4 bits.")
+@click.option("--sensitivity", is_flag=True, help="Also each kind of layer by itself in 4 bits.")
 @click.option(
-    "--scores", "judged", is_flag=True, help="Also the judge's scores, which take minutes a row."
+    "--scores",
+    "judged",
+    is_flag=True,
+    help="Also the benchmark's scores, which take minutes a row.",
 )
 @click.option(
-    "--asked", type=click.IntRange(1), default=100, show_default=True, help="Pictures of --scores."
+    "--asked", type=click.IntRange(1), default=100, show_default=True, help="Images of --scores."
 )
 @click.option(
     "--prompts",
     type=click.IntRange(1),
     default=12,
     show_default=True,
-    help="Of each task, of --scores.",
+    help="Prompts of each task of --scores.",
 )
 def main(
     model: str | None, pictures: int, sensitivity: bool, judged: bool, asked: int, prompts: int
 ) -> None:
-    """Print a table: what every choice of bits takes, and how far its predictions are from the float model's."""
+    """Print the size of every form, and the distance of its predictions from the float model's."""
     config = JanusConfig.load(Path(model or TINY) / "config.json")
     if config.quantization or config.image_size != shapes.SIDE:
         raise click.UsageError(
-            f"{model} is quantized, or is no model of pictures with {shapes.SIDE} pixels a side."
+            f"{model} is quantized, or its images are not {shapes.SIDE} pixels wide."
         )
     comparison = Comparison(model or TINY, pictures)
     sizes = Sizes(pictures=asked, prompts=prompts)
-    titles = [
-        "weights",
-        "bits",
-        "drawing weights",
-        "KL, drawing",
-        "1 - TV",
-        "top-1",
-        "KL, text",
-        "top-1",
-    ]
+    titles = ["weights", "bits", "drawing weights", "KL, drawing", "1 - TV", "top-1"]
+    titles += ["KL, text", "top-1"]
     titles += ["existence", "attributes", "drawing"] if judged else []
     click.echo(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
-    whole = [
-        "float",
-        "16",
-        f"{comparison.drawing_bytes(None) / 1e6:.2f} MB",
-        "0",
-        "100%",
-        "100%",
-        "0",
-        "100%",
-    ]
-    whole += scores(comparison.janus, sizes) if judged else []
-    click.echo(f"| {' | '.join(whole)} |")
+    float_bytes = f"{comparison.drawing_bytes(None) / 1e6:.2f} MB"
+    row = ["float", "16", float_bytes, "0", "100%", "100%", "0", "100%"]
+    row += scores(comparison.janus, sizes) if judged else []
+    click.echo(f"| {' | '.join(row)} |")
     for name, plan in plans(config, sensitivity=sensitivity).items():
-        row = [
-            name,
-            *comparison.row(plan),
-            *(scores(comparison.load(plan), sizes) if judged else []),
-        ]
+        row = [name, *comparison.row(plan)]
+        row += scores(comparison.load(plan), sizes) if judged else []
         click.echo(f"| {' | '.join(row)} |")
 
 

@@ -1,6 +1,6 @@
-"""The server under load, and what waits for what: ``python benchmarks/serving.py``.
+"""Measure the server under load, with many clients: ``python benchmarks/serving.py``.
 
-A server of its own process, and OpenAI's client for all that is asked of it.
+The server runs in its own process, and OpenAI's client sends every request.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ QUESTIONS = (
     "describe the picture",
     "is there a red circle?",
 )
-_POOL = 12  # questions, and as many drawings, whose outcomes are known
+_POOL = 12  # questions with known answers, and also prompts with known images
 
 
 @dataclass(frozen=True)
 class Question:
-    """What to ask about a picture, and the answer."""
+    """A question about an image, and its answer."""
 
     text: str
-    picture: str  # a data URL
+    image: str  # a data URL
     answer: str
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What to draw, and the pixels."""
+    """A prompt and a seed, and the pixels of their image."""
 
     prompt: str
     seed: int
@@ -67,52 +67,41 @@ class Wish:
 
 @dataclass
 class Load:
-    """What came of many clients' requests."""
+    """The outcome of many clients' requests."""
 
     answers: int = 0
-    drawings: int = 0
+    images: int = 0
     told_to_wait: int = 0
-    wrong: Counter[str] = field(default_factory=Counter)  # by what was wrong
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {"answer": [], "drawing": []})
+    wrong: Counter[str] = field(default_factory=Counter)  # by kind of fault
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"answer": [], "image": []})
     memory: list[int] = field(default_factory=list)  # resident bytes, every second
 
 
 def known_outcomes(model: str) -> tuple[list[Question], list[Wish]]:
-    """Questions and drawings, with what the library makes of them one by one."""
-    janus, random = mlx_janus.load(model), np.random.default_rng(11)
-    questions, wishes = [], []
+    """Return questions and prompts, with the library's own answers and images."""
+    janus = mlx_janus.load(model)
+    random = np.random.default_rng(11)
+    questions = []
     for i in range(_POOL):
-        image, text = shapes.render(shapes.sample_scene(random)), QUESTIONS[i % len(QUESTIONS)]
+        image = shapes.render(shapes.sample_scene(random))
+        text = QUESTIONS[i % len(QUESTIONS)]
         url = "data:image/png;base64," + base64.b64encode(png_bytes(image, {})).decode()
         questions.append(Question(text, url, janus.generate_text(text, image).text))
     prompts = [
         wanted.prompt for task in TASKS for wanted in drawing_prompts(task, _POOL // len(TASKS), 0)
     ]
+    wishes = []
     for seed, prompt in enumerate(prompts):
-        wishes.append(
-            Wish(
-                prompt,
-                seed,
-                np.asarray(janus.generate_images(prompt, seed=seed, exact=True)[0].image),
-            )
-        )
+        image = janus.generate_images(prompt, seed=seed, exact=True)[0].image
+        wishes.append(Wish(prompt, seed, np.asarray(image)))
     return questions, wishes
 
 
 @contextlib.contextmanager
 def server(model: str) -> Iterator[tuple[str, psutil.Process]]:
-    """A started server's address, and its process."""
-    command = [
-        sys.executable,
-        "-m",
-        "mlx_janus",
-        "serve",
-        "--port",
-        "0",
-        "--quiet",
-        "--model",
-        model,
-    ]
+    """Start a server; yield its address and its process."""
+    command = [sys.executable, "-m", "mlx_janus", "serve"]
+    command += ["--port", "0", "--quiet", "--model", model]
     root = str(Path(__file__).resolve().parent.parent)
     with subprocess.Popen(
         command,
@@ -131,39 +120,42 @@ def server(model: str) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def api(url: str) -> AsyncOpenAI:
-    """OpenAI's client of a server, which takes 429 for an answer."""
+    """Return OpenAI's client of a server, without retries after 429."""
     return AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
 
 
 async def ask(client: AsyncOpenAI, question: Question, *, first: bool = False) -> tuple[str, float]:
-    """The answer, and the seconds to it, or to its ``first`` characters."""
+    """Return the answer, and the seconds to its end or, with ``first``, to its first characters."""
     parts = [
-        {"type": "image_url", "image_url": {"url": question.picture}},
+        {"type": "image_url", "image_url": {"url": question.image}},
         {"type": "text", "text": question.text},
     ]
     messages: Any = [{"role": "user", "content": parts}]
-    started, text, came = time.perf_counter(), "", 0.0
+    started = time.perf_counter()
+    text = ""
+    began: float | None = None
     stream = await client.chat.completions.create(
         model="default", messages=messages, temperature=0, stream=True
     )
     async for chunk in stream:
         piece = (chunk.choices[0].delta.content or "") if chunk.choices else ""
-        came = came or (time.perf_counter() if piece else 0.0)
+        if piece and began is None:
+            began = time.perf_counter()
         text += piece
-    return text, (came if first else time.perf_counter()) - started
+    ended = time.perf_counter()
+    return text, (began or ended if first else ended) - started
 
 
 async def draw(client: AsyncOpenAI, wish: Wish, *, n: int = 1) -> tuple[np.ndarray, float]:
-    """The first picture's pixels, and the seconds to all of them."""
+    """Return the first image's pixels, and the seconds to all images."""
     started = time.perf_counter()
     reply = await client.images.generate(
         model="default", prompt=wish.prompt, n=n, extra_body={"seed": wish.seed}
     )
     seconds = time.perf_counter() - started
     assert reply.data
-    return np.asarray(
-        Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json or "")))
-    ), seconds
+    png = base64.b64decode(reply.data[0].b64_json or "")
+    return np.asarray(Image.open(io.BytesIO(png))), seconds
 
 
 async def load(
@@ -174,8 +166,9 @@ async def load(
     questions: list[Question],
     wishes: list[Wish],
 ) -> Load:
-    """Have so many clients ask and draw at once, for so long, each checking what it gets."""
-    found, deadline = Load(), time.monotonic() + seconds
+    """Let many clients send requests for some seconds; each compares its replies."""
+    found = Load()
+    deadline = time.monotonic() + seconds
 
     async def client_work(number: int) -> None:
         random = np.random.default_rng(number)
@@ -202,9 +195,9 @@ async def load(
         else:
             wish = wishes[random.integers(len(wishes))]
             pixels, took = await draw(client, wish)
-            found.drawings += 1
-            found.seconds["drawing"].append(took)
-            found.wrong["another picture"] += not np.array_equal(pixels, wish.pixels)
+            found.images += 1
+            found.seconds["image"].append(took)
+            found.wrong["another image"] += not np.array_equal(pixels, wish.pixels)
 
     async def watch() -> None:
         while True:
@@ -220,7 +213,10 @@ async def load(
 async def first_words(
     url: str, questions: list[Question], wishes: list[Wish], rounds: int
 ) -> dict[str, float]:
-    """Median seconds to an answer's first characters, alone and while pictures are drawn, and those of a drawing."""
+    """Return the median seconds to an answer's first characters, idle and during image generation.
+
+    The seconds of the images are returned too.
+    """
     times: dict[str, list[float]] = {
         "alone": [],
         "beside 1": [],
@@ -230,7 +226,7 @@ async def first_words(
     }
     async with api(url) as client, httpx.AsyncClient(base_url=url) as plain:
         for i in range(rounds):
-            # The encoder's features of a picture are kept, so each is asked about once.
+            # The server keeps an image's features, so each image has only one question.
             one, other, third = (questions[(3 * i + k) % len(questions)] for k in range(3))
             times["alone"].append((await ask(client, one, first=True))[1])
             for n, question in ((1, other), (8, third)):
@@ -243,7 +239,7 @@ async def first_words(
 
 
 async def together(url: str, wishes: list[Wish], rounds: int) -> tuple[float, float]:
-    """Median seconds of 8 drawings one after the other, and of the same 8 at once."""
+    """Return the median seconds of 8 images one after the other, and of the same 8 at once."""
     times: dict[str, list[float]] = {"row": [], "once": []}
     async with api(url) as client:
 
@@ -267,10 +263,12 @@ async def together(url: str, wishes: list[Wish], rounds: int) -> tuple[float, fl
 @click.command()
 @click.option("-m", "--model", default="tiny", show_default=True, help="A folder or a Hub id.")
 @click.option("--clients", type=int, default=32, show_default=True)
-@click.option("--seconds", type=float, default=60, show_default=True, help="Of the load.")
-@click.option("--rounds", type=int, default=4, show_default=True, help="Of the other measurements.")
+@click.option("--seconds", type=float, default=60, show_default=True, help="Duration of the load.")
+@click.option(
+    "--rounds", type=int, default=4, show_default=True, help="Rounds of the other measurements."
+)
 def main(model: str, clients: int, seconds: float, rounds: int) -> None:
-    """Print how a server does with many clients, and what an answer and a drawing cost beside others."""
+    """Print the server's times under load, and the cost of concurrent answers and images."""
     questions, wishes = known_outcomes(model)
     with server(model) as (url, process):
         once = asyncio.run(together(url, wishes, rounds))
@@ -278,34 +276,33 @@ def main(model: str, clients: int, seconds: float, rounds: int) -> None:
         found = asyncio.run(load(url, process, clients, seconds, questions, wishes))
     click.echo(f"Machine: {machine()}\n")
     row, at_once = once
-    click.echo(
-        f"8 drawings in a row {row:.2f} s, at once {at_once:.2f} s: {row / at_once:.2f} times as quick\n"
-    )
-    click.echo("| to the first words of an answer about a picture | seconds, median |\n|---|---|")
-    click.echo(f"| with nothing beside | {words['alone']:.3f} |")
+    click.echo(f"8 images in a row {row:.2f} s, at once {at_once:.2f} s: ", nl=False)
+    click.echo(f"{row / at_once:.2f} times as fast\n")
+    click.echo("| to the first words of an answer about an image | seconds, median |\n|---|---|")
+    click.echo(f"| with nothing else running | {words['alone']:.3f} |")
     for n in (1, 8):
-        beside, whole = words[f"beside {n}"], words[f"drawing of {n}"]
-        click.echo(
-            f"| while {n} picture{'s are' if n > 1 else ' is'} drawn, which takes {whole:.2f} s | {beside:.3f} |"
-        )
+        images = "1 image is" if n == 1 else f"{n} images are"
+        whole = words[f"drawing of {n}"]
+        answer = words[f"beside {n}"]
+        click.echo(f"| while {images} generated, which takes {whole:.2f} s | {answer:.3f} |")
     print_load(found, clients, seconds)
 
 
 def print_load(found: Load, clients: int, seconds: float) -> None:
-    """The load's outcome, as a table."""
+    """Print the outcome of the load as a table."""
     wrong = {what: count for what, count in found.wrong.items() if count}
-    after, end = found.memory[len(found.memory) // 4], found.memory[-1]
+    after = found.memory[len(found.memory) // 4]
+    end = found.memory[-1]
     click.echo(f"\n| {clients} clients, {seconds:g} s | |\n|---|---|")
-    click.echo(f"| answers, drawings | {found.answers}, {found.drawings} |")
+    click.echo(f"| answers, images | {found.answers}, {found.images} |")
     for kind, times in found.seconds.items():
         click.echo(
             f"| seconds of {kind}s, median and longest | {median(times):.2f}, {max(times):.2f} |"
         )
-    click.echo(f"| told to come again (429) | {found.told_to_wait} |")
+    click.echo(f"| refused while the queue was full (429) | {found.told_to_wait} |")
     click.echo(f"| lost, mixed up, failed | {wrong or 'none'} |")
-    click.echo(
-        f"| resident memory after a quarter, at the end | {after / 1e6:.0f} MB, {end / 1e6:.0f} MB |"
-    )
+    memory = f"{after / 1e6:.0f} MB, {end / 1e6:.0f} MB"
+    click.echo(f"| resident memory after a quarter, at the end | {memory} |")
 
 
 if __name__ == "__main__":

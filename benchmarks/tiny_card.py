@@ -1,10 +1,14 @@
-"""Print the tables of docs/tiny.md from the model, its log and its scores: ``python benchmarks/tiny_card.py``."""
+"""Print the tables of docs/tiny.md: ``python benchmarks/tiny_card.py``.
+
+The figures are those of the model, its log and its scores.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import click
@@ -22,18 +26,18 @@ from mlx_janus.weights.load import load_model
 from mlx_janus.weights.sources import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
-_WHAT = {
+_TRAINS = {
     "codec": "the image codec",
     "merged": "its decoder, with merged codes",
-    "encoder": "the vision encoder alone",
-    "drawing": "language model and drawing parts, captions alone",
-    "joint": "all but encoder and codec, both losses",
+    "encoder": "the vision encoder",
+    "drawing": "the language model and the image pathway, on captions",
+    "joint": "everything except encoder and codec, both losses",
     "places": "the same, with mostly questions for places and numbers",
 }
 
 
 def sizes() -> list[str]:
-    """A line for each part of the model."""
+    """Return a line for each part of the model."""
     model = load_model(TINY)
     c = model.config
     codec = c.generation.codec
@@ -48,8 +52,9 @@ def sizes() -> list[str]:
         "gen_aligner": f"{aligner.input_dim} to {aligner.output_dim}, depth {aligner.depth}",
         "gen_head": f"{head.input_dim} to {head.hidden_dim} to {head.output_dim}",
         "gen_embed": f"{codec.codebook_size} x {aligner.input_dim}",
-        "language_model": f"Llama: {c.language.num_hidden_layers} layers, width {c.language.hidden_size}, "
-        f"{c.language.num_attention_heads} heads, vocabulary {c.language.vocab_size}",
+        "language_model": f"Llama: {c.language.num_hidden_layers} layers, "
+        f"width {c.language.hidden_size}, {c.language.num_attention_heads} heads, "
+        f"vocabulary {c.language.vocab_size}",
     }
     counts = {
         name: sum(a.size for _, a in tree_flatten(model[name].parameters())) for name in about
@@ -60,32 +65,30 @@ def sizes() -> list[str]:
 
 
 def stages(log: Path) -> list[str]:
-    """A line for each stage of training."""
+    """Return a line for each stage of training."""
     recipe = TinyRecipe()
     last = {line["stage"]: line for line in read_log(log)}
     lines = []
-    for stage, what in _WHAT.items():
+    for stage, trains in _TRAINS.items():
         own = getattr(recipe, stage)
         batch = getattr(own, "batch", None) or f"{own.drawing_batch} captions"
         if getattr(own, "answering_batch", 0):
             batch = f"{own.answering_batch} conversations, {batch}"
         lines.append(
-            f"| {stage} | {what} | {own.steps} | {batch} | {last[stage]['seconds'] / 60:.0f} |"
+            f"| {stage} | {trains} | {own.steps} | {batch} | {last[stage]['seconds'] / 60:.0f} |"
         )
     return lines
 
 
 def compared(files: tuple[Path, ...]) -> list[str]:
-    """A line for each file of scores, with the mean of every part."""
+    """Return a line for each file of scores, with the mean of every part."""
     lines = []
     for file in files:
         scores: dict[str, Any] = json.loads(file.read_text())
-        existence = [a["accuracy"] for a in scores["existence"].values()]
-        attributes = list(scores["attributes"].values())
-        lines.append(
-            f"| {file.stem} | {sum(existence) / len(existence):.1%} | {sum(attributes) / len(attributes):.1%} "
-            f"| {scores['drawing']['overall']:.1%} |"
-        )
+        existence = mean(answers["accuracy"] for answers in scores["existence"].values())
+        attributes = mean(scores["attributes"].values())
+        drawing = scores["drawing"]["overall"]
+        lines.append(f"| {file.stem} | {existence:.1%} | {attributes:.1%} | {drawing:.1%} |")
     return lines
 
 
@@ -94,11 +97,11 @@ def compared(files: tuple[Path, ...]) -> list[str]:
     "--log",
     type=click.Path(path_type=Path),
     default=ROOT / "docs" / "tiny-log.jsonl",
-    help="Of training.",
+    help="Log of the training.",
 )
 @click.argument("scores", nargs=-1, type=click.Path(exists=True, path_type=Path))
 def main(log: Path, scores: tuple[Path, ...]) -> None:
-    """Print sizes, stages, and a line for each of SCORES, files that ``evaluate shapes --output`` wrote."""
+    """Print sizes, stages, and a line for each of SCORES, files of ``evaluate shapes --output``."""
     for title, lines in (("sizes", sizes()), ("stages", stages(log)), ("scores", compared(scores))):
         click.echo("\n".join([f"{title}:", *lines, ""]))
 

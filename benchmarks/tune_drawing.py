@@ -1,7 +1,8 @@
-"""Find a model's guidance and temperature: ``python benchmarks/tune_drawing.py --model runs/tiny/model``.
+"""Find a model's guidance and temperature: ``python benchmarks/tune_drawing.py``.
 
-Draws prompts of the shapes benchmark's tasks at every pair, but of combinations that training shows, with other noise.
-Prompts without colours (a single shape, counts) are few, and the benchmark's own.
+Images are generated at every pair of values, for prompts of the shapes benchmark's tasks. The
+prompts have combinations that training shows, and other noise than the benchmark. Prompts without
+colours (a single shape, counts) are few, and equal the benchmark's own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mlx_janus.evaluation.shapes import Sizes, measure_drawing
 @click.option(
     "-t", "--temperature", type=float, multiple=True, default=(0.5, 0.8, 1.0), show_default=True
 )
-@click.option("--prompts", type=int, default=6, show_default=True, help="Of each task.")
+@click.option("--prompts", type=int, default=6, show_default=True, help="Prompts of each task.")
 def main(
     model: str | None, guidance: tuple[float, ...], temperature: tuple[float, ...], prompts: int
 ) -> None:

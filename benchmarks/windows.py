@@ -1,6 +1,6 @@
-"""How many tokens a pass of the language model settles, and what that saves: ``python benchmarks/windows.py``.
+"""Measure the tokens that a pass accepts at every window: ``python benchmarks/windows.py``.
 
-Draws the same pictures at every window, one by one, in turns, and checks that their tokens are the same.
+The same images are generated one by one at every window in turn, and their tokens compared.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from mlx_janus.inference.window_timing import find_window
 
 @dataclass(frozen=True)
 class Window:
-    """What drawing with windows of a width took."""
+    """The cost of images at a window."""
 
     width: int
-    passes: float  # a picture, mean
-    seconds: float  # a picture, median
-    speedup: float  # over window 1, median of pictures
-    unlike: int  # pictures whose tokens differ from window 1's
+    passes: float  # for each image, mean
+    seconds: float  # for each image, median
+    speedup: float  # over window 1, median of images
+    unlike: int  # images whose tokens differ from window 1's
 
 
 @click.command()
@@ -44,39 +44,35 @@ class Window:
     type=int,
     default=4,
     show_default=True,
-    help="Of each drawing task of the shapes benchmark.",
+    help="Prompts of each task of the shapes benchmark.",
 )
 @click.option(
-    "--rounds", type=int, default=3, show_default=True, help="Times that everything is drawn."
+    "--rounds", type=int, default=3, show_default=True, help="Repetitions with new noise."
 )
 def main(model: str | None, prompts: int, rounds: int) -> None:
-    """Print tokens per pass and time per picture at every window, against window 1 in the same run."""
+    """Print tokens per pass and time per image at every window, compared with window 1."""
     janus = mlx_janus.load(model)
     texts = [wanted.prompt for task in TASKS for wanted in drawing_prompts(task, prompts, 0)]
     positions = janus.config.generation.tokens
     drawn = measure(janus, texts, rounds)
-    click.echo(
-        f"Machine: {machine()}\n{janus.name}, {len(texts) * rounds} pictures of {positions} tokens\n"
-    )
-    click.echo(
-        "| window | tokens a pass | times as quick as window 1, median | seconds a picture | unlike window 1 |"
-    )
-    click.echo("|---|---|---|---|---|")
+    click.echo(f"Machine: {machine()}")
+    click.echo(f"{janus.name}, {len(texts) * rounds} images of {positions} tokens\n")
+    click.echo("| window | tokens a pass | times as fast as window 1, median ", nl=False)
+    click.echo("| seconds an image | unlike window 1 |\n|---|---|---|---|---|")
     for w in drawn:
-        click.echo(
-            f"| {w.width} | {positions / w.passes:.2f} | {w.speedup:.2f} | {w.seconds:.3f} | {w.unlike} |"
-        )
+        tokens = positions / w.passes
+        click.echo(f"| {w.width} | {tokens:.2f} | {w.speedup:.2f} | {w.seconds:.3f} | {w.unlike} |")
     chosen = find_window(janus.model, 1 if janus.config.generation.cfg_weight == 1 else 2)
-    click.echo(f"\nThe window that is chosen by default here: {chosen}")
+    click.echo(f"\nThe default window on this machine: {chosen}")
 
 
 def measure(janus: mlx_janus.JanusPipeline, texts: Sequence[str], rounds: int) -> list[Window]:
-    """Draw every text at every window in turns, ``rounds`` times with new noise; window 1 comes first."""
+    """Generate every prompt at every window, ``rounds`` times with new noise; window 1 is first."""
     widths = [width for width in ACCEPTED if width < janus.config.generation.tokens]
     seconds: dict[int, list[float]] = {width: [] for width in widths}
     passes: dict[int, list[int]] = {width: [] for width in widths}
     unlike: dict[int, int] = dict.fromkeys(widths, 0)
-    for width in widths:  # compiled once
+    for width in widths:  # compile first
         janus.generate_images(texts[0], seed=0, window=width)
     for round_ in range(rounds):
         for i, text in enumerate(texts):
@@ -90,11 +86,14 @@ def measure(janus: mlx_janus.JanusPipeline, texts: Sequence[str], rounds: int) -
                 unlike[width] += not np.array_equal(plain, image.tokens)
     return [
         Window(
-            w, float(np.mean(passes[w])), float(np.median(seconds[w])),
-            float(np.median(np.array(seconds[1]) / np.array(seconds[w]))), unlike[w],
+            w,
+            float(np.mean(passes[w])),
+            float(np.median(seconds[w])),
+            float(np.median(np.array(seconds[1]) / np.array(seconds[w]))),
+            unlike[w],
         )
         for w in widths
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

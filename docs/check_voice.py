@@ -1,7 +1,8 @@
-"""Count the idioms that CONTRIBUTING.md rules out: ``python docs/check_voice.py [--list] [PATH ...]``.
+"""Count the idioms that CONTRIBUTING.md rules out: ``python docs/check_voice.py``.
 
-Read are docstrings, comments and help texts of the package, and the pages in plain Markdown. The exit code is 1 if more
-than ``LIMIT`` idioms stand in 1,000 words.
+``--list`` prints each idiom with its place, and paths limit the check to them. The check reads the
+docstrings, comments and help texts of Python files, and Markdown pages without their code. The
+exit code is 1 if there are more than ``LIMIT`` idioms in 1,000 words.
 """
 
 from __future__ import annotations
@@ -24,21 +25,41 @@ PATHS = (
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
-    "docs/library.md",
+    "CHANGELOG.md",
     "docs/cli.md",
+    "docs/commands.md",
+    "docs/lab-notes.md",
+    "docs/library.md",
+    "docs/models.md",
+    "docs/reference.md",
+    "docs/safety.md",
     "docs/server.md",
+    "docs/tiny.md",
+    "docs/troubleshooting.md",
 )
 
+_VERBS = (
+    "is|are|was|were|has|have|had|can|may|must|comes?|goes|follows|stands|lies|makes|takes|gives"
+    "|needs|fits?"
+)
+_SUBJECTS = "it|they|he|she|a|an|the|there|one|this|that"
 IDIOMS = {
-    '"what" as a noun': r"\b(?:what(?:ever)?|whatever) (?:is|are|was|were|has|have|had|can|may|must|it|they|he|she|a|an|the|there|one|this|that|comes?|goes|follows|stands|lies|makes|takes|gives|needs|fits?)\b(?![^.\n]*\?)",
-    "passive of people": r"\b(?:is|are|was|were|be) (?:told|asked|said|shown|taken|had|meant|given)\b",
+    '"what" as a noun': rf"\b(?:what(?:ever)?) (?:{_VERBS}|{_SUBJECTS})\b(?![^.\n]*\?)",
+    "passive of people": (
+        r"\b(?:is|are|was|were|be) (?:told|asked|said|shown|taken|had|meant|given)\b"
+    ),
     "goes, comes, stands, lies, bears": r"\b(?:goes|comes|stands|lies|bears)\b",
-    'fragment with "of"': r"(?:(?<=\n)|(?<=\A)|(?<=[.:] )|(?<=# ))of (?:the|a|an|its|each|all|one|those|these)\b",
+    'fragment with "of"': (
+        r"(?:(?<=\n)|(?<=\A)|(?<=[.:] )|(?<=# ))"  # at the start of a line, a sentence or a comment
+        r"of (?:the|a|an|its|each|all|one|those|these)\b"
+    ),
     "anew, alike, alone, yet": r"\b(?:anew|alike|yet)\b|\balone\b(?! (?:and|or|in|with))",
     "amid, beside, besides, meanwhile": r"\b(?:amid|beside|meanwhile)\b",
     "so many, so much, as many": r"\b(?:so (?:many|much)|as many)\b(?! as\b)",
     "but for, no more": r"\b(?:all but|but for|is no [a-z]+:)",
 }
+_CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", flags=re.MULTILINE | re.DOTALL)
+_HELP = ("help", "description", "short_help")  # keyword arguments that users read
 
 
 @dataclass(frozen=True)
@@ -50,33 +71,32 @@ class Text:
 
 
 def prose(path: Path) -> Iterator[Text]:
-    """Yield the prose of a file: all of a page without its code, or a module's docstrings, comments and help texts."""
+    """Yield the prose of a Markdown page, or of a Python file."""
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
-        without_code = re.sub(r"^```.*?^```$|`[^`\n]*`", "", source, flags=re.MULTILINE | re.DOTALL)
+        without_code = _CODE.sub(lambda code: "\n" * code[0].count("\n"), source)
         for number, line in enumerate(without_code.splitlines(), 1):
             yield Text(f"{path}:{number}", line)
         return
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if text := ast.get_docstring(node):
-                yield Text(f"{path}:{getattr(node, 'lineno', 1)}", text)
-        elif isinstance(node, ast.keyword) and node.arg in ("help", "description", "short_help"):
-            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-                yield Text(f"{path}:{node.value.lineno}", node.value.value)
-        elif (
-            isinstance(node, ast.Expr)
-            and isinstance(node.value, ast.Constant)
-            and isinstance(node.value.value, str)
-        ):
-            yield Text(f"{path}:{node.lineno}", node.value.value)
+        if text := _prose_of(node):
+            yield Text(f"{path}:{getattr(node, 'lineno', 1)}", text)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if (
-            token.type == tokenize.COMMENT
-            and "type: ignore" not in token.string
-            and "noqa" not in token.string
-        ):
+        is_prose = "type: ignore" not in token.string and "noqa" not in token.string
+        if token.type == tokenize.COMMENT and is_prose:
             yield Text(f"{path}:{token.start[0]}", token.string)
+
+
+def _prose_of(node: ast.AST) -> str | None:
+    """Return the docstring, help text or bare string of a node, None if it has none."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return ast.get_docstring(node)
+    is_help = isinstance(node, ast.keyword) and node.arg in _HELP
+    if is_help or isinstance(node, ast.Expr):
+        value = node.value
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return value.value
+    return None
 
 
 def idioms(text: Text) -> Iterator[tuple[str, str]]:
@@ -88,34 +108,38 @@ def idioms(text: Text) -> Iterator[tuple[str, str]]:
 
 
 def files(paths: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files of some paths, relative to the clone."""
+    """Yield the files at some paths, relative to the clone."""
     for name in paths:
         path = ROOT / name
         yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def texts(paths: tuple[str, ...]) -> Iterator[Text]:
+    """Yield the prose of all files, each text once in a file."""
+    for path in files(paths):
+        seen: set[str] = set()
+        for text in prose(path):
+            if text.words not in seen:  # a docstring is also an expression
+                seen.add(text.words)
+                yield text
 
 
 @click.command()
 @click.argument("paths", nargs=-1)
 @click.option("--list", "as_list", is_flag=True, help="Print each idiom with its place.")
 def main(paths: tuple[str, ...], as_list: bool) -> None:
-    """Count idioms in 1,000 words of prose, in the package and its pages by default."""
+    """Count idioms in 1,000 words of prose, by default in the package and its pages."""
     words = 0
     counts = dict.fromkeys(IDIOMS, 0)
-    for path in files(paths or PATHS):
-        seen: set[str] = set()
-        for text in prose(path):
-            if text.words in seen:
-                continue  # a docstring is an expression too
-            seen.add(text.words)
-            words += len(text.words.split())
-            for kind, around in idioms(text):
-                counts[kind] += 1
-                if as_list:
-                    click.echo(f"{Path(text.place).relative_to(ROOT)}  {kind}: {around}")
-    total = sum(counts.values())
-    rate = 1000 * total / max(words, 1)
+    for text in texts(paths or PATHS):
+        words += len(text.words.split())
+        for kind, around in idioms(text):
+            counts[kind] += 1
+            if as_list:
+                click.echo(f"{Path(text.place).relative_to(ROOT)}  {kind}: {around}")
     for kind, count in counts.items():
         click.echo(f"{1000 * count / max(words, 1):5.2f}  {kind}")
+    rate = 1000 * sum(counts.values()) / max(words, 1)
     click.echo(f"{rate:5.2f}  idioms in 1,000 words, of {words} words; at most {LIMIT:g}")
     sys.exit(rate > LIMIT)
 

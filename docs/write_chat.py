@@ -1,7 +1,7 @@
-"""Write docs/chat.svg, a chat with Janus-Tiny as it stands on a terminal: ``python docs/write_chat.py``.
+"""Write docs/chat.svg, the terminal of a chat with Janus-Tiny: ``python docs/write_chat.py``.
 
-The program is run on a pseudo-terminal and typed at; what its screen holds then is drawn by rich. Needs the
-extra "test".
+The script runs the program on a pseudo-terminal and types at it; rich renders its screen. It needs
+the extra "test".
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(__file__).with_name("chat.svg")
-COLUMNS, ROWS = 90, 44
+COLUMNS = 90
+ROWS = 44
 TYPED = (
     "/seed 3",
     "/draw a red circle above a blue square",
@@ -33,18 +34,26 @@ TYPED = (
 
 
 def screen() -> pyte.Screen:
-    """The screen after all was typed and answered."""
+    """Return the screen after the last answer."""
     shown = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.Stream(shown)
     with tempfile.TemporaryDirectory() as folder:
         environment = {
-            **os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONPATH": str(ROOT),
-            "XDG_STATE_HOME": folder, "HOME": folder,
-        }  # fmt: skip
+            **os.environ,
+            "TERM": "xterm-256color",
+            "PROMPT_TOOLKIT_NO_CPR": "1",
+            "PYTHONPATH": str(ROOT),
+            "XDG_STATE_HOME": folder,
+            "HOME": folder,
+        }
         child = pexpect.spawn(
-            sys.executable, ["-m", "mlx_janus.chat"], env=environment, encoding="utf-8", dimensions=(ROWS, COLUMNS),
+            sys.executable,
+            ["-m", "mlx_janus.chat"],
+            env=environment,
+            encoding="utf-8",
+            dimensions=(ROWS, COLUMNS),
             cwd=folder,
-        )  # fmt: skip
+        )
         for line in (*TYPED, None):
             _wait(child, stream, shown)
             if line is not None:
@@ -54,7 +63,7 @@ def screen() -> pyte.Screen:
 
 
 def _wait(child: pexpect.spawn, stream: pyte.Stream, shown: pyte.Screen) -> None:
-    """Until the prompt stands on the last line, and nothing more comes."""
+    """Wait until the prompt is on the last line and the output has ended."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
@@ -63,26 +72,21 @@ def _wait(child: pexpect.spawn, stream: pyte.Stream, shown: pyte.Screen) -> None
             lines = [line.rstrip() for line in shown.display if line.strip()]
             if lines and lines[-1] == ">":
                 return
-    raise TimeoutError(f"no prompt came: {[line for line in shown.display if line.strip()]}")
+    raise TimeoutError(f"no prompt appeared: {[line for line in shown.display if line.strip()]}")
 
 
 def drawn(shown: pyte.Screen) -> str:
-    """The screen as SVG."""
+    """Render the screen as SVG."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), color_system="truecolor")
     last = max(y for y in range(ROWS) if shown.display[y].strip())
     for y in range(last):  # the last line is the empty prompt
         text = Text()
         for x in range(COLUMNS):
             cell = shown.buffer[y][x]
-            style = [
-                colour
-                for colour in (
-                    _colour(cell.fg),
-                    f"on {_colour(cell.bg)}" if _colour(cell.bg) else "",
-                )
-                if colour
-            ]
-            text.append(cell.data, " ".join(style))
+            style = _colour(cell.fg)
+            if background := _colour(cell.bg):
+                style += f" on {background}"
+            text.append(cell.data, style.strip())
         text.rstrip()
         console.print(text, no_wrap=True)
     return console.export_svg(title="python -m mlx_janus.chat")

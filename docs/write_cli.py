@@ -1,4 +1,7 @@
-"""Write docs/cli.md, the commands' help texts: ``python docs/write_cli.py``. The tests fail where it is stale."""
+"""Write docs/cli.md, the commands' help texts: ``python docs/write_cli.py``.
+
+The tests fail if it is stale.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _WIDTH = 100
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the page."""
     parts = [
         "# Commands\n",
         "Written by `python docs/write_cli.py` from the commands' own `--help`.\n",

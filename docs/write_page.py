@@ -1,7 +1,7 @@
-"""Write docs/page-light.png, page-dark.png and page-phone.png, the server's page: ``python docs/write_page.py``.
+"""Write the screenshots of the server's page, docs/page-*.png: ``python docs/write_page.py``.
 
-Janus-Tiny is served, asked about a picture and has drawn two, in a browser. Needs the extra "test", and Chromium or
-Chrome.
+A browser asks Janus-Tiny about an image and generates two. The script needs the extra "test", and
+Chromium or Chrome.
 """
 
 from __future__ import annotations
@@ -21,19 +21,30 @@ from tests.support.browser import Visits, launched
 from tests.support.serving import started
 
 TARGETS: dict[str, dict[str, Any]] = {
-    "page-light.png": {"color_scheme": "light", "viewport": {"width": 960, "height": 1090}, "device_scale_factor": 1.5},
-    "page-dark.png": {"color_scheme": "dark", "viewport": {"width": 960, "height": 1090}, "device_scale_factor": 1.5},
-    "page-phone.png": {
-        "color_scheme": "light", "viewport": {"width": 390, "height": 844}, "device_scale_factor": 2,
-        "is_mobile": True, "has_touch": True,
+    "page-light.png": {
+        "color_scheme": "light",
+        "viewport": {"width": 960, "height": 1090},
+        "device_scale_factor": 1.5,
     },
-}  # fmt: skip
+    "page-dark.png": {
+        "color_scheme": "dark",
+        "viewport": {"width": 960, "height": 1090},
+        "device_scale_factor": 1.5,
+    },
+    "page-phone.png": {
+        "color_scheme": "light",
+        "viewport": {"width": 390, "height": 844},
+        "device_scale_factor": 2,
+        "is_mobile": True,
+        "has_touch": True,
+    },
+}
 DRAWN = "a green circle above a purple star"
 SEED = 4
 
 
 def talk(page: Page) -> None:
-    """Ask about the example's picture, and have two drawn."""
+    """Ask about the example's image, and generate two."""
     done = "article:nth-of-type({})[aria-busy=false]"
     page.get_by_role("button", name="What is in the picture?").click()
     page.locator(done.format(1)).wait_for()
@@ -50,11 +61,12 @@ def talk(page: Page) -> None:
 
 
 def small(png: bytes) -> Image.Image:
-    """In 256 colours, which is a third of the bytes and no difference to the eye."""
+    """Reduce to 256 colours: a third of the bytes, without a visible difference."""
     return Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
 
 
 def main() -> None:
+    """Write all screenshots."""
     with started() as server, launched() as browser:
         visits = Visits(browser)
         for name, options in TARGETS.items():

@@ -1,6 +1,6 @@
-"""Write docs/tree.md and the README's short tree from the docstrings: ``python docs/write_tree.py``.
+"""Write docs/tree.md and ARCHITECTURE's short tree: ``python docs/write_tree.py``.
 
-The tests fail where either is stale.
+Both have the first sentence of each module's docstring. The tests fail if either is stale.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mlx_janus"
 TARGET = ROOT / "docs" / "tree.md"
-README = ROOT / "README.md"
-START, END = "<!-- tree -->", "<!-- /tree -->"
-_WIDTH = 28  # of the column of names
+ARCHITECTURE = ROOT / "ARCHITECTURE.md"
+START = "<!-- tree -->"
+END = "<!-- /tree -->"
+_WIDTH = 28  # characters of the column of names
 
 
 def first_sentence(path: Path) -> str:
-    """Return the first sentence of a module's docstring, without its full stop, or of a package's."""
+    """Return the first sentence of a module's or package's docstring, without the full stop."""
     file = path / "__init__.py" if path.is_dir() else path
     text = " ".join((ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split())
     sentence = re.split(r"(?<=[.?!])\s", text, maxsplit=1)[0]
@@ -27,12 +28,12 @@ def first_sentence(path: Path) -> str:
 
 
 def folders(folder: Path) -> list[Path]:
-    """Return the packages inside a folder."""
+    """Return the packages in a folder."""
     return sorted(path for path in folder.iterdir() if (path / "__init__.py").is_file())
 
 
 def short_tree() -> list[str]:
-    """Return the lines of the README: the files on top, and each folder."""
+    """Return the lines of the short tree: each folder, then the files at the top."""
     lines = ["```", "mlx_janus/"]
     for path in folders(PACKAGE):
         lines.append(_line(f"  {path.name}/", first_sentence(path)))
@@ -45,7 +46,10 @@ def short_tree() -> list[str]:
 def whole_tree() -> Iterator[str]:
     """Yield the lines of docs/tree.md: every module, with the first sentence of its docstring."""
     yield "# Every module\n"
-    yield "Written by `python docs/write_tree.py` from the docstrings. ARCHITECTURE.md tells how they go together.\n"
+    yield (
+        "Written by `python docs/write_tree.py` from the docstrings. "
+        "ARCHITECTURE.md explains how the modules work together.\n"
+    )
     yield from _table("mlx_janus/", PACKAGE)
     for folder in sorted(
         path.parent for path in PACKAGE.rglob("*/__init__.py") if path.parent != PACKAGE
@@ -67,13 +71,13 @@ def _line(name: str, about: str) -> str:
     return f"{name:{_WIDTH}}{about}"
 
 
-def with_tree(readme: str) -> str:
-    """Return the README with its tree as it is now."""
-    before, rest = readme.split(START)
+def with_tree(page: str) -> str:
+    """Return a page with the current short tree between its marks."""
+    before, rest = page.split(START)
     _, after = rest.split(END)
     return f"{before}{START}\n" + "\n".join(short_tree()) + f"\n{END}{after}"
 
 
 if __name__ == "__main__":
     TARGET.write_text("\n".join(whole_tree()), encoding="utf-8")
-    README.write_text(with_tree(README.read_text(encoding="utf-8")), encoding="utf-8")
+    ARCHITECTURE.write_text(with_tree(ARCHITECTURE.read_text(encoding="utf-8")), encoding="utf-8")

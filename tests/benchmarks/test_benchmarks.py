@@ -38,7 +38,7 @@ def test_bench_prints_one_table(bits: tuple[str, ...]) -> None:
         "drawing step",
         "answering step",
         "step of four",
-        "first token.*picture",
+        "first token.*image",
         "bandwidth",
         "pass of 8",
     ):
@@ -62,7 +62,7 @@ def test_a_part_that_fails_or_lacks_its_peer_is_named_and_the_rest_goes_on(
         in outcome.stdout
     )
     assert "- mlx-vlm: mlx_vlm is not installed: pip install mlx-vlm\n" in outcome.stdout
-    assert "| decoding one picture's tokens, 64 x 64 |" in outcome.stdout
+    assert "| decoding one image's tokens, 64 x 64 |" in outcome.stdout
 
 
 def test_windows_are_measured_against_window_one() -> None:
@@ -98,9 +98,9 @@ def test_many_clients_of_a_server_each_get_what_is_theirs() -> None:
     outcome = call(serving.main, "--clients", 8, "--seconds", 3, "--rounds", 1)
     assert outcome.code == 0, outcome.stderr
     assert "| lost, mixed up, failed | none |" in outcome.stdout
-    answers, drawings = re.search(r"answers, drawings \| (\d+), (\d+)", outcome.stdout).groups()  # type: ignore[union-attr]
-    assert min(int(answers), int(drawings)) > 0
-    assert re.search(r"8 drawings in a row .* times as quick", outcome.stdout)
+    answers, images = re.search(r"answers, images \| (\d+), (\d+)", outcome.stdout).groups()  # type: ignore[union-attr]
+    assert min(int(answers), int(images)) > 0
+    assert re.search(r"8 images in a row .* times as fast", outcome.stdout)
     assert re.search(
-        r"while 8 pictures are drawn, which takes [\d.]+ s \| [\d.]+ \|", outcome.stdout
+        r"while 8 images are generated, which takes [\d.]+ s \| [\d.]+ \|", outcome.stdout
     )

@@ -51,8 +51,8 @@ def test_the_trees_of_modules_are_not_stale() -> None:
     assert "\n".join(write_tree.whole_tree()) == write_tree.TARGET.read_text(encoding="utf-8"), (
         stale
     )
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert write_tree.with_tree(readme) == readme, stale
+    architecture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert write_tree.with_tree(architecture) == architecture, stale
 
 
 def test_the_table_of_layers_is_the_contract_and_the_tree() -> None:

@@ -173,8 +173,8 @@ def test_the_numbers_are_the_servers_own() -> None:
         f"http://{own['host']}:{own['port']}",
         f"is over {own['body_limit'] // 10**6} MB",
         f"took over {own['body_seconds']:g} seconds",
-        f"A picture may have {own['image_limit'] // 10**6} MB",
-        f"something every {own['heartbeat_seconds']:g} seconds",
-        f"gives what is under way {listening.GRACE:g} seconds",
+        f"An image may have {own['image_limit'] // 10**6} MB",
+        f"a comment every {own['heartbeat_seconds']:g} seconds",
+        f"gives the running ones {listening.GRACE:g} seconds",
     ):
         assert said in " ".join(PAGE.split()), said
