@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import mlx.core as mx
 
@@ -25,6 +25,7 @@ from .inference.text_generation import (
     last_result,
     text_options,
 )
+from .limits import check_text
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn
 from .weights.load import WeightFiles, load_model
@@ -111,6 +112,12 @@ class JanusPipeline(LoadedModel):
     time. In low memory every turn reads its weights again: read one stream to its end there.
     """
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def pathway(self) -> ImagePathway:
         """How this model generates images."""
@@ -177,6 +184,7 @@ class JanusPipeline(LoadedModel):
         lookup: int = 0,
     ) -> ThreadStream[TextChunk]:
         """``generate_text`` piece by piece; arguments are checked before this returns, closing stops within a step."""
+        check_text("prompt", prompt)
         pictures = as_images(images)
         return self.stream_turns(
             [Turn("user", prompt, len(pictures))],
@@ -263,7 +271,7 @@ class JanusPipeline(LoadedModel):
             exact=exact,
             window=window,
         )
-        order = {text: i for i, text in reversed(list(enumerate(as_strings(prompt))))}
+        order = {text: i for i, text in reversed(list(enumerate(as_strings("prompt", prompt))))}
         images = [image for step in steps for image in step.images]
         return sorted(images, key=lambda image: (order[image.prompt], image.seed))
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..errors import ConversationError, ImageError, OutputError, PromptError
 from ..files import write_atomically
+from ..limits import check_text
 from ..processing.images import ImageSource, as_images, open_image
 from ..processing.png import save_png
 from ..processing.prompts import Turn
@@ -116,6 +117,7 @@ class Conversation:
             ImageError: a picture cannot be read.
             OptionError: a number out of its range.
         """
+        check_text("text", text)
         shown = [Picture(open_image(image)) for image in as_images(images)]
         message = Message("user", text, (*self._drawn(), *shown))
         return self._answer(self.messages, message, text_options(**options))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import ConfigError, PromptError
+from ..errors import ConfigError, JanusError, PromptError
 from ..memory import materialize
 from ..models.janus import JanusModel
 from ..processing.prompts import Prompts, Turn
 from ..weights.load import WeightFiles
-from .model_thread import ModelThread
+from .model_thread import CLOSED, ModelThread
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 Task = Literal["encode", "answer", "draw", "decode"]
 TASKS: tuple[Task, ...] = get_args(Task)
 """Read images, answer, generate image tokens, turn them into pixels: each has its own weights."""
+
+
+class ModelCache(Protocol):
+    """Arrays that a model computed and that are kept for later."""
+
+    def clear(self) -> None:
+        """Free them."""
 
 
 class Stopwatch:
@@ -64,14 +73,26 @@ class LoadedModel:
                 f"the tokenizer's id {top} is beyond the model's vocabulary of {model.config.language.vocab_size}: "
                 "tokenizer.json and config.json do not belong together"
             )
-        self.model = model
+        self._model: JanusModel | None = model
         self.prompts = prompts
         self.name = name
         self.thread = ModelThread()
+        self.caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()  # emptied by ``close``
         self._files = files
         self._ready: set[Task] = (
             set()
         )  # tasks whose weights are read; in low memory only the current one
+
+    @property
+    def model(self) -> JanusModel:
+        """The networks.
+
+        Raises:
+            JanusError: the model is closed.
+        """
+        if self._model is None:
+            raise JanusError(CLOSED)
+        return self._model
 
     @property
     def low_memory(self) -> bool:
@@ -157,5 +178,16 @@ class LoadedModel:
         return features
 
     def close(self) -> None:
-        """End the model's thread. Everything that is asked of the model afterwards is refused."""
+        """Free the model's memory and end its thread; nothing else is touched, no other model and no array.
+
+        A step under way ends first. Everything that is asked of the model afterwards is refused.
+        """
         self.thread.close()
+        if self._model is None:
+            return
+        self._model = None
+        self._ready.clear()
+        for cache in list(self.caches):
+            cache.clear()
+        gc.collect()  # parts of a network refer to each other
+        mx.clear_cache()

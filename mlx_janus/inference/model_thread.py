@@ -21,6 +21,7 @@ import mlx.core as mx
 
 from ..errors import JanusError
 
+CLOSED = "the model is closed: load it again"
 T = TypeVar("T")
 _END = object()
 
@@ -129,6 +130,7 @@ class ModelThread:
         self._closed = False
         self._pid = os.getpid()
         self._end: weakref.finalize[Any, Any] | None = None
+        self._open: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the model's thread and return its result.
@@ -147,6 +149,7 @@ class ModelThread:
 
     def stream(self, generator: Generator[T, None, None]) -> ThreadStream[T]:
         """Wrap a generator so that each of its steps runs in the model's thread."""
+        self._open.add(generator)
         return ThreadStream(self, generator)
 
     def check(self) -> None:
@@ -158,13 +161,19 @@ class ModelThread:
             raise _Abandoned
 
     def close(self) -> None:
-        """End the thread after the calls that wait; later ones are refused. Closing again does nothing."""
+        """End the thread after the calls that wait, and every stream; later calls are refused.
+
+        Closing again does nothing.
+        """
         with self._lock:
             self._closed = True
-            worker, self._worker = self._worker, None
+            worker = self._worker
+            self._worker = None
             if self._end is not None:
                 self._end.detach()
             if worker is not None:
+                for generator in list(self._open):
+                    worker.calls.put(_Call(generator.close))
                 worker.stop()
         if worker is not None and worker.thread is not threading.current_thread():
             worker.thread.join()
@@ -184,7 +193,7 @@ class ModelThread:
             )
         with self._lock:
             if self._closed:
-                raise JanusError("the model is closed: load it again")
+                raise JanusError(CLOSED)
             if self._worker is None:
                 worker = _Worker()
                 worker.start()

@@ -15,7 +15,7 @@ from PIL import Image
 from ..config import BITS, DTYPES, RECIPES
 from ..errors import ImageError, OptionError
 from ..limits import MAX_UPSCALE
-from ..processing.png import read_text_chunks, save_png
+from ..processing.png import png_bytes, read_text_chunks, save_png
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TextChunk:
     result: TextResult | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GeneratedImage:
     """A generated image and the facts with which it can be generated again."""
 
@@ -56,6 +56,14 @@ class GeneratedImage:
     metadata: dict[str, str] = field(repr=False)
     passes: int = 0  # of the language model after the prompt; images of a group share them
     steps: int = 0  # that made it: its image tokens, say
+
+    def __repr__(self) -> str:
+        width, height = self.image.size
+        return f"<GeneratedImage {self.prompt!r}, seed {self.seed}, {width}x{height}>"
+
+    def _repr_png_(self) -> bytes:
+        """Show the image in a notebook."""
+        return png_bytes(self.image, self.metadata)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a PNG with ``metadata`` as text chunks; an existing file is kept and a numbered sibling written.
