@@ -446,10 +446,10 @@ def test_not_a_picture(tmp_path):
     refused("two\nlines.png", "two\\nlines.png", "does not exist")
     refused(b"\0" * 64, "the picture given as bytes", "no picture")
     refused(b"", "the picture given as bytes", "empty")
-    with pytest.raises(OptionError, match="images must be paths"):
-        open_image(7)
-    refused(io.BytesIO(b"abc"), "BytesIO")
-    refused(None, "NoneType")
+    refused(io.BytesIO(b"abc"), "the picture in the open file", "no picture")
+    for foreign in (7, None):
+        with pytest.raises(OptionError, match=f"got {type(foreign).__name__}"):
+            open_image(foreign)
 
 
 def test_bytes_paths(tmp_path):
