@@ -1,11 +1,14 @@
 """Bounds that several layers check, each in one place.
 
-``check_number`` and ``check_int`` refuse a number outside its bounds.
+``check_number``, ``check_int`` and ``check_text`` refuse a value of another type or outside its bounds.
 
 The functions stand beside the bounds and not in the sampler, since the engine and the pipeline check numbers too.
 """
 
 from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
 
 from .errors import OptionError
 
@@ -20,24 +23,57 @@ MAX_UPSCALE = 4  # times as wide and high
 
 
 def check_number(
-    name: str, value: float, low: float, high: float, *, above_low: bool = False
-) -> None:
-    """Refuse a number outside [low, high] (or (low, high]).
+    name: str, value: Any, low: float, high: float, *, above_low: bool = False
+) -> float:
+    """Return a number in [low, high] (or (low, high]) as a Python number; NumPy's are taken too.
 
     Raises:
         OptionError: with the range.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high or (above_low and value == low):
+    number = _as_python(value, (int, float), Real)
+    if number is None or not low <= number <= high or (above_low and number == low):
         bounds = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
         raise OptionError(f"{name} must be a number {bounds}, got {value!r}")
+    return (
+        value
+        if isinstance(value, int | float) and type(value).__module__ == "builtins"
+        else float(value)
+    )
 
 
-def check_int(name: str, value: int, low: int, high: int) -> None:
-    """Refuse anything but an integer in [low, high].
+def check_int(name: str, value: Any, low: int, high: int) -> int:
+    """Return an integer in [low, high] as a Python integer; NumPy's are taken too.
 
     Raises:
         OptionError: with the range.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    number = _as_python(value, (int,), Integral)
+    if number is None or not low <= number <= high:
         raise OptionError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+    return int(number)
+
+
+def _as_python(value: Any, kinds: tuple[type, ...], number: type) -> Any:
+    """Return a number as one of Python's own kinds, or None if it is not of the kind asked for."""
+    if type(value) in kinds:
+        return value
+    if isinstance(value, bool) or not isinstance(value, number):
+        return None
+    return kinds[-1](value)
+
+
+def check_text(name: str, value: Any) -> str:
+    """Return a value that is text.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if not isinstance(value, str):
+        raise OptionError(f"{name} must be text (str), got {type(value).__name__}")
+    return value
+
+
+def set_checked(record: object, **values: object) -> None:
+    """Store checked values in a frozen dataclass while it is being made."""
+    for name, value in values.items():
+        object.__setattr__(record, name, value)

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import mlx.core as mx
 
@@ -25,6 +25,7 @@ from .inference.text_generation import (
     last_result,
     text_options,
 )
+from .limits import check_text
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn
 from .weights.load import WeightFiles, load_model
@@ -120,6 +121,12 @@ class JanusPipeline(LoadedModel):
     stream to its end before starting the next.
     """
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def pathway(self) -> ImagePathway:
         """The model's way to generate images, for code below this API."""
@@ -199,6 +206,7 @@ class JanusPipeline(LoadedModel):
         Returns:
             An iterator over pieces of text; the last one has the result.
         """
+        check_text("prompt", prompt)
         sources = as_images(images)
         turn = Turn("user", prompt, len(sources))
         options = text_options(max_tokens, temperature, top_p, seed, stop, lookup)
@@ -301,8 +309,10 @@ class JanusPipeline(LoadedModel):
         images: list[GeneratedImage] = []
         for step in steps:
             images += step.images
-        prompts = as_strings(prompt)
-        return sorted(images, key=lambda image: (prompts.index(image.prompt), image.seed))
+        order: dict[str, int] = {}
+        for text in as_strings("prompt", prompt):
+            order.setdefault(text, len(order))
+        return sorted(images, key=lambda image: (order[image.prompt], image.seed))
 
     def stream_images(
         self,

@@ -16,7 +16,14 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import OptionError
-from ..limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE, MAX_WINDOW, check_int, check_number
+from ..limits import (
+    MAX_CFG_WEIGHT,
+    MAX_TEMPERATURE,
+    MAX_WINDOW,
+    check_int,
+    check_number,
+    set_checked,
+)
 from ..memory import weights_wired
 from ..models.backbone import Cache, take_rows, trim_cache
 from ..models.janus import JanusModel
@@ -49,12 +56,15 @@ class DrawOptions:
 
     def __post_init__(self) -> None:
         if self.window is not None:
-            check_int("window", self.window, 1, MAX_WINDOW)
+            set_checked(self, window=check_int("window", self.window, 1, MAX_WINDOW))
             if self.exact and self.window > 1:
                 raise OptionError("exact draws token by token: leave window out")
-        check_number("cfg_weight", self.cfg_weight, 0, MAX_CFG_WEIGHT)
-        check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
-        check_number("top_p", self.top_p, 0, 1, above_low=True)
+        set_checked(
+            self,
+            cfg_weight=check_number("cfg_weight", self.cfg_weight, 0, MAX_CFG_WEIGHT),
+            temperature=check_number("temperature", self.temperature, 0, MAX_TEMPERATURE),
+            top_p=check_number("top_p", self.top_p, 0, 1, above_low=True),
+        )
 
     @property
     def rows(self) -> int:

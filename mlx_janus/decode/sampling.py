@@ -31,8 +31,7 @@ def pick_seed(seed: int | None) -> int:
     """
     if seed is None:
         return random_seed()
-    check_int("seed", seed, 0, MAX_SEED)
-    return seed
+    return check_int("seed", seed, 0, MAX_SEED)
 
 
 def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.array) -> mx.array:

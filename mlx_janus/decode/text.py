@@ -10,7 +10,15 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step
 
 from ..errors import OptionError
-from ..limits import MAX_LOOKUP, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, check_int, check_number
+from ..limits import (
+    MAX_LOOKUP,
+    MAX_SEED,
+    MAX_TEMPERATURE,
+    MAX_TOKENS,
+    check_int,
+    check_number,
+    set_checked,
+)
 from ..memory import weights_wired
 from ..models.backbone import Cache, trim_cache
 from ..models.janus import JanusModel
@@ -34,11 +42,14 @@ class TextOptions:
     lookup: int = 0  # draft tokens of a pass, copied from the prompt and the answer; 0: none
 
     def __post_init__(self) -> None:
-        check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
-        check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
-        check_number("top_p", self.top_p, 0, 1, above_low=True)
-        check_int("seed", self.seed, 0, MAX_SEED)
-        check_int("lookup", self.lookup, 0, MAX_LOOKUP)
+        set_checked(
+            self,
+            max_tokens=check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS),
+            temperature=check_number("temperature", self.temperature, 0, MAX_TEMPERATURE),
+            top_p=check_number("top_p", self.top_p, 0, 1, above_low=True),
+            seed=check_int("seed", self.seed, 0, MAX_SEED),
+            lookup=check_int("lookup", self.lookup, 0, MAX_LOOKUP),
+        )
         if not all(isinstance(s, str) and s for s in self.stop):
             raise OptionError(f"stop must be strings that are not empty, got {self.stop!r}")
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..errors import ConversationError, ImageError, OutputError, PromptError
 from ..files import write_atomically
+from ..limits import check_text
 from ..processing.images import ImageSource, as_images, open_image
 from ..processing.png import save_png
 from ..processing.prompts import Turn
@@ -114,6 +115,7 @@ class Conversation:
             ImageError: an image cannot be read.
             OptionError: a number is out of range.
         """
+        check_text("text", text)
         given = [Picture(open_image(image)) for image in as_images(images)]
         question = Message("user", text, (*self._new_drawings(), *given))
         return self._answer(self.messages, question, text_options(**options))

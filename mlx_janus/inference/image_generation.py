@@ -42,12 +42,12 @@ def image_jobs(
         OptionError: a number is out of range.
     """
     pathway = pathway_of(janus)
-    check_int("n", n, 1, MAX_IMAGES)
+    n = check_int("n", n, 1, MAX_IMAGES)
     options = pathway.options(_explicit(choices))
     first = pick_seed(seed)
     check_int("seed", first, 0, MAX_SEED - n + 1)
     jobs = []
-    for text in as_strings(prompt):
+    for text in as_strings("prompt", prompt):
         ids = pathway.prompt_ids(text)
         jobs += [ImageJob(text, ids, first + i, options) for i in range(n)]
     if not jobs:

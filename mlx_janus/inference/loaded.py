@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import ConfigError, PromptError
+from ..errors import ConfigError, JanusError, PromptError
 from ..memory import materialize
 from ..models.janus import JanusModel
 from ..processing.prompts import Prompts, Turn
 from ..weights.load import WeightFiles
-from .model_thread import ModelThread
+from .model_thread import CLOSED, ModelThread
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,6 +30,13 @@ TASKS: tuple[Task, ...] = get_args(Task)
 "encode" reads images, "answer" generates text, "draw" generates an image's tokens, and "decode"
 turns them into pixels.
 """
+
+
+class ModelCache(Protocol):
+    """Arrays that a model computed and that are kept for later."""
+
+    def clear(self) -> None:
+        """Free them."""
 
 
 class Stopwatch:
@@ -70,12 +79,24 @@ class LoadedModel:
                 f"the tokenizer's id {top} is beyond the model's vocabulary of {size}: "
                 "tokenizer.json and config.json do not belong together"
             )
-        self.model = model
+        self._model: JanusModel | None = model
         self.prompts = prompts
         self.name = name
         self.thread = ModelThread()
+        self.caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()  # emptied by ``close``
         self._files = files
         self._ready: set[Task] = set()  # tasks whose weights are held; at most one in low memory
+
+    @property
+    def model(self) -> JanusModel:
+        """The networks.
+
+        Raises:
+            JanusError: the model is closed.
+        """
+        if self._model is None:
+            raise JanusError(CLOSED)
+        return self._model
 
     @property
     def low_memory(self) -> bool:
@@ -166,5 +187,16 @@ class LoadedModel:
         return features
 
     def close(self) -> None:
-        """End the model's thread; later calls raise an error."""
+        """Free the model's memory and end its thread; later calls raise an error.
+
+        A running step ends first. Other models and the program's own arrays are left alone.
+        """
         self.thread.close()
+        if self._model is None:
+            return
+        self._model = None
+        self._ready.clear()
+        for cache in list(self.caches):
+            cache.clear()
+        gc.collect()  # parts of a network refer to each other
+        mx.clear_cache()

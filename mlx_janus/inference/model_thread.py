@@ -21,6 +21,7 @@ import mlx.core as mx
 
 from ..errors import JanusError
 
+CLOSED = "the model is closed: load it again"
 T = TypeVar("T")
 _END = object()
 
@@ -132,6 +133,7 @@ class ModelThread:
         self._closed = False
         self._pid = os.getpid()
         self._end: weakref.finalize[Any, Any] | None = None
+        self._open: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the model's thread and return its result.
@@ -151,6 +153,7 @@ class ModelThread:
 
     def stream(self, generator: Generator[T, None, None]) -> ThreadStream[T]:
         """Wrap a generator so that each of its steps runs in the model's thread."""
+        self._open.add(generator)
         return ThreadStream(self, generator)
 
     def check(self) -> None:
@@ -165,7 +168,7 @@ class ModelThread:
             raise _Abandoned
 
     def close(self) -> None:
-        """End the thread after the waiting calls; later calls raise an error.
+        """End every stream, and the thread after the waiting calls; later calls raise an error.
 
         Closing again does nothing.
         """
@@ -176,6 +179,8 @@ class ModelThread:
             if self._end is not None:
                 self._end.detach()
             if worker is not None:
+                for generator in list(self._open):
+                    worker.calls.put(_Call(generator.close))
                 worker.stop()
         if worker is not None and worker.thread is not threading.current_thread():
             worker.thread.join()
@@ -199,7 +204,7 @@ class ModelThread:
             )
         with self._lock:
             if self._closed:
-                raise JanusError("the model is closed: load it again")
+                raise JanusError(CLOSED)
             if self._worker is None:
                 worker = _Worker()
                 worker.start()

@@ -48,6 +48,11 @@ class ImageFeatureCache:
         self._janus = janus
         self._limit = limit
         self._features: OrderedDict[str, mx.array] = OrderedDict()  # (tokens, hidden)
+        janus.caches.add(self)
+
+    def clear(self) -> None:
+        """Forget all features."""
+        self._features.clear()
 
     def keys(self, ids: Sequence[int], digests: Sequence[str]) -> list[Key]:
         """Return the key of each position of a prompt.
@@ -109,6 +114,12 @@ class PrefixCache:
         self.keys: list[Key] = []
         self._janus = janus
         self._cache: Cache | None = None
+        janus.caches.add(self)
+
+    def clear(self) -> None:
+        """Forget everything that was read."""
+        self.keys = []
+        self._cache = None
 
     @property
     def nbytes(self) -> int:

@@ -15,7 +15,7 @@ from PIL import Image
 from ..config import BITS, DTYPES, RECIPES
 from ..errors import ImageError, OptionError
 from ..limits import MAX_UPSCALE
-from ..processing.png import read_text_chunks, save_png
+from ..processing.png import png_bytes, read_text_chunks, save_png
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TextChunk:
     result: TextResult | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GeneratedImage:
     """A generated image, with the settings needed to generate it again."""
 
@@ -53,6 +53,14 @@ class GeneratedImage:
     metadata: dict[str, str] = field(repr=False)
     passes: int = 0  # passes of the language model after the prompt; a group of images shares them
     steps: int = 0  # generation steps, for example one for each image token
+
+    def __repr__(self) -> str:
+        width, height = self.image.size
+        return f"<GeneratedImage {self.prompt!r}, seed {self.seed}, {width}x{height}>"
+
+    def _repr_png_(self) -> bytes:
+        """Show the image in a notebook."""
+        return png_bytes(self.image, self.metadata)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Save as a PNG with ``metadata`` as text chunks.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -13,6 +13,8 @@ import numpy as np
 from ..decode.prefill import prefill
 from ..decode.sampling import pick_seed
 from ..decode.text import PREFILL_STEP, StopStrings, TextOptions, answer_tokens
+from ..errors import OptionError
+from ..limits import check_text
 from ..models.backbone import Cache
 from ..processing.tokenizer import Detokenizer
 from .loaded import LoadedModel, Stopwatch
@@ -62,12 +64,22 @@ def text_options(
     Raises:
         OptionError: a number is out of range.
     """
-    return TextOptions(max_tokens, temperature, top_p, pick_seed(seed), as_strings(stop), lookup)
+    return TextOptions(
+        max_tokens, temperature, top_p, pick_seed(seed), as_strings("stop", stop), lookup
+    )
 
 
-def as_strings(text: Sequence[str] | str) -> tuple[str, ...]:
-    """Return one string or several as a tuple."""
-    return (text,) if isinstance(text, str) else tuple(text)
+def as_strings(name: str, value: Sequence[str] | str) -> tuple[str, ...]:
+    """Return a tuple of strings, also for a single one.
+
+    Raises:
+        OptionError: it is neither, with the argument's name.
+    """
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise OptionError(f"{name} must be text or several texts, got {type(value).__name__}")
+    return tuple(check_text(name, text) for text in value)
 
 
 def embed_prompt(janus: LoadedModel, ids: Sequence[int], features: Sequence[mx.array]) -> mx.array:

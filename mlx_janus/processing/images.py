@@ -12,18 +12,36 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..config import ImageConfig
-from ..errors import ImageError
+from ..errors import ImageError, OptionError
 
-ImageSource: TypeAlias = str | os.PathLike[Any] | bytes | Image.Image
+
+class ArrayLike(Protocol):
+    """An array of NumPy, MLX or another library that NumPy can read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
+
+
+class FileLike(Protocol):
+    """A file that is open for reading in binary mode."""
+
+    def read(self) -> bytes:
+        """Return the rest of the file."""
+
+
+ImageSource: TypeAlias = (
+    str | os.PathLike[Any] | bytes | bytearray | memoryview | Image.Image | FileLike | ArrayLike
+)
 Read = TypeVar("Read")
 
 MAX_PIXELS = 100_000_000  # pixels of one image
@@ -63,8 +81,12 @@ _WARNINGS = threading.Lock()
 
 def as_images(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
     """Return the images as a list; a single image becomes a list of one."""
-    if isinstance(images, (str, bytes, bytearray, os.PathLike, Image.Image)):
+    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image):
         return [images]
+    if _is_array(images) or hasattr(images, "read"):
+        return [cast(ImageSource, images)]
+    if not isinstance(images, Iterable):
+        raise OptionError(f"images must be an image or several, got {type(images).__name__}")
     return list(images)
 
 
@@ -84,13 +106,50 @@ def open_image(source: ImageSource) -> Image.Image:
         name = "the PIL image given"
         with _as_image_errors(name, b""):
             return _upright_rgb(source, name)
-    if isinstance(source, bytes):
-        return decode_image(source, "the picture given as bytes")
-    if not isinstance(source, str | os.PathLike):
+    if isinstance(source, bytes | bytearray | memoryview):
+        return decode_image(bytes(source), "the picture given as bytes")
+    if isinstance(source, str | os.PathLike):
+        return read_file(source, _upright_rgb)
+    if _is_array(source):
+        return open_image(_from_array(np.asarray(source)))
+    if hasattr(source, "read"):
+        return decode_image(_read_open_file(source), "the picture in the open file")
+    raise OptionError(
+        "images must be paths, bytes, PIL images, open files or arrays (H, W, 3 or 4) of uint8, "
+        f"got {type(source).__name__}"
+    )
+
+
+def _is_array(source: object) -> bool:
+    return hasattr(source, "shape") and hasattr(source, "dtype")
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    """Return the image of an (H, W, 3) or (H, W, 4) array of uint8."""
+    shape = array.shape
+    if array.dtype != np.uint8 or len(shape) != 3 or shape[2] not in (3, 4) or 0 in shape:
         raise ImageError(
-            f"a picture must be a path, bytes or a PIL image, got {type(source).__name__}"
+            "an array must be (H, W, 3) or (H, W, 4) of uint8, one for each image, "
+            f"got {'x'.join(map(str, shape))} of {array.dtype}"
         )
-    return read_file(source, _upright_rgb)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _read_open_file(file: Any) -> bytes:
+    """Read the rest of an open file.
+
+    Raises:
+        ImageError: it is open as text, at its end, or cannot be read.
+    """
+    try:
+        data = file.read()
+    except (OSError, ValueError) as error:  # ValueError: closed
+        raise ImageError(f"the open file cannot be read ({error}): open it again") from None
+    if not isinstance(data, bytes):
+        raise ImageError("the open file gives text: open it in binary mode ('rb')")
+    if not data:
+        raise ImageError("the open file is at its end: call seek(0) on it first")
+    return data
 
 
 def decode_image(data: bytes, name: str, *, max_pixels: int | None = None) -> Image.Image:

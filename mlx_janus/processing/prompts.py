@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from ..config import PromptConfig
 from ..errors import ConfigError, OptionError, PromptError
+from ..limits import check_text
 from .tokenizer import TOKENIZER_FILE, Detokenizer, PromptTokenizer, read_tokenizer
 
 
@@ -163,7 +164,7 @@ class Prompts:
     def _answering_segments(self, turns: Sequence[Turn], system: str | None) -> list[str]:
         if not turns or turns[-1].role != "user":
             raise PromptError("the last message must be the user's: add a question")
-        system = self.config.system if system is None else system
+        system = self.config.system if system is None else check_text("system", system)
         segments = [system + self.config.separator] if system else []
         for turn in turns:
             segments += self._turn_segments(turn)

@@ -390,13 +390,70 @@ def test_a_closed_model_says_so(converted: dict[str, Path]) -> None:
     assert (mx.array([1.0]) + 1).item() == 2.0
 
 
+def held() -> int:
+    gc.collect()
+    mx.clear_cache()
+    return int(mx.get_active_memory())
+
+
+def test_closing_frees_the_models_memory_and_nothing_else(converted: dict[str, Path]) -> None:
+    """Whatever still refers to it: streams that are open, conversations, images."""
+    other = mlx_janus.load(converted["deepseek-pro-bin"])
+    own = mx.ones((1000,)) * 2
+    mx.eval(own)
+    answered(other)
+    before = held()
+    with mlx_janus.load(converted["deepseek-pro-bin"]) as janus:
+        talk = janus.conversation()
+        talk.send(QUESTION, PICTURE, max_tokens=2)
+        image = janus.generate_images(PROMPT, seed=1)[0]
+        steps = janus.stream_images(PROMPT, seed=1)
+        next(steps)
+        assert held() > before + 300_000
+    assert held() < before + 50_000
+    assert image.tokens is not None
+    for use in (lambda: talk.send(QUESTION), lambda: next(steps), lambda: janus.model):
+        with pytest.raises(mlx_janus.JanusError, match="closed: load it again"):
+            use()
+    assert answered(other)
+    assert own.sum().item() == 2000
+    assert (mx.array([1.0]) + 1).item() == 2.0
+
+
+def test_a_progress_callback_that_raises_leaves_nothing_behind(tmp_path: Path) -> None:
+    def failing(*_: object) -> None:
+        raise KeyError("mine")
+
+    def load(**options: object) -> Janus:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLX_JANUS_CACHE", str(tmp_path / "cache"))
+            return mlx_janus.load(FIXTURES / "deepseek-pro-bin", **options)  # type: ignore[arg-type]
+
+    with pytest.raises(KeyError, match="mine"):
+        load(progress=failing)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert answered(load())
+
+
+def test_a_conversation_is_used_from_any_thread(
+    pro: Janus, threads: list[ThreadPoolExecutor]
+) -> None:
+    def talk(pools: list[ThreadPoolExecutor]) -> list[tuple[int, ...]]:
+        turns = itertools.cycle(pools)
+        conversation = next(turns).submit(pro.conversation).result()
+        said = [
+            next(turns).submit(conversation.send, QUESTION, max_tokens=4).result() for _ in range(3)
+        ]
+        next(turns).submit(conversation.draw, PROMPT, seed=1).result()
+        said.append(next(turns).submit(conversation.send, "What is it?", max_tokens=4).result())
+        return [result.tokens for result in said]
+
+    assert talk(threads) == talk(threads[:1])
+
+
 def test_a_model_that_is_dropped_frees_its_memory_and_its_thread(
     converted: dict[str, Path],
 ) -> None:
-    def held() -> int:
-        mx.clear_cache()
-        return int(mx.get_active_memory())
-
     gc.collect()
     before = held()
     names = [thread.name for thread in threading.enumerate()].count("mlx_janus model")

@@ -26,7 +26,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from safetensors.numpy import load_file
 
 from mlx_janus.config import ImageConfig
-from mlx_janus.errors import ImageError, OutputError
+from mlx_janus.errors import ImageError, OptionError, OutputError
 from mlx_janus.processing import images
 from mlx_janus.processing.images import open_image, preprocess, resize_and_pad, to_image
 from mlx_janus.processing.png import free_paths, save_png
@@ -448,9 +448,10 @@ def test_not_a_picture(tmp_path):
     refused("two\nlines.png", "two\\nlines.png", "does not exist")
     refused(b"\0" * 64, "the picture given as bytes", "no picture")
     refused(b"", "the picture given as bytes", "empty")
-    refused(7, "int")
-    refused(io.BytesIO(b"abc"), "BytesIO")
-    refused(None, "NoneType")
+    refused(io.BytesIO(b"abc"), "the picture in the open file", "no picture")
+    for foreign in (7, None):
+        with pytest.raises(OptionError, match=f"got {type(foreign).__name__}"):
+            open_image(foreign)
 
 
 def test_bytes_paths(tmp_path):
