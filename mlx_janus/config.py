@@ -1,9 +1,9 @@
-"""Sizes and facts of a model as frozen dataclasses, and their form in ``config.json``.
+"""The config of a model: frozen dataclasses of its sizes, and their form in ``config.json``.
 
-Every size is written out: nothing here knows a named variant. Each part carries its ``kind``, so another encoder is
-another dataclass in the union of its field and another entry in a table of ``models``; an image pathway is another
-subclass of ``GenerationConfig``.
-Values are checked where they enter; a config that passes describes a model that can be built.
+Every size is written out; there are no named variants. Each part has a ``kind``. A new encoder is
+a new dataclass in the union of its field, and an entry in a table in ``models``. A new image
+pathway is a new subclass of ``GenerationConfig``. Values are checked when a config is made, so
+every config describes a model that can be built.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from .sections import LATER, Fault, JsonError, Section, number_field, read_json,
 
 FORMAT_VERSION = 2
 READ_VERSIONS = (1, 2)
-"""Versions of a converted folder that are read; the first one wrote the parts of the VQ pathway side by side."""
+"""Format versions that this release reads. Version 1 had no ``generation`` section."""
 MODEL_TYPE = "mlx_janus"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[str, ...] = typing.get_args(Dtype)
 
 QuantizationMode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
-"""How MLX packs weights: whole numbers with a scale and a bias a group, or small floats with a scale a group."""
+"""MLX's quantization modes: integers with a scale and a bias per group, or floats with a scale."""
 Recipe = Literal["light", "balanced", "faithful", "mxfp4", "mxfp8", "nvfp4"]
 RECIPES: tuple[str, ...] = typing.get_args(Recipe)
-"""Named choices of bits, layer by layer; ``weights/quantize.py`` says which."""
+"""Names of the quantization recipes in ``weights/quantize.py``."""
 BITS = (4, 8)
-"""Bits of the language model that may be asked for."""
+"""Values of the option ``bits``: bits per weight of the language model."""
 GROUP_SIZES = (32, 64, 128)
-"""Weights that share one scale, as may be asked for with bits."""
+"""Values of the option ``group_size``: weights that share one scale."""
 
 _MAX_DEPTH = 512  # layers
 _MAX_SIDE = 8192  # pixels
@@ -47,12 +47,12 @@ _ADVICE: dict[Fault, str] = {
 
 @dataclass(frozen=True)
 class SiglipConfig(Section):
-    """SigLIP vision transformer: square pictures, square patches, no class token."""
+    """SigLIP vision transformer: square images, square patches, no class token."""
 
     title: ClassVar[str] = "understanding"
     kind: Literal["siglip"]
-    image_size: int = size_field(high=_MAX_SIDE)  # pixels on a side
-    patch_size: int = size_field(high=1024)
+    image_size: int = size_field(high=_MAX_SIDE)  # pixels per side
+    patch_size: int = size_field(high=1024)  # pixels per side
     width: int = size_field()
     layers: int = size_field(high=_MAX_DEPTH)
     heads: int = size_field(high=4096)
@@ -70,18 +70,18 @@ class SiglipConfig(Section):
 
     @property
     def grid(self) -> int:
-        """Patches on a side."""
+        """Patches per side."""
         return self.image_size // self.patch_size
 
     @property
     def tokens(self) -> int:
-        """Positions that one picture takes in the language model."""
+        """Positions of one image in the language model."""
         return self.grid**2
 
 
 @dataclass(frozen=True)
 class VQConfig(Section):
-    """VQ-GAN codec: a grid of codebook indices for a picture, one downsampling between two levels."""
+    """VQ-GAN codec: images as grids of codebook indices; each level after the first halves them."""
 
     title: ClassVar[str] = "generation.codec"
     kind: Literal["vq"]
@@ -103,13 +103,13 @@ class VQConfig(Section):
 
     @property
     def downsampling(self) -> int:
-        """Pixels on a side for one token."""
+        """Pixels per side of one token."""
         return int(2 ** (len(self.ch_mult) - 1))
 
 
 @dataclass(frozen=True)
 class MLPConfig(Section):
-    """An adaptor: ``depth`` linear layers with exact GELU between them."""
+    """Adaptor: ``depth`` linear layers with exact GELU between them."""
 
     title: ClassVar[str] = "aligner"
     kind: Literal["mlp_gelu"]
@@ -120,7 +120,7 @@ class MLPConfig(Section):
 
 @dataclass(frozen=True)
 class GenHeadConfig(Section):
-    """Hidden states to logits over image tokens: linear, exact GELU, linear."""
+    """Image head, from hidden states to logits over image tokens: linear, exact GELU, linear."""
 
     title: ClassVar[str] = "generation.head"
     kind: Literal["vision_head"]
@@ -131,7 +131,7 @@ class GenHeadConfig(Section):
 
 @dataclass(frozen=True)
 class LlamaConfig(Section):
-    """The language model, in the words of transformers' LlamaConfig. The head is never tied."""
+    """Language model; field names as in transformers' LlamaConfig. The head is never tied."""
 
     title: ClassVar[str] = "language"
     kind: Literal["llama"]
@@ -159,19 +159,20 @@ class LlamaConfig(Section):
 
 
 SYSTEM_PROMPT = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
 )
 
 
 @dataclass(frozen=True)
 class PromptConfig(Section):
-    """Roles, separators and the spellings of control tokens. Ids are looked up by spelling: they differ per model."""
+    """Roles, separators and spellings of control tokens. Their ids differ between models."""
 
     title: ClassVar[str] = "prompt"
     user: str = "<|User|>"
     assistant: str = "<|Assistant|>"
-    system: str = SYSTEM_PROMPT  # of answering; drawing has none
+    system: str = SYSTEM_PROMPT  # for answers; prompts for images have none
     separator: str = "\n\n"
     bos: str = "<｜begin▁of▁sentence｜>"
     eos: str = "<｜end▁of▁sentence｜>"
@@ -183,7 +184,7 @@ class PromptConfig(Section):
 
 @dataclass(frozen=True)
 class ImageConfig(Section):
-    """How a picture becomes the encoder's input."""
+    """Preprocessing of an image for the vision encoder."""
 
     title: ClassVar[str] = "image"
     image_size: int = size_field(high=_MAX_SIDE)
@@ -195,11 +196,11 @@ class ImageConfig(Section):
 
 @dataclass(frozen=True)
 class GenerationConfig(Section):
-    """Base of the sections of image pathways: each kind is a subclass with the sizes of its own parts."""
+    """Base class of image pathways. Each kind is a subclass with the sizes of its own parts."""
 
     title: ClassVar[str] = "generation"
     kind: str
-    image_size: int  # pixels on a side of a generated image
+    image_size: int  # pixels per side of a generated image
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -210,13 +211,13 @@ class GenerationConfig(Section):
         """Refuse sizes that do not fit the language model.
 
         Raises:
-            ConfigError: with the size that would.
+            ConfigError: a size does not fit; the message gives the right one.
         """
 
 
 @dataclass(frozen=True)
 class VQGenerationConfig(GenerationConfig):
-    """The VQ pathway: image tokens of a codec, their adaptor and head, and the model's own guidance and temperature."""
+    """VQ pathway: codec, adaptor and head of image tokens, default guidance and temperature."""
 
     kind: Literal["vq"]
     codec: VQConfig
@@ -239,7 +240,7 @@ class VQGenerationConfig(GenerationConfig):
             )
 
     def check_against(self, language: LlamaConfig) -> None:
-        """Refuse an adaptor or a head of another width than the language model's."""
+        """Refuse an adaptor or a head whose width is not the language model's."""
         hidden = language.hidden_size
         for name, value in (
             ("aligner.output_dim", self.aligner.output_dim),
@@ -250,18 +251,18 @@ class VQGenerationConfig(GenerationConfig):
 
     @property
     def grid(self) -> int:
-        """Image tokens on a side of an image."""
+        """Image tokens per side."""
         return self.image_size // self.codec.downsampling
 
     @property
     def tokens(self) -> int:
-        """Tokens of an image."""
+        """Image tokens per image."""
         return self.grid**2
 
 
 @dataclass(frozen=True)
 class LayerBits(Section):
-    """One quantized layer."""
+    """Path, bits, group size and mode of a quantized layer."""
 
     title: ClassVar[str] = "quantization.layers"
     path: str
@@ -272,9 +273,10 @@ class LayerBits(Section):
 
 @dataclass(frozen=True)
 class QuantizationConfig(Section):
-    """What was quantized, layer by layer, and which layers stayed float.
+    """The quantized layers, and the layers that stayed float.
 
-    ``bits`` and ``group_size`` are what was asked for, or what most layers of the language model get by the recipe.
+    ``bits`` and ``group_size`` are the options of the conversion. With a recipe, they are the
+    values of most layers of the language model.
     """
 
     title: ClassVar[str] = "quantization"
@@ -286,13 +288,13 @@ class QuantizationConfig(Section):
 
     @property
     def choice(self) -> str:
-        """What was asked for: "4 bits", or "the recipe light"."""
+        """The quantization in words: "4 bits" or "the recipe light"."""
         return f"the recipe {self.recipe}" if self.recipe else f"{self.bits} bits"
 
 
 @dataclass(frozen=True)
 class JanusConfig(Section):
-    """A whole model. ``config.json`` of a converted folder is this plus ``model_type`` and ``format_version``."""
+    """All sections of a model. ``config.json`` adds ``model_type`` and ``format_version``."""
 
     title: ClassVar[str] = "config.json"
     understanding: SiglipConfig
@@ -307,29 +309,25 @@ class JanusConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         hidden = self.language.hidden_size
-        joints = [
-            (
-                "aligner.input_dim",
-                self.aligner.input_dim,
-                "the vision width",
-                self.understanding.width,
-            ),
-            ("aligner.output_dim", self.aligner.output_dim, "the language hidden size", hidden),
-            (
-                "image.image_size",
-                self.image.image_size,
-                "the vision image size",
-                self.understanding.image_size,
-            ),
-        ]
-        for name, value, what, wanted in joints:
-            if value != wanted:
-                raise self.error(name, value, f"{what} {wanted}")
+        width = self.understanding.width
+        side = self.understanding.image_size
+        if self.aligner.input_dim != width:
+            raise self.error(
+                "aligner.input_dim", self.aligner.input_dim, f"the vision width {width}"
+            )
+        if self.aligner.output_dim != hidden:
+            raise self.error(
+                "aligner.output_dim", self.aligner.output_dim, f"the language hidden size {hidden}"
+            )
+        if self.image.image_size != side:
+            raise self.error(
+                "image.image_size", self.image.image_size, f"the vision image size {side}"
+            )
         self.generation.check_against(self.language)
 
     @property
     def image_size(self) -> int:
-        """Side of a generated image in pixels."""
+        """Pixels per side of a generated image."""
         return self.generation.image_size
 
     @classmethod
@@ -337,8 +335,8 @@ class JanusConfig(Section):
         """Read a converted folder's ``config.json``.
 
         Raises:
-            ConfigError: not readable, no JSON, or sizes that no model can have.
-            UnsupportedModelError: of a format version that this release does not read.
+            ConfigError: the file is unreadable or not JSON, or a size is impossible.
+            UnsupportedModelError: this release does not read its format version.
         """
         data = read_model_json(path)
         if data.pop("model_type", None) != MODEL_TYPE:
@@ -346,7 +344,8 @@ class JanusConfig(Section):
         version = data.pop("format_version", None)
         if version not in READ_VERSIONS or isinstance(version, bool):
             raise UnsupportedModelError(
-                f"{path} has format version {shorten(version)}, this release reads {FORMAT_VERSION}: convert again"
+                f"{path} has format version {shorten(version)}, "
+                f"this release reads {FORMAT_VERSION}: convert again"
             )
         try:
             return cls.from_dict(_upgrade(data) if version == 1 else data)
@@ -360,7 +359,7 @@ class JanusConfig(Section):
 
 
 def _upgrade(data: dict[str, Any]) -> dict[str, Any]:
-    """Bring the content of a version 1 file into version 2: the parts of the VQ pathway become one section."""
+    """Turn the content of a version 1 file into version 2: one section for the VQ pathway."""
     renamed = {"codec": "generation", "aligner": "gen_aligner", "head": "gen_head"}
     generation: dict[str, Any] = {"kind": "vq"}
     if isinstance(data.get("understanding"), dict):
@@ -372,9 +371,8 @@ def _upgrade(data: dict[str, Any]) -> dict[str, Any]:
     drawing = data.get("drawing", {})
     if not isinstance(drawing, dict) or set(drawing) - {"cfg_weight", "temperature"}:
         raise ConfigError(f"drawing must hold cfg_weight and temperature, got {shorten(drawing)}")
-    kept = {
-        name: value for name, value in data.items() if name not in (*renamed.values(), "drawing")
-    }
+    replaced = (*renamed.values(), "drawing")
+    kept = {name: value for name, value in data.items() if name not in replaced}
     return kept | {"generation": generation | drawing}
 
 
@@ -382,7 +380,7 @@ def read_model_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of a model folder.
 
     Raises:
-        ConfigError: the file is missing, too large, no JSON, or no object; with the fix.
+        ConfigError: the file is missing, too large, not JSON, or not an object.
     """
     try:
         return read_json(path)

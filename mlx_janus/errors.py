@@ -1,4 +1,4 @@
-"""What can go wrong, by kind. Commands turn these into one line and an exit code; the library only raises them."""
+"""The errors that the library raises. Commands print them as one line and set an exit code."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from __future__ import annotations
 class JanusError(Exception):
     """Base of every error that this package raises on purpose.
 
-    The message is one line that says what was wrong, what it got, and what to do about it.
+    The message is one line: the problem, the value, and the fix.
     """
 
 
 class ConfigError(JanusError):
-    """A config file or a tokenizer is missing, malformed, or holds sizes that no model can have."""
+    """A config file or a tokenizer is missing or malformed, or holds impossible sizes."""
 
 
 class UnsupportedModelError(JanusError):
-    """The folder holds a model of another family."""
+    """The model is of another family, or of an unknown format version."""
 
 
 class CheckpointError(JanusError):
@@ -23,11 +23,11 @@ class CheckpointError(JanusError):
 
 
 class OutputError(JanusError):
-    """The output is there already, or cannot be written."""
+    """The output exists already or cannot be written."""
 
 
 class ImageError(JanusError):
-    """A picture cannot be read: missing, damaged, no picture at all, or too large."""
+    """An image cannot be read: missing, damaged, not an image, or too large."""
 
 
 class PromptError(JanusError):
@@ -35,16 +35,16 @@ class PromptError(JanusError):
 
 
 class ConversationError(JanusError):
-    """A conversation cannot do that now, or its file cannot be read."""
+    """A conversation does not allow the operation in its state, or its file cannot be read."""
 
 
 class OptionError(JanusError, ValueError):
-    """An argument is outside what it may be; the message gives the range."""
+    """An argument is out of range; the message gives the range."""
 
 
 class OutOfMemoryError(JanusError):
-    """The model or the request needs more memory than there is."""
+    """The model or the request needs more memory than is available."""
 
 
 class HubError(JanusError):
-    """The Hugging Face Hub did not give the model: absent, private, or out of reach."""
+    """The Hugging Face Hub did not deliver the model: absent, private, or out of reach."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, also under a kill, on a full disk and after Ctrl-C."""
+"""Atomic writing: a file appears complete or not at all, even after a kill or on a full disk."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a file, text as UTF-8, and replace the one that is there; a failure leaves that one as it was.
+    """Write or replace a file; text is written as UTF-8. A failure leaves the old file unchanged.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with draft_beside(path) as draft:
         draft.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -21,15 +21,15 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def draft_beside(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
-    """Yield a new hidden name beside ``path``, to write to and then to rename; what still has it at the end is removed.
+    """Yield the path of a hidden draft next to ``path``, for the caller to write and rename.
 
-    Only a kill can leave it behind. It does not begin with the name of ``path``, which may be as long as the file
-    system allows.
+    A draft that was not renamed is removed at the end; only a kill can leave one behind. Its name
+    does not contain the name of ``path``, which may already have the maximum length.
 
     Args:
-        path: the file to be.
-        suffix: of the draft. The default keeps it from whoever looks for files of a kind; MLX writes only to a suffix
-            that it knows.
+        path: the final file.
+        suffix: suffix of the draft. The default hides the draft from searches by suffix; MLX needs
+            a suffix that it knows.
     """
     draft = path.parent / f".mlx_janus-{secrets.token_hex(8)}{suffix}"
     try:

@@ -1,9 +1,4 @@
-"""Bounds that several layers check, each in one place.
-
-``check_number``, ``check_int`` and ``check_text`` refuse a value of another type or outside its bounds.
-
-The functions stand beside the bounds and not in the sampler, since the engine and the pipeline check numbers too.
-"""
+"""Bounds of options that several layers check, and the functions that check them."""
 
 from __future__ import annotations
 
@@ -15,58 +10,60 @@ from .errors import OptionError
 MAX_SEED = 2**63 - 1
 MAX_TEMPERATURE = 1000
 MAX_CFG_WEIGHT = 1000
-MAX_TOKENS = 1 << 20  # tokens of an answer: more than any context holds
-MAX_LOOKUP = 64  # draft tokens read in one pass of an answer
-MAX_WINDOW = 64  # positions read in one pass of an image
-MAX_IMAGES = 10_000  # images of one prompt in one call
-MAX_UPSCALE = 4  # times as wide and high
+MAX_TOKENS = 1 << 20  # tokens per answer; no context is as long
+MAX_LOOKUP = 64  # draft tokens per forward pass of an answer
+MAX_WINDOW = 64  # positions per forward pass of an image
+MAX_IMAGES = 10_000  # images per prompt and call
+MAX_UPSCALE = 4  # factor of width and height
 
 
 def check_number(
     name: str, value: Any, low: float, high: float, *, above_low: bool = False
 ) -> float:
-    """Return a number in [low, high] (or (low, high]) as a Python number; NumPy's are taken too.
+    """Return a number in [low, high], or in (low, high] with ``above_low``, as a Python number.
+
+    Numbers of NumPy are accepted.
 
     Raises:
-        OptionError: with the range.
+        OptionError: the value is no number in this range.
     """
-    number = _as_python(value, (int, float), Real)
+    number = _to_python(value, (int, float), Real)
     if number is None or not low <= number <= high or (above_low and number == low):
         bounds = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
         raise OptionError(f"{name} must be a number {bounds}, got {value!r}")
-    return (
-        value
-        if isinstance(value, int | float) and type(value).__module__ == "builtins"
-        else float(value)
-    )
+    return number
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:
-    """Return an integer in [low, high] as a Python integer; NumPy's are taken too.
+    """Return an integer in [low, high] as a Python integer. Integers of NumPy are accepted.
 
     Raises:
-        OptionError: with the range.
+        OptionError: the value is no integer in this range.
     """
-    number = _as_python(value, (int,), Integral)
+    number = _to_python(value, (int,), Integral)
     if number is None or not low <= number <= high:
         raise OptionError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
-    return int(number)
+    return number
 
 
-def _as_python(value: Any, kinds: tuple[type, ...], number: type) -> Any:
-    """Return a number as one of Python's own kinds, or None if it is not of the kind asked for."""
-    if type(value) in kinds:
+def _to_python(value: Any, types: tuple[type, ...], kind: type) -> Any:
+    """Return a value of one of Python's ``types``, or of another type of that kind of number.
+
+    Returns:
+        A Python number; None for a bool and for everything else.
+    """
+    if type(value) in types:
         return value
-    if isinstance(value, bool) or not isinstance(value, number):
+    if isinstance(value, bool) or not isinstance(value, kind):
         return None
-    return kinds[-1](value)
+    return types[-1](value)
 
 
 def check_text(name: str, value: Any) -> str:
     """Return a value that is text.
 
     Raises:
-        OptionError: it is not.
+        OptionError: the value has another type.
     """
     if not isinstance(value, str):
         raise OptionError(f"{name} must be text (str), got {type(value).__name__}")
@@ -74,6 +71,6 @@ def check_text(name: str, value: Any) -> str:
 
 
 def set_checked(record: object, **values: object) -> None:
-    """Store checked values in a frozen dataclass while it is being made."""
+    """Set fields of a frozen dataclass from its ``__post_init__``."""
     for name, value in values.items():
         object.__setattr__(record, name, value)

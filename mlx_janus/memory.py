@@ -1,4 +1,4 @@
-"""How much memory there is for a model."""
+"""Memory: how much is available, and how weights are read into it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from functools import lru_cache
 import mlx.core as mx
 import psutil
 
-_READ_AHEAD = 256_000_000  # bytes of weights that are cast at once
+_READ_AHEAD = 256_000_000  # bytes of weights that are read and cast together
 _READING = threading.Lock()
 
 
 def device_memory() -> int:
-    """Bytes that MLX can hold at once: the GPU's recommended working set, or all of main memory on a CPU."""
+    """Return the bytes that MLX can use: a GPU's recommended working set, or a CPU's memory."""
     if mx.default_device().type == mx.DeviceType.gpu:
         info = mx.device_info()
         size = (
@@ -29,11 +29,11 @@ def device_memory() -> int:
 
 
 def available_memory() -> int:
-    """Bytes free for new arrays now.
+    """Return the bytes that are free for new arrays.
 
-    On Apple silicon this is the recommended working set less what MLX holds: macOS makes room by itself, and its own
-    figure of free memory would refuse models that fit. Elsewhere it is what the system says, and what MLX could
-    give back from its cache.
+    On Apple silicon this is the recommended working set minus the memory that MLX uses. macOS frees
+    memory on demand, so its own figure of free memory would refuse models that fit. Elsewhere it is
+    the system's free memory plus MLX's cache.
     """
     if mx.default_device().type == mx.DeviceType.gpu:
         return max(device_memory() - mx.get_active_memory(), 0)
@@ -41,22 +41,28 @@ def available_memory() -> int:
 
 
 def materialize(arrays: Iterable[mx.array], check: Callable[[], None] = lambda: None) -> None:
-    """Read and cast weights a few at a time, so that stored and cast values are never all held together.
+    """Read and cast weights in small batches, so that few are in memory in both types.
 
-    Weights are lazy on streams that all threads share (``weight_stream``), so one thread at a time evaluates there.
+    Weights are lazy on a stream that all threads share (``weight_stream``). A lock lets one thread
+    evaluate there at a time.
 
     Args:
         arrays: the weights.
-        check: called before each part; raises to stop.
+        check: called before each batch; raises to stop.
     """
     batch: list[mx.array] = []
     for array in arrays:
         batch.append(array)
-        # Packed weights may yet have to be made, of up to eight times as much.
-        if sum(a.nbytes * (8 if a.dtype == mx.uint32 else 1) for a in batch) > _READ_AHEAD:
+        if sum(map(_peak_bytes, batch)) > _READ_AHEAD:
             _read(batch, check)
             batch = []
     _read(batch, check)
+
+
+def _peak_bytes(array: mx.array) -> int:
+    """Return the most bytes that reading a weight can take."""
+    # Packed weights may be quantized while they are read, from floats up to eight times as large.
+    return array.nbytes * (8 if array.dtype == mx.uint32 else 1)
 
 
 def _read(batch: list[mx.array], check: Callable[[], None]) -> None:
@@ -67,9 +73,9 @@ def _read(batch: list[mx.array], check: Callable[[], None]) -> None:
 
 @lru_cache
 def weight_stream(device: mx.DeviceType) -> mx.Stream:
-    """Return the stream on which weights stay lazy until any thread evaluates them.
+    """Return the stream of lazy weights, which any thread can evaluate.
 
-    Lazy arrays on an ordinary stream can be evaluated only in the thread that made them.
+    On an ordinary stream, only the thread that created a lazy array can evaluate it.
     """
     return mx.new_thread_unsafe_stream(device)
 
@@ -79,15 +85,15 @@ def _is_metal() -> bool:
 
 
 _WIRED = threading.Lock()
-_wired: list[int] = []  # the limit before, once for each that is inside
+_wired: list[int] = []  # the original limit, once per caller inside ``weights_wired``
 
 
 @contextlib.contextmanager
 def weights_wired() -> Iterator[None]:
-    """On Apple silicon, let MLX keep as much as is recommended in memory that macOS does not page out meanwhile.
+    """Wire MLX's memory on Apple silicon, up to the recommended working set. Elsewhere, do nothing.
 
-    Without it a model near the size of the memory is read from the disk again and again. Elsewhere nothing happens.
-    Several may be inside, and leave in any order: generators are closed as they please.
+    macOS does not page out wired memory. Without this, a model near the size of the memory is read
+    from the disk again and again. Callers may overlap and leave in any order, as generators do.
     """
     if not _is_metal():
         yield
@@ -100,10 +106,10 @@ def weights_wired() -> Iterator[None]:
         with _WIRED:
             before = _wired.pop()
             if not _wired:
-                mx.synchronize()  # the limit must not change under what is still being computed
+                mx.synchronize()  # the limit must not change during a computation
                 mx.set_wired_limit(before)
 
 
 def format_size(size: float) -> str:
-    """Bytes as people read them: "14.8 GB", "310 MB"."""
+    """Format bytes for people: "14.8 GB", "310 MB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,7 +1,8 @@
-"""How a section of a config is checked, read and written.
+"""Sections of a config: checking, reading and writing them.
 
-A section is a frozen dataclass. Its type hints say which JSON values it takes: numbers, text, lists (as tuples),
-literals, other sections and unions of these. The metadata of its fields adds ranges.
+A section is a frozen dataclass. Its type hints give the JSON values that it allows: numbers, text,
+lists (as tuples), literals, other sections and unions of these. The metadata of its fields adds
+ranges.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from typing import Any, ClassVar, Literal, Self
 from .errors import ConfigError
 
 _MAX_SIZE = 1 << 20  # far above any width or vocabulary, far below an overflow
-_MAX_NUMBER = 1e30  # of a field without a range
+_MAX_NUMBER = 1e30  # bound of a field without a range
 _MAX_FILE = 64 << 20  # bytes of a JSON file
 
 
 def size_field(default: Any = dataclasses.MISSING, *, low: int = 1, high: int = _MAX_SIZE) -> Any:
-    """Declare a whole number from low to high (for a tuple: each of its entries)."""
+    """Declare a whole number from ``low`` to ``high``, or a tuple of such numbers."""
     return field(default=default, metadata={"low": low, "high": high})
 
 
 def number_field(default: Any = dataclasses.MISSING, *, low: float = 0.0, high: float = 1e9) -> Any:
-    """Declare a finite number from low to high."""
+    """Declare a finite number from ``low`` to ``high``, or a tuple of such numbers."""
     return field(default=default, metadata={"low": low, "high": high})
 
 
 LATER = {"later": True}
-"""Metadata of a field that the first releases did not write: it is left out of a file where it has its default."""
+"""Metadata of a field that early releases did not write. At its default, it is not written."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One object of ``config.json``: checks its fields' types and ranges when made."""
+    """An object in ``config.json``; its constructor checks the types and ranges of its fields."""
 
     title: ClassVar[str] = "config"
 
@@ -54,22 +55,23 @@ class Section:
 
     @classmethod
     def error(cls, name: str, value: Any, allowed: str) -> ConfigError:
-        """Make the error of a field that does not have an allowed value."""
+        """Return the error of a field whose value is not allowed."""
         return ConfigError(f"{cls.title}: {name} must be {allowed}, got {shorten(value)}")
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Build from parsed JSON. Unknown keys are refused: they would be sizes silently ignored.
+        """Build a section from parsed JSON. Unknown keys are refused, so that no size is ignored.
 
         Raises:
-            ConfigError: no object, an entry that is missing or unknown, or a value out of its range.
+            ConfigError: not an object, an entry is missing or unknown, or a value is out of range.
         """
         if not isinstance(data, dict):
             raise ConfigError(f"{cls.title} must be a JSON object, got {shorten(data)}")
         known = {f.name: f for f in fields(cls)}
         if unknown := sorted(set(data) - set(known)):
             raise ConfigError(
-                f"{cls.title} has an unknown entry {unknown[0]!r}: the folder is of a newer version?"
+                f"{cls.title} has an unknown entry {unknown[0]!r}: "
+                "the folder is of a newer version?"
             )
         for name, f in known.items():
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
@@ -79,31 +81,31 @@ class Section:
         return cls(**{name: _from_json(value, hints[name]) for name, value in data.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values of every field, except those of ``LATER`` at their defaults."""
-        written = [
-            f
-            for f in fields(self)
-            if "later" not in f.metadata or getattr(self, f.name) != f.default
-        ]
-        return {f.name: _to_json(getattr(self, f.name)) for f in written}
+        """Return the fields as plain JSON values, without ``LATER`` fields at their default."""
+        values = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if "later" not in f.metadata or value != f.default:
+                values[f.name] = _to_json(value)
+        return values
 
 
 def shorten(value: Any) -> str:
-    """Return the ``repr`` of a value in at most 60 characters."""
+    """Return the ``repr`` of a value, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# Checking: one function for each kind of hint
+# Checking: one function per kind of hint
 
 Refuse = Callable[[Any, str], typing.NoReturn]
-"""Called with a value and the values that are allowed, as text."""
+"""Raises the error of a value. Called with the value, and the allowed values as text."""
 Range = Mapping[str, Any]
-"""The metadata of a field: "low" and "high", both or none."""
+"""Metadata of a field: either both "low" and "high", or neither."""
 
 
 def _check(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
-    """Refuse a value that is not of its hint, or outside its limits."""
+    """Refuse a value that does not match its type hint or is outside its range."""
     check = _CHECKS.get(typing.get_origin(hint) or hint, _check_type)
     check(value, hint, limits, refuse)
 
@@ -181,7 +183,7 @@ def _from_json(value: Any, hint: Any) -> Any:
 
 
 def _pick_variant(section: type[Section], value: Any) -> type[Section]:
-    """Pick the subclass of a section whose ``kind`` matches the value's; the section itself if it has none."""
+    """Pick the subclass whose ``kind`` matches the value's; the section if it has no subclasses."""
     variants = {kind: variant for variant in section.__subclasses__() for kind in _kinds(variant)}
     if not variants or not isinstance(value, dict):
         return section
@@ -196,7 +198,7 @@ def _kinds(section: type[Section]) -> tuple[str, ...]:
 
 
 def _pick_member(hints: tuple[Any, ...], value: Any) -> Any:
-    """Pick the union member whose ``kind`` matches the value's; else the first."""
+    """Pick the union member whose ``kind`` matches the value's; the first if none does."""
     kind = value.get("kind") if isinstance(value, dict) else None
     for hint in hints:
         if kind is not None and kind in _kinds(hint):
@@ -220,7 +222,7 @@ Fault = Literal["missing", "unreadable", "too large", "invalid", "no object"]
 class JsonError(ConfigError):
     """A file that does not hold a JSON object.
 
-    The message is the reason alone, since the fix depends on the file: callers that know it use ``advise``.
+    The message gives the reason only. The fix depends on the file, so callers add it by ``advise``.
     """
 
     def __init__(self, reason: str, fault: Fault):
@@ -228,7 +230,7 @@ class JsonError(ConfigError):
         self.fault = fault
 
     def advise(self, advice: Mapping[Fault, str]) -> str:
-        """Return the reason, and after it the advice for this fault if there is one."""
+        """Return the reason, followed by the advice for this fault if there is any."""
         return f"{self}: {advice[self.fault]}" if self.fault in advice else str(self)
 
 
@@ -236,7 +238,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file of at most 64 MiB.
 
     Raises:
-        JsonError: the file is missing, unreadable, too large, no JSON, or no object.
+        JsonError: the file is missing, unreadable, too large, not JSON, or not an object.
     """
     try:
         if path.stat().st_size > _MAX_FILE:

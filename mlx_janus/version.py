@@ -1,3 +1,3 @@
-"""The release, in a leaf that every layer may import."""
+"""The version number, in a module that every layer may import."""
 
 __version__ = "0.1.0"

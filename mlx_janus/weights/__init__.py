@@ -1,1 +1,1 @@
-"""From files to modules: reading published checkpoints, converting once, quantizing, loading."""
+"""Weights: reading published checkpoints, converting, quantizing, loading."""

@@ -1,4 +1,4 @@
-"""The models on this machine: conversions in our cache, downloads in the Hub's, Janus-Tiny in the package."""
+"""The models on this machine: cached conversions, downloads from the Hub, and Janus-Tiny."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ State = Literal[
     "converted", "left over", "unreadable", "downloaded", "partly downloaded", "in the package"
 ]
 
-# What `sources` names a conversion, and what one is called before it is whole and while it is removed.
+# Folder names of conversions: complete ones, and those being written or removed.
 _COMPLETE = re.compile(r".+-([0-9a-f]{8})[0-9a-f]{8}")
 _PARTIAL = re.compile(r"\.(.+-[0-9a-f]{16})\.(\d+)\.([0-9a-f]{8})\.partial")
 _WEIGHTS = (".safetensors", ".bin")
@@ -37,45 +37,46 @@ _WEIGHTS = (".safetensors", ".bin")
 class ModelEntry:
     """A model on this machine.
 
-    ``state`` is "left over" for what a killed conversion or removal left, "unreadable" for a conversion that is damaged
-    or of another release, "partly downloaded" where weights are missing.
+    The ``state`` "left over" is a remainder of a killed conversion or removal. "unreadable" is a
+    conversion that is damaged or from another release. "partly downloaded" lacks weights.
     """
 
     id: str  # 8 hexadecimal digits, or "tiny"
-    source: str  # Hub id, or the name of the folder that was converted
-    revision: str  # commit, or "" where there is none
+    source: str  # Hub id, or name of the source folder
+    revision: str  # commit; "" for a local source
     state: State
-    config: JanusConfig | None  # None where it cannot be read
+    config: JanusConfig | None  # None if it cannot be read
     size: int  # bytes on disk
     used: (
         float | None
-    )  # seconds since 1970: for a conversion when it was last loaded, for a download as far as the
-    # file system records when weights are read
+    )  # seconds since 1970: last load, or last access if the file system records it
     path: Path
 
     @property
     def is_download(self) -> bool:
-        """Whether it lies in the Hub's cache."""
+        """Whether the model is in the Hub's cache."""
         return self.state in ("downloaded", "partly downloaded")
 
     @property
     def bits(self) -> int | None:
-        """Of the language model; None for float weights."""
-        return self.config.quantization.bits if self.config and self.config.quantization else None
+        """Bits per weight of the language model; None for float weights."""
+        quantization = self.config.quantization if self.config else None
+        return quantization.bits if quantization else None
 
     @property
     def recipe(self) -> str | None:
-        """What it was quantized by; None for float weights, and for bits that were asked for."""
-        return self.config.quantization.recipe if self.config and self.config.quantization else None
+        """Name of the quantization recipe; None for float weights, or if ``bits`` was used."""
+        quantization = self.config.quantization if self.config else None
+        return quantization.recipe if quantization else None
 
     @property
     def dtype(self) -> str | None:
-        """Of the float weights."""
+        """Type of the float weights."""
         return self.config.dtype if self.config else None
 
 
 def list_models() -> list[ModelEntry]:
-    """Every model that is at hand, the last used first. Conversions that are under way are left out."""
+    """Return every model on this machine, last used first, without conversions in progress."""
     found = [*_conversions(), *_downloads()]
     tiny = ModelEntry(
         "tiny",
@@ -91,7 +92,7 @@ def list_models() -> list[ModelEntry]:
 
 
 def find_models(name: str) -> list[ModelEntry]:
-    """The models with this ID, or made from this Hub id or short name.
+    """Return the models with this ID, Hub id, short name or path.
 
     Raises:
         OptionError: there is none.
@@ -110,7 +111,7 @@ def find_models(name: str) -> list[ModelEntry]:
 
 
 def freed_bytes(entries: Iterable[ModelEntry]) -> int:
-    """What removing them frees; files that other revisions of a download share stay."""
+    """Return the bytes that removing models frees, without files shared with other revisions."""
     entries = list(entries)
     size = sum(entry.size for entry in entries if not entry.is_download)
     revisions = [entry.revision for entry in entries if entry.is_download]
@@ -119,20 +120,21 @@ def freed_bytes(entries: Iterable[ModelEntry]) -> int:
 
 
 def remove_model(entry: ModelEntry) -> None:
-    """Remove a conversion or a download from the disk, and nothing else.
+    """Remove a conversion or a download from the disk.
 
-    A conversion loses its name first, so that a kill leaves nothing that looks like a model. huggingface_hub removes
-    downloads, names before contents, and keeps what other revisions share.
+    A conversion is renamed first, so that a kill leaves nothing that looks like a model.
+    huggingface_hub removes downloads, names before contents, and keeps files that other revisions
+    share.
 
     Raises:
-        OptionError, OutputError: as ``check_removable``, or the disk refuses.
+        OptionError, OutputError: as for ``check_removable``, or the disk refuses.
     """
     check_removable(entry)
     if entry.is_download:
         scanned = _scan()
         if scanned:
             scanned.delete_revisions(entry.revision).execute()
-        if entry.path.exists():  # huggingface_hub only logs what it could not remove
+        if entry.path.exists():  # huggingface_hub only logs that it failed
             raise OutputError(
                 f"{entry.path} cannot be removed: check the permissions of its folder"
             )
@@ -149,20 +151,21 @@ def remove_model(entry: ModelEntry) -> None:
 
 
 def check_removable(entry: ModelEntry) -> None:
-    """Refuse to remove what is not ours to remove, or in use.
+    """Refuse to remove Janus-Tiny or a model in use.
 
     Raises:
-        OptionError: it is part of the package.
-        OutputError: a process has one of its files open, since it may yet need it.
+        OptionError: the model is part of the package.
+        OutputError: a process has one of its files open, and may still read it.
     """
     if entry.state == "in the package":
         raise OptionError("Janus-Tiny is a part of the package: there is nothing to remove")
     files = {path.resolve() for path in entry.path.rglob("*") if path.is_file()}
     for process in psutil.process_iter():
-        with suppress(psutil.Error):  # another user's, or one that has ended
+        with suppress(psutil.Error):  # another user's process, or an ended one
             if any(Path(file.path) in files for file in process.open_files()):
                 raise OutputError(
-                    f"{entry.source} ({entry.id}) is in use by process {process.pid} ({process.name()}): end it first"
+                    f"{entry.source} ({entry.id}) is in use by process {process.pid} "
+                    f"({process.name()}): end it first"
                 )
 
 
@@ -171,26 +174,30 @@ def _conversions() -> Iterator[ModelEntry]:
         folders = [
             path for path in cache_folder().iterdir() if path.is_dir() and not path.is_symlink()
         ]
-    except OSError:  # no cache yet
+    except OSError:  # the cache does not exist
         return
     for folder in folders:
-        complete, partial = _COMPLETE.fullmatch(folder.name), _PARTIAL.fullmatch(folder.name)
-        with suppress(OSError):  # removed meanwhile
+        complete = _COMPLETE.fullmatch(folder.name)
+        partial = _PARTIAL.fullmatch(folder.name)
+        with suppress(OSError):  # another process has just removed it
             if not all(OUR_FILES.fullmatch(path.name) for path in folder.iterdir()):
-                continue  # not of our making, whatever its name
+                continue  # another program's folder
             if complete:
                 yield _conversion(folder, complete[1])
             elif partial and not psutil.pid_exists(int(partial[2])):
-                size, used = _size(folder), folder.stat().st_mtime
+                size = _size(folder)
+                used = folder.stat().st_mtime
                 yield ModelEntry(partial[3], partial[1], "", "left over", None, size, used, folder)
 
 
 def _conversion(folder: Path, id: str) -> ModelEntry:
-    size, used = _size(folder), folder.stat().st_mtime
+    size = _size(folder)
+    used = folder.stat().st_mtime
     with suppress(JanusError):
         config = JanusConfig.load(folder / "config.json")
-        stamp = read_safetensors_header(weight_files(folder)[0])[1]
-        source, revision = stamp.get("source") or folder.name, stamp.get("revision", "")
+        _, stamp = read_safetensors_header(weight_files(folder)[0])
+        source = stamp.get("source") or folder.name
+        revision = stamp.get("revision", "")
         used = (folder / "config.json").stat().st_mtime
         return ModelEntry(id, source, revision, "converted", config, size, used, folder)
     return ModelEntry(id, folder.name, "", "unreadable", None, size, used, folder)
@@ -200,7 +207,7 @@ def _downloads() -> Iterator[ModelEntry]:
     scanned = _scan()
     for repo in scanned.repos if scanned else ():
         for revision in repo.revisions if repo.repo_type == "model" else ():
-            with suppress(JanusError):  # of another family, or without a config
+            with suppress(JanusError):  # another family's model, or one without a config
                 yield _download(repo, revision)
 
 
@@ -212,7 +219,7 @@ def _download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelEntry:
     with suppress(JanusError):
         weight_files(revision.snapshot_path)
         state = "downloaded"
-    # Configs are read by every listing, weights only by a use.
+    # Listing models reads configs too; only loading a model reads its weights.
     times = [
         file.blob_last_accessed for file in revision.files if file.file_path.suffix in _WEIGHTS
     ]
@@ -231,13 +238,13 @@ def _download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelEntry:
 
 
 def _scan() -> HFCacheInfo | None:
-    """What the Hub's cache holds; None where there is no such folder."""
+    """Scan the Hub's cache; None if there is none."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
         return scan_cache_dir(constants.HF_HUB_CACHE)
-    except (CacheNotFound, ValueError, OSError):  # absent, a file, unreadable
+    except (CacheNotFound, ValueError, OSError):  # absent, not a folder, or unreadable
         return None
 
 

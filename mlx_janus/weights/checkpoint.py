@@ -1,7 +1,7 @@
-"""What a PyTorch model folder holds, tensor by tensor, and what each becomes here.
+"""The tensors of a PyTorch model folder, paired with the model's parameters.
 
-Nothing is read but headers. ``plan_tensors`` pairs every parameter of the model with where its values lie, so that a
-missing, surplus or misshaped tensor is named, with both shapes, before a byte of weights is touched.
+Planning reads only headers. ``plan_tensors`` pairs every parameter with its source tensors. Errors
+name a missing, surplus or misshaped tensor, with both shapes, before any weights are read.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from .torch_files import read_torch_file
 
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
 
-# In every published file, and of no use to anyone.
+# Tensors of the published files that the model does not use.
 _UNUSED = re.compile(
-    r"vision_model\.vision_tower\.attn_pool\..+|gen_vision_model\.quantize\.codebook_used|.+\.rotary_emb\.inv_freq"
+    r"vision_model\.vision_tower\.attn_pool\..+"
+    r"|gen_vision_model\.quantize\.codebook_used"
+    r"|.+\.rotary_emb\.inv_freq"
 )
 
-# transformers' names to DeepSeek's, in order; whatever no rule touches keeps its name.
+# Rules from transformers' names to DeepSeek's, applied in order.
 _RENAMES = [
     (
         r"^model\.vision_model\.embeddings\.patch_embedding\.",
@@ -62,20 +64,23 @@ _RENAME_RULES = [(re.compile(pattern), replacement) for pattern, replacement in 
 
 
 class SourceTensor(Protocol):
-    """Where one tensor lies in a file, unread."""
+    """A tensor in a file, described by its header."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Shape as stored."""
 
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """Type as stored, by MLX's name."""
 
-    def read(self) -> mx.array: ...
+    def read(self) -> mx.array:
+        """Read the values."""
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One parameter of the model: its name and shape here, and the source tensors whose rows it is made of."""
+    """A parameter of the model and its source: one tensor, or several joined along the rows."""
 
     name: str
     shape: tuple[int, ...]
@@ -83,16 +88,17 @@ class PlannedTensor:
 
     @property
     def source_bytes(self) -> int:
+        """Bytes of the source tensors."""
         return sum(_bytes(source) for source in self.sources)
 
     @property
     def dtype(self) -> str:
-        """The stored type, float64 as float32."""
+        """The stored type; float32 for float64."""
         dtype = self.sources[0].dtype
         return "float32" if dtype == "float64" else dtype
 
     def read(self) -> mx.array:
-        """The parameter in MLX's layout, in the type it was stored in (float64 as float32)."""
+        """Read the parameter in MLX's layout and the stored type; float64 becomes float32."""
         parts = [source.read() for source in self.sources]
         array = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
         if array.ndim == 4:
@@ -112,10 +118,11 @@ def _bytes(tensor: SourceTensor) -> int:
 
 
 def source_tensors(folder: Path) -> dict[str, SourceTensor]:
-    """Every tensor of a model folder under its name in the file, unread.
+    """Return every tensor of a model folder by its name in the file. Reads only headers.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or a tensor stands in two files or not where the index says.
+        CheckpointError: a file is missing or damaged, or a tensor is in two files, or not in the
+            file that the index names.
     """
     tensors: dict[str, SourceTensor] = {}
     holder: dict[str, Path] = {}
@@ -124,28 +131,40 @@ def source_tensors(folder: Path) -> dict[str, SourceTensor]:
         for name, tensor in found.items():
             if name in tensors:
                 raise CheckpointError(
-                    f"{name} stands in {holder[name].name} and in {path}: the folder mixes two models"
+                    f"{name} stands in {holder[name].name} and in {path}: "
+                    "the folder mixes two models"
                 )
-            tensors[name], holder[name] = tensor, path
-    for index, _ in WEIGHT_FORMS:
-        if (folder / index).exists():
-            for name, file in read_index(folder / index).items():
-                if name not in tensors:
-                    raise CheckpointError(
-                        f"{folder / file} lacks {name[:80]!r}, which {index} lists: download it again"
-                    )
-            break
+            tensors[name] = tensor
+            holder[name] = path
+    _check_index(folder, tensors)
     return tensors
 
 
+def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
+    """Check that a folder has every tensor that its index lists, if it has an index."""
+    for index, _ in WEIGHT_FORMS:
+        if not (folder / index).exists():
+            continue
+        for name, file in read_index(folder / index).items():
+            if name not in tensors:
+                raise CheckpointError(
+                    f"{folder / file} lacks {name[:80]!r}, which {index} lists: download it again"
+                )
+        return
+
+
 def deepseek_name(name: str) -> str:
-    """A tensor's name in DeepSeek's layout, given transformers' (q, k and v parts end in ``.qkv.q.weight``)."""
+    """Turn transformers' name of a tensor into DeepSeek's.
+
+    transformers stores q, k and v apart; their names become ``....qkv.q.weight`` and so on.
+    """
     for pattern, replacement in _RENAME_RULES:
         name = pattern.sub(replacement, name)
     match = re.fullmatch(
         r"(aligner|gen_aligner)\.(?:fc1|hidden_layers\.(\d+))\.(weight|bias)", name
     )
-    if match:  # activations take every other place
+    if match:
+        # DeepSeek counts the activations between the linear layers too.
         place = 0 if match[2] is None else 2 * (int(match[2]) + 1)
         name = f"{match[1]}.layers.{place}.{match[3]}"
     return name
@@ -157,30 +176,26 @@ def plan_tensors(
     """Pair every parameter of the model with its source, in the model's order.
 
     Raises:
-        CheckpointError: tensors missing, left over, or of another shape or type than the config says.
+        CheckpointError: a tensor is missing, surplus, or not of the shape or type of the config.
     """
     rename = deepseek_name if layout == "transformers" else str
-    found = {
-        rename(name): tensor
-        for name, tensor in tensors.items()
-        if not _UNUSED.fullmatch(rename(name))
-    }
-    expected = {name: array.shape for name, array in tree_flatten(JanusModel(config).parameters())}
+    renamed = {rename(name): tensor for name, tensor in tensors.items()}
+    found = {name: tensor for name, tensor in renamed.items() if not _UNUSED.fullmatch(name)}
     embedding = "language_model.model.embed_tokens.weight"
-    if (
-        layout == "transformers" and embedding in found and _is_tied(folder)
-    ):  # a tied head is not stored
+    if layout == "transformers" and embedding in found and _is_tied(folder):
+        # transformers does not store a tied head
         found.setdefault("language_model.lm_head.weight", found[embedding])
 
-    planned, used = [], set()
-    missing = []
-    for name, shape in expected.items():
+    planned: list[PlannedTensor] = []
+    used: set[str] = set()
+    missing: list[str] = []
+    for name, array in tree_flatten(JanusModel(config).parameters()):
         keys = _source_keys(name, found)
         if not all(key in found for key in keys):
             missing.append(name)
             continue
         used.update(keys)
-        planned.append(PlannedTensor(name, shape, tuple(found[key] for key in keys)))
+        planned.append(PlannedTensor(name, array.shape, tuple(found[key] for key in keys)))
     if missing:
         raise CheckpointError(
             f"{folder} lacks {_some(missing)}: the files are incomplete or of another model"
@@ -196,13 +211,10 @@ def plan_tensors(
 
 def _is_tied(folder: Path) -> bool:
     data = read_model_json(folder / "config.json")
+    if "tie_word_embeddings" in data:
+        return bool(data["tie_word_embeddings"])
     text = data.get("text_config")
-    return bool(
-        data.get(
-            "tie_word_embeddings",
-            text.get("tie_word_embeddings") if isinstance(text, dict) else False,
-        )
-    )
+    return isinstance(text, dict) and bool(text.get("tie_word_embeddings"))
 
 
 def _source_keys(name: str, found: Mapping[str, SourceTensor]) -> list[str]:
@@ -218,15 +230,17 @@ def _some(names: list[str]) -> str:
 
 
 def _check(tensor: PlannedTensor, folder: Path) -> None:
+    """Check the shape and type of a parameter's source tensors."""
     rows, *rest = tensor.shape
     if len(rest) == 3:
-        rest = [rest[2], rest[0], rest[1]]
+        rest = [rest[2], rest[0], rest[1]]  # OHWI to OIHW
     wanted = (rows, *rest)
     shapes = [source.shape for source in tensor.sources]
     got = shapes[0] if len(shapes) == 1 else (sum(s[0] for s in shapes if s), *shapes[0][1:])
-    same_rows = all(s == shapes[0] for s in shapes)  # q, k and v are alike
-    positions = tensor.name.endswith(".pos_embed") and (1, *got) == wanted
-    if not same_rows or (got != wanted and not positions):
+    same_shapes = all(s == shapes[0] for s in shapes)  # of q, k and v
+    # transformers stores position embeddings without the batch axis
+    lacks_batch = tensor.name.endswith(".pos_embed") and (1, *got) == wanted
+    if not same_shapes or (got != wanted and not lacks_batch):
         raise CheckpointError(
             f"{folder}: {tensor.name} has the shape {list(got)}, config.json says {list(wanted)}: "
             "they do not belong together"
@@ -239,7 +253,11 @@ def _check(tensor: PlannedTensor, folder: Path) -> None:
 
 
 def read_plan(folder: Path, config: JanusConfig, layout: Layout) -> list[PlannedTensor]:
-    """``source_tensors`` and ``plan_tensors`` of a folder."""
+    """Read the headers of a folder and pair every parameter with its source.
+
+    Raises:
+        CheckpointError: as for ``source_tensors`` and ``plan_tensors``.
+    """
     try:
         return plan_tensors(source_tensors(folder), config, layout, folder)
     except ConfigError as error:

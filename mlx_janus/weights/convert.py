@@ -1,7 +1,8 @@
-"""Convert once: a PyTorch model folder becomes a stamped MLX folder.
+"""Conversion of a PyTorch model folder to a stamped MLX folder.
 
-One tensor at a time is read, laid out, cast and quantized, and shards are written as they fill, so that memory stays
-near the larger of one shard and one tensor whatever the model's size. The folder appears whole or not at all.
+Tensors are read, transposed, cast and quantized one at a time, and each full shard is written
+before the next begins. Memory therefore holds about one shard or one tensor, whichever is larger,
+for a model of any size. The folder appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from .published import read_published_config
 from .quantize import DEFAULT_GROUP_SIZE, bits_a_weight, plan_quantization, quantize_array
 from .safetensors_files import write_safetensors
 
-SHARD_BYTES = 1_000_000_000  # of a file of weights, unless one tensor is larger
+SHARD_BYTES = 1_000_000_000  # bytes per file of weights, unless one tensor is larger
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How to convert: without ``bits`` and ``recipe`` weights stay float, without ``dtype`` in the source's type.
+    """Options of a conversion.
 
-    ``group_size`` goes with ``bits``; a recipe has its own.
+    Without ``bits`` and ``recipe``, weights stay float; without ``dtype``, they keep the source's
+    type. ``group_size`` applies to ``bits`` only; a recipe has its own.
     """
 
     bits: int | None = None
@@ -51,7 +53,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """A PyTorch model folder, and the name and revision that the stamp records for it."""
+    """A PyTorch model folder, with its name and revision for the stamp."""
 
     folder: Path
     name: str
@@ -60,7 +62,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A folder that was written."""
+    """The result of a conversion."""
 
     path: Path
     config: JanusConfig
@@ -74,12 +76,12 @@ def convert_checkpoint(
     options: ConvertOptions | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Write ``output``, a folder that ``load`` takes, from a PyTorch model folder.
+    """Convert a PyTorch model folder to ``output``, a folder for ``load``.
 
     Raises:
-        ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used; see the message.
-        OptionError: bits, group size, recipe or dtype out of range, or bits and a recipe at once.
-        OutputError: the output is there already, or cannot be written. Nothing is left behind.
+        ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
+        OptionError: bits, group size, recipe or dtype is invalid, or both bits and recipe are set.
+        OutputError: the output exists already or cannot be written. Nothing is left behind.
     """
     options = options or ConvertOptions()
     progress = progress or (lambda *_: None)
@@ -121,9 +123,9 @@ def _check_apart(source: Path, output: Path) -> None:
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """The tensors of a source, and how each is stored.
+    """The tensors of a source, with their types and bits in the converted folder.
 
-    ``dtype`` is the type that was asked for; None keeps each tensor's own.
+    ``dtype`` is the option of the conversion; None keeps each tensor's own type.
     """
 
     config: JanusConfig
@@ -132,7 +134,7 @@ class ConversionPlan:
 
     @property
     def source_bytes(self) -> int:
-        """Bytes that are read."""
+        """Bytes of all source tensors."""
         return sum(tensor.source_bytes for tensor in self.tensors)
 
     @cached_property
@@ -142,7 +144,7 @@ class ConversionPlan:
         return {layer.path: layer for layer in quantization.layers} if quantization else {}
 
     def convert(self, tensor: PlannedTensor) -> dict[str, mx.array]:
-        """Read a parameter as it is stored: one array, or two or three once quantized."""
+        """Read and convert a parameter: one array, or two or three if it is quantized."""
         array = tensor.read()
         if self.dtype is not None and not keeps_type(self.config, tensor.name):
             array = array.astype(getattr(mx, self.dtype))
@@ -156,23 +158,22 @@ class ConversionPlan:
         return {f"{path}.{part}": value for part, value in parts.items()}
 
     def converted_bytes(self, tensor: PlannedTensor) -> int:
-        """Return the bytes of the arrays that ``convert`` will give."""
-        own = (
-            tensor.dtype
-            if self.dtype is None or keeps_type(self.config, tensor.name)
-            else self.dtype
-        )
-        width = 32 if own == "float32" else 16
+        """Return the bytes of the arrays that ``convert`` returns."""
+        dtype: str = self.dtype or tensor.dtype
+        if keeps_type(self.config, tensor.name):
+            dtype = tensor.dtype
+        width = 32 if dtype == "float32" else 16
         layer = self._layers.get(tensor.name.removesuffix(".weight"))
-        return int(math.prod(tensor.shape) * (bits_a_weight(layer, width) if layer else width) / 8)
+        bits = bits_a_weight(layer, width) if layer else width
+        return int(math.prod(tensor.shape) * bits / 8)
 
 
 def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
-    """Pair every parameter with its source, and choose its type and bits, before any weight is read.
+    """Pair every parameter with its source and choose its type and bits. Reads only headers.
 
     Raises:
-        ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used; see the message.
-        OptionError: bits, group size or recipe out of range, or bits and a recipe at once.
+        ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
+        OptionError: bits, group size or recipe is invalid, or both bits and recipe are set.
     """
     config, layout = read_published_config(source.folder)
     quantization = plan_quantization(
@@ -189,10 +190,14 @@ def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
 def _write_shards(
     folder: Path, plan: ConversionPlan, stamp: dict[str, str], progress: Progress
 ) -> int:
-    """Convert and write, a shard of at most ``SHARD_BYTES`` or of one tensor at a time; return the number of arrays."""
+    """Convert all tensors and write them in shards; return the number of arrays.
+
+    A shard has at most ``SHARD_BYTES``, or one tensor.
+    """
     shards: list[list[str]] = []
     pending: dict[str, mx.array] = {}
-    size = written = 0
+    size = 0
+    written = 0
 
     def flush() -> None:
         nonlocal written
@@ -206,14 +211,13 @@ def _write_shards(
     total = plan.source_bytes
     progress("converting", 0, total)
     for tensor in plan.tensors:
-        coming = plan.converted_bytes(tensor)
-        if (
-            pending and size + coming > SHARD_BYTES
-        ):  # before the next is read, so that the two are not held together
+        more = plan.converted_bytes(tensor)
+        if pending and size + more > SHARD_BYTES:
+            # before reading the tensor, so that memory never holds both
             flush()
             size = 0
         pending.update(plan.convert(tensor))
-        size += coming
+        size += more
         done += tensor.source_bytes
         progress("converting", done, total)
     flush()
@@ -222,21 +226,18 @@ def _write_shards(
 
 
 def _name_shards(folder: Path, shards: list[list[str]], size: int) -> None:
+    """Rename the shards to their final names, and write an index of them if there are several."""
     if len(shards) == 1:
         (folder / "shard-0.safetensors").rename(folder / "model.safetensors")
         return
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for i, name in enumerate(names):
+    weight_map: dict[str, str] = {}
+    for i, (name, shard) in enumerate(zip(names, shards, strict=True)):
         (folder / f"shard-{i}.safetensors").rename(folder / name)
-    index = {
-        "metadata": {"total_size": size},
-        "weight_map": {
-            tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard
-        },
-    }
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps(index, indent=1) + "\n", encoding="utf-8"
-    )
+        weight_map |= dict.fromkeys(shard, name)
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    text = json.dumps(index, indent=1) + "\n"
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
 def _check_space(output: Path, needed: int) -> None:

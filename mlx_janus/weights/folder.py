@@ -1,7 +1,8 @@
-"""The format of a converted folder: its files, their stamp, and how it comes to stand whole or not at all.
+"""The format of a converted folder: its files, their stamp, and atomic writing.
 
-``config.json`` holds a ``JanusConfig``, ``tokenizer.json`` the tokenizer, and one or several safetensors files the
-weights. The header of each of these bears the stamp: the format's version, and where the weights came from.
+``config.json`` holds a ``JanusConfig``, ``tokenizer.json`` the tokenizer, and one or several
+safetensors files the weights. The header of each weight file holds the stamp: the format version
+and the origin of the weights.
 """
 
 from __future__ import annotations
@@ -30,28 +31,29 @@ from .safetensors_files import read_safetensors_header, weight_files
 STAMP = "mlx_janus_format"
 _STAMPS = tuple(map(str, READ_VERSIONS))
 OUR_FILES = re.compile(
-    r"config\.json|tokenizer\.json|(model.*|shard-\d+)\.safetensors|model\.safetensors\.index\.json|\.DS_Store"
+    r"config\.json|tokenizer\.json|(model.*|shard-\d+)\.safetensors"
+    r"|model\.safetensors\.index\.json|\.DS_Store"
 )
-"""Names of the files of a converted folder, complete or partial."""
+"""File names in a converted folder, complete or partial."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage ("hashing", "converting", "verifying"), bytes done and bytes in all."""
+"""Called with a stage ("hashing", "converting" or "verifying"), finished bytes and all bytes."""
 
 
 # Reading
 
 
 def is_converted(folder: Path) -> bool:
-    """Return whether a folder's config says that it is one of ours."""
+    """Return whether a folder is a converted one, by its config."""
     path = folder / "config.json"
     return path.is_file() and read_model_json(path).get("model_type") == MODEL_TYPE
 
 
 def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """Return the arrays of a converted folder, unread, and the stamp of its files.
+    """Return the lazy arrays of a converted folder, and the stamp of its files.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or not stamped as ours in this format.
+        CheckpointError: a file is missing or damaged, or lacks the stamp of a known format.
     """
     try:
         files = weight_files(folder)
@@ -67,7 +69,8 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         _, stamp = read_safetensors_header(path)
         if stamp.get(STAMP) not in _STAMPS:
             raise CheckpointError(
-                f"{path} does not bear mlx_janus's stamp of format {FORMAT_VERSION}: convert the original folder again"
+                f"{path} does not bear mlx_janus's stamp of format {FORMAT_VERSION}: "
+                "convert the original folder again"
             )
         arrays.update(mx.load(str(path), stream=weight_stream(mx.DeviceType.cpu)))  # type: ignore[arg-type]
     return arrays, stamp
@@ -79,20 +82,20 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 def make_stamp(
     source: str, revision: str, dtype: Dtype | None, hashes: dict[str, str]
 ) -> dict[str, str]:
-    """Make the metadata of every weight file's header; ``hashes`` are those of the source's files."""
+    """Make the stamp of a conversion from the name, revision and file hashes of its source."""
     return {
         "format": "mlx",
         STAMP: str(FORMAT_VERSION),
         "mlx_janus_version": __version__,
         "source": source,
         "revision": revision,
-        "dtype": dtype or "",  # as asked for; "" keeps each tensor's own
+        "dtype": dtype or "",  # the option; "" keeps each tensor's own type
         "source_sha256": json.dumps(hashes, sort_keys=True),
     }
 
 
 def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
-    """Return the SHA-256 in hexadecimal of each file of a PyTorch folder that a conversion reads, by its name."""
+    """Hash the files that a conversion reads: file name to hexadecimal SHA-256."""
     files = [*weight_files(folder), folder / "config.json", folder / TOKENIZER_FILE]
     total = sum(file.stat().st_size for file in files)
     done = 0
@@ -110,7 +113,7 @@ def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
 
 
 def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
-    """Return the hashes that a conversion noted of its source.
+    """Return the file hashes of the source from a conversion's stamp.
 
     Raises:
         CheckpointError: the stamp has none.
@@ -133,7 +136,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that cannot be written or must not be replaced.
 
     Raises:
-        OutputError: with the reason and the fix.
+        OutputError: the folder exists already, is not a conversion, or has no parent folder.
     """
     if not output.resolve().parent.is_dir():
         raise OutputError(f"{output.parent} is no folder: make it first")
@@ -149,21 +152,22 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         )
     if foreign := sorted(p.name for p in output.iterdir() if not OUR_FILES.fullmatch(p.name)):
         raise OutputError(
-            f"{output} also holds {foreign[0]}, so it is not replaced: move it, or choose another folder"
+            f"{output} also holds {foreign[0]}, so it is not replaced: "
+            "move it, or choose another folder"
         )
 
 
 def partial_name(output: Path) -> Path:
-    """Return a new hidden name beside ``output`` for a partial folder, which bears the number of this process."""
+    """Return a new hidden sibling of ``output`` for a partial folder; its name holds this pid."""
     return output.parent / f".{output.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
 
 
 @contextlib.contextmanager
 def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary sibling of ``output`` that takes its name when the block ends well, else is removed.
+    """Yield a temporary sibling of ``output``, renamed to it on success and removed on failure.
 
     Raises:
-        OutputError: it cannot be made, or not be put in place.
+        OutputError: the folder cannot be created or renamed.
     """
     output = output.resolve()
     _remove_stale(output)
@@ -187,9 +191,8 @@ def _replace(folder: Path, output: Path, overwrite: bool) -> None:
     try:
         if overwrite and output.exists():
             output.rename(old)
-        folder.rename(
-            output
-        )  # fails if another process made the output meanwhile, unless it is empty
+        # Fails if another process has just written the output, unless that is an empty folder.
+        folder.rename(output)
     except BaseException as error:
         if old.exists() and not output.exists():
             old.rename(output)
@@ -202,9 +205,10 @@ def _replace(folder: Path, output: Path, overwrite: bool) -> None:
 
 
 def _remove_stale(output: Path) -> None:
-    """Clear up what a killed conversion to the same place left; a running one is told by its process.
+    """Remove the partial folders of killed conversions to ``output``.
 
-    What it had moved away to make room comes back if nothing took its place.
+    A name holds the pid of its conversion, so running ones are kept. A folder that a killed
+    conversion had moved away is moved back if nothing has replaced it.
     """
     for folder in output.parent.glob(f".{glob.escape(output.name)}.*.*.*"):
         pid, _, kind = folder.name.split(".")[-3:]

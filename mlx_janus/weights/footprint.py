@@ -1,7 +1,6 @@
-"""Does it fit in memory? Bytes of weights, KV caches and activations, and the refusal of a model that is too large.
+"""Estimates of a model's memory: weights, KV caches and activations; refusing a model too large.
 
-An estimate is a function of a config and the bytes of a float, so that it needs no weights: a model is judged before
-it is downloaded.
+Estimates need only a config and a float type, so a model can be refused before it is downloaded.
 """
 
 from __future__ import annotations
@@ -19,18 +18,17 @@ from ..models.janus import JanusModel, generation_parts
 from .quantize import plan_quantization, quantize_model
 
 SAFE_SHARE = 0.8
-"""Share of the free memory that work side by side may plan for."""
+"""Share of the free memory that concurrent tasks may use."""
 
-_PROMPT_TOKENS = 256  # of a usual prompt, besides its images
-_GUIDED_ROWS = 2  # of a batch, for one image
-_SMALLER: dict[
-    str, tuple[int | None, str | None]
-] = {  # advice, bits and recipe where memory is short; largest first
+_PROMPT_TOKENS = 256  # tokens of a typical prompt, without its images
+_GUIDED_ROWS = 2  # batch rows per image with guidance
+_SMALLER: dict[str, tuple[int | None, str | None]] = {
     "bits=8": (8, None),
     'recipe="balanced"': (None, "balanced"),
     "bits=4": (4, None),
     'recipe="light"': (None, "light"),
 }
+"""Bits and recipe by the option that a message advises, largest first."""
 
 
 def weight_bytes(arrays: Iterable[mx.array], itemsize: int) -> int:
@@ -41,19 +39,20 @@ def weight_bytes(arrays: Iterable[mx.array], itemsize: int) -> int:
 
 
 def answering_cache(config: JanusConfig, itemsize: int) -> int:
-    """Estimate the KV cache of a usual question about one image, with its answer."""
-    return cache_bytes(
-        config.language, 1, 2 * _PROMPT_TOKENS + config.understanding.tokens, itemsize
-    )
+    """Estimate the bytes of the KV cache for a typical question about an image, and its answer."""
+    tokens = 2 * _PROMPT_TOKENS + config.understanding.tokens
+    return cache_bytes(config.language, 1, tokens, itemsize)
 
 
 def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict[str, int]:
-    """Return the bytes that each task needs by itself, with its weights: "encode", "answer", "draw" and "decode".
+    """Return the bytes that each task needs with its weights.
+
+    The tasks are "encode", "answer", "draw" and "decode".
 
     Args:
-        config: sizes, and which layers are quantized.
-        dtype: of the float weights, and of what is computed.
-        pictures: images drawn together; they are read and decoded one at a time.
+        config: the model's sizes and quantized layers.
+        dtype: type of the float weights and activations.
+        pictures: images generated together; they are encoded and decoded one at a time.
     """
     model = JanusModel(config)
     if config.quantization:
@@ -64,11 +63,11 @@ def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict
     drawing = weight_bytes(model.drawing_arrays().values(), itemsize)
     decoding = weight_bytes(model.decoding_arrays().values(), mx.float32.size)
     parts = generation_parts(config)
+    per_image = parts.image_bytes(config, _PROMPT_TOKENS, _GUIDED_ROWS, itemsize)
     return {
         "encode": encoding,
         "answer": answering + answering_cache(config, itemsize),
-        "draw": drawing
-        + pictures * parts.image_bytes(config, _PROMPT_TOKENS, _GUIDED_ROWS, itemsize),
+        "draw": drawing + pictures * per_image,
         "decode": decoding + parts.pixel_bytes(config),
     }
 
@@ -76,9 +75,10 @@ def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict
 def required_memory(
     config: JanusConfig, dtype: Dtype, *, low_memory: bool = False
 ) -> dict[str, int]:
-    """Return the bytes that drawing one image and answering about one need: weights, KV cache, activations.
+    """Return the bytes for "drawing" and for "answering", each with one image.
 
-    With low memory the language model is held neither beside the codec nor beside the vision encoder.
+    They include weights, KV cache and activations. In low-memory mode, the language model is not in
+    memory together with the codec or the vision encoder.
     """
     tasks = task_memory(config, dtype)
     together = max if low_memory else sum
@@ -96,17 +96,18 @@ def check_memory(
     low_memory: bool = False,
     quantized: bool = False,
 ) -> None:
-    """Refuse a model that cannot fit, before it is loaded.
+    """Refuse a model that does not fit in memory, before it is loaded.
 
     Args:
-        config: as the model would be loaded.
-        dtype: of its float weights.
-        name: of the model.
-        low_memory: whether the weights of one task at a time are held.
-        quantized: it is stored so, and can be had in no other bits.
+        config: the model's config, with the quantization that it would be loaded with.
+        dtype: type of its float weights.
+        name: the model's name, for the message.
+        low_memory: whether only the weights of one task at a time are in memory.
+        quantized: whether the stored weights are quantized, so that no fewer bits are possible.
 
     Raises:
-        OutOfMemoryError: with the bytes it needs, those that are free, and the options with which it would fit.
+        OutOfMemoryError: the model does not fit; the message gives the needed and the free bytes,
+            and options that make it fit.
     """
     needed = max(required_memory(config, dtype, low_memory=low_memory).values())
     free = available_memory()
@@ -126,7 +127,7 @@ def check_memory(
 def _smaller_forms(
     config: JanusConfig, *, low_memory: bool, quantized: bool
 ) -> Iterator[tuple[str, JanusConfig, bool]]:
-    """Yield what makes a model smaller, the best first: the options in words, its config, and ``low_memory``."""
+    """Yield smaller forms of a model, best first: the options in words, config, ``low_memory``."""
     if not low_memory:
         yield "low_memory=True", config, True
     if quantized:

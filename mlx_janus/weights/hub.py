@@ -1,7 +1,7 @@
-"""Models on the Hugging Face Hub: find one, read its config, download what is needed of it and nothing else.
+"""Models on the Hugging Face Hub: find one, read its config, download the files it needs.
 
-Files go to the Hub's own cache, shared with every other tool. huggingface_hub draws the progress bars and keeps each
-file that came in whole, so that running the same again after an interruption goes on from there.
+Files are stored in the Hub's own cache, which other tools share. huggingface_hub shows the progress
+bars and keeps every complete file, so an interrupted download resumes when it is run again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from ..config import read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
 from ..files import write_atomically
 
-HUB_ID = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*"
-)  # owner/name, matched as a whole
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
+"""Pattern of owner/name, for ``fullmatch``."""
 
 _EXAMPLES = (
     "deepseek-ai/Janus-Pro-1B, deepseek-ai/Janus-Pro-7B and deepseek-ai/Janus-1.3B are there"
 )
 _LOGIN = "run `hf auth login` with an account that may read it"
-_TIMEOUT = 10.0  # seconds without an answer before the cache is tried
+_TIMEOUT = 10.0  # seconds without a response until the cache is used instead
 
 _TEXT_FILE = re.compile(r"[\w.-]+\.(json|jinja)|tokenizer\.model|vocab\.txt|merges\.txt")
 
@@ -35,23 +34,23 @@ _TEXT_FILE = re.compile(r"[\w.-]+\.(json|jinja)|tokenizer\.model|vocab\.txt|merg
 class HubModel:
     """One commit of a model repository.
 
-    ``files`` maps a name to its bytes. ``cached`` says that the Hub was out of reach: the files are those that an
-    earlier download left in the cache, and no more can be had.
+    ``cached`` means that the Hub was out of reach: ``files`` are then the files in the cache, and
+    no others can be downloaded.
     """
 
     repo_id: str
     revision: str  # commit sha
-    files: dict[str, int]
+    files: dict[str, int]  # bytes by file name
     cached: bool = False
-    branch: str | None = field(default=None, compare=False)  # or tag, by which it was asked for
+    branch: str | None = field(default=None, compare=False)  # or tag, as the caller named it
 
 
 class _OutOfReachError(HubError):
-    """The Hub did not answer, or not now: the cache may do instead."""
+    """The Hub did not respond, or cannot respond now. The cache may hold the model."""
 
 
 def find(repo_id: str, revision: str | None = None) -> HubModel:
-    """What a branch, tag or commit of a repository holds, by one call; offline, what the cache holds of it.
+    """Find a branch, tag or commit of a repository on the Hub, or in the cache if offline.
 
     Raises:
         HubError: no such model or revision, no access, or out of reach and not in the cache.
@@ -72,13 +71,12 @@ def find(repo_id: str, revision: str | None = None) -> HubModel:
     if info.sha is None:
         raise HubError(f"the Hub gave no commit of {repo_id}: try again later")
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    return HubModel(
-        repo_id, info.sha, files, branch=None if revision == info.sha else revision or "main"
-    )
+    branch = None if revision == info.sha else revision or "main"
+    return HubModel(repo_id, info.sha, files, branch=branch)
 
 
 def fetch_config(model: HubModel) -> Path:
-    """The path of ``config.json``, downloaded alone: a wrong model is refused before gigabytes are fetched.
+    """Download only ``config.json``, so that a wrong model is refused early; return its path.
 
     Raises:
         ConfigError: the repository has none.
@@ -91,21 +89,20 @@ def fetch_config(model: HubModel) -> Path:
 
 
 def fetch(model: HubModel) -> Path:
-    """The snapshot folder, with config, tokenizer and weights in one form: safetensors if there are any, else .bin.
+    """Download config, tokenizer and weights; return the snapshot folder.
+
+    Weights are downloaded in one form: safetensors if the repository has them, else ``.bin``.
 
     Raises:
         CheckpointError: the repository has no weights, or lacks a file that its index lists.
-        HubError: no access, out of reach, or the download broke off.
-        OutputError: the disk is too small, or the cache cannot be written.
+        HubError: no access, out of reach, or the download was interrupted.
+        OutputError: the disk is full, or the cache cannot be written.
     """
     from huggingface_hub import snapshot_download
 
     weights, index = _weight_names(model)
-    texts = {
-        name
-        for name in model.files
-        if _TEXT_FILE.fullmatch(name) and not name.endswith(".index.json")
-    }
+    texts = set(filter(_TEXT_FILE.fullmatch, model.files))
+    texts = {name for name in texts if not name.endswith(".index.json")}
     wanted = sorted(weights | texts | ({index} if index else set()))
     if not model.cached:
         _check_disk(model, wanted)
@@ -122,7 +119,7 @@ def fetch(model: HubModel) -> Path:
 
 
 def fetch_card(repo_id: str, revision: str) -> Path | None:
-    """The path of a commit's ``README.md``; None where there is none, or it does not come."""
+    """Download a commit's ``README.md``; return its path, or None if that fails."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -133,9 +130,10 @@ def fetch_card(repo_id: str, revision: str) -> Path | None:
 
 
 def _remember(snapshot: Path, branch: str) -> None:
-    """Note in the cache which commit a branch is, for offline use; downloading by commit leaves no such note.
+    """Record in the cache which commit a branch names, for offline use.
 
-    Only a whole snapshot is noted, so that offline the last usable one is found.
+    huggingface_hub does not record it when a commit is downloaded. Only complete snapshots are
+    recorded, so that the last usable one is found offline.
     """
     note = snapshot.parent.parent / "refs" / branch
     with suppress(OSError):  # a cache may be read-only
@@ -155,10 +153,9 @@ def _fetch_file(model: HubModel, name: str) -> Path:
 
 
 def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
-    """Names of the weight files, and of their index if they have one."""
-    from .safetensors_files import (
-        WEIGHT_FORMS,
-    )  # imports MLX, which a command does after it has checked its options
+    """Return the names of the weight files, and of their index if there is one."""
+    # imports MLX, which takes time, so commands check their options first
+    from .safetensors_files import WEIGHT_FORMS
 
     for index, single in WEIGHT_FORMS:
         if index in model.files:
@@ -181,13 +178,14 @@ def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
 def _lack(model: HubModel, what: str) -> HubError | CheckpointError:
     if model.cached:
         return HubError(
-            f"the cache holds only a part of {model.repo_id} and {_unreachable()}: run the same again when online"
+            f"the cache holds only a part of {model.repo_id} and {_unreachable()}: "
+            "run the same again when online"
         )
     return CheckpointError(f"{model.repo_id} {what}: name another model or revision ({_EXAMPLES})")
 
 
 def _find_cached(repo_id: str, revision: str | None) -> HubModel | None:
-    """The commit that the cache last saw for this revision, or None. What is there may be a part."""
+    """Return the last cached commit of a revision, or None. Its files may be incomplete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -203,21 +201,27 @@ def _find_cached(repo_id: str, revision: str | None) -> HubModel | None:
 
 
 def _check_disk(model: HubModel, names: list[str]) -> None:
-    """Refuse a download that cannot fit. A blob of the same size counts as there: commits share files."""
+    """Refuse a download that does not fit on the disk.
+
+    A cached blob of the same size counts as the file itself, since commits share files.
+    """
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
     blobs = cache / f"models--{model.repo_id.replace('/', '--')}" / "blobs"
-    there = {p.stat().st_size for p in blobs.glob("*") if p.suffix != ".incomplete" and p.is_file()}
-    needed = sum(model.files[name] for name in names if model.files[name] not in there)
+    complete = [p for p in blobs.glob("*") if p.suffix != ".incomplete" and p.is_file()]
+    cached_sizes = {path.stat().st_size for path in complete}
+    sizes = [model.files[name] for name in names]
+    needed = sum(size for size in sizes if size not in cached_sizes)
     folder = next((p for p in (cache, *cache.parents) if p.exists()), cache)
     try:
         free = shutil.disk_usage(folder).free
     except OSError:
-        return  # a disk that cannot be asked may still hold it
+        return  # unknown: try the download
     if needed > free:
         raise OutputError(
-            f"{model.repo_id} needs {needed / 1e9:.2f} GB more in {cache}, where {free / 1e9:.2f} GB are free: "
+            f"{model.repo_id} needs {needed / 1e9:.2f} GB more in {cache}, "
+            f"where {free / 1e9:.2f} GB are free: "
             "free some, or set HF_HOME to a folder on a larger disk"
         )
 
@@ -232,10 +236,10 @@ def _unreachable() -> str:
 
 @contextmanager
 def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line with its fix."""
+    """Turn the errors of huggingface_hub into one line with a fix."""
     from huggingface_hub import constants, errors
 
-    # The base of network failures: httpx's in huggingface_hub 1, httpx2's in 2.
+    # Base class of network errors: httpx's in huggingface_hub 1, httpx2's in 2.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     where = f"{repo_id} at {revision}" if revision else repo_id
@@ -267,7 +271,8 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
         raise _refused(where, error.response.status_code) from error
     except HTTPError as error:
         raise _OutOfReachError(
-            f"{where}: {_unreachable()} ({_line(error)}): check the connection and run the same again"
+            f"{where}: {_unreachable()} ({_line(error)}): "
+            "check the connection and run the same again"
         ) from error
     except errors.HFValidationError as error:
         raise HubError(
@@ -275,7 +280,7 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise _unwritten(where, error, constants.HF_HUB_CACHE) from error
-    except (RuntimeError, ValueError) as error:  # hf_xet's failures, and answers that are no JSON
+    except (RuntimeError, ValueError) as error:  # failures of hf_xet, and replies that are not JSON
         raise HubError(
             f"{where}: the download broke off ({_line(error)}): run the same again"
         ) from error
@@ -284,7 +289,8 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
 def _refused(where: str, status: int) -> HubError:
     if status in (401, 403):
         return HubError(
-            f"the Hub refused {where} (HTTP {status}): {_LOGIN}, or unset HF_TOKEN if it is an old one"
+            f"the Hub refused {where} (HTTP {status}): {_LOGIN}, "
+            "or unset HF_TOKEN if it is an old one"
         )
     if status == 429 or status >= 500:
         return _OutOfReachError(

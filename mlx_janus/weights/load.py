@@ -1,4 +1,4 @@
-"""A converted folder becomes a model: strictly, lazily, and only if it fits."""
+"""Loading a converted folder: strictly, lazily, and only if the model fits in memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from .quantize import choose_rule, plan_by_rule, quantize_model
 
 
 def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
-    """Choose the type that weights are cast to: the model's own, or float32 on a CPU, where half precision is slow.
+    """Choose the type of the float weights in memory.
+
+    The default is the model's own type; on a CPU it is float32, since half precision is slow there.
 
     Raises:
-        OptionError: not float32, bfloat16 or float16.
+        OptionError: ``dtype`` is not float32, bfloat16 or float16.
     """
     if dtype is None:
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
@@ -41,20 +43,22 @@ def load_model(
     dtype: str | mx.Dtype | None = None,
     low_memory: bool = False,
 ) -> JanusModel:
-    """Load the model of a converted folder. No weight is read before something is computed with it.
+    """Load a model from a converted folder. Its weights are lazy: computing with them reads them.
 
     Args:
-        folder: as ``convert`` writes it.
-        bits: 4 or 8 to quantize a float folder as it is read; None takes the folder as it is.
-        recipe: one of ``RECIPES``, to quantize a float folder by; not with ``bits``.
-        dtype: what to cast float weights to; the codec is always float32.
-        low_memory: whether the caller holds the weights of one task at a time, which is what has to fit then.
+        folder: a folder that ``convert`` wrote.
+        bits: 4 or 8 to quantize float weights while they are read; None keeps the stored weights.
+        recipe: one of ``RECIPES`` to quantize float weights by; not together with ``bits``.
+        dtype: type to cast float weights to; the codec is always float32.
+        low_memory: whether the caller keeps only one task's weights in memory; the memory check
+            then counts the largest task.
 
     Raises:
-        CheckpointError: a tensor is missing, surplus or misshaped, or the stamp is not ours.
+        CheckpointError: a tensor is missing, surplus or misshaped, or the stamp is wrong.
         ConfigError, UnsupportedModelError: the config cannot be used.
-        OptionError: bits or a recipe of a folder that is quantized otherwise, both at once, or a bad dtype.
-        OutOfMemoryError: the model does not fit.
+        OptionError: the folder is quantized differently from ``bits`` or ``recipe``, both are
+            given, or ``dtype`` is invalid.
+        OutOfMemoryError: the model does not fit in memory.
     """
     stored = JanusConfig.load(folder / "config.json")
     config = with_bits(stored, bits, folder, recipe)
@@ -85,23 +89,25 @@ def _read_model(folder: Path, config: JanusConfig) -> JanusModel:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The folder that a model was loaded from, where weights that were freed are read again."""
+    """The folder that a model was loaded from; freed weights are read from it again."""
 
     folder: Path
     stamp: Mapping[str, str]
 
     @classmethod
     def of(cls, folder: Path) -> WeightFiles:
-        """Remember what a converted folder holds now."""
-        return cls(folder, open_converted(folder)[1])
+        """Remember a converted folder and its present stamp."""
+        _, stamp = open_converted(folder)
+        return cls(folder, stamp)
 
     def free(self, model: JanusModel, names: Iterable[str]) -> None:
-        """Put weights back to unread, as ``load_model`` leaves them, and their memory with them.
+        """Free the memory of weights and make them lazy again, as ``load_model`` returns them.
 
         Raises:
-            CheckpointError: the folder is gone, or holds another model by now.
+            CheckpointError: the folder is missing, or holds another model now.
         """
-        if open_converted(self.folder)[1] != self.stamp:
+        _, stamp = open_converted(self.folder)
+        if stamp != self.stamp:
             raise CheckpointError(f"{self.folder} was replaced since it was loaded: load it again")
         unread = dict(tree_flatten(_read_model(self.folder, model.config).parameters()))
         model.load_weights([(name, unread[name]) for name in names], strict=False)
@@ -111,10 +117,10 @@ class WeightFiles:
 def with_bits(
     config: JanusConfig, bits: int | None, folder: Path, recipe: str | None = None
 ) -> JanusConfig:
-    """Return the config as quantized to ``bits``, or by a recipe.
+    """Return the config quantized to ``bits`` or by a recipe.
 
     Raises:
-        OptionError: neither 4 nor 8, no recipe, or the folder is quantized otherwise already.
+        OptionError: bits or recipe is invalid, or the folder is quantized differently.
     """
     rule = choose_rule(bits, recipe)
     if rule is None:
@@ -125,7 +131,8 @@ def with_bits(
     if (stored.recipe or stored.bits) != (recipe or bits):
         wanted = f"the recipe {recipe}" if recipe else f"{bits}"
         raise OptionError(
-            f"{folder} has {stored.choice}, not {wanted}: leave bits and recipe out, or convert the original folder"
+            f"{folder} has {stored.choice}, not {wanted}: "
+            "leave bits and recipe out, or convert the original folder"
         )
     return config
 
@@ -133,6 +140,7 @@ def with_bits(
 def _load_strictly(
     model: JanusModel, arrays: dict[str, mx.array], dtype: Dtype, folder: Path
 ) -> None:
+    """Check the stored arrays against the model's parameters, and cast and load them."""
     expected = dict(tree_flatten(model.parameters()))
     for name, wanted in expected.items():
         if name not in arrays:
@@ -154,11 +162,12 @@ def _load_strictly(
 
 
 def _can_become(stored: mx.Dtype, wanted: mx.Dtype) -> bool:
-    """Return whether a stored type is the wanted one, or both are floats."""
+    """Return whether a stored type equals the wanted one, or both are floats."""
     if mx.issubdtype(wanted, mx.floating):
         return mx.issubdtype(stored, mx.floating)
     return stored == wanted
 
 
 def _cast(array: mx.array, dtype: Dtype) -> mx.array:
+    """Cast floats; leave packed weights."""
     return array.astype(getattr(mx, dtype)) if mx.issubdtype(array.dtype, mx.floating) else array

@@ -1,14 +1,15 @@
-"""From the ``config.json`` of a published model to a ``JanusConfig``: DeepSeek's layout and transformers'.
+"""Reading the config of a published model, in DeepSeek's layout or transformers'.
 
-DeepSeek's files name sizes by variant (``siglip_large_patch16_384``, ``VQ-16``) and leave out whatever equals the
-defaults of transformers' LlamaConfig; sizes written out beside the variant win. JanusFlow and DeepSeek-VL bear the
-same ``model_type``: Janus is what has ``gen_vision_config``, ``gen_aligner_config`` and ``gen_head_config``.
+DeepSeek's files name some sizes by variant (``siglip_large_patch16_384``, ``VQ-16``) and omit the
+defaults of transformers' LlamaConfig; explicit sizes override the variant's. JanusFlow and
+DeepSeek-VL have the same ``model_type`` as Janus. Only Janus has ``gen_vision_config``,
+``gen_aligner_config`` and ``gen_head_config``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,16 +36,21 @@ WORKING_MODELS = (
     "deepseek-ai/Janus-1.3B, deepseek-ai/Janus-Pro-1B and deepseek-ai/Janus-Pro-7B work"
 )
 
-# Named variants: SIGLIP_MODEL_CFG in janus/models/siglip_vit.py and VQ_16 in janus/models/vq_model.py.
+# Variants: SIGLIP_MODEL_CFG in janus/models/siglip_vit.py and VQ_16 in janus/models/vq_model.py.
 SIGLIP_VARIANTS: dict[str, dict[str, Any]] = {
     "siglip_large_patch16_384": {
-        "image_size": 384, "patch_size": 16, "width": 1024, "layers": 24, "heads": 16, "mlp_ratio": 4,
+        "image_size": 384,
+        "patch_size": 16,
+        "width": 1024,
+        "layers": 24,
+        "heads": 16,
+        "mlp_ratio": 4,
     },
-}  # fmt: skip
+}
 VQ_VARIANTS: dict[str, dict[str, Any]] = {
     "VQ-16": {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "z_channels": 256},
 }
-# transformers' LlamaConfig, for what Janus-Pro-7B leaves out; the norm's eps is 1e-6 and the head untied.
+# Defaults of transformers' LlamaConfig; Janus-Pro-7B omits the sizes that equal them.
 LLAMA_DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -57,11 +63,11 @@ LLAMA_DEFAULTS: dict[str, Any] = {
 
 
 def read_published_config(folder: Path) -> tuple[JanusConfig, Layout]:
-    """The config of a PyTorch model folder, and whose layout it has.
+    """Read the config of a PyTorch model folder, and detect its layout.
 
     Raises:
-        ConfigError: ``config.json`` is missing, malformed, or has sizes that no model can have.
-        UnsupportedModelError: it is another model's; the message names it and says what would work.
+        ConfigError: ``config.json`` is missing or malformed, or has impossible sizes.
+        UnsupportedModelError: the model is of another family; the message lists models that work.
     """
     path = folder / "config.json"
     config, layout = read_published_sizes(path)
@@ -71,47 +77,50 @@ def read_published_config(folder: Path) -> tuple[JanusConfig, Layout]:
             image=_image(folder, config.image),
             prompt=_prompt(folder, layout, config.prompt),
         )
-        return replace(config, generation=replace(config.generation, **_guidance(folder))), layout
+        config = replace(config, generation=replace(config.generation, **_guidance(folder)))
     except ConfigError as error:
         raise error if str(folder) in str(error) else ConfigError(f"{folder}: {error}") from None
+    return config, layout
 
 
 def read_published_sizes(path: Path) -> tuple[JanusConfig, Layout]:
-    """The sizes alone, from ``config.json`` with nothing beside it; prompts and preprocessing at their defaults.
+    """Read only ``config.json``; prompts and preprocessing keep their defaults.
 
     Raises:
-        ConfigError, UnsupportedModelError: as ``read_published_config``.
+        ConfigError, UnsupportedModelError: as for ``read_published_config``.
     """
     data = read_model_json(path)
     try:
         layout = detect_layout(data)
-        return (_from_deepseek(data) if layout == "deepseek" else _from_transformers(data)), layout
+        config = _from_deepseek(data) if layout == "deepseek" else _from_transformers(data)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{path} {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    return config, layout
 
 
 def detect_layout(data: Mapping[str, Any]) -> Layout:
-    """Whose layout a parsed ``config.json`` has; refuses other families by name."""
+    """Detect the layout of a parsed ``config.json``.
+
+    Raises:
+        UnsupportedModelError: the model is of another family.
+    """
     model_type = data.get("model_type")
     if model_type == "janus":
         return "transformers"
-    architectures = data.get("architectures")
-    named = (
-        str(architectures[0])
-        if isinstance(architectures, list) and architectures
-        else str(model_type)
-    )
     if model_type != "multi_modality":
-        raise UnsupportedModelError(f"is of a {named[:60]} model, not of Janus: {WORKING_MODELS}")
+        architectures = data.get("architectures")
+        named = (
+            architectures[0] if isinstance(architectures, list) and architectures else model_type
+        )
+        family = str(named)[:60]
+        raise UnsupportedModelError(f"is of a {family} model, not of Janus: {WORKING_MODELS}")
     if any(key.startswith(("vision_gen_", "vision_und_")) for key in data):
         raise UnsupportedModelError(
             f"is of JanusFlow, which draws by rectified flow: {WORKING_MODELS}"
         )
-    if not any(
-        key in data for key in ("gen_vision_config", "gen_aligner_config", "gen_head_config")
-    ):
+    if data.keys().isdisjoint(("gen_vision_config", "gen_aligner_config", "gen_head_config")):
         raise UnsupportedModelError(f"is of DeepSeek-VL, which cannot draw: {WORKING_MODELS}")
     return "deepseek"
 
@@ -128,7 +137,7 @@ def _params(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _pick(data: Mapping[str, Any], *keys: str) -> Any:
-    """The first of some spellings that is there."""
+    """Return the value of the first key that is present and not null."""
     for key in keys:
         if data.get(key) is not None:
             return data[key]
@@ -136,11 +145,8 @@ def _pick(data: Mapping[str, Any], *keys: str) -> Any:
 
 
 def _mlp_width(width: Any, ratio: Any) -> int:
-    if (
-        type(width) not in (int, float)
-        or type(ratio) not in (int, float)
-        or not math.isfinite(width * ratio)
-    ):
+    numbers = type(width) in (int, float) and type(ratio) in (int, float)
+    if not numbers or not math.isfinite(width * ratio):
         raise ConfigError(
             f"width and mlp_ratio must be numbers, got {str(width)[:40]!r} and {str(ratio)[:40]!r}"
         )
@@ -179,9 +185,9 @@ def _from_deepseek(data: Mapping[str, Any]) -> JanusConfig:
 def _deepseek_vision(data: Mapping[str, Any]) -> SiglipConfig:
     params = _params(data, "vision_config")
     name = params.get("model_name", "siglip_large_patch16_384")
-    known = SIGLIP_VARIANTS.get(name) if isinstance(name, str) else None
     needed = ("image_size", "patch_size", "width", "layers", "heads", "mlp_ratio")
-    if known is None and any(key not in params for key in needed):
+    sizes = _variant_sizes(SIGLIP_VARIANTS, name, params, needed)
+    if sizes is None:
         raise UnsupportedModelError(
             f"names an unknown vision encoder {str(name)[:60]!r}: {WORKING_MODELS}"
         )
@@ -189,22 +195,34 @@ def _deepseek_vision(data: Mapping[str, Any]) -> SiglipConfig:
         raise UnsupportedModelError(
             "takes features from inside the vision encoder; only its last layer is supported"
         )
-    sizes = {**(known or {}), **{key: params[key] for key in needed if key in params}}
     ratio = sizes.pop("mlp_ratio")
     return SiglipConfig(kind="siglip", **sizes, mlp_width=_mlp_width(sizes["width"], ratio))
+
+
+def _variant_sizes(
+    variants: Mapping[str, Mapping[str, Any]],
+    name: Any,
+    params: Mapping[str, Any],
+    needed: Collection[str],
+) -> dict[str, Any] | None:
+    """Return the needed sizes: explicit ones, else the variant's; None if any is unknown."""
+    known = variants.get(name) if isinstance(name, str) else None
+    given = {key: params[key] for key in needed if key in params}
+    if known is None and len(given) < len(needed):
+        return None
+    return {**(known or {}), **given}
 
 
 def _deepseek_codec(data: Mapping[str, Any]) -> VQConfig:
     section = _object(data, "gen_vision_config")
     params = _object(section, "params")
     name = section.get("cls", "VQ-16")
-    known = VQ_VARIANTS.get(name) if isinstance(name, str) else None
     needed = ("ch", "ch_mult", "num_res_blocks", "z_channels")
-    if known is None and any(key not in params for key in needed):
+    sizes = _variant_sizes(VQ_VARIANTS, name, params, needed)
+    if sizes is None:
         raise UnsupportedModelError(
             f"names an unknown image codec {str(name)[:60]!r}: {WORKING_MODELS}"
         )
-    sizes = {**(known or {}), **{key: params[key] for key in needed if key in params}}
     sizes["ch_mult"] = _tuple(sizes["ch_mult"])
     return VQConfig(
         kind="vq",
@@ -236,24 +254,16 @@ def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConf
         )
     if data.get("attention_bias") or data.get("mlp_bias"):
         raise UnsupportedModelError("has biases in its language model; Janus's Llama has none")
-    sizes: dict[str, Any] = {
-        key: data[key] if data.get(key) is not None else defaults.get(key) for key in LLAMA_DEFAULTS
-    }
+    sizes: dict[str, Any] = {}
+    for key in LLAMA_DEFAULTS:
+        value = data.get(key)
+        sizes[key] = defaults.get(key) if value is None else value
     if missing := [key for key, value in sizes.items() if value is None]:
         raise ConfigError(f"the language model's {missing[0]!r} is missing")
     heads = sizes["num_attention_heads"]
     head_dim = data.get("head_dim")
     if head_dim is None:
-        if (
-            type(heads) is not int
-            or type(sizes["hidden_size"]) is not int
-            or heads < 1
-            or sizes["hidden_size"] % heads
-        ):
-            raise ConfigError(
-                f"hidden_size {sizes['hidden_size']!r} must be a multiple of {heads!r} heads"
-            )
-        head_dim = sizes["hidden_size"] // heads
+        head_dim = _head_dim(sizes["hidden_size"], heads)
     return LlamaConfig(
         kind="llama",
         **sizes,
@@ -263,8 +273,15 @@ def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConf
     )
 
 
+def _head_dim(hidden_size: Any, heads: Any) -> int:
+    whole_numbers = type(heads) is int and type(hidden_size) is int
+    if not whole_numbers or heads < 1 or hidden_size % heads:
+        raise ConfigError(f"hidden_size {hidden_size!r} must be a multiple of {heads!r} heads")
+    return int(hidden_size // heads)
+
+
 def _rope_theta(data: Mapping[str, Any]) -> Any:
-    """The base of rotary embeddings, as transformers 4 (``rope_theta``) or 5 (``rope_parameters``) spells it."""
+    """Return the base of rotary embeddings, as spelled by transformers 4 or 5."""
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise ConfigError(f"rope_parameters must be a JSON object, got {type(rope).__name__}")
@@ -289,49 +306,59 @@ def _dtype(data: Mapping[str, Any]) -> Dtype:
 
 
 def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
-    vision, codec = _transformers_vision(_object(data, "vision_config")), _object(data, "vq_config")
+    vision_data = _object(data, "vision_config")
+    vision = _transformers_vision(vision_data)
+    codec = _object(data, "vq_config")
     language = _language(_object(data, "text_config"), {"rms_norm_eps": 1e-6})
-    if codec.get("double_latent"):
-        raise UnsupportedModelError(
-            "has an image codec with double latents; Janus's has single ones"
-        )
-    codebook_size, codebook_dim = _pick(codec, "num_embeddings"), _pick(codec, "embed_dim")
     return JanusConfig(
         understanding=vision,
         aligner=MLPConfig(
             kind="mlp_gelu",
             input_dim=vision.width,
-            output_dim=_object(data, "vision_config").get("projection_dim", language.hidden_size),
-            depth=_object(data, "vision_config").get("depth", 2),
+            output_dim=vision_data.get("projection_dim", language.hidden_size),
+            depth=vision_data.get("depth", 2),
         ),
         language=language,
-        generation=VQGenerationConfig(
-            kind="vq",
-            image_size=vision.image_size,
-            codec=VQConfig(
-                kind="vq",
-                codebook_size=codebook_size,
-                codebook_dim=codebook_dim,
-                ch=_pick(codec, "base_channels"),
-                ch_mult=_tuple(_pick(codec, "channel_multiplier")),
-                num_res_blocks=_pick(codec, "num_res_blocks"),
-                z_channels=_pick(codec, "latent_channels"),
-            ),
-            aligner=MLPConfig(
-                kind="mlp_gelu",
-                input_dim=codebook_dim,
-                output_dim=codec.get("projection_dim", language.hidden_size),
-                depth=codec.get("num_hidden_layers", 2),
-            ),
-            head=GenHeadConfig(
-                kind="vision_head",
-                input_dim=codec.get("projection_dim", language.hidden_size),
-                hidden_dim=codec.get("image_token_embed_dim", language.hidden_size),
-                output_dim=codebook_size,
-            ),
-        ),
+        generation=_transformers_generation(codec, vision.image_size, language.hidden_size),
         image=ImageConfig(image_size=vision.image_size),
         dtype=_dtype({"language_config": {}, **data}),
+    )
+
+
+def _transformers_generation(
+    codec: Mapping[str, Any], image_size: int, hidden_size: int
+) -> VQGenerationConfig:
+    if codec.get("double_latent"):
+        raise UnsupportedModelError(
+            "has an image codec with double latents; Janus's has single ones"
+        )
+    codebook_size = _pick(codec, "num_embeddings")
+    codebook_dim = _pick(codec, "embed_dim")
+    width = codec.get("projection_dim", hidden_size)
+    return VQGenerationConfig(
+        kind="vq",
+        image_size=image_size,
+        codec=VQConfig(
+            kind="vq",
+            codebook_size=codebook_size,
+            codebook_dim=codebook_dim,
+            ch=_pick(codec, "base_channels"),
+            ch_mult=_tuple(_pick(codec, "channel_multiplier")),
+            num_res_blocks=_pick(codec, "num_res_blocks"),
+            z_channels=_pick(codec, "latent_channels"),
+        ),
+        aligner=MLPConfig(
+            kind="mlp_gelu",
+            input_dim=codebook_dim,
+            output_dim=width,
+            depth=codec.get("num_hidden_layers", 2),
+        ),
+        head=GenHeadConfig(
+            kind="vision_head",
+            input_dim=width,
+            hidden_dim=codec.get("image_token_embed_dim", hidden_size),
+            output_dim=codebook_size,
+        ),
     )
 
 
@@ -360,7 +387,7 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _image(folder: Path, image: ImageConfig) -> ImageConfig:
-    """Preprocessing facts. ``do_normalize: false`` in old mirrors of Janus-1.3B is an error of theirs: ignored."""
+    """Read the preprocessing, but not ``do_normalize``: old mirrors of Janus-1.3B have it wrong."""
     data = _optional_json(folder / "preprocessor_config.json")
     if not data:
         data = _optional_json(folder / "processor_config.json").get("image_processor") or {}
@@ -384,7 +411,8 @@ def _prompt(folder: Path, layout: Layout, prompt: PromptConfig) -> PromptConfig:
     if layout == "deepseek":
         tag = _optional_json(folder / "processor_config.json").get("image_tag")
         prompt = replace(prompt, image=tag) if isinstance(tag, str) and tag else prompt
-        # Janus-1.3B's tokenizer has no placeholder; some mirrors of it name the wrong sft_format, so that says nothing.
+        # Janus-1.3B has plain roles. Its tokenizer lacks the placeholder, which identifies it; its
+        # sft_format does not, since some mirrors have a wrong one.
         plain_roles = prompt.image not in _added_tokens(folder)
     else:
         template = _chat_template(folder, tokenizer_config)
@@ -399,17 +427,17 @@ def _spelling(token: Any) -> str | None:
 
 
 def _added_tokens(folder: Path) -> set[str]:
+    """Return the spellings of the added tokens and of the vocabulary."""
     data = read_model_json(folder / "tokenizer.json")
-    entries = data.get("added_tokens")
-    vocabulary = (
-        (data.get("model") or {}).get("vocab") if isinstance(data.get("model"), dict) else None
-    )
-    added = (
-        {str(e.get("content")) for e in entries if isinstance(e, dict)}
-        if isinstance(entries, list)
-        else set()
-    )
-    return added | (set(vocabulary) if isinstance(vocabulary, dict) else set())
+    tokens: set[str] = set()
+    added = data.get("added_tokens")
+    if isinstance(added, list):
+        tokens |= {str(entry.get("content")) for entry in added if isinstance(entry, dict)}
+    model = data.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        tokens |= set(vocabulary)
+    return tokens
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
@@ -425,6 +453,6 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
 
 
 def _guidance(folder: Path) -> dict[str, Any]:
-    """Return the guidance of a transformers folder that carries its own, as a field of the pathway's section."""
+    """Return the default guidance of a transformers folder as a config field, if it has one."""
     scale = _optional_json(folder / "generation_config.json").get("guidance_scale")
     return {} if scale is None else {"cfg_weight": scale}

@@ -1,22 +1,26 @@
-"""Which layers get which bits: one rule, at conversion and at loading.
+"""Quantization: the bits of every layer, by the same rules at conversion and at loading.
 
-Drawing magnifies errors of the logits by the guidance weight, so what stands next to the image tokens keeps more bits
-where the language model takes few; the table of image embeddings, the norms, the codec and the vision encoder are not
-quantized at all.
+Guidance multiplies the errors of image logits, so the image head and the adaptors keep more bits
+than a 4-bit language model. The table of image embeddings, the norms, the codec and the vision
+encoder are not quantized.
 
-The recipes rest on Janus-Tiny (``benchmarks/recipes.py --sensitivity``): each kind of layer alone in 4 bits, and how
-far that moves the guided distribution of image tokens and the distribution of answers.
+The recipes are based on measurements of Janus-Tiny (``benchmarks/recipes.py --sensitivity``). One
+kind of layer at a time was quantized to 4 bits. The change was measured in the guided distribution
+of image tokens and in the distribution of answers.
 
-- Weight for weight the image head moves drawing most by far, and the adaptor of pictures moves answers most. In 6 bits
-  both add little to what 4 bits of the language model do, so ``light`` takes 6 there.
-- In the language model it is v_proj and o_proj for drawing, and lm_head for answers: ``balanced`` is 4 bits with these
-  in 6. They gain little more from 8. q_proj, k_proj and the MLP move less for their size.
-- With the language model in 8 bits, image head and adaptors in 8 are a third to a half of what is left of the
-  distance, and they are a small part of a large model: ``faithful`` keeps them float, which is closer than groups of
-  32 everywhere.
+- Relative to its size, the image head changes images by far the most, and the adaptor of images
+  changes answers the most. In 6 bits, both add little to the error of a 4-bit language model, so
+  ``light`` uses 6 bits for them.
+- In the language model, v_proj and o_proj change images the most, and lm_head changes answers the
+  most. ``balanced`` uses 4 bits, and 6 for these layers; 8 would improve little. q_proj, k_proj
+  and the MLP change less for their size.
+- With an 8-bit language model, an 8-bit image head and 8-bit adaptors cause a third to a half of
+  the remaining divergence. They are a small part of a large model, so ``faithful`` keeps them
+  float. That is better than groups of 32 everywhere.
 
-Of MLX's small floats none came as close in drawing as whole numbers of about as many bits. Groups of 128 could not be
-measured: Janus-Tiny's language model has no layer that they divide, and takes 64 or 32.
+None of MLX's small float types came as close in images as integers of similar size. Groups of 128
+could not be measured: no layer width of Janus-Tiny's language model is a multiple of 128, so it
+uses 64 or 32.
 """
 
 from __future__ import annotations
@@ -41,19 +45,18 @@ from ..models.janus import JanusModel, generation_parts
 
 DEFAULT_GROUP_SIZE = 64
 
-_FORMS: dict[
-    QuantizationMode, tuple[tuple[int, ...], tuple[int, ...]]
-] = {  # bits and groups that MLX has, and we use
+_FORMS: dict[QuantizationMode, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "affine": ((4, 5, 6, 8), GROUP_SIZES),
     "mxfp4": ((4,), (32,)),
     "mxfp8": ((8,), (32,)),
     "nvfp4": ((4,), (16,)),
 }
+"""Bits and group sizes of each mode, as far as MLX supports them and this package uses them."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How a layer is stored: bits a weight, weights that share a scale at most, and the mode."""
+    """Bits per weight, largest group of weights that share a scale, and mode of a layer."""
 
     bits: int
     group_size: int = DEFAULT_GROUP_SIZE
@@ -64,17 +67,16 @@ class Precision:
 class Rule:
     """The precision of every linear layer that is quantized."""
 
-    language: Precision  # of the language model, lm_head included
-    careful: Precision | None  # of the adaptors and the image head; None: float
-    exceptions: Mapping[str, Precision] = field(
-        default_factory=dict
-    )  # in the language model: q_proj, lm_head, ...
+    language: Precision  # the language model's, including lm_head
+    careful: Precision | None  # the adaptors' and the image head's; None keeps them float
+    # exceptions in the language model, by the last part of the path: q_proj, lm_head, ...
+    exceptions: Mapping[str, Precision] = field(default_factory=dict)
 
     def of(self, path: str, careful: Collection[str]) -> Precision | None:
-        """Return the precision of the linear layer at ``path``, or None to keep it float.
+        """Return the precision of a linear layer, or None to keep it float.
 
         Args:
-            path: of the layer in the model.
+            path: the layer's path in the model.
             careful: names of the model's adaptors and image heads.
         """
         if path.startswith("language_model."):
@@ -97,15 +99,15 @@ RULES = {
 def choose_rule(
     bits: int | None, recipe: str | None, group_size: int = DEFAULT_GROUP_SIZE
 ) -> Rule | None:
-    """The rule that is asked for by bits or by name; None if neither is.
+    """Return the rule for ``bits`` or for a recipe; None if both are None.
 
     Args:
-        bits: 4 or 8, of the language model.
+        bits: 4 or 8 bits per weight of the language model.
         recipe: one of ``RECIPES``.
-        group_size: 32, 64 or 128, with ``bits``; a recipe has its own.
+        group_size: 32, 64 or 128 with ``bits``; a recipe has its own.
 
     Raises:
-        OptionError: another value, or both bits and a recipe.
+        OptionError: a value is invalid, or both bits and recipe are set.
     """
     if recipe is not None:
         if bits is not None:
@@ -129,30 +131,29 @@ def plan_quantization(
     *,
     recipe: str | None = None,
 ) -> QuantizationConfig | None:
-    """Bits and group of every layer, and which layers that the rule names stayed float; None if nothing is asked for.
+    """Plan the bits and group size of every layer; None without ``bits`` and ``recipe``.
 
-    The arguments are those of ``choose_rule``. A layer whose input width the group does not divide takes the largest
-    smaller group of its mode that does, else it stays float (``gen_aligner``'s first layer, 8 wide, always does).
+    The arguments are those of ``choose_rule``. A layer's group size must divide its input width; if
+    it does not, the next smaller one of its mode that does is used. If there is none, the layer
+    stays float, as does the first layer of ``gen_aligner``, which is 8 wide.
 
     Raises:
-        OptionError: as ``choose_rule``, or the model has no layer that is wide enough.
+        OptionError: as for ``choose_rule``, or no layer of the model is wide enough.
     """
     rule = choose_rule(bits, recipe, group_size)
     return plan_by_rule(config, rule, recipe) if rule else None
 
 
 def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> QuantizationConfig:
-    """What ``plan_quantization`` gives for a rule; ``recipe`` is the name that is recorded."""
-    layers, kept = [], []
+    """Plan the bits and group size of every layer by a rule; ``recipe`` names it in the config."""
+    layers: list[LayerBits] = []
+    kept: list[str] = []
     careful = ("aligner", *generation_parts(config).careful)
     for path, module in JanusModel(config).named_modules():
         precision = rule.of(path, careful) if isinstance(module, nn.Linear) else None
         if precision is None:
             continue
-        width, groups = module.weight.shape[-1], _FORMS[precision.mode][1]
-        group = next(
-            (g for g in reversed(groups) if g <= precision.group_size and width % g == 0), None
-        )
+        group = _largest_group(module.weight.shape[-1], precision)
         if group is None:
             kept.append(path)
         else:
@@ -161,7 +162,8 @@ def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> 
             )
     if not layers:
         raise OptionError(
-            "no layer of this model is wide enough to be quantized: leave bits=... and recipe=... out"
+            "no layer of this model is wide enough to be quantized: "
+            "leave bits=... and recipe=... out"
         )
     layers.sort(key=lambda layer: layer.path)
     return QuantizationConfig(
@@ -173,11 +175,20 @@ def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> 
     )
 
 
+def _largest_group(width: int, precision: Precision) -> int | None:
+    """Return the largest group size of a precision that divides a width; None if there is none."""
+    _, sizes = _FORMS[precision.mode]
+    for size in reversed(sizes):
+        if size <= precision.group_size and width % size == 0:
+            return size
+    return None
+
+
 def quantize_model(model: JanusModel, quantization: QuantizationConfig) -> None:
     """Replace the listed layers by quantized ones, in place; float weights are quantized lazily.
 
     Raises:
-        ConfigError: the list names a layer that the model does not have, or a group that does not divide its width.
+        ConfigError: the model has no such layer, or its width, bits and group size do not match.
     """
     wanted = {layer.path: layer for layer in quantization.layers}
     modules = dict(model.named_modules())
@@ -188,38 +199,38 @@ def quantize_model(model: JanusModel, quantization: QuantizationConfig) -> None:
                 f"quantization lists {path!r}, which is no linear layer of this model"
             )
         bits, groups = _FORMS[layer.mode]
-        if (
-            module.weight.shape[-1] % layer.group_size
-            or layer.bits not in bits
-            or layer.group_size not in groups
-        ):
+        possible = layer.bits in bits and layer.group_size in groups
+        if not possible or module.weight.shape[-1] % layer.group_size:
             raise ConfigError(
-                f"quantization of {path!r} with {layer.bits} bits in groups of {layer.group_size} ({layer.mode}) is off"
+                f"quantization of {path!r} with {layer.bits} bits "
+                f"in groups of {layer.group_size} ({layer.mode}) is off"
             )
 
     def choice(path: str, _: nn.Module) -> bool | dict[str, int | str]:
         layer = wanted.get(path)
-        return (
-            {"bits": layer.bits, "group_size": layer.group_size, "mode": layer.mode}
-            if layer
-            else False
-        )
+        if layer is None:
+            return False
+        return {"bits": layer.bits, "group_size": layer.group_size, "mode": layer.mode}
 
     nn.quantize(model, class_predicate=choice)
 
 
 def quantize_array(weight: mx.array, layer: LayerBits) -> dict[str, mx.array]:
-    """(out, in) float -> packed weight, scales and, in the affine mode, biases under their parameter names."""
+    """Quantize a float weight, (out, in); return the parts by parameter name.
+
+    They are the packed weight, the scales and, in the affine mode, the biases.
+    """
     parts = mx.quantize(weight, group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
     return dict(zip(("weight", "scales", "biases"), parts, strict=False))
 
 
 def bits_a_weight(layer: LayerBits, scale_bits: int = 16) -> float:
-    """Bits that a weight of a layer takes, its share of the group's scale and bias counted.
+    """Return the bits per weight of a layer, including its share of the group's scale and bias.
 
     Args:
-        layer: of a plan.
-        scale_bits: of a scale and of a bias in the affine mode: the width of the float weights' type. The other modes
-            have a scale of 8 bits.
+        layer: bits, group size and mode.
+        scale_bits: bits of a scale, and of a bias, in the affine mode: those of the float type. The
+            other modes have a scale of 8 bits.
     """
-    return layer.bits + (2 * scale_bits if layer.mode == "affine" else 8) / layer.group_size
+    per_group = 2 * scale_bits if layer.mode == "affine" else 8
+    return layer.bits + per_group / layer.group_size

@@ -1,4 +1,4 @@
-"""Which weight files a folder has, and safetensors files: reading their headers, and writing them."""
+"""The weight files of a folder, and reading and writing safetensors files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,21 @@ WEIGHT_FORMS = (
     ("model.safetensors.index.json", "model.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin"),
 )
-"""An index and the single file that stands for it, in the order in which they are looked for."""
+"""File names, in order of preference: the index of several files, and a single file instead."""
 
 SAFETENSORS_DTYPES = {
-    "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "BOOL": "bool", "U8": "uint8",
-    "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
-}  # fmt: skip
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+}
+"""MLX's name of each type of a safetensors file."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +47,17 @@ class SafetensorsEntry:
     dtype: str
 
     def read(self) -> mx.array:
+        """Read the values; float64 becomes float32."""
         return read_range(self.path, self.offset, self.shape, self.dtype)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files that hold the weights: safetensors before ``.bin``, an index before a single file.
+    """List the weight files: safetensors before ``.bin``, an index before a single file.
 
     Raises:
-        CheckpointError: no weights, an index that names a missing file or one outside the folder.
-        ConfigError: an index that is no JSON.
+        CheckpointError: there are no weights, or the index names a missing file or one outside the
+            folder.
+        ConfigError: the index is not JSON.
     """
     for index, single in WEIGHT_FORMS:
         if (folder / index).exists():
@@ -54,16 +65,17 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / single).exists():
             return [folder / single]
     raise CheckpointError(
-        f"{folder} holds no weights: model.safetensors or pytorch_model.bin, or an index of either, is expected"
+        f"{folder} holds no weights: model.safetensors or pytorch_model.bin, "
+        "or an index of either, is expected"
     )
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Read the ``weight_map`` of an index: tensor name to the name of a file beside it.
+    """Read the ``weight_map`` of an index: tensor name to file name.
 
     Raises:
-        CheckpointError: it has none, or names a missing file or one outside the folder.
-        ConfigError: it is no JSON.
+        CheckpointError: the index has none, or names a missing file or one outside the folder.
+        ConfigError: the index is not JSON.
     """
     weight_map = read_model_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -81,10 +93,12 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], dict[str, str]]:
-    """Read the entries and metadata of a safetensors file; the safetensors library checks the header against the size.
+    """Read the entries and metadata of a safetensors file.
+
+    The safetensors library checks the header against the file size.
 
     Raises:
-        CheckpointError: missing, truncated, or with a header that lies.
+        CheckpointError: the file is missing, truncated, or has a wrong header.
     """
     try:
         with safe_open(str(path), framework="numpy") as checked:
@@ -105,10 +119,9 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
     entries = {}
     for name in sorted(names):
         entry = header[name]
+        offset = 8 + length + entry["data_offsets"][0]
         dtype = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
-        entries[name] = SafetensorsEntry(
-            path, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), dtype
-        )
+        entries[name] = SafetensorsEntry(path, offset, tuple(entry["shape"]), dtype)
     return entries, metadata
 
 
@@ -116,8 +129,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, mx.array], metadata: dict
     """Write a safetensors file whose name ends in ``.safetensors``.
 
     Raises:
-        OSError: the disk is full, which MLX does not always say.
-        RuntimeError: MLX cannot write it.
+        OSError: the disk is full, which MLX does not always report.
+        RuntimeError: MLX cannot write the file.
     """
     mx.save_safetensors(str(path), dict(arrays), metadata)
     if path.stat().st_size < sum(array.nbytes for array in arrays.values()):

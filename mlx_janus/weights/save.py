@@ -1,4 +1,4 @@
-"""Writing a model that was made here, not converted, as a folder that ``load`` takes."""
+"""Saving a model in memory as a converted folder."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def save_model(
     source: str,
     overwrite: bool = False,
 ) -> None:
-    """Write a converted folder, whole or not at all.
+    """Write a converted folder atomically.
 
     Args:
-        model: float weights.
+        model: a model with float weights.
         tokenizer: the text of ``tokenizer.json``.
-        output: the folder to make.
-        dtype: what to store every weight in, the codec's too.
-        source: what the stamp says of where the model came from.
-        overwrite: replace the folder if it is a converted model.
+        output: the folder to create.
+        dtype: type to store every weight in, including the codec's.
+        source: origin of the model, for the stamp.
+        overwrite: whether to replace the folder if it is a converted model.
 
     Raises:
-        OutputError: the output is there already, or cannot be written.
+        OutputError: the output exists already or cannot be written.
     """
     check_output(output, overwrite=overwrite)
     arrays = {
@@ -44,9 +44,8 @@ def save_model(
     }
     with atomic_folder(output, overwrite=overwrite) as folder:
         try:
-            write_safetensors(
-                folder / "model.safetensors", arrays, make_stamp(source, "", dtype, {})
-            )
+            stamp = make_stamp(source, "", dtype, {})
+            write_safetensors(folder / "model.safetensors", arrays, stamp)
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
             replace(model.config, dtype=dtype).dump(folder / "config.json")
         except (OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""From what a person names (a folder, a Hub id) to a converted folder, converting once into a cache."""
+"""Finding a converted folder for a path, a Hub id or a short name, and caching conversions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from .published import read_published_config, read_published_sizes
 from .quantize import choose_rule
 from .safetensors_files import weight_files
 
-NO_MODEL = "name a model: a converted folder, a PyTorch model folder, or a Hub id such as deepseek-ai/Janus-Pro-1B"
+NO_MODEL = (
+    "name a model: a converted folder, a PyTorch model folder, "
+    "or a Hub id such as deepseek-ai/Janus-Pro-1B"
+)
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny"
 """Janus-Tiny, the model inside the package."""
@@ -33,28 +36,29 @@ SHORT_NAMES = {
     "janus-pro-7b": "deepseek-ai/Janus-Pro-7B",
     "tiny": str(TINY),
 }
-"""What the published models, and the one in the package, are called for short; in any case of letters."""
+"""Short names of the published models and of Janus-Tiny, matched without regard to case."""
 
-_LAYOUT = 1  # of the weights: raised when conversions in the cache can no longer be read
+_LAYOUT = 1  # version of cached weights; raised when older ones can no longer be read
 
 
 def cache_folder() -> Path:
-    """Where conversions made by ``load`` are kept: ``MLX_JANUS_CACHE``, else the platform's cache folder."""
+    """Return the folder of cached conversions: ``MLX_JANUS_CACHE``, else the platform's default."""
     given = os.environ.get("MLX_JANUS_CACHE")
     return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("mlx_janus"))
 
 
 def resolve(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The Hub id or folder that a short name stands for; another name, and that of a folder here, as it is."""
+    """Replace a short name by its Hub id or folder; keep an existing folder and any other name."""
     known = SHORT_NAMES.get(os.fspath(name).lower())
     return name if known is None or _is_folder(Path(name)) else known
 
 
 def find_source(name: str | os.PathLike[str], revision: str | None = None) -> Source:
-    """The model folder behind a path or a Hub id, downloading what is needed.
+    """Find the model folder of a path or a Hub id; download missing files.
 
     Raises:
-        HubError, CheckpointError, ConfigError, UnsupportedModelError: it is nowhere, or not a Janus.
+        HubError, CheckpointError, ConfigError, UnsupportedModelError: there is no such model, or it
+            is not a Janus.
     """
     name = resolve(name)
     path = _expanded(name)
@@ -77,13 +81,14 @@ def find_converted(
     low_memory: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """A converted folder for what is named; a PyTorch source is converted into the cache the first time.
+    """Find a converted folder; convert a PyTorch source into the cache unless it is there.
 
-    A foreign model and one that does not fit in memory are refused before a download and before a conversion. In the
-    cache, the time of a folder's ``config.json`` is that of its last use.
+    A model of another family, or one that does not fit in memory, is refused before it is
+    downloaded or converted. In the cache, the time of a folder's ``config.json`` is its last use.
 
     Raises:
-        OutOfMemoryError: it does not fit; and whatever ``find_source`` and ``convert_checkpoint`` raise.
+        OutOfMemoryError: the model does not fit in memory.
+        JanusError: as for ``find_source`` and ``convert_checkpoint``.
     """
     name = resolve(name)
     options = ConvertOptions(bits=bits, recipe=recipe)
@@ -92,18 +97,15 @@ def find_converted(
         source = find_source(name, revision)
         if is_converted(path):
             return path
-        config = read_published_config(path)[0]
-        files = [*weight_files(path), *path.glob("*.json")]
-        facts: list[object] = [
-            [f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(set(files))
-        ]
-        cached = _cached(str(path.resolve()), facts, options)
+        config, _ = read_published_config(path)
+        cached = _cached(str(path.resolve()), _file_facts(path), options)
     else:
         model = _find_on_hub(name, revision)
         sizes = _read_sizes(model)
         if sizes is None:
             return hub.fetch(model)
-        config, source = sizes, None
+        config = sizes
+        source = None
         cached = _cached(model.repo_id, [model.revision], options)
     wanted = with_bits(config, bits, path, recipe)
     check_memory(wanted, choose_dtype(config, dtype), os.fspath(name), low_memory=low_memory)
@@ -111,19 +113,30 @@ def find_converted(
         with contextlib.suppress(OSError):  # a cache may be read-only
             os.utime(cached / "config.json")
         return cached
-    return _convert(
-        source or Source(hub.fetch(model), model.repo_id, model.revision), cached, options, progress
-    )
+    source = source or Source(hub.fetch(model), model.repo_id, model.revision)
+    return _convert(source, cached, options, progress)
+
+
+def _file_facts(folder: Path) -> list[object]:
+    """Return name, size and time of the files of a PyTorch folder that a conversion depends on."""
+    facts: list[object] = []
+    for file in sorted({*weight_files(folder), *folder.glob("*.json")}):
+        status = file.stat()
+        facts.append([file.name, status.st_size, status.st_mtime_ns])
+    return facts
 
 
 def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
-    """Sizes of a PyTorch model on the Hub, from its config alone; None for a converted one, other families refused."""
+    """Read the sizes of a PyTorch model on the Hub from its config; None for a converted model.
+
+    Raises:
+        UnsupportedModelError: the model is of another family.
+    """
     path = hub.fetch_config(model)
-    return (
-        None
-        if read_model_json(path).get("model_type") == MODEL_TYPE
-        else read_published_sizes(path)[0]
-    )
+    if read_model_json(path).get("model_type") == MODEL_TYPE:
+        return None
+    config, _ = read_published_sizes(path)
+    return config
 
 
 def _is_folder(path: Path) -> bool:
@@ -139,25 +152,25 @@ def _expanded(name: str | os.PathLike[str]) -> Path:
 
 def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubModel:
     text = os.fspath(name)
-    if not hub.HUB_ID.fullmatch(text) or len(text) > 200 or Path(text).exists():
-        what = (
-            "is a file"
-            if len(text) <= 200 and Path(text).is_file()
-            else "is neither a folder nor a Hub id"
-        )
-        raise CheckpointError(f"{text[:200]} {what}: {NO_MODEL}")
+    too_long = len(text) > 200
+    if too_long or not hub.HUB_ID.fullmatch(text) or Path(text).exists():
+        is_file = not too_long and Path(text).is_file()
+        problem = "is a file" if is_file else "is neither a folder nor a Hub id"
+        raise CheckpointError(f"{text[:200]} {problem}: {NO_MODEL}")
     return hub.find(text, revision)
 
 
 def _cached(source: str, facts: list[object], options: ConvertOptions) -> Path:
-    """The folder of a conversion; a recipe counts by its name and by what it says now, which a release may change."""
+    """Return the folder of a conversion in the cache.
+
+    Its name depends on the content of a recipe too, which a release may change.
+    """
     rule = choose_rule(options.bits, options.recipe)
     precision = [options.recipe, asdict(rule)] if rule and options.recipe else options.bits
     key = json.dumps([source, facts, precision, _LAYOUT])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    label = "--".join(
-        Path(source).parts[-2:] if source.count("/") == 1 else Path(source).parts[-1:]
-    )
+    depth = 2 if source.count("/") == 1 else 1  # owner and name, or the name of a folder
+    label = "--".join(Path(source).parts[-depth:])
     quantized = f"{options.recipe or f'{options.bits}bit'}-" if rule else ""
     return cache_folder() / f"{label}-{quantized}{digest}"
 
@@ -169,12 +182,13 @@ def _convert(
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{cached.parent} cannot be made ({error.strerror}): set MLX_JANUS_CACHE to a folder that can be written"
+            f"{cached.parent} cannot be made ({error.strerror}): "
+            "set MLX_JANUS_CACHE to a folder that can be written"
         ) from None
     try:
         convert_checkpoint(source, cached, options, progress)
     except OutputError:
-        if not _is_complete(cached):  # another process may have made it meanwhile
+        if not _is_complete(cached):  # another process may have written it first
             raise
     return cached
 

@@ -1,11 +1,11 @@
-"""PyTorch ``.bin`` checkpoints read without torch and without unpickling.
+"""Reading PyTorch ``.bin`` checkpoints without torch and without unpickling.
 
-Such a file (``torch.save`` of ``{name: tensor}``) is a zip of stored entries: ``<prefix>/data.pkl`` is a pickle that
-says how tensors lie in storages, ``<prefix>/data/<key>`` are the storages' bytes.
+``torch.save`` of ``{name: tensor}`` writes a zip of uncompressed entries. ``<prefix>/data.pkl`` is
+a pickle that describes tensors as views of storages; ``<prefix>/data/<key>`` are the bytes of the
+storages. ``torch_pickle.py`` interprets the pickle and never executes it.
 
-The pickle is interpreted by ``torch_pickle.py`` and never executed.
-
-Source: ``torch/serialization.py`` (``_save``, ``_load``) and ``torch/_utils.py`` (``_rebuild_tensor_v2``).
+Source: ``torch/serialization.py`` (``_save``, ``_load``) and ``torch/_utils.py``
+(``_rebuild_tensor_v2``).
 """
 
 from __future__ import annotations
@@ -27,25 +27,29 @@ from ..errors import CheckpointError
 from .torch_pickle import DamagedError, RefusedError, TensorRecord, describe, interpret, quote
 
 _DTYPES: dict[str, mx.Dtype] = {
-    "bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32, "float64": mx.float64,
-    "int8": mx.int8, "int16": mx.int16, "int32": mx.int32, "int64": mx.int64,
-    "uint8": mx.uint8, "uint16": mx.uint16, "uint32": mx.uint32, "uint64": mx.uint64, "bool": mx.bool_,
-}  # fmt: skip
-_ITEM_BYTES = {
-    name: 1 if name == "bool" else int(name.lstrip("abfintlou")) // 8 for name in _DTYPES
+    "bfloat16": mx.bfloat16,
+    "float16": mx.float16,
+    "float32": mx.float32,
+    "float64": mx.float64,
+    "int8": mx.int8,
+    "int16": mx.int16,
+    "int32": mx.int32,
+    "int64": mx.int64,
+    "uint8": mx.uint8,
+    "uint16": mx.uint16,
+    "uint32": mx.uint32,
+    "uint64": mx.uint64,
+    "bool": mx.bool_,
 }
-_CARRIERS = {
-    1: mx.uint8,
-    2: mx.uint16,
-    4: mx.uint32,
-    8: mx.uint64,
-}  # what bytes are read as, by size of an item
+_ITEM_BYTES = {name: dtype.size for name, dtype in _DTYPES.items()}
+_CARRIERS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
+"""Types that bytes are read as, by bytes per item."""
 
-_MAX_PICKLE = 64 << 20  # bytes of data.pkl; a 7B model's has some 200 kB
-_MAX_DIRECTORY = 16 << 20  # bytes of the zip's central directory; a 7B model's has some 100 kB
+_MAX_PICKLE = 64 << 20  # bytes of data.pkl; a 7B model's has about 200 kB
+_MAX_DIRECTORY = 16 << 20  # bytes of the zip's central directory; a 7B model's has about 100 kB
 _MAX_DIMS = 8
-_MAX_SIDE = (1 << 31) - 1  # MLX keeps sizes in 32 bits
-_MAX_NAME = 1024
+_MAX_SIDE = (1 << 31) - 1  # MLX stores sizes in 32 bits
+_MAX_NAME = 1024  # characters of a tensor's name
 
 _AGAIN = "download it again"
 _RESAVE = "re-save it with a current PyTorch, or download the safetensors form"
@@ -56,22 +60,19 @@ def _error(path: Path, problem: str, fix: str = _AGAIN) -> CheckpointError:
     return CheckpointError(f"{path}: {problem}: {fix}")
 
 
-# ---- public -------------------------------------------------------------------------------------------------------
+# Public
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies in a file. Checked against the file's layout; none of its data has been read.
-
-    ``strides`` and ``storage_offset`` count items, ``file_offset`` and ``storage_bytes`` count bytes.
-    """
+    """Type, shape and place of a tensor in a file, checked against the file's layout."""
 
     path: Path
     shape: tuple[int, ...]
-    dtype: str  # "bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8" or "bool"
-    strides: tuple[int, ...]
-    storage_offset: int  # from the storage's start to the tensor's first item
-    file_offset: int  # from the file's start to the storage
+    dtype: str  # one of those that torch_pickle.py knows, such as "bfloat16"
+    strides: tuple[int, ...]  # items
+    storage_offset: int  # items from the start of the storage to the tensor's first item
+    file_offset: int  # bytes from the start of the file to the storage
     storage_bytes: int
 
     @property
@@ -81,12 +82,12 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor as ``read`` gives it (before float64 becomes float32)."""
+        """Bytes of the tensor that ``read`` returns, before float64 becomes float32."""
         return self.size * _ITEM_BYTES[self.dtype]
 
     @property
     def contiguous(self) -> bool:
-        """Whether the items lie in the file in C order without gaps."""
+        """Whether the items are stored in C order without gaps."""
         expected = 1
         for side, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if side > 1 and stride != expected:
@@ -95,24 +96,23 @@ class StoredTensor:
         return True
 
     def read(self) -> mx.array:
-        """The tensor: ``shape`` as stored, C-contiguous, exact values.
+        """Read the exact values into a C-contiguous array.
 
-        A contiguous tensor takes its own size of memory, another one twice that (more if it skips items). float64
-        comes back as float32 on every machine, since GPUs of Apple have no float64.
+        Reading a contiguous tensor takes memory for the tensor. Any other takes twice that, or more
+        if it skips items. float64 becomes float32, since Apple's GPUs have no float64.
 
         Raises:
-            CheckpointError: the file has gone, cannot be read, or is shorter than when its header was read.
+            CheckpointError: the file is missing or unreadable, or was cut short after its header
+                was read.
         """
         start = self.file_offset + self.storage_offset * _ITEM_BYTES[self.dtype]
         if self.contiguous or self.size == 0:
             return read_range(self.path, start, self.shape, self.dtype)
         raw = np.empty(_extent(self.shape, self.strides), f"u{_ITEM_BYTES[self.dtype]}")
         _fill(self.path, start, _bytes_of(raw))
-        # A side of 1 may have any stride, also one that numpy cannot hold.
-        steps = [
-            0 if side == 1 else s * raw.itemsize
-            for side, s in zip(self.shape, self.strides, strict=True)
-        ]
+        # A side of 1 may have any stride, even one that NumPy cannot represent.
+        sides = zip(self.shape, self.strides, strict=True)
+        steps = [0 if side == 1 else stride * raw.itemsize for side, stride in sides]
         blank = _blank(self.shape, self.dtype)
         target = np.frombuffer(_bytes_of(blank), raw.dtype).reshape(self.shape)
         np.copyto(target, np.lib.stride_tricks.as_strided(raw, self.shape, steps))
@@ -120,16 +120,17 @@ class StoredTensor:
 
 
 def read_range(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> mx.array:
-    """Bytes of a file from ``offset`` on, little-endian and in C order, as an array that owns the only copy of them.
+    """Read an array from the bytes of a file, little-endian and in C order. No second copy is made.
 
     Args:
+        path: the file.
         offset: bytes from the start of the file.
-        shape: of the result; each side below 2^31.
-        dtype: of the bytes: those of ``StoredTensor.dtype``, "uint16", "uint32" or "uint64". float64 comes back as
-            float32 (GPUs of Apple have no float64), where what float32 cannot hold is infinite.
+        shape: the array's shape; each side below 2^31.
+        dtype: type of the bytes, a key of ``_DTYPES``. float64 becomes float32, since Apple's GPUs
+            have no float64; values out of its range become infinite.
 
     Raises:
-        CheckpointError: the file has gone, cannot be read, or ends too early.
+        CheckpointError: the file is missing, unreadable or too short.
     """
     blank = _blank(shape, dtype)
     if blank.size:
@@ -138,27 +139,22 @@ def read_range(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> m
 
 
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:
-    """What tensors a PyTorch checkpoint holds, by name in the file's order. Reads headers only.
+    """Return the tensors of a PyTorch checkpoint by name, in the file's order. Reads only headers.
 
     Raises:
-        CheckpointError: missing, unreadable, damaged, cut off, of the old format without a zip, or anything but a
-            plain dict of tensors within its own bounds. A pickle that asks for more than tensors need is refused and
-            the thing that it asks for is named.
+        CheckpointError: the file is missing, unreadable, damaged, truncated, in the old format
+            without a zip, or not a plain dict of tensors. A pickle that uses anything else is
+            refused, and the message names it.
     """
     path = Path(path)
     try:
-        # ``stat`` first: opening a pipe would wait for ever.
+        # Call ``stat`` first: opening a pipe would block forever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise _error(path, "is no file", "name the .bin file itself")
         with _BoundedFile(path) as file:
             spans = _read_directory(path, file)
             prefix = _find_prefix(path, spans)
-            if f"{prefix}/byteorder" in spans:  # files from before PyTorch 2.1 do not say
-                order = _read_entry(path, file, spans, f"{prefix}/byteorder", 64)
-                if order != b"little":
-                    raise _error(
-                        path, f"its byte order is {order!r}, only b'little' is read", _RESAVE
-                    )
+            _check_byte_order(path, file, spans, prefix)
             program = _read_entry(path, file, spans, f"{prefix}/data.pkl", _MAX_PICKLE)
     except FileNotFoundError:
         raise _error(path, "is missing", "download the whole model folder") from None
@@ -170,24 +166,22 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     return {name: _locate(path, name, value, prefix, spans) for name, value in content.items()}
 
 
-# ---- bytes to arrays ----------------------------------------------------------------------------------------------
-# On the CPU stream, so that a GPU neither races with the bytes that are written nor sees float64.
+# Bytes to arrays, on the CPU stream: a GPU could read them too early, and does not know float64.
 
 
 def _blank(shape: tuple[int, ...], dtype: str) -> mx.array:
-    """Zeros of unsigned integers as wide as dtype: memory that ``memoryview`` opens for writing."""
+    """Make zeros of unsigned integers as wide as ``dtype``; ``memoryview`` can write to them."""
     blank = mx.zeros(shape, _CARRIERS[_ITEM_BYTES[dtype]], stream=mx.cpu)
     mx.eval(blank)
     return blank
 
 
 def _typed(blank: mx.array, dtype: str) -> mx.array:
-    """The same bytes as dtype, without a copy (float64 and bool apart)."""
-    x = (
-        blank.view(_DTYPES[dtype], stream=mx.cpu)
-        if dtype != "bool"
-        else mx.not_equal(blank, 0, stream=mx.cpu)
-    )
+    """View bytes as ``dtype``, without a copy except for float64 and bool."""
+    if dtype == "bool":
+        x = mx.not_equal(blank, 0, stream=mx.cpu)
+    else:
+        x = blank.view(_DTYPES[dtype], stream=mx.cpu)
     if dtype == "float64":
         x = x.astype(mx.float32, stream=mx.cpu)
     mx.eval(x)
@@ -195,11 +189,12 @@ def _typed(blank: mx.array, dtype: str) -> mx.array:
 
 
 def _bytes_of(array: Any) -> memoryview:
-    """The memory of an MLX or numpy array, open for writing."""
+    """Return the memory of an MLX or NumPy array as writable bytes."""
     return memoryview(array).cast("B")
 
 
 def _fill(path: Path, offset: int, target: memoryview) -> None:
+    """Fill ``target`` with the bytes of a file from ``offset`` on."""
     done = 0
     try:
         with path.open("rb", buffering=0) as file:
@@ -218,24 +213,24 @@ def _fill(path: Path, offset: int, target: memoryview) -> None:
 
 
 def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Items from the first to the last one, both counted; 0 if there are none."""
+    """Count the items from the first to the last, inclusive; 0 for an empty tensor."""
     if 0 in shape:
         return 0
     return 1 + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
 
 
-# ---- the zip ------------------------------------------------------------------------------------------------------
+# The zip
 
 
 class _Span(NamedTuple):
-    """Where the bytes of a zip entry lie in the file."""
+    """Offset and size of a zip entry's content, in bytes of the file."""
 
     start: int
     size: int
 
 
 class _BoundedFile(io.FileIO):
-    """Keeps ``zipfile`` from reading a central directory that is as large as a hostile file likes."""
+    """A file that refuses to read a huge central directory, which a hostile zip may declare."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY:
@@ -243,14 +238,31 @@ class _BoundedFile(io.FileIO):
         return super().read(-1 if size is None else size) or b""
 
 
-_LOCAL_HEADER = struct.Struct(
-    "<4s5H3I2H"
-)  # signature, version, flags, method, time, date, crc, sizes, lengths
+# signature, version, flags, method, time, date, crc, two sizes, two lengths
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    struct.error,
+    ValueError,
+    OverflowError,
+    IndexError,
+    OSError,
+)
+"""Errors that ``zipfile`` raises for damaged files."""
 
 
-def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
-    """Every entry of the zip by name, the central directory and the local headers agreeing."""
-    head = file.read(64)
+def _check_byte_order(path: Path, file: _BoundedFile, spans: dict[str, _Span], prefix: str) -> None:
+    name = f"{prefix}/byteorder"
+    if name not in spans:  # PyTorch before 2.1 did not write it
+        return
+    order = _read_entry(path, file, spans, name, 64)
+    if order != b"little":
+        raise _error(path, f"its byte order is {order!r}, only b'little' is read", _RESAVE)
+
+
+def _check_head(path: Path, head: bytes) -> None:
+    """Refuse a file that does not start as a zip."""
     if not head:
         raise _error(path, "is empty")
     if head.startswith(b"version https://git-lfs"):
@@ -265,18 +277,16 @@ def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
         )
     if not head.startswith(b"PK\x03\x04"):
         raise _error(path, "is no PyTorch zip file", f"{_AGAIN}, or {_RESAVE}")
+
+
+def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
+    """Return every entry of the zip by name; its central directory and local headers must agree."""
+    _check_head(path, file.read(64))
     try:
         with zipfile.ZipFile(file) as archive:
-            infos, end = archive.infolist(), archive.start_dir
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        struct.error,
-        ValueError,
-        OverflowError,
-        IndexError,
-        OSError,
-    ):
+            infos = archive.infolist()
+            end = archive.start_dir
+    except _ZIP_ERRORS:
         raise _error(path, "is cut off or damaged (its zip directory cannot be read)") from None
     spans: dict[str, _Span] = {}
     bounds: list[tuple[int, int]] = []
@@ -293,7 +303,7 @@ def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
 
 
 def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int) -> _Span:
-    """Read an entry's local header; ``end`` is where entries must have ended."""
+    """Check an entry against its local header; ``end`` is the offset of the central directory."""
     name = quote(info.orig_filename)
     if info.flag_bits & 0x2041:
         raise _error(path, f"entry {name} is encrypted, which is not read", _RESAVE)
@@ -314,7 +324,7 @@ def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int
     )
     start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     raw_name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
-    # The local sizes are absent where a data descriptor follows (flag 8), and elsewhere where zip64 holds them.
+    # Local sizes are absent if a data descriptor follows (flag 8), or if the zip64 field has them.
     absent = {0xFFFFFFFF, 0} if flags & 8 else {0xFFFFFFFF}
     agree = (
         signature == b"PK\x03\x04"
@@ -357,11 +367,11 @@ def _read_entry(
     return bytes(content)
 
 
-# ---- what the pickle says ----------------------------------------------------------------------------------------
+# The pickle
 
 
 def _read_records(path: Path, program: bytes) -> dict[str, TensorRecord]:
-    """The dict of tensors that a data.pkl describes."""
+    """Interpret a data.pkl, which must describe a dict of tensors."""
     try:
         result = interpret(program)
     except RefusedError as refused:
@@ -389,7 +399,7 @@ def _read_records(path: Path, program: bytes) -> dict[str, TensorRecord]:
 def _locate(
     path: Path, name: str, tensor: TensorRecord, prefix: str, spans: dict[str, _Span]
 ) -> StoredTensor:
-    """Check that a tensor lies inside its storage, and the storage inside its entry."""
+    """Check that a tensor is inside its storage, and the storage inside its zip entry."""
     storage, offset, shape, strides = tensor
 
     def outside(problem: str) -> CheckpointError:
@@ -400,17 +410,18 @@ def _locate(
         raise outside(f"lies in the storage {quote(storage.key)}, which the file lacks")
     if storage.size * _ITEM_BYTES[storage.dtype] > span.size:
         raise outside(
-            f"lies in a storage of {storage.size} {storage.dtype} items, of which the file has {span.size} bytes"
+            f"lies in a storage of {storage.size} {storage.dtype} items, "
+            f"of which the file has {span.size} bytes"
         )
     if len(shape) > _MAX_DIMS or len(shape) != len(strides):
         raise outside(
-            f"has {len(shape)} sizes and {len(strides)} strides, of which at most {_MAX_DIMS} each are read"
+            f"has {len(shape)} sizes and {len(strides)} strides, "
+            f"of which at most {_MAX_DIMS} each are read"
         )
-    # Zeros count as ones here: MLX multiplies the other sides of an empty array too.
+    # Count zeros as ones: MLX multiplies the other sides of an empty array too.
     if max(shape, default=0) > _MAX_SIDE or math.prod(max(side, 1) for side in shape) >= 1 << 60:
         raise outside("has a side that is too long for MLX")
-    if 0 not in shape and (
-        math.prod(shape) > storage.size or offset + _extent(shape, strides) > storage.size
-    ):
+    needed = max(math.prod(shape), offset + _extent(shape, strides))
+    if 0 not in shape and needed > storage.size:
         raise outside("reaches beyond its storage")
     return StoredTensor(path, shape, storage.dtype, strides, offset, span.start, span.size)

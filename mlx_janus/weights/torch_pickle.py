@@ -1,12 +1,15 @@
-"""The pickle inside a PyTorch checkpoint, interpreted and never executed.
+"""Interpreting the pickle inside a PyTorch checkpoint without executing it.
 
-A pickle is a program, so it is never handed to ``pickle``. ``_Machine`` below runs the two dozen instructions that
-tensor files need over strings, numbers, tuples, lists, dicts and three inert records; a name such as ``os.system`` is
-refused where it is mentioned, and there is nothing here that could call it. A subclass of ``pickle.Unpickler`` with a
-closed ``find_class`` would not do: its BUILD writes into any object's ``__dict__``, and a million nested tuples as a
-dict key overflow the C stack, which kills the process instead of raising.
+A pickle is a program, so ``pickle`` never sees it. ``_Machine`` runs the two dozen instructions
+that tensor files need. Its values are strings, numbers, tuples, lists, dicts and three inert
+records. It refuses any other name, such as ``os.system``, and has no code that could call one.
 
-Source: ``torch/_utils.py`` (``_rebuild_tensor_v2``, ``_rebuild_parameter``) and ``torch/serialization.py`` (``_save``).
+A subclass of ``pickle.Unpickler`` with a restricted ``find_class`` would not be safe. Its BUILD
+writes into the ``__dict__`` of any object, and a million nested tuples as a dict key overflow the C
+stack, which kills the process.
+
+Source: ``torch/_utils.py`` (``_rebuild_tensor_v2``, ``_rebuild_parameter``) and
+``torch/serialization.py`` (``_save``).
 """
 
 from __future__ import annotations
@@ -16,36 +19,43 @@ import warnings
 from typing import Any, NamedTuple
 
 _STORAGES = {
-    "BFloat16Storage": "bfloat16", "HalfStorage": "float16", "FloatStorage": "float32", "DoubleStorage": "float64",
-    "CharStorage": "int8", "ShortStorage": "int16", "IntStorage": "int32", "LongStorage": "int64",
-    "ByteStorage": "uint8", "BoolStorage": "bool",
-}  # fmt: skip
+    "BFloat16Storage": "bfloat16",
+    "HalfStorage": "float16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "CharStorage": "int8",
+    "ShortStorage": "int16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _ORDERED_DICT = "collections.OrderedDict"
 _GLOBALS = {_TENSOR, _PARAMETER, _ORDERED_DICT, *(f"torch.{name}" for name in _STORAGES)}
 
-_MAX_INSTRUCTIONS = 4_000_000  # a tensor takes some 25
+_MAX_INSTRUCTIONS = 4_000_000  # a tensor takes about 25
 
 
 class RefusedError(Exception):
-    """The pickle asks for what a file of tensors does not need. Text: what."""
+    """The pickle uses something that tensor files do not need. The text names it."""
 
 
 class DamagedError(Exception):
-    """The pickle makes no sense. Text: where."""
+    """The pickle is malformed. The text names the fault."""
 
 
 class StorageRecord(NamedTuple):
-    """A storage as the pickle names it; ``size`` counts items."""
+    """A storage in the pickle."""
 
     dtype: str
     key: str
-    size: int
+    size: int  # items
 
 
 class TensorRecord(NamedTuple):
-    """A tensor as the pickle describes it; nothing of it has been checked but that the numbers are natural."""
+    """A tensor in the pickle. Only the signs of its numbers have been checked."""
 
     storage: StorageRecord
     offset: int
@@ -54,16 +64,16 @@ class TensorRecord(NamedTuple):
 
 
 def interpret(program: bytes) -> Any:
-    """The object that a pickle describes: a dict, a ``TensorRecord``, a plain value.
+    """Return the object that a pickle describes: a dict, a ``TensorRecord`` or a plain value.
 
     Raises:
-        RefusedError: it asks for more than files of tensors need.
-        DamagedError: it is no whole pickle.
+        RefusedError: the pickle uses something that tensor files do not need.
+        DamagedError: the pickle is malformed.
     """
     machine = _Machine()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickletools, about backslashes in names
+            warnings.simplefilter("ignore")  # pickletools warns about backslashes in names
             for instruction, argument, _ in pickletools.genops(program):
                 if instruction.name == "STOP":
                     break
@@ -77,19 +87,19 @@ def interpret(program: bytes) -> Any:
 
 
 def describe(value: Any) -> str:
-    """The name of a value's type, for messages."""
+    """Name the type of a value, for messages."""
     kind = value if isinstance(value, type) else type(value)
     return kind.__name__.removesuffix("Record").strip("_").lower()
 
 
 def quote(value: object) -> str:
-    """A file's own words, on one line and short. Escapes line breaks and lone surrogates."""
+    """Quote text of a file, for messages: at most 80 characters, on one line, escaped."""
     text = repr(value[:81]) if isinstance(value, str) else type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 class _Global(NamedTuple):
-    """A name of the closed list, as a word and never as the thing."""
+    """An allowed name, as text only: nothing is imported."""
 
     name: str
 
@@ -108,15 +118,16 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Machine:
-    """A pickle's stack and memo, for the instructions that files of tensors use. Calls nothing but its own methods.
+    """Stack and memo of a pickle, with the instructions that tensor files use.
 
-    Values are None, bool, int, float, str, tuple, list, dict and the records above. None of them is ever hashed
-    (keys must be strings), compared or printed, so their depth does not matter.
+    It calls only its own methods. Values are None, bool, int, float, str, tuple, list, dict and the
+    records above. They are never hashed (keys must be strings), compared or printed, so deep
+    nesting does no harm.
     """
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.outer: list[list[Any]] = []  # the stacks below the marks
+        self.outer: list[list[Any]] = []  # stacks below the marks
         self.memo: dict[int, Any] = {}
         self.count = 0
 
@@ -136,26 +147,23 @@ class _Machine:
             self.remember(len(self.memo) if name == "MEMOIZE" else argument)
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])
-        elif name in (
-            "GLOBAL",
-            "INST",
-        ):  # INST is never admitted, but what it asks for is worth a name
-            self.ask(argument.replace(" ", ".", 1))
-            if name == "INST":
+        elif name in ("GLOBAL", "INST"):
+            self.push_global(argument.replace(" ", ".", 1))
+            if name == "INST":  # refused in any case; a bad name gives the better message
                 raise RefusedError("uses the instruction INST")
         else:
             self.structure(name)
 
     def structure(self, name: str) -> None:
-        """Instructions that take their operands from the stack."""
+        """Run an instruction whose operands are on the stack."""
         match name:
             case "PROTO" | "FRAME":
-                pass  # the version and the length of what follows; neither changes the meaning here
+                pass  # version and length, which do not matter here
             case "MARK":
                 self.outer.append(self.stack)
                 self.stack = []
             case "TUPLE":
-                items = self.to_mark()  # first: it puts another stack in place
+                items = self.to_mark()  # before the append, since it replaces ``stack``
                 self.stack.append(tuple(items))
             case "EMPTY_DICT":
                 self.stack.append({})
@@ -167,19 +175,20 @@ class _Machine:
             case "SETITEM" | "SETITEMS":
                 self.set_items(self.pop(2) if name == "SETITEM" else self.to_mark())
             case "STACK_GLOBAL":
-                self.ask(".".join(_expect(word, str) for word in self.pop(2)))
+                self.push_global(".".join(_expect(word, str) for word in self.pop(2)))
             case "BINPERSID":
                 self.stack.append(_make_storage(*self.pop(1)))
             case "REDUCE":
                 function, arguments = self.pop(2)
                 self.stack.append(_call(_expect(function, _Global).name, _expect(arguments, tuple)))
-            case "BUILD":  # the _metadata of a state dict (versions of its modules): not used
+            case "BUILD":  # the unused _metadata of a state dict: versions of its modules
                 self.pop(1)
                 self.top(dict)
             case _:
                 raise RefusedError(f"uses the instruction {name}")
 
     def pop(self, count: int) -> list[Any]:
+        """Remove and return the last items of the stack."""
         if len(self.stack) < count:
             raise DamagedError("an empty stack")
         items = self.stack[-count:]
@@ -187,23 +196,29 @@ class _Machine:
         return items
 
     def to_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.outer.pop()
+        """Remove and return the items above the last mark, and remove the mark."""
+        items = self.stack
+        self.stack = self.outer.pop()
         return items
 
     def top(self, kind: type) -> Any:
+        """Return the last item, which must be of a type."""
         return _expect(self.stack[-1], kind)
 
     def remember(self, index: int) -> None:
+        """Store the last item in the memo."""
         if index > self.count:
             raise RefusedError(f"numbers its memo up to {index}")
         self.memo[index] = self.stack[-1]
 
-    def ask(self, name: str) -> None:
+    def push_global(self, name: str) -> None:
+        """Push a name if it is allowed."""
         if name not in _GLOBALS:
             raise RefusedError(f"asks for {quote(name)[1:-1]}")
         self.stack.append(_Global(name))
 
     def set_items(self, items: list[Any]) -> None:
+        """Add alternating keys and values to the dict on top of the stack."""
         target = self.top(dict)
         if len(items) % 2:
             raise DamagedError("a key without a value")
@@ -214,14 +229,14 @@ class _Machine:
 
 
 def _expect(value: Any, kind: type) -> Any:
-    """value, if it is exactly of this type: a bool is no int, a record is no tuple."""
+    """Return a value of exactly this type: a bool is not an int, a record is not a tuple."""
     if type(value) is not kind:
         raise DamagedError(f"a {describe(value)} in place of a {describe(kind)}")
     return value
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    """What REDUCE gives: the three functions that torch.save writes, over records."""
+    """Return the result of REDUCE for the three functions that ``torch.save`` writes."""
     if name == _ORDERED_DICT and not arguments:
         return {}
     if name == _TENSOR and len(arguments) in (6, 7):
@@ -240,7 +255,7 @@ def _make_tensor(
     hooks: Any,
     metadata: Any = None,
 ) -> TensorRecord:
-    if metadata:  # conjugate and negative bits: the stored values are not the tensor's
+    if metadata:  # conjugate and negative bits: the stored values differ from the tensor's
         raise RefusedError("marks a tensor as negated, conjugated or otherwise special")
     sizes = [_natural(item) for item in _expect(shape, tuple)]
     steps = [_natural(item) for item in _expect(strides, tuple)]
@@ -250,15 +265,12 @@ def _make_tensor(
 
 
 def _make_storage(identity: Any) -> StorageRecord:
-    """The persistent id ("storage", type, key, device, items)."""
-    if (
-        type(identity) is not tuple
-        or len(identity) != 5
-        or type(identity[0]) is not str
-        or identity[0] != "storage"
-    ):
+    """Make a storage from its persistent id: ("storage", type, key, device, items)."""
+    if type(identity) is not tuple or len(identity) != 5:
         raise RefusedError("names a storage in an unknown way")
-    _, kind, key, location, size = identity
+    tag, kind, key, location, size = identity
+    if type(tag) is not str or tag != "storage":
+        raise RefusedError("names a storage in an unknown way")
     _expect(location, str)
     dtype = _STORAGES.get(_expect(kind, _Global).name.removeprefix("torch."))
     if dtype is None:

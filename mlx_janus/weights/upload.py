@@ -1,4 +1,4 @@
-"""A converted folder goes to the Hub, with a model card."""
+"""Uploading a converted folder to the Hub, with a model card."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ from .folder import open_converted
 from .hub import HUB_ID, fetch_card
 
 _LICENCE = ("license", "license_name", "license_link")
-_STALE = [
-    "*.safetensors",
-    "model.safetensors.index.json",
-]  # shards of another upload would be read with the new ones
+_STALE = ["*.safetensors", "model.safetensors.index.json"]
+"""Files of an earlier upload to delete: their shards would be read together with the new ones."""
 
 
 def check_upload(repo_id: str) -> None:
-    """Refuse an upload that cannot succeed, before minutes are spent on it.
+    """Refuse an upload that cannot succeed, before the conversion starts.
 
     Raises:
-        OptionError: no Hub id.
-        HubError: nobody is logged in, or HF_HUB_OFFLINE is set.
+        OptionError: ``repo_id`` is no Hub id.
+        HubError: there is no token, or HF_HUB_OFFLINE is set.
     """
     from huggingface_hub import constants, get_token
 
@@ -35,99 +33,87 @@ def check_upload(repo_id: str) -> None:
         raise HubError(f"{repo_id} cannot be uploaded while HF_HUB_OFFLINE is set: unset it")
     if not get_token():
         raise HubError(
-            f"uploading {repo_id} needs a token: run `hf auth login` with one that may write, or set HF_TOKEN"
+            f"uploading {repo_id} needs a token: "
+            "run `hf auth login` with one that may write, or set HF_TOKEN"
         )
 
 
 def upload_converted(
     folder: Path, source: Source, repo_id: str, *, private: bool = False, again: str = "try again"
 ) -> str:
-    """Put a converted folder and its card into a model repository, in one commit; return the repository's address.
+    """Upload a converted folder and its card in one commit; return the repository's address.
 
-    The repository is made if it is not there. Weights of an earlier upload are replaced, other files stay.
+    The repository is created if it does not exist. Weights of an earlier upload are replaced; other
+    files are kept.
 
     Args:
-        folder: a converted one.
-        source: the model that it was made from.
+        folder: a converted folder.
+        source: the model that it was converted from.
         repo_id: owner/name of the repository.
-        private: make it a private one; else it is public, unless its owner's default is private.
-        again: advice where the upload broke off.
+        private: whether to create a private repository; if False, the owner's default applies.
+        again: advice for an interrupted upload.
 
     Raises:
-        OptionError, HubError: as ``check_upload``, the Hub does not take it, or what shall be private is public.
+        OptionError, HubError: as for ``check_upload``, the Hub refuses the upload, or the
+            repository exists and is public despite ``private``.
     """
     check_upload(repo_id)
-    from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
     card = model_card(folder, source, repo_id)
     try:
-        with (
-            tempfile.TemporaryDirectory() as staged
-        ):  # the card is not a part of a converted folder
+        # The card is not part of a converted folder, so a folder of links holds both.
+        with tempfile.TemporaryDirectory() as name:
+            staged = Path(name)
             for file in folder.iterdir():
-                (Path(staged) / file.name).symlink_to(file.resolve())
-            (Path(staged) / "README.md").write_text(card, encoding="utf-8")
-            api = HfApi(token=get_token(), library_name="mlx_janus", library_version=__version__)
-            made = api.create_repo(
-                repo_id, repo_type="model", private=private or None, exist_ok=True
-            )
-            if (
-                private and not api.model_info(repo_id).private
-            ):  # which was there, and stays as it is
-                raise HubError(
-                    f"{repo_id} is public: make it private in its settings, or leave private=True out"
-                )
+                (staged / file.name).symlink_to(file.resolve())
+            (staged / "README.md").write_text(card, encoding="utf-8")
             message = f"Convert {source.name} with mlx_janus {__version__}"
-            api.upload_folder(
-                repo_id=repo_id,
-                repo_type="model",
-                folder_path=staged,
-                commit_message=message,
-                ignore_patterns=[".DS_Store"],
-                delete_patterns=_STALE,
-            )
+            return _commit(staged, repo_id, message, private=private)
     except HfHubHTTPError as error:
         status = error.response.status_code
-        fix = (
-            "log in with `hf auth login` and a token that may write there"
-            if status in (401, 403, 404)
-            else again
-        )
+        login = "log in with `hf auth login` and a token that may write there"
+        fix = login if status in (401, 403, 404) else again
         raise HubError(f"the Hub did not take {repo_id} (HTTP {status}): {fix}") from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise HubError(f"the upload of {repo_id} broke off ({reason}): {again}") from error
-    return str(made)
+
+
+def _commit(folder: Path, repo_id: str, message: str, *, private: bool) -> str:
+    """Create the repository and upload a folder to it; return the repository's address."""
+    from huggingface_hub import HfApi, get_token
+
+    api = HfApi(token=get_token(), library_name="mlx_janus", library_version=__version__)
+    address = api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
+    if private and not api.model_info(repo_id).private:  # the repository existed already
+        raise HubError(
+            f"{repo_id} is public: make it private in its settings, or leave private=True out"
+        )
+    api.upload_folder(
+        repo_id=repo_id,
+        repo_type="model",
+        folder_path=folder,
+        commit_message=message,
+        ignore_patterns=[".DS_Store"],
+        delete_patterns=_STALE,
+    )
+    return str(address)
 
 
 def model_card(folder: Path, source: Source, repo_id: str) -> str:
-    """The README.md of a repository for a converted folder: where it is from, what was done to it, how to use it.
+    """Write the README.md of a repository: origin, conversion and usage of a converted folder.
 
-    The licence is what the source's own card states, and "not stated" where it states none.
+    The licence is the one in the source's own card; without one it is "not stated".
     """
-    from huggingface_hub import ModelCardData
-
     config = JanusConfig.load(folder / "config.json")
     base = source.name if source.revision else None  # a folder's name is no Hub id
     licence = _licence(source, base)
-    facts = ModelCardData(
-        base_model=base,
-        base_model_relation="quantized" if base and config.quantization else None,
-        library_name="mlx_janus",
-        pipeline_tag="any-to-any",
-        tags=["mlx", "janus"],
-        license=licence.get("license"),
-        license_name=licence.get("license_name"),
-        license_link=licence.get("license_link"),
-    )
-    origin = (
-        f"[{base}](https://huggingface.co/{base}), commit {source.revision}"
-        if base
-        else f"`{source.name}`"
-    )
+    origin = f"`{source.name}`"
+    if base:
+        origin = f"[{base}](https://huggingface.co/{base}), commit {source.revision}"
     return f"""---
-{facts.to_yaml()}
+{_metadata(config, base, licence)}
 ---
 
 # {repo_id.split("/")[1]}
@@ -157,49 +143,69 @@ janus.generate_images("a lighthouse in a storm")[0].save("lighthouse.png")
 """
 
 
-def _recipe(folder: Path, config: JanusConfig) -> str:
-    kept = "Float weights are " + (
-        f"{config.dtype}, the image codec's in the source's type."
-        if open_converted(folder)[1].get("dtype")
-        else "in the source's types."
+def _metadata(config: JanusConfig, base: str | None, licence: dict[str, str]) -> str:
+    """Return the metadata of a model card, as YAML."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        base_model=base,
+        base_model_relation="quantized" if base and config.quantization else None,
+        library_name="mlx_janus",
+        pipeline_tag="any-to-any",
+        tags=["mlx", "janus"],
+        license=licence.get("license"),
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
     )
+    return str(data.to_yaml())
+
+
+def _recipe(folder: Path, config: JanusConfig) -> str:
+    """Describe how the weights were quantized and cast."""
+    _, stamp = open_converted(folder)
+    kept = "Float weights are in the source's types."
+    if stamp.get("dtype"):
+        kept = f"Float weights are {config.dtype}, the image codec's in the source's type."
     quantization = config.quantization
     if quantization is None:
         return f"Nothing is quantized. {kept}"
     left = ", ".join(f"`{name}`" for name in quantization.kept_float or ()) or "none"
     if quantization.recipe:
         return (
-            f"Quantized by the recipe `{quantization.recipe}` of mlx_janus: `config.json` lists the layers and their "
-            f"bits. The vision encoder, the embeddings, the norms and the image codec are not quantized. Layers too "
-            f"narrow to be quantized: {left}. {kept}"
+            f"Quantized by the recipe `{quantization.recipe}` of mlx_janus: `config.json` lists "
+            "the layers and their bits. The vision encoder, the embeddings, the norms and the "
+            "image codec are not quantized. "
+            f"Layers too narrow to be quantized: {left}. {kept}"
         )
     return (
         f"The language model's linear layers have {quantization.bits} bits, in groups of at most "
-        f"{quantization.group_size}; the adaptors and the image head 8 bits. The vision encoder, the embeddings, the "
-        f"norms and the image codec are not quantized. Layers too narrow to be quantized: {left}. {kept}"
+        f"{quantization.group_size}; the adaptors and the image head 8 bits. The vision encoder, "
+        "the embeddings, the norms and the image codec are not quantized. "
+        f"Layers too narrow to be quantized: {left}. {kept}"
     )
 
 
 def _licence(source: Source, base: str | None) -> dict[str, str]:
-    """What the source's card states of its licence; links that are relative to its repository made whole."""
+    """Read the licence from the source's card, and make a relative link to it absolute."""
     from huggingface_hub import metadata_load
 
     card = fetch_card(base, source.revision) if base else source.folder / "README.md"
     try:
         stated: dict[str, Any] = (metadata_load(card) if card and card.is_file() else None) or {}
-    except Exception:  # a stranger's YAML: of many kinds, none of which shall stop an upload
+    except Exception:  # a foreign card may fail in many ways, none of which must stop an upload
         stated = {}
     licence = {key: str(stated[key]) for key in _LICENCE if stated.get(key)}
     link = licence.get("license_link", "")
     if link and "://" not in link:
         if base is None:
-            del licence["license_link"]  # to a file that is not uploaded
+            del licence["license_link"]  # its target is not uploaded
         else:
             licence["license_link"] = f"https://huggingface.co/{base}/blob/{source.revision}/{link}"
     return licence
 
 
 def _stated(licence: dict[str, str]) -> str:
+    """Word the licence for the card."""
     names = ", ".join(licence[key] for key in ("license", "license_name") if key in licence)
     if not names:
         return "not stated by the source's card"

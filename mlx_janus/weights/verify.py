@@ -1,4 +1,4 @@
-"""A converted folder held against its source, value by value."""
+"""Verifying a converted folder against its source, value by value."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .folder import Progress, open_converted, source_hashes, stamped_hashes
 
 
 def verify_conversion(source: Source, converted: Path, progress: Progress | None = None) -> int:
-    """Check a converted folder against its source, value by value; return the number of tensors compared.
+    """Compare a converted folder with its source, value by value; return the number of arrays.
 
     Raises:
-        CheckpointError: the source's files are not those that the stamp names, or a tensor differs.
-        ConfigError, UnsupportedModelError: either folder cannot be read.
+        CheckpointError: the hashes of the source differ from the stamp's, or a tensor differs.
+        ConfigError, UnsupportedModelError: one of the folders cannot be read.
     """
     progress = progress or (lambda *_: None)
     if not converted.is_dir():
@@ -62,8 +62,9 @@ def _compare(
     converted: Path,
     progress: Progress,
 ) -> int:
-    """Convert one tensor at a time and compare it with the stored ``arrays``; return the number of arrays."""
-    count = done = 0
+    """Convert one tensor at a time and compare it with ``arrays``; return their number."""
+    count = 0
+    done = 0
     total = plan.source_bytes
     for tensor in plan.tensors:
         for name, array in plan.convert(tensor).items():
@@ -92,6 +93,7 @@ def _options_of(config: JanusConfig) -> ConvertOptions:
 
 
 def _same_bits(a: mx.array, b: mx.array) -> bool:
+    """Return whether two arrays are equal bit by bit, so that NaNs are equal too."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     integer = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[a.dtype.size]
