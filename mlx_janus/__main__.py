@@ -38,7 +38,7 @@ class LazyGroup(Group):
 @click.command(cls=LazyGroup)
 @version_option
 def main() -> None:
-    """DeepSeek's Janus on MLX: answer questions about images, and generate images.
+    """DeepSeek's Janus on MLX: answers questions about images, and generates images.
 
     \b
     Examples:

@@ -1,1 +1,1 @@
-"""The commands, one file each, and the parts that they share. The only place that knows click."""
+"""The commands, one file each, and their shared parts. Only this folder uses click."""

@@ -1,4 +1,4 @@
-"""Arguments of the library's calls, as frozen records made from click's values."""
+"""Arguments for the library's functions: frozen dataclasses made from click's values."""
 
 from __future__ import annotations
 
@@ -16,19 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Arguments of a call of the library, by its names.
-
-    None stands for an argument that was not given: the library has the default.
-    """
+    """Arguments of a library function, under its names. None selects the library's default."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Take the values that have the fields' names, and leave the others."""
+        """Pick the values named like the fields, and ignore the others."""
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
 
     def explicit(self) -> dict[str, Any]:
-        """Return the arguments that were given, as keywords."""
+        """Return the arguments other than None, as keywords."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -70,7 +67,7 @@ class ImageArguments(Arguments):
 
 
 def load_pipeline(arguments: LoadArguments) -> JanusPipeline:
-    """Call ``mlx_janus.load``, with a progress bar while a model is converted."""
+    """Call ``mlx_janus.load`` with a progress bar for downloads and conversion."""
     import_mlx()
     from ..pipeline import load
 

@@ -1,4 +1,4 @@
-"""``mlx-janus caption``: one question about many images, answered in JSON lines."""
+"""``mlx-janus caption``: ask one question about many images, and write JSON lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUESTION = "Describe the picture."
 
 _RULES = (
     refuse_if(lambda values: not values["question"].strip(), "--prompt is empty: ask something."),
-    refuse_if(lambda values: "" in values["paths"], "PATH is empty: name a picture or a folder."),
+    refuse_if(lambda values: "" in values["paths"], "PATH is empty: name an image or a folder."),
 )
 
 
@@ -46,14 +46,14 @@ _RULES = (
     default=QUESTION,
     show_default=True,
     metavar="TEXT",
-    help="What to ask about each picture.",
+    help="Question to ask about each image.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write the lines here; pictures that are in it already are skipped.  [default: stdout]",
+    help="File to append the lines to; images already in it are skipped.  [default: stdout]",
 )
 @sampling_options
 @answering_options
@@ -61,16 +61,16 @@ _RULES = (
 @quiet_option
 @version_option
 def main(paths: tuple[str, ...], question: str, output: Path | None, **options: Any) -> None:
-    """Ask one question about many pictures: a line of JSON for each, as soon as it is answered.
+    """Ask one question about many images, and write one line of JSON for each answer.
 
-    PATH is a picture, a folder (its pictures, by name) or a pattern such as 'photos/**/*.jpg'. Run the same command
-    again after a stop: it goes on with what FILE lacks. Pictures that cannot be read are named on stderr, and the exit
-    code is 1.
+    PATH is an image, a folder (all images in it, sorted by name) or a pattern such as
+    'photos/**/*.jpg'. To resume after a stop, run the same command again: it asks only about images
+    that FILE lacks. Images that cannot be read are named on stderr, and the exit code is then 1.
 
     \b
     Examples:
       mlx-janus caption -m models/janus-pro-1b photos -o captions.jsonl
-      mlx-janus caption -m models/janus-pro-1b 'photos/**/*.jpg' -p "What animal is this?" -o animals.jsonl
+      mlx-janus caption -m janus-pro-1b 'photos/**/*.jpg' -p "What animal is this?" -o animals.jsonl
       mlx-janus caption janus.png
     """
     images = list(dict.fromkeys(file for path in paths for file in _image_files(path)))
@@ -79,21 +79,21 @@ def main(paths: tuple[str, ...], question: str, output: Path | None, **options: 
     missing = [image for image in images if image not in done]
     there = len(images) - len(missing)
     if there:
-        note(f"{there} of {len(images)} pictures are there already")
+        note(f"{there} of {len(images)} images are in {output} already")
     if not missing:
         return
     janus = load_pipeline(LoadArguments.of(options))
     caption = _Captioner(janus, question, TextArguments.of(options))
     failed = _caption_all(missing, caption, lines)
     if failed:
-        raise JanusError(f"{failed} of {len(missing)} pictures could not be read")
+        raise JanusError(f"{failed} of {len(missing)} images could not be read")
 
 
 def _captioned(lines: JsonLines, question: str) -> set[str]:
-    """Return the images that a file has captions of.
+    """Return the images that a file already has captions for.
 
     Raises:
-        OutputError: it holds something else, or answers another question.
+        OutputError: the file is not a file of captions, or answers another question.
     """
 
     def check(record: Record) -> None:
@@ -107,12 +107,12 @@ def _captioned(lines: JsonLines, question: str) -> set[str]:
 
 
 class _Captioner:
-    """A model that is asked one question about every image.
+    """A function that asks the model one question about an image and returns the record.
 
     Args:
         janus: the model.
-        question: the same for every image.
-        arguments: how it answers; without a seed all images get the same random one.
+        question: the question, the same for every image.
+        arguments: sampling options; without a seed, all images share one random seed.
     """
 
     def __init__(self, janus: JanusPipeline, question: str, arguments: TextArguments):
@@ -137,10 +137,10 @@ class _Captioner:
 
 
 def _caption_all(images: Sequence[str], caption: _Captioner, lines: JsonLines | None) -> int:
-    """Write a line for every image; name those that cannot be read, and return their number."""
+    """Write a line for every image, report unreadable ones on stderr, and return their number."""
     failed = 0
     output = lines_to_stdout() if lines is None else lines.append()
-    with output as write, progress_bar("captions", "picture", len(images)) as bar:
+    with output as write, progress_bar("captions", "image", len(images)) as bar:
         for image in images:
             try:
                 record = caption(image)
@@ -156,12 +156,12 @@ def _caption_all(images: Sequence[str], caption: _Captioner, lines: JsonLines | 
 
 
 def _image_files(path: str) -> list[str]:
-    """List the images that a path stands for: a file, a folder or a pattern.
+    """List the images of a path: a file, a folder or a pattern.
 
-    A file that does not exist stands for itself, and fails when it is read.
+    A file that does not exist is listed, and fails when it is read.
 
     Raises:
-        ImageError: a folder has no images, or no file fits the pattern.
+        ImageError: a folder has no images, or no file matches the pattern.
     """
     if Path(path).is_dir():
         return _images_in(Path(path))
@@ -177,13 +177,13 @@ def _images_in(folder: Path) -> list[str]:
     found = sorted(str(file) for file in files if file.is_file() and not file.name.startswith("."))
     if not found:
         fix = f"name another folder, or a pattern such as '{folder}/**/*.png'"
-        raise ImageError(f"{folder} holds no pictures: {fix}")
+        raise ImageError(f"{folder} holds no images: {fix}")
     return found
 
 
 def _matches(pattern: str) -> list[str]:
-    names = glob.glob(pattern, recursive=True)  # noqa: PTH207  pathlib's takes no full path
+    names = glob.glob(pattern, recursive=True)  # noqa: PTH207  pathlib's accepts no absolute path
     found = sorted(name for name in names if Path(name).is_file())
     if not found:
-        raise ImageError(f"{pattern} fits no file: check the pattern")
+        raise ImageError(f"{pattern} matches no file: check the pattern")
     return [str(Path(name)) for name in found]

@@ -1,4 +1,4 @@
-"""``python -m mlx_janus.chat``: talk with a model in the terminal, and have it draw."""
+"""``mlx-janus chat``: chat with a model in the terminal, about images and to generate them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """A conversation, its settings, and the images that wait for the next question.
+    """A conversation with its settings, and the images attached to the next question.
 
     Args:
         janus: the model.
         settings: values of ``SETTINGS``; None: the default.
         system: system prompt; None: the model's own, "": none.
-        show: images in the terminal; None: where it can.
+        show: previews in the terminal; None: if it can show them.
     """
 
     def __init__(
@@ -61,17 +61,16 @@ class Chat:
         self.show = show
         self.talk: Conversation = janus.conversation(system)
         self.waiting: list[Image.Image] = []
-        self.result: TextResult | None = None  # of the last answer
+        self.result: TextResult | None = None  # result of the last answer
 
     def ask(self, question: str) -> None:
-        """Stream the answer; one that is stopped or fails leaves the chat as it was."""
+        """Stream the answer. If it is stopped or fails, the chat stays as it was."""
         arguments = TextArguments.of(self.settings).explicit()
         try:
             stream = self.talk.stream(question, self.waiting, **arguments)
         except PromptError as error:
-            raise PromptError(
-                f"{error}; /reset forgets what was said" if self.talk.messages else str(error)
-            ) from None
+            advice = "; /reset forgets the conversation" if self.talk.messages else ""
+            raise PromptError(f"{error}{advice}") from None
         self._print_answer(stream)
         self.waiting = []
 
@@ -88,27 +87,27 @@ class Chat:
                 result = chunk.result
                 click.echo(chunk.text, nl=False)
         finally:
-            click.echo()  # ends the line of a ^C too
+            click.echo()  # also ends the line of a ^C
         assert result is not None
         self.result = result
         note_if_cut(result)
         if self.talk.forgotten > before:
-            say(
-                f"The context is full: the first {self.talk.forgotten} questions are no longer read."
-            )
+            count = self.talk.forgotten
+            say(f"The context is full: the first {count} questions are no longer read.")
 
     def image(self, argument: str) -> None:
-        """Show images with the next question."""
+        """Attach images to the next question."""
         from ..processing.images import open_image
 
         paths = split_paths(argument)
         if not paths:
             raise JanusError("/image needs a file: /image photo.jpg")
         self.waiting += [open_image(expand_home(path)) for path in paths]
-        say(f"{len(self.waiting)} waiting for your question.")
+        count = len(self.waiting)
+        say(f"{count} image{'s' if count != 1 else ''} attached to your next question.")
 
     def draw(self, prompt: str) -> None:
-        """Draw into janus.png, or its next free sibling."""
+        """Draw an image into janus.png, or into janus_2.png and so on if that exists."""
 
         def finished(image: GeneratedImage) -> None:
             click.echo(str(image.save(Path("janus.png"))))
@@ -119,11 +118,11 @@ class Chat:
         follow_drawing(steps, 1, finished, terminal_preview(self.show))
 
     def seed(self, argument: str) -> None:
-        """Set the seed; without one every result is random."""
+        """Set the seed; without an argument, seeds are random again."""
         self.set(f"seed {argument or 'random'}")
 
     def set(self, argument: str) -> None:
-        """Set how answers and images are sampled, or list all settings."""
+        """Change a setting, or list all settings."""
         name, _, text = argument.partition(" ")
         if not name:
             for key in SETTINGS:
@@ -131,7 +130,7 @@ class Chat:
                 say(f"{key} {_UNSET.get(key, 'default') if value is None else value}")
             return
         if name not in SETTINGS:
-            raise JanusError(f"there is no setting {name}: it is one of {', '.join(SETTINGS)}")
+            raise JanusError(f"there is no setting {name}: it must be one of {', '.join(SETTINGS)}")
         text = text.strip()
         if text in ("", "default", "random"):
             self.settings[name] = None
@@ -143,52 +142,51 @@ class Chat:
         say(f"{name} {text or _UNSET.get(name, 'default')}")
 
     def system(self, text: str) -> None:
-        """Set the system prompt, and print it."""
+        """Set the system prompt if there is one, and print it."""
         if text:
             self.talk.system = "" if text == "none" else text
         current = self.janus.config.prompt.system if self.talk.system is None else self.talk.system
         say(f"system prompt: {current or 'none'}")
 
     def undo(self, _: str) -> None:
-        """Take back the last exchange or drawing."""
+        """Remove the last exchange or drawing."""
         message = self.talk.undo()
-        say(f"Taken back: {message.text}")
+        say(f"Removed: {message.text}")
 
     def save(self, argument: str) -> None:
-        """Write the conversation into a file."""
+        """Save the conversation to a file."""
         name = argument or "janus.json"
         path = self.talk.save(expand_home(name if name.endswith(".json") else f"{name}.json"))
-        say(f"{len(self.talk.messages)} messages in {path}")
+        say(f"Saved {len(self.talk.messages)} messages to {path}.")
 
     def load(self, argument: str) -> None:
-        """Go on with a saved conversation."""
+        """Continue a saved conversation."""
         if not argument:
             raise JanusError("/load needs a file: /load janus.json")
         self.talk.load(expand_home(split_paths(argument)[0]))
         self.waiting = []
-        say(f"{len(self.talk.messages)} messages.")
+        say(f"Loaded {len(self.talk.messages)} messages.")
 
     def stats(self, _: str) -> None:
-        """Print speed and memory of the last answer, and how much of the context is used."""
+        """Print speed and memory of the last answer, and the used part of the context."""
         from ..memory import format_size
 
         if self.result is not None:
             done = self.result
             read = done.prompt_tokens - done.cached_tokens
-            rate = f", {done.generation_tps:.1f} a second" if done.generation_tps else ""
+            rate = f", {done.generation_tps:.1f} per second" if done.generation_tps else ""
             say(f"{len(done.tokens)} token{'s' if len(done.tokens) != 1 else ''}{rate}")
             delay = f"first token after {done.first_token_seconds:.2f} s"
             say(f"{read} of {done.prompt_tokens} prompt tokens read, {delay}")
-            say(f"{format_size(done.peak_memory)} of memory at most")
-        say(
-            f"context {self.talk.context_used} of {self.janus.config.language.max_position_embeddings}"
-        )
+            say(f"peak memory {format_size(done.peak_memory)}")
+        context = self.janus.config.language.max_position_embeddings
+        say(f"{self.talk.context_used} of {context} context tokens used")
 
     def reset(self, _: str) -> None:
-        """Forget everything that was said."""
+        """Forget the conversation and the attached images."""
         self.talk.reset()
         self.waiting = []
-        say("All is forgotten.")
+        say("The conversation is forgotten.")
 
     def help(self, _: str) -> None:
         """Print the list of commands."""
@@ -200,23 +198,23 @@ _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
     "/image": (
         "FILE...",
         Chat.image,
-        "show pictures with the next question (as do files dropped on the terminal)",
+        "attach images to the next question (or drop files on the terminal)",
     ),
     "/draw": (
         "PROMPT",
         Chat.draw,
-        "draw a picture into janus.png (a numbered sibling if that exists)",
+        "draw an image into janus.png (janus_2.png and so on if that exists)",
     ),
     "/retry": ("", Chat.retry, "answer the last question again"),
-    "/undo": ("", Chat.undo, "take back the last question or drawing"),
-    "/seed": ("N", Chat.seed, "repeat results; random: no more"),
-    "/set": ("NAME VALUE", Chat.set, f"{', '.join(SETTINGS)}; alone: list them"),
-    "/system": ("TEXT", Chat.system, "set the system prompt; none: without; alone: show it"),
-    "/save": ("FILE", Chat.save, "write the conversation, with its pictures beside it"),
-    "/load": ("FILE", Chat.load, "go on with a saved one"),
-    "/stats": ("", Chat.stats, "speed and memory of the last answer, context used"),
-    "/reset": ("", Chat.reset, "forget what was said"),
-    "/help": ("", Chat.help, "this list"),
+    "/undo": ("", Chat.undo, "remove the last question or drawing"),
+    "/seed": ("N", Chat.seed, "repeat results with this seed; random: new seeds again"),
+    "/set": ("NAME VALUE", Chat.set, f"set {', '.join(SETTINGS)}; no NAME: list them"),
+    "/system": ("TEXT", Chat.system, "set the system prompt; none: remove it; no TEXT: show it"),
+    "/save": ("FILE", Chat.save, "save the conversation, and its images next to FILE"),
+    "/load": ("FILE", Chat.load, "continue a saved conversation"),
+    "/stats": ("", Chat.stats, "show speed and memory of the last answer, and context used"),
+    "/reset": ("", Chat.reset, "forget the conversation"),
+    "/help": ("", Chat.help, "show this list"),
 }
 _VOCABULARY = Vocabulary(
     commands=(*_COMMANDS, "/quit"),
@@ -225,7 +223,7 @@ _VOCABULARY = Vocabulary(
 )
 HELP = "\n".join(
     [f"{f'{name} {argument}':16} {text}" for name, (argument, _, text) in _COMMANDS.items()]
-    + [f"{'/quit':16} leave (or Ctrl-D); Ctrl-C stops an answer or a drawing"]
+    + [f"{'/quit':16} leave (or press Ctrl-D); Ctrl-C stops an answer or a drawing"]
 )
 
 
@@ -233,11 +231,11 @@ HELP = "\n".join(
 @model_options
 @sampling_options
 @answering_options
-@click.option("--load", "saved", metavar="FILE", help="Go on with a conversation that /save wrote.")
+@click.option("--load", "saved", metavar="FILE", help="Continue a conversation saved with /save.")
 @show_option
 @version_option
 def main(**options: Any) -> None:
-    """Chat with a model about pictures, and have it draw.
+    """Chat with a model about images, and let it generate images.
 
     \b
     Examples:
@@ -256,7 +254,7 @@ def main(**options: Any) -> None:
 
 
 def _talk(chat: Chat, read: Callable[[], str]) -> None:
-    """Act on every line until the end of the input, or until the person leaves."""
+    """Run every line until the input ends or the user leaves."""
     while True:
         try:
             line = read().strip()
@@ -274,7 +272,7 @@ def _talk(chat: Chat, read: Callable[[], str]) -> None:
 
 
 def _act(chat: Chat, line: str) -> None:
-    """Act on a line; an error of a kind that a person can act on, or Ctrl-C, keeps the chat."""
+    """Run one line. Errors that a user can mend, and Ctrl-C, do not end the chat."""
     try:
         _dispatch(chat, line)
     except KeyboardInterrupt:
@@ -291,16 +289,14 @@ def _act(chat: Chat, line: str) -> None:
 
 
 def _dispatch(chat: Chat, line: str) -> None:
-    """Run a command, take files that were dropped on the terminal, or ask a question."""
+    """Run a command, attach files dropped on the terminal, or ask a question."""
     command, *rest = line.split(None, 1)
     argument = rest[0] if rest else ""
     if command in _COMMANDS:
         _COMMANDS[command][1](chat, argument)
     elif dropped := dropped_files(line):
         chat.image(shlex.join(dropped))
-    elif (
-        command.startswith("/") and "/" not in command[1:]
-    ):  # a path, such as /etc/hosts, may begin a question
+    elif command.startswith("/") and "/" not in command[1:]:  # /etc/hosts may begin a question
         say(f"There is no {command[:40]}. /help lists the commands.")
     else:
         chat.ask(line)

@@ -1,4 +1,4 @@
-"""``python -m mlx_janus.convert``: a PyTorch model becomes a folder that loads at once."""
+"""``mlx-janus convert``: convert a PyTorch model to a folder that MLX loads directly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .runner import Command, import_mlx, say
 if TYPE_CHECKING:
     from ..weights.convert import Conversion, ConvertOptions, Source
 
-_OF_MAKING = ("bits", "recipe", "group_size", "dtype", "overwrite")  # of no use with --verify
+_CONVERSION_ONLY = ("bits", "recipe", "group_size", "dtype", "overwrite")  # not with --verify
 
 
 def _no_repository(ctx: click.Context) -> str | None:
@@ -39,8 +39,9 @@ def _no_repository(ctx: click.Context) -> str | None:
 
 _RULES = (
     refuse_if(
-        lambda values: values["verify"] and any(values[name] for name in _OF_MAKING),
-        "--verify checks OUTPUT as it was made: leave --bits, --recipe, --group-size, --dtype and --overwrite out.",
+        lambda values: values["verify"] and any(values[name] for name in _CONVERSION_ONLY),
+        "--verify checks OUTPUT as it was made: "
+        "leave out --bits, --recipe, --group-size, --dtype and --overwrite.",
     ),
     goes_with("--group-size", "--bits", "add --bits 4 or 8, or leave it out"),
     goes_with("--private", "--upload", "name a repository"),
@@ -57,28 +58,28 @@ _RULES = (
     "--group-size",
     type=click.Choice([str(size) for size in GROUP_SIZES]),
     callback=whole_number,
-    help="Weights that share one scale, with --bits.  [default: 64]",
+    help="Number of weights that share one scale, with --bits.  [default: 64]",
 )
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
-    help="Store float weights so; the image codec keeps its own type.  [default: the source's]",
+    help="Float type of stored weights; the image codec keeps its own.  [default: the source's]",
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit, if SOURCE is on the Hub.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is a converted model.")
 @click.option(
-    "--verify", is_flag=True, help="Write nothing: check OUTPUT against SOURCE, value by value."
+    "--verify", is_flag=True, help="Write nothing; compare OUTPUT with SOURCE, value by value."
 )
 @click.option(
     "--upload",
     metavar="REPO",
-    help="Put OUTPUT and a model card into this model repository on the Hub. If it is not there it is made, for all to "
-    "see unless you give --private or your account's default is private.",
+    help="Upload OUTPUT and a model card to this model repository on the Hub. A new repository is "
+    "public, unless you give --private or your account's default is private.",
 )
 @click.option(
     "--private",
     is_flag=True,
-    help="Make that repository a private one; one that is public is refused.",
+    help="Create the repository as private; refuse to upload to a public one.",
 )
 @version_option
 def main(
@@ -88,13 +89,14 @@ def main(
     verify: bool,
     upload: str | None,
     private: bool,
-    **making: Any,
+    **conversion: Any,
 ) -> None:
-    """Convert SOURCE, a PyTorch model folder, a Hub id or a short name, into the folder OUTPUT.
+    """Convert the PyTorch model SOURCE into the new folder OUTPUT.
 
-    DeepSeek's layout and transformers' are read, from .safetensors or .bin files; no code of the source runs. OUTPUT
-    appears when it is whole. Memory stays under 3.5 GB whatever the model's size. Nothing is uploaded without --upload,
-    which needs a token (`hf auth login`).
+    SOURCE is a folder, a Hub id or a short name, in DeepSeek's or transformers' layout, with
+    .safetensors or .bin files. None of its code is run. OUTPUT appears only when it is complete.
+    The conversion needs less than 3.5 GB of memory for a model of any size. Nothing is uploaded
+    without --upload, which needs a token (`hf auth login`).
 
     \b
     Examples:
@@ -103,14 +105,14 @@ def main(
       python -m mlx_janus.convert deepseek-ai/Janus-Pro-7B models/janus-pro-7b-light --recipe light
       python -m mlx_janus.convert ./Janus-1.3B models/janus-1.3b --dtype bfloat16
       python -m mlx_janus.convert ./Janus-1.3B models/janus-1.3b --verify
-      python -m mlx_janus.convert janus-pro-7b models/janus-pro-7b-4bit --bits 4 --upload me/janus-4bit --private
+      python -m mlx_janus.convert janus-pro-7b models/7b-4bit --bits 4 --upload me/7b-4bit --private
     """
     import_mlx()
     from ..weights.folder import check_output
     from ..weights.sources import find_source
     from ..weights.upload import check_upload, upload_converted
 
-    options = _convert_options(making)
+    options = _convert_options(conversion)
     if upload:
         check_upload(upload)
     if not verify:
@@ -121,7 +123,7 @@ def main(
     else:
         _convert(found, output, options)
     if upload:
-        again = f"try again with --verify --upload {upload}, which converts nothing"
+        again = f"try again with --verify --upload {upload}, which does not convert again"
         click.echo(upload_converted(output, found, upload, private=private, again=again))
 
 
@@ -130,7 +132,7 @@ def _verify(source: Source, output: Path) -> None:
 
     with byte_progress() as progress:
         count = verify_conversion(source, output, progress)
-    say(f"{output} is what {source.name} gives: {count} tensors compared.")
+    say(f"{output} matches {source.name}: {count} tensors compared.")
 
 
 def _convert(source: Source, output: Path, options: ConvertOptions) -> None:
@@ -156,16 +158,16 @@ def _convert_options(values: Mapping[str, Any]) -> ConvertOptions:
 
 
 def _summary(made: Conversion) -> list[str]:
-    """Return lines that tell what was written and how it was quantized."""
+    """Return lines about the written files and their quantization."""
     from ..memory import format_size
 
     lines = [f"Wrote {made.path}: {made.tensors} tensors, {format_size(made.size)}."]
     quantization = made.config.quantization
     if quantization is not None:
         kept = ", ".join(quantization.kept_float or ()) or "none"
-        way = f"by {quantization.choice}"
+        method = f"by {quantization.choice}"
         if not quantization.recipe:
-            way = f"to {quantization.choice} (heads and adaptors to 8)"
-        lines.append(f"Quantized {len(quantization.layers)} layers {way}.")
+            method = f"to {quantization.choice} (heads and adaptors to 8)"
+        lines.append(f"Quantized {len(quantization.layers)} layers {method}.")
         lines.append(f"Layers too narrow to be quantized, kept float: {kept}.")
     return lines

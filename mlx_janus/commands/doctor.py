@@ -1,4 +1,4 @@
-"""``mlx-janus doctor``: faults of this machine or installation, and advice on them."""
+"""``mlx-janus doctor``: find faults of this machine and this installation, and give advice."""
 
 from __future__ import annotations
 
@@ -21,33 +21,30 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead.")
 @version_option
 def main(as_json: bool) -> int:
-    """Print versions, device, memory, BLAS, disk and models, and what to do about what is wrong.
+    """Check versions, device, memory, BLAS, disk and models, and give advice on problems.
 
-    The exit code is 1 if the package itself is broken, else 0.
+    The exit code is 1 if the package itself does not work, otherwise 0.
 
     \b
     Examples:
       mlx-janus doctor
       mlx-janus doctor --json
     """
-    with contextlib.suppress(ImportError):  # which is a finding
+    with contextlib.suppress(ImportError):  # diagnose reports it
         import_mlx()
     from .diagnosis import diagnose
 
     findings = diagnose()
     if as_json:
-        click.echo(
-            json.dumps(
-                [dataclasses.asdict(finding) for finding in findings], indent=1, ensure_ascii=False
-            )
-        )
+        facts = [dataclasses.asdict(finding) for finding in findings]
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
         _print(findings)
     return int(any(finding.status == "fail" for finding in findings))
 
 
 def _print(findings: Sequence[Finding]) -> None:
-    """Print a line for each finding, then advice on those that have some."""
+    """Print a line for each finding, then the advice."""
     width = max(len(finding.about) for finding in findings)
     for finding in findings:
         click.echo(f"{finding.about:{width}}  {finding.status:4}  {finding.text}")

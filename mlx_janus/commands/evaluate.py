@@ -1,8 +1,9 @@
-"""``mlx-janus evaluate``: measure how good a model's answers and pictures are."""
+"""``mlx-janus evaluate``: measure the quality of a model's answers and images."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .runner import Command, Group, import_mlx, require_train_extra, say
 @click.group(cls=Group)
 @version_option
 def main() -> None:
-    """Measure a model.
+    """Measure the quality of a model.
 
     \b
     Examples:
@@ -30,26 +31,31 @@ def main() -> None:
 @main.command(cls=Command)
 @model_options
 @click.option(
-    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, metavar="S"
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    metavar="S",
+    help="Seed of the test images, the questions and the drawings.",
 )
 @click.option(
     "--pictures",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    help="To ask about, each kind.  [default: 200]",
+    help="Number of images for each kind of question.  [default: 200]",
 )
 @click.option(
     "--prompts",
     type=click.IntRange(1, 10_000),
     metavar="N",
-    help="To draw, each task.  [default: 24]",
+    help="Number of prompts for each drawing task.  [default: 24]",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write the scores as JSON, too.",
+    help="Also write the scores to this file, as JSON.",
 )
 def shapes(
     seed: int,
@@ -58,8 +64,11 @@ def shapes(
     output: Path | None,
     **options: Any,
 ) -> None:
-    """Coloured shapes, in combinations that Janus-Tiny's training never showed: existence after POPE, attributes,
-    drawing after GenEval with and without guidance, and the image codec. Needs the extra "train".
+    """Measure a model on images of coloured shapes.
+
+    The test images have combinations of shapes that Janus-Tiny's training excludes. The scores are:
+    questions on existence (after POPE) and on attributes, generated images (after GenEval) with and
+    without guidance, and the image codec. Needs the extra "train".
 
     \b
     Examples:
@@ -74,9 +83,12 @@ def shapes(
     if output:
         check_writable(output)
     janus = load_pipeline(LoadArguments.of(options))
-    given = {name: count for name, count in (("pictures", pictures), ("prompts", prompts)) if count}
-    sizes = Sizes(**given)
-    with stage_bars("picture") as progress:
+    sizes = Sizes()
+    if pictures is not None:
+        sizes = replace(sizes, pictures=pictures)
+    if prompts is not None:
+        sizes = replace(sizes, prompts=prompts)
+    with stage_bars("image") as progress:
         scores = measure(janus, sizes, seed=seed, progress=progress)
     for line in table(scores):
         click.echo(line)

@@ -1,4 +1,4 @@
-"""``python -m mlx_janus.generate``: one answer to stdout, or images to PNG files."""
+"""``mlx-janus generate``: print an answer, or write images to PNG files."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def _not_blank(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
 
 
 def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse empty names, and addresses other than https, such as those of "file:"."""
+    """Refuse empty names, and addresses other than https, such as "file:"."""
     for value in values:
         if not value:
-            raise click.BadParameter("is empty: name a picture.")
+            raise click.BadParameter("is empty: name an image.")
         if (found := re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", value)) and found[1] != "https":
             raise click.BadParameter(
                 f"{found[0]} is not read: give a file, or an address that begins with https://."
@@ -63,19 +63,21 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     multiple=True,
     metavar="TEXT",
     callback=_not_blank,
-    help="What to draw, or the question (-: read from stdin). Several are drawn together.",
+    help="Prompt for images, or question to answer; - reads it from stdin. May be repeated to draw "
+    "several prompts together.",
 )
 @click.option(
     "--prompts-file",
     type=click.File(encoding="utf-8"),
     metavar="FILE",
-    help="Draw every line of a file (-: of stdin); pictures already there are skipped.",
+    help="Draw every line of this file (- for stdin). Images that exist already are skipped.",
 )
 @click.option(
     "--config-from",
     metavar="FILE",
     shell_complete=complete_files,
-    help="Draw the picture in this PNG again, from what it says of itself; options that are given prevail.",
+    help="Draw the image in this PNG again, with the prompt and settings stored in it. "
+    "Options on the command line take precedence.",
 )
 @click.option(
     "-i",
@@ -85,45 +87,49 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     metavar="FILE",
     callback=_not_web,
     shell_complete=complete_files,
-    help="Ask about this picture: a file, an https address, or - for stdin; may be repeated.",
+    help="Image to ask about: a file, an https address, or - for stdin. May be repeated.",
 )
-@click.option("--text", is_flag=True, help="Answer without a picture.")
+@click.option("--text", is_flag=True, help="Answer a question without an image.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Where to draw to: a file, or for several prompts a folder.  [default: janus.png, or janus]",
+    help="File for the image, or folder for several prompts.  [default: janus.png, or janus]",
 )
 @click.option(
     "-n",
     "--n",
     type=click.IntRange(1, MAX_IMAGES),
     metavar="N",
-    help="How many pictures of a prompt.  [default: 1]",
+    help="Number of images per prompt.  [default: 1]",
 )
 @click.option(
     "--cfg-weight",
     type=SETTINGS["cfg_weight"],
     metavar="W",
-    help="Guidance, how strictly to follow the prompt; 1: none.  [default: the model's own, 5 for the published ones]",
+    help="Guidance: how strictly images follow the prompt; 1: no guidance.  "
+    "[default: the model's own, 5 for the published models]",
 )
 @click.option(
     "--exact",
     is_flag=True,
-    help="Draw one by one, token by token: rounding depends on nothing else.",
+    help="Draw images one at a time and token by token: slower, but the rounding does not depend "
+    "on how many images or tokens are computed together.",
 )
 @click.option(
     "--window",
     type=click.IntRange(1, MAX_WINDOW),
     metavar="W",
-    help="Positions read in one pass: the same picture, sooner or later.  [default: the quickest, timed once]",
+    help="Image tokens to draft and check in one pass: changes the speed, not the image.  "
+    "[default: the fastest, measured once]",
 )
 @click.option(
     "--lookup",
     type=click.IntRange(0, MAX_LOOKUP),
     metavar="K",
-    help="Guess up to K tokens of the answer by copying: the same answer, sooner where it repeats.  [default: 0]",
+    help="Prompt lookup: draft up to K tokens of an answer by copying earlier text. The answer is "
+    "the same, but faster where it repeats text.  [default: 0]",
 )
 @click.option(
     "--upscale",
@@ -131,7 +137,7 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     default=1,
     show_default=True,
     metavar="N",
-    help="Save pictures N times as wide and high, enlarged by Lanczos' filter.",
+    help="Enlarge saved images N times in width and height, with a Lanczos filter.",
 )
 @show_option
 @click.option(
@@ -139,13 +145,13 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     type=click.Path(path_type=Path),
     metavar="DIR",
     shell_complete=complete_folders,
-    help="Save what is there so far as DIR/step-0016.png and so on.",
+    help="Save the unfinished image as DIR/step-0016.png and so on.",
 )
 @click.option(
     "--preview-every",
     type=click.IntRange(1, MAX_TOKENS),
     metavar="K",
-    help="Image tokens from one preview to the next.  [default: a row of them]",
+    help="Number of image tokens between two previews.  [default: one row of the image]",
 )
 @sampling_options
 @answering_options
@@ -155,26 +161,26 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     "--json",
     "as_json",
     is_flag=True,
-    help="Print one JSON object instead: tokens, timings, memory.",
+    help="Print one JSON object instead, with tokens, timings and memory.",
 )
 @version_option
 @click.pass_context
 def main(ctx: click.Context, /, **_: Any) -> None:
-    """Draw pictures of a prompt, or answer a question (with --image or --text).
+    """Generate images from a prompt, or answer a question (with --image or --text).
 
-    Answers and the paths of pictures go to stdout, progress to stderr. Every PNG carries its prompt, seed, guidance,
-    temperature, model and precision as text chunks, which --config-from reads. Files that exist are kept: janus.png
-    becomes janus_2.png.
+    Answers and the paths of images are printed to stdout, progress to stderr. Each PNG stores its
+    prompt, seed, guidance, temperature, model and precision in text chunks, which --config-from
+    reads. Existing files are never overwritten: janus.png becomes janus_2.png.
 
     \b
     Examples:
       python -m mlx_janus.generate -p "a red circle above a blue square"
       python -m mlx_janus.generate -m deepseek-ai/Janus-Pro-1B -p "a red fox in fresh snow"
-      python -m mlx_janus.generate -m models/janus-pro-1b -p "a lighthouse" --n 4 --seed 7 -o light.png
+      python -m mlx_janus.generate -m janus-pro-1b -p "a lighthouse" --n 4 --seed 7 -o light.png
       python -m mlx_janus.generate --prompts-file prompts.txt --seed 7 -o pictures
       python -m mlx_janus.generate -m models/janus-pro-1b --config-from light-2.png --upscale 2
       python -m mlx_janus.generate -m models/janus-pro-1b -i photo.jpg -p "What is in this picture?"
-      curl https://example.org/a.jpg | python -m mlx_janus.generate -m models/janus-pro-1b -i - -p "What is this?"
+      curl example.org/a.jpg | python -m mlx_janus.generate -m janus-pro-1b -i - -p "What is this?"
       python -m mlx_janus.generate -m models/janus-pro-1b --text -p "Name three primes."
     """
     job = read_job(ctx)
@@ -190,11 +196,13 @@ def main(ctx: click.Context, /, **_: Any) -> None:
 
 
 def ask(job: AskJob) -> None:
-    """Answer on stdout: text as it comes, or one JSON object."""
+    """Print an answer: its text while it is generated, or one JSON object."""
     from ..decode.sampling import random_seed
     from .inputs import read_image
 
-    images = [read_image(source) for source in job.images]  # fails before a model is loaded
+    images = [
+        read_image(source) for source in job.images
+    ]  # a bad file fails before the model loads
     janus = load_pipeline(job.load)
     seed = random_seed() if job.arguments.seed is None else job.arguments.seed
     arguments = replace(job.arguments, seed=seed)
@@ -235,7 +243,7 @@ def _facts(result: TextResult, seed: int, seconds: float, model: str) -> dict[st
 
 
 def draw(job: DrawJob) -> None:
-    """Draw the images of one prompt into files."""
+    """Draw the images of one prompt, and save them to files."""
     from ..processing.png import free_paths
 
     output = job.output or Path("janus.png")
@@ -255,7 +263,7 @@ def draw(job: DrawJob) -> None:
 
 
 def _load_to_draw(job: DrawJob) -> JanusPipeline:
-    """Load the model, and note if it is another than the one that drew the origin."""
+    """Load the model, and print a note if it differs from the one that drew the origin."""
     try:
         janus = load_pipeline(job.load)
     except OptionError:
@@ -273,11 +281,14 @@ def _note_if_other(origin: Origin, janus: JanusPipeline) -> None:
     now = _spelt_out(janus.name, precision)
     if before != now:
         difference = f"{origin.file} was drawn by {before}, this is {now}"
-        note(f"{difference}: only the same draws the same picture")
+        note(f"{difference}: only the same model and precision draw the same image")
 
 
 def _spelt_out(model: str, precision: Mapping[str, Any]) -> str:
-    """Return a model and its precision; the name may be a foreign file's, so without control characters."""
+    """Describe a model and its precision.
+
+    The name may come from a stranger's file, so its control characters are escaped.
+    """
     names = ("bits", "recipe", "dtype")
     flags = [f"--{name} {precision[name]}" for name in names if precision.get(name)]
     return " ".join([repr(model), *flags])
@@ -286,7 +297,14 @@ def _spelt_out(model: str, precision: Mapping[str, Any]) -> str:
 def _with_previews(
     steps: Iterable[ImageStep], job: DrawJob, previews: Previews, row: int
 ) -> Iterator[ImageStep]:
-    """Yield the steps, and save the unfinished images at every few of them."""
+    """Yield the steps, and save the unfinished images every ``previews.every`` tokens.
+
+    Args:
+        steps: steps of the drawing.
+        job: the job, for the number of images.
+        previews: folder and interval.
+        row: image tokens in one row, the default interval.
+    """
     from ..processing.png import save_png
 
     every = previews.every or row
@@ -305,7 +323,7 @@ def _with_previews(
 
 
 def draw_into_folder(job: DrawJob) -> None:
-    """Draw the images of all prompts into a folder, except those that are there."""
+    """Draw the images of all prompts into a folder, except those that exist."""
     from ..decode.sampling import random_seed
 
     folder = job.output or Path("janus")
@@ -313,7 +331,7 @@ def draw_into_folder(job: DrawJob) -> None:
     missing = [file for file in files if not file.path.exists()]
     there = len(files) - len(missing)
     if there:
-        note(f"{there} of {len(files)} pictures are there already")
+        note(f"{there} of {len(files)} images exist already")
     if not missing:
         _ImageReport(job).end(None)
         return
@@ -326,9 +344,8 @@ def draw_into_folder(job: DrawJob) -> None:
     for call in plan_calls(missing, job.n):
         arguments = replace(job.arguments, seed=first + call.index)
         steps = janus.stream_images(call.prompts, n=call.n, **arguments.explicit())
-        report.draw(
-            steps, call.n * len(call.prompts), lambda image: paths[image.prompt, image.seed]
-        )
+        count = call.n * len(call.prompts)
+        report.draw(steps, count, lambda image: paths[image.prompt, image.seed])
     report.end(janus.name)
 
 
@@ -336,10 +353,10 @@ def draw_into_folder(job: DrawJob) -> None:
 
 
 class _ImageReport:
-    """Draws and saves images, and prints their paths, or one JSON object about all of them.
+    """A reporter that saves images and prints their paths, or one JSON object about all of them.
 
     Args:
-        job: how large images are saved, where they are shown, and whether JSON is printed.
+        job: the size of the saved files, the preview, and the choice of JSON.
     """
 
     def __init__(self, job: DrawJob):
@@ -352,12 +369,11 @@ class _ImageReport:
     def draw(
         self, steps: Iterable[ImageStep], n: int, path: Callable[[GeneratedImage], Path]
     ) -> None:
-        """Draw n images into files; ``path`` names each."""
+        """Draw n images and save each to the file that ``path`` returns for it."""
         import mlx.core as mx
 
-        follow_drawing(
-            steps, n, lambda image: self._save(image, path(image)), terminal_preview(self._show)
-        )
+        preview = terminal_preview(self._show)
+        follow_drawing(steps, n, lambda image: self._save(image, path(image)), preview)
         self._peak = max(self._peak, mx.get_peak_memory())
 
     def _save(self, image: GeneratedImage, path: Path) -> None:
@@ -376,16 +392,17 @@ class _ImageReport:
             note(f"seed {image.seed}")
 
     def end(self, model: str | None) -> None:
-        """Print the JSON object, if it is asked for.
+        """Print the JSON object if the job wants one.
 
         Args:
-            model: name of the model; None: nothing was missing, so none was loaded.
+            model: name of the model; None: no image was missing, so no model was loaded.
         """
-        if self._job.as_json:
-            facts = {
-                "images": self._facts,
-                "seconds": round(time.perf_counter() - self._started, 3),
-                "peak_memory": self._peak,
-                "model": model,
-            }
-            click.echo(json.dumps(facts, ensure_ascii=False))
+        if not self._job.as_json:
+            return
+        facts = {
+            "images": self._facts,
+            "seconds": round(time.perf_counter() - self._started, 3),
+            "peak_memory": self._peak,
+            "model": model,
+        }
+        click.echo(json.dumps(facts, ensure_ascii=False))

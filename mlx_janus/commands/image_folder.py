@@ -1,4 +1,4 @@
-"""A folder of numbered images of many prompts, which a stopped run goes on with."""
+"""A folder of numbered images of many prompts, which a later run can complete."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image to draw, and the file it goes to."""
+    """One image to draw, and its file."""
 
     prompt: str
-    index: int  # among the prompt's images; its seed is the first seed plus this
+    index: int  # number among the prompt's images, added to the first seed
     path: Path
 
 
 @dataclass(frozen=True)
 class DrawCall:
-    """One call of the library: ``n`` images of each prompt, from an index on."""
+    """One call of the library: ``n`` images of each prompt, beginning with an index."""
 
     prompts: tuple[str, ...]
     index: int
@@ -41,16 +41,15 @@ def image_files(folder: Path, prompts: Sequence[str], n: int) -> list[ImageFile]
 def plan_calls(missing: Sequence[ImageFile], n: int) -> Iterator[DrawCall]:
     """Yield the calls that draw the missing files.
 
-    Prompts that lack all their ``n`` images share one call. The others have a call for each index.
+    Prompts whose ``n`` images are all missing share one call. The others share one per index.
     """
     count = Counter(file.prompt for file in missing)
-    whole = tuple(prompt for prompt in count if count[prompt] == n)
-    if whole:
-        yield DrawCall(whole, 0, n)
+    all_missing = tuple(prompt for prompt in count if count[prompt] == n)
+    if all_missing:
+        yield DrawCall(all_missing, 0, n)
+    some_missing = [file for file in missing if count[file.prompt] < n]
     for index in range(n):
-        prompts = tuple(
-            file.prompt for file in missing if file.index == index and count[file.prompt] < n
-        )
+        prompts = tuple(file.prompt for file in some_missing if file.index == index)
         if prompts:
             yield DrawCall(prompts, index, 1)
 

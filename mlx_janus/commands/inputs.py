@@ -1,6 +1,6 @@
-"""Inputs that are no files: images from the web and from stdin, a prompt from stdin.
+"""Inputs other than files: images from the web and from stdin, a prompt from stdin.
 
-The library reads neither: of names it opens paths alone.
+Only the commands accept them. The library opens only paths.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def read_image(source: str) -> Image.Image:
     """Return the image of a file, of an https address, or of stdin ("-"), upright, opaque and RGB.
 
     Raises:
-        ImageError: it cannot be fetched or read.
+        ImageError: the image cannot be fetched or read.
     """
     from ..processing.images import decode_image, open_image
 
     if source == STDIN:
-        return decode_image(_stdin(), "the picture on stdin")
+        return decode_image(_stdin(), "the image on stdin")
     if source.startswith("https://"):
         return decode_image(fetch(source), source)
     return open_image(source)
@@ -35,16 +35,16 @@ def read_prompt() -> str:
     """Return all of stdin as a prompt.
 
     Raises:
-        PromptError: stdin is empty, or no text.
+        PromptError: stdin is empty or not text.
     """
     try:
         text = _stdin().decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise PromptError("the prompt on stdin is no text in UTF-8") from None
+        raise PromptError("the prompt on stdin is not UTF-8 text: save it as UTF-8") from None
     if not text:
         raise PromptError("there is no prompt on stdin: pipe one in, or write it after --prompt")
     return text
 
 
 def _stdin() -> bytes:
-    return b"" if sys.stdin is None else sys.stdin.buffer.read()  # None: <&-
+    return b"" if sys.stdin is None else sys.stdin.buffer.read()  # None: closed

@@ -1,4 +1,4 @@
-"""The jobs of ``generate``, a question or images to draw, as records made from click's values."""
+"""The jobs of ``generate``, made from click's values: a question to answer, or images to draw."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from .options import STDIN, goes_with, refuse_if
 from .runner import Rule
 
 _DRAWING_ONLY = (
-    "prompts_file", "config_from", "output", "n", "cfg_weight", "exact", "window", "upscale", "show",
-    "preview_dir", "preview_every",
-)  # fmt: skip
-_ASKING_ONLY = ("max_tokens", "system", "lookup")
-_REPEATED = (
-    "seed",
+    "prompts_file",
+    "config_from",
+    "output",
+    "n",
     "cfg_weight",
-    "temperature",
-    "top_p",
+    "exact",
+    "window",
     "upscale",
-)  # options that --config-from stands for
+    "show",
+    "preview_dir",
+    "preview_every",
+)
+_ASKING_ONLY = ("max_tokens", "system", "lookup")
+# Options that --config-from takes from the file.
+_REPEATED = ("seed", "cfg_weight", "temperature", "top_p", "upscale")
 
 
 @dataclass(frozen=True)
 class AskJob:
-    """One question, about images if there are any, answered on stdout."""
+    """A question to answer on stdout, with or without images."""
 
     load: LoadArguments
     prompt: str
@@ -42,15 +46,15 @@ class AskJob:
 
 @dataclass(frozen=True)
 class Previews:
-    """A folder for images that are not finished."""
+    """Where and how often unfinished images are saved."""
 
     folder: Path
-    every: int | None  # image tokens from one to the next; None: a row of them
+    every: int | None  # image tokens between two previews; None: one row
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The image that is drawn again: its file, and the settings and model that drew it."""
+    """The image that --config-from draws again: its file, settings and model."""
 
     file: str
     prompt: str
@@ -59,44 +63,44 @@ class Origin:
     temperature: float
     top_p: float
     upscale: int
-    model: str  # name
-    dtype: str | None  # None: an earlier release drew it, which did not store its precision
+    model: str  # the model's name
+    dtype: str | None  # None: drawn by an earlier release, which did not store it
     bits: int | None
     recipe: str | None
 
 
 @dataclass(frozen=True)
 class DrawJob:
-    """Images of one prompt as files, or of several as files in a folder."""
+    """Images to draw: of one prompt into files, or of several prompts into a folder."""
 
     load: LoadArguments
-    fallback: LoadArguments | None  # if the model is quantized in another way than ``load`` says
-    prompts: tuple[str, ...]  # each once
+    fallback: LoadArguments | None  # tried if the model's quantization contradicts ``load``
+    prompts: tuple[str, ...]  # without duplicates
     n: int  # images of each prompt
     arguments: ImageArguments
     output: Path | None  # None: the default
-    into_folder: bool  # whose files have numbers, and are skipped if they exist
+    into_folder: bool  # numbered files in a folder; those that exist are skipped
     upscale: int
-    show: bool | None  # in the terminal; None: where it can
+    show: bool | None  # previews in the terminal; None: if it can show them
     as_json: bool
     previews: Previews | None
     origin: Origin | None
 
 
 def asks(values: Mapping[str, Any]) -> bool:
-    """Return whether the values of ``generate``'s options ask a question; they draw otherwise."""
+    """Return whether the options of ``generate`` ask a question; otherwise they draw."""
     return bool(values["images"]) or values["text"]
 
 
-# Rules: which options go together
+# Rules for combinations of options
 
 
 def _of_one_kind(ctx: click.Context) -> str | None:
-    """Refuse options of drawing beside a question, and options of answering without one."""
+    """Refuse drawing options with a question, and answering options without one."""
     asking = asks(ctx.params)
     for name in _DRAWING_ONLY if asking else _ASKING_ONLY:
         typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if not typed or ctx.params[name] is False:  # a script may always give --no-show
+        if not typed or ctx.params[name] is False:  # scripts may pass --no-show in every case
             continue
         flag = f"--{name.replace('_', '-')}"
         if asking:
@@ -112,6 +116,10 @@ def _readers_of_stdin(values: Mapping[str, Any]) -> int:
     if file is not None and getattr(file, "name", "<stdin>") == "<stdin>":
         count += 1
     return count
+
+
+def _many_prompts(values: Mapping[str, Any]) -> bool:
+    return bool(values["prompts_file"]) or len(values["prompts"]) > 1
 
 
 def _last_seed(values: Mapping[str, Any]) -> int:
@@ -130,33 +138,31 @@ RULES: tuple[Rule, ...] = (
     ),
     refuse_if(
         lambda values: _readers_of_stdin(values) > 1,
-        "stdin can be read once: give - to one option alone.",
+        "stdin can be read once: give - to only one option.",
     ),
     refuse_if(
         lambda values: _last_seed(values) > MAX_SEED,
-        f"the last picture's seed would be above {MAX_SEED}: take a smaller --seed.",
+        f"the last image's seed would be above {MAX_SEED}: take a smaller --seed.",
     ),
     goes_with("--preview-every", "--preview-dir", "name a folder"),
     refuse_if(
-        lambda values: (
-            values["preview_dir"] and (values["prompts_file"] or len(values["prompts"]) > 1)
-        ),
-        "--preview-dir goes with one prompt.",
+        lambda values: values["preview_dir"] and _many_prompts(values),
+        "--preview-dir needs exactly one prompt: leave one of them out.",
     ),
 )
-"""Rules of ``generate``, checked in this order before ``read_job``."""
+"""The rules of ``generate``, checked in this order before ``read_job``."""
 
 
 # From values to jobs
 
 
 def read_job(ctx: click.Context) -> AskJob | DrawJob:
-    """Make the job of a ``generate`` command line, reading the prompts and the image that it names.
+    """Return the job of a command line; read the prompts and the image that it names.
 
     Raises:
-        PromptError: stdin holds no prompt, or no text.
+        PromptError: stdin holds no prompt, or is not text.
         ImageError: the image of --config-from cannot be read, or does not store its settings.
-        click.UsageError: the file of prompts is empty, or no text.
+        click.UsageError: the file of prompts is empty or not text.
     """
     from .inputs import read_prompt
 
@@ -215,7 +221,7 @@ def _read_origin(file: str) -> Origin:
 
 
 def _repeated(ctx: click.Context, origin: Origin) -> dict[str, Any]:
-    """Return the origin's values of the options that the command line leaves open."""
+    """Return the origin's values for the options that the command line leaves out."""
     is_open = {
         name: ctx.get_parameter_source(name) is ParameterSource.DEFAULT for name in _REPEATED
     }
@@ -225,7 +231,7 @@ def _repeated(ctx: click.Context, origin: Origin) -> dict[str, Any]:
 def _in_precision_of(
     origin: Origin, load: LoadArguments
 ) -> tuple[LoadArguments, LoadArguments | None]:
-    """Return the arguments in the origin's precision, and those for another quantization of the model."""
+    """Return arguments with the origin's precision, and a fallback without its quantization."""
     load = replace(load, dtype=load.dtype or origin.dtype)
     if load.bits or load.recipe:
         return load, None
@@ -233,11 +239,11 @@ def _in_precision_of(
 
 
 def _read_lines(file: TextIO) -> tuple[str, ...]:
-    """Return the lines of a file of prompts, without the empty ones."""
+    """Return the lines of a prompt file that are not empty."""
     try:
         lines = [line.strip() for line in file]
     except UnicodeDecodeError:
-        raise click.UsageError(f"{file.name} is no text in UTF-8.") from None
+        raise click.UsageError(f"{file.name} is not UTF-8 text: save it as UTF-8.") from None
     if not any(lines):
-        raise click.UsageError(f"{file.name} holds no prompt: write one a line.")
+        raise click.UsageError(f"{file.name} holds no prompt: write one prompt per line.")
     return tuple(line for line in lines if line)

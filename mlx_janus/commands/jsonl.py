@@ -1,7 +1,7 @@
-"""Files of JSON lines that a stopped run goes on with.
+"""Files of JSON lines that a later run can complete.
 
-Every record is written at once, as one whole line. A last line without its end was cut short by a kill, and is taken
-off. A file that holds anything else is refused and left as it is.
+Every record is written as one line, without buffering. An incomplete last line is the trace of a
+killed run and is removed. A file with any other content is refused and left unchanged.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class JsonLines:
     """A file of records, one JSON object a line.
 
     Args:
-        path: of the file, which need not exist.
-        kind: of the records, for messages, such as "captions".
-        keys: of every record; the first one begins each line.
+        path: the file, which need not exist.
+        kind: a name for the records in messages, such as "captions".
+        keys: the keys of every record; each line begins with the first.
     """
 
     path: Path
@@ -38,13 +38,13 @@ class JsonLines:
     keys: tuple[str, ...]
 
     def resume(self, check: Callable[[Record], None] = lambda _: None) -> list[Record]:
-        """Return the records of an earlier run, and take off a line that was cut short.
+        """Return the records of an earlier run, and remove an incomplete last line.
 
         Args:
-            check: called with each record; raises if another run's settings made it.
+            check: called with each record; raises if the record belongs to another run.
 
         Raises:
-            OutputError: the file cannot be read or written, or holds something else.
+            OutputError: the file cannot be read or written, or has other content.
         """
         if self.path.is_dir():
             raise OutputError(
@@ -71,7 +71,7 @@ class JsonLines:
 
     @contextlib.contextmanager
     def append(self) -> Iterator[Write]:
-        """Give a function that adds a record to the file.
+        """Yield a function that appends a record to the file.
 
         Raises:
             OutputError: the file cannot be written.
@@ -82,7 +82,7 @@ class JsonLines:
         def write(record: Mapping[str, Any]) -> None:
             line = _encode(record)
             with self._as_output_errors():
-                while line:  # a disk that fills up takes a part, then refuses
+                while line:  # a disk that fills up writes a part, then fails
                     line = line[file.write(line) :]
 
         with file:
@@ -98,7 +98,7 @@ class JsonLines:
         return record
 
     def _foreign(self) -> OutputError:
-        return OutputError(f"{self.path} is no file of {self.kind}: name another with --output")
+        return OutputError(f"{self.path} is not a file of {self.kind}: name another with --output")
 
     @contextlib.contextmanager
     def _as_output_errors(self) -> Iterator[None]:
@@ -112,13 +112,13 @@ class JsonLines:
 
 @contextlib.contextmanager
 def lines_to_stdout() -> Iterator[Write]:
-    """Give a function that prints a record to stdout, in place of ``JsonLines.append``."""
+    """Yield a function that prints a record to stdout, instead of ``JsonLines.append``."""
     yield lambda record: click.echo(_encode(record).decode(), nl=False)
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:
     try:
         text = json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a file name that is no text
+    except UnicodeEncodeError:  # a file name that is not Unicode
         text = json.dumps(record).encode()
     return text + b"\n"

@@ -1,4 +1,4 @@
-"""Lines from a person: editing, history, completion, and file names as people type them."""
+"""Lines from the user: editing, history, completion, and file names as users type them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Vocabulary:
     """Words that the Tab key completes.
 
     Args:
-        commands: at the beginning of a line.
-        files_after: those commands that take file names.
-        words_after: those that take a word, with the words.
+        commands: completed at the beginning of a line.
+        files_after: commands followed by file names.
+        words_after: commands followed by one of some words, with those words.
     """
 
     commands: tuple[str, ...]
@@ -38,9 +38,9 @@ class Vocabulary:
 
 
 def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
-    """Return a function that reads the next line of stdin; it raises EOFError at the end.
+    """Return a function that reads the next line of stdin, and raises EOFError at the end.
 
-    A terminal gets a prompt and line editing, which must not end up in a stdout that is redirected.
+    On a terminal it shows a prompt and edits lines, but never writes to a redirected stdout.
 
     Raises:
         JanusError: stdin is closed.
@@ -58,7 +58,7 @@ def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
 
 @contextlib.contextmanager
 def without_echo() -> Iterator[None]:
-    """Keep typed keys off the screen; the terminal holds them for the next line."""
+    """Hide typed keys; the terminal keeps them for the next line."""
     if not _can_edit():
         yield
         return
@@ -74,7 +74,7 @@ def without_echo() -> Iterator[None]:
 
 
 def _can_edit() -> bool:
-    """Return whether stdin and stdout are a terminal whose cursor can be moved."""
+    """Return whether stdin and stdout are a terminal with a movable cursor."""
     streams = (sys.stdin, sys.stdout)
     smart = os.environ.get("TERM", "dumb") != "dumb"
     return smart and all(stream is not None and stream.isatty() for stream in streams)
@@ -86,13 +86,13 @@ def _read_beside_pipe() -> str:
 
 
 def _line_editor(vocabulary: Vocabulary) -> Callable[[], str]:
-    """Return prompt_toolkit's prompt, with completion and a history that is kept in a file."""
+    """Return prompt_toolkit's prompt, with completion and a history file."""
     from platformdirs import user_state_path
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory
 
     class TolerantHistory(FileHistory):
-        """A history that works without its file, such as on a full disk."""
+        """A history that still works if its file does not, such as on a full disk."""
 
         def load_history_strings(self) -> Iterable[str]:
             try:
@@ -129,7 +129,7 @@ def _completer(vocabulary: Vocabulary) -> Completer:
         arguments[command] = WordCompleter(list(words))
 
     class LineCompleter(Completer):
-        """Commands at the beginning of the line, then the arguments of the command."""
+        """A completer for commands, then for the arguments of the command."""
 
         def get_completions(
             self, document: Document, complete_event: CompleteEvent
@@ -148,7 +148,7 @@ def _completer(vocabulary: Vocabulary) -> Completer:
 
 
 def split_paths(text: str) -> list[str]:
-    """Split file names as a shell does; a single file's name needs no quotes.
+    """Split file names as a shell does; the name of a single existing file needs no quotes.
 
     Raises:
         JanusError: quotes do not match.
@@ -158,13 +158,14 @@ def split_paths(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError:
-        raise JanusError(
-            f"{text} does not exist: quote names that have spaces or quotes in them"
-        ) from None
+        raise JanusError(f"{text} does not exist: quote names with spaces or quotes") from None
 
 
 def dropped_files(line: str) -> list[str]:
-    """Return the files that were dropped on the terminal, which types their full paths; [] for any other line."""
+    """Return the files of a line that consists of full paths; [] for any other line.
+
+    A terminal types the full paths of files that are dropped on it.
+    """
     if not line.startswith(("/", "'/", '"/')):
         return []
     if _is_file(line):
@@ -177,8 +178,8 @@ def dropped_files(line: str) -> list[str]:
 
 
 def expand_home(path: str) -> str:
-    """Replace a leading "~" by the home folder; the "~" of an unknown user stays."""
-    return os.path.expanduser(path)  # noqa: PTH111  pathlib's raises for an unknown user
+    """Replace a leading "~" with the home folder; keep the "~" of an unknown user."""
+    return os.path.expanduser(path)  # noqa: PTH111  pathlib's raises for unknown users
 
 
 def _is_file(text: str) -> bool:

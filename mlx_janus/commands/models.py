@@ -1,4 +1,4 @@
-"""``mlx-janus models``: which models are on this machine, getting one, and removing one."""
+"""``mlx-janus models``: list, add and remove the models on this machine."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _TITLES = ("ID", "model", "commit", "state", "bits", "type", "size", "last used"
 @version_option
 @click.pass_context
 def main(context: click.Context, as_json: bool) -> None:
-    """List the models on this machine: converted ones in the cache, Janus downloads in the Hub's cache.
+    """List the models on this machine: converted models, and downloads in the Hub's cache.
 
     \b
-    Short names, wherever a model is named: janus-1.3b, janus-pro-1b, janus-pro-7b, tiny.
+    Short names, for every command with a model: janus-1.3b, janus-pro-1b, janus-pro-7b, tiny.
 
     \b
     Examples:
@@ -41,7 +41,7 @@ def main(context: click.Context, as_json: bool) -> None:
     """
     if context.invoked_subcommand:
         if as_json:
-            raise click.UsageError("--json is of the list alone: leave it out.")
+            raise click.UsageError("--json goes only with the list: leave it out.")
         return
     import_mlx()
     from ..weights.cache import list_models
@@ -60,9 +60,10 @@ def main(context: click.Context, as_json: bool) -> None:
 @recipe_option
 @click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.")
 def add(model: str, bits: int | None, recipe: str | None, revision: str | None) -> None:
-    """Download MODEL where needed and convert it into the cache, from where `--model MODEL` takes it.
+    """Download MODEL if needed, and convert it into the cache for `--model MODEL`.
 
-    MODEL is a Hub id, a short name, or a PyTorch model folder. Prints the converted folder.
+    MODEL is a Hub id, a short name, or a PyTorch model folder. The converted folder's path is
+    printed.
 
     \b
     Examples:
@@ -82,12 +83,13 @@ def add(model: str, bits: int | None, recipe: str | None, revision: str | None) 
 
 @main.command(cls=Command)
 @click.argument("model")
-@click.option("--downloads", is_flag=True, help="Remove it from the Hub's cache, too.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--downloads", is_flag=True, help="Also remove the model from the Hub's cache.")
+@click.option("-y", "--yes", is_flag=True, help="Remove without asking.")
 def remove(model: str, downloads: bool, yes: bool) -> int:
-    """Remove MODEL, an ID of the list or a model with all its conversions, from the cache.
+    """Remove MODEL from the cache.
 
-    Says what goes and asks. Folders of your own are never touched.
+    MODEL is an ID from the list, or a model name for all conversions of that model. The command
+    lists the folders to remove and asks first. It never touches folders outside the caches.
 
     \b
     Examples:
@@ -101,9 +103,8 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
     found = find_models(model)
     chosen = [entry for entry in found if downloads or not entry.is_download]
     if not chosen:
-        raise JanusError(
-            f"{model} is in the Hub's cache, which other programs share: pass --downloads to remove it"
-        )
+        place = "the Hub's cache, which other programs share"
+        raise JanusError(f"{model} is in {place}: pass --downloads to remove it")
     for entry in chosen:
         check_removable(entry)
     for entry in chosen:
@@ -120,7 +121,7 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
 
 def _confirmed(size: str) -> bool:
     if not _on_terminal():
-        raise JanusError(f"nobody can be asked whether to remove {size}: pass --yes")
+        raise JanusError(f"there is no terminal to confirm the removal of {size}: pass --yes")
     return click.confirm(f"Remove {size}?", err=True)
 
 
@@ -134,16 +135,8 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
     used = time.strftime("%Y-%m-%d", time.localtime(entry.used)) if entry.used else ""
     bits = "" if entry.config is None else entry.recipe or str(entry.bits or "-")
     size = format_size(entry.size)
-    return (
-        entry.id,
-        entry.source,
-        entry.revision[:8],
-        entry.state,
-        bits,
-        entry.dtype or "",
-        size,
-        used,
-    )
+    commit = entry.revision[:8]
+    return (entry.id, entry.source, commit, entry.state, bits, entry.dtype or "", size, used)
 
 
 def _facts(entry: ModelEntry) -> dict[str, Any]:
@@ -163,9 +156,10 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return rows of columns that are as wide as their widest cell."""
+    """Return one line per row, with columns as wide as their widest cells."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines

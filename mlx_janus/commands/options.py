@@ -1,4 +1,4 @@
-"""Options that commands share: decorators, parameter types, and rules on how options combine."""
+"""Options that several commands share: decorators, parameter types, and rules for combinations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STDIN = "-"  # the value of an option that reads stdin
 
 
 class FiniteRange(click.FloatRange):
-    """A range of numbers without "nan" and "inf"."""
+    """A range of numbers that excludes "nan" and "inf"."""
 
     name = "number"
 
@@ -48,7 +48,7 @@ def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated]
 
 
 def refuse_if(broken: Callable[[Mapping[str, Any]], object], reason: str) -> Rule:
-    """Return a rule that gives a reason if ``broken`` is true of the options' values."""
+    """Return a rule that refuses a command line if ``broken`` is true of the options' values."""
 
     def rule(ctx: click.Context) -> str | None:
         return reason if broken(ctx.params) else None
@@ -57,10 +57,10 @@ def refuse_if(broken: Callable[[Mapping[str, Any]], object], reason: str) -> Rul
 
 
 def goes_with(flag: str, other: str, fix: str) -> Rule:
-    """Return the rule that one option needs another; both are flags, such as "--bits"."""
+    """Return a rule that refuses ``flag``, such as "--bits", without the flag ``other``."""
     name = _parameter(flag)
     needed = _parameter(other)
-    reason = f"{flag} goes with {other}: {fix}."
+    reason = f"{flag} needs {other}: {fix}."
     return refuse_if(lambda values: values[name] and not values[needed], reason)
 
 
@@ -72,12 +72,12 @@ def _parameter(flag: str) -> str:
 
 
 def whole_number(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    """Return the choice of an option as an integer; click's choices are text."""
+    """Convert the value of an option to an integer: click's choices are text."""
     return None if value is None else int(value)
 
 
 def _refuse_both(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Refuse --bits and --recipe together: both say how to quantize."""
+    """Refuse --bits together with --recipe: both choose how to quantize."""
     if value and any(ctx.params.get(name) for name in ("bits", "recipe") if name != param.name):
         raise click.UsageError("--recipe does not go with --bits: give one of them.")
     return value
@@ -93,7 +93,7 @@ def _be_quiet(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 def complete_files(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Let the shell complete file names, without the checks that click's own ``Path`` adds."""
+    """Complete file names in the shell, without the checks of click's own ``Path``."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type="file")]
@@ -102,7 +102,7 @@ def complete_files(_: click.Context, __: click.Parameter, incomplete: str) -> li
 def complete_folders(
     _: click.Context, __: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Let the shell complete folder names."""
+    """Complete folder names in the shell."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type="dir")]
@@ -115,15 +115,16 @@ bits_option = click.option(
     "--bits",
     type=click.Choice([str(bits) for bits in BITS]),
     callback=_bits,
-    help="Quantize the language model to this many bits.  [default: as it is]",
+    help="Quantize the language model to this many bits per weight, to save memory.  "
+    "[default: the model's own precision]",
 )
 
 recipe_option = click.option(
     "--recipe",
     type=click.Choice(RECIPES),
     callback=_refuse_both,
-    help="Quantize layer by layer: light is the smallest, balanced little larger, faithful closest to the float "
-    "model; the others are MLX's small floats.",
+    help="Quantize each layer by its own rule. light: the smallest model; balanced: slightly "
+    "larger; faithful: closest to the float model; mxfp4, mxfp8, nvfp4: MLX's small float formats.",
 )
 
 quiet_option = click.option(
@@ -132,13 +133,13 @@ quiet_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_be_quiet,
-    help="No progress and no notes on stderr; errors stay.",
+    help="Print no progress and no notes on stderr, only errors.",
 )
 
 show_option = click.option(
     "--show/--no-show",
     default=None,
-    help="Show pictures in the terminal as they form.  [default: where it can, with colours]",
+    help="Show images in the terminal while they are generated.  [default: if the terminal can]",
 )
 
 version_option = click.version_option(
@@ -151,18 +152,19 @@ weights_options = stack(
         "--model",
         metavar="MODEL",
         shell_complete=complete_folders,
-        help="Converted folder, PyTorch model folder, Hub id such as deepseek-ai/Janus-Pro-1B, or janus-1.3b, "
-        "janus-pro-1b, janus-pro-7b or tiny for short; PyTorch models are converted once, into a cache.  "
-        "[default: Janus-Tiny, which is in the package]",
+        help="Model to use: a converted folder, a PyTorch model folder, a Hub id such as "
+        "deepseek-ai/Janus-Pro-1B, or a short name: janus-1.3b, janus-pro-1b, janus-pro-7b or "
+        "tiny. A PyTorch model is converted once, into a cache.  "
+        "[default: Janus-Tiny, which is part of the package]",
     ),
     bits_option,
     recipe_option,
     click.option(
         "--dtype",
         type=click.Choice(DTYPES),
-        help="Type to compute in.  [default: the model's own; float32 on a CPU]",
+        help="Float type to compute in.  [default: the model's own; float32 on a CPU]",
     ),
-    click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub."),
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub."),
 )
 
 model_options = stack(
@@ -170,7 +172,7 @@ model_options = stack(
     click.option(
         "--low-memory",
         is_flag=True,
-        help="Hold one part of the model at a time, and read the others again when they are needed.",
+        help="Keep one part of the model in memory at a time, and read the others when needed.",
     ),
 )
 
@@ -181,14 +183,15 @@ SETTINGS: dict[str, click.ParamType] = {
     "cfg_weight": FiniteRange(0, MAX_CFG_WEIGHT),
     "seed": click.IntRange(0, MAX_SEED),
 }
-"""Settings of a chat, with the values that each takes; options of these names take the same."""
+"""Settings of a chat, with their allowed values. The options of the same names share them."""
 
 sampling_options = stack(
     click.option(
         "--temperature",
         type=SETTINGS["temperature"],
         metavar="T",
-        help="How much chance there is; 0: none.  [default: 0 to answer, the model's own to draw]",
+        help="Sampling temperature: higher values give more varied results; 0: no randomness.  "
+        "[default: 0 for answers, the model's own for images]",
     ),
     click.option(
         "--top-p",
@@ -196,10 +199,13 @@ sampling_options = stack(
         default=1.0,
         show_default=True,
         metavar="P",
-        help="Choose among the likeliest tokens that hold this much probability.",
+        help="Nucleus sampling: sample from the likeliest tokens with this total probability.",
     ),
     click.option(
-        "--seed", type=SETTINGS["seed"], metavar="S", help="Repeat a result.  [default: random]"
+        "--seed",
+        type=SETTINGS["seed"],
+        metavar="S",
+        help="Random seed: the same seed gives the same result.  [default: random]",
     ),
 )
 
@@ -208,11 +214,11 @@ answering_options = stack(
         "--max-tokens",
         type=SETTINGS["max_tokens"],
         metavar="N",
-        help="Longest answer.  [default: 512]",
+        help="Maximum number of tokens in an answer.  [default: 512]",
     ),
     click.option(
         "--system",
         metavar="TEXT",
-        help='System prompt of answers; "" for none.  [default: the model\'s own]',
+        help='System prompt for answers; "" for none.  [default: the model\'s own]',
     ),
 )

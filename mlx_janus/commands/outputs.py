@@ -1,4 +1,4 @@
-"""Checks of the paths that a command writes to, before minutes are spent on a model."""
+"""Checks of the paths that a command writes to, before it spends minutes on a model."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from ..errors import OutputError
 
 
 def check_writable(path: Path, flag: str = "--output") -> None:
-    """Check that a file can be written at ``path``, which the option ``flag`` named.
+    """Check that a file can be written at ``path``, the value of the option ``flag``.
 
     Raises:
-        OutputError: its folder does not exist, or takes no new files.
+        OutputError: the folder does not exist or is not writable.
     """
     folder = path.parent
     if not folder.is_dir():
-        raise OutputError(f"{folder} is no folder: make it first, or name another with {flag}")
+        raise OutputError(f"{folder} is not a folder: make it first, or name another with {flag}")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{folder} cannot be written to: name another folder with {flag}")
 
 
 def make_folder(path: Path, flag: str = "--output") -> None:
-    """Make a folder to write into, unless it exists; the option ``flag`` named it.
+    """Make the folder ``path``, the value of the option ``flag``, unless it exists.
 
     Raises:
-        OutputError: it cannot be made, or takes no new files.
+        OutputError: the folder cannot be made or is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars, images in the terminal, and a note under a cut answer."""
+"""Progress on stderr: bars, previews in the terminal, and a note under a truncated answer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from .preview import TerminalPreview
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage, the amount done and the total."""
+"""A function called with a stage, the amount done and the total."""
 
-_ON_TERMINAL = 0.2  # seconds between two drawings of a bar
+_ON_TERMINAL = 0.2  # seconds between two updates of a bar
 _IN_LOG = 10.0  # seconds between two lines of a bar in a file
 
 
 def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
-    """Return a tqdm bar, which is redrawn often on a terminal and rarely in a log."""
+    """Return a tqdm bar, updated often on a terminal and rarely in a log."""
     from tqdm import tqdm
 
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -32,14 +32,14 @@ def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
         unit_scale=unit == "B",
         total=total,
         file=sys.stderr,
-        disable=sys.stderr is None or is_quiet(),  # None: 2>&-
+        disable=sys.stderr is None or is_quiet(),  # None: closed
         mininterval=_ON_TERMINAL if on_terminal else _IN_LOG,
     )
 
 
 @contextlib.contextmanager
 def stage_bars(unit: str) -> Iterator[Progress]:
-    """Give a function that reports progress; the first report of each stage begins a bar on a new line."""
+    """Yield a function that reports progress; each stage has a bar of its own."""
     stage = ""
     bar: Any = None
 
@@ -61,7 +61,7 @@ def stage_bars(unit: str) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def byte_progress() -> Iterator[Progress]:
-    """Give a function that reports progress in bytes, as ``stage_bars`` does."""
+    """Yield a function that reports progress in bytes, as ``stage_bars`` does."""
     with stage_bars("B") as report:
         yield report
 
@@ -72,9 +72,13 @@ def follow_drawing(
     finished: Callable[[GeneratedImage], None],
     preview: TerminalPreview | None = None,
 ) -> None:
-    """Draw n images with a bar of image tokens, below a ``preview`` of them if there is one.
+    """Draw images with a progress bar and previews.
 
-    ``finished`` gets each image while the bar is off the screen.
+    Args:
+        steps: steps of the drawing.
+        n: number of images.
+        finished: called with each finished image, while the bar is hidden.
+        preview: shows the unfinished images; None: no previews.
     """
     from tqdm import tqdm
 
@@ -95,10 +99,11 @@ def follow_drawing(
 
 
 def terminal_preview(show: bool | None) -> TerminalPreview | None:
-    """Return a preview of one drawing in the terminal, or None.
+    """Return a preview for one drawing, or None.
 
     Args:
-        show: value of ``show_option``; None: if the terminal can and the command is not quiet.
+        show: value of ``show_option``; None: show it if the terminal can, unless the command is
+            quiet.
     """
     from .preview import TerminalPreview, can_show
 
@@ -107,6 +112,6 @@ def terminal_preview(show: bool | None) -> TerminalPreview | None:
 
 
 def note_if_cut(result: TextResult) -> None:
-    """Print a note under an answer that reached the limit of its length."""
+    """Print a note under an answer that reached its maximum length."""
     if result.finish_reason == "length":
         note(f"Cut after {len(result.tokens)} tokens, by --max-tokens or the model's context.")

@@ -1,7 +1,7 @@
 """Commands as processes: exit codes, signals, closed streams, and lines on stderr.
 
-The answer goes to stdout, everything else to stderr. Exit codes: 0 done; 2 the command line alone shows the error;
-1 any other failure; 130 after Ctrl-C.
+Results are printed to stdout, everything else to stderr. The exit code is 0 after success, 2 for an
+error in the command line, 130 after Ctrl-C, and 1 for any other failure.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ..errors import JanusError
 from .wording import to_flags
 
 Rule = Callable[[click.Context], str | None]
-"""Return why the values of a command line do not go together, or None if they do."""
+"""A function that returns why it refuses the values of a command line, or None."""
 
 _QUIET = "mlx_janus.quiet"  # key in a context's ``meta``
 
 
 class _ExitCodes:
-    """A mixin for commands and groups: errors become one line and an exit code, Ctrl-C becomes 130."""
+    """A mixin for commands and groups that turns errors into one line and an exit code."""
 
     def __init__(self, *args: Any, context_settings: dict[str, Any] | None = None, **extra: Any):
         settings = {"help_option_names": ["-h", "--help"]} | (context_settings or {})
@@ -44,10 +44,10 @@ class _ExitCodes:
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
-        except (KeyboardInterrupt, click.Abort):  # click has ended the line of the ^C
+        except (KeyboardInterrupt, click.Abort):  # click has already ended the line of the ^C
             say("stopped")
             sys.exit(130)
-        except BrokenPipeError:  # the reader of our output left, as `| head` does
+        except BrokenPipeError:  # the reader of stdout has closed it, as `| head` does
             _drop_stdout()
             sys.exit(1)
         except Exception as error:
@@ -65,7 +65,7 @@ class Command(_ExitCodes, click.Command):
     """A click command with this package's exit codes.
 
     Args:
-        rules: checked in order before the command runs; a reason ends it with exit code 2.
+        rules: checked in order before the command runs. A reason ends it with exit code 2.
     """
 
     def __init__(self, *args: Any, rules: Sequence[Rule] = (), **extra: Any):
@@ -88,10 +88,11 @@ class Group(_ExitCodes, click.Group):
 
 
 def _prepare_process() -> None:
-    """Open closed standard streams, let SIGTERM clean up, and print "?" for what an encoding lacks.
+    """Prepare the standard streams and SIGTERM.
 
-    The next file to be opened would take the number of a closed stream. MLX takes 0 for a failure, and
-    libraries print into a file with the number 1 or 2.
+    Closed streams are opened on the null device. Otherwise the next opened file would get a closed
+    stream's number: MLX treats number 0 as a failure, and libraries would print into a file with
+    number 1 or 2. Characters that the encoding lacks are printed as "?".
     """
     for number in range(3):
         try:
@@ -110,10 +111,11 @@ def _exit_on_sigterm(*_: object) -> None:
 
 
 def import_mlx() -> None:
-    """Import MLX and hold Ctrl-C and SIGTERM back: an exception while it initialises aborts the process.
+    """Import MLX, and delay Ctrl-C and SIGTERM until that is done.
 
-    Blocking the signals is not enough: another thread, such as one of OpenBLAS, would receive them,
-    and Python would still interrupt this one.
+    An exception during MLX's initialisation aborts the process. Blocking the signals is not enough:
+    another thread, such as one of OpenBLAS, would receive them, and Python would still interrupt
+    this thread.
     """
     if "mlx.core" in sys.modules or threading.current_thread() is not threading.main_thread():
         return
@@ -131,20 +133,19 @@ def import_mlx() -> None:
 
 
 def require_train_extra(*packages: str) -> None:
-    """Check that packages of the extra "train" are installed.
+    """Check that some packages of the extra "train" are installed.
 
     Raises:
-        JanusError: with the name of the first that is missing, and how to install it.
+        JanusError: a package is missing.
     """
     for name in packages:
         if importlib.util.find_spec(name) is None:
-            raise JanusError(
-                f"{name} is not installed: in the clone, run pip install -e '.[train]'"
-            )
+            fix = "in the clone, run pip install -e '.[train]'"
+            raise JanusError(f"{name} is not installed: {fix}")
 
 
 def _drop_stdout() -> None:
-    """Point stdout at the null device: Python flushes its buffer at exit, which would fail again."""
+    """Redirect stdout to the null device: Python's flush at exit would fail again."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -153,42 +154,40 @@ def _drop_stdout() -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line for an error that a person can act on; None for a bug, which needs its traceback."""
+    """Return one line for an error that a user can mend; None for a bug, to be traced."""
     text = " ".join(str(error).split())
     if isinstance(error, JanusError):
         return to_flags(text)
     if isinstance(error, OSError):
         reason = error.strerror or text
         return f"{error.filename}: {reason}" if error.filename else reason
-    mlx = type(error) is RuntimeError and text.startswith(
-        ("[", "Unable")
-    )  # "[malloc] Unable to allocate 8 bytes."
-    if isinstance(error, MemoryError) or (
-        mlx and any(word in text for word in ("alloc", "Memory"))
-    ):
-        return "the memory is used up: close other programs, or pass --bits 4"
-    return f"MLX failed: {text}" if mlx else None
+    # MLX raises plain RuntimeErrors, such as "[malloc] Unable to allocate 8 bytes."
+    from_mlx = type(error) is RuntimeError and text.startswith(("[", "Unable"))
+    out_of_memory = from_mlx and any(word in text for word in ("alloc", "Memory"))
+    if out_of_memory or isinstance(error, MemoryError):
+        return "there is not enough memory: close other programs, or pass --bits 4"
+    return f"MLX failed: {text}" if from_mlx else None
 
 
 def say(message: str) -> None:
-    """Print a line to stderr, beside the answer on stdout."""
+    """Print a line to stderr."""
     click.echo(message, err=True)
 
 
 def note(message: str) -> None:
-    """Print a line to stderr unless the command is quiet."""
+    """Print a line to stderr, unless the command is quiet."""
     if not is_quiet():
         say(message)
 
 
 def is_quiet() -> bool:
-    """Return whether the running command leaves out notes and progress bars."""
+    """Return whether the running command hides notes and progress bars."""
     context = click.get_current_context(silent=True)
     return context is not None and _QUIET in context.meta
 
 
 def be_quiet(ctx: click.Context) -> None:
-    """Leave out notes and progress bars, also the Hub's, until the command ends."""
+    """Hide notes and progress bars, including the Hub's, until the command ends."""
     ctx.meta[_QUIET] = True
     log = logging.getLogger("mlx_janus")
     ctx.call_on_close(lambda level=log.level: log.setLevel(level))

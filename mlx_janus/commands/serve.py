@@ -1,4 +1,4 @@
-"""``mlx-janus serve``: one model over HTTP, as OpenAI's API has it, and a page to talk and draw in."""
+"""``mlx-janus serve``: serve one model through OpenAI's HTTP API and a web page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KEY = "MLX_JANUS_API_KEY"
     default="127.0.0.1",
     show_default=True,
     metavar="HOST",
-    help="Name or address to listen at.",
+    help="Host name or address to listen on.",
 )
 @click.option(
     "--port",
@@ -40,26 +40,27 @@ _KEY = "MLX_JANUS_API_KEY"
     default=8080,
     show_default=True,
     metavar="PORT",
-    help="Port to listen at; 0: a free one.",
+    help="Port to listen on; 0: any free port.",
 )
 @click.option(
     "--api-key",
     metavar="KEY",
     envvar=_KEY,
-    help="Ask every request for this key, also taken from MLX_JANUS_API_KEY, where `ps` does not show it; a host that "
-    "others reach needs one.",
+    help="Key that every request must send. `ps` shows it to other users, unless you set "
+    "MLX_JANUS_API_KEY instead. Required for a HOST that other machines can reach.",
 )
 @click.option(
     "--allow-url-images",
     is_flag=True,
-    help="Fetch pictures that requests name, from public https addresses.",
+    help="Download images that requests name by a public https address.",
 )
 @click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,
     metavar="ORIGIN",
-    help="Let pages of this site use the server, such as https://chat.example.org; may be repeated.",
+    help="Allow web pages of this site to use the server, such as https://chat.example.org. "
+    "May be repeated.",
 )
 @click.option(
     "--queue",
@@ -67,22 +68,24 @@ _KEY = "MLX_JANUS_API_KEY"
     default=64,
     show_default=True,
     metavar="N",
-    help="How many requests may wait; the next is told to come again.",
+    help="Number of requests that may wait. Further requests are refused with status 429.",
 )
 @click.option(
     "--log-requests",
     is_flag=True,
-    help="A line on stderr for each request: method, route, status, sizes and seconds, nothing of what it says.",
+    help="Print a line to stderr for each request: method, route, status, sizes and seconds, but "
+    "no content.",
 )
 @quiet_option
 @version_option
 @click.pass_context
 def main(ctx: click.Context, /, **options: Any) -> None:
-    """Serve one model to OpenAI's clients and to a browser.
+    """Serve one model to clients of OpenAI's API and to a browser.
 
-    Routes: /v1/chat/completions, /v1/images/generations, /v1/models, /health, /metrics, /openapi.json, and the page at
-    /. The address goes to stdout when all is ready. Ctrl-C or SIGTERM lets what is under way finish; a second Ctrl-C
-    does not. Needs more packages: pip install "mlx-janus[server]".
+    Routes: /v1/chat/completions, /v1/images/generations, /v1/models, /health, /metrics,
+    /openapi.json, and the web page at /. The address is printed to stdout when the server is ready.
+    Ctrl-C or SIGTERM stops the server after the running requests; a second Ctrl-C stops it at once.
+    Needs more packages: pip install "mlx-janus[server]".
 
     \b
     Examples:
@@ -97,7 +100,7 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     arguments = LoadArguments.of(options)
 
     def load() -> JanusPipeline:
-        with ctx.scope(cleanup=False):  # click's context is one of the main thread alone
+        with ctx.scope(cleanup=False):  # click's context belongs to the main thread
             return load_pipeline(arguments)
 
     if settings.log_requests:
@@ -116,15 +119,16 @@ def main(ctx: click.Context, /, **options: Any) -> None:
 def _settings(options: Mapping[str, Any]) -> Settings:
     from ..server.settings import Settings
 
-    host, key = options["host"], options["api_key"]
+    host = options["host"]
+    if host.startswith("[") and host.endswith("]"):  # an IPv6 address as URLs write it
+        host = host[1:-1]
+    key = options["api_key"]
     if key is None:
-        key = os.environ.get(_KEY)  # click takes an empty one for none
-    requests = max(256, options["queue"] + 64)  # those that wait, and those under way
+        key = os.environ.get(_KEY)  # click ignores an empty variable, which must be refused
+    requests = max(256, options["queue"] + 64)  # waiting and running
     try:
         return Settings(
-            host=host[1:-1]
-            if host.startswith("[") and host.endswith("]")
-            else host,  # as addresses of the web have it
+            host=host,
             port=options["port"],
             api_key=key,
             allow_url_images=options["allow_url_images"],
@@ -138,7 +142,7 @@ def _settings(options: Mapping[str, Any]) -> Settings:
 
 
 def _download_and_convert(arguments: LoadArguments) -> None:
-    """Make the model's converted folder, if it does not exist."""
+    """Make the model's converted folder if it does not exist."""
     import_mlx()
     from ..weights.sources import find_converted
 
@@ -156,16 +160,16 @@ def _download_and_convert(arguments: LoadArguments) -> None:
 
 
 def _greet(name: str, url: str) -> None:
-    note(f"{name} is ready. A page is at the address below, OpenAI's API under /v1. Ctrl-C stops.")
+    note(f"{name} is ready: a web page at the address below, OpenAI's API under /v1. Ctrl-C stops.")
     click.echo(url)
 
 
 def _log_requests() -> None:
-    """Print the server's log of requests on stderr."""
+    """Print the server's log of requests to stderr."""
 
     class PrintingHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            with contextlib.suppress(OSError):  # nobody reads stderr any more: requests go on
+            with contextlib.suppress(OSError):  # stderr is closed: keep serving
                 say(record.getMessage())
 
     log = logging.getLogger("mlx_janus.server.requests")

@@ -1,4 +1,4 @@
-"""``mlx-janus train``: train Janus-Tiny, the model inside the package, from nothing."""
+"""``mlx-janus train``: train Janus-Tiny, the model in the package, from random weights."""
 
 from __future__ import annotations
 
@@ -37,40 +37,51 @@ def main() -> None:
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="Where to train.",
+    help="Folder for checkpoints, the log and the trained model.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, metavar="S"
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    metavar="S",
+    help="Seed of the first weights and the training data.",
 )
 @click.option(
-    "--codec-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the image codec."
+    "--codec-steps",
+    type=click.IntRange(1, 10**6),
+    metavar="N",
+    help="Training steps of the image codec.",
 )
 @click.option(
     "--merged-steps",
     type=click.IntRange(1, 10**6),
     metavar="N",
-    help="Of the codec with merged codes.",
+    help="Training steps of the codec with merged codes.",
 )
 @click.option(
     "--encoder-steps",
     type=click.IntRange(1, 10**6),
     metavar="N",
-    help="Of the vision encoder alone.",
+    help="Training steps of only the vision encoder.",
 )
 @click.option(
     "--drawing-steps",
     type=click.IntRange(1, 10**6),
     metavar="N",
-    help="Of the model on captions alone.",
+    help="Training steps of the model on captions only.",
 )
 @click.option(
-    "--joint-steps", type=click.IntRange(1, 10**6), metavar="N", help="Of the whole model."
+    "--joint-steps",
+    type=click.IntRange(1, 10**6),
+    metavar="N",
+    help="Training steps of the complete model.",
 )
 @click.option(
     "--places-steps",
     type=click.IntRange(1, 10**6),
     metavar="N",
-    help="Of the whole model, on places.",
+    help="Training steps of the complete model on questions about places.",
 )
 @click.option(
     "--checkpoint-every",
@@ -78,12 +89,13 @@ def main() -> None:
     default=120.0,
     show_default=True,
     metavar="SECONDS",
+    help="Time between two checkpoints.",
 )
 @click.option(
     "--processes",
     type=click.IntRange(1, 2),
     metavar="N",
-    help="1 or 2.  [default: 2 on a CPU with several cores, else 1]",
+    help="Number of training processes.  [default: 2 on a CPU with several cores, otherwise 1]",
 )
 @click.option("--beside", is_flag=True, hidden=True, help="This is one of two processes.")
 @click.pass_context
@@ -97,11 +109,11 @@ def tiny(
     beside: bool,
     **steps: int | None,
 ) -> None:
-    """Train Janus-Tiny on the shapes world, in six stages, into DIR/model.
+    """Train Janus-Tiny on images of coloured shapes, in six stages, into DIR/model.
 
-    Pictures and words are made on the fly from the seed. Run the same command again after a kill, a Ctrl-C or a full
-    disk: it goes on from the last checkpoint to the same result. DIR also gets log.jsonl and losses.png. Needs the
-    extra "train".
+    Images and texts are generated from the seed during training. To resume after a kill, a Ctrl-C
+    or a full disk, run the same command again: it continues from the last checkpoint, and the
+    result is the same. DIR also gets log.jsonl and losses.png. Needs the extra "train".
 
     \b
     Examples:
@@ -123,9 +135,8 @@ def tiny(
     if beside:
         end_with_parent()
     elif processes == COUNT or (processes is None and two_are_faster()):
-        run_side_by_side(
-            [sys.executable, "-m", "mlx_janus", "train", "tiny", *_spelt_out(context), "--beside"]
-        )
+        command = [sys.executable, "-m", "mlx_janus", "train", "tiny"]
+        run_side_by_side([*command, *_option_words(context), "--beside"])
         return
     with _StepBar() as bar:
         train_tiny(output, recipe, every=checkpoint_every, report=bar.report)
@@ -137,7 +148,12 @@ def tiny(
 
 
 def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
-    """Return Janus-Tiny's recipe with other numbers of steps: ``codec_steps`` and the like, None for its own."""
+    """Return Janus-Tiny's recipe with some numbers of steps changed.
+
+    Args:
+        seed: seed of the training.
+        steps: numbers by option, such as ``codec_steps``; None keeps the recipe's number.
+    """
     from ..training.tiny.recipe import TinyRecipe
 
     recipe = TinyRecipe(seed=seed)
@@ -151,18 +167,18 @@ def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
     return recipe
 
 
-def _spelt_out(context: click.Context) -> list[str]:
-    """The options of this call, as words of a command."""
-    given = (
-        (option.opts[0], context.params[str(option.name)]) for option in context.command.params
-    )
-    return [
-        word for name, value in given if value not in (None, False) for word in (name, str(value))
-    ]
+def _option_words(context: click.Context) -> list[str]:
+    """Return the options of this call as words of a command line."""
+    words = []
+    for option in context.command.params:
+        value = context.params[str(option.name)]
+        if value not in (None, False):
+            words += [option.opts[0], str(value)]
+    return words
 
 
 class _StepBar:
-    """A bar of steps on stderr, a line for each stage, with what the step measured."""
+    """A progress bar for each stage of the training, with the measurements of the last step."""
 
     def __init__(self) -> None:
         self.stage = ""
@@ -178,7 +194,8 @@ class _StepBar:
     def report(self, stage: str, done: int, total: int, measured: dict[str, float]) -> None:
         if stage != self.stage:
             self.__exit__()
-            self.stage, self.bar = stage, progress_bar(stage, "step", total)
+            self.stage = stage
+            self.bar = progress_bar(stage, "step", total)
             self.bar.update(done - 1)
             self.bar.unpause()
         shown = {key: f"{value:.3g}" for key, value in measured.items() if key != "norm"}

@@ -1,4 +1,4 @@
-"""The library's words at the command line: a Python keyword in a message is shown as the flag that sets it."""
+"""Messages of the library for the command line: Python keywords become flags."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _FLAGS = {
     "recipe": "--recipe",
     "repo_id": "--upload",
 }
-"""Keywords that a message of the library may name, and the options of the commands that set them."""
+"""Keywords in the library's messages, and the command options that set them."""
 
 _VALUE = r'\.\.\.|True|\d+|"[\w./-]+"'
 _KEYWORD = rf"(?:{'|'.join(_FLAGS)})=(?:{_VALUE})"
-# The space before tells a keyword from a file with such a name: a message begins with the file, or has it in quotes.
+# Only a keyword follows a space: a file of such a name is at the start of a message, or in quotes.
 _KEYWORDS = re.compile(rf"(?<= ){_KEYWORD}(?:, {_KEYWORD})*(?=[\s,;:.)]|$)")
 
 
 def to_flags(message: str) -> str:
-    """Spell keywords as flags: ``bits=8, low_memory=True`` becomes ``--bits 8 --low-memory``.
+    """Replace keywords with flags: ``bits=8, low_memory=True`` becomes ``--bits 8 --low-memory``.
 
-    Only keywords of the table with a literal value, or with ``...`` for any, are touched, and only after a space.
+    Only keywords of the table are replaced, after a space, with a literal value or ``...`` for any.
     """
     return _KEYWORDS.sub(lambda found: " ".join(map(_to_flag, found[0].split(", "))), message)
 
@@ -45,7 +45,7 @@ def _to_flag(keyword: str) -> str:
 
 @contextlib.contextmanager
 def logging_in_flags() -> Iterator[None]:
-    """Let the library's log speak in flags too, while a command runs."""
+    """Replace keywords with flags in the library's log messages during the context."""
     log = logging.getLogger("mlx_janus")
     log.addFilter(_spell_flags)
     try:

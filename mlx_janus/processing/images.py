@@ -1,7 +1,7 @@
 """Images in: files, bytes and PIL images become the vision encoder's input.
 
-Reading ends with an upright, opaque RGB image or with one ``ImageError``, whatever a file does to
-its decoder. Only well-known raster formats are tried: PIL would hand an EPS file to Ghostscript.
+Reading returns an upright, opaque RGB image or raises an ``ImageError``, for every failure of a
+decoder. Only well-known raster formats are tried: PIL would pass an EPS file to Ghostscript.
 """
 
 from __future__ import annotations
@@ -47,18 +47,8 @@ Read = TypeVar("Read")
 MAX_PIXELS = 100_000_000  # pixels of one image
 _ROWS = 256  # rows of a 16- or 32-bit grey image that are converted at once
 
-_FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-    "AVIF",
-    "HEIF",
-    "ICO",
-)  # JPEG brings MPO
+# PIL reads MPO as JPEG.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "ICO")
 _READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF or ICO"
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -107,13 +97,13 @@ def open_image(source: ImageSource) -> Image.Image:
         with _as_image_errors(name, b""):
             return _upright_rgb(source, name)
     if isinstance(source, bytes | bytearray | memoryview):
-        return decode_image(bytes(source), "the picture given as bytes")
+        return decode_image(bytes(source), "the image given as bytes")
     if isinstance(source, str | os.PathLike):
         return read_file(source, _upright_rgb)
     if _is_array(source):
         return open_image(_from_array(np.asarray(source)))
     if hasattr(source, "read"):
-        return decode_image(_read_open_file(source), "the picture in the open file")
+        return decode_image(_read_open_file(source), "the image in the open file")
     raise OptionError(
         "images must be paths, bytes, PIL images, open files or arrays (H, W, 3 or 4) of uint8, "
         f"got {type(source).__name__}"
@@ -157,15 +147,14 @@ def decode_image(data: bytes, name: str, *, max_pixels: int | None = None) -> Im
 
     Args:
         data: the file's content.
-        name: how error messages call the image.
+        name: the image's name in error messages.
         max_pixels: a limit below 100 megapixels.
 
     Raises:
         ImageError: as ``open_image``.
     """
-    return _decode(
-        io.BytesIO(data), printable(name), functools.partial(_upright_rgb, max_pixels=max_pixels)
-    )
+    read = functools.partial(_upright_rgb, max_pixels=max_pixels)
+    return _decode(io.BytesIO(data), printable(name), read)
 
 
 def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float32]:
@@ -199,7 +188,7 @@ def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
 
 
 def to_image(pixels: npt.NDArray[Any]) -> Image.Image:
-    """Convert the VQ decoder's output to RGB: (H, W, 3) floats of about [-1, 1], not yet clipped.
+    """Convert the VQ decoder's output to RGB: (H, W, 3) unclipped floats of about [-1, 1].
 
     Truncates to bytes, as the reference's ``generation_inference.py`` does. NaN becomes 0.
     """
@@ -214,8 +203,8 @@ def read_file(path: str | os.PathLike[Any], read: Callable[[Image.Image, str], R
     """Open an image file and return the result of ``read``.
 
     Args:
-        path: of the file; a pipe is read to its end first, since decoders seek.
-        read: takes the image, not yet decoded, and its name for error messages.
+        path: the file; a pipe is read to its end first, since decoders seek.
+        read: takes the image, before decoding, and its name for error messages.
 
     Raises:
         ImageError: the file cannot be opened, or ``read`` fails.
@@ -235,12 +224,11 @@ def _opened(path: str, name: str) -> Iterator[BinaryIO]:
             yield file if file.seekable() else io.BytesIO(file.read())
     except FileNotFoundError:
         if path.startswith(("http://", "https://")):
-            raise ImageError(
-                f"{name} is a web address: download the picture and give its file"
-            ) from None
+            advice = "download the image and give its file"
+            raise ImageError(f"{name} is a web address: {advice}") from None
         raise ImageError(f"{name} does not exist: check the path") from None
     except IsADirectoryError:
-        raise ImageError(f"{name} is a folder: give a picture file in it") from None
+        raise ImageError(f"{name} is a folder: give an image file in it") from None
     except PermissionError:
         raise ImageError(
             f"{name} may not be read: allow it with chmod +r, or copy the file"
@@ -254,7 +242,7 @@ def _decode(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Read])
     head = file.read(4096)
     file.seek(0)
     if not head:
-        raise ImageError(f"{name} is empty: give a picture, {_READABLE}")
+        raise ImageError(f"{name} is empty: give an image, {_READABLE}")
     with _as_image_errors(name, head):
         Image.init()
         formats = [f for f in _FORMATS if f in Image.OPEN]  # some builds lack AVIF and HEIF
@@ -266,7 +254,7 @@ def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
     """Turn every exception of PIL into an ``ImageError`` and drop its warnings.
 
     Args:
-        name: of the image, for the message.
+        name: the image's name in the message.
         head: the file's first bytes, if there is a file.
     """
     try:
@@ -280,27 +268,23 @@ def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ImageError(f"{name} {_why_unidentified(head)}") from None
     except MemoryError:
-        raise ImageError(
-            f"{name} needs more memory than there is: make the picture smaller"
-        ) from None
+        raise ImageError(f"{name} needs too much memory: make the image smaller") from None
     except Exception as error:  # decoders of damaged data raise nearly every kind
         raise ImageError(f"{name} is damaged or cut short: download or export it again") from error
 
 
 def _why_unidentified(head: bytes) -> str:
-    """Say why no decoder accepts a file with this beginning, and how to mend that."""
-    if (
-        head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*"))
-        or head[8:12] == b"WEBP"
-    ):
+    """Return why no decoder accepts a file with this beginning, and the fix."""
+    signatures = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
+    if head.startswith(signatures) or head[8:12] == b"WEBP":
         return "is damaged or cut short: download or export it again"
     if b"<svg" in head.lower():
         return "is an SVG drawing, which is not supported: export it as PNG"
     if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf", b"avi"):
-        return "is a HEIC or AVIF picture that cannot be read here: export it as JPEG or PNG"
+        return "is a HEIC or AVIF image that cannot be read here: export it as JPEG or PNG"
     if head.startswith(b"%PDF"):
         return "is a PDF, which is not supported: export the page as PNG"
-    return f"is no picture that can be read: use {_READABLE}"
+    return f"is not an image that can be read: use {_READABLE}"
 
 
 def check_size(image: Image.Image, name: str, max_pixels: int | None = None) -> None:
@@ -311,9 +295,7 @@ def check_size(image: Image.Image, name: str, max_pixels: int | None = None) -> 
     """
     width, height = image.size
     if width < 1 or height < 1:
-        raise ImageError(
-            f"{name} is {width} x {height} pixels: give a picture with something in it"
-        )
+        raise ImageError(f"{name} is {width} x {height} pixels: give an image with pixels in it")
     if width * height > (max_pixels or MAX_PIXELS):
         raise _too_large(name, image.size, max_pixels)
 
@@ -354,9 +336,8 @@ def _opaque_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return _deep_grey(image)
     if image.has_transparency_data:
-        straight = (
-            image.convert("LA") if image.mode == "La" else image
-        )  # La converts to nothing else
+        # PIL converts La only to LA.
+        straight = image.convert("LA") if image.mode == "La" else image
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, straight.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
@@ -368,9 +349,8 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     black, white = _grey_range(values, image.mode)
     transparent = image.info.get("transparency")  # a PNG's tRNS chunk: one grey value
     grey = np.empty(values.shape, np.uint8)
-    for start in range(
-        0, len(values), _ROWS
-    ):  # the whole image as 64-bit numbers would take eight times its memory
+    # The complete image as 64-bit numbers would take eight times its memory.
+    for start in range(0, len(values), _ROWS):
         rows = values[start : start + _ROWS].astype(np.float64)
         finite = np.nan_to_num(rows, nan=black, posinf=white, neginf=black)
         scaled = (finite - black) / ((white - black) or 1.0)

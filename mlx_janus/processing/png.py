@@ -1,4 +1,4 @@
-"""PNG files out: drawn images with their settings as text chunks, under free names."""
+"""PNG files out: generated images with their settings in text chunks, under unused names."""
 
 from __future__ import annotations
 
@@ -67,9 +67,8 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str
         with draft_beside(target) as draft:
             with draft.open("xb") as file:
                 file.write(data)
-            return _move_to_free_name(
-                draft, target
-            )  # write_atomically would replace an existing file
+            # write_atomically would replace an existing file.
+            return _move_to_free_name(draft, target)
     except (OSError, ValueError) as error:
         raise OutputError(_why_not_written(error, target)) from error
 
@@ -80,8 +79,7 @@ def free_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
     The files may exist: ``save_png`` keeps them.
 
     Raises:
-        OutputError: the path is a folder or has another suffix. This is known before anything is
-            drawn.
+        OutputError: the path is a folder or has another suffix.
     """
     path = _with_png_suffix(Path(path))
     if n == 1:
@@ -109,7 +107,7 @@ def _with_png_suffix(path: Path) -> Path:
 
 
 def _move_to_free_name(draft: Path, target: Path) -> Path:
-    """Move a finished file to the first free name and return that.
+    """Move a finished file to the first unused name and return that.
 
     An exclusive create reserves the name: not every file system has hard links.
     """
@@ -136,7 +134,7 @@ def _why_not_written(error: OSError | ValueError, target: Path) -> str:
     if code == errno.ENOENT:
         return f"{name} cannot be written: make the folder {folder} first"
     if code == errno.ENOTDIR:
-        return f"{name} cannot be written: {folder} is no folder"
+        return f"{name} cannot be written: {folder} is not a folder"
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{name} cannot be written: {folder} allows no new files, choose another folder"
     if code in (errno.ENOSPC, errno.EDQUOT):

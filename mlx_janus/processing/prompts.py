@@ -1,8 +1,8 @@
 """Prompts: the two templates of a model, answering and drawing, from text to token ids.
 
-What is unusual here:
+Unusual here:
 
-- Exactly one bos stands in front, whether or not ``tokenizer.json`` would add one.
+- Every prompt begins with exactly one bos, whether or not ``tokenizer.json`` would add one.
 - A prompt is a list of segments: control tokens and plain text. The tokenizer cuts at added tokens
   before anything else, and adjacent plain segments are joined before they are encoded. So an
   ordinary prompt gets the same ids as the whole rendered string encoded at once.
@@ -30,11 +30,11 @@ class Turn:
 
     Args:
         role: the speaker.
-        text: of the message.
-        images: number of images that stand before the text; only the user shows any.
+        text: the message's text.
+        images: number of images before the text; only the user's messages have any.
 
     Raises:
-        OptionError: the role is unknown, or it shows images that it cannot have.
+        OptionError: the role is unknown, or cannot have this number of images.
     """
 
     role: Literal["user", "assistant"]
@@ -45,9 +45,8 @@ class Turn:
         if self.role not in ("user", "assistant"):
             raise OptionError(f"a turn's role must be 'user' or 'assistant', got {self.role!r}")
         if self.role == "assistant" and self.images != 0:
-            raise OptionError(
-                f"images of the assistant's turn must be 0 (only the user shows pictures), got {self.images}"
-            )
+            rule = "images of the assistant's turn must be 0 (only the user shows images)"
+            raise OptionError(f"{rule}, got {self.images}")
         if self.images < 0:
             raise OptionError(f"images of the user's turn must be 0 or more, got {self.images}")
 
@@ -62,7 +61,7 @@ class Prompts:
     """A model's prompt templates over its tokenizer.
 
     Args:
-        tokenizer: never changed; copied if a control token is not flagged as special.
+        tokenizer: the tokenizer; copied rather than changed if a control token is not special.
         config: roles, separators and the spellings of the control tokens.
         image_tokens: positions that one image takes in an answering prompt.
 
@@ -98,7 +97,7 @@ class Prompts:
             raise ConfigError(f"{path}: {error}") from None
 
     def answering(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
-        """Return the ids of a conversation, bos first, up to where the assistant speaks.
+        """Return the ids of a conversation, from bos to the beginning of the assistant's answer.
 
         Each image is image_start, ``image_tokens`` times the image id, image_end.
 
@@ -113,7 +112,9 @@ class Prompts:
         return self._encode(self._answering_segments(turns, system))
 
     def following(self, turn: Turn) -> list[int]:
-        """Return the ids of a further question: after eos, up to where the assistant speaks.
+        """Return the ids of a further question, to the beginning of the assistant's answer.
+
+        They follow the eos of the last answer.
 
         Raises:
             PromptError: the question has neither text nor images, or its text is not Unicode.
@@ -130,7 +131,8 @@ class Prompts:
 
     def unconditional(self, ids: Sequence[int]) -> list[int]:
         """Return the unconditional row: ``drawing``'s ids, with pad between first and last."""
-        return [*ids[:1], *[self.special.pad] * (len(ids) - 2), *ids[1:][-1:]]
+        pads = [self.special.pad] * (len(ids) - 2)
+        return [*ids[:1], *pads, *ids[1:][-1:]]
 
     def render_answering(self, turns: Sequence[Turn], system: str | None = None) -> str:
         """Return ``answering``'s template as text: no bos, one placeholder for each image."""
@@ -157,9 +159,8 @@ class Prompts:
         return self._tokenizer.detokenizer()
 
     def _role(self, name: str) -> str:
-        return (
-            _Control(name) if self._tokenizer.is_added(name) else name
-        )  # Janus-1.3B's roles are ordinary words
+        # Janus-1.3B's roles are ordinary words.
+        return _Control(name) if self._tokenizer.is_added(name) else name
 
     def _answering_segments(self, turns: Sequence[Turn], system: str | None) -> list[str]:
         if not turns or turns[-1].role != "user":
@@ -172,9 +173,8 @@ class Prompts:
 
     def _turn_segments(self, turn: Turn) -> list[str]:
         text = turn.text.strip()
-        if (
-            turn.role == "assistant"
-        ):  # an empty answer is possible: eos follows the colon, as when it was generated
+        if turn.role == "assistant":
+            # In an empty answer eos follows the colon directly, as when it was generated.
             return [self._assistant, f": {text}" if text else ":", _Control(self.config.eos)]
         if not text and not turn.images:
             raise PromptError("the question is empty: say what you want to know")
@@ -184,7 +184,7 @@ class Prompts:
     def _drawing_segments(self, text: str) -> list[str]:
         text = text.strip()
         if not text:
-            raise PromptError("the prompt is empty: describe the picture to draw")
+            raise PromptError("the prompt is empty: describe the image to draw")
         template = [self._user, f": {text}{self.config.separator}", self._assistant, ":"]
         return [*_strip(template), _Control(self.config.image_start)]
 
@@ -200,11 +200,8 @@ class Prompts:
 
     def _control_ids(self, spelling: str) -> list[int]:
         if spelling == self.config.image:
-            return [
-                self.special.image_start,
-                *[self.special.image] * self.image_tokens,
-                self.special.image_end,
-            ]
+            placeholders = [self.special.image] * self.image_tokens
+            return [self.special.image_start, *placeholders, self.special.image_end]
         found = self._tokenizer.token_id(spelling)
         assert found is not None  # a _Control is made only of tokens that __init__ has found
         return [found]

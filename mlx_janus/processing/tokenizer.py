@@ -1,6 +1,6 @@
 """The tokenizer: plain text to token ids and back, with control tokens kept apart.
 
-What is unusual here:
+Unusual here:
 
 - Ids of control tokens are looked up by spelling and never fixed: they differ between the models.
 - Plain text is encoded with no control token recognised. ``<|Assistant|>`` typed by a user stays
@@ -21,7 +21,7 @@ from ..config import PromptConfig, read_model_json
 from ..errors import ConfigError, PromptError
 
 TOKENIZER_FILE = "tokenizer.json"
-_SAMPLE = "hello world, twice"  # a byte-level tokenizer gives it back unchanged
+_SAMPLE = "hello world, twice"  # encoded and decoded, it is unchanged
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PromptTokenizer:
     """A tokenizer that knows its model's control tokens.
 
     Args:
-        tokenizer: never changed; copied if a control token is not flagged as special.
+        tokenizer: the tokenizer; copied rather than changed if a control token is not special.
         config: spellings of the control tokens.
 
     Raises:
@@ -69,9 +69,8 @@ class PromptTokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise PromptError(
-                f"the prompt holds {text[error.start]!r}, which is no Unicode text: type it again, or save it as UTF-8"
-            ) from None
+            wrong = f"the prompt holds {text[error.start]!r}, which is not Unicode text"
+            raise PromptError(f"{wrong}: type it again, or save it as UTF-8") from None
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -95,26 +94,27 @@ class PromptTokenizer:
         """Refuse a tokenizer that loses text, or that recognises a control token in plain text."""
         text = self.decode(self.encode(_SAMPLE))
         if not isinstance(self.tokenizer.decoder, decoders.ByteLevel) or text.strip() != _SAMPLE:
+            reason = f"{_SAMPLE!r} decodes to {text[:40]!r}"
             raise ConfigError(
-                f"this is no byte-level tokenizer ({_SAMPLE!r} comes back as {text[:40]!r}): another tool may have "
-                "rewritten it, download the model's own"
+                f"this is not a byte-level tokenizer ({reason}): "
+                "another tool may have rewritten it, download the model's own"
             )
         for spelling in sorted(self._special_spellings):
             if self.token_id(spelling) in self.encode(spelling):
                 raise ConfigError(
-                    f"the tokenizer makes the control token {spelling!r} of ordinary text: it is damaged, "
-                    "download it again"
+                    f"the tokenizer encodes ordinary text as the control token {spelling!r}: "
+                    "it is damaged, download it again"
                 )
 
 
 class Detokenizer:
-    """A streaming decoder: one id at a time to whole characters.
+    """A streaming decoder from ids, one at a time, to complete characters.
 
     The pieces joined equal ``Tokenizer.decode`` of all the ids at once, for any ids: both turn
     invalid bytes into U+FFFD. The cost of an id does not grow with the number of ids before it.
 
     Args:
-        tokenizer: byte-level.
+        tokenizer: a byte-level tokenizer.
         skipped: spellings of the tokens that give no text.
     """
 
@@ -125,9 +125,8 @@ class Detokenizer:
 
     def add(self, token_id: int) -> str:
         """Return the characters that this id completes; "" while a character is incomplete."""
-        token = self._tokenizer.id_to_token(
-            int(token_id)
-        )  # None: a model may have more rows than the tokenizer ids
+        # None: a model's vocabulary may have more rows than the tokenizer has ids.
+        token = self._tokenizer.id_to_token(int(token_id))
         if token is None or token in self._skipped:
             return ""
         return self._utf8.decode(_token_bytes(token))
@@ -150,9 +149,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exceptions
         read_model_json(path)  # raises a plainer error for a file that is missing or not JSON
         reason = " ".join(str(error).split())[:120]
-        raise ConfigError(
-            f"{path} is not a tokenizer ({reason}): download the model's own"
-        ) from None
+        fix = "download the model's own"
+        raise ConfigError(f"{path} is not a tokenizer ({reason}): {fix}") from None
 
 
 def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
@@ -176,21 +174,24 @@ def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
 
 
 def _copy(tokenizer: Tokenizer) -> Tokenizer:
-    """Copy a tokenizer by way of JSON.
+    """Copy a tokenizer through JSON.
 
-    That renumbers added tokens if the vocabulary has holes, which is refused.
+    Raises:
+        ConfigError: the copy fails or numbers added tokens differently, since the vocabulary has
+            holes.
     """
     try:
         copy = Tokenizer.from_str(tokenizer.to_str())
     except Exception as error:  # the library raises bare Exceptions
-        raise ConfigError(
-            f"the tokenizer contradicts itself ({str(error)[:80]}): it is damaged, download it again"
-        ) from None
+        raise _contradiction(str(error)[:80]) from None
     if _added_spellings(tokenizer) != _added_spellings(copy):
-        raise ConfigError(
-            "the tokenizer contradicts itself (ids of added tokens clash): it is damaged, download it again"
-        )
+        raise _contradiction("ids of added tokens clash")
     return copy
+
+
+def _contradiction(reason: str) -> ConfigError:
+    fix = "it is damaged, download it again"
+    return ConfigError(f"the tokenizer contradicts itself ({reason}): {fix}")
 
 
 def _added_spellings(tokenizer: Tokenizer) -> dict[int, str]:
@@ -215,8 +216,8 @@ def _special_ids(tokenizer: Tokenizer, config: PromptConfig) -> SpecialIds:
         found = tokenizer.token_to_id(spelling)
         if found is None:
             raise ConfigError(
-                f"the tokenizer lacks the {name} token {spelling!r}: it is of another model, or not converted yet; "
-                "download the model's own tokenizer, or convert the folder"
+                f"the tokenizer lacks the {name} token {spelling!r}: it belongs to another model "
+                "or is not converted; download the model's own tokenizer, or convert the folder"
             )
         ids[name] = found
     return SpecialIds(**ids)
@@ -225,16 +226,15 @@ def _special_ids(tokenizer: Tokenizer, config: PromptConfig) -> SpecialIds:
 def _mark_controls(tokenizer: Tokenizer, config: PromptConfig) -> Tokenizer:
     """Return the tokenizer with its control tokens special, and without truncation and padding.
 
-    If that changes anything, it is a copy. Control tokens are those of the template, any ``<...>``,
-    and the roles where they are added tokens. Other added tokens, such as ``ø`` in DeepSeek's
-    vocabulary, are ordinary characters and stay so.
+    The result is a copy if it differs. Control tokens are those of the template, every added token
+    ``<...>``, and the roles if they are added tokens. Other added tokens, such as ``ø`` in
+    DeepSeek's vocabulary, stay ordinary characters.
     """
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     controls = set(_control_spellings(config).values())
     for spelling in added:
-        if spelling in (config.user, config.assistant) or (
-            spelling[:1] == "<" and spelling[-1:] == ">"
-        ):
+        in_brackets = spelling[:1] == "<" and spelling[-1:] == ">"
+        if in_brackets or spelling in (config.user, config.assistant):
             controls.add(spelling)
     unmarked = sorted(s for s in controls if s not in added or not added[s].special)
     if not (unmarked or tokenizer.truncation or tokenizer.padding):
@@ -270,7 +270,7 @@ _BYTES = _byte_alphabet()
 
 
 def _token_bytes(token: str) -> bytes:
-    """Return an entry's bytes; one with a character outside the alphabet stands for itself."""
+    """Return a token's bytes: as UTF-8 if a character is outside the byte alphabet."""
     try:
         return bytes(_BYTES[c] for c in token)
     except KeyError:

@@ -32,16 +32,16 @@ _HEADERS = {"User-Agent": f"mlx_janus/{__version__}", "Accept": "image/*"}
 _MAX_PUBLIC_REDIRECTS = 3  # redirects that ``fetch_public`` follows
 _MAX_ADDRESSES = 8  # addresses of one host that are tried in turn
 _MAX_URL = 4096  # characters of an address
-_NAT64 = ipaddress.IPv6Network(
-    "64:ff9b::/96"
-)  # IPv4-only hosts, as networks without IPv4 address them
+# IPv4-only hosts, as networks without IPv4 address them.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 # Relays, tunnels and documentation. Depending on Python's version, is_global accepts some of them.
-_NEVER_PUBLIC = tuple(
-    map(
-        ipaddress.ip_network,
-        ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"),
-    )
+_NEVER_PUBLIC = (
+    ipaddress.ip_network("192.0.0.0/24"),
+    ipaddress.ip_network("192.88.99.0/24"),
+    ipaddress.ip_network("2001::/23"),
+    ipaddress.ip_network("2002::/16"),
+    ipaddress.ip_network("3fff::/20"),
 )
 
 
@@ -50,10 +50,10 @@ class _Limits:
     """Limits of a download, and the advice in its errors.
 
     Args:
-        max_bytes: of the content.
-        seconds: for the whole download.
-        advice: after a timeout.
-        certificate_advice: after a certificate that is not trusted.
+        max_bytes: largest size of the content.
+        seconds: time for the complete download.
+        advice: advice after a timeout.
+        certificate_advice: advice after a certificate that is not trusted.
     """
 
     max_bytes: int
@@ -63,16 +63,16 @@ class _Limits:
 
 
 def fetch(url: str) -> bytes:
-    """Download an https address: at most 50 MB in at most 30 seconds, redirects to https included.
+    """Download an https address, and follow redirects to https: at most 50 MB in 30 seconds.
 
     Raises:
-        ImageError: the reason, in one line.
+        ImageError: the download fails; the message is one line.
     """
     limits = _Limits(
         MAX_BYTES,
         MAX_SECONDS,
-        advice="download the picture and give its file",
-        certificate_advice="SSL_CERT_FILE names a file of the certificates that are",
+        advice="download the image and give its file",
+        certificate_advice="set SSL_CERT_FILE to a file of trusted certificates",
     )
 
     def download(deadline: float) -> bytes:
@@ -87,20 +87,20 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
     """Download an https address that a stranger names, from hosts of the public internet only.
 
     Uses port 443, no user name, no proxy, and at most three redirects, each checked in the same
-    way. A host's name is looked up once. All its addresses must be public, and the connection goes
-    to one of those very addresses. One case is out of reach of these checks: a host with a public
-    address that a firewall reserves for this network.
+    way. A host's name is looked up once. All its addresses must be public, and the connection uses
+    one of these addresses. The checks cannot detect one case: a host with a public address that a
+    firewall reserves for this network.
 
     Args:
-        url: from anybody.
-        max_bytes: of the content.
-        seconds: for the whole download.
+        url: an address from anybody.
+        max_bytes: largest size of the content.
+        seconds: time for the complete download.
 
     Raises:
-        ImageError: the reason, in one line. The line is the same for every host that is not public,
-            whether it exists or not.
+        ImageError: the download fails; the message is one line. It is the same for every host that
+            is not public, whether it exists or not.
     """
-    advice = "send the picture itself"
+    advice = "send the image itself"
     limits = _Limits(max_bytes, seconds, advice, advice)
     opened: list[_PublicConnection] = []
 
@@ -119,9 +119,8 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
                     if response.status not in (301, 302, 303, 307, 308) or location is None:
                         raise ImageError(f"{_shown(here)} is not given: HTTP {response.status}")
                     here = urljoin(here, location)
-        raise ImageError(
-            f"{_shown(url)} leads on more than {_MAX_PUBLIC_REDIRECTS} times: {advice}"
-        )
+        reason = f"redirects more than {_MAX_PUBLIC_REDIRECTS} times"
+        raise ImageError(f"{_shown(url)} {reason}: {advice}")
 
     try:
         return _run_in_time(download, _shown(url), limits)
@@ -131,7 +130,7 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
 
 
 def _run_in_time(download: Callable[[float], bytes], url: str, limits: _Limits) -> bytes:
-    """Return the result of ``download``, which is given the moment at which its time is over.
+    """Return the result of ``download``, called with its deadline by ``time.monotonic``.
 
     Raises:
         ImageError: the download fails or takes too long.
@@ -144,8 +143,8 @@ def _run_in_time(download: Callable[[float], bytes], url: str, limits: _Limits) 
         except Exception as error:  # raised below, in the caller's thread
             outcome.append(error)
 
-    # A thread, since neither a look-up of a name nor a slow server's headers have a time limit of
-    # their own.
+    # The download runs in a thread: neither the look-up of a name nor a slow server's headers have
+    # a time limit of their own.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limits.seconds)
@@ -165,7 +164,7 @@ def _content(response: HTTPResponse, url: str, deadline: float, limits: _Limits)
             raise _too_large(url, limits)
         if time.monotonic() > deadline:
             raise TimeoutError
-    if response.length:  # bytes that were announced and did not come
+    if response.length:  # announced bytes that did not arrive
         raise ImageError(f"{url} broke off after {len(data)} bytes: try again")
     return bytes(data)
 
@@ -180,9 +179,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> Any:
         if urlsplit(newurl).scheme != "https":
             fp.close()
-            raise ImageError(
-                f"{req.full_url} leads to {newurl}, which is not https: download the picture yourself"
-            )
+            reason = f"redirects to {newurl}, which is not https"
+            raise ImageError(f"{req.full_url} {reason}: download the image yourself")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -205,9 +203,9 @@ class _PublicConnection(HTTPSConnection):
     """A connection to one of the checked addresses; the name is not looked up a second time.
 
     Args:
-        host: for the Host header and the certificate.
-        addresses: tried in turn.
-        deadline: of all attempts, by ``time.monotonic``.
+        host: name for the Host header and the certificate.
+        addresses: the addresses to try in turn.
+        deadline: end of all attempts, by ``time.monotonic``.
     """
 
     def __init__(
@@ -220,15 +218,14 @@ class _PublicConnection(HTTPSConnection):
         self.wire: socket.socket | None = None
 
     def connect(self) -> None:
-        for left, (family, address) in zip(
-            range(len(self.addresses), 0, -1), self.addresses, strict=True
-        ):
+        for number, (family, address) in enumerate(self.addresses):
+            left = len(self.addresses) - number
             self.wire = socket.socket(family, socket.SOCK_STREAM)
             try:
                 self.wire.settimeout(self._remaining() / left)
                 self.wire.connect((address, self.port))
                 self.wire.settimeout(self._remaining())
-                # The handshake comes after the assignments, so that ``cut`` can end it.
+                # The handshake follows the assignments, so that ``cut`` can end it.
                 encrypted = self.tls.wrap_socket(
                     self.wire, server_hostname=self.host, do_handshake_on_connect=False
                 )
@@ -242,12 +239,11 @@ class _PublicConnection(HTTPSConnection):
                     raise
 
     def cut(self) -> None:
-        """End the connection, also while another thread reads from it."""
+        """End the connection, even while another thread reads from it."""
         if self.wire is not None:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(
-                    self.wire, socket.SHUT_RDWR
-                )  # TLS's own shutdown would wait for the server
+                # TLS's own shutdown would wait for the server.
+                socket.socket.shutdown(self.wire, socket.SHUT_RDWR)
 
     def _remaining(self) -> float:
         return max(self.deadline - time.monotonic(), 0.001)
@@ -260,9 +256,8 @@ def _host_and_target(url: str) -> tuple[str, str]:
         ImageError: it is not a plain https address.
     """
     if len(url) > _MAX_URL:  # first, since converting a long name to ASCII takes long
-        raise ImageError(
-            f"{_shown(url)} is not fetched: an address may have {_MAX_URL} characters at most"
-        )
+        rule = f"an address may have at most {_MAX_URL} characters"
+        raise ImageError(f"{_shown(url)} is not fetched: {rule}")
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna").decode("ascii")
@@ -273,9 +268,8 @@ def _host_and_target(url: str) -> tuple[str, str]:
     # isprintable: urlsplit drops line ends and tabs, and the checked address must be the one that
     # was sent. "%": the zone of a link-local address.
     if not plain or not host or "%" in host or not url.isprintable():
-        raise ImageError(
-            f"{_shown(url)} is not fetched: only https addresses are, on port 443, without a user name"
-        )
+        rule = "only https addresses are, on port 443, without a user name"
+        raise ImageError(f"{_shown(url)} is not fetched: {rule}")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return host, quote(target, safe="!#$%&'()*+,/:;=?@[]~")
 
@@ -289,7 +283,7 @@ def _public_addresses(url: str, host: str) -> list[tuple[socket.AddressFamily, s
         (family, str(address[0])) for family, _, _, _, address in found
     ]
     if not addresses or not all(is_public(address) for _, address in addresses):
-        raise ImageError(f"{_shown(url)} is not a public address: send the picture itself")
+        raise ImageError(f"{_shown(url)} is not a public address: send the image itself")
     return addresses[:_MAX_ADDRESSES]
 
 
@@ -302,9 +296,9 @@ def is_public(address: str) -> bool:
     # _NEVER_PUBLIC).
     if ip.version == 6 and ip not in _UNICAST:
         return False
-    return (
-        ip.is_global and not ip.is_multicast and not any(ip in network for network in _NEVER_PUBLIC)
-    )
+    if any(ip in network for network in _NEVER_PUBLIC):
+        return False
+    return ip.is_global and not ip.is_multicast
 
 
 def _shown(text: str) -> str:
@@ -314,9 +308,8 @@ def _shown(text: str) -> str:
 
 
 def _too_large(url: str, limits: _Limits) -> ImageError:
-    return ImageError(
-        f"{url} is larger than {limits.max_bytes / 1e6:g} MB: download it and make it smaller"
-    )
+    size = f"{limits.max_bytes / 1e6:g} MB"
+    return ImageError(f"{url} is larger than {size}: download it and make it smaller")
 
 
 def _to_image_error(error: Exception, url: str, limits: _Limits) -> Exception:
@@ -333,7 +326,6 @@ def _to_image_error(error: Exception, url: str, limits: _Limits) -> Exception:
         why = reason.verify_message.rstrip(".")
         return ImageError(f"{url} is not trusted ({why}): {limits.certificate_advice}")
     if isinstance(error, OSError | HTTPException | ValueError):  # ValueError: not an address at all
-        return ImageError(
-            f"{url} cannot be fetched ({_shown(str(reason))}): check the address and the connection"
-        )
+        advice = "check the address and the connection"
+        return ImageError(f"{url} cannot be fetched ({_shown(str(reason))}): {advice}")
     return error

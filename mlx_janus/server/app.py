@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
-_NO_PAGE = "<!doctype html><title>mlx_janus</title><p>The page is not there yet.</p>"
+_NO_PAGE = "<!doctype html><title>mlx_janus</title><p>The page is not installed.</p>"
 _CHUNKS = "Server-sent events: chat.completion.chunk objects, then `[DONE]`."
 _IMAGE_EVENTS = "Server-sent events: image_generation.partial_image and image_generation.completed."
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     """Return the application.
 
     Args:
-        engine: answers and draws; the caller starts and closes it.
+        engine: runs the model; the caller starts and closes it.
         settings: access and limits.
     """
     service = Service(engine, settings, Metrics(engine))
@@ -80,17 +80,17 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 
 
 class _StrictRequest(Request):
-    """A request whose JSON may have no NaN, no lone surrogates, and no excessive depth."""
+    """A request that refuses JSON with NaN, lone surrogates, or excessive depth."""
 
     async def json(self) -> Any:
         try:
             return from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:
-            raise APIError(400, f"the body is no JSON: {error}") from None
+            raise APIError(400, f"the body is not JSON: {error}") from None
 
 
 class _JSONRoute(APIRoute):
-    """A route that takes only JSON, which no form of a web page can send."""
+    """A route that accepts only JSON, which the forms of web pages cannot send."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -106,7 +106,7 @@ class _JSONRoute(APIRoute):
 
 
 def _streamed_or_errors(description: str) -> dict[int | str, dict[str, Any]]:
-    """Describe the replies of a route that can stream, besides the plain one."""
+    """Describe the streamed reply and the errors of a route that can stream."""
     events = {"schema": {"type": "string", "description": description}}
     return {200: {"content": {"text/event-stream": events}}, **_ERRORS}
 
@@ -153,7 +153,7 @@ def _server_routes(service: Service) -> APIRouter:
     async def retrieve_model(name: str) -> ServedModel:
         """Describe the model of this name."""
         if name not in (engine.name, DEFAULT_MODEL):
-            message = f"there is no model {name!r} here: it is {engine.name!r}"
+            message = f"there is no model {name!r} here: use {engine.name!r}"
             raise APIError(404, message, param="model", code="model_not_found")
         return served_model()
 
@@ -163,7 +163,7 @@ def _server_routes(service: Service) -> APIRouter:
         responses={503: {"model": Health, "description": "The server is stopping."}},
     )
     async def health(response: Response) -> Health:
-        """Report the load, and whether requests are accepted: 503 if the server is stopping."""
+        """Report the load, and whether requests are accepted: status 503 if the server stops."""
         counts = engine.counts
         stopping = engine.stopping
         if stopping:
@@ -214,20 +214,19 @@ def _page() -> tuple[str, dict[str, str]]:
     def hashes(tag: str) -> str:
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
-        return (
-            " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-            or "'none'"
-        )
+        sources = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
+        return " ".join(sources) or "'none'"
 
     policy = (
-        f"default-src 'none'; style-src {hashes('style')}; script-src {hashes('script')}; connect-src 'self'; "
-        "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; style-src {hashes('style')}; script-src {hashes('script')}; "
+        "connect-src 'self'; img-src 'self' data: blob:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return text, {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
 
 
 def _describe_key(app: FastAPI) -> None:
-    """Have /openapi.json name the routes that need the key; the middleware checks it."""
+    """Describe in /openapi.json which routes need the key; the middleware checks it."""
     openapi_without_key = app.openapi
 
     def openapi() -> dict[str, Any]:

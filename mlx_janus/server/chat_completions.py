@@ -103,7 +103,7 @@ async def _to_engine_request(
     if len(urls) > MAX_REQUEST_IMAGES:
         raise APIError(
             400,
-            f"{len(urls)} pictures are too many: at most {MAX_REQUEST_IMAGES}",
+            f"{len(urls)} images are too many: send at most {MAX_REQUEST_IMAGES}",
             param="messages",
         )
     images = await _read_images(urls, reader, request)
@@ -132,13 +132,13 @@ async def _read_images(
 ) -> tuple[Image, ...]:
     """Read images in order; stop when the client leaves.
 
-    An image that has been begun is finished: its thread cannot be stopped, and no two images shall
-    be decoded at once.
+    The current image is finished first: its thread cannot be stopped, and two images must not be
+    decoded at once.
 
     Args:
         urls: URL of each image, and the field of the body that holds it.
         reader: reads one image.
-        request: of the client.
+        request: the client's request.
     """
     images: list[Image] = []
     async with watch_client(request) as check_client:
@@ -160,7 +160,7 @@ def _split_system(
         elif rest:
             raise APIError(
                 400,
-                "instructions must stand before all other messages",
+                "instructions must come before all other messages",
                 param=f"messages[{number}].role",
             )
         else:
@@ -206,9 +206,8 @@ async def _chunks(
     """Yield the events of a streamed reply."""
 
     def chunk(*choices: ChunkChoice, usage: Usage | None = None) -> bytes:
-        return server_sent_event(
-            ChatCompletionChunk(**asdict(identity), choices=list(choices), usage=usage)
-        )
+        fields = asdict(identity)
+        return server_sent_event(ChatCompletionChunk(**fields, choices=list(choices), usage=usage))
 
     for index in range(n):
         yield chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
@@ -219,11 +218,8 @@ async def _chunks(
             yield chunk(ChunkChoice(index=event.index, delta=Delta(content=event.text)))
         elif isinstance(event, Answered):
             results.append(event.result)
-            yield chunk(
-                ChunkChoice(
-                    index=event.index, delta=Delta(), finish_reason=_finish_reason(event.result)
-                )
-            )
+            reason = _finish_reason(event.result)
+            yield chunk(ChunkChoice(index=event.index, delta=Delta(), finish_reason=reason))
     if with_usage:
         yield chunk(usage=_usage(results))
     yield server_sent_event("[DONE]")
@@ -236,8 +232,8 @@ def _finish_reason(result: TextResult) -> FinishReason:
 def _usage(results: Sequence[TextResult]) -> Usage:
     """Count the tokens of a request.
 
-    The prompt counts once for all answers. Its cached tokens are those of the first answer, since
-    the later ones find the whole prompt in the cache.
+    The prompt counts once for all answers. The cached tokens are those of the first answer: the
+    later answers read the complete prompt from the cache.
     """
     prompt_tokens = results[0].prompt_tokens
     completion_tokens = sum(len(result.tokens) for result in results)

@@ -31,8 +31,8 @@ from .settings import Settings
 GRACE = 30.0  # seconds that running requests have to finish when the server stops
 _LINGER = 5  # further seconds for clients that read slowly
 _INTERRUPTED = 130  # exit code after Ctrl-C
-_BACKLOG = 128  # connections that are accepted in one go, before any of them is counted
-_SEND_BUFFER = 128 << 10  # bytes of a reply that the system holds for a client
+_BACKLOG = 128  # connections that are accepted together, before any of them is counted
+_SEND_BUFFER = 128 << 10  # bytes of a reply that the system buffers for a client
 _OTHER_FILES = 128  # files that the process opens besides connections: the model's, downloads
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # errors of accept()
 _WARNING_INTERVAL = 60  # seconds between two warnings about them
@@ -74,7 +74,7 @@ def _allowed_connections(wanted: int) -> int:
     if soft == resource.RLIM_INFINITY or soft >= files:
         return wanted
     raised = files if hard == resource.RLIM_INFINITY else min(files, hard)
-    with contextlib.suppress(OSError, ValueError):  # the system may have a lower limit of its own
+    with contextlib.suppress(OSError, ValueError):  # the system may enforce a lower limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(wanted, max(soft - _BACKLOG - _OTHER_FILES, 1))
@@ -93,7 +93,7 @@ def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
             loop.default_exception_handler(context)
         elif loop.time() - last_warning > _WARNING_INTERVAL:
             last_warning = loop.time()
-            _LOG.warning("no connection can be taken for now: %s", error.strerror)
+            _LOG.warning("no connection can be accepted for now: %s", error.strerror)
 
     loop.set_exception_handler(handle)
 
@@ -115,8 +115,8 @@ class _LimitedProtocol(H11Protocol):
         if len(self.connections) > self.max_connections:
             transport.abort()
             return
-        # By default the system buffers megabytes, and whether the client reads them cannot be seen
-        # from here.
+        # By default the system buffers megabytes of a reply, and this process cannot tell whether
+        # the client reads them.
         with contextlib.suppress(OSError):  # the connection may be closed already
             transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER
@@ -146,13 +146,10 @@ class _LimitedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Reply with OpenAI's error object to malformed HTTP, unless another reply has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            reply = APIError(400, "this is no valid HTTP request").response()
+            reply = APIError(400, "this is not a valid HTTP request").response()
             headers = [*reply.raw_headers, (b"connection", b"close")]
-            self.transport.write(
-                self.conn.send(
-                    h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
-                )
-            )
+            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            self.transport.write(self.conn.send(head))
             self.transport.write(self.conn.send(h11.Data(data=bytes(reply.body))))
             self.conn.send(h11.EndOfMessage())
         self.transport.close()
@@ -190,7 +187,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.number = 0  # of the first signal; 0: none came
+        self.number = 0  # number of the first signal; 0: no signal so far
         self.came = asyncio.Event()
 
     def __enter__(self) -> StopSignals:
@@ -217,7 +214,7 @@ class StoppableServer(Server):
     """A server that stops together with its engine. Signals are left to its caller.
 
     Args:
-        config: of uvicorn.
+        config: uvicorn's configuration.
         close: closes the engine and lets running requests finish.
         ready: called when connections are accepted.
     """

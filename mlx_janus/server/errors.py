@@ -34,11 +34,11 @@ class APIError(HTTPException):
     """A refused or failed request, with the reply that its client gets.
 
     Args:
-        status: of HTTP.
+        status: the HTTP status.
         message: one sentence for a person: the mistake and the allowed values.
         param: the field of the body that caused it.
         code: for programs; None: the default of the status, if it has one.
-        headers: of the reply.
+        headers: headers of the reply.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class APIError(HTTPException):
 
 
 def client_left() -> APIError:
-    """Return the error that ends the work for a client that has closed its connection."""
+    """Return the error that ends a request whose client has closed its connection."""
     return APIError(CLIENT_LEFT, "the client left")
 
 
 def to_api_error(error: Exception, param: str | None = None) -> APIError:
     """Convert an exception to an API error.
 
-    The client is told about its own mistakes, a full queue, a shutdown and a lack of memory.
-    Anything else is logged and reaches the client as "internal error".
+    The reply describes the client's own mistakes, a full queue, a shutdown and a lack of memory.
+    Any other error is logged, and the reply is "internal error".
 
     Args:
         error: any exception.
@@ -121,8 +121,8 @@ async def handle_http_exception(request: Request, error: Exception) -> JSONRespo
         return error.response()
     assert isinstance(error, HTTPException)
     messages = {
-        404: f"there is no {request.url.path!r}: /openapi.json lists what there is",
-        405: f"{request.url.path!r} is not for {request.method}",
+        404: f"there is no {request.url.path!r}: /openapi.json lists the routes",
+        405: f"{request.url.path!r} does not support {request.method}",
     }
     message = messages.get(error.status_code, str(error.detail))
     return APIError(error.status_code, message, headers=error.headers).response()
@@ -142,16 +142,8 @@ async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
     return APIError(400, f"{field or 'the body'}: {reason}", param=field).response()
 
 
-_FIELDS = {
-    "role",
-    "content",
-    "type",
-    "text",
-    "image_url",
-    "url",
-    "detail",
-    "include_usage",
-}  # of messages and options
+# Fields inside messages and options.
+_FIELDS = {"role", "content", "type", "text", "image_url", "url", "detail", "include_usage"}
 
 
 def _field_path(location: Sequence[int | str]) -> str | None:
@@ -166,9 +158,7 @@ def _field_path(location: Sequence[int | str]) -> str | None:
             path += f"[{part}]"
         elif not path:
             path = part
-        elif (
-            part in _FIELDS and not after_index
-        ):  # an index is followed by the kind of the message or part
+        elif part in _FIELDS and not after_index:  # after an index: the branch of the union
             path += f".{part}"
         after_index = isinstance(part, int)
     return path or None

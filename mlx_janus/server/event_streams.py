@@ -1,6 +1,6 @@
-"""The engine's events on their way to a client: collected for one reply, or streamed as they come.
+"""The engine's events for a client: collected into one reply, or streamed one by one.
 
-Whichever way a client leaves, its ticket is cancelled.
+If a client leaves, its ticket is cancelled in either case.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ async def watch_client(request: HTTPRequest) -> AsyncIterator[Callable[[], None]
     """Watch a client; yield a function that raises an ``APIError`` once it has left.
 
     Args:
-        request: of the client; its body has been read.
+        request: the client's request, with its body read.
     """
     disconnect = asyncio.create_task(_wait_for_disconnect(request))
 
@@ -50,9 +50,9 @@ async def collect_events(
     """Return all events of a ticket. The ticket is cancelled as soon as the client leaves.
 
     Args:
-        ticket: from the engine.
-        request: of the client; its body has been read.
-        record: called with each event as it comes.
+        ticket: the request in the engine.
+        request: the client's request, with its body read.
+        record: called with each event.
         param: the field of the body that an error is about.
 
     Raises:
@@ -106,8 +106,8 @@ class EventStream(StreamingResponse):
         events: encoded by ``server_sent_event``, made from the ticket's events.
         ticket: cancelled after the last event, and when the client leaves, even if it was slow to
             read.
-        heartbeat_seconds: after which a comment is sent, so that no proxy takes the connection for
-            dead.
+        heartbeat_seconds: pause after which a comment is sent, so that no proxy closes the
+            connection.
     """
 
     media_type = "text/event-stream"
@@ -117,9 +117,8 @@ class EventStream(StreamingResponse):
     ):
         self._events = _with_heartbeats(_with_error(events), heartbeat_seconds)
         self._ticket = ticket
-        super().__init__(
-            self._events, headers={"X-Accel-Buffering": "no"}
-        )  # nginx would buffer the events
+        # Without this header nginx would buffer the events.
+        super().__init__(self._events, headers={"X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -130,7 +129,7 @@ class EventStream(StreamingResponse):
 
 
 async def _with_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
-    """Yield the events, and an exception as a last one."""
+    """Yield the events, and an exception as the last event."""
     try:
         async with contextlib.aclosing(events):
             async for event in events:
@@ -142,7 +141,7 @@ async def _with_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[byt
 async def _with_heartbeats(
     events: AsyncGenerator[bytes, None], seconds: float
 ) -> AsyncGenerator[bytes]:
-    """Yield the events, and a comment whenever none came for a number of seconds."""
+    """Yield the events, and a comment after every pause of a number of seconds."""
     next_event: asyncio.Task[bytes] | None = None
     try:
         while True:

@@ -38,11 +38,8 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
     if body.stream:
         events = _events(ticket, engine_request.seed, size, record)
         return EventStream(events, ticket, service.settings.heartbeat_seconds)
-    finished = [
-        event
-        for event in await collect_events(ticket, request, record, "prompt")
-        if isinstance(event, Drawn)
-    ]
+    collected = await collect_events(ticket, request, record, "prompt")
+    finished = [event for event in collected if isinstance(event, Drawn)]
     finished.sort(key=lambda event: event.index)
     data = []
     for event in finished:
@@ -59,15 +56,14 @@ def _size(config: JanusConfig) -> str:
 def _to_engine_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
     size = _size(engine.config)
     if body.size not in (None, "auto", size):
-        raise APIError(
-            400, f"size must be 'auto' or the model's own '{size}', got {body.size!r}", param="size"
-        )
+        message = f"size must be 'auto' or the model's own '{size}', got {body.size!r}"
+        raise APIError(400, message, param="size")
     n = body.n or 1
     seed = random_seed() if body.seed is None else body.seed
     if seed + n - 1 > MAX_SEED:
         raise APIError(
             400,
-            f"the last picture's seed would be above {MAX_SEED}: take a smaller one",
+            f"the last image's seed would be above {MAX_SEED}: take a smaller one",
             param="seed",
         )
     choices = {"cfg_weight": body.cfg_weight, "temperature": body.temperature, "top_p": body.top_p}

@@ -1,4 +1,4 @@
-"""Images of requests and replies: data URLs to small RGB images, and generated images to base64."""
+"""Images of requests, from URLs to small RGB images, and of replies, from images to base64."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ImageReader:
 
         Args:
             url: a data URL or an https address.
-            field: of the body that holds the URL, for errors.
+            field: the field of the body that holds the URL, for errors.
 
         Raises:
             APIError: the image is too large or damaged, or the URL is of another kind.
@@ -63,9 +63,8 @@ class ImageReader:
 
     async def _fetch(self, url: str) -> bytes:
         if not self._settings.allow_url_images:
-            raise ImageError(
-                "this server fetches no pictures: send it as data:image/png;base64,..."
-            )
+            fix = "send the image as data:image/png;base64,..."
+            raise ImageError(f"this server fetches no images: {fix}")
         from ..processing.web import fetch_public
 
         async with self._fetch_slots:
@@ -76,9 +75,8 @@ class ImageReader:
         found = _DATA_URL.match(url)
         if found is None:
             allowed = " or an https address" if self._settings.allow_url_images else ""
-            raise ImageError(
-                f"a picture must be given as data:image/png;base64,...{allowed}, got {url[:30]!r}"
-            )
+            rule = f"an image must be given as data:image/png;base64,...{allowed}"
+            raise ImageError(f"{rule}, got {url[:30]!r}")
         if (len(url) - found.end()) * 3 // 4 > self._settings.image_limit + 2:
             raise self._too_large()
         return url[found.end() :]
@@ -90,19 +88,16 @@ class ImageReader:
                 padding = "=" * (-len(text) % 4)  # and some leave the padding out
                 data = base64.b64decode(text + padding, validate=True)
             except (binascii.Error, ValueError):  # ValueError: not ASCII
-                raise ImageError(
-                    "the picture's base64 is damaged or cut short: send it again"
-                ) from None
+                message = "the image's base64 is damaged or cut short: send it again"
+                raise ImageError(message) from None
         if len(data) > self._settings.image_limit:
             raise self._too_large()
-        return resize_and_pad(
-            decode_image(data, "the picture", max_pixels=_MAX_PIXELS), self._config
-        )
+        image = decode_image(data, "the image", max_pixels=_MAX_PIXELS)
+        return resize_and_pad(image, self._config)
 
     def _too_large(self) -> ImageError:
-        return ImageError(
-            f"the picture is larger than {self._settings.image_limit / 1e6:g} MB: make it smaller"
-        )
+        limit = f"{self._settings.image_limit / 1e6:g} MB"
+        return ImageError(f"the image is larger than {limit}: make it smaller")
 
 
 async def to_base64(image: Image.Image, text: dict[str, str]) -> str:

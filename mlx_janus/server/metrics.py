@@ -12,21 +12,8 @@ from ..engine.messages import Answered, Drawn, Event, Piece
 if TYPE_CHECKING:
     from ..engine.engine import Engine
 
-_SECONDS = (
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    30,
-    60,
-    120,
-    300,
-    600,
-)  # upper bounds of the histograms' buckets
+# Seconds: upper bounds of the histograms' buckets.
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _GAUGES = {  # fields of the engine's counts
     "waiting": "Requests in the queue.",
     "answering": "Answers being generated.",

@@ -1,4 +1,4 @@
-"""Runs the server as a process: its socket, the engine, uvicorn, and the signals that stop them."""
+"""The server as a process: its socket, the engine, uvicorn, and the signals that stop them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def run_server(
     prepare: Callable[[], None] = lambda: None,
     ready: Ready = lambda _name, _url: None,
 ) -> int:
-    """Serve one model until SIGINT or SIGTERM comes; to be called in the main thread.
+    """Serve one model until SIGINT or SIGTERM. Call it in the main thread.
 
     Args:
         settings: address, access and limits.
-        load: gives the model; called in the engine's thread.
-        queue: requests that may wait.
-        prepare: called in this thread, where Ctrl-C interrupts it, after the address is bound and
-            before ``load``; downloads and converts where needed.
+        load: returns the model; called in the engine's thread.
+        queue: number of requests that may wait.
+        prepare: downloads and converts the model if needed. It is called after the address is bound
+            and before ``load``, in this thread, so that Ctrl-C interrupts it.
         ready: called when connections are accepted.
 
     Returns:
@@ -56,34 +56,32 @@ def run_server(
 
 @contextlib.contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """Give a bound socket, before minutes are spent on a model; it accepts connections later.
+    """Yield a bound socket, before minutes are spent on a model. It accepts connections later.
 
     Raises:
-        JanusError: the address is in use, or not this machine's.
+        JanusError: the address is in use, or does not belong to this machine.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
         )[0]
         if settings.api_key is None and not is_loopback(str(address[0])):
-            found = f"{settings.host} is {address[0]}, which other machines reach"
+            found = f"{settings.host} is {address[0]}, which other machines can reach"
             raise JanusError(f"{found}: set a key with api_key=...")
         listener = socket.socket(family, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: an empty or a very long part of a name
-        reason = error.strerror if isinstance(error, OSError) else "it is no name"
-        raise JanusError(
-            f"{settings.host} is no address to listen at ({reason}): check host=..."
-        ) from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not a name"
+        message = f"{settings.host} is not an address to listen on ({reason}): check host=..."
+        raise JanusError(message) from None
     with listener:
         try:
-            if os.name == "posix":  # elsewhere it would let two servers have one port
+            if os.name == "posix":  # on Windows two servers could share one port
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
         except OSError as error:
             place = f"{settings.host}:{settings.port}"
-            raise JanusError(
-                f"{place} cannot be listened at ({error.strerror}): name another port=..."
-            ) from None
+            message = f"cannot listen on {place} ({error.strerror}): name another port=..."
+            raise JanusError(message) from None
         yield listener
 
 
@@ -93,15 +91,14 @@ def _check_packages() -> None:
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise JanusError(
-            f"{error.name} is not installed: pip install 'mlx-janus[server]'"
-        ) from None
+        fix = "pip install 'mlx-janus[server]'"
+        raise JanusError(f"{error.name} is not installed: {fix}") from None
 
 
 async def _serve(
     load: Load, settings: Settings, listener: socket.socket, queue: int, ready: Ready
 ) -> int:
-    """Serve until a signal comes, and return its number."""
+    """Serve until a signal arrives, and return its number."""
     from ..engine.engine import Engine
     from .app import create_app
     from .connections import GRACE, StoppableServer, StopSignals, uvicorn_config
@@ -111,15 +108,14 @@ async def _serve(
         try:
             if not await _loaded(engine, signals):
                 return signals.number
-            logging.getLogger("uvicorn.error").setLevel(
-                logging.CRITICAL
-            )  # its errors have lines of our own
+            # The engine and the connections log uvicorn's errors in their own words.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             server = StoppableServer(
                 uvicorn_config(create_app(engine, settings), settings),
                 close=lambda: engine.close(GRACE),
                 ready=lambda: ready(engine.name, _address(settings, listener)),
             )
-            # Without its engine a server answers nothing: it ends, so that a supervisor restarts it.
+            # The server stops if its engine fails, so that a supervisor restarts it.
             watching = [
                 asyncio.create_task(server.stop_after(event))
                 for event in (signals.came, engine.ended)
@@ -128,16 +124,17 @@ async def _serve(
             for task in watching:
                 task.cancel()
             if engine.failure is not None:
-                raise JanusError(
-                    "the model's thread has failed, as told above: start the server again"
-                )
+                raise JanusError("the model's thread failed (see above): start the server again")
             return signals.number
         finally:
             await engine.close(0)
 
 
 async def _loaded(engine: Engine, signals: StopSignals) -> bool:
-    """Load the model; return False if a signal comes first, once the weights at hand are read."""
+    """Load the model. Return False if a signal arrives first.
+
+    The return then waits until the current weights are read.
+    """
     starting = asyncio.create_task(engine.start())
     stopping = asyncio.create_task(signals.came.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

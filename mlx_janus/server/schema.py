@@ -28,9 +28,8 @@ Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=Fal
 Guidance = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 NonEmptyText = Annotated[str, Field(min_length=1)]
-_SHORT_LIST = Field(
-    max_length=_MAX_PARTS, fail_fast=True
-)  # collecting an error for each of a million takes minutes
+# fail_fast: collecting an error for each of a million parts takes minutes.
+_SHORT_LIST = Field(max_length=_MAX_PARTS, fail_fast=True)
 
 _MODEL_NAME = (
     "Name of the model, as `/v1/models` lists it, or `default`. Default: the served model."
@@ -39,9 +38,9 @@ _TOP_P = (
     "Nucleus sampling: the total probability of the likeliest tokens to sample from. Default: 1."
 )
 _SYSTEM_FINGERPRINT = (
-    "Differs between models, precisions and releases; so may the answer for a seed."
+    "Identifies model, precision and release: another one may answer differently to the same seed."
 )
-_CREATED = "When the reply was made, in seconds since 1970."
+_CREATED = "Creation time of the reply, in seconds since 1970."
 
 
 def _is_none(value: object) -> bool:
@@ -68,7 +67,8 @@ class ImageURL(_RequestPart):
     """The source of an image."""
 
     url: str = Field(
-        description="A data URL, `data:image/png;base64,...`, or an https address if that is allowed.",
+        description="A data URL, `data:image/png;base64,...`, or an https address if the server "
+        "allows it.",
         examples=["data:image/png;base64,iVBORw0KGgo="],
     )
     detail: str | None = Field(
@@ -123,7 +123,7 @@ class _OnlyNeutral:
     """The mark of an unsupported field, accepted only with a value that changes nothing.
 
     Args:
-        values: accepted besides None, which stands for an absent field.
+        values: accepted in addition to None, the value of an absent field.
     """
 
     def __init__(self, *values: Any):
@@ -141,9 +141,8 @@ class _OnlyNeutral:
 class _UnsupportedFields(_RequestPart):
     """Unsupported fields that would change an answer: OpenAI's, then those of other servers."""
 
-    tool_choice: Annotated[Any, _OnlyNeutral("none", "auto")] = (
-        None  # a model may always call no tool
-    )
+    # "auto" is accepted, since a model may always call no tool.
+    tool_choice: Annotated[Any, _OnlyNeutral("none", "auto")] = None
     function_call: Annotated[Any, _OnlyNeutral("none", "auto")] = None
     response_format: Annotated[Any, _OnlyNeutral({"type": "text"})] = None
     logprobs: Annotated[Any, _OnlyNeutral(False)] = None
@@ -189,14 +188,15 @@ class ChatRequest(_UnsupportedFields):
     )
     top_p: TopP | None = Field(default=None, description=_TOP_P)
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
-        default=None, description="Largest number of tokens in an answer. Default: 512."
+        default=None, description="Maximum number of tokens in an answer. Default: 512."
     )
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         default=None, description="The old name of max_completion_tokens, which takes precedence."
     )
     seed: Seed | None = Field(
         default=None,
-        description="Seed of the first answer; the others have the next ones. -1, the default: random.",
+        description="Seed of the first answer; the others use the following numbers. "
+        "-1, the default: random.",
     )
     stop: NonEmptyText | Annotated[list[NonEmptyText], Field(max_length=MAX_STOPS)] | None = Field(
         default=None, description="Strings that end an answer. They are not part of it."
@@ -232,11 +232,12 @@ class ImageRequest(_RequestPart):
     )
     partial_images: Annotated[int, Field(ge=0, le=16)] | None = Field(
         default=None,
-        description="Largest number of previews of each image that a stream sends. Default: 0.",
+        description="Maximum number of previews that a stream sends of each image. Default: 0.",
     )
     seed: Seed | None = Field(
         default=None,
-        description="Seed of the first image; the others have the next ones. -1, the default: random.",
+        description="Seed of the first image; the others use the following numbers. "
+        "-1, the default: random.",
     )
     cfg_weight: Guidance | None = Field(
         default=None,
@@ -261,7 +262,7 @@ class ErrorText(BaseModel):
     message: str = Field(description="One sentence for a person.")
     type: ErrorKind
     param: str | None = Field(
-        description="The field of the body that caused the error, if it was one."
+        description="The field of the body that caused the error, if there is one."
     )
     code: str | None = Field(description="A short name of the error for programs, if it has one.")
 
@@ -276,7 +277,7 @@ class PromptDetails(BaseModel):
     """Details of the prompt's token count."""
 
     cached_tokens: int = Field(
-        description="Tokens at the beginning of the prompt that were in the cache already."
+        description="Tokens at the beginning of the prompt that were read from the cache."
     )
 
 
@@ -308,7 +309,8 @@ class Choice(BaseModel):
     index: int = Field(description="Number of the answer, from 0.")
     message: AnswerMessage
     finish_reason: FinishReason = Field(
-        description="`stop`: at its end or a stop string; `length`: at its largest length."
+        description="Why the answer ended. `stop`: complete, or at a stop string; `length`: at the "
+        "maximum number of tokens."
     )
     logprobs: None = None
 
@@ -424,7 +426,7 @@ class ServedModel(BaseModel):
 
     id: str = Field(description="The name to send as `model`.")
     object: Literal["model"] = "model"
-    created: int = Field(description="When the server started, in seconds since 1970.")
+    created: int = Field(description="Start time of the server, in seconds since 1970.")
     owned_by: str = "mlx_janus"
 
 

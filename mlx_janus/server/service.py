@@ -28,10 +28,10 @@ class Service:
     """An engine with the settings and the metrics of its server.
 
     Args:
-        engine: started before the first request.
-        settings: of the server.
-        metrics: of the server.
-        since: when the server started, in seconds since 1970.
+        engine: an engine that is started before the first request.
+        settings: the server's settings.
+        metrics: the server's metrics.
+        since: start of the server, in seconds since 1970.
     """
 
     engine: Engine
@@ -46,9 +46,10 @@ class Service:
 
     @cached_property
     def fingerprint(self) -> str:
-        """OpenAI's ``system_fingerprint``: it differs if the same seed may give another answer.
+        """OpenAI's ``system_fingerprint``.
 
-        That is so for another model, another precision and another release.
+        It differs for another model, precision or release, since the same seed may then give
+        another answer.
         """
         facts = f"{__version__} {self.engine.name} {self.engine.config}"
         return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
@@ -60,16 +61,14 @@ class Service:
             APIError: 404.
         """
         if name not in (None, DEFAULT_MODEL, self.engine.name):
-            message = (
-                f"there is no model {name!r} here: it is {self.engine.name!r}, or leave it out"
-            )
+            message = f"there is no model {name!r} here: use {self.engine.name!r}, or leave it out"
             raise APIError(404, message, param="model", code="model_not_found")
 
     def submit(self, request: Request, param: str) -> Ticket:
         """Hand a request to the engine.
 
         Args:
-            request: for the engine.
+            request: the request.
             param: the field of the body that an error is about.
 
         Raises:

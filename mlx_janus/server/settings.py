@@ -21,7 +21,7 @@ class Settings:
 
     Args:
         host: address or name to listen on. Without a key it must be a loopback address.
-        port: to listen on; 0: any free port.
+        port: port to listen on; 0: any free port.
         api_key: key that requests must send, except those for the page and for ``/health``; None:
             no key.
         allow_url_images: fetch images from https addresses that a request names.
@@ -35,8 +35,8 @@ class Settings:
         most_requests: number of requests at once, including those in the queue.
         most_connections: number of open connections, idle ones included; further ones are closed.
         heartbeat_seconds: seconds without an event after which a stream sends a comment.
-        log_requests: log one line a request: method, route, status, sizes and seconds, nothing of
-            its content.
+        log_requests: log one line per request: method, route, status, sizes and seconds, but no
+            content.
 
     Raises:
         OptionError: the host is empty, or not loopback without a key; the key cannot be sent in a
@@ -60,20 +60,19 @@ class Settings:
     def __post_init__(self) -> None:
         if self.api_key is not None and not _KEY.fullmatch(self.api_key):
             raise OptionError(
-                "the key, of api_key=... or MLX_JANUS_API_KEY, must be 1 to 512 letters, digits and signs, "
-                "without spaces"
+                "the key, of api_key=... or MLX_JANUS_API_KEY, must be 1 to 512 letters, digits "
+                "and signs, without spaces"
             )
         if not self.host.strip():
             raise OptionError("the host is empty: give an address or a name, or leave host=... out")
         if self.api_key is None and not is_loopback(self.host):
-            raise OptionError(
-                f"{self.host} is reached by other machines: set a key with api_key=..., or leave host=... out"
-            )
+            fix = "set a key with api_key=..., or leave host=... out"
+            raise OptionError(f"other machines can reach {self.host}: {fix}")
         for origin in self.cors_origins:
             if not _is_origin(origin):
                 raise OptionError(
-                    f"{origin!r} is no origin: give scheme, host in small letters and port if it has one, and no path, "
-                    "such as https://chat.example.org"
+                    f"{origin!r} is not an origin: give the scheme, the host in lower case, the "
+                    "port if it has one, and no path, such as https://chat.example.org"
                 )
 
 

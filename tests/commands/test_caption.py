@@ -97,7 +97,7 @@ def test_a_run_that_was_killed_is_gone_on_with(
         assert output.read_bytes() == whole
         assert len(asked) == 3 - whole[:kept].count(b"\n")
     monkeypatch.setattr(caption, "load_pipeline", None)  # not called when nothing is missing
-    assert ask(model, *words) == Outcome(0, "", "3 of 3 pictures are there already\n")
+    assert ask(model, *words) == Outcome(0, "", "3 of 3 images are in out.jsonl already\n")
 
 
 def test_a_stop_keeps_whole_lines(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_stop_keeps_whole_lines(model: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_pictures_that_cannot_be_read_are_named_and_the_rest_is_answered(model: Path) -> None:
     Path(NAMES[1]).write_bytes(PICTURE.read_bytes()[:1000])
     done = ask(model, "photos", "absent.png", "-o", "out.jsonl", "-q")
-    assert error_line(done) == "Error: 2 of 4 pictures could not be read"
+    assert error_line(done) == "Error: 2 of 4 images could not be read"
     first, second, _ = done.stderr.splitlines()
     assert first.startswith(f"{NAMES[1]} is damaged or cut short")
     assert second.startswith("absent.png does not exist")
@@ -145,10 +145,10 @@ def test_a_file_name_that_is_no_text(model: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("dear diary", "out.jsonl is no file of captions"),
-        ("dear diary\n", "out.jsonl is no file of captions"),
-        ('{"path": "a.png", "text": "x"}\n', "out.jsonl is no file of captions"),
-        ('[1]\n{"pa', "out.jsonl is no file of captions"),
+        ("dear diary", "out.jsonl is not a file of captions"),
+        ("dear diary\n", "out.jsonl is not a file of captions"),
+        ('{"path": "a.png", "text": "x"}\n', "out.jsonl is not a file of captions"),
+        ('[1]\n{"pa', "out.jsonl is not a file of captions"),
         ('{"path": "a.png", "prompt": "Why?"}\n{"pa', "out.jsonl answers another question, 'Why?'"),
     ],
 )
@@ -163,9 +163,9 @@ def test_a_file_of_something_else_is_left_as_it_is(model: Path, text: str, what:
 def test_nothing_to_ask_about_and_nowhere_to_write(model: Path) -> None:
     Path("empty").mkdir()
     for words, what in [
-        ("empty", "empty holds no pictures"),
-        ("photos/*.xcf", "photos/*.xcf fits no file"),
-        ("photos -o absent/out.jsonl", "absent is no folder"),
+        ("empty", "empty holds no images"),
+        ("photos/*.xcf", "photos/*.xcf matches no file"),
+        ("photos -o absent/out.jsonl", "absent is not a folder"),
         ("photos -o photos", "photos is a folder"),
     ]:
         assert what in error_line(call(caption.main, "-m", "no/such/model", *words.split()))

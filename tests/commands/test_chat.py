@@ -105,16 +105,16 @@ def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
     assert (done.code, done.stdout) == (0, written(*seen, *fresh))
     assert done.stderr == (
         READY
-        + "1 waiting for your question.\n"
+        + "1 image attached to your next question.\n"
         + CUT * 2
         + "Error: absent.png does not exist: check the path\n"
-        + "Error: notes.txt is no picture that can be read: "
+        + "Error: notes.txt is not an image that can be read: "
         "use PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF or ICO\n"
         + "Error: /image needs a file: /image photo.jpg\n"
         + "There is no /dance. /help lists the commands.\n"
-        + "Error: the prompt is empty: describe the picture to draw\n"
+        + "Error: the prompt is empty: describe the image to draw\n"
         + f"{chat.HELP}\n"
-        + "All is forgotten.\n"
+        + "The conversation is forgotten.\n"
         + CUT
     )
 
@@ -176,7 +176,7 @@ def test_file_names_as_people_type_them(
         "/image ~nobody-of-that-name/c.png",
     )
     assert (done.code, done.stdout) == (0, "")
-    assert re.findall(r"^(\d+) waiting", done.stderr, re.MULTILINE) == [
+    assert re.findall(r"^(\d+) images? attached", done.stderr, re.MULTILINE) == [
         "1",
         "2",
         "4",
@@ -203,7 +203,7 @@ def test_what_fails_leaves_the_talk_as_it_was(model: Path, pro: Janus) -> None:
         *replies(pro, Turn("user", "Hello?"), Turn("user", "What is this?", 1))
     )
     assert re.search(
-        r"^Error: the question is \d+ tokens long.*; /reset forgets what was said$",
+        r"^Error: the question is \d+ tokens long.*; /reset forgets the conversation$",
         done.stderr,
         re.M,
     )
@@ -308,12 +308,12 @@ def test_what_was_drawn_is_asked_about_taken_back_and_kept(here: Path) -> None:
         TINY.strip(),
         "seed 1",
         "seed 1",
-        "3 messages in talk.json",
-        "Taken back: What shape is red?",
-        "Taken back: What colour is the circle?",
-        "Taken back: a red circle",
+        "Saved 3 messages to talk.json.",
+        "Removed: What shape is red?",
+        "Removed: What colour is the circle?",
+        "Removed: a red circle",
         "Error: nothing was asked yet: ask something first",
-        "3 messages.",
+        "Loaded 3 messages.",
     ]
     again = tiny_talk("What shape is red?", flags=("--load", here / "talk.json"))
     assert again.stdout == "circle\n"
@@ -345,9 +345,9 @@ def test_settings_are_checked_listed_and_used(here: Path) -> None:
         "temperature 0.7\nError: temperature: 'warm' is not a valid",
         "Error: top_p: 0.0 is not in the range",
         "Error: there is no setting speed: "
-        "it is one of temperature, top_p, max_tokens, cfg_weight, seed\n",
+        "it must be one of temperature, top_p, max_tokens, cfg_weight, seed\n",
         "temperature default\ntop_p 1.0\nmax_tokens default\ncfg_weight 1.0\nseed random\n",
-        "system prompt: Be brief.\nsystem prompt: none\nsystem prompt: none\ncontext 0 of 1024\n",
+        "system prompt: Be brief.\nsystem prompt: none\nsystem prompt: none\n0 of 1024 context tokens used\n",
     ):
         assert line in done.stderr, line
 
@@ -359,7 +359,7 @@ def test_stats_tell_what_an_answer_took() -> None:
         r"^(\d+) of (\d+) prompt tokens read, first token after [\d.]+ s$", done.stderr, re.M
     )[0]
     assert int(read) < int(total) / 2
-    assert re.search(rf"^context {int(total) + 1} of 1024$", done.stderr, re.MULTILINE)
+    assert re.search(rf"^{int(total) + 1} of 1024 context tokens used$", done.stderr, re.MULTILINE)
 
 
 # A terminal is forked off, which Python 3.12 warns of where there are threads, as MLX has.
@@ -607,7 +607,7 @@ def test_a_whole_transcript_on_a_terminal(here: Path, terminal: Any) -> None:
         ("/image cut.png", "cut.png is damaged or cut short: download or export it again"),
         (
             "/image notes.png",
-            "notes.png is no picture that can be read: use PNG",
+            "notes.png is not an image that can be read: use PNG",
         ),
     ]:
         one.type(f"{line}\r")
@@ -615,25 +615,25 @@ def test_a_whole_transcript_on_a_terminal(here: Path, terminal: Any) -> None:
     one.wait("> ")
     one.type("\x1b[200~" + "a red circle,\nagain " * 2000 + "\x1b[201~\r")  # as a terminal pastes
     one.said("Error: the question is")
-    one.said("/reset forgets what was said")
+    one.said("/reset forgets the conversation")
     one.wait("> ")
     one.type("/image ein Bild ä.png\r")
-    one.wait("1 waiting for your question.", "> ")
+    one.wait("1 image attached to your next question.", "> ")
     question = "Welche Farbe hat das? 🦔"
     one.type(f"{question}\r")
     first = talk.send(question, here / "ein Bild ä.png", seed=1)
     one.said(first.text)
     one.wait("> ")
     one.type("/save talk\r")
-    one.wait("3 messages in talk.json", "> ")
+    one.wait("Saved 3 messages to talk.json.", "> ")
     one.leave()
     other = terminal("--load", "talk.json", "--no-show")
-    other.wait("3 messages.", "> ")
+    other.wait("Loaded 3 messages.", "> ")
     other.type("Describe the picture.\r")
     second = talk.send("Describe the picture.")
     other.wait(second.text, "> ")
     other.type("/save talk\r")
-    other.wait("5 messages in talk.json", "> ")
+    other.wait("Saved 5 messages to talk.json.", "> ")
     other.leave()
     again = janus.conversation()
     again.load(here / "talk.json")

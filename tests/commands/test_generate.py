@@ -71,7 +71,7 @@ def test_a_picture_of_another_model_is_drawn_with_the_one_that_is_named(model: P
     done = draw(Path(other), "--config-from", "a.png")
     who = "{!r} --dtype float32".format
     assert (
-        f"a.png was drawn by {who(model.name)}, this is {who('other')}: only the same draws"
+        f"a.png was drawn by {who(model.name)}, this is {who('other')}: only the same model"
         in done.stderr
     )
     assert facts("janus.png")["model"] == "other"

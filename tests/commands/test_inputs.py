@@ -74,9 +74,9 @@ def test_the_command_asks_about_pictures_from_several_places_in_order(
     [
         ("absent", "absent is not given: HTTP 404 Not Found"),
         ("hop/9", "is not given: HTTP 302"),
-        ("downgrade", "downgrade leads to http://127.0.0.1:1/picture, which is not https"),
+        ("downgrade", "downgrade redirects to http://127.0.0.1:1/picture, which is not https"),
         ("to-a-file", "is not given: HTTP 302"),
-        ("words", "words is no picture that can be read"),
+        ("words", "words is not an image that can be read"),
         ("large", "large is larger than 50 MB"),
         ("broken", "broken broke off after 100 bytes"),
     ],
@@ -129,10 +129,10 @@ def test_a_picture_and_a_prompt_from_stdin(converted: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("words", "stdin", "what"),
     [
-        ("-i - -p x", b"", "the picture on stdin is empty"),
-        ("-i - -p x", b"hello", "the picture on stdin is no picture"),
+        ("-i - -p x", b"", "the image on stdin is empty"),
+        ("-i - -p x", b"hello", "the image on stdin is not an image"),
         ("-p -", b" \n", "there is no prompt on stdin"),
-        ("-p - --text", "Schloß".encode("latin-1"), "no text in UTF-8"),
+        ("-p - --text", "Schloß".encode("latin-1"), "is not UTF-8 text"),
     ],
 )
 def test_stdin_without_what_is_asked_of_it(words: str, stdin: bytes, what: str) -> None:

@@ -76,7 +76,7 @@ def test_a_file_of_something_else_is_refused_and_stays(lines: JsonLines, text: s
     data = text.encode(errors="surrogateescape")
     lines.path.write_bytes(data)
     with pytest.raises(
-        OutputError, match=r"out\.jsonl is no file of scores: name another with --output"
+        OutputError, match=r"out\.jsonl is not a file of scores: name another with --output"
     ):
         lines.resume()
     assert lines.path.read_bytes() == data
@@ -100,7 +100,7 @@ def test_a_check_refuses_another_runs_records_before_anything_changes(lines: Jso
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     for path, what in [
         (tmp_path, "is a folder: give the name of a file in it, such as scores.jsonl"),
-        (tmp_path / "absent" / "out.jsonl", "absent is no folder: make it first"),
+        (tmp_path / "absent" / "out.jsonl", "absent is not a folder: make it first"),
     ]:
         with pytest.raises(OutputError, match=what):
             JsonLines(path, "scores", keys=("id",)).resume()

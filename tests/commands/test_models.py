@@ -496,7 +496,7 @@ def test_the_doctor_tells_every_section_on_a_line(fake_hub: FakeHub, folder: Pat
         assert re.match(rf"{section} +(ok|warn)  +\S", line)
     assert f"mlx_janus {mlx_janus.__version__}, Python 3." in lines
     assert re.search(r"^device +warn  CPU only", lines, re.MULTILINE)
-    assert "- device: MLX computes on the CPU" in advice
+    assert "- device: the CPU is slow" in advice
     facts = json.loads(call(group, "doctor", "--json").stdout)
     assert [fact["about"] for fact in facts] == sections
     assert set(facts[0]) == {"about", "status", "text", "advice"}
@@ -510,7 +510,7 @@ def test_the_doctor_sees_which_blas_is_used(monkeypatch: pytest.MonkeyPatch) -> 
     after = run("-c", f"import mlx_janus, mlx.core; {program}").stdout
     if "libopenblas0" in found("BLAS").advice:
         pytest.skip("OpenBLAS is not installed")
-    assert "MLX was imported before mlx_janus" in first
+    assert "MLX was imported before OpenBLAS" in first
     assert after.startswith("ok OpenBLAS")
     monkeypatch.setattr(diagnosis.ctypes, "CDLL", fail(OSError("no such library")))
     assert found("BLAS").advice == "sudo apt-get install libopenblas0"
@@ -560,4 +560,4 @@ def test_a_broken_package_ends_with_1(
     done = call(group, "doctor")
     assert done.code == 1
     assert re.search(r"^package +fail  ImportError: no libmlx.so$", done.stdout, re.MULTILINE)
-    assert "- package: install mlx_janus anew" in done.stdout
+    assert "- package: install mlx_janus again" in done.stdout

@@ -156,7 +156,7 @@ def test_a_file_of_prompts_is_drawn_into_a_folder_and_resumed(
     (Path("out/deep") / names[0]).unlink()
     again = call(generate.main, *words)
     assert again.stdout == str(Path("out/deep") / names[0]) + "\n"
-    assert "1 of 2 pictures are there already" in again.stderr
+    assert "1 of 2 images exist already" in again.stderr
     assert {name: (Path("out/deep") / name).read_bytes() for name in names} == before
     done = call(generate.main, *words)
     assert (done.code, done.stdout) == (0, "")
@@ -180,7 +180,7 @@ def test_prompts_that_cannot_be_read(here: Path) -> None:
     Path("latin.txt").write_bytes("ein Schloß\n".encode("latin-1"))
     for name, what in (
         ("empty.txt", "holds no prompt"),
-        ("latin.txt", "no text in UTF-8"),
+        ("latin.txt", "is not UTF-8 text"),
         ("none.txt", "none.txt"),
     ):
         outcome = call(generate.main, "--prompts-file", name)
@@ -401,13 +401,13 @@ WRONG_USES = [
         "--upscale does not go with answering",
     ),
     (generate.main, ["-p", "x", "--text", "--show"], "--show does not go with answering"),
-    (generate.main, ["-p", "x", "-i", ""], "is empty: name a picture"),
+    (generate.main, ["-p", "x", "-i", ""], "is empty: name an image"),
     (generate.main, ["-p", "x", "--upscale", "5"], "--upscale"),
-    (generate.main, ["-p", "x", "--preview-every", "5"], "--preview-every goes with --preview-dir"),
+    (generate.main, ["-p", "x", "--preview-every", "5"], "--preview-every needs --preview-dir"),
     (
         generate.main,
         ["-p", "x", "-p", "y", "--preview-dir", "a"],
-        "--preview-dir goes with one prompt",
+        "--preview-dir needs exactly one prompt",
     ),
     (caption.main, [], "Missing argument"),
     (caption.main, ["a.png", "-p", " "], "--prompt is empty"),
@@ -423,11 +423,11 @@ WRONG_USES = [
     (
         convert.main,
         ["a", "b", "--recipe", "light", "--group-size", "32"],
-        "--group-size goes with --bits",
+        "--group-size needs --bits",
     ),
     (convert.main, ["a", "b", "--verify", "--recipe", "light"], "--verify checks"),
-    (convert.main, ["a", "b", "--group-size", "32"], "--group-size goes with --bits"),
-    (convert.main, ["a", "b", "--private"], "--private goes with --upload"),
+    (convert.main, ["a", "b", "--group-size", "32"], "--group-size needs --bits"),
+    (convert.main, ["a", "b", "--private"], "--private needs --upload"),
     (convert.main, ["a", "b", "--verify", "--bits", "4"], "--verify checks OUTPUT as it was made"),
     (convert.main, ["a", "b", "--verify", "--dtype", "float32"], "--verify checks"),
     (convert.main, ["a", "b", "--verify", "--group-size", "32"], "--verify checks"),
@@ -514,7 +514,7 @@ def test_pictures_that_cannot_be_read(here: Path) -> None:
     for name, what in [
         ("absent.png", "absent.png does not exist: check the path"),
         ("broken.png", "broken.png is damaged or cut short"),
-        ("notes.txt", "notes.txt is no picture that can be read"),
+        ("notes.txt", "notes.txt is not an image that can be read"),
         (".", "is a folder"),
     ]:
         assert what in error_line(
@@ -527,8 +527,8 @@ def test_outputs_that_cannot_be_written(here: Path) -> None:
     (here / "file").write_text("x")
     (here / "folder").mkdir()
     for output, what in [
-        ("absent/out.png", "absent is no folder: make it first"),
-        ("file/out.png", "file is no folder"),
+        ("absent/out.png", "absent is not a folder: make it first"),
+        ("file/out.png", "file is not a folder"),
         ("out.jpg", "only .png is written, got .jpg: name it out.png"),
         ("folder", "folder is a folder: give the name of a file in it"),
         ("", "is a folder"),
@@ -583,15 +583,15 @@ def test_failures_of_mlx_are_one_line_and_bugs_are_not(
         monkeypatch.setattr(Janus, "stream_text", stream)
 
     fail(RuntimeError("[malloc] Unable to allocate\n 8 bytes."))
-    assert error_line(answer(model, "--text")).startswith("Error: the memory is used up: ")
+    assert error_line(answer(model, "--text")).startswith("Error: there is not enough memory: ")
     fail(RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory"))
-    assert error_line(answer(model, "--text")).startswith("Error: the memory is used up: ")
+    assert error_line(answer(model, "--text")).startswith("Error: there is not enough memory: ")
     fail(RuntimeError("[load_safetensors] cannot\nread"))
     assert (
         error_line(answer(model, "--text")) == "Error: MLX failed: [load_safetensors] cannot read"
     )
     fail(MemoryError())
-    assert error_line(answer(model, "--text")).startswith("Error: the memory is used up: ")
+    assert error_line(answer(model, "--text")).startswith("Error: there is not enough memory: ")
     fail(OSError(5, "Input/output error", "a.bin"))
     assert error_line(answer(model, "--text")) == "Error: a.bin: Input/output error"
     fail(RuntimeError("dictionary changed size"))
@@ -843,9 +843,7 @@ def test_converts_and_verifies(
         assert "uantized" not in done.stderr
     verified = call(convert.main, SOURCE, "out", "--verify")
     assert verified.code == 0
-    assert re.search(
-        r"out is what deepseek-pro-bin gives: \d+ tensors compared\.\n$", verified.stderr
-    )
+    assert re.search(r"out matches deepseek-pro-bin: \d+ tensors compared\.\n$", verified.stderr)
     assert draw(here / "out").code == 0
 
 

@@ -75,10 +75,10 @@ def test_a_bug_keeps_its_traceback() -> None:
     [
         (JanusError(" a \n b"), "a b"),
         (OSError("odd"), "odd"),
-        (MemoryError(), "the memory is used up: close other programs, or pass --bits 4"),
+        (MemoryError(), "there is not enough memory: close other programs, or pass --bits 4"),
         (
             RuntimeError("[malloc] Unable to allocate"),
-            "the memory is used up: close other programs, or pass --bits 4",
+            "there is not enough memory: close other programs, or pass --bits 4",
         ),
         (RuntimeError("[conv] bad shape"), "MLX failed: [conv] bad shape"),
         (RuntimeError("plain"), None),
@@ -98,7 +98,7 @@ def test_rules_are_checked_in_order_before_the_command_runs() -> None:
     )
     ruled = command(AssertionError("it ran"), rules=rules)
     for words, reason in [
-        (["--low-memory"], "--low-memory goes with --model: name one."),
+        (["--low-memory"], "--low-memory needs --model: name one."),
         (["--low-memory", "--model", "x"], "x is no model."),
         (["--model", "y"], "neither is y."),
     ]:

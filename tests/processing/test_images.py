@@ -430,7 +430,7 @@ def test_not_a_picture(tmp_path):
     refused(put("empty.png", b""), "empty.png", "empty")
     refused(put("words.png", b"not a picture at all, but words\n" * 9), "words.png", "use PNG")
     refused(
-        put("model.safetensors", struct.pack("<Q", 2) + b"{}"), "model.safetensors", "no picture"
+        put("model.safetensors", struct.pack("<Q", 2) + b"{}"), "model.safetensors", "not an image"
     )
     refused(put("paper.pdf", b"%PDF-1.7\n1 0 obj"), "paper.pdf", "PDF", "PNG")
     refused(
@@ -440,15 +440,15 @@ def test_not_a_picture(tmp_path):
     refused(
         put("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
         "page.eps",
-        "no picture",
+        "not an image",
     )
     refused("https://example.org/cat.png", "web address", "download")
     refused("with\0nul.png", "cannot be opened")
     refused("x" * 5000 + ".png", "cannot be opened")
     refused("two\nlines.png", "two\\nlines.png", "does not exist")
-    refused(b"\0" * 64, "the picture given as bytes", "no picture")
-    refused(b"", "the picture given as bytes", "empty")
-    refused(io.BytesIO(b"abc"), "the picture in the open file", "no picture")
+    refused(b"\0" * 64, "the image given as bytes", "not an image")
+    refused(b"", "the image given as bytes", "empty")
+    refused(io.BytesIO(b"abc"), "the image in the open file", "not an image")
     for foreign in (7, None):
         with pytest.raises(OptionError, match=f"got {type(foreign).__name__}"):
             open_image(foreign)
@@ -468,7 +468,7 @@ def test_only_raster_formats_are_tried(tmp_path):
     for kind in ("EPS", "PCX", "TGA", "JPEG2000"):
         path = tmp_path / f"picture.{kind.lower()}"
         gradient().save(path, kind)
-        refused(path, "no picture")
+        refused(path, "not an image")
 
 
 def test_unreadable_file(tmp_path, monkeypatch):
@@ -743,7 +743,7 @@ def test_missing_folder_is_not_made(tmp_path):
     with pytest.raises(OutputError, match=r"make the folder .*deep first"):
         save_png(gradient(), tmp_path / "deep" / "out.png", {})
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         save_png(gradient(), tmp_path / "file" / "out.png", {})
     with pytest.raises(OutputError, match="shorter name"):
         save_png(gradient(), tmp_path / f"{'x' * 400}.png", {})

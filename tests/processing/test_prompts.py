@@ -359,11 +359,11 @@ class TestUserText:
 
     @pytest.mark.parametrize("text", ["\ud800", "a\udc80b", "\udfff\ud800"])
     def test_surrogates_are_refused(self, prompts: Prompts, text: str) -> None:
-        with pytest.raises(PromptError, match="no Unicode text"):
+        with pytest.raises(PromptError, match="not Unicode text"):
             prompts.drawing(text)
-        with pytest.raises(PromptError, match="no Unicode text"):
+        with pytest.raises(PromptError, match="not Unicode text"):
             prompts.answering([Turn("user", text)])
-        with pytest.raises(PromptError, match="no Unicode text") as caught:
+        with pytest.raises(PromptError, match="not Unicode text") as caught:
             prompts.answering(ONE_PICTURE, system=text)
         str(caught.value).encode()
 
@@ -562,7 +562,7 @@ class TestLoad:
             }
 
         self.write(tmp_path, PRO, rewrite)
-        assert "is no byte-level tokenizer" in self.refused(tmp_path)
+        assert "is not a byte-level tokenizer" in self.refused(tmp_path)
 
     def test_control_token_made_of_text(self, tmp_path: Path) -> None:
         def swallow(data: dict[str, Any]) -> None:
@@ -574,7 +574,7 @@ class TestLoad:
             assert data["pre_tokenizer"]["type"] == "ByteLevel"
 
         self.write(tmp_path, PRO, swallow)
-        assert "makes the control token '<" in self.refused(tmp_path)
+        assert "as the control token '<" in self.refused(tmp_path)
 
     def test_two_entries_with_one_id(self, tmp_path: Path) -> None:
         def clash(data: dict[str, Any]) -> None:

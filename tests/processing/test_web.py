@@ -100,7 +100,7 @@ def test_a_picture_of_a_public_host_is_given(internet: Internet) -> None:
 @needs_openssl
 def test_three_redirects_are_followed_and_no_fourth(internet: Internet) -> None:
     assert web.fetch_public(f"https://{SITE}/hop/2") == PICTURE.read_bytes()  # hops 2, 1 and 0
-    assert "hop/3 leads on more than 3 times" in refusal(f"https://{SITE}/hop/3")
+    assert "hop/3 redirects more than 3 times" in refusal(f"https://{SITE}/hop/3")
 
 
 @needs_openssl
@@ -180,7 +180,7 @@ def test_addresses_that_are_not_public(address: str, monkeypatch: pytest.MonkeyP
     internet.names["both.test"] = [[PUBLIC, address]]
     host = f"[{address}]" if ":" in address else address
     for url in (f"https://{host}/", "https://inward.test/", "https://both.test/"):
-        assert refusal(url) == f"{url} is not a public address: send the picture itself"
+        assert refusal(url) == f"{url} is not a public address: send the image itself"
     assert internet.connected == []
 
 
@@ -211,7 +211,7 @@ def test_a_name_that_does_not_exist_is_refused_like_one_that_is_not_public(
         refusal(f"https://{name}/").replace(name, "X")
         for name in ("inward.test", "nothing.test", "absent.test")
     }
-    assert lines == {"https://X/ is not a public address: send the picture itself"}
+    assert lines == {"https://X/ is not a public address: send the image itself"}
 
 
 @needs_openssl
@@ -256,7 +256,7 @@ def test_a_long_address_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     internet = Internet(monkeypatch)
     started = time.process_time()
     for url in (f"https://pictures.test/{'a' * 5000}", f"https://{'ä.' * 400_000}x/"):
-        assert "is not fetched: an address may have 4096 characters at most" in refusal(url)
+        assert "is not fetched: an address may have at most 4096 characters" in refusal(url)
     assert time.process_time() - started < 0.5  # to put the second in ASCII takes seconds
     assert internet.looked_up == []
 
@@ -336,7 +336,7 @@ def test_a_host_that_breaks_off_or_has_nothing_or_speaks_no_http(internet: Inter
 def test_the_time_is_limited_and_nothing_goes_on_after_it(internet: Internet, page: str) -> None:
     before = set(threading.enumerate())
     started = time.monotonic()
-    assert f"{page} took longer than 0.5 seconds: send the picture itself" in refusal(
+    assert f"{page} took longer than 0.5 seconds: send the image itself" in refusal(
         f"https://{SITE}/{page}", seconds=0.5
     )
     assert time.monotonic() - started < 3

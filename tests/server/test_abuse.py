@@ -189,9 +189,9 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
             "Content-Length does not go with",
         ),
         ("GET /health", BOTH, "Content-Length does not go with"),
-        (f"POST {CHAT}", b"Content-Length: x\r\n\r\n", "no valid HTTP"),
-        ("GET / and more", b"\r\n", "no valid HTTP"),
-        (f"POST {CHAT}", CHUNKED + b"no number\r\n", "no valid HTTP"),
+        (f"POST {CHAT}", b"Content-Length: x\r\n\r\n", "not a valid HTTP"),
+        ("GET / and more", b"\r\n", "not a valid HTTP"),
+        (f"POST {CHAT}", CHUNKED + b"no number\r\n", "not a valid HTTP"),
     ],
 )
 def test_what_is_no_clear_http(

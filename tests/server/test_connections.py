@@ -197,7 +197,7 @@ def test_a_system_that_gives_no_more_connections_is_told_of_once(
     warn_of_failed_accepts(loop)
     for _ in range(9):
         fail(OSError(errno.EMFILE, "Too many open files"))
-    assert caplog.messages == ["no connection can be taken for now: Too many open files"]
+    assert caplog.messages == ["no connection can be accepted for now: Too many open files"]
     assert not caplog.records[0].exc_info
     fail(OSError(errno.EINVAL, "another"))
     assert caplog.messages[1:] == ["no accept\nsocket: None"]

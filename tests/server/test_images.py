@@ -72,7 +72,7 @@ def ask(*urls: str) -> dict[str, Any]:
         ("file:///etc/passwd", "must be given as data:"),
         ("http://127.0.0.1/a.png", "must be given as data:"),
         ("ftp://example.org/a.png", "must be given as data:"),
-        ("https://example.org/a.png", "fetches no pictures"),
+        ("https://example.org/a.png", "fetches no images"),
     ],
 )
 def test_a_picture_that_is_none(

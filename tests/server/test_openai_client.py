@@ -475,9 +475,7 @@ def test_a_server_whose_thread_has_failed_ends() -> None:
         code, stderr = server.ended()
     assert code == 1
     assert "'NoneType' object is not callable" in stderr
-    assert stderr.endswith(
-        "Error: the model's thread has failed, as told above: start the server again\n"
-    )
+    assert stderr.endswith("Error: the model's thread failed (see above): start the server again\n")
 
 
 def refuses(server: ServerProcess) -> bool:
@@ -493,8 +491,8 @@ def test_a_port_that_is_taken(server: ServerProcess) -> None:
     port = int(server.url.rpartition(":")[2])
     line = error_line(call(serve.main, "--port", port))
     assert (
-        line == f"Error: 127.0.0.1:{port} cannot be listened at (Address already in use): "
-        "name another --port"
+        line
+        == f"Error: cannot listen on 127.0.0.1:{port} (Address already in use): name another --port"
     )
 
 
@@ -503,19 +501,19 @@ def test_a_host_that_is_none() -> None:
         socket, "getaddrinfo", side_effect=socket.gaierror(-2, "Name or service not known")
     ):
         line = error_line(call(serve.main, "--host", "nowhere.invalid", "--api-key", "x"))
-    assert "nowhere.invalid is no address to listen at" in line
+    assert "nowhere.invalid is not an address to listen on" in line
 
 
 @pytest.mark.parametrize("host", ["ä..b", f"{'a' * 64}.example"])
 def test_a_host_whose_name_cannot_be_one(host: str) -> None:
     line = error_line(call(serve.main, "--host", host, "--api-key", "x"))
-    assert line == f"Error: {host} is no address to listen at (it is no name): check --host"
+    assert line == f"Error: {host} is not an address to listen on (it is not a name): check --host"
 
 
 def test_an_address_in_brackets() -> None:
     with mock.patch.object(socket, "getaddrinfo", side_effect=OSError(1, "no IPv6")):
         line = error_line(call(serve.main, "--host", "[::1]"))
-    assert line == "Error: ::1 is no address to listen at (no IPv6): check --host"
+    assert line == "Error: ::1 is not an address to listen on (no IPv6): check --host"
 
 
 def test_an_empty_key_in_the_environment_is_no_key_that_could_be_meant(
@@ -541,15 +539,15 @@ def test_a_name_of_this_machine_that_is_not() -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.168.0.7", 0))]
     with mock.patch.object(socket, "getaddrinfo", return_value=found):
         line = error_line(call(serve.main, "--host", "localhost", "--port", 0))
-    assert "localhost is 192.168.0.7, which other machines reach: set a key" in line
+    assert "localhost is 192.168.0.7, which other machines can reach: set a key" in line
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--host", "0.0.0.0"), "0.0.0.0 is reached by other machines: set a key with --api-key"),
+        (("--host", "0.0.0.0"), "other machines can reach 0.0.0.0: set a key with --api-key"),
         (("--api-key", "two words"), "without spaces"),
-        (("--cors-origin", "*"), "'*' is no origin"),
+        (("--cors-origin", "*"), "'*' is not an origin"),
         (("--low-memory",), "No such option"),
         (("--port", "70000"), "65535"),
         (("--host", ""), "the host is empty"),

@@ -11,12 +11,8 @@ from ..metrics import Metrics
 from .base import HTTPMiddleware
 
 _LOG = logging.getLogger("mlx_janus.server.requests")
-_METHODS = (
-    "GET",
-    "POST",
-    "OPTIONS",
-    "HEAD",
-)  # any other is logged as "other": a client may invent names
+# Any other method is logged as "other", since a client may invent names.
+_METHODS = ("GET", "POST", "OPTIONS", "HEAD")
 
 
 class AccessLogMiddleware(HTTPMiddleware):
@@ -24,7 +20,7 @@ class AccessLogMiddleware(HTTPMiddleware):
 
     Args:
         app: the application inside.
-        metrics: count the requests.
+        metrics: counters of the requests.
         log_requests: whether each request is logged.
     """
 
@@ -60,12 +56,5 @@ class AccessLogMiddleware(HTTPMiddleware):
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.count_request(method, route, status, seconds)
             if self._log_requests:
-                _LOG.info(
-                    "%s %s %d, %d bytes in, %d out, %.3f s",
-                    method,
-                    route,
-                    status,
-                    bytes_in,
-                    bytes_out,
-                    seconds,
-                )
+                sizes = f"{bytes_in} bytes in, {bytes_out} out"
+                _LOG.info("%s %s %d, %s, %.3f s", method, route, status, sizes, seconds)

@@ -12,11 +12,11 @@ from ..errors import APIError, client_left
 from ..settings import Settings
 from .base import HTTPMiddleware
 
-_RETRY_AFTER = 5  # seconds that a client is told to wait
+_RETRY_AFTER = 5  # seconds, in the Retry-After header
 
 
 class BodyLimitMiddleware(HTTPMiddleware):
-    """Limits for POST requests. Their bodies are read completely before anything else happens.
+    """Limits for POST requests, whose bodies are read completely before anything else happens.
 
     The limits are: bytes of one body, bytes of all bodies together, requests at once, and seconds.
 
@@ -29,15 +29,14 @@ class BodyLimitMiddleware(HTTPMiddleware):
         super().__init__(app)
         self._settings = settings
         self._open_requests = 0
-        self._held_bytes = 0  # of the bodies of all open requests
+        self._held_bytes = 0  # bytes in the bodies of all open requests
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        self._check_size(
-            int(Headers(scope=scope).get("content-length", "0"))
-        )  # h11 has checked that it is a number
+        # h11 has checked that the length is a number.
+        self._check_size(int(Headers(scope=scope).get("content-length", "0")))
         if self._open_requests >= self._settings.most_requests:
             raise _too_many_requests()
         body = bytearray()
@@ -72,7 +71,7 @@ class BodyLimitMiddleware(HTTPMiddleware):
     def _check_size(self, size: int) -> None:
         if size > self._settings.body_limit:
             limit = f"{self._settings.body_limit / 1e6:g} MB"
-            raise APIError(413, f"the body is larger than {limit}: send fewer or smaller pictures")
+            raise APIError(413, f"the body is larger than {limit}: send fewer or smaller images")
 
 
 def _too_many_requests() -> APIError:

@@ -10,16 +10,16 @@ from .base import CheckMiddleware
 
 
 class FramingMiddleware(CheckMiddleware):
-    """A check for requests that give their length in two ways.
+    """A check for requests that state their length in two ways.
 
-    A proxy in front of the server might go by the other one.
+    A proxy in front of the server might use the other one.
     """
 
     def check(self, scope: Scope) -> None:
         """Refuse Content-Length together with Transfer-Encoding.
 
         Raises:
-            APIError: both are there.
+            APIError: the request has both headers.
         """
         if {"content-length", "transfer-encoding"} <= set(Headers(scope=scope).keys()):
             message = "Content-Length does not go with Transfer-Encoding: send one of them"

@@ -1,8 +1,8 @@
 """Protection against web pages of other sites.
 
-A server on a loopback address is within reach of every web page that is open on the same machine. A
-page of another site is recognised by its Origin header or by Sec-Fetch-Site. DNS rebinding, a
-foreign name that its owner has pointed at this machine, is recognised by the Host header.
+Every web page that is open on the same machine can reach a server on a loopback address. The
+Origin header or Sec-Fetch-Site identifies a page of another site. The Host header identifies DNS
+rebinding: a foreign name whose owner has set it to this machine's address.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SameOriginMiddleware(CheckMiddleware):
         """Refuse a foreign Host or Origin.
 
         Raises:
-            APIError: the request comes from another site's page, or has not exactly one Host
+            APIError: another site's page sent the request, or it does not have exactly one Host
                 header.
         """
         headers = Headers(scope=scope)
@@ -47,9 +47,8 @@ class SameOriginMiddleware(CheckMiddleware):
         if len(hosts) != 1:
             raise APIError(400, "there must be one Host header")
         name, _ = _split_port(hosts[0])
-        if self._settings.api_key is None and not is_loopback(
-            name
-        ):  # without a key the server listens on loopback
+        # Without a key the server listens only on loopback.
+        if self._settings.api_key is None and not is_loopback(name):
             raise APIError(
                 403,
                 "this Host is not served: use the address that the server printed",
