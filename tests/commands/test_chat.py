@@ -347,7 +347,8 @@ def test_settings_are_checked_listed_and_used(here: Path) -> None:
         "Error: there is no setting speed: "
         "it must be one of temperature, top_p, max_tokens, cfg_weight, seed\n",
         "temperature default\ntop_p 1.0\nmax_tokens default\ncfg_weight 1.0\nseed random\n",
-        "system prompt: Be brief.\nsystem prompt: none\nsystem prompt: none\n0 of 1024 context tokens used\n",
+        "system prompt: Be brief.\nsystem prompt: none\nsystem prompt: none\n"
+        "0 of 1024 context tokens used\n",
     ):
         assert line in done.stderr, line
 

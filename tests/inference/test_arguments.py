@@ -1,4 +1,4 @@
-"""Arguments as programs have them: open files, arrays, NumPy numbers; another type is named in one line."""
+"""Arguments in the forms that programs have: open files, arrays, NumPy numbers."""
 
 from __future__ import annotations
 
