@@ -48,12 +48,10 @@ def mean_divergence(pairs: Iterable[tuple[mx.array, mx.array]]) -> Divergence:
     rows = []
     for reference, other in pairs:
         measures = (kl_divergence, overlap, top1_agreement)
-        rows.append(
-            np.stack(
-                [np.array(measure(reference, other)).reshape(-1) for measure in measures], axis=1
-            )
-        )
-    return Divergence(*map(float, np.concatenate(rows).astype(np.float64).mean(axis=0)))
+        columns = [np.array(measure(reference, other)).reshape(-1) for measure in measures]
+        rows.append(np.stack(columns, axis=1))
+    kl, shared, top1 = np.concatenate(rows).astype(np.float64).mean(axis=0)
+    return Divergence(float(kl), float(shared), float(top1))
 
 
 def _log_softmax(logits: mx.array) -> mx.array:

@@ -62,11 +62,11 @@ class YesNoScores:
 
 @dataclass(frozen=True)
 class DrawingTarget:
-    """A prompt, and the objects of a right image: their names and how they lie to each other."""
+    """A prompt, and the objects of a right image: their names and their relative position."""
 
     prompt: str
     things: tuple[language.Name, ...]
-    relation: str | None = None  # of the first to the second; None if it does not matter
+    relation: str | None = None  # the first's to the second; None if it does not matter
 
     def is_met(self, found: Sequence[judge.Detection]) -> bool:
         """Return whether an image holds these objects, in this relation, and no others."""
@@ -91,10 +91,11 @@ def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Dete
     """Return whether wanted and found objects match one to one."""
     if not names:
         return not found
-    return any(
-        _fits(names[0], one) and _match_one_to_one(names[1:], [*found[:i], *found[i + 1 :]])
-        for i, one in enumerate(found)
-    )
+    for i, one in enumerate(found):
+        others = [*found[:i], *found[i + 1 :]]
+        if _fits(names[0], one) and _match_one_to_one(names[1:], others):
+            return True
+    return False
 
 
 def _is_related(a: judge.Detection, b: judge.Detection, relation: str) -> bool:
@@ -125,7 +126,8 @@ def measure(
     """
     if janus.config.image_size != shapes.SIDE:
         raise JanusError(
-            f"{janus.name} draws {janus.config.image_size} pixels a side; this benchmark's pictures have {shapes.SIDE}"
+            f"{janus.name} draws {janus.config.image_size} pixels a side; "
+            f"this benchmark's pictures have {shapes.SIDE}"
         )
     sizes = sizes or Sizes()
     progress = progress or (lambda *_: None)
@@ -175,8 +177,7 @@ def measure_existence(
     """Measure POPE's scores for each kind of absent object, on scenes held out of training."""
     random = np.random.default_rng([seed, 11])
     scenes = list(islice(_held_out_scenes(random), sizes.pictures))
-    counts = Counter(name for scene in scenes for name in {thing.name for thing in scene.things})
-    popular = [name for name, _ in counts.most_common()]
+    popular = _by_popularity(scenes)
     results = {}
     for number, kind in enumerate(NEGATIVES):
         outcomes = []
@@ -185,6 +186,14 @@ def measure_existence(
             progress("existence", number * len(scenes) + i + 1, len(NEGATIVES) * len(scenes))
         results[kind] = _score_yes_no(outcomes)
     return results
+
+
+def _by_popularity(scenes: Sequence[shapes.Scene]) -> list[language.Name]:
+    """List the objects by the number of scenes with them, and equally frequent ones by name."""
+    counts: Counter[language.Name] = Counter()
+    for scene in scenes:
+        counts.update({thing.name for thing in scene.things})
+    return sorted(counts, key=lambda name: (-counts[name], name))
 
 
 def _ask_about_present_and_absent(
@@ -244,13 +253,11 @@ def measure_attributes(
     results = {}
     for number, about in enumerate(ATTRIBUTES):
         right = 0
-        for i, (scene, question) in enumerate(
-            islice(_held_out_questions(random, about), sizes.pictures)
-        ):
+        items = islice(_held_out_questions(random, about), sizes.pictures)
+        for i, (scene, question) in enumerate(items):
             right += _answer(janus, scene, question) == question.answer
-            progress(
-                "attributes", number * sizes.pictures + i + 1, len(ATTRIBUTES) * sizes.pictures
-            )
+            done = number * sizes.pictures + i + 1
+            progress("attributes", done, len(ATTRIBUTES) * sizes.pictures)
         results[about] = right / sizes.pictures
     return results
 
@@ -301,10 +308,15 @@ def drawing_prompts(
         held_out: False for combinations of training instead, to choose settings with.
     """
     random = np.random.default_rng([seed, 13, TASKS.index(task)])
-    make = {
-        "single object": _single_object, "two objects": _two_objects, "counting": _counting, "colours": _colours,
-        "position": _position, "colour attribution": _attribution,
-    }[task]  # fmt: skip
+    makers = {
+        "single object": _single_object,
+        "two objects": _two_objects,
+        "counting": _counting,
+        "colours": _colours,
+        "position": _position,
+        "colour attribution": _attribution,
+    }
+    make = makers[task]
     return [make(i, random, held_out) for i in range(count)]
 
 
@@ -317,9 +329,8 @@ def _single_object(i: int, *_: Any) -> DrawingTarget:
 def _two_objects(i: int, random: np.random.Generator, *_: Any) -> DrawingTarget:
     """Ask for two shapes: "a circle and a star"."""
     a, b = random.choice(shapes.SHAPES, 2, replace=False).tolist()
-    return DrawingTarget(
-        language.listed([language.with_article(a), language.with_article(b)]), ((a, ""), (b, ""))
-    )
+    text = language.listed([language.with_article(a), language.with_article(b)])
+    return DrawingTarget(text, ((a, ""), (b, "")))
 
 
 def _counting(i: int, *_: Any) -> DrawingTarget:
@@ -344,20 +355,18 @@ def _wordings(noun: str) -> tuple[str, ...]:
 
 
 def _position(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
-    """Ask for two objects and how they lie: "a red circle above a blue star"."""
+    """Ask for two objects in a relative position: "a red circle above a blue star"."""
     a, b = _two_things(i, random, held_out)
     relation = language.RELATIONS[i % 4]
-    return DrawingTarget(
-        f"{language.phrase(a)} {relation} {language.phrase(b)}", (a.name, b.name), relation
-    )
+    text = f"{language.phrase(a)} {relation} {language.phrase(b)}"
+    return DrawingTarget(text, (a.name, b.name), relation)
 
 
 def _attribution(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
     """Ask for two objects with their colours: "a red circle and a blue star"."""
     a, b = _two_things(i, random, held_out)
-    return DrawingTarget(
-        language.listed([language.phrase(a), language.phrase(b)]), (a.name, b.name)
-    )
+    text = language.listed([language.phrase(a), language.phrase(b)])
+    return DrawingTarget(text, (a.name, b.name))
 
 
 def _two_things(
@@ -421,9 +430,11 @@ def measure_codec(
         pixels = shapes.pixels(scene)
         tokens = janus.model.encode_image_tokens(mx.array(pixels)[None])
         decoded = np.array(janus.model.decode_image_tokens(tokens)[0]).clip(-1, 1)
-        psnr.append(10 * np.log10(4 / max(float(((decoded - pixels) ** 2).mean()), 1e-10)))
+        squared_error = float(((decoded - pixels) ** 2).mean())
+        psnr.append(10 * np.log10(4 / max(squared_error, 1e-10)))
+        reconstruction = ((decoded + 1) * 127.5).round().astype(np.uint8)
         right_before += is_read_right(scene, shapes.render(scene))
-        right_after += is_read_right(scene, ((decoded + 1) * 127.5).round().astype(np.uint8))
+        right_after += is_read_right(scene, reconstruction)
         progress("codec", i + 1, n)
     return {
         "psnr": float(np.mean(psnr)),
@@ -447,6 +458,5 @@ def is_read_right(scene: shapes.Scene, image: Any) -> bool:
 
 def _distance_to_nearest(thing: shapes.Thing, found: Sequence[judge.Detection]) -> float:
     """Return the distance in pixels from a thing to the nearest object of its name."""
-    return min(
-        float(np.hypot(one.x - thing.x, one.y - thing.y)) for one in found if one.name == thing.name
-    )
+    same = [one for one in found if one.name == thing.name]
+    return min(float(np.hypot(one.x - thing.x, one.y - thing.y)) for one in same)

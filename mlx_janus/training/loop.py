@@ -158,9 +158,11 @@ def _is_inner_matrix(path: str, array: mx.array) -> bool:
 
 def part_of(state: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
     """Select the arrays whose names start with a prefix, and remove the prefix."""
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }
+    selected = {}
+    for name, value in state.items():
+        if name.startswith(prefix):
+            selected[name.removeprefix(prefix)] = value
+    return selected
 
 
 def checkpoint_file(folder: Path, stage: str) -> Path:
@@ -258,9 +260,8 @@ def _resume(stage: Stage, path: Path, recipe: str) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
     try:
-        state, metadata = cast(
-            tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True)
-        )
+        loaded = mx.load(str(path), return_metadata=True)
+        state, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
         done = int(metadata["steps"])
         spent = float(metadata["seconds"])
     except (RuntimeError, KeyError, ValueError) as error:
@@ -275,7 +276,8 @@ def _resume(stage: Stage, path: Path, recipe: str) -> tuple[int, float]:
         stage.restore(state)
     except (KeyError, ValueError):
         raise CheckpointError(
-            f"{path} holds other arrays than this stage, of another version: remove it to begin this stage again"
+            f"{path} holds other arrays than this stage, of another version: "
+            "remove it to begin this stage again"
         ) from None
     return done, spent
 
@@ -293,9 +295,10 @@ def _log(
 ) -> None:
     """Append one line with the means of some steps' measurements."""
     keys = dict.fromkeys(key for one in measured for key in one)
-    means = {
-        key: float(f"{np.mean([one[key] for one in measured if key in one]):.5g}") for key in keys
-    }
+    means = {}
+    for key in keys:
+        values = [one[key] for one in measured if key in one]
+        means[key] = float(f"{np.mean(values):.5g}")
     line = {"stage": stage, "step": step, "seconds": round(seconds, 1), **means}
     with _locked(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

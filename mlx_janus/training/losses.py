@@ -65,7 +65,8 @@ def image_token_states(
     B, n = tokens.shape
     positions = starts[:, None] + mx.arange(n)  # (B, n)
     text = model.embed_text(ids)
-    embeddings = mx.concatenate([text, mx.zeros((B, n - 1, text.shape[-1]))], axis=1)
+    blank = mx.zeros((B, n - 1, text.shape[-1]))
+    embeddings = mx.concatenate([text, blank], axis=1)
     drawn = model.embed_image_tokens(tokens[:, :-1])
     after = mx.broadcast_to(positions[:, 1:, None], drawn.shape)
     hidden = model.hidden_states(mx.put_along_axis(embeddings, after, drawn, axis=1))

@@ -92,7 +92,7 @@ def wait_for_all() -> None:
 def _start(
     command: Sequence[str], rank: int, hosts: Path, output: BinaryIO | None
 ) -> subprocess.Popen[bytes]:
-    """Start one process. Its output goes to a file; None: to this process's stdout and stderr."""
+    """Start one process, with its output in a file, or with this process's stdout and stderr."""
     ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
     environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, **ring}
     return subprocess.Popen(

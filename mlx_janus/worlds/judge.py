@@ -12,7 +12,7 @@ import colorsys
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,20 +59,25 @@ def read(image: Image.Image | np.ndarray) -> list[Detection]:
     Args:
         image: RGB, ``SIDE`` x ``SIDE``, as an image or (H, W, 3) bytes.
     """
-    rgb = np.asarray(
-        image.convert("RGB") if isinstance(image, Image.Image) else image, dtype=np.float64
-    )
+    if isinstance(image, Image.Image):
+        image = image.convert("RGB")
+    rgb = np.asarray(image, dtype=np.float64)
     background = _background(rgb)
     distance = np.linalg.norm(rgb - background, axis=-1)
     regions, count = ndimage.label(distance > _DIFFERENT, structure=np.ones((3, 3)))
-    found = [_read_region(rgb, distance, background, regions == i + 1) for i in range(count)]
-    return sorted((one for one in found if one is not None), key=lambda one: -one.size)
+    found = []
+    for number in range(1, count + 1):
+        detection = _read_region(rgb, distance, background, regions == number)
+        if detection is not None:
+            found.append(detection)
+    return sorted(found, key=lambda one: -one.size)
 
 
 def _background(rgb: np.ndarray) -> np.ndarray:
     """Return the median colour of the outermost two pixels on each side: (3,)."""
     sides = (rgb[:2], rgb[-2:], rgb[:, :2], rgb[:, -2:])
-    return np.median(np.concatenate([side.reshape(-1, 3) for side in sides]), axis=0)
+    edge = np.concatenate([side.reshape(-1, 3) for side in sides])
+    return np.median(edge, axis=0)
 
 
 def _read_region(
@@ -90,14 +95,16 @@ def _read_region(
     core = np.median(rgb[region & inside], axis=0)
     contrast = core - background
     share = ((rgb - background) @ contrast / (contrast @ contrast)).clip(0, 1)
-    mask = np.where(ndimage.binary_dilation(region, np.ones((3, 3)), iterations=1), share, 0.0)
+    near = ndimage.binary_dilation(region, np.ones((3, 3)), iterations=1)
+    mask = np.where(near, share, 0.0)
     area = float(mask.sum())
     if area < _LEAST_AREA:
         return None
     y, x = ndimage.center_of_mass(mask)
     normalised = _normalise(mask, x, y, area)
     masks, labels, sizes = _templates()
-    misfit = ((masks - normalised.ravel()) ** 2).sum(1) * (2 * _REACH / _GRID) ** 2
+    squares = ((masks - normalised.ravel()) ** 2).sum(1)
+    misfit = squares * (2 * _REACH / _GRID) ** 2
     best = int(misfit.argmin())
     shape = labels[best] if misfit[best] < _ILL_FORMED else "none"
     return Detection(
@@ -125,7 +132,8 @@ def _templates() -> tuple[np.ndarray, list[str], list[float]]:
     labels = []
     sizes = []
     for thing in _template_things():
-        mask = np.asarray(render(Scene((thing,), (0, 0, 0))), dtype=np.float64)[..., 0] / 255
+        image = render(Scene((thing,), (0, 0, 0)))
+        mask = np.asarray(image, dtype=np.float64)[..., 0] / 255
         area = mask.sum()
         y, x = ndimage.center_of_mass(mask)
         masks.append(_normalise(mask, x, y, area).ravel())
@@ -144,8 +152,15 @@ def _template_things() -> Iterator[Thing]:
 
 def _name_colour(rgb: np.ndarray) -> str:
     """Return the named colour of the nearest hue; the world's colours are far apart in hue."""
-    hue = colorsys.rgb_to_hsv(*(rgb / 255))[0]
-    hues = {
-        name: colorsys.rgb_to_hsv(*(v / 255 for v in value))[0] for name, value in COLOURS.items()
-    }
-    return min(hues, key=lambda name: abs((hue - hues[name] + 0.5) % 1 - 0.5))
+    hue = _hue(rgb)
+
+    def distance(name: str) -> float:
+        return abs((hue - _hue(COLOURS[name]) + 0.5) % 1 - 0.5)
+
+    return min(COLOURS, key=distance)
+
+
+def _hue(rgb: Sequence[float] | np.ndarray) -> float:
+    """Return the hue of a colour, from 0 to 1."""
+    hue, _, _ = colorsys.rgb_to_hsv(*(value / 255 for value in rgb))
+    return hue

@@ -44,16 +44,18 @@ class Question:
 
 
 def relation(a: Thing, b: Thing, clear: float = 8.0) -> str | None:
-    """Return how ``a`` lies to ``b`` along the longer axis; None if it is not obvious.
+    """Return the position of ``a`` relative to ``b`` on the longer axis; None if not obvious.
 
     Args:
         a: a thing.
         b: another.
-        clear: pixels that must lie between the centres along that axis.
+        clear: least distance of the centres along that axis, in pixels.
     """
     dx = a.x - b.x
     dy = a.y - b.y
-    if max(abs(dx), abs(dy)) < clear or max(abs(dx), abs(dy)) < 1.3 * min(abs(dx), abs(dy)):
+    longer = max(abs(dx), abs(dy))
+    shorter = min(abs(dx), abs(dy))
+    if longer < clear or longer < 1.3 * shorter:
         return None
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"
@@ -62,11 +64,8 @@ def relation(a: Thing, b: Thing, clear: float = 8.0) -> str | None:
 
 def place(thing: Thing) -> str:
     """Return one of nine places: "at the top left", "at the left", "in the middle", ..."""
-    return _place_name(*(min(int(3 * v / SIDE), 2) for v in (thing.x, thing.y)))
-
-
-def _place_name(column: int, row: int) -> str:
-    """Return the name of a place on the 3 x 3 grid."""
+    column = min(int(3 * thing.x / SIDE), 2)
+    row = min(int(3 * thing.y / SIDE), 2)
     vertical = ("top", "", "bottom")[row]
     horizontal = ("left", "", "right")[column]
     words = f"{vertical} {horizontal}".strip()
@@ -75,7 +74,8 @@ def _place_name(column: int, row: int) -> str:
 
 def is_place_clear(thing: Thing) -> bool:
     """Return whether a thing's centre is clearly inside one of the nine places."""
-    return all(abs(v - SIDE * k / 3) > _CLEAR for v in (thing.x, thing.y) for k in (1, 2))
+    distances = [abs(v - SIDE * k / 3) for v, k in product((thing.x, thing.y), (1, 2))]
+    return min(distances) > _CLEAR
 
 
 def phrase(thing: Thing) -> str:
@@ -110,7 +110,7 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
     """Word a prompt for a scene.
 
     It names all things, mostly by shape and colour, else by one of the two, and sometimes their
-    places or how they lie to each other.
+    places or their relative position.
     """
     things = list(scene.things)
     if not things:
@@ -134,7 +134,7 @@ def _name_one(thing: Thing, detail: str, random: np.random.Generator) -> str:
 
 
 def _name_two(things: list[Thing], detail: str, random: np.random.Generator) -> str:
-    """Name two things: with their places, how they lie to each other, or neither."""
+    """Name two things, with their places, with their relative position, or with neither."""
     if random.random() < 0.25 and all(map(is_place_clear, things)):
         random.shuffle(things)
         return listed([f"{with_article(_noun(thing, detail))} {place(thing)}" for thing in things])
@@ -144,7 +144,7 @@ def _name_two(things: list[Thing], detail: str, random: np.random.Generator) -> 
 
 
 def _relate(things: Sequence[Thing], detail: str, random: np.random.Generator) -> str:
-    """Say how one of two things lies to the other."""
+    """Name two things and the position of one relative to the other."""
     first, second = things if random.random() < 0.5 else reversed(things)
     how = relation(first, second)
     assert how is not None
@@ -212,9 +212,8 @@ def ask_existence(scene: Scene, random: np.random.Generator) -> Question | None:
     if not candidates:
         return None
     shape, colour = candidates[int(random.integers(len(candidates)))]
-    return existence_question(
-        shape, colour, yes=yes, opening=_any(random, ("Is there", "Is there", "Do you see"))
-    )
+    opening = _any(random, ("Is there", "Is there", "Do you see"))
+    return existence_question(shape, colour, yes=yes, opening=opening)
 
 
 def _shapes_to_ask(present: Collection[Name], *, yes: bool) -> list[Name]:
@@ -293,13 +292,15 @@ def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for the number of things: of all, or of one shape or colour, mostly a present one."""
+    """Ask for the number of all things, or of one shape or colour, mostly a present one."""
     level = _any(random, ("all", "shape", "shape", "colour"))
     if level == "all":
         return Question("How many shapes are there?", NUMBERS[len(scene.things)], "number")
     present = [thing.shape if level == "shape" else thing.colour for thing in scene.things]
     options: Sequence[str] = SHAPES if level == "shape" else tuple(COLOURS)
-    choice = _any(random, present) if present and random.random() < 0.8 else _any(random, options)
+    if present and random.random() < 0.8:
+        options = present
+    choice = _any(random, options)
     noun = f"{choice}s" if level == "shape" else f"{choice} shapes"
     return Question(f"How many {noun} are there?", NUMBERS[present.count(choice)], "number")
 
@@ -314,10 +315,11 @@ def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask how one thing lies to another; "yes" and "no" are equally likely."""
-    related = [
-        (a, b, how) for a, b in permutations(_unique_things(scene), 2) if (how := relation(a, b))
-    ]
+    """Ask for the relative position of two things; "yes" and "no" are equally likely."""
+    related = []
+    for a, b in permutations(_unique_things(scene), 2):
+        if how := relation(a, b):
+            related.append((a, b, how))
     if not related:
         return None
     a, b, true = related[int(random.integers(len(related)))]
@@ -370,20 +372,35 @@ MAKERS: dict[str, tuple[_Maker, ...]] = {
     "description": (ask_description,),
 }
 LOOKUPS = {
-    "existence": 0.08, "colour": 0.22, "shape": 0.22, "number": 0.05, "position": 0.14, "content": 0.15,
+    "existence": 0.08,
+    "colour": 0.22,
+    "shape": 0.22,
+    "number": 0.05,
+    "position": 0.14,
+    "content": 0.15,
     "description": 0.14,
-}  # fmt: skip
+}
 """Shares of questions to begin training with: most are answered by finding one thing."""
 SHARES = {
-    "existence": 0.27, "colour": 0.16, "shape": 0.12, "number": 0.14, "position": 0.22, "content": 0.06,
+    "existence": 0.27,
+    "colour": 0.16,
+    "shape": 0.12,
+    "number": 0.14,
+    "position": 0.22,
+    "content": 0.06,
     "description": 0.03,
-}  # fmt: skip
+}
 """Shares of questions. Descriptions are few, because long answers would dominate the loss."""
 
 PLACES = {
-    "existence": 0.14, "colour": 0.08, "shape": 0.08, "number": 0.2, "position": 0.46, "content": 0.02,
+    "existence": 0.14,
+    "colour": 0.08,
+    "shape": 0.08,
+    "number": 0.2,
+    "position": 0.46,
+    "content": 0.02,
     "description": 0.02,
-}  # fmt: skip
+}
 """Shares of questions to end training with: those that take longest to learn."""
 
 

@@ -36,7 +36,12 @@ BACKGROUNDS = {
     "mist": (224, 236, 250),
 }
 HELD_OUT = frozenset(
-    {("circle", "purple"), ("square", "orange"), ("triangle", "red"), ("star", "green")}
+    {
+        ("circle", "purple"),
+        ("square", "orange"),
+        ("triangle", "red"),
+        ("star", "green"),
+    }
 )
 
 Kind = Literal["single", "two", "same", "several", "empty"]
@@ -64,7 +69,7 @@ _TILTED = 0.1  # share of squares, triangles and stars that are not upright
 _SAMPLES = 4  # samples per pixel and axis, for antialiased edges
 _INNER = 0.45  # inner radius of a star, as a share of the outer
 _MOST = {0: 0, 1: LARGEST, 2: 28, 3: 22, 4: 18}  # pixels, largest size by number of things
-_TRIES = 30  # places tried for a thing before the scene is given up
+_TRIES = 30  # places tried for a thing before the scene is abandoned
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Thing:
     shape: str
     colour: str
     size: float  # diameter of a circle or star, side of a square or triangle
-    x: float  # of the centre
+    x: float  # the centre's
     y: float
     angle: float = 0.0  # degrees, clockwise
     rgb: tuple[int, int, int] = (0, 0, 0)
@@ -103,9 +108,9 @@ class Thing:
         for i in range(corners):
             direction = math.radians(start + self.angle + 360 * i / corners)
             radius = self.radius * (_INNER if self.shape == "star" and i % 2 else 1.0)
-            points.append(
-                (self.x + radius * math.cos(direction), self.y + radius * math.sin(direction))
-            )
+            x = self.x + radius * math.cos(direction)
+            y = self.y + radius * math.sin(direction)
+            points.append((x, y))
         return points
 
     def box(self) -> tuple[float, float, float, float]:
@@ -127,7 +132,11 @@ class Scene:
 
 def reading_order(things: Sequence[Thing]) -> tuple[Thing, ...]:
     """Sort things by rows, each a third of the side high, and from left to right in a row."""
-    return tuple(sorted(things, key=lambda t: (int(3 * t.y / SIDE), t.x)))
+
+    def row_and_x(thing: Thing) -> tuple[int, float]:
+        return int(3 * thing.y / SIDE), thing.x
+
+    return tuple(sorted(things, key=row_and_x))
 
 
 def is_held_out_pair(thing: Thing) -> bool:
@@ -197,7 +206,8 @@ def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str
         n = int(random.integers(2, 5))
         one = any_of(colours) if random.random() < 0.6 else None
         return [(shape, one or any_of(colours)) for _ in range(n)]
-    n = {"empty": 0, "single": 1, "two": 2}.get(kind, 3 + int(random.random() < 0.4))
+    several = 3 + int(random.random() < 0.4)
+    n = {"empty": 0, "single": 1, "two": 2}.get(kind, several)
     return [(any_of(SHAPES), any_of(colours)) for _ in range(n)]
 
 
@@ -226,19 +236,24 @@ def _place(random: np.random.Generator, names: Sequence[tuple[str, str]]) -> lis
 
 def _sample_thing(random: np.random.Generator, shape: str, colour: str, size: float) -> Thing:
     """Sample the place, angle and shade of a thing; it may still overlap the edge or others."""
-    x, y = (random.uniform(size / 2 + _EDGE, SIDE - size / 2 - _EDGE) for _ in range(2))
+    low = size / 2 + _EDGE
+    high = SIDE - size / 2 - _EDGE
+    x = random.uniform(low, high)
+    y = random.uniform(low, high)
     tilted = shape != "circle" and random.random() < _TILTED
     angle = float(random.uniform(-30, 30)) if tilted else 0.0
-    return Thing(shape, colour, size, x, y, angle, _shade(random, COLOURS[colour]))
+    rgb = _shade(random, COLOURS[colour])
+    return Thing(shape, colour, size, x, y, angle, rgb)
 
 
 def _shade(
     random: np.random.Generator, rgb: tuple[int, int, int], off: float = 6.0
 ) -> tuple[int, int, int]:
     """Vary a colour: a little lighter or darker, and each channel by up to ``off``."""
-    values = np.array(rgb) * random.uniform(0.93, 1.04) + random.uniform(-off, off, 3)
-    red, green, blue = (int(v) for v in values.clip(0, 255).round())
-    return red, green, blue
+    brightness = random.uniform(0.93, 1.04)
+    values = np.array(rgb) * brightness + random.uniform(-off, off, 3)
+    red, green, blue = values.clip(0, 255).round()
+    return int(red), int(green), int(blue)
 
 
 def _background(random: np.random.Generator) -> tuple[int, int, int]:
@@ -256,10 +271,8 @@ def render(scene: Scene) -> Image.Image:
             left, top, right, bottom = (_SAMPLES * v for v in thing.box())
             draw.ellipse((left, top, right - 1, bottom - 1), fill=thing.rgb)
         else:
-            draw.polygon(
-                [(_SAMPLES * x - 0.5, _SAMPLES * y - 0.5) for x, y in thing.outline()],
-                fill=thing.rgb,
-            )
+            corners = [(_SAMPLES * x - 0.5, _SAMPLES * y - 0.5) for x, y in thing.outline()]
+            draw.polygon(corners, fill=thing.rgb)
     return canvas.reduce(_SAMPLES)
 
 

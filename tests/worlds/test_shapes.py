@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from mlx_janus.evaluation.shapes import DrawingTarget, drawing_prompts, is_read_right
+from mlx_janus.evaluation.shapes import (
+    DrawingTarget,
+    _by_popularity,
+    drawing_prompts,
+    is_read_right,
+)
 from mlx_janus.worlds import judge, language, shapes
 
 SCENES = 2000
@@ -273,3 +278,11 @@ def test_benchmark_prompts_name_what_training_never_shows() -> None:
             things = [shapes.Thing(shape, colour, 10, 0, 0) for shape, colour in wanted.things]
             assert not shapes.belongs(things, "train")
             assert _things_of(wanted.prompt) == Counter(wanted.things)
+
+
+def test_equally_popular_objects_are_in_order_of_their_names() -> None:
+    """A set's own order differs between processes, since strings are hashed with a random seed."""
+    names = [("star", "red"), ("circle", "blue"), ("square", "green"), ("circle", "red")]
+    things = [shapes.Thing(shape, colour, 8.0, 8.0, 8.0) for shape, colour in names]
+    scenes = [shapes.Scene(tuple(things)), shapes.Scene((things[0], things[0]))]
+    assert _by_popularity(scenes) == [names[0], names[1], names[3], names[2]]

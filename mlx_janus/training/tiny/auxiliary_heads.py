@@ -2,13 +2,13 @@
 
 They are discarded after training.
 
-**Tracking**, while drawing: what the model has begun to draw, and what remains. Image tokens come
-row by row, and a thing spans several rows. To which of the caption's things a row belongs, and
-which of them are drawn already, the cross-entropy of tokens never says directly. A synthetic world
-knows it for every token.
+**Tracking**, for image tokens: the things begun so far, and the things that remain. The model
+generates an image row by row, and a thing spans several rows. The cross-entropy of tokens never
+shows directly to which thing a row belongs, or which things are finished. A synthetic world knows
+this for every token.
 
-**Placing**, while answering: where a thing is that was just named. Whether one thing is left of
-another takes three look-ups, and a yes or a no does not teach any of them by itself.
+**Placing**, for answers: the place of a thing when it is named. The question whether one thing is
+left of another takes three look-ups, and a yes or a no teaches none of them by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .encoder import COLOUR_LABELS, SHAPE_LABELS, patch_labels
 
 _MOST = 4  # things in a scene
 COUNT_BITS = _MOST * (len(shapes.SHAPES) + len(shapes.COLOURS))  # length of ``encode_counts``
-_OWNER_LOGITS = len(SHAPE_LABELS) + len(COLOUR_LABELS)  # of the thing at a position
+_OWNER_LOGITS = len(SHAPE_LABELS) + len(COLOUR_LABELS)  # logits for the thing at a position
 _COUNTS_WEIGHT = 3.0  # weight in the loss: most bits are 0, so their mean is small
 _ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)  # radians, samples of a circle
 
@@ -58,7 +58,8 @@ class TrackingHead(nn.Module):
             shape, colour = mx.split(logits, [len(SHAPE_LABELS)], axis=-1)
             owner_loss = owner_loss + nn.losses.cross_entropy(shape, labels[..., 0]).mean()
             owner_loss = owner_loss + nn.losses.cross_entropy(colour, labels[..., 1]).mean()
-        count_loss = nn.losses.binary_cross_entropy(counts, mx.concatenate([begun, ahead], axis=-1))
+        targets = mx.concatenate([begun, ahead], axis=-1)
+        count_loss = nn.losses.binary_cross_entropy(counts, targets)
         return owner_loss + _COUNTS_WEIGHT * count_loss
 
 
@@ -77,10 +78,10 @@ class PlacingHead(nn.Module):
             middle: (B, L, hidden), the middle layer's output.
             places: (B, L, 3) from ``placing_targets``.
         """
-        errors = nn.losses.smooth_l1_loss(
-            self.out(self.norm(middle)), places[..., :2], reduction="none"
-        ).sum(-1)
-        return (errors * places[..., 2]).sum() / mx.maximum(places[..., 2].sum(), 1)
+        predicted = self.out(self.norm(middle))
+        errors = nn.losses.smooth_l1_loss(predicted, places[..., :2], reduction="none").sum(-1)
+        named = places[..., 2]
+        return (errors * named).sum() / mx.maximum(named.sum(), 1)
 
 
 class JanusWithHeads(nn.Module):
@@ -96,7 +97,7 @@ class JanusWithHeads(nn.Module):
         self.placing_head: PlacingHead | None = None
 
     def add_heads(self, *, tracking: bool, placing: bool) -> None:
-        """Create the wanted heads that do not exist yet; existing ones are kept."""
+        """Create the wanted heads that are missing; keep existing ones."""
         hidden = self.janus.config.language.hidden_size
         if tracking and self.tracking_head is None:
             self.tracking_head = TrackingHead(hidden)
@@ -120,7 +121,9 @@ def placing_targets(ids: np.ndarray, scene: shapes.Scene, words: Mapping[str, in
     for thing in scene.things:
         if counts[thing.name] == 1:
             named = (ids[1:] == words[thing.shape]) & (ids[:-1] == words[thing.colour])
-            places[1:][named] = 4 * thing.x / shapes.SIDE - 2, 4 * thing.y / shapes.SIDE - 2, 1
+            x = 4 * thing.x / shapes.SIDE - 2
+            y = 4 * thing.y / shapes.SIDE - 2
+            places[1:][named] = (x, y, 1)
     return places
 
 
@@ -132,9 +135,11 @@ def tracking_targets(scene: shapes.Scene, grid: int) -> tuple[np.ndarray, np.nda
     owners = patch_labels(scene, grid)[:2].T.astype(np.int32)
     things = sorted(scene.things, key=lambda thing: first_token(thing, grid))
     starts = np.array([first_token(thing, grid) for thing in things])
-    begun = np.stack([encode_counts(things[:n]) for n in range(len(things) + 1)])
-    ahead = np.stack([encode_counts(things[n:]) for n in range(len(things) + 1)])
-    number_begun = (starts[None] < np.arange(grid * grid)[:, None]).sum(1).astype(int)  # (n,)
+    numbers = range(len(things) + 1)
+    begun = np.stack([encode_counts(things[:number]) for number in numbers])
+    ahead = np.stack([encode_counts(things[number:]) for number in numbers])
+    positions = np.arange(grid * grid)
+    number_begun = (starts[None] < positions[:, None]).sum(1).astype(int)  # (n,)
     return owners, begun[number_begun], ahead[number_begun]
 
 
@@ -142,8 +147,10 @@ def first_token(thing: shapes.Thing, grid: int) -> int:
     """Return the first position, row by row, whose patch shows part of a thing."""
     outline = _outline_points(thing)
     size = shapes.SIDE / grid
-    row = int(outline[:, 1].min() // size)
-    column = int(outline[outline[:, 1] < (row + 1) * size, 0].min() // size)
+    x = outline[:, 0]
+    y = outline[:, 1]
+    row = int(y.min() // size)
+    column = int(x[y < (row + 1) * size].min() // size)
     return row * grid + column
 
 
@@ -151,12 +158,13 @@ def _outline_points(thing: shapes.Thing) -> np.ndarray:
     """Sample points of a thing's outline: (points, 2), x and y in pixels."""
     corners = np.array(thing.outline())
     if not len(corners):
-        return np.stack(
-            [thing.x + thing.radius * np.cos(_ANGLES), thing.y + thing.radius * np.sin(_ANGLES)],
-            axis=1,
-        )
+        x = thing.x + thing.radius * np.cos(_ANGLES)
+        y = thing.y + thing.radius * np.sin(_ANGLES)
+        return np.stack([x, y], axis=1)
     along = np.linspace(0, 1, 16, endpoint=False)[:, None, None]
-    return (corners * (1 - along) + np.roll(corners, -1, axis=0) * along).reshape(-1, 2)
+    following = np.roll(corners, -1, axis=0)
+    points = corners * (1 - along) + following * along  # (16, corners, 2)
+    return points.reshape(-1, 2)
 
 
 def encode_counts(things: Sequence[shapes.Thing]) -> np.ndarray:
@@ -167,4 +175,5 @@ def encode_counts(things: Sequence[shapes.Thing]) -> np.ndarray:
     """
     numbers = [sum(thing.shape == shape for thing in things) for shape in shapes.SHAPES]
     numbers += [sum(thing.colour == colour for thing in things) for colour in shapes.COLOURS]
-    return np.array([float(n > k) for n in numbers for k in range(_MOST)], np.float32)
+    at_least = np.array(numbers)[:, None] > np.arange(_MOST)
+    return at_least.astype(np.float32).reshape(-1)

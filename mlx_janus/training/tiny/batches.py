@@ -47,7 +47,7 @@ def conversation_batch(
     size: int,
     shares: Mapping[str, float] = language.SHARES,
 ) -> ConversationBatch:
-    """Make conversations that each ask as many questions about one image as fit.
+    """Make conversations about one image each, filled with questions.
 
     Args:
         prompts: the model's tokenizer and template.
@@ -68,10 +68,10 @@ def conversation_batch(
         targets[row, : len(answers)] = ids[row, answers]
         weights[row, : len(answers)] = 1.0
     assert (ids[:, IMAGE_AT - 1] == prompts.special.image_start).all()
-    words = {word: prompts.encode(f" {word}")[0] for word in (*shapes.SHAPES, *shapes.COLOURS)}
-    places = np.stack(
-        [placing_targets(row, scene, words) for row, scene in zip(ids, scenes, strict=True)]
-    )
+    names = (*shapes.SHAPES, *shapes.COLOURS)
+    words = {name: prompts.encode(f" {name}")[0] for name in names}
+    rows = zip(ids, scenes, strict=True)
+    places = np.stack([placing_targets(row, scene, words) for row, scene in rows])
     return {
         "pixels": _pixels(scenes),
         "ids": ids,
@@ -93,7 +93,8 @@ def _conversation(
         turns.append(Turn("user", question.text, 0 if turns else 1))
         prompt = prompts.answering(turns)
         answer = [*prompts.encode(f" {question.answer}"), prompts.special.eos]
-        is_answer += [False] * (len(prompt) - len(ids)) + [True] * len(answer)
+        is_answer += [False] * (len(prompt) - len(ids))
+        is_answer += [True] * len(answer)
         ids = prompt + answer
         turns.append(Turn("assistant", question.answer))
     return ids, is_answer
@@ -115,9 +116,9 @@ def _questions(
 
 def _length(prompts: Prompts, question: language.Question) -> int:
     """Return an upper bound on the positions of a question with its answer."""
-    return (
-        len(prompts.encode(question.text)) + len(prompts.encode(f" {question.answer}")) + _TEMPLATE
-    )
+    text = prompts.encode(question.text)
+    answer = prompts.encode(f" {question.answer}")
+    return len(text) + len(answer) + _TEMPLATE
 
 
 def caption_batch(
@@ -145,7 +146,8 @@ def caption_batch(
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
     grid = math.isqrt(prompts.image_tokens)
-    owners, begun, ahead = zip(*(tracking_targets(scene, grid) for scene in scenes), strict=True)
+    tracking = [tracking_targets(scene, grid) for scene in scenes]
+    owners, begun, ahead = zip(*tracking, strict=True)
     return {
         "pixels": _pixels(scenes),
         "ids": ids,

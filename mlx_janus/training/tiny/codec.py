@@ -125,8 +125,10 @@ class CodecStage:
             ids: (vectors,) their codes.
             index: the step.
         """
-        uses = _DECAY * self._uses + (1 - _DECAY) * mx.zeros_like(self._uses).at[ids].add(1.0)
-        sums = _DECAY * self._sums + (1 - _DECAY) * mx.zeros_like(self._sums).at[ids].add(vectors)
+        new_uses = mx.zeros_like(self._uses).at[ids].add(1.0)
+        new_sums = mx.zeros_like(self._sums).at[ids].add(vectors)
+        uses = _DECAY * self._uses + (1 - _DECAY) * new_uses
+        sums = _DECAY * self._sums + (1 - _DECAY) * new_sums
         if index % _MOVE_EVERY == 0 and index < 0.8 * self.steps:
             errors = ((vectors - self.model.quantize.look_up(ids)) ** 2).sum(-1)
             worst = mx.argsort(-errors)
@@ -161,9 +163,9 @@ class MergedCodecStage(CodecStage):
     ):
         super().__init__(config, recipe, seed + 3)
         self.model.load_weights(list(part_of(trained, "model.").items()), strict=True)
-        self._merge_plain_codes(
-            np.array(trained["codebook.sums"]), np.array(trained["codebook.uses"])
-        )
+        sums = np.array(trained["codebook.sums"])
+        uses = np.array(trained["codebook.uses"])
+        self._merge_plain_codes(sums, uses)
 
     def _merge_plain_codes(self, sums: np.ndarray, uses: np.ndarray) -> None:
         """Cluster the plain codes; one of each cluster takes its uses, the others become zero."""
@@ -194,10 +196,10 @@ class MergedCodecStage(CodecStage):
             pixels = self._pixels(i, 1)
             ids = np.array(self.model.encode(mx.array(pixels)))
             grid = math.isqrt(ids.shape[1])
-            differs = np.abs(pixels - pixels[:, :1, :1]).max(-1) > _DIFFERENT
-            shaped = (
-                differs.reshape(len(ids), grid, cell, grid, cell).any((2, 4)).reshape(ids.shape)
-            )
+            corner = pixels[:, :1, :1]
+            differs = np.abs(pixels - corner).max(-1) > _DIFFERENT
+            cells = differs.reshape(len(ids), grid, cell, grid, cell)
+            shaped = cells.any((2, 4)).reshape(ids.shape)
             plain += np.bincount(ids[~shaped], minlength=size)
             other += np.bincount(ids[shaped], minlength=size)
         return np.flatnonzero(plain > _PLAIN * other)
@@ -233,7 +235,8 @@ def _loss(
         decoded = z
     errors = model.decoder(model.post_quant_conv(decoded)) - pixels
     squares = errors * errors
-    differs = mx.abs(pixels - pixels[:, :1, :1]).max(-1, keepdims=True) > 0.05
+    corner = pixels[:, :1, :1]
+    differs = mx.abs(pixels - corner).max(-1, keepdims=True) > 0.05
     weights = 1 + _SHAPE_WEIGHT * differs
     loss = (weights * (mx.abs(errors) + 3 * squares)).mean() + 0.25 * commitment
     return loss, {

@@ -1,8 +1,8 @@
 """The vision encoder's stage, in place of SigLIP's own pretraining on images and captions.
 
-Every patch learns through a linear head, which is discarded afterwards, which shape and colour it
-belongs to and whether a thing's centre lies in it. The features that telling and counting things
-will need are learnt here in minutes, from the dense labels that a synthetic world gives.
+A linear head, which is discarded afterwards, predicts for every patch its shape, its colour and
+whether it holds a thing's centre. The dense labels of a synthetic world teach in minutes the
+features that naming and counting things need.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ class _EncoderWithHeads(nn.Module):
         for block in tower.blocks[1:]:
             x = block(x)
         out = self.head(tower.norm(x))
-        shape, colour, rest = mx.split(
-            out, [len(SHAPE_LABELS), len(SHAPE_LABELS) + len(COLOUR_LABELS)], axis=-1
-        )
-        return _Predictions(shape, colour, rest[..., 0], rest[..., 1:], outline, edges)
+        ends = [len(SHAPE_LABELS), len(SHAPE_LABELS) + len(COLOUR_LABELS)]
+        shape, colour, rest = mx.split(out, ends, axis=-1)
+        centre = rest[..., 0]
+        place = rest[..., 1:]
+        return _Predictions(shape, colour, centre, place, outline, edges)
 
 
 def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
@@ -74,13 +75,10 @@ def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
     """
     differs = _differs_from_corner(pixels)
     cell = pixels.shape[1] // (grid * _CELLS)
-    # (B, row, i, column, j)
-    cells = differs.reshape(-1, grid, _CELLS, cell, grid, _CELLS, cell).mean((3, 6))
-    return (
-        cells.transpose(0, 1, 3, 2, 4)
-        .reshape(len(pixels), grid * grid, _CELLS**2)
-        .astype(np.float32)
-    )
+    blocks = differs.reshape(-1, grid, _CELLS, cell, grid, _CELLS, cell)
+    shares = blocks.mean((3, 6))  # (B, row, i, column, j)
+    by_patch = shares.transpose(0, 1, 3, 2, 4)  # (B, row, column, i, j)
+    return by_patch.reshape(len(pixels), grid * grid, -1).astype(np.float32)
 
 
 def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
@@ -91,18 +89,20 @@ def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
     """
     down, right = np.gradient(_differs_from_corner(pixels).astype(np.float32), axis=(1, 2))
     strength = np.hypot(down, right)
-    direction = (
-        np.round((np.arctan2(down, right) / (2 * np.pi)) * _DIRECTIONS).astype(int) % _DIRECTIONS
-    )
+    circles = np.arctan2(down, right) / (2 * np.pi)  # from -0.5 to 0.5
+    direction = np.round(circles * _DIRECTIONS).astype(int) % _DIRECTIONS
     each = strength[..., None] * (direction[..., None] == np.arange(_DIRECTIONS))
     half = pixels.shape[1] // (2 * grid)
-    sums = each.reshape(-1, grid, 2, half, grid, 2, half, _DIRECTIONS).sum((3, 6)) / half
-    return sums.transpose(0, 1, 3, 2, 4, 5).reshape(len(pixels), grid * grid, -1).astype(np.float32)
+    blocks = each.reshape(-1, grid, 2, half, grid, 2, half, _DIRECTIONS)
+    sums = blocks.sum((3, 6)) / half  # (B, row, i, column, j, direction)
+    by_patch = sums.transpose(0, 1, 3, 2, 4, 5)  # (B, row, column, i, j, direction)
+    return by_patch.reshape(len(pixels), grid * grid, -1).astype(np.float32)
 
 
 def _differs_from_corner(pixels: np.ndarray) -> np.ndarray:
     """Mark the pixels that differ from the top left one, which is background: (B, S, S)."""
-    return np.abs(pixels - pixels[:, :1, :1]).max(-1) > _DIFFERENT
+    corner = pixels[:, :1, :1]
+    return np.abs(pixels - corner).max(-1) > _DIFFERENT
 
 
 def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
@@ -119,8 +119,9 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
     nearest = np.full((grid, grid), np.inf)
     for thing in scene.things:
         distance = np.hypot(x - thing.x, y - thing.y)
-        mine = (distance < _REACH * thing.radius + _MARGIN) & (distance / thing.radius < nearest)
-        nearest[mine] = (distance / thing.radius)[mine]
+        radii = distance / thing.radius
+        mine = (distance < _REACH * thing.radius + _MARGIN) & (radii < nearest)
+        nearest[mine] = radii[mine]
         labels[0][mine] = SHAPE_LABELS.index(thing.shape)
         labels[1][mine] = COLOUR_LABELS.index(thing.colour)
         labels[2][int(thing.y // size), int(thing.x // size)] = 1
@@ -147,10 +148,10 @@ def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> No
     free = config.width - waves
     frequencies = np.geomspace(2 * np.pi / (2 * config.grid), 2.2, waves // 4)
     y, x = np.mgrid[0 : config.grid, 0 : config.grid].reshape(2, -1, 1)
-    place = np.concatenate(
-        [wave(v * frequencies) for v in (y, x) for wave in (np.sin, np.cos)], axis=-1
-    )
-    tower.pos_embed = mx.pad(mx.array(place.astype(np.float32)), [(0, 0), (0, free)])[None]
+    rows = y * frequencies
+    columns = x * frequencies
+    place = np.concatenate([np.sin(rows), np.cos(rows), np.sin(columns), np.cos(columns)], axis=-1)
+    tower.pos_embed = _pad_columns(place, free)[None]
     tower.patch_embed.proj.weight = mx.array(_patch_filters(config, waves))
     tower.patch_embed.proj.bias *= (mx.arange(config.width) >= waves).astype(mx.float32)
     keys = np.tile(np.eye(waves), (config.heads, 1))
@@ -187,10 +188,10 @@ def _quarter_colour(size: int, quarter: int, channel: int) -> np.ndarray:
     """Return a filter that sums a colour channel over a quarter of a patch: (size, size, 3)."""
     row, column = divmod(quarter, 2)
     half = size // 2
+    rows = slice(row * half, (row + 1) * half)
+    columns = slice(column * half, (column + 1) * half)
     kernel = np.zeros((size, size, 3))
-    kernel[row * half : (row + 1) * half, column * half : (column + 1) * half, channel] = (
-        1 / half**2
-    )
+    kernel[rows, columns, channel] = 1 / half**2
     return kernel
 
 
@@ -213,7 +214,8 @@ def _rotation(frequencies: np.ndarray, dy: float, dx: float) -> np.ndarray:
 
 def _pad_columns(matrix: np.ndarray, columns: int) -> mx.array:
     """Append columns of zeros."""
-    return mx.array(np.pad(matrix, [(0, 0), (0, columns)]).astype(np.float32))
+    padded = np.pad(matrix, [(0, 0), (0, columns)])
+    return mx.array(padded.astype(np.float32))
 
 
 class EncoderStage:
@@ -256,10 +258,8 @@ class EncoderStage:
     def _batch(self, index: int) -> dict[str, np.ndarray]:
         """Make the scenes of a step: pixels, and the targets of each head."""
         random = np.random.default_rng([self._seed, 3, index])
-        scenes = [
-            shapes.sample_scene(random, kind)
-            for kind in random.choice(shapes.BUSY, self._recipe.batch)
-        ]
+        kinds = random.choice(shapes.BUSY, self._recipe.batch)
+        scenes = [shapes.sample_scene(random, kind) for kind in kinds]
         pixels = np.stack([shapes.pixels(scene) for scene in scenes])
         grid = self._config.grid
         return {
@@ -281,23 +281,24 @@ def _loss(
     things = shows_thing.sum()
     weights = mx.where(shows_thing, 1.0, _BACKGROUND_WEIGHT)
 
-    name_loss = nn.losses.cross_entropy(predicted.shape, shape) + nn.losses.cross_entropy(
-        predicted.colour, colour
-    )
+    shape_loss = nn.losses.cross_entropy(predicted.shape, shape)
+    colour_loss = nn.losses.cross_entropy(predicted.colour, colour)
+    name_loss = shape_loss + colour_loss
     centre_loss = nn.losses.binary_cross_entropy(predicted.centre, labels[2])
-    place_loss = nn.losses.smooth_l1_loss(
-        predicted.place, labels[3:].transpose(1, 2, 0), reduction="none"
-    ).sum(-1)
-    place_loss = (place_loss * shows_thing).sum() / things
+    places = labels[3:].transpose(1, 2, 0)
+    place_errors = nn.losses.smooth_l1_loss(predicted.place, places, reduction="none").sum(-1)
+    place_loss = (place_errors * shows_thing).sum() / things
     outline_loss = nn.losses.binary_cross_entropy(predicted.outline, batch["outlines"])
     edge_errors = (predicted.edges - batch["edges"]) ** 2
 
     loss = (weights * name_loss).sum() / weights.sum() + 2 * centre_loss
     loss = loss + 2 * outline_loss + place_loss
     loss = loss + 5 * (weights[..., None] * edge_errors).sum() / weights.sum()
+    shapes_right = (predicted.shape.argmax(-1) == shape) & shows_thing
+    colours_right = (predicted.colour.argmax(-1) == colour) & shows_thing
     return loss, {
-        "shapes_right": ((predicted.shape.argmax(-1) == shape) & shows_thing).sum() / things,
-        "colours_right": ((predicted.colour.argmax(-1) == colour) & shows_thing).sum() / things,
+        "shapes_right": shapes_right.sum() / things,
+        "colours_right": colours_right.sum() / things,
         "places_off": place_loss,
         "edges_off": edge_errors.sum() / (batch["edges"] ** 2).sum(),
     }

@@ -67,7 +67,7 @@ class JointStage:
     """Trains a Janus model with auxiliary heads, except its vision encoder and its codec.
 
     A step has two halves: conversations and captions, or captions twice. Its gradient is the mean
-    of the halves' gradients. One process computes both halves; two processes (``mlx.launch -n 2``)
+    over both halves. One process computes both halves; two processes (``mlx.launch -n 2``)
     compute one each, with the same result.
 
     Args:
@@ -96,9 +96,14 @@ class JointStage:
         trainee.add_heads(tracking=recipe.tracking > 0, placing=recipe.placing > 0)
         _freeze_parts(trainee, answers=recipe.answering_batch > 0)
         self._learner = Learner(
-            trainee, rate=recipe.rate, steps=recipe.steps, warmup=recipe.warmup, muon_rate=recipe.muon_rate,
-            decay=0.02, final_rate=recipe.final_rate,
-        )  # fmt: skip
+            trainee,
+            rate=recipe.rate,
+            steps=recipe.steps,
+            warmup=recipe.warmup,
+            muon_rate=recipe.muon_rate,
+            decay=0.02,
+            final_rate=recipe.final_rate,
+        )
         group = mx.distributed.init()
         self._halves = range(2)[group.rank() :: group.size()]  # of this process
         self._text_gradient = compiled_gradient(
@@ -179,8 +184,10 @@ def _mean_measurements(halves: Sequence[Mapping[str, mx.array]]) -> dict[str, fl
     sums = mx.zeros((len(_MEASURED),))
     counts = mx.zeros((len(_MEASURED),))
     for measured in halves:
-        sums = sums + mx.stack([measured.get(name, mx.zeros(())) for name in _MEASURED])
-        counts = counts + mx.array([float(name in measured) for name in _MEASURED])
+        values = [measured.get(name, mx.zeros(())) for name in _MEASURED]
+        present = [float(name in measured) for name in _MEASURED]
+        sums = sums + mx.stack(values)
+        counts = counts + mx.array(present)
     totals = np.array(sum_over_processes(mx.stack([sums, counts])))
     return {
         name: float(total / count)
@@ -203,7 +210,8 @@ def answering_loss(
     text = janus.embed_text(batch["ids"])
     features = janus.understand(batch["pixels"])
     image_end = IMAGE_AT + features.shape[1]
-    embeddings = mx.concatenate([text[:, :IMAGE_AT], features, text[:, image_end:]], axis=1)
+    parts = [text[:, :IMAGE_AT], features, text[:, image_end:]]
+    embeddings = mx.concatenate(parts, axis=1)
     hidden, middle = _final_and_middle_states(janus, embeddings)
     logits = janus.text_logits(select_positions(hidden, batch["positions"]))  # (B, M, vocabulary)
     loss, right = weighted_cross_entropy(logits, batch["targets"], batch["weights"])

@@ -33,11 +33,11 @@ def plot_log(log: Path, output: Path) -> None:
     lines = read_log(log)
     figure = Figure(figsize=(16, 5.5), layout="constrained")
     for axes, (stage, key, title) in zip(figure.subplots(2, 5).flat, _CURVES, strict=True):
-        points = [
-            (line["step"], line[key]) for line in lines if line["stage"] == stage and key in line
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), linewidth=1)
+        shown = [line for line in lines if line["stage"] == stage and key in line]
+        steps = [line["step"] for line in shown]
+        values = [line[key] for line in shown]
+        if shown:
+            axes.plot(steps, values, linewidth=1)
         axes.set_title(f"{stage}: {title}", fontsize=9)
         axes.set_xlabel("steps", fontsize=8)
         axes.tick_params(labelsize=8)

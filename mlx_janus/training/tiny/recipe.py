@@ -90,11 +90,23 @@ class TinyRecipe:
 
 
 CODEC = VQConfig(
-    kind="vq", codebook_size=1024, codebook_dim=8, ch=8, ch_mult=(1, 2, 4, 8), num_res_blocks=1, z_channels=64,
+    kind="vq",
+    codebook_size=1024,
+    codebook_dim=8,
+    ch=8,
+    ch_mult=(1, 2, 4, 8),
+    num_res_blocks=1,
+    z_channels=64,
     norm_groups=1,
-)  # fmt: skip
+)
 ENCODER = SiglipConfig(
-    kind="siglip", image_size=SIDE, patch_size=8, width=128, layers=3, heads=4, mlp_width=384
+    kind="siglip",
+    image_size=SIDE,
+    patch_size=8,
+    width=128,
+    layers=3,
+    heads=4,
+    mlp_width=384,
 )
 
 
@@ -105,18 +117,31 @@ def tiny_config(vocabulary: int) -> JanusConfig:
         understanding=ENCODER,
         aligner=MLPConfig(kind="mlp_gelu", input_dim=ENCODER.width, output_dim=hidden),
         language=LlamaConfig(
-            kind="llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=416, num_hidden_layers=5,
-            num_attention_heads=6, num_key_value_heads=6, head_dim=32, max_position_embeddings=1024,
+            kind="llama",
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=416,
+            num_hidden_layers=5,
+            num_attention_heads=6,
+            num_key_value_heads=6,
+            head_dim=32,
+            max_position_embeddings=1024,
         ),
         generation=VQGenerationConfig(
-            kind="vq", image_size=SIDE, codec=CODEC,
+            kind="vq",
+            image_size=SIDE,
+            codec=CODEC,
             aligner=MLPConfig(kind="mlp_gelu", input_dim=CODEC.codebook_dim, output_dim=hidden),
             head=GenHeadConfig(
-                kind="vision_head", input_dim=hidden, hidden_dim=hidden, output_dim=CODEC.codebook_size
+                kind="vision_head",
+                input_dim=hidden,
+                hidden_dim=hidden,
+                output_dim=CODEC.codebook_size,
             ),
-            cfg_weight=2.5, temperature=0.6,
+            cfg_weight=2.5,
+            temperature=0.6,
         ),
         image=ImageConfig(image_size=SIDE),
         prompt=PromptConfig(system=""),
         dtype="float16",
-    )  # fmt: skip
+    )

@@ -64,10 +64,10 @@ def train_tiny(
     for name in JOINT_STAGES:
         stage = JointStage(trainee, prompts, getattr(recipe, name), recipe.seed, name)
         run.stage(stage, config.to_dict(), _without_later_stages(recipe, name), writes=run.is_first)
-    if run.is_first:  # it alone knows that these checkpoints are written
-        average_weights(
-            janus, load_state(output, "joint"), load_state(output, "places"), recipe.share_of_last
-        )
+    if run.is_first:  # only this process can be sure that these checkpoints are written
+        joint = load_state(output, "joint")
+        places = load_state(output, "places")
+        average_weights(janus, joint, places, recipe.share_of_last)
         text = tokenizer.to_str()
         save_model(
             janus, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True
@@ -131,7 +131,7 @@ def average_weights(
     """
     one = part_of(one, "model.janus.")
     other = part_of(other, "model.janus.")
-    names = [name for name, _ in tree_flatten(model.parameters())]
-    model.load_weights(
-        [(name, (1 - share) * one[name] + share * other[name]) for name in names], strict=True
-    )
+    means = []
+    for name, _ in tree_flatten(model.parameters()):
+        means.append((name, (1 - share) * one[name] + share * other[name]))
+    model.load_weights(means, strict=True)

@@ -13,9 +13,14 @@ from ...worlds import language, shapes
 _SIZE = 480  # entries without control tokens: 256 bytes and 224 merges
 _SCENES = 4000  # scenes whose texts train the tokenizer
 _SHARES = {
-    "existence": 0.27, "colour": 0.11, "shape": 0.11, "number": 0.16, "position": 0.16, "content": 0.08,
+    "existence": 0.27,
+    "colour": 0.11,
+    "shape": 0.11,
+    "number": 0.16,
+    "position": 0.16,
+    "content": 0.08,
     "description": 0.11,
-}  # fmt: skip
+}
 """Question shares, apart from any stage's: changing a stage keeps the ids (docs/lab-notes.md)."""
 
 
@@ -34,9 +39,15 @@ def train_tokenizer(config: PromptConfig, seed: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=_SIZE, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(_texts(config, seed), trainer)
     controls = (
-        config.bos, config.eos, config.pad, config.image, config.image_start, config.image_end, config.user,
+        config.bos,
+        config.eos,
+        config.pad,
+        config.image,
+        config.image_start,
+        config.image_end,
+        config.user,
         config.assistant,
-    )  # fmt: skip
+    )
     tokenizer.add_special_tokens(
         [AddedToken(text, normalized=False, special=True) for text in controls]
     )
@@ -44,7 +55,7 @@ def train_tokenizer(config: PromptConfig, seed: int) -> Tokenizer:
 
 
 def _texts(config: PromptConfig, seed: int) -> Iterator[str]:
-    """Yield captions, questions and answers as they stand in prompts."""
+    """Yield captions, questions and answers as prompts contain them."""
     random = np.random.default_rng([seed, 4])
     for _ in range(_SCENES):
         scene = shapes.sample_scene(random)
