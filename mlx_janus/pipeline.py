@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from .errors import OptionError
 from .inference.conversation import Conversation
-from .inference.image_generation import generate_steps, image_jobs
+from .inference.image_generation import generate_steps, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
 from .inference.pathways import pathway_of
@@ -306,13 +306,8 @@ class JanusPipeline(LoadedModel):
             exact=exact,
             window=window,
         )
-        images: list[GeneratedImage] = []
-        for step in steps:
-            images += step.images
-        order: dict[str, int] = {}
-        for text in as_strings("prompt", prompt):
-            order.setdefault(text, len(order))
-        return sorted(images, key=lambda image: (order[image.prompt], image.seed))
+        images = [image for step in steps for image in step.images]
+        return sort_by_prompt(images, as_strings("prompt", prompt))
 
     def stream_images(
         self,

@@ -100,6 +100,16 @@ def generate_steps(
             yield ImageStep(done, total, (finished[-1],), _previewer(janus, finished, ()))
 
 
+def sort_by_prompt(
+    images: Sequence[GeneratedImage], prompts: Sequence[str]
+) -> list[GeneratedImage]:
+    """Return images in the order of their prompts, and then of their seeds."""
+    order: dict[str, int] = {}
+    for text in prompts:
+        order.setdefault(text, len(order))
+    return sorted(images, key=lambda image: (order[image.prompt], image.seed))
+
+
 def _groups(
     janus: LoadedModel, pathway: ImagePathway, jobs: Sequence[ImageJob]
 ) -> list[list[ImageJob]]:
