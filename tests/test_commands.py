@@ -828,9 +828,7 @@ def test_converts_and_verifies(
         assert "uantized" not in done.stderr
     verified = call(convert.main, SOURCE, "out", "--verify")
     assert verified.code == 0
-    assert re.search(
-        r"out matches deepseek-pro-bin: \d+ tensors compared\.\n$", verified.stderr
-    )
+    assert re.search(r"out matches deepseek-pro-bin: \d+ tensors compared\.\n$", verified.stderr)
     assert draw(here / "out").code == 0
 
 

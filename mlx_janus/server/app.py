@@ -73,6 +73,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         },
     )
     app.include_router(_generation_routes(service))
+    app.include_router(_model_routes(service))
     app.include_router(_server_routes(service))
     if settings.api_key is not None:
         _describe_key(app)
@@ -134,11 +135,10 @@ def _generation_routes(service: Service) -> APIRouter:
     return router
 
 
-def _server_routes(service: Service) -> APIRouter:
-    """Return the routes about the server, and the page."""
+def _model_routes(service: Service) -> APIRouter:
+    """Return the routes about the served model."""
     router = APIRouter(responses=_ERRORS, tags=["server"])
     engine = service.engine
-    page, page_headers = _page()
 
     def served_model() -> ServedModel:
         return ServedModel(id=engine.name, created=service.since)
@@ -156,6 +156,15 @@ def _server_routes(service: Service) -> APIRouter:
             message = f"there is no model {name!r} here: use {engine.name!r}"
             raise APIError(404, message, param="model", code="model_not_found")
         return served_model()
+
+    return router
+
+
+def _server_routes(service: Service) -> APIRouter:
+    """Return the routes about the server, and the page."""
+    router = APIRouter(responses=_ERRORS, tags=["server"])
+    engine = service.engine
+    page, page_headers = _page()
 
     @_get(
         router,
