@@ -73,7 +73,10 @@ def main(paths: tuple[str, ...], question: str, output: Path | None, **options: 
       mlx-janus caption -m janus-pro-1b 'photos/**/*.jpg' -p "What animal is this?" -o animals.jsonl
       mlx-janus caption janus.png
     """
-    images = list(dict.fromkeys(file for path in paths for file in _image_files(path)))
+    listed: list[str] = []
+    for path in paths:
+        listed += _image_files(path)
+    images = list(dict.fromkeys(listed))  # each once
     lines = None if output is None else JsonLines(output, "captions", keys=("path", "prompt"))
     done = set() if lines is None else _captioned(lines, question)
     missing = [image for image in images if image not in done]

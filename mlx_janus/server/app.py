@@ -136,7 +136,7 @@ def _generation_routes(service: Service) -> APIRouter:
 
 
 def _model_routes(service: Service) -> APIRouter:
-    """Return the routes about the model."""
+    """Return the routes about the served model."""
     router = APIRouter(responses=_ERRORS, tags=["server"])
     engine = service.engine
 

@@ -151,7 +151,7 @@ def test_pictures_are_chosen_dropped_and_pasted_and_shown_with_the_question(
         [("b.png", "image/png", picture(colour="lime")), ("c.txt", "text/plain", b"words")],
     )
     expect(page.get_by_role("alert")).to_have_text(
-        "c.txt is no picture that this browser can read: use PNG or JPEG."
+        "c.txt is not a picture that this browser can read: use PNG or JPEG."
     )
     hand_over(page, "paste", [("c.png", "image/png", picture(colour="blue"))])
     tray = page.get_by_role("list", name="Pictures shown with the next question").get_by_role(
@@ -218,7 +218,7 @@ def test_what_was_said_before_is_sent_with_the_settings(page: Page, engine: Fake
     ask(page, "What is this?")
     settled(page)
     assert answers(engine)[0].system is None
-    set_up(page, System_prompt="Be brief.", Most_tokens=7, Seed=5)
+    set_up(page, System_prompt="Be brief.", Max_tokens=7, Seed=5)
     page.get_by_role("button", name="Settings").click()
     page.get_by_role("group", name="Answers").get_by_label("Temperature").fill("0.5")
     page.keyboard.press("Escape")

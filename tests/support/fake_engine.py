@@ -71,7 +71,7 @@ class FakeEngine:
         if self.open >= self.room:
             raise BusyError(7)
         if isinstance(request, DrawingRequest) and not request.prompt.strip():
-            raise PromptError("the prompt is empty: describe the picture to draw")
+            raise PromptError("the prompt is empty: describe the image to draw")
         self.asked.append(request)
         return FakeTicket(self, request)
 
