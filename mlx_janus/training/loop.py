@@ -83,17 +83,27 @@ class Learner:
         final_rate: float = 0.02,
     ):
         def schedule(top: float) -> Callable[[mx.array], mx.array]:
-            rise = optim.linear_schedule(top * 0.01, top, warmup)
-            fall = optim.cosine_decay(top, max(steps - warmup, 1), top * final_rate)
+            first = top * 0.01
+            rise = optim.linear_schedule(first, top, warmup)
+            remaining = max(steps - warmup, 1)
+            last = top * final_rate
+            fall = optim.cosine_decay(top, remaining, last)
             return optim.join_schedules([rise, fall], [warmup])
 
         self.model = model
         self.optimizer: optim.Optimizer = optim.AdamW(
-            schedule(rate), betas=[0.9, 0.98], weight_decay=decay
+            schedule(rate),
+            betas=[0.9, 0.98],
+            weight_decay=decay,
         )
         if muon_rate is not None:
-            inner = optim.Muon(schedule(muon_rate), momentum=0.95, weight_decay=0.0)
-            self.optimizer = optim.MultiOptimizer([inner, self.optimizer], [_is_inner_matrix])
+            inner = optim.Muon(
+                schedule(muon_rate),
+                momentum=0.95,
+                weight_decay=0.0,
+            )
+            both = [inner, self.optimizer]
+            self.optimizer = optim.MultiOptimizer(both, [_is_inner_matrix])
         self.optimizer.init(model.trainable_parameters())
 
     def update(self, gradients: Any) -> mx.array:
@@ -105,10 +115,12 @@ class Learner:
 
     def state(self) -> dict[str, mx.array]:
         """Return the parameters as ``model.*`` and the optimizer's state as ``optimizer.*``."""
-        return {
-            **{f"model.{name}": value for name, value in tree_flatten(self.model.parameters())},
-            **{f"optimizer.{name}": value for name, value in tree_flatten(self.optimizer.state)},
-        }
+        state = {}
+        for name, value in tree_flatten(self.model.parameters()):
+            state[f"model.{name}"] = value
+        for name, value in tree_flatten(self.optimizer.state):
+            state[f"optimizer.{name}"] = value
+        return state
 
     def restore(self, state: dict[str, mx.array]) -> None:
         """Continue from a state that ``state`` returned.
@@ -116,14 +128,17 @@ class Learner:
         Raises:
             ValueError: the state has other parameters than the model.
         """
-        self.model.load_weights(list(part_of(state, "model.").items()), strict=True)
-        self.optimizer.state = tree_unflatten(list(part_of(state, "optimizer.").items()))
+        weights = part_of(state, "model.")
+        self.model.load_weights(list(weights.items()), strict=True)
+        optimizer_state = part_of(state, "optimizer.")
+        self.optimizer.state = tree_unflatten(list(optimizer_state.items()))
         # lazy arrays belong to the thread that created them
         mx.eval(self.model.parameters(), self.optimizer.state)
 
 
 def compiled_gradient(
-    model: nn.Module, loss: Callable[[Any, dict[str, mx.array]], Any]
+    model: nn.Module,
+    loss: Callable[[Any, dict[str, mx.array]], Any],
 ) -> Callable[[Batch], Any]:
     """Return ``nn.value_and_grad`` of ``loss(model, batch)`` as one compiled function of a batch.
 
@@ -141,10 +156,13 @@ def compiled_gradient(
     @mx.compile
     def gradient(parameters: Any, arrays: dict[str, mx.array]) -> Any:
         traced.update(parameters)
-        return nn.value_and_grad(traced, loss)(traced, arrays)
+        differentiated = nn.value_and_grad(traced, loss)
+        return differentiated(traced, arrays)
 
     def call(batch: Batch) -> Any:
-        arrays = {name: mx.array(value) for name, value in batch.items()}
+        arrays = {}
+        for name, value in batch.items():
+            arrays[name] = mx.array(value)
         return gradient(model.parameters(), arrays)
 
     return call
@@ -153,7 +171,9 @@ def compiled_gradient(
 def _is_inner_matrix(path: str, array: mx.array) -> bool:
     """Return whether a parameter maps features to features: no embedding, output head or vector."""
     outer = ("embed", "head", "conv_in", "conv_out")
-    return array.ndim >= 2 and not any(word in path for word in outer)
+    if array.ndim < 2:
+        return False
+    return not any(word in path for word in outer)
 
 
 def part_of(state: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
@@ -249,9 +269,15 @@ class _Records:
         seconds = time.monotonic() - self._started
         _log(self.log, self._stage.name, done, seconds, self._measured)
         self._measured = []
-        if last or time.monotonic() - self._saved > self._every:
-            facts = {"steps": str(done), "seconds": f"{seconds:.1f}", "recipe": self._recipe}
-            _save(self._checkpoint, self._stage.state(), facts)
+        since_saved = time.monotonic() - self._saved
+        if last or since_saved > self._every:
+            facts = {
+                "steps": str(done),
+                "seconds": f"{seconds:.1f}",
+                "recipe": self._recipe,
+            }
+            state = self._stage.state()
+            _save(self._checkpoint, state, facts)
             self._saved = time.monotonic()
 
 
@@ -291,15 +317,25 @@ def _save(path: Path, state: dict[str, mx.array], metadata: dict[str, str]) -> N
 
 
 def _log(
-    path: Path, stage: str, step: int, seconds: float, measured: Sequence[dict[str, float]]
+    path: Path,
+    stage: str,
+    step: int,
+    seconds: float,
+    measured: Sequence[dict[str, float]],
 ) -> None:
     """Append one line with the means of some steps' measurements."""
-    keys = dict.fromkeys(key for one in measured for key in one)
-    means = {}
-    for key in keys:
-        values = [one[key] for one in measured if key in one]
-        means[key] = float(f"{np.mean(values):.5g}")
-    line = {"stage": stage, "step": step, "seconds": round(seconds, 1), **means}
+    values: dict[str, list[float]] = {}
+    for one in measured:
+        for key, value in one.items():
+            values.setdefault(key, []).append(value)
+    line: dict[str, Any] = {
+        "stage": stage,
+        "step": step,
+        "seconds": round(seconds, 1),
+    }
+    for key, numbers in values.items():
+        mean = np.mean(numbers)
+        line[key] = float(f"{mean:.5g}")
     with _locked(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -310,22 +346,27 @@ def _cut_log(path: Path, stage: str, done: int) -> None:
     with _locked(path):
         if not path.exists():
             return
-        lines = read_log(path)
-        kept = [line for line in lines if line["stage"] != stage or line["step"] <= done]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        kept = []
+        for line in read_log(path):
+            is_other = line["stage"] != stage
+            if is_other or line["step"] <= done:
+                kept.append(json.dumps(line) + "\n")
+        write_atomically(path, "".join(kept))
 
 
 def _locked(path: Path) -> FileLock:
     """Return the log's lock: two processes append to it, and either may rewrite it."""
-    return FileLock(path.with_name(f".{path.name}.lock"))
+    lock = path.with_name(f".{path.name}.lock")
+    return FileLock(lock)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Read a log's lines, except those that a kill cut short."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    text = path.read_text(encoding="utf-8")
+    for line in text.splitlines():
         try:
-            lines.append(json.loads(text))
+            lines.append(json.loads(line))
         except ValueError:
             continue
     return lines

@@ -14,7 +14,9 @@ from ..models.janus import JanusModel
 
 def select_positions(hidden: mx.array, positions: mx.array) -> mx.array:
     """Select some positions of every row: (B, L, hidden), (B, M) -> (B, M, hidden)."""
-    indices = mx.broadcast_to(positions[..., None], (*positions.shape, hidden.shape[-1]))
+    B, M = positions.shape
+    width = hidden.shape[-1]
+    indices = mx.broadcast_to(positions[..., None], (B, M, width))
     return mx.take_along_axis(hidden, indices, axis=1)
 
 
@@ -29,8 +31,12 @@ def weighted_cross_entropy(
         weights: (B, M), 0 for padding.
     """
     total = weights.sum()
-    loss = (nn.losses.cross_entropy(logits, targets) * weights).sum() / total
-    right = ((logits.argmax(-1) == targets) * weights).sum() / total
+    losses = nn.losses.cross_entropy(logits, targets)
+    weighted_losses = losses * weights
+    loss = weighted_losses.sum() / total
+    best = logits.argmax(-1)
+    weighted_hits = (best == targets) * weights
+    right = weighted_hits.sum() / total
     return loss, right
 
 
@@ -45,8 +51,10 @@ def image_token_loss(
         tokens: (B, n).
     """
     logits = model.image_logits(hidden)  # (B, n, codes)
-    loss = nn.losses.cross_entropy(logits, tokens).mean()
-    return loss, (logits.argmax(-1) == tokens).mean()
+    losses = nn.losses.cross_entropy(logits, tokens)
+    best = logits.argmax(-1)
+    hits = best == tokens
+    return losses.mean(), hits.mean()
 
 
 def image_token_states(
@@ -65,9 +73,14 @@ def image_token_states(
     B, n = tokens.shape
     positions = starts[:, None] + mx.arange(n)  # (B, n)
     text = model.embed_text(ids)
-    blank = mx.zeros((B, n - 1, text.shape[-1]))
+    width = text.shape[-1]
+    blank = mx.zeros((B, n - 1, width))
     embeddings = mx.concatenate([text, blank], axis=1)
-    drawn = model.embed_image_tokens(tokens[:, :-1])
-    after = mx.broadcast_to(positions[:, 1:, None], drawn.shape)
-    hidden = model.hidden_states(mx.put_along_axis(embeddings, after, drawn, axis=1))
+
+    read = tokens[:, :-1]  # nothing is predicted from the last
+    drawn = model.embed_image_tokens(read)
+    after = positions[:, 1:, None]
+    after = mx.broadcast_to(after, drawn.shape)
+    embeddings = mx.put_along_axis(embeddings, after, drawn, axis=1)
+    hidden = model.hidden_states(embeddings)
     return select_positions(hidden, positions)

@@ -25,7 +25,8 @@ from ...worlds import shapes
 from .encoder import COLOUR_LABELS, SHAPE_LABELS, patch_labels
 
 _MOST = 4  # things in a scene
-COUNT_BITS = _MOST * (len(shapes.SHAPES) + len(shapes.COLOURS))  # length of ``encode_counts``
+_NAMES = len(shapes.SHAPES) + len(shapes.COLOURS)
+COUNT_BITS = _MOST * _NAMES  # length of ``encode_counts``
 _OWNER_LOGITS = len(SHAPE_LABELS) + len(COLOUR_LABELS)  # logits for the thing at a position
 _COUNTS_WEIGHT = 3.0  # weight in the loss: most bits are 0, so their mean is small
 _ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)  # radians, samples of a circle
@@ -36,10 +37,15 @@ class TrackingHead(nn.Module):
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.out = nn.Linear(hidden, 2 * _OWNER_LOGITS + 2 * COUNT_BITS)
+        logits = 2 * _OWNER_LOGITS + 2 * COUNT_BITS
+        self.out = nn.Linear(hidden, logits)
 
     def loss(
-        self, hidden: mx.array, owners: mx.array, begun: mx.array, ahead: mx.array
+        self,
+        hidden: mx.array,
+        owners: mx.array,
+        begun: mx.array,
+        ahead: mx.array,
     ) -> mx.array:
         """Return the mean loss over positions.
 
@@ -49,15 +55,22 @@ class TrackingHead(nn.Module):
             begun: (B, n, ``COUNT_BITS``) counts of the things begun before it.
             ahead: (B, n, ``COUNT_BITS``) counts of the other things.
         """
-        here, before, counts = mx.split(
-            self.out(hidden), [_OWNER_LOGITS, 2 * _OWNER_LOGITS], axis=-1
-        )
-        previous = mx.pad(owners[:, :-1], [(0, 0), (1, 0), (0, 0)])
+        out = self.out(hidden)
+        ends = [_OWNER_LOGITS, 2 * _OWNER_LOGITS]
+        here, before, counts = mx.split(out, ends, axis=-1)
+
+        shifted = owners[:, :-1]
+        one_before = [(0, 0), (1, 0), (0, 0)]
+        previous = mx.pad(shifted, one_before)
+        shapes_end = len(SHAPE_LABELS)
         owner_loss = mx.zeros(())
         for logits, labels in ((here, owners), (before, previous)):
-            shape, colour = mx.split(logits, [len(SHAPE_LABELS)], axis=-1)
-            owner_loss = owner_loss + nn.losses.cross_entropy(shape, labels[..., 0]).mean()
-            owner_loss = owner_loss + nn.losses.cross_entropy(colour, labels[..., 1]).mean()
+            shape, colour = mx.split(logits, [shapes_end], axis=-1)
+            shape_losses = nn.losses.cross_entropy(shape, labels[..., 0])
+            colour_losses = nn.losses.cross_entropy(colour, labels[..., 1])
+            owner_loss = owner_loss + shape_losses.mean()
+            owner_loss = owner_loss + colour_losses.mean()
+
         targets = mx.concatenate([begun, ahead], axis=-1)
         count_loss = nn.losses.binary_cross_entropy(counts, targets)
         return owner_loss + _COUNTS_WEIGHT * count_loss
@@ -78,10 +91,15 @@ class PlacingHead(nn.Module):
             middle: (B, L, hidden), the middle layer's output.
             places: (B, L, 3) from ``placing_targets``.
         """
-        predicted = self.out(self.norm(middle))
-        errors = nn.losses.smooth_l1_loss(predicted, places[..., :2], reduction="none").sum(-1)
-        named = places[..., 2]
-        return (errors * named).sum() / mx.maximum(named.sum(), 1)
+        normed = self.norm(middle)
+        predicted = self.out(normed)
+        targets = places[..., :2]
+        is_named = places[..., 2]
+        errors = nn.losses.smooth_l1_loss(predicted, targets, reduction="none")
+        errors = errors.sum(-1)
+        total = (errors * is_named).sum()
+        number = is_named.sum()
+        return total / mx.maximum(number, 1)
 
 
 class JanusWithHeads(nn.Module):
@@ -116,14 +134,19 @@ def placing_targets(ids: np.ndarray, scene: shapes.Scene, words: Mapping[str, in
         scene: the scene in its image.
         words: token id of each colour's and each shape's word.
     """
-    places = np.zeros((len(ids), 3), np.float32)
+    length = len(ids)
+    places = np.zeros((length, 3), np.float32)
+    second_words = ids[1:]
+    first_words = ids[:-1]
     counts = Counter(thing.name for thing in scene.things)
     for thing in scene.things:
-        if counts[thing.name] == 1:
-            named = (ids[1:] == words[thing.shape]) & (ids[:-1] == words[thing.colour])
-            x = 4 * thing.x / shapes.SIDE - 2
-            y = 4 * thing.y / shapes.SIDE - 2
-            places[1:][named] = (x, y, 1)
+        if counts[thing.name] > 1:
+            continue
+        is_colour = first_words == words[thing.colour]
+        is_shape = second_words == words[thing.shape]
+        x = 4 * thing.x / shapes.SIDE - 2
+        y = 4 * thing.y / shapes.SIDE - 2
+        places[1:][is_colour & is_shape] = (x, y, 1)
     return places
 
 
@@ -132,15 +155,22 @@ def tracking_targets(scene: shapes.Scene, grid: int) -> tuple[np.ndarray, np.nda
 
     n = grid * grid is the number of image tokens.
     """
-    owners = patch_labels(scene, grid)[:2].T.astype(np.int32)
+    labels = patch_labels(scene, grid)
+    names = labels[:2]
+    owners = names.T.astype(np.int32)
+
     things = sorted(scene.things, key=lambda thing: first_token(thing, grid))
+    begun = []  # counts, by the number of things begun
+    ahead = []
+    for number in range(len(things) + 1):
+        begun.append(encode_counts(things[:number]))
+        ahead.append(encode_counts(things[number:]))
+
     starts = np.array([first_token(thing, grid) for thing in things])
-    numbers = range(len(things) + 1)
-    begun = np.stack([encode_counts(things[:number]) for number in numbers])
-    ahead = np.stack([encode_counts(things[number:]) for number in numbers])
     positions = np.arange(grid * grid)
-    number_begun = (starts[None] < positions[:, None]).sum(1).astype(int)  # (n,)
-    return owners, begun[number_begun], ahead[number_begun]
+    is_begun = starts[None] < positions[:, None]  # (n, things)
+    number_begun = is_begun.sum(1).astype(int)  # (n,)
+    return owners, np.stack(begun)[number_begun], np.stack(ahead)[number_begun]
 
 
 def first_token(thing: shapes.Thing, grid: int) -> int:
@@ -150,7 +180,9 @@ def first_token(thing: shapes.Thing, grid: int) -> int:
     x = outline[:, 0]
     y = outline[:, 1]
     row = int(y.min() // size)
-    column = int(x[y < (row + 1) * size].min() // size)
+    bottom = (row + 1) * size
+    in_row = x[y < bottom]
+    column = int(in_row.min() // size)
     return row * grid + column
 
 
@@ -161,8 +193,9 @@ def _outline_points(thing: shapes.Thing) -> np.ndarray:
         x = thing.x + thing.radius * np.cos(_ANGLES)
         y = thing.y + thing.radius * np.sin(_ANGLES)
         return np.stack([x, y], axis=1)
-    along = np.linspace(0, 1, 16, endpoint=False)[:, None, None]
     following = np.roll(corners, -1, axis=0)
+    shares = np.linspace(0, 1, 16, endpoint=False)
+    along = shares[:, None, None]
     points = corners * (1 - along) + following * along  # (16, corners, 2)
     return points.reshape(-1, 2)
 
@@ -173,7 +206,11 @@ def encode_counts(things: Sequence[shapes.Thing]) -> np.ndarray:
     Four bits each: at least one, two, three and four. Pairs of shape and colour are not counted:
     some are held out, and the model would learn that they never occur.
     """
-    numbers = [sum(thing.shape == shape for thing in things) for shape in shapes.SHAPES]
-    numbers += [sum(thing.colour == colour for thing in things) for colour in shapes.COLOURS]
-    at_least = np.array(numbers)[:, None] > np.arange(_MOST)
-    return at_least.astype(np.float32).reshape(-1)
+    by_shape = Counter(thing.shape for thing in things)
+    by_colour = Counter(thing.colour for thing in things)
+    numbers = [by_shape[shape] for shape in shapes.SHAPES]
+    numbers += [by_colour[colour] for colour in shapes.COLOURS]
+    counts = np.array(numbers)
+    at_least = counts[:, None] > np.arange(_MOST)
+    bits = at_least.astype(np.float32)
+    return bits.reshape(-1)

@@ -55,23 +55,27 @@ def conversation_batch(
         size: number of conversations.
         shares: share of each kind of question.
     """
-    scenes = [shapes.sample_scene(random, kind) for kind in random.choice(shapes.BUSY, size)]
-    ids = np.full((size, _CONVERSATION), prompts.special.pad, np.int32)
+    special = prompts.special
+    kinds = random.choice(shapes.BUSY, size)
+    scenes = [shapes.sample_scene(random, kind) for kind in kinds]
+    ids = np.full((size, _CONVERSATION), special.pad, np.int32)
     positions = np.zeros((size, _ANSWERS), np.int32)
     targets = np.zeros((size, _ANSWERS), np.int32)
     weights = np.zeros((size, _ANSWERS), np.float32)
+    places = np.zeros((size, _CONVERSATION, 3), np.float32)
+    words = _word_ids(prompts)
     for row, scene in enumerate(scenes):
         conversation, is_answer = _conversation(prompts, scene, random, shares)
-        ids[row, : len(conversation)] = conversation
+        length = len(conversation)
+        ids[row, :length] = conversation
         answers = np.flatnonzero(is_answer)[:_ANSWERS]
-        positions[row, : len(answers)] = answers - 1
-        targets[row, : len(answers)] = ids[row, answers]
-        weights[row, : len(answers)] = 1.0
-    assert (ids[:, IMAGE_AT - 1] == prompts.special.image_start).all()
-    names = (*shapes.SHAPES, *shapes.COLOURS)
-    words = {name: prompts.encode(f" {name}")[0] for name in names}
-    rows = zip(ids, scenes, strict=True)
-    places = np.stack([placing_targets(row, scene, words) for row, scene in rows])
+        number = len(answers)
+        positions[row, :number] = answers - 1
+        targets[row, :number] = ids[row, answers]
+        weights[row, :number] = 1.0
+        places[row] = placing_targets(ids[row], scene, words)
+    before_images = ids[:, IMAGE_AT - 1]
+    assert (before_images == special.image_start).all()
     return {
         "pixels": _pixels(scenes),
         "ids": ids,
@@ -82,18 +86,33 @@ def conversation_batch(
     }
 
 
+def _word_ids(prompts: Prompts) -> dict[str, int]:
+    """Return the token id of each shape's and each colour's word."""
+    words = {}
+    for name in (*shapes.SHAPES, *shapes.COLOURS):
+        tokens = prompts.encode(f" {name}")
+        words[name] = tokens[0]
+    return words
+
+
 def _conversation(
-    prompts: Prompts, scene: shapes.Scene, random: np.random.Generator, shares: Mapping[str, float]
+    prompts: Prompts,
+    scene: shapes.Scene,
+    random: np.random.Generator,
+    shares: Mapping[str, float],
 ) -> tuple[list[int], list[bool]]:
     """Make a conversation: its ids, and for each whether the assistant says it, eos included."""
     ids: list[int] = []
     is_answer: list[bool] = []
     turns: list[Turn] = []
     for question in _questions(prompts, scene, random, shares):
-        turns.append(Turn("user", question.text, 0 if turns else 1))
+        images = 0 if turns else 1
+        turns.append(Turn("user", question.text, images))
         prompt = prompts.answering(turns)
-        answer = [*prompts.encode(f" {question.answer}"), prompts.special.eos]
-        is_answer += [False] * (len(prompt) - len(ids))
+        answer = prompts.encode(f" {question.answer}")
+        answer = [*answer, prompts.special.eos]
+        added = len(prompt) - len(ids)
+        is_answer += [False] * added
         is_answer += [True] * len(answer)
         ids = prompt + answer
         turns.append(Turn("assistant", question.answer))
@@ -101,11 +120,16 @@ def _conversation(
 
 
 def _questions(
-    prompts: Prompts, scene: shapes.Scene, random: np.random.Generator, shares: Mapping[str, float]
+    prompts: Prompts,
+    scene: shapes.Scene,
+    random: np.random.Generator,
+    shares: Mapping[str, float],
 ) -> list[language.Question]:
     """Ask questions about a scene until the next one would no longer fit."""
-    asked = [language.question(scene, random, shares=shares)]
-    used = prompts.image_tokens + _TEMPLATE + _length(prompts, asked[0])
+    first = language.question(scene, random, shares=shares)
+    asked = [first]
+    used = prompts.image_tokens + _TEMPLATE
+    used += _length(prompts, first)
     while True:
         question = language.question(scene, random, shares=shares)
         used += _length(prompts, question)
@@ -141,17 +165,22 @@ def caption_batch(
     rows = []
     for scene in scenes:
         row = _caption(prompts, scene, random)
-        rows.append(prompts.unconditional(row) if random.random() < dropped else row)
+        if random.random() < dropped:
+            row = prompts.unconditional(row)
+        rows.append(row)
     ids = np.full((size, _CAPTION), prompts.special.pad, np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
+    starts = np.zeros(size, np.int32)
+    for index, row in enumerate(rows):
+        length = len(row)
+        ids[index, :length] = row
+        starts[index] = length - 1
     grid = math.isqrt(prompts.image_tokens)
     tracking = [tracking_targets(scene, grid) for scene in scenes]
     owners, begun, ahead = zip(*tracking, strict=True)
     return {
         "pixels": _pixels(scenes),
         "ids": ids,
-        "starts": np.array([len(row) - 1 for row in rows], np.int32),
+        "starts": starts,
         "owners": np.stack(owners),
         "begun": np.stack(begun),
         "ahead": np.stack(ahead),
@@ -161,11 +190,13 @@ def caption_batch(
 def _caption(prompts: Prompts, scene: shapes.Scene, random: np.random.Generator) -> list[int]:
     """Word a caption, and word it again while it is too long; return its ids."""
     while True:
-        row = prompts.drawing(language.caption(scene, random))
+        caption = language.caption(scene, random)
+        row = prompts.drawing(caption)
         if len(row) <= _CAPTION:
             return row
 
 
 def _pixels(scenes: Sequence[shapes.Scene]) -> np.ndarray:
     """Render scenes: (B, SIDE, SIDE, 3) in [-1, 1]."""
-    return np.stack([shapes.pixels(scene) for scene in scenes])
+    images = [shapes.pixels(scene) for scene in scenes]
+    return np.stack(images)

@@ -49,18 +49,28 @@ class CodecStage:
             self.model.encoder.freeze()
             self.model.quant_conv.freeze()
         self._learner = Learner(
-            self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate
+            self.model,
+            rate=recipe.rate,
+            steps=recipe.steps,
+            warmup=50,
+            muon_rate=recipe.muon_rate,
         )
         # running means per step of each code's number of vectors and of their sum
-        self._uses = mx.ones((config.codebook_size,))
-        self._sums = mx.zeros((config.codebook_size, config.codebook_dim))
-        self._unquantized_gradient = compiled_gradient(self.model, partial(_loss, quantized=False))
-        self._quantized_gradient = compiled_gradient(self.model, partial(_loss, quantized=True))
+        size = config.codebook_size
+        self._uses = mx.ones((size,))
+        self._sums = mx.zeros((size, config.codebook_dim))
+        unquantized_loss = partial(_loss, quantized=False)
+        quantized_loss = partial(_loss, quantized=True)
+        self._unquantized_gradient = compiled_gradient(self.model, unquantized_loss)
+        self._quantized_gradient = compiled_gradient(self.model, quantized_loss)
         mx.eval(self.model.parameters())
 
     def state(self) -> dict[str, mx.array]:
         """Return the learner's state, and the codes' running means as ``codebook.*``."""
-        return {**self._learner.state(), "codebook.uses": self._uses, "codebook.sums": self._sums}
+        state = self._learner.state()
+        state["codebook.uses"] = self._uses
+        state["codebook.sums"] = self._sums
+        return state
 
     def restore(self, state: dict[str, mx.array]) -> None:
         """Continue from a state that ``state`` returned."""
@@ -70,45 +80,69 @@ class CodecStage:
 
     def step(self, index: int) -> dict[str, float]:
         """Train on step ``index``; return the loss, its parts, and the use of the codes."""
-        quantized = index >= self._recipe.unquantized_steps
-        if index == self._recipe.unquantized_steps > 0:
+        unquantized_steps = self._recipe.unquantized_steps
+        quantized = index >= unquantized_steps
+        if index == unquantized_steps > 0:
             self._initialise_codebook(index)
+        pixels = self._pixels(index, 0)
         gradient = self._quantized_gradient if quantized else self._unquantized_gradient
-        (loss, measured), gradients = gradient({"pixels": self._pixels(index, 0)})
+        (loss, measured), gradients = gradient({"pixels": pixels})
         norm = self._learner.update(gradients)
+
+        squared_error = measured["squared_error"].item()
+        signal_to_noise = 4 / squared_error  # pixels range over 2
         metrics = {
             "loss": loss.item(),
-            "psnr": 10 * math.log10(4 / measured["squared_error"].item()),
+            "psnr": 10 * math.log10(signal_to_noise),
             "commitment": measured["commitment"].item(),
             "norm": norm.item(),
         }
         if quantized and self.trains_encoder:
-            self._update_codebook(measured["vectors"], measured["ids"], index)
-            metrics["codes_in_use"] = float(np.array(self._uses > _UNUSED).sum())
-            metrics["perplexity"] = _perplexity(self._uses).item()
+            vectors = measured["vectors"]
+            ids = measured["ids"]
+            self._update_codebook(vectors, ids, index)
+            in_use = np.array(self._uses > _UNUSED)
+            perplexity = _perplexity(self._uses)
+            metrics["codes_in_use"] = float(in_use.sum())
+            metrics["perplexity"] = perplexity.item()
         return metrics
 
     def _pixels(self, index: int, part: int) -> np.ndarray:
         """Render a batch of scenes; ``part`` tells batches of one index apart."""
-        random = np.random.default_rng([self._seed, 1, index, part])
+        seeds = [self._seed, 1, index, part]
+        random = np.random.default_rng(seeds)
         kinds = random.choice(shapes.BUSY, self._recipe.batch)
-        return np.stack([shapes.pixels(shapes.sample_scene(random, kind)) for kind in kinds])
+        images = []
+        for kind in kinds:
+            scene = shapes.sample_scene(random, kind)
+            images.append(shapes.pixels(scene))
+        return np.stack(images)
 
     def _initialise_codebook(self, index: int) -> None:
         """Set the codes by k-means over the encoder's vectors."""
         from scipy.cluster.vq import kmeans2
 
-        vectors = []
+        batches = []
         for part in range(1, 1 + _KMEANS_BATCHES):
-            pixels = mx.array(self._pixels(index, part))
-            z = normalize(self.model.quant_conv(self.model.encoder(pixels)))
-            vectors.append(np.array(z).reshape(-1, z.shape[-1]))
-        size = self._uses.shape[0]
-        random = np.random.default_rng([self._seed, 2])
+            pixels = self._pixels(index, part)
+            z = _encode(self.model, mx.array(pixels))
+            width = z.shape[-1]
+            batch = np.array(z).reshape(-1, width)
+            batches.append(batch)
+        vectors = np.concatenate(batches)
+        size = len(self._uses)
+        seeds = [self._seed, 2]
         centres, _ = kmeans2(
-            np.concatenate(vectors), size, iter=5, minit="++", missing="warn", seed=random
+            vectors,
+            size,
+            iter=5,
+            minit="++",
+            missing="warn",
+            seed=np.random.default_rng(seeds),
         )
-        self._set_codebook(mx.array(centres.astype(np.float32)), mx.ones((size,)))
+        sums = centres.astype(np.float32)
+        uses = mx.ones((size,))
+        self._set_codebook(mx.array(sums), uses)
 
     def _set_codebook(self, sums: mx.array, uses: mx.array) -> None:
         """Set the running means, and the codes to the directions of their sums."""
@@ -125,18 +159,26 @@ class CodecStage:
             ids: (vectors,) their codes.
             index: the step.
         """
-        new_uses = mx.zeros_like(self._uses).at[ids].add(1.0)
-        new_sums = mx.zeros_like(self._sums).at[ids].add(vectors)
+        new_uses = mx.zeros_like(self._uses)
+        new_uses = new_uses.at[ids].add(1.0)
+        new_sums = mx.zeros_like(self._sums)
+        new_sums = new_sums.at[ids].add(vectors)
         uses = _DECAY * self._uses + (1 - _DECAY) * new_uses
         sums = _DECAY * self._sums + (1 - _DECAY) * new_sums
-        if index % _MOVE_EVERY == 0 and index < 0.8 * self.steps:
-            errors = ((vectors - self.model.quantize.look_up(ids)) ** 2).sum(-1)
+        is_due = index % _MOVE_EVERY == 0
+        if is_due and index < 0.8 * self.steps:
+            codes = self.model.quantize.look_up(ids)
+            squares = (vectors - codes) ** 2
+            errors = squares.sum(-1)
             worst = mx.argsort(-errors)
-            unused = np.flatnonzero(np.array(uses) < _UNUSED)[: ids.size // 8]
-            if unused.size:
-                codes = mx.array(unused)
-                sums[codes] = vectors[worst[: unused.size]]
-                uses[codes] = mx.ones((unused.size,))
+            is_unused = np.array(uses) < _UNUSED
+            most = ids.size // 8
+            unused = np.flatnonzero(is_unused)[:most]
+            number = unused.size
+            if number:
+                moved = mx.array(unused)
+                sums[moved] = vectors[worst[:number]]
+                uses[moved] = mx.ones((number,))
         self._set_codebook(sums, uses)
 
 
@@ -159,10 +201,15 @@ class MergedCodecStage(CodecStage):
     trains_encoder = False
 
     def __init__(
-        self, config: VQConfig, recipe: CodecRecipe, seed: int, trained: dict[str, mx.array]
+        self,
+        config: VQConfig,
+        recipe: CodecRecipe,
+        seed: int,
+        trained: dict[str, mx.array],
     ):
         super().__init__(config, recipe, seed + 3)
-        self.model.load_weights(list(part_of(trained, "model.").items()), strict=True)
+        weights = part_of(trained, "model.")
+        self.model.load_weights(list(weights.items()), strict=True)
         sums = np.array(trained["codebook.sums"])
         uses = np.array(trained["codebook.uses"])
         self._merge_plain_codes(sums, uses)
@@ -171,35 +218,50 @@ class MergedCodecStage(CodecStage):
         """Cluster the plain codes; one of each cluster takes its uses, the others become zero."""
         from scipy.cluster.vq import kmeans2
 
-        plain = self._plain_codes(len(uses))
-        vectors = np.array(self.model.quantize.embedding.weight)[plain]
-        random = np.random.default_rng([self._seed, 6])
+        size = len(uses)
+        plain = self._plain_codes(size)
+        embedding = self.model.quantize.embedding
+        vectors = np.array(embedding.weight)[plain]
+        seeds = [self._seed, 6]
         centres, nearest = kmeans2(
-            vectors, _PLAIN_CODES, iter=20, minit="++", missing="warn", seed=random
+            vectors,
+            _PLAIN_CODES,
+            iter=20,
+            minit="++",
+            missing="warn",
+            seed=np.random.default_rng(seeds),
         )
-        for k in range(_PLAIN_CODES):
-            codes = plain[nearest == k]
-            if len(codes):
-                total = mx.array(uses[codes]).sum().item()
-                sums[codes] = 0
-                uses[codes] = 0
-                sums[codes[0]] = centres[k] * total
-                uses[codes[0]] = total
+        for cluster, centre in enumerate(centres):
+            codes = plain[nearest == cluster]
+            if not len(codes):
+                continue
+            kept = codes[0]
+            cluster_uses = mx.array(uses[codes])
+            total = cluster_uses.sum().item()
+            sums[codes] = 0
+            uses[codes] = 0
+            sums[kept] = centre * total
+            uses[kept] = total
         self._set_codebook(mx.array(sums), mx.array(uses))
 
     def _plain_codes(self, size: int) -> np.ndarray:
         """Find the codes that are used mostly for patches of plain background."""
         plain = np.zeros(size)
         other = np.zeros(size)
-        cell = 2 ** (len(self.model.decoder.conv_blocks) - 1)  # pixels per side of a token
-        for i in range(_SURVEY_BATCHES):
-            pixels = self._pixels(i, 1)
-            ids = np.array(self.model.encode(mx.array(pixels)))
-            grid = math.isqrt(ids.shape[1])
+        doublings = len(self.model.decoder.conv_blocks) - 1
+        cell = 2**doublings  # pixels per side of a token
+        for index in range(_SURVEY_BATCHES):
+            pixels = self._pixels(index, 1)
+            tokens = self.model.encode(mx.array(pixels))
+            ids = np.array(tokens)
+            batch, length = ids.shape
+            grid = math.isqrt(length)
             corner = pixels[:, :1, :1]
-            differs = np.abs(pixels - corner).max(-1) > _DIFFERENT
-            cells = differs.reshape(len(ids), grid, cell, grid, cell)
-            shaped = cells.any((2, 4)).reshape(ids.shape)
+            differences = np.abs(pixels - corner)
+            differs = differences.max(-1) > _DIFFERENT
+            cells = differs.reshape(batch, grid, cell, grid, cell)
+            shaped = cells.any((2, 4))
+            shaped = shaped.reshape(batch, length)
             plain += np.bincount(ids[~shaped], minlength=size)
             other += np.bincount(ids[shaped], minlength=size)
         return np.flatnonzero(plain > _PLAIN * other)
@@ -207,8 +269,17 @@ class MergedCodecStage(CodecStage):
 
 def _perplexity(uses: mx.array) -> mx.array:
     """Return the effective number of codes: e to the entropy of their shares."""
-    shares = uses / uses.sum() + 1e-9
-    return mx.exp(-shares @ mx.log(shares))
+    shares = uses / uses.sum()
+    shares = shares + 1e-9  # so that each has a logarithm
+    entropy = -shares @ mx.log(shares)
+    return mx.exp(entropy)
+
+
+def _encode(model: VQModel, pixels: mx.array) -> mx.array:
+    """Return the encoder's normalised vectors."""
+    features = model.encoder(pixels)
+    z = model.quant_conv(features)
+    return normalize(z)
 
 
 def _loss(
@@ -222,23 +293,35 @@ def _loss(
         quantized: False to decode the encoder's vectors as they are.
     """
     pixels = batch["pixels"]
-    z = normalize(model.quant_conv(model.encoder(pixels)))
-    vectors = mx.stop_gradient(z).reshape(-1, z.shape[-1])
+    z = _encode(model, pixels)
+    width = z.shape[-1]
+    vectors = mx.stop_gradient(z)
+    vectors = vectors.reshape(-1, width)
     if quantized:
         ids = model.quantize.nearest(vectors)
-        codes = mx.stop_gradient(model.quantize.look_up(ids)).reshape(z.shape)
-        commitment = ((z - codes) ** 2).sum(-1).mean()
-        decoded = z + mx.stop_gradient(codes - z)  # straight-through estimator
+        codes = model.quantize.look_up(ids)
+        codes = mx.stop_gradient(codes).reshape(z.shape)
+        distances = ((z - codes) ** 2).sum(-1)
+        commitment = distances.mean()
+        correction = mx.stop_gradient(codes - z)
+        decoded = z + correction  # straight-through estimator
     else:
-        ids = mx.zeros((vectors.shape[0],), mx.uint32)
+        ids = mx.zeros((len(vectors),), mx.uint32)
         commitment = mx.array(0.0)
         decoded = z
-    errors = model.decoder(model.post_quant_conv(decoded)) - pixels
+    features = model.post_quant_conv(decoded)
+    reconstructed = model.decoder(features)
+    errors = reconstructed - pixels
     squares = errors * errors
+
     corner = pixels[:, :1, :1]
-    differs = mx.abs(pixels - corner).max(-1, keepdims=True) > 0.05
+    differences = mx.abs(pixels - corner)
+    largest = differences.max(-1, keepdims=True)
+    differs = largest > 0.05
     weights = 1 + _SHAPE_WEIGHT * differs
-    loss = (weights * (mx.abs(errors) + 3 * squares)).mean() + 0.25 * commitment
+    pixel_losses = mx.abs(errors) + 3 * squares
+    reconstruction = (weights * pixel_losses).mean()
+    loss = reconstruction + 0.25 * commitment
     return loss, {
         "squared_error": squares.mean(),
         "commitment": commitment,

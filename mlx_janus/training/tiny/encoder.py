@@ -27,6 +27,7 @@ _BACKGROUND_WEIGHT = 0.15  # weight of a patch without a shape: most have none
 _CELLS = 4  # cells per side of a patch
 _DIRECTIONS = 16  # bins over the full circle of an edge's directions
 _SHARPNESS = 1.2  # factor on the initial queries and keys
+_REACHES = (1, 2, 1, 2, 3, 4)  # patches between a patch and those it attends to, for each layer
 _REACH = 0.8  # a patch belongs to a thing nearer than _REACH radii plus _MARGIN
 _MARGIN = 3.0  # pixels
 _DIFFERENT = 0.15  # difference from the background, of 2, that makes a pixel part of a thing
@@ -48,24 +49,37 @@ class _EncoderWithHeads(nn.Module):
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
+        width = config.width
+        names = len(SHAPE_LABELS) + len(COLOUR_LABELS)
+        values = 6  # the centre's logit, and the place
         self.encoder = SiglipVisionTower(config)
-        self.outline = nn.Linear(config.width, _CELLS**2)
-        self.edges = nn.Linear(config.width, 4 * _DIRECTIONS)
-        self.head = nn.Linear(config.width, len(SHAPE_LABELS) + len(COLOUR_LABELS) + 6)
+        self.outline = nn.Linear(width, _CELLS**2)
+        self.edges = nn.Linear(width, 4 * _DIRECTIONS)
+        self.head = nn.Linear(width, names + values)
 
     def __call__(self, pixels: mx.array) -> _Predictions:
         tower = self.encoder.vision_tower
-        x = tower.blocks[0](tower.embed(pixels))
+        first, *others = tower.blocks
+        x = tower.embed(pixels)
+        x = first(x)
         outline = self.outline(x)
         edges = self.edges(x)
-        for block in tower.blocks[1:]:
+        for block in others:
             x = block(x)
-        out = self.head(tower.norm(x))
-        ends = [len(SHAPE_LABELS), len(SHAPE_LABELS) + len(COLOUR_LABELS)]
-        shape, colour, rest = mx.split(out, ends, axis=-1)
-        centre = rest[..., 0]
-        place = rest[..., 1:]
-        return _Predictions(shape, colour, centre, place, outline, edges)
+        x = tower.norm(x)
+        out = self.head(x)
+        shapes_end = len(SHAPE_LABELS)
+        colours_end = shapes_end + len(COLOUR_LABELS)
+        ends = [shapes_end, colours_end]
+        shape, colour, values = mx.split(out, ends, axis=-1)
+        return _Predictions(
+            shape=shape,
+            colour=colour,
+            centre=values[..., 0],
+            place=values[..., 1:],
+            outline=outline,
+            edges=edges,
+        )
 
 
 def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
@@ -73,12 +87,14 @@ def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
 
     (B, S, S, 3) -> (B, grid * grid, _CELLS * _CELLS), each from 0 to 1.
     """
+    side = pixels.shape[1]
+    cell = side // (grid * _CELLS)  # pixels per side
     differs = _differs_from_corner(pixels)
-    cell = pixels.shape[1] // (grid * _CELLS)
     blocks = differs.reshape(-1, grid, _CELLS, cell, grid, _CELLS, cell)
     shares = blocks.mean((3, 6))  # (B, row, i, column, j)
     by_patch = shares.transpose(0, 1, 3, 2, 4)  # (B, row, column, i, j)
-    return by_patch.reshape(len(pixels), grid * grid, -1).astype(np.float32)
+    flat = by_patch.reshape(len(pixels), grid * grid, -1)
+    return flat.astype(np.float32)
 
 
 def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
@@ -87,22 +103,32 @@ def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
     (B, S, S, 3) -> (B, grid * grid, 4 * _DIRECTIONS): histograms of oriented gradients, known as
     good targets for vision transformers (Wei et al., 2022).
     """
-    down, right = np.gradient(_differs_from_corner(pixels).astype(np.float32), axis=(1, 2))
+    differs = _differs_from_corner(pixels)
+    things = differs.astype(np.float32)
+    down, right = np.gradient(things, axis=(1, 2))
     strength = np.hypot(down, right)
-    circles = np.arctan2(down, right) / (2 * np.pi)  # from -0.5 to 0.5
-    direction = np.round(circles * _DIRECTIONS).astype(int) % _DIRECTIONS
-    each = strength[..., None] * (direction[..., None] == np.arange(_DIRECTIONS))
-    half = pixels.shape[1] // (2 * grid)
+    angle = np.arctan2(down, right)
+    circles = angle / (2 * np.pi)  # from -0.5 to 0.5
+    rounded = np.round(circles * _DIRECTIONS)
+    direction = rounded.astype(int) % _DIRECTIONS
+    directions = np.arange(_DIRECTIONS)
+    is_direction = direction[..., None] == directions
+    each = strength[..., None] * is_direction
+    side = pixels.shape[1]
+    half = side // (2 * grid)  # pixels per side of a quarter
     blocks = each.reshape(-1, grid, 2, half, grid, 2, half, _DIRECTIONS)
     sums = blocks.sum((3, 6)) / half  # (B, row, i, column, j, direction)
     by_patch = sums.transpose(0, 1, 3, 2, 4, 5)  # (B, row, column, i, j, direction)
-    return by_patch.reshape(len(pixels), grid * grid, -1).astype(np.float32)
+    flat = by_patch.reshape(len(pixels), grid * grid, -1)
+    return flat.astype(np.float32)
 
 
 def _differs_from_corner(pixels: np.ndarray) -> np.ndarray:
     """Mark the pixels that differ from the top left one, which is background: (B, S, S)."""
     corner = pixels[:, :1, :1]
-    return np.abs(pixels - corner).max(-1) > _DIFFERENT
+    differences = np.abs(pixels - corner)
+    largest = differences.max(-1)
+    return largest > _DIFFERENT
 
 
 def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
@@ -115,21 +141,29 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
     """
     labels = np.zeros((8, grid, grid), np.float32)
     size = shapes.SIDE / grid
-    y, x = np.mgrid[0:grid, 0:grid] * size + size / 2
+    shape, colour, centre, right, down, extent, place_x, place_y = labels  # views
+    corners = np.mgrid[0:grid, 0:grid] * size
+    y, x = corners + size / 2
     nearest = np.full((grid, grid), np.inf)
     for thing in scene.things:
-        distance = np.hypot(x - thing.x, y - thing.y)
+        to_right = thing.x - x
+        to_bottom = thing.y - y
+        distance = np.hypot(to_right, to_bottom)
         radii = distance / thing.radius
-        mine = (distance < _REACH * thing.radius + _MARGIN) & (radii < nearest)
+        reach = _REACH * thing.radius + _MARGIN
+        within_reach = distance < reach
+        mine = within_reach & (radii < nearest)
         nearest[mine] = radii[mine]
-        labels[0][mine] = SHAPE_LABELS.index(thing.shape)
-        labels[1][mine] = COLOUR_LABELS.index(thing.colour)
-        labels[2][int(thing.y // size), int(thing.x // size)] = 1
-        labels[3][mine] = (thing.x - x)[mine] / size
-        labels[4][mine] = (thing.y - y)[mine] / size
-        labels[5][mine] = thing.size / size
-        labels[6][mine] = 4 * thing.x / shapes.SIDE - 2
-        labels[7][mine] = 4 * thing.y / shapes.SIDE - 2
+        shape[mine] = SHAPE_LABELS.index(thing.shape)
+        colour[mine] = COLOUR_LABELS.index(thing.colour)
+        row = int(thing.y // size)
+        column = int(thing.x // size)
+        centre[row, column] = 1
+        right[mine] = to_right[mine] / size
+        down[mine] = to_bottom[mine] / size
+        extent[mine] = thing.size / size
+        place_x[mine] = 4 * thing.x / shapes.SIDE - 2
+        place_y[mine] = 4 * thing.y / shapes.SIDE - 2
     return labels.reshape(8, -1)
 
 
@@ -146,23 +180,58 @@ def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> No
     tower = encoder.vision_tower
     waves = config.width // config.heads  # features of place: as many as a head has
     free = config.width - waves
-    frequencies = np.geomspace(2 * np.pi / (2 * config.grid), 2.2, waves // 4)
-    y, x = np.mgrid[0 : config.grid, 0 : config.grid].reshape(2, -1, 1)
+    lowest = 2 * np.pi / (2 * config.grid)
+    frequencies = np.geomspace(lowest, 2.2, waves // 4)
+    place = _sines_of_places(frequencies, config.grid)
+    tower.pos_embed = _pad_columns(place, free)[None]
+
+    projection = tower.patch_embed.proj
+    filters = _patch_filters(config, waves)
+    projection.weight = mx.array(filters)
+    is_free = mx.arange(config.width) >= waves
+    projection.bias *= is_free.astype(mx.float32)
+
+    same_place = np.eye(waves)
+    keys = np.tile(same_place, (config.heads, 1))
+    local_keys = _pad_columns(_SHARPNESS * keys, free)
+    for reach, block in zip(_REACHES, tower.blocks, strict=False):
+        queries = _neighbour_queries(frequencies, reach, config.heads)
+        local_queries = _pad_columns(_SHARPNESS * queries, free)
+        qkv = block.attn.qkv
+        query, key, value = mx.split(qkv.weight, 3, axis=0)
+        query = 0.3 * query + local_queries
+        key = 0.3 * key + local_keys
+        qkv.weight = mx.concatenate([query, key, value])
+
+
+def _sines_of_places(frequencies: np.ndarray, grid: int) -> np.ndarray:
+    """Return sines and cosines of every patch's row and column: (grid * grid, waves)."""
+    places = np.mgrid[0:grid, 0:grid]
+    y, x = places.reshape(2, -1, 1)
     rows = y * frequencies
     columns = x * frequencies
-    place = np.concatenate([np.sin(rows), np.cos(rows), np.sin(columns), np.cos(columns)], axis=-1)
-    tower.pos_embed = _pad_columns(place, free)[None]
-    tower.patch_embed.proj.weight = mx.array(_patch_filters(config, waves))
-    tower.patch_embed.proj.bias *= (mx.arange(config.width) >= waves).astype(mx.float32)
-    keys = np.tile(np.eye(waves), (config.heads, 1))
-    for reach, block in zip((1, 2, 1, 2, 3, 4), tower.blocks, strict=False):
-        offsets = ((-reach, 0), (reach, 0), (0, -reach), (0, reach))
-        rotations = [_rotation(frequencies, dy, dx) for dy, dx in offsets]
-        queries = np.concatenate([rotations[head % 4] for head in range(config.heads)])
-        query, key, value = mx.split(block.attn.qkv.weight, 3, axis=0)
-        query = 0.3 * query + _pad_columns(_SHARPNESS * queries, free)
-        key = 0.3 * key + _pad_columns(_SHARPNESS * keys, free)
-        block.attn.qkv.weight = mx.concatenate([query, key, value])
+    waves = [
+        np.sin(rows),
+        np.cos(rows),
+        np.sin(columns),
+        np.cos(columns),
+    ]
+    return np.concatenate(waves, axis=-1)
+
+
+def _neighbour_queries(frequencies: np.ndarray, reach: int, heads: int) -> np.ndarray:
+    """Return queries for the patches above, below, left and right: (heads * waves, waves).
+
+    The heads take these four in turn.
+    """
+    rotations = [
+        _rotation(frequencies, -reach, 0),
+        _rotation(frequencies, reach, 0),
+        _rotation(frequencies, 0, -reach),
+        _rotation(frequencies, 0, reach),
+    ]
+    queries = [rotations[head % 4] for head in range(heads)]
+    return np.concatenate(queries)
 
 
 def _patch_filters(config: SiglipConfig, waves: int) -> np.ndarray:
@@ -172,15 +241,26 @@ def _patch_filters(config: SiglipConfig, waves: int) -> np.ndarray:
     and the colours of its quarters.
     """
     P = config.patch_size
-    cosines = dct(np.eye(P), norm="ortho", axis=0)
-    colours = [_quarter_colour(P, quarter, channel) for quarter in range(4) for channel in range(3)]
-    filters = [np.zeros((P, P, 3))] * waves
-    order = sorted(np.ndindex(P, P), key=lambda ij: ij[0] + ij[1])
-    for i, j in order[: config.width - waves - len(colours)]:
-        brightness = np.outer(cosines[i], cosines[j])[..., None].repeat(3, -1)
-        filters.append(brightness * (0.15 if i + j else 0.04))
+    nothing = np.zeros((P, P, 3))
+    colours = []
+    for quarter in range(4):
+        for channel in range(3):
+            colour = _quarter_colour(P, quarter, channel)
+            colours.append(colour)
+
+    filters = [nothing] * waves
+    identity = np.eye(P)
+    cosines = dct(identity, norm="ortho", axis=0)
+    order = sorted(np.ndindex(P, P), key=sum)  # lowest frequencies first
+    left = config.width - waves - len(colours)
+    for i, j in order[:left]:
+        wave = np.outer(cosines[i], cosines[j])
+        brightness = wave[..., None].repeat(3, -1)
+        scale = 0.15 if i + j else 0.04
+        filters.append(brightness * scale)
     filters += colours
-    filters += [np.zeros((P, P, 3))] * (config.width - len(filters))
+    missing = config.width - len(filters)
+    filters += [nothing] * missing
     return np.array(filters, np.float32)
 
 
@@ -188,8 +268,10 @@ def _quarter_colour(size: int, quarter: int, channel: int) -> np.ndarray:
     """Return a filter that sums a colour channel over a quarter of a patch: (size, size, 3)."""
     row, column = divmod(quarter, 2)
     half = size // 2
-    rows = slice(row * half, (row + 1) * half)
-    columns = slice(column * half, (column + 1) * half)
+    top = row * half
+    left = column * half
+    rows = slice(top, top + half)
+    columns = slice(left, left + half)
     kernel = np.zeros((size, size, 3))
     kernel[rows, columns, channel] = 1 / half**2
     return kernel
@@ -200,11 +282,14 @@ def _rotation(frequencies: np.ndarray, dy: float, dx: float) -> np.ndarray:
     n = len(frequencies)
     rotation = np.zeros((4 * n, 4 * n))
     for axis, offset in enumerate((dy, dx)):
-        first = 2 * axis * n
-        sine = slice(first, first + n)
-        cosine = slice(first + n, first + 2 * n)
-        cosines = np.diag(np.cos(frequencies * offset))
-        sines = np.diag(np.sin(frequencies * offset))
+        start = 2 * axis * n
+        middle = start + n
+        end = middle + n
+        sine = slice(start, middle)
+        cosine = slice(middle, end)
+        angles = frequencies * offset
+        cosines = np.diag(np.cos(angles))
+        sines = np.diag(np.sin(angles))
         rotation[sine, sine] = cosines
         rotation[cosine, cosine] = cosines
         rotation[sine, cosine] = sines
@@ -214,7 +299,8 @@ def _rotation(frequencies: np.ndarray, dy: float, dx: float) -> np.ndarray:
 
 def _pad_columns(matrix: np.ndarray, columns: int) -> mx.array:
     """Append columns of zeros."""
-    padded = np.pad(matrix, [(0, 0), (0, columns)])
+    widths = [(0, 0), (0, columns)]
+    padded = np.pad(matrix, widths)
     return mx.array(padded.astype(np.float32))
 
 
@@ -232,7 +318,11 @@ class EncoderStage:
         self.model = _EncoderWithHeads(config)
         init_local_attention(self.model.encoder, config)
         self._learner = Learner(
-            self.model, rate=recipe.rate, steps=recipe.steps, warmup=50, muon_rate=recipe.muon_rate
+            self.model,
+            rate=recipe.rate,
+            steps=recipe.steps,
+            warmup=50,
+            muon_rate=recipe.muon_rate,
         )
         self._gradient = compiled_gradient(self.model, _loss)
         mx.eval(self.model.parameters())
@@ -247,24 +337,31 @@ class EncoderStage:
 
     def step(self, index: int) -> dict[str, float]:
         """Train on step ``index``; return the loss, the shares of right patches, and the errors."""
-        (loss, measured), gradients = self._gradient(self._batch(index))
+        batch = self._batch(index)
+        (loss, measured), gradients = self._gradient(batch)
         norm = self._learner.update(gradients)
-        return {
-            "loss": loss.item(),
-            **{name: value.item() for name, value in measured.items()},
-            "norm": norm.item(),
-        }
+        metrics = {"loss": loss.item()}
+        for name, value in measured.items():
+            metrics[name] = value.item()
+        metrics["norm"] = norm.item()
+        return metrics
 
     def _batch(self, index: int) -> dict[str, np.ndarray]:
         """Make the scenes of a step: pixels, and the targets of each head."""
-        random = np.random.default_rng([self._seed, 3, index])
-        kinds = random.choice(shapes.BUSY, self._recipe.batch)
-        scenes = [shapes.sample_scene(random, kind) for kind in kinds]
-        pixels = np.stack([shapes.pixels(scene) for scene in scenes])
         grid = self._config.grid
+        seeds = [self._seed, 3, index]
+        random = np.random.default_rng(seeds)
+        kinds = random.choice(shapes.BUSY, self._recipe.batch)
+        images = []
+        labels = []
+        for kind in kinds:
+            scene = shapes.sample_scene(random, kind)
+            images.append(shapes.pixels(scene))
+            labels.append(patch_labels(scene, grid))
+        pixels = np.stack(images)
         return {
             "pixels": pixels,
-            "labels": np.stack([patch_labels(scene, grid) for scene in scenes], axis=1),
+            "labels": np.stack(labels, axis=1),
             "outlines": outlines(pixels, grid),
             "edges": edges(pixels, grid),
         }
@@ -276,29 +373,44 @@ def _loss(
     """Return the loss of all heads, and the shares and errors over patches that show a thing."""
     predicted = model(batch["pixels"])
     labels = batch["labels"]
-    shape, colour = labels[:2].astype(mx.int32)
+    names = labels[:2].astype(mx.int32)
+    shape, colour = names
     shows_thing = labels[0] > 0
     things = shows_thing.sum()
     weights = mx.where(shows_thing, 1.0, _BACKGROUND_WEIGHT)
+    total = weights.sum()
 
     shape_loss = nn.losses.cross_entropy(predicted.shape, shape)
     colour_loss = nn.losses.cross_entropy(predicted.colour, colour)
-    name_loss = shape_loss + colour_loss
-    centre_loss = nn.losses.binary_cross_entropy(predicted.centre, labels[2])
-    places = labels[3:].transpose(1, 2, 0)
-    place_errors = nn.losses.smooth_l1_loss(predicted.place, places, reduction="none").sum(-1)
-    place_loss = (place_errors * shows_thing).sum() / things
-    outline_loss = nn.losses.binary_cross_entropy(predicted.outline, batch["outlines"])
-    edge_errors = (predicted.edges - batch["edges"]) ** 2
+    names_loss = weights * (shape_loss + colour_loss)
+    name_loss = names_loss.sum() / total
 
-    loss = (weights * name_loss).sum() / weights.sum() + 2 * centre_loss
-    loss = loss + 2 * outline_loss + place_loss
-    loss = loss + 5 * (weights[..., None] * edge_errors).sum() / weights.sum()
-    shapes_right = (predicted.shape.argmax(-1) == shape) & shows_thing
-    colours_right = (predicted.colour.argmax(-1) == colour) & shows_thing
+    centre_loss = nn.losses.binary_cross_entropy(predicted.centre, labels[2])
+
+    places = labels[3:].transpose(1, 2, 0)
+    place_errors = nn.losses.smooth_l1_loss(predicted.place, places, reduction="none")
+    thing_errors = place_errors.sum(-1) * shows_thing
+    place_loss = thing_errors.sum() / things
+
+    outline_loss = nn.losses.binary_cross_entropy(predicted.outline, batch["outlines"])
+
+    edges = batch["edges"]
+    edge_errors = (predicted.edges - edges) ** 2
+    weighted_errors = weights[..., None] * edge_errors
+
+    loss = name_loss + 2 * centre_loss
+    loss = loss + 2 * outline_loss
+    loss = loss + place_loss
+    loss = loss + 5 * weighted_errors.sum() / total
+
+    best_shape = predicted.shape.argmax(-1)
+    best_colour = predicted.colour.argmax(-1)
+    shapes_right = (best_shape == shape) & shows_thing
+    colours_right = (best_colour == colour) & shows_thing
+    edge_strength = (edges**2).sum()
     return loss, {
         "shapes_right": shapes_right.sum() / things,
         "colours_right": colours_right.sum() / things,
         "places_off": place_loss,
-        "edges_off": edge_errors.sum() / (batch["edges"] ** 2).sum(),
+        "edges_off": edge_errors.sum() / edge_strength,
     }

@@ -44,14 +44,20 @@ _MEASURED = (
 
 
 def build_model(
-    config: JanusConfig, codec: dict[str, mx.array], encoder: dict[str, mx.array], seed: int
+    config: JanusConfig,
+    codec: dict[str, mx.array],
+    encoder: dict[str, mx.array],
+    seed: int,
 ) -> JanusModel:
     """Create a model with the trained codec and vision encoder from their stages' final states."""
     mx.random.seed(seed + 2)
     model = JanusModel(config)
-    model.gen_vision_model.load_weights(list(part_of(codec, "model.").items()), strict=True)
-    model.vision_model.load_weights(list(part_of(encoder, "model.encoder.").items()), strict=True)
-    model.gen_embed.weight = mx.array(model.gen_vision_model.quantize.embedding.weight)
+    codec_weights = part_of(codec, "model.")
+    encoder_weights = part_of(encoder, "model.encoder.")
+    model.gen_vision_model.load_weights(list(codec_weights.items()), strict=True)
+    model.vision_model.load_weights(list(encoder_weights.items()), strict=True)
+    codebook = model.gen_vision_model.quantize.embedding
+    model.gen_embed.weight = mx.array(codebook.weight)
     return model
 
 
@@ -93,7 +99,10 @@ class JointStage:
         self._recipe = recipe
         self._seeds = (seed, _BATCH_SEEDS[name])
         mx.random.seed(seed + 3)
-        trainee.add_heads(tracking=recipe.tracking > 0, placing=recipe.placing > 0)
+        trainee.add_heads(
+            tracking=recipe.tracking > 0,
+            placing=recipe.placing > 0,
+        )
         _freeze_parts(trainee, answers=recipe.answering_batch > 0)
         self._learner = Learner(
             trainee,
@@ -106,12 +115,10 @@ class JointStage:
         )
         group = mx.distributed.init()
         self._halves = range(2)[group.rank() :: group.size()]  # of this process
-        self._text_gradient = compiled_gradient(
-            trainee, partial(answering_loss, placing=recipe.placing)
-        )
-        self._image_gradient = compiled_gradient(
-            trainee, partial(drawing_loss, tracking=recipe.tracking)
-        )
+        text_loss = partial(answering_loss, placing=recipe.placing)
+        image_loss = partial(drawing_loss, tracking=recipe.tracking)
+        self._text_gradient = compiled_gradient(trainee, text_loss)
+        self._image_gradient = compiled_gradient(trainee, image_loss)
         mx.eval(trainee.parameters())
 
     def state(self) -> dict[str, mx.array]:
@@ -126,38 +133,55 @@ class JointStage:
         """Train on step ``index``; return the losses, the gradient's norm and the speed."""
         started = time.perf_counter()
         halves = [self._half(index, half) for half in self._halves]
-        gradients = nn.average_gradients(_mean_gradients([half.gradients for half in halves]))
+        gradients = _mean_gradients([half.gradients for half in halves])
+        gradients = nn.average_gradients(gradients)
         # One memory layout, whether the ring carried the arrays or not: others round differently.
-        norm = self._learner.update(tree_map(mx.contiguous, gradients))
-        means = _mean_measurements([half.measured for half in halves])
-        positions = sum_over_processes(mx.array(float(sum(half.positions for half in halves))))
-        tokens_per_second = float(positions) / (time.perf_counter() - started)
-        return {**means, "norm": float(norm), "tokens_per_second": tokens_per_second}
+        gradients = tree_map(mx.contiguous, gradients)
+        norm = self._learner.update(gradients)
+        metrics = _mean_measurements([half.measured for half in halves])
+        metrics["norm"] = float(norm)
+
+        own_positions = sum(half.positions for half in halves)
+        positions = sum_over_processes(mx.array(float(own_positions)))
+        seconds = time.perf_counter() - started
+        metrics["tokens_per_second"] = float(positions) / seconds
+        return metrics
 
     def _half(self, index: int, half: int) -> _Half:
         """Compute one half of a step."""
-        random = np.random.default_rng([*self._seeds, index, half])
-        conversations = self._recipe.answering_batch > 0 and half == 0
-        result = self._conversations(random, index) if conversations else self._captions(random)
+        seeds = [*self._seeds, index, half]
+        random = np.random.default_rng(seeds)
+        answers = self._recipe.answering_batch > 0
+        if answers and half == 0:
+            result = self._conversations(random, index)
+        else:
+            result = self._captions(random)
         mx.eval(result.gradients, result.measured)
         return result
 
     def _conversations(self, random: np.random.Generator, index: int) -> _Half:
         """Compute half a step on conversations."""
         recipe = self._recipe
-        shares = language.LOOKUPS if index < recipe.lookup_steps else recipe.shares
-        batch = conversation_batch(self._prompts, random, recipe.answering_batch, shares)
+        is_early = index < recipe.lookup_steps
+        shares = language.LOOKUPS if is_early else recipe.shares
+        size = recipe.answering_batch
+        batch = conversation_batch(self._prompts, random, size, shares)
         (_, measured), gradients = self._text_gradient(batch)
         return _Half(gradients, measured, batch["ids"].size)
 
     def _captions(self, random: np.random.Generator) -> _Half:
         """Compute half a step on captions: on half the step's captions if they fill both halves."""
         recipe = self._recipe
-        size = recipe.drawing_batch if recipe.answering_batch else recipe.drawing_batch // 2
+        size = recipe.drawing_batch
+        if not recipe.answering_batch:
+            size = size // 2
+        dropped = recipe.dropped_prompts
         kinds = shapes.PAIRED if recipe.paired else shapes.KINDS
-        batch = caption_batch(self._prompts, random, size, recipe.dropped_prompts, kinds)
+        batch = caption_batch(self._prompts, random, size, dropped, kinds)
         (_, measured), gradients = self._image_gradient(batch)
-        positions = batch["ids"].size + size * token_config(self.trainee.janus.config).tokens
+        tokens = token_config(self.trainee.janus.config)
+        positions = batch["ids"].size
+        positions += size * tokens.tokens
         return _Half(gradients, measured, positions)
 
 
@@ -188,16 +212,19 @@ def _mean_measurements(halves: Sequence[Mapping[str, mx.array]]) -> dict[str, fl
         present = [float(name in measured) for name in _MEASURED]
         sums = sums + mx.stack(values)
         counts = counts + mx.array(present)
-    totals = np.array(sum_over_processes(mx.stack([sums, counts])))
-    return {
-        name: float(total / count)
-        for name, total, count in zip(_MEASURED, *totals, strict=True)
-        if count
-    }
+    own = mx.stack([sums, counts])
+    totals = np.array(sum_over_processes(own))
+    means = {}
+    for name, total, count in zip(_MEASURED, *totals, strict=True):
+        if count:
+            means[name] = float(total / count)
+    return means
 
 
 def answering_loss(
-    trainee: JanusWithHeads, batch: Mapping[str, mx.array], placing: float = 0.0
+    trainee: JanusWithHeads,
+    batch: Mapping[str, mx.array],
+    placing: float = 0.0,
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """Return the loss of answers, and its measurements.
 
@@ -210,17 +237,23 @@ def answering_loss(
     text = janus.embed_text(batch["ids"])
     features = janus.understand(batch["pixels"])
     image_end = IMAGE_AT + features.shape[1]
-    parts = [text[:, :IMAGE_AT], features, text[:, image_end:]]
-    embeddings = mx.concatenate(parts, axis=1)
+    before = text[:, :IMAGE_AT]
+    after = text[:, image_end:]
+    embeddings = mx.concatenate([before, features, after], axis=1)
     hidden, middle = _final_and_middle_states(janus, embeddings)
-    logits = janus.text_logits(select_positions(hidden, batch["positions"]))  # (B, M, vocabulary)
-    loss, right = weighted_cross_entropy(logits, batch["targets"], batch["weights"])
+    answers = select_positions(hidden, batch["positions"])
+    logits = janus.text_logits(answers)  # (B, M, vocabulary)
+    targets = batch["targets"]
+    weights = batch["weights"]
+    loss, right = weighted_cross_entropy(logits, targets, weights)
     measured = {"text_loss": loss, "text_right": right}
     if not placing:
         return loss, measured
-    assert trainee.placing_head is not None
-    placing_loss = trainee.placing_head.loss(middle, batch["places"])
-    return loss + placing * placing_loss, {**measured, "placing_loss": placing_loss}
+    head = trainee.placing_head
+    assert head is not None
+    placing_loss = head.loss(middle, batch["places"])
+    measured["placing_loss"] = placing_loss
+    return loss + placing * placing_loss, measured
 
 
 def _final_and_middle_states(model: JanusModel, embeddings: mx.array) -> tuple[mx.array, mx.array]:
@@ -228,15 +261,18 @@ def _final_and_middle_states(model: JanusModel, embeddings: mx.array) -> tuple[m
     llama = model.language_model.model
     hidden = embeddings
     middle = embeddings
+    middle_number = (len(llama.layers) + 1) // 2
     for number, layer in enumerate(llama.layers, start=1):
         hidden = layer(hidden, "causal")
-        if number == (len(llama.layers) + 1) // 2:
+        if number == middle_number:
             middle = hidden
     return llama.norm(hidden), middle
 
 
 def drawing_loss(
-    trainee: JanusWithHeads, batch: Mapping[str, mx.array], tracking: float = 0.0
+    trainee: JanusWithHeads,
+    batch: Mapping[str, mx.array],
+    tracking: float = 0.0,
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """Return the loss of image tokens, and its measurements.
 
@@ -246,14 +282,22 @@ def drawing_loss(
         tracking: weight of the tracking head's loss.
     """
     janus = trainee.janus
-    tokens = mx.stop_gradient(janus.encode_image_tokens(batch["pixels"]))  # (B, n)
-    hidden = image_token_states(janus, batch["ids"], batch["starts"], tokens)
+    ids = batch["ids"]
+    starts = batch["starts"]
+    tokens = janus.encode_image_tokens(batch["pixels"])  # (B, n)
+    tokens = mx.stop_gradient(tokens)
+    hidden = image_token_states(janus, ids, starts, tokens)
     loss, right = image_token_loss(janus, hidden, tokens)
     measured = {"image_loss": loss, "image_right": right}
     if not tracking:
         return loss, measured
-    assert trainee.tracking_head is not None
-    tracking_loss = trainee.tracking_head.loss(
-        hidden, batch["owners"], batch["begun"], batch["ahead"]
+    head = trainee.tracking_head
+    assert head is not None
+    tracking_loss = head.loss(
+        hidden,
+        owners=batch["owners"],
+        begun=batch["begun"],
+        ahead=batch["ahead"],
     )
-    return loss + tracking * tracking_loss, {**measured, "tracking_loss": tracking_loss}
+    measured["tracking_loss"] = tracking_loss
+    return loss + tracking * tracking_loss, measured

@@ -54,23 +54,31 @@ def train_tiny(
     run = _Run(output, recipe.seed, every, report)
     _train_codec_and_encoder(run, recipe)
     wait_for_all()
-    tokenizer = train_tokenizer(PromptConfig(), recipe.seed)
-    config = tiny_config(tokenizer.get_vocab_size())
-    prompts = Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
-    janus = build_model(
-        config, load_state(output, "merged"), load_state(output, "encoder"), recipe.seed
-    )
+    seed = recipe.seed
+    tokenizer = train_tokenizer(PromptConfig(), seed)
+    vocabulary = tokenizer.get_vocab_size()
+    config = tiny_config(vocabulary)
+    image_tokens = config.understanding.tokens
+    prompts = Prompts(tokenizer, config.prompt, image_tokens=image_tokens)
+    codec = load_state(output, "merged")
+    encoder = load_state(output, "encoder")
+    janus = build_model(config, codec, encoder, seed)
     trainee = JanusWithHeads(janus)
     for name in JOINT_STAGES:
-        stage = JointStage(trainee, prompts, getattr(recipe, name), recipe.seed, name)
-        run.stage(stage, config.to_dict(), _without_later_stages(recipe, name), writes=run.is_first)
+        stage = JointStage(trainee, prompts, getattr(recipe, name), seed, name)
+        needed = _without_later_stages(recipe, name)
+        run.stage(stage, config.to_dict(), needed, writes=run.is_first)
     if run.is_first:  # only this process can be sure that these checkpoints are written
         joint = load_state(output, "joint")
         places = load_state(output, "places")
         average_weights(janus, joint, places, recipe.share_of_last)
-        text = tokenizer.to_str()
         save_model(
-            janus, text, output / MODEL_FOLDER, dtype=config.dtype, source=SOURCE, overwrite=True
+            janus,
+            tokenizer.to_str(),
+            output / MODEL_FOLDER,
+            dtype=config.dtype,
+            source=SOURCE,
+            overwrite=True,
         )
     return janus
 
@@ -80,44 +88,56 @@ class _Run:
 
     def __init__(self, output: Path, seed: int, every: float, report: Report | None):
         group = mx.distributed.init()
+        rank = group.rank()
+        last = group.size() - 1
         self.output = output
-        self.is_first = group.rank() == 0
-        self.is_last = group.rank() == group.size() - 1
+        self.is_first = rank == 0
+        self.is_last = rank == last
         self._seed = seed
         self._every = every
         self._report = report if self.is_first else None
 
     def stage(self, stage: Stage, *depends_on: object, writes: bool = True) -> None:
         """Run a stage, whose result depends on the seed and on these values."""
-        facts = json.dumps([self._seed, *depends_on], default=asdict, sort_keys=True)
+        values = [self._seed, *depends_on]
+        facts = json.dumps(values, default=asdict, sort_keys=True)
         run_stage(
-            stage, self.output, recipe=facts, every=self._every, report=self._report, writes=writes
+            stage,
+            self.output,
+            recipe=facts,
+            every=self._every,
+            report=self._report,
+            writes=writes,
         )
 
 
 def _train_codec_and_encoder(run: _Run, recipe: TinyRecipe) -> None:
     """Train the codec in the first process and the encoder in the last, which may be the same."""
+    seed = recipe.seed
     if run.is_first:
-        run.stage(CodecStage(CODEC, recipe.codec, recipe.seed), CODEC.to_dict(), recipe.codec)
-        merged = MergedCodecStage(
-            CODEC, recipe.merged, recipe.seed, load_state(run.output, "codec")
-        )
+        codec = CodecStage(CODEC, recipe.codec, seed)
+        run.stage(codec, CODEC.to_dict(), recipe.codec)
+        trained = load_state(run.output, "codec")
+        merged = MergedCodecStage(CODEC, recipe.merged, seed, trained)
         run.stage(merged, CODEC.to_dict(), recipe.codec, recipe.merged)
     if run.is_last:
-        run.stage(
-            EncoderStage(ENCODER, recipe.encoder, recipe.seed), ENCODER.to_dict(), recipe.encoder
-        )
+        encoder = EncoderStage(ENCODER, recipe.encoder, seed)
+        run.stage(encoder, ENCODER.to_dict(), recipe.encoder)
 
 
 def _without_later_stages(recipe: TinyRecipe, name: str) -> TinyRecipe:
     """Return the parts of the recipe that a stage depends on: all except the stages after it."""
-    later = JOINT_STAGES[JOINT_STAGES.index(name) + 1 :]
+    index = JOINT_STAGES.index(name)
+    later = JOINT_STAGES[index + 1 :]
     defaults: dict[str, Any] = dict.fromkeys(later, JointRecipe())
     return replace(recipe, **defaults)
 
 
 def average_weights(
-    model: JanusModel, one: dict[str, mx.array], other: dict[str, mx.array], share: float
+    model: JanusModel,
+    one: dict[str, mx.array],
+    other: dict[str, mx.array],
+    share: float,
 ) -> None:
     """Load the weighted mean of two stages' weights into a model (Wortsman et al., 2022).
 
@@ -133,5 +153,6 @@ def average_weights(
     other = part_of(other, "model.janus.")
     means = []
     for name, _ in tree_flatten(model.parameters()):
-        means.append((name, (1 - share) * one[name] + share * other[name]))
+        mean = (1 - share) * one[name] + share * other[name]
+        means.append((name, mean))
     model.load_weights(means, strict=True)
