@@ -17,17 +17,23 @@ def kl_divergence(reference: mx.array, other: mx.array) -> mx.array:
     """Return KL(p || q) = sum p (log p - log q), in nats: 0 if equal, unbounded above."""
     log_p = _log_softmax(reference)
     log_q = _log_softmax(other)
-    return (mx.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+    terms = mx.exp(log_p) * (log_p - log_q)
+    return terms.sum(axis=-1)
 
 
 def overlap(reference: mx.array, other: mx.array) -> mx.array:
     """Return 1 - TV(p, q) = sum min(p, q), from 0 to 1: the share of samples that can stay."""
-    return mx.exp(mx.minimum(_log_softmax(reference), _log_softmax(other))).sum(axis=-1)
+    log_p = _log_softmax(reference)
+    log_q = _log_softmax(other)
+    shared = mx.exp(mx.minimum(log_p, log_q))
+    return shared.sum(axis=-1)
 
 
 def top1_agreement(reference: mx.array, other: mx.array) -> mx.array:
     """Return 1.0 where both models have the same top-1 token, else 0.0."""
-    return (reference.argmax(axis=-1) == other.argmax(axis=-1)).astype(mx.float32)
+    first = reference.argmax(axis=-1)
+    second = other.argmax(axis=-1)
+    return (first == second).astype(mx.float32)
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,23 @@ def mean_divergence(pairs: Iterable[tuple[mx.array, mx.array]]) -> Divergence:
     Args:
         pairs: reference and other logits, (..., V) each, float32; at least one position.
     """
-    rows = []
+    batches = []
     for reference, other in pairs:
-        measures = (kl_divergence, overlap, top1_agreement)
-        columns = [np.array(measure(reference, other)).reshape(-1) for measure in measures]
-        rows.append(np.stack(columns, axis=1))
-    kl, shared, top1 = np.concatenate(rows).astype(np.float64).mean(axis=0)
-    return Divergence(float(kl), float(shared), float(top1))
+        columns = []
+        for measure in (kl_divergence, overlap, top1_agreement):
+            values = np.array(measure(reference, other))
+            columns.append(values.reshape(-1))
+        batches.append(np.stack(columns, axis=1))
+    rows = np.concatenate(batches).astype(np.float64)
+    kl, shared, top1 = rows.mean(axis=0)
+    return Divergence(
+        kl=float(kl),
+        overlap=float(shared),
+        top1=float(top1),
+    )
 
 
 def _log_softmax(logits: mx.array) -> mx.array:
     """Return log-probabilities over the last axis."""
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    return logits - total

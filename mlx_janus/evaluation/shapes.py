@@ -75,25 +75,31 @@ class DrawingTarget:
         if self.relation is None:
             return _match_one_to_one(self.things, found)
         first, second = self.things
-        return any(
-            _fits(first, a) and _fits(second, b) and _is_related(a, b, self.relation)
-            for a, b in permutations(found, 2)
-        )
+        for a, b in permutations(found, 2):
+            fits = _fits(first, a) and _fits(second, b)
+            if fits and _is_related(a, b, self.relation):
+                return True
+        return False
 
 
 def _fits(name: language.Name, one: judge.Detection) -> bool:
     """Return whether an object has a name's shape, and its colour if the name has one."""
     shape, colour = name
-    return one.shape == shape and colour in ("", one.colour)
+    if one.shape != shape:
+        return False
+    return colour in ("", one.colour)
 
 
 def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Detection]) -> bool:
     """Return whether wanted and found objects match one to one."""
     if not names:
         return not found
+    first, *rest = names
     for i, one in enumerate(found):
+        if not _fits(first, one):
+            continue
         others = [*found[:i], *found[i + 1 :]]
-        if _fits(names[0], one) and _match_one_to_one(names[1:], others):
+        if _match_one_to_one(rest, others):
             return True
     return False
 
@@ -102,8 +108,14 @@ def _is_related(a: judge.Detection, b: judge.Detection, relation: str) -> bool:
     """Apply GenEval's rule: the offset points that way by more than half of its length."""
     dx = a.x - b.x
     dy = a.y - b.y
-    towards = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
-    return bool(towards > 0.5 * np.hypot(dx, dy))
+    offsets = {
+        "left of": -dx,
+        "right of": dx,
+        "above": -dy,
+        "below": dy,
+    }
+    length = np.hypot(dx, dy)
+    return bool(offsets[relation] > 0.5 * length)
 
 
 def measure(
@@ -124,26 +136,30 @@ def measure(
     Raises:
         JanusError: the model's images are not as large as the benchmark's.
     """
-    if janus.config.image_size != shapes.SIDE:
+    side = janus.config.image_size
+    if side != shapes.SIDE:
         raise JanusError(
-            f"{janus.name} draws {janus.config.image_size} pixels a side; "
-            f"this benchmark's pictures have {shapes.SIDE}"
+            f"{janus.name} draws {side} pixels a side; this benchmark's pictures have {shapes.SIDE}"
         )
     sizes = sizes or Sizes()
     progress = progress or (lambda *_: None)
     existence = measure_existence(janus, sizes, seed, progress)
+    attributes = measure_attributes(janus, sizes, seed, progress)
+    guided = measure_drawing(janus, sizes, seed, progress)
+    unguided = measure_drawing(janus, sizes, seed, progress, cfg_weight=1.0)
+    codec = measure_codec(janus, sizes, seed, progress)
     defaults = token_config(janus.config)
     return {
         "model": janus.name,
         "seed": seed,
         "sizes": asdict(sizes),
         "existence": {kind: asdict(scores) for kind, scores in existence.items()},
-        "attributes": measure_attributes(janus, sizes, seed, progress),
-        "drawing": measure_drawing(janus, sizes, seed, progress),
-        "drawing_unguided": measure_drawing(janus, sizes, seed, progress, cfg_weight=1.0),
+        "attributes": attributes,
+        "drawing": guided,
+        "drawing_unguided": unguided,
         "guidance": defaults.cfg_weight,
         "temperature": defaults.temperature,
-        "codec": measure_codec(janus, sizes, seed, progress),
+        "codec": codec,
     }
 
 
@@ -151,20 +167,31 @@ def table(scores: Mapping[str, Any]) -> list[str]:
     """Format the scores of ``measure`` as the lines of Markdown tables."""
     lines = ["| existence | accuracy | F1 | yes-rate |", "|---|---|---|---|"]
     for kind, one in scores["existence"].items():
-        lines.append(
-            f"| {kind} | {one['accuracy']:.1%} | {one['f1']:.1%} | {one['yes_rate']:.1%} |"
-        )
+        accuracy = one["accuracy"]
+        f1 = one["f1"]
+        yes_rate = one["yes_rate"]
+        lines.append(f"| {kind} | {accuracy:.1%} | {f1:.1%} | {yes_rate:.1%} |")
+
+    attributes = scores["attributes"]
+    mean = sum(attributes.values()) / len(attributes)
     lines += ["", "| attributes | right |", "|---|---|"]
-    lines += [f"| {about} | {share:.1%} |" for about, share in scores["attributes"].items()]
-    mean = sum(scores["attributes"].values()) / len(scores["attributes"])
-    lines += [f"| mean | {mean:.1%} |", ""]
-    lines += [f"| drawing | guidance {scores['guidance']:g} | none |", "|---|---|---|"]
-    for task, share in scores["drawing"].items():
-        lines.append(f"| {task} | {share:.1%} | {scores['drawing_unguided'][task]:.1%} |")
+    for about, share in attributes.items():
+        lines.append(f"| {about} | {share:.1%} |")
+    lines.append(f"| mean | {mean:.1%} |")
+
+    guidance = scores["guidance"]
+    lines += ["", f"| drawing | guidance {guidance:g} | none |", "|---|---|---|"]
+    for task, guided in scores["drawing"].items():
+        unguided = scores["drawing_unguided"][task]
+        lines.append(f"| {task} | {guided:.1%} | {unguided:.1%} |")
+
     codec = scores["codec"]
-    lines += ["", "| codec | |", "|---|---|", f"| PSNR | {codec['psnr']:.1f} dB |"]
-    lines.append(f"| the judge is right on pictures | {codec['judge_right_before']:.1%} |")
-    lines.append(f"| the judge is right on reconstructions | {codec['judge_right_after']:.1%} |")
+    before = codec["judge_right_before"]
+    after = codec["judge_right_after"]
+    lines += ["", "| codec | |", "|---|---|"]
+    lines.append(f"| PSNR | {codec['psnr']:.1f} dB |")
+    lines.append(f"| the judge is right on pictures | {before:.1%} |")
+    lines.append(f"| the judge is right on reconstructions | {after:.1%} |")
     return lines
 
 
@@ -172,18 +199,25 @@ def table(scores: Mapping[str, Any]) -> list[str]:
 
 
 def measure_existence(
-    janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress
+    janus: JanusPipeline,
+    sizes: Sizes,
+    seed: int,
+    progress: Progress,
 ) -> dict[str, YesNoScores]:
     """Measure POPE's scores for each kind of absent object, on scenes held out of training."""
     random = np.random.default_rng([seed, 11])
-    scenes = list(islice(_held_out_scenes(random), sizes.pictures))
+    held_out = _held_out_scenes(random)
+    scenes = list(islice(held_out, sizes.pictures))
     popular = _by_popularity(scenes)
+    done = 0
+    total = len(NEGATIVES) * len(scenes)
     results = {}
-    for number, kind in enumerate(NEGATIVES):
+    for kind in NEGATIVES:
         outcomes = []
-        for i, scene in enumerate(scenes):
+        for scene in scenes:
             outcomes += _ask_about_present_and_absent(janus, scene, kind, popular, random)
-            progress("existence", number * len(scenes) + i + 1, len(NEGATIVES) * len(scenes))
+            done += 1
+            progress("existence", done, total)
         results[kind] = _score_yes_no(outcomes)
     return results
 
@@ -192,8 +226,13 @@ def _by_popularity(scenes: Sequence[shapes.Scene]) -> list[language.Name]:
     """List the objects by the number of scenes with them, and equally frequent ones by name."""
     counts: Counter[language.Name] = Counter()
     for scene in scenes:
-        counts.update({thing.name for thing in scene.things})
-    return sorted(counts, key=lambda name: (-counts[name], name))
+        names = {thing.name for thing in scene.things}
+        counts.update(names)
+
+    def frequent_first(name: language.Name) -> tuple[int, language.Name]:
+        return -counts[name], name
+
+    return sorted(counts, key=frequent_first)
 
 
 def _ask_about_present_and_absent(
@@ -207,14 +246,17 @@ def _ask_about_present_and_absent(
 
     An answer that is neither yes nor no is None.
     """
+    meanings = {"yes": True, "no": False}
     names = sorted({thing.name for thing in scene.things})
-    candidates = [name for name in names if name in shapes.HELD_OUT] or names
-    present = candidates[int(random.integers(len(candidates)))]
+    held_out = [name for name in names if name in shapes.HELD_OUT]
+    present = _pick(random, held_out or names)
     absent = _absent_name(kind, names, popular, random)
     outcomes = []
-    for (shape, colour), truth in ((present, True), (absent, False)):
-        answer = _answer(janus, scene, language.existence_question(shape, colour, yes=truth))
-        outcomes.append((truth, {"yes": True, "no": False}.get(answer)))
+    for name, truth in ((present, True), (absent, False)):
+        shape, colour = name
+        question = language.existence_question(shape, colour, yes=truth)
+        answer = _answer(janus, scene, question)
+        outcomes.append((truth, meanings.get(answer)))
     return outcomes
 
 
@@ -228,36 +270,59 @@ def _absent_name(
     absent = language.absent_names(present)
     candidates = absent
     if kind == "popular":
-        candidates = [name for name in popular if name not in present][:_POPULAR]
+        missing = [name for name in popular if name not in present]
+        candidates = missing[:_POPULAR]
     elif kind == "adversarial":
         candidates = language.near_misses(absent, present)
-    candidates = candidates or absent
-    return candidates[int(random.integers(len(candidates)))]
+    return _pick(random, candidates or absent)
+
+
+def _pick(random: np.random.Generator, names: Sequence[language.Name]) -> language.Name:
+    """Pick one name."""
+    index = int(random.integers(len(names)))
+    return names[index]
 
 
 def _score_yes_no(outcomes: Sequence[tuple[bool, bool | None]]) -> YesNoScores:
     """Score pairs of truth and answer; an answer that is neither yes nor no (None) is wrong."""
-    right = sum(answer is truth for truth, answer in outcomes)
-    true_positives = sum(truth and answer is True for truth, answer in outcomes)
-    answered_yes = sum(answer is True for _, answer in outcomes)
-    truly_yes = sum(truth for truth, _ in outcomes)
-    f1 = 2 * true_positives / (answered_yes + truly_yes) if answered_yes + truly_yes else 0.0
-    return YesNoScores(right / len(outcomes), f1, answered_yes / len(outcomes), len(outcomes))
+    questions = len(outcomes)
+    right = 0
+    true_positives = 0
+    answered_yes = 0
+    truly_yes = 0
+    for truth, answer in outcomes:
+        right += answer is truth
+        true_positives += truth and answer is True
+        answered_yes += answer is True
+        truly_yes += truth
+    both = answered_yes + truly_yes
+    return YesNoScores(
+        accuracy=right / questions,
+        f1=2 * true_positives / both if both else 0.0,
+        yes_rate=answered_yes / questions,
+        questions=questions,
+    )
 
 
 def measure_attributes(
-    janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress
+    janus: JanusPipeline,
+    sizes: Sizes,
+    seed: int,
+    progress: Progress,
 ) -> dict[str, float]:
     """Measure the share of right answers for each attribute, on scenes held out of training."""
     random = np.random.default_rng([seed, 12])
+    done = 0
+    total = len(ATTRIBUTES) * sizes.pictures
     results = {}
-    for number, about in enumerate(ATTRIBUTES):
+    for about in ATTRIBUTES:
         right = 0
-        items = islice(_held_out_questions(random, about), sizes.pictures)
-        for i, (scene, question) in enumerate(items):
-            right += _answer(janus, scene, question) == question.answer
-            done = number * sizes.pictures + i + 1
-            progress("attributes", done, len(ATTRIBUTES) * sizes.pictures)
+        questions = _held_out_questions(random, about)
+        for scene, question in islice(questions, sizes.pictures):
+            answer = _answer(janus, scene, question)
+            right += answer == question.answer
+            done += 1
+            progress("attributes", done, total)
         results[about] = right / sizes.pictures
     return results
 
@@ -266,14 +331,16 @@ def _held_out_scenes(random: np.random.Generator) -> Iterator[shapes.Scene]:
     """Yield scenes that are held out: in turn by two things together and by a shape's colour."""
     made = 0
     while True:
-        scene = shapes.sample_scene(random, split="pairs" if made % 2 else "scenes")
+        split: shapes.Split = "pairs" if made % 2 else "scenes"
+        scene = shapes.sample_scene(random, split=split)
         if scene.things:
             made += 1
             yield scene
 
 
 def _held_out_questions(
-    random: np.random.Generator, about: str
+    random: np.random.Generator,
+    about: str,
 ) -> Iterator[tuple[shapes.Scene, language.Question]]:
     """Yield held-out scenes that allow a question about an attribute, with the question."""
     for scene in _held_out_scenes(random):
@@ -286,15 +353,21 @@ def _held_out_questions(
 
 def _answer(janus: JanusPipeline, scene: shapes.Scene, question: language.Question) -> str:
     """Return the model's answer in lower case without a full stop."""
-    result = janus.generate_text(question.text, shapes.render(scene), max_tokens=48)
-    return result.text.strip().lower().rstrip(".")
+    image = shapes.render(scene)
+    result = janus.generate_text(question.text, image, max_tokens=48)
+    answer = result.text.strip()
+    return answer.lower().rstrip(".")
 
 
 # Drawing
 
 
 def drawing_prompts(
-    task: str, count: int, seed: int, *, held_out: bool = True
+    task: str,
+    count: int,
+    seed: int,
+    *,
+    held_out: bool = True,
 ) -> list[DrawingTarget]:
     """Make the prompts of a task.
 
@@ -323,59 +396,82 @@ def drawing_prompts(
 def _single_object(i: int, *_: Any) -> DrawingTarget:
     """Ask for one shape: "a circle"."""
     shape = shapes.SHAPES[i % 4]
-    return DrawingTarget(_wordings(shape)[i // 4 % 5], ((shape, ""),))
+    text = _worded(shape, i // 4)
+    return DrawingTarget(text, ((shape, ""),))
 
 
 def _two_objects(i: int, random: np.random.Generator, *_: Any) -> DrawingTarget:
     """Ask for two shapes: "a circle and a star"."""
-    a, b = random.choice(shapes.SHAPES, 2, replace=False).tolist()
-    text = language.listed([language.with_article(a), language.with_article(b)])
-    return DrawingTarget(text, ((a, ""), (b, "")))
+    chosen = random.choice(shapes.SHAPES, 2, replace=False).tolist()
+    phrases = [language.with_article(shape) for shape in chosen]
+    things = tuple((shape, "") for shape in chosen)
+    return DrawingTarget(language.listed(phrases), things)
 
 
 def _counting(i: int, *_: Any) -> DrawingTarget:
     """Ask for several of one shape: "three stars"."""
     shape = shapes.SHAPES[i % 4]
     n = 2 + i // 4 % 3
-    return DrawingTarget(language.counted(n, shape), ((shape, ""),) * n)
+    text = language.counted(n, shape)
+    return DrawingTarget(text, ((shape, ""),) * n)
 
 
 def _colours(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
     """Ask for one coloured shape: "a purple circle"."""
-    shape, colour = sorted(shapes.HELD_OUT)[i % len(shapes.HELD_OUT)]
-    if not held_out:
-        shape, colour = shapes.sample_scene(random, "single").things[0].name
-    return DrawingTarget(_wordings(f"{colour} {shape}")[i // 4 % 5], ((shape, colour),))
+    if held_out:
+        names = sorted(shapes.HELD_OUT)
+        name = names[i % len(names)]
+    else:
+        scene = shapes.sample_scene(random, "single")
+        name = scene.things[0].name
+    shape, colour = name
+    text = _worded(f"{colour} {shape}", i // 4)
+    return DrawingTarget(text, (name,))
 
 
-def _wordings(noun: str) -> tuple[str, ...]:
-    """Word a prompt for one object in five ways."""
+def _worded(noun: str, i: int) -> str:
+    """Word a prompt for one object, in one of five ways in turn."""
     text = language.with_article(noun)
-    return (text, f"one {noun}", f"a picture of {text}", f"there is {text}", f"draw {text}")
+    wordings = (
+        text,
+        f"one {noun}",
+        f"a picture of {text}",
+        f"there is {text}",
+        f"draw {text}",
+    )
+    return wordings[i % len(wordings)]
 
 
 def _position(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
     """Ask for two objects in a relative position: "a red circle above a blue star"."""
     a, b = _two_things(i, random, held_out)
+    subject = language.phrase(a)
+    landmark = language.phrase(b)
     relation = language.RELATIONS[i % 4]
-    text = f"{language.phrase(a)} {relation} {language.phrase(b)}"
-    return DrawingTarget(text, (a.name, b.name), relation)
+    names = (a.name, b.name)
+    return DrawingTarget(f"{subject} {relation} {landmark}", names, relation)
 
 
 def _attribution(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
     """Ask for two objects with their colours: "a red circle and a blue star"."""
-    a, b = _two_things(i, random, held_out)
-    text = language.listed([language.phrase(a), language.phrase(b)])
-    return DrawingTarget(text, (a.name, b.name))
+    things = _two_things(i, random, held_out)
+    phrases = [language.phrase(thing) for thing in things]
+    names = tuple(thing.name for thing in things)
+    return DrawingTarget(language.listed(phrases), names)
 
 
 def _two_things(
-    i: int, random: np.random.Generator, held_out: bool
+    i: int,
+    random: np.random.Generator,
+    held_out: bool,
 ) -> tuple[shapes.Thing, shapes.Thing]:
     """Sample two things of different shape and colour, from a scene that is held out or not."""
-    split: shapes.Split = ("pairs" if i % 2 else "scenes") if held_out else "train"
+    split: shapes.Split = "train"
+    if held_out:
+        split = "pairs" if i % 2 else "scenes"
     while True:
-        a, b = shapes.sample_scene(random, "two", split).things
+        scene = shapes.sample_scene(random, "two", split)
+        a, b = scene.things
         if a.shape != b.shape and a.colour != b.colour:
             return a, b
 
@@ -399,23 +495,39 @@ def measure_drawing(
         held_out: as for ``drawing_prompts``.
         choice: options of ``generate_images``, such as ``cfg_weight``, instead of its defaults.
     """
+    done = 0
+    total = len(TASKS) * sizes.prompts
     results = {}
     for number, task in enumerate(TASKS):
         right = 0
-        for i, target in enumerate(drawing_prompts(task, sizes.prompts, seed, held_out=held_out)):
+        targets = drawing_prompts(task, sizes.prompts, seed, held_out=held_out)
+        for i, target in enumerate(targets):
             first_seed = 1_000_000 * (number + 1) + 100 * i + seed
-            drawn = janus.generate_images(target.prompt, n=sizes.drawn, seed=first_seed, **choice)
-            right += sum(target.is_met(judge.read(one.image)) for one in drawn)
-            progress("drawing", number * sizes.prompts + i + 1, len(TASKS) * sizes.prompts)
+            drawn = janus.generate_images(
+                target.prompt,
+                n=sizes.drawn,
+                seed=first_seed,
+                **choice,
+            )
+            for one in drawn:
+                found = judge.read(one.image)
+                right += target.is_met(found)
+            done += 1
+            progress("drawing", done, total)
         results[task] = right / (sizes.prompts * sizes.drawn)
-    return {**results, "overall": float(np.mean(list(results.values())))}
+    shares = list(results.values())
+    results["overall"] = float(np.mean(shares))
+    return results
 
 
 # The codec and the judge
 
 
 def measure_codec(
-    janus: JanusPipeline, sizes: Sizes, seed: int, progress: Progress
+    janus: JanusPipeline,
+    sizes: Sizes,
+    seed: int,
+    progress: Progress,
 ) -> dict[str, float]:
     """Measure the codec: PSNR in dB, and how often the judge is right before and after coding."""
     import mlx.core as mx
@@ -428,11 +540,16 @@ def measure_codec(
     for i in range(n):
         scene = shapes.sample_scene(random, split="any")
         pixels = shapes.pixels(scene)
-        tokens = janus.model.encode_image_tokens(mx.array(pixels)[None])
-        decoded = np.array(janus.model.decode_image_tokens(tokens)[0]).clip(-1, 1)
-        squared_error = float(((decoded - pixels) ** 2).mean())
-        psnr.append(10 * np.log10(4 / max(squared_error, 1e-10)))
-        reconstruction = ((decoded + 1) * 127.5).round().astype(np.uint8)
+        batch = mx.array(pixels)[None]
+        tokens = janus.model.encode_image_tokens(batch)
+        output = janus.model.decode_image_tokens(tokens)
+        decoded = np.array(output[0]).clip(-1, 1)
+        errors = decoded - pixels
+        squared_error = float((errors**2).mean())
+        noise = max(squared_error, 1e-10)
+        psnr.append(10 * np.log10(4 / noise))
+        values = (decoded + 1) * 127.5
+        reconstruction = values.round().astype(np.uint8)
         right_before += is_read_right(scene, shapes.render(scene))
         right_after += is_read_right(scene, reconstruction)
         progress("codec", i + 1, n)
@@ -451,12 +568,19 @@ def is_read_right(scene: shapes.Scene, image: Any) -> bool:
         image: its image, as for ``judge.read``.
     """
     found = judge.read(image)
-    if Counter(one.name for one in found) != Counter(thing.name for thing in scene.things):
+    names_found = Counter(one.name for one in found)
+    names = Counter(thing.name for thing in scene.things)
+    if names_found != names:
         return False
-    return all(_distance_to_nearest(thing, found) < shapes.SMALLEST / 2 for thing in scene.things)
+    far = shapes.SMALLEST / 2
+    return all(_distance_to_nearest(thing, found) < far for thing in scene.things)
 
 
 def _distance_to_nearest(thing: shapes.Thing, found: Sequence[judge.Detection]) -> float:
     """Return the distance in pixels from a thing to the nearest object of its name."""
-    same = [one for one in found if one.name == thing.name]
-    return min(float(np.hypot(one.x - thing.x, one.y - thing.y)) for one in same)
+    distances = []
+    for one in found:
+        if one.name == thing.name:
+            distance = np.hypot(one.x - thing.x, one.y - thing.y)
+            distances.append(float(distance))
+    return min(distances)

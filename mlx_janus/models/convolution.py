@@ -25,11 +25,19 @@ def unfold(x: mx.array) -> mx.array:
 def _rows(windows: mx.array, i: int) -> mx.array:
     """Return the unfolded rows that meet row ``i`` of the kernel: (B * H * W, 3 * C)."""
     H = windows.shape[1] - 2
-    return windows[:, i : H + i].reshape(-1, windows.shape[-1])
+    width = windows.shape[-1]
+    rows = windows[:, i : H + i]
+    return rows.reshape(-1, width)
 
 
 def _padded(x: mx.array) -> mx.array:
-    return mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    widths = [
+        (0, 0),
+        (1, 1),
+        (1, 1),
+        (0, 0),
+    ]
+    return mx.pad(x, widths)
 
 
 def _product(padded: mx.array, weight: mx.array) -> mx.array:
@@ -37,12 +45,15 @@ def _product(padded: mx.array, weight: mx.array) -> mx.array:
     B = padded.shape[0]
     H = padded.shape[1] - 2
     W = padded.shape[2] - 2
+    outputs = weight.shape[0]
     windows = unfold(padded)
-    kernel = weight.reshape(weight.shape[0], 3, -1)
+    kernel = weight.reshape(outputs, 3, -1)
     out = _rows(windows, 0) @ kernel[:, 0].T
     for i in (1, 2):
-        out = mx.addmm(out, _rows(windows, i), kernel[:, i].T)
-    return out.reshape(B, H, W, -1)
+        rows = _rows(windows, i)
+        kernel_row = kernel[:, i].T
+        out = mx.addmm(out, rows, kernel_row)
+    return out.reshape(B, H, W, outputs)
 
 
 def _in_bands(x: mx.array, weight: mx.array) -> mx.array:
@@ -55,7 +66,8 @@ def _in_bands(x: mx.array, weight: mx.array) -> mx.array:
         return _product(padded, weight)
     bands = []
     for top in range(0, H, height):
-        band = padded[:, top : top + height + 2]
+        bottom = top + height + 2
+        band = padded[:, top:bottom]
         bands.append(_product(band, weight))
     return mx.concatenate(bands, axis=1)
 
@@ -68,15 +80,25 @@ def _convolve(x: mx.array, weight: mx.array) -> mx.array:
 
 @_convolve.vjp
 def _convolve_vjp(
-    primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array
+    primals: tuple[mx.array, mx.array],
+    cotangent: mx.array,
+    _: mx.array,
 ) -> tuple[mx.array, mx.array]:
     x, weight = primals
-    rows = cotangent.reshape(-1, weight.shape[0]).T
+
+    rotated = weight[:, ::-1, ::-1]
+    rotated = rotated.transpose(3, 1, 2, 0)
+    x_gradient = _in_bands(cotangent, rotated)
+
+    outputs = weight.shape[0]
+    columns = cotangent.reshape(-1, outputs).T
     windows = unfold(_padded(x))
-    gradients = [rows @ _rows(windows, i) for i in range(3)]  # for each row of the kernel
-    weight_gradient = mx.stack(gradients, axis=1).reshape(weight.shape)
-    rotated = weight[:, ::-1, ::-1].transpose(3, 1, 2, 0)
-    return _in_bands(cotangent, rotated), weight_gradient
+    gradients = []
+    for i in range(3):  # the rows of the kernel
+        gradient = columns @ _rows(windows, i)
+        gradients.append(gradient)
+    weight_gradient = mx.stack(gradients, axis=1)
+    return x_gradient, weight_gradient.reshape(weight.shape)
 
 
 class Conv2d(nn.Conv2d):
@@ -86,20 +108,23 @@ class Conv2d(nn.Conv2d):
         """Convolve: (B, H, W, C) -> (B, H', W', O)."""
         if mx.default_device().type == mx.DeviceType.gpu:
             return super().__call__(x)
-        outputs, size = self.weight.shape[:2]
+        outputs, size, _, _ = self.weight.shape
         if size == 3 and self.padding == (1, 1):
             return _convolve(x, self.weight) + self.bias
         windows = x if size == 1 else _strided_windows(x)
-        return windows @ self.weight.reshape(outputs, -1).T + self.bias
+        kernel = self.weight.reshape(outputs, -1)
+        return windows @ kernel.T + self.bias
 
 
 def _strided_windows(x: mx.array) -> mx.array:
     """Unfold the 3 x 3 windows of stride 2, without padding: (B, H, W, C) -> (B, h, w, 9 * C)."""
-    h = (x.shape[1] - 1) // 2
-    w = (x.shape[2] - 1) // 2
+    _, H, W, _ = x.shape
+    height = (H - 1) // 2 * 2
+    width = (W - 1) // 2 * 2
     windows = []
     for i in range(3):
-        rows = x[:, i : i + 2 * h : 2]
+        rows = x[:, i : i + height : 2]
         for j in range(3):
-            windows.append(rows[:, :, j : j + 2 * w : 2])
+            window = rows[:, :, j : j + width : 2]
+            windows.append(window)
     return mx.concatenate(windows, axis=-1)

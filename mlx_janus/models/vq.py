@@ -10,7 +10,6 @@ overflows.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import mlx.core as mx
 from mlx import nn
@@ -30,10 +29,13 @@ class GroupNorm(nn.GroupNorm):
     def __call__(self, x: mx.array) -> mx.array:
         """Normalise each group: (B, H, W, C) -> (B, H, W, C)."""
         B, H, W, C = x.shape
-        x = x.reshape(B, H, W, self.num_groups, C // self.num_groups)
+        groups = self.num_groups
+        x = x.reshape(B, H, W, groups, C // groups)
         x = x - mean_by_rows(x)
-        x = x * mx.rsqrt(mean_by_rows(x * x) + self.eps)
-        return x.reshape(B, H, W, C) * self.weight + self.bias
+        variance = mean_by_rows(x * x)
+        x = x * mx.rsqrt(variance + self.eps)
+        x = x.reshape(B, H, W, C)
+        return x * self.weight + self.bias
 
 
 def mean_by_rows(x: mx.array) -> mx.array:
@@ -61,9 +63,11 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = Conv2d(channels_in, channels_out, 1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        h = nn.silu(self.norm1(x))
+        h = self.norm1(x)
+        h = nn.silu(h)
         h = self.conv1(h)
-        h = nn.silu(self.norm2(h))
+        h = self.norm2(h)
+        h = nn.silu(h)
         h = self.conv2(h)
         if "nin_shortcut" in self:
             x = self.nin_shortcut(x)
@@ -83,12 +87,15 @@ class AttnBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         B, H, W, C = x.shape
+        one_head = (B, 1, H * W, C)
         h = self.norm(x)
-        q = self.q(h).reshape(B, 1, H * W, C)
-        k = self.k(h).reshape(B, 1, H * W, C)
-        v = self.v(h).reshape(B, 1, H * W, C)
-        h = mx.fast.scaled_dot_product_attention(q, k, v, scale=C**-0.5)
-        return x + self.proj_out(h.reshape(B, H, W, C))
+        q = self.q(h).reshape(one_head)
+        k = self.k(h).reshape(one_head)
+        v = self.v(h).reshape(one_head)
+        scale = C**-0.5
+        h = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+        h = h.reshape(B, H, W, C)
+        return x + self.proj_out(h)
 
 
 class Upsample(nn.Module):
@@ -114,7 +121,13 @@ class Downsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def __call__(self, x: mx.array) -> mx.array:
-        padded = mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
+        widths = [
+            (0, 0),
+            (0, 1),
+            (0, 1),
+            (0, 0),
+        ]
+        padded = mx.pad(x, widths)
         return self.conv(padded)
 
 
@@ -125,11 +138,20 @@ class Level(nn.Module):
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, blocks: int, attention: bool, config: VQConfig
+        self,
+        channels_in: int,
+        channels_out: int,
+        blocks: int,
+        attention: bool,
+        config: VQConfig,
     ):
         super().__init__()
-        sizes = [channels_in] + [channels_out] * blocks
-        self.res = [ResnetBlock(before, after, config) for before, after in pairwise(sizes)]
+        self.res = []
+        before = channels_in
+        for _ in range(blocks):
+            block = ResnetBlock(before, channels_out, config)
+            self.res.append(block)
+            before = channels_out
         if attention:
             self.attn = [AttnBlock(channels_out, config) for _ in range(blocks)]
 
@@ -160,26 +182,32 @@ class Encoder(nn.Module):
     def __init__(self, config: VQConfig):
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
+        blocks = config.num_res_blocks
         last = len(widths) - 1
         self.conv_in = Conv2d(3, config.ch, 3, padding=1)
         self.conv_blocks = []
         before = config.ch
         for i, width in enumerate(widths):
-            level = Level(before, width, config.num_res_blocks, i == last, config)
+            attention = i == last
+            level = Level(before, width, blocks, attention, config)
             if i != last:
                 level.downsample = Downsample(width)
             self.conv_blocks.append(level)
             before = width
-        self.mid = middle(widths[-1], config)
-        self.norm_out = group_norm(widths[-1], config)
-        self.conv_out = Conv2d(widths[-1], config.z_channels, 3, padding=1)
+        width = widths[-1]
+        self.mid = middle(width, config)
+        self.norm_out = group_norm(width, config)
+        self.conv_out = Conv2d(width, config.z_channels, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Encode pixels: (N, H, W, 3) -> (N, H / 2**levels, W / 2**levels, z_channels)."""
         x = self.conv_in(x)
-        for block in (*self.conv_blocks, *self.mid):
+        for level in self.conv_blocks:
+            x = level(x)
+        for block in self.mid:
             x = block(x)
-        x = nn.silu(self.norm_out(x))
+        x = self.norm_out(x)
+        x = nn.silu(x)
         return self.conv_out(x)
 
 
@@ -192,26 +220,32 @@ class Decoder(nn.Module):
     def __init__(self, config: VQConfig):
         super().__init__()
         widths = [config.ch * m for m in reversed(config.ch_mult)]
+        blocks = config.num_res_blocks + 1
         last = len(widths) - 1
-        self.conv_in = Conv2d(config.z_channels, widths[0], 3, padding=1)
-        self.mid = middle(widths[0], config)
-        self.conv_blocks = []
         before = widths[0]
+        self.conv_in = Conv2d(config.z_channels, before, 3, padding=1)
+        self.mid = middle(before, config)
+        self.conv_blocks = []
         for i, width in enumerate(widths):
-            level = Level(before, width, config.num_res_blocks + 1, i == 0, config)
+            attention = i == 0
+            level = Level(before, width, blocks, attention, config)
             if i != last:
                 level.upsample = Upsample(width)
             self.conv_blocks.append(level)
             before = width
-        self.norm_out = group_norm(widths[-1], config)
-        self.conv_out = Conv2d(widths[-1], 3, 3, padding=1)
+        width = widths[-1]
+        self.norm_out = group_norm(width, config)
+        self.conv_out = Conv2d(width, 3, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Decode latents: (N, h, w, z_channels) -> (N, H, W, 3)."""
         x = self.conv_in(x)
-        for block in (*self.mid, *self.conv_blocks):
+        for block in self.mid:
             x = block(x)
-        x = nn.silu(self.norm_out(x))
+        for level in self.conv_blocks:
+            x = level(x)
+        x = self.norm_out(x)
+        x = nn.silu(x)
         return self.conv_out(x)
 
 
@@ -238,14 +272,16 @@ class VectorQuantizer(nn.Module):
         # norms are computed.
         latent_norms = (z * z).sum(-1, keepdims=True)
         row_norms = (codebook * codebook).sum(-1)
-        distance = latent_norms + row_norms - 2 * (z @ codebook.T)
+        products = z @ codebook.T
+        distance = latent_norms + row_norms - 2 * products
         return mx.argmin(distance, axis=-1)
 
 
 def normalize(x: mx.array) -> mx.array:
     """Scale to unit length along the last axis, as torch's ``F.normalize`` does (eps 1e-12)."""
-    length = mx.linalg.norm(x, axis=-1, keepdims=True)
-    return x / mx.maximum(length, 1e-12)
+    norm = mx.linalg.norm(x, axis=-1, keepdims=True)
+    length = mx.maximum(norm, 1e-12)
+    return x / length
 
 
 class VQModel(nn.Module):
@@ -276,7 +312,8 @@ class VQModel(nn.Module):
         h, w = grid or (side, side)
         if h * w != count:
             raise ValueError(f"{count} tokens do not fill a {h} x {w} grid")
-        z = self.quantize.look_up(ids).reshape(N, h, w, -1)
+        z = self.quantize.look_up(ids)
+        z = z.reshape(N, h, w, -1)
         z = self.post_quant_conv(z)
         return self.decoder(z)
 
@@ -285,4 +322,5 @@ class VQModel(nn.Module):
         latents = self.encoder(pixels)
         z = self.quant_conv(latents)
         ids = self.quantize.nearest(z)
-        return ids.reshape(pixels.shape[0], -1)
+        N = pixels.shape[0]
+        return ids.reshape(N, -1)

@@ -34,6 +34,7 @@ _ANGLES = {
 }
 _SIZES = (8.0, 9.0, 11.0, 14.0, 20.0, 30.0)  # pixels, of the templates
 _SHIFTS = (0.0, 0.5)  # pixels from the centre of the image
+_NEIGHBOURS = np.ones((3, 3))  # a pixel and all eight around it
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,12 @@ def read(image: Image.Image | np.ndarray) -> list[Detection]:
     rgb = np.asarray(image, dtype=np.float64)
     background = _background(rgb)
     distance = np.linalg.norm(rgb - background, axis=-1)
-    regions, count = ndimage.label(distance > _DIFFERENT, structure=np.ones((3, 3)))
+    different = distance > _DIFFERENT
+    regions, count = ndimage.label(different, structure=_NEIGHBOURS)
     found = []
     for number in range(1, count + 1):
-        detection = _read_region(rgb, distance, background, regions == number)
+        region = regions == number
+        detection = _read_region(rgb, distance, background, region)
         if detection is not None:
             found.append(detection)
     return sorted(found, key=lambda one: -one.size)
@@ -81,7 +84,10 @@ def _background(rgb: np.ndarray) -> np.ndarray:
 
 
 def _read_region(
-    rgb: np.ndarray, distance: np.ndarray, background: np.ndarray, region: np.ndarray
+    rgb: np.ndarray,
+    distance: np.ndarray,
+    background: np.ndarray,
+    region: np.ndarray,
 ) -> Detection | None:
     """Read one connected region; None if it is too small to be a shape.
 
@@ -91,11 +97,13 @@ def _read_region(
         background: (3,), the background's colour.
         region: (H, W), True inside the region.
     """
-    inside = distance >= np.quantile(distance[region], 0.6)
-    core = np.median(rgb[region & inside], axis=0)
+    least = np.quantile(distance[region], 0.6)
+    inside = region & (distance >= least)
+    core = np.median(rgb[inside], axis=0)
     contrast = core - background
-    share = ((rgb - background) @ contrast / (contrast @ contrast)).clip(0, 1)
-    near = ndimage.binary_dilation(region, np.ones((3, 3)), iterations=1)
+    projected = (rgb - background) @ contrast / (contrast @ contrast)
+    share = projected.clip(0, 1)
+    near = ndimage.binary_dilation(region, _NEIGHBOURS, iterations=1)
     mask = np.where(near, share, 0.0)
     area = float(mask.sum())
     if area < _LEAST_AREA:
@@ -103,26 +111,29 @@ def _read_region(
     y, x = ndimage.center_of_mass(mask)
     normalised = _normalise(mask, x, y, area)
     masks, labels, sizes = _templates()
-    squares = ((masks - normalised.ravel()) ** 2).sum(1)
-    misfit = squares * (2 * _REACH / _GRID) ** 2
-    best = int(misfit.argmin())
-    shape = labels[best] if misfit[best] < _ILL_FORMED else "none"
+    differences = masks - normalised.ravel()
+    squares = (differences**2).sum(1)
+    step = 2 * _REACH / _GRID
+    misfits = squares * step**2
+    best = int(misfits.argmin())
+    misfit = float(misfits[best])
     return Detection(
-        shape,
-        _name_colour(core),
-        sizes[best] * math.sqrt(area),
-        x + 0.5,
-        y + 0.5,
-        float(misfit[best]),
+        shape=labels[best] if misfit < _ILL_FORMED else "none",
+        colour=_name_colour(core),
+        size=sizes[best] * math.sqrt(area),
+        x=x + 0.5,
+        y=y + 0.5,
+        misfit=misfit,
     )
 
 
 def _normalise(mask: np.ndarray, x: float, y: float, area: float) -> np.ndarray:
     """Centre a mask and scale it to unit area: (_GRID, _GRID)."""
-    steps = (np.arange(_GRID) + 0.5) / _GRID * 2 - 1
+    centres = np.arange(_GRID) + 0.5
+    steps = centres / _GRID * 2 - 1
     offsets = steps * _REACH * math.sqrt(area)
-    rows, columns = np.meshgrid(y + offsets, x + offsets, indexing="ij")
-    return ndimage.map_coordinates(mask, [rows, columns], order=1, mode="constant")
+    grid = np.meshgrid(y + offsets, x + offsets, indexing="ij")
+    return ndimage.map_coordinates(mask, grid, order=1, mode="constant")
 
 
 @functools.cache
@@ -132,11 +143,13 @@ def _templates() -> tuple[np.ndarray, list[str], list[float]]:
     labels = []
     sizes = []
     for thing in _template_things():
-        image = render(Scene((thing,), (0, 0, 0)))
-        mask = np.asarray(image, dtype=np.float64)[..., 0] / 255
+        scene = Scene((thing,), (0, 0, 0))
+        values = np.asarray(render(scene), dtype=np.float64)
+        mask = values[..., 0] / 255
         area = mask.sum()
         y, x = ndimage.center_of_mass(mask)
-        masks.append(_normalise(mask, x, y, area).ravel())
+        normalised = _normalise(mask, x, y, area)
+        masks.append(normalised.ravel())
         labels.append(thing.shape)
         sizes.append(thing.size / math.sqrt(area))
     return np.array(masks), labels, sizes
@@ -145,9 +158,18 @@ def _templates() -> tuple[np.ndarray, list[str], list[float]]:
 def _template_things() -> Iterator[Thing]:
     """Yield a white thing for every shape, angle, size and shift."""
     for shape in SHAPES:
-        for angle, size, shift in itertools.product(_ANGLES[shape], _SIZES, _SHIFTS):
+        variants = itertools.product(_ANGLES[shape], _SIZES, _SHIFTS)
+        for angle, size, shift in variants:
             centre = SIDE / 2 + shift
-            yield Thing(shape, "red", size, centre, centre, float(angle), (255, 255, 255))
+            yield Thing(
+                shape,
+                colour="red",
+                size=size,
+                x=centre,
+                y=centre,
+                angle=float(angle),
+                rgb=(255, 255, 255),
+            )
 
 
 def _name_colour(rgb: np.ndarray) -> str:
@@ -155,12 +177,14 @@ def _name_colour(rgb: np.ndarray) -> str:
     hue = _hue(rgb)
 
     def distance(name: str) -> float:
-        return abs((hue - _hue(COLOURS[name]) + 0.5) % 1 - 0.5)
+        difference = hue - _hue(COLOURS[name])
+        return abs((difference + 0.5) % 1 - 0.5)  # hues are on a circle
 
     return min(COLOURS, key=distance)
 
 
 def _hue(rgb: Sequence[float] | np.ndarray) -> float:
     """Return the hue of a colour, from 0 to 1."""
-    hue, _, _ = colorsys.rgb_to_hsv(*(value / 255 for value in rgb))
+    red, green, blue = (value / 255 for value in rgb)
+    hue, _, _ = colorsys.rgb_to_hsv(red, green, blue)
     return hue

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,6 +30,7 @@ _CLEAR = 2.0  # pixels from a boundary between two places within which a thing's
 
 Name = tuple[str, str]
 """Shape and colour; either may be "" for any."""
+Option = TypeVar("Option")
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,16 @@ def place(thing: Thing) -> str:
 
 def is_place_clear(thing: Thing) -> bool:
     """Return whether a thing's centre is clearly inside one of the nine places."""
-    distances = [abs(v - SIDE * k / 3) for v, k in product((thing.x, thing.y), (1, 2))]
-    return min(distances) > _CLEAR
+    for boundary in (SIDE / 3, SIDE * 2 / 3):
+        nearest = min(abs(thing.x - boundary), abs(thing.y - boundary))
+        if nearest <= _CLEAR:
+            return False
+    return True
+
+
+def _are_places_clear(things: Iterable[Thing]) -> bool:
+    """Return whether each thing's place is clear."""
+    return all(map(is_place_clear, things))
 
 
 def phrase(thing: Thing) -> str:
@@ -85,22 +95,37 @@ def phrase(thing: Thing) -> str:
 
 def with_article(noun: str) -> str:
     """Put "a" or "an" before a noun."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    article = "an" if noun[0] in "aeiou" else "a"
+    return f"{article} {noun}"
 
 
 def counted(n: int, noun: str) -> str:
     """Put a number before a noun: "a star", "two stars"."""
-    return with_article(noun) if n == 1 else f"{NUMBERS[n]} {noun}s"
+    if n == 1:
+        return with_article(noun)
+    return f"{NUMBERS[n]} {noun}s"
 
 
 def listed(phrases: Sequence[str]) -> str:
     """Join phrases: "a, b and c"."""
-    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+    *others, last = phrases
+    if not others:
+        return last
+    beginning = ", ".join(others)
+    return f"{beginning} and {last}"
 
 
-def _any(random: np.random.Generator, options: Sequence[str]) -> str:
+def _any(random: np.random.Generator, options: Sequence[Option]) -> Option:
     """Pick one option."""
-    return options[int(random.integers(len(options)))]
+    index = int(random.integers(len(options)))
+    return options[index]
+
+
+def _any_key(random: np.random.Generator, shares: Mapping[str, float]) -> str:
+    """Pick one key; a key's share is its probability."""
+    keys = list(shares)
+    probabilities = list(shares.values())
+    return str(random.choice(keys, p=probabilities))
 
 
 # Captions
@@ -115,7 +140,7 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
     things = list(scene.things)
     if not things:
         return _any(random, ("nothing", "an empty picture", "a plain picture"))
-    detail = str(random.choice(list(_DETAILS), p=list(_DETAILS.values())))
+    detail = _any_key(random, _DETAILS)
     if len(things) == 1:
         text = _name_one(things[0], detail, random)
     elif len(things) == 2:
@@ -127,7 +152,8 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
 
 def _name_one(thing: Thing, detail: str, random: np.random.Generator) -> str:
     """Name a thing, sometimes with its place."""
-    text = with_article(_noun(thing, detail))
+    noun = _noun(thing, detail)
+    text = with_article(noun)
     if random.random() < 0.2 and is_place_clear(thing):
         text += f" {place(thing)}"
     return text
@@ -135,22 +161,30 @@ def _name_one(thing: Thing, detail: str, random: np.random.Generator) -> str:
 
 def _name_two(things: list[Thing], detail: str, random: np.random.Generator) -> str:
     """Name two things, with their places, with their relative position, or with neither."""
-    if random.random() < 0.25 and all(map(is_place_clear, things)):
+    if random.random() < 0.25 and _are_places_clear(things):
         random.shuffle(things)
-        return listed([f"{with_article(_noun(thing, detail))} {place(thing)}" for thing in things])
-    if random.random() < 0.55 and relation(things[0], things[1]):
+        phrases = []
+        for thing in things:
+            noun = _noun(thing, detail)
+            phrases.append(f"{with_article(noun)} {place(thing)}")
+        return listed(phrases)
+    first, second = things
+    if random.random() < 0.55 and relation(first, second):
         return _relate(things, detail, random)
     return _count_alike(things, detail, random)
 
 
 def _relate(things: Sequence[Thing], detail: str, random: np.random.Generator) -> str:
     """Name two things and the position of one relative to the other."""
-    first, second = things if random.random() < 0.5 else reversed(things)
+    first, second = things
+    if random.random() >= 0.5:
+        first, second = second, first
     how = relation(first, second)
     assert how is not None
-    subject = with_article(_noun(first, detail))
-    landmark = with_article(_noun(second, detail))
-    return f"{subject} {_any(random, _WORDINGS[how])} {landmark}"
+    subject = _noun(first, detail)
+    landmark = _noun(second, detail)
+    words = _any(random, _WORDINGS[how])
+    return f"{with_article(subject)} {words} {with_article(landmark)}"
 
 
 def _count_alike(things: Sequence[Thing], detail: str, random: np.random.Generator) -> str:
@@ -158,7 +192,8 @@ def _count_alike(things: Sequence[Thing], detail: str, random: np.random.Generat
     counts = Counter(_noun(thing, detail) for thing in things)
     nouns = list(counts)
     random.shuffle(nouns)
-    return listed([counted(counts[noun], noun) for noun in nouns])
+    phrases = [counted(counts[noun], noun) for noun in nouns]
+    return listed(phrases)
 
 
 def _noun(thing: Thing, detail: str) -> str:
@@ -175,16 +210,20 @@ def _prefixed(text: str, random: np.random.Generator) -> str:
     """Put a random opening before a caption, in agreement with its number."""
     prefix = _any(random, _PREFIXES)
     if prefix == "one ":
-        return text if not text.startswith(("a ", "an ")) else f"one {text.split(' ', 1)[1]}"
+        article, noun = text.split(" ", 1)
+        return f"one {noun}" if article in ("a", "an") else text
     plural = text.startswith(NUMBERS[2:])
-    return f"{'there are ' if prefix == 'there is ' and plural else prefix}{text}"
+    if plural and prefix == "there is ":
+        prefix = "there are "
+    return f"{prefix}{text}"
 
 
 def describe(scene: Scene) -> str:
     """Answer "Describe the picture.": list the things in reading order with their places."""
     if not scene.things:
         return "nothing"
-    return listed([f"{phrase(thing)} {place(thing)}" for thing in scene.things])
+    phrases = [f"{phrase(thing)} {place(thing)}" for thing in scene.things]
+    return listed(phrases)
 
 
 # Questions: a maker returns a question about a scene, or None if the scene allows none of its kind.
@@ -211,7 +250,7 @@ def ask_existence(scene: Scene, random: np.random.Generator) -> Question | None:
         candidates = _absent_pairs_to_ask(present, random)
     if not candidates:
         return None
-    shape, colour = candidates[int(random.integers(len(candidates)))]
+    shape, colour = _any(random, candidates)
     opening = _any(random, ("Is there", "Is there", "Do you see"))
     return existence_question(shape, colour, yes=yes, opening=opening)
 
@@ -232,25 +271,38 @@ def _absent_pairs_to_ask(present: Collection[Name], random: np.random.Generator)
     """List absent pairs that are not held out, often only the near misses."""
     absent = [name for name in absent_names(present) if name not in HELD_OUT]
     near = near_misses(absent, present)
-    return near if near and random.random() < 0.6 else absent
+    if near and random.random() < 0.6:
+        return near
+    return absent
 
 
 def absent_names(present: Collection[Name]) -> list[Name]:
     """List all pairs of shape and colour except the present ones."""
-    return [name for name in product(SHAPES, COLOURS) if name not in present]
+    names = product(SHAPES, COLOURS)
+    return [name for name in names if name not in present]
 
 
 def near_misses(names: Iterable[Name], present: Collection[Name]) -> list[Name]:
     """Select the names that share exactly one of shape and colour with a present name."""
 
     def is_near(name: Name) -> bool:
-        return any((name[0] == shape) != (name[1] == colour) for shape, colour in present)
+        shape, colour = name
+        for present_shape, present_colour in present:
+            same_shape = shape == present_shape
+            same_colour = colour == present_colour
+            if same_shape != same_colour:
+                return True
+        return False
 
     return [name for name in names if is_near(name)]
 
 
 def existence_question(
-    shape: str, colour: str, *, yes: bool, opening: str = "Is there"
+    shape: str,
+    colour: str,
+    *,
+    yes: bool,
+    opening: str = "Is there",
 ) -> Question:
     """Word a question like "Is there a red circle?".
 
@@ -261,7 +313,9 @@ def existence_question(
         opening: the first words.
     """
     noun = f"{colour} {shape or 'shape'}".strip()
-    return Question(f"{opening} {with_article(noun)}?", "yes" if yes else "no", "existence")
+    text = f"{opening} {with_article(noun)}?"
+    answer = "yes" if yes else "no"
+    return Question(text, answer, "existence")
 
 
 def ask_colour(scene: Scene, random: np.random.Generator) -> Question | None:
@@ -270,10 +324,12 @@ def ask_colour(scene: Scene, random: np.random.Generator) -> Question | None:
     once = [thing for thing in scene.things if counts[thing.shape] == 1]
     if not once:
         return None
-    thing = once[int(random.integers(len(once)))]
+    thing = _any(random, once)
     word = _any(random, ("color", "colour"))
-    forms = (f"What {word} is the {thing.shape}?", f"Which {word} does the {thing.shape} have?")
-    return Question(_any(random, (forms[0], forms[0], forms[1])), thing.colour, "colour")
+    usual = f"What {word} is the {thing.shape}?"
+    other = f"Which {word} does the {thing.shape} have?"
+    text = _any(random, (usual, usual, other))
+    return Question(text, thing.colour, "colour")
 
 
 def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
@@ -282,27 +338,42 @@ def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
     once = [thing for thing in scene.things if counts[thing.colour] == 1]
     if not once:
         return None
-    thing = once[int(random.integers(len(once)))]
+    thing = _any(random, once)
     forms = (
         f"What shape is {thing.colour}?",
         f"Which shape is {thing.colour}?",
         f"What is the {thing.colour} shape?",
     )
-    return Question(_any(random, forms), thing.shape, "shape")
+    text = _any(random, forms)
+    return Question(text, thing.shape, "shape")
 
 
 def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
     """Ask for the number of all things, or of one shape or colour, mostly a present one."""
     level = _any(random, ("all", "shape", "shape", "colour"))
     if level == "all":
-        return Question("How many shapes are there?", NUMBERS[len(scene.things)], "number")
-    present = [thing.shape if level == "shape" else thing.colour for thing in scene.things]
-    options: Sequence[str] = SHAPES if level == "shape" else tuple(COLOURS)
+        return _ask_how_many(scene)
+    options: Sequence[str]
+    if level == "shape":
+        ending = "s"
+        options = SHAPES
+        present = [thing.shape for thing in scene.things]
+    else:
+        ending = " shapes"
+        options = tuple(COLOURS)
+        present = [thing.colour for thing in scene.things]
     if present and random.random() < 0.8:
         options = present
     choice = _any(random, options)
-    noun = f"{choice}s" if level == "shape" else f"{choice} shapes"
-    return Question(f"How many {noun} are there?", NUMBERS[present.count(choice)], "number")
+    number = present.count(choice)
+    text = f"How many {choice}{ending} are there?"
+    return Question(text, NUMBERS[number], "number")
+
+
+def _ask_how_many(scene: Scene) -> Question:
+    """Ask for the number of all things."""
+    number = len(scene.things)
+    return Question("How many shapes are there?", NUMBERS[number], "number")
 
 
 def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
@@ -310,24 +381,35 @@ def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
     clear = [thing for thing in _unique_things(scene) if is_place_clear(thing)]
     if not clear:
         return None
-    thing = clear[int(random.integers(len(clear)))]
-    return Question(f"Where is the {thing.colour} {thing.shape}?", place(thing), "position")
+    thing = _any(random, clear)
+    text = f"Where is the {thing.colour} {thing.shape}?"
+    return Question(text, place(thing), "position")
 
 
 def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
     """Ask for the relative position of two things; "yes" and "no" are equally likely."""
     related = []
-    for a, b in permutations(_unique_things(scene), 2):
-        if how := relation(a, b):
+    unique = _unique_things(scene)
+    for a, b in permutations(unique, 2):
+        how = relation(a, b)
+        if how:
             related.append((a, b, how))
     if not related:
         return None
-    a, b, true = related[int(random.integers(len(related)))]
-    opposite = RELATIONS[RELATIONS.index(true) ^ 1]
-    yes = bool(random.random() < 0.5)
-    wording = _any(random, _WORDINGS[true if yes else opposite])
+    a, b, how = _any(random, related)
+    answer = "yes"
+    if random.random() >= 0.5:
+        answer = "no"
+        how = _opposite(how)
+    wording = _any(random, _WORDINGS[how])
     text = f"Is the {a.colour} {a.shape} {wording} the {b.colour} {b.shape}?"
-    return Question(text, "yes" if yes else "no", "position")
+    return Question(text, answer, "position")
+
+
+def _opposite(how: str) -> str:
+    """Return the opposite of a relation; in ``RELATIONS`` they stand side by side."""
+    index = RELATIONS.index(how)
+    return RELATIONS[index ^ 1]
 
 
 def _unique_things(scene: Scene) -> list[Thing]:
@@ -338,28 +420,29 @@ def _unique_things(scene: Scene) -> list[Thing]:
 
 def ask_content(scene: Scene, random: np.random.Generator) -> Question | None:
     """Ask for the thing, the colour or the shape at a place that holds one thing."""
-    counts = Counter(place(thing) for thing in scene.things)
+    counts = Counter(map(place, scene.things))
     alone = [thing for thing in scene.things if counts[place(thing)] == 1]
-    if not alone or not all(map(is_place_clear, scene.things)):
+    if not alone or not _are_places_clear(scene.things):
         return None
-    thing = alone[int(random.integers(len(alone)))]
+    thing = _any(random, alone)
     where = place(thing)
     word = _any(random, ("color", "colour"))
-    forms = (
-        (f"What {word} is the shape {where}?", thing.colour),
-        (f"What shape is {where}?", thing.shape),
-        (f"What is {where}?", phrase(thing)),
-    )
-    text, answer = forms[int(random.integers(len(forms)))]
-    return Question(text, answer, "content")
+    answers = {
+        f"What {word} is the shape {where}?": thing.colour,
+        f"What shape is {where}?": thing.shape,
+        f"What is {where}?": phrase(thing),
+    }
+    text = _any(random, tuple(answers))
+    return Question(text, answers[text], "content")
 
 
 def ask_description(scene: Scene, random: np.random.Generator) -> Question | None:
     """Ask for all things in reading order, if each has a clear place."""
-    if not all(map(is_place_clear, scene.things)):
+    if not _are_places_clear(scene.things):
         return None
     forms = ("Describe the picture.", "What is in the picture?", "What do you see?")
-    return Question(_any(random, forms), describe(scene), "description")
+    text = _any(random, forms)
+    return Question(text, describe(scene), "description")
 
 
 MAKERS: dict[str, tuple[_Maker, ...]] = {
@@ -423,11 +506,11 @@ def question(
         ValueError: the scene allows no question about the topic (an empty scene has no colours).
     """
     for _ in range(20):
-        topic = about or str(random.choice(list(shares), p=list(shares.values())))
-        makers = MAKERS[topic]
-        made = makers[int(random.integers(len(makers)))](scene, random)
+        topic = about or _any_key(random, shares)
+        make = _any(random, MAKERS[topic])
+        made = make(scene, random)
         if made is not None:
             return made
     if about:
         raise ValueError(f"the scene allows no question about {about}")
-    return Question("How many shapes are there?", NUMBERS[len(scene.things)], "number")
+    return _ask_how_many(scene)

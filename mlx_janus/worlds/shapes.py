@@ -102,12 +102,19 @@ class Thing:
 
     def outline(self) -> list[tuple[float, float]]:
         """Return the corners, as x and y in pixels; a circle has none."""
-        corners = {"circle": 0, "square": 4, "triangle": 3, "star": 10}[self.shape]
+        corners = {
+            "circle": 0,
+            "square": 4,
+            "triangle": 3,
+            "star": 10,
+        }
+        n = corners[self.shape]
         start = -45.0 if self.shape == "square" else -90.0
         points = []
-        for i in range(corners):
-            direction = math.radians(start + self.angle + 360 * i / corners)
-            radius = self.radius * (_INNER if self.shape == "star" and i % 2 else 1.0)
+        for i in range(n):
+            direction = math.radians(start + self.angle + 360 * i / n)
+            inner = self.shape == "star" and i % 2
+            radius = self.radius * (_INNER if inner else 1.0)
             x = self.x + radius * math.cos(direction)
             y = self.y + radius * math.sin(direction)
             points.append((x, y))
@@ -117,8 +124,15 @@ class Thing:
         """Return the bounding box: left, top, right, bottom."""
         if self.shape == "circle":
             r = self.radius
-            return self.x - r, self.y - r, self.x + r, self.y + r
-        xs, ys = zip(*self.outline(), strict=True)
+            return (
+                self.x - r,
+                self.y - r,
+                self.x + r,
+                self.y + r,
+            )
+        outline = self.outline()
+        xs = [x for x, _ in outline]
+        ys = [y for _, y in outline]
         return min(xs), min(ys), max(xs), max(ys)
 
 
@@ -134,7 +148,8 @@ def reading_order(things: Sequence[Thing]) -> tuple[Thing, ...]:
     """Sort things by rows, each a third of the side high, and from left to right in a row."""
 
     def row_and_x(thing: Thing) -> tuple[int, float]:
-        return int(3 * thing.y / SIDE), thing.x
+        row = int(3 * thing.y / SIDE)
+        return row, thing.x
 
     return tuple(sorted(things, key=row_and_x))
 
@@ -146,12 +161,17 @@ def is_held_out_pair(thing: Thing) -> bool:
 
 def is_held_out_scene(things: Sequence[Thing]) -> bool:
     """Return whether any two of these things together are held out of training."""
-    return any(_is_held_out_together(*sorted((a.name, b.name))) for a, b in combinations(things, 2))
+    names = sorted(thing.name for thing in things)
+    pairs = combinations(names, 2)
+    return any(_is_held_out_together(a, b) for a, b in pairs)
 
 
 def _is_held_out_together(a: tuple[str, str], b: tuple[str, str]) -> bool:
     """Return whether two names, in sorted order, are among the tenth that is held out."""
-    return a != b and zlib.crc32(f"{a} {b}".encode()) % 10 == 0
+    if a == b:
+        return False
+    text = f"{a} {b}"
+    return zlib.crc32(text.encode()) % 10 == 0
 
 
 def belongs(things: Sequence[Thing], split: Split) -> bool:
@@ -162,12 +182,13 @@ def belongs(things: Sequence[Thing], split: Split) -> bool:
     """
     pair = any(map(is_held_out_pair, things))
     scene = is_held_out_scene(things)
-    return {
+    splits = {
         "train": not pair and not scene,
         "pairs": pair,
         "scenes": scene and not pair,
         "any": True,
-    }[split]
+    }
+    return splits[split]
 
 
 def sample_scene(
@@ -186,19 +207,24 @@ def sample_scene(
         split: see ``belongs``.
         kinds: share of each kind if ``kind`` is None; they sum to 1.
     """
+    options = list(kinds)
+    shares = list(kinds.values())
     while True:
-        chosen = kind or str(random.choice(list(kinds), p=list(kinds.values())))
+        chosen = kind or str(random.choice(options, p=shares))
         names = _sample_names(random, chosen)
         things = _place(random, names)
-        if things is not None and belongs(things, split):
-            return Scene(reading_order(things), _background(random))
+        if things is None or not belongs(things, split):
+            continue
+        background = _background(random)
+        return Scene(reading_order(things), background)
 
 
 def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str]]:
     """Sample the shapes and colours of a scene."""
 
     def any_of(options: Sequence[str]) -> str:
-        return options[int(random.integers(len(options)))]
+        index = int(random.integers(len(options)))
+        return options[index]
 
     colours = tuple(COLOURS)
     if kind == "same":
@@ -206,8 +232,9 @@ def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str
         n = int(random.integers(2, 5))
         one = any_of(colours) if random.random() < 0.6 else None
         return [(shape, one or any_of(colours)) for _ in range(n)]
-    several = 3 + int(random.random() < 0.4)
-    n = {"empty": 0, "single": 1, "two": 2}.get(kind, several)
+    several = 3 + int(random.random() < 0.4)  # drawn for every kind, since seeds keep their scenes
+    numbers = {"empty": 0, "single": 1, "two": 2}
+    n = numbers.get(kind, several)
     return [(any_of(SHAPES), any_of(colours)) for _ in range(n)]
 
 
@@ -216,22 +243,34 @@ def _place(random: np.random.Generator, names: Sequence[tuple[str, str]]) -> lis
     things: list[Thing] = []
     most = _MOST[len(names)]
     for shape, colour in names:
-        size = SMALLEST + (most - SMALLEST) * math.sqrt(random.random())  # large ones are likelier
+        share = math.sqrt(random.random())  # large ones are likelier
+        size = SMALLEST + (most - SMALLEST) * share
         for _ in range(_TRIES):
             thing = _sample_thing(random, shape, colour, size)
-            left, top, right, bottom = thing.box()
-            inside = min(left, top) >= _EDGE and max(right, bottom) <= SIDE - _EDGE
-            apart = all(
-                math.hypot(thing.x - o.x, thing.y - o.y) > thing.radius + o.radius + _GAP
-                for o in things
-            )
-            if inside and apart:
+            if _is_inside(thing) and _is_apart(thing, things):
                 things.append(thing)
                 break
             size = max(SMALLEST, 0.95 * size)
         else:
             return None
     return things
+
+
+def _is_inside(thing: Thing) -> bool:
+    """Return whether a thing is inside the image and not too near an edge."""
+    left, top, right, bottom = thing.box()
+    low = min(left, top)
+    high = max(right, bottom)
+    return low >= _EDGE and high <= SIDE - _EDGE
+
+
+def _is_apart(thing: Thing, others: Sequence[Thing]) -> bool:
+    """Return whether a thing touches none of the others."""
+    for other in others:
+        distance = math.hypot(thing.x - other.x, thing.y - other.y)
+        if distance <= thing.radius + other.radius + _GAP:
+            return False
+    return True
 
 
 def _sample_thing(random: np.random.Generator, shape: str, colour: str, size: float) -> Thing:
@@ -247,35 +286,48 @@ def _sample_thing(random: np.random.Generator, shape: str, colour: str, size: fl
 
 
 def _shade(
-    random: np.random.Generator, rgb: tuple[int, int, int], off: float = 6.0
+    random: np.random.Generator,
+    rgb: tuple[int, int, int],
+    off: float = 6.0,
 ) -> tuple[int, int, int]:
     """Vary a colour: a little lighter or darker, and each channel by up to ``off``."""
     brightness = random.uniform(0.93, 1.04)
-    values = np.array(rgb) * brightness + random.uniform(-off, off, 3)
+    offsets = random.uniform(-off, off, 3)
+    values = np.array(rgb) * brightness + offsets
     red, green, blue = values.clip(0, 255).round()
     return int(red), int(green), int(blue)
 
 
 def _background(random: np.random.Generator) -> tuple[int, int, int]:
     """Sample the background's colour; white stays exactly white."""
-    name = str(random.choice(list(BACKGROUNDS), p=[0.64, 0.12, 0.12, 0.12]))
-    return BACKGROUNDS[name] if name == "white" else _shade(random, BACKGROUNDS[name], 0.0)
+    names = list(BACKGROUNDS)
+    name = str(random.choice(names, p=[0.64, 0.12, 0.12, 0.12]))
+    rgb = BACKGROUNDS[name]
+    if name == "white":
+        return rgb
+    return _shade(random, rgb, 0.0)
 
 
 def render(scene: Scene) -> Image.Image:
     """Render a scene: RGB, ``SIDE`` x ``SIDE``, antialiased."""
-    canvas = Image.new("RGB", (SIDE * _SAMPLES,) * 2, scene.background)
+    side = SIDE * _SAMPLES
+    canvas = Image.new("RGB", (side, side), scene.background)
     draw = ImageDraw.Draw(canvas)
     for thing in scene.things:
         if thing.shape == "circle":
             left, top, right, bottom = (_SAMPLES * v for v in thing.box())
-            draw.ellipse((left, top, right - 1, bottom - 1), fill=thing.rgb)
+            box = (left, top, right - 1, bottom - 1)
+            draw.ellipse(box, fill=thing.rgb)
         else:
-            corners = [(_SAMPLES * x - 0.5, _SAMPLES * y - 0.5) for x, y in thing.outline()]
+            corners = []
+            for x, y in thing.outline():
+                corner = (_SAMPLES * x - 0.5, _SAMPLES * y - 0.5)
+                corners.append(corner)
             draw.polygon(corners, fill=thing.rgb)
     return canvas.reduce(_SAMPLES)
 
 
 def pixels(scene: Scene) -> np.ndarray:
     """Render a scene for the networks: (SIDE, SIDE, 3) float32 in [-1, 1]."""
-    return np.asarray(render(scene), dtype=np.float32) / 127.5 - 1.0
+    values = np.asarray(render(scene), dtype=np.float32)
+    return values / 127.5 - 1.0
