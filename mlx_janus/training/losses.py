@@ -16,12 +16,15 @@ def select_positions(hidden: mx.array, positions: mx.array) -> mx.array:
     """Select some positions of every row: (B, L, hidden), (B, M) -> (B, M, hidden)."""
     B, M = positions.shape
     width = hidden.shape[-1]
-    indices = mx.broadcast_to(positions[..., None], (B, M, width))
+    indices = positions[..., None]
+    indices = mx.broadcast_to(indices, (B, M, width))
     return mx.take_along_axis(hidden, indices, axis=1)
 
 
 def weighted_cross_entropy(
-    logits: mx.array, targets: mx.array, weights: mx.array
+    logits: mx.array,
+    targets: mx.array,
+    weights: mx.array,
 ) -> tuple[mx.array, mx.array]:
     """Return the weighted mean cross-entropy in nats, and the weighted share of right top-1 tokens.
 
@@ -41,7 +44,9 @@ def weighted_cross_entropy(
 
 
 def image_token_loss(
-    model: JanusModel, hidden: mx.array, tokens: mx.array
+    model: JanusModel,
+    hidden: mx.array,
+    tokens: mx.array,
 ) -> tuple[mx.array, mx.array]:
     """Return the mean cross-entropy of image tokens in nats, and the share of right top-1 tokens.
 
@@ -58,7 +63,10 @@ def image_token_loss(
 
 
 def image_token_states(
-    model: JanusModel, ids: mx.array, starts: mx.array, tokens: mx.array
+    model: JanusModel,
+    ids: mx.array,
+    starts: mx.array,
+    tokens: mx.array,
 ) -> mx.array:
     """Read captions with their images' tokens (teacher forcing) -> (B, n, hidden).
 
@@ -71,7 +79,8 @@ def image_token_states(
         tokens: (B, n) image tokens.
     """
     B, n = tokens.shape
-    positions = starts[:, None] + mx.arange(n)  # (B, n)
+    offsets = mx.arange(n)
+    positions = starts[:, None] + offsets  # (B, n)
     text = model.embed_text(ids)
     width = text.shape[-1]
     blank = mx.zeros((B, n - 1, width))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -22,7 +23,7 @@ from mlx import nn
 
 from ...models.janus import JanusModel
 from ...worlds import shapes
-from .encoder import COLOUR_LABELS, SHAPE_LABELS, patch_labels
+from .encoder import COLOUR_LABELS, SHAPE_LABELS, patch_labels, place_in_image
 
 _MOST = 4  # things in a scene
 _NAMES = len(shapes.SHAPES) + len(shapes.COLOURS)
@@ -66,8 +67,10 @@ class TrackingHead(nn.Module):
         owner_loss = mx.zeros(())
         for logits, labels in ((here, owners), (before, previous)):
             shape, colour = mx.split(logits, [shapes_end], axis=-1)
-            shape_losses = nn.losses.cross_entropy(shape, labels[..., 0])
-            colour_losses = nn.losses.cross_entropy(colour, labels[..., 1])
+            right_shape = labels[..., 0]
+            right_colour = labels[..., 1]
+            shape_losses = nn.losses.cross_entropy(shape, right_shape)
+            colour_losses = nn.losses.cross_entropy(colour, right_colour)
             owner_loss = owner_loss + shape_losses.mean()
             owner_loss = owner_loss + colour_losses.mean()
 
@@ -123,7 +126,11 @@ class JanusWithHeads(nn.Module):
             self.placing_head = PlacingHead(hidden)
 
 
-def placing_targets(ids: np.ndarray, scene: shapes.Scene, words: Mapping[str, int]) -> np.ndarray:
+def placing_targets(
+    ids: np.ndarray,
+    scene: shapes.Scene,
+    words: Mapping[str, int],
+) -> np.ndarray:
     """Find where a conversation names a thing: (L,) ids -> (L, 3) for ``PlacingHead``.
 
     A row is x, y and 1 at a shape's word that follows a colour's word, if the scene has exactly one
@@ -144,13 +151,15 @@ def placing_targets(ids: np.ndarray, scene: shapes.Scene, words: Mapping[str, in
             continue
         is_colour = first_words == words[thing.colour]
         is_shape = second_words == words[thing.shape]
-        x = 4 * thing.x / shapes.SIDE - 2
-        y = 4 * thing.y / shapes.SIDE - 2
+        x, y = place_in_image(thing)
         places[1:][is_colour & is_shape] = (x, y, 1)
     return places
 
 
-def tracking_targets(scene: shapes.Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tracking_targets(
+    scene: shapes.Scene,
+    grid: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the targets of ``TrackingHead``: owners (n, 2), begun and ahead (n, ``COUNT_BITS``).
 
     n = grid * grid is the number of image tokens.
@@ -159,18 +168,22 @@ def tracking_targets(scene: shapes.Scene, grid: int) -> tuple[np.ndarray, np.nda
     names = labels[:2]
     owners = names.T.astype(np.int32)
 
-    things = sorted(scene.things, key=lambda thing: first_token(thing, grid))
+    position = partial(first_token, grid=grid)
+    things = sorted(scene.things, key=position)
     begun = []  # counts, by the number of things begun
     ahead = []
     for number in range(len(things) + 1):
         begun.append(encode_counts(things[:number]))
         ahead.append(encode_counts(things[number:]))
 
-    starts = np.array([first_token(thing, grid) for thing in things])
+    starts = np.array([position(thing) for thing in things])
     positions = np.arange(grid * grid)
     is_begun = starts[None] < positions[:, None]  # (n, things)
-    number_begun = is_begun.sum(1).astype(int)  # (n,)
-    return owners, np.stack(begun)[number_begun], np.stack(ahead)[number_begun]
+    numbers = is_begun.sum(1)
+    numbers = numbers.astype(int)  # (n,)
+    begun_counts = np.stack(begun)
+    ahead_counts = np.stack(ahead)
+    return owners, begun_counts[numbers], ahead_counts[numbers]
 
 
 def first_token(thing: shapes.Thing, grid: int) -> int:
@@ -190,13 +203,17 @@ def _outline_points(thing: shapes.Thing) -> np.ndarray:
     """Sample points of a thing's outline: (points, 2), x and y in pixels."""
     corners = np.array(thing.outline())
     if not len(corners):
-        x = thing.x + thing.radius * np.cos(_ANGLES)
-        y = thing.y + thing.radius * np.sin(_ANGLES)
+        right = thing.radius * np.cos(_ANGLES)
+        down = thing.radius * np.sin(_ANGLES)
+        x = thing.x + right
+        y = thing.y + down
         return np.stack([x, y], axis=1)
     following = np.roll(corners, -1, axis=0)
     shares = np.linspace(0, 1, 16, endpoint=False)
     along = shares[:, None, None]
-    points = corners * (1 - along) + following * along  # (16, corners, 2)
+    from_corner = corners * (1 - along)
+    to_next = following * along
+    points = from_corner + to_next  # (16, corners, 2)
     return points.reshape(-1, 2)
 
 
@@ -211,6 +228,7 @@ def encode_counts(things: Sequence[shapes.Thing]) -> np.ndarray:
     numbers = [by_shape[shape] for shape in shapes.SHAPES]
     numbers += [by_colour[colour] for colour in shapes.COLOURS]
     counts = np.array(numbers)
-    at_least = counts[:, None] > np.arange(_MOST)
+    steps = np.arange(_MOST)
+    at_least = counts[:, None] > steps
     bits = at_least.astype(np.float32)
     return bits.reshape(-1)

@@ -151,7 +151,12 @@ class CodecStage:
         self.model.quantize.embedding.weight = normalize(sums)
         mx.eval(self._sums, self._uses, self.model.quantize.parameters())
 
-    def _update_codebook(self, vectors: mx.array, ids: mx.array, index: int) -> None:
+    def _update_codebook(
+        self,
+        vectors: mx.array,
+        ids: mx.array,
+        index: int,
+    ) -> None:
         """Move each code towards the mean of its vectors, and unused codes to the largest errors.
 
         Args:
@@ -283,7 +288,9 @@ def _encode(model: VQModel, pixels: mx.array) -> mx.array:
 
 
 def _loss(
-    model: VQModel, batch: Mapping[str, mx.array], quantized: bool
+    model: VQModel,
+    batch: Mapping[str, mx.array],
+    quantized: bool,
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """Return the loss of a reconstruction, and the parts and vectors that a step reads.
 

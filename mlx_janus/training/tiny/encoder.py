@@ -93,7 +93,9 @@ def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
     blocks = differs.reshape(-1, grid, _CELLS, cell, grid, _CELLS, cell)
     shares = blocks.mean((3, 6))  # (B, row, i, column, j)
     by_patch = shares.transpose(0, 1, 3, 2, 4)  # (B, row, column, i, j)
-    flat = by_patch.reshape(len(pixels), grid * grid, -1)
+    batch = len(pixels)
+    patches = grid * grid
+    flat = by_patch.reshape(batch, patches, -1)
     return flat.astype(np.float32)
 
 
@@ -119,7 +121,9 @@ def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
     blocks = each.reshape(-1, grid, 2, half, grid, 2, half, _DIRECTIONS)
     sums = blocks.sum((3, 6)) / half  # (B, row, i, column, j, direction)
     by_patch = sums.transpose(0, 1, 3, 2, 4, 5)  # (B, row, column, i, j, direction)
-    flat = by_patch.reshape(len(pixels), grid * grid, -1)
+    batch = len(pixels)
+    patches = grid * grid
+    flat = by_patch.reshape(batch, patches, -1)
     return flat.astype(np.float32)
 
 
@@ -142,8 +146,10 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
     labels = np.zeros((8, grid, grid), np.float32)
     size = shapes.SIDE / grid
     shape, colour, centre, right, down, extent, place_x, place_y = labels  # views
-    corners = np.mgrid[0:grid, 0:grid] * size
-    y, x = corners + size / 2
+    patches = np.mgrid[0:grid, 0:grid]
+    corners = patches * size
+    centres = corners + size / 2
+    y, x = centres
     nearest = np.full((grid, grid), np.inf)
     for thing in scene.things:
         to_right = thing.x - x
@@ -162,9 +168,17 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
         right[mine] = to_right[mine] / size
         down[mine] = to_bottom[mine] / size
         extent[mine] = thing.size / size
-        place_x[mine] = 4 * thing.x / shapes.SIDE - 2
-        place_y[mine] = 4 * thing.y / shapes.SIDE - 2
+        image_x, image_y = place_in_image(thing)
+        place_x[mine] = image_x
+        place_y[mine] = image_y
     return labels.reshape(8, -1)
+
+
+def place_in_image(thing: shapes.Thing) -> tuple[float, float]:
+    """Return x and y of a thing's centre, from -2 at the left and the top to 2."""
+    x = 4 * thing.x / shapes.SIDE
+    y = 4 * thing.y / shapes.SIDE
+    return x - 2, y - 2
 
 
 def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> None:
@@ -180,7 +194,8 @@ def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> No
     tower = encoder.vision_tower
     waves = config.width // config.heads  # features of place: as many as a head has
     free = config.width - waves
-    lowest = 2 * np.pi / (2 * config.grid)
+    longest = 2 * config.grid  # patches
+    lowest = 2 * np.pi / longest
     frequencies = np.geomspace(lowest, 2.2, waves // 4)
     place = _sines_of_places(frequencies, config.grid)
     tower.pos_embed = _pad_columns(place, free)[None]
@@ -201,7 +216,8 @@ def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> No
         query, key, value = mx.split(qkv.weight, 3, axis=0)
         query = 0.3 * query + local_queries
         key = 0.3 * key + local_keys
-        qkv.weight = mx.concatenate([query, key, value])
+        parts = [query, key, value]
+        qkv.weight = mx.concatenate(parts)
 
 
 def _sines_of_places(frequencies: np.ndarray, grid: int) -> np.ndarray:
@@ -219,18 +235,21 @@ def _sines_of_places(frequencies: np.ndarray, grid: int) -> np.ndarray:
     return np.concatenate(waves, axis=-1)
 
 
-def _neighbour_queries(frequencies: np.ndarray, reach: int, heads: int) -> np.ndarray:
+def _neighbour_queries(
+    frequencies: np.ndarray,
+    reach: int,
+    heads: int,
+) -> np.ndarray:
     """Return queries for the patches above, below, left and right: (heads * waves, waves).
 
     The heads take these four in turn.
     """
-    rotations = [
-        _rotation(frequencies, -reach, 0),
-        _rotation(frequencies, reach, 0),
-        _rotation(frequencies, 0, -reach),
-        _rotation(frequencies, 0, reach),
-    ]
-    queries = [rotations[head % 4] for head in range(heads)]
+    above = _rotation(frequencies, -reach, 0)
+    below = _rotation(frequencies, reach, 0)
+    left = _rotation(frequencies, 0, -reach)
+    right = _rotation(frequencies, 0, reach)
+    neighbours = [above, below, left, right]
+    queries = [neighbours[head % 4] for head in range(heads)]
     return np.concatenate(queries)
 
 
@@ -254,7 +273,9 @@ def _patch_filters(config: SiglipConfig, waves: int) -> np.ndarray:
     order = sorted(np.ndindex(P, P), key=sum)  # lowest frequencies first
     left = config.width - waves - len(colours)
     for i, j in order[:left]:
-        wave = np.outer(cosines[i], cosines[j])
+        down = cosines[i]
+        across = cosines[j]
+        wave = np.outer(down, across)
         brightness = wave[..., None].repeat(3, -1)
         scale = 0.15 if i + j else 0.04
         filters.append(brightness * scale)
@@ -280,7 +301,8 @@ def _quarter_colour(size: int, quarter: int, channel: int) -> np.ndarray:
 def _rotation(frequencies: np.ndarray, dy: float, dx: float) -> np.ndarray:
     """Return the matrix that moves a place's sines and cosines by some patches: (waves, waves)."""
     n = len(frequencies)
-    rotation = np.zeros((4 * n, 4 * n))
+    waves = 4 * n
+    rotation = np.zeros((waves, waves))
     for axis, offset in enumerate((dy, dx)):
         start = 2 * axis * n
         middle = start + n
@@ -309,7 +331,12 @@ class EncoderStage:
 
     name = "encoder"
 
-    def __init__(self, config: SiglipConfig, recipe: EncoderRecipe, seed: int):
+    def __init__(
+        self,
+        config: SiglipConfig,
+        recipe: EncoderRecipe,
+        seed: int,
+    ):
         self.steps = recipe.steps
         self._config = config
         self._recipe = recipe
@@ -368,13 +395,16 @@ class EncoderStage:
 
 
 def _loss(
-    model: _EncoderWithHeads, batch: Mapping[str, mx.array]
+    model: _EncoderWithHeads,
+    batch: Mapping[str, mx.array],
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """Return the loss of all heads, and the shares and errors over patches that show a thing."""
     predicted = model(batch["pixels"])
     labels = batch["labels"]
     names = labels[:2].astype(mx.int32)
     shape, colour = names
+    is_centre = labels[2]
+    places = labels[3:]
     shows_thing = labels[0] > 0
     things = shows_thing.sum()
     weights = mx.where(shows_thing, 1.0, _BACKGROUND_WEIGHT)
@@ -385,17 +415,18 @@ def _loss(
     names_loss = weights * (shape_loss + colour_loss)
     name_loss = names_loss.sum() / total
 
-    centre_loss = nn.losses.binary_cross_entropy(predicted.centre, labels[2])
+    centre_loss = nn.losses.binary_cross_entropy(predicted.centre, is_centre)
 
-    places = labels[3:].transpose(1, 2, 0)
+    places = places.transpose(1, 2, 0)
     place_errors = nn.losses.smooth_l1_loss(predicted.place, places, reduction="none")
     thing_errors = place_errors.sum(-1) * shows_thing
     place_loss = thing_errors.sum() / things
 
-    outline_loss = nn.losses.binary_cross_entropy(predicted.outline, batch["outlines"])
+    outline_targets = batch["outlines"]
+    outline_loss = nn.losses.binary_cross_entropy(predicted.outline, outline_targets)
 
-    edges = batch["edges"]
-    edge_errors = (predicted.edges - edges) ** 2
+    edge_targets = batch["edges"]
+    edge_errors = (predicted.edges - edge_targets) ** 2
     weighted_errors = weights[..., None] * edge_errors
 
     loss = name_loss + 2 * centre_loss
@@ -407,7 +438,7 @@ def _loss(
     best_colour = predicted.colour.argmax(-1)
     shapes_right = (best_shape == shape) & shows_thing
     colours_right = (best_colour == colour) & shows_thing
-    edge_strength = (edges**2).sum()
+    edge_strength = (edge_targets**2).sum()
     return loss, {
         "shapes_right": shapes_right.sum() / things,
         "colours_right": colours_right.sum() / things,
