@@ -24,14 +24,26 @@ _MAX_NUMBER = 1e30  # bound of a field without a range
 _MAX_FILE = 64 << 20  # bytes of a JSON file
 
 
-def size_field(default: Any = dataclasses.MISSING, *, low: int = 1, high: int = _MAX_SIZE) -> Any:
+def size_field(
+    default: Any = dataclasses.MISSING,
+    *,
+    low: int = 1,
+    high: int = _MAX_SIZE,
+) -> Any:
     """Declare a whole number from ``low`` to ``high``, or a tuple of such numbers."""
-    return field(default=default, metadata={"low": low, "high": high})
+    limits = {"low": low, "high": high}
+    return field(default=default, metadata=limits)
 
 
-def number_field(default: Any = dataclasses.MISSING, *, low: float = 0.0, high: float = 1e9) -> Any:
+def number_field(
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float = 0.0,
+    high: float = 1e9,
+) -> Any:
     """Declare a finite number from ``low`` to ``high``, or a tuple of such numbers."""
-    return field(default=default, metadata={"low": low, "high": high})
+    limits = {"low": low, "high": high}
+    return field(default=default, metadata=limits)
 
 
 LATER = {"later": True}
@@ -47,8 +59,10 @@ class Section:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for f in fields(self):
+            value = getattr(self, f.name)
+            hint = hints[f.name]
             refuse = functools.partial(self._refuse, f.name)
-            _check(getattr(self, f.name), hints[f.name], f.metadata, refuse)
+            _check(value, hint, f.metadata, refuse)
 
     def _refuse(self, name: str, value: Any, allowed: str) -> typing.NoReturn:
         raise self.error(name, value, allowed)
@@ -68,17 +82,20 @@ class Section:
         if not isinstance(data, dict):
             raise ConfigError(f"{cls.title} must be a JSON object, got {shorten(data)}")
         known = {f.name: f for f in fields(cls)}
-        if unknown := sorted(set(data) - set(known)):
+        unknown = sorted(set(data) - set(known))
+        if unknown:
             raise ConfigError(
                 f"{cls.title} has an unknown entry {unknown[0]!r}: "
                 "the folder is of a newer version?"
             )
         for name, f in known.items():
-            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-            if required and name not in data:
+            if name not in data and _is_required(f):
                 raise ConfigError(f"{cls.title} lacks {name!r}")
         hints = typing.get_type_hints(cls)
-        return cls(**{name: _from_json(value, hints[name]) for name, value in data.items()})
+        values = {}
+        for name, value in data.items():
+            values[name] = _from_json(value, hints[name])
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values, without ``LATER`` fields at their default."""
@@ -90,10 +107,18 @@ class Section:
         return values
 
 
+def _is_required(f: dataclasses.Field[Any]) -> bool:
+    """Return whether a field has no default."""
+    missing = dataclasses.MISSING
+    return f.default is missing and f.default_factory is missing
+
+
 def shorten(value: Any) -> str:
     """Return the ``repr`` of a value, cut to 60 characters."""
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if len(text) <= 60:
+        return text
+    return f"{text[:57]}..."
 
 
 # Checking: one function per kind of hint
@@ -106,7 +131,8 @@ Range = Mapping[str, Any]
 
 def _check(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
     """Refuse a value that does not match its type hint or is outside its range."""
-    check = _CHECKS.get(typing.get_origin(hint) or hint, _check_type)
+    kind = typing.get_origin(hint) or hint
+    check = _CHECKS.get(kind, _check_type)
     check(value, hint, limits, refuse)
 
 
@@ -119,8 +145,11 @@ def _check_union(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 def _check_tuple(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
     items = typing.get_args(hint)
     length = None if items[-1] is Ellipsis else len(items)
-    if not isinstance(value, tuple) or not value or (length is not None and len(value) != length):
-        refuse(value, f"a list of {length or 'one or more'} values")
+    allowed = f"a list of {length or 'one or more'} values"
+    if not isinstance(value, tuple) or not value:
+        refuse(value, allowed)
+    if length is not None and len(value) != length:
+        refuse(value, allowed)
     for item in value:
         _check(item, items[0], limits, refuse)
 
@@ -142,15 +171,20 @@ def _check_float(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 def _check_int(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
     _check_type(value, hint, limits, refuse)
-    if "low" in limits and not limits["low"] <= value <= limits["high"]:
-        refuse(value, f"a whole number from {limits['low']} to {limits['high']}")
+    if "low" not in limits:
+        return
+    low = limits["low"]
+    high = limits["high"]
+    if not low <= value <= high:
+        refuse(value, f"a whole number from {low} to {high}")
 
 
 def _check_type(value: Any, hint: Any, _: Range, refuse: Refuse) -> None:
     if not isinstance(hint, type) or type(value) is hint:
         return
-    if not (issubclass(hint, Section) and isinstance(value, hint)):
-        refuse(value, f"a {hint.__name__}")
+    if issubclass(hint, Section) and isinstance(value, hint):
+        return
+    refuse(value, f"a {hint.__name__}")
 
 
 _CHECKS: dict[Any, Callable[[Any, Any, Range, Refuse], None]] = {
@@ -165,7 +199,8 @@ _CHECKS: dict[Any, Callable[[Any, Any, Range, Refuse], None]] = {
 
 def _members(union: Any) -> tuple[Any, ...]:
     """Return the members of a union, without None."""
-    return tuple(hint for hint in typing.get_args(union) if hint is not type(None))
+    hints = typing.get_args(union)
+    return tuple(hint for hint in hints if hint is not type(None))
 
 
 # From JSON and back
@@ -174,34 +209,46 @@ def _members(union: Any) -> tuple[Any, ...]:
 def _from_json(value: Any, hint: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _from_json(value, _pick_member(_members(hint), value))
+        if value is None:
+            return None
+        member = _pick_member(_members(hint), value)
+        return _from_json(value, member)
     if origin is tuple and isinstance(value, list):
-        return tuple(_from_json(v, typing.get_args(hint)[0]) for v in value)
+        item_hint = typing.get_args(hint)[0]
+        return tuple(_from_json(item, item_hint) for item in value)
     if isinstance(hint, type) and issubclass(hint, Section):
-        return _pick_variant(hint, value).from_dict(value)
+        variant = _pick_variant(hint, value)
+        return variant.from_dict(value)
     return value
 
 
 def _pick_variant(section: type[Section], value: Any) -> type[Section]:
     """Pick the subclass whose ``kind`` matches the value's; the section if it has no subclasses."""
-    variants = {kind: variant for variant in section.__subclasses__() for kind in _kinds(variant)}
+    variants = {}
+    for variant in section.__subclasses__():
+        for kind in _kinds(variant):
+            variants[kind] = variant
     if not variants or not isinstance(value, dict):
         return section
-    kind = value.get("kind")
-    if not isinstance(kind, str) or kind not in variants:
-        raise section.error("kind", kind, " or ".join(map(repr, sorted(variants))))
-    return variants[kind]
+    chosen = value.get("kind")
+    if not isinstance(chosen, str) or chosen not in variants:
+        allowed = " or ".join(map(repr, sorted(variants)))
+        raise section.error("kind", chosen, allowed)
+    return variants[chosen]
 
 
 def _kinds(section: type[Section]) -> tuple[str, ...]:
-    return typing.get_args(typing.get_type_hints(section).get("kind"))
+    hints = typing.get_type_hints(section)
+    return typing.get_args(hints.get("kind"))
 
 
 def _pick_member(hints: tuple[Any, ...], value: Any) -> Any:
     """Pick the union member whose ``kind`` matches the value's; the first if none does."""
     kind = value.get("kind") if isinstance(value, dict) else None
+    if kind is None:
+        return hints[0]
     for hint in hints:
-        if kind is not None and kind in _kinds(hint):
+        if kind in _kinds(hint):
             return hint
     return hints[0]
 
@@ -210,7 +257,7 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Section):
         return value.to_dict()
     if isinstance(value, tuple):
-        return [_to_json(v) for v in value]
+        return [_to_json(item) for item in value]
     return value
 
 
@@ -231,7 +278,10 @@ class JsonError(ConfigError):
 
     def advise(self, advice: Mapping[Fault, str]) -> str:
         """Return the reason, followed by the advice for this fault if there is any."""
-        return f"{self}: {advice[self.fault]}" if self.fault in advice else str(self)
+        if self.fault not in advice:
+            return str(self)
+        fix = advice[self.fault]
+        return f"{self}: {fix}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -241,9 +291,11 @@ def read_json(path: Path) -> dict[str, Any]:
         JsonError: the file is missing, unreadable, too large, not JSON, or not an object.
     """
     try:
-        if path.stat().st_size > _MAX_FILE:
+        size = path.stat().st_size
+        if size > _MAX_FILE:
             raise JsonError(f"{path} is larger than {_MAX_FILE >> 20} MiB", "too large")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
     except FileNotFoundError:
         raise JsonError(f"{path} is missing", "missing") from None
     except OSError as error:

@@ -25,7 +25,8 @@ def build_llama(config: LlamaConfig) -> Llama:
     sizes = config.to_dict()
     sizes["model_type"] = sizes.pop("kind")
     sizes["tie_word_embeddings"] = False
-    return Llama(ModelArgs.from_dict(sizes))
+    args = ModelArgs.from_dict(sizes)
+    return Llama(args)
 
 
 def make_cache(config: LlamaConfig, positions: int | None = None) -> Cache:
@@ -35,9 +36,11 @@ def make_cache(config: LlamaConfig, positions: int | None = None) -> Cache:
         config: the sizes.
         positions: allocate memory for these positions at once; None: as the cache grows.
     """
-    cache = [KVCache() for _ in range(config.num_hidden_layers)]
-    for layer in cache:
+    cache = []
+    for _ in range(config.num_hidden_layers):
+        layer = KVCache()
         layer.step = positions or KVCache.step
+        cache.append(layer)
     return cache
 
 
@@ -48,20 +51,27 @@ def take_rows(cache: Cache, rows: Sequence[int]) -> Cache:
     for layer in cache:
         copy = KVCache()
         copy.step = layer.step
-        copy.state = (layer.keys[places], layer.values[places], layer.offset)
+        keys = layer.keys[places]
+        values = layer.values[places]
+        copy.state = (keys, values, layer.offset)
         taken.append(copy)
     return taken
 
 
 def make_ragged_cache(config: LlamaConfig, rows: int) -> RaggedCache:
     """Return an empty batch cache; rows can be added and removed."""
-    return [BatchKVCache([0] * rows) for _ in range(config.num_hidden_layers)]
+    cache = []
+    for _ in range(config.num_hidden_layers):
+        padding = [0] * rows
+        cache.append(BatchKVCache(padding))
+    return cache
 
 
 def keep_rows(cache: RaggedCache, rows: Sequence[int]) -> None:
     """Keep only these rows of a cache, in this order; a row may be repeated."""
+    places = mx.array(list(rows))
     for layer in cache:
-        layer.filter(mx.array(list(rows)))
+        layer.filter(places)
 
 
 def add_rows(cache: RaggedCache, other: RaggedCache) -> None:
@@ -71,13 +81,21 @@ def add_rows(cache: RaggedCache, other: RaggedCache) -> None:
 
 
 def fill_cache(
-    cache: Cache, config: LlamaConfig, rows: int, positions: int, dtype: mx.Dtype
+    cache: Cache,
+    config: LlamaConfig,
+    rows: int,
+    positions: int,
+    dtype: mx.Dtype,
 ) -> None:
     """Fill an empty cache with zeros for ``positions`` positions, to time the next pass."""
+    heads = config.num_key_value_heads
     for layer in cache:
-        room = layer.step * -(-positions // layer.step)
-        shape = (rows, config.num_key_value_heads, room, config.head_dim)
-        layer.state = (mx.zeros(shape, dtype), mx.zeros(shape, dtype), positions)
+        steps = -(-positions // layer.step)
+        room = steps * layer.step
+        shape = (rows, heads, room, config.head_dim)
+        keys = mx.zeros(shape, dtype)
+        values = mx.zeros(shape, dtype)
+        layer.state = (keys, values, positions)
 
 
 def trim_cache(cache: Cache, positions: int) -> None:
@@ -96,7 +114,8 @@ def cache_arrays(cache: Cache | RaggedCache) -> Sequence[mx.array]:
 
 def cache_bytes(config: LlamaConfig, rows: int, positions: int, itemsize: int) -> int:
     """Return the bytes of a KV cache, in steps of 256 positions as mlx-lm allocates it."""
-    allocated = -(-positions // KVCache.step) * KVCache.step
+    steps = -(-positions // KVCache.step)
+    allocated = steps * KVCache.step
     width = config.num_key_value_heads * config.head_dim
     keys = rows * allocated * config.num_hidden_layers * width * itemsize
     return 2 * keys  # and values

@@ -46,19 +46,26 @@ class JanusModel(nn.Module):
     def __init__(self, config: JanusConfig):
         super().__init__()
         self.config = config
-        understanding = UNDERSTANDING[config.understanding.kind]
-        aligner = ADAPTORS[config.aligner.kind]
-        language = LANGUAGE[config.language.kind]
-        self.vision_model = understanding(config.understanding)
-        self.aligner = aligner(config.aligner)
-        for name, part in generation_parts(config).build(config).items():
-            setattr(self, name, part)
-        self.language_model = language(config.language)
+
+        build_encoder = UNDERSTANDING[config.understanding.kind]
+        self.vision_model = build_encoder(config.understanding)
+
+        build_aligner = ADAPTORS[config.aligner.kind]
+        self.aligner = build_aligner(config.aligner)
+
+        generation = generation_parts(config)
+        networks = generation.build(config)
+        for name, network in networks.items():
+            setattr(self, name, network)
+
+        build_language = LANGUAGE[config.language.kind]
+        self.language_model = build_language(config.language)
 
     @property
     def dtype(self) -> mx.Dtype:
         """The type of hidden states and KV caches."""
-        return self.language_model.model.norm.weight.dtype
+        norm = self.language_model.model.norm
+        return norm.weight.dtype
 
     def understand(self, pixels: mx.array) -> mx.array:
         """Encode images for the language model: (N, H, W, 3) -> (N, tokens, hidden)."""
@@ -67,7 +74,8 @@ class JanusModel(nn.Module):
 
     def embed_text(self, ids: mx.array) -> mx.array:
         """Embed token ids: (B, L) -> (B, L, hidden)."""
-        return self.language_model.model.embed_tokens(ids)
+        body = self.language_model.model
+        return body.embed_tokens(ids)
 
     def make_cache(self, positions: int | None = None) -> Cache:
         """Return an empty KV cache for ``hidden_states``.
@@ -82,13 +90,16 @@ class JanusModel(nn.Module):
         return make_ragged_cache(self.config.language, rows)
 
     def hidden_states(
-        self, embeddings: mx.array, cache: Cache | RaggedCache | None = None
+        self,
+        embeddings: mx.array,
+        cache: Cache | RaggedCache | None = None,
     ) -> mx.array:
         """Run the causal language model up to its final norm: (B, L, hidden) -> (B, L, hidden).
 
         The cache, if there is one, grows by L positions.
         """
-        return self.language_model.model(None, cache, embeddings)
+        body = self.language_model.model
+        return body(None, cache, embeddings)
 
     def text_logits(self, hidden: mx.array) -> mx.array:
         """Return the logits of text tokens: (..., hidden) -> (..., vocabulary), float32."""
@@ -110,7 +121,11 @@ class JanusModel(nn.Module):
         logits = self.gen_head(hidden)
         return logits.astype(mx.float32)
 
-    def decode_image_tokens(self, ids: mx.array, grid: tuple[int, int] | None = None) -> mx.array:
+    def decode_image_tokens(
+        self,
+        ids: mx.array,
+        grid: tuple[int, int] | None = None,
+    ) -> mx.array:
         """Decode image tokens to pixels: (N, tokens) -> (N, H, W, 3), not clipped.
 
         Args:
@@ -133,7 +148,8 @@ class JanusModel(nn.Module):
     def decoding_arrays(self) -> dict[str, mx.array]:
         """Return the weights that turn a finished image into pixels."""
         parts = generation_parts(self.config)
-        return self._arrays(*parts.pixels(self.config))
+        names = parts.pixels(self.config)
+        return self._arrays(*names)
 
     def encoding_arrays(self) -> dict[str, mx.array]:
         """Return the weights that read an image."""
@@ -147,6 +163,7 @@ class JanusModel(nn.Module):
         arrays: dict[str, mx.array] = {}
         for path in paths:
             module = attrgetter(path)(self)
-            for name, array in tree_flatten(module.parameters()):
+            weights = tree_flatten(module.parameters())
+            for name, array in weights:
                 arrays[f"{path}.{name}"] = array
         return arrays

@@ -12,22 +12,33 @@ from mlx import nn
 from ..config import SiglipConfig
 
 
+def layer_norm(config: SiglipConfig) -> nn.LayerNorm:
+    """Return a layer norm with the config's width and eps."""
+    return nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+
 class Attention(nn.Module):
     """Full self-attention over the patches."""
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
+        head_width = config.width // config.heads
         self.heads = config.heads
-        self.scale = (config.width // config.heads) ** -0.5
+        self.scale = head_width**-0.5
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.proj = nn.Linear(config.width, config.width)
 
     def __call__(self, x: mx.array) -> mx.array:
         B, L, D = x.shape
-        qkv = self.qkv(x).reshape(B, L, 3, self.heads, -1)
+        qkv = self.qkv(x)
+        qkv = qkv.reshape(B, L, 3, self.heads, -1)
         qkv = qkv.transpose(2, 0, 3, 1, 4)  # (3, B, heads, L, D / heads)
-        x = mx.fast.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], scale=self.scale)
-        x = x.transpose(0, 2, 1, 3).reshape(B, L, D)
+        q = qkv[0]
+        k = qkv[1]
+        v = qkv[2]
+        x = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        x = x.transpose(0, 2, 1, 3)  # (B, L, heads, D / heads)
+        x = x.reshape(B, L, D)
         return self.proj(x)
 
 
@@ -41,7 +52,8 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         hidden = self.fc1(x)
-        return self.fc2(nn.gelu(hidden))
+        hidden = nn.gelu(hidden)
+        return self.fc2(hidden)
 
 
 class Block(nn.Module):
@@ -49,14 +61,16 @@ class Block(nn.Module):
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.norm1 = layer_norm(config)
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.norm2 = layer_norm(config)
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        h = self.norm1(x)
+        x = x + self.attn(h)
+        h = self.norm2(x)
+        return x + self.mlp(h)
 
 
 class PatchEmbed(nn.Module):
@@ -64,7 +78,8 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
-        self.proj = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        side = config.patch_size
+        self.proj = nn.Conv2d(3, config.width, side, stride=side)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         x = self.proj(pixels)
@@ -81,17 +96,19 @@ class VisionTransformer(nn.Module):
         self.pos_embed = mx.zeros((1, config.tokens, config.width))
         self.patch_embed = PatchEmbed(config)
         self.blocks = [Block(config) for _ in range(config.layers)]
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.norm = layer_norm(config)
 
     def embed(self, pixels: mx.array) -> mx.array:
         """Embed patches and their positions: (N, S, S, 3) -> (N, patches, width)."""
-        return self.patch_embed(pixels) + self.pos_embed
+        patches = self.patch_embed(pixels)
+        return patches + self.pos_embed
 
     def __call__(self, pixels: mx.array) -> mx.array:
         side = self.image_size
         if pixels.shape[1:] != (side, side, 3):
             raise ValueError(f"pixels must be (N, {side}, {side}, 3), got {pixels.shape}")
-        x = self.embed(pixels.astype(self.pos_embed.dtype))
+        pixels = pixels.astype(self.pos_embed.dtype)
+        x = self.embed(pixels)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

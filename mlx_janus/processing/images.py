@@ -117,10 +117,12 @@ def _is_array(source: object) -> bool:
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     """Return the image of an (H, W, 3) or (H, W, 4) array of uint8."""
     shape = array.shape
-    if array.dtype != np.uint8 or len(shape) != 3 or shape[2] not in (3, 4) or 0 in shape:
+    is_image = len(shape) == 3 and shape[2] in (3, 4) and 0 not in shape
+    if array.dtype != np.uint8 or not is_image:
+        size = "x".join(map(str, shape))
         raise ImageError(
             "an array must be (H, W, 3) or (H, W, 4) of uint8, one for each image, "
-            f"got {'x'.join(map(str, shape))} of {array.dtype}"
+            f"got {size} of {array.dtype}"
         )
     return Image.fromarray(np.ascontiguousarray(array))
 
@@ -153,8 +155,9 @@ def decode_image(data: bytes, name: str, *, max_pixels: int | None = None) -> Im
     Raises:
         ImageError: as ``open_image``.
     """
+    file = io.BytesIO(data)
     read = functools.partial(_upright_rgb, max_pixels=max_pixels)
-    return _decode(io.BytesIO(data), printable(name), read)
+    return _decode(file, printable(name), read)
 
 
 def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float32]:
@@ -165,10 +168,13 @@ def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float3
     Returns:
         (S, S, 3) float32, in [-1, 1] with the published mean and std of 0.5.
     """
-    pixels = np.array(resize_and_pad(image, config), dtype=np.float32)
+    square = resize_and_pad(image, config)
+    mean = np.array(config.mean, dtype=np.float32)
+    std = np.array(config.std, dtype=np.float32)
+    pixels = np.array(square, dtype=np.float32)
     pixels *= np.float32(1 / 255)
-    pixels -= np.array(config.mean, dtype=np.float32)
-    pixels /= np.array(config.std, dtype=np.float32)
+    pixels -= mean
+    pixels /= std
     return pixels
 
 
@@ -176,14 +182,19 @@ def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
     """Scale the longest side to S and pad to S x S with the background colour, centred."""
     size = config.image_size
     longest = max(image.size)
-    # The reference truncates, in this order of operations. Rounding gives another side for half of
-    # all images.
-    width, height = (
-        min(max(int(side / longest * size), config.min_size), size) for side in image.size
-    )
+
+    def scale(side: int) -> int:
+        # The reference truncates, in this order of operations. Rounding gives another side for half
+        # of all images.
+        scaled = int(side / longest * size)
+        return min(max(scaled, config.min_size), size)
+
+    width, height = map(scale, image.size)
+    left = (size - width) // 2
+    top = (size - height) // 2
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (size, size), config.background)
-    square.paste(resized, ((size - width) // 2, (size - height) // 2))
+    square.paste(resized, (left, top))
     return square
 
 
@@ -192,8 +203,11 @@ def to_image(pixels: npt.NDArray[Any]) -> Image.Image:
 
     Truncates to bytes, as the reference's ``generation_inference.py`` does. NaN becomes 0.
     """
-    values = np.clip((np.asarray(pixels, dtype=np.float32) + 1) / 2 * 255, 0, 255)
-    return Image.fromarray(np.nan_to_num(values, copy=False).astype(np.uint8))
+    floats = np.asarray(pixels, dtype=np.float32)
+    values = (floats + 1) / 2 * 255
+    clipped = np.clip(values, 0, 255)
+    finite = np.nan_to_num(clipped, copy=False)
+    return Image.fromarray(finite.astype(np.uint8))
 
 
 # Files
@@ -246,7 +260,8 @@ def _decode(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Read])
     with _as_image_errors(name, head):
         Image.init()
         formats = [f for f in _FORMATS if f in Image.OPEN]  # some builds lack AVIF and HEIF
-        return read(Image.open(file, formats=formats), name)
+        image = Image.open(file, formats=formats)
+        return read(image, name)
 
 
 @contextlib.contextmanager
@@ -280,7 +295,8 @@ def _why_unidentified(head: bytes) -> str:
         return "is damaged or cut short: download or export it again"
     if b"<svg" in head.lower():
         return "is an SVG drawing, which is not supported: export it as PNG"
-    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf", b"avi"):
+    brand = head[8:11]
+    if head[4:8] == b"ftyp" and brand in (b"hei", b"hev", b"mif", b"msf", b"avi"):
         return "is a HEIC or AVIF image that cannot be read here: export it as JPEG or PNG"
     if head.startswith(b"%PDF"):
         return "is a PDF, which is not supported: export the page as PNG"
@@ -296,22 +312,34 @@ def check_size(image: Image.Image, name: str, max_pixels: int | None = None) -> 
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{name} is {width} x {height} pixels: give an image with pixels in it")
-    if width * height > (max_pixels or MAX_PIXELS):
+    limit = max_pixels or MAX_PIXELS
+    if width * height > limit:
         raise _too_large(name, image.size, max_pixels)
 
 
 def _too_large(
-    name: str, size: tuple[int, int] | None = None, max_pixels: int | None = None
+    name: str,
+    size: tuple[int, int] | None = None,
+    max_pixels: int | None = None,
 ) -> ImageError:
-    megapixels = (max_pixels or MAX_PIXELS) // 10**6
-    found = f" ({size[0]} x {size[1]})" if size else ""
+    limit = max_pixels or MAX_PIXELS
+    megapixels = limit // 10**6
+    found = ""
+    if size:
+        width, height = size
+        found = f" ({width} x {height})"
     return ImageError(f"{name} has more than {megapixels} megapixels{found}: make it smaller")
 
 
 def printable(text: str) -> str:
     """Return a path as one line of at most about 300 characters."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return line if len(line) <= 300 else f"{line[:140]}...{line[-140:]}"
+    characters = (c if c.isprintable() else repr(c)[1:-1] for c in text)
+    line = "".join(characters)
+    if len(line) <= 300:
+        return line
+    beginning = line[:140]
+    end = line[-140:]
+    return f"{beginning}...{end}"
 
 
 # Pixels
@@ -322,7 +350,9 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int | None = None) -
     image.load()
     check_size(image, name, max_pixels)  # the frame of an ICO may be larger than its header says
     try:
-        transpose = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        exif = image.getexif()
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+        transpose = _UPRIGHT.get(orientation)
     except Exception:  # broken metadata is no reason to refuse an intact image
         transpose = None
     result = _opaque_rgb(image)
@@ -339,7 +369,8 @@ def _opaque_rgb(image: Image.Image) -> Image.Image:
         # PIL converts La only to LA.
         straight = image.convert("LA") if image.mode == "La" else image
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, straight.convert("RGBA")).convert("RGB")
+        opaque = Image.alpha_composite(white, straight.convert("RGBA"))
+        return opaque.convert("RGB")
     return image.convert("RGB")
 
 
@@ -349,14 +380,16 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     black, white = _grey_range(values, image.mode)
     transparent = image.info.get("transparency")  # a PNG's tRNS chunk: one grey value
     grey = np.empty(values.shape, np.uint8)
+    span = (white - black) or 1.0
     # The complete image as 64-bit numbers would take eight times its memory.
     for start in range(0, len(values), _ROWS):
-        rows = values[start : start + _ROWS].astype(np.float64)
+        band = slice(start, start + _ROWS)
+        rows = values[band].astype(np.float64)
         finite = np.nan_to_num(rows, nan=black, posinf=white, neginf=black)
-        scaled = (finite - black) / ((white - black) or 1.0)
-        grey[start : start + _ROWS] = scaled * 255 + 0.5
+        scaled = (finite - black) / span
+        grey[band] = scaled * 255 + 0.5
         if isinstance(transparent, int):
-            grey[start : start + _ROWS][rows == transparent] = 255
+            grey[band][rows == transparent] = 255
     return Image.fromarray(grey).convert("RGB")
 
 

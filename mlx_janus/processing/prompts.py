@@ -57,6 +57,10 @@ class _Control(str):
     __slots__ = ()
 
 
+def _is_control(segment: str) -> bool:
+    return isinstance(segment, _Control)
+
+
 class Prompts:
     """A model's prompt templates over its tokenizer.
 
@@ -109,7 +113,8 @@ class Prompts:
             PromptError: there is no turn, the last one is not the user's, a question has neither
                 text nor images, or a text is not Unicode.
         """
-        return self._encode(self._answering_segments(turns, system))
+        segments = self._answering_segments(turns, system)
+        return self._encode(segments)
 
     def following(self, turn: Turn) -> list[int]:
         """Return the ids of a further question, to the beginning of the assistant's answer.
@@ -119,7 +124,10 @@ class Prompts:
         Raises:
             PromptError: the question has neither text nor images, or its text is not Unicode.
         """
-        return self._encode([*self._turn_segments(turn), self._assistant, ":"])[1:]
+        segments = self._turn_segments(turn)
+        segments += [self._assistant, ":"]
+        _bos, *ids = self._encode(segments)
+        return ids
 
     def drawing(self, text: str) -> list[int]:
         """Return the ids of the conditional row for drawing: bos first, image_start last.
@@ -127,7 +135,8 @@ class Prompts:
         Raises:
             PromptError: the text is empty or not Unicode.
         """
-        return self._encode(self._drawing_segments(text))
+        segments = self._drawing_segments(text)
+        return self._encode(segments)
 
     def unconditional(self, ids: Sequence[int]) -> list[int]:
         """Return the unconditional row: ``drawing``'s ids, with pad between first and last."""
@@ -136,11 +145,13 @@ class Prompts:
 
     def render_answering(self, turns: Sequence[Turn], system: str | None = None) -> str:
         """Return ``answering``'s template as text: no bos, one placeholder for each image."""
-        return "".join(self._answering_segments(turns, system))
+        segments = self._answering_segments(turns, system)
+        return "".join(segments)
 
     def render_drawing(self, text: str) -> str:
         """Return the template of ``drawing`` as text, without bos."""
-        return "".join(self._drawing_segments(text))
+        segments = self._drawing_segments(text)
+        return "".join(segments)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text: no bos, no template, and no control token.
@@ -159,43 +170,55 @@ class Prompts:
         return self._tokenizer.detokenizer()
 
     def _role(self, name: str) -> str:
-        # Janus-1.3B's roles are ordinary words.
-        return _Control(name) if self._tokenizer.is_added(name) else name
+        if self._tokenizer.is_added(name):
+            return _Control(name)
+        return name  # Janus-1.3B's roles are ordinary words
 
     def _answering_segments(self, turns: Sequence[Turn], system: str | None) -> list[str]:
         if not turns or turns[-1].role != "user":
             raise PromptError("the last message must be the user's: add a question")
         system = self.config.system if system is None else check_text("system", system)
-        segments = [system + self.config.separator] if system else []
+        segments = []
+        if system:
+            segments.append(system + self.config.separator)
         for turn in turns:
             segments += self._turn_segments(turn)
-        return _strip([*segments, self._assistant, ":"])
+        segments += [self._assistant, ":"]
+        return _strip(segments)
 
     def _turn_segments(self, turn: Turn) -> list[str]:
         text = turn.text.strip()
         if turn.role == "assistant":
             # In an empty answer eos follows the colon directly, as when it was generated.
-            return [self._assistant, f": {text}" if text else ":", _Control(self.config.eos)]
+            answer = f": {text}" if text else ":"
+            eos = _Control(self.config.eos)
+            return [self._assistant, answer, eos]
         if not text and not turn.images:
             raise PromptError("the question is empty: say what you want to know")
-        images = [_Control(self.config.image), "\n"] * turn.images
-        return [self._user, ": ", *images, text + self.config.separator]
+        image = _Control(self.config.image)
+        images = [image, "\n"] * turn.images
+        question = text + self.config.separator
+        return [self._user, ": ", *images, question]
 
     def _drawing_segments(self, text: str) -> list[str]:
         text = text.strip()
         if not text:
             raise PromptError("the prompt is empty: describe the image to draw")
-        template = [self._user, f": {text}{self.config.separator}", self._assistant, ":"]
-        return [*_strip(template), _Control(self.config.image_start)]
+        request = f": {text}{self.config.separator}"
+        template = [self._user, request, self._assistant, ":"]
+        image_start = _Control(self.config.image_start)
+        return [*_strip(template), image_start]
 
     def _encode(self, segments: Iterable[str]) -> list[int]:
         ids = [self.special.bos]
-        for is_control, group in itertools.groupby(segments, lambda s: isinstance(s, _Control)):
+        groups = itertools.groupby(segments, _is_control)
+        for is_control, group in groups:
             if is_control:
                 for spelling in group:
                     ids += self._control_ids(spelling)
             else:
-                ids += self.encode("".join(group))
+                text = "".join(group)
+                ids += self.encode(text)
         return ids
 
     def _control_ids(self, spelling: str) -> list[int]:
@@ -210,10 +233,12 @@ class Prompts:
 def _strip(segments: Sequence[str]) -> list[str]:
     """Strip both ends of the rendered prompt, as the reference does, but never a control token."""
     stripped = list(segments)
-    for end, strip in ((0, str.lstrip), (-1, str.rstrip)):
-        while stripped and not isinstance(stripped[end], _Control):
-            stripped[end] = strip(stripped[end])
-            if stripped[end]:
+    ends = ((0, str.lstrip), (-1, str.rstrip))
+    for end, strip in ends:
+        while stripped and not _is_control(stripped[end]):
+            text = strip(stripped[end])
+            if text:
+                stripped[end] = text
                 break
             del stripped[end]
     return stripped
