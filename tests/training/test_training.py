@@ -230,6 +230,7 @@ def test_a_checkpoint_with_other_arrays_is_refused(tmp_path: Path) -> None:
         run_stage(stage, tmp_path, recipe="one")
 
 
+@pytest.mark.check
 def test_the_command_survives_a_kill(tmp_path: Path) -> None:
     """A run of two processes, killed in its first stage and resumed, equals a run of one."""
     steps = ["--codec-steps", "12", "--checkpoint-every", "0"]
