@@ -422,8 +422,7 @@ def _loss(
     thing_errors = place_errors.sum(-1) * shows_thing
     place_loss = thing_errors.sum() / things
 
-    outline_targets = batch["outlines"]
-    outline_loss = nn.losses.binary_cross_entropy(predicted.outline, outline_targets)
+    outline_loss = nn.losses.binary_cross_entropy(predicted.outline, batch["outlines"])
 
     edge_targets = batch["edges"]
     edge_errors = (predicted.edges - edge_targets) ** 2

@@ -56,10 +56,8 @@ def train_tiny(
     wait_for_all()
     seed = recipe.seed
     tokenizer = train_tokenizer(PromptConfig(), seed)
-    vocabulary = tokenizer.get_vocab_size()
-    config = tiny_config(vocabulary)
-    image_tokens = config.understanding.tokens
-    prompts = Prompts(tokenizer, config.prompt, image_tokens=image_tokens)
+    config = tiny_config(tokenizer.get_vocab_size())
+    prompts = Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
     codec = load_state(output, "merged")
     encoder = load_state(output, "encoder")
     janus = build_model(config, codec, encoder, seed)
@@ -70,8 +68,7 @@ def train_tiny(
         run.stage(stage, config.to_dict(), needed, writes=run.is_first)
     if run.is_first:  # only this process can be sure that these checkpoints are written
         joint = load_state(output, "joint")
-        places = load_state(output, "places")
-        average_weights(janus, joint, places, recipe.share_of_last)
+        average_weights(janus, joint, load_state(output, "places"), recipe.share_of_last)
         save_model(
             janus,
             tokenizer.to_str(),
