@@ -44,12 +44,17 @@ class VQPathway:
                 is combined with a window.
         """
         chosen = {name: value for name, value in choices.items() if value is not None}
-        if foreign := sorted(set(chosen) - set(_CHOICES)):
+        foreign = sorted(set(chosen) - set(_CHOICES))
+        if foreign:
             raise OptionError(
                 f"{foreign[0]} is no option of a model that draws image tokens: leave it out"
             )
-        defaults = {"cfg_weight": self._config.cfg_weight, "temperature": self._config.temperature}
-        return DrawOptions(**(defaults | chosen))
+        defaults = {
+            "cfg_weight": self._config.cfg_weight,
+            "temperature": self._config.temperature,
+        }
+        values = defaults | chosen
+        return DrawOptions(**values)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids of a prompt, ending with begin-of-image.
@@ -58,10 +63,12 @@ class VQPathway:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
         """
         ids = self._janus.prompts.drawing(prompt)
+        length = len(ids)
+        image = self._config.tokens
         context = self._janus.config.language.max_position_embeddings
-        if len(ids) + self._config.tokens > context:
+        if length + image > context:
             raise PromptError(
-                f"the prompt is {len(ids)} tokens long and an image takes {self._config.tokens}, "
+                f"the prompt is {length} tokens long and an image takes {image}, "
                 f"more than the model's context of {context}: shorten it"
             )
         return ids
@@ -73,14 +80,17 @@ class VQPathway:
     def bytes_per_image(self, prompt_tokens: int, options: DrawOptions) -> int:
         """Return the bytes of an image's KV cache and logits."""
         model = self._janus.model
-        return VQ_PARTS.image_bytes(model.config, prompt_tokens, options.rows, model.dtype.size)
+        itemsize = model.dtype.size
+        return VQ_PARTS.image_bytes(model.config, prompt_tokens, options.rows, itemsize)
 
     def decoding_bytes(self) -> int:
         """Return the bytes of activations while one image is decoded."""
         return VQ_PARTS.pixel_bytes(self._janus.config)
 
     def generate(
-        self, jobs: Sequence[ImageJob], options: DrawOptions
+        self,
+        jobs: Sequence[ImageJob],
+        options: DrawOptions,
     ) -> Generator[Sequence[Canvas], None, None]:
         """Generate images together, one token of each a step; a pass may accept several tokens."""
         janus = self._janus
@@ -91,12 +101,15 @@ class VQPathway:
         try:
             for block in stream:
                 passes += 1
-                for tokens in mx.split(block, block.shape[1], axis=1):
-                    columns.append(tokens[:, 0])
+                accepted = block.shape[1]
+                for column in mx.split(block, accepted, axis=1):
+                    columns.append(column[:, 0])
+                    count = len(columns)
                     canvases = []
                     for index, job in enumerate(jobs):
-                        tokens_of = partial(_tokens_of, columns, len(columns), index)
-                        canvases.append(TokenCanvas(janus, job, tokens_of, passes))
+                        tokens = partial(_tokens_of, columns, count, index)
+                        canvas = TokenCanvas(janus, job, tokens, passes)
+                        canvases.append(canvas)
                     yield canvases
                 janus.load_weights_for("draw")  # a preview or another stream may have freed them
         finally:
@@ -112,8 +125,10 @@ class VQPathway:
         for job in jobs:
             if job.ids not in prompts:
                 prompts.append(job.ids)
-            images.append((prompts.index(job.ids), job.seed))
-        unconditional = self._janus.prompts.unconditional(jobs[0].ids)
+            index = prompts.index(job.ids)
+            images.append((index, job.seed))
+        first = prompts[0]
+        unconditional = self._janus.prompts.unconditional(first)
         return draw_tokens(model, prompts, unconditional, images, options, window)
 
     def batch(self) -> TokenBatch:
@@ -129,8 +144,9 @@ def _tokens_of(columns: list[mx.array], count: int, index: int) -> np.ndarray:
         count: positions.
         index: the image.
     """
-    tokens = mx.stack(columns[:count], axis=1)
-    return np.array(tokens[index]).astype(np.int32)
+    rows = mx.stack(columns[:count], axis=1)
+    tokens = np.array(rows[index])
+    return tokens.astype(np.int32)
 
 
 class TokenCanvas:
@@ -144,7 +160,11 @@ class TokenCanvas:
     """
 
     def __init__(
-        self, janus: LoadedModel, job: ImageJob, tokens: Callable[[], np.ndarray], passes: int
+        self,
+        janus: LoadedModel,
+        job: ImageJob,
+        tokens: Callable[[], np.ndarray],
+        passes: int,
     ):
         self._janus = janus
         self._job = job
@@ -158,25 +178,38 @@ class TokenCanvas:
         grid = token_config(self._janus.config).grid
         image = _decode(self._janus, tokens, (grid, grid))
         facts = describe(self._janus, job)
+        steps = len(tokens)
         return GeneratedImage(
-            image, tokens, job.seed, job.prompt, facts, self._passes, steps=len(tokens)
+            image,
+            tokens,
+            job.seed,
+            job.prompt,
+            facts,
+            self._passes,
+            steps=steps,
         )
 
     def preview(self) -> Image.Image:
         """Decode the rows of tokens so far; the rest of the image is grey."""
         config = token_config(self._janus.config)
         tokens = self._tokens()
+        count = len(tokens)
         columns = config.grid
-        rows = -(-len(tokens) // columns)
-        missing = rows * columns - len(tokens)  # in the last row: repeat the last token
-        filled = np.concatenate([tokens, np.repeat(tokens[-1:], missing)])
-        canvas = Image.new("RGB", (config.image_size, config.image_size), _BACKGROUND)
-        canvas.paste(_decode(self._janus, filled, (rows, columns)), (0, 0))
+        rows = -(-count // columns)
+        missing = rows * columns - count  # in the last row: repeat the last token
+        padding = np.repeat(tokens[-1:], missing)
+        filled = np.concatenate([tokens, padding])
+        decoded = _decode(self._janus, filled, (rows, columns))
+        size = (config.image_size, config.image_size)
+        canvas = Image.new("RGB", size, _BACKGROUND)
+        canvas.paste(decoded, (0, 0))
         if missing:
             side = config.codec.downsampling
             left = (columns - missing) * side
             top = (rows - 1) * side
-            canvas.paste(_BACKGROUND, (left, top, columns * side, rows * side))
+            right = columns * side
+            bottom = rows * side
+            canvas.paste(_BACKGROUND, (left, top, right, bottom))
         return canvas
 
 
@@ -186,7 +219,8 @@ def _decode(janus: LoadedModel, tokens: np.ndarray, grid: tuple[int, int]) -> Im
     Only one image at a time: the decoder's activations are the largest of all.
     """
     janus.load_weights_for("decode")
-    pixels = janus.model.decode_image_tokens(mx.array(tokens[None]), grid)
+    batch = mx.array(tokens[None])
+    pixels = janus.model.decode_image_tokens(batch, grid)
     image = to_image(np.array(pixels[0]))
     del pixels
     mx.clear_cache()
@@ -211,21 +245,27 @@ class TokenBatch:
         """Start images of one prompt, which is read once for all of them."""
         ids = jobs[0].ids
         unconditional = self._janus.prompts.unconditional(ids)
-        images = {job: BatchImage(job.seed, job.options) for job in jobs}  # type: ignore[arg-type]
+        images = {}
+        for job in jobs:
+            images[job] = BatchImage(job.seed, job.options)  # type: ignore[arg-type]
         self._batch.add(ids, unconditional, list(images.values()))
         self._images |= images
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:
         """Remove images from the batch."""
-        images = [self._images.pop(job) for job in jobs if job in self._images]
+        images = []
+        for job in jobs:
+            if job in self._images:
+                images.append(self._images.pop(job))
         self._batch.remove(images)
 
     def step(self) -> dict[ImageJob, Canvas]:
         """Add the next token to every image; the next pass is already running on return."""
         complete = set(self._batch.step())
-        finished = {
-            job: self.canvas(job) for job, image in self._images.items() if image in complete
-        }
+        finished = {}
+        for job, image in self._images.items():
+            if image in complete:
+                finished[job] = self.canvas(job)
         for job in finished:
             del self._images[job]
         return finished
@@ -238,4 +278,5 @@ class TokenBatch:
         """Return an image as it is now."""
         image = self._images[job]
         count = len(image)
-        return TokenCanvas(self._janus, job, partial(image.tokens, count), passes=count)
+        tokens = partial(image.tokens, count)
+        return TokenCanvas(self._janus, job, tokens, passes=count)
