@@ -414,7 +414,7 @@ def _has_role_and_text(item: Any) -> bool:
 
 def _check_target(path: Path) -> None:
     if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is no folder: make it first")
+        raise OutputError(f"{path.parent} is not a folder: make it first")
     if path.is_dir():
         raise OutputError(f"{path} is a folder: name a file")
     if not path.exists():

@@ -139,7 +139,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         OutputError: the folder exists already, is not a conversion, or has no parent folder.
     """
     if not output.resolve().parent.is_dir():
-        raise OutputError(f"{output.parent} is no folder: make it first")
+        raise OutputError(f"{output.parent} is not a folder: make it first")
     if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:

@@ -23,7 +23,9 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     """
     progress = progress or (lambda *_: None)
     if not converted.is_dir():
-        raise CheckpointError(f"{converted} is no folder: convert the model first, then verify it")
+        raise CheckpointError(
+            f"{converted} is not a folder: convert the model first, then verify it"
+        )
     config = JanusConfig.load(converted / "config.json")
     arrays, stamp = open_converted(converted)
     _check_hashes(source, converted, stamp, progress)

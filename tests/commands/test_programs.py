@@ -857,8 +857,8 @@ def test_outputs_that_are_not_replaced(model: Path, here: Path) -> None:
         ("notes", (), "notes exists already"),
         ("notes", ("--overwrite",), "notes is not a converted model, so it is not replaced"),
         ("file", ("--overwrite",), "file is not a converted model, so it is not replaced"),
-        ("absent/out", (), "absent is no folder: make it first"),
-        ("file/out", (), "file is no folder"),
+        ("absent/out", (), "absent is not a folder: make it first"),
+        ("file/out", (), "file is not a folder"),
         ("x" * 300, (), "File name too long"),
     ]:
         assert what in error_line(call(convert.main, SOURCE, output, *flag))
@@ -927,7 +927,7 @@ def test_verify_finds_a_changed_source(model: Path, here: Path) -> None:
 @pytest.mark.parametrize("output", ["absent", "file"])
 def test_verify_without_a_converted_folder(here: Path, output: str) -> None:
     (here / "file").write_text("x")
-    assert f"{output} is no folder: convert" in error_line(
+    assert f"{output} is not a folder: convert" in error_line(
         call(convert.main, SOURCE, output, "--verify")
     )
     assert names(here) == ["file"]

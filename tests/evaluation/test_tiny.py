@@ -228,7 +228,7 @@ def test_evaluate_refuses_a_model_of_another_size(
     large = SimpleNamespace(name="large", config=SimpleNamespace(image_size=384))
     monkeypatch.setattr(evaluate, "load_pipeline", lambda *_: large)
     assert "large draws 384 pixels a side" in error_line(call(evaluate.main, "shapes"))
-    assert "no folder" in error_line(
+    assert "is not a folder" in error_line(
         call(evaluate.main, "shapes", "--output", tmp_path / "no" / "scores.json")
     )
 

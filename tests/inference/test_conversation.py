@@ -309,6 +309,6 @@ def test_a_file_that_cannot_be_read_or_must_not_be_replaced(tiny: Janus, tmp_pat
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(OutputError, match="no conversation"):
         talk.save(tmp_path / "other.json")
-    with pytest.raises(OutputError, match="no folder"):
+    with pytest.raises(OutputError, match="not a folder"):
         talk.save(tmp_path / "no" / "talk.json")
     assert [p.name for p in tmp_path.iterdir()] == ["other.json"]

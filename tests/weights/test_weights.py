@@ -285,7 +285,7 @@ def test_existing_outputs(tmp_path: Path, copy: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match="not a converted model"):
         convert(ST, tmp_path / "file", overwrite=True)
-    with pytest.raises(OutputError, match="no folder"):
+    with pytest.raises(OutputError, match="not a folder"):
         convert(ST, tmp_path / "absent" / "out")
     (folder / "fox.png").write_bytes(b"mine")
     with pytest.raises(OutputError, match=r"also holds fox\.png"):
