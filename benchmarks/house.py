@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import io
+import random
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import click
 PACKAGE = Path(__file__).resolve().parent.parent / "mlx_janus"
 LONG = 50  # lines
 COMPLEX = 15  # paths
+_SHORTEST = 5  # lines of a function that is worth reading
 _BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _NO_CODE = {
@@ -227,12 +229,29 @@ def _readme_lines(readme: Path) -> Iterator[str]:
         yield f"words of the README: {len(readme.read_text(encoding='utf-8').split())}"
 
 
+def sample(package: Path, count: int, seed: int) -> Iterator[str]:
+    """Yield the source of functions of 5 lines and more, drawn at random, to be read aloud."""
+    texts = []
+    for module, source in sources(package).items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_source_segment(source, node) or ""
+                if len(text.splitlines()) >= _SHORTEST:
+                    texts.append(f"# {module}\n{text}")
+    yield from random.Random(seed).sample(texts, count)
+
+
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
-def main(folders: tuple[Path, ...]) -> None:
+@click.option("--sample", "count", type=int, help="Print the source of N random functions.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random functions.")
+def main(folders: tuple[Path, ...], count: int | None, seed: int) -> None:
     """Print the shape of each package folder, by default of this clone's package."""
     sys.setrecursionlimit(10_000)
     for folder in folders or (PACKAGE,):
+        if count is not None:
+            click.echo("\n\n".join(sample(folder.resolve(), count, seed)))
+            continue
         click.echo(f"{folder}:")
         for line in report(folder.resolve()):
             click.echo(f"  {line}")
