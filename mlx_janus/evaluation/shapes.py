@@ -465,7 +465,13 @@ def _two_things(
     random: np.random.Generator,
     held_out: bool,
 ) -> tuple[shapes.Thing, shapes.Thing]:
-    """Sample two things of different shape and colour, from a scene that is held out or not."""
+    """Sample two things of different shape and colour.
+
+    Args:
+        i: number of the sample. Held-out samples alternate between the two held-out splits.
+        random: the generator.
+        held_out: take a scene that training never shows, not one of the training scenes.
+    """
     split: shapes.Split = "train"
     if held_out:
         split = "pairs" if i % 2 else "scenes"

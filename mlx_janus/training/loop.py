@@ -132,7 +132,7 @@ class Learner:
         self.model.load_weights(list(weights.items()), strict=True)
         optimizer_state = part_of(state, "optimizer.")
         self.optimizer.state = tree_unflatten(list(optimizer_state.items()))
-        # lazy arrays belong to the thread that created them
+        # Read the arrays now: a later step may run in another thread, which cannot read lazy ones.
         mx.eval(self.model.parameters(), self.optimizer.state)
 
 

@@ -74,15 +74,20 @@ def load_model(
 
 
 def _read_model(folder: Path, config: JanusConfig) -> JanusModel:
+    """Build a model and fill it with a folder's lazy weights, quantized as ``config`` says.
+
+    A folder that is quantized has the same quantization in ``config`` (``with_bits`` checks it).
+    """
     stored = JanusConfig.load(folder / "config.json")
     model = JanusModel(config)
     arrays, _ = open_converted(folder)
-    with mx.stream(weight_stream(mx.default_device().type)):
+    any_thread = weight_stream(mx.default_device().type)  # any thread may evaluate the weights
+    with mx.stream(any_thread):
         if stored.quantization:
-            quantize_model(model, stored.quantization)
+            quantize_model(model, stored.quantization)  # makes room for the packed weights
         _load_strictly(model, arrays, config.dtype, folder)
         if config.quantization and not stored.quantization:
-            quantize_model(model, config.quantization)
+            quantize_model(model, config.quantization)  # packs the float weights
     model.eval()
     return model
 

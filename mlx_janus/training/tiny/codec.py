@@ -28,7 +28,7 @@ _UNUSED = 0.05  # mean uses per step; a code with fewer is moved
 _MOVE_EVERY = 20  # steps
 _SURVEY_BATCHES = 60  # batches that show which codes stand for plain background
 _PLAIN = 4.0  # a plain code is used this many times as often for plain patches as for others
-_PLAIN_CODES = 16  # codes that plain background keeps
+_PLAIN_CLUSTERS = 16  # codes that are kept for plain background
 _DIFFERENT = 0.15  # difference from the corner, of 2, that makes a patch not plain
 
 
@@ -220,7 +220,15 @@ class MergedCodecStage(CodecStage):
         self._merge_plain_codes(sums, uses)
 
     def _merge_plain_codes(self, sums: np.ndarray, uses: np.ndarray) -> None:
-        """Cluster the plain codes; one of each cluster takes its uses, the others become zero."""
+        """Merge the many codes of plain background into a few.
+
+        Those codes are clustered. In each cluster one code is kept: its vector becomes the
+        cluster's centre, and it gets the uses of all. The others are never used again.
+
+        Args:
+            sums: running sum of the vectors assigned to each code; a code is its sum over its uses.
+            uses: running count of the uses of each code.
+        """
         from scipy.cluster.vq import kmeans2
 
         size = len(uses)
@@ -230,7 +238,7 @@ class MergedCodecStage(CodecStage):
         seeds = [self._seed, 6]
         centres, nearest = kmeans2(
             vectors,
-            _PLAIN_CODES,
+            _PLAIN_CLUSTERS,
             iter=20,
             minit="++",
             missing="warn",
@@ -241,7 +249,7 @@ class MergedCodecStage(CodecStage):
             if not len(codes):
                 continue
             kept = codes[0]
-            cluster_uses = mx.array(uses[codes])
+            cluster_uses = mx.array(uses[codes])  # summed by MLX, whose rounding training has
             total = cluster_uses.sum().item()
             sums[codes] = 0
             uses[codes] = 0
