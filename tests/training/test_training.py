@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -230,57 +229,68 @@ def test_a_checkpoint_with_other_arrays_is_refused(tmp_path: Path) -> None:
         run_stage(stage, tmp_path, recipe="one")
 
 
-@pytest.mark.check
-def test_the_command_survives_a_kill(tmp_path: Path) -> None:
-    """A run of two processes, killed in its first stage and resumed, equals a run of one."""
-    steps = ["--codec-steps", "12", "--checkpoint-every", "0"]
-    steps += [
-        word
-        for stage in ("merged", "encoder", "drawing", "joint", "places")
-        for word in (f"--{stage}-steps", "1")
-    ]
-    arguments = ["-m", "mlx_janus", "train", "tiny", *steps, "--output"]
+TRAIN = ["-m", "mlx_janus", "train", "tiny", "--codec-steps", "12", "--checkpoint-every", "0"]
+STAGES = ("codec", "merged", "encoder", "drawing", "joint", "places")
+
+
+def start_training(folder: Path, processes: int) -> subprocess.Popen[str]:
+    """A run of the command, of one step for every stage after the first."""
+    arguments = [*TRAIN, "--processes", str(processes), "--output", str(folder)]
+    for stage in STAGES[1:]:
+        arguments += [f"--{stage}-steps", "1"]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "MLX_DISABLE_COMPILE": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    two = ["--processes", "2"]
-    process = subprocess.Popen(
-        [sys.executable, *arguments, str(broken), *two], env=environment, stderr=subprocess.DEVNULL
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def train_in(folder: Path, processes: int) -> bytes:
+    """The model of a run that ends well."""
+    process = start_training(folder, processes)
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert out == f"{folder / 'model'}\n"
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the command trained in, with one process."""
+    folder = tmp_path_factory.mktemp("trained")
+    train_in(folder, processes=1)
+    return folder
+
+
+@pytest.mark.check
+def test_the_command_trains_a_model(trained: Path) -> None:
+    assert {line["stage"] for line in read_log(trained / "log.jsonl")} == set(STAGES)
+    assert (trained / "losses.png").stat().st_size > 1000
+    janus = mlx_janus.load(trained / "model")
+    assert janus.generate_images("a red circle", seed=1)[0].image.size == (64, 64)
+
+
+def test_the_command_survives_a_kill(tmp_path: Path, trained: Path) -> None:
+    """A run of two processes, killed in its first stage and resumed, equals a run of one."""
+    process = start_training(tmp_path, processes=2)
     try:
         deadline = time.monotonic() + 300
-        while not checkpoint_file(broken, "codec").exists():
+        while not checkpoint_file(tmp_path, "codec").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    for folder, processes in ((broken, two), (whole, ["--processes", "1"])):
-        done = subprocess.run(
-            [sys.executable, *arguments, str(folder), *processes],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == f"{folder / 'model'}\n"
-    one, two = ((folder / "model" / "model.safetensors").read_bytes() for folder in (whole, broken))
-    assert one == two
-    assert {line["stage"] for line in read_log(whole / "log.jsonl")} == {
-        "codec",
-        "merged",
-        "encoder",
-        "drawing",
-        "joint",
-        "places",
-    }
-    assert (whole / "losses.png").stat().st_size > 1000
-    janus = mlx_janus.load(whole / "model")
-    assert janus.generate_images("a red circle", seed=1)[0].image.size == (64, 64)
+        process.kill()
+        process.communicate()
+    whole = (trained / "model" / "model.safetensors").read_bytes()
+    assert train_in(tmp_path, processes=2) == whole
 
 
 def test_wrong_use_of_the_command(tmp_path: Path) -> None:
