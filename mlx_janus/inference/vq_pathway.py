@@ -106,7 +106,7 @@ class VQPathway:
                     columns.append(column[:, 0])
                     count = len(columns)
                     canvases = []
-                    for index, job in enumerate(jobs):
+                    for index, job in enumerate(jobs):  # ``columns`` grows, so a canvas has a count
                         tokens = partial(_tokens_of, columns, count, index)
                         canvas = TokenCanvas(janus, job, tokens, passes)
                         canvases.append(canvas)
@@ -116,6 +116,7 @@ class VQPathway:
             stream.close()  # type: ignore[attr-defined]
 
     def _start(self, jobs: Sequence[ImageJob], options: DrawOptions) -> Iterator[mx.array]:
+        """Start ``draw_tokens`` for jobs of equal options; jobs of one prompt share its reading."""
         model = self._janus.model
         window = 1 if options.exact else options.window
         if window is None:  # the rows of several images already make a pass wide
