@@ -77,8 +77,7 @@ def load(
             case has a subclass in ``mlx_janus.errors``.
     """
     source = resolve(_embedded(revision) if path_or_hub_id is None else path_or_hub_id)
-    # An MLX dtype prints as "mlx.core.float32"; the folder's config says "float32".
-    named = None if dtype is None else str(dtype).removeprefix("mlx.core.")
+    named = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
     folder = find_converted(
         source,
         bits=bits,

@@ -71,6 +71,7 @@ class DrawingBatch:
         self._clear()
 
     def _clear(self) -> None:
+        """Forget all images, as none are left or an error made their caches inconsistent."""
         self.images = []
         self._cache: RaggedCache = []
         self._rows: list[Rows] = []  # the rows of each image

@@ -192,7 +192,7 @@ def _picker(options: DrawOptions, *, compiled: bool) -> Callable[[mx.array, mx.a
     """
 
     def pick(logits: mx.array, keys: mx.array) -> mx.array:
-        if options.rows == 2:
+        if options.rows == 2:  # the conditional rows of all images, then the unconditional ones
             half = len(logits) // 2
             logits = guide(logits[:half], logits[half:], options.cfg_weight)
         return choose(logits, keys, options.temperature, options.top_p)

@@ -67,6 +67,7 @@ class _LanguageModel:
     def __call__(
         self, inputs: mx.array, cache: Cache | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
+        """Return the logits after each position: of embeddings for a prompt, of ids after it."""
         embeddings = self.model.embed_text(inputs) if input_embeddings is None else input_embeddings
         return self.model.text_logits(self.model.hidden_states(embeddings, cache))
 
@@ -170,7 +171,10 @@ def _answer_in_windows(
 
 
 def _count_accepted(chosen: Sequence[int], draft: Sequence[int]) -> int:
-    """Return how many chosen tokens follow only correct drafts; there is one draft token fewer."""
+    """Return how many chosen tokens follow only correct draft tokens, at least 1.
+
+    The first follows an accepted token, so there is one chosen token more than in the draft.
+    """
     for index, token in enumerate(draft):
         if token != chosen[index]:
             return index + 1

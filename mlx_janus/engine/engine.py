@@ -251,6 +251,7 @@ class Engine:
         assert started is not None
 
         def tell() -> None:
+            """Complete the future here, on the event loop: asyncio's futures belong to it."""
             if started.done():  # ``start`` was cancelled
                 return
             if error is None:

@@ -73,6 +73,7 @@ class ImageScheduler:
     @property
     def waiting_requests(self) -> int:
         """The number of requests that wait and have no running image."""
+        # The event loop asks for this while the thread changes the list, so copy it first.
         idle = [task for task in tuple(self.running) if task.left and not task.running]
         return len(self.waiting) + len(idle)
 

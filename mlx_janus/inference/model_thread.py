@@ -119,7 +119,7 @@ def _end_all() -> None:
         for worker in list(_RUNNING):
             worker.thread.join()
     except KeyboardInterrupt:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in (sys.stdout, sys.stderr):  # ``os._exit`` does not flush them
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         os._exit(130)
@@ -235,6 +235,7 @@ class ThreadStream(Iterator[T], Generic[T]):
         return self
 
     def __next__(self) -> T:
+        """Run a step in the model's thread, and return its item."""
         if not self._drop.alive:  # the stream has ended, failed or been closed
             raise StopIteration
         try:

@@ -162,7 +162,7 @@ def answer_events(
     started = time.perf_counter() - watch.seconds
     cache = prompt.cache or janus.model.make_cache()
     embeddings = embed_prompt(janus, prompt.ids[prompt.read :], encoded)
-    del encoded
+    del encoded  # or it would be held until the end of the answer
     done = 0  # ``answer_tokens`` reads the last positions itself, as it needs their logits
     for done, _ in prefill(janus.model, embeddings[None], cache, prompt.step, keep=prompt.step):
         yield PromptRead(prompt.read + done, len(prompt.ids))
@@ -170,7 +170,7 @@ def answer_events(
     room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
     stream = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
-    del embeddings
+    del embeddings  # as above
     eos = janus.prompts.special.eos
     answer = _Answer(janus.prompts.detokenizer(), eos, options.stop)
     first = 0.0

@@ -128,7 +128,7 @@ class VQPathway:
                 prompts.append(job.ids)
             index = prompts.index(job.ids)
             images.append((index, job.seed))
-        first = prompts[0]
+        first = prompts[0]  # all have its length, so its pads serve them all
         unconditional = self._janus.prompts.unconditional(first)
         return draw_tokens(model, prompts, unconditional, images, options, window)
 
@@ -197,7 +197,8 @@ class TokenCanvas:
         count = len(tokens)
         columns = config.grid
         rows = -(-count // columns)
-        missing = rows * columns - count  # in the last row: repeat the last token
+        # The decoder needs entire rows: repeat the last token, and paint over it in the end.
+        missing = rows * columns - count
         padding = np.repeat(tokens[-1:], missing)
         filled = np.concatenate([tokens, padding])
         decoded = _decode(self._janus, filled, (rows, columns))
