@@ -238,5 +238,5 @@ def _choose(
         places = mx.array(members)
         chosen.append(choose(guided[places], keys[places], temperature, top_p))
         order += members
-    back = mx.array(np.argsort(order))  # from the order of the groups to that of the images
-    return mx.concatenate(chosen)[back]
+    # From the order of the groups back to that of the images.
+    return mx.concatenate(chosen)[mx.array(np.argsort(order))]

@@ -147,7 +147,7 @@ class ImageScheduler:
         """Advance every image by a step, and decode one finished image or else one preview."""
         try:
             finished = self._batch.step()
-        except Exception as error:  # rows may be at different positions: give up the batch
+        except Exception as error:  # the cache's layers may differ: give up the batch
             self._batch = self._pathway.batch()
             self._end_lost(error)
             return

@@ -48,7 +48,7 @@ def find_window(model: JanusModel, rows: int) -> int:
 def _key(model: JanusModel, rows: int) -> str:
     """Return a hash of everything that the timing depends on.
 
-    The first layer stands for all: its arrays show the dtype and the quantization.
+    The arrays of the first layer show the dtype and the quantization as loaded.
     """
     layer = model.language_model.layers[0]
     parameters = tree_flatten(layer.parameters())
