@@ -77,7 +77,7 @@ def load(
             case has a subclass in ``mlx_janus.errors``.
     """
     source = resolve(_embedded(revision) if path_or_hub_id is None else path_or_hub_id)
-    named = None if dtype is None else str(dtype).removeprefix("mlx.core.")
+    named = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
     folder = find_converted(
         source,
         bits=bits,
@@ -104,6 +104,7 @@ def _embedded(revision: str | None) -> Path:
 
 
 def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
+    """Return the name to show for a model: its folder's name without the path, or its Hub id."""
     path = Path(os.path.expanduser(path_or_hub_id))  # noqa: PTH111  pathlib's raises for the home of nobody
     if path == TINY:
         return "janus-tiny"
@@ -246,6 +247,7 @@ class JanusPipeline(LoadedModel):
         pixels = [preprocess(open_image(image), self.config.image) for image in images]
 
         def features(watch: Stopwatch) -> list[mx.array]:
+            """Encode the images, in the model's thread at the stream's first step."""
             return self.encode(pixels, watch)
 
         events = answer_events(self, Prompt(ids, features), options)

@@ -71,6 +71,7 @@ class DrawingBatch:
         self._clear()
 
     def _clear(self) -> None:
+        """Forget all images, as none are left or an error made their caches inconsistent."""
         self.images = []
         self._cache: RaggedCache = []
         self._rows: list[Rows] = []  # the rows of each image
@@ -115,6 +116,15 @@ class DrawingBatch:
         first: mx.array,
         images: Sequence[BatchImage],
     ) -> None:
+        """Append images that have read their prompt, and their rows, to the batch.
+
+        Args:
+            cache: holds the prompt in the rows of these images only.
+            rows: the rows of each image in ``cache``.
+            keys: (n, positions, 2).
+            first: the first token of each image, (n,).
+            images: the images.
+        """
         if not self.images:
             self._cache = cache
             self._rows = rows
@@ -211,8 +221,10 @@ def _choose(
     guided = logits[mx.array([pair.conditional for pair in rows])]
     if any(pair.conditional != pair.unconditional for pair in rows):
         unconditional = logits[mx.array([pair.unconditional for pair in rows])]
+        # An image without guidance has one row and weight 1, so that ``guide`` returns its logits.
         weights = mx.array([image.options.cfg_weight for image in images], logits.dtype)
         guided = guide(guided, unconditional, weights[:, None])
+    # ``choose`` takes one temperature and top_p, so images are grouped by them.
     groups: dict[tuple[float, float], list[int]] = {}
     for index, image in enumerate(images):
         sampling = (image.options.temperature, image.options.top_p)
@@ -226,4 +238,5 @@ def _choose(
         places = mx.array(members)
         chosen.append(choose(guided[places], keys[places], temperature, top_p))
         order += members
+    # From the order of the groups back to that of the images.
     return mx.concatenate(chosen)[mx.array(np.argsort(order))]

@@ -157,7 +157,7 @@ def _read_prompts(
     cache = model.make_cache(len(unconditional) + token_config(model.config).tokens)
     embeddings = model.embed_text(mx.array(read_once))
     hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)[:, None]
-    if rows != list(range(len(read_once))):
+    if rows != list(range(len(read_once))):  # else each prompt has one image: nothing to copy
         cache = take_rows(cache, rows)
         hidden = hidden[mx.array(rows)]
     return cache, hidden
@@ -188,11 +188,11 @@ def _picker(options: DrawOptions, *, compiled: bool) -> Callable[[mx.array, mx.a
     """Return guidance and sampling as one function.
 
     It maps (rows * n, W, codes) logits and (n, W, 2) keys to (n, W) tokens. Compiled, it is a few
-    kernels, which saves a GPU launches. On a CPU, compiling would run a C++ compiler for seconds.
+    kernels, so a GPU launches fewer. On a CPU, compiling would run a C++ compiler for seconds.
     """
 
     def pick(logits: mx.array, keys: mx.array) -> mx.array:
-        if options.rows == 2:
+        if options.rows == 2:  # the conditional rows of all images, then the unconditional ones
             half = len(logits) // 2
             logits = guide(logits[:half], logits[half:], options.cfg_weight)
         return choose(logits, keys, options.temperature, options.top_p)
@@ -227,14 +227,14 @@ def _in_windows(
     drafted = 1  # positions with an accepted or a draft token
     while done < positions:
         end = min(done + window, positions)  # this pass chooses for positions before it
-        for position in range(drafted, end - 1):
+        for position in range(drafted, end - 1):  # positions that no earlier pass chose for
             back = columns if position >= columns else 1
             tokens[:, position] = tokens[:, position - back]
         read = mx.array(tokens[:, done - 1 : end - 1])
         found = np.array(choose_next(read, done))
         accepted = _count_accepted(found, tokens[:, done : end - 1])
         tokens[:, done:end] = found
-        trim_cache(cache, end - done - accepted)
+        trim_cache(cache, end - done - accepted)  # the draft tokens that were wrong
         yield mx.array(found[:, :accepted])
         done += accepted
         drafted = end

@@ -67,6 +67,7 @@ class _LanguageModel:
     def __call__(
         self, inputs: mx.array, cache: Cache | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
+        """Return the logits after each position: of embeddings for a prompt, of ids after it."""
         embeddings = self.model.embed_text(inputs) if input_embeddings is None else input_embeddings
         return self.model.text_logits(self.model.hidden_states(embeddings, cache))
 
@@ -101,16 +102,17 @@ def answer_tokens(
 def _answer_one_by_one(
     model: JanusModel, embeddings: mx.array, options: TextOptions, cache: Cache | None, **loop: Any
 ) -> Iterator[int]:
-    """Run mlx-lm's loop with our sampling."""
+    """Run mlx-lm's loop with a sampler whose noise depends only on the seed and the position."""
     key = mx.random.key(options.seed)
 
     def sampler(logprobs: mx.array) -> mx.array:
+        """Choose the next token; the key is split once a token, as in ``_answer_in_windows``."""
         nonlocal key
         key, step_key = mx.random.split(key)
         return choose(logprobs, step_key[None], options.temperature, options.top_p)
 
     steps = generate_step(
-        mx.array([], dtype=mx.int32),
+        mx.array([], dtype=mx.int32),  # no ids: the prompt is ``input_embeddings``
         _LanguageModel(model),
         max_tokens=options.max_tokens,
         sampler=sampler,
@@ -136,7 +138,7 @@ def _answer_in_windows(
     holds the prompt's ids, and grows by the answer's.
     """
     cache = cache or model.make_cache()
-    keys = [mx.random.key(options.seed)]  # the last one is split again
+    keys = [mx.random.key(options.seed)]  # of each position; the last one is split for the next
 
     def choices(hidden: mx.array, position: int) -> list[int]:
         """Choose the W tokens from ``position`` on, from (W, hidden)."""
@@ -165,11 +167,14 @@ def _answer_in_windows(
         chosen = choices(model.hidden_states(read, cache)[0], done)
         accepted = _count_accepted(chosen, draft)
         found = chosen[:accepted]
-        trim_cache(cache, len(chosen) - accepted)
+        trim_cache(cache, len(chosen) - accepted)  # the draft tokens that were wrong
 
 
 def _count_accepted(chosen: Sequence[int], draft: Sequence[int]) -> int:
-    """Return how many chosen tokens follow only correct drafts; there is one draft token fewer."""
+    """Return how many chosen tokens follow only correct draft tokens, at least 1.
+
+    The first follows an accepted token, so there is one chosen token more than in the draft.
+    """
     for index, token in enumerate(draft):
         if token != chosen[index]:
             return index + 1

@@ -120,11 +120,11 @@ class Engine:
         Args:
             seconds: time for the running requests to finish.
         """
-        with self._changed:
+        with self._changed:  # calling this again may shorten the time, never extend it
             end = time.monotonic() + seconds
             self._stop_at = end if self._stop_at is None else min(end, self._stop_at)
             self._changed.notify()
-        if self._thread.ident is not None:
+        if self._thread.ident is not None:  # it was started
             await asyncio.to_thread(self._thread.join)
 
     def submit(self, request: Request) -> Ticket:
@@ -144,7 +144,7 @@ class Engine:
         ticket = Ticket(self._wake, self._durations.append)
         task = self._checked(ticket, request)
         with self._changed:
-            if self.stopping:
+            if self.stopping:  # since the first check: the thread may never read the queue again
                 raise StoppingError
             if isinstance(task, TextTask):
                 schedulers.text.waiting.append(task)
@@ -154,6 +154,7 @@ class Engine:
         return ticket
 
     def _retry_after(self) -> int:
+        """Return the mean duration of recent requests in seconds, from 1 to ``_LONGEST_WAIT``."""
         mean = sum(self._durations) / len(self._durations)
         return min(max(math.ceil(mean), 1), _LONGEST_WAIT)
 
@@ -162,6 +163,10 @@ class Engine:
             self._changed.notify()
 
     def _checked(self, ticket: Ticket, request: Request) -> TextTask | ImageTask:
+        """Check a request, tokenize its prompt and return its task.
+
+        Its answers or images take ``n`` seeds in a row, so the last one must be in range too.
+        """
         check_int("n", request.n, 1, MAX_IMAGES)
         if isinstance(request, AnswerRequest):
             check_int("seed", request.options.seed, 0, MAX_SEED - request.n + 1)
@@ -170,6 +175,7 @@ class Engine:
         return self._checked_images(ticket, request)
 
     def _checked_text(self, ticket: Ticket, request: AnswerRequest) -> TextTask:
+        """Check the images and the length of a prompt for answers, and tokenize it."""
         shown = sum(turn.images for turn in request.turns)
         given = len(request.images)
         if shown != given:
@@ -178,6 +184,7 @@ class Engine:
         return TextTask(ticket, request, self._janus.answering_ids(request.turns, request.system))
 
     def _checked_images(self, ticket: Ticket, request: DrawingRequest) -> ImageTask:
+        """Check the previews and the length of a prompt for images, and tokenize it."""
         check_int("partial_images", request.partial_images, 0, self.pathway.steps(request.options))
         self._check_length(request.prompt)
         return ImageTask(ticket, request, self.pathway.prompt_ids(request.prompt))
@@ -195,6 +202,10 @@ class Engine:
     # The device's thread
 
     def _run(self) -> None:
+        """Load the model, serve requests until the engine stops, and end those that are left.
+
+        The thread's streams are cleared at its end, or the process may abort when it exits.
+        """
         try:
             schedulers = self._prepare()
         except BaseException as error:
@@ -218,7 +229,7 @@ class Engine:
                 self._end_all(schedulers, self.failure or StoppingError())
             finally:
                 self._tell(self.ended.set)
-                mx.clear_streams()  # or the process may abort when it exits
+                mx.clear_streams()
 
     def _prepare(self) -> _Schedulers:
         """Load the model and its weights, unless the engine is closed while loading."""
@@ -235,11 +246,13 @@ class Engine:
         return self._schedulers
 
     def _tell_start(self, error: BaseException | None) -> None:
+        """Let ``start`` return on the event loop, or raise the error of loading the model."""
         started = self._started
         assert started is not None
 
         def tell() -> None:
-            if started.done():
+            """Complete the future here, on the event loop: asyncio's futures belong to it."""
+            if started.done():  # ``start`` was cancelled
                 return
             if error is None:
                 started.set_result(None)
@@ -249,9 +262,9 @@ class Engine:
         self._tell(tell)
 
     def _tell(self, callback: Callable[[], object]) -> None:
-        """Call back on the event loop."""
+        """Run a callback on the event loop; do nothing if the loop is closed."""
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback)
 
     def _wait_for_work(self, schedulers: _Schedulers) -> bool:
@@ -277,17 +290,18 @@ class Engine:
         with self._changed:
             end_waiting(text.waiting, stopping=self.stopping)
             end_waiting(images.waiting, stopping=self.stopping)
-            chosen, short = text.choose(bool(images.running), images.needs)
-            text.start(chosen)
+            answers, answer_waits = text.choose(bool(images.running), images.needs)
+            text.start(answers)
             # While an answer waits for memory, no image starts, or the answer might wait for ever.
-            started = None if short else images.choose(text.needs)
-        if started is not None:
-            images.start(*started)
+            next_images = None if answer_waits else images.choose(text.needs)
+        if next_images is not None:
+            images.start(*next_images)
         images.step()
         text.step()
         return bool(text.running or images.running)
 
     def _end_all(self, schedulers: _Schedulers, error: BaseException) -> None:
+        """End the running requests with ``error`` and the waiting ones with a StoppingError."""
         with self._changed:
             end_waiting(schedulers.text.waiting, stopping=True)
             end_waiting(schedulers.images.waiting, stopping=True)

@@ -73,6 +73,7 @@ class ImageScheduler:
     @property
     def waiting_requests(self) -> int:
         """The number of requests that wait and have no running image."""
+        # The event loop asks for this while the thread changes the list, so copy it first.
         idle = [task for task in tuple(self.running) if task.left and not task.running]
         return len(self.waiting) + len(idle)
 
@@ -103,9 +104,10 @@ class ImageScheduler:
             return None
         running = len(self._batch.jobs)
         needed = self._bytes_per_image([*self.running, *asking])
-        # Cautious: part of the running images' memory is counted twice.
+        # Cautious: the memory that running images hold is not free, and ``room`` subtracts these
+        # images again. So fewer images may start than would fit.
         fit = images_that_fit(self._janus, needed, reserved)
-        if not running:
+        if not running:  # start one without a memory check, or it might wait for ever
             fit = max(fit, 1)
         room = min(MOST, fit) - running
         chosen: dict[ImageTask, int] = {}
@@ -136,7 +138,7 @@ class ImageScheduler:
             self._batch.add(list(jobs))
         except Exception as error:
             self.drop([task], error)
-            self._end_lost(error)
+            self._end_lost(error)  # the batch may have lost other requests' images too
         else:
             task.running |= jobs
             self._owners |= dict.fromkeys(jobs, task)
@@ -145,7 +147,7 @@ class ImageScheduler:
         """Advance every image by a step, and decode one finished image or else one preview."""
         try:
             finished = self._batch.step()
-        except Exception as error:
+        except Exception as error:  # the cache's layers may differ: give up the batch
             self._batch = self._pathway.batch()
             self._end_lost(error)
             return
@@ -164,6 +166,10 @@ class ImageScheduler:
         self._decode_one()
 
     def _decode_one(self) -> None:
+        """Decode the first finished image, or else the first preview.
+
+        One a round, since decoding delays every answer. A failure ends only the image's request.
+        """
         if self._finishing:
             decoding = self._finishing.popleft()
         elif self._previews:
@@ -176,6 +182,8 @@ class ImageScheduler:
             self.drop([decoding.task], error)
 
     def _finisher(self, task: ImageTask, index: int, canvas: Canvas) -> _Decoding:
+        """Return the decoding of a finished image; the last one of a request also ends it."""
+
         def work() -> None:
             image = canvas.finish()
             task.finished += 1
@@ -186,33 +194,38 @@ class ImageScheduler:
         return _Decoding(task, work)
 
     def _previewer(self, task: ImageTask, index: int, number: int, canvas: Canvas) -> _Decoding:
+        """Return the decoding of an image's preview with this number."""
         return _Decoding(task, lambda: task.ticket.tell(Partial(index, number, canvas.preview())))
 
     def drop(self, tasks: Sequence[ImageTask], error: BaseException | None = None) -> None:
-        """End requests, finished or not."""
+        """End requests, finished or not, and remove their images from the batch."""
         for task in tasks:
             jobs = list(task.running)
             self._forget(task)
             task.ticket.end(error)
             try:
                 self._batch.remove(jobs)
-            except Exception as failure:
+            except Exception as failure:  # the batch may have lost other requests' images
                 self._end_lost(failure)
         if tasks:
             mx.clear_cache()
 
     def drop_all(self, error: BaseException) -> None:
-        """End every running request."""
+        """End every running request; a new batch replaces that of their images."""
         self._batch = self._pathway.batch()
         self.drop(list(self.running), error)
 
     def _end_lost(self, error: BaseException) -> None:
-        """End the requests whose images the batch has lost by an error."""
+        """End the requests that lost a running image when the batch failed with ``error``.
+
+        A request that only waits, for a turn or for decoding, has lost none and goes on.
+        """
         kept = set(self._batch.jobs)
         for task in [task for task in self.running if not kept.issuperset(task.running)]:
             self.drop([task], error)
 
     def _forget(self, task: ImageTask) -> None:
+        """Remove a request and its queued decodings from the scheduler, but not from the batch."""
         self.running.remove(task)
         for job in task.running:
             self._owners.pop(job, None)
@@ -224,6 +237,9 @@ class ImageScheduler:
 
 
 def _preview_at(request: DrawingRequest, steps: int) -> dict[int, int]:
-    """Return the numbers of steps after which an image is previewed, to the previews' numbers."""
+    """Return the numbers of steps after which an image is previewed, to the previews' numbers.
+
+    Previews are evenly spaced. None follows the last step, as the image is finished then.
+    """
     most = min(request.partial_images, steps - 1)
     return {steps * (number + 1) // (most + 1): number for number in range(most)}

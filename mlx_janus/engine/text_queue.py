@@ -65,6 +65,7 @@ class TextScheduler:
         return sum(self._needs(task) for task in tasks)
 
     def _needs(self, task: TextTask) -> int:
+        """Return the bytes of the KV cache at the greatest length of the answer."""
         config = self._janus.config.language
         wanted = len(task.ids) + task.request.options.max_tokens
         positions = min(wanted, config.max_position_embeddings)
@@ -73,12 +74,15 @@ class TextScheduler:
     def choose(self, others: bool, reserved: int) -> tuple[list[TextTask], bool]:
         """Take the requests that may start from the queue.
 
+        If nothing is running, the first request starts without a memory check: no other request
+        would free memory for it, so it would wait for ever.
+
         Args:
             others: whether images are running, which will free memory when they finish.
             reserved: peak bytes of those images.
 
         Returns:
-            The requests, and whether the next one waits for memory.
+            The requests to start, and whether the next one in the queue waits for memory.
         """
         chosen: list[TextTask] = []
         while self.waiting and len(self.running) + len(chosen) < self._most:
@@ -89,7 +93,10 @@ class TextScheduler:
         return chosen, False
 
     def _make_room(self, needed: int) -> bool:
-        """Free prefix caches until ``needed`` bytes fit; return whether they do."""
+        """Free prefix caches, the oldest first, until ``needed`` bytes fit; return whether they do.
+
+        If the bytes would not fit even without these caches, all of them are kept.
+        """
         held = sum(prefix.nbytes for prefix in self._prefixes)
         if needed > SAFE_SHARE * (available_memory() + held):
             return False
@@ -107,7 +114,8 @@ class TextScheduler:
     def step(self) -> None:
         """Advance every answer by a token, and one prompt that is being read by a chunk.
 
-        A failure ends only its request.
+        Other prompts are read after that one: reading several chunks in a round would delay the
+        next token of every answer. A failure ends only its request.
         """
         reader = next((task for task in self.running if task.reading), None)
         for task in list(self.running):
@@ -122,7 +130,7 @@ class TextScheduler:
                 self.drop([task], error)
 
     def drop(self, tasks: Sequence[TextTask], error: BaseException | None = None) -> None:
-        """End running requests."""
+        """End running requests, with ``error`` or that of closing the answer, if any."""
         for task in tasks:
             self.running.remove(task)
             assert task.steps is not None
@@ -136,6 +144,11 @@ class TextScheduler:
             mx.clear_cache()
 
     def _answer(self, task: TextTask) -> Generator[None, None, None]:
+        """Generate a request's answers one after the other, each from the best prefix cache.
+
+        Yields:
+            After each encoded image, chunk of the prompt, and token, so that others get a turn.
+        """
         request = task.request
         keys = self._features.keys(task.ids, task.digests)
         shown = dict(zip(task.digests, request.images, strict=True))
@@ -161,7 +174,7 @@ class TextScheduler:
     def _take(self, keys: Sequence[Key]) -> PrefixCache:
         """Take the prefix cache that shares most positions with a prompt, or a new one.
 
-        A cache that would lose more than half of its positions is not taken.
+        A cache that would lose more than half of its positions is left for other prompts.
         """
         common = {prefix: prefix.common(keys) for prefix in self._prefixes}
         fitting = [prefix for prefix, length in common.items() if 2 * length >= len(prefix.keys)]
@@ -172,7 +185,8 @@ class TextScheduler:
         return best
 
     def _keep(self, prefix: PrefixCache) -> None:
-        if not prefix.keys:
+        """Keep a prefix cache as the most recently used; forget the oldest beyond the limits."""
+        if not prefix.keys:  # a failed pass has emptied it
             return
         self._prefixes.append(prefix)
         held = sum(kept.nbytes for kept in self._prefixes)

@@ -34,6 +34,7 @@ class Ticket(AsyncIterator[Event]):
         self._exhausted = False
 
     async def __anext__(self) -> Event:
+        """Wait for the next event; None in the queue is the end, an exception a failure."""
         if self._exhausted:
             raise StopAsyncIteration
         event = await self._events.get()
@@ -65,7 +66,7 @@ class Ticket(AsyncIterator[Event]):
             self._put(error)
 
     def _put(self, event: Event | BaseException | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads the events
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
@@ -86,7 +87,10 @@ Work = TypeVar("Work", bound=_Work)
 
 
 def end_waiting(queue: deque[Work], *, stopping: bool) -> None:
-    """End a queue's cancelled requests, or all of them if the engine is stopping."""
+    """End a queue's cancelled requests, or all of them if the engine is stopping.
+
+    Only the stopping of the engine is reported as an error.
+    """
     for work in [work for work in queue if stopping or work.ticket.cancelled]:
         queue.remove(work)
         work.ticket.end(StoppingError() if stopping else None)

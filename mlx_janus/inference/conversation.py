@@ -196,6 +196,7 @@ class Conversation:
         return pictures
 
     def _last_question(self) -> int:
+        """Return the index of the last question in ``messages``."""
         questions = [at for at, message in enumerate(self.messages) if message.role == "user"]
         if not questions:
             raise ConversationError("nothing was asked yet: ask something first")
@@ -204,6 +205,10 @@ class Conversation:
     def _draw(
         self, prompt: str, count: int, steps: Generator[ImageStep, None, None]
     ) -> Generator[ImageStep, None, None]:
+        """Pass on the steps of a drawing, and append its message when all images are finished.
+
+        The message is appended before the last step is yielded, as the caller may stop there.
+        """
         pictures: list[Picture] = []
         try:
             for step in steps:
@@ -217,6 +222,13 @@ class Conversation:
     def _answer(
         self, before: Sequence[Message], question: Message, options: TextOptions
     ) -> ThreadStream[TextChunk]:
+        """Lay out the prompt now, so that errors are raised here, and stream the answer.
+
+        Args:
+            before: the messages before the question.
+            question: the question, with the images generated since the last one.
+            options: sampling and length.
+        """
         ids, forgotten = self._fit(before, question, options.max_tokens)
         chunks = self._stream_answer(list(before), question, ids, forgotten, options)
         return self._janus.thread.stream(chunks)
@@ -232,7 +244,7 @@ class Conversation:
         context = self._janus.config.language.max_position_embeddings
         room = min(max_tokens, context // 4)
         exchanges = _exchanges(before)
-        start = min(self.forgotten, len(exchanges))
+        start = min(self.forgotten, len(exchanges))  # undoing may have left fewer exchanges
         ids = self._ids(exchanges[start:], question)
         most = context - room
         while start < len(exchanges) and len(ids) > most:
@@ -247,6 +259,7 @@ class Conversation:
         return ids, start
 
     def _ids(self, exchanges: Sequence[Exchange], question: Message) -> list[int]:
+        """Return the ids of exchanges and the next question, up to the assistant's answer."""
         questions = [earlier for earlier, _ in exchanges]
         questions.append(question)
         turns = [Turn("user", message.text, len(message.pictures)) for message in questions]
@@ -272,6 +285,15 @@ class Conversation:
         forgotten: int,
         options: TextOptions,
     ) -> Generator[TextChunk, None, None]:
+        """Answer a question; at the end, make it and its answer the last messages.
+
+        Args:
+            before: the messages before the question.
+            question: the question.
+            ids: the prompt.
+            forgotten: the number of oldest exchanges that the prompt leaves out.
+            options: sampling and length.
+        """
         if self._answering:
             raise ConversationError(
                 "an answer is still being given: read it to its end, or close it"
@@ -300,7 +322,8 @@ class Conversation:
     def _own_tokens(self, result: TextResult) -> tuple[int, ...] | None:
         """Return an answer's tokens if they can be read again in its place.
 
-        None if a stop string cut the text shorter, or if a token is the image placeholder.
+        None if a stop string cut the text shorter, or if a token is the image placeholder, which
+        would be read as a position of an image.
         """
         complete = self._prompts.decode(result.tokens).strip() == result.text.strip()
         if complete and self._prompts.special.image not in result.tokens:
@@ -367,6 +390,7 @@ class Conversation:
         self.messages = loaded
 
     def _as_json(self, message: Message, path: Path) -> dict[str, Any]:
+        """Return a message as JSON for the file ``path``, and save its images beside that file."""
         item: dict[str, Any] = {"role": message.role, "text": message.text}
         if message.pictures:
             item["pictures"] = [_save_picture(picture, path) for picture in message.pictures]
@@ -375,6 +399,7 @@ class Conversation:
         return item
 
     def _from_json(self, item: Any, path: Path) -> Message:
+        """Check a message of the file ``path``, and return it with its images."""
         if not _has_role_and_text(item):
             raise ConversationError(f"{path} is damaged: a message needs a role and a text")
         role = item["role"]
@@ -401,18 +426,23 @@ class Conversation:
 
 
 def _exchanges(messages: Sequence[Message]) -> list[Exchange]:
-    """Return the questions with their answers."""
+    """Return the questions with their answers.
+
+    Drawings are left out: the next question has their images.
+    """
     said = [message for message in messages if message.role != "drawing"]
     return list(zip(said[::2], said[1::2], strict=True))
 
 
 def _has_role_and_text(item: Any) -> bool:
+    """Return whether a JSON value is an object with a known role and a text."""
     return (
         isinstance(item, dict) and item.get("role") in _ROLES and isinstance(item.get("text"), str)
     )
 
 
 def _check_target(path: Path) -> None:
+    """Refuse to save to ``path`` if that would replace anything other than a conversation."""
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} is not a folder: make it first")
     if path.is_dir():
@@ -436,6 +466,10 @@ def _save_picture(picture: Picture, path: Path) -> str:
 
 
 def _load_picture(name: str, path: Path) -> Picture:
+    """Read an image and its metadata from the PNG ``name`` in the folder of ``path``.
+
+    A name with a folder is refused, so that a saved conversation cannot show files elsewhere.
+    """
     if not name.endswith(".png") or name != Path(name).name:
         raise ConversationError(f"{path} is damaged: {name!r} is no PNG beside it")
     source = path.with_name(name)

@@ -58,16 +58,17 @@ def image_jobs(
 def _explicit(choices: Mapping[str, Any]) -> dict[str, Any]:
     """Return the choices except for None and neutral values.
 
-    So a pathway without nucleus sampling accepts ``top_p`` 1.
+    So a pathway without nucleus sampling accepts ``top_p`` 1. Types are compared too: True equals
+    1.0, but is a mistake that the pathway must see.
     """
     neutral = {"top_p": 1.0, "exact": False}
-    explicit = {}
+    kept = {}
     for name, value in choices.items():
         default = neutral.get(name)
         is_neutral = type(value) is type(default) and value == default
         if value is not None and not is_neutral:
-            explicit[name] = value
-    return explicit
+            kept[name] = value
+    return kept
 
 
 def generate_steps(
@@ -95,7 +96,7 @@ def generate_steps(
         finally:
             stream.close()
         mx.clear_cache()
-        for canvas in canvases:
+        for canvas in canvases:  # of the group's last step, so complete
             finished.append(canvas.finish())
             yield ImageStep(done, total, (finished[-1],), _previewer(janus, finished, ()))
 
@@ -118,7 +119,7 @@ def _groups(
     for length in sorted({len(job.ids) for job in jobs}):
         same_length = [job for job in jobs if len(job.ids) == length]
         options = same_length[0].options
-        size = 1
+        size = 1  # images in a group
         if not options.exact:
             needed = pathway.bytes_per_image(length, options)
             size = max(images_that_fit(janus, needed), 1)
@@ -135,6 +136,7 @@ def images_that_fit(janus: LoadedModel, bytes_per_image: int, reserved: int = 0)
         bytes_per_image: memory of one image while it is generated.
         reserved: bytes of the free memory to leave unused.
     """
+    # In low-memory mode, the weights of the language model are freed before an image is decoded.
     decoding = 0 if janus.low_memory else pathway_of(janus).decoding_bytes()
     room = SAFE_SHARE * available_memory() - reserved - decoding
     return max(int(room / bytes_per_image), 0)
@@ -143,7 +145,11 @@ def images_that_fit(janus: LoadedModel, bytes_per_image: int, reserved: int = 0)
 def _previewer(
     janus: LoadedModel, finished: Sequence[GeneratedImage], canvases: Sequence[Canvas]
 ) -> Callable[[], list[Image.Image]]:
-    """Return the function behind ``ImageStep.preview``, which any thread may call."""
+    """Return the function behind ``ImageStep.preview``, which any thread may call.
+
+    Unfinished images are decoded in the model's thread. If all are finished, the model is not
+    needed, so the function works even after it is closed.
+    """
     ready = [image.image for image in finished]
 
     def preview() -> list[Image.Image]:

@@ -110,14 +110,14 @@ class LoadedModel:
 
     @property
     def precision(self) -> dict[str, str]:
-        """The dtype, and the bits or the recipe of a quantized model."""
-        facts = {"dtype": str(self.config.dtype)}
+        """The dtype, and the bits or the recipe of a quantized model, as an image records them."""
+        fields = {"dtype": str(self.config.dtype)}
         quantization = self.config.quantization
         if quantization is None:
-            return facts
+            return fields
         if quantization.recipe:
-            return facts | {"recipe": quantization.recipe}
-        return facts | {"bits": str(quantization.bits)}
+            return fields | {"recipe": quantization.recipe}
+        return fields | {"bits": str(quantization.bits)}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -131,13 +131,14 @@ class LoadedModel:
         arrays = self._arrays(task)
         if self._files:
             held = {name for ready in self._ready for name in self._arrays(ready)}
-            if idle := held - set(arrays):
+            if idle := held - set(arrays):  # weights of both tasks stay
                 self._files.free(self.model, idle)
             self._ready.clear()
         materialize(arrays.values(), self.thread.check)
         self._ready.add(task)
 
     def _arrays(self, task: Task) -> dict[str, mx.array]:
+        """Return the weights that a task needs, by name."""
         model = self.model
         tasks: dict[Task, Callable[[], dict[str, mx.array]]] = {
             "encode": model.encoding_arrays,
@@ -198,5 +199,5 @@ class LoadedModel:
         self._ready.clear()
         for cache in list(self.caches):
             cache.clear()
-        gc.collect()  # parts of a network refer to each other
+        gc.collect()  # parts of a network refer to each other, so only the collector frees them
         mx.clear_cache()

@@ -56,7 +56,7 @@ class _Call:
         """Wait for the call; return its result or raise its error."""
         try:
             self.done.get()
-        except BaseException:  # Ctrl-C
+        except BaseException:  # Ctrl-C; a running function ends at its next ``check``
             self.abandoned = True
             raise
         if self.error is None:
@@ -87,6 +87,7 @@ class _Worker:
         self.calls.put(None)
 
     def _run(self) -> None:
+        """Run calls one after the other until None, on the device of the worker's creator."""
         if mx.default_device() != self._device:
             mx.set_default_device(self._device)
         try:
@@ -94,7 +95,7 @@ class _Worker:
                 self.current = call
                 call.abandoned |= self.ending
                 call.run()
-                self.current = call = None
+                self.current = call = None  # or the result would be kept until the next call
         finally:
             mx.clear_streams()
             _RUNNING.discard(self)
@@ -118,7 +119,7 @@ def _end_all() -> None:
         for worker in list(_RUNNING):
             worker.thread.join()
     except KeyboardInterrupt:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in (sys.stdout, sys.stderr):  # ``os._exit`` does not flush them
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         os._exit(130)
@@ -146,7 +147,7 @@ class ModelThread:
         """
         worker = self._worker
         if worker is not None and worker.thread is threading.current_thread():
-            return function()
+            return function()  # queued, it would wait for itself
         call = _Call(function)
         self._queue(call)
         return cast(T, call.wait())
@@ -177,7 +178,7 @@ class ModelThread:
             worker = self._worker
             self._worker = None
             if self._end is not None:
-                self._end.detach()
+                self._end.detach()  # the worker is stopped here instead
             if worker is not None:
                 for generator in list(self._open):
                     worker.calls.put(_Call(generator.close))
@@ -188,14 +189,16 @@ class ModelThread:
     def discard(self, generator: Generator[Any, None, None]) -> None:
         """Close a generator in the model's thread without waiting for it.
 
-        Safe to call during garbage collection.
+        Safe to call during garbage collection, as it takes no lock: the thread that collects may
+        hold it.
         """
         worker = self._worker
         if worker is None or os.getpid() != self._pid:
-            return  # it never ran, or its thread has ended
+            return  # the generator never ran, or its thread has ended or is in another process
         worker.calls.put(_Call(generator.close))
 
     def _queue(self, call: _Call) -> None:
+        """Queue a call; the first one starts the thread."""
         if os.getpid() != self._pid:
             raise JanusError(
                 "a model cannot be used in a process that was forked after it was loaded: "
@@ -224,6 +227,7 @@ class ThreadStream(Iterator[T], Generic[T]):
     def __init__(self, thread: ModelThread, generator: Generator[T, None, None]):
         self._thread = thread
         self._generator = generator
+        # Alive while the stream is open: closes the generator if the stream is collected or fails.
         self._drop = weakref.finalize(self, thread.discard, generator)
         self._drop.atexit = False
 
@@ -231,7 +235,8 @@ class ThreadStream(Iterator[T], Generic[T]):
         return self
 
     def __next__(self) -> T:
-        if not self._drop.alive:
+        """Run a step in the model's thread, and return its item."""
+        if not self._drop.alive:  # the stream has ended, failed or been closed
             raise StopIteration
         try:
             value = self._thread.call(lambda: next(self._generator, _END))

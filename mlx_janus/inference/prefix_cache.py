@@ -86,6 +86,7 @@ class ImageFeatureCache:
         for digest, group in itertools.groupby(image_keys, operator.itemgetter(0)):
             indices = [index for _, index in group]
             rows.append(self._features[digest][mx.array(indices)])
+        # Only now, as this prompt may show more images than the limit.
         while self._limit is not None and len(self._features) > self._limit:
             self._features.popitem(last=False)
         return rows
@@ -173,7 +174,7 @@ class PrefixCache:
         Yields:
             The events of ``answer_events``.
         """
-        known: list[Key] = [*keys]
+        known: list[Key] = [*keys]  # will grow by the answer's tokens; the cache may hold fewer
         cache = self._trim_to(keys)
         read = len(self.keys)
 

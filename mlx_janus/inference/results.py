@@ -139,17 +139,18 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ImageError(
             f"{path} carries no settings of a drawing: give a PNG as mlx_janus wrote it"
         )
+    # A file without this chunk was not upscaled: the pattern matches, and its group is None.
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
     dtype = chunks.get("dtype")
     bits = chunks.get("bits")
     recipe = chunks.get("recipe")
     try:
-        known = (
+        supported = (
             dtype in (None, *DTYPES)
             and bits in (None, *map(str, BITS))
             and recipe in (None, *RECIPES)
         )
-        if upscale is None or not known or (bits and recipe):
+        if upscale is None or not supported or (bits and recipe):
             raise ValueError
         return {
             "prompt": chunks["prompt"],

@@ -70,10 +70,14 @@ def text_options(
 
 
 def as_strings(name: str, value: Sequence[str] | str) -> tuple[str, ...]:
-    """Return a tuple of strings, also for a single one.
+    """Return one string or several as a tuple.
+
+    Args:
+        name: the argument's name, for the error.
+        value: a string or several.
 
     Raises:
-        OptionError: it is neither, with the argument's name.
+        OptionError: the value is something else.
     """
     if isinstance(value, str):
         return (value,)
@@ -154,18 +158,19 @@ def answer_events(
     watch = Stopwatch()
     encoded = prompt.features(watch)
     janus.load_weights_for("answer")
+    # The time to the first token includes encoding images, but not loading weights until here.
     started = time.perf_counter() - watch.seconds
     cache = prompt.cache or janus.model.make_cache()
     embeddings = embed_prompt(janus, prompt.ids[prompt.read :], encoded)
-    del encoded
-    done = 0
+    del encoded  # or it would be held until the end of the answer
+    done = 0  # ``answer_tokens`` reads the last positions itself, as it needs their logits
     for done, _ in prefill(janus.model, embeddings[None], cache, prompt.step, keep=prompt.step):
         yield PromptRead(prompt.read + done, len(prompt.ids))
         janus.load_weights_for("answer")  # another stream may have freed them
     room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
     stream = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
-    del embeddings
+    del embeddings  # as above
     eos = janus.prompts.special.eos
     answer = _Answer(janus.prompts.detokenizer(), eos, options.stop)
     first = 0.0
@@ -194,7 +199,7 @@ class _Answer:
         self.ended = False  # by the model or a stop string
         self._tokens: list[int] = []
         self._text = ""
-        self._cut = False
+        self._cut = False  # by a stop string
         self._detokenizer = detokenizer
         self._eos = eos
         self._stops = StopStrings(stop)
@@ -211,7 +216,7 @@ class _Answer:
 
     def finish(self) -> str:
         """Return the characters held back at the end of the answer."""
-        if self._cut:
+        if self._cut:  # the characters held back come after the stop string
             return ""
         text, cut = self._stops.add(self._detokenizer.finish())
         return self._show(text if cut else text + self._stops.finish())
@@ -238,6 +243,7 @@ class _Answer:
         )
 
     def _show(self, text: str) -> str:
+        """Add characters to the answer and return them, without its leading white space."""
         text = text if self._text else text.lstrip()
         self._text += text
         return text

@@ -106,7 +106,7 @@ class VQPathway:
                     columns.append(column[:, 0])
                     count = len(columns)
                     canvases = []
-                    for index, job in enumerate(jobs):
+                    for index, job in enumerate(jobs):  # ``columns`` grows, so a canvas has a count
                         tokens = partial(_tokens_of, columns, count, index)
                         canvas = TokenCanvas(janus, job, tokens, passes)
                         canvases.append(canvas)
@@ -116,6 +116,7 @@ class VQPathway:
             stream.close()  # type: ignore[attr-defined]
 
     def _start(self, jobs: Sequence[ImageJob], options: DrawOptions) -> Iterator[mx.array]:
+        """Start ``draw_tokens`` for jobs of equal options; jobs of one prompt share its reading."""
         model = self._janus.model
         window = 1 if options.exact else options.window
         if window is None:  # the rows of several images already make a pass wide
@@ -127,7 +128,7 @@ class VQPathway:
                 prompts.append(job.ids)
             index = prompts.index(job.ids)
             images.append((index, job.seed))
-        first = prompts[0]
+        first = prompts[0]  # all have its length, so its pads serve them all
         unconditional = self._janus.prompts.unconditional(first)
         return draw_tokens(model, prompts, unconditional, images, options, window)
 
@@ -196,7 +197,8 @@ class TokenCanvas:
         count = len(tokens)
         columns = config.grid
         rows = -(-count // columns)
-        missing = rows * columns - count  # in the last row: repeat the last token
+        # The decoder needs entire rows: repeat the last token, and paint over it in the end.
+        missing = rows * columns - count
         padding = np.repeat(tokens[-1:], missing)
         filled = np.concatenate([tokens, padding])
         decoded = _decode(self._janus, filled, (rows, columns))

@@ -40,12 +40,16 @@ def find_window(model: JanusModel, rows: int) -> int:
     if isinstance(window, int) and 1 <= window <= MAX_WINDOW:
         return window
     window = best_window(time_passes(model, rows))
+    # Read the file again: another process may have stored its windows during the timing.
     _write(path, _read(path) | {key: window})
     return window
 
 
 def _key(model: JanusModel, rows: int) -> str:
-    """Return a hash of everything that the timing depends on."""
+    """Return a hash of everything that the timing depends on.
+
+    The arrays of the first layer show the dtype and the quantization as loaded.
+    """
     layer = model.language_model.layers[0]
     parameters = tree_flatten(layer.parameters())
     facts = [
@@ -59,6 +63,7 @@ def _key(model: JanusModel, rows: int) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return the stored windows by key; none if the file is missing or damaged."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -89,7 +89,7 @@ def fill_cache(
 ) -> None:
     """Fill an empty cache with zeros for ``positions`` positions, to time the next pass."""
     heads = config.num_key_value_heads
-    for layer in cache:
+    for layer in cache:  # whole steps, as passes would have allocated them
         steps = -(-positions // layer.step)
         room = steps * layer.step
         shape = (rows, heads, room, config.head_dim)

@@ -31,6 +31,7 @@ def _rows(windows: mx.array, i: int) -> mx.array:
 
 
 def _padded(x: mx.array) -> mx.array:
+    """Add a border of one zero pixel: (B, H, W, C) -> (B, H + 2, W + 2, C)."""
     widths = [
         (0, 0),
         (1, 1),
@@ -57,7 +58,10 @@ def _product(padded: mx.array, weight: mx.array) -> mx.array:
 
 
 def _in_bands(x: mx.array, weight: mx.array) -> mx.array:
-    """Convolve a padded image, in bands of rows if all windows at once would take much memory."""
+    """Convolve with one pixel of zero padding, in bands of rows if the image is large.
+
+    A band bounds the memory of the windows that are unfolded at once.
+    """
     B, H, W, C = x.shape
     padded = _padded(x)
     row_bytes = B * W * 3 * C * x.itemsize
@@ -66,7 +70,7 @@ def _in_bands(x: mx.array, weight: mx.array) -> mx.array:
         return _product(padded, weight)
     bands = []
     for top in range(0, H, height):
-        bottom = top + height + 2
+        bottom = top + height + 2  # in padded rows: a window reaches one row above and one below
         band = padded[:, top:bottom]
         bands.append(_product(band, weight))
     return mx.concatenate(bands, axis=1)
@@ -84,10 +88,11 @@ def _convolve_vjp(
     cotangent: mx.array,
     _: mx.array,
 ) -> tuple[mx.array, mx.array]:
+    """Return the gradients of the input and of the kernel, from that of the output."""
     x, weight = primals
 
     rotated = weight[:, ::-1, ::-1]
-    rotated = rotated.transpose(3, 1, 2, 0)
+    rotated = rotated.transpose(3, 1, 2, 0)  # inputs and outputs change places
     x_gradient = _in_bands(cotangent, rotated)
 
     outputs = weight.shape[0]
@@ -108,7 +113,7 @@ class Conv2d(nn.Conv2d):
         """Convolve: (B, H, W, C) -> (B, H', W', O)."""
         if mx.default_device().type == mx.DeviceType.gpu:
             return super().__call__(x)
-        outputs, size, _, _ = self.weight.shape
+        outputs, size, _, _ = self.weight.shape  # (O, k, k, C)
         if size == 3 and self.padding == (1, 1):
             return _convolve(x, self.weight) + self.bias
         windows = x if size == 1 else _strided_windows(x)

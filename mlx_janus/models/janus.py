@@ -160,6 +160,7 @@ class JanusModel(nn.Module):
         return self._arrays("language_model")
 
     def _arrays(self, *paths: str) -> dict[str, mx.array]:
+        """Return the weights of the modules at these paths, by their names in the entire model."""
         arrays: dict[str, mx.array] = {}
         for path in paths:
             module = attrgetter(path)(self)

@@ -29,6 +29,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Attend: (B, L, D) -> (B, L, D)."""
         B, L, D = x.shape
         qkv = self.qkv(x)
         qkv = qkv.reshape(B, L, 3, self.heads, -1)
@@ -82,6 +83,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, config.width, side, stride=side)
 
     def __call__(self, pixels: mx.array) -> mx.array:
+        """Embed patches: (N, S, S, 3) -> (N, patches, width)."""
         x = self.proj(pixels)
         N, H, W, D = x.shape
         return x.reshape(N, H * W, D)
@@ -104,6 +106,7 @@ class VisionTransformer(nn.Module):
         return patches + self.pos_embed
 
     def __call__(self, pixels: mx.array) -> mx.array:
+        """Encode images: (N, S, S, 3) -> (N, patches, width)."""
         side = self.image_size
         if pixels.shape[1:] != (side, side, 3):
             raise ValueError(f"pixels must be (N, {side}, {side}, 3), got {pixels.shape}")

@@ -69,7 +69,7 @@ class ResnetBlock(nn.Module):
         h = self.norm2(h)
         h = nn.silu(h)
         h = self.conv2(h)
-        if "nin_shortcut" in self:
+        if "nin_shortcut" in self:  # only a block that changes the number of channels has one
             x = self.nin_shortcut(x)
         return h + x
 
@@ -86,6 +86,7 @@ class AttnBlock(nn.Module):
         self.proj_out = Conv2d(channels, channels, 1)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Attend: (B, H, W, C) -> (B, H, W, C)."""
         B, H, W, C = x.shape
         one_head = (B, 1, H * W, C)
         h = self.norm(x)
@@ -106,6 +107,7 @@ class Upsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Upsample: (B, H, W, C) -> (B, 2 * H, 2 * W, C)."""
         B, H, W, C = x.shape
         x = x[:, :, None, :, None, :]
         x = mx.broadcast_to(x, (B, H, 2, W, 2, C))
@@ -121,6 +123,7 @@ class Downsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Downsample: (B, H, W, C) -> (B, H / 2, W / 2, C)."""
         widths = [
             (0, 0),
             (0, 1),
@@ -156,6 +159,7 @@ class Level(nn.Module):
             self.attn = [AttnBlock(channels_out, config) for _ in range(blocks)]
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Run the blocks, then the change of resolution; the last level has none."""
         for i, block in enumerate(self.res):
             x = block(x)
             if "attn" in self:

@@ -20,6 +20,7 @@ HEADS: dict[str, Callable[[Any], nn.Module]] = {"vision_head": GenHead}
 
 
 def _build(config: JanusConfig) -> dict[str, nn.Module]:
+    """Return the networks with random weights, by their names in the checkpoint."""
     own = token_config(config)
     codec = CODECS[own.codec.kind]
     aligner = ADAPTORS[own.aligner.kind]
@@ -44,6 +45,7 @@ def token_config(config: JanusConfig) -> VQGenerationConfig:
 
 
 def _pixels(config: JanusConfig) -> tuple[str, ...]:
+    """Return the paths of the codec's decoding parts; its encoder is not among them."""
     codec = CODECS[token_config(config).codec.kind]
     return tuple(f"gen_vision_model.{name}" for name in codec.decoding_parts())
 
@@ -52,7 +54,8 @@ def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: i
     """Sum the KV cache and four copies of the float32 logits of a step."""
     own = token_config(config)
     cache = cache_bytes(config.language, rows, prompt_tokens + own.tokens, itemsize)
-    return cache + 4 * 4 * rows * own.codec.codebook_size
+    copy = 4 * rows * own.codec.codebook_size  # 4 bytes a float
+    return cache + 4 * copy
 
 
 def _pixel_bytes(config: JanusConfig) -> int:
