@@ -84,7 +84,7 @@ class Chat:
 
     def _print_answer(self, stream: Iterator[TextChunk]) -> None:
         """Print an answer, and notes if it was cut or if old questions left the context for it."""
-        before = self.talk.forgotten  # the stream may raise it
+        before = self.talk.forgotten  # the stream may increase it
         result = None
         try:
             for chunk in stream:
