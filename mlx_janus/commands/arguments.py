@@ -20,12 +20,12 @@ class Arguments:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Pick the values named like the fields, and ignore the others."""
+        """Make arguments of the values whose names are fields; ignore all other values."""
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
 
-    def explicit(self) -> dict[str, Any]:
-        """Return the arguments other than None, as keywords."""
+    def keywords(self) -> dict[str, Any]:
+        """Return the fields other than None, to be passed as ``**keywords`` to the library."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -71,7 +71,7 @@ def load_pipeline(arguments: LoadArguments) -> JanusPipeline:
     import_mlx()
     from ..pipeline import load
 
-    options = arguments.explicit()
-    model = options.pop("model", None)
+    options = arguments.keywords()
+    model = options.pop("model", None)  # positional in ``load``, under another name
     with byte_progress() as progress, logging_in_flags():
         return load(model, progress=progress, **options)

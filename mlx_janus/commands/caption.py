@@ -95,6 +95,8 @@ def main(paths: tuple[str, ...], question: str, output: Path | None, **options: 
 def _captioned(lines: JsonLines, question: str) -> set[str]:
     """Return the images that a file already has captions for.
 
+    An incomplete last line is removed from the file.
+
     Raises:
         OutputError: the file is not a file of captions, or answers another question.
     """
@@ -124,7 +126,7 @@ class _Captioner:
         self._janus = janus
         self._question = question
         self._seed = random_seed() if arguments.seed is None else arguments.seed
-        self._arguments = replace(arguments, seed=self._seed).explicit()
+        self._arguments = replace(arguments, seed=self._seed).keywords()
 
     def __call__(self, image: str) -> Record:
         result = self._janus.generate_text(self._question, image, **self._arguments)
@@ -143,6 +145,7 @@ def _caption_all(images: Sequence[str], caption: _Captioner, lines: JsonLines | 
     """Write a line for every image, report unreadable ones on stderr, and return their number."""
     failed = 0
     output = lines_to_stdout() if lines is None else lines.append()
+    # The bar is hidden while a line is written: stdout may be the same terminal.
     with output as write, progress_bar("captions", "image", len(images)) as bar:
         for image in images:
             try:
@@ -161,7 +164,8 @@ def _caption_all(images: Sequence[str], caption: _Captioner, lines: JsonLines | 
 def _image_files(path: str) -> list[str]:
     """List the images of a path: a file, a folder or a pattern.
 
-    A file that does not exist is listed, and fails when it is read.
+    A name that exists is not a pattern, even with "*" or "[" in it. A file that does not exist is
+    listed, and fails when it is read.
 
     Raises:
         ImageError: a folder has no images, or no file matches the pattern.
@@ -174,6 +178,11 @@ def _image_files(path: str) -> list[str]:
 
 
 def _images_in(folder: Path) -> list[str]:
+    """List the images of a folder, sorted by name, without hidden files and subfolders.
+
+    Raises:
+        ImageError: there are none.
+    """
     from ..processing.images import SUFFIXES
 
     files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
@@ -185,6 +194,11 @@ def _images_in(folder: Path) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
+    """List the files that match a pattern, in which ``**`` stands for any folders.
+
+    Raises:
+        ImageError: there are none.
+    """
     names = glob.glob(pattern, recursive=True)  # noqa: PTH207  pathlib's accepts no absolute path
     found = sorted(name for name in names if Path(name).is_file())
     if not found:

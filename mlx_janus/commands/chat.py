@@ -64,8 +64,11 @@ class Chat:
         self.result: TextResult | None = None  # result of the last answer
 
     def ask(self, question: str) -> None:
-        """Stream the answer. If it is stopped or fails, the chat stays as it was."""
-        arguments = TextArguments.of(self.settings).explicit()
+        """Print the answer to a question about the attached images, while it is generated.
+
+        If it is stopped or fails, the chat stays as it was, and the images stay attached.
+        """
+        arguments = TextArguments.of(self.settings).keywords()
         try:
             stream = self.talk.stream(question, self.waiting, **arguments)
         except PromptError as error:
@@ -75,12 +78,13 @@ class Chat:
         self.waiting = []
 
     def retry(self, _: str) -> None:
-        """Answer the last question again, with another seed unless one is set."""
-        arguments = TextArguments.of(self.settings).explicit()
+        """Answer the last question again, with another random seed unless a seed is set."""
+        arguments = TextArguments.of(self.settings).keywords()
         self._print_answer(self.talk.regenerate(**arguments))
 
     def _print_answer(self, stream: Iterator[TextChunk]) -> None:
-        before = self.talk.forgotten
+        """Print an answer, and notes if it was cut or if old questions left the context for it."""
+        before = self.talk.forgotten  # the stream may increase it
         result = None
         try:
             for chunk in stream:
@@ -88,7 +92,7 @@ class Chat:
                 click.echo(chunk.text, nl=False)
         finally:
             click.echo()  # also ends the line of a ^C
-        assert result is not None
+        assert result is not None  # a stream has at least one chunk
         self.result = result
         note_if_cut(result)
         if self.talk.forgotten > before:
@@ -96,7 +100,7 @@ class Chat:
             say(f"The context is full: the first {count} questions are no longer read.")
 
     def image(self, argument: str) -> None:
-        """Attach images to the next question."""
+        """Attach the images of one or more file names to the next question."""
         from ..processing.images import open_image
 
         paths = split_paths(argument)
@@ -113,7 +117,7 @@ class Chat:
             click.echo(str(image.save(Path("janus.png"))))
             say(f"seed {image.seed}")
 
-        arguments = ImageArguments.of(self.settings).explicit()
+        arguments = ImageArguments.of(self.settings).keywords()
         steps = self.talk.stream_drawing(prompt, **arguments)
         follow_drawing(steps, 1, finished, terminal_preview(self.show))
 
@@ -122,7 +126,10 @@ class Chat:
         self.set(f"seed {argument or 'random'}")
 
     def set(self, argument: str) -> None:
-        """Change a setting, or list all settings."""
+        """Change a setting, such as with "seed 7"; without an argument, list all settings.
+
+        A name without a value restores the default, as the values "default" and "random" do.
+        """
         name, _, text = argument.partition(" ")
         if not name:
             for key in SETTINGS:
@@ -142,7 +149,7 @@ class Chat:
         say(f"{name} {text or _UNSET.get(name, 'default')}")
 
     def system(self, text: str) -> None:
-        """Set the system prompt if there is one, and print it."""
+        """Set the system prompt ("none" for none) unless ``text`` is empty, and print it."""
         if text:
             self.talk.system = "" if text == "none" else text
         current = self.janus.config.prompt.system if self.talk.system is None else self.talk.system
@@ -160,7 +167,7 @@ class Chat:
         say(f"Saved {len(self.talk.messages)} messages to {path}.")
 
     def load(self, argument: str) -> None:
-        """Continue a saved conversation."""
+        """Replace the conversation with a saved one, and drop the attached images."""
         if not argument:
             raise JanusError("/load needs a file: /load janus.json")
         self.talk.load(expand_home(split_paths(argument)[0]))
@@ -168,7 +175,7 @@ class Chat:
         say(f"Loaded {len(self.talk.messages)} messages.")
 
     def stats(self, _: str) -> None:
-        """Print speed and memory of the last answer, and the used part of the context."""
+        """Print speed and memory of the last answer, if any, and the used part of the context."""
         from ..memory import format_size
 
         if self.result is not None:
@@ -193,7 +200,7 @@ class Chat:
         say(HELP)
 
 
-_UNSET = {"seed": "random"}
+_UNSET = {"seed": "random"}  # the words for unset settings, other than "default"
 _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
     "/image": (
         "FILE...",
@@ -248,13 +255,16 @@ def main(**options: Any) -> None:
     settings = {name: options.get(name) for name in SETTINGS}
     chat = Chat(janus, settings, options["system"], options["show"])
     if options["saved"] is not None:
-        chat.load(shlex.quote(options["saved"]))
+        chat.load(shlex.quote(options["saved"]))  # one name: ``load`` splits it as a shell does
     say(f"{janus.name} is ready. /help lists the commands.")
     _talk(chat, line_reader(_VOCABULARY))
 
 
 def _talk(chat: Chat, read: Callable[[], str]) -> None:
-    """Run every line until the input ends or the user leaves."""
+    """Run every line of ``read`` until the input ends or the user leaves.
+
+    Ctrl-C at the prompt prints a hint. ``_act`` handles it during an answer or a drawing.
+    """
     while True:
         try:
             line = read().strip()
@@ -272,14 +282,17 @@ def _talk(chat: Chat, read: Callable[[], str]) -> None:
 
 
 def _act(chat: Chat, line: str) -> None:
-    """Run one line. Errors that a user can mend, and Ctrl-C, do not end the chat."""
+    """Run one line. Errors that a user can mend do not end the chat.
+
+    Ctrl-C ends only the answer or drawing, unless stdin is not a terminal. Bugs are raised.
+    """
     try:
         _dispatch(chat, line)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
         say("stopped")
-    except BrokenPipeError:
+    except BrokenPipeError:  # nobody reads stdout any more: end the program
         raise
     except Exception as error:
         message = explain(error)

@@ -28,7 +28,7 @@ _CONVERSION_ONLY = ("bits", "recipe", "group_size", "dtype", "overwrite")  # not
 
 
 def _no_repository(ctx: click.Context) -> str | None:
-    """Refuse an --upload that names no repository."""
+    """Refuse an --upload whose value is not the name of a repository, owner/name."""
     from ..weights.hub import HUB_ID
 
     name = ctx.params["upload"]
@@ -122,12 +122,13 @@ def main(
         _verify(found, output)
     else:
         _convert(found, output, options)
-    if upload:
+    if upload:  # also after --verify, so that a folder made earlier can be uploaded
         again = f"try again with --verify --upload {upload}, which does not convert again"
         click.echo(upload_converted(output, found, upload, private=private, again=again))
 
 
 def _verify(source: Source, output: Path) -> None:
+    """Compare the folder ``output`` with its source, and print the number of tensors compared."""
     from ..weights.verify import verify_conversion
 
     with byte_progress() as progress:
@@ -136,6 +137,7 @@ def _verify(source: Source, output: Path) -> None:
 
 
 def _convert(source: Source, output: Path, options: ConvertOptions) -> None:
+    """Convert the source into the folder ``output``, and print a summary."""
     from ..weights.convert import convert_checkpoint
 
     with byte_progress() as progress:
@@ -145,6 +147,7 @@ def _convert(source: Source, output: Path, options: ConvertOptions) -> None:
 
 
 def _convert_options(values: Mapping[str, Any]) -> ConvertOptions:
+    """Make the converter's options from click's values."""
     from ..weights.convert import ConvertOptions
     from ..weights.quantize import DEFAULT_GROUP_SIZE
 
@@ -165,9 +168,9 @@ def _summary(made: Conversion) -> list[str]:
     quantization = made.config.quantization
     if quantization is not None:
         kept = ", ".join(quantization.kept_float or ()) or "none"
-        method = f"by {quantization.choice}"
+        method = f"by {quantization.choice}"  # "by the recipe light"
         if not quantization.recipe:
-            method = f"to {quantization.choice} (heads and adaptors to 8)"
+            method = f"to {quantization.choice} (heads and adaptors to 8)"  # "to 4 bits (...)"
         lines.append(f"Quantized {len(quantization.layers)} layers {method}.")
         lines.append(f"Layers too narrow to be quantized, kept float: {kept}.")
     return lines

@@ -62,6 +62,11 @@ def diagnose() -> list[Finding]:
 
 
 def _failed_check(about: str, error: Exception) -> Finding:
+    """Turn the error of a check into a finding.
+
+    Without its libraries or modules the package cannot work. Any other check that raises only
+    leaves a fact unknown.
+    """
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if about in ("versions", "package"):
         advice = "install mlx_janus again, into a new environment"
@@ -70,6 +75,7 @@ def _failed_check(about: str, error: Exception) -> Finding:
 
 
 def _versions() -> Finding:
+    """List the versions of the package, Python, the system and the required libraries."""
     system = platform.system()
     if system == "Darwin":
         system = f"macOS {platform.mac_ver()[0]}"
@@ -96,6 +102,7 @@ def _package() -> Finding:
 
 
 def _device() -> Finding:
+    """Name the GPU, or warn that MLX computes on the CPU."""
     import mlx.core as mx
 
     if mx.default_device().type == mx.DeviceType.gpu:
@@ -108,6 +115,7 @@ def _device() -> Finding:
 
 
 def _memory() -> Finding:
+    """Compare the free memory with the needs of the models here."""
     import psutil
 
     from ..memory import available_memory, format_size
@@ -115,7 +123,7 @@ def _memory() -> Finding:
     total = psutil.virtual_memory().total
     free = available_memory()
     text = f"{format_size(total)}, of which {format_size(free)} are free for a model"
-    if _on_metal():  # the wired limit decides
+    if _on_metal():  # the GPU's own limit decides, which ``_wired_limit`` checks
         return Finding("memory", "ok", text)
     large = _too_large(free)
     if not large:
@@ -135,14 +143,14 @@ def _wired_limit() -> Finding:
         return Finding("wired limit", "ok", "none: only Apple silicon has one")
     limit = device_memory()
     total = psutil.virtual_memory().total
-    setting = f"iogpu.wired_limit_mb={_sysctl()}"
+    setting = f"iogpu.wired_limit_mb={_wired_limit_setting()}"
     text = f"the GPU may hold {format_size(limit)} of {format_size(total)} ({setting})"
     large = _too_large(limit)
     if not large:
         return Finding("wired limit", "ok", text)
     entry, needed = large[0]
     advice = f"for {entry.source}, pass --bits 8 or --bits 4"
-    if needed <= total - _SYSTEM_SHARE:
+    if needed <= total - _SYSTEM_SHARE:  # a higher limit would suffice, and macOS still work
         most = (total - _SYSTEM_SHARE) >> 20
         advice += f", or until the next restart: sudo sysctl iogpu.wired_limit_mb={most}"
     text += f"; {entry.source} needs {format_size(needed)}"
@@ -155,8 +163,8 @@ def _on_metal() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu and mx.metal.is_available()
 
 
-def _sysctl() -> str:
-    """Return the setting of the limit, in MiB; "0" is macOS's own choice."""
+def _wired_limit_setting() -> str:
+    """Return the setting of the wired limit, in MiB; "0": macOS's own choice; "?": not known."""
     command = ["/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"]
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
@@ -165,6 +173,7 @@ def _sysctl() -> str:
 
 
 def _blas() -> Finding:
+    """Check that MLX computes with OpenBLAS on Linux, which must be loaded before MLX is."""
     if platform.system() != "Linux":
         return Finding("BLAS", "ok", "Accelerate")
     try:
@@ -179,12 +188,17 @@ def _blas() -> Finding:
 
 
 def _mlx_was_first() -> bool:
-    """Return whether MLX was imported before this package; it keeps the BLAS of its import."""
+    """Return whether MLX was imported before this package.
+
+    This package loads OpenBLAS when it is imported, and MLX keeps the BLAS that it finds at its own
+    import.
+    """
     order = list(sys.modules)
     return "mlx.core" in order and order.index("mlx.core") < order.index("mlx_janus")
 
 
 def _disk() -> Finding:
+    """Check that the disks of both caches have room for the smallest published model."""
     from huggingface_hub import constants
 
     from ..memory import format_size
@@ -192,6 +206,7 @@ def _disk() -> Finding:
 
     free: dict[Path, int] = {}
     for folder in (cache_folder(), Path(constants.HF_HUB_CACHE)):
+        # A cache that does not exist yet will be made on the disk of its nearest existing parent.
         existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
         free[folder] = shutil.disk_usage(existing).free
     text = ", ".join(f"{format_size(size)} free for {folder}" for folder, size in free.items())
@@ -203,6 +218,7 @@ def _disk() -> Finding:
 
 
 def _models() -> Finding:
+    """Count the models in the caches by state, and name one that only takes up space."""
     from ..memory import format_size
     from ..weights.cache import freed_bytes, list_models
 
@@ -218,7 +234,11 @@ def _models() -> Finding:
 
 
 def _too_large(limit: int) -> list[tuple[ModelEntry, int]]:
-    """Return models that need more bytes than the limit, with those bytes, the largest first."""
+    """Return the models here that need more bytes of memory than the limit.
+
+    Returns:
+        (model, bytes it needs), the largest first, one model for each configuration.
+    """
     from ..weights.cache import list_models
     from ..weights.footprint import required_memory
     from ..weights.load import choose_dtype
@@ -228,6 +248,7 @@ def _too_large(limit: int) -> list[tuple[ModelEntry, int]]:
         if entry.config is None:
             continue
         dtype = choose_dtype(entry.config, None)
-        needs[entry.config] = (entry, max(required_memory(entry.config, dtype).values()))
+        most = max(required_memory(entry.config, dtype).values())  # of drawing and answering
+        needs[entry.config] = (entry, most)
     large = [need for need in needs.values() if need[1] > limit]
     return sorted(large, key=lambda need: -need[1])

@@ -30,7 +30,7 @@ def main(as_json: bool) -> int:
       mlx-janus doctor
       mlx-janus doctor --json
     """
-    with contextlib.suppress(ImportError):  # diagnose reports it
+    with contextlib.suppress(ImportError):  # ``diagnose`` reports it as a finding
         import_mlx()
     from .diagnosis import diagnose
 
@@ -44,7 +44,7 @@ def main(as_json: bool) -> int:
 
 
 def _print(findings: Sequence[Finding]) -> None:
-    """Print a line for each finding, then the advice."""
+    """Print a line for each finding, then the advice of those that have some."""
     width = max(len(finding.about) for finding in findings)
     for finding in findings:
         click.echo(f"{finding.about:{width}}  {finding.status:4}  {finding.text}")

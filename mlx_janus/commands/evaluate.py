@@ -80,7 +80,7 @@ def shapes(
     import_mlx()
     from ..evaluation.shapes import Sizes, measure, table
 
-    if output:
+    if output:  # fail now, not after the measurement
         check_writable(output)
     janus = load_pipeline(LoadArguments.of(options))
     sizes = Sizes()

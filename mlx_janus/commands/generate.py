@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 
 def _not_blank(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse prompts that are empty or only spaces."""
     if not all(value.strip() for value in values):
         raise click.BadParameter("is empty: say what to draw, or ask something.")
     return values
@@ -200,30 +201,31 @@ def ask(job: AskJob) -> None:
     from ..decode.sampling import random_seed
     from .inputs import read_image
 
-    images = [
-        read_image(source) for source in job.images
-    ]  # a bad file fails before the model loads
+    # Read the images first: a bad file fails before minutes are spent on the model.
+    images = [read_image(source) for source in job.images]
     janus = load_pipeline(job.load)
+    # Choose a random seed here, not in the library, to print it.
     seed = random_seed() if job.arguments.seed is None else job.arguments.seed
     arguments = replace(job.arguments, seed=seed)
     result = None
     started = time.perf_counter()
-    for chunk in janus.stream_text(job.prompt, images, **arguments.explicit()):
+    for chunk in janus.stream_text(job.prompt, images, **arguments.keywords()):
         result = chunk.result
         if not job.as_json:
             click.echo(chunk.text, nl=False)
-    assert result is not None
+    assert result is not None  # a stream has at least one chunk
     if job.as_json:
         seconds = round(time.perf_counter() - started, 3)
         click.echo(json.dumps(_facts(result, seed, seconds, janus.name), ensure_ascii=False))
         return
     click.echo()
     note_if_cut(result)
-    if job.arguments.temperature:
+    if job.arguments.temperature:  # without randomness the seed changes nothing
         note(f"seed {seed}")
 
 
 def _facts(result: TextResult, seed: int, seconds: float, model: str) -> dict[str, Any]:
+    """Return the JSON object about an answer that took ``seconds``; tps: tokens per second."""
     return {
         "text": result.text,
         "tokens": list(result.tokens),
@@ -254,7 +256,7 @@ def draw(job: DrawJob) -> None:
     janus = _load_to_draw(job)
     report = _ImageReport(job)
     steps: Iterable[ImageStep] = janus.stream_images(
-        job.prompts[0], n=job.n, **job.arguments.explicit()
+        job.prompts[0], n=job.n, **job.arguments.keywords()
     )
     if job.previews:
         steps = _with_previews(steps, job, job.previews, janus.pathway.preview_every)
@@ -263,7 +265,11 @@ def draw(job: DrawJob) -> None:
 
 
 def _load_to_draw(job: DrawJob) -> JanusPipeline:
-    """Load the model, and print a note if it differs from the one that drew the origin."""
+    """Load the model, and print a note if it differs from the one that drew the origin.
+
+    With --config-from, the job first asks for the quantization of that image. A model that is
+    already quantized differently refuses it, and is then loaded as it is.
+    """
     try:
         janus = load_pipeline(job.load)
     except OptionError:
@@ -276,21 +282,29 @@ def _load_to_draw(job: DrawJob) -> JanusPipeline:
 
 
 def _note_if_other(origin: Origin, janus: JanusPipeline) -> None:
-    precision = janus.precision if origin.dtype else {}
-    before = _spelt_out(origin.model, vars(origin))
-    now = _spelt_out(janus.name, precision)
+    """Print a note if another model, or the same model in another precision, drew the origin.
+
+    Early releases stored no precision: if the origin has none, only the names are compared.
+    """
+    precision_fields = janus.precision if origin.dtype else {}
+    before = _with_flags(origin.model, vars(origin))
+    now = _with_flags(janus.name, precision_fields)
     if before != now:
         difference = f"{origin.file} was drawn by {before}, this is {now}"
         note(f"{difference}: only the same model and precision draw the same image")
 
 
-def _spelt_out(model: str, precision: Mapping[str, Any]) -> str:
-    """Describe a model and its precision.
+def _with_flags(model: str, fields: Mapping[str, Any]) -> str:
+    """Return a model's name with the flags of its precision: "'a/b' --bits 4 --dtype float16".
 
     The name may come from a stranger's file, so its control characters are escaped.
+
+    Args:
+        model: the name.
+        fields: values of bits, recipe and dtype. None or no value: no flag. Others are ignored.
     """
     names = ("bits", "recipe", "dtype")
-    flags = [f"--{name} {precision[name]}" for name in names if precision.get(name)]
+    flags = [f"--{name} {fields[name]}" for name in names if fields.get(name)]
     return " ".join([repr(model), *flags])
 
 
@@ -308,7 +322,7 @@ def _with_previews(
     from ..processing.png import save_png
 
     every = previews.every or row
-    finished = 0
+    finished = 0  # images finished so far, which ``step.preview`` still returns, first
     for step in steps:
         if step.index % every == 0 and not step.images:
             for number, image in enumerate(step.preview()[finished:], finished + 1):
@@ -323,7 +337,11 @@ def _with_previews(
 
 
 def draw_into_folder(job: DrawJob) -> None:
-    """Draw the images of all prompts into a folder, except those that exist."""
+    """Draw the images of all prompts into a folder, except those that exist.
+
+    An image's seed is the first seed plus its number among its prompt's images, so that a later run
+    with the same seed completes the folder with the same images.
+    """
     from ..decode.sampling import random_seed
 
     folder = job.output or Path("janus")
@@ -339,11 +357,12 @@ def draw_into_folder(job: DrawJob) -> None:
     janus = _load_to_draw(job)
     seed = job.arguments.seed
     first = random_seed() if seed is None else seed
+    # The library returns prompt and seed with each image: they tell its file.
     paths = {(file.prompt, first + file.index): file.path for file in missing}
     report = _ImageReport(job)
     for call in plan_calls(missing, job.n):
         arguments = replace(job.arguments, seed=first + call.index)
-        steps = janus.stream_images(call.prompts, n=call.n, **arguments.explicit())
+        steps = janus.stream_images(call.prompts, n=call.n, **arguments.keywords())
         count = call.n * len(call.prompts)
         report.draw(steps, count, lambda image: paths[image.prompt, image.seed])
     report.end(janus.name)
@@ -361,7 +380,7 @@ class _ImageReport:
 
     def __init__(self, job: DrawJob):
         self._job = job
-        self._show = False if job.as_json else job.show
+        self._show = False if job.as_json else job.show  # a preview would be mixed into the JSON
         self._facts: list[dict[str, Any]] = []
         self._started = time.perf_counter()
         self._peak = 0  # bytes of memory
@@ -377,6 +396,7 @@ class _ImageReport:
         self._peak = max(self._peak, mx.get_peak_memory())
 
     def _save(self, image: GeneratedImage, path: Path) -> None:
+        """Save an image, and print its path, or keep the facts about it for the JSON object."""
         saved = image.upscaled(self._job.upscale).save(path)
         self._facts.append(
             {

@@ -14,13 +14,13 @@ class ImageFile:
     """One image to draw, and its file."""
 
     prompt: str
-    index: int  # number among the prompt's images, added to the first seed
+    index: int  # number among the prompt's images, from 0; its seed is the first seed plus this
     path: Path
 
 
 @dataclass(frozen=True)
 class DrawCall:
-    """One call of the library: ``n`` images of each prompt, beginning with an index."""
+    """One call of the library: images ``index`` to ``index + n - 1`` of each prompt."""
 
     prompts: tuple[str, ...]
     index: int
@@ -41,7 +41,8 @@ def image_files(folder: Path, prompts: Sequence[str], n: int) -> list[ImageFile]
 def plan_calls(missing: Sequence[ImageFile], n: int) -> Iterator[DrawCall]:
     """Yield the calls that draw the missing files.
 
-    Prompts whose ``n`` images are all missing share one call. The others share one per index.
+    Prompts whose ``n`` images are all missing share one call. Prompts that have some images share
+    one call for each index, which draws this image of those prompts that lack it.
     """
     count = Counter(file.prompt for file in missing)
     all_missing = tuple(prompt for prompt in count if count[prompt] == n)
@@ -55,5 +56,8 @@ def plan_calls(missing: Sequence[ImageFile], n: int) -> Iterator[DrawCall]:
 
 
 def _slug(prompt: str) -> str:
-    """Return a prompt as part of a file name: "a-red-circle"."""
+    """Return a prompt as part of a file name, such as "a-red-circle", of at most 40 characters.
+
+    It is "picture" for a prompt without any of a-z and 0-9, such as one in Chinese.
+    """
     return "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:40].strip("-") or "picture"

@@ -98,6 +98,7 @@ def asks(values: Mapping[str, Any]) -> bool:
 def _of_one_kind(ctx: click.Context) -> str | None:
     """Refuse drawing options with a question, and answering options without one."""
     asking = asks(ctx.params)
+    # Defaults are no reason to refuse: only options on the command line count.
     for name in _DRAWING_ONLY if asking else _ASKING_ONLY:
         typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
         if not typed or ctx.params[name] is False:  # scripts may pass --no-show in every case
@@ -110,9 +111,10 @@ def _of_one_kind(ctx: click.Context) -> str | None:
 
 
 def _readers_of_stdin(values: Mapping[str, Any]) -> int:
-    """Count the options that read stdin."""
+    """Count the prompts, images and prompt files that are read from stdin."""
     count = [*values["prompts"], *values["images"]].count(STDIN)
     file = values["prompts_file"]
+    # click has opened it already. A stdin that other Python code has replaced may have no name.
     if file is not None and getattr(file, "name", "<stdin>") == "<stdin>":
         count += 1
     return count
@@ -180,6 +182,10 @@ def read_job(ctx: click.Context) -> AskJob | DrawJob:
 
 
 def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
+    """Return the job to draw the prompts of --prompt and of --prompts-file together.
+
+    Without any of these, the prompt is that of the image of --config-from.
+    """
     values = ctx.params
     load = LoadArguments.of(values)
     fallback = None
@@ -221,17 +227,22 @@ def _read_origin(file: str) -> Origin:
 
 
 def _repeated(ctx: click.Context, origin: Origin) -> dict[str, Any]:
-    """Return the origin's values for the options that the command line leaves out."""
-    is_open = {
+    """Return the origin's values for the options of ``_REPEATED`` that were not given."""
+    is_default = {
         name: ctx.get_parameter_source(name) is ParameterSource.DEFAULT for name in _REPEATED
     }
-    return {name: getattr(origin, name) for name in _REPEATED if is_open[name]}
+    return {name: getattr(origin, name) for name in _REPEATED if is_default[name]}
 
 
 def _in_precision_of(
     origin: Origin, load: LoadArguments
 ) -> tuple[LoadArguments, LoadArguments | None]:
-    """Return arguments with the origin's precision, and a fallback without its quantization."""
+    """Return arguments with the origin's precision, and a fallback without its quantization.
+
+    Options of the command line take precedence over the origin's values. The fallback is for a
+    model that is already quantized differently. With --bits or --recipe there is none (None): then
+    the error about such a model is for the user.
+    """
     load = replace(load, dtype=load.dtype or origin.dtype)
     if load.bits or load.recipe:
         return load, None
@@ -239,7 +250,7 @@ def _in_precision_of(
 
 
 def _read_lines(file: TextIO) -> tuple[str, ...]:
-    """Return the lines of a prompt file that are not empty."""
+    """Return the lines of a prompt file that are not empty; refuse a file without any."""
     try:
         lines = [line.strip() for line in file]
     except UnicodeDecodeError:

@@ -55,16 +55,17 @@ class JsonLines:
             return []
         with self._as_output_errors():
             data = self.path.read_bytes()
-        *lines, rest = data.split(b"\n")
+        *lines, rest = data.split(b"\n")  # rest: an incomplete last line, or nothing
         beginning = f'{{"{self.keys[0]}": '.encode()
+        # Remove the rest only if it is ours: it may have been cut even within the beginning.
         if not (rest.startswith(beginning) or beginning.startswith(rest)):
-            raise self._foreign()
+            raise self._other_content()
         records = []
         for line in filter(bytes.strip, lines):
             record = self._parse(line)
             check(record)
             records.append(record)
-        if rest:
+        if rest:  # only now: a file that is refused stays unchanged
             with self._as_output_errors():
                 os.truncate(self.path, len(data) - len(rest))
         return records
@@ -89,19 +90,25 @@ class JsonLines:
             yield write
 
     def _parse(self, line: bytes) -> Record:
+        """Return the record of a line.
+
+        Raises:
+            OutputError: the line is not a JSON object with all keys.
+        """
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            raise self._foreign() from None
+            raise self._other_content() from None
         if not isinstance(record, dict) or not all(key in record for key in self.keys):
-            raise self._foreign()
+            raise self._other_content()
         return record
 
-    def _foreign(self) -> OutputError:
+    def _other_content(self) -> OutputError:
         return OutputError(f"{self.path} is not a file of {self.kind}: name another with --output")
 
     @contextlib.contextmanager
     def _as_output_errors(self) -> Iterator[None]:
+        """Turn an OSError of the context, of reading or writing the file, into an OutputError."""
         try:
             yield
         except OSError as error:
@@ -117,8 +124,9 @@ def lines_to_stdout() -> Iterator[Write]:
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:
+    """Return a record as a line of JSON, in UTF-8 where its text allows, else with escapes."""
     try:
         text = json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a file name that is not Unicode
+    except UnicodeEncodeError:  # a file name that is not Unicode: ASCII escapes keep it
         text = json.dumps(record).encode()
     return text + b"\n"

@@ -40,7 +40,8 @@ class Vocabulary:
 def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
     """Return a function that reads the next line of stdin, and raises EOFError at the end.
 
-    On a terminal it shows a prompt and edits lines, but never writes to a redirected stdout.
+    If stdin is a terminal, the function prints a prompt, on stderr if stdout is redirected: a file
+    or pipe gets only answers. If both are a terminal with a movable cursor, lines can be edited.
 
     Raises:
         JanusError: stdin is closed.
@@ -48,7 +49,7 @@ def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
     if sys.stdin is None:
         raise JanusError("the chat has no input: run it in a terminal, or pipe questions to it")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
+        sys.stdin.reconfigure(errors="replace")  # a wrong byte must not end the chat
     if not sys.stdin.isatty():
         return input
     if sys.stdout is None or not sys.stdout.isatty():
@@ -58,14 +59,14 @@ def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
 
 @contextlib.contextmanager
 def without_echo() -> Iterator[None]:
-    """Hide typed keys; the terminal keeps them for the next line."""
+    """Hide keys that are typed during the context; the terminal keeps them for the next line."""
     if not _can_edit():
         yield
         return
     import termios
 
     before = termios.tcgetattr(sys.stdin)
-    flags = before[3]
+    flags = before[3]  # termios: local flags, of which ECHO is one
     termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], flags & ~termios.ECHO, *before[4:]])
     try:
         yield
@@ -86,7 +87,10 @@ def _read_beside_pipe() -> str:
 
 
 def _line_editor(vocabulary: Vocabulary) -> Callable[[], str]:
-    """Return prompt_toolkit's prompt, with completion and a history file."""
+    """Return the function of prompt_toolkit that reads a line, with completion and a history.
+
+    The history is kept in a file that only this user can read, if it can be written.
+    """
     from platformdirs import user_state_path
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory
@@ -119,6 +123,7 @@ def _line_editor(vocabulary: Vocabulary) -> Callable[[], str]:
 
 
 def _completer(vocabulary: Vocabulary) -> Completer:
+    """Return prompt_toolkit's completer for a vocabulary."""
     from prompt_toolkit.completion import Completer, PathCompleter, WordCompleter
     from prompt_toolkit.document import Document
 
@@ -136,8 +141,9 @@ def _completer(vocabulary: Vocabulary) -> Completer:
         ) -> Iterable[Completion]:
             command, space, rest = document.text_before_cursor.partition(" ")
             inner = arguments.get(command) if space else commands
-            if inner is None:
+            if inner is None:  # a question, or a command without arguments to complete
                 return []
+            # Complete only the part that ``inner`` knows, as if it were the entire line.
             text = rest if space else command
             return inner.get_completions(Document(text, len(text)), complete_event)
 
@@ -164,7 +170,7 @@ def split_paths(text: str) -> list[str]:
 def dropped_files(line: str) -> list[str]:
     """Return the files of a line that consists of full paths; [] for any other line.
 
-    A terminal types the full paths of files that are dropped on it.
+    A terminal types the full paths of files that are dropped on it, with quotes or backslashes.
     """
     if not line.startswith(("/", "'/", '"/')):
         return []
@@ -183,7 +189,8 @@ def expand_home(path: str) -> str:
 
 
 def _is_file(text: str) -> bool:
+    """Return whether a text, which may be any line, is the name of an existing file."""
     try:
         return bool(text) and Path(expand_home(text)).is_file()
-    except (OSError, ValueError):  # too long, or with a NUL
+    except (OSError, ValueError):  # too long for a name, or with a NUL
         return False

@@ -105,7 +105,7 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
     if not chosen:
         place = "the Hub's cache, which other programs share"
         raise JanusError(f"{model} is in {place}: pass --downloads to remove it")
-    for entry in chosen:
+    for entry in chosen:  # all of them, before the first is removed
         check_removable(entry)
     for entry in chosen:
         say(f"{entry.id}  {entry.source}, {entry.state}: {entry.path}")
@@ -120,6 +120,11 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
 
 
 def _confirmed(size: str) -> bool:
+    """Ask whether to remove models of a total size.
+
+    Raises:
+        JanusError: nobody can answer, since stdin is not a terminal.
+    """
     if not _on_terminal():
         raise JanusError(f"there is no terminal to confirm the removal of {size}: pass --yes")
     return click.confirm(f"Remove {size}?", err=True)
@@ -130,9 +135,11 @@ def _on_terminal() -> bool:
 
 
 def _row(entry: ModelEntry) -> tuple[str, ...]:
+    """Return the cells of a model, in the order of ``_TITLES``; empty if not known."""
     from ..memory import format_size
 
     used = time.strftime("%Y-%m-%d", time.localtime(entry.used)) if entry.used else ""
+    # The recipe, the bits, "-" for a float model, or nothing for an unreadable one.
     bits = "" if entry.config is None else entry.recipe or str(entry.bits or "-")
     size = format_size(entry.size)
     commit = entry.revision[:8]
@@ -140,6 +147,7 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
 
 
 def _facts(entry: ModelEntry) -> dict[str, Any]:
+    """Return a model's object for --json; None if not known."""
     used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.used)) if entry.used else None
     return {
         "id": entry.id,

@@ -34,10 +34,10 @@ class FiniteRange(click.FloatRange):
 
 
 def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
-    """Return several decorators as one, the first outermost."""
+    """Return one decorator that applies several; the first becomes the outermost."""
 
     def apply(function: Decorated) -> Decorated:
-        for decorator in reversed(decorators):
+        for decorator in reversed(decorators):  # the outermost is applied last
             function = decorator(function)
         return function
 
@@ -48,7 +48,12 @@ def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated]
 
 
 def refuse_if(broken: Callable[[Mapping[str, Any]], object], reason: str) -> Rule:
-    """Return a rule that refuses a command line if ``broken`` is true of the options' values."""
+    """Return a rule that refuses a command line, with a reason.
+
+    Args:
+        broken: called with the options' values; returns something true to refuse them.
+        reason: the message.
+    """
 
     def rule(ctx: click.Context) -> str | None:
         return reason if broken(ctx.params) else None
@@ -57,7 +62,13 @@ def refuse_if(broken: Callable[[Mapping[str, Any]], object], reason: str) -> Rul
 
 
 def goes_with(flag: str, other: str, fix: str) -> Rule:
-    """Return a rule that refuses ``flag``, such as "--bits", without the flag ``other``."""
+    """Return a rule that refuses ``flag``, such as "--bits", without the flag ``other``.
+
+    Args:
+        flag: the flag to refuse.
+        other: the flag that it needs.
+        fix: advice, the end of the message.
+    """
     name = _parameter(flag)
     needed = _parameter(other)
     reason = f"{flag} needs {other}: {fix}."
@@ -77,7 +88,11 @@ def whole_number(_: click.Context, __: click.Parameter, value: str | None) -> in
 
 
 def _refuse_both(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Refuse --bits together with --recipe: both choose how to quantize."""
+    """Refuse --bits together with --recipe: both choose how to quantize.
+
+    It is the callback of both options. click calls it for each in turn, so that the second one
+    finds the value of the first in ``ctx.params``.
+    """
     if value and any(ctx.params.get(name) for name in ("bits", "recipe") if name != param.name):
         raise click.UsageError("--recipe does not go with --bits: give one of them.")
     return value
@@ -93,7 +108,7 @@ def _be_quiet(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 def complete_files(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete file names in the shell, without the checks of click's own ``Path``."""
+    """Let the shell complete file names, for an option that is not of click's type ``Path``."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type="file")]
@@ -102,7 +117,7 @@ def complete_files(_: click.Context, __: click.Parameter, incomplete: str) -> li
 def complete_folders(
     _: click.Context, __: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Complete folder names in the shell."""
+    """Let the shell complete folder names."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type="dir")]

@@ -40,13 +40,13 @@ class TerminalPreview:
     def __init__(self) -> None:
         from rich.console import Console
 
-        # textual-image logs its guesses with a traceback.
+        # Before the import: textual-image logs its guesses then, with a traceback.
         logging.getLogger("textual_image").setLevel(logging.ERROR)
         from textual_image.renderable import Image as Renderable
 
         self._console = Console(file=sys.stdout, color_system="truecolor", legacy_windows=False)
-        # Query the size of a cell now: a query at the first preview would swallow typed keys. The
-        # size is cached.
+        # Query the size of a cell now, which is then cached: a query at the first preview would
+        # swallow keys that are typed until then.
         self._console.measure(Renderable(Image.new("RGB", (1, 1))))
         self._renderable: Any = Renderable
         self._shown: Any = None
@@ -58,15 +58,15 @@ class TerminalPreview:
     def is_due(self, step: ImageStep) -> bool:
         """Return whether another preview fits into ``SHARE`` of the drawing time.
 
-        It is expected to cost as much as the last one. The first preview is due after an eighth of
-        the image.
+        It is expected to take as long as the last one. Before there is a last one, the first
+        preview is due after an eighth of the image.
         """
         if not self._last:
             return step.index >= step.total // 8
         return self._spent + self._last <= SHARE * (time.monotonic() - self._started)
 
     def look(self, step: ImageStep) -> None:
-        """Show the unfinished images, and measure the cost."""
+        """Show the unfinished images of a step, and measure the time, for ``is_due``."""
         started = time.monotonic()
         images = step.preview()
         try:
@@ -78,22 +78,24 @@ class TerminalPreview:
         self._spent += self._last
 
     def show(self, images: Sequence[Image.Image]) -> None:
-        """Show the first few images over the last preview."""
+        """Show the first ``_MAX_IMAGES`` images, over the last preview if there is one."""
         from rich.control import Control
 
         images = images[:_MAX_IMAGES]
         if self._rows:
-            self._console.control(Control.move(0, -self._rows))
+            self._console.control(Control.move(0, -self._rows))  # to its first row
         before = self._shown
         rows_in_width = self._console.width // (2 * len(images))  # a cell is twice as high as wide
+        # Leave four rows of the terminal for other lines, such as the progress bar.
         self._rows = max(min(_ROWS, self._console.height - 4, rows_in_width), 1)
         self._shown = self._renderable(_side_by_side(images), width="auto", height=self._rows)
         self._console.print(self._shown, end="")
         if before is not None:
-            before.cleanup()  # frees the image that a kitty terminal keeps
+            before.cleanup()  # a kitty terminal keeps each image until it is told to free it
 
 
 def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Return one image of several, in a row from left to right with gaps of ``_GAP``."""
     width = sum(image.width + _GAP for image in images) - _GAP
     row = Image.new("RGB", (width, max(image.height for image in images)))
     left = 0

@@ -22,7 +22,13 @@ _IN_LOG = 10.0  # seconds between two lines of a bar in a file
 
 
 def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
-    """Return a tqdm bar, updated often on a terminal and rarely in a log."""
+    """Return a tqdm bar on stderr, updated often on a terminal and rarely in a log.
+
+    Args:
+        title: text before the bar.
+        unit: name of one unit; "B": bytes, shown as kB, MB and so on.
+        total: units in all; None: not known at first.
+    """
     from tqdm import tqdm
 
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -39,7 +45,7 @@ def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
 
 @contextlib.contextmanager
 def stage_bars(unit: str) -> Iterator[Progress]:
-    """Yield a function that reports progress; each stage has a bar of its own."""
+    """Yield a function that reports progress in units; each stage has a bar of its own."""
     stage = ""
     bar: Any = None
 
@@ -50,7 +56,7 @@ def stage_bars(unit: str) -> Iterator[Progress]:
                 bar.close()
             stage = name
             bar = progress_bar(name, unit, total)
-        bar.update(done - bar.n)
+        bar.update(done - bar.n)  # tqdm takes the increase
 
     try:
         yield report
@@ -89,6 +95,7 @@ def follow_drawing(
             per_minute = 60 * n * step.index / step.total / (time.perf_counter() - started)
             bar.set_postfix_str(f"{per_minute:.2f} images/min", refresh=False)
             bar.update(step.index - bar.n)
+            # The last preview shows the finished images, however much time previews have taken.
             done = step.index == step.total and bool(step.images)
             if preview is not None and (preview.is_due(step) or done):
                 with tqdm.external_write_mode(file=sys.stderr):

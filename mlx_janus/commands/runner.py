@@ -29,7 +29,11 @@ _QUIET = "mlx_janus.quiet"  # key in a context's ``meta``
 
 
 class _ExitCodes:
-    """A mixin for commands and groups that turns errors into one line and an exit code."""
+    """A mixin for click's commands and groups: errors become a line on stderr and an exit code.
+
+    Bugs keep their traceback. In a call from Python with ``standalone_mode=False``, all errors are
+    raised, and the process is left as it is.
+    """
 
     def __init__(self, *args: Any, context_settings: dict[str, Any] | None = None, **extra: Any):
         settings = {"help_option_names": ["-h", "--help"]} | (context_settings or {})
@@ -54,7 +58,7 @@ class _ExitCodes:
             message = explain(error)
             if message is None:
                 raise
-            if isinstance(error, OSError):
+            if isinstance(error, OSError):  # perhaps of stdout, such as on a full disk
                 _drop_stdout()
             say(f"Error: {message}")
             sys.exit(1)
@@ -92,14 +96,15 @@ def _prepare_process() -> None:
 
     Closed streams are opened on the null device. Otherwise the next opened file would get a closed
     stream's number: MLX treats number 0 as a failure, and libraries would print into a file with
-    number 1 or 2. Characters that the encoding lacks are printed as "?".
+    number 1 or 2. SIGTERM exits through Python, so that temporary files are removed. Characters
+    that the encoding lacks are printed as "?".
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
-    with contextlib.suppress(ValueError):  # not the main thread
+    with contextlib.suppress(ValueError):  # only the main thread may set a handler
         signal.signal(signal.SIGTERM, _exit_on_sigterm)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -120,7 +125,7 @@ def import_mlx() -> None:
     if "mlx.core" in sys.modules or threading.current_thread() is not threading.main_thread():
         return
     received: list[int] = []
-    before = {}
+    before = {}  # handlers by signal, to be restored
     for stop in (signal.SIGINT, signal.SIGTERM):
         before[stop] = signal.signal(stop, lambda number, _: received.append(number))
     try:
@@ -154,10 +159,10 @@ def _drop_stdout() -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line for an error that a user can mend; None for a bug, to be traced."""
+    """Return one line for an error that a user can mend; None for a bug: show its traceback."""
     text = " ".join(str(error).split())
     if isinstance(error, JanusError):
-        return to_flags(text)
+        return to_flags(text)  # the library names its keywords, users know the flags
     if isinstance(error, OSError):
         reason = error.strerror or text
         return f"{error.filename}: {reason}" if error.filename else reason
@@ -190,9 +195,10 @@ def be_quiet(ctx: click.Context) -> None:
     """Hide notes and progress bars, including the Hub's, until the command ends."""
     ctx.meta[_QUIET] = True
     log = logging.getLogger("mlx_janus")
+    # A process may run several commands, so restore the level and the variable after this one.
     ctx.call_on_close(lambda level=log.level: log.setLevel(level))
     log.setLevel(logging.ERROR)
     hub_switch = "HF_HUB_DISABLE_PROGRESS_BARS"  # huggingface_hub reads it when it is imported
-    if hub_switch not in os.environ:
+    if hub_switch not in os.environ:  # a user's own choice stays
         ctx.call_on_close(lambda: os.environ.pop(hub_switch, None))
         os.environ[hub_switch] = "1"

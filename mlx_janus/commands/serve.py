@@ -100,7 +100,9 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     arguments = LoadArguments.of(options)
 
     def load() -> JanusPipeline:
-        with ctx.scope(cleanup=False):  # click's context belongs to the main thread
+        # The server loads in another thread. click's context, which holds --quiet, is known only
+        # in the main thread unless it is entered here.
+        with ctx.scope(cleanup=False):
             return load_pipeline(arguments)
 
     if settings.log_requests:
@@ -113,10 +115,15 @@ def main(ctx: click.Context, /, **options: Any) -> None:
         ready=_greet,
     )
     if stopped_by == signal.SIGINT:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # exit as every command does after Ctrl-C
 
 
 def _settings(options: Mapping[str, Any]) -> Settings:
+    """Make the server's settings from click's values.
+
+    Raises:
+        click.UsageError: the server refuses a value.
+    """
     from ..server.settings import Settings
 
     host = options["host"]
@@ -125,7 +132,7 @@ def _settings(options: Mapping[str, Any]) -> Settings:
     key = options["api_key"]
     if key is None:
         key = os.environ.get(_KEY)  # click ignores an empty variable, which must be refused
-    requests = max(256, options["queue"] + 64)  # waiting and running
+    requests = max(256, options["queue"] + 64)  # those in the queue, and others being handled
     try:
         return Settings(
             host=host,
@@ -142,7 +149,7 @@ def _settings(options: Mapping[str, Any]) -> Settings:
 
 
 def _download_and_convert(arguments: LoadArguments) -> None:
-    """Make the model's converted folder if it does not exist."""
+    """Make the model's converted folder if it does not exist; Janus-Tiny (None) has one."""
     import_mlx()
     from ..weights.sources import find_converted
 
@@ -165,7 +172,7 @@ def _greet(name: str, url: str) -> None:
 
 
 def _log_requests() -> None:
-    """Print the server's log of requests to stderr."""
+    """Print the server's log of requests to stderr, even with --quiet."""
 
     class PrintingHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -174,5 +181,5 @@ def _log_requests() -> None:
 
     log = logging.getLogger("mlx_janus.server.requests")
     log.addHandler(PrintingHandler())
-    log.propagate = False
+    log.propagate = False  # otherwise a handler of a parent would print each line again
     log.setLevel(logging.INFO)

@@ -132,6 +132,7 @@ def tiny(
 
     recipe = _recipe(seed, steps)
     output.mkdir(parents=True, exist_ok=True)
+    # With two processes, this one starts both, each by this same command with --beside, and waits.
     if beside:
         end_with_parent()
     elif processes == COUNT or (processes is None and two_are_faster()):
@@ -140,7 +141,7 @@ def tiny(
         return
     with _StepBar() as bar:
         train_tiny(output, recipe, every=checkpoint_every, report=bar.report)
-    if mx.distributed.init().rank():
+    if mx.distributed.init().rank():  # the second process: the first one reports
         return
     plot_log(output / LOG_FILE, output / "losses.png")
     click.echo(str(output / MODEL_FOLDER))
@@ -152,7 +153,7 @@ def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
 
     Args:
         seed: seed of the training.
-        steps: numbers by option, such as ``codec_steps``; None keeps the recipe's number.
+        steps: numbers of steps by option, such as ``codec_steps``; None keeps the recipe's number.
     """
     from ..training.tiny.recipe import TinyRecipe
 
@@ -161,6 +162,7 @@ def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
         if count is not None:
             stage = name.removesuffix("_steps")
             recipe = replace(recipe, **{stage: replace(getattr(recipe, stage), steps=count)})
+    # Otherwise a short training of the codec would end before its first quantized step.
     codec = recipe.codec
     if codec.unquantized_steps >= codec.steps:
         recipe = replace(recipe, codec=replace(codec, unquantized_steps=codec.steps // 2))
@@ -168,7 +170,10 @@ def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
 
 
 def _option_words(context: click.Context) -> list[str]:
-    """Return the options of this call as words of a command line."""
+    """Return the options of this call as words of a command line, to run it in two processes.
+
+    Options without a value (None) and flags that are off are left out.
+    """
     words = []
     for option in context.command.params:
         value = context.params[str(option.name)]
@@ -192,12 +197,16 @@ class _StepBar:
             self.bar.close()
 
     def report(self, stage: str, done: int, total: int, measured: dict[str, float]) -> None:
+        """Show that step ``done`` of a stage has ended; a new stage replaces the bar.
+
+        A resumed training first reports a later step than 1.
+        """
         if stage != self.stage:
             self.__exit__()
             self.stage = stage
             self.bar = progress_bar(stage, "step", total)
-            self.bar.update(done - 1)
-            self.bar.unpause()
+            self.bar.update(done - 1)  # steps of an earlier run
+            self.bar.unpause()  # count the time from now
         shown = {key: f"{value:.3g}" for key, value in measured.items() if key != "norm"}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(1)

@@ -30,12 +30,14 @@ _KEYWORDS = re.compile(rf"(?<= ){_KEYWORD}(?:, {_KEYWORD})*(?=[\s,;:.)]|$)")
 def to_flags(message: str) -> str:
     """Replace keywords with flags: ``bits=8, low_memory=True`` becomes ``--bits 8 --low-memory``.
 
-    Only keywords of the table are replaced, after a space, with a literal value or ``...`` for any.
+    A keyword is replaced if it is in ``_FLAGS``, follows a space, and has a literal value, or
+    ``...``, which stands for any value.
     """
     return _KEYWORDS.sub(lambda found: " ".join(map(_to_flag, found[0].split(", "))), message)
 
 
 def _to_flag(keyword: str) -> str:
+    """Return the flag of one keyword: ``bits=8`` becomes ``--bits 8``, ``bits=...`` ``--bits``."""
     name, _, value = keyword.partition("=")
     if value in ("True", "..."):
         return _FLAGS[name]
@@ -55,6 +57,7 @@ def logging_in_flags() -> Iterator[None]:
 
 
 def _spell_flags(record: logging.LogRecord) -> bool:
+    """Rewrite a log record; True keeps it in the log."""
     record.msg = to_flags(record.getMessage())
-    record.args = ()
+    record.args = ()  # they are in the message now
     return True

@@ -56,8 +56,8 @@ def test_arguments_are_taken_by_name_and_left_to_the_library_if_not_given() -> N
     values = {"bits": 4, "model": None, "prompt": "x", "low_memory": True}
     load = LoadArguments.of(values)
     assert load == LoadArguments(bits=4, low_memory=True)
-    assert load.explicit() == {"bits": 4, "low_memory": True}
-    assert TextArguments(temperature=0.0, system="").explicit() == {
+    assert load.keywords() == {"bits": 4, "low_memory": True}
+    assert TextArguments(temperature=0.0, system="").keywords() == {
         "temperature": 0.0,
         "system": "",
     }

@@ -540,7 +540,7 @@ def test_the_doctor_tells_how_to_raise_the_wired_limit(
     folder: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(diagnosis, "_on_metal", lambda: True)
-    monkeypatch.setattr(diagnosis, "_sysctl", lambda: "0")
+    monkeypatch.setattr(diagnosis, "_wired_limit_setting", lambda: "0")
     size = namedtuple("size", "total available")
     monkeypatch.setattr("psutil.virtual_memory", lambda: size(24 << 30, 24 << 30))
     monkeypatch.setattr(memory, "device_memory", lambda: 16 << 30)
