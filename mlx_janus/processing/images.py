@@ -186,8 +186,8 @@ def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
     longest = max(image.size)
 
     def scale(side: int) -> int:
-        # The reference truncates, in this order of operations. Rounding gives another side for half
-        # of all images.
+        # The reference truncates, in this order of operations. Rounding would make a side one pixel
+        # longer for half of all images.
         scaled = int(side / longest * size)
         return min(max(scaled, config.min_size), size)
 

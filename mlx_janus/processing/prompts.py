@@ -172,7 +172,7 @@ class Prompts:
         return self._tokenizer.detokenizer()
 
     def _role(self, name: str) -> str:
-        """Return the segment of a role: a control token only if the tokenizer has it as one."""
+        """Return the segment of a role: a control token if it is an added token, otherwise text."""
         if self._tokenizer.is_added(name):
             return _Control(name)
         return name  # Janus-1.3B's roles are ordinary words

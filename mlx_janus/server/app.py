@@ -84,6 +84,7 @@ class _StrictRequest(Request):
     """A request that refuses JSON with NaN, lone surrogates, or excessive depth."""
 
     async def json(self) -> Any:
+        """Return the body's value; FastAPI calls this before it validates the body."""
         try:
             return from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:
@@ -224,7 +225,7 @@ def _page() -> tuple[str, dict[str, str]]:
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
         sources = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
-        return " ".join(sources) or "'none'"
+        return " ".join(sources) or "'none'"  # the stand-in page has neither style nor script
 
     policy = (
         f"default-src 'none'; style-src {hashes('style')}; script-src {hashes('script')}; "
@@ -244,6 +245,7 @@ def _describe_key(app: FastAPI) -> None:
         description.setdefault("components", {})["securitySchemes"] = {"key": scheme}
         for path, item in description["paths"].items():
             for operation in item.values():
+                # [] is OpenAPI's "none needed"; {"key": []} names the scheme above.
                 operation["security"] = [] if path in PUBLIC_PATHS else [{"key": []}]
         return description
 

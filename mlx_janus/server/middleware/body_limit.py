@@ -49,7 +49,13 @@ class BodyLimitMiddleware(HTTPMiddleware):
             self._held_bytes -= len(body)
 
     async def _read(self, body: bytearray, receive: Receive) -> None:
-        """Append the request's body to ``body``."""
+        """Append the request's body to ``body``.
+
+        If this fails, ``body`` has the bytes that arrived, which the caller subtracts again.
+
+        Raises:
+            APIError: a limit is exceeded, or the client leaves.
+        """
         try:
             async with asyncio.timeout(self._settings.body_seconds):
                 more = True

@@ -22,7 +22,7 @@ class ErrorMiddleware(HTTPMiddleware):
         try:
             await self.app(scope, receive, watching_send)
         except Exception as error:
-            api_error = to_api_error(error)
-            if reply_begun:  # a second reply is impossible: break this one off
+            api_error = to_api_error(error)  # logs an internal error, even after a reply has begun
+            if reply_begun:  # a second reply is impossible: uvicorn breaks this one off
                 raise ConnectionAbortedError from None
             await api_error.response()(scope, receive, send)
