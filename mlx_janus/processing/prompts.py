@@ -80,7 +80,7 @@ class Prompts:
         self.config = config
         self.image_tokens = image_tokens
         self._tokenizer = PromptTokenizer(tokenizer, config)
-        self.tokenizer = self._tokenizer.tokenizer
+        self.tokenizer = self._tokenizer.tokenizer  # the library's, for callers
         self.special = self._tokenizer.special
         self._user = self._role(config.user)
         self._assistant = self._role(config.assistant)

@@ -105,6 +105,7 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
     opened: list[_PublicConnection] = []
 
     def download(deadline: float) -> bytes:
+        # By hand, since urllib would look up the name of each redirect without the checks.
         here = url
         for _ in range(1 + _MAX_PUBLIC_REDIRECTS):
             host, target = _host_and_target(here)

@@ -95,6 +95,7 @@ class _JSONRoute(APIRoute):
     """A route that accepts only JSON, which the forms of web pages cannot send."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler of the route, with a check of Content-Type before it."""
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
@@ -222,6 +223,7 @@ def _page() -> tuple[str, dict[str, str]]:
     text = resource.read_text(encoding="utf-8") if resource.is_file() else _NO_PAGE
 
     def hashes(tag: str) -> str:
+        """Return the policy's sources for a tag: the hash of each such element of the page."""
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
         sources = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]

@@ -187,6 +187,7 @@ def _split_system(
 
 
 def _text(message: Message) -> str:
+    """Return a message's text: its text parts as lines, and "" for an answer without content."""
     if isinstance(message.content, str):
         return message.content
     return "\n".join(part.text for part in message.content or () if isinstance(part, TextPart))

@@ -205,10 +205,11 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal. Python calls this in the main thread, between any two operations."""
         if self.number and number == signal.SIGINT:
             os.write(2, b"\nstopped\n")  # not print, which the signal may have interrupted
             os._exit(_INTERRUPTED)
-        self.number = self.number or number
+        self.number = self.number or number  # a later SIGTERM changes nothing
         self._loop.call_soon_threadsafe(self.came.set)  # unlike a plain call, this wakes the loop
 
 

@@ -101,7 +101,7 @@ class EventRecorder:
         self._answer_tokens = answer_tokens
         self._images = images
         self._started = time.perf_counter()
-        self._answer_begun = False
+        self._answer_begun = False  # whether any answer of the request has begun
 
     def __call__(self, event: Event) -> None:
         """Count one event. An answer without text begins with its end, an ``Answered``."""

@@ -30,6 +30,7 @@ class AccessLogMiddleware(HTTPMiddleware):
         self._log_requests = log_requests
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, then count and log it, even if it failed."""
         started = time.perf_counter()
         status = 0  # stays 0 if no reply begins
         bytes_in = 0

@@ -44,10 +44,15 @@ class SameOriginMiddleware(CheckMiddleware):
         self._check_origin(scope, headers)
 
     def _check_host(self, hosts: list[str]) -> None:
+        """Refuse a name that is not this machine's own, unless requests need a key.
+
+        Raises:
+            APIError: the Host is foreign, or there is not exactly one.
+        """
         if len(hosts) != 1:
             raise APIError(400, "there must be one Host header")
         name, _ = _split_port(hosts[0])
-        # Without a key the server listens only on loopback.
+        # Without a key the server listens only on loopback, so any other Host is foreign.
         if self._settings.api_key is None and not is_loopback(name):
             raise APIError(
                 403,
