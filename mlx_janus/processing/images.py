@@ -65,12 +65,13 @@ _UPRIGHT = {  # EXIF orientation -> the transposition that makes the image uprig
     8: Image.Transpose.ROTATE_90,
 }
 
-# PIL warns through the process-wide filters. Two threads must not change those at the same time.
+# PIL warns through the process-wide filters. Two threads must not change those at the same time,
+# so one image is decoded at a time.
 _WARNINGS = threading.Lock()
 
 
 def as_images(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
-    """Return the images as a list; a single image becomes a list of one."""
+    """Return the images as a list; a single image, such as one array, becomes a list of one."""
     if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image):
         return [images]
     if _is_array(images) or hasattr(images, "read"):
@@ -85,8 +86,9 @@ def open_image(source: ImageSource) -> Image.Image:
 
     EXIF orientation is applied, and transparency is laid over white. An animation gives its first
     frame, a PIL image the frame it is at. 16-bit grey is scaled to 8 bits. Float grey is read as
-    [0, 1] or as [0, 255] if all its values lie in that range. Other float grey, and 32-bit
-    integers, are stretched from their lowest to their highest value. A PIL image is not modified.
+    [0, 1] if all its values lie in that range, otherwise as [0, 255] if they lie in that one. Other
+    float grey, and integers outside 16 bits, are stretched from their lowest to their highest
+    value. A PIL image is not modified.
 
     Raises:
         ImageError: the image is missing, unreadable, empty, damaged, in an unsupported format, or
@@ -150,7 +152,7 @@ def decode_image(data: bytes, name: str, *, max_pixels: int | None = None) -> Im
     Args:
         data: the file's content.
         name: the image's name in error messages.
-        max_pixels: a limit below 100 megapixels.
+        max_pixels: a limit below 100 megapixels; None: 100 megapixels.
 
     Raises:
         ImageError: as ``open_image``.
@@ -184,8 +186,8 @@ def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
     longest = max(image.size)
 
     def scale(side: int) -> int:
-        # The reference truncates, in this order of operations. Rounding gives another side for half
-        # of all images.
+        # The reference truncates, in this order of operations. Rounding would make a side one pixel
+        # longer for half of all images.
         scaled = int(side / longest * size)
         return min(max(scaled, config.min_size), size)
 
@@ -231,7 +233,10 @@ def read_file(path: str | os.PathLike[Any], read: Callable[[Image.Image, str], R
 
 @contextlib.contextmanager
 def _opened(path: str, name: str) -> Iterator[BinaryIO]:
-    """Open a file for reading, in a form that can seek."""
+    """Open a file for reading, in a form that can seek.
+
+    An OSError of the block inside, such as a failed read, becomes an ``ImageError`` too.
+    """
     try:
         with Path(path).open("rb") as file:
             # A pipe (/dev/stdin, a shell's process substitution) cannot seek.
@@ -253,6 +258,11 @@ def _opened(path: str, name: str) -> Iterator[BinaryIO]:
 
 
 def _decode(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Read]) -> Read:
+    """Open an image and return the result of ``read``.
+
+    ``Image.open`` reads only the header. The pixels are decoded in ``read``, so its errors are
+    turned into ``ImageError`` as well.
+    """
     head = file.read(4096)
     file.seek(0)
     if not head:
@@ -270,13 +280,13 @@ def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
 
     Args:
         name: the image's name in the message.
-        head: the file's first bytes, if there is a file.
+        head: the file's first bytes; empty if there is no file.
     """
     try:
         with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except ImageError:
+    except ImageError:  # from the block inside, which has found the reason itself
         raise
     except Image.DecompressionBombError:
         raise _too_large(name) from None
@@ -304,7 +314,7 @@ def _why_unidentified(head: bytes) -> str:
 
 
 def check_size(image: Image.Image, name: str, max_pixels: int | None = None) -> None:
-    """Refuse an image without pixels, or with too many.
+    """Refuse an image without pixels, or with more than ``max_pixels``; None: 100 megapixels.
 
     Raises:
         ImageError: the size is outside the limits.
@@ -322,6 +332,7 @@ def _too_large(
     size: tuple[int, int] | None = None,
     max_pixels: int | None = None,
 ) -> ImageError:
+    """Return the error for too many pixels; ``size`` is None if PIL refused to open the image."""
     limit = max_pixels or MAX_PIXELS
     megapixels = limit // 10**6
     found = ""
@@ -332,7 +343,7 @@ def _too_large(
 
 
 def printable(text: str) -> str:
-    """Return a path as one line of at most about 300 characters."""
+    """Return a path or a name as one line: escaped, and cut in the middle above 300 characters."""
     characters = (c if c.isprintable() else repr(c)[1:-1] for c in text)
     line = "".join(characters)
     if len(line) <= 300:
@@ -346,7 +357,8 @@ def printable(text: str) -> str:
 
 
 def _upright_rgb(image: Image.Image, name: str, max_pixels: int | None = None) -> Image.Image:
-    check_size(image, name, max_pixels)
+    """Decode an opened image and return it as upright, opaque, 8-bit RGB."""
+    check_size(image, name, max_pixels)  # before the pixels take memory
     image.load()
     check_size(image, name, max_pixels)  # the frame of an ICO may be larger than its header says
     try:
@@ -358,15 +370,18 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int | None = None) -
     result = _opaque_rgb(image)
     if transpose is not None:
         result = result.transpose(transpose)
-    result.info.clear()  # reopened, it would be rotated again or get a transparent colour
+    # With its info, the result would be rotated again, or get a transparent colour, if it were
+    # given to open_image.
+    result.info.clear()
     return result
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:
+    """Convert a decoded image to RGB, laid over white where it is transparent."""
     if image.mode == "F" or image.mode.startswith("I"):
         return _deep_grey(image)
     if image.has_transparency_data:
-        # PIL converts La only to LA.
+        # PIL converts La (grey, multiplied by its alpha) only to LA, so RGBA takes two steps.
         straight = image.convert("LA") if image.mode == "La" else image
         white = Image.new("RGBA", image.size, "white")
         opaque = Image.alpha_composite(white, straight.convert("RGBA"))
@@ -378,16 +393,17 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     """Convert grey of 16 or 32 bits to RGB. PIL's own conversion would clip it to [0, 255]."""
     values = np.asarray(image)
     black, white = _grey_range(values, image.mode)
-    transparent = image.info.get("transparency")  # a PNG's tRNS chunk: one grey value
+    # A PNG's tRNS chunk: the one grey value whose pixels are transparent, thus white here.
+    transparent = image.info.get("transparency")
     grey = np.empty(values.shape, np.uint8)
-    span = (white - black) or 1.0
+    span = (white - black) or 1.0  # an image of one value becomes black
     # The complete image as 64-bit numbers would take eight times its memory.
     for start in range(0, len(values), _ROWS):
         band = slice(start, start + _ROWS)
         rows = values[band].astype(np.float64)
         finite = np.nan_to_num(rows, nan=black, posinf=white, neginf=black)
         scaled = (finite - black) / span
-        grey[band] = scaled * 255 + 0.5
+        grey[band] = scaled * 255 + 0.5  # rounds, since the assignment truncates
         if isinstance(transparent, int):
             grey[band][rows == transparent] = 255
     return Image.fromarray(grey).convert("RGB")
@@ -399,14 +415,15 @@ def _grey_range(values: npt.NDArray[Any], mode: str) -> tuple[float, float]:
     if mode == "F":
         finite = np.isfinite(values)
         if not finite.any():
-            return 0.0, 1.0
+            return 0.0, 1.0  # nothing to measure; any range will do
         low = float(values.min(where=finite, initial=np.inf))
         high = float(values.max(where=finite, initial=-np.inf))
         usual_whites = (1.0, 255.0)
     else:
         low = float(values.min())
         high = float(values.max())
-        usual_whites = (65535.0,)
+        usual_whites = (65535.0,)  # PIL holds some 16-bit images as 32-bit integers
+    # The narrowest usual range that holds all values is taken. Without one, they are stretched.
     for white in usual_whites:
         if low >= 0 and high <= white:
             return 0.0, white

@@ -28,6 +28,7 @@ def read_text_chunks(path: str | os.PathLike[Any]) -> dict[str, str]:
 
 
 def _text_chunks(image: Image.Image, name: str) -> dict[str, str]:
+    """Return the text chunks of an opened image, read completely: some follow the pixels."""
     check_size(image, name)
     image.load()
     return {key: str(value) for key, value in getattr(image, "text", {}).items()}
@@ -37,8 +38,8 @@ def png_bytes(image: Image.Image, text: Mapping[str, str]) -> bytes:
     """Return a PNG file with text chunks, as ``save_png`` writes it."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in sorted(text.items()):
-        # NUL ends a text chunk. A lone surrogate (an undecodable byte of a command line) has no
-        # encoding.
+        # NUL would end the text chunk, so it is dropped. A lone surrogate (an undecodable byte of a
+        # command line) cannot be encoded: "replace" turns it into "?".
         chunks.add_text(key, value.replace("\0", "").encode("utf-8", "replace").decode("utf-8"))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
@@ -67,7 +68,7 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str
         with draft_beside(target) as draft:
             with draft.open("xb") as file:
                 file.write(data)
-            # write_atomically would replace an existing file.
+            # Not by write_atomically, which would replace an existing file.
             return _move_to_free_name(draft, target)
     except (OSError, ValueError) as error:
         raise OutputError(_why_not_written(error, target)) from error
@@ -76,7 +77,7 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str
 def free_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
     """Return file names for n images: ``[out.png]``, or ``out-1.png`` to ``out-n.png``.
 
-    The files may exist: ``save_png`` keeps them.
+    Files of these names may exist: ``save_png`` keeps them and writes under the next unused name.
 
     Raises:
         OutputError: the path is a folder or has another suffix.
@@ -88,10 +89,15 @@ def free_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
 
 
 def _with_png_suffix(path: Path) -> Path:
+    """Return a path with the suffix ``.png``, added if it has none.
+
+    Raises:
+        OutputError: the path is a folder or has another suffix.
+    """
     try:
         is_folder = path.is_dir()
     except OSError:
-        is_folder = False  # writing fails with the reason
+        is_folder = False  # the later write fails too, with a message that gives the reason
     if is_folder:
         raise OutputError(
             f"{printable(str(path))} is a folder: give the name of a file in it, such as janus.png"
@@ -109,7 +115,8 @@ def _with_png_suffix(path: Path) -> Path:
 def _move_to_free_name(draft: Path, target: Path) -> Path:
     """Move a finished file to the first unused name and return that.
 
-    An exclusive create reserves the name: not every file system has hard links.
+    An empty file, created exclusively, reserves the name; the draft then replaces it. A hard link
+    would need no empty file, but not every file system has hard links.
     """
     for i in itertools.count(1):
         candidate = target if i == 1 else target.with_name(f"{target.stem}_{i}{target.suffix}")
@@ -128,6 +135,7 @@ def _move_to_free_name(draft: Path, target: Path) -> Path:
 
 
 def _why_not_written(error: OSError | ValueError, target: Path) -> str:
+    """Return the message for a file that cannot be written: the reason and the fix."""
     name = printable(str(target))
     folder = printable(str(target.parent))
     code = error.errno if isinstance(error, OSError) else None

@@ -80,7 +80,7 @@ class Prompts:
         self.config = config
         self.image_tokens = image_tokens
         self._tokenizer = PromptTokenizer(tokenizer, config)
-        self.tokenizer = self._tokenizer.tokenizer
+        self.tokenizer = self._tokenizer.tokenizer  # the library's, for callers
         self.special = self._tokenizer.special
         self._user = self._role(config.user)
         self._assistant = self._role(config.assistant)
@@ -119,7 +119,7 @@ class Prompts:
     def following(self, turn: Turn) -> list[int]:
         """Return the ids of a further question, to the beginning of the assistant's answer.
 
-        They follow the eos of the last answer.
+        They have no bos: append them after the eos of the last answer.
 
         Raises:
             PromptError: the question has neither text nor images, or its text is not Unicode.
@@ -141,7 +141,9 @@ class Prompts:
     def unconditional(self, ids: Sequence[int]) -> list[int]:
         """Return the unconditional row: ``drawing``'s ids, with pad between first and last."""
         pads = [self.special.pad] * (len(ids) - 2)
-        return [*ids[:1], *pads, *ids[1:][-1:]]
+        first = ids[:1]
+        last = ids[1:][-1:]  # empty if the first id is the only one
+        return [*first, *pads, *last]
 
     def render_answering(self, turns: Sequence[Turn], system: str | None = None) -> str:
         """Return ``answering``'s template as text: no bos, one placeholder for each image."""
@@ -170,11 +172,13 @@ class Prompts:
         return self._tokenizer.detokenizer()
 
     def _role(self, name: str) -> str:
+        """Return the segment of a role: a control token if it is an added token, otherwise text."""
         if self._tokenizer.is_added(name):
             return _Control(name)
         return name  # Janus-1.3B's roles are ordinary words
 
     def _answering_segments(self, turns: Sequence[Turn], system: str | None) -> list[str]:
+        """Return the segments of ``answering``: all but bos, stripped at both ends."""
         if not turns or turns[-1].role != "user":
             raise PromptError("the last message must be the user's: add a question")
         system = self.config.system if system is None else check_text("system", system)
@@ -187,6 +191,7 @@ class Prompts:
         return _strip(segments)
 
     def _turn_segments(self, turn: Turn) -> list[str]:
+        """Return the segments of one message, from its role to its eos or separator."""
         text = turn.text.strip()
         if turn.role == "assistant":
             # In an empty answer eos follows the colon directly, as when it was generated.
@@ -201,6 +206,7 @@ class Prompts:
         return [self._user, ": ", *images, question]
 
     def _drawing_segments(self, text: str) -> list[str]:
+        """Return the segments of ``drawing``: all but bos, stripped before image_start."""
         text = text.strip()
         if not text:
             raise PromptError("the prompt is empty: describe the image to draw")
@@ -210,6 +216,7 @@ class Prompts:
         return [*_strip(template), image_start]
 
     def _encode(self, segments: Iterable[str]) -> list[int]:
+        """Return bos and the ids of segments; adjacent plain ones are encoded as one text."""
         ids = [self.special.bos]
         groups = itertools.groupby(segments, _is_control)
         for is_control, group in groups:
@@ -222,6 +229,7 @@ class Prompts:
         return ids
 
     def _control_ids(self, spelling: str) -> list[int]:
+        """Return the id of a control token, or all ids of an image for its placeholder."""
         if spelling == self.config.image:
             placeholders = [self.special.image] * self.image_tokens
             return [self.special.image_start, *placeholders, self.special.image_end]
@@ -240,5 +248,5 @@ def _strip(segments: Sequence[str]) -> list[str]:
             if text:
                 stripped[end] = text
                 break
-            del stripped[end]
+            del stripped[end]  # it was only spaces: strip its neighbour
     return stripped

@@ -55,7 +55,7 @@ class PromptTokenizer:
         self._added = frozenset(token.content for token in added)
         self._special_spellings = frozenset(token.content for token in added if token.special)
         self._plain = _copy(self.tokenizer)  # a copy, since the next line changes how it encodes
-        self._plain.encode_special_tokens = True
+        self._plain.encode_special_tokens = True  # as text: their spellings are split like words
         self._check_plain()
 
     def encode(self, text: str) -> list[int]:
@@ -125,7 +125,8 @@ class Detokenizer:
 
     def add(self, token_id: int) -> str:
         """Return the characters that this id completes; "" while a character is incomplete."""
-        # None: a model's vocabulary may have more rows than the tokenizer has ids.
+        # A model's vocabulary may have more rows than the tokenizer has ids. Such an id gives None,
+        # and no text.
         token = self._tokenizer.id_to_token(int(token_id))
         if token is None or token in self._skipped:
             return ""
@@ -211,6 +212,11 @@ def _control_spellings(config: PromptConfig) -> dict[str, str]:
 
 
 def _special_ids(tokenizer: Tokenizer, config: PromptConfig) -> SpecialIds:
+    """Look up the ids of the control tokens by their spellings.
+
+    Raises:
+        ConfigError: a control token is missing.
+    """
     ids: dict[str, int] = {}
     for name, spelling in _control_spellings(config).items():
         found = tokenizer.token_to_id(spelling)
@@ -247,6 +253,10 @@ def _mark_controls(tokenizer: Tokenizer, config: PromptConfig) -> Tokenizer:
 
 
 def _as_special(spelling: str, token: AddedToken | None) -> AddedToken:
+    """Return a special token with the other settings of ``token``.
+
+    ``token`` is None if the spelling is in the vocabulary, but not as an added token.
+    """
     if token is None:
         return AddedToken(spelling, normalized=False, special=True)
     return AddedToken(
@@ -260,7 +270,11 @@ def _as_special(spelling: str, token: AddedToken | None) -> AddedToken:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return the byte for each printable character (GPT-2's ``bytes_to_unicode``, inverted)."""
+    """Return the byte that each character of a token stands for.
+
+    A byte-level tokenizer writes every byte as a printable character. This is the inverse of
+    GPT-2's ``bytes_to_unicode``.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -270,7 +284,7 @@ _BYTES = _byte_alphabet()
 
 
 def _token_bytes(token: str) -> bytes:
-    """Return a token's bytes: as UTF-8 if a character is outside the byte alphabet."""
+    """Return a token's bytes. An added token may be ordinary text, which is encoded as UTF-8."""
     try:
         return bytes(_BYTES[c] for c in token)
     except KeyError:

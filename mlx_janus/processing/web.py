@@ -34,7 +34,7 @@ _MAX_ADDRESSES = 8  # addresses of one host that are tried in turn
 _MAX_URL = 4096  # characters of an address
 # IPv4-only hosts, as networks without IPv4 address them.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_UNICAST = ipaddress.IPv6Network("2000::/3")
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all public IPv6 addresses of single hosts
 # Relays, tunnels and documentation. Depending on Python's version, is_global accepts some of them.
 _NEVER_PUBLIC = (
     ipaddress.ip_network("192.0.0.0/24"),
@@ -105,6 +105,7 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
     opened: list[_PublicConnection] = []
 
     def download(deadline: float) -> bytes:
+        # By hand, since urllib would look up the name of each redirect without the checks.
         here = url
         for _ in range(1 + _MAX_PUBLIC_REDIRECTS):
             host, target = _host_and_target(here)
@@ -125,12 +126,18 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
     try:
         return _run_in_time(download, _shown(url), limits)
     finally:
+        # After a timeout the download's thread may still read: this ends it.
         for connection in opened:
             connection.cut()
 
 
 def _run_in_time(download: Callable[[float], bytes], url: str, limits: _Limits) -> bytes:
     """Return the result of ``download``, called with its deadline by ``time.monotonic``.
+
+    Args:
+        download: runs in a thread, and may go on there after the timeout.
+        url: the address in error messages.
+        limits: the time, and the advice in error messages.
 
     Raises:
         ImageError: the download fails or takes too long.
@@ -148,13 +155,14 @@ def _run_in_time(download: Callable[[float], bytes], url: str, limits: _Limits) 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limits.seconds)
-    result = outcome[0] if outcome else TimeoutError()
+    result = outcome[0] if outcome else TimeoutError()  # no outcome: the thread still runs
     if isinstance(result, bytes):
         return result
     raise _to_image_error(result, url, limits) from None
 
 
 def _content(response: HTTPResponse, url: str, deadline: float, limits: _Limits) -> bytes:
+    """Read a response to its end, within the limits of size and time."""
     if (response.length or 0) > limits.max_bytes:  # the length that the server announces
         raise _too_large(url, limits)
     data = bytearray()
@@ -162,7 +170,7 @@ def _content(response: HTTPResponse, url: str, deadline: float, limits: _Limits)
         data += block
         if len(data) > limits.max_bytes:
             raise _too_large(url, limits)
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline:  # the caller has given up: end this thread
             raise TimeoutError
     if response.length:  # announced bytes that did not arrive
         raise ImageError(f"{url} broke off after {len(data)} bytes: try again")
@@ -177,6 +185,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
+        """Return the request to follow; refuse an address that is not https."""
         if urlsplit(newurl).scheme != "https":
             fp.close()
             reason = f"redirects to {newurl}, which is not https"
@@ -185,7 +194,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener that knows https only: no http, ftp or file."""
+    """Return an opener that knows https only; ``build_opener`` would add http, ftp and file."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -215,9 +224,10 @@ class _PublicConnection(HTTPSConnection):
         super().__init__(host, 443, context=self.tls)
         self.addresses = addresses
         self.deadline = deadline
-        self.wire: socket.socket | None = None
+        self.wire: socket.socket | None = None  # the socket that ``cut`` shuts down
 
     def connect(self) -> None:
+        """Connect to the first address that answers, each with an equal share of the time."""
         for number, (family, address) in enumerate(self.addresses):
             left = len(self.addresses) - number
             self.wire = socket.socket(family, socket.SOCK_STREAM)
@@ -275,6 +285,13 @@ def _host_and_target(url: str) -> tuple[str, str]:
 
 
 def _public_addresses(url: str, host: str) -> list[tuple[socket.AddressFamily, str]]:
+    """Look up a host's addresses, all of which must be public.
+
+    A host that does not exist gets the same error, so that nobody can find out which ones do.
+
+    Raises:
+        ImageError: an address is not public, or there is none.
+    """
     try:
         found = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -291,7 +308,7 @@ def is_public(address: str) -> bool:
     """Return whether an IPv4 or IPv6 address is that of one host on the public internet."""
     ip = ipaddress.ip_address(address)
     if ip in _NAT64:
-        ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)  # the last 32 bits are the IPv4 address
     # This also excludes the IPv6 forms that contain an IPv4 address, except 6to4 and Teredo (in
     # _NEVER_PUBLIC).
     if ip.version == 6 and ip not in _UNICAST:

@@ -84,6 +84,7 @@ class _StrictRequest(Request):
     """A request that refuses JSON with NaN, lone surrogates, or excessive depth."""
 
     async def json(self) -> Any:
+        """Return the body's value; FastAPI calls this before it validates the body."""
         try:
             return from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:
@@ -94,6 +95,7 @@ class _JSONRoute(APIRoute):
     """A route that accepts only JSON, which the forms of web pages cannot send."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler of the route, with a check of Content-Type before it."""
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
@@ -221,10 +223,11 @@ def _page() -> tuple[str, dict[str, str]]:
     text = resource.read_text(encoding="utf-8") if resource.is_file() else _NO_PAGE
 
     def hashes(tag: str) -> str:
+        """Return the policy's sources for a tag: the hash of each such element of the page."""
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
         sources = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
-        return " ".join(sources) or "'none'"
+        return " ".join(sources) or "'none'"  # the stand-in page has neither style nor script
 
     policy = (
         f"default-src 'none'; style-src {hashes('style')}; script-src {hashes('script')}; "
@@ -244,6 +247,7 @@ def _describe_key(app: FastAPI) -> None:
         description.setdefault("components", {})["securitySchemes"] = {"key": scheme}
         for path, item in description["paths"].items():
             for operation in item.values():
+                # [] is OpenAPI's "none needed"; {"key": []} names the scheme above.
                 operation["security"] = [] if path in PUBLIC_PATHS else [{"key": []}]
         return description
 

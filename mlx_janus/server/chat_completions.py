@@ -84,6 +84,13 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
 async def _to_engine_request(
     body: ChatRequest, reader: ImageReader, request: HTTPRequest
 ) -> AnswerRequest:
+    """Convert the body to the engine's request.
+
+    Images are read last, so that none is downloaded for a body that is refused.
+
+    Raises:
+        APIError: the request is refused, an image cannot be read, or the client leaves.
+    """
     if field := body.refused():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
     n = body.n or 1
@@ -111,6 +118,11 @@ async def _to_engine_request(
 
 
 def _options(body: ChatRequest, n: int) -> TextOptions:
+    """Return the options of n answers, whose seeds are consecutive numbers.
+
+    Raises:
+        APIError: the last seed is too large.
+    """
     seed = random_seed() if body.seed is None else body.seed
     if seed + n - 1 > MAX_SEED:
         raise APIError(
@@ -151,7 +163,13 @@ async def _read_images(
 def _split_system(
     messages: Sequence[Message],
 ) -> tuple[str | None, list[tuple[int, UserMessage | AssistantMessage]]]:
-    """Return the system prompt, if there is one, and the other messages with their numbers."""
+    """Return the system prompt, if there is one, and the other messages.
+
+    Each of the others has its index in the body, which errors name.
+
+    Raises:
+        APIError: a system message comes after another message.
+    """
     instructions: list[str] = []
     rest: list[tuple[int, UserMessage | AssistantMessage]] = []
     for number, message in enumerate(messages):
@@ -169,6 +187,7 @@ def _split_system(
 
 
 def _text(message: Message) -> str:
+    """Return a message's text: its text parts as lines, and "" for an answer without content."""
     if isinstance(message.content, str):
         return message.content
     return "\n".join(part.text for part in message.content or () if isinstance(part, TextPart))
@@ -186,6 +205,7 @@ def _image_urls(message: Message, field: str) -> list[tuple[str, str]]:
 
 
 def _completion(events: Sequence[Event], identity: _Identity) -> ChatCompletion:
+    """Return the reply of one object; answers may have finished in any order."""
     answers = [event for event in events if isinstance(event, Answered)]
     answers.sort(key=lambda answer: answer.index)
     choices = [
@@ -203,12 +223,21 @@ def _completion(events: Sequence[Event], identity: _Identity) -> ChatCompletion:
 async def _chunks(
     ticket: Ticket, identity: _Identity, n: int, with_usage: bool, record: Callable[[Event], None]
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the events of a streamed reply."""
+    """Yield the events of a streamed reply.
+
+    Args:
+        ticket: the request in the engine.
+        identity: the fields that all chunks have in common.
+        n: number of answers.
+        with_usage: whether the last chunk has the token counts.
+        record: called with each of the engine's events.
+    """
 
     def chunk(*choices: ChunkChoice, usage: Usage | None = None) -> bytes:
         fields = asdict(identity)
         return server_sent_event(ChatCompletionChunk(**fields, choices=list(choices), usage=usage))
 
+    # As in OpenAI's streams, an answer begins with a chunk that has only the role.
     for index in range(n):
         yield chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
     results = []
@@ -232,8 +261,8 @@ def _finish_reason(result: TextResult) -> FinishReason:
 def _usage(results: Sequence[TextResult]) -> Usage:
     """Count the tokens of a request.
 
-    The prompt counts once for all answers. The cached tokens are those of the first answer: the
-    later answers read the complete prompt from the cache.
+    The prompt counts once for all answers. The cached tokens are the fewest of any answer: those of
+    the one that began first, since the later ones read the complete prompt from the cache.
     """
     prompt_tokens = results[0].prompt_tokens
     completion_tokens = sum(len(result.tokens) for result in results)

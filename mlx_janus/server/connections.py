@@ -87,6 +87,7 @@ def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         nonlocal last_warning
         error = context.get("exception")
+        # asyncio names the socket when accept() fails. Any other report is handled as usual.
         if not (
             "socket" in context and isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES
         ):
@@ -111,7 +112,8 @@ class _LimitedProtocol(H11Protocol):
     _unsent = 0  # bytes in the write buffer when the timer was started
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        """Close a connection above the limit; watch the client of any other."""
+        super().connection_made(transport)  # adds this connection to self.connections
         if len(self.connections) > self.max_connections:
             transport.abort()
             return
@@ -158,7 +160,7 @@ class _LimitedProtocol(H11Protocol):
         """Run the timer while the server waits for the client, and only then."""
         making_reply = self.cycle is not None and not self.cycle.response_complete
         if making_reply and not (self.flow.write_paused or self.transport.is_closing()):
-            self._stop_timer()
+            self._stop_timer()  # the client waits for the server, which may take its time
         elif self._timer is None:
             self._start_timer()
 
@@ -203,10 +205,11 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal. Python calls this in the main thread, between any two operations."""
         if self.number and number == signal.SIGINT:
             os.write(2, b"\nstopped\n")  # not print, which the signal may have interrupted
             os._exit(_INTERRUPTED)
-        self.number = self.number or number
+        self.number = self.number or number  # a later SIGTERM changes nothing
         self._loop.call_soon_threadsafe(self.came.set)  # unlike a plain call, this wakes the loop
 
 

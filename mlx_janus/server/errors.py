@@ -120,6 +120,7 @@ async def handle_http_exception(request: Request, error: Exception) -> JSONRespo
     if isinstance(error, APIError):
         return error.response()
     assert isinstance(error, HTTPException)
+    # For these, Starlette's own text is only the name of the status.
     messages = {
         404: f"there is no {request.url.path!r}: /openapi.json lists the routes",
         405: f"{request.url.path!r} does not support {request.method}",
@@ -133,16 +134,16 @@ async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     # A union reports an error for each branch. The intended branch is the one that matched deepest,
     # or whose value has the right type and is only too long or too short.
-    worst = max(
+    intended = max(
         error.errors(),
         key=lambda one: (len(one["loc"]), one["type"].startswith(("too_", "string_too_"))),
     )
-    field = _field_path(worst["loc"])
-    reason = worst["msg"].removeprefix("Value error, ")
+    field = _field_path(intended["loc"])
+    reason = intended["msg"].removeprefix("Value error, ")
     return APIError(400, f"{field or 'the body'}: {reason}", param=field).response()
 
 
-# Fields inside messages and options.
+# Fields inside messages and options. Any other name in there is that of a union's branch.
 _FIELDS = {"role", "content", "type", "text", "image_url", "url", "detail", "include_usage"}
 
 
@@ -153,12 +154,13 @@ def _field_path(location: Sequence[int | str]) -> str | None:
     """
     path = ""
     after_index = False
-    for part in location[1:]:
+    for part in location[1:]:  # the first part is always "body"
         if isinstance(part, int):
             path += f"[{part}]"
         elif not path:
             path = part
-        elif part in _FIELDS and not after_index:  # after an index: the branch of the union
+        # Directly after an index, even the name of a field, such as "text", is that of a branch.
+        elif part in _FIELDS and not after_index:
             path += f".{part}"
         after_index = isinstance(part, int)
     return path or None

@@ -76,13 +76,14 @@ async def collect_events(
     except JanusError as error:
         raise to_api_error(error, param) from None
     finally:
-        ticket.cancel()
+        ticket.cancel()  # does nothing to a request that has ended
         work.cancel()
         disconnect.cancel()
         await asyncio.gather(work, disconnect, return_exceptions=True)
 
 
 async def _wait_for_disconnect(request: HTTPRequest) -> None:
+    """Return once the client has left; any other message is ignored."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -125,7 +126,7 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._ticket.cancel()
-            await self._events.aclose()
+            await self._events.aclose()  # Starlette may leave it open if the client left
 
 
 async def _with_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
@@ -145,6 +146,7 @@ async def _with_heartbeats(
     next_event: asyncio.Task[bytes] | None = None
     try:
         while True:
+            # After a pause the same task goes on: cancelled, it would end ``events``.
             next_event = next_event or asyncio.create_task(_next(events))
             done, _ = await asyncio.wait({next_event}, timeout=seconds)
             if not done:

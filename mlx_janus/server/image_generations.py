@@ -40,6 +40,7 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
         return EventStream(events, ticket, service.settings.heartbeat_seconds)
     collected = await collect_events(ticket, request, record, "prompt")
     finished = [event for event in collected if isinstance(event, Drawn)]
+    # Images may have finished in any order.
     finished.sort(key=lambda event: event.index)
     data = []
     for event in finished:
@@ -54,6 +55,11 @@ def _size(config: JanusConfig) -> str:
 
 
 def _to_engine_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
+    """Convert the body to the engine's request for n images, whose seeds are consecutive numbers.
+
+    Raises:
+        APIError: the size is not the model's, or the last seed is too large.
+    """
     size = _size(engine.config)
     if body.size not in (None, "auto", size):
         message = f"size must be 'auto' or the model's own '{size}', got {body.size!r}"
@@ -75,7 +81,14 @@ def _to_engine_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
 async def _events(
     ticket: Ticket, first_seed: int, size: str, record: Callable[[Event], None]
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the events of a streamed reply."""
+    """Yield the events of a streamed reply.
+
+    Args:
+        ticket: the request in the engine.
+        first_seed: seed of image 0; a preview does not know its image's seed.
+        size: width and height of each image, as text.
+        record: called with each of the engine's events.
+    """
     async for event in ticket:
         record(event)
         if isinstance(event, Partial):

@@ -62,6 +62,7 @@ class ImageReader:
             raise to_api_error(error, field) from None
 
     async def _fetch(self, url: str) -> bytes:
+        """Download an image if the settings allow it; further downloads wait for a free slot."""
         if not self._settings.allow_url_images:
             fix = "send the image as data:image/png;base64,..."
             raise ImageError(f"this server fetches no images: {fix}")
@@ -77,11 +78,14 @@ class ImageReader:
             allowed = " or an https address" if self._settings.allow_url_images else ""
             rule = f"an image must be given as data:image/png;base64,...{allowed}"
             raise ImageError(f"{rule}, got {url[:30]!r}")
+        # A cheap bound before decoding: up to two characters of the base64 are padding. _decode
+        # checks the exact size.
         if (len(url) - found.end()) * 3 // 4 > self._settings.image_limit + 2:
             raise self._too_large()
         return url[found.end() :]
 
     def _decode(self, data: str | bytes) -> Image.Image:
+        """Decode a file's bytes, or their base64, to an image of the vision encoder's size."""
         if isinstance(data, str):
             try:
                 text = "".join(data.split())  # some clients break the base64 into lines

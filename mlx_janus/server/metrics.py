@@ -60,6 +60,7 @@ class Metrics:
         self._images = Counter("mlx_janus_pictures", "Images generated.", registry=self._registry)
         for name, description in _GAUGES.items():
             gauge = Gauge(f"mlx_janus_{name}", description, registry=self._registry)
+            # name=name: a plain ``name`` would be the last one for all gauges.
             gauge.set_function(lambda name=name: getattr(engine.counts, name))  # type: ignore[misc]
 
     def text(self) -> bytes:
@@ -100,14 +101,15 @@ class EventRecorder:
         self._answer_tokens = answer_tokens
         self._images = images
         self._started = time.perf_counter()
-        self._answer_begun = False
+        self._answer_begun = False  # whether any answer of the request has begun
 
     def __call__(self, event: Event) -> None:
+        """Count one event. An answer without text begins with its end, an ``Answered``."""
         if isinstance(event, Piece | Answered) and not self._answer_begun:
             self._answer_begun = True
             self._first_token.observe(time.perf_counter() - self._started)
         if isinstance(event, Answered):
-            if event.index == 0:
+            if event.index == 0:  # the answers of a request share one prompt
                 self._prompt_tokens.inc(event.result.prompt_tokens)
             self._answer_tokens.inc(len(event.result.tokens))
         if isinstance(event, Drawn):

@@ -65,6 +65,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         family, _, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
         )[0]
+        # Settings checks only the name: even "localhost" may resolve to another address.
         if settings.api_key is None and not is_loopback(str(address[0])):
             found = f"{settings.host} is {address[0]}, which other machines can reach"
             raise JanusError(f"{found}: set a key with api_key=...")
@@ -75,7 +76,8 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         raise JanusError(message) from None
     with listener:
         try:
-            if os.name == "posix":  # on Windows two servers could share one port
+            # Lets a server restart at once on its port. On Windows, two could share the port.
+            if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
         except OSError as error:
@@ -86,6 +88,11 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 def _check_packages() -> None:
+    """Refuse to start without the server's packages, before minutes are spent on a model.
+
+    Raises:
+        JanusError: a package is missing.
+    """
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -127,7 +134,7 @@ async def _serve(
                 raise JanusError("the model's thread failed (see above): start the server again")
             return signals.number
         finally:
-            await engine.close(0)
+            await engine.close(0)  # does nothing if the server has closed it
 
 
 async def _loaded(engine: Engine, signals: StopSignals) -> bool:

@@ -132,6 +132,7 @@ class _OnlyNeutral:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
+        """Describe the field in ``/openapi.json``; pydantic calls this."""
         described = handler(schema)
         values = ", ".join(f"`{json.dumps(value)}`" for value in self.values)
         described["description"] = f"Not supported. Accepted without effect: {values}."
@@ -166,7 +167,7 @@ class _UnsupportedFields(_RequestPart):
     def refused(self) -> str | None:
         """Return the first unsupported field that would change the answer, if there is one."""
         for name, field in type(self).model_fields.items():
-            for mark in field.metadata:
+            for mark in field.metadata:  # pydantic keeps the marks of Annotated there
                 if isinstance(mark, _OnlyNeutral) and getattr(self, name) not in mark.values:
                     return name
         return None

@@ -30,8 +30,9 @@ class AccessLogMiddleware(HTTPMiddleware):
         self._log_requests = log_requests
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, then count and log it, even if it failed."""
         started = time.perf_counter()
-        status = 0
+        status = 0  # stays 0 if no reply begins
         bytes_in = 0
         bytes_out = 0
 
@@ -52,6 +53,7 @@ class AccessLogMiddleware(HTTPMiddleware):
             await self.app(scope, counting_receive, counting_send)
         finally:
             seconds = time.perf_counter() - started
+            # The router has added the route to the scope by now, if it found one.
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.count_request(method, route, status, seconds)

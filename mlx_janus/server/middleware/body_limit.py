@@ -32,10 +32,15 @@ class BodyLimitMiddleware(HTTPMiddleware):
         self._held_bytes = 0  # bytes in the bodies of all open requests
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body of a POST request within the limits, then serve the request from it.
+
+        The request and its body count until the end of the reply.
+        """
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        # h11 has checked that the length is a number.
+        # A body that announces its excess is refused unread. h11 has checked that the length is a
+        # number.
         self._check_size(int(Headers(scope=scope).get("content-length", "0")))
         if self._open_requests >= self._settings.most_requests:
             raise _too_many_requests()
@@ -49,7 +54,13 @@ class BodyLimitMiddleware(HTTPMiddleware):
             self._held_bytes -= len(body)
 
     async def _read(self, body: bytearray, receive: Receive) -> None:
-        """Append the request's body to ``body``."""
+        """Append the request's body to ``body``.
+
+        If this fails, ``body`` has the bytes that arrived, which the caller subtracts again.
+
+        Raises:
+            APIError: a limit is exceeded, or the client leaves.
+        """
         try:
             async with asyncio.timeout(self._settings.body_seconds):
                 more = True

@@ -12,6 +12,7 @@ class ErrorMiddleware(HTTPMiddleware):
     """OpenAI's error object as the reply to every exception of the application inside."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, and reply to an exception unless a reply has begun."""
         reply_begun = False
 
         async def watching_send(message: Message) -> None:
@@ -22,7 +23,7 @@ class ErrorMiddleware(HTTPMiddleware):
         try:
             await self.app(scope, receive, watching_send)
         except Exception as error:
-            api_error = to_api_error(error)
-            if reply_begun:  # a second reply is impossible: break this one off
+            api_error = to_api_error(error)  # logs an internal error, even after a reply has begun
+            if reply_begun:  # a second reply is impossible: uvicorn breaks this one off
                 raise ConnectionAbortedError from None
             await api_error.response()(scope, receive, send)

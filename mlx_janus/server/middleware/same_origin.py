@@ -44,10 +44,15 @@ class SameOriginMiddleware(CheckMiddleware):
         self._check_origin(scope, headers)
 
     def _check_host(self, hosts: list[str]) -> None:
+        """Refuse a name that is not this machine's own, unless requests need a key.
+
+        Raises:
+            APIError: the Host is foreign, or there is not exactly one.
+        """
         if len(hosts) != 1:
             raise APIError(400, "there must be one Host header")
         name, _ = _split_port(hosts[0])
-        # Without a key the server listens only on loopback.
+        # Without a key the server listens only on loopback, so any other Host is foreign.
         if self._settings.api_key is None and not is_loopback(name):
             raise APIError(
                 403,
@@ -56,6 +61,14 @@ class SameOriginMiddleware(CheckMiddleware):
             )
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        """Refuse a request of another site's page.
+
+        A browser's GET may have no Origin; then Sec-Fetch-Site identifies the page that sent it.
+        Programs send neither, and pass. A link on another site may open the page ``/``.
+
+        Raises:
+            APIError: 403.
+        """
         origins = headers.getlist("origin")
         if origins:
             allowed = all(origin in self._settings.cors_origins for origin in origins)
@@ -86,7 +99,7 @@ def _is_same_site(origin: str, host: str) -> bool:
     except ValueError:
         return False
     default_port = _DEFAULT_PORTS.get(parts.scheme)
-    if default_port is None:
+    if default_port is None:  # such as the Origin "null" of a sandboxed page
         return False
     name, port = _split_port(host)
     return (parts.hostname, origin_port or default_port) == (name, port or default_port)
