@@ -83,7 +83,7 @@ class Learner:
         final_rate: float = 0.02,
     ):
         def schedule(top: float) -> Callable[[mx.array], mx.array]:
-            """Return a learning rate that rises to ``top`` and then falls."""
+            """Return a learning rate, by the step, that rises to ``top`` and then falls."""
             first = top * 0.01
             rise = optim.linear_schedule(first, top, warmup)
             remaining = max(steps - warmup, 1)
@@ -383,7 +383,11 @@ def _cut_log(path: Path, stage: str, done: int) -> None:
 
 
 def _locked(path: Path) -> FileLock:
-    """Return the log's lock: two processes may train one stage each and share the log."""
+    """Return the log's lock, for reading and writing.
+
+    Two processes may each run a stage with the same log: one could rewrite it while the other
+    appends.
+    """
     lock = path.with_name(f".{path.name}.lock")
     return FileLock(lock)
 

@@ -188,12 +188,12 @@ def belongs(things: Sequence[Thing], split: Split) -> bool:
     "train" has nothing held out; "pairs" has a held-out pair of shape and colour; "scenes" has only
     known pairs, but two things that are held out together; "any" is every scene.
     """
-    has_pair = any(map(is_held_out_pair, things))
-    has_two = is_held_out_scene(things)
+    held_out_pair = any(map(is_held_out_pair, things))
+    held_out_together = is_held_out_scene(things)
     splits = {
-        "train": not has_pair and not has_two,
-        "pairs": has_pair,
-        "scenes": has_two and not has_pair,
+        "train": not held_out_pair and not held_out_together,
+        "pairs": held_out_pair,
+        "scenes": held_out_together and not held_out_pair,
         "any": True,
     }
     return splits[split]
