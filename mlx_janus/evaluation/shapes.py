@@ -258,7 +258,7 @@ def _ask_about_present_and_absent(
         janus: the model.
         scene: the scene.
         kind: the kind of the absent object, one of ``NEGATIVES``.
-        popular: all objects, the most frequent first.
+        popular: the objects of all scenes, the most frequent first.
         random: source of all choices.
     """
     meanings = {"yes": True, "no": False}

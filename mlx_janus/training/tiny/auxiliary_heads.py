@@ -63,9 +63,7 @@ class TrackingHead(nn.Module):
 
         shifted = owners[:, :-1]
         one_in_front = [(0, 0), (1, 0), (0, 0)]
-        previous = mx.pad(
-            shifted, one_in_front
-        )  # the first position has label 0, "none", before it
+        previous = mx.pad(shifted, one_in_front)  # before the first position: label 0, "none"
         shapes_end = len(SHAPE_LABELS)
         owner_loss = mx.zeros(())
         for logits, labels in ((here, owners), (before, previous)):

@@ -109,7 +109,7 @@ def _conversation(
     is_answer: list[bool] = []
     turns: list[Turn] = []
     for question in _questions(prompts, scene, random, shares):
-        # Each prompt repeats the conversation so far: only what it adds gets new marks.
+        # Each prompt repeats the conversation so far: ``is_answer`` grows by what it adds.
         images = 0 if turns else 1
         turns.append(Turn("user", question.text, images))
         prompt = prompts.answering(turns)

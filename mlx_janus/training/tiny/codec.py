@@ -174,7 +174,7 @@ class CodecStage:
         uses = _DECAY * self._uses + (1 - _DECAY) * new_uses
         sums = _DECAY * self._sums + (1 - _DECAY) * new_sums
         is_due = index % _MOVE_EVERY == 0
-        if is_due and index < 0.8 * self.steps:  # so that codes settle before the end
+        if is_due and index < 0.8 * self.steps:  # none near the end, so that codes settle
             codes = self.model.quantize.look_up(ids)
             squares = (vectors - codes) ** 2
             errors = squares.sum(-1)

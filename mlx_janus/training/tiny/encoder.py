@@ -185,7 +185,7 @@ def place_in_image(thing: shapes.Thing) -> tuple[float, float]:
 def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> None:
     """Initialise attention heads to look at patches above, below, left and right.
 
-    The layers look as many patches far as ``_REACHES`` says.
+    ``_REACHES`` says how many patches away each layer looks.
 
     With random weights attention is flat, and training would have to find the neighbours first.
     Here the first features of a patch are sines and cosines of its place only. A head's keys are

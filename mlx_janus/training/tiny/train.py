@@ -95,7 +95,9 @@ class _Run:
         self._report = report if self.is_first else None
 
     def stage(self, stage: Stage, *depends_on: object, writes: bool = True) -> None:
-        """Run a stage from its checkpoint, if that has the same seed and values of ``depends_on``.
+        """Run a stage, from its checkpoint if there is one.
+
+        A checkpoint of another seed or of other values of ``depends_on`` is refused.
 
         Args:
             stage: left in its final state.
