@@ -1,7 +1,7 @@
 """Divergences between two models' predictions, from their logits: (..., V) -> (...).
 
-p = softmax(reference) and q = softmax(other); sums run over the V tokens. Compared with a score of
-generated images, these need few positions to detect small changes.
+p = softmax(reference) and q = softmax(other); sums run over the V tokens. A divergence shows a
+small change after few positions, where a score of generated images needs many images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ def kl_divergence(reference: mx.array, other: mx.array) -> mx.array:
 
 
 def overlap(reference: mx.array, other: mx.array) -> mx.array:
-    """Return 1 - TV(p, q) = sum min(p, q), from 0 to 1: the share of samples that can stay."""
+    """Return 1 - TV(p, q) = sum min(p, q), from 0 to 1: 1 if equal.
+
+    It is the largest share of tokens that can be the same when both models are sampled.
+    """
     log_p = _log_softmax(reference)
     log_q = _log_softmax(other)
     shared = mx.exp(mx.minimum(log_p, log_q))
@@ -53,7 +56,7 @@ def mean_divergence(pairs: Iterable[tuple[mx.array, mx.array]]) -> Divergence:
     """
     batches = []
     for reference, other in pairs:
-        columns = []
+        columns = []  # one per measure, over the batch's positions
         for measure in (kl_divergence, overlap, top1_agreement):
             values = np.array(measure(reference, other))
             columns.append(values.reshape(-1))

@@ -74,7 +74,7 @@ class DrawingTarget:
             return False
         if self.relation is None:
             return _match_one_to_one(self.things, found)
-        first, second = self.things
+        first, second = self.things  # only prompts for two objects have a relation
         for a, b in permutations(found, 2):
             fits = _fits(first, a) and _fits(second, b)
             if fits and _is_related(a, b, self.relation):
@@ -91,7 +91,11 @@ def _fits(name: language.Name, one: judge.Detection) -> bool:
 
 
 def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Detection]) -> bool:
-    """Return whether wanted and found objects match one to one."""
+    """Return whether wanted names and found objects match one to one.
+
+    It tries every found object for the first name: a name without colour could otherwise take the
+    only object that fits another name.
+    """
     if not names:
         return not found
     first, *rest = names
@@ -105,7 +109,10 @@ def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Dete
 
 
 def _is_related(a: judge.Detection, b: judge.Detection, relation: str) -> bool:
-    """Apply GenEval's rule: the offset points that way by more than half of its length."""
+    """Return whether ``a`` is "left of", "right of", "above" or "below" ``b``, by GenEval's rule.
+
+    The offset of the two centres, measured in that direction, must exceed half of their distance.
+    """
     dx = a.x - b.x
     dy = a.y - b.y
     offsets = {
@@ -146,7 +153,7 @@ def measure(
     existence = measure_existence(janus, sizes, seed, progress)
     attributes = measure_attributes(janus, sizes, seed, progress)
     guided = measure_drawing(janus, sizes, seed, progress)
-    unguided = measure_drawing(janus, sizes, seed, progress, cfg_weight=1.0)
+    unguided = measure_drawing(janus, sizes, seed, progress, cfg_weight=1.0)  # 1 is no guidance
     codec = measure_codec(janus, sizes, seed, progress)
     defaults = token_config(janus.config)
     return {
@@ -223,7 +230,7 @@ def measure_existence(
 
 
 def _by_popularity(scenes: Sequence[shapes.Scene]) -> list[language.Name]:
-    """List the objects by the number of scenes with them, and equally frequent ones by name."""
+    """List the objects of some scenes: those in most scenes first, and equal ones by name."""
     counts: Counter[language.Name] = Counter()
     for scene in scenes:
         names = {thing.name for thing in scene.things}
@@ -244,7 +251,15 @@ def _ask_about_present_and_absent(
 ) -> list[tuple[bool, bool | None]]:
     """Ask for a present and an absent object; return the truth and the answer of each.
 
-    An answer that is neither yes nor no is None.
+    An answer that is neither yes nor no is None. The present object is a combination held out of
+    training if the scene has one.
+
+    Args:
+        janus: the model.
+        scene: the scene.
+        kind: the kind of the absent object, one of ``NEGATIVES``.
+        popular: the objects of all scenes, the most frequent first.
+        random: source of all choices.
     """
     meanings = {"yes": True, "no": False}
     names = sorted({thing.name for thing in scene.things})
@@ -266,7 +281,7 @@ def _absent_name(
     popular: Sequence[language.Name],
     random: np.random.Generator,
 ) -> language.Name:
-    """Pick an absent object of a kind in ``NEGATIVES``; any absent one if that kind is empty."""
+    """Pick an absent object of a kind in ``NEGATIVES``; if there is none, any absent object."""
     absent = language.absent_names(present)
     candidates = absent
     if kind == "popular":
@@ -295,10 +310,11 @@ def _score_yes_no(outcomes: Sequence[tuple[bool, bool | None]]) -> YesNoScores:
         true_positives += truth and answer is True
         answered_yes += answer is True
         truly_yes += truth
-    both = answered_yes + truly_yes
+    # F1 is 2 TP / (2 TP + FP + FN); TP + FP are the answers "yes", TP + FN the true ones.
+    f1_divisor = answered_yes + truly_yes
     return YesNoScores(
         accuracy=right / questions,
-        f1=2 * true_positives / both if both else 0.0,
+        f1=2 * true_positives / f1_divisor if f1_divisor else 0.0,
         yes_rate=answered_yes / questions,
         questions=questions,
     )
@@ -328,7 +344,7 @@ def measure_attributes(
 
 
 def _held_out_scenes(random: np.random.Generator) -> Iterator[shapes.Scene]:
-    """Yield scenes that are held out: in turn by two things together and by a shape's colour."""
+    """Yield held-out scenes without end, in turn of the splits "scenes" and "pairs"."""
     made = 0
     while True:
         split: shapes.Split = "pairs" if made % 2 else "scenes"
@@ -342,7 +358,10 @@ def _held_out_questions(
     random: np.random.Generator,
     about: str,
 ) -> Iterator[tuple[shapes.Scene, language.Question]]:
-    """Yield held-out scenes that allow a question about an attribute, with the question."""
+    """Yield held-out scenes without end, each with a question about an attribute.
+
+    Scenes that allow no such question are left out.
+    """
     for scene in _held_out_scenes(random):
         try:
             question = language.question(scene, random, about)
@@ -371,14 +390,17 @@ def drawing_prompts(
 ) -> list[DrawingTarget]:
     """Make the prompts of a task.
 
-    A prompt with colours names a combination held out of training. A single shape, two shapes, or
-    several of one cannot be held out; these prompts go through all possibilities in turn.
+    The tasks "colours", "position" and "colour attribution" name colours, so that their prompts can
+    ask for combinations held out of training. The prompts of the other tasks name only shapes, and
+    no shape is held out: "single object" and "counting" go through all their prompts in turn, "two
+    objects" samples two different shapes.
 
     Args:
         task: one of ``TASKS``.
         count: number of prompts.
         seed: seed of the choice.
-        held_out: False for combinations of training instead, to choose settings with.
+        held_out: True to name only combinations held out of training; False to name only those that
+            occur in training, so that settings can be chosen without the held-out ones.
     """
     random = np.random.default_rng([seed, 13, TASKS.index(task)])
     makers = {
@@ -394,7 +416,10 @@ def drawing_prompts(
 
 
 def _single_object(i: int, *_: Any) -> DrawingTarget:
-    """Ask for one shape: "a circle"."""
+    """Ask for one shape: "a circle".
+
+    Prompt number ``i`` changes the shape; every fourth one also changes the wording.
+    """
     shape = shapes.SHAPES[i % 4]
     text = _worded(shape, i // 4)
     return DrawingTarget(text, ((shape, ""),))
@@ -409,7 +434,10 @@ def _two_objects(i: int, random: np.random.Generator, *_: Any) -> DrawingTarget:
 
 
 def _counting(i: int, *_: Any) -> DrawingTarget:
-    """Ask for several of one shape: "three stars"."""
+    """Ask for several of one shape: "three stars".
+
+    Prompt number ``i`` changes the shape; every fourth one also changes the number, from 2 to 4.
+    """
     shape = shapes.SHAPES[i % 4]
     n = 2 + i // 4 % 3
     text = language.counted(n, shape)
@@ -417,7 +445,10 @@ def _counting(i: int, *_: Any) -> DrawingTarget:
 
 
 def _colours(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
-    """Ask for one coloured shape: "a purple circle"."""
+    """Ask for one coloured shape: "a purple circle".
+
+    Held-out prompts take the four held-out names in turn, by their number ``i``.
+    """
     if held_out:
         names = sorted(shapes.HELD_OUT)
         name = names[i % len(names)]
@@ -430,7 +461,7 @@ def _colours(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarg
 
 
 def _worded(noun: str, i: int) -> str:
-    """Word a prompt for one object, in one of five ways in turn."""
+    """Word a prompt for one object in one of five ways; ``i`` counts through them."""
     text = language.with_article(noun)
     wordings = (
         text,
@@ -443,7 +474,10 @@ def _worded(noun: str, i: int) -> str:
 
 
 def _position(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
-    """Ask for two objects in a relative position: "a red circle above a blue star"."""
+    """Ask for two objects in a relative position: "a red circle above a blue star".
+
+    Prompt number ``i`` takes the four relations in turn, whatever the sampled scene's own is.
+    """
     a, b = _two_things(i, random, held_out)
     subject = language.phrase(a)
     landmark = language.phrase(b)
@@ -498,7 +532,8 @@ def measure_drawing(
         sizes: number of prompts per task and of images per prompt.
         seed: seed of prompts and images.
         progress: called after every prompt.
-        held_out: as for ``drawing_prompts``.
+        held_out: whether prompts with colours name combinations held out of training; see
+            ``drawing_prompts``.
         choice: options of ``generate_images``, such as ``cfg_weight``, instead of its defaults.
     """
     done = 0
@@ -508,6 +543,7 @@ def measure_drawing(
         right = 0
         targets = drawing_prompts(task, sizes.prompts, seed, held_out=held_out)
         for i, target in enumerate(targets):
+            # Image k has this seed plus k: prompts of up to 100 images never share a seed.
             first_seed = 1_000_000 * (number + 1) + 100 * i + seed
             drawn = janus.generate_images(
                 target.prompt,
@@ -553,7 +589,7 @@ def measure_codec(
         errors = decoded - pixels
         squared_error = float((errors**2).mean())
         noise = max(squared_error, 1e-10)
-        psnr.append(10 * np.log10(4 / noise))
+        psnr.append(10 * np.log10(4 / noise))  # values range over 2, from -1 to 1: 4 is its square
         values = (decoded + 1) * 127.5
         reconstruction = values.round().astype(np.uint8)
         right_before += is_read_right(scene, shapes.render(scene))
@@ -583,7 +619,10 @@ def is_read_right(scene: shapes.Scene, image: Any) -> bool:
 
 
 def _distance_to_nearest(thing: shapes.Thing, found: Sequence[judge.Detection]) -> float:
-    """Return the distance in pixels from a thing to the nearest object of its name."""
+    """Return the distance in pixels from a thing to the nearest object of its name.
+
+    There must be such an object.
+    """
     distances = []
     for one in found:
         if one.name == thing.name:

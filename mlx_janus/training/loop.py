@@ -53,11 +53,11 @@ class Stage(Protocol):
 
 
 class Learner:
-    """A module with its optimizer: AdamW, or with a ``muon_rate`` Muon for the inner matrices.
+    """A module with its optimizer: AdamW, or Muon for the inner matrices and AdamW for the rest.
 
     Muon (Jordan et al., 2024) orthogonalises the update of a matrix. MLX's Muon adds weight decay
     to the gradient before normalising it, which would shrink every matrix with a small gradient to
-    nothing, so it gets none here (docs/lab-notes.md).
+    nothing; therefore Muon has no weight decay here (docs/lab-notes.md).
 
     Both learning rates have a linear warm-up and a cosine decay. Gradients are clipped to norm 1.
 
@@ -66,7 +66,7 @@ class Learner:
         rate: AdamW's highest learning rate.
         steps: number of steps until the end of the cosine.
         warmup: number of steps in which the rates rise.
-        muon_rate: Muon's highest learning rate; None for AdamW only.
+        muon_rate: Muon's highest learning rate; None for AdamW alone.
         decay: AdamW's weight decay.
         final_rate: learning rate at the end, as a share of the highest.
     """
@@ -83,6 +83,7 @@ class Learner:
         final_rate: float = 0.02,
     ):
         def schedule(top: float) -> Callable[[mx.array], mx.array]:
+            """Return a learning rate, by the step, that rises to ``top`` and then falls."""
             first = top * 0.01
             rise = optim.linear_schedule(first, top, warmup)
             remaining = max(steps - warmup, 1)
@@ -102,8 +103,9 @@ class Learner:
                 momentum=0.95,
                 weight_decay=0.0,
             )
-            both = [inner, self.optimizer]
-            self.optimizer = optim.MultiOptimizer(both, [_is_inner_matrix])
+            # Parameters that fit the condition go to the first optimizer, the others to the last.
+            optimizers = [inner, self.optimizer]
+            self.optimizer = optim.MultiOptimizer(optimizers, [_is_inner_matrix])
         self.optimizer.init(model.trainable_parameters())
 
     def update(self, gradients: Any) -> mx.array:
@@ -143,14 +145,15 @@ def compiled_gradient(
     """Return ``nn.value_and_grad`` of ``loss(model, batch)`` as one compiled function of a batch.
 
     Compiling takes some seconds on a CPU and then saves time in every step. A batch with other
-    shapes is compiled again. Tracing changes only a copy of the model, so several functions of one
-    model can be used side by side.
+    shapes is compiled again.
 
     Args:
-        model: read again at every call.
+        model: every call uses its parameters at the time of the call.
         loss: returns the value to minimise, or a tuple that begins with it. It must not compute the
             same expression twice if one of the two is returned: MLX 0.32 then fails to compile.
     """
+    # Tracing leaves placeholders in a module's parameters: give it a copy, so that the model stays
+    # usable and several functions of one model can be compiled.
     traced = copy.deepcopy(model)
 
     @mx.compile
@@ -169,7 +172,14 @@ def compiled_gradient(
 
 
 def _is_inner_matrix(path: str, array: mx.array) -> bool:
-    """Return whether a parameter maps features to features: no embedding, output head or vector."""
+    """Return whether Muon updates a parameter: a matrix that maps features to features.
+
+    Vectors, embeddings, output heads, and the codec's first and last convolutions stay with AdamW.
+
+    Args:
+        path: the parameter's dotted name.
+        array: the parameter.
+    """
     outer = ("embed", "head", "conv_in", "conv_out")
     if array.ndim < 2:
         return False
@@ -207,9 +217,9 @@ def run_stage(
         recipe: everything that the result depends on, as text; a checkpoint of another recipe is
             refused.
         every: seconds between checkpoints.
-        report: called after every step.
-        writes: whether this process writes the checkpoints and the log. When processes share a
-            stage, one of them does.
+        report: called after every step, if this process writes.
+        writes: whether this process writes the checkpoints and the log. Where two processes share
+            the steps of a stage, only one of them writes.
 
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to another recipe.
@@ -220,6 +230,7 @@ def run_stage(
     records = _Records(stage, folder, recipe, every=every, spent=spent) if writes else None
     try:
         if records:
+            # Steps after the checkpoint run again: without this, the log would hold them twice.
             _cut_log(records.log, stage.name, done)
         while done < stage.steps:
             measured = stage.step(done)
@@ -261,9 +272,15 @@ class _Records:
         self._started = time.monotonic() - spent
 
     def add(self, done: int, measured: dict[str, float]) -> None:
-        """Record a step; write a line of the log or a checkpoint when one is due."""
+        """Record a step; write a line of the log, and then a checkpoint, when one is due.
+
+        Args:
+            done: number of finished steps, with this one.
+            measured: the step's measurements.
+        """
         self._measured.append(measured)
         last = done == self._stage.steps
+        # A checkpoint is saved only right after a line, so that the log has all steps before it.
         if not last and done % _LOG_EVERY:
             return
         seconds = time.monotonic() - self._started
@@ -309,7 +326,7 @@ def _resume(stage: Stage, path: Path, recipe: str) -> tuple[int, float]:
 
 
 def _save(path: Path, state: dict[str, mx.array], metadata: dict[str, str]) -> None:
-    """Write a checkpoint atomically."""
+    """Write a checkpoint atomically: a kill meanwhile leaves the earlier one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with draft_beside(path, path.suffix) as draft:
         write_safetensors(draft, state, metadata)
@@ -323,10 +340,18 @@ def _log(
     seconds: float,
     measured: Sequence[dict[str, float]],
 ) -> None:
-    """Append one line with the means of some steps' measurements."""
+    """Append one line with the means of the measurements of consecutive steps.
+
+    Args:
+        path: the log.
+        stage: the stage's name.
+        step: number of finished steps.
+        seconds: time spent on the stage so far.
+        measured: one dictionary per step; a key that only some steps have is averaged over those.
+    """
     values: dict[str, list[float]] = {}
-    for one in measured:
-        for key, value in one.items():
+    for of_step in measured:
+        for key, value in of_step.items():
             values.setdefault(key, []).append(value)
     line: dict[str, Any] = {
         "stage": stage,
@@ -341,7 +366,10 @@ def _log(
 
 
 def _cut_log(path: Path, stage: str, done: int) -> None:
-    """Drop this stage's lines after its checkpoint, and any line that a kill cut short."""
+    """Drop a stage's lines after ``done`` steps, and any line that a kill cut short.
+
+    The lines of other stages stay, since all stages of a run share the log.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         if not path.exists():
@@ -355,7 +383,11 @@ def _cut_log(path: Path, stage: str, done: int) -> None:
 
 
 def _locked(path: Path) -> FileLock:
-    """Return the log's lock: two processes append to it, and either may rewrite it."""
+    """Return the log's lock, for reading and writing.
+
+    Two processes may each run a stage with the same log: one could rewrite it while the other
+    appends.
+    """
     lock = path.with_name(f".{path.name}.lock")
     return FileLock(lock)
 

@@ -68,9 +68,10 @@ def image_token_states(
     starts: mx.array,
     tokens: mx.array,
 ) -> mx.array:
-    """Read captions with their images' tokens (teacher forcing) -> (B, n, hidden).
+    """Run the model on captions followed by their images' tokens -> (B, n, hidden).
 
-    State ``k`` of a row is the one from which token ``k`` is predicted.
+    State ``k`` of a row is the one from which token ``k`` is predicted: it has read the caption and
+    the correct tokens before ``k`` (teacher forcing).
 
     Args:
         model: the language model and its drawing parts.
@@ -80,16 +81,17 @@ def image_token_states(
     """
     B, n = tokens.shape
     offsets = mx.arange(n)
-    positions = starts[:, None] + offsets  # (B, n)
+    positions = starts[:, None] + offsets  # (B, n); token k is predicted at positions[:, k]
     text = model.embed_text(ids)
     width = text.shape[-1]
-    blank = mx.zeros((B, n - 1, width))
-    embeddings = mx.concatenate([text, blank], axis=1)
+    room = mx.zeros((B, n - 1, width))  # enough for the image after the longest caption
+    embeddings = mx.concatenate([text, room], axis=1)
 
-    read = tokens[:, :-1]  # nothing is predicted from the last
-    drawn = model.embed_image_tokens(read)
-    after = positions[:, 1:, None]
-    after = mx.broadcast_to(after, drawn.shape)
-    embeddings = mx.put_along_axis(embeddings, after, drawn, axis=1)
+    # Captions differ in length: write each row's image over its padding, right after its start.
+    inputs = tokens[:, :-1]  # the last token is predicted, but nothing is predicted from it
+    image = model.embed_image_tokens(inputs)
+    places = positions[:, 1:, None]
+    places = mx.broadcast_to(places, image.shape)
+    embeddings = mx.put_along_axis(embeddings, places, image, axis=1)
     hidden = model.hidden_states(embeddings)
     return select_positions(hidden, positions)

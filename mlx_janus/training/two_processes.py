@@ -27,7 +27,10 @@ _GRACE = 5.0  # seconds that one process gets to end by itself after the other f
 
 
 def two_are_faster() -> bool:
-    """Return whether to start two: on a CPU with two cores or more, and not from one of two."""
+    """Return whether training is faster in two processes than in this one.
+
+    It is on a CPU with two cores or more, unless this process is already one of the two.
+    """
     return (
         mx.default_device() == mx.cpu
         and (os.cpu_count() or 1) >= COUNT
@@ -48,6 +51,7 @@ def run_side_by_side(command: Sequence[str]) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         hosts = Path(folder) / "hosts.json"
+        # MLX's ring reads this file: for each process, a list of its addresses.
         hosts.write_text(json.dumps([[address] for address in _free_addresses()]))
         output = Path(folder) / "second"
         with output.open("wb") as second:
@@ -57,11 +61,12 @@ def run_side_by_side(command: Sequence[str]) -> None:
         try:
             codes = _wait(processes)
         finally:
-            for process in processes:
+            for process in processes:  # one whose partner has failed may wait for it forever
                 process.terminate()
             for process in processes:
                 process.wait()
         if codes[0]:
+            # A negative code is the signal that ended it, which shells report as 128 + signal.
             raise SystemExit(codes[0] if codes[0] > 0 else 128 - codes[0])
         if codes[1]:
             lines = output.read_text(errors="replace").strip().splitlines() or ["it was killed"]
@@ -72,9 +77,10 @@ def end_with_parent() -> None:
     """End this process as soon as its parent ends, which closes this one's standard input."""
 
     def watch() -> None:
+        # Nobody writes to the input: the read returns, or fails, only when the parent has ended.
         with contextlib.suppress(OSError, ValueError):
             os.read(0, 1)
-        os._exit(1)
+        os._exit(1)  # at once, from any thread, even if the main thread waits in MLX
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -92,7 +98,10 @@ def wait_for_all() -> None:
 def _start(
     command: Sequence[str], rank: int, hosts: Path, output: BinaryIO | None
 ) -> subprocess.Popen[bytes]:
-    """Start one process, with its output in a file, or with this process's stdout and stderr."""
+    """Start one process, with its output in a file, or with this process's stdout and stderr.
+
+    Its standard input is a pipe that closes when this process ends: see ``end_with_parent``.
+    """
     ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
     environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, **ring}
     return subprocess.Popen(
@@ -101,7 +110,11 @@ def _start(
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Wait for the exit codes; None for a process that did not end after the other had failed."""
+    """Wait until all processes have ended, and return their exit codes.
+
+    After a failure (a code other than 0) the other process gets ``_GRACE`` seconds; its code is
+    None if it is still running then.
+    """
     until = float("inf")
     while time.monotonic() < until:
         codes = [process.poll() for process in processes]
@@ -114,7 +127,10 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
 
 
 def _free_addresses() -> list[str]:
-    """Find a free loopback address for each process."""
+    """Find a free loopback address for each process.
+
+    All sockets stay open until each has its port, so that no two get the same one.
+    """
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(COUNT)]
         for one in sockets:

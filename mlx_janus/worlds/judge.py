@@ -24,9 +24,9 @@ from .shapes import COLOURS, SHAPES, SIDE, Scene, Thing, render
 _DIFFERENT = 45.0  # RGB distance from the background that makes a pixel part of an object
 _LEAST_AREA = 12.0  # pixels: half of the smallest shape
 _GRID = 20  # samples per side of a normalised mask
-_REACH = 1.15  # half the side of that grid, in square roots of the area
+_REACH = 1.15  # half the side of a normalised mask, in square roots of the area
 _ILL_FORMED = 0.15  # squared distance per unit area beyond which a region is no shape
-_ANGLES = {
+_ANGLES = {  # degrees, of the templates: up to where a shape looks the same again
     "circle": [0.0],
     "square": range(-45, 45, 9),
     "triangle": range(-60, 60, 8),
@@ -97,9 +97,13 @@ def _read_region(
         background: (3,), the background's colour.
         region: (H, W), True inside the region.
     """
+    # The object's colour, from the pixels farthest from the background: not its blended edge.
     least = np.quantile(distance[region], 0.6)
     inside = region & (distance >= least)
     core = np.median(rgb[inside], axis=0)
+
+    # Each pixel's share of that colour: 0 is the background. The faintest pixels of the edge are
+    # not in the region, but next to it.
     contrast = core - background
     projected = (rgb - background) @ contrast / (contrast @ contrast)
     share = projected.clip(0, 1)
@@ -109,11 +113,12 @@ def _read_region(
     if area < _LEAST_AREA:
         return None
     y, x = ndimage.center_of_mass(mask)
+
     normalised = _normalise(mask, x, y, area)
     masks, labels, sizes = _templates()
     differences = masks - normalised.ravel()
     squares = (differences**2).sum(1)
-    step = 2 * _REACH / _GRID
+    step = 2 * _REACH / _GRID  # between samples, in square roots of the object's area
     misfits = squares * step**2
     best = int(misfits.argmin())
     misfit = float(misfits[best])
@@ -121,14 +126,21 @@ def _read_region(
         shape=labels[best] if misfit < _ILL_FORMED else "none",
         colour=_name_colour(core),
         size=sizes[best] * math.sqrt(area),
-        x=x + 0.5,
+        x=x + 0.5,  # from pixel indices to coordinates, where pixel 0 is centred at 0.5
         y=y + 0.5,
         misfit=misfit,
     )
 
 
 def _normalise(mask: np.ndarray, x: float, y: float, area: float) -> np.ndarray:
-    """Centre a mask and scale it to unit area: (_GRID, _GRID)."""
+    """Centre a mask and scale it to unit area: (_GRID, _GRID).
+
+    Args:
+        mask: (H, W), from 0 to 1.
+        x: the column of its centre.
+        y: the row of its centre.
+        area: its sum.
+    """
     centres = np.arange(_GRID) + 0.5
     steps = centres / _GRID * 2 - 1
     offsets = steps * _REACH * math.sqrt(area)
@@ -138,12 +150,12 @@ def _normalise(mask: np.ndarray, x: float, y: float, area: float) -> np.ndarray:
 
 @functools.cache
 def _templates() -> tuple[np.ndarray, list[str], list[float]]:
-    """Return the templates: normalised masks, shapes, and size over square root of the area."""
+    """Return the templates' normalised masks, shapes, and sizes per square root of their area."""
     masks = []
     labels = []
     sizes = []
     for thing in _template_things():
-        scene = Scene((thing,), (0, 0, 0))
+        scene = Scene((thing,), (0, 0, 0))  # white on black: any channel is the mask
         values = np.asarray(render(scene), dtype=np.float64)
         mask = values[..., 0] / 255
         area = mask.sum()
@@ -156,7 +168,7 @@ def _templates() -> tuple[np.ndarray, list[str], list[float]]:
 
 
 def _template_things() -> Iterator[Thing]:
-    """Yield a white thing for every shape, angle, size and shift."""
+    """Yield a white thing for every shape, angle, size and shift; ``rgb`` sets the colour."""
     for shape in SHAPES:
         variants = itertools.product(_ANGLES[shape], _SIZES, _SHIFTS)
         for angle, size, shift in variants:

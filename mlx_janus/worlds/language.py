@@ -75,7 +75,7 @@ def place(thing: Thing) -> str:
 
 
 def is_place_clear(thing: Thing) -> bool:
-    """Return whether a thing's centre is clearly inside one of the nine places."""
+    """Return whether a thing's centre is clearly inside one of the nine places of ``place``."""
     for boundary in (SIDE / 3, SIDE * 2 / 3):
         nearest = min(abs(thing.x - boundary), abs(thing.y - boundary))
         if nearest <= _CLEAR:
@@ -140,7 +140,7 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
     things = list(scene.things)
     if not things:
         return _any(random, ("nothing", "an empty picture", "a plain picture"))
-    detail = _any_key(random, _DETAILS)
+    detail = _any_key(random, _DETAILS)  # how ``_noun`` names every thing of this caption
     if len(things) == 1:
         text = _name_one(things[0], detail, random)
     elif len(things) == 2:
@@ -160,7 +160,10 @@ def _name_one(thing: Thing, detail: str, random: np.random.Generator) -> str:
 
 
 def _name_two(things: list[Thing], detail: str, random: np.random.Generator) -> str:
-    """Name two things, with their places, with their relative position, or with neither."""
+    """Name two things, with their places, with their relative position, or with neither.
+
+    It may reorder ``things``.
+    """
     if random.random() < 0.25 and _are_places_clear(things):
         random.shuffle(things)
         phrases = []
@@ -175,7 +178,10 @@ def _name_two(things: list[Thing], detail: str, random: np.random.Generator) -> 
 
 
 def _relate(things: Sequence[Thing], detail: str, random: np.random.Generator) -> str:
-    """Name two things and the position of one relative to the other."""
+    """Name two things and the position of one relative to the other.
+
+    ``relation`` must have found one for them; it finds one in both directions or in neither.
+    """
     first, second = things
     if random.random() >= 0.5:
         first, second = second, first
@@ -197,7 +203,10 @@ def _count_alike(things: Sequence[Thing], detail: str, random: np.random.Generat
 
 
 def _noun(thing: Thing, detail: str) -> str:
-    """Name a thing without article: "red circle", "circle" or "red shape"."""
+    """Name a thing without article: "red circle", "circle" or "red shape".
+
+    ``detail`` is a key of ``_DETAILS``.
+    """
     nouns = {
         "both": f"{thing.colour} {thing.shape}",
         "shape": thing.shape,
@@ -209,7 +218,7 @@ def _noun(thing: Thing, detail: str) -> str:
 def _prefixed(text: str, random: np.random.Generator) -> str:
     """Put a random opening before a caption, in agreement with its number."""
     prefix = _any(random, _PREFIXES)
-    if prefix == "one ":
+    if prefix == "one ":  # it replaces the article; a caption that begins with a number has none
         article, noun = text.split(" ", 1)
         return f"one {noun}" if article in ("a", "an") else text
     plural = text.startswith(NUMBERS[2:])
@@ -237,12 +246,12 @@ def ask_existence(scene: Scene, random: np.random.Generator) -> Question | None:
     Most absent pairs differ from a present one only in shape or only in colour. A held-out pair is
     never asked for where it is absent: training would teach that it does not exist.
     """
-    level = _any(random, ("both", "both", "both", "shape", "colour"))
+    asked = _any(random, ("both", "both", "both", "shape", "colour"))
     yes = bool(random.random() < 0.5)
     present = {thing.name for thing in scene.things}
-    if level == "shape":
+    if asked == "shape":
         candidates = _shapes_to_ask(present, yes=yes)
-    elif level == "colour":
+    elif asked == "colour":
         candidates = _colours_to_ask(present, yes=yes)
     elif yes:
         candidates = sorted(present)
@@ -268,7 +277,7 @@ def _colours_to_ask(present: Collection[Name], *, yes: bool) -> list[Name]:
 
 
 def _absent_pairs_to_ask(present: Collection[Name], random: np.random.Generator) -> list[Name]:
-    """List absent pairs that are not held out, often only the near misses."""
+    """List absent pairs that are not held out; often only the near misses, if there are any."""
     absent = [name for name in absent_names(present) if name not in HELD_OUT]
     near = near_misses(absent, present)
     if near and random.random() < 0.6:
@@ -350,11 +359,11 @@ def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
 
 def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
     """Ask for the number of all things, or of one shape or colour, mostly a present one."""
-    level = _any(random, ("all", "shape", "shape", "colour"))
-    if level == "all":
+    counted_by = _any(random, ("all", "shape", "shape", "colour"))
+    if counted_by == "all":
         return _ask_how_many(scene)
     options: Sequence[str]
-    if level == "shape":
+    if counted_by == "shape":
         ending = "s"
         options = SHAPES
         present = [thing.shape for thing in scene.things]
@@ -363,7 +372,7 @@ def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
         options = tuple(COLOURS)
         present = [thing.colour for thing in scene.things]
     if present and random.random() < 0.8:
-        options = present
+        options = present  # with repeats: what is there several times is asked for more often
     choice = _any(random, options)
     number = present.count(choice)
     text = f"How many {choice}{ending} are there?"
@@ -387,7 +396,10 @@ def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for the relative position of two things; "yes" and "no" are equally likely."""
+    """Ask whether a thing is left of, right of, above or below another.
+
+    "yes" and "no" are equally likely; where the answer is "no", the opposite relation is true.
+    """
     related = []
     unique = _unique_things(scene)
     for a, b in permutations(unique, 2):
@@ -409,7 +421,7 @@ def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
 def _opposite(how: str) -> str:
     """Return the opposite of a relation; in ``RELATIONS`` they stand side by side."""
     index = RELATIONS.index(how)
-    return RELATIONS[index ^ 1]
+    return RELATIONS[index ^ 1]  # 0 and 1 change places, and so do 2 and 3
 
 
 def _unique_things(scene: Scene) -> list[Thing]:
@@ -495,6 +507,9 @@ def question(
     shares: Mapping[str, float] = SHARES,
 ) -> Question:
     """Ask a question about a scene.
+
+    A maker may find nothing to ask: up to 20 are tried. Without ``about``, the last resort is to
+    ask how many shapes there are.
 
     Args:
         scene: the scene.

@@ -53,6 +53,7 @@ KINDS: dict[Kind, float] = {
     "several": 0.2,
     "empty": 0.04,
 }
+"""Share of each kind of scene."""
 PAIRED: dict[Kind, float] = {
     "single": 0.16,
     "two": 0.46,
@@ -60,6 +61,7 @@ PAIRED: dict[Kind, float] = {
     "several": 0.09,
     "empty": 0.03,
 }
+"""Shares for training with more scenes of two things or of one shape."""
 BUSY: tuple[Kind, ...] = ("several", "several", "same", "two", "single")
 """Equally likely kinds for training: fuller images teach more."""
 
@@ -68,7 +70,7 @@ _EDGE = 1.0  # pixels at least between a thing and the edge
 _TILTED = 0.1  # share of squares, triangles and stars that are not upright
 _SAMPLES = 4  # samples per pixel and axis, for antialiased edges
 _INNER = 0.45  # inner radius of a star, as a share of the outer
-_MOST = {0: 0, 1: LARGEST, 2: 28, 3: 22, 4: 18}  # pixels, largest size by number of things
+_LARGEST_BY_NUMBER = {0: 0, 1: LARGEST, 2: 28, 3: 22, 4: 18}  # pixels
 _TRIES = 30  # places tried for a thing before the scene is abandoned
 
 
@@ -101,7 +103,10 @@ class Thing:
         return self.size * per_size[self.shape]
 
     def outline(self) -> list[tuple[float, float]]:
-        """Return the corners, as x and y in pixels; a circle has none."""
+        """Return the corners, as x and y in pixels; a circle has none.
+
+        Upright, a square has horizontal sides, and a triangle or star has a corner at the top.
+        """
         corners = {
             "circle": 0,
             "square": 4,
@@ -167,10 +172,13 @@ def is_held_out_scene(things: Sequence[Thing]) -> bool:
 
 
 def _is_held_out_together(a: tuple[str, str], b: tuple[str, str]) -> bool:
-    """Return whether two names, in sorted order, are among the tenth that is held out."""
+    """Return whether two names, in sorted order, are among the tenth that is held out.
+
+    Two equal names never are.
+    """
     if a == b:
         return False
-    text = f"{a} {b}"
+    text = f"{a} {b}"  # its CRC is the same in every process; Python's hash() of it is not
     return zlib.crc32(text.encode()) % 10 == 0
 
 
@@ -180,12 +188,12 @@ def belongs(things: Sequence[Thing], split: Split) -> bool:
     "train" has nothing held out; "pairs" has a held-out pair of shape and colour; "scenes" has only
     known pairs, but two things that are held out together; "any" is every scene.
     """
-    pair = any(map(is_held_out_pair, things))
-    scene = is_held_out_scene(things)
+    held_out_pair = any(map(is_held_out_pair, things))
+    held_out_together = is_held_out_scene(things)
     splits = {
-        "train": not pair and not scene,
-        "pairs": pair,
-        "scenes": scene and not pair,
+        "train": not held_out_pair and not held_out_together,
+        "pairs": held_out_pair,
+        "scenes": held_out_together and not held_out_pair,
         "any": True,
     }
     return splits[split]
@@ -220,7 +228,7 @@ def sample_scene(
 
 
 def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str]]:
-    """Sample the shapes and colours of a scene."""
+    """Sample the shape and colour of each thing in a scene of a kind."""
 
     def any_of(options: Sequence[str]) -> str:
         index = int(random.integers(len(options)))
@@ -230,8 +238,8 @@ def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str
     if kind == "same":
         shape = any_of(SHAPES)
         n = int(random.integers(2, 5))
-        one = any_of(colours) if random.random() < 0.6 else None
-        return [(shape, one or any_of(colours)) for _ in range(n)]
+        shared_colour = any_of(colours) if random.random() < 0.6 else None
+        return [(shape, shared_colour or any_of(colours)) for _ in range(n)]
     several = 3 + int(random.random() < 0.4)  # drawn for every kind, since seeds keep their scenes
     numbers = {"empty": 0, "single": 1, "two": 2}
     n = numbers.get(kind, several)
@@ -239,9 +247,12 @@ def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str
 
 
 def _place(random: np.random.Generator, names: Sequence[tuple[str, str]]) -> list[Thing] | None:
-    """Place things so that they do not touch; None if no place was found for one of them."""
+    """Place things so that they do not touch; None if no place was found for one of them.
+
+    A thing gets a little smaller after each place that does not fit.
+    """
     things: list[Thing] = []
-    most = _MOST[len(names)]
+    most = _LARGEST_BY_NUMBER[len(names)]
     for shape, colour in names:
         share = math.sqrt(random.random())  # large ones are likelier
         size = SMALLEST + (most - SMALLEST) * share
@@ -290,7 +301,7 @@ def _shade(
     rgb: tuple[int, int, int],
     off: float = 6.0,
 ) -> tuple[int, int, int]:
-    """Vary a colour: a little lighter or darker, and each channel by up to ``off``."""
+    """Vary a colour: a little lighter or darker, and each channel by up to ``off`` of 255."""
     brightness = random.uniform(0.93, 1.04)
     offsets = random.uniform(-off, off, 3)
     values = np.array(rgb) * brightness + offsets
@@ -316,11 +327,12 @@ def render(scene: Scene) -> Image.Image:
     for thing in scene.things:
         if thing.shape == "circle":
             left, top, right, bottom = (_SAMPLES * v for v in thing.box())
-            box = (left, top, right - 1, bottom - 1)
+            box = (left, top, right - 1, bottom - 1)  # Pillow fills the last pixel too
             draw.ellipse(box, fill=thing.rgb)
         else:
             corners = []
             for x, y in thing.outline():
+                # Pillow counts from the centre of the first pixel, a scene from its corner.
                 corner = (_SAMPLES * x - 0.5, _SAMPLES * y - 0.5)
                 corners.append(corner)
             draw.polygon(corners, fill=thing.rgb)

@@ -54,15 +54,16 @@ class TrackingHead(nn.Module):
             hidden: (B, n, hidden), where state ``k`` predicts token ``k``.
             owners: (B, n, 2) labels of the shape and the colour at position ``k``.
             begun: (B, n, ``COUNT_BITS``) counts of the things begun before it.
-            ahead: (B, n, ``COUNT_BITS``) counts of the other things.
+            ahead: (B, n, ``COUNT_BITS``) counts of the things not begun before it.
         """
         out = self.out(hidden)
+        # Logits of the thing at each position, of the thing one position before, and of the counts.
         ends = [_OWNER_LOGITS, 2 * _OWNER_LOGITS]
         here, before, counts = mx.split(out, ends, axis=-1)
 
         shifted = owners[:, :-1]
-        one_before = [(0, 0), (1, 0), (0, 0)]
-        previous = mx.pad(shifted, one_before)
+        one_in_front = [(0, 0), (1, 0), (0, 0)]
+        previous = mx.pad(shifted, one_in_front)  # before the first position: label 0, "none"
         shapes_end = len(SHAPE_LABELS)
         owner_loss = mx.zeros(())
         for logits, labels in ((here, owners), (before, previous)):
@@ -102,7 +103,7 @@ class PlacingHead(nn.Module):
         errors = errors.sum(-1)
         total = (errors * is_named).sum()
         number = is_named.sum()
-        return total / mx.maximum(number, 1)
+        return total / mx.maximum(number, 1)  # 0 for a batch that names nothing
 
 
 class JanusWithHeads(nn.Module):
@@ -152,6 +153,7 @@ def placing_targets(
         is_colour = first_words == words[thing.colour]
         is_shape = second_words == words[thing.shape]
         x, y = place_in_image(thing)
+        # Row k of places[1:] belongs to the second word of pair k, the shape's.
         places[1:][is_colour & is_shape] = (x, y, 1)
     return places
 
@@ -162,7 +164,9 @@ def tracking_targets(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the targets of ``TrackingHead``: owners (n, 2), begun and ahead (n, ``COUNT_BITS``).
 
-    n = grid * grid is the number of image tokens.
+    n = grid * grid is the number of image tokens. Owners are indices into ``SHAPE_LABELS`` and
+    ``COLOUR_LABELS``. "Begun" counts the things whose first token is before a position, "ahead" the
+    others.
     """
     labels = patch_labels(scene, grid)
     names = labels[:2]
@@ -170,7 +174,7 @@ def tracking_targets(
 
     position = partial(first_token, grid=grid)
     things = sorted(scene.things, key=position)
-    begun = []  # counts, by the number of things begun
+    begun = []  # item k: counts where k things are begun
     ahead = []
     for number in range(len(things) + 1):
         begun.append(encode_counts(things[:number]))
@@ -194,7 +198,7 @@ def first_token(thing: shapes.Thing, grid: int) -> int:
     y = outline[:, 1]
     row = int(y.min() // size)
     bottom = (row + 1) * size
-    in_row = x[y < bottom]
+    in_row = x[y < bottom]  # of the topmost row of patches that the thing reaches
     column = int(in_row.min() // size)
     return row * grid + column
 
@@ -202,7 +206,7 @@ def first_token(thing: shapes.Thing, grid: int) -> int:
 def _outline_points(thing: shapes.Thing) -> np.ndarray:
     """Sample points of a thing's outline: (points, 2), x and y in pixels."""
     corners = np.array(thing.outline())
-    if not len(corners):
+    if not len(corners):  # a circle
         right = thing.radius * np.cos(_ANGLES)
         down = thing.radius * np.sin(_ANGLES)
         x = thing.x + right

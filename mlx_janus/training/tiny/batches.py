@@ -70,11 +70,11 @@ def conversation_batch(
         ids[row, :length] = conversation
         answers = np.flatnonzero(is_answer)[:_ANSWERS]
         number = len(answers)
-        positions[row, :number] = answers - 1
+        positions[row, :number] = answers - 1  # a token is predicted one position before its own
         targets[row, :number] = ids[row, answers]
         weights[row, :number] = 1.0
         places[row] = placing_targets(ids[row], scene, words)
-    before_images = ids[:, IMAGE_AT - 1]
+    before_images = ids[:, IMAGE_AT - 1]  # the losses put every row's image at IMAGE_AT
     assert (before_images == special.image_start).all()
     return {
         "pixels": _pixels(scenes),
@@ -87,7 +87,10 @@ def conversation_batch(
 
 
 def _word_ids(prompts: Prompts) -> dict[str, int]:
-    """Return the token id of each shape's and each colour's word."""
+    """Return the token id of each shape's and each colour's word.
+
+    Of a word with several tokens, it is the first.
+    """
     words = {}
     for name in (*shapes.SHAPES, *shapes.COLOURS):
         tokens = prompts.encode(f" {name}")
@@ -106,6 +109,7 @@ def _conversation(
     is_answer: list[bool] = []
     turns: list[Turn] = []
     for question in _questions(prompts, scene, random, shares):
+        # Each prompt repeats the conversation so far: ``is_answer`` grows by what it adds.
         images = 0 if turns else 1
         turns.append(Turn("user", question.text, images))
         prompt = prompts.answering(turns)
@@ -158,7 +162,7 @@ def caption_batch(
         prompts: the model's tokenizer and template.
         random: source of all randomness.
         size: number of captions.
-        dropped: share of captions turned into pads, for guidance.
+        dropped: share of captions turned into pads: guidance needs a model that draws without one.
         kinds: share of each kind of scene.
     """
     scenes = [shapes.sample_scene(random, kinds=kinds) for _ in range(size)]
@@ -173,7 +177,7 @@ def caption_batch(
     for index, row in enumerate(rows):
         length = len(row)
         ids[index, :length] = row
-        starts[index] = length - 1
+        starts[index] = length - 1  # a caption's last token is begin-of-image
     grid = math.isqrt(prompts.image_tokens)
     tracking = [tracking_targets(scene, grid) for scene in scenes]
     owners, begun, ahead = zip(*tracking, strict=True)

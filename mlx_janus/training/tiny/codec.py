@@ -29,7 +29,7 @@ _MOVE_EVERY = 20  # steps
 _SURVEY_BATCHES = 60  # batches that show which codes stand for plain background
 _PLAIN = 4.0  # a plain code is used this many times as often for plain patches as for others
 _PLAIN_CLUSTERS = 16  # codes that are kept for plain background
-_DIFFERENT = 0.15  # difference from the corner, of 2, that makes a patch not plain
+_DIFFERENT = 0.15  # difference from the corner, on a range of 2, that makes a patch not plain
 
 
 class CodecStage:
@@ -82,7 +82,7 @@ class CodecStage:
         """Train on step ``index``; return the loss, its parts, and the use of the codes."""
         unquantized_steps = self._recipe.unquantized_steps
         quantized = index >= unquantized_steps
-        if index == unquantized_steps > 0:
+        if index == unquantized_steps > 0:  # a merged codec, with 0, has its codebook already
             self._initialise_codebook(index)
         pixels = self._pixels(index, 0)
         gradient = self._quantized_gradient if quantized else self._unquantized_gradient
@@ -108,7 +108,10 @@ class CodecStage:
         return metrics
 
     def _pixels(self, index: int, part: int) -> np.ndarray:
-        """Render a batch of scenes; ``part`` tells batches of one index apart."""
+        """Render a batch of training scenes; ``index`` and ``part`` seed it.
+
+        Part 0 is the batch of step ``index``; other parts are for the codebook.
+        """
         seeds = [self._seed, 1, index, part]
         random = np.random.default_rng(seeds)
         kinds = random.choice(shapes.BUSY, self._recipe.batch)
@@ -119,7 +122,7 @@ class CodecStage:
         return np.stack(images)
 
     def _initialise_codebook(self, index: int) -> None:
-        """Set the codes by k-means over the encoder's vectors."""
+        """Set the codes by k-means over the encoder's vectors, before step ``index``."""
         from scipy.cluster.vq import kmeans2
 
         batches = []
@@ -171,13 +174,13 @@ class CodecStage:
         uses = _DECAY * self._uses + (1 - _DECAY) * new_uses
         sums = _DECAY * self._sums + (1 - _DECAY) * new_sums
         is_due = index % _MOVE_EVERY == 0
-        if is_due and index < 0.8 * self.steps:
+        if is_due and index < 0.8 * self.steps:  # none near the end, so that codes settle
             codes = self.model.quantize.look_up(ids)
             squares = (vectors - codes) ** 2
             errors = squares.sum(-1)
             worst = mx.argsort(-errors)
             is_unused = np.array(uses) < _UNUSED
-            most = ids.size // 8
+            most = ids.size // 8  # moved at once, each to another vector of this batch
             unused = np.flatnonzero(is_unused)[:most]
             number = unused.size
             if number:
@@ -258,7 +261,7 @@ class MergedCodecStage(CodecStage):
         self._set_codebook(mx.array(sums), mx.array(uses))
 
     def _plain_codes(self, size: int) -> np.ndarray:
-        """Find the codes that are used mostly for patches of plain background."""
+        """Find the codes, of ``size``, that are used mostly for patches of plain background."""
         plain = np.zeros(size)
         other = np.zeros(size)
         doublings = len(self.model.decoder.conv_blocks) - 1
@@ -272,6 +275,7 @@ class MergedCodecStage(CodecStage):
             corner = pixels[:, :1, :1]
             differences = np.abs(pixels - corner)
             differs = differences.max(-1) > _DIFFERENT
+            # A token's patch shows a shape if any of its pixels differs from the corner.
             cells = differs.reshape(batch, grid, cell, grid, cell)
             shaped = cells.any((2, 4))
             shaped = shaped.reshape(batch, length)
@@ -281,7 +285,7 @@ class MergedCodecStage(CodecStage):
 
 
 def _perplexity(uses: mx.array) -> mx.array:
-    """Return the effective number of codes: e to the entropy of their shares."""
+    """Return the effective number of codes: e to the entropy of their shares of the uses."""
     shares = uses / uses.sum()
     shares = shares + 1e-9  # so that each has a logarithm
     entropy = -shares @ mx.log(shares)
@@ -289,7 +293,7 @@ def _perplexity(uses: mx.array) -> mx.array:
 
 
 def _encode(model: VQModel, pixels: mx.array) -> mx.array:
-    """Return the encoder's normalised vectors."""
+    """Return the encoder's normalised vectors, before quantization."""
     features = model.encoder(pixels)
     z = model.quant_conv(features)
     return normalize(z)
@@ -318,8 +322,9 @@ def _loss(
         codes = mx.stop_gradient(codes).reshape(z.shape)
         distances = ((z - codes) ** 2).sum(-1)
         commitment = distances.mean()
+        # Straight-through estimator: the decoder reads the codes, and z gets its gradient.
         correction = mx.stop_gradient(codes - z)
-        decoded = z + correction  # straight-through estimator
+        decoded = z + correction
     else:
         ids = mx.zeros((len(vectors),), mx.uint32)
         commitment = mx.array(0.0)

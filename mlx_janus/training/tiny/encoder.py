@@ -30,7 +30,7 @@ _SHARPNESS = 1.2  # factor on the initial queries and keys
 _REACHES = (1, 2, 1, 2, 3, 4)  # patches between a patch and those it attends to, for each layer
 _REACH = 0.8  # a patch belongs to a thing nearer than _REACH radii plus _MARGIN
 _MARGIN = 3.0  # pixels
-_DIFFERENT = 0.15  # difference from the background, of 2, that makes a pixel part of a thing
+_DIFFERENT = 0.15  # difference from the corner, on a range of 2, that makes a pixel part of a thing
 
 
 class _Predictions(NamedTuple):
@@ -145,7 +145,8 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
     """
     labels = np.zeros((8, grid, grid), np.float32)
     size = shapes.SIDE / grid
-    shape, colour, centre, right, down, extent, place_x, place_y = labels  # views
+    # These are views: to set their items is to set those of ``labels``.
+    shape, colour, centre, right, down, extent, place_x, place_y = labels
     patches = np.mgrid[0:grid, 0:grid]
     corners = patches * size
     centres = corners + size / 2
@@ -155,7 +156,7 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
         to_right = thing.x - x
         to_bottom = thing.y - y
         distance = np.hypot(to_right, to_bottom)
-        radii = distance / thing.radius
+        radii = distance / thing.radius  # a patch in reach of two things belongs to the nearer one
         reach = _REACH * thing.radius + _MARGIN
         within_reach = distance < reach
         mine = within_reach & (radii < nearest)
@@ -184,16 +185,17 @@ def place_in_image(thing: shapes.Thing) -> tuple[float, float]:
 def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> None:
     """Initialise attention heads to look at patches above, below, left and right.
 
-    The first layer looks at the next patch, later layers look further.
+    ``_REACHES`` says how many patches away each layer looks.
 
-    With random weights attention is flat, and the neighbours would have to be found first. Here the
-    first features of a patch are sines and cosines of its place only. Each head's queries are these
-    rotated by an offset, which makes its attention a convolution (Cordonnier et al., 2020).
-    Training may change all of it.
+    With random weights attention is flat, and training would have to find the neighbours first.
+    Here the first features of a patch are sines and cosines of its place only. A head's keys are
+    these features, and its queries are the features rotated by an offset, so that a patch attends
+    to the patch at that offset, as in a convolution (Cordonnier et al., 2020). Training may change
+    all of it.
     """
     tower = encoder.vision_tower
     waves = config.width // config.heads  # features of place: as many as a head has
-    free = config.width - waves
+    free = config.width - waves  # the other features, for the content of a patch
     longest = 2 * config.grid  # patches
     lowest = 2 * np.pi / longest
     frequencies = np.geomspace(lowest, 2.2, waves // 4)
@@ -203,7 +205,7 @@ def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> No
     projection = tower.patch_embed.proj
     filters = _patch_filters(config, waves)
     projection.weight = mx.array(filters)
-    is_free = mx.arange(config.width) >= waves
+    is_free = mx.arange(config.width) >= waves  # features of place get no bias
     projection.bias *= is_free.astype(mx.float32)
 
     same_place = np.eye(waves)
@@ -212,7 +214,7 @@ def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> No
     for reach, block in zip(_REACHES, tower.blocks, strict=False):
         queries = _neighbour_queries(frequencies, reach, config.heads)
         local_queries = _pad_columns(_SHARPNESS * queries, free)
-        qkv = block.attn.qkv
+        qkv = block.attn.qkv  # one matrix; its random part stays, but smaller
         query, key, value = mx.split(qkv.weight, 3, axis=0)
         query = 0.3 * query + local_queries
         key = 0.3 * key + local_keys
@@ -240,9 +242,9 @@ def _neighbour_queries(
     reach: int,
     heads: int,
 ) -> np.ndarray:
-    """Return queries for the patches above, below, left and right: (heads * waves, waves).
+    """Return queries for patches at a distance of ``reach``: (heads * waves, waves).
 
-    The heads take these four in turn.
+    The heads in turn look above, below, left and right.
     """
     above = _rotation(frequencies, -reach, 0)
     below = _rotation(frequencies, reach, 0)
@@ -271,16 +273,16 @@ def _patch_filters(config: SiglipConfig, waves: int) -> np.ndarray:
     identity = np.eye(P)
     cosines = dct(identity, norm="ortho", axis=0)
     order = sorted(np.ndindex(P, P), key=sum)  # lowest frequencies first
-    left = config.width - waves - len(colours)
-    for i, j in order[:left]:
+    remaining = config.width - waves - len(colours)
+    for i, j in order[:remaining]:
         down = cosines[i]
         across = cosines[j]
         wave = np.outer(down, across)
         brightness = wave[..., None].repeat(3, -1)
-        scale = 0.15 if i + j else 0.04
+        scale = 0.15 if i + j else 0.04  # less for the mean brightness, wave (0, 0)
         filters.append(brightness * scale)
     filters += colours
-    missing = config.width - len(filters)
+    missing = config.width - len(filters)  # more than 0 if the patch has too few waves
     filters += [nothing] * missing
     return np.array(filters, np.float32)
 
@@ -320,7 +322,7 @@ def _rotation(frequencies: np.ndarray, dy: float, dx: float) -> np.ndarray:
 
 
 def _pad_columns(matrix: np.ndarray, columns: int) -> mx.array:
-    """Append columns of zeros."""
+    """Append a number of columns of zeros, and convert to MLX."""
     widths = [(0, 0), (0, columns)]
     padded = np.pad(matrix, widths)
     return mx.array(padded.astype(np.float32))

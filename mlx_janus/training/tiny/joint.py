@@ -49,7 +49,14 @@ def build_model(
     encoder: dict[str, mx.array],
     seed: int,
 ) -> JanusModel:
-    """Create a model with the trained codec and vision encoder from their stages' final states."""
+    """Create a model with the trained codec and vision encoder, and else random weights.
+
+    Args:
+        config: the model's config.
+        codec: final state of the codec's last stage.
+        encoder: final state of the vision encoder's stage.
+        seed: seed of the random weights.
+    """
     mx.random.seed(seed + 2)
     model = JanusModel(config)
     codec_weights = part_of(codec, "model.")
@@ -57,7 +64,7 @@ def build_model(
     model.gen_vision_model.load_weights(list(codec_weights.items()), strict=True)
     model.vision_model.load_weights(list(encoder_weights.items()), strict=True)
     codebook = model.gen_vision_model.quantize.embedding
-    model.gen_embed.weight = mx.array(codebook.weight)
+    model.gen_embed.weight = mx.array(codebook.weight)  # see the module's docstring
     return model
 
 
@@ -148,7 +155,7 @@ class JointStage:
         return metrics
 
     def _half(self, index: int, half: int) -> _Half:
-        """Compute one half of a step."""
+        """Compute half 0 or 1 of step ``index``: half 0 is of conversations if there are any."""
         seeds = [*self._seeds, index, half]
         random = np.random.default_rng(seeds)
         answers = self._recipe.answering_batch > 0
@@ -170,7 +177,10 @@ class JointStage:
         return _Half(gradients, measured, batch["ids"].size)
 
     def _captions(self, random: np.random.Generator) -> _Half:
-        """Compute half a step on captions: on half the step's captions if they fill both halves."""
+        """Compute half a step on captions.
+
+        Without conversations both halves are of captions, so that each takes half of them.
+        """
         recipe = self._recipe
         size = recipe.drawing_batch
         if not recipe.answering_batch:
@@ -197,14 +207,20 @@ def _freeze_parts(trainee: JanusWithHeads, *, answers: bool) -> None:
 
 
 def _mean_gradients(halves: Sequence[Any]) -> Any:
-    """Average this process's halves: one or two trees of gradients."""
+    """Average the gradients of the halves that this process computed, one or both."""
     if len(halves) == 1:
         return halves[0]
     return tree_map(lambda one, other: (one + other) / 2, *halves)
 
 
 def _mean_measurements(halves: Sequence[Mapping[str, mx.array]]) -> dict[str, float]:
-    """Average each measurement over the halves that made it, in whichever process."""
+    """Average each measurement over the halves of a step that made it, in both processes.
+
+    A measurement that no half made is left out.
+
+    Args:
+        halves: the measurements of each half that this process computed.
+    """
     sums = mx.zeros((len(_MEASURED),))
     counts = mx.zeros((len(_MEASURED),))
     for measured in halves:
@@ -212,7 +228,7 @@ def _mean_measurements(halves: Sequence[Mapping[str, mx.array]]) -> dict[str, fl
         present = [float(name in measured) for name in _MEASURED]
         sums = sums + mx.stack(values)
         counts = counts + mx.array(present)
-    own = mx.stack([sums, counts])
+    own = mx.stack([sums, counts])  # all names, so that both processes add equal shapes
     totals = np.array(sum_over_processes(own))
     means = {}
     for name, total, count in zip(_MEASURED, *totals, strict=True):
@@ -237,6 +253,7 @@ def answering_loss(
     text = janus.embed_text(batch["ids"])
     features = janus.understand(batch["pixels"])
     image_end = IMAGE_AT + features.shape[1]
+    # The image's features take the place of its placeholders.
     before = text[:, :IMAGE_AT]
     after = text[:, image_end:]
     embeddings = mx.concatenate([before, features, after], axis=1)
@@ -257,7 +274,10 @@ def answering_loss(
 
 
 def _final_and_middle_states(model: JanusModel, embeddings: mx.array) -> tuple[mx.array, mx.array]:
-    """Return ``model.hidden_states``, and the middle layer's output, which upper layers read."""
+    """Return the result of ``model.hidden_states``, and the middle layer's output.
+
+    The placing head reads the middle, so that the upper layers can use a place found there.
+    """
     llama = model.language_model.model
     hidden = embeddings
     middle = embeddings

@@ -95,7 +95,15 @@ class _Run:
         self._report = report if self.is_first else None
 
     def stage(self, stage: Stage, *depends_on: object, writes: bool = True) -> None:
-        """Run a stage, whose result depends on the seed and on these values."""
+        """Run a stage, from its checkpoint if there is one.
+
+        A checkpoint of another seed or of other values of ``depends_on`` is refused.
+
+        Args:
+            stage: left in its final state.
+            depends_on: everything except the seed that the stage's result depends on.
+            writes: whether this process writes the stage's checkpoints and log.
+        """
         values = [self._seed, *depends_on]
         facts = json.dumps(values, default=asdict, sort_keys=True)
         run_stage(
@@ -123,7 +131,10 @@ def _train_codec_and_encoder(run: _Run, recipe: TinyRecipe) -> None:
 
 
 def _without_later_stages(recipe: TinyRecipe, name: str) -> TinyRecipe:
-    """Return the parts of the recipe that a stage depends on: all except the stages after it."""
+    """Return the recipe with defaults for the stages after this one, on which it does not depend.
+
+    So a change of a later stage keeps this stage's checkpoint valid.
+    """
     index = JOINT_STAGES.index(name)
     later = JOINT_STAGES[index + 1 :]
     defaults: dict[str, Any] = dict.fromkeys(later, JointRecipe())
