@@ -364,6 +364,7 @@ def _upgrade(data: dict[str, Any]) -> dict[str, Any]:
 
     Only the entries that move are checked here; the constructors of the sections check the values.
     """
+    # Version 2's entries of the section ``generation``, and their sections in version 1.
     renamed = {"codec": "generation", "aligner": "gen_aligner", "head": "gen_head"}
     generation: dict[str, Any] = {"kind": "vq"}
     # Version 1 had one size for both directions: that of the vision encoder.

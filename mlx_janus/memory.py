@@ -57,7 +57,7 @@ def materialize(arrays: Iterable[mx.array], check: Callable[[], None] = lambda: 
         if sum(map(_peak_bytes, batch)) > _READ_AHEAD:
             _read(batch, check)
             batch = []
-    _read(batch, check)
+    _read(batch, check)  # the last batch is smaller, and may be empty
 
 
 def _peak_bytes(array: mx.array) -> int:

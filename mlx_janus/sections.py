@@ -61,7 +61,7 @@ class Section:
         for f in fields(self):
             value = getattr(self, f.name)
             hint = hints[f.name]
-            refuse = functools.partial(self._refuse, f.name)
+            refuse = functools.partial(self._refuse, f.name)  # the checks know no field names
             _check(value, hint, f.metadata, refuse)
 
     def _refuse(self, name: str, value: Any, allowed: str) -> typing.NoReturn:
@@ -137,7 +137,10 @@ def _check(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_union(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
-    """Refuse a value of no member's type; the error names the first member."""
+    """Refuse a value of no member's type; the error names the first member.
+
+    A section that is a member was checked when it was made.
+    """
     members = _members(hint)
     if value is not None and type(value) not in members:
         _check(value, members[0], limits, refuse)

@@ -100,7 +100,7 @@ def find_models(name: str) -> list[ModelEntry]:
     Raises:
         OptionError: there is none.
     """
-    source = os.fspath(resolve(name))
+    source = os.fspath(resolve(name))  # the Hub id or folder of a short name
     found = [
         entry
         for entry in list_models()

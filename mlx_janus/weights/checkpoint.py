@@ -150,7 +150,7 @@ def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
                 raise CheckpointError(
                     f"{folder / file} lacks {name[:80]!r}, which {index} lists: download it again"
                 )
-        return
+        return  # weights are read in one form, so the other form's index does not matter
 
 
 def deepseek_name(name: str) -> str:
@@ -183,7 +183,7 @@ def plan_tensors(
     found = {name: tensor for name, tensor in renamed.items() if not _UNUSED.fullmatch(name)}
     embedding = "language_model.model.embed_tokens.weight"
     if layout == "transformers" and embedding in found and _is_tied(folder):
-        # transformers does not store a tied head
+        # transformers does not store a tied head; this model has its own, so it gets a copy.
         found.setdefault("language_model.lm_head.weight", found[embedding])
 
     planned: list[PlannedTensor] = []

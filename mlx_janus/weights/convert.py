@@ -67,7 +67,7 @@ class Conversion:
     path: Path
     config: JanusConfig
     size: int  # bytes on disk
-    tensors: int
+    tensors: int  # arrays in the weight files: two or three for a quantized parameter
 
 
 def convert_checkpoint(
@@ -205,6 +205,7 @@ def _write_shards(
     # Names are temporary, since the final ones contain the number of shards.
 
     def flush() -> None:
+        """Write ``pending`` as the next shard, and free its memory."""
         nonlocal written
         write_safetensors(folder / f"shard-{len(shards)}.safetensors", pending, stamp)
         written += sum(array.nbytes for array in pending.values())

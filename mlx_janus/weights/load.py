@@ -149,7 +149,10 @@ def with_bits(
 def _load_strictly(
     model: JanusModel, arrays: dict[str, mx.array], dtype: Dtype, folder: Path
 ) -> None:
-    """Check the stored arrays against the model's parameters, and cast and load them."""
+    """Check the stored arrays against the model's parameters, and cast and load them.
+
+    Arrays are lazy, so the check reads no weights and the cast happens when they are read.
+    """
     expected = dict(tree_flatten(model.parameters()))
     for name, wanted in expected.items():
         if name not in arrays:

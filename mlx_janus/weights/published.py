@@ -128,6 +128,7 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
 
 
 def _object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return an entry that must be a JSON object."""
     value = data.get(key)
     if not isinstance(value, dict):
         raise ConfigError(f"{key!r} must be a JSON object, got {type(value).__name__}")
@@ -157,6 +158,7 @@ def _mlp_width(width: Any, ratio: Any) -> int:
 
 
 def _tuple(value: Any) -> Any:
+    """Turn a JSON list into a tuple, as a frozen config needs; keep other values."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -198,7 +200,7 @@ def _deepseek_vision(data: Mapping[str, Any]) -> SiglipConfig:
         raise UnsupportedModelError(
             "takes features from inside the vision encoder; only its last layer is supported"
         )
-    ratio = sizes.pop("mlp_ratio")
+    ratio = sizes.pop("mlp_ratio")  # the config has the MLP's width instead
     return SiglipConfig(kind="siglip", **sizes, mlp_width=_mlp_width(sizes["width"], ratio))
 
 
