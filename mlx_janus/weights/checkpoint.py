@@ -183,7 +183,7 @@ def plan_tensors(
     found = {name: tensor for name, tensor in renamed.items() if not _UNUSED.fullmatch(name)}
     embedding = "language_model.model.embed_tokens.weight"
     if layout == "transformers" and embedding in found and _is_tied(folder):
-        # transformers does not store a tied head; this model has its own, so it gets a copy.
+        # transformers does not store a tied head; this model has its own, read from the embedding.
         found.setdefault("language_model.lm_head.weight", found[embedding])
 
     planned: list[PlannedTensor] = []
