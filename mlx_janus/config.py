@@ -342,6 +342,7 @@ class JanusConfig(Section):
         if data.pop("model_type", None) != MODEL_TYPE:
             raise UnsupportedModelError(f"{path} is no converted mlx_janus model")
         version = data.pop("format_version", None)
+        # A bool is refused explicitly, since ``True in (1, 2)`` holds.
         if version not in READ_VERSIONS or isinstance(version, bool):
             raise UnsupportedModelError(
                 f"{path} has format version {shorten(version)}, "
@@ -359,9 +360,14 @@ class JanusConfig(Section):
 
 
 def _upgrade(data: dict[str, Any]) -> dict[str, Any]:
-    """Turn the content of a version 1 file into version 2: one section for the VQ pathway."""
+    """Turn the content of a version 1 file into version 2: one section for the VQ pathway.
+
+    Only the entries that move are checked here; the constructors of the sections check the values.
+    """
+    # Version 2's entries of the section ``generation``, and their sections in version 1.
     renamed = {"codec": "generation", "aligner": "gen_aligner", "head": "gen_head"}
     generation: dict[str, Any] = {"kind": "vq"}
+    # Version 1 had one size for both directions: that of the vision encoder.
     if isinstance(data.get("understanding"), dict):
         generation["image_size"] = data["understanding"].get("image_size")
     for new, old in renamed.items():

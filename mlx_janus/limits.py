@@ -47,10 +47,15 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
 
 
 def _to_python(value: Any, types: tuple[type, ...], kind: type) -> Any:
-    """Return a value of one of Python's ``types``, or of another type of that kind of number.
+    """Turn a number of NumPy into one of Python.
+
+    Args:
+        value: any value.
+        types: Python's types that are returned unchanged; others are converted to the last one.
+        kind: abstract type of the numbers that are accepted.
 
     Returns:
-        A Python number; None for a bool and for everything else.
+        A Python number; None for a bool, and for a value that is not of ``kind``.
     """
     if type(value) in types:
         return value

@@ -18,6 +18,7 @@ def device_memory() -> int:
     """Return the bytes that MLX can use: a GPU's recommended working set, or a CPU's memory."""
     if mx.default_device().type == mx.DeviceType.gpu:
         info = mx.device_info()
+        # The names of the entries depend on the platform.
         size = (
             info.get("max_recommended_working_set_size")
             or info.get("total_memory")
@@ -56,7 +57,7 @@ def materialize(arrays: Iterable[mx.array], check: Callable[[], None] = lambda: 
         if sum(map(_peak_bytes, batch)) > _READ_AHEAD:
             _read(batch, check)
             batch = []
-    _read(batch, check)
+    _read(batch, check)  # the last batch is smaller, and may be empty
 
 
 def _peak_bytes(array: mx.array) -> int:
@@ -66,8 +67,9 @@ def _peak_bytes(array: mx.array) -> int:
 
 
 def _read(batch: list[mx.array], check: Callable[[], None]) -> None:
+    """Call ``check``, then evaluate a batch, while no other thread reads weights."""
     with _READING:
-        check()
+        check()  # inside the lock: waiting for it may take long
         mx.eval(batch)
 
 
@@ -99,6 +101,8 @@ def weights_wired() -> Iterator[None]:
         yield
         return
     with _WIRED:
+        # The first caller raises the limit, and ``set_wired_limit`` returns the one before. Later
+        # callers repeat that one, so the last to leave restores it, in whatever order they leave.
         _wired.append(_wired[0] if _wired else mx.set_wired_limit(device_memory()))
     try:
         yield

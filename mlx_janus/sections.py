@@ -61,7 +61,7 @@ class Section:
         for f in fields(self):
             value = getattr(self, f.name)
             hint = hints[f.name]
-            refuse = functools.partial(self._refuse, f.name)
+            refuse = functools.partial(self._refuse, f.name)  # the checks know no field names
             _check(value, hint, f.metadata, refuse)
 
     def _refuse(self, name: str, value: Any, allowed: str) -> typing.NoReturn:
@@ -137,21 +137,26 @@ def _check(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_union(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
+    """Refuse a value of no member's type; the error names the first member.
+
+    A section that is a member was checked when it was made.
+    """
     members = _members(hint)
     if value is not None and type(value) not in members:
         _check(value, members[0], limits, refuse)
 
 
 def _check_tuple(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
-    items = typing.get_args(hint)
-    length = None if items[-1] is Ellipsis else len(items)
+    """Refuse an empty tuple, a wrong length, or a wrong item; all items have one type hint."""
+    item_hints = typing.get_args(hint)
+    length = None if item_hints[-1] is Ellipsis else len(item_hints)
     allowed = f"a list of {length or 'one or more'} values"
     if not isinstance(value, tuple) or not value:
         refuse(value, allowed)
     if length is not None and len(value) != length:
         refuse(value, allowed)
     for item in value:
-        _check(item, items[0], limits, refuse)
+        _check(item, item_hints[0], limits, refuse)
 
 
 def _check_literal(value: Any, hint: Any, _: Range, refuse: Refuse) -> None:
@@ -161,6 +166,7 @@ def _check_literal(value: Any, hint: Any, _: Range, refuse: Refuse) -> None:
 
 
 def _check_float(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
+    """Refuse a value that is no number, or outside its range; NaN and infinity are outside any."""
     if type(value) is not int:  # JSON may spell 1.0 as 1
         _check_type(value, hint, limits, refuse)
     low = limits.get("low", -_MAX_NUMBER)
@@ -170,6 +176,7 @@ def _check_float(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_int(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
+    """Refuse a value that is no int, or outside its range; without a range, any int is allowed."""
     _check_type(value, hint, limits, refuse)
     if "low" not in limits:
         return
@@ -180,6 +187,10 @@ def _check_int(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_type(value: Any, hint: Any, _: Range, refuse: Refuse) -> None:
+    """Refuse a value of another type than exactly ``hint``: a bool is no int.
+
+    A section may be of a subclass. A hint that is no class, such as ``Any``, allows every value.
+    """
     if not isinstance(hint, type) or type(value) is hint:
         return
     if issubclass(hint, Section) and isinstance(value, hint):
@@ -207,6 +218,10 @@ def _members(union: Any) -> tuple[Any, ...]:
 
 
 def _from_json(value: Any, hint: Any) -> Any:
+    """Turn lists into tuples and objects into sections, as the type hint says.
+
+    Other values are returned unchanged, also wrong ones: the section's constructor refuses those.
+    """
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
@@ -254,6 +269,7 @@ def _pick_member(hints: tuple[Any, ...], value: Any) -> Any:
 
 
 def _to_json(value: Any) -> Any:
+    """Turn sections into objects and tuples into lists, at every depth."""
     if isinstance(value, Section):
         return value.to_dict()
     if isinstance(value, tuple):

@@ -76,7 +76,10 @@ class ModelEntry:
 
 
 def list_models() -> list[ModelEntry]:
-    """Return every model on this machine, last used first, without conversions in progress."""
+    """Return every model on this machine, last used first and Janus-Tiny last.
+
+    Conversions in progress are left out.
+    """
     found = [*_conversions(), *_downloads()]
     tiny = ModelEntry(
         "tiny",
@@ -97,7 +100,7 @@ def find_models(name: str) -> list[ModelEntry]:
     Raises:
         OptionError: there is none.
     """
-    source = os.fspath(resolve(name))
+    source = os.fspath(resolve(name))  # the Hub id or folder of a short name
     found = [
         entry
         for entry in list_models()
@@ -116,6 +119,7 @@ def freed_bytes(entries: Iterable[ModelEntry]) -> int:
     size = sum(entry.size for entry in entries if not entry.is_download)
     revisions = [entry.revision for entry in entries if entry.is_download]
     scanned = _scan() if revisions else None
+    # ``delete_revisions`` only plans the deletion: nothing is deleted until its ``execute``.
     return size + (scanned.delete_revisions(*revisions).expected_freed_size if scanned else 0)
 
 
@@ -139,6 +143,7 @@ def remove_model(entry: ModelEntry) -> None:
                 f"{entry.path} cannot be removed: check the permissions of its folder"
             )
         return
+    # A left-over folder has a partial name already: its new one is made from the original name.
     partial = _PARTIAL.fullmatch(entry.path.name)
     gone = partial_name(entry.path.with_name(partial[1] if partial else entry.path.name))
     try:
@@ -170,6 +175,7 @@ def check_removable(entry: ModelEntry) -> None:
 
 
 def _conversions() -> Iterator[ModelEntry]:
+    """Yield the cached conversions, complete or left over by a process that has ended."""
     try:
         folders = [
             path for path in cache_folder().iterdir() if path.is_dir() and not path.is_symlink()
@@ -191,6 +197,7 @@ def _conversions() -> Iterator[ModelEntry]:
 
 
 def _conversion(folder: Path, id: str) -> ModelEntry:
+    """Return the entry of a conversion; "unreadable" if its config or first header is damaged."""
     size = _size(folder)
     used = folder.stat().st_mtime
     with suppress(JanusError):
@@ -198,7 +205,7 @@ def _conversion(folder: Path, id: str) -> ModelEntry:
         _, stamp = read_safetensors_header(weight_files(folder)[0])
         source = stamp.get("source") or folder.name
         revision = stamp.get("revision", "")
-        used = (folder / "config.json").stat().st_mtime
+        used = (folder / "config.json").stat().st_mtime  # loading a model renews it
         return ModelEntry(id, source, revision, "converted", config, size, used, folder)
     return ModelEntry(id, folder.name, "", "unreadable", None, size, used, folder)
 
@@ -212,6 +219,11 @@ def _downloads() -> Iterator[ModelEntry]:
 
 
 def _download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelEntry:
+    """Return the entry of a downloaded commit, in a published layout or converted.
+
+    Raises:
+        JanusError: its config is missing, or of another family.
+    """
     path = revision.snapshot_path / "config.json"
     ours = read_model_json(path).get("model_type") == MODEL_TYPE
     config = JanusConfig.load(path) if ours else read_published_sizes(path)[0]

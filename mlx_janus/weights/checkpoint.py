@@ -104,7 +104,7 @@ class PlannedTensor:
         if array.ndim == 4:
             array = mx.contiguous(array.transpose(0, 2, 3, 1))  # OIHW to OHWI
         array = array.reshape(self.shape)
-        if array.dtype == mx.float64:
+        if array.dtype == mx.float64:  # on the CPU: Apple's GPUs have no float64
             array = array.astype(mx.float32, stream=mx.cpu)
         mx.eval(array)
         return array
@@ -125,7 +125,7 @@ def source_tensors(folder: Path) -> dict[str, SourceTensor]:
             file that the index names.
     """
     tensors: dict[str, SourceTensor] = {}
-    holder: dict[str, Path] = {}
+    holder: dict[str, Path] = {}  # file of each tensor
     for path in weight_files(folder):
         found = read_torch_file(path) if path.suffix == ".bin" else read_safetensors_header(path)[0]
         for name, tensor in found.items():
@@ -150,7 +150,7 @@ def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
                 raise CheckpointError(
                     f"{folder / file} lacks {name[:80]!r}, which {index} lists: download it again"
                 )
-        return
+        return  # weights are read in one form, so the other form's index does not matter
 
 
 def deepseek_name(name: str) -> str:
@@ -178,12 +178,12 @@ def plan_tensors(
     Raises:
         CheckpointError: a tensor is missing, surplus, or not of the shape or type of the config.
     """
-    rename = deepseek_name if layout == "transformers" else str
+    rename = deepseek_name if layout == "transformers" else str  # ``str`` keeps a name
     renamed = {rename(name): tensor for name, tensor in tensors.items()}
     found = {name: tensor for name, tensor in renamed.items() if not _UNUSED.fullmatch(name)}
     embedding = "language_model.model.embed_tokens.weight"
     if layout == "transformers" and embedding in found and _is_tied(folder):
-        # transformers does not store a tied head
+        # transformers does not store a tied head; this model has its own, read from the embedding.
         found.setdefault("language_model.lm_head.weight", found[embedding])
 
     planned: list[PlannedTensor] = []
@@ -210,6 +210,10 @@ def plan_tensors(
 
 
 def _is_tied(folder: Path) -> bool:
+    """Return whether ``lm_head`` shares its weight with the embedding.
+
+    The entry of the whole model takes precedence over the language model's.
+    """
     data = read_model_json(folder / "config.json")
     if "tie_word_embeddings" in data:
         return bool(data["tie_word_embeddings"])
@@ -218,6 +222,7 @@ def _is_tied(folder: Path) -> bool:
 
 
 def _source_keys(name: str, found: Mapping[str, SourceTensor]) -> list[str]:
+    """Return the source names of a parameter: one, or three if q, k and v are stored apart."""
     fused = re.fullmatch(r"(.+\.attn\.qkv)\.(weight|bias)", name)
     if fused and name not in found:
         return [f"{fused[1]}.{part}.{fused[2]}" for part in "qkv"]
@@ -236,6 +241,7 @@ def _check(tensor: PlannedTensor, folder: Path) -> None:
         rest = [rest[2], rest[0], rest[1]]  # OHWI to OIHW
     wanted = (rows, *rest)
     shapes = [source.shape for source in tensor.sources]
+    # Joining q, k and v adds their rows. A scalar has no rows to add.
     got = shapes[0] if len(shapes) == 1 else (sum(s[0] for s in shapes if s), *shapes[0][1:])
     same_shapes = all(s == shapes[0] for s in shapes)  # of q, k and v
     # transformers stores position embeddings without the batch axis

@@ -67,7 +67,7 @@ class Conversion:
     path: Path
     config: JanusConfig
     size: int  # bytes on disk
-    tensors: int
+    tensors: int  # arrays in the weight files: two or three for a quantized parameter
 
 
 def convert_checkpoint(
@@ -116,6 +116,7 @@ def _refuse_converted(folder: Path) -> None:
 
 
 def _check_apart(source: Path, output: Path) -> None:
+    """Refuse an output that is the source or a folder above it: replacing it removes the source."""
     resolved = output.resolve()
     if resolved == source.resolve() or resolved in source.resolve().parents:
         raise OutputError(f"{output} holds the source itself: choose another output folder")
@@ -154,6 +155,7 @@ class ConversionPlan:
         if leaf != "weight" or layer is None:
             return {tensor.name: array}
         parts = quantize_array(array, layer)
+        # Evaluate now: lazy parts would keep the float weight in memory.
         mx.eval(list(parts.values()))
         return {f"{path}.{part}": value for part, value in parts.items()}
 
@@ -162,9 +164,9 @@ class ConversionPlan:
         dtype: str = self.dtype or tensor.dtype
         if keeps_type(self.config, tensor.name):
             dtype = tensor.dtype
-        width = 32 if dtype == "float32" else 16
+        float_bits = 32 if dtype == "float32" else 16
         layer = self._layers.get(tensor.name.removesuffix(".weight"))
-        bits = bits_a_weight(layer, width) if layer else width
+        bits = bits_a_weight(layer, float_bits) if layer else float_bits
         return int(math.prod(tensor.shape) * bits / 8)
 
 
@@ -180,6 +182,7 @@ def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
         config, options.bits, options.group_size, recipe=options.recipe
     )
     tensors = read_plan(source.folder, config, layout)
+    # The config records one type for all float weights: without the option, that of the last norm.
     stored = next(t.dtype for t in tensors if t.name == "language_model.model.norm.weight")
     dtype: Any = options.dtype or stored
     return ConversionPlan(
@@ -194,12 +197,15 @@ def _write_shards(
 
     A shard has at most ``SHARD_BYTES``, or one tensor.
     """
-    shards: list[list[str]] = []
-    pending: dict[str, mx.array] = {}
-    size = 0
-    written = 0
+    shards: list[list[str]] = []  # names of the arrays in each shard
+    pending: dict[str, mx.array] = {}  # arrays of the next shard
+    size = 0  # planned bytes of ``pending``
+    written = 0  # bytes of all shards
+
+    # Names are temporary, since the final ones contain the number of shards.
 
     def flush() -> None:
+        """Write ``pending`` as the next shard, and free its memory."""
         nonlocal written
         write_safetensors(folder / f"shard-{len(shards)}.safetensors", pending, stamp)
         written += sum(array.nbytes for array in pending.values())
@@ -226,7 +232,13 @@ def _write_shards(
 
 
 def _name_shards(folder: Path, shards: list[list[str]], size: int) -> None:
-    """Rename the shards to their final names, and write an index of them if there are several."""
+    """Rename the shards to their final names, and write an index of them if there are several.
+
+    Args:
+        folder: the folder of the shards.
+        shards: names of the arrays in each shard.
+        size: bytes of all arrays.
+    """
     if len(shards) == 1:
         (folder / "shard-0.safetensors").rename(folder / "model.safetensors")
         return

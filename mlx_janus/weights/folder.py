@@ -50,7 +50,7 @@ def is_converted(folder: Path) -> bool:
 
 
 def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """Return the lazy arrays of a converted folder, and the stamp of its files.
+    """Return the lazy arrays of a converted folder, and the stamp that all its files share.
 
     Raises:
         CheckpointError: a file is missing or damaged, or lacks the stamp of a known format.
@@ -72,6 +72,7 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
                 f"{path} does not bear mlx_janus's stamp of format {FORMAT_VERSION}: "
                 "convert the original folder again"
             )
+        # Any thread can evaluate arrays of this stream.
         arrays.update(mx.load(str(path), stream=weight_stream(mx.DeviceType.cpu)))  # type: ignore[arg-type]
     return arrays, stamp
 
@@ -135,8 +136,11 @@ def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
 def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that cannot be written or must not be replaced.
 
+    An empty folder is accepted. Any other must be a conversion, and is replaced by ``overwrite``.
+
     Raises:
-        OutputError: the folder exists already, is not a conversion, or has no parent folder.
+        OutputError: the folder exists and ``overwrite`` is off, the folder is no conversion or also
+            holds other files, or its parent folder is missing.
     """
     if not output.resolve().parent.is_dir():
         raise OutputError(f"{output.parent} is not a folder: make it first")
@@ -166,6 +170,8 @@ def partial_name(output: Path) -> Path:
 def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary sibling of ``output``, renamed to it on success and removed on failure.
 
+    With ``overwrite``, the rename replaces an existing folder.
+
     Raises:
         OutputError: the folder cannot be created or renamed.
     """
@@ -187,6 +193,10 @@ def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _replace(folder: Path, output: Path, overwrite: bool) -> None:
+    """Rename a finished folder to ``output``, and remove the folder that it replaces.
+
+    If the second rename fails or is interrupted, the replaced folder is moved back.
+    """
     old = folder.with_suffix(".old")
     try:
         if overwrite and output.exists():

@@ -45,22 +45,25 @@ def answering_cache(config: JanusConfig, itemsize: int) -> int:
 
 
 def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict[str, int]:
-    """Return the bytes that each task needs with its weights.
+    """Return the bytes of weights, KV caches and activations of each task.
 
-    The tasks are "encode", "answer", "draw" and "decode".
+    The tasks are "encode" (read an image), "answer", "draw" (generate image tokens) and "decode"
+    (turn image tokens into pixels).
 
     Args:
         config: the model's sizes and quantized layers.
         dtype: type of the float weights and activations.
-        pictures: images generated together; they are encoded and decoded one at a time.
+        pictures: images whose tokens are generated together, in "draw". Pixels are decoded one
+            image at a time, and so are images of a prompt encoded.
     """
-    model = JanusModel(config)
+    model = JanusModel(config)  # its weights are lazy, so they take no memory here
     if config.quantization:
         quantize_model(model, config.quantization)
     itemsize = getattr(mx, dtype).size
     encoding = weight_bytes(model.encoding_arrays().values(), itemsize)
     answering = weight_bytes(model.answering_arrays().values(), itemsize)
     drawing = weight_bytes(model.drawing_arrays().values(), itemsize)
+    # The codec is computed in float32, whatever ``dtype`` is.
     decoding = weight_bytes(model.decoding_arrays().values(), mx.float32.size)
     parts = generation_parts(config)
     per_image = parts.image_bytes(config, _PROMPT_TOKENS, _GUIDED_ROWS, itemsize)
@@ -77,8 +80,8 @@ def required_memory(
 ) -> dict[str, int]:
     """Return the bytes for "drawing" and for "answering", each with one image.
 
-    They include weights, KV cache and activations. In low-memory mode, the language model is not in
-    memory together with the codec or the vision encoder.
+    The bytes include weights, KV cache and activations. Each use has two tasks. In low-memory mode,
+    only the weights of one of them are in memory at a time, so the larger task counts.
     """
     tasks = task_memory(config, dtype)
     together = max if low_memory else sum
@@ -127,7 +130,10 @@ def check_memory(
 def _smaller_forms(
     config: JanusConfig, *, low_memory: bool, quantized: bool
 ) -> Iterator[tuple[str, JanusConfig, bool]]:
-    """Yield smaller forms of a model, best first: the options in words, config, ``low_memory``."""
+    """Yield smaller forms of a model, best first: the options in words, config, ``low_memory``.
+
+    A model whose stored weights are ``quantized`` cannot be quantized again.
+    """
     if not low_memory:
         yield "low_memory=True", config, True
     if quantized:

@@ -71,6 +71,7 @@ def find(repo_id: str, revision: str | None = None) -> HubModel:
     if info.sha is None:
         raise HubError(f"the Hub gave no commit of {repo_id}: try again later")
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    # A commit is not a branch, so there is nothing to record for offline use.
     branch = None if revision == info.sha else revision or "main"
     return HubModel(repo_id, info.sha, files, branch=branch)
 
@@ -102,6 +103,7 @@ def fetch(model: HubModel) -> Path:
 
     weights, index = _weight_names(model)
     texts = set(filter(_TEXT_FILE.fullmatch, model.files))
+    # Only the index of the chosen form is wanted: another lists weights that are not downloaded.
     texts = {name for name in texts if not name.endswith(".index.json")}
     wanted = sorted(weights | texts | ({index} if index else set()))
     if not model.cached:
@@ -142,6 +144,7 @@ def _remember(snapshot: Path, branch: str) -> None:
 
 
 def _fetch_file(model: HubModel, name: str) -> Path:
+    """Download a file of a commit, or find it in the cache if offline; return its path."""
     from huggingface_hub import hf_hub_download
 
     with _explained(model.repo_id, model.revision):
@@ -176,6 +179,10 @@ def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
 
 
 def _lack(model: HubModel, what: str) -> HubError | CheckpointError:
+    """Make the error of missing weights; ``what`` names them.
+
+    Offline, the cause is the cache, which may lack files that the Hub has.
+    """
     if model.cached:
         return HubError(
             f"the cache holds only a part of {model.repo_id} and {_unreachable()}: "
@@ -197,7 +204,7 @@ def _find_cached(repo_id: str, revision: str | None) -> HubModel | None:
         return None
     root = Path(folder)
     files = {path.name: path.stat().st_size for path in root.iterdir() if path.is_file()}
-    return HubModel(repo_id, root.name, files, cached=True)
+    return HubModel(repo_id, root.name, files, cached=True)  # the folder is named by its commit
 
 
 def _check_disk(model: HubModel, names: list[str]) -> None:
@@ -213,6 +220,7 @@ def _check_disk(model: HubModel, names: list[str]) -> None:
     cached_sizes = {path.stat().st_size for path in complete}
     sizes = [model.files[name] for name in names]
     needed = sum(size for size in sizes if size not in cached_sizes)
+    # The cache may not exist before the first download: measure the nearest folder above it.
     folder = next((p for p in (cache, *cache.parents) if p.exists()), cache)
     try:
         free = shutil.disk_usage(folder).free
@@ -236,7 +244,7 @@ def _unreachable() -> str:
 
 @contextmanager
 def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into one line with a fix."""
+    """Turn the errors of huggingface_hub into one line with a fix; subclasses before bases."""
     from huggingface_hub import constants, errors
 
     # Base class of network errors: httpx's in huggingface_hub 1, httpx2's in 2.
@@ -287,6 +295,7 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def _refused(where: str, status: int) -> HubError:
+    """Make the error of an HTTP status; ``find`` uses the cache after a temporary one."""
     if status in (401, 403):
         return HubError(
             f"the Hub refused {where} (HTTP {status}): {_LOGIN}, "
@@ -300,6 +309,7 @@ def _refused(where: str, status: int) -> HubError:
 
 
 def _unwritten(where: str, error: OSError, cache: str) -> HubError | OutputError:
+    """Make the error of a failed write to the cache, or of a download that broke off."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
             f"the disk of {cache} is full: free some for {where}, or set HF_HOME to a larger disk"

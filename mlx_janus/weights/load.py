@@ -115,6 +115,7 @@ class WeightFiles:
         if stamp != self.stamp:
             raise CheckpointError(f"{self.folder} was replaced since it was loaded: load it again")
         unread = dict(tree_flatten(_read_model(self.folder, model.config).parameters()))
+        # Replacing the arrays releases their memory to MLX's cache, which is then emptied.
         model.load_weights([(name, unread[name]) for name in names], strict=False)
         mx.clear_cache()
 
@@ -123,6 +124,9 @@ def with_bits(
     config: JanusConfig, bits: int | None, folder: Path, recipe: str | None = None
 ) -> JanusConfig:
     """Return the config quantized to ``bits`` or by a recipe.
+
+    It is unchanged if both are None, or if it is quantized in this way already. Messages name
+    ``folder``.
 
     Raises:
         OptionError: bits or recipe is invalid, or the folder is quantized differently.
@@ -145,7 +149,10 @@ def with_bits(
 def _load_strictly(
     model: JanusModel, arrays: dict[str, mx.array], dtype: Dtype, folder: Path
 ) -> None:
-    """Check the stored arrays against the model's parameters, and cast and load them."""
+    """Check the stored arrays against the model's parameters, and cast and load them.
+
+    Arrays are lazy, so the check reads no weights and the cast happens when they are read.
+    """
     expected = dict(tree_flatten(model.parameters()))
     for name, wanted in expected.items():
         if name not in arrays:

@@ -79,6 +79,7 @@ def read_published_config(folder: Path) -> tuple[JanusConfig, Layout]:
         )
         config = replace(config, generation=replace(config.generation, **_guidance(folder)))
     except ConfigError as error:
+        # Errors of whole files name their path already; errors of single values do not.
         raise error if str(folder) in str(error) else ConfigError(f"{folder}: {error}") from None
     return config, layout
 
@@ -104,7 +105,8 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
     """Detect the layout of a parsed ``config.json``.
 
     Raises:
-        UnsupportedModelError: the model is of another family.
+        UnsupportedModelError: the model is of another family. The message has no subject, as
+            everywhere below: ``read_published_sizes`` puts the path first.
     """
     model_type = data.get("model_type")
     if model_type == "janus":
@@ -126,6 +128,7 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
 
 
 def _object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return an entry that must be a JSON object."""
     value = data.get(key)
     if not isinstance(value, dict):
         raise ConfigError(f"{key!r} must be a JSON object, got {type(value).__name__}")
@@ -145,6 +148,7 @@ def _pick(data: Mapping[str, Any], *keys: str) -> Any:
 
 
 def _mlp_width(width: Any, ratio: Any) -> int:
+    """Return the width of an encoder's MLP; only finite numbers are accepted, and no bools."""
     numbers = type(width) in (int, float) and type(ratio) in (int, float)
     if not numbers or not math.isfinite(width * ratio):
         raise ConfigError(
@@ -154,6 +158,7 @@ def _mlp_width(width: Any, ratio: Any) -> int:
 
 
 def _tuple(value: Any) -> Any:
+    """Turn a JSON list into a tuple, as a frozen config needs; keep other values."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -195,7 +200,7 @@ def _deepseek_vision(data: Mapping[str, Any]) -> SiglipConfig:
         raise UnsupportedModelError(
             "takes features from inside the vision encoder; only its last layer is supported"
         )
-    ratio = sizes.pop("mlp_ratio")
+    ratio = sizes.pop("mlp_ratio")  # the config has the MLP's width instead
     return SiglipConfig(kind="siglip", **sizes, mlp_width=_mlp_width(sizes["width"], ratio))
 
 
@@ -205,7 +210,11 @@ def _variant_sizes(
     params: Mapping[str, Any],
     needed: Collection[str],
 ) -> dict[str, Any] | None:
-    """Return the needed sizes: explicit ones, else the variant's; None if any is unknown."""
+    """Return the needed sizes: explicit ones, else the variant's.
+
+    Returns:
+        None if the variant is unknown and a size is not explicit.
+    """
     known = variants.get(name) if isinstance(name, str) else None
     given = {key: params[key] for key in needed if key in params}
     if known is None and len(given) < len(needed):
@@ -248,6 +257,7 @@ def _deepseek_projector(data: Mapping[str, Any], key: str) -> MLPConfig:
 
 
 def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConfig:
+    """Read the language model's config; ``defaults`` has the sizes that the layout may omit."""
     if data.get("model_type", "llama") != "llama":
         raise UnsupportedModelError(
             f"has a {str(data['model_type'])[:40]!r} language model; only Llama is supported"
@@ -274,6 +284,7 @@ def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConf
 
 
 def _head_dim(hidden_size: Any, heads: Any) -> int:
+    """Return the width of an attention head; the values are unchecked JSON."""
     whole_numbers = type(heads) is int and type(hidden_size) is int
     if not whole_numbers or heads < 1 or hidden_size % heads:
         raise ConfigError(f"hidden_size {hidden_size!r} must be a multiple of {heads!r} heads")
@@ -294,6 +305,7 @@ def _rope_theta(data: Mapping[str, Any]) -> Any:
 
 
 def _dtype(data: Mapping[str, Any]) -> Dtype:
+    """Return the type of the weights; the model's own entry precedes its language model's."""
     value = (
         data.get("dtype")
         or data.get("torch_dtype")
@@ -321,7 +333,7 @@ def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
         language=language,
         generation=_transformers_generation(codec, vision.image_size, language.hidden_size),
         image=ImageConfig(image_size=vision.image_size),
-        dtype=_dtype({"language_config": {}, **data}),
+        dtype=_dtype({"language_config": {}, **data}),  # this layout has no such section
     )
 
 
@@ -405,6 +417,7 @@ def _image(folder: Path, image: ImageConfig) -> ImageConfig:
 
 
 def _prompt(folder: Path, layout: Layout, prompt: PromptConfig) -> PromptConfig:
+    """Replace the default control tokens and roles by those of a folder."""
     tokenizer_config = _optional_json(folder / "tokenizer_config.json")
     spelled = {key: _spelling(tokenizer_config.get(f"{key}_token")) for key in ("bos", "eos")}
     prompt = replace(prompt, **{key: value for key, value in spelled.items() if value})
@@ -421,6 +434,7 @@ def _prompt(folder: Path, layout: Layout, prompt: PromptConfig) -> PromptConfig:
 
 
 def _spelling(token: Any) -> str | None:
+    """Return the text of a token, which is stored directly or as the ``content`` of an object."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
@@ -441,6 +455,7 @@ def _added_tokens(folder: Path) -> set[str]:
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
+    """Return the chat template from the first of three places that has one; "" if none has."""
     path = folder / "chat_template.jinja"
     if path.exists():
         try:

@@ -72,16 +72,17 @@ class Rule:
     # exceptions in the language model, by the last part of the path: q_proj, lm_head, ...
     exceptions: Mapping[str, Precision] = field(default_factory=dict)
 
-    def of(self, path: str, careful: Collection[str]) -> Precision | None:
+    def of(self, path: str, careful_parts: Collection[str]) -> Precision | None:
         """Return the precision of a linear layer, or None to keep it float.
 
         Args:
             path: the layer's path in the model.
-            careful: names of the model's adaptors and image heads.
+            careful_parts: names of the model's adaptors and image heads, which get the precision
+                ``careful``. Layers of other parts, such as the vision encoder, stay float.
         """
         if path.startswith("language_model."):
             return self.exceptions.get(path.rpartition(".")[2], self.language)
-        return self.careful if path.partition(".")[0] in careful else None
+        return self.careful if path.partition(".")[0] in careful_parts else None
 
 
 RULES = {
@@ -147,15 +148,15 @@ def plan_quantization(
 def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> QuantizationConfig:
     """Plan the bits and group size of every layer by a rule; ``recipe`` names it in the config."""
     layers: list[LayerBits] = []
-    kept: list[str] = []
-    careful = ("aligner", *generation_parts(config).careful)
+    kept_float: list[str] = []  # layers that the rule quantizes, but that are too narrow
+    careful_parts = ("aligner", *generation_parts(config).careful)
     for path, module in JanusModel(config).named_modules():
-        precision = rule.of(path, careful) if isinstance(module, nn.Linear) else None
+        precision = rule.of(path, careful_parts) if isinstance(module, nn.Linear) else None
         if precision is None:
             continue
         group = _largest_group(module.weight.shape[-1], precision)
         if group is None:
-            kept.append(path)
+            kept_float.append(path)
         else:
             layers.append(
                 LayerBits(path=path, bits=precision.bits, group_size=group, mode=precision.mode)
@@ -170,7 +171,7 @@ def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> 
         bits=rule.language.bits,
         group_size=rule.language.group_size,
         layers=tuple(layers),
-        kept_float=tuple(sorted(kept)) or None,
+        kept_float=tuple(sorted(kept_float)) or None,
         recipe=recipe,  # type: ignore[arg-type]
     )
 
@@ -206,13 +207,14 @@ def quantize_model(model: JanusModel, quantization: QuantizationConfig) -> None:
                 f"in groups of {layer.group_size} ({layer.mode}) is off"
             )
 
-    def choice(path: str, _: nn.Module) -> bool | dict[str, int | str]:
+    def options_of(path: str, _: nn.Module) -> bool | dict[str, int | str]:
+        """Return MLX's options for a layer; False to leave it float."""
         layer = wanted.get(path)
         if layer is None:
             return False
         return {"bits": layer.bits, "group_size": layer.group_size, "mode": layer.mode}
 
-    nn.quantize(model, class_predicate=choice)
+    nn.quantize(model, class_predicate=options_of)
 
 
 def quantize_array(weight: mx.array, layer: LayerBits) -> dict[str, mx.array]:

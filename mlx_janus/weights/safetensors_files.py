@@ -95,7 +95,8 @@ def read_index(path: Path) -> dict[str, str]:
 def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], dict[str, str]]:
     """Read the entries and metadata of a safetensors file.
 
-    The safetensors library checks the header against the file size.
+    The safetensors library checks the header against the file size, but does not give offsets. The
+    header is therefore parsed here again.
 
     Raises:
         CheckpointError: the file is missing, truncated, or has a wrong header.
@@ -119,6 +120,7 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
     entries = {}
     for name in sorted(names):
         entry = header[name]
+        # The file has the header's length in 8 bytes, the header, and the data.
         offset = 8 + length + entry["data_offsets"][0]
         dtype = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
         entries[name] = SafetensorsEntry(path, offset, tuple(entry["shape"]), dtype)

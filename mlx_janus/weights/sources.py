@@ -67,7 +67,7 @@ def find_source(name: str | os.PathLike[str], revision: str | None = None) -> So
             raise HubError(f"{path} is a folder, which has no revisions: leave revision out")
         return Source(path, path.resolve().name)
     model = _find_on_hub(name, revision)
-    _read_sizes(model)
+    _read_sizes(model)  # refuses another family before the weights are downloaded
     return Source(hub.fetch(model), model.repo_id, model.revision)
 
 
@@ -94,7 +94,7 @@ def find_converted(
     options = ConvertOptions(bits=bits, recipe=recipe)
     path = _expanded(name)
     if _is_folder(path):
-        source = find_source(name, revision)
+        source = find_source(name, revision)  # refuses a revision of a folder
         if is_converted(path):
             return path
         config, _ = read_published_config(path)
@@ -102,7 +102,7 @@ def find_converted(
     else:
         model = _find_on_hub(name, revision)
         sizes = _read_sizes(model)
-        if sizes is None:
+        if sizes is None:  # a converted model
             return hub.fetch(model)
         config = sizes
         source = None
@@ -151,6 +151,7 @@ def _expanded(name: str | os.PathLike[str]) -> Path:
 
 
 def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubModel:
+    """Find a model on the Hub; refuse a name that is no Hub id, or that of an existing file."""
     text = os.fspath(name)
     too_long = len(text) > 200
     if too_long or not hub.HUB_ID.fullmatch(text) or Path(text).exists():
@@ -163,7 +164,13 @@ def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubM
 def _cached(source: str, facts: list[object], options: ConvertOptions) -> Path:
     """Return the folder of a conversion in the cache.
 
-    Its name depends on the content of a recipe too, which a release may change.
+    Its name ends in a hash, so that a changed source or recipe is converted again. The hash covers
+    the content of a recipe too, which a release may change.
+
+    Args:
+        source: Hub id, or path of the source folder.
+        facts: the source's commit, or the names, sizes and times of its files.
+        options: options of the conversion.
     """
     rule = choose_rule(options.bits, options.recipe)
     precision = [options.recipe, asdict(rule)] if rule and options.recipe else options.bits
@@ -178,6 +185,7 @@ def _cached(source: str, facts: list[object], options: ConvertOptions) -> Path:
 def _convert(
     source: Source, cached: Path, options: ConvertOptions, progress: Progress | None
 ) -> Path:
+    """Convert a source into the cache; accept the result if another process is faster."""
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -194,6 +202,7 @@ def _convert(
 
 
 def _is_complete(folder: Path) -> bool:
+    """Return whether a folder is a converted one; False if its config cannot be read."""
     try:
         return is_converted(folder)
     except ConfigError:

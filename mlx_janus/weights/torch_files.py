@@ -253,6 +253,7 @@ _ZIP_ERRORS = (
 
 
 def _check_byte_order(path: Path, file: _BoundedFile, spans: dict[str, _Span], prefix: str) -> None:
+    """Refuse a big-endian file; one without a stated order is read as little-endian."""
     name = f"{prefix}/byteorder"
     if name not in spans:  # PyTorch before 2.1 did not write it
         return
@@ -305,6 +306,7 @@ def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
 def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int) -> _Span:
     """Check an entry against its local header; ``end`` is the offset of the central directory."""
     name = quote(info.orig_filename)
+    # Flags 0x1 and 0x40: encryption. Flag 0x800 below: a name in UTF-8.
     if info.flag_bits & 0x2041:
         raise _error(path, f"entry {name} is encrypted, which is not read", _RESAVE)
     if info.compress_type != zipfile.ZIP_STORED:
@@ -340,6 +342,7 @@ def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int
 
 
 def _find_prefix(path: Path, spans: dict[str, _Span]) -> str:
+    """Return the folder in the zip that holds every entry; ``torch.save`` chooses its name."""
     found = [name for name in spans if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(found) != 1:
         raise _error(
@@ -353,6 +356,7 @@ def _find_prefix(path: Path, spans: dict[str, _Span]) -> str:
 def _read_entry(
     path: Path, file: _BoundedFile, spans: dict[str, _Span], name: str, limit: int
 ) -> bytes:
+    """Read an entry of the zip, of at most ``limit`` bytes."""
     span = spans[name]
     if span.size > limit:
         raise _error(
@@ -399,29 +403,32 @@ def _read_records(path: Path, program: bytes) -> dict[str, TensorRecord]:
 def _locate(
     path: Path, name: str, tensor: TensorRecord, prefix: str, spans: dict[str, _Span]
 ) -> StoredTensor:
-    """Check that a tensor is inside its storage, and the storage inside its zip entry."""
+    """Check that a tensor is inside its storage, and the storage inside its zip entry.
+
+    ``prefix`` is the folder in the zip, and ``spans`` are the places of its entries.
+    """
     storage, offset, shape, strides = tensor
 
-    def outside(problem: str) -> CheckpointError:
+    def fault(problem: str) -> CheckpointError:
         return _error(path, f"tensor {quote(name)} {problem}")
 
     span = spans.get(f"{prefix}/data/{storage.key}")
     if span is None:
-        raise outside(f"lies in the storage {quote(storage.key)}, which the file lacks")
+        raise fault(f"lies in the storage {quote(storage.key)}, which the file lacks")
     if storage.size * _ITEM_BYTES[storage.dtype] > span.size:
-        raise outside(
+        raise fault(
             f"lies in a storage of {storage.size} {storage.dtype} items, "
             f"of which the file has {span.size} bytes"
         )
     if len(shape) > _MAX_DIMS or len(shape) != len(strides):
-        raise outside(
+        raise fault(
             f"has {len(shape)} sizes and {len(strides)} strides, "
             f"of which at most {_MAX_DIMS} each are read"
         )
     # Count zeros as ones: MLX multiplies the other sides of an empty array too.
     if max(shape, default=0) > _MAX_SIDE or math.prod(max(side, 1) for side in shape) >= 1 << 60:
-        raise outside("has a side that is too long for MLX")
+        raise fault("has a side that is too long for MLX")
     needed = max(math.prod(shape), offset + _extent(shape, strides))
     if 0 not in shape and needed > storage.size:
-        raise outside("reaches beyond its storage")
+        raise fault("reaches beyond its storage")
     return StoredTensor(path, shape, storage.dtype, strides, offset, span.start, span.size)

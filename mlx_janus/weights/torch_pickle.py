@@ -78,10 +78,10 @@ def interpret(program: bytes) -> Any:
                 if instruction.name == "STOP":
                     break
                 machine.step(instruction.name, argument)
-        (result,) = machine.stack
+        (result,) = machine.stack  # a ValueError unless exactly one value is left
     except (ValueError, IndexError, KeyError, OverflowError, RecursionError, MemoryError):
         raise DamagedError("it does not run to its end") from None
-    if machine.outer:
+    if machine.outer:  # the result is above a mark that nothing has removed
         raise DamagedError("an open mark")
     return result
 
@@ -176,7 +176,7 @@ class _Machine:
                 self.set_items(self.pop(2) if name == "SETITEM" else self.to_mark())
             case "STACK_GLOBAL":
                 self.push_global(".".join(_expect(word, str) for word in self.pop(2)))
-            case "BINPERSID":
+            case "BINPERSID":  # a persistent id, which names a storage
                 self.stack.append(_make_storage(*self.pop(1)))
             case "REDUCE":
                 function, arguments = self.pop(2)
@@ -206,7 +206,10 @@ class _Machine:
         return _expect(self.stack[-1], kind)
 
     def remember(self, index: int) -> None:
-        """Store the last item in the memo."""
+        """Store the last item in the memo.
+
+        Memos are numbered from 0 on, so an index above the number of instructions is refused.
+        """
         if index > self.count:
             raise RefusedError(f"numbers its memo up to {index}")
         self.memo[index] = self.stack[-1]
@@ -255,6 +258,7 @@ def _make_tensor(
     hooks: Any,
     metadata: Any = None,
 ) -> TensorRecord:
+    """Make a tensor from the arguments of ``_rebuild_tensor_v2``; hooks are not used."""
     if metadata:  # conjugate and negative bits: the stored values differ from the tensor's
         raise RefusedError("marks a tensor as negated, conjugated or otherwise special")
     sizes = [_natural(item) for item in _expect(shape, tuple)]

@@ -120,7 +120,7 @@ def model_card(folder: Path, source: Source, repo_id: str) -> str:
 
 {origin}, converted for [MLX](https://github.com/ml-explore/mlx) with mlx_janus {__version__}.
 
-{_recipe(folder, config)}
+{_precision_text(folder, config)}
 
 Licence of the weights: {_stated(licence)}. Converting a model does not change its licence.
 
@@ -160,28 +160,28 @@ def _metadata(config: JanusConfig, base: str | None, licence: dict[str, str]) ->
     return str(data.to_yaml())
 
 
-def _recipe(folder: Path, config: JanusConfig) -> str:
+def _precision_text(folder: Path, config: JanusConfig) -> str:
     """Describe how the weights were quantized and cast."""
     _, stamp = open_converted(folder)
-    kept = "Float weights are in the source's types."
+    float_types = "Float weights are in the source's types."
     if stamp.get("dtype"):
-        kept = f"Float weights are {config.dtype}, the image codec's in the source's type."
+        float_types = f"Float weights are {config.dtype}, the image codec's in the source's type."
     quantization = config.quantization
     if quantization is None:
-        return f"Nothing is quantized. {kept}"
-    left = ", ".join(f"`{name}`" for name in quantization.kept_float or ()) or "none"
+        return f"Nothing is quantized. {float_types}"
+    too_narrow = ", ".join(f"`{name}`" for name in quantization.kept_float or ()) or "none"
     if quantization.recipe:
         return (
             f"Quantized by the recipe `{quantization.recipe}` of mlx_janus: `config.json` lists "
             "the layers and their bits. The vision encoder, the embeddings, the norms and the "
             "image codec are not quantized. "
-            f"Layers too narrow to be quantized: {left}. {kept}"
+            f"Layers too narrow to be quantized: {too_narrow}. {float_types}"
         )
     return (
         f"The language model's linear layers have {quantization.bits} bits, in groups of at most "
         f"{quantization.group_size}; the adaptors and the image head 8 bits. The vision encoder, "
         "the embeddings, the norms and the image codec are not quantized. "
-        f"Layers too narrow to be quantized: {left}. {kept}"
+        f"Layers too narrow to be quantized: {too_narrow}. {float_types}"
     )
 
 

@@ -30,11 +30,13 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     arrays, stamp = open_converted(converted)
     _check_hashes(source, converted, stamp, progress)
     plan = plan_conversion(source, _options_of(config))
+    # The source does not determine ``dtype``, which is an option of the conversion.
     if replace(plan.config, dtype=config.dtype) != config:
         raise CheckpointError(
             f"{converted / 'config.json'} does not say what {source.folder} says: convert again"
         )
     _check_tokenizer(source, converted, config)
+    # The stamp has the option; without it, every tensor keeps its own type.
     plan = replace(plan, config=config, dtype=config.dtype if stamp.get("dtype") else None)
     return _compare(plan, arrays, source, converted, progress)
 
@@ -42,6 +44,7 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
 def _check_hashes(
     source: Source, converted: Path, stamp: dict[str, str], progress: Progress
 ) -> None:
+    """Check that the source's files are those that the conversion read, by their hashes."""
     stamped = stamped_hashes(converted, stamp)
     for name, digest in source_hashes(source.folder, progress).items():
         if stamped.get(name) != digest:
@@ -51,6 +54,7 @@ def _check_hashes(
 
 
 def _check_tokenizer(source: Source, converted: Path, config: JanusConfig) -> None:
+    """Check that preparing the source's tokenizer again gives the converted one."""
     path = converted / TOKENIZER_FILE
     prepared = prepare_tokenizer(source.folder / TOKENIZER_FILE, config.prompt).encode()
     if not path.is_file() or path.read_bytes() != prepared:
@@ -64,7 +68,10 @@ def _compare(
     converted: Path,
     progress: Progress,
 ) -> int:
-    """Convert one tensor at a time and compare it with ``arrays``; return their number."""
+    """Convert one tensor at a time and compare it with ``arrays``; return the number of arrays.
+
+    Each compared array is removed from ``arrays``, so the rest at the end is surplus.
+    """
     count = 0
     done = 0
     total = plan.source_bytes
