@@ -25,24 +25,25 @@ class Ticket(AsyncIterator[Event]):
 
     def __init__(self, on_cancel: Callable[[], None], on_end: Callable[[float], None]):
         self.cancelled = False
-        self.ended = False
+        self.ended = False  # the engine has put the last event into the queue
         self._made = time.monotonic()
         self._loop = asyncio.get_running_loop()
+        # None is the end of the events, an exception their end by a failure
         self._events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
         self._on_cancel = on_cancel
         self._on_end = on_end
-        self._exhausted = False
+        self._all_read = False  # the reader has taken the last event out of the queue
 
     async def __anext__(self) -> Event:
-        """Wait for the next event; None in the queue is the end, an exception a failure."""
-        if self._exhausted:
+        """Wait for the next event."""
+        if self._all_read:
             raise StopAsyncIteration
         event = await self._events.get()
         if event is None:
-            self._exhausted = True
+            self._all_read = True
             raise StopAsyncIteration
         if isinstance(event, BaseException):
-            self._exhausted = True
+            self._all_read = True
             raise event
         return event
 

@@ -320,10 +320,11 @@ class Conversation:
             self._answering = False
 
     def _own_tokens(self, result: TextResult) -> tuple[int, ...] | None:
-        """Return an answer's tokens if they can be read again in its place.
+        """Return the tokens that stand for an answer in the next turn's prompt.
 
-        None if a stop string cut the text shorter, or if a token is the image placeholder, which
-        would be read as a position of an image.
+        The model then reads exactly what it wrote, and the key-value cache still applies. None
+        if the answer's text must be encoded instead: a stop string cut the text shorter than the
+        tokens, or a token is the image placeholder, which would claim a position of an image.
         """
         complete = self._prompts.decode(result.tokens).strip() == result.text.strip()
         if complete and self._prompts.special.image not in result.tokens:

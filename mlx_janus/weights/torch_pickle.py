@@ -217,7 +217,8 @@ class _Machine:
     def push_global(self, name: str) -> None:
         """Push a name if it is allowed."""
         if name not in _GLOBALS:
-            raise RefusedError(f"asks for {quote(name)[1:-1]}")
+            escaped = quote(name)[1:-1]  # without its quotation marks
+            raise RefusedError(f"asks for {escaped}")
         self.stack.append(_Global(name))
 
     def set_items(self, items: list[Any]) -> None:
