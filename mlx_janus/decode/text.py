@@ -81,7 +81,9 @@ def answer_tokens(
     ids: Sequence[int] = (),
     **loop: Any,
 ) -> Iterator[int]:
-    """Yield the token ids of an answer, a stop token included. Closing stops within a step.
+    """Yield the token ids of an answer, a stop token included.
+
+    Closing the generator stops the loop within a step.
 
     Args:
         model: the weights.
@@ -89,8 +91,8 @@ def answer_tokens(
         options: sampling and length. ``lookup`` gives the same tokens, except for rounding, in
             fewer passes.
         cache: the KV cache of everything before the prompt, if anything; it grows.
-        ids: the prompt's ids, to copy drafts from.
-        loop: further arguments of mlx-lm's ``generate_step``, which is the plain loop.
+        ids: the prompt's ids, to copy drafts from; used only if ``options.lookup``.
+        loop: further arguments of mlx-lm's ``generate_step``; used only without it.
     """
     with weights_wired():
         if options.lookup:

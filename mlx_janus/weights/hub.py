@@ -134,8 +134,8 @@ def fetch_card(repo_id: str, revision: str) -> Path | None:
 def _remember(snapshot: Path, branch: str) -> None:
     """Record in the cache which commit a branch names, for offline use.
 
-    huggingface_hub does not record it when a commit is downloaded. Only complete snapshots are
-    recorded, so that the last usable one is found offline.
+    huggingface_hub does not record it when a commit is downloaded. To be called only once the
+    snapshot is complete, so that what is found offline is usable.
     """
     note = snapshot.parent.parent / "refs" / branch
     with suppress(OSError):  # a cache may be read-only

@@ -149,6 +149,7 @@ def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> 
     """Plan the bits and group size of every layer by a rule; ``recipe`` names it in the config."""
     layers: list[LayerBits] = []
     kept_float: list[str] = []  # layers that the rule quantizes, but that are too narrow
+    # what maps into and out of the language model costs few bytes and gets the rule's careful bits
     careful_parts = ("aligner", *generation_parts(config).careful)
     for path, module in JanusModel(config).named_modules():
         precision = rule.of(path, careful_parts) if isinstance(module, nn.Linear) else None

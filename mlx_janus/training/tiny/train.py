@@ -46,9 +46,13 @@ def train_tiny(
         every: seconds between checkpoints.
         report: called after every step.
 
+    Returns:
+        The model. Only the first process's has the averaged weights that are written.
+
     Raises:
         CheckpointError: a checkpoint is damaged, or belongs to another recipe or seed.
-        OutputError: a file cannot be written, or ``output/model`` is another model.
+        OutputError: a file cannot be written, or ``output/model`` holds a model that was not
+            trained by this function; its own earlier result is replaced.
     """
     recipe = recipe or TinyRecipe()
     run = _Run(output, recipe.seed, every, report)
@@ -66,7 +70,7 @@ def train_tiny(
         stage = JointStage(trainee, prompts, getattr(recipe, name), seed, name)
         needed = _without_later_stages(recipe, name)
         run.stage(stage, config.to_dict(), needed, writes=run.is_first)
-    if run.is_first:  # only this process can be sure that these checkpoints are written
+    if run.is_first:  # it wrote these checkpoints: no other can be sure that they are there
         joint = load_state(output, "joint")
         average_weights(janus, joint, load_state(output, "places"), recipe.share_of_last)
         save_model(
