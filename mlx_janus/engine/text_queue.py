@@ -30,9 +30,9 @@ class TextTask:
 
     ticket: Ticket
     request: AnswerRequest
-    ids: list[int]
-    steps: Generator[None, None, None] | None = None
-    reading: bool = True  # images or the prompt, so no answer is being generated
+    ids: list[int]  # the prompt
+    steps: Generator[None, None, None] | None = None  # None: waiting
+    reading: bool = True  # still reads images or the prompt: no answer is being generated
 
     @cached_property
     def digests(self) -> list[str]:
@@ -72,7 +72,7 @@ class TextScheduler:
         return cache_bytes(config, 1, positions, self._janus.model.dtype.size)
 
     def choose(self, others: bool, reserved: int) -> tuple[list[TextTask], bool]:
-        """Take the requests that may start from the queue.
+        """Take from the queue the requests that may start now.
 
         If nothing is running, the first request starts without a memory check: no other request
         would free memory for it, so it would wait for ever.
@@ -112,10 +112,10 @@ class TextScheduler:
             self.running.append(task)
 
     def step(self) -> None:
-        """Advance every answer by a token, and one prompt that is being read by a chunk.
+        """Advance every answer by a token, and read one image or one chunk of one prompt.
 
-        Other prompts are read after that one: reading several chunks in a round would delay the
-        next token of every answer. A failure ends only its request.
+        The other prompts wait: reading several chunks in a round would delay the next token
+        of every answer. A failure ends only its request.
         """
         reader = next((task for task in self.running if task.reading), None)
         for task in list(self.running):
@@ -130,16 +130,17 @@ class TextScheduler:
                 self.drop([task], error)
 
     def drop(self, tasks: Sequence[TextTask], error: BaseException | None = None) -> None:
-        """End running requests, with ``error`` or that of closing the answer, if any."""
+        """End running requests, with ``error`` or a failure to close the answer, if any."""
         for task in tasks:
             self.running.remove(task)
             assert task.steps is not None
+            reason = error
             try:
                 task.steps.close()
             except Exception as failure:
-                error = error or failure
+                reason = error or failure
             finally:
-                task.ticket.end(error)
+                task.ticket.end(reason)
         if tasks:
             mx.clear_cache()
 
@@ -151,10 +152,12 @@ class TextScheduler:
         """
         request = task.request
         keys = self._features.keys(task.ids, task.digests)
+        # Images by hash.
         shown = dict(zip(task.digests, request.images, strict=True))
         for index in range(request.n):
             options = replace(request.options, seed=request.options.seed + index)
             prefix = self._take(keys)
+            # Only the images of positions that the prefix cache does not hold.
             yield from self._features.encode(keys[prefix.common(keys) :], shown)
             events = prefix.answer(
                 task.ids, keys, self._features, shown, options, step=_PREFILL_STEP

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Generator
 from typing import Any
 
 import mlx.core as mx
@@ -24,7 +25,7 @@ from mlx_janus.engine.messages import (
     Drawn,
     StoppingError,
 )
-from mlx_janus.engine.tickets import Counts
+from mlx_janus.engine.tickets import Counts, Ticket
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, PromptError
 from mlx_janus.inference.vq_pathway import TokenCanvas
 from mlx_janus.limits import MAX_SEED
@@ -187,13 +188,39 @@ def test_a_thread_that_dies_ends_everything(
     served(work)
 
 
+def test_an_answer_that_fails_to_close_ends_no_other_with_its_error(janus: JanusPipeline) -> None:
+    def answering(fails: bool) -> Generator[None, None, None]:
+        try:
+            yield
+        finally:
+            if fails:
+                raise RuntimeError("a bug")
+
+    async def main() -> None:
+        scheduler = text_queue.TextScheduler(janus, 2)
+        tasks = [
+            text_queue.TextTask(Ticket(lambda: None, lambda seconds: None), ask("?"), [], steps)
+            for steps in (answering(fails=True), answering(fails=False))
+        ]
+        scheduler.running.extend(tasks)
+        for task in tasks:
+            assert task.steps is not None
+            next(task.steps)  # now in the middle of its answer
+        scheduler.drop(tasks)
+        with pytest.raises(RuntimeError, match="a bug"):
+            await events(tasks[0].ticket)
+        assert await events(tasks[1].ticket) == []
+
+    asyncio.run(main())
+
+
 def test_closing_while_the_model_is_loaded_ends_soon() -> None:
     prepared: list[str] = []
 
     def load() -> JanusPipeline:
         time.sleep(0.3)
         janus = tiny()
-        janus.prepare = prepared.append  # type: ignore[assignment]
+        janus.load_weights_for = prepared.append  # type: ignore[method-assign,assignment]
         return janus
 
     async def main() -> None:
