@@ -81,7 +81,10 @@ class SiglipConfig(Section):
 
 @dataclass(frozen=True)
 class VQConfig(Section):
-    """VQ-GAN codec: images as grids of codebook indices; each level after the first halves them."""
+    """VQ-GAN codec: images as grids of codebook indices.
+
+    ``ch_mult`` has one entry per level. Each level after the first halves the sides of an image.
+    """
 
     title: ClassVar[str] = "generation.codec"
     kind: Literal["vq"]
@@ -131,7 +134,7 @@ class GenHeadConfig(Section):
 
 @dataclass(frozen=True)
 class LlamaConfig(Section):
-    """Language model; field names as in transformers' LlamaConfig. The head is never tied."""
+    """Language model; field names as in transformers' LlamaConfig. ``lm_head`` is never tied."""
 
     title: ClassVar[str] = "language"
     kind: Literal["llama"]
@@ -208,7 +211,7 @@ class GenerationConfig(Section):
             raise self.error("image_size", self.image_size, f"a whole number from 1 to {_MAX_SIDE}")
 
     def check_against(self, language: LlamaConfig) -> None:
-        """Refuse sizes that do not fit the language model.
+        """Refuse sizes that do not fit the language model. The base class accepts all.
 
         Raises:
             ConfigError: a size does not fit; the message gives the right one.
@@ -268,7 +271,7 @@ class LayerBits(Section):
     path: str
     bits: int = size_field(low=1, high=8)
     group_size: int = size_field(low=16, high=1024)
-    mode: QuantizationMode = field(default="affine", metadata=LATER)
+    mode: QuantizationMode = field(default="affine", metadata=LATER)  # written unless affine
 
 
 @dataclass(frozen=True)
@@ -283,8 +286,8 @@ class QuantizationConfig(Section):
     layers: tuple[LayerBits, ...]
     bits: int = size_field(low=1, high=8)
     group_size: int = size_field(low=16, high=1024)
-    kept_float: tuple[str, ...] | None = None
-    recipe: Recipe | None = field(default=None, metadata=LATER)
+    kept_float: tuple[str, ...] | None = None  # layers too narrow to quantize; None: none
+    recipe: Recipe | None = field(default=None, metadata=LATER)  # written unless None
 
     @property
     def choice(self) -> str:
@@ -360,14 +363,14 @@ class JanusConfig(Section):
 
 
 def _upgrade(data: dict[str, Any]) -> dict[str, Any]:
-    """Turn the content of a version 1 file into version 2: one section for the VQ pathway.
+    """Turn the content of a version 1 file into version 2, with one section for the VQ pathway.
 
     Only the entries that move are checked here; the constructors of the sections check the values.
     """
     # Version 2's entries of the section ``generation``, and their sections in version 1.
     renamed = {"codec": "generation", "aligner": "gen_aligner", "head": "gen_head"}
     generation: dict[str, Any] = {"kind": "vq"}
-    # Version 1 had one size for both directions: that of the vision encoder.
+    # In version 1, generated images have the size of those that the vision encoder reads.
     if isinstance(data.get("understanding"), dict):
         generation["image_size"] = data["understanding"].get("image_size")
     for new, old in renamed.items():

@@ -76,6 +76,6 @@ def check_text(name: str, value: Any) -> str:
 
 
 def set_checked(record: object, **values: object) -> None:
-    """Set fields of a frozen dataclass from its ``__post_init__``."""
+    """Set fields in the ``__post_init__`` of a frozen dataclass, which refuses assignments."""
     for name, value in values.items():
         object.__setattr__(record, name, value)

@@ -32,9 +32,9 @@ def device_memory() -> int:
 def available_memory() -> int:
     """Return the bytes that are free for new arrays.
 
-    On Apple silicon this is the recommended working set minus the memory that MLX uses. macOS frees
-    memory on demand, so its own figure of free memory would refuse models that fit. Elsewhere it is
-    the system's free memory plus MLX's cache.
+    On a GPU this is ``device_memory`` minus the memory that MLX uses. macOS frees memory on demand,
+    so macOS's own figure of free memory would refuse models that fit. On a CPU this is the system's
+    free memory plus MLX's cache.
     """
     if mx.default_device().type == mx.DeviceType.gpu:
         return max(device_memory() - mx.get_active_memory(), 0)
@@ -44,8 +44,8 @@ def available_memory() -> int:
 def materialize(arrays: Iterable[mx.array], check: Callable[[], None] = lambda: None) -> None:
     """Read and cast weights in small batches, so that few are in memory in both types.
 
-    Weights are lazy on a stream that all threads share (``weight_stream``). A lock lets one thread
-    evaluate there at a time.
+    Weights are lazy on a stream that all threads share (``weight_stream``). A lock lets only one
+    thread at a time evaluate them.
 
     Args:
         arrays: the weights.
@@ -101,8 +101,8 @@ def weights_wired() -> Iterator[None]:
         yield
         return
     with _WIRED:
-        # The first caller raises the limit, and ``set_wired_limit`` returns the one before. Later
-        # callers repeat that one, so the last to leave restores it, in whatever order they leave.
+        # The first caller raises the limit and stores the original, which ``set_wired_limit``
+        # returns. Later callers store it too, so whoever leaves last can restore it.
         _wired.append(_wired[0] if _wired else mx.set_wired_limit(device_memory()))
     try:
         yield

@@ -77,7 +77,7 @@ def load(
             case has a subclass in ``mlx_janus.errors``.
     """
     source = resolve(_embedded(revision) if path_or_hub_id is None else path_or_hub_id)
-    named = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
+    named = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of MLX dtypes
     folder = find_converted(
         source,
         bits=bits,
@@ -105,7 +105,8 @@ def _embedded(revision: str | None) -> Path:
 
 def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
     """Return the name to show for a model: its folder's name without the path, or its Hub id."""
-    path = Path(os.path.expanduser(path_or_hub_id))  # noqa: PTH111  pathlib's raises for the home of nobody
+    # Path.expanduser would raise for an unknown user.
+    path = Path(os.path.expanduser(path_or_hub_id))  # noqa: PTH111
     if path == TINY:
         return "janus-tiny"
     return path.resolve().name if path.is_dir() else os.fspath(path_or_hub_id)
@@ -202,7 +203,7 @@ class JanusPipeline(LoadedModel):
         """Answer a question and stream the answer in pieces.
 
         Arguments and exceptions are those of ``generate_text``; arguments are checked before this
-        returns. Closing the stream stops within a step.
+        returns. Closing the stream stops it within a step.
 
         Returns:
             An iterator over pieces of text; the last one has the result.
@@ -238,7 +239,7 @@ class JanusPipeline(LoadedModel):
             PromptError: the last turn is not the user's, a question has no words and no images, or
                 the conversation does not fit into the context.
             ImageError: an image cannot be read.
-            OptionError: the turns have another number of images.
+            OptionError: ``images`` are not as many as the turns show.
         """
         shown = sum(turn.images for turn in turns)
         if shown != len(images):
@@ -326,7 +327,7 @@ class JanusPipeline(LoadedModel):
         """Generate images and stream the steps, with previews.
 
         Arguments and exceptions are those of ``generate_images``; arguments are checked before this
-        returns. Closing the stream stops within a step. Prompts with the fewest tokens come first.
+        returns. Closing the stream stops it within a step. Prompts of fewer tokens come first.
 
         Returns:
             An iterator over steps; a finished image is in the ``images`` of its last step.

@@ -61,7 +61,7 @@ class Section:
         for f in fields(self):
             value = getattr(self, f.name)
             hint = hints[f.name]
-            refuse = functools.partial(self._refuse, f.name)  # the checks know no field names
+            refuse = functools.partial(self._refuse, f.name)  # adds the field's name
             _check(value, hint, f.metadata, refuse)
 
     def _refuse(self, name: str, value: Any, allowed: str) -> typing.NoReturn:
@@ -137,7 +137,7 @@ def _check(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_union(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
-    """Refuse a value of no member's type; the error names the first member.
+    """Allow None and values of a member's type; check any other as the first member's.
 
     A section that is a member was checked when it was made.
     """
@@ -149,6 +149,7 @@ def _check_union(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 def _check_tuple(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
     """Refuse an empty tuple, a wrong length, or a wrong item; all items have one type hint."""
     item_hints = typing.get_args(hint)
+    # tuple[int, ...] allows any length but 0, tuple[int, int] only 2.
     length = None if item_hints[-1] is Ellipsis else len(item_hints)
     allowed = f"a list of {length or 'one or more'} values"
     if not isinstance(value, tuple) or not value:
@@ -238,7 +239,10 @@ def _from_json(value: Any, hint: Any) -> Any:
 
 
 def _pick_variant(section: type[Section], value: Any) -> type[Section]:
-    """Pick the subclass whose ``kind`` matches the value's; the section if it has no subclasses."""
+    """Pick the subclass whose ``kind`` matches the value's; the section if it has no subclasses.
+
+    A value that is no dict also gets the section, whose ``from_dict`` refuses it.
+    """
     variants = {}
     for variant in section.__subclasses__():
         for kind in _kinds(variant):
@@ -253,6 +257,7 @@ def _pick_variant(section: type[Section], value: Any) -> type[Section]:
 
 
 def _kinds(section: type[Section]) -> tuple[str, ...]:
+    """Return the values that a section's ``kind`` allows; none if it has no ``kind``."""
     hints = typing.get_type_hints(section)
     return typing.get_args(hints.get("kind"))
 

@@ -44,9 +44,9 @@ class Chat:
 
     Args:
         janus: the model.
-        settings: values of ``SETTINGS``; None: the default.
+        settings: value of each name in ``SETTINGS``; None: the default.
         system: system prompt; None: the model's own, "": none.
-        show: previews in the terminal; None: if it can show them.
+        show: whether to show previews in the terminal; None: if the terminal can show them.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Chat:
         self.settings = settings
         self.show = show
         self.talk: Conversation = janus.conversation(system)
-        self.waiting: list[Image.Image] = []
+        self.waiting: list[Image.Image] = []  # attached to the next question
         self.result: TextResult | None = None  # result of the last answer
 
     def ask(self, question: str) -> None:
         """Print the answer to a question about the attached images, while it is generated.
 
-        If it is stopped or fails, the chat stays as it was, and the images stay attached.
+        If the answer is stopped or fails, the chat stays as it was, and the images stay attached.
         """
         arguments = TextArguments.of(self.settings).keywords()
         try:
@@ -83,7 +83,7 @@ class Chat:
         self._print_answer(self.talk.regenerate(**arguments))
 
     def _print_answer(self, stream: Iterator[TextChunk]) -> None:
-        """Print an answer, and notes if it was cut or if old questions left the context for it."""
+        """Print an answer, and a note if it was cut or if the context lost old questions."""
         before = self.talk.forgotten  # the stream may increase it
         result = None
         try:
@@ -111,7 +111,7 @@ class Chat:
         say(f"{count} image{'s' if count != 1 else ''} attached to your next question.")
 
     def draw(self, prompt: str) -> None:
-        """Draw an image into janus.png, or into janus_2.png and so on if that exists."""
+        """Draw an image into janus.png, or into janus_2.png and so on if that file exists."""
 
         def finished(image: GeneratedImage) -> None:
             click.echo(str(image.save(Path("janus.png"))))
@@ -263,7 +263,7 @@ def main(**options: Any) -> None:
 def _talk(chat: Chat, read: Callable[[], str]) -> None:
     """Run every line of ``read`` until the input ends or the user leaves.
 
-    Ctrl-C at the prompt prints a hint. ``_act`` handles it during an answer or a drawing.
+    Ctrl-C at the prompt prints a hint. ``_act`` handles Ctrl-C during an answer or a drawing.
     """
     while True:
         try:
@@ -296,7 +296,7 @@ def _act(chat: Chat, line: str) -> None:
         raise
     except Exception as error:
         message = explain(error)
-        if message is None:
+        if message is None:  # a bug
             raise
         say(f"Error: {message}")
 

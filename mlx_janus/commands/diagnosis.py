@@ -40,7 +40,7 @@ class Finding:
 def diagnose() -> list[Finding]:
     """Check versions, package, device, memory, BLAS, disks and the models on this machine.
 
-    Raises nothing: a check that raises becomes a finding.
+    A check that raises becomes a finding.
     """
     checks: dict[str, Callable[[], Finding]] = {
         "versions": _versions,
@@ -64,8 +64,8 @@ def diagnose() -> list[Finding]:
 def _failed_check(about: str, error: Exception) -> Finding:
     """Turn the error of a check into a finding.
 
-    Without its libraries or modules the package cannot work. Any other check that raises only
-    leaves a fact unknown.
+    The package cannot work if "versions" or "package" raises. If another check raises, only its
+    fact is not known.
     """
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if about in ("versions", "package"):
@@ -115,7 +115,7 @@ def _device() -> Finding:
 
 
 def _memory() -> Finding:
-    """Compare the free memory with the needs of the models here."""
+    """Compare the free memory with the needs of the models on this machine."""
     import psutil
 
     from ..memory import available_memory, format_size
@@ -123,7 +123,7 @@ def _memory() -> Finding:
     total = psutil.virtual_memory().total
     free = available_memory()
     text = f"{format_size(total)}, of which {format_size(free)} are free for a model"
-    if _on_metal():  # the GPU's own limit decides, which ``_wired_limit`` checks
+    if _on_metal():  # the GPU's limit decides: see ``_wired_limit``
         return Finding("memory", "ok", text)
     large = _too_large(free)
     if not large:
@@ -134,7 +134,7 @@ def _memory() -> Finding:
 
 
 def _wired_limit() -> Finding:
-    """Compare the memory that macOS allows the GPU with the needs of the models here."""
+    """Compare the GPU memory that macOS allows with the needs of the models on this machine."""
     import psutil
 
     from ..memory import device_memory, format_size
@@ -150,8 +150,8 @@ def _wired_limit() -> Finding:
         return Finding("wired limit", "ok", text)
     entry, needed = large[0]
     advice = f"for {entry.source}, pass --bits 8 or --bits 4"
-    if needed <= total - _SYSTEM_SHARE:  # a higher limit would suffice, and macOS still work
-        most = (total - _SYSTEM_SHARE) >> 20
+    if needed <= total - _SYSTEM_SHARE:  # a higher limit would do, and leave macOS its share
+        most = (total - _SYSTEM_SHARE) >> 20  # MiB
         advice += f", or until the next restart: sudo sysctl iogpu.wired_limit_mb={most}"
     text += f"; {entry.source} needs {format_size(needed)}"
     return Finding("wired limit", "warn", text, advice)
@@ -173,7 +173,7 @@ def _wired_limit_setting() -> str:
 
 
 def _blas() -> Finding:
-    """Check that MLX computes with OpenBLAS on Linux, which must be loaded before MLX is."""
+    """Check that MLX uses OpenBLAS on Linux. It must be loaded before MLX is imported."""
     if platform.system() != "Linux":
         return Finding("BLAS", "ok", "Accelerate")
     try:
@@ -234,7 +234,7 @@ def _models() -> Finding:
 
 
 def _too_large(limit: int) -> list[tuple[ModelEntry, int]]:
-    """Return the models here that need more bytes of memory than the limit.
+    """Return the models on this machine that need more bytes of memory than the limit.
 
     Returns:
         (model, bytes it needs), the largest first, one model for each configuration.
@@ -248,7 +248,7 @@ def _too_large(limit: int) -> list[tuple[ModelEntry, int]]:
         if entry.config is None:
             continue
         dtype = choose_dtype(entry.config, None)
-        most = max(required_memory(entry.config, dtype).values())  # of drawing and answering
+        most = max(required_memory(entry.config, dtype).values())  # for drawing or answering
         needs[entry.config] = (entry, most)
     large = [need for need in needs.values() if need[1] > limit]
     return sorted(large, key=lambda need: -need[1])

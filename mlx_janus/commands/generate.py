@@ -197,7 +197,7 @@ def main(ctx: click.Context, /, **_: Any) -> None:
 
 
 def ask(job: AskJob) -> None:
-    """Print an answer: its text while it is generated, or one JSON object."""
+    """Answer a question; print the text while it is generated, or one JSON object."""
     from ..decode.sampling import random_seed
     from .inputs import read_image
 
@@ -213,7 +213,7 @@ def ask(job: AskJob) -> None:
         result = chunk.result
         if not job.as_json:
             click.echo(chunk.text, nl=False)
-    assert result is not None  # a stream has at least one chunk
+    assert result is not None  # the last chunk of a stream has it
     if job.as_json:
         seconds = round(time.perf_counter() - started, 3)
         click.echo(json.dumps(_facts(result, seed, seconds, janus.name), ensure_ascii=False))
@@ -265,10 +265,10 @@ def draw(job: DrawJob) -> None:
 
 
 def _load_to_draw(job: DrawJob) -> JanusPipeline:
-    """Load the model, and print a note if it differs from the one that drew the origin.
+    """Load the model, and print a note if it is not the one that drew the --config-from image.
 
-    With --config-from, the job first asks for the quantization of that image. A model that is
-    already quantized differently refuses it, and is then loaded as it is.
+    ``job.load`` asks for the quantization of that image. A model that is already quantized
+    differently refuses this. It is then loaded by ``job.fallback``, which does not ask for it.
     """
     try:
         janus = load_pipeline(job.load)
@@ -282,7 +282,7 @@ def _load_to_draw(job: DrawJob) -> JanusPipeline:
 
 
 def _note_if_other(origin: Origin, janus: JanusPipeline) -> None:
-    """Print a note if another model, or the same model in another precision, drew the origin.
+    """Print a note if another model or precision drew the origin, the --config-from image.
 
     Early releases stored no precision: if the origin has none, only the names are compared.
     """
@@ -301,7 +301,8 @@ def _with_flags(model: str, fields: Mapping[str, Any]) -> str:
 
     Args:
         model: the name.
-        fields: values of bits, recipe and dtype. None or no value: no flag. Others are ignored.
+        fields: values of bits, recipe and dtype. A value that is None or missing gives no flag.
+            Other fields are ignored.
     """
     names = ("bits", "recipe", "dtype")
     flags = [f"--{name} {fields[name]}" for name in names if fields.get(name)]
@@ -322,7 +323,7 @@ def _with_previews(
     from ..processing.png import save_png
 
     every = previews.every or row
-    finished = 0  # images finished so far, which ``step.preview`` still returns, first
+    finished = 0  # images finished so far: ``step.preview`` returns them before the unfinished ones
     for step in steps:
         if step.index % every == 0 and not step.images:
             for number, image in enumerate(step.preview()[finished:], finished + 1):
@@ -339,8 +340,8 @@ def _with_previews(
 def draw_into_folder(job: DrawJob) -> None:
     """Draw the images of all prompts into a folder, except those that exist.
 
-    An image's seed is the first seed plus its number among its prompt's images, so that a later run
-    with the same seed completes the folder with the same images.
+    An image's seed is the first seed plus its number among its prompt's images, from 0. A later run
+    with the same seed therefore completes the folder with the same images.
     """
     from ..decode.sampling import random_seed
 
@@ -375,7 +376,7 @@ class _ImageReport:
     """A reporter that saves images and prints their paths, or one JSON object about all of them.
 
     Args:
-        job: the size of the saved files, the preview, and the choice of JSON.
+        job: its enlargement, terminal preview and choice of JSON are used.
     """
 
     def __init__(self, job: DrawJob):
@@ -396,7 +397,7 @@ class _ImageReport:
         self._peak = max(self._peak, mx.get_peak_memory())
 
     def _save(self, image: GeneratedImage, path: Path) -> None:
-        """Save an image, and print its path, or keep the facts about it for the JSON object."""
+        """Save an image and keep its facts for the JSON object; without JSON, print its path."""
         saved = image.upscaled(self._job.upscale).save(path)
         self._facts.append(
             {

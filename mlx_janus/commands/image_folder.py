@@ -41,8 +41,8 @@ def image_files(folder: Path, prompts: Sequence[str], n: int) -> list[ImageFile]
 def plan_calls(missing: Sequence[ImageFile], n: int) -> Iterator[DrawCall]:
     """Yield the calls that draw the missing files.
 
-    Prompts whose ``n`` images are all missing share one call. Prompts that have some images share
-    one call for each index, which draws this image of those prompts that lack it.
+    Prompts whose ``n`` images are all missing share one call. The other prompts share
+    one call for each index: it draws the image ``index`` of those that lack it.
     """
     count = Counter(file.prompt for file in missing)
     all_missing = tuple(prompt for prompt in count if count[prompt] == n)
@@ -58,6 +58,6 @@ def plan_calls(missing: Sequence[ImageFile], n: int) -> Iterator[DrawCall]:
 def _slug(prompt: str) -> str:
     """Return a prompt as part of a file name, such as "a-red-circle", of at most 40 characters.
 
-    It is "picture" for a prompt without any of a-z and 0-9, such as one in Chinese.
+    Returns "picture" for a prompt without any of a-z and 0-9, such as one in Chinese.
     """
     return "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:40].strip("-") or "picture"

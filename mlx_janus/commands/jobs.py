@@ -96,7 +96,11 @@ def asks(values: Mapping[str, Any]) -> bool:
 
 
 def _of_one_kind(ctx: click.Context) -> str | None:
-    """Refuse drawing options with a question, and answering options without one."""
+    """Refuse drawing options with a question, and answering options without one.
+
+    Returns:
+        The message of the refusal; None if nothing is refused.
+    """
     asking = asks(ctx.params)
     # Defaults are no reason to refuse: only options on the command line count.
     for name in _DRAWING_ONLY if asking else _ASKING_ONLY:
@@ -114,7 +118,7 @@ def _readers_of_stdin(values: Mapping[str, Any]) -> int:
     """Count the prompts, images and prompt files that are read from stdin."""
     count = [*values["prompts"], *values["images"]].count(STDIN)
     file = values["prompts_file"]
-    # click has opened it already. A stdin that other Python code has replaced may have no name.
+    # click has opened the file. A stdin that other Python code has replaced may have no name.
     if file is not None and getattr(file, "name", "<stdin>") == "<stdin>":
         count += 1
     return count
@@ -125,6 +129,7 @@ def _many_prompts(values: Mapping[str, Any]) -> bool:
 
 
 def _last_seed(values: Mapping[str, Any]) -> int:
+    """Return the seed of a prompt's last image; a random first seed counts as 0."""
     return (values["seed"] or 0) + (values["n"] or 1) - 1
 
 
@@ -159,7 +164,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def read_job(ctx: click.Context) -> AskJob | DrawJob:
-    """Return the job of a command line; read the prompts and the image that it names.
+    """Return the job of a command line; read its prompts and the image of --config-from.
 
     Raises:
         PromptError: stdin holds no prompt, or is not text.
@@ -184,7 +189,7 @@ def read_job(ctx: click.Context) -> AskJob | DrawJob:
 def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
     """Return the job to draw the prompts of --prompt and of --prompts-file together.
 
-    Without any of these, the prompt is that of the image of --config-from.
+    If there are none, the prompt is the one stored in the image of --config-from.
     """
     values = ctx.params
     load = LoadArguments.of(values)
@@ -202,7 +207,7 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
     return DrawJob(
         load=load,
         fallback=fallback,
-        prompts=tuple(dict.fromkeys(prompts)),
+        prompts=tuple(dict.fromkeys(prompts)),  # in order, without duplicates
         n=values["n"] or 1,
         arguments=ImageArguments.of(values),
         output=values["output"],
@@ -240,8 +245,8 @@ def _in_precision_of(
     """Return arguments with the origin's precision, and a fallback without its quantization.
 
     Options of the command line take precedence over the origin's values. The fallback is for a
-    model that is already quantized differently. With --bits or --recipe there is none (None): then
-    the error about such a model is for the user.
+    model that is already quantized differently. With --bits or --recipe it is None: the user then
+    sees the error about such a model.
     """
     load = replace(load, dtype=load.dtype or origin.dtype)
     if load.bits or load.recipe:

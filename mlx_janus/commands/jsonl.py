@@ -57,7 +57,7 @@ class JsonLines:
             data = self.path.read_bytes()
         *lines, rest = data.split(b"\n")  # rest: an incomplete last line, or nothing
         beginning = f'{{"{self.keys[0]}": '.encode()
-        # Remove the rest only if it is ours: it may have been cut even within the beginning.
+        # The rest must be the start of a record. It may be shorter than ``beginning``.
         if not (rest.startswith(beginning) or beginning.startswith(rest)):
             raise self._other_content()
         records = []
@@ -108,7 +108,7 @@ class JsonLines:
 
     @contextlib.contextmanager
     def _as_output_errors(self) -> Iterator[None]:
-        """Turn an OSError of the context, of reading or writing the file, into an OutputError."""
+        """Turn an OSError inside the context into an OutputError that names the file."""
         try:
             yield
         except OSError as error:
@@ -119,7 +119,7 @@ class JsonLines:
 
 @contextlib.contextmanager
 def lines_to_stdout() -> Iterator[Write]:
-    """Yield a function that prints a record to stdout, instead of ``JsonLines.append``."""
+    """Yield a function that prints a record to stdout as a line of JSON."""
     yield lambda record: click.echo(_encode(record).decode(), nl=False)
 
 

@@ -48,7 +48,7 @@ def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated]
 
 
 def refuse_if(broken: Callable[[Mapping[str, Any]], object], reason: str) -> Rule:
-    """Return a rule that refuses a command line, with a reason.
+    """Return a rule that refuses some command lines, with a reason.
 
     Args:
         broken: called with the options' values; returns something true to refuse them.
@@ -76,6 +76,7 @@ def goes_with(flag: str, other: str, fix: str) -> Rule:
 
 
 def _parameter(flag: str) -> str:
+    """Return click's name of a flag's parameter: "--group-size" gives "group_size"."""
     return flag.removeprefix("--").replace("-", "_")
 
 
@@ -90,8 +91,8 @@ def whole_number(_: click.Context, __: click.Parameter, value: str | None) -> in
 def _refuse_both(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Refuse --bits together with --recipe: both choose how to quantize.
 
-    It is the callback of both options. click calls it for each in turn, so that the second one
-    finds the value of the first in ``ctx.params``.
+    click calls this for each option in turn. The second call finds the first option's value in
+    ``ctx.params``.
     """
     if value and any(ctx.params.get(name) for name in ("bits", "recipe") if name != param.name):
         raise click.UsageError("--recipe does not go with --bits: give one of them.")

@@ -40,7 +40,7 @@ class TerminalPreview:
     def __init__(self) -> None:
         from rich.console import Console
 
-        # Before the import: textual-image logs its guesses then, with a traceback.
+        # Set this first: on import, textual-image logs its guesses with a traceback.
         logging.getLogger("textual_image").setLevel(logging.ERROR)
         from textual_image.renderable import Image as Renderable
 
@@ -49,17 +49,17 @@ class TerminalPreview:
         # swallow keys that are typed until then.
         self._console.measure(Renderable(Image.new("RGB", (1, 1))))
         self._renderable: Any = Renderable
-        self._shown: Any = None
-        self._rows = 0  # rows of the last preview
+        self._shown: Any = None  # the last preview
+        self._rows = 0  # rows of the last preview; 0: none yet
         self._started = time.monotonic()
         self._spent = 0.0  # seconds for all previews
-        self._last = 0.0  # seconds for the last preview
+        self._last = 0.0  # seconds for the last preview; 0: none yet
 
     def is_due(self, step: ImageStep) -> bool:
         """Return whether another preview fits into ``SHARE`` of the drawing time.
 
-        It is expected to take as long as the last one. Before there is a last one, the first
-        preview is due after an eighth of the image.
+        A preview is expected to take as long as the last one. The first one is due after an eighth
+        of the steps.
         """
         if not self._last:
             return step.index >= step.total // 8

@@ -38,7 +38,7 @@ def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
         unit_scale=unit == "B",
         total=total,
         file=sys.stderr,
-        disable=sys.stderr is None or is_quiet(),  # None: closed
+        disable=sys.stderr is None or is_quiet(),  # stderr is None if closed
         mininterval=_ON_TERMINAL if on_terminal else _IN_LOG,
     )
 
@@ -78,7 +78,7 @@ def follow_drawing(
     finished: Callable[[GeneratedImage], None],
     preview: TerminalPreview | None = None,
 ) -> None:
-    """Draw images with a progress bar and previews.
+    """Run the steps of a drawing, with a progress bar and previews.
 
     Args:
         steps: steps of the drawing.
@@ -95,7 +95,7 @@ def follow_drawing(
             per_minute = 60 * n * step.index / step.total / (time.perf_counter() - started)
             bar.set_postfix_str(f"{per_minute:.2f} images/min", refresh=False)
             bar.update(step.index - bar.n)
-            # The last preview shows the finished images, however much time previews have taken.
+            # Finished images are always previewed, however much time previews have taken.
             done = step.index == step.total and bool(step.images)
             if preview is not None and (preview.is_due(step) or done):
                 with tqdm.external_write_mode(file=sys.stderr):

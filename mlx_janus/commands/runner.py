@@ -118,9 +118,11 @@ def _exit_on_sigterm(*_: object) -> None:
 def import_mlx() -> None:
     """Import MLX, and delay Ctrl-C and SIGTERM until that is done.
 
-    An exception during MLX's initialisation aborts the process. Blocking the signals is not enough:
-    another thread, such as one of OpenBLAS, would receive them, and Python would still interrupt
-    this thread.
+    A signal's exception during MLX's initialisation would abort the process. Blocking the signals
+    is not enough: another thread, such as one of OpenBLAS, would receive them, and Python would
+    still interrupt this thread.
+
+    Another thread than the main one may not set handlers: there, nothing is imported.
     """
     if "mlx.core" in sys.modules or threading.current_thread() is not threading.main_thread():
         return

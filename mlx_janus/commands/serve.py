@@ -149,7 +149,7 @@ def _settings(options: Mapping[str, Any]) -> Settings:
 
 
 def _download_and_convert(arguments: LoadArguments) -> None:
-    """Make the model's converted folder if it does not exist; Janus-Tiny (None) has one."""
+    """Make the model's converted folder if there is none; Janus-Tiny (model None) has one."""
     import_mlx()
     from ..weights.sources import find_converted
 

@@ -199,10 +199,10 @@ class _StepBar:
     def report(self, stage: str, done: int, total: int, measured: dict[str, float]) -> None:
         """Show that step ``done`` of a stage has ended; a new stage replaces the bar.
 
-        A resumed training first reports a later step than 1.
+        The first report of a resumed stage may be of a later step than 1.
         """
         if stage != self.stage:
-            self.__exit__()
+            self.__exit__()  # close the bar of the stage before
             self.stage = stage
             self.bar = progress_bar(stage, "step", total)
             self.bar.update(done - 1)  # steps of an earlier run

@@ -23,7 +23,7 @@ _FLAGS = {
 
 _VALUE = r'\.\.\.|True|\d+|"[\w./-]+"'
 _KEYWORD = rf"(?:{'|'.join(_FLAGS)})=(?:{_VALUE})"
-# Only a keyword follows a space: a file of such a name is at the start of a message, or in quotes.
+# A keyword follows a space. A file name that looks like one is in quotes, or starts the message.
 _KEYWORDS = re.compile(rf"(?<= ){_KEYWORD}(?:, {_KEYWORD})*(?=[\s,;:.)]|$)")
 
 
@@ -59,5 +59,5 @@ def logging_in_flags() -> Iterator[None]:
 def _spell_flags(record: logging.LogRecord) -> bool:
     """Rewrite a log record; True keeps it in the log."""
     record.msg = to_flags(record.getMessage())
-    record.args = ()  # they are in the message now
+    record.args = ()  # ``getMessage`` has put them into the message
     return True

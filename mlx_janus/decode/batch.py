@@ -75,7 +75,7 @@ class DrawingBatch:
         self.images = []
         self._cache: RaggedCache = []
         self._rows: list[Rows] = []  # the rows of each image
-        self._keys = mx.zeros((0, 0, 2), mx.uint32)  # (n, positions, 2)
+        self._keys = mx.zeros((0, 0, 2), mx.uint32)  # (n, positions, 2): random keys
         self._next = mx.zeros((0,), mx.uint32)  # (n,): tokens chosen but not read yet
 
     def add(
@@ -92,7 +92,7 @@ class DrawingBatch:
         count = len(images)
         guided = images[0].options.rows == 2
         prompts = [list(ids)]
-        copies = [0] * count  # the prompt of each row
+        copies = [0] * count  # for each row, the index of its prompt
         rows = [Rows(i, i) for i in range(count)]
         if guided:
             prompts.append(list(unconditional))
@@ -121,7 +121,7 @@ class DrawingBatch:
         Args:
             cache: holds the prompt in the rows of these images only.
             rows: the rows of each image in ``cache``.
-            keys: (n, positions, 2).
+            keys: a random key for each image and position, (n, positions, 2).
             first: the first token of each image, (n,).
             images: the images.
         """
@@ -188,7 +188,7 @@ class DrawingBatch:
         return complete
 
     def _following(self) -> mx.array:
-        """Read the tokens chosen last, and choose the next ones: (n,)."""
+        """Read the tokens chosen last, and return the next ones: (n,)."""
         model = self._model
         owners: dict[int, int] = {}  # row to the index of its image
         for index, pair in enumerate(self._rows):
@@ -211,12 +211,12 @@ def _choose(
 
     Args:
         logits: (rows, codes).
-        keys: (n, 2).
+        keys: a random key for each image, (n, 2).
         images: n images.
-        rows: the rows of each image.
+        rows: the rows of each image in ``logits``.
 
     Returns:
-        (n,).
+        The tokens, (n,).
     """
     guided = logits[mx.array([pair.conditional for pair in rows])]
     if any(pair.conditional != pair.unconditional for pair in rows):

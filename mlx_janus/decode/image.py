@@ -1,7 +1,7 @@
 """The decode loop for images, two rows an image (reference: ``generation_inference.py``).
 
 The conditional row follows the prompt. The unconditional row has pads in place of everything
-between the prompt's first and last token, and attends to them like any token. Both rows read the
+between the prompt's first and last token. It attends to the pads like any token. Both rows read the
 one token that is chosen. There is no stop token, so a token never has to leave the device: it feeds
 the next step while the caller looks at the previous one.
 """
@@ -85,7 +85,7 @@ def draw_tokens(
     options: DrawOptions,
     window: int = 1,
 ) -> Iterator[mx.array]:
-    """Generate the image tokens of several images at once, in raster order. Closing stops.
+    """Generate the image tokens of several images at once, in raster order.
 
     With a ``window`` above 1, a pass reads draft tokens of the positions ahead and chooses a token
     for each of them. The noise of a position is fixed, so its token depends only on the tokens
@@ -102,7 +102,8 @@ def draw_tokens(
         window: positions read in one pass.
 
     Yields:
-        (n, k) accepted tokens of a pass, evaluated. At window 1, the next pass is already running.
+        (n, k) accepted tokens of a pass, evaluated; k varies with the pass if ``window`` is above
+            1. At window 1, the next pass is already running.
     """
     own = token_config(model.config)
     pick = _picker(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
@@ -111,12 +112,12 @@ def draw_tokens(
     cache, hidden = _read_prompts(model, prompts, unconditional, owners, options)
 
     def choices(hidden: mx.array, position: int) -> mx.array:
-        """Choose the tokens from ``position`` on: (rows * n, W, hidden) -> (n, W)."""
+        """Choose the W tokens from ``position`` on: (rows * n, W, hidden) -> (n, W)."""
         ahead = keys[:, position : position + hidden.shape[1]]
         return pick(model.image_logits(hidden), ahead)
 
     def choose_next(tokens: mx.array, position: int) -> mx.array:
-        """Read (n, W) tokens, and choose the token after each, from ``position`` on: (n, W)."""
+        """Read (n, W) tokens, and choose the token after each: the first is at ``position``."""
         every_row = mx.concatenate([tokens] * options.rows)
         embeddings = model.embed_image_tokens(every_row)
         return choices(model.hidden_states(embeddings, cache), position)
@@ -152,6 +153,7 @@ def _read_prompts(
     read_once = [list(ids) for ids in prompts]
     rows = list(owners)
     if options.rows == 2:
+        # The unconditional prompt is appended below, so its index is the present length.
         rows += [len(read_once)] * len(owners)
         read_once.append(list(unconditional))
     cache = model.make_cache(len(unconditional) + token_config(model.config).tokens)
@@ -187,8 +189,8 @@ def _one_by_one(
 def _picker(options: DrawOptions, *, compiled: bool) -> Callable[[mx.array, mx.array], mx.array]:
     """Return guidance and sampling as one function.
 
-    It maps (rows * n, W, codes) logits and (n, W, 2) keys to (n, W) tokens. Compiled, it is a few
-    kernels, so a GPU launches fewer. On a CPU, compiling would run a C++ compiler for seconds.
+    The function maps (rows * n, W, codes) logits and (n, W, 2) keys to (n, W) tokens. Compiling it
+    makes a GPU launch fewer kernels. On a CPU, compiling would run a C++ compiler for seconds.
     """
 
     def pick(logits: mx.array, keys: mx.array) -> mx.array:
@@ -233,21 +235,22 @@ def _in_windows(
         read = mx.array(tokens[:, done - 1 : end - 1])
         found = np.array(choose_next(read, done))
         accepted = _count_accepted(found, tokens[:, done : end - 1])
-        tokens[:, done:end] = found
-        trim_cache(cache, end - done - accepted)  # the draft tokens that were wrong
+        tokens[:, done:end] = found  # accepted tokens, then the next draft
+        trim_cache(cache, end - done - accepted)  # the draft tokens from the first wrong one on
         yield mx.array(found[:, :accepted])
         done += accepted
         drafted = end
 
 
 def _count_accepted(chosen: np.ndarray, draft: np.ndarray) -> int:
-    """Return how many of the (n, W) chosen tokens follow only correct drafts, in every image.
+    """Count the positions whose chosen tokens follow only correct drafts, in every image.
 
     Args:
-        chosen: (n, W).
-        draft: (n, W - 1) tokens that the pass read at these positions, except the last.
+        chosen: (n, W) tokens that the pass chose.
+        draft: (n, W - 1) tokens that the pass read, at the same positions except the last.
     """
     correct = (chosen[:, :-1] == draft).all(axis=0)
     if correct.all():
         return chosen.shape[1]
+    # argmin finds the first wrong draft. The token chosen in its place follows only correct ones.
     return int(correct.argmin()) + 1

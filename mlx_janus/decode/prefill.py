@@ -23,8 +23,8 @@ def prefill(
         keep: stop as soon as at most this many positions are left; 0 reads all.
 
     Yields:
-        After each chunk, the number of positions read so far and the hidden states of the last
-        one, (B, hidden), which are not evaluated.
+        After each chunk, the number of positions read so far, and the hidden states of the last
+        position read, (B, hidden), not evaluated.
     """
     length = embeddings.shape[1]
     done = 0

@@ -15,7 +15,7 @@ from mlx_lm.sample_utils import apply_top_p
 
 from ..limits import MAX_SEED, check_int
 
-_ARGMAX_BELOW = 1e-30  # temperature: 1 / T would overflow
+_ARGMAX_BELOW = 1e-30  # a lower temperature T means argmax: 1 / T would overflow
 
 
 def random_seed() -> int:
@@ -52,7 +52,7 @@ def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.arr
 def position_keys(seeds: Sequence[int], positions: int) -> mx.array:
     """Return one random key for every image and position: (n, positions, 2).
 
-    Another number of positions gives other keys, so always pass the tokens of an entire image.
+    The keys depend on ``positions``: always pass the number of tokens of an entire image.
     """
     keys = []
     for seed in seeds:
@@ -81,7 +81,7 @@ def scale_logits(logits: mx.array, temperature: float, top_p: float) -> mx.array
     if top_p >= 1.0:
         return scaled
     total = mx.logsumexp(scaled, axis=-1, keepdims=True)
-    return apply_top_p(scaled - total, top_p)
+    return apply_top_p(scaled - total, top_p)  # takes log-probabilities
 
 
 def choose(logits: mx.array, keys: mx.array, temperature: float, top_p: float = 1.0) -> mx.array:

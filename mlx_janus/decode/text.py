@@ -25,21 +25,21 @@ from ..models.janus import JanusModel
 from .prefill import prefill_all
 from .sampling import choose
 
-_LONGEST = 4  # tokens of the n-gram that a draft continues
-_SHORTEST = 2
+_LONGEST = 4  # tokens of the n-gram that a draft continues, at most
+_SHORTEST = 2  # and at least
 PREFILL_STEP = 2048  # positions of a prompt read at once, as in mlx-lm
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Sampling of an answer, and its end if the model does not end it before."""
+    """Options of an answer: its sampling, and where it ends at the latest."""
 
     max_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    lookup: int = 0  # draft tokens of a pass, copied from the prompt and the answer; 0: none
+    lookup: int = 0  # most draft tokens of a pass, copied from the prompt and the answer; 0: none
 
     def __post_init__(self) -> None:
         set_checked(
@@ -67,7 +67,7 @@ class _LanguageModel:
     def __call__(
         self, inputs: mx.array, cache: Cache | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
-        """Return the logits after each position: of embeddings for a prompt, of ids after it."""
+        """Return the logits after each position of the embeddings; if None, of the ids."""
         embeddings = self.model.embed_text(inputs) if input_embeddings is None else input_embeddings
         return self.model.text_logits(self.model.hidden_states(embeddings, cache))
 
@@ -83,7 +83,7 @@ def answer_tokens(
 ) -> Iterator[int]:
     """Yield the token ids of an answer, a stop token included.
 
-    Closing the generator stops the loop within a step.
+    It goes on after a stop token: close the generator, and the loop stops within a step.
 
     Args:
         model: the weights.
@@ -92,7 +92,7 @@ def answer_tokens(
             fewer passes.
         cache: the KV cache of everything before the prompt, if anything; it grows.
         ids: the prompt's ids, to copy drafts from; used only if ``options.lookup``.
-        loop: further arguments of mlx-lm's ``generate_step``; used only without it.
+        loop: further arguments of mlx-lm's ``generate_step``; used only without ``options.lookup``.
     """
     with weights_wired():
         if options.lookup:
@@ -140,10 +140,10 @@ def _answer_in_windows(
     holds the prompt's ids, and grows by the answer's.
     """
     cache = cache or model.make_cache()
-    keys = [mx.random.key(options.seed)]  # of each position; the last one is split for the next
+    keys = [mx.random.key(options.seed)]  # one a position; the last is split for the next position
 
     def choices(hidden: mx.array, position: int) -> list[int]:
-        """Choose the W tokens from ``position`` on, from (W, hidden)."""
+        """Choose the tokens at ``position`` and after it, one for each row of (W, hidden)."""
         end = position + len(hidden)
         while len(keys) <= end:
             following, step_key = mx.random.split(keys.pop())
@@ -169,7 +169,7 @@ def _answer_in_windows(
         chosen = choices(model.hidden_states(read, cache)[0], done)
         accepted = _count_accepted(chosen, draft)
         found = chosen[:accepted]
-        trim_cache(cache, len(chosen) - accepted)  # the draft tokens that were wrong
+        trim_cache(cache, len(chosen) - accepted)  # from the first wrong draft token on
 
 
 def _count_accepted(chosen: Sequence[int], draft: Sequence[int]) -> int:

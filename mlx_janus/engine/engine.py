@@ -57,15 +57,16 @@ class Engine:
         self._load = load
         self._most_waiting = waiting
         self._most_answers = answers
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # wakes the thread
         self._stop_at: float | None = None  # when running requests are ended; None: not stopping
-        self._durations: deque[float] = deque([1.0], maxlen=16)  # seconds of recent requests
+        # Seconds of recent requests; the first value is a guess.
+        self._durations: deque[float] = deque([1.0], maxlen=16)
         self._thread = threading.Thread(target=self._run, name="mlx_janus device", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] | None = None
         self._schedulers: _Schedulers | None = None
-        self.failure: BaseException | None = None
-        self.ended = asyncio.Event()
+        self.failure: BaseException | None = None  # the error that stopped the thread's rounds
+        self.ended = asyncio.Event()  # set when the thread has served its last round
 
     @property
     def _janus(self) -> LoadedModel:
@@ -103,7 +104,7 @@ class Engine:
         return Counts(len(text.waiting) + images.waiting_requests, len(text.running), images.images)
 
     async def start(self) -> None:
-        """Load the model and read its weights.
+        """Start the thread, and wait until it has loaded the model and its weights.
 
         Raises:
             JanusError: the model cannot be loaded.
@@ -115,10 +116,12 @@ class Engine:
         await self._started
 
     async def close(self, seconds: float = 30.0) -> None:
-        """Refuse new requests, end the waiting ones, and end the thread.
+        """Refuse new requests, and wait until the thread has ended.
+
+        The thread ends the waiting requests and lets the running ones finish.
 
         Args:
-            seconds: time for the running requests to finish.
+            seconds: time for the running requests; those left after it end with an error.
         """
         with self._changed:  # calling this again may shorten the time, never extend it
             end = time.monotonic() + seconds
@@ -132,9 +135,9 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: a number is out of range.
+            OptionError: a number is out of range, or the images do not match the turns.
             BusyError: the queue is full.
-            StoppingError: the engine is closing.
+            StoppingError: the engine is not started, is closing or has failed.
         """
         schedulers = self._schedulers
         if self.stopping or schedulers is None:
@@ -144,7 +147,8 @@ class Engine:
         ticket = Ticket(self._wake, self._durations.append)
         task = self._checked(ticket, request)
         with self._changed:
-            if self.stopping:  # since the first check: the thread may never read the queue again
+            # The engine may stop after the first check: then nothing reads the queue.
+            if self.stopping:
                 raise StoppingError
             if isinstance(task, TextTask):
                 schedulers.text.waiting.append(task)
@@ -165,7 +169,7 @@ class Engine:
     def _checked(self, ticket: Ticket, request: Request) -> TextTask | ImageTask:
         """Check a request, tokenize its prompt and return its task.
 
-        Its answers or images take ``n`` seeds in a row, so the last one must be in range too.
+        A request takes ``n`` seeds in a row, so the last one must be in range too.
         """
         check_int("n", request.n, 1, MAX_IMAGES)
         if isinstance(request, AnswerRequest):
@@ -232,7 +236,11 @@ class Engine:
                 mx.clear_streams()
 
     def _prepare(self) -> _Schedulers:
-        """Load the model and its weights, unless the engine is closed while loading."""
+        """Load the model and the weights of all tasks.
+
+        Raises:
+            StoppingError: the engine was closed while loading.
+        """
         janus = self._load()
         if janus.low_memory:
             raise OptionError("a server holds all parts of a model: leave low_memory out")

@@ -24,9 +24,9 @@ class ImageTask:
 
     ticket: Ticket
     request: DrawingRequest
-    ids: list[int]
-    started: int = 0  # images
-    finished: int = 0
+    ids: list[int]  # the prompt's tokens
+    started: int = 0  # number of images
+    finished: int = 0  # number of images
     running: dict[ImageJob, int] = field(default_factory=dict)
     """Running images to their indices in the request."""
     preview_at: dict[int, int] = field(default_factory=dict)
@@ -61,8 +61,8 @@ class ImageScheduler:
         self._janus = janus
         self._pathway = pathway_of(janus)
         self._batch = self._pathway.batch()
-        self._owners: dict[ImageJob, ImageTask] = {}
-        self._finishing: deque[_Decoding] = deque()
+        self._owners: dict[ImageJob, ImageTask] = {}  # the request of each image in the batch
+        self._finishing: deque[_Decoding] = deque()  # of finished images
         self._previews: dict[ImageJob, _Decoding] = {}  # the newest of each image
 
     @property
@@ -84,14 +84,15 @@ class ImageScheduler:
         return count * self._bytes_per_image(self.running) if count else 0
 
     def _bytes_per_image(self, tasks: Sequence[ImageTask]) -> int:
-        """Return the bytes of the largest image, as all rows are padded to the longest prompt."""
+        """Return the most bytes an image of ``tasks`` needs, padded to the longest prompt."""
         longest = max(len(task.ids) for task in tasks)
         return max(self._pathway.bytes_per_image(longest, task.request.options) for task in tasks)
 
     def choose(self, reserved: int) -> tuple[ImageTask, int] | None:
         """Choose the images to start next.
 
-        Requests with the fewest running images come first, and among those the earliest.
+        Requests with the fewest running images come first, and among those the earliest. The
+        chosen request joins ``running``.
 
         Args:
             reserved: peak bytes of the running answers.
@@ -104,8 +105,8 @@ class ImageScheduler:
             return None
         running = len(self._batch.jobs)
         needed = self._bytes_per_image([*self.running, *asking])
-        # Cautious: the memory that running images hold is not free, and ``room`` subtracts these
-        # images again. So fewer images may start than would fit.
+        # Cautious: running images count twice. The memory that they hold is not free, and ``room``
+        # subtracts their number. So fewer images may start than would fit.
         fit = images_that_fit(self._janus, needed, reserved)
         if not running:  # start one without a memory check, or it might wait for ever
             fit = max(fit, 1)
@@ -119,14 +120,17 @@ class ImageScheduler:
             chosen[task] = chosen.get(task, 0) + 1
         if not chosen:
             return None
-        task = next(iter(chosen))  # the other requests' prompts are read in the next rounds
+        task = next(iter(chosen))  # one request a round: the others' prompts are read in the next
         if task in self.waiting:
             self.waiting.remove(task)
             self.running.append(task)
         return task, chosen[task]
 
     def start(self, task: ImageTask, count: int) -> None:
-        """Start ``count`` images of a request. A failure ends only this request."""
+        """Start ``count`` images of a request.
+
+        A failure ends this request, and any other whose running images the batch lost.
+        """
         request = task.request
         jobs: dict[ImageJob, int] = {}
         for index in range(task.started, task.started + count):
@@ -147,7 +151,7 @@ class ImageScheduler:
         """Advance every image by a step, and decode one finished image or else one preview."""
         try:
             finished = self._batch.step()
-        except Exception as error:  # the cache's layers may differ: give up the batch
+        except Exception as error:  # the layers of its cache may differ: give up the batch
             self._batch = self._pathway.batch()
             self._end_lost(error)
             return
@@ -168,7 +172,8 @@ class ImageScheduler:
     def _decode_one(self) -> None:
         """Decode the first finished image, or else the first preview.
 
-        One a round, since decoding delays every answer. A failure ends only the image's request.
+        Decodes no more than one, since decoding delays every answer. A failure ends only the
+        image's request.
         """
         if self._finishing:
             decoding = self._finishing.popleft()
@@ -211,7 +216,7 @@ class ImageScheduler:
             mx.clear_cache()
 
     def drop_all(self, error: BaseException) -> None:
-        """End every running request; a new batch replaces that of their images."""
+        """End every running request, and go on with a new, empty batch."""
         self._batch = self._pathway.batch()
         self.drop(list(self.running), error)
 

@@ -62,7 +62,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answered:
-    """The end of an answer, with its result; the text is that of its pieces."""
+    """The end of an answer. Its result has the text of all its pieces."""
 
     index: int
     result: TextResult
@@ -70,7 +70,10 @@ class Answered:
 
 @dataclass(frozen=True)
 class Partial:
-    """A preview of an image, grey where unfinished; ``number`` counts its previews from 0."""
+    """A preview of an image, grey where unfinished.
+
+    ``index`` is the image's number, from 0. ``number`` counts the previews of that image from 0.
+    """
 
     index: int
     number: int
@@ -79,7 +82,7 @@ class Partial:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished image."""
+    """A finished image; ``index`` is its number, from 0."""
 
     index: int
     image: GeneratedImage

@@ -88,7 +88,7 @@ Work = TypeVar("Work", bound=_Work)
 
 
 def end_waiting(queue: deque[Work], *, stopping: bool) -> None:
-    """End a queue's cancelled requests, or all of them if the engine is stopping.
+    """Remove and end a queue's cancelled requests, or all requests if the engine is stopping.
 
     Only the stopping of the engine is reported as an error.
     """

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 NEGATIVES = ("random", "popular", "adversarial")
 ATTRIBUTES = ("colour", "shape", "number", "position")
 TASKS = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
-_POPULAR = 4  # absent objects that count as popular
+_POPULAR = 4  # number of popular objects: the most frequent ones that a scene lacks
 
 Progress = Callable[[str, int, int], None]
 """Called with a part's name, its finished items and all its items."""
@@ -65,11 +65,11 @@ class DrawingTarget:
     """A prompt, and the objects of a right image: their names and their relative position."""
 
     prompt: str
-    things: tuple[language.Name, ...]
-    relation: str | None = None  # the first's to the second; None if it does not matter
+    things: tuple[language.Name, ...]  # a colour of "" stands for any
+    relation: str | None = None  # of the first thing to the second; None: any
 
     def is_met(self, found: Sequence[judge.Detection]) -> bool:
-        """Return whether an image holds these objects, in this relation, and no others."""
+        """Return whether the found objects are exactly ``things``, in ``relation`` if it is set."""
         if len(found) != len(self.things):
             return False
         if self.relation is None:
@@ -83,7 +83,7 @@ class DrawingTarget:
 
 
 def _fits(name: language.Name, one: judge.Detection) -> bool:
-    """Return whether an object has a name's shape, and its colour if the name has one."""
+    """Return whether a found object has a name's shape, and its colour if the name has one."""
     shape, colour = name
     if one.shape != shape:
         return False
@@ -93,7 +93,7 @@ def _fits(name: language.Name, one: judge.Detection) -> bool:
 def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Detection]) -> bool:
     """Return whether wanted names and found objects match one to one.
 
-    It tries every found object for the first name: a name without colour could otherwise take the
+    Every found object is tried for the first name. Otherwise a name without colour could take the
     only object that fits another name.
     """
     if not names:
@@ -111,14 +111,14 @@ def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Dete
 def _is_related(a: judge.Detection, b: judge.Detection, relation: str) -> bool:
     """Return whether ``a`` is "left of", "right of", "above" or "below" ``b``, by GenEval's rule.
 
-    The offset of the two centres, measured in that direction, must exceed half of their distance.
+    The centres' offset in the relation's direction must exceed half of their distance.
     """
     dx = a.x - b.x
     dy = a.y - b.y
     offsets = {
         "left of": -dx,
         "right of": dx,
-        "above": -dy,
+        "above": -dy,  # y grows down
         "below": dy,
     }
     length = np.hypot(dx, dy)
@@ -141,7 +141,7 @@ def measure(
         progress: called after every item.
 
     Raises:
-        JanusError: the model's images are not as large as the benchmark's.
+        JanusError: the model's images have another size than the benchmark's.
     """
     side = janus.config.image_size
     if side != shapes.SIDE:
@@ -212,7 +212,7 @@ def measure_existence(
     progress: Progress,
 ) -> dict[str, YesNoScores]:
     """Measure POPE's scores for each kind of absent object, on scenes held out of training."""
-    random = np.random.default_rng([seed, 11])
+    random = np.random.default_rng([seed, 11])  # 11: random numbers of this part only
     held_out = _held_out_scenes(random)
     scenes = list(islice(held_out, sizes.pictures))
     popular = _by_popularity(scenes)
@@ -230,7 +230,7 @@ def measure_existence(
 
 
 def _by_popularity(scenes: Sequence[shapes.Scene]) -> list[language.Name]:
-    """List the objects of some scenes: those in most scenes first, and equal ones by name."""
+    """List the names in some scenes: those in most scenes first, equally frequent ones sorted."""
     counts: Counter[language.Name] = Counter()
     for scene in scenes:
         names = {thing.name for thing in scene.things}
@@ -249,10 +249,10 @@ def _ask_about_present_and_absent(
     popular: Sequence[language.Name],
     random: np.random.Generator,
 ) -> list[tuple[bool, bool | None]]:
-    """Ask for a present and an absent object; return the truth and the answer of each.
+    """Ask whether a scene holds a present and an absent object; return a pair for each question.
 
-    An answer that is neither yes nor no is None. The present object is a combination held out of
-    training if the scene has one.
+    A pair is the truth and the answer; an answer that is neither yes nor no is None. The present
+    object is a combination held out of training if the scene has one.
 
     Args:
         janus: the model.
@@ -281,7 +281,7 @@ def _absent_name(
     popular: Sequence[language.Name],
     random: np.random.Generator,
 ) -> language.Name:
-    """Pick an absent object of a kind in ``NEGATIVES``; if there is none, any absent object."""
+    """Pick an absent object of a kind in ``NEGATIVES``; if the kind has none, any absent object."""
     absent = language.absent_names(present)
     candidates = absent
     if kind == "popular":
@@ -310,7 +310,8 @@ def _score_yes_no(outcomes: Sequence[tuple[bool, bool | None]]) -> YesNoScores:
         true_positives += truth and answer is True
         answered_yes += answer is True
         truly_yes += truth
-    # F1 is 2 TP / (2 TP + FP + FN); TP + FP are the answers "yes", TP + FN the true ones.
+    # F1 is 2 TP / (2 TP + FP + FN). TP + FP counts the answers "yes"; TP + FN counts the questions
+    # whose true answer is "yes".
     f1_divisor = answered_yes + truly_yes
     return YesNoScores(
         accuracy=right / questions,
@@ -327,7 +328,7 @@ def measure_attributes(
     progress: Progress,
 ) -> dict[str, float]:
     """Measure the share of right answers for each attribute, on scenes held out of training."""
-    random = np.random.default_rng([seed, 12])
+    random = np.random.default_rng([seed, 12])  # 12: random numbers of this part only
     done = 0
     total = len(ATTRIBUTES) * sizes.pictures
     results = {}
@@ -344,7 +345,7 @@ def measure_attributes(
 
 
 def _held_out_scenes(random: np.random.Generator) -> Iterator[shapes.Scene]:
-    """Yield held-out scenes without end, in turn of the splits "scenes" and "pairs"."""
+    """Yield held-out scenes without end, alternately of the splits "scenes" and "pairs"."""
     made = 0
     while True:
         split: shapes.Split = "pairs" if made % 2 else "scenes"
@@ -447,7 +448,8 @@ def _counting(i: int, *_: Any) -> DrawingTarget:
 def _colours(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
     """Ask for one coloured shape: "a purple circle".
 
-    Held-out prompts take the four held-out names in turn, by their number ``i``.
+    With ``held_out``, prompt number ``i`` takes the four held-out names in turn. Otherwise the name
+    is a random one of training.
     """
     if held_out:
         names = sorted(shapes.HELD_OUT)
@@ -476,7 +478,7 @@ def _worded(noun: str, i: int) -> str:
 def _position(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
     """Ask for two objects in a relative position: "a red circle above a blue star".
 
-    Prompt number ``i`` takes the four relations in turn, whatever the sampled scene's own is.
+    Prompt number ``i`` takes the four relations in turn. A sampled scene gives only the two things.
     """
     a, b = _two_things(i, random, held_out)
     subject = language.phrase(a)
@@ -504,7 +506,7 @@ def _two_things(
     Args:
         i: number of the sample. Held-out samples alternate between the two held-out splits.
         random: the generator.
-        held_out: take a scene that training never shows, not one of the training scenes.
+        held_out: whether to sample from held-out scenes, not from training scenes.
     """
     split: shapes.Split = "train"
     if held_out:
@@ -574,7 +576,7 @@ def measure_codec(
     """Measure the codec: PSNR in dB, and how often the judge is right before and after coding."""
     import mlx.core as mx
 
-    random = np.random.default_rng([seed, 14])
+    random = np.random.default_rng([seed, 14])  # 14: random numbers of this part only
     right_before = 0
     right_after = 0
     psnr = []
@@ -588,8 +590,9 @@ def measure_codec(
         decoded = np.array(output[0]).clip(-1, 1)
         errors = decoded - pixels
         squared_error = float((errors**2).mean())
-        noise = max(squared_error, 1e-10)
-        psnr.append(10 * np.log10(4 / noise))  # values range over 2, from -1 to 1: 4 is its square
+        noise = max(squared_error, 1e-10)  # more than 0, as a divisor
+        # Values from -1 to 1 have a range of 2, and 4 is its square.
+        psnr.append(10 * np.log10(4 / noise))
         values = (decoded + 1) * 127.5
         reconstruction = values.round().astype(np.uint8)
         right_before += is_read_right(scene, shapes.render(scene))

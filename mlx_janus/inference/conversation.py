@@ -49,11 +49,11 @@ class Picture:
     """An image of a conversation."""
 
     image: Image.Image  # upright, RGB
-    metadata: dict[str, str] = field(default_factory=dict, repr=False)  # if it was generated
+    metadata: dict[str, str] = field(default_factory=dict, repr=False)  # its PNG text
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of its size and pixels, in hexadecimal."""
+        """The SHA-256 of the image's size and pixels, in hexadecimal."""
         return image_digest(self.image)
 
 
@@ -62,9 +62,9 @@ class Message:
     """A question, an answer, or the images of one prompt."""
 
     role: Literal["user", "assistant", "drawing"]
-    text: str  # a drawing's is its prompt
+    text: str  # of a drawing: its prompt
     pictures: tuple[Picture, ...] = ()  # the model reads a question's images before its text
-    tokens: tuple[int, ...] | None = None  # the ids of an answer, as the model generated them
+    tokens: tuple[int, ...] | None = None  # an answer's ids as generated; None: encode its text
 
 
 Exchange = tuple[Message, Message]
@@ -84,10 +84,10 @@ class Conversation:
     def __init__(self, janus: LoadedModel, system: str | None = None):
         self.system = system
         self.messages: list[Message] = []
-        self.forgotten = 0  # oldest exchanges that no longer fit into the context
+        self.forgotten = 0  # number of oldest exchanges that no longer fit into the context
         self._janus = janus
         self._prompts = janus.prompts
-        self._answering = False
+        self._answering = False  # whether an answer is being streamed
         self._prefix = PrefixCache(janus)
         self._features = ImageFeatureCache(janus)
 
@@ -102,7 +102,9 @@ class Conversation:
     def stream(
         self, text: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
     ) -> ThreadStream[TextChunk]:
-        """Ask a question and stream the answer in pieces. Closing stops within a step.
+        """Ask a question and stream the answer in pieces.
+
+        Closing the stream stops it within a step.
 
         Args:
             text: the question.
@@ -121,7 +123,7 @@ class Conversation:
         return self._answer(self.messages, question, text_options(**options))
 
     def regenerate(self, **options: Any) -> ThreadStream[TextChunk]:
-        """Stream another answer to the last question, which replaces the present one.
+        """Stream another answer to the last question, to replace the present answer.
 
         Args:
             options: as for ``stream``.
@@ -226,7 +228,7 @@ class Conversation:
 
         Args:
             before: the messages before the question.
-            question: the question, with the images generated since the last one.
+            question: the question; its images include those generated since the question before.
             options: sampling and length.
         """
         ids, forgotten = self._fit(before, question, options.max_tokens)
@@ -238,11 +240,13 @@ class Conversation:
     ) -> tuple[list[int], int]:
         """Lay out a prompt that leaves room for an answer, by dropping the oldest exchanges.
 
+        Exchanges dropped for an earlier question stay dropped.
+
         Returns:
             The prompt's ids, and the number of exchanges dropped.
         """
         context = self._janus.config.language.max_position_embeddings
-        room = min(max_tokens, context // 4)
+        room = min(max_tokens, context // 4)  # positions kept free for the answer
         exchanges = _exchanges(before)
         start = min(self.forgotten, len(exchanges))  # undoing may have left fewer exchanges
         ids = self._ids(exchanges[start:], question)
@@ -275,6 +279,7 @@ class Conversation:
         if answer.tokens is not None:
             return answer.tokens
         text = answer.text.strip()
+        # The prompt before an answer ends with ":", so the answer begins with a space.
         return self._prompts.encode(f" {text}" if text else "")
 
     def _stream_answer(
@@ -285,7 +290,7 @@ class Conversation:
         forgotten: int,
         options: TextOptions,
     ) -> Generator[TextChunk, None, None]:
-        """Answer a question; at the end, make it and its answer the last messages.
+        """Answer a question; at the end, set ``messages`` to ``before`` and these two.
 
         Args:
             before: the messages before the question.
@@ -320,11 +325,11 @@ class Conversation:
             self._answering = False
 
     def _own_tokens(self, result: TextResult) -> tuple[int, ...] | None:
-        """Return the tokens that stand for an answer in the next turn's prompt.
+        """Return an answer's own tokens for the next prompt; None if its text must be encoded.
 
-        The model then reads exactly what it wrote, and the key-value cache still applies. None
-        if the answer's text must be encoded instead: a stop string cut the text shorter than the
-        tokens, or a token is the image placeholder, which would claim a position of an image.
+        With its own tokens, the model reads exactly what it wrote, and the KV cache still applies.
+        The text is encoded if a stop string cut it shorter than the tokens. It is also encoded if
+        a token is the image placeholder, which would claim a position of an image.
         """
         complete = self._prompts.decode(result.tokens).strip() == result.text.strip()
         if complete and self._prompts.special.image not in result.tokens:
@@ -369,7 +374,7 @@ class Conversation:
             path: the JSON file.
 
         Raises:
-            ConversationError: the file is not a conversation or damaged, or an image is missing.
+            ConversationError: the file is no conversation or is damaged, or an image is missing.
         """
         path = Path(path)
         try:
@@ -429,7 +434,7 @@ class Conversation:
 def _exchanges(messages: Sequence[Message]) -> list[Exchange]:
     """Return the questions with their answers.
 
-    Drawings are left out: the next question has their images.
+    Drawings are left out, as the next question includes their images.
     """
     said = [message for message in messages if message.role != "drawing"]
     return list(zip(said[::2], said[1::2], strict=True))
@@ -460,6 +465,7 @@ def _check_target(path: Path) -> None:
 
 def _save_picture(picture: Picture, path: Path) -> str:
     """Write an image as a PNG in the folder of ``path`` unless it exists; return its file name."""
+    # The name holds the image's hash: a file of this name is taken to be the same image.
     target = path.with_name(f"{path.stem}-{picture.digest[:16]}.png")
     if not target.exists():
         save_png(picture.image, target, picture.metadata)

@@ -56,10 +56,10 @@ def image_jobs(
 
 
 def _explicit(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the choices except for None and neutral values.
+    """Return the choices except for None and neutral values, which have no effect.
 
     So a pathway without nucleus sampling accepts ``top_p`` 1. Types are compared too: True equals
-    1.0, but is a mistake that the pathway must see.
+    1.0, but the pathway must refuse it.
     """
     neutral = {"top_p": 1.0, "exact": False}
     kept = {}
@@ -74,7 +74,7 @@ def _explicit(choices: Mapping[str, Any]) -> dict[str, Any]:
 def generate_steps(
     janus: LoadedModel, jobs: Sequence[ImageJob]
 ) -> Generator[ImageStep, None, None]:
-    """Generate images of equal options. Closing stops within a step.
+    """Generate images of equal options. Closing the generator stops within a step.
 
     Images with the shortest prompts come first.
     """
@@ -119,7 +119,7 @@ def _groups(
     for length in sorted({len(job.ids) for job in jobs}):
         same_length = [job for job in jobs if len(job.ids) == length]
         options = same_length[0].options
-        size = 1  # images in a group
+        size = 1  # images in a group; always 1 with ``exact``
         if not options.exact:
             needed = pathway.bytes_per_image(length, options)
             size = max(images_that_fit(janus, needed), 1)
@@ -147,8 +147,8 @@ def _previewer(
 ) -> Callable[[], list[Image.Image]]:
     """Return the function behind ``ImageStep.preview``, which any thread may call.
 
-    Unfinished images are decoded in the model's thread. If all are finished, the model is not
-    needed, so the function works even after it is closed.
+    Unfinished images are decoded in the model's thread. If all are finished, the function does not
+    need the model, and works even after the model is closed.
     """
     ready = [image.image for image in finished]
 

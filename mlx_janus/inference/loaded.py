@@ -36,7 +36,7 @@ class ModelCache(Protocol):
     """Arrays that a model computed and that are kept for later."""
 
     def clear(self) -> None:
-        """Free them."""
+        """Free the arrays."""
 
 
 class Stopwatch:
@@ -89,7 +89,7 @@ class LoadedModel:
 
     @property
     def model(self) -> JanusModel:
-        """The networks.
+        """The network.
 
         Raises:
             JanusError: the model is closed.
@@ -110,7 +110,7 @@ class LoadedModel:
 
     @property
     def precision(self) -> dict[str, str]:
-        """The dtype, and the bits or the recipe of a quantized model, as an image records them."""
+        """The dtype, and the bits or the recipe of a quantized model, as in image metadata."""
         fields = {"dtype": str(self.config.dtype)}
         quantization = self.config.quantization
         if quantization is None:
@@ -131,7 +131,7 @@ class LoadedModel:
         arrays = self._arrays(task)
         if self._files:
             held = {name for ready in self._ready for name in self._arrays(ready)}
-            if idle := held - set(arrays):  # weights of both tasks stay
+            if idle := held - set(arrays):  # weights that both tasks need stay
                 self._files.free(self.model, idle)
             self._ready.clear()
         materialize(arrays.values(), self.thread.check)

@@ -23,11 +23,11 @@ from ..errors import JanusError
 
 CLOSED = "the model is closed: load it again"
 T = TypeVar("T")
-_END = object()
+_END = object()  # stands for an item when a generator has ended
 
 
 class _Abandoned(BaseException):
-    """Raised to end a call whose caller has stopped waiting."""
+    """Raised by ``ModelThread.check`` to end a call whose caller has stopped waiting."""
 
 
 class _Call:
@@ -38,7 +38,7 @@ class _Call:
         self.abandoned = False  # no caller waits for it
         self.value: Any = None
         self.error: BaseException | None = None
-        self.done: SimpleQueue[None] = SimpleQueue()
+        self.done: SimpleQueue[None] = SimpleQueue()  # an item: the call has ended
 
     def run(self) -> None:
         """Run the function unless the call is abandoned."""
@@ -68,17 +68,20 @@ class _Call:
 
 
 class _Worker:
-    """The thread. It has no reference to the model, so an unused model can be collected."""
+    """The thread and its queue of calls.
+
+    It has no reference to the model, so an unused model can be collected.
+    """
 
     def __init__(self) -> None:
         self.calls: SimpleQueue[_Call | None] = SimpleQueue()  # None ends the thread
-        self.current: _Call | None = None
+        self.current: _Call | None = None  # the call that runs
         self.ending = False  # the program ends: waiting calls are not run
         self._device = mx.default_device()
         self.thread = threading.Thread(target=self._run, name="mlx_janus model", daemon=True)
 
     def start(self) -> None:
-        """Start the thread, which ends when the program does at the latest."""
+        """Start the thread. If it still runs when the program ends, ``_end_all`` ends it."""
         _RUNNING.add(self)
         self.thread.start()
 
@@ -101,7 +104,7 @@ class _Worker:
             _RUNNING.discard(self)
 
 
-_RUNNING: set[_Worker] = set()
+_RUNNING: set[_Worker] = set()  # workers whose threads have started and not ended
 
 
 @atexit.register
@@ -122,7 +125,7 @@ def _end_all() -> None:
         for stream in (sys.stdout, sys.stderr):  # ``os._exit`` does not flush them
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
-        os._exit(130)
+        os._exit(130)  # the exit status after Ctrl-C
 
 
 class ModelThread:
@@ -132,8 +135,10 @@ class ModelThread:
         self._lock = threading.Lock()  # held to start, stop or queue a call, never during work
         self._worker: _Worker | None = None
         self._closed = False
-        self._pid = os.getpid()
+        self._pid = os.getpid()  # a forked process has another, and lacks the thread
+        # Stops the worker when this object is collected.
         self._end: weakref.finalize[Any, Any] | None = None
+        # Generators of streams, for ``close``.
         self._open: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()
 
     def call(self, function: Callable[[], T]) -> T:
@@ -147,7 +152,7 @@ class ModelThread:
         """
         worker = self._worker
         if worker is not None and worker.thread is threading.current_thread():
-            return function()  # queued, it would wait for itself
+            return function()  # a queued call could not run before this one returns
         call = _Call(function)
         self._queue(call)
         return cast(T, call.wait())
@@ -158,9 +163,10 @@ class ModelThread:
         return ThreadStream(self, generator)
 
     def check(self) -> None:
-        """Raise an exception if the caller of the current call has stopped waiting; for long work.
+        """End the current call, by an exception, if its caller has stopped waiting.
 
-        Does nothing in other threads.
+        Long work, such as loading weights, calls this between its parts. Does nothing in other
+        threads.
         """
         worker = self._worker
         if worker is None or worker.thread is not threading.current_thread():
@@ -189,8 +195,8 @@ class ModelThread:
     def discard(self, generator: Generator[Any, None, None]) -> None:
         """Close a generator in the model's thread without waiting for it.
 
-        Safe to call during garbage collection, as it takes no lock: the thread that collects may
-        hold it.
+        Takes no lock, so it is safe during garbage collection, even in a thread that holds the
+        lock.
         """
         worker = self._worker
         if worker is None or os.getpid() != self._pid:
@@ -249,8 +255,8 @@ class ThreadStream(Iterator[T], Generic[T]):
         return cast(T, value)
 
     def close(self) -> None:
-        """Stop within a step; a closed stream yields no further items."""
-        if self._drop.detach() is None:
+        """Close the generator, after any step in progress; the stream yields no further items."""
+        if self._drop.detach() is None:  # the stream has ended, failed or been closed
             return
         with contextlib.suppress(JanusError):  # the model is closed already
             self._thread.call(self._generator.close)

@@ -60,7 +60,7 @@ class ImageBatch(Protocol):
 
     @property
     def jobs(self) -> Sequence[ImageJob]:
-        """The running images; an error may have lost some."""
+        """The running images; after an error, some may be missing."""
 
     def add(self, jobs: Sequence[ImageJob]) -> None:
         """Start images of one prompt and equal options."""
@@ -112,7 +112,7 @@ class ImagePathway(Protocol):
     ) -> Generator[Sequence[Canvas], None, None]:
         """Generate images together. Their prompts must have equal lengths in tokens.
 
-        Closing stops within a step.
+        Closing the generator stops it within a step.
 
         Yields:
             After each step the canvas of every image, in the order of the jobs.
@@ -123,7 +123,7 @@ class ImagePathway(Protocol):
 
 
 def describe(janus: LoadedModel, job: ImageJob) -> dict[str, str]:
-    """Return the metadata that are needed to generate an image again."""
+    """Return the metadata from which an image can be generated again."""
     return {
         "prompt": job.prompt,
         "seed": str(job.seed),

@@ -62,6 +62,7 @@ class ImageFeatureCache:
             digests: the hashes of its images, in order.
         """
         prompts = self._janus.prompts
+        # One (digest, index) for each placeholder, in order.
         image_keys = itertools.product(digests, range(prompts.image_tokens))
         placeholder = prompts.special.image
         return [next(image_keys) if token == placeholder else token for token in ids]
@@ -86,7 +87,7 @@ class ImageFeatureCache:
         for digest, group in itertools.groupby(image_keys, operator.itemgetter(0)):
             indices = [index for _, index in group]
             rows.append(self._features[digest][mx.array(indices)])
-        # Only now, as this prompt may show more images than the limit.
+        # Forget only now: this prompt may show more images than the limit.
         while self._limit is not None and len(self._features) > self._limit:
             self._features.popitem(last=False)
         return rows
@@ -159,7 +160,7 @@ class PrefixCache:
         *,
         step: int = PREFILL_STEP,
     ) -> Generator[TextEvent, None, None]:
-        """Read the new part of a prompt and answer. Closing stops within a step.
+        """Read the new part of a prompt and answer. Closing the generator stops it within a step.
 
         A failed or interrupted pass empties the cache: its layers may hold different positions.
 
@@ -196,6 +197,7 @@ class PrefixCache:
             events.close()
             self.keys = known[: cache[0].offset] if consistent else []
             if consistent:
+                # After an early close, ``known`` lacks the answer's tokens.
                 trim_cache(cache, cache[0].offset - len(self.keys))
             else:
                 self._cache = None

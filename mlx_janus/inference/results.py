@@ -36,7 +36,7 @@ class TextResult:
 
 @dataclass(frozen=True)
 class TextChunk:
-    """A piece of an answer, in complete characters; the last one has the result."""
+    """A piece of an answer, in complete characters; the last piece has the result."""
 
     text: str
     result: TextResult | None = None
@@ -117,8 +117,8 @@ class ImageStep:
     def preview(self) -> list[Image.Image]:
         """Return the images started so far, in seed order; the missing parts are grey.
 
-        Decodes each unfinished image. In low-memory mode it also loads the codec's weights, and
-        the next step loads the language model's again.
+        This decodes each unfinished image. In low-memory mode it also loads the codec's weights,
+        and the next step loads the language model's again.
         """
         return self._preview()
 
@@ -127,9 +127,9 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the settings of a saved image from its text chunks, to generate it again.
 
     Returns:
-        prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: none);
-        and for the weights dtype (None in files of early releases), bits and recipe (None: not
-        quantized in this way).
+        prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: not
+        enlarged); and for the weights dtype (None in files of early releases), bits and recipe
+        (None: not quantized in this way).
 
     Raises:
         ImageError: the file is not an image, or lacks some of these settings.

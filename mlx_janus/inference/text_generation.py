@@ -106,7 +106,10 @@ def embed_prompt(janus: LoadedModel, ids: Sequence[int], features: Sequence[mx.a
 
 
 def answer_chunks(events: Generator[TextEvent, None, None]) -> Generator[TextChunk, None, None]:
-    """Turn events into pieces of text; the last piece has the result. Closing closes the events."""
+    """Turn events into pieces of text. The last piece has the result.
+
+    Closing this generator closes ``events``.
+    """
     try:
         for event in events:
             if isinstance(event, Finished):
@@ -148,11 +151,11 @@ class Prompt:
 def answer_events(
     janus: LoadedModel, prompt: Prompt, options: TextOptions
 ) -> Generator[TextEvent, None, None]:
-    """Answer a prompt. Closing stops within a step.
+    """Answer a prompt. Closing the generator stops it within a step.
 
     Yields:
-        ``PromptRead`` for each part of a prompt longer than its ``step``, ``Token`` for each token,
-        then ``Finished``.
+        ``PromptRead`` after each part of a prompt that is longer than its ``step``, ``Token`` for
+        each token except the end token, then ``Finished``.
     """
     mx.reset_peak_memory()
     watch = Stopwatch()
@@ -170,10 +173,10 @@ def answer_events(
     room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
     stream = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
-    del embeddings  # as above
+    del embeddings  # as ``encoded``
     eos = janus.prompts.special.eos
     answer = _Answer(janus.prompts.detokenizer(), eos, options.stop)
-    first = 0.0
+    first = 0.0  # time of the first token; 0: none yet
     try:
         for token in stream:
             first = first or time.perf_counter()
@@ -243,7 +246,7 @@ class _Answer:
         )
 
     def _show(self, text: str) -> str:
-        """Add characters to the answer and return them, without its leading white space."""
+        """Add characters to the answer, but no white space at its beginning; return those added."""
         text = text if self._text else text.lstrip()
         self._text += text
         return text

@@ -37,7 +37,7 @@ class VQPathway:
         self.preview_every = self._config.grid  # a row of tokens
 
     def options(self, choices: Mapping[str, Any]) -> DrawOptions:
-        """Check options of guidance and sampling.
+        """Check options of guidance and sampling, by name; None takes the default.
 
         Raises:
             OptionError: a value is out of range, an option belongs to another pathway, or ``exact``
@@ -92,7 +92,11 @@ class VQPathway:
         jobs: Sequence[ImageJob],
         options: DrawOptions,
     ) -> Generator[Sequence[Canvas], None, None]:
-        """Generate images together, one token of each a step; a pass may accept several tokens."""
+        """Generate images together.
+
+        Each step adds a token to each image, and yields the canvases. One pass of the model may
+        accept the tokens of several steps.
+        """
         janus = self._janus
         columns: list[mx.array] = []  # the (n,) tokens of each position
         passes = 0
@@ -116,8 +120,9 @@ class VQPathway:
             stream.close()  # type: ignore[attr-defined]
 
     def _start(self, jobs: Sequence[ImageJob], options: DrawOptions) -> Iterator[mx.array]:
-        """Start ``draw_tokens`` for jobs of equal options; jobs of one prompt share its reading."""
+        """Start ``draw_tokens`` for jobs of equal options; each prompt is read only once."""
         model = self._janus.model
+        # The window is the number of positions that one pass reads.
         window = 1 if options.exact else options.window
         if window is None:  # the rows of several images already make a pass wide
             window = 1 if len(jobs) > 1 else find_window(model, options.rows)
@@ -128,7 +133,7 @@ class VQPathway:
                 prompts.append(job.ids)
             index = prompts.index(job.ids)
             images.append((index, job.seed))
-        first = prompts[0]  # all have its length, so its pads serve them all
+        first = prompts[0]  # all have one length, so one row of pads serves them all
         unconditional = self._janus.prompts.unconditional(first)
         return draw_tokens(model, prompts, unconditional, images, options, window)
 
@@ -262,7 +267,10 @@ class TokenBatch:
         self._batch.remove(images)
 
     def step(self) -> dict[ImageJob, Canvas]:
-        """Add the next token to every image; the next pass is already running on return."""
+        """Add the next token to every image; return the canvases of those that are now complete.
+
+        Complete images leave the batch. The next pass is already running on return.
+        """
         complete = set(self._batch.step())
         finished = {}
         for job, image in self._images.items():

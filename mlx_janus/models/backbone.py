@@ -90,7 +90,7 @@ def fill_cache(
     """Fill an empty cache with zeros for ``positions`` positions, to time the next pass."""
     heads = config.num_key_value_heads
     for layer in cache:  # whole steps, as passes would have allocated them
-        steps = -(-positions // layer.step)
+        steps = -(-positions // layer.step)  # rounded up
         room = steps * layer.step
         shape = (rows, heads, room, config.head_dim)
         keys = mx.zeros(shape, dtype)
@@ -114,7 +114,7 @@ def cache_arrays(cache: Cache | RaggedCache) -> Sequence[mx.array]:
 
 def cache_bytes(config: LlamaConfig, rows: int, positions: int, itemsize: int) -> int:
     """Return the bytes of a KV cache, in steps of 256 positions as mlx-lm allocates it."""
-    steps = -(-positions // KVCache.step)
+    steps = -(-positions // KVCache.step)  # rounded up
     allocated = steps * KVCache.step
     width = config.num_key_value_heads * config.head_dim
     keys = rows * allocated * config.num_hidden_layers * width * itemsize

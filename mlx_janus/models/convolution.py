@@ -88,7 +88,7 @@ def _convolve_vjp(
     cotangent: mx.array,
     _: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """Return the gradients of the input and of the kernel, from that of the output."""
+    """Return the gradients of the input and the kernel, from ``cotangent``, the output's."""
     x, weight = primals
 
     rotated = weight[:, ::-1, ::-1]
@@ -124,6 +124,7 @@ class Conv2d(nn.Conv2d):
 def _strided_windows(x: mx.array) -> mx.array:
     """Unfold the 3 x 3 windows of stride 2, without padding: (B, H, W, C) -> (B, h, w, 9 * C)."""
     _, H, W, _ = x.shape
+    # Twice the number of windows in each direction.
     height = (H - 1) // 2 * 2
     width = (W - 1) // 2 * 2
     windows = []

@@ -81,7 +81,7 @@ class JanusModel(nn.Module):
         """Return an empty KV cache for ``hidden_states``.
 
         Args:
-            positions: allocate memory for these positions at once; None: as the cache grows.
+            positions: allocate memory for this many positions at once; None: as the cache grows.
         """
         return make_cache(self.config.language, positions)
 
@@ -99,7 +99,7 @@ class JanusModel(nn.Module):
         The cache, if there is one, grows by L positions.
         """
         body = self.language_model.model
-        return body(None, cache, embeddings)
+        return body(None, cache, embeddings)  # None: the embeddings replace token ids
 
     def text_logits(self, hidden: mx.array) -> mx.array:
         """Return the logits of text tokens: (..., hidden) -> (..., vocabulary), float32."""
@@ -141,7 +141,7 @@ class JanusModel(nn.Module):
     # The weights of each task
 
     def drawing_arrays(self) -> dict[str, mx.array]:
-        """Return the weights of a step of an image, by name; no encoder, no ``lm_head``."""
+        """Return the weights of one step of generating an image; no encoder, no ``lm_head``."""
         parts = generation_parts(self.config)
         return self._arrays("language_model.model", *parts.step)
 

@@ -36,7 +36,7 @@ class MLPProjector(nn.Module):
 
 
 class GenHead(nn.Module):
-    """The head over image tokens.
+    """The head that gives the logits of image tokens.
 
     Reference: ``vision_head`` in ``janus/models/modeling_vlm.py``.
     """

@@ -24,7 +24,7 @@ class GenerationParts:
     pixels: Callable[[JanusConfig], tuple[str, ...]]
     """Paths of the modules that turn a finished image into pixels."""
     keeps_type: tuple[str, ...]
-    """Parts stored as they were and computed in float32: half precision overflows in them."""
+    """Parts that conversion does not cast, computed in float32: half precision overflows there."""
     careful: tuple[str, ...]
     """Parts that are quantized to at least 8 bits: guidance magnifies their errors."""
     image_bytes: Callable[[JanusConfig, int, int, int], int]

@@ -39,7 +39,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def mean_by_rows(x: mx.array) -> mx.array:
-    """Return the mean of each group: (B, H, W, G, c) -> (B, 1, 1, G, 1)."""
+    """Average each group, row by row first: (B, H, W, G, c) -> (B, 1, 1, G, 1)."""
     rows = x.mean(2, keepdims=True)
     channels = rows.mean(1, keepdims=True)
     return channels.mean(4, keepdims=True)
@@ -137,7 +137,8 @@ class Downsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, and the change to the next.
 
-    With ``attention``, an attention block follows each residual block.
+    With ``attention``, an attention block follows each residual block. The encoder or decoder sets
+    ``downsample`` or ``upsample``, except on its last level.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class Level(nn.Module):
             self.attn = [AttnBlock(channels_out, config) for _ in range(blocks)]
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Run the blocks, then the change of resolution; the last level has none."""
+        """Run the blocks, then the change of resolution, if the level has one."""
         for i, block in enumerate(self.res):
             x = block(x)
             if "attn" in self:
@@ -172,7 +173,7 @@ class Level(nn.Module):
 
 
 def middle(channels: int, config: VQConfig) -> list[nn.Module]:
-    """Return the blocks between the encoder's or decoder's levels and its narrow end."""
+    """Return the blocks that follow the encoder's levels, or come before the decoder's."""
     return [
         ResnetBlock(channels, channels, config),
         AttnBlock(channels, config),
@@ -204,7 +205,10 @@ class Encoder(nn.Module):
         self.conv_out = Conv2d(width, config.z_channels, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Encode pixels: (N, H, W, 3) -> (N, H / 2**levels, W / 2**levels, z_channels)."""
+        """Encode pixels: (N, H, W, 3) -> (N, h, w, z_channels).
+
+        Each level except the last halves the height and the width.
+        """
         x = self.conv_in(x)
         for level in self.conv_blocks:
             x = level(x)
@@ -216,7 +220,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The mirror of the encoder, with one more residual block a level.
+    """The mirror of the encoder, with one more residual block in each level.
 
     Levels are in order from low to high resolution.
     """
@@ -266,14 +270,13 @@ class VectorQuantizer(nn.Module):
         return normalize(rows)
 
     def nearest(self, z: mx.array) -> mx.array:
-        """Return the nearest row of each latent: (..., codebook_dim) -> (...).
+        """Return the index of each latent's nearest row: (..., codebook_dim) -> (...).
 
         Latents and rows are normalised; the first of equally near rows wins.
         """
         z = normalize(z)
         codebook = normalize(self.embedding.weight)
-        # Between unit vectors |z - e|^2 = 2 - 2 z.e, but a codebook may have zero rows, so the
-        # norms are computed.
+        # |z - e|^2 = |z|^2 + |e|^2 - 2 z.e. The norms are not all 1: a codebook may have zero rows.
         latent_norms = (z * z).sum(-1, keepdims=True)
         row_norms = (codebook * codebook).sum(-1)
         products = z @ codebook.T

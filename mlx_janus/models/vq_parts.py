@@ -51,7 +51,7 @@ def _pixels(config: JanusConfig) -> tuple[str, ...]:
 
 
 def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: int) -> int:
-    """Sum the KV cache and four copies of the float32 logits of a step."""
+    """Return the bytes of the KV cache and of four copies of a step's float32 logits."""
     own = token_config(config)
     cache = cache_bytes(config.language, rows, prompt_tokens + own.tokens, itemsize)
     copy = 4 * rows * own.codec.codebook_size  # 4 bytes a float
@@ -59,7 +59,7 @@ def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: i
 
 
 def _pixel_bytes(config: JanusConfig) -> int:
-    """Estimate the bytes of the decoder's activations, as a multiple of its widest one.
+    """Estimate the bytes of the decoder's activations, as a multiple of the widest.
 
     On a CPU, ``benchmarks/bench.py`` measured a factor of 13, rounded up. The 12 of a GPU is an
     estimate.

@@ -133,7 +133,7 @@ def _read_open_file(file: Any) -> bytes:
     """Read the rest of an open file.
 
     Raises:
-        ImageError: it is open as text, at its end, or cannot be read.
+        ImageError: the file is open as text, at its end, or cannot be read.
     """
     try:
         data = file.read()
@@ -163,7 +163,7 @@ def decode_image(data: bytes, name: str, *, max_pixels: int | None = None) -> Im
 
 
 def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float32]:
-    """Return the vision encoder's input for an RGB image, as ``open_image`` gives it.
+    """Return the vision encoder's input for an RGB image from ``open_image``.
 
     Follows DeepSeek's ``VLMImageProcessor`` (``janus/models/image_processing_vlm.py``).
 
@@ -181,7 +181,10 @@ def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float3
 
 
 def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
-    """Scale the longest side to S and pad to S x S with the background colour, centred."""
+    """Scale the longest side to S and pad to S x S with the background colour, centred.
+
+    S is the config's ``image_size``.
+    """
     size = config.image_size
     longest = max(image.size)
 
@@ -220,7 +223,7 @@ def read_file(path: str | os.PathLike[Any], read: Callable[[Image.Image, str], R
 
     Args:
         path: the file; a pipe is read to its end first, since decoders seek.
-        read: takes the image, before decoding, and its name for error messages.
+        read: called with the image, not yet decoded, and the image's name for error messages.
 
     Raises:
         ImageError: the file cannot be opened, or ``read`` fails.
@@ -277,6 +280,8 @@ def _decode(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Read])
 @contextlib.contextmanager
 def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
     """Turn every exception of PIL into an ``ImageError`` and drop its warnings.
+
+    Only one thread at a time can be inside, since warning filters belong to the whole process.
 
     Args:
         name: the image's name in the message.
@@ -370,8 +375,8 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int | None = None) -
     result = _opaque_rgb(image)
     if transpose is not None:
         result = result.transpose(transpose)
-    # With its info, the result would be rotated again, or get a transparent colour, if it were
-    # given to open_image.
+    # With the copied info, a second open_image would rotate the result again, or make one of its
+    # colours transparent.
     result.info.clear()
     return result
 

@@ -28,7 +28,7 @@ def read_text_chunks(path: str | os.PathLike[Any]) -> dict[str, str]:
 
 
 def _text_chunks(image: Image.Image, name: str) -> dict[str, str]:
-    """Return the text chunks of an opened image, read completely: some follow the pixels."""
+    """Return the text chunks of an opened image; it is read fully, as some follow the pixels."""
     check_size(image, name)
     image.load()
     return {key: str(value) for key, value in getattr(image, "text", {}).items()}
@@ -113,7 +113,7 @@ def _with_png_suffix(path: Path) -> Path:
 
 
 def _move_to_free_name(draft: Path, target: Path) -> Path:
-    """Move a finished file to the first unused name and return that.
+    """Move a finished file to the first unused name, and return its new path.
 
     An empty file, created exclusively, reserves the name; the draft then replaces it. A hard link
     would need no empty file, but not every file system has hard links.

@@ -130,7 +130,9 @@ class Prompts:
         return ids
 
     def drawing(self, text: str) -> list[int]:
-        """Return the ids of the conditional row for drawing: bos first, image_start last.
+        """Return the ids of a prompt to draw: bos first, image_start last.
+
+        In guidance, they are the conditional row beside the one of ``unconditional``.
 
         Raises:
             PromptError: the text is empty or not Unicode.
@@ -139,7 +141,7 @@ class Prompts:
         return self._encode(segments)
 
     def unconditional(self, ids: Sequence[int]) -> list[int]:
-        """Return the unconditional row: ``drawing``'s ids, with pad between first and last."""
+        """Return guidance's unconditional row: ``ids``, with pad between the first and the last."""
         pads = [self.special.pad] * (len(ids) - 2)
         first = ids[:1]
         last = ids[1:][-1:]  # empty if the first id is the only one

@@ -55,7 +55,7 @@ class PromptTokenizer:
         self._added = frozenset(token.content for token in added)
         self._special_spellings = frozenset(token.content for token in added if token.special)
         self._plain = _copy(self.tokenizer)  # a copy, since the next line changes how it encodes
-        self._plain.encode_special_tokens = True  # as text: their spellings are split like words
+        self._plain.encode_special_tokens = True  # their spellings, as ordinary text
         self._check_plain()
 
     def encode(self, text: str) -> list[int]:
@@ -83,7 +83,7 @@ class PromptTokenizer:
         return Detokenizer(self.tokenizer, self._special_spellings)
 
     def is_added(self, spelling: str) -> bool:
-        """Return whether an added token, rather than text, has this spelling."""
+        """Return whether this is the spelling of an added token."""
         return spelling in self._added
 
     def token_id(self, spelling: str) -> int | None:
@@ -125,8 +125,8 @@ class Detokenizer:
 
     def add(self, token_id: int) -> str:
         """Return the characters that this id completes; "" while a character is incomplete."""
-        # A model's vocabulary may have more rows than the tokenizer has ids. Such an id gives None,
-        # and no text.
+        # A model may have more ids than its tokenizer. For an id beyond the tokenizer's, ``token``
+        # is None, and there is no text.
         token = self._tokenizer.id_to_token(int(token_id))
         if token is None or token in self._skipped:
             return ""
@@ -232,7 +232,7 @@ def _special_ids(tokenizer: Tokenizer, config: PromptConfig) -> SpecialIds:
 def _mark_controls(tokenizer: Tokenizer, config: PromptConfig) -> Tokenizer:
     """Return the tokenizer with its control tokens special, and without truncation and padding.
 
-    The result is a copy if it differs. Control tokens are those of the template, every added token
+    A changed tokenizer is a copy. Control tokens are those of the template, every added token
     ``<...>``, and the roles if they are added tokens. Other added tokens, such as ``ø`` in
     DeepSeek's vocabulary, stay ordinary characters.
     """

@@ -97,15 +97,15 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
         seconds: time for the complete download.
 
     Raises:
-        ImageError: the download fails; the message is one line. It is the same for every host that
-            is not public, whether it exists or not.
+        ImageError: the download fails; the message is one line. A host that is not public and
+            a host that does not exist give the same message.
     """
     advice = "send the image itself"
     limits = _Limits(max_bytes, seconds, advice, advice)
     opened: list[_PublicConnection] = []
 
     def download(deadline: float) -> bytes:
-        # By hand, since urllib would look up the name of each redirect without the checks.
+        # Redirects are followed here: urllib would look up their names without the checks.
         here = url
         for _ in range(1 + _MAX_PUBLIC_REDIRECTS):
             host, target = _host_and_target(here)
@@ -126,16 +126,16 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
     try:
         return _run_in_time(download, _shown(url), limits)
     finally:
-        # After a timeout the download's thread may still read: this ends it.
+        # After a timeout, the download's thread may still read: cutting its connection ends it.
         for connection in opened:
             connection.cut()
 
 
 def _run_in_time(download: Callable[[float], bytes], url: str, limits: _Limits) -> bytes:
-    """Return the result of ``download``, called with its deadline by ``time.monotonic``.
+    """Run ``download`` in a thread of its own and return its result.
 
     Args:
-        download: runs in a thread, and may go on there after the timeout.
+        download: gets its deadline by ``time.monotonic``; may go on after the timeout.
         url: the address in error messages.
         limits: the time, and the advice in error messages.
 
@@ -150,8 +150,8 @@ def _run_in_time(download: Callable[[float], bytes], url: str, limits: _Limits) 
         except Exception as error:  # raised below, in the caller's thread
             outcome.append(error)
 
-    # The download runs in a thread: neither the look-up of a name nor a slow server's headers have
-    # a time limit of their own.
+    # A thread can be left at the timeout: neither the look-up of a name nor the wait for a slow
+    # server's headers has a time limit of its own.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limits.seconds)
@@ -227,7 +227,7 @@ class _PublicConnection(HTTPSConnection):
         self.wire: socket.socket | None = None  # the socket that ``cut`` shuts down
 
     def connect(self) -> None:
-        """Connect to the first address that answers, each with an equal share of the time."""
+        """Try the addresses in turn until one answers; each has an equal share of the time."""
         for number, (family, address) in enumerate(self.addresses):
             left = len(self.addresses) - number
             self.wire = socket.socket(family, socket.SOCK_STREAM)
@@ -235,7 +235,7 @@ class _PublicConnection(HTTPSConnection):
                 self.wire.settimeout(self._remaining() / left)
                 self.wire.connect((address, self.port))
                 self.wire.settimeout(self._remaining())
-                # The handshake follows the assignments, so that ``cut`` can end it.
+                # The handshake comes after ``wire`` is set, so that ``cut`` can end it.
                 encrypted = self.tls.wrap_socket(
                     self.wire, server_hostname=self.host, do_handshake_on_connect=False
                 )
@@ -252,10 +252,11 @@ class _PublicConnection(HTTPSConnection):
         """End the connection, even while another thread reads from it."""
         if self.wire is not None:
             with contextlib.suppress(OSError):
-                # TLS's own shutdown would wait for the server.
+                # ``SSLSocket.shutdown`` would also drop the TLS state that the reader uses.
                 socket.socket.shutdown(self.wire, socket.SHUT_RDWR)
 
     def _remaining(self) -> float:
+        # A timeout of 0 would make the socket non-blocking, and one below 0 is an error.
         return max(self.deadline - time.monotonic(), 0.001)
 
 
@@ -263,7 +264,7 @@ def _host_and_target(url: str) -> tuple[str, str]:
     """Split an https address into the host, in ASCII, and the target of the request.
 
     Raises:
-        ImageError: it is not a plain https address.
+        ImageError: the address is not plain https, or too long.
     """
     if len(url) > _MAX_URL:  # first, since converting a long name to ASCII takes long
         rule = f"an address may have at most {_MAX_URL} characters"
@@ -275,8 +276,8 @@ def _host_and_target(url: str) -> tuple[str, str]:
     except ValueError:
         host = ""
         plain = False
-    # isprintable: urlsplit drops line ends and tabs, and the checked address must be the one that
-    # was sent. "%": the zone of a link-local address.
+    # isprintable: urlsplit drops line ends and tabs, so the checked address would not be the one
+    # that was sent. "%" begins the zone of a link-local address.
     if not plain or not host or "%" in host or not url.isprintable():
         rule = "only https addresses are, on port 443, without a user name"
         raise ImageError(f"{_shown(url)} is not fetched: {rule}")
@@ -287,7 +288,8 @@ def _host_and_target(url: str) -> tuple[str, str]:
 def _public_addresses(url: str, host: str) -> list[tuple[socket.AddressFamily, str]]:
     """Look up a host's addresses, all of which must be public.
 
-    A host that does not exist gets the same error, so that nobody can find out which ones do.
+    A host that does not exist gets the same error as one that is not public, so that nobody can
+    find out which hosts exist.
 
     Raises:
         ImageError: an address is not public, or there is none.
@@ -309,7 +311,7 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if ip in _NAT64:
         ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)  # the last 32 bits are the IPv4 address
-    # This also excludes the IPv6 forms that contain an IPv4 address, except 6to4 and Teredo (in
+    # ``_UNICAST`` excludes the IPv6 forms that contain an IPv4 address, except 6to4 and Teredo (in
     # _NEVER_PUBLIC).
     if ip.version == 6 and ip not in _UNICAST:
         return False
@@ -319,7 +321,7 @@ def is_public(address: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    """Return a stranger's text as a part of one line, at most about 200 characters."""
+    """Return the start of a stranger's text in one line; unprintable characters are escaped."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:200])
     return line if len(text) <= 200 else f"{line}..."
 
@@ -330,7 +332,7 @@ def _too_large(url: str, limits: _Limits) -> ImageError:
 
 
 def _to_image_error(error: Exception, url: str, limits: _Limits) -> Exception:
-    """Describe a network failure in one line; any other exception is a bug and stays unchanged."""
+    """Return an ImageError for a network failure; return any other exception, a bug, as it is."""
     if isinstance(error, ImageError):
         return error
     if isinstance(error, HTTPError):

@@ -208,7 +208,7 @@ def _server_routes(service: Service) -> APIRouter:
 
 
 def _get(router: APIRouter, path: str, **options: Any) -> Callable[[_Handler], _Handler]:
-    """Add a route for GET, and the same for HEAD, which /openapi.json leaves out."""
+    """Return a decorator that adds a GET route, and a HEAD route that /openapi.json leaves out."""
 
     def add(handle: _Handler) -> _Handler:
         router.head(path, **options | {"include_in_schema": False})(handle)
@@ -223,7 +223,7 @@ def _page() -> tuple[str, dict[str, str]]:
     text = resource.read_text(encoding="utf-8") if resource.is_file() else _NO_PAGE
 
     def hashes(tag: str) -> str:
-        """Return the policy's sources for a tag: the hash of each such element of the page."""
+        """Return the policy's sources for a tag: the hashes of the page's elements of this tag."""
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
         sources = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
@@ -238,7 +238,7 @@ def _page() -> tuple[str, dict[str, str]]:
 
 
 def _describe_key(app: FastAPI) -> None:
-    """Describe in /openapi.json which routes need the key; the middleware checks it."""
+    """Describe in /openapi.json which routes need the key. The middleware checks the key."""
     openapi_without_key = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -49,7 +49,7 @@ _DEFAULT_MAX_TOKENS = 512  # tokens of an answer, if the request gives no number
 
 @dataclass(frozen=True)
 class _Identity:
-    """The fields that a reply, or all chunks of a stream, have in common."""
+    """The fields of a reply that are the same in all chunks of a stream."""
 
     id: str
     created: int
@@ -118,7 +118,7 @@ async def _to_engine_request(
 
 
 def _options(body: ChatRequest, n: int) -> TextOptions:
-    """Return the options of n answers, whose seeds are consecutive numbers.
+    """Return the options of n answers, with the first of n consecutive seeds.
 
     Raises:
         APIError: the last seed is too large.
@@ -165,7 +165,7 @@ def _split_system(
 ) -> tuple[str | None, list[tuple[int, UserMessage | AssistantMessage]]]:
     """Return the system prompt, if there is one, and the other messages.
 
-    Each of the others has its index in the body, which errors name.
+    Each of the others comes with its index in the body, for error messages.
 
     Raises:
         APIError: a system message comes after another message.
@@ -205,7 +205,7 @@ def _image_urls(message: Message, field: str) -> list[tuple[str, str]]:
 
 
 def _completion(events: Sequence[Event], identity: _Identity) -> ChatCompletion:
-    """Return the reply of one object; answers may have finished in any order."""
+    """Return the reply as one object. It has the answers by index; they may finish in any order."""
     answers = [event for event in events if isinstance(event, Answered)]
     answers.sort(key=lambda answer: answer.index)
     choices = [
@@ -261,8 +261,8 @@ def _finish_reason(result: TextResult) -> FinishReason:
 def _usage(results: Sequence[TextResult]) -> Usage:
     """Count the tokens of a request.
 
-    The prompt counts once for all answers. The cached tokens are the fewest of any answer: those of
-    the one that began first, since the later ones read the complete prompt from the cache.
+    The prompt counts once for all answers. The cached tokens are those of the answer that began
+    first. It has the fewest, since later answers read the complete prompt from the cache.
     """
     prompt_tokens = results[0].prompt_tokens
     completion_tokens = sum(len(result.tokens) for result in results)

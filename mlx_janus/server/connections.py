@@ -81,7 +81,7 @@ def _allowed_connections(wanted: int) -> int:
 
 
 def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
-    """Log one line a minute while a loop cannot accept connections, instead of tracebacks."""
+    """Make a loop log a line a minute, not tracebacks, while it cannot accept connections."""
     last_warning = float("-inf")
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -103,16 +103,16 @@ class _LimitedProtocol(H11Protocol):
     """A connection that is closed if its client is too slow to send a request or to read a reply.
 
     The server's own time for a reply is not limited, nor is the time for sending a reply while the
-    client keeps reading it. A subclass sets the class attributes.
+    client keeps reading it. A subclass sets ``seconds`` and ``max_connections``.
     """
 
-    seconds: float
+    seconds: float  # time for the client to send a request, or to read some of a reply
     max_connections: int
-    _timer: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None  # None: not running
     _unsent = 0  # bytes in the write buffer when the timer was started
 
     def connection_made(self, transport: Any) -> None:
-        """Close a connection above the limit; watch the client of any other."""
+        """Close a connection above the limit; start the timer of any other."""
         super().connection_made(transport)  # adds this connection to self.connections
         if len(self.connections) > self.max_connections:
             transport.abort()
@@ -169,7 +169,7 @@ class _LimitedProtocol(H11Protocol):
         self._timer = self.loop.call_later(self.seconds, self._on_timeout)
 
     def _on_timeout(self) -> None:
-        """Close the connection, unless the client has read some of a reply during the time."""
+        """Close the connection, unless the client has read some of a reply in the meantime."""
         if self.transport.get_write_buffer_size() < self._unsent:
             self._start_timer()
         else:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def watch_client(request: HTTPRequest) -> AsyncIterator[Callable[[], None]]:
-    """Watch a client; yield a function that raises an ``APIError`` once it has left.
+    """Watch a client; yield a function that raises an ``APIError`` once the client has left.
 
     Args:
         request: the client's request, with its body read.
@@ -105,8 +105,7 @@ class EventStream(StreamingResponse):
 
     Args:
         events: encoded by ``server_sent_event``, made from the ticket's events.
-        ticket: cancelled after the last event, and when the client leaves, even if it was slow to
-            read.
+        ticket: cancelled after the last event, or when the client leaves.
         heartbeat_seconds: pause after which a comment is sent, so that no proxy closes the
             connection.
     """
@@ -126,7 +125,7 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._ticket.cancel()
-            await self._events.aclose()  # Starlette may leave it open if the client left
+            await self._events.aclose()  # Starlette may leave them open if the client left
 
 
 async def _with_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
@@ -142,11 +141,11 @@ async def _with_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[byt
 async def _with_heartbeats(
     events: AsyncGenerator[bytes, None], seconds: float
 ) -> AsyncGenerator[bytes]:
-    """Yield the events, and a comment after every pause of a number of seconds."""
+    """Yield the events, and a comment after every ``seconds`` without an event."""
     next_event: asyncio.Task[bytes] | None = None
     try:
         while True:
-            # After a pause the same task goes on: cancelled, it would end ``events``.
+            # After a pause, wait for the same task: cancelling it would end ``events``.
             next_event = next_event or asyncio.create_task(_next(events))
             done, _ = await asyncio.wait({next_event}, timeout=seconds)
             if not done:

@@ -85,7 +85,7 @@ async def _events(
 
     Args:
         ticket: the request in the engine.
-        first_seed: seed of image 0; a preview does not know its image's seed.
+        first_seed: seed of image 0. A preview's seed follows from it, as ``Partial`` has none.
         size: width and height of each image, as text.
         record: called with each of the engine's events.
     """

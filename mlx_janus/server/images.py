@@ -32,7 +32,7 @@ class ImageReader:
 
     Args:
         settings: the limits, and whether https addresses are fetched.
-        config: the vision encoder's preprocessing; images are kept in its small size.
+        config: the vision encoder's preprocessing; images are returned in the encoder's small size.
     """
 
     def __init__(self, settings: Settings, config: ImageConfig):

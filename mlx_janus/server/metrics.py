@@ -25,7 +25,7 @@ class Metrics:
     """Counters, histograms and gauges of one server, in a registry of their own.
 
     Args:
-        engine: its counts are the gauges.
+        engine: the gauges show its counts.
     """
 
     def __init__(self, engine: Engine):
@@ -73,7 +73,7 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def event_recorder(self) -> EventRecorder:
-        """Return a recorder for the events of one request, which begins now."""
+        """Return a recorder for the events of one request; its clock starts now."""
         return EventRecorder(
             self._first_token, self._prompt_tokens, self._answer_tokens, self._images
         )
@@ -104,7 +104,7 @@ class EventRecorder:
         self._answer_begun = False  # whether any answer of the request has begun
 
     def __call__(self, event: Event) -> None:
-        """Count one event. An answer without text begins with its end, an ``Answered``."""
+        """Count one event; without a ``Piece`` of text, ``Answered`` begins the answer."""
         if isinstance(event, Piece | Answered) and not self._answer_begun:
             self._answer_begun = True
             self._first_token.observe(time.perf_counter() - self._started)

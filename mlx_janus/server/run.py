@@ -56,10 +56,10 @@ def run_server(
 
 @contextlib.contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """Yield a bound socket, before minutes are spent on a model. It accepts connections later.
+    """Yield a bound socket that does not accept connections yet.
 
     Raises:
-        JanusError: the address is in use, or does not belong to this machine.
+        JanusError: the address is in use or not of this machine, or others reach it with no key.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(
@@ -76,7 +76,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         raise JanusError(message) from None
     with listener:
         try:
-            # Lets a server restart at once on its port. On Windows, two could share the port.
+            # Lets a server restart at once on its port. On Windows, it would let two share one.
             if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
@@ -134,13 +134,13 @@ async def _serve(
                 raise JanusError("the model's thread failed (see above): start the server again")
             return signals.number
         finally:
-            await engine.close(0)  # does nothing if the server has closed it
+            await engine.close(0)  # does nothing if the server has closed the engine
 
 
 async def _loaded(engine: Engine, signals: StopSignals) -> bool:
     """Load the model. Return False if a signal arrives first.
 
-    The return then waits until the current weights are read.
+    In that case, it first waits until the read of weights in progress ends.
     """
     starting = asyncio.create_task(engine.start())
     stopping = asyncio.create_task(signals.came.wait())

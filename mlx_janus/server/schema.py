@@ -21,6 +21,7 @@ MAX_STOPS = 4  # stop strings
 _MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
 _MAX_PARTS = 256  # parts of a message
 
+# A seed of -1 becomes None, which means random.
 Seed = Annotated[
     int, Field(ge=-1, le=MAX_SEED), AfterValidator(lambda seed: None if seed == -1 else seed)
 ]
@@ -120,10 +121,10 @@ class StreamOptions(_RequestPart):
 
 
 class _OnlyNeutral:
-    """The mark of an unsupported field, accepted only with a value that changes nothing.
+    """An annotation that marks an unsupported field and lists the values that change nothing.
 
     Args:
-        values: accepted in addition to None, the value of an absent field.
+        values: those values, besides None, the value of an absent field.
     """
 
     def __init__(self, *values: Any):
@@ -165,7 +166,7 @@ class _UnsupportedFields(_RequestPart):
     structured_outputs: Annotated[Any, _OnlyNeutral()] = None
 
     def refused(self) -> str | None:
-        """Return the first unsupported field that would change the answer, if there is one."""
+        """Return the name of the first unsupported field that would change the answer, or None."""
         for name, field in type(self).model_fields.items():
             for mark in field.metadata:  # pydantic keeps the marks of Annotated there
                 if isinstance(mark, _OnlyNeutral) and getattr(self, name) not in mark.values:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..errors import OptionError
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+# Group "six" is an IPv6 address.
 _ORIGIN = re.compile(
     rf"https?://(\[(?P<six>[0-9a-f:.]+)\]|{_LABEL}(\.{_LABEL})*)(:(?P<port>[1-9]\d{{0,4}}))?"
 )
@@ -22,8 +23,8 @@ class Settings:
     Args:
         host: address or name to listen on. Without a key it must be a loopback address.
         port: port to listen on; 0: any free port.
-        api_key: key that requests must send, except those for the page and for ``/health``; None:
-            no key.
+        api_key: key that requests must send, except those that read the page ``/`` or ``/health``;
+            None: no key.
         allow_url_images: fetch images from https addresses that a request names.
         cors_origins: sites whose pages may use the server from a browser, such as
             "https://chat.example.org".
@@ -79,6 +80,7 @@ class Settings:
 def _is_origin(text: str) -> bool:
     """Return whether a text is an origin in the form that browsers send."""
     found = _ORIGIN.fullmatch(text)
+    # Without a port, 1 stands for a valid one.
     if found is None or int(found["port"] or 1) > 65535:
         return False
     try:

@@ -83,7 +83,7 @@ class Learner:
         final_rate: float = 0.02,
     ):
         def schedule(top: float) -> Callable[[mx.array], mx.array]:
-            """Return a learning rate, by the step, that rises to ``top`` and then falls."""
+            """Return a function of the step: a learning rate that rises to ``top``, then falls."""
             first = top * 0.01
             rise = optim.linear_schedule(first, top, warmup)
             remaining = max(steps - warmup, 1)
@@ -144,8 +144,8 @@ def compiled_gradient(
 ) -> Callable[[Batch], Any]:
     """Return ``nn.value_and_grad`` of ``loss(model, batch)`` as one compiled function of a batch.
 
-    Compiling takes some seconds on a CPU and then saves time in every step. A batch with other
-    shapes is compiled again.
+    Compiling takes some seconds on a CPU and then saves time in every step. For a batch
+    with other shapes, the function is compiled again.
 
     Args:
         model: every call uses its parameters at the time of the call.
@@ -209,7 +209,7 @@ def run_stage(
     report: Report | None = None,
     writes: bool = True,
 ) -> None:
-    """Run a stage to its end, from its checkpoint if there is one.
+    """Run a stage from its checkpoint, or else from its first step, to its end.
 
     Args:
         stage: left in its final state.
@@ -269,7 +269,7 @@ class _Records:
         self._every = every
         self._measured: list[dict[str, float]] = []  # since the last line of the log
         self._saved = time.monotonic()
-        self._started = time.monotonic() - spent
+        self._started = time.monotonic() - spent  # counts earlier processes too
 
     def add(self, done: int, measured: dict[str, float]) -> None:
         """Record a step; write a line of the log, and then a checkpoint, when one is due.
@@ -326,7 +326,7 @@ def _resume(stage: Stage, path: Path, recipe: str) -> tuple[int, float]:
 
 
 def _save(path: Path, state: dict[str, mx.array], metadata: dict[str, str]) -> None:
-    """Write a checkpoint atomically: a kill meanwhile leaves the earlier one whole."""
+    """Write a checkpoint atomically: a kill meanwhile leaves the earlier checkpoint whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with draft_beside(path, path.suffix) as draft:
         write_safetensors(draft, state, metadata)
@@ -366,7 +366,7 @@ def _log(
 
 
 def _cut_log(path: Path, stage: str, done: int) -> None:
-    """Drop a stage's lines after ``done`` steps, and any line that a kill cut short.
+    """Drop a stage's lines about steps after ``done``, and any line that a kill cut short.
 
     The lines of other stages stay, since all stages of a run share the log.
     """
@@ -383,10 +383,10 @@ def _cut_log(path: Path, stage: str, done: int) -> None:
 
 
 def _locked(path: Path) -> FileLock:
-    """Return the log's lock, for reading and writing.
+    """Return the lock to hold while the log is changed.
 
-    Two processes may each run a stage with the same log: one could rewrite it while the other
-    appends.
+    Two processes may each run a stage with the same log. Without the lock, one could rewrite the
+    log while the other appends to it.
     """
     lock = path.with_name(f".{path.name}.lock")
     return FileLock(lock)

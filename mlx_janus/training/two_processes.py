@@ -29,7 +29,7 @@ _GRACE = 5.0  # seconds that one process gets to end by itself after the other f
 def two_are_faster() -> bool:
     """Return whether training is faster in two processes than in this one.
 
-    It is on a CPU with two cores or more, unless this process is already one of the two.
+    True if MLX uses a CPU with two cores or more, unless this process is already one of two.
     """
     return (
         mx.default_device() == mx.cpu
@@ -74,7 +74,10 @@ def run_side_by_side(command: Sequence[str]) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process as soon as its parent ends, which closes this one's standard input."""
+    """Start a thread that ends this process as soon as its parent ends.
+
+    The standard input must be a pipe that closes when the parent ends, as ``_start`` sets it up.
+    """
 
     def watch() -> None:
         # Nobody writes to the input: the read returns, or fails, only when the parent has ended.

@@ -127,8 +127,8 @@ def remove_model(entry: ModelEntry) -> None:
     """Remove a conversion or a download from the disk.
 
     A conversion is renamed first, so that a kill leaves nothing that looks like a model.
-    huggingface_hub removes downloads, names before contents, and keeps files that other revisions
-    share.
+    huggingface_hub removes a download: its snapshot first, then the files that it links to. It
+    keeps files that other revisions share.
 
     Raises:
         OptionError, OutputError: as for ``check_removable``, or the disk refuses.
@@ -160,7 +160,7 @@ def check_removable(entry: ModelEntry) -> None:
 
     Raises:
         OptionError: the model is part of the package.
-        OutputError: a process has one of its files open, and may still read it.
+        OutputError: a process has a file of the model open, and may still read it.
     """
     if entry.state == "in the package":
         raise OptionError("Janus-Tiny is a part of the package: there is nothing to remove")
@@ -197,7 +197,10 @@ def _conversions() -> Iterator[ModelEntry]:
 
 
 def _conversion(folder: Path, id: str) -> ModelEntry:
-    """Return the entry of a conversion; "unreadable" if its config or first header is damaged."""
+    """Return the entry of a conversion; "unreadable" if its config or weights are damaged.
+
+    Of the weights, only the header of the first file is read.
+    """
     size = _size(folder)
     used = folder.stat().st_mtime
     with suppress(JanusError):
@@ -205,12 +208,13 @@ def _conversion(folder: Path, id: str) -> ModelEntry:
         _, stamp = read_safetensors_header(weight_files(folder)[0])
         source = stamp.get("source") or folder.name
         revision = stamp.get("revision", "")
-        used = (folder / "config.json").stat().st_mtime  # loading a model renews it
+        used = (folder / "config.json").stat().st_mtime  # loading a model sets this time
         return ModelEntry(id, source, revision, "converted", config, size, used, folder)
     return ModelEntry(id, folder.name, "", "unreadable", None, size, used, folder)
 
 
 def _downloads() -> Iterator[ModelEntry]:
+    """Yield the models in the Hub's cache, one for each downloaded commit."""
     scanned = _scan()
     for repo in scanned.repos if scanned else ():
         for revision in repo.revisions if repo.repo_type == "model" else ():
@@ -231,7 +235,7 @@ def _download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelEntry:
     with suppress(JanusError):
         weight_files(revision.snapshot_path)
         state = "downloaded"
-    # Listing models reads configs too; only loading a model reads its weights.
+    # Only weights tell the last use: listing models reads configs too.
     times = [
         file.blob_last_accessed for file in revision.files if file.file_path.suffix in _WEIGHTS
     ]
@@ -261,4 +265,5 @@ def _scan() -> HFCacheInfo | None:
 
 
 def _size(folder: Path) -> int:
+    """Return the bytes of all files in a folder, at any depth."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

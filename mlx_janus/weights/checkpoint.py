@@ -102,7 +102,7 @@ class PlannedTensor:
         parts = [source.read() for source in self.sources]
         array = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
         if array.ndim == 4:
-            array = mx.contiguous(array.transpose(0, 2, 3, 1))  # OIHW to OHWI
+            array = mx.contiguous(array.transpose(0, 2, 3, 1))  # a convolution: OIHW to OHWI
         array = array.reshape(self.shape)
         if array.dtype == mx.float64:  # on the CPU: Apple's GPUs have no float64
             array = array.astype(mx.float32, stream=mx.cpu)
@@ -121,8 +121,8 @@ def source_tensors(folder: Path) -> dict[str, SourceTensor]:
     """Return every tensor of a model folder by its name in the file. Reads only headers.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or a tensor is in two files, or not in the
-            file that the index names.
+        CheckpointError: a file is missing or damaged, or a tensor is in two files, or in the
+            index but in no file.
     """
     tensors: dict[str, SourceTensor] = {}
     holder: dict[str, Path] = {}  # file of each tensor
@@ -164,7 +164,7 @@ def deepseek_name(name: str) -> str:
         r"(aligner|gen_aligner)\.(?:fc1|hidden_layers\.(\d+))\.(weight|bias)", name
     )
     if match:
-        # DeepSeek counts the activations between the linear layers too.
+        # In DeepSeek's numbering, the activations between the linear layers count too.
         place = 0 if match[2] is None else 2 * (int(match[2]) + 1)
         name = f"{match[1]}.layers.{place}.{match[3]}"
     return name
@@ -183,7 +183,7 @@ def plan_tensors(
     found = {name: tensor for name, tensor in renamed.items() if not _UNUSED.fullmatch(name)}
     embedding = "language_model.model.embed_tokens.weight"
     if layout == "transformers" and embedding in found and _is_tied(folder):
-        # transformers does not store a tied head; this model has its own, read from the embedding.
+        # transformers stores no tied head; this model has a separate one, read from the embedding.
         found.setdefault("language_model.lm_head.weight", found[embedding])
 
     planned: list[PlannedTensor] = []
@@ -212,7 +212,7 @@ def plan_tensors(
 def _is_tied(folder: Path) -> bool:
     """Return whether ``lm_head`` shares its weight with the embedding.
 
-    The entry of the whole model takes precedence over the language model's.
+    In ``config.json``, the entry of the whole model takes precedence over the language model's.
     """
     data = read_model_json(folder / "config.json")
     if "tie_word_embeddings" in data:
@@ -238,7 +238,7 @@ def _check(tensor: PlannedTensor, folder: Path) -> None:
     """Check the shape and type of a parameter's source tensors."""
     rows, *rest = tensor.shape
     if len(rest) == 3:
-        rest = [rest[2], rest[0], rest[1]]  # OHWI to OIHW
+        rest = [rest[2], rest[0], rest[1]]  # a convolution: OHWI to OIHW
     wanted = (rows, *rest)
     shapes = [source.shape for source in tensor.sources]
     # Joining q, k and v adds their rows. A scalar has no rows to add.

@@ -145,7 +145,7 @@ class ConversionPlan:
         return {layer.path: layer for layer in quantization.layers} if quantization else {}
 
     def convert(self, tensor: PlannedTensor) -> dict[str, mx.array]:
-        """Read and convert a parameter: one array, or two or three if it is quantized."""
+        """Read and convert a parameter to named arrays: one, or two or three if it is quantized."""
         array = tensor.read()
         if self.dtype is not None and not keeps_type(self.config, tensor.name):
             array = array.astype(getattr(mx, self.dtype))
@@ -195,7 +195,7 @@ def _write_shards(
 ) -> int:
     """Convert all tensors and write them in shards; return the number of arrays.
 
-    A shard has at most ``SHARD_BYTES``, or one tensor.
+    A shard has at most ``SHARD_BYTES``, unless one tensor is larger.
     """
     shards: list[list[str]] = []  # names of the arrays in each shard
     pending: dict[str, mx.array] = {}  # arrays of the next shard
@@ -219,7 +219,7 @@ def _write_shards(
     for tensor in plan.tensors:
         more = plan.converted_bytes(tensor)
         if pending and size + more > SHARD_BYTES:
-            # before reading the tensor, so that memory never holds both
+            # Flush before reading the tensor: memory never holds it and a full shard together.
             flush()
             size = 0
         pending.update(plan.convert(tensor))

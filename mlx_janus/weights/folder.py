@@ -136,7 +136,8 @@ def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
 def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that cannot be written or must not be replaced.
 
-    An empty folder is accepted. Any other must be a conversion, and is replaced by ``overwrite``.
+    An empty folder is accepted. Any other must be a conversion, and needs ``overwrite``. Nothing is
+    replaced here.
 
     Raises:
         OutputError: the folder exists and ``overwrite`` is off, the folder is no conversion or also
@@ -162,7 +163,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 
 def partial_name(output: Path) -> Path:
-    """Return a new hidden sibling of ``output`` for a partial folder; its name holds this pid."""
+    """Return a new hidden name beside ``output`` for an unfinished folder, with this pid in it."""
     return output.parent / f".{output.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
 
 
@@ -195,13 +196,14 @@ def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
 def _replace(folder: Path, output: Path, overwrite: bool) -> None:
     """Rename a finished folder to ``output``, and remove the folder that it replaces.
 
-    If the second rename fails or is interrupted, the replaced folder is moved back.
+    The replaced folder is first moved aside. If the rename to ``output`` then fails or is
+    interrupted, it is moved back.
     """
     old = folder.with_suffix(".old")
     try:
         if overwrite and output.exists():
             output.rename(old)
-        # Fails if another process has just written the output, unless that is an empty folder.
+        # Fails if another process has just written the output; only an empty folder is replaced.
         folder.rename(output)
     except BaseException as error:
         if old.exists() and not output.exists():
@@ -217,8 +219,9 @@ def _replace(folder: Path, output: Path, overwrite: bool) -> None:
 def _remove_stale(output: Path) -> None:
     """Remove the partial folders of killed conversions to ``output``.
 
-    A name holds the pid of its conversion, so running ones are kept. A folder that a killed
-    conversion had moved away is moved back if nothing has replaced it.
+    A name holds the pid of its conversion, so running ones are kept. A killed conversion
+    may have moved an older folder aside, to a name that ends in .old. This folder is moved back if
+    nothing has replaced it.
     """
     for folder in output.parent.glob(f".{glob.escape(output.name)}.*.*.*"):
         pid, _, kind = folder.name.split(".")[-3:]

@@ -53,8 +53,8 @@ def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict
     Args:
         config: the model's sizes and quantized layers.
         dtype: type of the float weights and activations.
-        pictures: images whose tokens are generated together, in "draw". Pixels are decoded one
-            image at a time, and so are images of a prompt encoded.
+        pictures: images whose tokens are generated together, in "draw". Images are encoded and
+            decoded one at a time.
     """
     model = JanusModel(config)  # its weights are lazy, so they take no memory here
     if config.quantization:
@@ -80,8 +80,8 @@ def required_memory(
 ) -> dict[str, int]:
     """Return the bytes for "drawing" and for "answering", each with one image.
 
-    The bytes include weights, KV cache and activations. Each use has two tasks. In low-memory mode,
-    only the weights of one of them are in memory at a time, so the larger task counts.
+    The bytes include weights, KV cache and activations. Drawing and answering have two tasks
+    each. In low-memory mode, only one task's weights are in memory at a time, so the larger counts.
     """
     tasks = task_memory(config, dtype)
     together = max if low_memory else sum

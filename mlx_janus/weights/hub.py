@@ -42,7 +42,7 @@ class HubModel:
     revision: str  # commit sha
     files: dict[str, int]  # bytes by file name
     cached: bool = False
-    branch: str | None = field(default=None, compare=False)  # or tag, as the caller named it
+    branch: str | None = field(default=None, compare=False)  # or tag; None: not to be recorded
 
 
 class _OutOfReachError(HubError):
@@ -80,7 +80,7 @@ def fetch_config(model: HubModel) -> Path:
     """Download only ``config.json``, so that a wrong model is refused early; return its path.
 
     Raises:
-        ConfigError: the repository has none.
+        ConfigError: the repository has no ``config.json``.
         HubError: no access, or out of reach.
         OutputError: the cache cannot be written.
     """
@@ -103,7 +103,7 @@ def fetch(model: HubModel) -> Path:
 
     weights, index = _weight_names(model)
     texts = set(filter(_TEXT_FILE.fullmatch, model.files))
-    # Only the index of the chosen form is wanted: another lists weights that are not downloaded.
+    # Leave out the index of the other form: it lists weights that are not downloaded.
     texts = {name for name in texts if not name.endswith(".index.json")}
     wanted = sorted(weights | texts | ({index} if index else set()))
     if not model.cached:
@@ -134,8 +134,8 @@ def fetch_card(repo_id: str, revision: str) -> Path | None:
 def _remember(snapshot: Path, branch: str) -> None:
     """Record in the cache which commit a branch names, for offline use.
 
-    huggingface_hub does not record it when a commit is downloaded. To be called only once the
-    snapshot is complete, so that what is found offline is usable.
+    huggingface_hub does not record a branch when it downloads a commit. Call this only for a
+    complete snapshot, since ``find`` returns the recorded commit when offline.
     """
     note = snapshot.parent.parent / "refs" / branch
     with suppress(OSError):  # a cache may be read-only
@@ -156,7 +156,7 @@ def _fetch_file(model: HubModel, name: str) -> Path:
 
 
 def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
-    """Return the names of the weight files, and of their index if there is one."""
+    """Return the names of the weight files and of their index, which is downloaded, or None."""
     # imports MLX, which takes time, so commands check their options first
     from .safetensors_files import WEIGHT_FORMS
 
@@ -179,9 +179,9 @@ def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
 
 
 def _lack(model: HubModel, what: str) -> HubError | CheckpointError:
-    """Make the error of missing weights; ``what`` names them.
+    """Make the error of missing weights; ``what`` is its predicate, such as "lacks x.bin".
 
-    Offline, the cause is the cache, which may lack files that the Hub has.
+    Offline, the error is about the cache, which may lack files that the Hub has.
     """
     if model.cached:
         return HubError(
@@ -192,7 +192,7 @@ def _lack(model: HubModel, what: str) -> HubError | CheckpointError:
 
 
 def _find_cached(repo_id: str, revision: str | None) -> HubModel | None:
-    """Return the last cached commit of a revision, or None. Its files may be incomplete."""
+    """Return the last cached commit of a revision, or None. Some files may not be cached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -244,7 +244,8 @@ def _unreachable() -> str:
 
 @contextmanager
 def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into one line with a fix; subclasses before bases."""
+    """Turn the errors of huggingface_hub into one line with a fix."""
+    # The except clauses below name subclasses before their bases.
     from huggingface_hub import constants, errors
 
     # Base class of network errors: httpx's in huggingface_hub 1, httpx2's in 2.
@@ -295,7 +296,10 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def _refused(where: str, status: int) -> HubError:
-    """Make the error of an HTTP status; ``find`` uses the cache after a temporary one."""
+    """Make the error of an HTTP status.
+
+    For a temporary one it is an ``_OutOfReachError``, after which ``find`` tries the cache.
+    """
     if status in (401, 403):
         return HubError(
             f"the Hub refused {where} (HTTP {status}): {_LOGIN}, "

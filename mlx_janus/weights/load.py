@@ -125,8 +125,8 @@ def with_bits(
 ) -> JanusConfig:
     """Return the config quantized to ``bits`` or by a recipe.
 
-    It is unchanged if both are None, or if it is quantized in this way already. Messages name
-    ``folder``.
+    The config is returned unchanged if both are None, or if it is quantized in this way already.
+    ``folder`` is for messages.
 
     Raises:
         OptionError: bits or recipe is invalid, or the folder is quantized differently.
@@ -168,6 +168,7 @@ def _load_strictly(
             )
     if surplus := sorted(set(arrays) - set(expected)):
         raise CheckpointError(f"{folder} holds {surplus[0]}, which config.json does not speak of")
+    # Weights that keep their type are computed in float32.
     for name, array in arrays.items():
         arrays[name] = _cast(array, "float32" if keeps_type(model.config, name) else dtype)
     model.load_weights(list(arrays.items()), strict=True)
@@ -181,5 +182,5 @@ def _can_become(stored: mx.Dtype, wanted: mx.Dtype) -> bool:
 
 
 def _cast(array: mx.array, dtype: Dtype) -> mx.array:
-    """Cast floats; leave packed weights."""
+    """Cast an array of floats; return any other, such as packed weights, unchanged."""
     return array.astype(getattr(mx, dtype)) if mx.issubdtype(array.dtype, mx.floating) else array

@@ -105,8 +105,8 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
     """Detect the layout of a parsed ``config.json``.
 
     Raises:
-        UnsupportedModelError: the model is of another family. The message has no subject, as
-            everywhere below: ``read_published_sizes`` puts the path first.
+        UnsupportedModelError: the model is of another family. As everywhere below, the message
+            lacks its subject, the file: ``read_published_sizes`` puts the path first.
     """
     model_type = data.get("model_type")
     if model_type == "janus":
@@ -265,7 +265,7 @@ def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConf
     if data.get("attention_bias") or data.get("mlp_bias"):
         raise UnsupportedModelError("has biases in its language model; Janus's Llama has none")
     sizes: dict[str, Any] = {}
-    for key in LLAMA_DEFAULTS:
+    for key in LLAMA_DEFAULTS:  # the names only; the values are those of ``defaults``
         value = data.get(key)
         sizes[key] = defaults.get(key) if value is None else value
     if missing := [key for key, value in sizes.items() if value is None]:
@@ -305,7 +305,7 @@ def _rope_theta(data: Mapping[str, Any]) -> Any:
 
 
 def _dtype(data: Mapping[str, Any]) -> Dtype:
-    """Return the type of the weights; the model's own entry precedes its language model's."""
+    """Return the type of the weights: the model's, else its language model's, else bfloat16."""
     value = (
         data.get("dtype")
         or data.get("torch_dtype")
@@ -333,7 +333,7 @@ def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
         language=language,
         generation=_transformers_generation(codec, vision.image_size, language.hidden_size),
         image=ImageConfig(image_size=vision.image_size),
-        dtype=_dtype({"language_config": {}, **data}),  # this layout has no such section
+        dtype=_dtype({"language_config": {}, **data}),  # this layout has no language_config
     )
 
 
@@ -424,8 +424,8 @@ def _prompt(folder: Path, layout: Layout, prompt: PromptConfig) -> PromptConfig:
     if layout == "deepseek":
         tag = _optional_json(folder / "processor_config.json").get("image_tag")
         prompt = replace(prompt, image=tag) if isinstance(tag, str) and tag else prompt
-        # Janus-1.3B has plain roles. Its tokenizer lacks the placeholder, which identifies it; its
-        # sft_format does not, since some mirrors have a wrong one.
+        # Janus-1.3B has plain roles. It is recognised by its tokenizer, which lacks the image
+        # placeholder. Its sft_format is no sign, since some mirrors have a wrong one.
         plain_roles = prompt.image not in _added_tokens(folder)
     else:
         template = _chat_template(folder, tokenizer_config)
@@ -468,6 +468,6 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
 
 
 def _guidance(folder: Path) -> dict[str, Any]:
-    """Return the default guidance of a transformers folder as a config field, if it has one."""
+    """Return a folder's default guidance as a config field; empty if the folder has none."""
     scale = _optional_json(folder / "generation_config.json").get("guidance_scale")
     return {} if scale is None else {"cfg_weight": scale}

@@ -134,9 +134,9 @@ def plan_quantization(
 ) -> QuantizationConfig | None:
     """Plan the bits and group size of every layer; None without ``bits`` and ``recipe``.
 
-    The arguments are those of ``choose_rule``. A layer's group size must divide its input width; if
-    it does not, the next smaller one of its mode that does is used. If there is none, the layer
-    stays float, as does the first layer of ``gen_aligner``, which is 8 wide.
+    The arguments are those of ``choose_rule``. A quantized layer gets the largest group size, up
+    to the rule's, that its mode allows and that divides its input width. A layer without such a
+    size stays float, such as the first layer of ``gen_aligner``, which is 8 wide.
 
     Raises:
         OptionError: as for ``choose_rule``, or no layer of the model is wide enough.
@@ -149,7 +149,7 @@ def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> 
     """Plan the bits and group size of every layer by a rule; ``recipe`` names it in the config."""
     layers: list[LayerBits] = []
     kept_float: list[str] = []  # layers that the rule quantizes, but that are too narrow
-    # what maps into and out of the language model costs few bytes and gets the rule's careful bits
+    # The adaptors and the image head cost few bytes, and get the rule's careful bits.
     careful_parts = ("aligner", *generation_parts(config).careful)
     for path, module in JanusModel(config).named_modules():
         precision = rule.of(path, careful_parts) if isinstance(module, nn.Linear) else None
@@ -178,9 +178,9 @@ def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> 
 
 
 def _largest_group(width: int, precision: Precision) -> int | None:
-    """Return the largest group size of a precision that divides a width; None if there is none."""
+    """Return the largest size up to the precision's that divides a width; None if none does."""
     _, sizes = _FORMS[precision.mode]
-    for size in reversed(sizes):
+    for size in reversed(sizes):  # largest first
         if size <= precision.group_size and width % size == 0:
             return size
     return None
@@ -221,7 +221,7 @@ def quantize_model(model: JanusModel, quantization: QuantizationConfig) -> None:
 def quantize_array(weight: mx.array, layer: LayerBits) -> dict[str, mx.array]:
     """Quantize a float weight, (out, in); return the parts by parameter name.
 
-    They are the packed weight, the scales and, in the affine mode, the biases.
+    The parts are the packed weight, the scales and, in the affine mode, the biases.
     """
     parts = mx.quantize(weight, group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
     return dict(zip(("weight", "scales", "biases"), parts, strict=False))

@@ -74,7 +74,8 @@ def read_index(path: Path) -> dict[str, str]:
     """Read the ``weight_map`` of an index: tensor name to file name.
 
     Raises:
-        CheckpointError: the index has none, or names a missing file or one outside the folder.
+        CheckpointError: the index has no ``weight_map``, or names a missing file or one outside
+            the folder.
         ConfigError: the index is not JSON.
     """
     weight_map = read_model_json(path).get("weight_map")

@@ -44,7 +44,7 @@ def save_model(
     }
     with atomic_folder(output, overwrite=overwrite) as folder:
         try:
-            stamp = make_stamp(source, "", dtype, {})
+            stamp = make_stamp(source, "", dtype, {})  # no revision and no file hashes
             write_safetensors(folder / "model.safetensors", arrays, stamp)
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
             replace(model.config, dtype=dtype).dump(folder / "config.json")

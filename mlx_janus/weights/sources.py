@@ -67,7 +67,7 @@ def find_source(name: str | os.PathLike[str], revision: str | None = None) -> So
             raise HubError(f"{path} is a folder, which has no revisions: leave revision out")
         return Source(path, path.resolve().name)
     model = _find_on_hub(name, revision)
-    _read_sizes(model)  # refuses another family before the weights are downloaded
+    _read_sizes(model)  # refuses a model of another family before its download
     return Source(hub.fetch(model), model.repo_id, model.revision)
 
 
@@ -147,7 +147,8 @@ def _is_folder(path: Path) -> bool:
 
 
 def _expanded(name: str | os.PathLike[str]) -> Path:
-    return Path(os.path.expanduser(name))  # noqa: PTH111  pathlib's raises for the home of nobody
+    # Path.expanduser would raise for an unknown user.
+    return Path(os.path.expanduser(name))  # noqa: PTH111
 
 
 def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubModel:
@@ -164,8 +165,8 @@ def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubM
 def _cached(source: str, facts: list[object], options: ConvertOptions) -> Path:
     """Return the folder of a conversion in the cache.
 
-    Its name ends in a hash, so that a changed source or recipe is converted again. The hash covers
-    the content of a recipe too, which a release may change.
+    The folder's name ends in a hash, so that a changed source or recipe is converted again. The
+    hash covers a recipe's content too, as a release may change it.
 
     Args:
         source: Hub id, or path of the source folder.
@@ -185,7 +186,7 @@ def _cached(source: str, facts: list[object], options: ConvertOptions) -> Path:
 def _convert(
     source: Source, cached: Path, options: ConvertOptions, progress: Progress | None
 ) -> Path:
-    """Convert a source into the cache; accept the result if another process is faster."""
+    """Convert a source into the cache, or accept the result of a faster process."""
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -82,7 +82,7 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor that ``read`` returns, before float64 becomes float32."""
+        """Bytes of the items in their stored type; ``read`` returns half as many for float64."""
         return self.size * _ITEM_BYTES[self.dtype]
 
     @property
@@ -96,10 +96,11 @@ class StoredTensor:
         return True
 
     def read(self) -> mx.array:
-        """Read the exact values into a C-contiguous array.
+        """Read the values into a C-contiguous array.
 
-        Reading a contiguous tensor takes memory for the tensor. Any other takes twice that, or more
-        if it skips items. float64 becomes float32, since Apple's GPUs have no float64.
+        A contiguous tensor is read as by ``read_range``. Any other tensor needs a second buffer,
+        from its first item to its last. float64 becomes float32, since Apple's GPUs have no
+        float64. All other values are exact.
 
         Raises:
             CheckpointError: the file is missing or unreadable, or was cut short after its header
@@ -120,7 +121,9 @@ class StoredTensor:
 
 
 def read_range(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> mx.array:
-    """Read an array from the bytes of a file, little-endian and in C order. No second copy is made.
+    """Read an array from the bytes of a file, little-endian and in C order.
+
+    Only bool and float64 need memory for a second copy.
 
     Args:
         path: the file.
@@ -143,8 +146,8 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
 
     Raises:
         CheckpointError: the file is missing, unreadable, damaged, truncated, in the old format
-            without a zip, or not a plain dict of tensors. A pickle that uses anything else is
-            refused, and the message names it.
+            without a zip, or not a plain dict of tensors. Anything else in the pickle is refused,
+            and named in the message.
     """
     path = Path(path)
     try:
@@ -170,14 +173,17 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def _blank(shape: tuple[int, ...], dtype: str) -> mx.array:
-    """Make zeros of unsigned integers as wide as ``dtype``; ``memoryview`` can write to them."""
+    """Make zeros that ``memoryview`` can overwrite: unsigned integers as wide as ``dtype``."""
     blank = mx.zeros(shape, _CARRIERS[_ITEM_BYTES[dtype]], stream=mx.cpu)
     mx.eval(blank)
     return blank
 
 
 def _typed(blank: mx.array, dtype: str) -> mx.array:
-    """View bytes as ``dtype``, without a copy except for float64 and bool."""
+    """Return the items of a filled ``_blank`` as ``dtype``. Only float64 and bool are copied.
+
+    float64 becomes float32.
+    """
     if dtype == "bool":
         x = mx.not_equal(blank, 0, stream=mx.cpu)
     else:
@@ -213,7 +219,7 @@ def _fill(path: Path, offset: int, target: memoryview) -> None:
 
 
 def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Count the items from the first to the last, inclusive; 0 for an empty tensor."""
+    """Count the storage's items from a tensor's first to its last; 0 for an empty tensor."""
     if 0 in shape:
         return 0
     return 1 + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
@@ -230,7 +236,10 @@ class _Span(NamedTuple):
 
 
 class _BoundedFile(io.FileIO):
-    """A file that refuses to read a huge central directory, which a hostile zip may declare."""
+    """A file that refuses a single huge read.
+
+    ``zipfile`` reads the central directory at once, and a hostile zip may declare a huge one.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY:
@@ -281,7 +290,10 @@ def _check_head(path: Path, head: bytes) -> None:
 
 
 def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
-    """Return every entry of the zip by name; its central directory and local headers must agree."""
+    """Return the place of every zip entry by name.
+
+    The central directory must agree with the local headers, and no two entries may overlap.
+    """
     _check_head(path, file.read(64))
     try:
         with zipfile.ZipFile(file) as archive:
@@ -304,9 +316,12 @@ def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
 
 
 def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int) -> _Span:
-    """Check an entry against its local header; ``end`` is the offset of the central directory."""
+    """Check an entry against its local header, and return the place of its content.
+
+    ``end`` is the offset of the central directory.
+    """
     name = quote(info.orig_filename)
-    # Flags 0x1 and 0x40: encryption. Flag 0x800 below: a name in UTF-8.
+    # Flags 0x1, 0x40 and 0x2000 (together 0x2041): encryption. Flag 0x800 below: a name in UTF-8.
     if info.flag_bits & 0x2041:
         raise _error(path, f"entry {name} is encrypted, which is not read", _RESAVE)
     if info.compress_type != zipfile.ZIP_STORED:
@@ -326,7 +341,8 @@ def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int
     )
     start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     raw_name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
-    # Local sizes are absent if a data descriptor follows (flag 8), or if the zip64 field has them.
+    # Local sizes that are stored elsewhere: 0xFFFFFFFF if in the zip64 field, or 0 if in a data
+    # descriptor after the content (flag 8).
     absent = {0xFFFFFFFF, 0} if flags & 8 else {0xFFFFFFFF}
     agree = (
         signature == b"PK\x03\x04"
@@ -342,7 +358,7 @@ def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int
 
 
 def _find_prefix(path: Path, spans: dict[str, _Span]) -> str:
-    """Return the folder in the zip that holds every entry; ``torch.save`` chooses its name."""
+    """Return the folder in the zip that holds ``data.pkl``; ``torch.save`` chooses its name."""
     found = [name for name in spans if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(found) != 1:
         raise _error(
@@ -375,7 +391,7 @@ def _read_entry(
 
 
 def _read_records(path: Path, program: bytes) -> dict[str, TensorRecord]:
-    """Interpret a data.pkl, which must describe a dict of tensors."""
+    """Interpret the bytes of a data.pkl, which must describe a dict of tensors."""
     try:
         result = interpret(program)
     except RefusedError as refused:
@@ -405,7 +421,10 @@ def _locate(
 ) -> StoredTensor:
     """Check that a tensor is inside its storage, and the storage inside its zip entry.
 
-    ``prefix`` is the folder in the zip, and ``spans`` are the places of its entries.
+    ``prefix`` is the folder in the zip, and ``spans`` are the places of the zip's entries.
+
+    Returns:
+        The tensor with its place in the file.
     """
     storage, offset, shape, strides = tensor
 
@@ -428,6 +447,7 @@ def _locate(
     # Count zeros as ones: MLX multiplies the other sides of an empty array too.
     if max(shape, default=0) > _MAX_SIDE or math.prod(max(side, 1) for side in shape) >= 1 << 60:
         raise fault("has a side that is too long for MLX")
+    # Stride 0 repeats an item: a tensor with more items than its storage is refused too.
     needed = max(math.prod(shape), offset + _extent(shape, strides))
     if 0 not in shape and needed > storage.size:
         raise fault("reaches beyond its storage")

@@ -50,17 +50,17 @@ class StorageRecord(NamedTuple):
     """A storage in the pickle."""
 
     dtype: str
-    key: str
+    key: str  # name of its file in the checkpoint's data folder
     size: int  # items
 
 
 class TensorRecord(NamedTuple):
-    """A tensor in the pickle. Only the signs of its numbers have been checked."""
+    """A tensor in the pickle. Its numbers are not negative, but may not fit the storage."""
 
     storage: StorageRecord
-    offset: int
+    offset: int  # items
     shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    strides: tuple[int, ...]  # items
 
 
 def interpret(program: bytes) -> Any:
@@ -87,13 +87,16 @@ def interpret(program: bytes) -> Any:
 
 
 def describe(value: Any) -> str:
-    """Name the type of a value, for messages."""
+    """Name a type, or the type of a value, for messages."""
     kind = value if isinstance(value, type) else type(value)
     return kind.__name__.removesuffix("Record").strip("_").lower()
 
 
 def quote(value: object) -> str:
-    """Quote text of a file, for messages: at most 80 characters, on one line, escaped."""
+    """Quote text of a file, for messages: at most 80 characters, on one line, escaped.
+
+    A value that is not text is replaced by the name of its type.
+    """
     text = repr(value[:81]) if isinstance(value, str) else type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -129,7 +132,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []  # stacks below the marks
         self.memo: dict[int, Any] = {}
-        self.count = 0
+        self.count = 0  # instructions so far
 
     def step(self, name: str, argument: Any) -> None:
         """Run one instruction, named as in ``pickletools``."""
@@ -148,8 +151,8 @@ class _Machine:
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])
         elif name in ("GLOBAL", "INST"):
-            self.push_global(argument.replace(" ", ".", 1))
-            if name == "INST":  # refused in any case; a bad name gives the better message
+            self.push_global(argument.replace(" ", ".", 1))  # "module name" to "module.name"
+            if name == "INST":  # refused too, if the name itself was not
                 raise RefusedError("uses the instruction INST")
         else:
             self.structure(name)
@@ -181,7 +184,7 @@ class _Machine:
             case "REDUCE":
                 function, arguments = self.pop(2)
                 self.stack.append(_call(_expect(function, _Global).name, _expect(arguments, tuple)))
-            case "BUILD":  # the unused _metadata of a state dict: versions of its modules
+            case "BUILD":  # drop a state dict's _metadata, the versions of its modules
                 self.pop(1)
                 self.top(dict)
             case _:
@@ -259,7 +262,7 @@ def _make_tensor(
     hooks: Any,
     metadata: Any = None,
 ) -> TensorRecord:
-    """Make a tensor from the arguments of ``_rebuild_tensor_v2``; hooks are not used."""
+    """Make a tensor from ``_rebuild_tensor_v2``'s arguments; ignore requires_grad and hooks."""
     if metadata:  # conjugate and negative bits: the stored values differ from the tensor's
         raise RefusedError("marks a tensor as negated, conjugated or otherwise special")
     sizes = [_natural(item) for item in _expect(shape, tuple)]

@@ -51,11 +51,12 @@ def upload_converted(
         source: the model that it was converted from.
         repo_id: owner/name of the repository.
         private: whether to create a private repository; if False, the owner's default applies.
-        again: advice for an interrupted upload.
+        again: advice that ends the message about an interrupted upload.
 
     Raises:
-        OptionError, HubError: as for ``check_upload``, the Hub refuses the upload, or the
-            repository exists and is public despite ``private``.
+        OptionError: ``repo_id`` is no Hub id.
+        HubError: there is no token, HF_HUB_OFFLINE is set, the Hub refuses, the upload breaks off,
+            or the repository exists and is public despite ``private``.
     """
     check_upload(repo_id)
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
@@ -85,6 +86,7 @@ def _commit(folder: Path, repo_id: str, message: str, *, private: bool) -> str:
     from huggingface_hub import HfApi, get_token
 
     api = HfApi(token=get_token(), library_name="mlx_janus", library_version=__version__)
+    # private=None: the owner's default applies.
     address = api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
     if private and not api.model_info(repo_id).private:  # the repository existed already
         raise HubError(
@@ -102,12 +104,12 @@ def _commit(folder: Path, repo_id: str, message: str, *, private: bool) -> str:
 
 
 def model_card(folder: Path, source: Source, repo_id: str) -> str:
-    """Write the README.md of a repository: origin, conversion and usage of a converted folder.
+    """Return a README.md for a repository: origin, conversion and usage of a converted folder.
 
     The licence is the one in the source's own card; without one it is "not stated".
     """
     config = JanusConfig.load(folder / "config.json")
-    base = source.name if source.revision else None  # a folder's name is no Hub id
+    base = source.name if source.revision else None  # a local folder has no revision and no Hub id
     licence = _licence(source, base)
     origin = f"`{source.name}`"
     if base:
@@ -186,7 +188,10 @@ def _precision_text(folder: Path, config: JanusConfig) -> str:
 
 
 def _licence(source: Source, base: str | None) -> dict[str, str]:
-    """Read the licence from the source's card, and make a relative link to it absolute."""
+    """Read the licence from the source's card, and make a relative link absolute.
+
+    ``base`` is the source's Hub id, or None for a local folder.
+    """
     from huggingface_hub import metadata_load
 
     card = fetch_card(base, source.revision) if base else source.folder / "README.md"
@@ -198,14 +203,14 @@ def _licence(source: Source, base: str | None) -> dict[str, str]:
     link = licence.get("license_link", "")
     if link and "://" not in link:
         if base is None:
-            del licence["license_link"]  # its target is not uploaded
+            del licence["license_link"]  # the link's target is not uploaded
         else:
             licence["license_link"] = f"https://huggingface.co/{base}/blob/{source.revision}/{link}"
     return licence
 
 
 def _stated(licence: dict[str, str]) -> str:
-    """Word the licence for the card."""
+    """Return the card's phrase about the licence."""
     names = ", ".join(licence[key] for key in ("license", "license_name") if key in licence)
     if not names:
         return "not stated by the source's card"

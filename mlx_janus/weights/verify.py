@@ -18,7 +18,8 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     """Compare a converted folder with its source, value by value; return the number of arrays.
 
     Raises:
-        CheckpointError: the hashes of the source differ from the stamp's, or a tensor differs.
+        CheckpointError: the source's hashes differ from those that the conversion recorded, or the
+            config, the tokenizer or a tensor differs.
         ConfigError, UnsupportedModelError: one of the folders cannot be read.
     """
     progress = progress or (lambda *_: None)
@@ -36,7 +37,7 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
             f"{converted / 'config.json'} does not say what {source.folder} says: convert again"
         )
     _check_tokenizer(source, converted, config)
-    # The stamp has the option; without it, every tensor keeps its own type.
+    # The stamp records ``dtype`` if it was given; else every tensor keeps its own type.
     plan = replace(plan, config=config, dtype=config.dtype if stamp.get("dtype") else None)
     return _compare(plan, arrays, source, converted, progress)
 

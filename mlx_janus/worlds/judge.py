@@ -44,7 +44,7 @@ class Detection:
     shape: str
     colour: str
     size: float  # pixels, as in ``shapes.Thing``
-    x: float
+    x: float  # pixels, of the centre
     y: float
     misfit: float  # squared distance from the best template, per unit area
 
@@ -89,7 +89,7 @@ def _read_region(
     background: np.ndarray,
     region: np.ndarray,
 ) -> Detection | None:
-    """Read one connected region; None if it is too small to be a shape.
+    """Read the object in one connected region; None if it is too small to be a shape.
 
     Args:
         rgb: (H, W, 3), the image.
@@ -97,13 +97,13 @@ def _read_region(
         background: (3,), the background's colour.
         region: (H, W), True inside the region.
     """
-    # The object's colour, from the pixels farthest from the background: not its blended edge.
+    # The object's colour, from the pixels least like the background: not from its blended edge.
     least = np.quantile(distance[region], 0.6)
     inside = region & (distance >= least)
     core = np.median(rgb[inside], axis=0)
 
-    # Each pixel's share of that colour: 0 is the background. The faintest pixels of the edge are
-    # not in the region, but next to it.
+    # Each pixel's share of the object's colour: 0 is the background. The faintest pixels of the
+    # edge are not in the region, but next to it.
     contrast = core - background
     projected = (rgb - background) @ contrast / (contrast @ contrast)
     share = projected.clip(0, 1)
@@ -125,7 +125,7 @@ def _read_region(
     return Detection(
         shape=labels[best] if misfit < _ILL_FORMED else "none",
         colour=_name_colour(core),
-        size=sizes[best] * math.sqrt(area),
+        size=sizes[best] * math.sqrt(area),  # ``sizes`` are per square root of an area
         x=x + 0.5,  # from pixel indices to coordinates, where pixel 0 is centred at 0.5
         y=y + 0.5,
         misfit=misfit,
@@ -137,9 +137,9 @@ def _normalise(mask: np.ndarray, x: float, y: float, area: float) -> np.ndarray:
 
     Args:
         mask: (H, W), from 0 to 1.
-        x: the column of its centre.
-        y: the row of its centre.
-        area: its sum.
+        x: the column of the mask's centre.
+        y: the row of the mask's centre.
+        area: the sum of the mask.
     """
     centres = np.arange(_GRID) + 0.5
     steps = centres / _GRID * 2 - 1
@@ -168,7 +168,7 @@ def _templates() -> tuple[np.ndarray, list[str], list[float]]:
 
 
 def _template_things() -> Iterator[Thing]:
-    """Yield a white thing for every shape, angle, size and shift; ``rgb`` sets the colour."""
+    """Yield a thing for every shape, angle, size and shift; ``rgb`` makes it white."""
     for shape in SHAPES:
         variants = itertools.product(_ANGLES[shape], _SIZES, _SHIFTS)
         for angle, size, shift in variants:

@@ -1,7 +1,7 @@
 """Texts about scenes of the shapes world: captions to draw from, and questions with their answers.
 
-The order of random draws is part of every function: a seed must keep its texts, since Janus-Tiny's
-training and the benchmark are reproduced from seeds.
+Keep the order of random draws in every function. Janus-Tiny's training and the benchmark are
+reproduced from seeds, so a seed must go on giving the same texts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORDINGS = {
 }
 _PREFIXES = ("", "", "", "there is ", "a picture of ", "draw ", "one ")
 _DETAILS = {"both": 0.68, "shape": 0.2, "colour": 0.12}  # shares of captions that name these
-_CLEAR = 2.0  # pixels from a boundary between two places within which a thing's place is not named
+_CLEAR = 2.0  # pixels: a thing this near to a boundary between two places has no clear place
 
 Name = tuple[str, str]
 """Shape and colour; either may be "" for any."""
@@ -46,12 +46,15 @@ class Question:
 
 
 def relation(a: Thing, b: Thing, clear: float = 8.0) -> str | None:
-    """Return the position of ``a`` relative to ``b`` on the longer axis; None if not obvious.
+    """Return the relation of ``a`` to ``b``, one of ``RELATIONS``, or None if it is not obvious.
+
+    The axis on which the centres lie farther apart decides. The relation is not obvious if they are
+    close, or about as far apart on the other axis.
 
     Args:
         a: a thing.
         b: another.
-        clear: least distance of the centres along that axis, in pixels.
+        clear: least distance of the centres on the deciding axis, in pixels.
     """
     dx = a.x - b.x
     dy = a.y - b.y
@@ -75,7 +78,7 @@ def place(thing: Thing) -> str:
 
 
 def is_place_clear(thing: Thing) -> bool:
-    """Return whether a thing's centre is clearly inside one of the nine places of ``place``."""
+    """Return whether a thing's centre is more than ``_CLEAR`` pixels from all place boundaries."""
     for boundary in (SIDE / 3, SIDE * 2 / 3):
         nearest = min(abs(thing.x - boundary), abs(thing.y - boundary))
         if nearest <= _CLEAR:
@@ -134,8 +137,8 @@ def _any_key(random: np.random.Generator, shares: Mapping[str, float]) -> str:
 def caption(scene: Scene, random: np.random.Generator) -> str:
     """Word a prompt for a scene.
 
-    It names all things, mostly by shape and colour, else by one of the two, and sometimes their
-    places or their relative position.
+    The caption names all things: mostly by shape and colour, else by one of the two. It sometimes
+    adds their places or their relative position.
     """
     things = list(scene.things)
     if not things:
@@ -162,7 +165,7 @@ def _name_one(thing: Thing, detail: str, random: np.random.Generator) -> str:
 def _name_two(things: list[Thing], detail: str, random: np.random.Generator) -> str:
     """Name two things, with their places, with their relative position, or with neither.
 
-    It may reorder ``things``.
+    May reorder ``things`` in place.
     """
     if random.random() < 0.25 and _are_places_clear(things):
         random.shuffle(things)
@@ -180,7 +183,7 @@ def _name_two(things: list[Thing], detail: str, random: np.random.Generator) -> 
 def _relate(things: Sequence[Thing], detail: str, random: np.random.Generator) -> str:
     """Name two things and the position of one relative to the other.
 
-    ``relation`` must have found one for them; it finds one in both directions or in neither.
+    ``relation`` must not be None for the two. Swapping them only reverses it.
     """
     first, second = things
     if random.random() >= 0.5:
@@ -194,7 +197,7 @@ def _relate(things: Sequence[Thing], detail: str, random: np.random.Generator) -
 
 
 def _count_alike(things: Sequence[Thing], detail: str, random: np.random.Generator) -> str:
-    """List things, equal ones together: "two red circles and a blue star"."""
+    """List things, those with the same noun together: "two red circles and a blue star"."""
     counts = Counter(_noun(thing, detail) for thing in things)
     nouns = list(counts)
     random.shuffle(nouns)
@@ -216,9 +219,9 @@ def _noun(thing: Thing, detail: str) -> str:
 
 
 def _prefixed(text: str, random: np.random.Generator) -> str:
-    """Put a random opening before a caption, in agreement with its number."""
+    """Put a random opening before a caption; "there is" becomes "there are" before a plural."""
     prefix = _any(random, _PREFIXES)
-    if prefix == "one ":  # it replaces the article; a caption that begins with a number has none
+    if prefix == "one ":  # replaces "a" or "an"; any other caption stays as it is
         article, noun = text.split(" ", 1)
         return f"one {noun}" if article in ("a", "an") else text
     plural = text.startswith(NUMBERS[2:])
@@ -228,7 +231,7 @@ def _prefixed(text: str, random: np.random.Generator) -> str:
 
 
 def describe(scene: Scene) -> str:
-    """Answer "Describe the picture.": list the things in reading order with their places."""
+    """Describe a scene: list the things in reading order with their places."""
     if not scene.things:
         return "nothing"
     phrases = [f"{phrase(thing)} {place(thing)}" for thing in scene.things]
@@ -243,8 +246,8 @@ _Maker = Callable[[Scene, np.random.Generator], Question | None]
 def ask_existence(scene: Scene, random: np.random.Generator) -> Question | None:
     """Ask whether a shape, a colour or both exist; "yes" and "no" are equally likely.
 
-    Most absent pairs differ from a present one only in shape or only in colour. A held-out pair is
-    never asked for where it is absent: training would teach that it does not exist.
+    Most absent pairs differ from a present one only in shape or only in colour. An absent
+    pair in ``HELD_OUT`` is never asked for: training would teach that it does not exist.
     """
     asked = _any(random, ("both", "both", "both", "shape", "colour"))
     yes = bool(random.random() < 0.5)
@@ -265,19 +268,19 @@ def ask_existence(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def _shapes_to_ask(present: Collection[Name], *, yes: bool) -> list[Name]:
-    """List the present or the absent shapes, of any colour."""
+    """List the shapes that are present if ``yes``, else those that are absent; in any colour."""
     shown = {shape for shape, _ in present}
     return [(shape, "") for shape in SHAPES if (shape in shown) == yes]
 
 
 def _colours_to_ask(present: Collection[Name], *, yes: bool) -> list[Name]:
-    """List the present or the absent colours, of any shape."""
+    """List the colours that are present if ``yes``, else those that are absent; in any shape."""
     shown = {colour for _, colour in present}
     return [("", colour) for colour in COLOURS if (colour in shown) == yes]
 
 
 def _absent_pairs_to_ask(present: Collection[Name], random: np.random.Generator) -> list[Name]:
-    """List absent pairs that are not held out; often only the near misses, if there are any."""
+    """List absent pairs that are not held out; often only their ``near_misses``, if any."""
     absent = [name for name in absent_names(present) if name not in HELD_OUT]
     near = near_misses(absent, present)
     if near and random.random() < 0.6:
@@ -328,7 +331,7 @@ def existence_question(
 
 
 def ask_colour(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for the colour of a shape that occurs once."""
+    """Ask for the colour of the only thing of some shape."""
     counts = Counter(thing.shape for thing in scene.things)
     once = [thing for thing in scene.things if counts[thing.shape] == 1]
     if not once:
@@ -342,7 +345,7 @@ def ask_colour(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for the shape of a colour that occurs once."""
+    """Ask for the shape of the only thing of some colour."""
     counts = Counter(thing.colour for thing in scene.things)
     once = [thing for thing in scene.things if counts[thing.colour] == 1]
     if not once:
@@ -372,7 +375,7 @@ def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
         options = tuple(COLOURS)
         present = [thing.colour for thing in scene.things]
     if present and random.random() < 0.8:
-        options = present  # with repeats: what is there several times is asked for more often
+        options = present  # with repeats, so a frequent one is asked for more often
     choice = _any(random, options)
     number = present.count(choice)
     text = f"How many {choice}{ending} are there?"
@@ -386,7 +389,7 @@ def _ask_how_many(scene: Scene) -> Question:
 
 
 def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask in which of the nine places a thing is that occurs once and has a clear place."""
+    """Ask for the place of a thing that occurs once and has a clear place."""
     clear = [thing for thing in _unique_things(scene) if is_place_clear(thing)]
     if not clear:
         return None
@@ -398,7 +401,8 @@ def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
 def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
     """Ask whether a thing is left of, right of, above or below another.
 
-    "yes" and "no" are equally likely; where the answer is "no", the opposite relation is true.
+    "yes" and "no" are equally likely; for "no", the question names the opposite of
+    the true relation.
     """
     related = []
     unique = _unique_things(scene)
@@ -419,7 +423,7 @@ def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def _opposite(how: str) -> str:
-    """Return the opposite of a relation; in ``RELATIONS`` they stand side by side."""
+    """Return the opposite of a relation: its partner in ``RELATIONS``, which lists pairs."""
     index = RELATIONS.index(how)
     return RELATIONS[index ^ 1]  # 0 and 1 change places, and so do 2 and 3
 
@@ -431,7 +435,10 @@ def _unique_things(scene: Scene) -> list[Thing]:
 
 
 def ask_content(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for the thing, the colour or the shape at a place that holds one thing."""
+    """Ask for the thing at a place that holds no other, or for its colour or shape.
+
+    All things of the scene must have clear places.
+    """
     counts = Counter(map(place, scene.things))
     alone = [thing for thing in scene.things if counts[place(thing)] == 1]
     if not alone or not _are_places_clear(scene.things):
@@ -508,8 +515,8 @@ def question(
 ) -> Question:
     """Ask a question about a scene.
 
-    A maker may find nothing to ask: up to 20 are tried. Without ``about``, the last resort is to
-    ask how many shapes there are.
+    A function in ``MAKERS`` may find nothing to ask, so up to 20 attempts are made. Without
+    ``about``, the last resort is to ask how many shapes there are.
 
     Args:
         scene: the scene.

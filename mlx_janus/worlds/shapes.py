@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 64  # pixels per side of an image
-SMALLEST = SIDE // 8  # pixels across a shape
+SMALLEST = SIDE // 8  # pixels across the smallest shape
 LARGEST = SIDE // 2
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = {
@@ -84,7 +84,7 @@ class Thing:
     x: float  # the centre's
     y: float
     angle: float = 0.0  # degrees, clockwise
-    rgb: tuple[int, int, int] = (0, 0, 0)
+    rgb: tuple[int, int, int] = (0, 0, 0)  # the shade of ``colour`` that is drawn
 
     @property
     def name(self) -> tuple[str, str]:
@@ -118,7 +118,7 @@ class Thing:
         points = []
         for i in range(n):
             direction = math.radians(start + self.angle + 360 * i / n)
-            inner = self.shape == "star" and i % 2
+            inner = self.shape == "star" and i % 2  # every second corner of a star
             radius = self.radius * (_INNER if inner else 1.0)
             x = self.x + radius * math.cos(direction)
             y = self.y + radius * math.sin(direction)
@@ -172,9 +172,9 @@ def is_held_out_scene(things: Sequence[Thing]) -> bool:
 
 
 def _is_held_out_together(a: tuple[str, str], b: tuple[str, str]) -> bool:
-    """Return whether two names, in sorted order, are among the tenth that is held out.
+    """Return whether two names, in sorted order, may not meet in a training scene.
 
-    Two equal names never are.
+    That holds for about a tenth of all pairs of names, but never for two equal names.
     """
     if a == b:
         return False
@@ -185,8 +185,8 @@ def _is_held_out_together(a: tuple[str, str], b: tuple[str, str]) -> bool:
 def belongs(things: Sequence[Thing], split: Split) -> bool:
     """Return whether a scene belongs to a split.
 
-    "train" has nothing held out; "pairs" has a held-out pair of shape and colour; "scenes" has only
-    known pairs, but two things that are held out together; "any" is every scene.
+    "train" has nothing held out; "pairs" has a held-out pair of shape and colour; "scenes" has
+    none, but two things that are held out together; "any" is every scene.
     """
     held_out_pair = any(map(is_held_out_pair, things))
     held_out_together = is_held_out_scene(things)
@@ -208,6 +208,8 @@ def sample_scene(
 ) -> Scene:
     """Sample a scene of a split.
 
+    It samples again while the things do not fit into the image or the scene is of another split.
+
     Args:
         random: source of all randomness.
         kind: "single", "two", "same" (2 to 4 of one shape), "several" (3 or 4) or "empty"; None for
@@ -228,7 +230,10 @@ def sample_scene(
 
 
 def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str]]:
-    """Sample the shape and colour of each thing in a scene of a kind."""
+    """Sample the shape and colour of each thing in a scene of a kind.
+
+    The things of "same" have one shape, and in most scenes one colour.
+    """
 
     def any_of(options: Sequence[str]) -> str:
         index = int(random.integers(len(options)))
@@ -240,7 +245,7 @@ def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str
         n = int(random.integers(2, 5))
         shared_colour = any_of(colours) if random.random() < 0.6 else None
         return [(shape, shared_colour or any_of(colours)) for _ in range(n)]
-    several = 3 + int(random.random() < 0.4)  # drawn for every kind, since seeds keep their scenes
+    several = 3 + int(random.random() < 0.4)  # even if unused: a seed keeps its scenes
     numbers = {"empty": 0, "single": 1, "two": 2}
     n = numbers.get(kind, several)
     return [(any_of(SHAPES), any_of(colours)) for _ in range(n)]
@@ -262,7 +267,7 @@ def _place(random: np.random.Generator, names: Sequence[tuple[str, str]]) -> lis
                 things.append(thing)
                 break
             size = max(SMALLEST, 0.95 * size)
-        else:
+        else:  # no place was found
             return None
     return things
 
@@ -276,7 +281,7 @@ def _is_inside(thing: Thing) -> bool:
 
 
 def _is_apart(thing: Thing, others: Sequence[Thing]) -> bool:
-    """Return whether a thing touches none of the others."""
+    """Return whether a thing is far enough from each of the others: more than ``_GAP``."""
     for other in others:
         distance = math.hypot(thing.x - other.x, thing.y - other.y)
         if distance <= thing.radius + other.radius + _GAP:
@@ -310,7 +315,7 @@ def _shade(
 
 
 def _background(random: np.random.Generator) -> tuple[int, int, int]:
-    """Sample the background's colour; white stays exactly white."""
+    """Sample the background's colour: exact white, or a shade of another colour."""
     names = list(BACKGROUNDS)
     name = str(random.choice(names, p=[0.64, 0.12, 0.12, 0.12]))
     rgb = BACKGROUNDS[name]

@@ -28,7 +28,7 @@ class APIKeyMiddleware(CheckMiddleware):
         """Refuse a wrong or missing key.
 
         Raises:
-            APIError: 401.
+            APIError: the key is wrong or missing (status 401).
         """
         if scope["path"] in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD"):
             return

@@ -39,8 +39,8 @@ class BodyLimitMiddleware(HTTPMiddleware):
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        # A body that announces its excess is refused unread. h11 has checked that the length is a
-        # number.
+        # A body is refused unread if its header says that it is too large. h11 has checked that the
+        # length is a number.
         self._check_size(int(Headers(scope=scope).get("content-length", "0")))
         if self._open_requests >= self._settings.most_requests:
             raise _too_many_requests()
@@ -56,7 +56,8 @@ class BodyLimitMiddleware(HTTPMiddleware):
     async def _read(self, body: bytearray, receive: Receive) -> None:
         """Append the request's body to ``body``.
 
-        If this fails, ``body`` has the bytes that arrived, which the caller subtracts again.
+        The bytes count in ``_held_bytes`` as they arrive. The caller subtracts them in the end,
+        also if this fails.
 
         Raises:
             APIError: a limit is exceeded, or the client leaves.

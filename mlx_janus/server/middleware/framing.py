@@ -12,7 +12,7 @@ from .base import CheckMiddleware
 class FramingMiddleware(CheckMiddleware):
     """A check for requests that state their length in two ways.
 
-    A proxy in front of the server might use the other one.
+    A proxy in front of the server might use one of them, and the server the other.
     """
 
     def check(self, scope: Scope) -> None:

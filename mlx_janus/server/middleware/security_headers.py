@@ -26,7 +26,7 @@ class SecurityHeadersMiddleware(HTTPMiddleware):
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)  # the page has its own policy, for one
+                    headers.setdefault(name, value)  # the web page sets its own policy
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

@@ -39,6 +39,6 @@ def middleware_stack(settings: Settings, metrics: Metrics) -> list[Middleware]:
         stack += [cors, Middleware(ErrorMiddleware)]
     if settings.api_key is not None:
         stack.append(Middleware(APIKeyMiddleware, key=settings.api_key))
-    # Innermost, so that no body is read of a request that another check refuses.
+    # Innermost: if another check refuses a request, its body is not read.
     stack.append(Middleware(BodyLimitMiddleware, settings=settings))
     return stack

@@ -34,7 +34,7 @@ _ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)  # radians, samples of a
 
 
 class TrackingHead(nn.Module):
-    """Linear head over hidden states: the things at this and the last position, and two counts."""
+    """Linear head over hidden states: the things here and one position before, and two counts."""
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -53,8 +53,8 @@ class TrackingHead(nn.Module):
         Args:
             hidden: (B, n, hidden), where state ``k`` predicts token ``k``.
             owners: (B, n, 2) labels of the shape and the colour at position ``k``.
-            begun: (B, n, ``COUNT_BITS``) counts of the things begun before it.
-            ahead: (B, n, ``COUNT_BITS``) counts of the things not begun before it.
+            begun: (B, n, ``COUNT_BITS``) ``encode_counts`` of the things begun before ``k``.
+            ahead: (B, n, ``COUNT_BITS``) ``encode_counts`` of all other things.
         """
         out = self.out(hidden)
         # Logits of the thing at each position, of the thing one position before, and of the counts.
@@ -81,7 +81,7 @@ class TrackingHead(nn.Module):
 
 
 class PlacingHead(nn.Module):
-    """Linear head over a middle layer where a thing is named: the place of its centre."""
+    """Linear head over a middle layer: the place of a thing's centre, where the thing is named."""
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -93,7 +93,7 @@ class PlacingHead(nn.Module):
 
         Args:
             middle: (B, L, hidden), the middle layer's output.
-            places: (B, L, 3) from ``placing_targets``.
+            places: (B, L, 3) from ``placing_targets``: x, y, and 1 where a thing is named.
         """
         normed = self.norm(middle)
         predicted = self.out(normed)
@@ -164,12 +164,12 @@ def tracking_targets(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the targets of ``TrackingHead``: owners (n, 2), begun and ahead (n, ``COUNT_BITS``).
 
-    n = grid * grid is the number of image tokens. Owners are indices into ``SHAPE_LABELS`` and
-    ``COLOUR_LABELS``. "Begun" counts the things whose first token is before a position, "ahead" the
-    others.
+    n = grid * grid is the number of image tokens. Owners are the shape and the colour of the thing
+    at a position, as indices into ``SHAPE_LABELS`` and ``COLOUR_LABELS``. "Begun" counts the things
+    whose first token is before the position, "ahead" the others.
     """
     labels = patch_labels(scene, grid)
-    names = labels[:2]
+    names = labels[:2]  # the shape and the colour of each patch
     owners = names.T.astype(np.int32)
 
     position = partial(first_token, grid=grid)

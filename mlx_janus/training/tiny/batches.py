@@ -87,10 +87,7 @@ def conversation_batch(
 
 
 def _word_ids(prompts: Prompts) -> dict[str, int]:
-    """Return the token id of each shape's and each colour's word.
-
-    Of a word with several tokens, it is the first.
-    """
+    """Return the first token id of each shape's and each colour's word."""
     words = {}
     for name in (*shapes.SHAPES, *shapes.COLOURS):
         tokens = prompts.encode(f" {name}")
@@ -104,12 +101,12 @@ def _conversation(
     random: np.random.Generator,
     shares: Mapping[str, float],
 ) -> tuple[list[int], list[bool]]:
-    """Make a conversation: its ids, and for each whether the assistant says it, eos included."""
+    """Make a conversation: its ids, and for each whether it is part of an answer or its eos."""
     ids: list[int] = []
     is_answer: list[bool] = []
     turns: list[Turn] = []
     for question in _questions(prompts, scene, random, shares):
-        # Each prompt repeats the conversation so far: ``is_answer`` grows by what it adds.
+        # Each prompt repeats the conversation so far, so only its new ids extend ``is_answer``.
         images = 0 if turns else 1
         turns.append(Turn("user", question.text, images))
         prompt = prompts.answering(turns)
@@ -129,7 +126,7 @@ def _questions(
     random: np.random.Generator,
     shares: Mapping[str, float],
 ) -> list[language.Question]:
-    """Ask questions about a scene until the next one would no longer fit."""
+    """Ask questions about a scene until the next one would exceed ``_CONVERSATION`` positions."""
     first = language.question(scene, random, shares=shares)
     asked = [first]
     used = prompts.image_tokens + _TEMPLATE
@@ -162,7 +159,8 @@ def caption_batch(
         prompts: the model's tokenizer and template.
         random: source of all randomness.
         size: number of captions.
-        dropped: share of captions turned into pads: guidance needs a model that draws without one.
+        dropped: share of captions replaced by pads, as guidance needs a model that draws without a
+            caption.
         kinds: share of each kind of scene.
     """
     scenes = [shapes.sample_scene(random, kinds=kinds) for _ in range(size)]

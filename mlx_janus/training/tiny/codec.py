@@ -21,7 +21,7 @@ from ...worlds import shapes
 from ..loop import Learner, compiled_gradient, part_of
 from .recipe import CodecRecipe
 
-_SHAPE_WEIGHT = 4.0  # weight of a pixel that differs from the corner, added to every pixel's 1
+_SHAPE_WEIGHT = 4.0  # added to the weight 1 of a pixel that differs from the corner pixel
 _KMEANS_BATCHES = 8  # batches whose vectors initialise the codebook
 _DECAY = 0.98  # decay per step of the codes' running means
 _UNUSED = 0.05  # mean uses per step; a code with fewer is moved
@@ -29,7 +29,7 @@ _MOVE_EVERY = 20  # steps
 _SURVEY_BATCHES = 60  # batches that show which codes stand for plain background
 _PLAIN = 4.0  # a plain code is used this many times as often for plain patches as for others
 _PLAIN_CLUSTERS = 16  # codes that are kept for plain background
-_DIFFERENT = 0.15  # difference from the corner, on a range of 2, that makes a patch not plain
+_DIFFERENT = 0.15  # difference from the corner pixel, of at most 2, that makes a patch not plain
 
 
 class CodecStage:
@@ -44,7 +44,7 @@ class CodecStage:
         self._seed = seed
         mx.random.seed(seed)
         self.model = VQModel(config)
-        self.model.quantize.freeze()
+        self.model.quantize.freeze()  # codes follow running means, not gradients
         if not self.trains_encoder:
             self.model.encoder.freeze()
             self.model.quant_conv.freeze()
@@ -55,7 +55,7 @@ class CodecStage:
             warmup=50,
             muon_rate=recipe.muon_rate,
         )
-        # running means per step of each code's number of vectors and of their sum
+        # For each code, the vectors assigned to it in a step: running means of count and sum.
         size = config.codebook_size
         self._uses = mx.ones((size,))
         self._sums = mx.zeros((size, config.codebook_dim))
@@ -82,7 +82,7 @@ class CodecStage:
         """Train on step ``index``; return the loss, its parts, and the use of the codes."""
         unquantized_steps = self._recipe.unquantized_steps
         quantized = index >= unquantized_steps
-        if index == unquantized_steps > 0:  # a merged codec, with 0, has its codebook already
+        if index == unquantized_steps > 0:  # 0 for a merged codec: it has its codebook
             self._initialise_codebook(index)
         pixels = self._pixels(index, 0)
         gradient = self._quantized_gradient if quantized else self._unquantized_gradient
@@ -90,7 +90,7 @@ class CodecStage:
         norm = self._learner.update(gradients)
 
         squared_error = measured["squared_error"].item()
-        signal_to_noise = 4 / squared_error  # pixels range over 2
+        signal_to_noise = 4 / squared_error  # 4: the square of the pixels' range, 2
         metrics = {
             "loss": loss.item(),
             "psnr": 10 * math.log10(signal_to_noise),
@@ -112,7 +112,7 @@ class CodecStage:
 
         Part 0 is the batch of step ``index``; other parts are for the codebook.
         """
-        seeds = [self._seed, 1, index, part]
+        seeds = [self._seed, 1, index, part]  # 1: for scenes; the k-means have 2 and 6
         random = np.random.default_rng(seeds)
         kinds = random.choice(shapes.BUSY, self._recipe.batch)
         images = []
@@ -134,7 +134,7 @@ class CodecStage:
             batches.append(batch)
         vectors = np.concatenate(batches)
         size = len(self._uses)
-        seeds = [self._seed, 2]
+        seeds = [self._seed, 2]  # 2: for this k-means; other uses have 1 and 6
         centres, _ = kmeans2(
             vectors,
             size,
@@ -143,12 +143,12 @@ class CodecStage:
             missing="warn",
             seed=np.random.default_rng(seeds),
         )
-        sums = centres.astype(np.float32)
+        sums = centres.astype(np.float32)  # each centre counts as one use
         uses = mx.ones((size,))
         self._set_codebook(mx.array(sums), uses)
 
     def _set_codebook(self, sums: mx.array, uses: mx.array) -> None:
-        """Set the running means, and the codes to the directions of their sums."""
+        """Set the running means, and each code to its normalised sum."""
         self._sums = sums
         self._uses = uses
         self.model.quantize.embedding.weight = normalize(sums)
@@ -174,13 +174,13 @@ class CodecStage:
         uses = _DECAY * self._uses + (1 - _DECAY) * new_uses
         sums = _DECAY * self._sums + (1 - _DECAY) * new_sums
         is_due = index % _MOVE_EVERY == 0
-        if is_due and index < 0.8 * self.steps:  # none near the end, so that codes settle
+        if is_due and index < 0.8 * self.steps:  # not near the end, so codes settle
             codes = self.model.quantize.look_up(ids)
             squares = (vectors - codes) ** 2
             errors = squares.sum(-1)
             worst = mx.argsort(-errors)
             is_unused = np.array(uses) < _UNUSED
-            most = ids.size // 8  # moved at once, each to another vector of this batch
+            most = ids.size // 8  # codes moved at once, each to a different vector
             unused = np.flatnonzero(is_unused)[:most]
             number = unused.size
             if number:
@@ -215,7 +215,7 @@ class MergedCodecStage(CodecStage):
         seed: int,
         trained: dict[str, mx.array],
     ):
-        super().__init__(config, recipe, seed + 3)
+        super().__init__(config, recipe, seed + 3)  # other scenes than ``CodecStage`` has
         weights = part_of(trained, "model.")
         self.model.load_weights(list(weights.items()), strict=True)
         sums = np.array(trained["codebook.sums"])
@@ -238,7 +238,7 @@ class MergedCodecStage(CodecStage):
         plain = self._plain_codes(size)
         embedding = self.model.quantize.embedding
         vectors = np.array(embedding.weight)[plain]
-        seeds = [self._seed, 6]
+        seeds = [self._seed, 6]  # 6: for this k-means; other uses have 1 and 2
         centres, nearest = kmeans2(
             vectors,
             _PLAIN_CLUSTERS,
@@ -252,7 +252,7 @@ class MergedCodecStage(CodecStage):
             if not len(codes):
                 continue
             kept = codes[0]
-            cluster_uses = mx.array(uses[codes])  # summed by MLX, whose rounding training has
+            cluster_uses = mx.array(uses[codes])  # MLX rounds sums otherwise than NumPy
             total = cluster_uses.sum().item()
             sums[codes] = 0
             uses[codes] = 0
@@ -261,7 +261,7 @@ class MergedCodecStage(CodecStage):
         self._set_codebook(mx.array(sums), mx.array(uses))
 
     def _plain_codes(self, size: int) -> np.ndarray:
-        """Find the codes, of ``size``, that are used mostly for patches of plain background."""
+        """Find the codes used mostly for plain background; ``size`` is the number of all codes."""
         plain = np.zeros(size)
         other = np.zeros(size)
         doublings = len(self.model.decoder.conv_blocks) - 1
@@ -304,7 +304,7 @@ def _loss(
     batch: Mapping[str, mx.array],
     quantized: bool,
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the loss of a reconstruction, and the parts and vectors that a step reads.
+    """Return the loss of a reconstruction, and the parts, vectors and ids that a step reads.
 
     Args:
         model: the codec.
@@ -322,11 +322,11 @@ def _loss(
         codes = mx.stop_gradient(codes).reshape(z.shape)
         distances = ((z - codes) ** 2).sum(-1)
         commitment = distances.mean()
-        # Straight-through estimator: the decoder reads the codes, and z gets its gradient.
+        # Straight-through estimator: the decoder reads the codes, but the gradient goes to z.
         correction = mx.stop_gradient(codes - z)
         decoded = z + correction
     else:
-        ids = mx.zeros((len(vectors),), mx.uint32)
+        ids = mx.zeros((len(vectors),), mx.uint32)  # not used
         commitment = mx.array(0.0)
         decoded = z
     features = model.post_quant_conv(decoded)
@@ -334,6 +334,7 @@ def _loss(
     errors = reconstructed - pixels
     squares = errors * errors
 
+    # The corner pixel stands for the background. Pixels unlike it weigh more.
     corner = pixels[:, :1, :1]
     differences = mx.abs(pixels - corner)
     largest = differences.max(-1, keepdims=True)

@@ -83,7 +83,9 @@ class _EncoderWithHeads(nn.Module):
 
 
 def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
-    """Measure how much of each cell of a patch is not background.
+    """Measure the share of each cell that differs from the background, for every patch.
+
+    A patch has ``_CELLS`` rows of ``_CELLS`` cells.
 
     (B, S, S, 3) -> (B, grid * grid, _CELLS * _CELLS), each from 0 to 1.
     """
@@ -100,13 +102,13 @@ def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
 
 
 def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
-    """Measure the edges of each direction in each quarter of a patch.
+    """Measure the strength of the edges in each direction, in each quarter of every patch.
 
     (B, S, S, 3) -> (B, grid * grid, 4 * _DIRECTIONS): histograms of oriented gradients, known as
     good targets for vision transformers (Wei et al., 2022).
     """
     differs = _differs_from_corner(pixels)
-    things = differs.astype(np.float32)
+    things = differs.astype(np.float32)  # 1 on a thing, 0 on the background
     down, right = np.gradient(things, axis=(1, 2))
     strength = np.hypot(down, right)
     angle = np.arctan2(down, right)
@@ -138,10 +140,12 @@ def _differs_from_corner(pixels: np.ndarray) -> np.ndarray:
 def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
     """Label every patch of a scene -> (8, grid * grid).
 
-    0 and 1: indices into ``SHAPE_LABELS`` and ``COLOUR_LABELS``. 2: 1 if a thing's centre is in the
-    patch. The rest describes the patch's own thing. 3 and 4: offset of its centre to the right and
-    down, in patches. 5: its size in patches. 6 and 7: its x and y in the image, from -2 at the left
-    and the top to 2.
+    A patch belongs to the nearest thing that is in reach. All rows but row 2 describe this thing,
+    and are 0 without one.
+
+    Rows 0 and 1: indices into ``SHAPE_LABELS`` and ``COLOUR_LABELS``. Row 2: 1 if any thing's
+    centre is in the patch. Rows 3 and 4: offset from the patch's centre to the thing's, to the
+    right and down, in patches. Row 5: size in patches. Rows 6 and 7: ``place_in_image``.
     """
     labels = np.zeros((8, grid, grid), np.float32)
     size = shapes.SIDE / grid
@@ -156,7 +160,7 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
         to_right = thing.x - x
         to_bottom = thing.y - y
         distance = np.hypot(to_right, to_bottom)
-        radii = distance / thing.radius  # a patch in reach of two things belongs to the nearer one
+        radii = distance / thing.radius  # decides between two things in reach
         reach = _REACH * thing.radius + _MARGIN
         within_reach = distance < reach
         mine = within_reach & (radii < nearest)
@@ -176,7 +180,7 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
 
 
 def place_in_image(thing: shapes.Thing) -> tuple[float, float]:
-    """Return x and y of a thing's centre, from -2 at the left and the top to 2."""
+    """Return x and y of a thing's centre in the image, from -2 (left, top) to 2 (right, bottom)."""
     x = 4 * thing.x / shapes.SIDE
     y = 4 * thing.y / shapes.SIDE
     return x - 2, y - 2
@@ -191,13 +195,14 @@ def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> No
     Here the first features of a patch are sines and cosines of its place only. A head's keys are
     these features, and its queries are the features rotated by an offset, so that a patch attends
     to the patch at that offset, as in a convolution (Cordonnier et al., 2020). Training may change
-    all of it.
+    all these weights.
     """
     tower = encoder.vision_tower
     waves = config.width // config.heads  # features of place: as many as a head has
     free = config.width - waves  # the other features, for the content of a patch
     longest = 2 * config.grid  # patches
     lowest = 2 * np.pi / longest
+    # Radians per patch. Each frequency gives a sine and a cosine of the row and of the column.
     frequencies = np.geomspace(lowest, 2.2, waves // 4)
     place = _sines_of_places(frequencies, config.grid)
     tower.pos_embed = _pad_columns(place, free)[None]
@@ -214,8 +219,9 @@ def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> No
     for reach, block in zip(_REACHES, tower.blocks, strict=False):
         queries = _neighbour_queries(frequencies, reach, config.heads)
         local_queries = _pad_columns(_SHARPNESS * queries, free)
-        qkv = block.attn.qkv  # one matrix; its random part stays, but smaller
+        qkv = block.attn.qkv  # the weights of queries, keys and values
         query, key, value = mx.split(qkv.weight, 3, axis=0)
+        # The random weights stay, but smaller.
         query = 0.3 * query + local_queries
         key = 0.3 * key + local_keys
         parts = [query, key, value]
@@ -242,7 +248,7 @@ def _neighbour_queries(
     reach: int,
     heads: int,
 ) -> np.ndarray:
-    """Return queries for patches at a distance of ``reach``: (heads * waves, waves).
+    """Return query weights for patches at a distance of ``reach``: (heads * waves, waves).
 
     The heads in turn look above, below, left and right.
     """
@@ -258,8 +264,8 @@ def _neighbour_queries(
 def _patch_filters(config: SiglipConfig, waves: int) -> np.ndarray:
     """Return the initial patch embedding: (width, P, P, 3).
 
-    After the features of place, which are zero, come the cosine transform of a patch's brightness
-    and the colours of its quarters.
+    The first ``waves`` filters are zero, for the features of place. Then come the cosine transform
+    of a patch's brightness and the colours of its quarters.
     """
     P = config.patch_size
     nothing = np.zeros((P, P, 3))
@@ -271,7 +277,7 @@ def _patch_filters(config: SiglipConfig, waves: int) -> np.ndarray:
 
     filters = [nothing] * waves
     identity = np.eye(P)
-    cosines = dct(identity, norm="ortho", axis=0)
+    cosines = dct(identity, norm="ortho", axis=0)  # row i: wave of frequency i
     order = sorted(np.ndindex(P, P), key=sum)  # lowest frequencies first
     remaining = config.width - waves - len(colours)
     for i, j in order[:remaining]:
@@ -288,7 +294,7 @@ def _patch_filters(config: SiglipConfig, waves: int) -> np.ndarray:
 
 
 def _quarter_colour(size: int, quarter: int, channel: int) -> np.ndarray:
-    """Return a filter that sums a colour channel over a quarter of a patch: (size, size, 3)."""
+    """Return a filter that averages a colour channel over a quarter of a patch: (size, size, 3)."""
     row, column = divmod(quarter, 2)
     half = size // 2
     top = row * half
@@ -301,7 +307,7 @@ def _quarter_colour(size: int, quarter: int, channel: int) -> np.ndarray:
 
 
 def _rotation(frequencies: np.ndarray, dy: float, dx: float) -> np.ndarray:
-    """Return the matrix that moves a place's sines and cosines by some patches: (waves, waves)."""
+    """Return a matrix that moves a place's sines and cosines by dy, dx patches: (waves, waves)."""
     n = len(frequencies)
     waves = 4 * n
     rotation = np.zeros((waves, waves))
@@ -365,7 +371,7 @@ class EncoderStage:
         self._learner.restore(state)
 
     def step(self, index: int) -> dict[str, float]:
-        """Train on step ``index``; return the loss, the shares of right patches, and the errors."""
+        """Train on the batch of step ``index``; return its measurements for the log."""
         batch = self._batch(index)
         (loss, measured), gradients = self._gradient(batch)
         norm = self._learner.update(gradients)
@@ -378,7 +384,7 @@ class EncoderStage:
     def _batch(self, index: int) -> dict[str, np.ndarray]:
         """Make the scenes of a step: pixels, and the targets of each head."""
         grid = self._config.grid
-        seeds = [self._seed, 3, index]
+        seeds = [self._seed, 3, index]  # 3: the random stream of this stage
         random = np.random.default_rng(seeds)
         kinds = random.choice(shapes.BUSY, self._recipe.batch)
         images = []
@@ -400,10 +406,14 @@ def _loss(
     model: _EncoderWithHeads,
     batch: Mapping[str, mx.array],
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the loss of all heads, and the shares and errors over patches that show a thing."""
+    """Return the loss of all heads, and measurements for the log.
+
+    The shares of right shapes and colours and the error of places are over the patches that show a
+    thing; the error of edges is over all patches.
+    """
     predicted = model(batch["pixels"])
     labels = batch["labels"]
-    names = labels[:2].astype(mx.int32)
+    names = labels[:2].astype(mx.int32)  # indices of shape and colour
     shape, colour = names
     is_centre = labels[2]
     places = labels[3:]

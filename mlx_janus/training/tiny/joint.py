@@ -49,7 +49,9 @@ def build_model(
     encoder: dict[str, mx.array],
     seed: int,
 ) -> JanusModel:
-    """Create a model with the trained codec and vision encoder, and else random weights.
+    """Create a model from the trained codec and vision encoder; other weights are random.
+
+    Only the table of image embeddings is set too: to a copy of the codebook.
 
     Args:
         config: the model's config.
@@ -57,14 +59,14 @@ def build_model(
         encoder: final state of the vision encoder's stage.
         seed: seed of the random weights.
     """
-    mx.random.seed(seed + 2)
+    mx.random.seed(seed + 2)  # the earlier stages have ``seed`` and ``seed + 1``
     model = JanusModel(config)
     codec_weights = part_of(codec, "model.")
     encoder_weights = part_of(encoder, "model.encoder.")
     model.gen_vision_model.load_weights(list(codec_weights.items()), strict=True)
     model.vision_model.load_weights(list(encoder_weights.items()), strict=True)
     codebook = model.gen_vision_model.quantize.embedding
-    model.gen_embed.weight = mx.array(codebook.weight)  # see the module's docstring
+    model.gen_embed.weight = mx.array(codebook.weight)  # similar codes, similar embeddings
     return model
 
 
@@ -73,7 +75,7 @@ class _Half(NamedTuple):
 
     gradients: Any
     measured: Mapping[str, mx.array]  # names of _MEASURED
-    positions: int
+    positions: int  # ids and image tokens of the batch
 
 
 class JointStage:
@@ -84,7 +86,7 @@ class JointStage:
     compute one each, with the same result.
 
     Args:
-        trainee: changed in place; gets the heads that the recipe needs and that it lacks.
+        trainee: changed in place; the heads that the recipe needs are added if missing.
         prompts: the model's tokenizer and template.
         recipe: steps, batches and learning rates.
         seed: seed of the batches.
@@ -142,7 +144,7 @@ class JointStage:
         halves = [self._half(index, half) for half in self._halves]
         gradients = _mean_gradients([half.gradients for half in halves])
         gradients = nn.average_gradients(gradients)
-        # One memory layout, whether the ring carried the arrays or not: others round differently.
+        # One memory layout, whether one process ran or two: other layouts round differently.
         gradients = tree_map(mx.contiguous, gradients)
         norm = self._learner.update(gradients)
         metrics = _mean_measurements([half.measured for half in halves])
@@ -242,18 +244,18 @@ def answering_loss(
     batch: Mapping[str, mx.array],
     placing: float = 0.0,
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the loss of answers, and its measurements.
+    """Return the loss of answers, and the measurements by name.
 
     Args:
         trainee: the model and its heads.
         batch: a ``ConversationBatch``.
-        placing: weight of the placing head's loss.
+        placing: weight of the placing head's loss; 0: the head is not run.
     """
     janus = trainee.janus
     text = janus.embed_text(batch["ids"])
     features = janus.understand(batch["pixels"])
     image_end = IMAGE_AT + features.shape[1]
-    # The image's features take the place of its placeholders.
+    # The image's features replace its placeholders, which begin at IMAGE_AT in every row.
     before = text[:, :IMAGE_AT]
     after = text[:, image_end:]
     embeddings = mx.concatenate([before, features, after], axis=1)
@@ -276,7 +278,7 @@ def answering_loss(
 def _final_and_middle_states(model: JanusModel, embeddings: mx.array) -> tuple[mx.array, mx.array]:
     """Return the result of ``model.hidden_states``, and the middle layer's output.
 
-    The placing head reads the middle, so that the upper layers can use a place found there.
+    The placing head reads the middle layer, so that the upper layers can use a place found there.
     """
     llama = model.language_model.model
     hidden = embeddings
@@ -294,12 +296,12 @@ def drawing_loss(
     batch: Mapping[str, mx.array],
     tracking: float = 0.0,
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the loss of image tokens, and its measurements.
+    """Return the loss of image tokens, and the measurements by name.
 
     Args:
         trainee: the model and its heads.
         batch: a ``CaptionBatch``.
-        tracking: weight of the tracking head's loss.
+        tracking: weight of the tracking head's loss; 0: the head is not run.
     """
     janus = trainee.janus
     ids = batch["ids"]

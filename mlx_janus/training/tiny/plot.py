@@ -33,7 +33,7 @@ def plot_log(log: Path, output: Path) -> None:
     lines = read_log(log)
     figure = Figure(figsize=(16, 5.5), layout="constrained")
     for axes, (stage, key, title) in zip(figure.subplots(2, 5).flat, _CURVES, strict=True):
-        # A curve without lines, of a stage that has not begun, leaves its axes empty.
+        # The axes of a stage that has not begun stay empty, as the log has no lines of it.
         shown = [line for line in lines if line["stage"] == stage and key in line]
         steps = [line["step"] for line in shown]
         values = [line[key] for line in shown]

@@ -86,7 +86,7 @@ class TinyRecipe:
             placing=1.0,
         )
     )
-    share_of_last: float = 0.5  # weight of the last stage in its mean with the stage before
+    share_of_last: float = 0.5  # weight of ``places`` in the final mean with ``joint``
 
 
 CODEC = VQConfig(

@@ -47,7 +47,7 @@ def train_tiny(
         report: called after every step.
 
     Returns:
-        The model. Only the first process's has the averaged weights that are written.
+        The model; in the first process, with the averaged weights that are written.
 
     Raises:
         CheckpointError: a checkpoint is damaged, or belongs to another recipe or seed.
@@ -70,7 +70,7 @@ def train_tiny(
         stage = JointStage(trainee, prompts, getattr(recipe, name), seed, name)
         needed = _without_later_stages(recipe, name)
         run.stage(stage, config.to_dict(), needed, writes=run.is_first)
-    if run.is_first:  # it wrote these checkpoints: no other can be sure that they are there
+    if run.is_first:  # it wrote the checkpoints: no other can be sure that they exist
         joint = load_state(output, "joint")
         average_weights(janus, joint, load_state(output, "places"), recipe.share_of_last)
         save_model(
@@ -135,9 +135,9 @@ def _train_codec_and_encoder(run: _Run, recipe: TinyRecipe) -> None:
 
 
 def _without_later_stages(recipe: TinyRecipe, name: str) -> TinyRecipe:
-    """Return the recipe with defaults for the stages after this one, on which it does not depend.
+    """Return the recipe with defaults for the stages after ``name``.
 
-    So a change of a later stage keeps this stage's checkpoint valid.
+    The stage ``name`` does not depend on them, so changing them keeps its checkpoint valid.
     """
     index = JOINT_STAGES.index(name)
     later = JOINT_STAGES[index + 1 :]
