@@ -137,13 +137,12 @@ def _check(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_union(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
-    """Allow None and values of a member's type; check any other as the first member's.
-
-    A section that is a member was checked when it was made.
-    """
+    """Check a value as the member of its type, or else as the first member."""
+    if value is None and type(None) in typing.get_args(hint):
+        return
     members = _members(hint)
-    if value is not None and type(value) not in members:
-        _check(value, members[0], limits, refuse)
+    own = next((member for member in members if type(value) is member), members[0])
+    _check(value, own, limits, refuse)
 
 
 def _check_tuple(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:

@@ -36,6 +36,7 @@ class Whole(Section):
     any_length: tuple[int, ...] = size_field((1,), high=3)
     three: tuple[float, float, float] = number_field((0, 0, 0), low=-1, high=1)
     part: Part | None = None
+    maybe: float | None = number_field(0.5, high=1)
     new: str = field(default="", metadata=LATER)
 
 
@@ -56,6 +57,8 @@ class Whole(Section):
         ({"any_length": [1, 4]}, "any_length must be a whole number from 1 to 3, got 4"),
         ({"three": [0, 0]}, r"three must be a list of 3 values, got \(0, 0\)"),
         ({"three": [0, 0, "x"]}, "three must be a float, got 'x'"),
+        ({"maybe": 1.5}, "maybe must be a number from 0 to 1, got 1.5"),
+        ({"maybe": math.nan}, "maybe must be a number from 0 to 1, got nan"),
         ({"part": 3}, "part must be a JSON object, got 3"),
         ({"part": {"name": None}}, "part: name must be a str, got None"),
         ({"new": 1}, "new must be a str, got 1"),
@@ -78,7 +81,8 @@ def test_what_a_section_takes() -> None:
     }
     section = Whole.from_dict(data)
     assert section == Whole("other", share=1, any_length=(1, 3), three=(0, -1, 0.5), part=Part("x"))
-    assert section.to_dict() == {"kind": "other", "size": 4, "share": 1, "free": 0.0} | data
+    defaults = {"size": 4, "free": 0.0, "maybe": 0.5}
+    assert section.to_dict() == defaults | data
     assert Whole.from_dict(section.to_dict()) == section
     assert Whole("one", new="x").to_dict()["new"] == "x"
     with pytest.raises(ConfigError, match="whole lacks 'kind'"):
