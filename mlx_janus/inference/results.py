@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ..config import BITS, DTYPES, RECIPES
-from ..errors import ImageError, OptionError
-from ..limits import MAX_UPSCALE
+from ..errors import ImageError
+from ..limits import MAX_UPSCALE, check_int
 from ..processing.png import png_bytes, read_text_chunks, save_png
 
 
@@ -89,10 +89,7 @@ class GeneratedImage:
         Raises:
             OptionError: the factor is not an integer from 1 to 4.
         """
-        if factor not in range(1, MAX_UPSCALE + 1):
-            raise OptionError(
-                f"factor must be a whole number from 1 to {MAX_UPSCALE}, got {factor}"
-            )
+        factor = check_int("factor", factor, 1, MAX_UPSCALE)
         if factor == 1:
             return self
         width, height = self.image.size

@@ -173,7 +173,7 @@ def test_the_librarys_pictures_are_enlarged_by_whole_numbers_up_to_four(
     pro: mlx_janus.JanusPipeline,
 ) -> None:
     image = pro.generate_images("a fox", seed=1, window=1)[0]
-    for factor in (0, 5, 1.5):
+    for factor in (0, 5, 1.5, 2.0, True):
         with pytest.raises(errors.OptionError, match="from 1 to 4"):
             image.upscaled(factor)  # type: ignore[arg-type]
 
