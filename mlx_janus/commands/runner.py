@@ -197,10 +197,11 @@ def be_quiet(ctx: click.Context) -> None:
     """Hide notes and progress bars, including the Hub's, until the command ends."""
     ctx.meta[_QUIET] = True
     log = logging.getLogger("mlx_janus")
-    # A process may run several commands, so restore the level and the variable after this one.
+    # A process may run several commands, so this one's end restores the log level and, below, the
+    # environment variable. Only Hub code that is not imported yet sees the variable.
     ctx.call_on_close(lambda level=log.level: log.setLevel(level))
     log.setLevel(logging.ERROR)
-    hub_switch = "HF_HUB_DISABLE_PROGRESS_BARS"  # huggingface_hub reads it when it is imported
+    hub_switch = "HF_HUB_DISABLE_PROGRESS_BARS"
     if hub_switch not in os.environ:  # a user's own choice stays
         ctx.call_on_close(lambda: os.environ.pop(hub_switch, None))
         os.environ[hub_switch] = "1"

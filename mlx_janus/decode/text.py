@@ -108,7 +108,7 @@ def _answer_one_by_one(
     key = mx.random.key(options.seed)
 
     def sampler(logprobs: mx.array) -> mx.array:
-        """Choose the next token; the key is split once a token, as in ``_answer_in_windows``."""
+        """Choose the next token. One key a token, as with ``lookup``, so a seed's tokens agree."""
         nonlocal key
         key, step_key = mx.random.split(key)
         return choose(logprobs, step_key[None], options.temperature, options.top_p)

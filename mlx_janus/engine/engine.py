@@ -240,6 +240,7 @@ class Engine:
 
         Raises:
             StoppingError: the engine was closed while loading.
+            OptionError: the model is in low-memory mode.
         """
         janus = self._load()
         if janus.low_memory:

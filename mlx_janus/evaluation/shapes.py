@@ -31,6 +31,7 @@ from ..worlds import judge, language, shapes
 if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
 
+# POPE's ways to pick an absent object
 NEGATIVES = ("random", "popular", "adversarial")
 ATTRIBUTES = ("colour", "shape", "number", "position")
 TASKS = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
@@ -211,7 +212,7 @@ def measure_existence(
     seed: int,
     progress: Progress,
 ) -> dict[str, YesNoScores]:
-    """Measure POPE's scores for each kind of absent object, on scenes held out of training."""
+    """Measure POPE's scores on scenes held out of training, by how POPE picks absent objects."""
     random = np.random.default_rng([seed, 11])  # 11: random numbers of this part only
     held_out = _held_out_scenes(random)
     scenes = list(islice(held_out, sizes.pictures))

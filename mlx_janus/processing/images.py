@@ -67,7 +67,7 @@ _UPRIGHT = {  # EXIF orientation -> the transposition that makes the image uprig
 
 # PIL warns through the process-wide filters. Two threads must not change those at the same time,
 # so one image is decoded at a time.
-_WARNINGS = threading.Lock()
+_WARNING_FILTERS_LOCK = threading.Lock()
 
 
 def as_images(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
@@ -288,7 +288,7 @@ def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
         head: the file's first bytes; empty if there is no file.
     """
     try:
-        with _WARNINGS, warnings.catch_warnings():
+        with _WARNING_FILTERS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except ImageError:  # from the block inside, which has found the reason itself

@@ -55,7 +55,8 @@ class PromptTokenizer:
         self._added = frozenset(token.content for token in added)
         self._special_spellings = frozenset(token.content for token in added if token.special)
         self._plain = _copy(self.tokenizer)  # a copy, since the next line changes how it encodes
-        self._plain.encode_special_tokens = True  # their spellings, as ordinary text
+        # The library's name for this: encode the spelling of a special token as ordinary text.
+        self._plain.encode_special_tokens = True
         self._check_plain()
 
     def encode(self, text: str) -> list[int]:
