@@ -73,7 +73,7 @@ class ImageScheduler:
     @property
     def waiting_requests(self) -> int:
         """The number of requests that wait and have no running image."""
-        # The event loop asks for this while the thread changes the list, so copy it first.
+        # The event loop reads this while the engine's thread changes ``running``, so copy it first.
         idle = [task for task in tuple(self.running) if task.left and not task.running]
         return len(self.waiting) + len(idle)
 
@@ -91,8 +91,8 @@ class ImageScheduler:
     def choose(self, reserved: int) -> tuple[ImageTask, int] | None:
         """Choose the images to start next.
 
-        Requests with the fewest running images come first, and among those the earliest. The
-        chosen request joins ``running``.
+        The request with the fewest running images is chosen; of several, the earliest. It joins
+        ``running``.
 
         Args:
             reserved: peak bytes of the running answers.
@@ -120,7 +120,7 @@ class ImageScheduler:
             chosen[task] = chosen.get(task, 0) + 1
         if not chosen:
             return None
-        task = next(iter(chosen))  # one request a round: the others' prompts are read in the next
+        task = next(iter(chosen))  # one request a call: the next call reads another's prompt
         if task in self.waiting:
             self.waiting.remove(task)
             self.running.append(task)
@@ -148,10 +148,13 @@ class ImageScheduler:
             self._owners |= dict.fromkeys(jobs, task)
 
     def step(self) -> None:
-        """Advance every image by a step, and decode one finished image or else one preview."""
+        """Advance every image by a step, and decode one finished image or else one preview.
+
+        If the step fails, all requests with a running image end with the error.
+        """
         try:
             finished = self._batch.step()
-        except Exception as error:  # the layers of its cache may differ: give up the batch
+        except Exception as error:  # the cache's layers may differ now: give up the batch
             self._batch = self._pathway.batch()
             self._end_lost(error)
             return
@@ -203,8 +206,15 @@ class ImageScheduler:
         return _Decoding(task, lambda: task.ticket.tell(Partial(index, number, canvas.preview())))
 
     def drop(self, tasks: Sequence[ImageTask], error: BaseException | None = None) -> None:
-        """End requests, finished or not, and remove their images from the batch."""
+        """End requests, finished or not, and remove their images from the batch.
+
+        Args:
+            tasks: requests in ``running``.
+            error: the reason, told to the client; None: the requests end without an error.
+        """
         for task in tasks:
+            if task not in self.running:  # has ended already, as a failure below lost its images
+                continue
             jobs = list(task.running)
             self._forget(task)
             task.ticket.end(error)
@@ -216,14 +226,14 @@ class ImageScheduler:
             mx.clear_cache()
 
     def drop_all(self, error: BaseException) -> None:
-        """End every running request, and go on with a new, empty batch."""
+        """End every request in ``running`` with an error, and begin a new, empty batch."""
         self._batch = self._pathway.batch()
         self.drop(list(self.running), error)
 
     def _end_lost(self, error: BaseException) -> None:
         """End the requests that lost a running image when the batch failed with ``error``.
 
-        A request that only waits, for a turn or for decoding, has lost none and goes on.
+        A request that only waits, for a turn or for decoding, has lost none and is kept.
         """
         kept = set(self._batch.jobs)
         for task in [task for task in self.running if not kept.issuperset(task.running)]:
@@ -244,7 +254,7 @@ class ImageScheduler:
 def _preview_at(request: DrawingRequest, steps: int) -> dict[int, int]:
     """Return the numbers of steps after which an image is previewed, to the previews' numbers.
 
-    Previews are evenly spaced. None follows the last step, as the image is finished then.
+    Previews are evenly spaced. The last step has no preview, as the image is finished then.
     """
     most = min(request.partial_images, steps - 1)
     return {steps * (number + 1) // (most + 1): number for number in range(most)}

@@ -16,7 +16,7 @@ import mlx_janus
 from mlx_janus.decode import batch
 from mlx_janus.decode.batch import DrawingBatch
 from mlx_janus.decode.text import TextOptions
-from mlx_janus.engine import text_queue
+from mlx_janus.engine import image_queue, text_queue
 from mlx_janus.engine.engine import Engine
 from mlx_janus.engine.messages import (
     Answered,
@@ -27,6 +27,7 @@ from mlx_janus.engine.messages import (
 )
 from mlx_janus.engine.tickets import Counts, Ticket
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, PromptError
+from mlx_janus.inference.image_generation import ImageJob, image_jobs
 from mlx_janus.inference.vq_pathway import TokenCanvas
 from mlx_janus.limits import MAX_SEED
 from mlx_janus.pipeline import JanusPipeline
@@ -210,6 +211,33 @@ def test_an_answer_that_fails_to_close_ends_no_other_with_its_error(janus: Janus
         with pytest.raises(RuntimeError, match="a bug"):
             await events(tasks[0].ticket)
         assert await events(tasks[1].ticket) == []
+
+    asyncio.run(main())
+
+
+def test_a_batch_that_fails_to_drop_an_image_ends_each_request_once(janus: JanusPipeline) -> None:
+    class Broken:
+        jobs: tuple[ImageJob, ...] = ()  # it has lost all images
+
+        def remove(self, jobs: list[ImageJob]) -> None:
+            raise RuntimeError("a bug")
+
+    async def main() -> None:
+        scheduler = image_queue.ImageScheduler(janus)
+        scheduler._batch = Broken()  # type: ignore[assignment]
+        for seed in range(3):
+            task = image_queue.ImageTask(
+                Ticket(lambda: None, lambda seconds: None), draw("a star", seed), []
+            )
+            task.running = dict.fromkeys(image_jobs(janus, "a star", 1, seed, {}), 0)
+            scheduler.running.append(task)
+        cancelled, also_cancelled, other = list(scheduler.running)
+        scheduler.drop([cancelled, also_cancelled])
+        assert not scheduler.running
+        assert await events(cancelled.ticket) == []
+        for task in (also_cancelled, other):
+            with pytest.raises(RuntimeError, match="a bug"):
+                await events(task.ticket)
 
     asyncio.run(main())
 
