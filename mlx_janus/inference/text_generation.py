@@ -26,8 +26,8 @@ from .results import TextChunk, TextResult
 class PromptRead:
     """The progress of reading a long prompt into the KV cache."""
 
-    done: int  # positions
-    total: int
+    done: int  # positions in the cache, those read earlier included
+    total: int  # positions of the entire prompt
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def text_options(
     """Check the options of ``generate_text``; without a seed, pick a random one.
 
     Raises:
-        OptionError: a number is out of range.
+        OptionError: an option has a wrong type, a number is out of range, or a stop string is
+            empty.
     """
     return TextOptions(
         max_tokens, temperature, top_p, pick_seed(seed), as_strings("stop", stop), lookup
@@ -106,7 +107,7 @@ def embed_prompt(janus: LoadedModel, ids: Sequence[int], features: Sequence[mx.a
 
 
 def answer_chunks(events: Generator[TextEvent, None, None]) -> Generator[TextChunk, None, None]:
-    """Turn events into pieces of text. The last piece has the result.
+    """Turn events into pieces of text, without ``PromptRead``. The last piece has the result.
 
     Closing this generator closes ``events``.
     """
@@ -151,11 +152,11 @@ class Prompt:
 def answer_events(
     janus: LoadedModel, prompt: Prompt, options: TextOptions
 ) -> Generator[TextEvent, None, None]:
-    """Answer a prompt. Closing the generator stops it within a step.
+    """Answer a prompt. Closing the generator ends the answer within a step.
 
     Yields:
-        ``PromptRead`` after each part of a prompt that is longer than its ``step``, ``Token`` for
-        each token except the end token, then ``Finished``.
+        ``PromptRead`` after each part while more than ``prompt.step`` positions are unread,
+        ``Token`` for each token except the end token, then ``Finished``.
     """
     mx.reset_peak_memory()
     watch = Stopwatch()
@@ -173,7 +174,7 @@ def answer_events(
     room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
     stream = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
-    del embeddings  # as ``encoded``
+    del embeddings  # or they would be held until the end of the answer
     eos = janus.prompts.special.eos
     answer = _Answer(janus.prompts.detokenizer(), eos, options.stop)
     first = 0.0  # time of the first token; 0: none yet
@@ -195,7 +196,7 @@ def answer_events(
 class _Answer:
     """The text of an answer so far.
 
-    It has complete characters only, no leading white space, and ends before a stop string.
+    The text has complete characters only, no leading white space, and ends before a stop string.
     """
 
     def __init__(self, detokenizer: Detokenizer, eos: int, stop: Sequence[str]):
@@ -208,7 +209,10 @@ class _Answer:
         self._stops = StopStrings(stop)
 
     def add(self, token: int) -> str:
-        """Add a token, and return the characters that are safe to show now."""
+        """Add a token, and return the characters that are safe to show now.
+
+        The end token or a stop string sets ``ended``.
+        """
         if token == self._eos:
             self.ended = True
             return ""
@@ -218,10 +222,11 @@ class _Answer:
         return self._show(text)
 
     def finish(self) -> str:
-        """Return the characters held back at the end of the answer."""
+        """Return the characters held back at the end of the answer, up to a stop string."""
         if self._cut:  # the characters held back come after the stop string
             return ""
         text, cut = self._stops.add(self._detokenizer.finish())
+        self.ended = self.ended or cut
         return self._show(text if cut else text + self._stops.finish())
 
     def result(self, prompt: Prompt, prompt_seconds: float, seconds: float) -> TextResult:
