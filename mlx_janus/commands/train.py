@@ -132,10 +132,11 @@ def tiny(
 
     recipe = _recipe(seed, steps)
     output.mkdir(parents=True, exist_ok=True)
-    # With two processes, this one starts both, each by this same command with --beside, and waits.
+    # To train in two processes, this process starts both by the same command with --beside, and
+    # waits. Neither starts others.
     if beside:
         end_with_parent()
-    elif processes == COUNT or (processes is None and two_are_faster()):
+    elif processes == COUNT or (processes is None and two_are_faster()):  # COUNT: 2
         command = [sys.executable, "-m", "mlx_janus", "train", "tiny"]
         run_side_by_side([*command, *_option_words(context), "--beside"])
         return
@@ -162,7 +163,7 @@ def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
         if count is not None:
             stage = name.removesuffix("_steps")
             recipe = replace(recipe, **{stage: replace(getattr(recipe, stage), steps=count)})
-    # Otherwise a short training of the codec would end before its first quantized step.
+    # Without this, a short training of the codec would end before its first quantized step.
     codec = recipe.codec
     if codec.unquantized_steps >= codec.steps:
         recipe = replace(recipe, codec=replace(codec, unquantized_steps=codec.steps // 2))
@@ -177,7 +178,7 @@ def _option_words(context: click.Context) -> list[str]:
     words = []
     for option in context.command.params:
         value = context.params[str(option.name)]
-        if value not in (None, False):
+        if value is not None and value is not False:  # 0 is a value
             words += [option.opts[0], str(value)]
     return words
 

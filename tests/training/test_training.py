@@ -469,3 +469,11 @@ def test_the_log_forgets_a_line_that_a_kill_cut(tmp_path: Path) -> None:
     log.write_text(log.read_text() + '{"stage": "enc')
     run_stage(EncoderStage(ENCODER, EncoderRecipe(1, batch=2), 0), tmp_path, recipe="one")
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1]
+
+
+def test_two_processes_get_the_options_of_the_command_also_zero() -> None:
+    with train.tiny.make_context("tiny", ["--output", "x", "--checkpoint-every", "0"]) as context:
+        words = train._option_words(context)
+    assert words[words.index("--checkpoint-every") + 1] == "0.0"
+    assert "--beside" not in words
+    assert "None" not in words
