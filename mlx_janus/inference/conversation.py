@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _FORMAT = "mlx_janus conversation"
 _VERSION = 1
 _ROLES = ("user", "assistant", "drawing")
-_ADVICE: dict[Fault, str] = {
+_ADVICE: dict[Fault, str] = {  # end of the message about a file that cannot be read
     "missing": "check the path",
     "too large": "give a saved conversation",
     "invalid": "give a saved conversation",
@@ -49,7 +49,7 @@ class Picture:
     """An image of a conversation."""
 
     image: Image.Image  # upright, RGB
-    metadata: dict[str, str] = field(default_factory=dict, repr=False)  # its PNG text
+    metadata: dict[str, str] = field(default_factory=dict, repr=False)  # text chunks of its PNG
 
     @property
     def digest(self) -> str:
@@ -104,18 +104,19 @@ class Conversation:
     ) -> ThreadStream[TextChunk]:
         """Ask a question and stream the answer in pieces.
 
-        Closing the stream stops it within a step.
+        Closing the stream stops the model after the step in progress.
 
         Args:
             text: the question.
-            images: images to ask about. Images generated since the last question come before them.
+            images: images to ask about. Images generated since the last question precede them.
             options: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop`` and ``lookup``,
                 as for ``JanusPipeline.generate_text``.
 
         Raises:
             PromptError: the question has no words and no images, or does not fit into the context.
             ImageError: an image cannot be read.
-            OptionError: a number is out of range.
+            OptionError: a number is out of range, or a value has the wrong type.
+            ConversationError: another answer is being streamed. The first item raises this error.
         """
         check_text("text", text)
         given = [Picture(open_image(image)) for image in as_images(images)]
@@ -125,11 +126,16 @@ class Conversation:
     def regenerate(self, **options: Any) -> ThreadStream[TextChunk]:
         """Stream another answer to the last question, to replace the present answer.
 
+        At its end, the new answer also removes the drawings made after the question.
+
         Args:
             options: as for ``stream``.
 
         Raises:
-            ConversationError: there is no question.
+            ConversationError: there is no question, or another answer is being streamed. The first
+                item raises the latter.
+            PromptError: the question does not fit into the context.
+            OptionError: a number is out of range.
         """
         at = self._last_question()
         return self._answer(self.messages[:at], self.messages[at], text_options(**options))
@@ -152,6 +158,7 @@ class Conversation:
             PromptError: the prompt is empty, or does not fit into the context.
             OptionError: a number is out of range.
         """
+        check_text("prompt", prompt)
         n = choice.pop("n", 1)
         seed = choice.pop("seed", None)
         jobs = image_jobs(self._janus, prompt, n, seed, choice)
@@ -183,7 +190,10 @@ class Conversation:
 
     @property
     def context_used(self) -> int:
-        """Positions of the model's context that the conversation takes at present."""
+        """Positions that the KV cache holds.
+
+        ``reset`` and ``load`` empty the cache. ``undo`` leaves it as it is until the next question.
+        """
         return len(self._prefix.keys)
 
     # Laying out the prompt
@@ -198,7 +208,11 @@ class Conversation:
         return pictures
 
     def _last_question(self) -> int:
-        """Return the index of the last question in ``messages``."""
+        """Return the index of the last question in ``messages``.
+
+        Raises:
+            ConversationError: there is no question.
+        """
         questions = [at for at, message in enumerate(self.messages) if message.role == "user"]
         if not questions:
             raise ConversationError("nothing was asked yet: ask something first")
@@ -228,8 +242,11 @@ class Conversation:
 
         Args:
             before: the messages before the question.
-            question: the question; its images include those generated since the question before.
+            question: the question, with the images generated since the previous question.
             options: sampling and length.
+
+        Raises:
+            PromptError: the question does not fit into the context.
         """
         ids, forgotten = self._fit(before, question, options.max_tokens)
         chunks = self._stream_answer(list(before), question, ids, forgotten, options)
@@ -243,14 +260,17 @@ class Conversation:
         Exchanges dropped for an earlier question stay dropped.
 
         Returns:
-            The prompt's ids, and the number of exchanges dropped.
+            The prompt's ids, and the number of exchanges dropped, earlier ones included.
+
+        Raises:
+            PromptError: the question does not fit, even alone.
         """
         context = self._janus.config.language.max_position_embeddings
         room = min(max_tokens, context // 4)  # positions kept free for the answer
         exchanges = _exchanges(before)
         start = min(self.forgotten, len(exchanges))  # undoing may have left fewer exchanges
         ids = self._ids(exchanges[start:], question)
-        most = context - room
+        most = context - room  # positions that the prompt may take
         while start < len(exchanges) and len(ids) > most:
             start += 1
             most = context - 2 * room  # leave headroom, or the next question would trim again
@@ -290,7 +310,7 @@ class Conversation:
         forgotten: int,
         options: TextOptions,
     ) -> Generator[TextChunk, None, None]:
-        """Answer a question; at the end, set ``messages`` to ``before`` and these two.
+        """Answer a question; at the end, set ``messages`` to ``before``, question and answer.
 
         Args:
             before: the messages before the question.
@@ -298,6 +318,9 @@ class Conversation:
             ids: the prompt.
             forgotten: the number of oldest exchanges that the prompt leaves out.
             options: sampling and length.
+
+        Raises:
+            ConversationError: another answer is being streamed.
         """
         if self._answering:
             raise ConversationError(
@@ -348,7 +371,8 @@ class Conversation:
             The path.
 
         Raises:
-            OutputError: the file cannot be written, or is not a conversation.
+            OutputError: the file or an image cannot be written, or ``path`` is an existing file
+                that is no conversation.
         """
         path = Path(path)
         _check_target(path)
@@ -374,7 +398,8 @@ class Conversation:
             path: the JSON file.
 
         Raises:
-            ConversationError: the file is no conversation or is damaged, or an image is missing.
+            ConversationError: the file is no conversation, is damaged or has token ids of another
+                model, or an image cannot be read.
         """
         path = Path(path)
         try:
@@ -396,7 +421,7 @@ class Conversation:
         self.messages = loaded
 
     def _as_json(self, message: Message, path: Path) -> dict[str, Any]:
-        """Return a message as JSON for the file ``path``, and save its images beside that file."""
+        """Return a message as JSON for the file ``path``; save its images in the same folder."""
         item: dict[str, Any] = {"role": message.role, "text": message.text}
         if message.pictures:
             item["pictures"] = [_save_picture(picture, path) for picture in message.pictures]
@@ -405,7 +430,11 @@ class Conversation:
         return item
 
     def _from_json(self, item: Any, path: Path) -> Message:
-        """Check a message of the file ``path``, and return it with its images."""
+        """Check a message of the file ``path``, and return it with its images.
+
+        Raises:
+            ConversationError: the message is damaged or of another model, or an image is missing.
+        """
         if not _has_role_and_text(item):
             raise ConversationError(f"{path} is damaged: a message needs a role and a text")
         role = item["role"]
@@ -448,7 +477,11 @@ def _has_role_and_text(item: Any) -> bool:
 
 
 def _check_target(path: Path) -> None:
-    """Refuse to save to ``path`` if that would replace anything other than a conversation."""
+    """Refuse to save to ``path`` if that would replace anything other than a conversation.
+
+    Raises:
+        OutputError: ``path`` is something else, or its folder does not exist.
+    """
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} is not a folder: make it first")
     if path.is_dir():
@@ -476,6 +509,9 @@ def _load_picture(name: str, path: Path) -> Picture:
     """Read an image and its metadata from the PNG ``name`` in the folder of ``path``.
 
     A name with a folder is refused, so that a saved conversation cannot show files elsewhere.
+
+    Raises:
+        ConversationError: the name is refused, or the image is missing or damaged.
     """
     if not name.endswith(".png") or name != Path(name).name:
         raise ConversationError(f"{path} is damaged: {name!r} is no PNG beside it")

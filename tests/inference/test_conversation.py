@@ -159,6 +159,8 @@ def test_a_stopped_answer_leaves_the_conversation_as_it_was(tiny: Janus) -> None
         next(talk.stream("What?"))
     stream.close()
     assert len(talk.messages) == 2
+    with pytest.raises(OptionError, match="prompt must be text"):
+        talk.stream_drawing(["a star", "a square"])  # type: ignore[arg-type]
     steps = talk.stream_drawing("a star", seed=0)
     next(steps)
     steps.close()  # type: ignore[attr-defined]
