@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if sys.platform == "linux":
-    # MLX's Linux wheel links reference BLAS. OpenBLAS is tens of times faster on float32 products,
-    # and MLX uses its symbols if it is loaded globally before.
+    # MLX's Linux wheel links reference BLAS. OpenBLAS is tens of times faster on float32 products.
+    # MLX uses OpenBLAS's symbols if OpenBLAS is loaded globally before MLX.
     import contextlib
     import ctypes
 

@@ -38,6 +38,7 @@ GROUP_SIZES = (32, 64, 128)
 
 _MAX_DEPTH = 512  # layers
 _MAX_SIDE = 8192  # pixels
+# The fix for each fault of a file, added to the error's message.
 _ADVICE: dict[Fault, str] = {
     "missing": "download the whole model folder",
     "too large": "it is no config file",
@@ -90,10 +91,10 @@ class VQConfig(Section):
     kind: Literal["vq"]
     codebook_size: int = size_field()
     codebook_dim: int = size_field(high=4096)
-    ch: int = size_field(high=_MAX_SIDE)
-    ch_mult: tuple[int, ...] = size_field(high=64)
+    ch: int = size_field(high=_MAX_SIDE)  # base number of channels
+    ch_mult: tuple[int, ...] = size_field(high=64)  # channels of each level, in units of ``ch``
     num_res_blocks: int = size_field(high=64)
-    z_channels: int = size_field(high=65536)
+    z_channels: int = size_field(high=65536)  # of latents, before projection to ``codebook_dim``
     norm_groups: int = size_field(32, high=1024)
     norm_eps: float = number_field(1e-6, high=1.0)
 
@@ -134,7 +135,10 @@ class GenHeadConfig(Section):
 
 @dataclass(frozen=True)
 class LlamaConfig(Section):
-    """Language model; field names as in transformers' LlamaConfig. ``lm_head`` is never tied."""
+    """Language model, with field names of transformers' LlamaConfig.
+
+    ``lm_head`` has its own weights: it never shares those of the token embeddings.
+    """
 
     title: ClassVar[str] = "language"
     kind: Literal["llama"]
@@ -191,7 +195,7 @@ class ImageConfig(Section):
 
     title: ClassVar[str] = "image"
     image_size: int = size_field(high=_MAX_SIDE)
-    min_size: int = size_field(14, high=_MAX_SIDE)
+    min_size: int = size_field(14, high=_MAX_SIDE)  # pixels; least length of a resized side
     background: tuple[int, int, int] = size_field((127, 127, 127), low=0, high=255)
     mean: tuple[float, float, float] = number_field((0.5, 0.5, 0.5), low=-10, high=10)
     std: tuple[float, float, float] = number_field((0.5, 0.5, 0.5), low=1e-6, high=10)
@@ -338,8 +342,10 @@ class JanusConfig(Section):
         """Read a converted folder's ``config.json``.
 
         Raises:
-            ConfigError: the file is unreadable or not JSON, or a size is impossible.
-            UnsupportedModelError: this release does not read its format version.
+            ConfigError: the file is unreadable or not JSON, an entry is missing or unknown, or a
+                value is impossible.
+            UnsupportedModelError: the file is not of a converted model, or this release does not
+                read its format version.
         """
         data = read_model_json(path)
         if data.pop("model_type", None) != MODEL_TYPE:
@@ -366,8 +372,11 @@ def _upgrade(data: dict[str, Any]) -> dict[str, Any]:
     """Turn the content of a version 1 file into version 2, with one section for the VQ pathway.
 
     Only the entries that move are checked here; the constructors of the sections check the values.
+
+    Raises:
+        ConfigError: a section is missing, or ``drawing`` has other entries.
     """
-    # Version 2's entries of the section ``generation``, and their sections in version 1.
+    # Entries of version 2's section ``generation``: the same sections in version 1.
     renamed = {"codec": "generation", "aligner": "gen_aligner", "head": "gen_head"}
     generation: dict[str, Any] = {"kind": "vq"}
     # In version 1, generated images have the size of those that the vision encoder reads.
@@ -389,7 +398,7 @@ def read_model_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of a model folder.
 
     Raises:
-        ConfigError: the file is missing, too large, not JSON, or not an object.
+        ConfigError: the file is missing, unreadable, too large, not JSON, or not an object.
     """
     try:
         return read_json(path)

@@ -39,7 +39,7 @@ class ConversationError(JanusError):
 
 
 class OptionError(JanusError, ValueError):
-    """An argument is out of range; the message gives the range."""
+    """An argument is out of range, of a wrong type, or not allowed here; the message says why."""
 
 
 class OutOfMemoryError(JanusError):

@@ -23,8 +23,8 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 def draft_beside(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     """Yield the path of a hidden draft next to ``path``, for the caller to write and rename.
 
-    A draft that was not renamed is removed at the end; only a kill can leave one behind. Its name
-    does not contain the name of ``path``, which may already have the maximum length.
+    A draft that was not renamed is removed at the end; only a kill can leave one behind. A draft's
+    name does not contain the name of ``path``, which may already have the maximum length.
 
     Args:
         path: the final file.

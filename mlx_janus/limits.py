@@ -9,7 +9,7 @@ from .errors import OptionError
 
 MAX_SEED = 2**63 - 1
 MAX_TEMPERATURE = 1000
-MAX_CFG_WEIGHT = 1000
+MAX_CFG_WEIGHT = 1000  # weight of classifier-free guidance
 MAX_TOKENS = 1 << 20  # tokens per answer; no context is as long
 MAX_LOOKUP = 64  # draft tokens per forward pass of an answer
 MAX_WINDOW = 64  # positions per forward pass of an image
@@ -25,7 +25,7 @@ def check_number(
     Numbers of NumPy are accepted.
 
     Raises:
-        OptionError: the value is no number in this range.
+        OptionError: the value is no number in this range, or a bool.
     """
     number = _to_python(value, (int, float), Real)
     if number is None or not low <= number <= high or (above_low and number == low):
@@ -38,7 +38,7 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     """Return an integer in [low, high] as a Python integer. Integers of NumPy are accepted.
 
     Raises:
-        OptionError: the value is no integer in this range.
+        OptionError: the value is no integer in this range, or a bool.
     """
     number = _to_python(value, (int,), Integral)
     if number is None or not low <= number <= high:
@@ -65,7 +65,7 @@ def _to_python(value: Any, types: tuple[type, ...], kind: type) -> Any:
 
 
 def check_text(name: str, value: Any) -> str:
-    """Return a value that is text.
+    """Return the value if it is text.
 
     Raises:
         OptionError: the value has another type.

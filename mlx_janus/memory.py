@@ -11,7 +11,7 @@ import mlx.core as mx
 import psutil
 
 _READ_AHEAD = 256_000_000  # bytes of weights that are read and cast together
-_READING = threading.Lock()
+_READING = threading.Lock()  # held while a batch of weights is read
 
 
 def device_memory() -> int:
@@ -49,7 +49,7 @@ def materialize(arrays: Iterable[mx.array], check: Callable[[], None] = lambda: 
 
     Args:
         arrays: the weights.
-        check: called before each batch; raises to stop.
+        check: called before each batch. An error of ``check`` stops the reading.
     """
     batch: list[mx.array] = []
     for array in arrays:
@@ -69,7 +69,7 @@ def _peak_bytes(array: mx.array) -> int:
 def _read(batch: list[mx.array], check: Callable[[], None]) -> None:
     """Call ``check``, then evaluate a batch, while no other thread reads weights."""
     with _READING:
-        check()  # inside the lock: waiting for it may take long
+        check()  # inside the lock: to wait for the lock may take long
         mx.eval(batch)
 
 
@@ -86,7 +86,7 @@ def _is_metal() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu and mx.metal.is_available()
 
 
-_WIRED = threading.Lock()
+_WIRED = threading.Lock()  # guards ``_wired`` and MLX's limit of wired memory
 _wired: list[int] = []  # the original limit, once per caller inside ``weights_wired``
 
 

@@ -77,7 +77,7 @@ def load(
             case has a subclass in ``mlx_janus.errors``.
     """
     source = resolve(_embedded(revision) if path_or_hub_id is None else path_or_hub_id)
-    named = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of MLX dtypes
+    named = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # str of mx.Dtype
     folder = find_converted(
         source,
         bits=bits,
@@ -96,7 +96,11 @@ def load(
 
 
 def _embedded(revision: str | None) -> Path:
-    """Return the folder of Janus-Tiny, and log a warning that no model is named."""
+    """Return the folder of Janus-Tiny, and log a warning that no model is named.
+
+    Raises:
+        OptionError: a revision is given.
+    """
     if revision is not None:
         raise OptionError(f"a revision is of a model on the Hub: {NO_MODEL}")
     _LOG.warning(_EMBEDDED)
@@ -104,7 +108,7 @@ def _embedded(revision: str | None) -> Path:
 
 
 def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
-    """Return the name to show for a model: its folder's name without the path, or its Hub id."""
+    """Return the name to show for a model: "janus-tiny", its folder's name, or its Hub id."""
     # Path.expanduser would raise for an unknown user.
     path = Path(os.path.expanduser(path_or_hub_id))  # noqa: PTH111
     if path == TINY:
@@ -119,7 +123,7 @@ class JanusPipeline(LoadedModel):
     streams take turns step by step, so a stream that is paused, closed or no longer used does not
     block the others. Any thread may advance and close a stream, one thread at a time.
 
-    In low-memory mode, a change between streams reads weights from disk again: there, read one
+    In low-memory mode, a change between streams reads weights from disk again, so read one
     stream to its end before starting the next.
     """
 
@@ -172,7 +176,7 @@ class JanusPipeline(LoadedModel):
         Raises:
             PromptError: the question has no words and no images, or does not fit into the context.
             ImageError: an image cannot be read.
-            OptionError: a number is out of range.
+            OptionError: a type is wrong, a number is out of range, or a stop string is empty.
         """
         stream = self.stream_text(
             prompt,
@@ -202,8 +206,8 @@ class JanusPipeline(LoadedModel):
     ) -> ThreadStream[TextChunk]:
         """Answer a question and stream the answer in pieces.
 
-        Arguments and exceptions are those of ``generate_text``; arguments are checked before this
-        returns. Closing the stream stops it within a step.
+        Arguments and exceptions are those of ``generate_text``; arguments are checked before the
+        call returns. Closing the stream ends the answer within a step.
 
         Returns:
             An iterator over pieces of text; the last one has the result.
@@ -229,17 +233,17 @@ class JanusPipeline(LoadedModel):
         Args:
             turns: messages, the last one the user's.
             images: the images of all turns, in order.
-            options: sampling and length.
-            system: as in ``generate_text``.
+            options: sampling, length and stop strings.
+            system: system prompt; None: the model's own, "": none.
 
         Returns:
-            As ``stream_text``.
+            An iterator over pieces of text; the last one has the result.
 
         Raises:
             PromptError: the last turn is not the user's, a question has no words and no images, or
                 the conversation does not fit into the context.
             ImageError: an image cannot be read.
-            OptionError: ``images`` are not as many as the turns show.
+            OptionError: the number of images differs from the number that the turns show.
         """
         shown = sum(turn.images for turn in turns)
         if shown != len(images):
@@ -297,7 +301,8 @@ class JanusPipeline(LoadedModel):
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is none.
-            OptionError: a number is out of range, or ``exact`` is combined with a window.
+            OptionError: an argument has a wrong type, a number is out of range, or ``exact`` is
+                combined with a window.
         """
         steps = self.stream_images(
             prompt,
@@ -326,8 +331,9 @@ class JanusPipeline(LoadedModel):
     ) -> ThreadStream[ImageStep]:
         """Generate images and stream the steps, with previews.
 
-        Arguments and exceptions are those of ``generate_images``; arguments are checked before this
-        returns. Closing the stream stops it within a step. Prompts of fewer tokens come first.
+        Arguments and exceptions are those of ``generate_images``; arguments are checked before the
+        call returns. Closing the stream ends the work within a step. Images of prompts with fewer
+        tokens are generated first.
 
         Returns:
             An iterator over steps; a finished image is in the ``images`` of its last step.

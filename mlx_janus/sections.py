@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, Self
 from .errors import ConfigError
 
 _MAX_SIZE = 1 << 20  # far above any width or vocabulary, far below an overflow
-_MAX_NUMBER = 1e30  # bound of a field without a range
+_MAX_NUMBER = 1e30  # largest absolute value of a float field without a range
 _MAX_FILE = 64 << 20  # bytes of a JSON file
 
 
@@ -30,7 +30,7 @@ def size_field(
     low: int = 1,
     high: int = _MAX_SIZE,
 ) -> Any:
-    """Declare a whole number from ``low`` to ``high``, or a tuple of such numbers."""
+    """Declare a field: a whole number from ``low`` to ``high``, or a tuple of such numbers."""
     limits = {"low": low, "high": high}
     return field(default=default, metadata=limits)
 
@@ -41,7 +41,7 @@ def number_field(
     low: float = 0.0,
     high: float = 1e9,
 ) -> Any:
-    """Declare a finite number from ``low`` to ``high``, or a tuple of such numbers."""
+    """Declare a field: a finite number from ``low`` to ``high``, or a tuple of such numbers."""
     limits = {"low": low, "high": high}
     return field(default=default, metadata=limits)
 
@@ -52,7 +52,11 @@ LATER = {"later": True}
 
 @dataclass(frozen=True)
 class Section:
-    """An object in ``config.json``; its constructor checks the types and ranges of its fields."""
+    """An object in ``config.json``; the constructor checks the types and ranges of the fields.
+
+    Raises:
+        ConfigError: a field has a wrong type or is out of range.
+    """
 
     title: ClassVar[str] = "config"
 
@@ -65,11 +69,12 @@ class Section:
             _check(value, hint, f.metadata, refuse)
 
     def _refuse(self, name: str, value: Any, allowed: str) -> typing.NoReturn:
+        """Raise the error of a field whose value is not allowed."""
         raise self.error(name, value, allowed)
 
     @classmethod
     def error(cls, name: str, value: Any, allowed: str) -> ConfigError:
-        """Return the error of a field whose value is not allowed."""
+        """Return the error of a field whose value is not allowed; ``allowed`` says which are."""
         return ConfigError(f"{cls.title}: {name} must be {allowed}, got {shorten(value)}")
 
     @classmethod
@@ -108,7 +113,7 @@ class Section:
 
 
 def _is_required(f: dataclasses.Field[Any]) -> bool:
-    """Return whether a field has no default."""
+    """Return whether a section needs a value for a field, as it has no default."""
     missing = dataclasses.MISSING
     return f.default is missing and f.default_factory is missing
 
@@ -137,7 +142,7 @@ def _check(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_union(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
-    """Check a value as the member of its type, or else as the first member."""
+    """Check a value as the union member that is exactly its type, or else as the first member."""
     if value is None and type(None) in typing.get_args(hint):
         return
     members = _members(hint)
@@ -160,6 +165,7 @@ def _check_tuple(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_literal(value: Any, hint: Any, _: Range, refuse: Refuse) -> None:
+    """Refuse a value that equals none of the literals."""
     allowed = typing.get_args(hint)
     if value not in allowed:
         refuse(value, " or ".join(map(repr, allowed)))
@@ -221,6 +227,9 @@ def _from_json(value: Any, hint: Any) -> Any:
     """Turn lists into tuples and objects into sections, as the type hint says.
 
     Other values are returned unchanged, also wrong ones: the section's constructor refuses those.
+
+    Raises:
+        ConfigError: as for ``Section.from_dict``, in a section inside the value.
     """
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
@@ -241,6 +250,9 @@ def _pick_variant(section: type[Section], value: Any) -> type[Section]:
     """Pick the subclass whose ``kind`` matches the value's; the section if it has no subclasses.
 
     A value that is no dict also gets the section, whose ``from_dict`` refuses it.
+
+    Raises:
+        ConfigError: there are subclasses, but none has the value's ``kind``.
     """
     variants = {}
     for variant in section.__subclasses__():
@@ -290,6 +302,10 @@ class JsonError(ConfigError):
     """A file that does not hold a JSON object.
 
     The message gives the reason only. The fix depends on the file, so callers add it by ``advise``.
+
+    Args:
+        reason: the message.
+        fault: the kind of the problem, by which ``advise`` picks the fix.
     """
 
     def __init__(self, reason: str, fault: Fault):

@@ -98,7 +98,8 @@ def _captioned(lines: JsonLines, question: str) -> set[str]:
     An incomplete last line is removed from the file.
 
     Raises:
-        OutputError: the file is not a file of captions, or answers another question.
+        OutputError: the file cannot be read or written, has other content than captions, or
+            answers another question.
     """
 
     def check(record: Record) -> None:

@@ -67,6 +67,9 @@ class Chat:
         """Print the answer to a question about the attached images, while it is generated.
 
         If the answer is stopped or fails, the chat stays as it was, and the images stay attached.
+
+        Raises:
+            PromptError: the question is empty, or does not fit into the context.
         """
         arguments = TextArguments.of(self.settings).keywords()
         try:
@@ -83,7 +86,10 @@ class Chat:
         self._print_answer(self.talk.regenerate(**arguments))
 
     def _print_answer(self, stream: Iterator[TextChunk]) -> None:
-        """Print an answer, and a note if it was cut or if the context lost old questions."""
+        """Print an answer and keep its result in ``result``.
+
+        Print a note if the answer was cut, or if the context lost old questions.
+        """
         before = self.talk.forgotten  # the stream may increase it
         result = None
         try:
@@ -100,7 +106,13 @@ class Chat:
             say(f"The context is full: the first {count} questions are no longer read.")
 
     def image(self, argument: str) -> None:
-        """Attach the images of one or more file names to the next question."""
+        """Attach the images of one or more file names to the next question.
+
+        If one cannot be read, none is attached.
+
+        Raises:
+            JanusError: there is no file name.
+        """
         from ..processing.images import open_image
 
         paths = split_paths(argument)
@@ -111,7 +123,10 @@ class Chat:
         say(f"{count} image{'s' if count != 1 else ''} attached to your next question.")
 
     def draw(self, prompt: str) -> None:
-        """Draw an image into janus.png, or into janus_2.png and so on if that file exists."""
+        """Draw an image into janus.png, or into janus_2.png and so on if that file exists.
+
+        The model sees the image with the next question.
+        """
 
         def finished(image: GeneratedImage) -> None:
             click.echo(str(image.save(Path("janus.png"))))
@@ -129,6 +144,9 @@ class Chat:
         """Change a setting, such as with "seed 7"; without an argument, list all settings.
 
         A name without a value restores the default, as the values "default" and "random" do.
+
+        Raises:
+            JanusError: there is no such setting, or the value does not suit it.
         """
         name, _, text = argument.partition(" ")
         if not name:
@@ -161,13 +179,17 @@ class Chat:
         say(f"Removed: {message.text}")
 
     def save(self, argument: str) -> None:
-        """Save the conversation to a file."""
+        """Save the conversation to a JSON file, janus.json by default."""
         name = argument or "janus.json"
         path = self.talk.save(expand_home(name if name.endswith(".json") else f"{name}.json"))
         say(f"Saved {len(self.talk.messages)} messages to {path}.")
 
     def load(self, argument: str) -> None:
-        """Replace the conversation with a saved one, and drop the attached images."""
+        """Replace the conversation with a saved one, and drop the attached images.
+
+        Raises:
+            JanusError: there is no file name.
+        """
         if not argument:
             raise JanusError("/load needs a file: /load janus.json")
         self.talk.load(expand_home(split_paths(argument)[0]))
@@ -284,7 +306,8 @@ def _talk(chat: Chat, read: Callable[[], str]) -> None:
 def _act(chat: Chat, line: str) -> None:
     """Run one line. Errors that a user can mend do not end the chat.
 
-    Ctrl-C ends only the answer or drawing, unless stdin is not a terminal. Bugs are raised.
+    Ctrl-C ends only the answer or drawing, unless stdin is not a terminal. Bugs and a closed stdout
+    are raised.
     """
     try:
         _dispatch(chat, line)
@@ -302,7 +325,10 @@ def _act(chat: Chat, line: str) -> None:
 
 
 def _dispatch(chat: Chat, line: str) -> None:
-    """Run a command, attach files dropped on the terminal, or ask a question."""
+    """Run a command, attach files dropped on the terminal, or ask a question.
+
+    An unknown command only prints a hint.
+    """
     command, *rest = line.split(None, 1)
     argument = rest[0] if rest else ""
     if command in _COMMANDS:

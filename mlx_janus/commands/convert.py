@@ -28,7 +28,7 @@ _CONVERSION_ONLY = ("bits", "recipe", "group_size", "dtype", "overwrite")  # not
 
 
 def _no_repository(ctx: click.Context) -> str | None:
-    """Refuse an --upload whose value is not the name of a repository, owner/name."""
+    """Return why --upload is refused: its value is not owner/name. None if it is, or is absent."""
     from ..weights.hub import HUB_ID
 
     name = ctx.params["upload"]
@@ -128,7 +128,7 @@ def main(
 
 
 def _verify(source: Source, output: Path) -> None:
-    """Compare the folder ``output`` with its source, and print the number of tensors compared."""
+    """Compare the folder ``output`` with its source; say on stderr how many tensors it compared."""
     from ..weights.verify import verify_conversion
 
     with byte_progress() as progress:
@@ -137,7 +137,7 @@ def _verify(source: Source, output: Path) -> None:
 
 
 def _convert(source: Source, output: Path, options: ConvertOptions) -> None:
-    """Convert the source into the folder ``output``, and print a summary."""
+    """Convert the source into the folder ``output``, and print a summary to stderr."""
     from ..weights.convert import convert_checkpoint
 
     with byte_progress() as progress:
@@ -147,7 +147,7 @@ def _convert(source: Source, output: Path, options: ConvertOptions) -> None:
 
 
 def _convert_options(values: Mapping[str, Any]) -> ConvertOptions:
-    """Make the converter's options from click's values."""
+    """Make the converter's options from click's values by parameter name."""
     from ..weights.convert import ConvertOptions
     from ..weights.quantize import DEFAULT_GROUP_SIZE
 

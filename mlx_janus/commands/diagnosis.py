@@ -29,7 +29,7 @@ _LIBRARIES = ("mlx", "mlx-lm", "huggingface_hub", "safetensors", "tokenizers", "
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a diagnosis; the status "fail" means that the package cannot work."""
+    """The result of one check; the status "fail" means that the package cannot work."""
 
     about: str
     status: Literal["ok", "warn", "fail"]
@@ -123,7 +123,7 @@ def _memory() -> Finding:
     total = psutil.virtual_memory().total
     free = available_memory()
     text = f"{format_size(total)}, of which {format_size(free)} are free for a model"
-    if _on_metal():  # the GPU's limit decides: see ``_wired_limit``
+    if _on_metal():  # the GPU's limit decides, which the check "wired limit" compares
         return Finding("memory", "ok", text)
     large = _too_large(free)
     if not large:
@@ -158,6 +158,7 @@ def _wired_limit() -> Finding:
 
 
 def _on_metal() -> bool:
+    """Return whether MLX computes on an Apple GPU."""
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.gpu and mx.metal.is_available()
@@ -173,7 +174,7 @@ def _wired_limit_setting() -> str:
 
 
 def _blas() -> Finding:
-    """Check that MLX uses OpenBLAS on Linux. It must be loaded before MLX is imported."""
+    """Check that MLX uses OpenBLAS on Linux, which must be loaded before MLX is imported."""
     if platform.system() != "Linux":
         return Finding("BLAS", "ok", "Accelerate")
     try:
@@ -198,7 +199,10 @@ def _mlx_was_first() -> bool:
 
 
 def _disk() -> Finding:
-    """Check that the disks of both caches have room for the smallest published model."""
+    """Check the free disk space of the caches of conversions and of downloads.
+
+    Each must have room for the smallest published model.
+    """
     from huggingface_hub import constants
 
     from ..memory import format_size
@@ -237,7 +241,7 @@ def _too_large(limit: int) -> list[tuple[ModelEntry, int]]:
     """Return the models on this machine that need more bytes of memory than the limit.
 
     Returns:
-        (model, bytes it needs), the largest first, one model for each configuration.
+        (model, needed bytes), the largest need first, one model for each configuration.
     """
     from ..weights.cache import list_models
     from ..weights.footprint import required_memory
@@ -248,7 +252,7 @@ def _too_large(limit: int) -> list[tuple[ModelEntry, int]]:
         if entry.config is None:
             continue
         dtype = choose_dtype(entry.config, None)
-        most = max(required_memory(entry.config, dtype).values())  # for drawing or answering
+        most = max(required_memory(entry.config, dtype).values())  # drawing or answering
         needs[entry.config] = (entry, most)
     large = [need for need in needs.values() if need[1] > limit]
     return sorted(large, key=lambda need: -need[1])

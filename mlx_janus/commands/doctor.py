@@ -30,7 +30,7 @@ def main(as_json: bool) -> int:
       mlx-janus doctor
       mlx-janus doctor --json
     """
-    with contextlib.suppress(ImportError):  # ``diagnose`` reports it as a finding
+    with contextlib.suppress(ImportError):  # ``diagnose`` reports a missing MLX
         import_mlx()
     from .diagnosis import diagnose
 

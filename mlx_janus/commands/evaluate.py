@@ -83,7 +83,7 @@ def shapes(
     if output:  # fail now, not after the measurement
         check_writable(output)
     janus = load_pipeline(LoadArguments.of(options))
-    sizes = Sizes()
+    sizes = Sizes()  # numbers of test images and prompts
     if pictures is not None:
         sizes = replace(sizes, pictures=pictures)
     if prompts is not None:

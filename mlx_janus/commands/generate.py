@@ -38,14 +38,22 @@ if TYPE_CHECKING:
 
 
 def _not_blank(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse prompts that are empty or only spaces."""
+    """Return the prompts unchanged; click calls this for ``--prompt``.
+
+    Raises:
+        click.BadParameter: a prompt is empty or only spaces.
+    """
     if not all(value.strip() for value in values):
         raise click.BadParameter("is empty: say what to draw, or ask something.")
     return values
 
 
 def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse empty names, and addresses other than https, such as "file:"."""
+    """Return the images' names unchanged; click calls this for ``--image``.
+
+    Raises:
+        click.BadParameter: a name is empty, or an address other than https, such as "file://...".
+    """
     for value in values:
         if not value:
             raise click.BadParameter("is empty: name an image.")
@@ -197,7 +205,7 @@ def main(ctx: click.Context, /, **_: Any) -> None:
 
 
 def ask(job: AskJob) -> None:
-    """Answer a question; print the text while it is generated, or one JSON object."""
+    """Answer a question; print the text while it is generated, or one JSON object at the end."""
     from ..decode.sampling import random_seed
     from .inputs import read_image
 
@@ -225,7 +233,10 @@ def ask(job: AskJob) -> None:
 
 
 def _facts(result: TextResult, seed: int, seconds: float, model: str) -> dict[str, Any]:
-    """Return the JSON object about an answer that took ``seconds``; tps: tokens per second."""
+    """Return the JSON object about an answer that took ``seconds``.
+
+    In the names, "tps" means tokens per second. ``peak_memory`` is in bytes.
+    """
     return {
         "text": result.text,
         "tokens": list(result.tokens),
@@ -269,6 +280,9 @@ def _load_to_draw(job: DrawJob) -> JanusPipeline:
 
     ``job.load`` asks for the quantization of that image. A model that is already quantized
     differently refuses this. It is then loaded by ``job.fallback``, which does not ask for it.
+
+    Raises:
+        OptionError: the model refuses an option, and there is no fallback.
     """
     try:
         janus = load_pipeline(job.load)
@@ -318,7 +332,7 @@ def _with_previews(
         steps: steps of the drawing.
         job: the job, for the number of images.
         previews: folder and interval.
-        row: image tokens in one row, the default interval.
+        row: image tokens in one row of the image: the interval if ``previews.every`` is None.
     """
     from ..processing.png import save_png
 
@@ -338,7 +352,7 @@ def _with_previews(
 
 
 def draw_into_folder(job: DrawJob) -> None:
-    """Draw the images of all prompts into a folder, except those that exist.
+    """Draw the images of all prompts into a folder, except images whose files exist.
 
     An image's seed is the first seed plus its number among its prompt's images, from 0. A later run
     with the same seed therefore completes the folder with the same images.
@@ -358,7 +372,7 @@ def draw_into_folder(job: DrawJob) -> None:
     janus = _load_to_draw(job)
     seed = job.arguments.seed
     first = random_seed() if seed is None else seed
-    # The library returns prompt and seed with each image: they tell its file.
+    # Each generated image has its prompt and seed, which together identify its file.
     paths = {(file.prompt, first + file.index): file.path for file in missing}
     report = _ImageReport(job)
     for call in plan_calls(missing, job.n):
@@ -376,7 +390,7 @@ class _ImageReport:
     """A reporter that saves images and prints their paths, or one JSON object about all of them.
 
     Args:
-        job: its enlargement, terminal preview and choice of JSON are used.
+        job: only the enlargement, the terminal preview and the choice of JSON are used.
     """
 
     def __init__(self, job: DrawJob):
@@ -389,7 +403,7 @@ class _ImageReport:
     def draw(
         self, steps: Iterable[ImageStep], n: int, path: Callable[[GeneratedImage], Path]
     ) -> None:
-        """Draw n images and save each to the file that ``path`` returns for it."""
+        """Draw ``n`` images in all; save each to the file that ``path`` returns for it."""
         import mlx.core as mx
 
         preview = terminal_preview(self._show)

@@ -41,8 +41,12 @@ def image_files(folder: Path, prompts: Sequence[str], n: int) -> list[ImageFile]
 def plan_calls(missing: Sequence[ImageFile], n: int) -> Iterator[DrawCall]:
     """Yield the calls that draw the missing files.
 
-    Prompts whose ``n`` images are all missing share one call. The other prompts share
-    one call for each index: it draws the image ``index`` of those that lack it.
+    Prompts whose ``n`` images are all missing share one call. The others share a call for each
+    index, which draws image ``index`` of the prompts that lack it.
+
+    Args:
+        missing: the files to draw; different files of one prompt have different indices.
+        n: images of each prompt.
     """
     count = Counter(file.prompt for file in missing)
     all_missing = tuple(prompt for prompt in count if count[prompt] == n)

@@ -47,4 +47,4 @@ def read_prompt() -> str:
 
 
 def _stdin() -> bytes:
-    return b"" if sys.stdin is None else sys.stdin.buffer.read()  # None if closed
+    return b"" if sys.stdin is None else sys.stdin.buffer.read()  # sys.stdin is None if closed

@@ -29,7 +29,7 @@ _DRAWING_ONLY = (
     "preview_every",
 )
 _ASKING_ONLY = ("max_tokens", "system", "lookup")
-# Options that --config-from takes from the file.
+# Options whose values --config-from takes from the file, unless they are given.
 _REPEATED = ("seed", "cfg_weight", "temperature", "top_p", "upscale")
 
 
@@ -65,7 +65,7 @@ class Origin:
     upscale: int
     model: str  # the model's name
     dtype: str | None  # None: drawn by an earlier release, which did not store it
-    bits: int | None
+    bits: int | None  # None: float weights, or a recipe
     recipe: str | None
 
 
@@ -232,7 +232,7 @@ def _read_origin(file: str) -> Origin:
 
 
 def _repeated(ctx: click.Context, origin: Origin) -> dict[str, Any]:
-    """Return the origin's values for the options of ``_REPEATED`` that were not given."""
+    """Return the origin's values of the sampling options and --upscale that were not given."""
     is_default = {
         name: ctx.get_parameter_source(name) is ParameterSource.DEFAULT for name in _REPEATED
     }
@@ -255,7 +255,11 @@ def _in_precision_of(
 
 
 def _read_lines(file: TextIO) -> tuple[str, ...]:
-    """Return the lines of a prompt file that are not empty; refuse a file without any."""
+    """Return the lines of a prompt file that are not empty.
+
+    Raises:
+        click.UsageError: there are none, or the file is not UTF-8.
+    """
     try:
         lines = [line.strip() for line in file]
     except UnicodeDecodeError:

@@ -38,7 +38,7 @@ class JsonLines:
     keys: tuple[str, ...]
 
     def resume(self, check: Callable[[Record], None] = lambda _: None) -> list[Record]:
-        """Return the records of an earlier run, and remove an incomplete last line.
+        """Return the records of an earlier run, if any, and remove an incomplete last line.
 
         Args:
             check: called with each record; raises if the record belongs to another run.
@@ -72,10 +72,10 @@ class JsonLines:
 
     @contextlib.contextmanager
     def append(self) -> Iterator[Write]:
-        """Yield a function that appends a record to the file.
+        """Yield a function that appends a record to the file; the file is closed at the end.
 
         Raises:
-            OutputError: the file cannot be written.
+            OutputError: the file cannot be written, also when the function is called.
         """
         with self._as_output_errors():
             file = self.path.open("ab", buffering=0)

@@ -42,6 +42,7 @@ def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
 
     If stdin is a terminal, the function prints a prompt, on stderr if stdout is redirected: a file
     or pipe gets only answers. If both are a terminal with a movable cursor, lines can be edited.
+    From this call on, bytes of stdin that are not valid text are replaced.
 
     Raises:
         JanusError: stdin is closed.
@@ -59,7 +60,10 @@ def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
 
 @contextlib.contextmanager
 def without_echo() -> Iterator[None]:
-    """Hide keys that are typed during the context; the terminal keeps them for the next line."""
+    """Hide keys that are typed during the context; the terminal keeps them for the next line.
+
+    Does nothing unless stdin and stdout are a terminal with a movable cursor.
+    """
     if not _can_edit():
         yield
         return
@@ -82,6 +86,7 @@ def _can_edit() -> bool:
 
 
 def _read_beside_pipe() -> str:
+    """Read a line of stdin, with the prompt on stderr, as stdout is redirected."""
     click.echo(_PROMPT, nl=False, err=True)
     return input()
 

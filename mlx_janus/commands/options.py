@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-STDIN = "-"  # the value of an option that reads stdin
+STDIN = "-"  # an option's value that means: read from stdin
 
 
 class FiniteRange(click.FloatRange):
@@ -93,6 +93,9 @@ def _refuse_both(ctx: click.Context, param: click.Parameter, value: str | None) 
 
     click calls this for each option in turn. The second call finds the first option's value in
     ``ctx.params``.
+
+    Raises:
+        click.UsageError: both options are given.
     """
     if value and any(ctx.params.get(name) for name in ("bits", "recipe") if name != param.name):
         raise click.UsageError("--recipe does not go with --bits: give one of them.")
@@ -100,10 +103,12 @@ def _refuse_both(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 
 def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Convert the value of --bits to an integer, and refuse --bits together with --recipe."""
     return whole_number(ctx, param, _refuse_both(ctx, param, value))
 
 
 def _be_quiet(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Hide progress and notes if --quiet is given."""
     if wanted:
         be_quiet(ctx)
 

@@ -11,7 +11,7 @@ from ..errors import OutputError
 def check_writable(path: Path, flag: str = "--output") -> None:
     """Check that a file can be written at ``path``, the value of the option ``flag``.
 
-    Only its folder is checked: the file may exist.
+    Only the folder that holds the file is checked: the file may exist.
 
     Raises:
         OutputError: the folder does not exist or is not writable.
@@ -35,4 +35,4 @@ def make_folder(path: Path, flag: str = "--output") -> None:
         raise OutputError(
             f"{path} cannot be made ({error.strerror}): name another folder with {flag}"
         ) from None
-    check_writable(path / "image.png", flag)  # any file in it
+    check_writable(path / "image.png", flag)  # any name does: only the folder is checked

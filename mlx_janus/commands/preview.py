@@ -31,7 +31,7 @@ def can_show() -> bool:
 
 
 class TerminalPreview:
-    """Previews of one drawing, with its images side by side, each over the one before.
+    """Previews of one drawing, with its images side by side; each replaces the previous preview.
 
     The first preview of a process queries the terminal's capabilities and waits briefly. Keys typed
     during that wait may be lost.
@@ -56,7 +56,7 @@ class TerminalPreview:
         self._last = 0.0  # seconds for the last preview; 0: none yet
 
     def is_due(self, step: ImageStep) -> bool:
-        """Return whether another preview fits into ``SHARE`` of the drawing time.
+        """Return whether another preview fits into a tenth of the drawing time (``SHARE``).
 
         A preview is expected to take as long as the last one. The first one is due after an eighth
         of the steps.
@@ -78,12 +78,12 @@ class TerminalPreview:
         self._spent += self._last
 
     def show(self, images: Sequence[Image.Image]) -> None:
-        """Show the first ``_MAX_IMAGES`` images, over the last preview if there is one."""
+        """Show at most four of the images, in place of the last preview if there is one."""
         from rich.control import Control
 
         images = images[:_MAX_IMAGES]
         if self._rows:
-            self._console.control(Control.move(0, -self._rows))  # to its first row
+            self._console.control(Control.move(0, -self._rows))  # to the last preview's first row
         before = self._shown
         rows_in_width = self._console.width // (2 * len(images))  # a cell is twice as high as wide
         # Leave four rows of the terminal for other lines, such as the progress bar.

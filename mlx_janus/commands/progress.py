@@ -67,7 +67,7 @@ def stage_bars(unit: str) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def byte_progress() -> Iterator[Progress]:
-    """Yield a function that reports progress in bytes, as ``stage_bars`` does."""
+    """Yield a function that reports progress in bytes; each stage has a bar of its own."""
     with stage_bars("B") as report:
         yield report
 
@@ -98,7 +98,7 @@ def follow_drawing(
             # Finished images are always previewed, however much time previews have taken.
             done = step.index == step.total and bool(step.images)
             if preview is not None and (preview.is_due(step) or done):
-                with tqdm.external_write_mode(file=sys.stderr):
+                with tqdm.external_write_mode(file=sys.stderr):  # hides the bar meanwhile
                     preview.look(step)
             for image in step.images:
                 with tqdm.external_write_mode(file=sys.stderr):
@@ -119,6 +119,6 @@ def terminal_preview(show: bool | None) -> TerminalPreview | None:
 
 
 def note_if_cut(result: TextResult) -> None:
-    """Print a note under an answer that reached its maximum length."""
+    """Print a note if an answer was cut at its maximum length."""
     if result.finish_reason == "length":
         note(f"Cut after {len(result.tokens)} tokens, by --max-tokens or the model's context.")

@@ -1,7 +1,8 @@
 """Commands as processes: exit codes, signals, closed streams, and lines on stderr.
 
 Results are printed to stdout, everything else to stderr. The exit code is 0 after success, 2 for an
-error in the command line, 130 after Ctrl-C, and 1 for any other failure.
+error in the command line, 130 after Ctrl-C, 143 after SIGTERM (0 for ``serve``, from the
+loading of the model on), and 1 for any other failure.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Command(_ExitCodes, click.Command):
     """A click command with this package's exit codes.
 
     Args:
-        rules: checked in order before the command runs. A reason ends it with exit code 2.
+        rules: checked in order before the command runs. The first reason ends the command with exit
+            code 2.
     """
 
     def __init__(self, *args: Any, rules: Sequence[Rule] = (), **extra: Any):
@@ -112,7 +114,8 @@ def _prepare_process() -> None:
 
 
 def _exit_on_sigterm(*_: object) -> None:
-    sys.exit(128 + signal.SIGTERM)  # unwinds the stack, so that temporary files are removed
+    """Exit with code 143. The exception unwinds the stack, so that temporary files are removed."""
+    sys.exit(128 + signal.SIGTERM)
 
 
 def import_mlx() -> None:
@@ -122,7 +125,7 @@ def import_mlx() -> None:
     is not enough: another thread, such as one of OpenBLAS, would receive them, and Python would
     still interrupt this thread.
 
-    Another thread than the main one may not set handlers: there, nothing is imported.
+    Only the main thread may set signal handlers: in any other thread, nothing is imported.
     """
     if "mlx.core" in sys.modules or threading.current_thread() is not threading.main_thread():
         return
@@ -161,7 +164,7 @@ def _drop_stdout() -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line for an error that a user can mend; None for a bug: show its traceback."""
+    """Return one line for an error that a user can mend; None for a bug."""
     text = " ".join(str(error).split())
     if isinstance(error, JanusError):
         return to_flags(text)  # the library names its keywords, users know the flags
@@ -197,8 +200,8 @@ def be_quiet(ctx: click.Context) -> None:
     """Hide notes and progress bars, including the Hub's, until the command ends."""
     ctx.meta[_QUIET] = True
     log = logging.getLogger("mlx_janus")
-    # A process may run several commands, so this one's end restores the log level and, below, the
-    # environment variable. Only Hub code that is not imported yet sees the variable.
+    # A process may run several commands, so the end of this command restores the log level and,
+    # below, the environment variable. Hub code reads the variable when it is imported.
     ctx.call_on_close(lambda level=log.level: log.setLevel(level))
     log.setLevel(logging.ERROR)
     hub_switch = "HF_HUB_DISABLE_PROGRESS_BARS"

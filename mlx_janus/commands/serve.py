@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
     from ..server.settings import Settings
 
-_KEY = "MLX_JANUS_API_KEY"
+_KEY = "MLX_JANUS_API_KEY"  # an environment variable
 
 
 @click.command(cls=Command)

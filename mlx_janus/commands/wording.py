@@ -23,7 +23,8 @@ _FLAGS = {
 
 _VALUE = r'\.\.\.|True|\d+|"[\w./-]+"'
 _KEYWORD = rf"(?:{'|'.join(_FLAGS)})=(?:{_VALUE})"
-# A keyword follows a space. A file name that looks like one is in quotes, or starts the message.
+# A keyword follows a space. A file name that looks like a keyword is in quotes, or starts the
+# message.
 _KEYWORDS = re.compile(rf"(?<= ){_KEYWORD}(?:, {_KEYWORD})*(?=[\s,;:.)]|$)")
 
 
@@ -31,7 +32,7 @@ def to_flags(message: str) -> str:
     """Replace keywords with flags: ``bits=8, low_memory=True`` becomes ``--bits 8 --low-memory``.
 
     A keyword is replaced if it is in ``_FLAGS``, follows a space, and has a literal value, or
-    ``...``, which stands for any value.
+    ``...`` for any value.
     """
     return _KEYWORDS.sub(lambda found: " ".join(map(_to_flag, found[0].split(", "))), message)
 
@@ -47,7 +48,10 @@ def _to_flag(keyword: str) -> str:
 
 @contextlib.contextmanager
 def logging_in_flags() -> Iterator[None]:
-    """Replace keywords with flags in the library's log messages during the context."""
+    """Replace keywords with flags in messages of the logger "mlx_janus" during the context.
+
+    Loggers below it, such as "mlx_janus.server", are not changed.
+    """
     log = logging.getLogger("mlx_janus")
     log.addFilter(_spell_flags)
     try:

@@ -21,7 +21,7 @@ from .image import PREFILL_STEP, DrawOptions
 from .prefill import prefill_all
 from .sampling import choose, guide, position_keys
 
-_CLEAR_EVERY = 256  # steps, as in ``image.draw_tokens``
+_CLEAR_EVERY = 256  # steps between two frees of MLX's buffer cache
 
 
 @dataclass(eq=False)
@@ -73,7 +73,7 @@ class DrawingBatch:
     def _clear(self) -> None:
         """Forget all images, as none are left or an error made their caches inconsistent."""
         self.images = []
-        self._cache: RaggedCache = []
+        self._cache: RaggedCache = []  # KV cache of all rows
         self._rows: list[Rows] = []  # the rows of each image
         self._keys = mx.zeros((0, 0, 2), mx.uint32)  # (n, positions, 2): random keys
         self._next = mx.zeros((0,), mx.uint32)  # (n,): tokens chosen but not read yet
@@ -83,6 +83,8 @@ class DrawingBatch:
     ) -> None:
         """Start images of one prompt, which is read once for all of them.
 
+        If the cache cannot be extended, the error is raised and the batch loses all its images.
+
         Args:
             ids: the prompt, ending with begin-of-image.
             unconditional: the prompt with pads in place of its words, of the same length.
@@ -90,7 +92,7 @@ class DrawingBatch:
         """
         model = self._model
         count = len(images)
-        guided = images[0].options.rows == 2
+        guided = images[0].options.rows == 2  # a conditional and an unconditional row
         prompts = [list(ids)]
         copies = [0] * count  # for each row, the index of its prompt
         rows = [Rows(i, i) for i in range(count)]
@@ -101,7 +103,7 @@ class DrawingBatch:
         cache = model.make_ragged_cache(len(prompts))
         embeddings = model.embed_text(mx.array(prompts))
         hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)
-        keep_rows(cache, copies)
+        keep_rows(cache, copies)  # copies each prompt's row, once for each image
         keys = position_keys([image.seed for image in images], self._tokens)
         logits = model.image_logits(hidden[mx.array(copies)])
         first = _choose(logits, keys[:, 0], images, rows)
@@ -116,7 +118,7 @@ class DrawingBatch:
         first: mx.array,
         images: Sequence[BatchImage],
     ) -> None:
-        """Append images that have read their prompt, and their rows, to the batch.
+        """Append images whose prompt is read, and the rows of these images, to the batch.
 
         Args:
             cache: holds the prompt in the rows of these images only.
@@ -144,7 +146,10 @@ class DrawingBatch:
         self.images = [*self.images, *images]
 
     def remove(self, images: Sequence[BatchImage]) -> None:
-        """Remove images from the batch, complete or not; ignore those that are not in it."""
+        """Remove images from the batch, complete or not; ignore those that are not in it.
+
+        If the cache cannot be reduced, the error is raised and the batch loses all its images.
+        """
         gone = set(images)
         kept = [i for i, image in enumerate(self.images) if image not in gone]
         if len(kept) == len(self.images):

@@ -46,6 +46,9 @@ class DrawOptions:
 
     Without guidance, at ``cfg_weight`` 1, no unconditional row is computed. Temperature 0 takes the
     most likely token.
+
+    Raises:
+        OptionError: an option is out of its range, or ``window`` is above 1 although ``exact``.
     """
 
     cfg_weight: float = 5.0
@@ -89,9 +92,9 @@ def draw_tokens(
 
     With a ``window`` above 1, a pass reads draft tokens of the positions ahead and chooses a token
     for each of them. The noise of a position is fixed, so its token depends only on the tokens
-    before it. Tokens chosen after correct drafts equal those of the plain loop and are accepted;
-    the rest become the next draft (Jacobi decoding, as in arXiv 2410.01699, but of a deterministic
-    map). Wider passes round differently, which matters where two logits are almost equal.
+    before it. Tokens chosen after correct drafts equal the plain loop's and are accepted, the rest
+    become the next draft: Jacobi decoding, as in arXiv 2410.01699, but of a deterministic map.
+    Wider passes round differently, which matters where two logits are almost equal.
 
     Args:
         model: the weights.
@@ -99,13 +102,12 @@ def draw_tokens(
         unconditional: ids of the unconditional rows, of the same length.
         images: for each image the index of its prompt, and its seed.
         options: guidance and sampling.
-        window: positions read in one pass.
+        window: positions read in one pass; 1 for the plain loop.
 
     Yields:
-        (n, k) accepted tokens of a pass, evaluated; k varies with the pass if ``window`` is above
-            1. At window 1, the next pass is already running.
+        (n, k) accepted tokens of a pass, evaluated. At window 1, the next pass is already running.
     """
-    own = token_config(model.config)
+    own = token_config(model.config)  # the model's number of image tokens and its grid
     pick = _picker(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
     keys = position_keys([seed for _, seed in images], own.tokens)
     owners = [prompt for prompt, _ in images]
@@ -117,7 +119,7 @@ def draw_tokens(
         return pick(model.image_logits(hidden), ahead)
 
     def choose_next(tokens: mx.array, position: int) -> mx.array:
-        """Read (n, W) tokens, and choose the token after each: the first is at ``position``."""
+        """Read (n, W) tokens, and choose the token after each: (n, W), from ``position`` on."""
         every_row = mx.concatenate([tokens] * options.rows)
         embeddings = model.embed_image_tokens(every_row)
         return choices(model.hidden_states(embeddings, cache), position)
@@ -148,7 +150,7 @@ def _read_prompts(
 
     Returns:
         A cache with ``options.rows`` rows for each image, the conditional ones first, and the
-        hidden states of the last position, (rows, 1, hidden).
+        hidden states of the prompts' last position, (rows, 1, hidden), in the same order.
     """
     read_once = [list(ids) for ids in prompts]
     rows = list(owners)
@@ -228,7 +230,7 @@ def _in_windows(
     done = 1
     drafted = 1  # positions with an accepted or a draft token
     while done < positions:
-        end = min(done + window, positions)  # this pass chooses for positions before it
+        end = min(done + window, positions)  # this pass chooses tokens from done to end - 1
         for position in range(drafted, end - 1):  # positions that no earlier pass chose for
             back = columns if position >= columns else 1
             tokens[:, position] = tokens[:, position - back]

@@ -1,4 +1,4 @@
-"""Read a prompt into a KV cache in chunks: attention's scores grow with the square of a chunk."""
+"""Read a prompt into a KV cache in chunks: L positions at once would need L x L scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prefill(
 
     Yields:
         After each chunk, the number of positions read so far, and the hidden states of the last
-        position read, (B, hidden), not evaluated.
+        position read, (B, hidden), not evaluated. Nothing if at most ``keep`` positions are given.
     """
     length = embeddings.shape[1]
     done = 0
@@ -39,10 +39,10 @@ def prefill(
 def prefill_all(
     model: JanusModel, embeddings: mx.array, cache: Cache | RaggedCache, step: int
 ) -> mx.array:
-    """Read an entire prompt, (B, L, hidden).
+    """Read an entire prompt, (B, L, hidden), of at least one position.
 
     Returns:
-        The hidden states of its last position, (B, hidden).
+        The hidden states of the prompt's last position, (B, hidden), evaluated.
     """
     for _, hidden in prefill(model, embeddings, cache, step):
         last = hidden

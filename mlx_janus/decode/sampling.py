@@ -19,7 +19,7 @@ _ARGMAX_BELOW = 1e-30  # a lower temperature T means argmax: 1 / T would overflo
 
 
 def random_seed() -> int:
-    """Return a random seed."""
+    """Return a random seed of 32 bits."""
     return secrets.randbelow(2**32)
 
 
@@ -35,7 +35,7 @@ def pick_seed(seed: int | None) -> int:
 
 
 def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.array) -> mx.array:
-    """Apply classifier-free guidance: u + weight * (c - u).
+    """Apply classifier-free guidance: u + weight * (c - u), c conditional, u unconditional.
 
     Args:
         conditional: (n, ..., V) logits that follow the prompt.
@@ -44,7 +44,7 @@ def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.arr
             logits, 0 the unconditional ones.
 
     Returns:
-        (n, ..., V).
+        (n, ..., V) guided logits.
     """
     return unconditional + weight * (conditional - unconditional)
 
@@ -76,6 +76,10 @@ def scale_logits(logits: mx.array, temperature: float, top_p: float) -> mx.array
     """Apply a temperature above 0 and nucleus sampling's mask to (..., V) logits.
 
     Nucleus sampling: tokens outside the smallest set with probability ``top_p`` get minus infinity.
+
+    Returns:
+        (..., V): scaled logits. With ``top_p`` below 1, log-probabilities, normalized before the
+            mask.
     """
     scaled = logits * (1.0 / temperature)
     if top_p >= 1.0:
@@ -94,10 +98,10 @@ def choose(logits: mx.array, keys: mx.array, temperature: float, top_p: float = 
         top_p: nucleus sampling, see ``scale_logits``.
 
     Returns:
-        (...).
+        (...) token ids.
     """
     if temperature < _ARGMAX_BELOW:
         return mx.argmax(logits, axis=-1)
     scaled = scale_logits(logits, temperature, top_p)
     noise = gumbel_noise(keys, logits.shape[-1])
-    return mx.argmax(scaled + noise, axis=-1)
+    return mx.argmax(scaled + noise, axis=-1)  # Gumbel-max trick: a sample from softmax(scaled)

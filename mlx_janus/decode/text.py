@@ -26,13 +26,18 @@ from .prefill import prefill_all
 from .sampling import choose
 
 _LONGEST = 4  # tokens of the n-gram that a draft continues, at most
-_SHORTEST = 2  # and at least
+_SHORTEST = 2  # tokens of that n-gram, at least
 PREFILL_STEP = 2048  # positions of a prompt read at once, as in mlx-lm
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Options of an answer: its sampling, and where it ends at the latest."""
+    """Options of an answer: its sampling, and where it ends at the latest.
+
+    Raises:
+        OptionError: a number has a wrong type or is out of range, or a stop string is empty or not
+            text.
+    """
 
     max_tokens: int = 512
     temperature: float = 0.0
@@ -81,16 +86,16 @@ def answer_tokens(
     ids: Sequence[int] = (),
     **loop: Any,
 ) -> Iterator[int]:
-    """Yield the token ids of an answer, a stop token included.
+    """Yield ``options.max_tokens`` token ids of an answer.
 
-    It goes on after a stop token: close the generator, and the loop stops within a step.
+    The loop ignores end tokens and ``options.stop``: to end it within a step, close the generator.
 
     Args:
         model: the weights.
         embeddings: (L, hidden), the prompt with its images in place.
         options: sampling and length. ``lookup`` gives the same tokens, except for rounding, in
             fewer passes.
-        cache: the KV cache of everything before the prompt, if anything; it grows.
+        cache: the KV cache of everything before ``embeddings``, if anything; it grows.
         ids: the prompt's ids, to copy drafts from; used only if ``options.lookup``.
         loop: further arguments of mlx-lm's ``generate_step``; used only without ``options.lookup``.
     """
@@ -108,7 +113,7 @@ def _answer_one_by_one(
     key = mx.random.key(options.seed)
 
     def sampler(logprobs: mx.array) -> mx.array:
-        """Choose the next token. One key a token, as with ``lookup``, so a seed's tokens agree."""
+        """Choose the next token. One key a token, so ``lookup`` gives the same tokens."""
         nonlocal key
         key, step_key = mx.random.split(key)
         return choose(logprobs, step_key[None], options.temperature, options.top_p)
@@ -169,7 +174,7 @@ def _answer_in_windows(
         chosen = choices(model.hidden_states(read, cache)[0], done)
         accepted = _count_accepted(chosen, draft)
         found = chosen[:accepted]
-        trim_cache(cache, len(chosen) - accepted)  # from the first wrong draft token on
+        trim_cache(cache, len(chosen) - accepted)  # remove the wrong draft tokens
 
 
 def _count_accepted(chosen: Sequence[int], draft: Sequence[int]) -> int:
@@ -202,7 +207,8 @@ def draft_tokens(known: Sequence[int], most: int) -> list[int]:
 class StopStrings:
     """A filter that cuts a stream of text at its first stop string.
 
-    Characters that may turn out to begin a stop string are held back.
+    The stop string and the text after it are dropped. Characters that may turn out to begin a stop
+    string are held back.
     """
 
     def __init__(self, stop: Sequence[str]):

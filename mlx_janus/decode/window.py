@@ -18,23 +18,23 @@ ACCEPTED = {1: 1.0, 2: 1.4, 4: 1.8, 8: 2.3, 16: 2.6, 32: 2.7}
 The figures are cautious, as they differ between models and prompts (``benchmarks/windows.py``
 measures them).
 """
-_MIN_SPEEDUP = 1.15  # over a window of 1, by these figures; a smaller gain is uncertain
-_REPEATS = 3
+_MIN_SPEEDUP = 1.15  # over a window of 1, estimated by ``ACCEPTED``; a smaller one is uncertain
+_REPEATS = 3  # timed passes of each window
 
 
 def time_passes(model: JanusModel, rows: int) -> dict[int, float]:
-    """Time a pass of the language model and the head in the middle of an image.
+    """Time a pass of the language model and the image head, in the middle of an image.
 
     Args:
-        model: the weights.
+        model: the model, with its weights.
         rows: rows of the batch, 2 for an image with guidance and 1 without.
 
     Returns:
-        Window to the median seconds of a pass.
+        Window to the median seconds of a pass. Windows longer than half an image are left out.
     """
     positions = token_config(model.config).tokens
     seconds: dict[int, list[float]] = {}
-    for window in ACCEPTED:  # those that fit into the second half of an image
+    for window in ACCEPTED:  # keep the windows that fit into half an image
         if 2 * window <= positions:
             seconds[window] = []
     cache = model.make_cache(positions)

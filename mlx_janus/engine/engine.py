@@ -57,8 +57,9 @@ class Engine:
         self._load = load
         self._most_waiting = waiting
         self._most_answers = answers
-        self._changed = threading.Condition()  # wakes the thread
-        self._stop_at: float | None = None  # when running requests are ended; None: not stopping
+        self._changed = threading.Condition()  # lock of the waiting queues; wakes the thread
+        # Monotonic time at which running requests are ended; None: the engine is not stopping.
+        self._stop_at: float | None = None
         # Seconds of recent requests; the first value is a guess.
         self._durations: deque[float] = deque([1.0], maxlen=16)
         self._thread = threading.Thread(target=self._run, name="mlx_janus device", daemon=True)
@@ -66,10 +67,15 @@ class Engine:
         self._started: asyncio.Future[None] | None = None
         self._schedulers: _Schedulers | None = None
         self.failure: BaseException | None = None  # the error that stopped the thread's rounds
-        self.ended = asyncio.Event()  # set when the thread has served its last round
+        self.ended = asyncio.Event()  # set after the thread's last round, not if loading failed
 
     @property
     def _janus(self) -> LoadedModel:
+        """The loaded model.
+
+        Raises:
+            JanusError: no model is loaded yet.
+        """
         if self._schedulers is None:
             raise JanusError("the engine has no model yet: await start() first")
         return self._schedulers.janus
@@ -96,7 +102,7 @@ class Engine:
 
     @property
     def counts(self) -> Counts:
-        """The numbers of waiting requests, running answers and running images."""
+        """The numbers of waiting requests, running answers and running images; 0 before loading."""
         if self._schedulers is None:
             return Counts()
         text = self._schedulers.text
@@ -104,10 +110,10 @@ class Engine:
         return Counts(len(text.waiting) + images.waiting_requests, len(text.running), images.images)
 
     async def start(self) -> None:
-        """Start the thread, and wait until it has loaded the model and its weights.
+        """Start the thread, and wait until it has loaded the model and its weights. Call it once.
 
         Raises:
-            JanusError: the model cannot be loaded.
+            JanusError: the model cannot be loaded, or is in low-memory mode.
             StoppingError: the engine was closed while loading.
         """
         self._loop = asyncio.get_running_loop()
@@ -121,9 +127,9 @@ class Engine:
         The thread ends the waiting requests and lets the running ones finish.
 
         Args:
-            seconds: time for the running requests; those left after it end with an error.
+            seconds: time for the running requests; then those left end with a StoppingError.
         """
-        with self._changed:  # calling this again may shorten the time, never extend it
+        with self._changed:  # a second close() may shorten the time, never extend it
             end = time.monotonic() + seconds
             self._stop_at = end if self._stop_at is None else min(end, self._stop_at)
             self._changed.notify()
@@ -131,7 +137,7 @@ class Engine:
             await asyncio.to_thread(self._thread.join)
 
     def submit(self, request: Request) -> Ticket:
-        """Queue a request and return the ticket that yields its events.
+        """Queue a request, on the event loop, and return the ticket that yields its events.
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
@@ -163,15 +169,20 @@ class Engine:
         return min(max(math.ceil(mean), 1), _LONGEST_WAIT)
 
     def _wake(self) -> None:
+        """Wake the thread after a request was cancelled."""
         with self._changed:
             self._changed.notify()
 
     def _checked(self, ticket: Ticket, request: Request) -> TextTask | ImageTask:
         """Check a request, tokenize its prompt and return its task.
 
-        A request takes ``n`` seeds in a row, so the last one must be in range too.
+        A request takes ``n`` seeds in a row, so the last seed must be in range too.
+
+        Raises:
+            PromptError: the prompt is empty, or does not fit into the context.
+            OptionError: a number is out of range, or the images do not match the turns.
         """
-        check_int("n", request.n, 1, MAX_IMAGES)
+        check_int("n", request.n, 1, MAX_IMAGES)  # for answers too
         if isinstance(request, AnswerRequest):
             check_int("seed", request.options.seed, 0, MAX_SEED - request.n + 1)
             return self._checked_text(ticket, request)
@@ -179,7 +190,11 @@ class Engine:
         return self._checked_images(ticket, request)
 
     def _checked_text(self, ticket: Ticket, request: AnswerRequest) -> TextTask:
-        """Check the images and the length of a prompt for answers, and tokenize it."""
+        """Check the number of images and the prompt's length for answers, and tokenize the prompt.
+
+        Raises:
+            OptionError: the number of images is not that of the turns.
+        """
         shown = sum(turn.images for turn in request.turns)
         given = len(request.images)
         if shown != given:
@@ -188,13 +203,17 @@ class Engine:
         return TextTask(ticket, request, self._janus.answering_ids(request.turns, request.system))
 
     def _checked_images(self, ticket: Ticket, request: DrawingRequest) -> ImageTask:
-        """Check the previews and the length of a prompt for images, and tokenize it."""
+        """Check the number of previews and the prompt's length, and tokenize the prompt."""
         check_int("partial_images", request.partial_images, 0, self.pathway.steps(request.options))
         self._check_length(request.prompt)
         return ImageTask(ticket, request, self.pathway.prompt_ids(request.prompt))
 
     def _check_length(self, *texts: str) -> None:
-        """Refuse a prompt that would take long to tokenize and cannot fit into the context."""
+        """Refuse a prompt that would take long to tokenize and cannot fit into the context.
+
+        Raises:
+            PromptError: the texts have too many characters together.
+        """
         most = _MAX_CHARACTERS * self.config.language.max_position_embeddings
         length = sum(len(text) for text in texts)
         if length > most:
@@ -208,6 +227,7 @@ class Engine:
     def _run(self) -> None:
         """Load the model, serve requests until the engine stops, and end those that are left.
 
+        ``start`` raises an error of loading. An error of a round is kept in ``failure`` and raised.
         The thread's streams are cleared at its end, or the process may abort when it exits.
         """
         try:
@@ -277,7 +297,7 @@ class Engine:
             self._loop.call_soon_threadsafe(callback)
 
     def _wait_for_work(self, schedulers: _Schedulers) -> bool:
-        """Sleep until there are requests; return False when the engine is stopping."""
+        """Sleep until requests wait or the engine is stopping; return False if it is stopping."""
         with self._changed:
             self._changed.wait_for(
                 lambda: schedulers.text.waiting or schedulers.images.waiting or self.stopping
@@ -286,6 +306,8 @@ class Engine:
 
     def _round(self, schedulers: _Schedulers) -> bool:
         """Drop cancelled requests, start waiting ones and advance the running ones.
+
+        While the engine is stopping, waiting requests are ended; after ``_stop_at``, all are.
 
         Returns:
             Whether any request is still running.

@@ -62,7 +62,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answered:
-    """The end of an answer. Its result has the text of all its pieces."""
+    """The end of an answer; ``index`` is the answer's number, from 0.
+
+    The result has the text of all the answer's pieces.
+    """
 
     index: int
     result: TextResult
@@ -86,7 +89,7 @@ class Drawn:
 
     index: int
     image: GeneratedImage
-    prompt_tokens: int
+    prompt_tokens: int  # length of the prompt
 
 
 Request = AnswerRequest | DrawingRequest

@@ -62,10 +62,11 @@ class TextScheduler:
         return self._sum_needs(self.running)
 
     def _sum_needs(self, tasks: Sequence[TextTask]) -> int:
+        """Return the peak bytes of the KV caches of several requests."""
         return sum(self._needs(task) for task in tasks)
 
     def _needs(self, task: TextTask) -> int:
-        """Return the bytes of the KV cache at the greatest length of the answer."""
+        """Return the bytes of a request's KV cache at the greatest length of an answer."""
         config = self._janus.config.language
         wanted = len(task.ids) + task.request.options.max_tokens
         positions = min(wanted, config.max_position_embeddings)
@@ -148,12 +149,12 @@ class TextScheduler:
         """Generate a request's answers one after the other, each from the best prefix cache.
 
         Yields:
-            After each encoded image, chunk of the prompt, and token, so that others get a turn.
+            After each encoded image, chunk of the prompt, and token, so that other requests get a
+                turn.
         """
         request = task.request
         keys = self._features.keys(task.ids, task.digests)
-        # Images by hash.
-        shown = dict(zip(task.digests, request.images, strict=True))
+        shown = dict(zip(task.digests, request.images, strict=True))  # images by hash
         for index in range(request.n):
             options = replace(request.options, seed=request.options.seed + index)
             prefix = self._take(keys)

@@ -25,17 +25,22 @@ class Ticket(AsyncIterator[Event]):
 
     def __init__(self, on_cancel: Callable[[], None], on_end: Callable[[float], None]):
         self.cancelled = False
-        self.ended = False  # the engine has put the last event into the queue
-        self._made = time.monotonic()
+        self.ended = False  # the engine has sent the end of the events
+        self._made = time.monotonic()  # when the request was submitted
         self._loop = asyncio.get_running_loop()
         # None is the end of the events, an exception their end by a failure
         self._events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
         self._on_cancel = on_cancel
         self._on_end = on_end
-        self._all_read = False  # the reader has taken the last event out of the queue
+        self._all_read = False  # the reader has received the end of the events
 
     async def __anext__(self) -> Event:
-        """Wait for the next event."""
+        """Wait for the next event.
+
+        Raises:
+            StopAsyncIteration: the events have ended.
+            BaseException: the error of a failed request, raised once.
+        """
         if self._all_read:
             raise StopAsyncIteration
         event = await self._events.get()
@@ -60,7 +65,10 @@ class Ticket(AsyncIterator[Event]):
         self._put(event)
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the events, with an error if there is one. Further calls do nothing."""
+        """End the events, with an error if there is one, and call ``on_end``.
+
+        Further calls do nothing.
+        """
         if not self.ended:
             self.ended = True
             self._on_end(time.monotonic() - self._made)
@@ -81,6 +89,8 @@ class Counts:
 
 
 class _Work(Protocol):
+    """An item of a queue: a request with its ticket."""
+
     ticket: Ticket
 
 

@@ -5,8 +5,8 @@ every score is exact. Three parts follow a published benchmark, at the defaults 
 and ``generate_images``:
 
 - existence, after POPE (arXiv 2305.10355): "Is there a red circle?", with "yes" as often as "no",
-  and three kinds of absent objects: random, popular (the most frequent in the other images),
-  adversarial (like a present object except for its shape or colour);
+  and three ways to pick an absent object: random, popular (one of the most frequent in all
+  images), adversarial (like a present object except for its shape or colour);
 - attributes: colour, shape, number and position;
 - drawing, after GenEval (arXiv 2310.11513): six tasks, several images per prompt. An image is right
   if it holds the prompt's objects and nothing else.
@@ -45,7 +45,7 @@ Progress = Callable[[str, int, int], None]
 class Sizes:
     """Numbers of images and prompts in each part."""
 
-    pictures: int = 200  # images of existence (two questions per kind), and questions per attribute
+    pictures: int = 200  # images of existence, used for each of NEGATIVES; questions per attribute
     prompts: int = 24  # prompts per drawing task
     drawn: int = 4  # images per prompt
     reconstructed: int = 400  # images for the codec
@@ -143,6 +143,7 @@ def measure(
 
     Raises:
         JanusError: the model's images have another size than the benchmark's.
+        UnsupportedModelError: the model does not generate image tokens.
     """
     side = janus.config.image_size
     if side != shapes.SIDE:
@@ -212,7 +213,7 @@ def measure_existence(
     seed: int,
     progress: Progress,
 ) -> dict[str, YesNoScores]:
-    """Measure POPE's scores on scenes held out of training, by how POPE picks absent objects."""
+    """Measure POPE's scores on scenes held out of training, for each of ``NEGATIVES``."""
     random = np.random.default_rng([seed, 11])  # 11: random numbers of this part only
     held_out = _held_out_scenes(random)
     scenes = list(islice(held_out, sizes.pictures))
@@ -258,7 +259,7 @@ def _ask_about_present_and_absent(
     Args:
         janus: the model.
         scene: the scene.
-        kind: the kind of the absent object, one of ``NEGATIVES``.
+        kind: the way to pick the absent object, one of ``NEGATIVES``.
         popular: the objects of all scenes, the most frequent first.
         random: source of all choices.
     """
@@ -282,7 +283,10 @@ def _absent_name(
     popular: Sequence[language.Name],
     random: np.random.Generator,
 ) -> language.Name:
-    """Pick an absent object of a kind in ``NEGATIVES``; if the kind has none, any absent object."""
+    """Pick an absent object in one of the ways of ``NEGATIVES``.
+
+    If that way finds none, any absent object is picked.
+    """
     absent = language.absent_names(present)
     candidates = absent
     if kind == "popular":
@@ -300,7 +304,7 @@ def _pick(random: np.random.Generator, names: Sequence[language.Name]) -> langua
 
 
 def _score_yes_no(outcomes: Sequence[tuple[bool, bool | None]]) -> YesNoScores:
-    """Score pairs of truth and answer; an answer that is neither yes nor no (None) is wrong."""
+    """Score one or more pairs of truth and answer; None, neither yes nor no, is a wrong answer."""
     questions = len(outcomes)
     right = 0
     true_positives = 0
@@ -450,7 +454,7 @@ def _colours(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarg
     """Ask for one coloured shape: "a purple circle".
 
     With ``held_out``, prompt number ``i`` takes the four held-out names in turn. Otherwise the name
-    is a random one of training.
+    is that of a thing in a random training scene.
     """
     if held_out:
         names = sorted(shapes.HELD_OUT)
@@ -479,7 +483,8 @@ def _worded(noun: str, i: int) -> str:
 def _position(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
     """Ask for two objects in a relative position: "a red circle above a blue star".
 
-    Prompt number ``i`` takes the four relations in turn. A sampled scene gives only the two things.
+    Prompt number ``i`` takes the four relations in turn. The names are those of a sampled scene,
+    but not the positions.
     """
     a, b = _two_things(i, random, held_out)
     subject = language.phrase(a)
@@ -592,7 +597,7 @@ def measure_codec(
         errors = decoded - pixels
         squared_error = float((errors**2).mean())
         noise = max(squared_error, 1e-10)  # more than 0, as a divisor
-        # Values from -1 to 1 have a range of 2, and 4 is its square.
+        # PSNR needs the squared range of the values: 2 squared, as they are from -1 to 1.
         psnr.append(10 * np.log10(4 / noise))
         values = (decoded + 1) * 127.5
         reconstruction = values.round().astype(np.uint8)
@@ -618,7 +623,7 @@ def is_read_right(scene: shapes.Scene, image: Any) -> bool:
     names = Counter(thing.name for thing in scene.things)
     if names_found != names:
         return False
-    far = shapes.SMALLEST / 2
+    far = shapes.SMALLEST / 2  # pixels
     return all(_distance_to_nearest(thing, found) < far for thing in scene.things)
 
 

@@ -39,7 +39,8 @@ def image_jobs(
 
     Raises:
         PromptError: there is no prompt, or one is empty or does not fit into the context.
-        OptionError: a number is out of range.
+        OptionError: a number is out of range, a prompt is no text, or an option is not the
+            pathway's.
     """
     pathway = pathway_of(janus)
     n = check_int("n", n, 1, MAX_IMAGES)
@@ -74,9 +75,11 @@ def _explicit(choices: Mapping[str, Any]) -> dict[str, Any]:
 def generate_steps(
     janus: LoadedModel, jobs: Sequence[ImageJob]
 ) -> Generator[ImageStep, None, None]:
-    """Generate images of equal options. Closing the generator stops within a step.
+    """Generate the images of jobs with equal options, those with the shortest prompts first.
 
-    Images with the shortest prompts come first.
+    Yields a step without images for each step of a group, then one step for each finished image.
+    Closing the generator ends the drawing; later groups are not begun. MLX's peak memory is reset
+    at the start.
     """
     mx.reset_peak_memory()
     pathway = pathway_of(janus)
@@ -84,7 +87,7 @@ def generate_steps(
     options = jobs[0].options
     groups = _groups(janus, pathway, jobs)
     total = pathway.steps(options) * len(groups)
-    done = 0
+    done = 0  # steps
     finished: list[GeneratedImage] = []
     for group in groups:
         canvases: Sequence[Canvas] = []
@@ -96,7 +99,7 @@ def generate_steps(
         finally:
             stream.close()
         mx.clear_cache()
-        for canvas in canvases:  # of the group's last step, so complete
+        for canvas in canvases:  # those of the group's last step, so they are complete
             finished.append(canvas.finish())
             yield ImageStep(done, total, (finished[-1],), _previewer(janus, finished, ()))
 
@@ -129,7 +132,7 @@ def _groups(
 
 
 def images_that_fit(janus: LoadedModel, bytes_per_image: int, reserved: int = 0) -> int:
-    """Return how many images can be generated at once in the free memory.
+    """Return how many images can be generated at once in the free memory; 0 if none fits.
 
     Args:
         janus: the model.

@@ -79,7 +79,7 @@ class LoadedModel:
                 f"the tokenizer's id {top} is beyond the model's vocabulary of {size}: "
                 "tokenizer.json and config.json do not belong together"
             )
-        self._model: JanusModel | None = model
+        self._model: JanusModel | None = model  # None: closed
         self.prompts = prompts
         self.name = name
         self.thread = ModelThread()
@@ -125,7 +125,10 @@ class LoadedModel:
         return self.prompts.tokenizer
 
     def load_weights_for(self, task: Task) -> None:
-        """Load the weights a task needs. In low-memory mode, free the previous task's first."""
+        """Load the weights that a task needs.
+
+        In low-memory mode, first free the previous task's weights that this task does not need.
+        """
         if task in self._ready:
             return
         arrays = self._arrays(task)
@@ -156,8 +159,9 @@ class LoadedModel:
             system: system prompt; None: the model's own, "": none.
 
         Raises:
-            PromptError: the last turn is not the user's, a question has no words and no images, or
-                the context has no room for an answer.
+            PromptError: the last turn is not the user's, a question has no words and no images, a
+                text is not Unicode, or the context has no room for an answer.
+            OptionError: ``system`` is not text.
         """
         ids = self.prompts.answering(turns, system)
         context = self.config.language.max_position_embeddings
@@ -171,7 +175,7 @@ class LoadedModel:
     def encode(
         self, pixels: Sequence[np.ndarray], watch: Stopwatch | None = None
     ) -> list[mx.array]:
-        """Return the features of each preprocessed image, (tokens, hidden).
+        """Return the evaluated features of each preprocessed image, (tokens, hidden).
 
         Args:
             pixels: preprocessed images, (H, W, 3) each.

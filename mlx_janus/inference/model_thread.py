@@ -23,7 +23,7 @@ from ..errors import JanusError
 
 CLOSED = "the model is closed: load it again"
 T = TypeVar("T")
-_END = object()  # stands for an item when a generator has ended
+_END = object()  # a step returns this when the generator has ended
 
 
 class _Abandoned(BaseException):
@@ -31,24 +31,24 @@ class _Abandoned(BaseException):
 
 
 class _Call:
-    """A function to run, and its result."""
+    """A function to run, and its result or error."""
 
     def __init__(self, function: Callable[[], Any]):
         self.function: Callable[[], Any] | None = function
-        self.abandoned = False  # no caller waits for it
+        self.abandoned = False  # whether the caller has stopped waiting, or the program ends
         self.value: Any = None
         self.error: BaseException | None = None
-        self.done: SimpleQueue[None] = SimpleQueue()  # an item: the call has ended
+        self.done: SimpleQueue[None] = SimpleQueue()  # gets one item when the call has ended
 
     def run(self) -> None:
-        """Run the function unless the call is abandoned."""
+        """Run the function unless the call is abandoned; keep the result or error for ``wait``."""
         try:
             if not self.abandoned and self.function is not None:
                 self.value = self.function()
         except BaseException as error:
             self.error = error
         finally:
-            self.function = None  # frees the arrays that it holds
+            self.function = None  # frees the arrays that the function holds
             if not self.abandoned:
                 self.done.put(None)
 
@@ -75,18 +75,18 @@ class _Worker:
 
     def __init__(self) -> None:
         self.calls: SimpleQueue[_Call | None] = SimpleQueue()  # None ends the thread
-        self.current: _Call | None = None  # the call that runs
+        self.current: _Call | None = None  # the running call
         self.ending = False  # the program ends: waiting calls are not run
         self._device = mx.default_device()
         self.thread = threading.Thread(target=self._run, name="mlx_janus model", daemon=True)
 
     def start(self) -> None:
-        """Start the thread. If it still runs when the program ends, ``_end_all`` ends it."""
+        """Start the thread. At exit, ``_end_all`` ends a thread that still runs."""
         _RUNNING.add(self)
         self.thread.start()
 
     def stop(self) -> None:
-        """End the thread after the waiting calls."""
+        """Make the thread end after the waiting calls; do not wait for that."""
         self.calls.put(None)
 
     def _run(self) -> None:
@@ -100,7 +100,7 @@ class _Worker:
                 call.run()
                 self.current = call = None  # or the result would be kept until the next call
         finally:
-            mx.clear_streams()
+            mx.clear_streams()  # else the process may abort at exit
             _RUNNING.discard(self)
 
 
@@ -109,9 +109,9 @@ _RUNNING: set[_Worker] = set()  # workers whose threads have started and not end
 
 @atexit.register
 def _end_all() -> None:
-    """End every thread before the interpreter exits.
+    """End the threads of all models before the interpreter exits.
 
-    Waits for the steps that are running; Ctrl-C ends the process without waiting.
+    Waits until running calls have ended; Ctrl-C ends the process without waiting.
     """
     try:
         for worker in list(_RUNNING):
@@ -135,17 +135,17 @@ class ModelThread:
         self._lock = threading.Lock()  # held to start, stop or queue a call, never during work
         self._worker: _Worker | None = None
         self._closed = False
-        self._pid = os.getpid()  # a forked process has another, and lacks the thread
-        # Stops the worker when this object is collected.
+        self._pid = os.getpid()  # a forked process has another pid, and lacks the thread
+        # Stops the worker when this ``ModelThread`` is garbage collected.
         self._end: weakref.finalize[Any, Any] | None = None
-        # Generators of streams, for ``close``.
+        # Generators of streams, which ``close`` closes.
         self._open: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the model's thread and return its result.
 
-        An exception of the function is raised here. Ctrl-C here abandons the call: the function
-        ends at its next ``check``.
+        An exception of the function is raised in the calling thread. Ctrl-C in that thread abandons
+        the call: the function ends at its next ``check``.
 
         Raises:
             JanusError: the model is closed, or was loaded before this process was forked.
@@ -163,10 +163,13 @@ class ModelThread:
         return ThreadStream(self, generator)
 
     def check(self) -> None:
-        """End the current call, by an exception, if its caller has stopped waiting.
+        """Raise an exception that ends the current call, if the call is abandoned.
 
-        Long work, such as loading weights, calls this between its parts. Does nothing in other
-        threads.
+        Long work, such as loading weights, calls this between its parts. Outside the model's
+        thread, this does nothing.
+
+        Raises:
+            _Abandoned: the caller has stopped waiting, or the program ends.
         """
         worker = self._worker
         if worker is None or worker.thread is not threading.current_thread():
@@ -177,7 +180,8 @@ class ModelThread:
     def close(self) -> None:
         """End every stream, and the thread after the waiting calls; later calls raise an error.
 
-        Closing again does nothing.
+        Waits until the thread has ended, unless this runs in that thread. A second ``close`` does
+        nothing.
         """
         with self._lock:
             self._closed = True
@@ -204,7 +208,11 @@ class ModelThread:
         worker.calls.put(_Call(generator.close))
 
     def _queue(self, call: _Call) -> None:
-        """Queue a call; the first one starts the thread."""
+        """Queue a call; the first call starts the thread.
+
+        Raises:
+            JanusError: the model is closed, or was loaded before this process was forked.
+        """
         if os.getpid() != self._pid:
             raise JanusError(
                 "a model cannot be used in a process that was forked after it was loaded: "
@@ -233,7 +241,8 @@ class ThreadStream(Iterator[T], Generic[T]):
     def __init__(self, thread: ModelThread, generator: Generator[T, None, None]):
         self._thread = thread
         self._generator = generator
-        # Alive while the stream is open: closes the generator if the stream is collected or fails.
+        # Closes the generator if the stream is garbage collected or fails. ``_drop.alive`` means
+        # that the stream is open.
         self._drop = weakref.finalize(self, thread.discard, generator)
         self._drop.atexit = False
 
@@ -241,7 +250,13 @@ class ThreadStream(Iterator[T], Generic[T]):
         return self
 
     def __next__(self) -> T:
-        """Run a step in the model's thread, and return its item."""
+        """Run a step in the model's thread, and return the item.
+
+        An exception of the step is raised here and ends the stream.
+
+        Raises:
+            StopIteration: the stream has ended, failed or been closed.
+        """
         if not self._drop.alive:  # the stream has ended, failed or been closed
             raise StopIteration
         try:
@@ -255,7 +270,10 @@ class ThreadStream(Iterator[T], Generic[T]):
         return cast(T, value)
 
     def close(self) -> None:
-        """Close the generator, after any step in progress; the stream yields no further items."""
+        """Close the generator after any step in progress, and wait until it is closed.
+
+        The stream then yields no further items. Does nothing if the stream has ended.
+        """
         if self._drop.detach() is None:  # the stream has ended, failed or been closed
             return
         with contextlib.suppress(JanusError):  # the model is closed already

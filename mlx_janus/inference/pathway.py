@@ -112,7 +112,7 @@ class ImagePathway(Protocol):
     ) -> Generator[Sequence[Canvas], None, None]:
         """Generate images together. Their prompts must have equal lengths in tokens.
 
-        Closing the generator stops it within a step.
+        Closing the generator ends the generation within a step.
 
         Yields:
             After each step the canvas of every image, in the order of the jobs.

@@ -41,14 +41,14 @@ class ImageFeatureCache:
 
     Args:
         janus: the model that encodes.
-        limit: the number of images to keep, the most recently used ones; None: all.
+        limit: number of images to keep; the least recently used are forgotten. None: keep all.
     """
 
     def __init__(self, janus: LoadedModel, limit: int | None = None):
         self._janus = janus
         self._limit = limit
         self._features: OrderedDict[str, mx.array] = OrderedDict()  # (tokens, hidden)
-        janus.caches.add(self)
+        janus.caches.add(self)  # emptied when the model is closed
 
     def clear(self) -> None:
         """Forget all features."""
@@ -95,7 +95,10 @@ class ImageFeatureCache:
     def encode(
         self, keys: Sequence[Key], shown: Mapping[str, Image.Image], watch: Stopwatch | None = None
     ) -> Iterator[None]:
-        """Encode the new images among ``keys``, and yield after each."""
+        """Encode the new images among ``keys``, and yield after each.
+
+        This may exceed the limit: ``rows`` forgets the surplus.
+        """
         wanted = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))
         for digest in wanted:
             if digest not in self._features:
@@ -116,7 +119,7 @@ class PrefixCache:
         self.keys: list[Key] = []
         self._janus = janus
         self._cache: Cache | None = None
-        janus.caches.add(self)
+        janus.caches.add(self)  # emptied when the model is closed
 
     def clear(self) -> None:
         """Forget everything that was read."""
@@ -160,7 +163,7 @@ class PrefixCache:
         *,
         step: int = PREFILL_STEP,
     ) -> Generator[TextEvent, None, None]:
-        """Read the new part of a prompt and answer. Closing the generator stops it within a step.
+        """Read the new part of a prompt and answer. Closing the generator ends the answer.
 
         A failed or interrupted pass empties the cache: its layers may hold different positions.
 
@@ -170,7 +173,7 @@ class PrefixCache:
             images: the features at the images' positions.
             shown: the prompt's images, by digest.
             options: sampling and length.
-            step: as for ``Prompt``.
+            step: prompt positions read between two events.
 
         Yields:
             The events of ``answer_events``.
@@ -196,8 +199,7 @@ class PrefixCache:
         finally:
             events.close()
             self.keys = known[: cache[0].offset] if consistent else []
-            if consistent:
-                # After an early close, ``known`` lacks the answer's tokens.
+            if consistent:  # after an early close, ``known`` lacks the answer's tokens
                 trim_cache(cache, cache[0].offset - len(self.keys))
             else:
                 self._cache = None

@@ -68,13 +68,13 @@ class GeneratedImage:
         An existing file is never replaced: the name gets a number instead.
 
         Args:
-            path: a name that ends in .png.
+            path: a name that ends in .png; a name without a suffix gets it.
 
         Returns:
             The path of the new file.
 
         Raises:
-            OutputError: the file cannot be written, or the name does not end in .png.
+            OutputError: the file cannot be written, or the name has another suffix.
         """
         return save_png(self.image, Path(path), self.metadata)
 
@@ -129,14 +129,14 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         (None: not quantized in this way).
 
     Raises:
-        ImageError: the file is not an image, or lacks some of these settings.
+        ImageError: the file is not an image, or its settings are missing or not valid.
     """
     chunks = read_text_chunks(path)
     if not chunks.get("version", "").startswith("mlx_janus "):
         raise ImageError(
             f"{path} carries no settings of a drawing: give a PNG as mlx_janus wrote it"
         )
-    # A file without this chunk was not upscaled: the pattern matches, and its group is None.
+    # A file without this chunk was not upscaled: the pattern matches "", and its group is None.
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
     dtype = chunks.get("dtype")
     bits = chunks.get("bits")

@@ -92,13 +92,16 @@ class VQPathway:
         jobs: Sequence[ImageJob],
         options: DrawOptions,
     ) -> Generator[Sequence[Canvas], None, None]:
-        """Generate images together.
+        """Load the weights for drawing, and generate images together.
 
-        Each step adds a token to each image, and yields the canvases. One pass of the model may
-        accept the tokens of several steps.
+        Each step adds a token to each image. One pass of the model may accept the tokens of several
+        steps.
+
+        Yields:
+            After each step the canvas of every image, in the order of the jobs.
         """
         janus = self._janus
-        columns: list[mx.array] = []  # the (n,) tokens of each position
+        columns: list[mx.array] = []  # for each position, the tokens of all n images, (n,)
         passes = 0
         janus.load_weights_for("draw")
         stream = self._start(jobs, options)
@@ -110,7 +113,7 @@ class VQPathway:
                     columns.append(column[:, 0])
                     count = len(columns)
                     canvases = []
-                    for index, job in enumerate(jobs):  # ``columns`` grows, so a canvas has a count
+                    for index, job in enumerate(jobs):  # ``columns`` grows: canvases keep a count
                         tokens = partial(_tokens_of, columns, count, index)
                         canvas = TokenCanvas(janus, job, tokens, passes)
                         canvases.append(canvas)
@@ -146,9 +149,9 @@ def _tokens_of(columns: list[mx.array], count: int, index: int) -> np.ndarray:
     """Return the first ``count`` tokens of one of n images, (count,) int32.
 
     Args:
-        columns: the (n,) tokens of each position.
-        count: positions.
-        index: the image.
+        columns: for each position, the tokens of all images, (n,).
+        count: number of positions, at least 1.
+        index: index of the image.
     """
     rows = mx.stack(columns[:count], axis=1)
     tokens = np.array(rows[index])
@@ -221,9 +224,10 @@ class TokenCanvas:
 
 
 def _decode(janus: LoadedModel, tokens: np.ndarray, grid: tuple[int, int]) -> Image.Image:
-    """Decode (rows * columns,) tokens to an image.
+    """Decode (rows * columns,) tokens to an image; ``grid`` is (rows, columns).
 
-    Only one image at a time: the decoder's activations are the largest of all.
+    Only one image at a time: the decoder's activations are the largest of all. In low-memory mode,
+    loading the decoder's weights frees those of other tasks.
     """
     janus.load_weights_for("decode")
     batch = mx.array(tokens[None])

@@ -26,8 +26,8 @@ WINDOWS_FILE = "windows.json"
 def find_window(model: JanusModel, rows: int) -> int:
     """Return the fastest window, the positions read in one pass, to generate one image.
 
-    It is timed once for each model, device and precision, and stored in ``windows.json`` in the
-    cache folder. Remove that file to time again.
+    The window is timed once for each model, device and precision, and stored in ``windows.json`` in
+    the cache folder. Remove that file to time again.
 
     Args:
         model: the weights.

@@ -34,18 +34,18 @@ def make_cache(config: LlamaConfig, positions: int | None = None) -> Cache:
 
     Args:
         config: the sizes.
-        positions: allocate memory for these positions at once; None: as the cache grows.
+        positions: positions to allocate at the first pass; None: 256 at a time as the cache grows.
     """
     cache = []
     for _ in range(config.num_hidden_layers):
         layer = KVCache()
-        layer.step = positions or KVCache.step
+        layer.step = positions or KVCache.step  # positions allocated at a time
         cache.append(layer)
     return cache
 
 
 def take_rows(cache: Cache, rows: Sequence[int]) -> Cache:
-    """Return a cache with these rows of another, in this order; a row may be repeated."""
+    """Copy these rows of a cache that is not empty, in this order; a row may be repeated."""
     taken = []
     places = mx.array(list(rows))
     for layer in cache:
@@ -59,10 +59,10 @@ def take_rows(cache: Cache, rows: Sequence[int]) -> Cache:
 
 
 def make_ragged_cache(config: LlamaConfig, rows: int) -> RaggedCache:
-    """Return an empty batch cache; rows can be added and removed."""
+    """Return an empty cache of ``rows`` rows; ``add_rows`` and ``keep_rows`` change the rows."""
     cache = []
     for _ in range(config.num_hidden_layers):
-        padding = [0] * rows
+        padding = [0] * rows  # positions of padding at the left of each row
         cache.append(BatchKVCache(padding))
     return cache
 

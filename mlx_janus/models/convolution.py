@@ -23,7 +23,7 @@ def unfold(x: mx.array) -> mx.array:
 
 
 def _rows(windows: mx.array, i: int) -> mx.array:
-    """Return the unfolded rows that meet row ``i`` of the kernel: (B * H * W, 3 * C)."""
+    """Select the unfolded rows for kernel row ``i``: (B, H + 2, W, 3 * C) -> (B * H * W, 3 * C)."""
     H = windows.shape[1] - 2
     width = windows.shape[-1]
     rows = windows[:, i : H + i]
@@ -91,7 +91,7 @@ def _convolve_vjp(
     """Return the gradients of the input and the kernel, from ``cotangent``, the output's."""
     x, weight = primals
 
-    rotated = weight[:, ::-1, ::-1]
+    rotated = weight[:, ::-1, ::-1]  # by 180 degrees
     rotated = rotated.transpose(3, 1, 2, 0)  # inputs and outputs change places
     x_gradient = _in_bands(cotangent, rotated)
 
@@ -107,7 +107,10 @@ def _convolve_vjp(
 
 
 class Conv2d(nn.Conv2d):
-    """An ``nn.Conv2d`` of kernel 1, 3 (padding 1) or 3 with stride 2 (no padding)."""
+    """An ``nn.Conv2d`` with bias, fast on a CPU too.
+
+    Its kernel is 1, 3 with padding 1, or 3 with stride 2 and no padding.
+    """
 
     def __call__(self, x: mx.array) -> mx.array:
         """Convolve: (B, H, W, C) -> (B, H', W', O)."""
@@ -124,7 +127,7 @@ class Conv2d(nn.Conv2d):
 def _strided_windows(x: mx.array) -> mx.array:
     """Unfold the 3 x 3 windows of stride 2, without padding: (B, H, W, C) -> (B, h, w, 9 * C)."""
     _, H, W, _ = x.shape
-    # Twice the number of windows in each direction.
+    # Twice the number of windows in each direction, as every second pixel begins a window.
     height = (H - 1) // 2 * 2
     width = (W - 1) // 2 * 2
     windows = []

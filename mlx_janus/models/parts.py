@@ -26,7 +26,7 @@ class GenerationParts:
     keeps_type: tuple[str, ...]
     """Parts that conversion does not cast, computed in float32: half precision overflows there."""
     careful: tuple[str, ...]
-    """Parts that are quantized to at least 8 bits: guidance magnifies their errors."""
+    """Parts that get a recipe's bits for careful parts: guidance magnifies their errors."""
     image_bytes: Callable[[JanusConfig, int, int, int], int]
     """Returns the bytes of one image while it is generated.
 

@@ -106,7 +106,11 @@ class VisionTransformer(nn.Module):
         return patches + self.pos_embed
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        """Encode images: (N, S, S, 3) -> (N, patches, width)."""
+        """Encode images: (N, S, S, 3) -> (N, patches, width).
+
+        Raises:
+            ValueError: the pixels have another size than the config's.
+        """
         side = self.image_size
         if pixels.shape[1:] != (side, side, 3):
             raise ValueError(f"pixels must be (N, {side}, {side}, 3), got {pixels.shape}")
@@ -125,5 +129,9 @@ class SiglipVisionTower(nn.Module):
         self.vision_tower = VisionTransformer(config)
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        """Encode images: (N, S, S, 3) in about [-1, 1] -> (N, patches, width)."""
+        """Encode images: (N, S, S, 3) in about [-1, 1] -> (N, patches, width).
+
+        Raises:
+            ValueError: the pixels have another size than the config's.
+        """
         return self.vision_tower(pixels)

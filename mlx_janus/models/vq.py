@@ -39,7 +39,10 @@ class GroupNorm(nn.GroupNorm):
 
 
 def mean_by_rows(x: mx.array) -> mx.array:
-    """Average each group, row by row first: (B, H, W, G, c) -> (B, 1, 1, G, 1)."""
+    """Average each group, row by row first: (B, H, W, G, c) -> (B, 1, 1, G, 1).
+
+    G is the number of groups, c the number of channels in a group.
+    """
     rows = x.mean(2, keepdims=True)
     channels = rows.mean(1, keepdims=True)
     return channels.mean(4, keepdims=True)
@@ -123,7 +126,7 @@ class Downsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Downsample: (B, H, W, C) -> (B, H / 2, W / 2, C)."""
+        """Downsample: (B, H, W, C) -> (B, H // 2, W // 2, C)."""
         widths = [
             (0, 0),
             (0, 1),
@@ -138,7 +141,7 @@ class Level(nn.Module):
     """The blocks of one resolution, and the change to the next.
 
     With ``attention``, an attention block follows each residual block. The encoder or decoder sets
-    ``downsample`` or ``upsample``, except on its last level.
+    ``downsample`` or ``upsample``, except on the last level.
     """
 
     def __init__(
@@ -163,7 +166,7 @@ class Level(nn.Module):
         """Run the blocks, then the change of resolution, if the level has one."""
         for i, block in enumerate(self.res):
             x = block(x)
-            if "attn" in self:
+            if "attn" in self:  # a module is a dict of its parts
                 x = self.attn[i](x)
         if "downsample" in self:
             return self.downsample(x)
@@ -173,7 +176,7 @@ class Level(nn.Module):
 
 
 def middle(channels: int, config: VQConfig) -> list[nn.Module]:
-    """Return the blocks that follow the encoder's levels, or come before the decoder's."""
+    """Return the blocks after the encoder's levels and before the decoder's."""
     return [
         ResnetBlock(channels, channels, config),
         AttnBlock(channels, config),
@@ -258,7 +261,7 @@ class Decoder(nn.Module):
 
 
 class VectorQuantizer(nn.Module):
-    """The codebook."""
+    """The codebook: a row of ``codebook_dim`` numbers for each image token."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -292,7 +295,10 @@ def normalize(x: mx.array) -> mx.array:
 
 
 class VQModel(nn.Module):
-    """The codec: images to tokens and back."""
+    """The codec: images to tokens and back.
+
+    Each level except the last halves or doubles the size: H = h * 2 ** (levels - 1); W likewise.
+    """
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -313,6 +319,9 @@ class VQModel(nn.Module):
         Args:
             ids: image tokens in raster order.
             grid: rows and columns; a square by default.
+
+        Raises:
+            ValueError: the tokens do not fill the grid.
         """
         N, count = ids.shape
         side = math.isqrt(count)

@@ -45,13 +45,13 @@ def token_config(config: JanusConfig) -> VQGenerationConfig:
 
 
 def _pixels(config: JanusConfig) -> tuple[str, ...]:
-    """Return the paths of the codec's decoding parts; its encoder is not among them."""
+    """Return the paths of the codec's decoding parts, which exclude its encoder."""
     codec = CODECS[token_config(config).codec.kind]
     return tuple(f"gen_vision_model.{name}" for name in codec.decoding_parts())
 
 
 def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: int) -> int:
-    """Return the bytes of the KV cache and of four copies of a step's float32 logits."""
+    """Return the bytes of an image's KV cache and of four copies of a step's float32 logits."""
     own = token_config(config)
     cache = cache_bytes(config.language, rows, prompt_tokens + own.tokens, itemsize)
     copy = 4 * rows * own.codec.codebook_size  # 4 bytes a float
@@ -72,10 +72,10 @@ def _pixel_bytes(config: JanusConfig) -> int:
 
 VQ_PARTS = GenerationParts(
     build=_build,
-    step=("gen_head", "gen_aligner", "gen_embed"),
+    step=("gen_head", "gen_aligner", "gen_embed"),  # computed at every image token
     pixels=_pixels,
-    keeps_type=("gen_vision_model",),
-    careful=("gen_head", "gen_aligner"),
+    keeps_type=("gen_vision_model",),  # not cast by conversion, computed in float32
+    careful=("gen_head", "gen_aligner"),  # quantized to at least 8 bits
     image_bytes=_image_bytes,
     pixel_bytes=_pixel_bytes,
 )

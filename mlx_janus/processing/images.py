@@ -71,7 +71,11 @@ _WARNING_FILTERS_LOCK = threading.Lock()
 
 
 def as_images(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
-    """Return the images as a list; a single image, such as one array, becomes a list of one."""
+    """Return the images as a list; a single image, such as one array, becomes a list of one.
+
+    Raises:
+        OptionError: the value is neither an image nor iterable.
+    """
     if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image):
         return [images]
     if _is_array(images) or hasattr(images, "read"):
@@ -93,6 +97,7 @@ def open_image(source: ImageSource) -> Image.Image:
     Raises:
         ImageError: the image is missing, unreadable, empty, damaged, in an unsupported format, or
             above 100 megapixels.
+        OptionError: the source has another type.
     """
     if isinstance(source, Image.Image):
         name = "the PIL image given"
@@ -117,7 +122,11 @@ def _is_array(source: object) -> bool:
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
-    """Return the image of an (H, W, 3) or (H, W, 4) array of uint8."""
+    """Return the image of an (H, W, 3) or (H, W, 4) array of uint8.
+
+    Raises:
+        ImageError: the array has another shape or type, or no pixels.
+    """
     shape = array.shape
     is_image = len(shape) == 3 and shape[2] in (3, 4) and 0 not in shape
     if array.dtype != np.uint8 or not is_image:
@@ -152,10 +161,10 @@ def decode_image(data: bytes, name: str, *, max_pixels: int | None = None) -> Im
     Args:
         data: the file's content.
         name: the image's name in error messages.
-        max_pixels: a limit below 100 megapixels; None: 100 megapixels.
+        max_pixels: limit of width times height, below 100 megapixels; None: 100 megapixels.
 
     Raises:
-        ImageError: as ``open_image``.
+        ImageError: the data is empty, damaged, in an unsupported format, or above the limit.
     """
     file = io.BytesIO(data)
     read = functools.partial(_upright_rgb, max_pixels=max_pixels)
@@ -183,7 +192,7 @@ def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float3
 def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
     """Scale the longest side to S and pad to S x S with the background colour, centred.
 
-    S is the config's ``image_size``.
+    S is the config's ``image_size``. A side shorter than its ``min_size`` is stretched to that.
     """
     size = config.image_size
     longest = max(image.size)
@@ -238,7 +247,8 @@ def read_file(path: str | os.PathLike[Any], read: Callable[[Image.Image, str], R
 def _opened(path: str, name: str) -> Iterator[BinaryIO]:
     """Open a file for reading, in a form that can seek.
 
-    An OSError of the block inside, such as a failed read, becomes an ``ImageError`` too.
+    Raises:
+        ImageError: the file cannot be opened, or the block inside raises an OSError or ValueError.
     """
     try:
         with Path(path).open("rb") as file:
@@ -263,8 +273,11 @@ def _opened(path: str, name: str) -> Iterator[BinaryIO]:
 def _decode(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Read]) -> Read:
     """Open an image and return the result of ``read``.
 
-    ``Image.open`` reads only the header. The pixels are decoded in ``read``, so its errors are
-    turned into ``ImageError`` as well.
+    ``Image.open`` reads only the header. ``read`` decodes the pixels, so its errors are turned into
+    ``ImageError`` as well.
+
+    Raises:
+        ImageError: the file is empty or cannot be opened as an image, or ``read`` fails.
     """
     head = file.read(4096)
     file.seek(0)
@@ -279,7 +292,7 @@ def _decode(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Read])
 
 @contextlib.contextmanager
 def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
-    """Turn every exception of PIL into an ``ImageError`` and drop its warnings.
+    """Turn every exception of the block inside into an ``ImageError``, and drop its warnings.
 
     Only one thread at a time can be inside, since warning filters belong to the whole process.
 

@@ -22,20 +22,29 @@ def read_text_chunks(path: str | os.PathLike[Any]) -> dict[str, str]:
     """Return the text chunks of a PNG file; an image in another format has none.
 
     Raises:
-        ImageError: as ``open_image``.
+        ImageError: the image is missing, unreadable, empty, damaged, in an unsupported format, or
+            above 100 megapixels.
     """
     return read_file(path, _text_chunks)
 
 
 def _text_chunks(image: Image.Image, name: str) -> dict[str, str]:
-    """Return the text chunks of an opened image; it is read fully, as some follow the pixels."""
+    """Return the text chunks of an opened image. All of it is read, as some follow the pixels.
+
+    Raises:
+        ImageError: the image has no pixels, or more than 100 million.
+    """
     check_size(image, name)
     image.load()
     return {key: str(value) for key, value in getattr(image, "text", {}).items()}
 
 
 def png_bytes(image: Image.Image, text: Mapping[str, str]) -> bytes:
-    """Return a PNG file with text chunks, as ``save_png`` writes it."""
+    """Return the bytes of a PNG file with text chunks, which are sorted by key.
+
+    Raises:
+        OSError: PNG cannot hold the image's mode.
+    """
     chunks = PngImagePlugin.PngInfo()
     for key, value in sorted(text.items()):
         # NUL would end the text chunk, so it is dropped. A lone surrogate (an undecodable byte of a
@@ -59,8 +68,8 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str
         text: stored by sorted key, as Latin-1 if possible, otherwise as UTF-8.
 
     Raises:
-        OutputError: another suffix, a folder, a missing parent folder, no permission or no space.
-            Nothing is left behind.
+        OutputError: the path is a folder or has another suffix, its folder is missing, there is no
+            permission or no space, or PNG cannot hold the image. Nothing is left behind.
     """
     target = _with_png_suffix(Path(path))
     try:
@@ -68,7 +77,7 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str
         with draft_beside(target) as draft:
             with draft.open("xb") as file:
                 file.write(data)
-            # Not by write_atomically, which would replace an existing file.
+            # write_atomically is not used, as it would replace an existing file.
             return _move_to_free_name(draft, target)
     except (OSError, ValueError) as error:
         raise OutputError(_why_not_written(error, target)) from error

@@ -72,6 +72,7 @@ class Prompts:
     Raises:
         ConfigError: a control token is missing, or the tokenizer loses text, contradicts itself or
             is not byte-level.
+        OptionError: ``image_tokens`` is below 1.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: PromptConfig, *, image_tokens: int) -> None:
@@ -80,8 +81,8 @@ class Prompts:
         self.config = config
         self.image_tokens = image_tokens
         self._tokenizer = PromptTokenizer(tokenizer, config)
-        self.tokenizer = self._tokenizer.tokenizer  # the library's, for callers
-        self.special = self._tokenizer.special
+        self.tokenizer = self._tokenizer.tokenizer  # of the ``tokenizers`` library, for callers
+        self.special = self._tokenizer.special  # ids of the control tokens
         self._user = self._role(config.user)
         self._assistant = self._role(config.assistant)
 
@@ -90,8 +91,9 @@ class Prompts:
         """Read ``tokenizer.json`` of a model folder.
 
         Raises:
-            ConfigError: the file is missing, not JSON, not a tokenizer, lacks a control token, or
-                is not byte-level.
+            ConfigError: the file is missing, not JSON or not a tokenizer, or the tokenizer lacks a
+                control token, loses text, contradicts itself or is not byte-level.
+            OptionError: ``image_tokens`` is below 1.
         """
         path = folder / TOKENIZER_FILE
         tokenizer = read_tokenizer(path)
@@ -112,6 +114,7 @@ class Prompts:
         Raises:
             PromptError: there is no turn, the last one is not the user's, a question has neither
                 text nor images, or a text is not Unicode.
+            OptionError: ``system`` is not text.
         """
         segments = self._answering_segments(turns, system)
         return self._encode(segments)
@@ -132,7 +135,7 @@ class Prompts:
     def drawing(self, text: str) -> list[int]:
         """Return the ids of a prompt to draw: bos first, image_start last.
 
-        In guidance, they are the conditional row beside the one of ``unconditional``.
+        Guidance uses them as its conditional row.
 
         Raises:
             PromptError: the text is empty or not Unicode.
@@ -180,7 +183,13 @@ class Prompts:
         return name  # Janus-1.3B's roles are ordinary words
 
     def _answering_segments(self, turns: Sequence[Turn], system: str | None) -> list[str]:
-        """Return the segments of ``answering``: all but bos, stripped at both ends."""
+        """Return the segments of ``answering``: all but bos, stripped at both ends.
+
+        Raises:
+            PromptError: there is no turn, the last one is not the user's, or a question has neither
+                text nor images.
+            OptionError: ``system`` is not text.
+        """
         if not turns or turns[-1].role != "user":
             raise PromptError("the last message must be the user's: add a question")
         system = self.config.system if system is None else check_text("system", system)
@@ -193,7 +202,11 @@ class Prompts:
         return _strip(segments)
 
     def _turn_segments(self, turn: Turn) -> list[str]:
-        """Return the segments of one message, from its role to its eos or separator."""
+        """Return the segments of one message, from its role to its eos or separator.
+
+        Raises:
+            PromptError: a question has neither text nor images.
+        """
         text = turn.text.strip()
         if turn.role == "assistant":
             # In an empty answer eos follows the colon directly, as when it was generated.
@@ -208,7 +221,11 @@ class Prompts:
         return [self._user, ": ", *images, question]
 
     def _drawing_segments(self, text: str) -> list[str]:
-        """Return the segments of ``drawing``: all but bos, stripped before image_start."""
+        """Return the segments of ``drawing``: all but bos, stripped before image_start.
+
+        Raises:
+            PromptError: the text is empty.
+        """
         text = text.strip()
         if not text:
             raise PromptError("the prompt is empty: describe the image to draw")

@@ -21,7 +21,7 @@ from ..config import PromptConfig, read_model_json
 from ..errors import ConfigError, PromptError
 
 TOKENIZER_FILE = "tokenizer.json"
-_SAMPLE = "hello world, twice"  # encoded and decoded, it is unchanged
+_SAMPLE = "hello world, twice"  # a byte-level tokenizer encodes and decodes it without a change
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class PromptTokenizer:
     """A tokenizer that knows its model's control tokens.
 
     Args:
-        tokenizer: the tokenizer; copied rather than changed if a control token is not special.
+        tokenizer: used as it is, or copied if a control token is not special or if it truncates or
+            pads.
         config: spellings of the control tokens.
 
     Raises:
@@ -92,7 +93,11 @@ class PromptTokenizer:
         return self.tokenizer.token_to_id(spelling)
 
     def _check_plain(self) -> None:
-        """Refuse a tokenizer that loses text, or that recognises a control token in plain text."""
+        """Check that plain text keeps its characters and encodes as no control token.
+
+        Raises:
+            ConfigError: the tokenizer is not byte-level, or recognises a control token.
+        """
         text = self.decode(self.encode(_SAMPLE))
         if not isinstance(self.tokenizer.decoder, decoders.ByteLevel) or text.strip() != _SAMPLE:
             reason = f"{_SAMPLE!r} decodes to {text[:40]!r}"
@@ -111,8 +116,9 @@ class PromptTokenizer:
 class Detokenizer:
     """A streaming decoder from ids, one at a time, to complete characters.
 
-    The pieces joined equal ``Tokenizer.decode`` of all the ids at once, for any ids: both turn
-    invalid bytes into U+FFFD. The cost of an id does not grow with the number of ids before it.
+    The pieces of ``add`` and ``finish``, joined, equal ``Tokenizer.decode`` of all the ids at once,
+    for any ids: both turn invalid bytes into U+FFFD. The cost of an id does not grow with the
+    number of ids before it.
 
     Args:
         tokenizer: a byte-level tokenizer.
@@ -134,7 +140,10 @@ class Detokenizer:
         return self._utf8.decode(_token_bytes(token))
 
     def finish(self) -> str:
-        """Return the rest: U+FFFD if the last character is incomplete, otherwise ""."""
+        """Return the rest: U+FFFD if the last character is incomplete, otherwise "".
+
+        The next ``add`` begins another text.
+        """
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
@@ -158,18 +167,18 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
     """Return ``tokenizer.json`` for a converted folder; equal input gives equal text.
 
-    Adds the image placeholder if it is absent (Janus-1.3B; it gets the next free id, as in the
-    reference), flags the control tokens as special, and drops truncation and padding.
+    Adds the image placeholder if it is absent, as in Janus-1.3B, with the next free id, as in the
+    reference. Flags the control tokens as special, and drops truncation and padding.
 
     Raises:
-        ConfigError: the file is missing, not JSON, not a tokenizer, lacks another control token, or
-            is not byte-level.
+        ConfigError: the file is missing, not JSON, not a tokenizer, lacks another control token,
+            contradicts itself, loses text, or is not byte-level.
     """
     tokenizer = read_tokenizer(tokenizer_json)
     if tokenizer.token_to_id(config.image) is None:
         tokenizer.add_special_tokens([AddedToken(config.image, normalized=False, special=True)])
     try:
-        # PromptTokenizer checks it: a tokenizer that cannot be loaded is not written.
+        # PromptTokenizer checks the tokenizer, so that none is written that cannot be loaded.
         return PromptTokenizer(tokenizer, config).tokenizer.to_str()
     except ConfigError as error:
         raise ConfigError(f"{tokenizer_json}: {error}") from None
@@ -271,10 +280,9 @@ def _as_special(spelling: str, token: AddedToken | None) -> AddedToken:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return the byte that each character of a token stands for.
+    """Map each character of a token to its byte: the inverse of GPT-2's ``bytes_to_unicode``.
 
-    A byte-level tokenizer writes every byte as a printable character. This is the inverse of
-    GPT-2's ``bytes_to_unicode``.
+    A byte-level tokenizer writes every byte as a printable character.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [b for b in range(256) if b not in printable]

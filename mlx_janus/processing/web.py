@@ -106,7 +106,7 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
 
     def download(deadline: float) -> bytes:
         # Redirects are followed here: urllib would look up their names without the checks.
-        here = url
+        here = url  # the address of the present request
         for _ in range(1 + _MAX_PUBLIC_REDIRECTS):
             host, target = _host_and_target(here)
             connection = _PublicConnection(host, _public_addresses(here, host), deadline)
@@ -126,7 +126,7 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
     try:
         return _run_in_time(download, _shown(url), limits)
     finally:
-        # After a timeout, the download's thread may still read: cutting its connection ends it.
+        # After a timeout, the download's thread may still read: cutting the connection ends it.
         for connection in opened:
             connection.cut()
 
@@ -162,7 +162,12 @@ def _run_in_time(download: Callable[[float], bytes], url: str, limits: _Limits) 
 
 
 def _content(response: HTTPResponse, url: str, deadline: float, limits: _Limits) -> bytes:
-    """Read a response to its end, within the limits of size and time."""
+    """Read a response to its end, within the limits of size and time.
+
+    Raises:
+        ImageError: the content is too large, or the connection broke off.
+        TimeoutError: the deadline has passed.
+    """
     if (response.length or 0) > limits.max_bytes:  # the length that the server announces
         raise _too_large(url, limits)
     data = bytearray()
@@ -185,7 +190,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
-        """Return the request to follow; refuse an address that is not https."""
+        """Return the request to follow.
+
+        Raises:
+            ImageError: the new address is not https.
+        """
         if urlsplit(newurl).scheme != "https":
             fp.close()
             reason = f"redirects to {newurl}, which is not https"
@@ -227,7 +236,13 @@ class _PublicConnection(HTTPSConnection):
         self.wire: socket.socket | None = None  # the socket that ``cut`` shuts down
 
     def connect(self) -> None:
-        """Try the addresses in turn until one answers; each has an equal share of the time."""
+        """Try the addresses in turn until one answers.
+
+        A TCP connection may take an equal share of the remaining time, its TLS handshake all of it.
+
+        Raises:
+            OSError, ValueError: the error of the last address, if all fail.
+        """
         for number, (family, address) in enumerate(self.addresses):
             left = len(self.addresses) - number
             self.wire = socket.socket(family, socket.SOCK_STREAM)
@@ -235,7 +250,7 @@ class _PublicConnection(HTTPSConnection):
                 self.wire.settimeout(self._remaining() / left)
                 self.wire.connect((address, self.port))
                 self.wire.settimeout(self._remaining())
-                # The handshake comes after ``wire`` is set, so that ``cut`` can end it.
+                # ``wire`` is set before the handshake, so that ``cut`` can end the handshake.
                 encrypted = self.tls.wrap_socket(
                     self.wire, server_hostname=self.host, do_handshake_on_connect=False
                 )
@@ -311,8 +326,8 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if ip in _NAT64:
         ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)  # the last 32 bits are the IPv4 address
-    # ``_UNICAST`` excludes the IPv6 forms that contain an IPv4 address, except 6to4 and Teredo (in
-    # _NEVER_PUBLIC).
+    # ``_UNICAST`` excludes the IPv6 forms that contain an IPv4 address, except 6to4 and Teredo.
+    # ``_NEVER_PUBLIC`` lists these two.
     if ip.version == 6 and ip not in _UNICAST:
         return False
     if any(ip in network for network in _NEVER_PUBLIC):

@@ -84,7 +84,11 @@ class _StrictRequest(Request):
     """A request that refuses JSON with NaN, lone surrogates, or excessive depth."""
 
     async def json(self) -> Any:
-        """Return the body's value; FastAPI calls this before it validates the body."""
+        """Return the body's value; FastAPI calls this before it validates the body.
+
+        Raises:
+            APIError: the body is not JSON, or has one of the refused contents.
+        """
         try:
             return from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:
@@ -95,7 +99,7 @@ class _JSONRoute(APIRoute):
     """A route that accepts only JSON, which the forms of web pages cannot send."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's handler of the route, with a check of Content-Type before it."""
+        """Return FastAPI's handler, after a check that refuses other types with status 415."""
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
@@ -109,7 +113,7 @@ class _JSONRoute(APIRoute):
 
 
 def _streamed_or_errors(description: str) -> dict[int | str, dict[str, Any]]:
-    """Describe the streamed reply and the errors of a route that can stream."""
+    """Return OpenAPI's description of the streamed reply and the errors of a route."""
     events = {"schema": {"type": "string", "description": description}}
     return {200: {"content": {"text/event-stream": events}}, **_ERRORS}
 

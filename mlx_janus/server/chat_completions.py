@@ -61,7 +61,7 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
     """Answer a conversation, in one object or as a stream.
 
     Raises:
-        APIError: the request is refused or fails.
+        APIError: the request is refused or fails, or the client leaves.
     """
     service.check_model(body.model)
     engine_request = await _to_engine_request(body, service.image_reader, request)
@@ -86,7 +86,7 @@ async def _to_engine_request(
 ) -> AnswerRequest:
     """Convert the body to the engine's request.
 
-    Images are read last, so that none is downloaded for a body that is refused.
+    Images are read last, so that none is downloaded for a body that is refused here.
 
     Raises:
         APIError: the request is refused, an image cannot be read, or the client leaves.
@@ -120,6 +120,8 @@ async def _to_engine_request(
 def _options(body: ChatRequest, n: int) -> TextOptions:
     """Return the options of n answers, with the first of n consecutive seeds.
 
+    A body without a seed gets a random one. The default temperature is 0.
+
     Raises:
         APIError: the last seed is too large.
     """
@@ -151,6 +153,9 @@ async def _read_images(
         urls: URL of each image, and the field of the body that holds it.
         reader: reads one image.
         request: the client's request.
+
+    Raises:
+        APIError: an image cannot be read, or the client leaves.
     """
     images: list[Image] = []
     async with watch_client(request) as check_client:
@@ -163,12 +168,13 @@ async def _read_images(
 def _split_system(
     messages: Sequence[Message],
 ) -> tuple[str | None, list[tuple[int, UserMessage | AssistantMessage]]]:
-    """Return the system prompt, if there is one, and the other messages.
+    """Return the system prompt, and each other message after its index in the body.
 
-    Each of the others comes with its index in the body, for error messages.
+    The system prompt joins all system messages with blank lines; None: there are none. Error
+    messages need the indices.
 
     Raises:
-        APIError: a system message comes after another message.
+        APIError: a system message follows one of the other messages.
     """
     instructions: list[str] = []
     rest: list[tuple[int, UserMessage | AssistantMessage]] = []
@@ -205,7 +211,7 @@ def _image_urls(message: Message, field: str) -> list[tuple[str, str]]:
 
 
 def _completion(events: Sequence[Event], identity: _Identity) -> ChatCompletion:
-    """Return the reply as one object. It has the answers by index; they may finish in any order."""
+    """Return the reply as one object, its answers sorted by index: they finish in any order."""
     answers = [event for event in events if isinstance(event, Answered)]
     answers.sort(key=lambda answer: answer.index)
     choices = [
@@ -223,13 +229,13 @@ def _completion(events: Sequence[Event], identity: _Identity) -> ChatCompletion:
 async def _chunks(
     ticket: Ticket, identity: _Identity, n: int, with_usage: bool, record: Callable[[Event], None]
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the events of a streamed reply.
+    """Yield the encoded events of a streamed reply; the last one is "[DONE]".
 
     Args:
         ticket: the request in the engine.
         identity: the fields that all chunks have in common.
         n: number of answers.
-        with_usage: whether the last chunk has the token counts.
+        with_usage: whether to add a chunk with the token counts at the end.
         record: called with each of the engine's events.
     """
 

@@ -1,9 +1,9 @@
 """uvicorn with limits: for the number of connections, and for the time that a client may take.
 
-uvicorn has no settings for these, so this module overrides methods of its HTTP protocol and of its
-server, and reads attributes that are not part of its public interface.
-``tests/server/test_connections.py`` lists them, and ``pyproject.toml`` has an upper bound for its
-version.
+uvicorn has no settings for these limits, so this module overrides methods of its HTTP protocol and
+of its server, and reads attributes that are not part of its public interface.
+``tests/server/test_connections.py`` lists these private parts, and ``pyproject.toml`` has an upper
+bound for uvicorn's version.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BACKLOG = 128  # connections that are accepted together, before any of them is 
 _SEND_BUFFER = 128 << 10  # bytes of a reply that the system buffers for a client
 _OTHER_FILES = 128  # files that the process opens besides connections: the model's, downloads
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # errors of accept()
-_WARNING_INTERVAL = 60  # seconds between two warnings about them
+_WARNING_INTERVAL = 60  # seconds between two warnings about such errors
 _LOG = logging.getLogger("mlx_janus.server")
 
 
@@ -158,6 +158,7 @@ class _LimitedProtocol(H11Protocol):
 
     def _update_timer(self) -> None:
         """Run the timer while the server waits for the client, and only then."""
+        # ``cycle``: the last request with its reply; ``write_paused``: the client reads too slowly.
         making_reply = self.cycle is not None and not self.cycle.response_complete
         if making_reply and not (self.flow.write_paused or self.transport.is_closing()):
             self._stop_timer()  # the client waits for the server, which may take its time
@@ -184,13 +185,13 @@ class _LimitedProtocol(H11Protocol):
 class StopSignals:
     """A context manager that handles SIGINT and SIGTERM.
 
-    The first signal sets an event. A SIGINT after it ends the process at once. Enter it in the main
-    thread, on the loop that waits for the event.
+    The first signal sets the event ``came``. A later SIGINT ends the process at once. Enter the
+    context in the main thread, on the loop that waits for the event.
     """
 
     def __init__(self) -> None:
         self.number = 0  # number of the first signal; 0: no signal so far
-        self.came = asyncio.Event()
+        self.came = asyncio.Event()  # set by the first signal
 
     def __enter__(self) -> StopSignals:
         self._loop = asyncio.get_running_loop()

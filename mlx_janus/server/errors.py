@@ -18,8 +18,8 @@ from .schema import ErrorKind, ErrorReply, ErrorText
 
 _LOG = logging.getLogger("mlx_janus.server")
 CLIENT_LEFT = 499  # nginx's status for a client that left: never sent, only counted and logged
-_MAX_MESSAGE = 400  # characters of a message, which may repeat parts of the request
-_CODES = {
+_MAX_MESSAGE = 400  # characters kept of a message, which may repeat parts of the request
+_CODES = {  # a status to its default ``APIError.code``
     401: "invalid_api_key",
     404: "not_found",
     405: "method_not_allowed",
@@ -116,11 +116,11 @@ def _log_internal_error(error: Exception) -> None:
 
 
 async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Reply to an HTTP exception, FastAPI's or ours."""
+    """Reply to an HTTP exception, Starlette's or ours."""
     if isinstance(error, APIError):
         return error.response()
     assert isinstance(error, HTTPException)
-    # For these, Starlette's own text is only the name of the status.
+    # For these two statuses, Starlette's own text is only the name of the status.
     messages = {
         404: f"there is no {request.url.path!r}: /openapi.json lists the routes",
         405: f"{request.url.path!r} does not support {request.method}",
@@ -132,8 +132,8 @@ async def handle_http_exception(request: Request, error: Exception) -> JSONRespo
 async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
     """Reply 400 to a body that does not match the schema, as OpenAI does; FastAPI's own is 422."""
     assert isinstance(error, RequestValidationError)
-    # A union reports an error for each branch. The intended branch is the one that matched deepest,
-    # or whose value has the right type and is only too long or too short.
+    # A union reports an error for each branch. The intended branch is the one that matched deepest.
+    # Among equally deep ones, it is one whose value is only too long or too short.
     intended = max(
         error.errors(),
         key=lambda one: (len(one["loc"]), one["type"].startswith(("too_", "string_too_"))),

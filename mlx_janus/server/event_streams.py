@@ -1,6 +1,6 @@
 """The engine's events for a client: collected into one reply, or streamed one by one.
 
-If a client leaves, its ticket is cancelled in either case.
+A ticket is a request in the engine. If the client leaves, the ticket is cancelled in either case.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ async def collect_events(
 
 
 async def _wait_for_disconnect(request: HTTPRequest) -> None:
-    """Return once the client has left; any other message is ignored."""
+    """Return once the client has left; ignore the server's other messages."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -101,11 +101,11 @@ def server_sent_event(data: BaseModel | str, event: str | None = None) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """A reply of server-sent events. An error after the first event becomes the last event.
+    """A reply of server-sent events. An error becomes the last event, as the status is sent first.
 
     Args:
-        events: encoded by ``server_sent_event``, made from the ticket's events.
-        ticket: cancelled after the last event, or when the client leaves.
+        events: the ticket's events, encoded by ``server_sent_event``.
+        ticket: the request in the engine, cancelled after the last event or when the client leaves.
         heartbeat_seconds: pause after which a comment is sent, so that no proxy closes the
             connection.
     """
@@ -121,6 +121,7 @@ class EventStream(StreamingResponse):
         super().__init__(self._events, headers={"X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events; then cancel the ticket and close the events, even if the client left."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -129,7 +130,7 @@ class EventStream(StreamingResponse):
 
 
 async def _with_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
-    """Yield the events, and an exception as the last event."""
+    """Yield the events; turn an exception into a last event, named "error"."""
     try:
         async with contextlib.aclosing(events):
             async for event in events:

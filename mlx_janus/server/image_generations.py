@@ -51,6 +51,7 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
 
 
 def _size(config: JanusConfig) -> str:
+    """Return the width and height of the model's images as text, such as "384x384"."""
     return f"{config.image_size}x{config.image_size}"
 
 
@@ -85,7 +86,7 @@ async def _events(
 
     Args:
         ticket: the request in the engine.
-        first_seed: seed of image 0. A preview's seed follows from it, as ``Partial`` has none.
+        first_seed: seed of image 0, from which a preview's seed follows: ``Partial`` has no seed.
         size: width and height of each image, as text.
         record: called with each of the engine's events.
     """
@@ -117,7 +118,7 @@ async def _events(
 
 
 def _usage(finished: Sequence[Drawn]) -> ImageUsage:
-    """Count the tokens of a request; the prompt counts once for all images."""
+    """Count the tokens of a prompt and its images, at least one. The prompt counts once for all."""
     prompt_tokens = finished[0].prompt_tokens
     image_tokens = sum(event.image.steps for event in finished)
     return ImageUsage(

@@ -49,7 +49,8 @@ class ImageReader:
             field: the field of the body that holds the URL, for errors.
 
         Raises:
-            APIError: the image is too large or damaged, or the URL is of another kind.
+            APIError: the image is too large or damaged, the download fails or is not allowed, or
+                the URL is of another kind.
         """
         try:
             if url[:8].lower() == "https://":
@@ -62,7 +63,11 @@ class ImageReader:
             raise to_api_error(error, field) from None
 
     async def _fetch(self, url: str) -> bytes:
-        """Download an image if the settings allow it; further downloads wait for a free slot."""
+        """Download an image; at most ``_MAX_FETCHES`` downloads run at once, others wait.
+
+        Raises:
+            ImageError: the settings do not allow downloads, or the download fails.
+        """
         if not self._settings.allow_url_images:
             fix = "send the image as data:image/png;base64,..."
             raise ImageError(f"this server fetches no images: {fix}")
@@ -72,7 +77,11 @@ class ImageReader:
             return await asyncio.to_thread(fetch_public, url, max_bytes=self._settings.image_limit)
 
     def _base64_of(self, url: str) -> str:
-        """Return the base64 part of a data URL."""
+        """Return the base64 part of a data URL.
+
+        Raises:
+            ImageError: the URL is of another kind, or the image is too large.
+        """
         found = _DATA_URL.match(url)
         if found is None:
             allowed = " or an https address" if self._settings.allow_url_images else ""
@@ -85,7 +94,11 @@ class ImageReader:
         return url[found.end() :]
 
     def _decode(self, data: str | bytes) -> Image.Image:
-        """Decode a file's bytes, or their base64, to an image of the vision encoder's size."""
+        """Decode a file's bytes, or their base64, to an image of the vision encoder's size.
+
+        Raises:
+            ImageError: the base64 or the image is damaged, or the image is too large.
+        """
         if isinstance(data, str):
             try:
                 text = "".join(data.split())  # some clients break the base64 into lines

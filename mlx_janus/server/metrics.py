@@ -25,7 +25,7 @@ class Metrics:
     """Counters, histograms and gauges of one server, in a registry of their own.
 
     Args:
-        engine: the gauges show its counts.
+        engine: the gauges show the engine's counts, read at each scrape.
     """
 
     def __init__(self, engine: Engine):
@@ -68,7 +68,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count a request at the end of its reply."""
+        """Count a request, and record its ``seconds``, at the end of the reply."""
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
@@ -83,7 +83,7 @@ class EventRecorder:
     """A function that counts the events of one request.
 
     Args:
-        first_token: observes the seconds to the first characters.
+        first_token: observes the seconds to the first characters of the request's first answer.
         prompt_tokens: counted once for all answers of the request.
         answer_tokens: counted for every answer.
         images: counted when they are finished.

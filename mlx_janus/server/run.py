@@ -45,8 +45,8 @@ def run_server(
         The signal's number.
 
     Raises:
-        JanusError: the address cannot be bound, a package is missing, the model cannot be loaded,
-            or the engine failed.
+        JanusError: the address cannot be bound or needs a key, a package is missing, the model
+            cannot be loaded, or the engine failed.
     """
     with _listening(settings) as listener:
         _check_packages()
@@ -59,7 +59,8 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
     """Yield a bound socket that does not accept connections yet.
 
     Raises:
-        JanusError: the address is in use or not of this machine, or others reach it with no key.
+        JanusError: the host has no address, the address is in use or not of this machine, or other
+            machines can reach it and no key is set.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(
@@ -105,7 +106,11 @@ def _check_packages() -> None:
 async def _serve(
     load: Load, settings: Settings, listener: socket.socket, queue: int, ready: Ready
 ) -> int:
-    """Serve until a signal arrives, and return its number."""
+    """Serve until a signal arrives, and return the signal's number.
+
+    Raises:
+        JanusError: the model cannot be loaded, or the engine failed.
+    """
     from ..engine.engine import Engine
     from .app import create_app
     from .connections import GRACE, StoppableServer, StopSignals, uvicorn_config
@@ -122,7 +127,8 @@ async def _serve(
                 close=lambda: engine.close(GRACE),
                 ready=lambda: ready(engine.name, _address(settings, listener)),
             )
-            # The server stops if its engine fails, so that a supervisor restarts it.
+            # Stop at a signal (``came``), and also if the engine's thread fails (``ended``): then a
+            # supervisor can restart the server.
             watching = [
                 asyncio.create_task(server.stop_after(event))
                 for event in (signals.came, engine.ended)
@@ -140,7 +146,7 @@ async def _serve(
 async def _loaded(engine: Engine, signals: StopSignals) -> bool:
     """Load the model. Return False if a signal arrives first.
 
-    In that case, it first waits until the read of weights in progress ends.
+    In that case, close the engine, which waits until the read of weights in progress ends.
     """
     starting = asyncio.create_task(engine.start())
     stopping = asyncio.create_task(signals.came.wait())

@@ -45,6 +45,7 @@ _CREATED = "Creation time of the reply, in seconds since 1970."
 
 
 def _is_none(value: object) -> bool:
+    """Return whether a field is None; pydantic then leaves it out of the reply."""
     return value is None
 
 
@@ -124,7 +125,7 @@ class _OnlyNeutral:
     """An annotation that marks an unsupported field and lists the values that change nothing.
 
     Args:
-        values: those values, besides None, the value of an absent field.
+        values: the values without effect. None, the value of an absent field, is added.
     """
 
     def __init__(self, *values: Any):
@@ -133,7 +134,7 @@ class _OnlyNeutral:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Describe the field in ``/openapi.json``; pydantic calls this."""
+        """Return the field's JSON schema for ``/openapi.json``; pydantic calls this."""
         described = handler(schema)
         values = ", ".join(f"`{json.dumps(value)}`" for value in self.values)
         described["description"] = f"Not supported. Accepted without effect: {values}."

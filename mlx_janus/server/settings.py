@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from ..errors import OptionError
 
-_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"  # a part of a host name, between dots
 # Group "six" is an IPv6 address.
 _ORIGIN = re.compile(
     rf"https?://(\[(?P<six>[0-9a-f:.]+)\]|{_LABEL}(\.{_LABEL})*)(:(?P<port>[1-9]\d{{0,4}}))?"
 )
-_KEY = re.compile(r"[!-~]{1,512}")
+_KEY = re.compile(r"[!-~]{1,512}")  # printable ASCII without spaces
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,14 @@ class Settings:
         image_limit: bytes of one image file.
         most_requests: number of requests at once, including those in the queue.
         most_connections: number of open connections, idle ones included; further ones are closed.
+            The system's limit of open files may lower it.
         heartbeat_seconds: seconds without an event after which a stream sends a comment.
         log_requests: log one line per request: method, route, status, sizes and seconds, but no
             content.
 
     Raises:
-        OptionError: the host is empty, or not loopback without a key; the key cannot be sent in a
-            header; or a site is not an origin.
+        OptionError: the host is empty, or not loopback without a key; the key is not 1 to 512
+            printable ASCII characters without spaces; or a site is not an origin.
     """
 
     host: str = "127.0.0.1"
@@ -80,7 +81,7 @@ class Settings:
 def _is_origin(text: str) -> bool:
     """Return whether a text is an origin in the form that browsers send."""
     found = _ORIGIN.fullmatch(text)
-    # Without a port, 1 stands for a valid one.
+    # A missing port counts as 1, which is valid.
     if found is None or int(found["port"] or 1) > 65535:
         return False
     try:

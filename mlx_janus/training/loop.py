@@ -39,7 +39,7 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 class Stage(Protocol):
     """A part of a training run that the loop can run and resume."""
 
-    name: str
+    name: str  # in the log, and in the name of the checkpoint's file
     steps: int
 
     def step(self, index: int) -> dict[str, float]:
@@ -49,7 +49,11 @@ class Stage(Protocol):
         """Return every array that the next step depends on."""
 
     def restore(self, state: dict[str, mx.array]) -> None:
-        """Continue from a state that ``state`` returned."""
+        """Continue from a state that ``state`` returned.
+
+        Raises:
+            KeyError, ValueError: the state has other arrays than this stage.
+        """
 
 
 class Learner:
@@ -83,7 +87,10 @@ class Learner:
         final_rate: float = 0.02,
     ):
         def schedule(top: float) -> Callable[[mx.array], mx.array]:
-            """Return a function of the step: a learning rate that rises to ``top``, then falls."""
+            """Return a function of the step: a learning rate that rises to ``top``, then falls.
+
+            It rises from 1% of ``top`` and falls to ``final_rate`` of ``top``.
+            """
             first = top * 0.01
             rise = optim.linear_schedule(first, top, warmup)
             remaining = max(steps - warmup, 1)
@@ -103,7 +110,7 @@ class Learner:
                 momentum=0.95,
                 weight_decay=0.0,
             )
-            # Parameters that fit the condition go to the first optimizer, the others to the last.
+            # The first optimizer gets the parameters that fit the condition, the last all others.
             optimizers = [inner, self.optimizer]
             self.optimizer = optim.MultiOptimizer(optimizers, [_is_inner_matrix])
         self.optimizer.init(model.trainable_parameters())
@@ -149,11 +156,16 @@ def compiled_gradient(
 
     Args:
         model: every call uses its parameters at the time of the call.
-        loss: returns the value to minimise, or a tuple that begins with it. It must not compute the
-            same expression twice if one of the two is returned: MLX 0.32 then fails to compile.
+        loss: returns the value to minimise, or a tuple that begins with that value. It must not
+            compute the same expression twice if one of the two is returned: MLX 0.32 then fails to
+            compile.
+
+    Returns:
+        A function from a batch to the result of ``loss`` and the gradients of the trainable
+        parameters.
     """
-    # Tracing leaves placeholders in a module's parameters: give it a copy, so that the model stays
-    # usable and several functions of one model can be compiled.
+    # Tracing leaves placeholders in a module's parameters. A copy is traced, so that the model
+    # stays usable and several functions of one model can be compiled.
     traced = copy.deepcopy(model)
 
     @mx.compile
@@ -172,7 +184,7 @@ def compiled_gradient(
 
 
 def _is_inner_matrix(path: str, array: mx.array) -> bool:
-    """Return whether Muon updates a parameter: a matrix that maps features to features.
+    """Return whether Muon updates a parameter: a matrix or kernel from features to features.
 
     Vectors, embeddings, output heads, and the codec's first and last convolutions stay with AdamW.
 
@@ -180,7 +192,7 @@ def _is_inner_matrix(path: str, array: mx.array) -> bool:
         path: the parameter's dotted name.
         array: the parameter.
     """
-    outer = ("embed", "head", "conv_in", "conv_out")
+    outer = ("embed", "head", "conv_in", "conv_out")  # parts of the names of AdamW's matrices
     if array.ndim < 2:
         return False
     return not any(word in path for word in outer)
@@ -216,7 +228,7 @@ def run_stage(
         folder: holds ``checkpoints/`` and the log.
         recipe: everything that the result depends on, as text; a checkpoint of another recipe is
             refused.
-        every: seconds between checkpoints.
+        every: least number of seconds between two checkpoints. The last step always saves one.
         report: called after every step, if this process writes.
         writes: whether this process writes the checkpoints and the log. Where two processes share
             the steps of a stage, only one of them writes.
@@ -257,7 +269,7 @@ class _Records:
         stage: the running stage.
         folder: holds ``checkpoints/`` and the log.
         recipe: stored in the checkpoint.
-        every: seconds between checkpoints.
+        every: least number of seconds between two checkpoints.
         spent: seconds that earlier processes spent on this stage.
     """
 
@@ -275,7 +287,7 @@ class _Records:
         """Record a step; write a line of the log, and then a checkpoint, when one is due.
 
         Args:
-            done: number of finished steps, with this one.
+            done: number of finished steps, including the recorded one.
             measured: the step's measurements.
         """
         self._measured.append(measured)
@@ -299,7 +311,13 @@ class _Records:
 
 
 def _resume(stage: Stage, path: Path, recipe: str) -> tuple[int, float]:
-    """Restore a stage from its checkpoint; return its finished steps and the seconds they took."""
+    """Restore a stage from its checkpoint; return its finished steps and the seconds they took.
+
+    Without a checkpoint, the stage is unchanged and both numbers are 0.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, of another recipe, or of another version.
+    """
     if not path.exists():
         return 0, 0.0
     try:
@@ -342,12 +360,14 @@ def _log(
 ) -> None:
     """Append one line with the means of the measurements of consecutive steps.
 
+    Means are rounded to 5 significant digits.
+
     Args:
         path: the log.
         stage: the stage's name.
         step: number of finished steps.
         seconds: time spent on the stage so far.
-        measured: one dictionary per step; a key that only some steps have is averaged over those.
+        measured: one dictionary per step. The mean of a key is over the steps that have the key.
     """
     values: dict[str, list[float]] = {}
     for of_step in measured:

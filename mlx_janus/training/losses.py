@@ -31,7 +31,7 @@ def weighted_cross_entropy(
     Args:
         logits: (B, M, vocabulary).
         targets: (B, M) token ids.
-        weights: (B, M), 0 for padding.
+        weights: (B, M), 0 for padding; not all 0.
     """
     total = weights.sum()
     losses = nn.losses.cross_entropy(logits, targets)

@@ -47,7 +47,7 @@ def run_side_by_side(command: Sequence[str]) -> None:
 
     Raises:
         JanusError: the second process failed.
-        SystemExit: the first process failed, with its exit code.
+        SystemExit: the first process failed. The code is its exit code, or 128 + its signal.
     """
     with tempfile.TemporaryDirectory() as folder:
         hosts = Path(folder) / "hosts.json"
@@ -61,12 +61,12 @@ def run_side_by_side(command: Sequence[str]) -> None:
         try:
             codes = _wait(processes)
         finally:
-            for process in processes:  # one whose partner has failed may wait for it forever
+            for process in processes:  # after a failure, the other may wait forever
                 process.terminate()
             for process in processes:
                 process.wait()
         if codes[0]:
-            # A negative code is the signal that ended it, which shells report as 128 + signal.
+            # -n: signal n ended the process; shells report this as 128 + n.
             raise SystemExit(codes[0] if codes[0] > 0 else 128 - codes[0])
         if codes[1]:
             lines = output.read_text(errors="replace").strip().splitlines() or ["it was killed"]
@@ -74,9 +74,10 @@ def run_side_by_side(command: Sequence[str]) -> None:
 
 
 def end_with_parent() -> None:
-    """Start a thread that ends this process as soon as its parent ends.
+    """Start a thread that ends this process, with code 1, as soon as its parent ends.
 
-    The standard input must be a pipe that closes when the parent ends, as ``_start`` sets it up.
+    The standard input must be a pipe that closes when the parent ends; ``run_side_by_side`` gives
+    its processes one.
     """
 
     def watch() -> None:
@@ -103,7 +104,8 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     """Start one process, with its output in a file, or with this process's stdout and stderr.
 
-    Its standard input is a pipe that closes when this process ends: see ``end_with_parent``.
+    Its standard input is a pipe that closes when this process ends; ``end_with_parent`` waits for
+    that.
     """
     ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
     environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, **ring}
@@ -130,7 +132,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
 
 
 def _free_addresses() -> list[str]:
-    """Find a free loopback address for each process.
+    """Return a free loopback address, as "host:port", for each process.
 
     All sockets stay open until each has its port, so that no two get the same one.
     """

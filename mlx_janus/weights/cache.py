@@ -27,7 +27,8 @@ State = Literal[
     "converted", "left over", "unreadable", "downloaded", "partly downloaded", "in the package"
 ]
 
-# Folder names of conversions: complete ones, and those being written or removed.
+# Folder names of conversions. Complete: the first 8 of 16 digits are the ID. Being written or
+# removed: the groups are the complete name, the writer's pid, and random digits that serve as ID.
 _COMPLETE = re.compile(r".+-([0-9a-f]{8})[0-9a-f]{8}")
 _PARTIAL = re.compile(r"\.(.+-[0-9a-f]{16})\.(\d+)\.([0-9a-f]{8})\.partial")
 _WEIGHTS = (".safetensors", ".bin")
@@ -59,19 +60,19 @@ class ModelEntry:
 
     @property
     def bits(self) -> int | None:
-        """Bits per weight of the language model; None for float weights."""
+        """Bits per weight of the language model; None for float weights or without a config."""
         quantization = self.config.quantization if self.config else None
         return quantization.bits if quantization else None
 
     @property
     def recipe(self) -> str | None:
-        """Name of the quantization recipe; None for float weights, or if ``bits`` was used."""
+        """Name of the quantization recipe; None if it has none, or without a config."""
         quantization = self.config.quantization if self.config else None
         return quantization.recipe if quantization else None
 
     @property
     def dtype(self) -> str | None:
-        """Type of the float weights."""
+        """Type of the float weights; None without a config."""
         return self.config.dtype if self.config else None
 
 
@@ -95,7 +96,7 @@ def list_models() -> list[ModelEntry]:
 
 
 def find_models(name: str) -> list[ModelEntry]:
-    """Return the models with this ID, Hub id, short name or path.
+    """Return the models with this ID, Hub id, short name or path, or from a folder of this name.
 
     Raises:
         OptionError: there is none.
@@ -131,7 +132,8 @@ def remove_model(entry: ModelEntry) -> None:
     keeps files that other revisions share.
 
     Raises:
-        OptionError, OutputError: as for ``check_removable``, or the disk refuses.
+        OptionError: the model is part of the package.
+        OutputError: a process has a file of the model open, or the disk refuses.
     """
     check_removable(entry)
     if entry.is_download:
@@ -143,7 +145,7 @@ def remove_model(entry: ModelEntry) -> None:
                 f"{entry.path} cannot be removed: check the permissions of its folder"
             )
         return
-    # A left-over folder has a partial name already: its new one is made from the original name.
+    # The new name of a left-over folder is made from the complete name that its own name contains.
     partial = _PARTIAL.fullmatch(entry.path.name)
     gone = partial_name(entry.path.with_name(partial[1] if partial else entry.path.name))
     try:
@@ -205,6 +207,7 @@ def _conversion(folder: Path, id: str) -> ModelEntry:
     used = folder.stat().st_mtime
     with suppress(JanusError):
         config = JanusConfig.load(folder / "config.json")
+        # The stamp is the file's metadata: the conversion writes its source there.
         _, stamp = read_safetensors_header(weight_files(folder)[0])
         source = stamp.get("source") or folder.name
         revision = stamp.get("revision", "")
@@ -226,7 +229,7 @@ def _download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelEntry:
     """Return the entry of a downloaded commit, in a published layout or converted.
 
     Raises:
-        JanusError: its config is missing, or of another family.
+        JanusError: its config is missing, malformed, or of another family.
     """
     path = revision.snapshot_path / "config.json"
     ours = read_model_json(path).get("model_type") == MODEL_TYPE
@@ -254,7 +257,7 @@ def _download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelEntry:
 
 
 def _scan() -> HFCacheInfo | None:
-    """Scan the Hub's cache; None if there is none."""
+    """Scan the Hub's cache; None if it is absent or unreadable."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

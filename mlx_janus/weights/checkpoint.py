@@ -93,7 +93,7 @@ class PlannedTensor:
 
     @property
     def dtype(self) -> str:
-        """The stored type; float32 for float64."""
+        """The stored type of the first source; float32 for float64."""
         dtype = self.sources[0].dtype
         return "float32" if dtype == "float64" else dtype
 
@@ -103,7 +103,7 @@ class PlannedTensor:
         array = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
         if array.ndim == 4:
             array = mx.contiguous(array.transpose(0, 2, 3, 1))  # a convolution: OIHW to OHWI
-        array = array.reshape(self.shape)
+        array = array.reshape(self.shape)  # may add the batch axis of position embeddings
         if array.dtype == mx.float64:  # on the CPU: Apple's GPUs have no float64
             array = array.astype(mx.float32, stream=mx.cpu)
         mx.eval(array)
@@ -111,6 +111,7 @@ class PlannedTensor:
 
 
 def _bytes(tensor: SourceTensor) -> int:
+    """Return the bytes of a stored float tensor; a value of any other type counts as 4 bytes."""
     size = {"bfloat16": 2, "float16": 2, "float64": 8}.get(tensor.dtype, 4)
     for n in tensor.shape:
         size *= n
@@ -123,6 +124,7 @@ def source_tensors(folder: Path) -> dict[str, SourceTensor]:
     Raises:
         CheckpointError: a file is missing or damaged, or a tensor is in two files, or in the
             index but in no file.
+        ConfigError: the index is not JSON.
     """
     tensors: dict[str, SourceTensor] = {}
     holder: dict[str, Path] = {}  # file of each tensor
@@ -141,7 +143,12 @@ def source_tensors(folder: Path) -> dict[str, SourceTensor]:
 
 
 def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
-    """Check that a folder has every tensor that its index lists, if it has an index."""
+    """Check that a folder has every tensor that its index lists, if it has an index.
+
+    Raises:
+        CheckpointError: a tensor is missing, or the index is damaged.
+        ConfigError: the index is not JSON.
+    """
     for index, _ in WEIGHT_FORMS:
         if not (folder / index).exists():
             continue
@@ -156,7 +163,7 @@ def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
 def deepseek_name(name: str) -> str:
     """Turn transformers' name of a tensor into DeepSeek's.
 
-    transformers stores q, k and v apart; their names become ``....qkv.q.weight`` and so on.
+    transformers stores q, k and v apart; the new names end in ``.qkv.q.weight`` and so on.
     """
     for pattern, replacement in _RENAME_RULES:
         name = pattern.sub(replacement, name)
@@ -175,8 +182,15 @@ def plan_tensors(
 ) -> list[PlannedTensor]:
     """Pair every parameter of the model with its source, in the model's order.
 
+    Args:
+        tensors: source tensors by their names in the files.
+        config: the model's sizes.
+        layout: whose names the files use, DeepSeek's or transformers'.
+        folder: the model folder, for errors and for transformers' ``config.json``.
+
     Raises:
-        CheckpointError: a tensor is missing, surplus, or not of the shape or type of the config.
+        CheckpointError: a tensor is missing, surplus, not of the config's shape, or not of floats.
+        ConfigError: ``config.json`` cannot be read; it is read only for transformers' layout.
     """
     rename = deepseek_name if layout == "transformers" else str  # ``str`` keeps a name
     renamed = {rename(name): tensor for name, tensor in tensors.items()}
@@ -213,6 +227,9 @@ def _is_tied(folder: Path) -> bool:
     """Return whether ``lm_head`` shares its weight with the embedding.
 
     In ``config.json``, the entry of the whole model takes precedence over the language model's.
+
+    Raises:
+        ConfigError: ``config.json`` cannot be read.
     """
     data = read_model_json(folder / "config.json")
     if "tie_word_embeddings" in data:
@@ -230,12 +247,17 @@ def _source_keys(name: str, found: Mapping[str, SourceTensor]) -> list[str]:
 
 
 def _some(names: list[str]) -> str:
+    """Return the first name, cut to 100 characters, and the number of the others."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{names[0][:100]!r}{more}"
 
 
 def _check(tensor: PlannedTensor, folder: Path) -> None:
-    """Check the shape and type of a parameter's source tensors."""
+    """Check the shape and type of a parameter's source tensors.
+
+    Raises:
+        CheckpointError: the shapes do not match the config, or a type is not a float.
+    """
     rows, *rest = tensor.shape
     if len(rest) == 3:
         rest = [rest[2], rest[0], rest[1]]  # a convolution: OHWI to OIHW
@@ -262,7 +284,8 @@ def read_plan(folder: Path, config: JanusConfig, layout: Layout) -> list[Planned
     """Read the headers of a folder and pair every parameter with its source.
 
     Raises:
-        CheckpointError: as for ``source_tensors`` and ``plan_tensors``.
+        CheckpointError: as for ``source_tensors`` and ``plan_tensors``; also for their
+            ``ConfigError``.
     """
     try:
         return plan_tensors(source_tensors(folder), config, layout, folder)

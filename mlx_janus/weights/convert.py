@@ -38,6 +38,9 @@ class ConvertOptions:
 
     Without ``bits`` and ``recipe``, weights stay float; without ``dtype``, they keep the source's
     type. ``group_size`` applies to ``bits`` only; a recipe has its own.
+
+    Raises:
+        OptionError: ``dtype`` is not one of ``DTYPES``.
     """
 
     bits: int | None = None
@@ -57,7 +60,7 @@ class Source:
 
     folder: Path
     name: str
-    revision: str = ""
+    revision: str = ""  # commit on the Hub; "": a local folder
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,11 @@ def convert_checkpoint(
             source.name, source.revision, options.dtype, source_hashes(source.folder, progress)
         )
         try:
+            # ``total`` is the number of arrays.
             total = _write_shards(folder, plan, stamp, progress)
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
             plan.config.dump(folder / "config.json")
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: MLX cannot write a file
             reason = getattr(error, "strerror", None) or error
             raise OutputError(
                 f"{output} cannot be written ({reason}): free some space or choose another folder"
@@ -116,7 +120,11 @@ def _refuse_converted(folder: Path) -> None:
 
 
 def _check_apart(source: Path, output: Path) -> None:
-    """Refuse an output that is the source or a folder above it: replacing it removes the source."""
+    """Refuse an output that is the source or a folder above it: replacing it removes the source.
+
+    Raises:
+        OutputError: the output is such a folder.
+    """
     resolved = output.resolve()
     if resolved == source.resolve() or resolved in source.resolve().parents:
         raise OutputError(f"{output} holds the source itself: choose another output folder")
@@ -202,7 +210,7 @@ def _write_shards(
     size = 0  # planned bytes of ``pending``
     written = 0  # bytes of all shards
 
-    # Names are temporary, since the final ones contain the number of shards.
+    # Shards get temporary names at first: the final names contain the number of shards.
 
     def flush() -> None:
         """Write ``pending`` as the next shard, and free its memory."""

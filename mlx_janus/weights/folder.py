@@ -44,13 +44,19 @@ Progress = Callable[[str, int, int], None]
 
 
 def is_converted(folder: Path) -> bool:
-    """Return whether a folder is a converted one, by its config."""
+    """Return whether a folder is a converted one, by the model type in ``config.json``.
+
+    Raises:
+        ConfigError: ``config.json`` is too large, or not a JSON object.
+    """
     path = folder / "config.json"
     return path.is_file() and read_model_json(path).get("model_type") == MODEL_TYPE
 
 
 def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """Return the lazy arrays of a converted folder, and the stamp that all its files share.
+    """Return the lazy arrays of a converted folder, and the stamp of its last weight file.
+
+    A conversion writes one stamp into all its files. Here each must only have a known format.
 
     Raises:
         CheckpointError: a file is missing or damaged, or lacks the stamp of a known format.
@@ -163,7 +169,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 
 def partial_name(output: Path) -> Path:
-    """Return a new hidden name beside ``output`` for an unfinished folder, with this pid in it."""
+    """Return a new hidden path next to ``output`` for an unfinished folder, with this pid in it."""
     return output.parent / f".{output.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
 
 
@@ -171,7 +177,8 @@ def partial_name(output: Path) -> Path:
 def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary sibling of ``output``, renamed to it on success and removed on failure.
 
-    With ``overwrite``, the rename replaces an existing folder.
+    With ``overwrite``, the rename replaces an existing folder. At first, the partial folders of
+    killed conversions to ``output`` are removed; a folder that one moved aside is moved back.
 
     Raises:
         OutputError: the folder cannot be created or renamed.
@@ -197,7 +204,10 @@ def _replace(folder: Path, output: Path, overwrite: bool) -> None:
     """Rename a finished folder to ``output``, and remove the folder that it replaces.
 
     The replaced folder is first moved aside. If the rename to ``output`` then fails or is
-    interrupted, it is moved back.
+    interrupted, the replaced folder is moved back.
+
+    Raises:
+        OutputError: a rename fails.
     """
     old = folder.with_suffix(".old")
     try:

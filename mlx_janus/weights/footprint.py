@@ -32,7 +32,10 @@ _SMALLER: dict[str, tuple[int | None, str | None]] = {
 
 
 def weight_bytes(arrays: Iterable[mx.array], itemsize: int) -> int:
-    """Sum the bytes of weights: ``itemsize`` for each float, the actual size of packed arrays."""
+    """Sum the bytes of weights: ``itemsize`` for each float, the actual size of other arrays.
+
+    The other arrays are packed: they hold quantized weights.
+    """
     return sum(
         a.size * itemsize if mx.issubdtype(a.dtype, mx.floating) else a.nbytes for a in arrays
     )
@@ -80,8 +83,9 @@ def required_memory(
 ) -> dict[str, int]:
     """Return the bytes for "drawing" and for "answering", each with one image.
 
-    The bytes include weights, KV cache and activations. Drawing and answering have two tasks
-    each. In low-memory mode, only one task's weights are in memory at a time, so the larger counts.
+    The bytes include weights, KV cache and activations. Drawing has the tasks "draw" and "decode",
+    answering "answer" and "encode". In low-memory mode, only one task's weights are in memory at a
+    time, so the larger task counts.
     """
     tasks = task_memory(config, dtype)
     together = max if low_memory else sum
@@ -110,7 +114,7 @@ def check_memory(
 
     Raises:
         OutOfMemoryError: the model does not fit; the message gives the needed and the free bytes,
-            and options that make it fit.
+            and options that make it fit if there are any.
     """
     needed = max(required_memory(config, dtype, low_memory=low_memory).values())
     free = available_memory()
@@ -130,7 +134,7 @@ def check_memory(
 def _smaller_forms(
     config: JanusConfig, *, low_memory: bool, quantized: bool
 ) -> Iterator[tuple[str, JanusConfig, bool]]:
-    """Yield smaller forms of a model, best first: the options in words, config, ``low_memory``.
+    """Yield smaller forms of a model, best first: the options as text, config, ``low_memory``.
 
     A model whose stored weights are ``quantized`` cannot be quantized again.
     """

@@ -42,7 +42,7 @@ class HubModel:
     revision: str  # commit sha
     files: dict[str, int]  # bytes by file name
     cached: bool = False
-    branch: str | None = field(default=None, compare=False)  # or tag; None: not to be recorded
+    branch: str | None = field(default=None, compare=False)  # branch or tag; None: record none
 
 
 class _OutOfReachError(HubError):
@@ -96,7 +96,9 @@ def fetch(model: HubModel) -> Path:
 
     Raises:
         CheckpointError: the repository has no weights, or lacks a file that its index lists.
-        HubError: no access, out of reach, or the download was interrupted.
+        ConfigError: the index of the weights is not a JSON object.
+        HubError: no access, out of reach, incomplete in the cache while offline, or the download
+            broke off.
         OutputError: the disk is full, or the cache cannot be written.
     """
     from huggingface_hub import snapshot_download
@@ -156,8 +158,13 @@ def _fetch_file(model: HubModel, name: str) -> Path:
 
 
 def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
-    """Return the names of the weight files and of their index, which is downloaded, or None."""
-    # imports MLX, which takes time, so commands check their options first
+    """Return the names of the weight files, and of their index or None. Downloads the index.
+
+    Raises:
+        CheckpointError: there are no weights, or the index is empty or lists a missing file.
+        HubError: a weight file is not in the cache while offline.
+    """
+    # Imported here, since it imports MLX, which takes time: commands check their options first.
     from .safetensors_files import WEIGHT_FORMS
 
     for index, single in WEIGHT_FORMS:
@@ -211,6 +218,9 @@ def _check_disk(model: HubModel, names: list[str]) -> None:
     """Refuse a download that does not fit on the disk.
 
     A cached blob of the same size counts as the file itself, since commits share files.
+
+    Raises:
+        OutputError: the free space is too small.
     """
     from huggingface_hub import constants
 
@@ -244,7 +254,7 @@ def _unreachable() -> str:
 
 @contextmanager
 def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into one line with a fix."""
+    """Turn the errors of huggingface_hub into a HubError or OutputError: one line with a fix."""
     # The except clauses below name subclasses before their bases.
     from huggingface_hub import constants, errors
 
@@ -298,7 +308,7 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
 def _refused(where: str, status: int) -> HubError:
     """Make the error of an HTTP status.
 
-    For a temporary one it is an ``_OutOfReachError``, after which ``find`` tries the cache.
+    A temporary status makes an ``_OutOfReachError``, after which ``find`` tries the cache.
     """
     if status in (401, 403):
         return HubError(

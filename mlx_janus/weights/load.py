@@ -54,10 +54,11 @@ def load_model(
             then counts the largest task.
 
     Raises:
-        CheckpointError: a tensor is missing, surplus or misshaped, or the stamp is wrong.
+        CheckpointError: a file is missing or damaged; a tensor is missing, surplus, misshaped or
+            of a wrong type; or the stamp is wrong.
         ConfigError, UnsupportedModelError: the config cannot be used.
-        OptionError: the folder is quantized differently from ``bits`` or ``recipe``, both are
-            given, or ``dtype`` is invalid.
+        OptionError: the folder is quantized differently from ``bits`` or ``recipe``; both are
+            given; one of them or ``dtype`` is invalid; or no layer is wide enough to quantize.
         OutOfMemoryError: the model does not fit in memory.
     """
     stored = JanusConfig.load(folder / "config.json")
@@ -106,10 +107,10 @@ class WeightFiles:
         return cls(folder, stamp)
 
     def free(self, model: JanusModel, names: Iterable[str]) -> None:
-        """Free the memory of weights and make them lazy again, as ``load_model`` returns them.
+        """Free the memory of the named weights, and make them lazy again, as after ``load_model``.
 
         Raises:
-            CheckpointError: the folder is missing, or holds another model now.
+            CheckpointError: the folder is missing or damaged, or holds another model now.
         """
         _, stamp = open_converted(self.folder)
         if stamp != self.stamp:
@@ -129,7 +130,8 @@ def with_bits(
     ``folder`` is for messages.
 
     Raises:
-        OptionError: bits or recipe is invalid, or the folder is quantized differently.
+        OptionError: bits or recipe is invalid, both are set, the folder is quantized differently,
+            or no layer is wide enough to quantize.
     """
     rule = choose_rule(bits, recipe)
     if rule is None:
@@ -151,7 +153,11 @@ def _load_strictly(
 ) -> None:
     """Check the stored arrays against the model's parameters, and cast and load them.
 
-    Arrays are lazy, so the check reads no weights and the cast happens when they are read.
+    Arrays are lazy, so the check reads no weights and the cast happens when they are read. The cast
+    arrays replace those in ``arrays``.
+
+    Raises:
+        CheckpointError: an array is missing, surplus, misshaped or of a wrong type.
     """
     expected = dict(tree_flatten(model.parameters()))
     for name, wanted in expected.items():
@@ -168,7 +174,7 @@ def _load_strictly(
             )
     if surplus := sorted(set(arrays) - set(expected)):
         raise CheckpointError(f"{folder} holds {surplus[0]}, which config.json does not speak of")
-    # Weights that keep their type are computed in float32.
+    # Weights that conversion does not cast (``keeps_type``) are computed in float32.
     for name, array in arrays.items():
         arrays[name] = _cast(array, "float32" if keeps_type(model.config, name) else dtype)
     model.load_weights(list(arrays.items()), strict=True)

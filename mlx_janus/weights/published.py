@@ -66,8 +66,9 @@ def read_published_config(folder: Path) -> tuple[JanusConfig, Layout]:
     """Read the config of a PyTorch model folder, and detect its layout.
 
     Raises:
-        ConfigError: ``config.json`` is missing or malformed, or has impossible sizes.
-        UnsupportedModelError: the model is of another family; the message lists models that work.
+        ConfigError: a needed file is missing (``config.json``, and ``tokenizer.json`` in DeepSeek's
+            layout), a file is malformed, or a value is impossible.
+        UnsupportedModelError: the model is of another family, or has a part that is not supported.
     """
     path = folder / "config.json"
     config, layout = read_published_sizes(path)
@@ -88,7 +89,8 @@ def read_published_sizes(path: Path) -> tuple[JanusConfig, Layout]:
     """Read only ``config.json``; prompts and preprocessing keep their defaults.
 
     Raises:
-        ConfigError, UnsupportedModelError: as for ``read_published_config``.
+        ConfigError: the file is missing or malformed, or a size is impossible.
+        UnsupportedModelError: the model is of another family, or has a part that is not supported.
     """
     data = read_model_json(path)
     try:
@@ -128,7 +130,7 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
 
 
 def _object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return an entry that must be a JSON object."""
+    """Return an entry, or raise ConfigError if it is not a JSON object."""
     value = data.get(key)
     if not isinstance(value, dict):
         raise ConfigError(f"{key!r} must be a JSON object, got {type(value).__name__}")
@@ -140,7 +142,7 @@ def _params(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _pick(data: Mapping[str, Any], *keys: str) -> Any:
-    """Return the value of the first key that is present and not null."""
+    """Return the value of the first key that is present and not null; else raise ConfigError."""
     for key in keys:
         if data.get(key) is not None:
             return data[key]
@@ -148,7 +150,11 @@ def _pick(data: Mapping[str, Any], *keys: str) -> Any:
 
 
 def _mlp_width(width: Any, ratio: Any) -> int:
-    """Return the width of an encoder's MLP; only finite numbers are accepted, and no bools."""
+    """Return the width of an encoder's MLP.
+
+    Raises:
+        ConfigError: a value is not a number (a bool is none), or the product is not finite.
+    """
     numbers = type(width) in (int, float) and type(ratio) in (int, float)
     if not numbers or not math.isfinite(width * ratio):
         raise ConfigError(
@@ -257,7 +263,12 @@ def _deepseek_projector(data: Mapping[str, Any], key: str) -> MLPConfig:
 
 
 def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConfig:
-    """Read the language model's config; ``defaults`` has the sizes that the layout may omit."""
+    """Read the language model's config; ``defaults`` has the sizes that the layout may omit.
+
+    Raises:
+        ConfigError: a size is missing or impossible.
+        UnsupportedModelError: the model is not a Llama, has biases, or scales rotary embeddings.
+    """
     if data.get("model_type", "llama") != "llama":
         raise UnsupportedModelError(
             f"has a {str(data['model_type'])[:40]!r} language model; only Llama is supported"
@@ -265,7 +276,7 @@ def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConf
     if data.get("attention_bias") or data.get("mlp_bias"):
         raise UnsupportedModelError("has biases in its language model; Janus's Llama has none")
     sizes: dict[str, Any] = {}
-    for key in LLAMA_DEFAULTS:  # the names only; the values are those of ``defaults``
+    for key in LLAMA_DEFAULTS:  # only its keys are used; default values are in ``defaults``
         value = data.get(key)
         sizes[key] = defaults.get(key) if value is None else value
     if missing := [key for key, value in sizes.items() if value is None]:
@@ -284,7 +295,11 @@ def _language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConf
 
 
 def _head_dim(hidden_size: Any, heads: Any) -> int:
-    """Return the width of an attention head; the values are unchecked JSON."""
+    """Return the width of an attention head, from unchecked JSON values.
+
+    Raises:
+        ConfigError: ``hidden_size`` is not a multiple of ``heads``.
+    """
     whole_numbers = type(heads) is int and type(hidden_size) is int
     if not whole_numbers or heads < 1 or hidden_size % heads:
         raise ConfigError(f"hidden_size {hidden_size!r} must be a multiple of {heads!r} heads")
@@ -292,7 +307,12 @@ def _head_dim(hidden_size: Any, heads: Any) -> int:
 
 
 def _rope_theta(data: Mapping[str, Any]) -> Any:
-    """Return the base of rotary embeddings, as spelled by transformers 4 or 5."""
+    """Return the base of rotary embeddings, as spelled by transformers 4 or 5.
+
+    Raises:
+        ConfigError: the entry is not a JSON object.
+        UnsupportedModelError: the embeddings are scaled.
+    """
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise ConfigError(f"rope_parameters must be a JSON object, got {type(rope).__name__}")
@@ -305,7 +325,11 @@ def _rope_theta(data: Mapping[str, Any]) -> Any:
 
 
 def _dtype(data: Mapping[str, Any]) -> Dtype:
-    """Return the type of the weights: the model's, else its language model's, else bfloat16."""
+    """Return the type of the weights: the model's, else its language model's, else bfloat16.
+
+    Raises:
+        ConfigError: the type is unknown, or ``language_config`` is needed but missing.
+    """
     value = (
         data.get("dtype")
         or data.get("torch_dtype")
@@ -321,6 +345,7 @@ def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
     vision_data = _object(data, "vision_config")
     vision = _transformers_vision(vision_data)
     codec = _object(data, "vq_config")
+    # Of the keys of ``LLAMA_DEFAULTS``, this layout may omit only the epsilon.
     language = _language(_object(data, "text_config"), {"rms_norm_eps": 1e-6})
     return JanusConfig(
         understanding=vision,
@@ -399,7 +424,11 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _image(folder: Path, image: ImageConfig) -> ImageConfig:
-    """Read the preprocessing, but not ``do_normalize``: old mirrors of Janus-1.3B have it wrong."""
+    """Read the preprocessing, but not ``do_normalize``: old mirrors of Janus-1.3B have it wrong.
+
+    Raises:
+        ConfigError: a file is malformed, or a value is impossible.
+    """
     data = _optional_json(folder / "preprocessor_config.json")
     if not data:
         data = _optional_json(folder / "processor_config.json").get("image_processor") or {}
@@ -428,13 +457,14 @@ def _prompt(folder: Path, layout: Layout, prompt: PromptConfig) -> PromptConfig:
         # placeholder. Its sft_format is no sign, since some mirrors have a wrong one.
         plain_roles = prompt.image not in _added_tokens(folder)
     else:
+        # Here a template without the default role "<|User|>" is the sign of plain roles.
         template = _chat_template(folder, tokenizer_config)
         plain_roles = bool(template) and prompt.user not in template
     return replace(prompt, user="User", assistant="Assistant") if plain_roles else prompt
 
 
 def _spelling(token: Any) -> str | None:
-    """Return the text of a token, which is stored directly or as the ``content`` of an object."""
+    """Return the text of a token, stored directly or as ``content`` of an object, else None."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
@@ -455,7 +485,11 @@ def _added_tokens(folder: Path) -> set[str]:
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
-    """Return the chat template from the first of three places that has one; "" if none has."""
+    """Return the chat template from the first of three places that has one; "" if none has.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
     path = folder / "chat_template.jinja"
     if path.exists():
         try:
@@ -468,6 +502,6 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
 
 
 def _guidance(folder: Path) -> dict[str, Any]:
-    """Return a folder's default guidance as a config field; empty if the folder has none."""
+    """Return a folder's default guidance as the field ``cfg_weight``; empty if it has none."""
     scale = _optional_json(folder / "generation_config.json").get("guidance_scale")
     return {} if scale is None else {"cfg_weight": scale}

@@ -19,8 +19,8 @@ of image tokens and in the distribution of answers.
   float. That is better than groups of 32 everywhere.
 
 None of MLX's small float types came as close in images as integers of similar size. Groups of 128
-could not be measured: no layer width of Janus-Tiny's language model is a multiple of 128, so it
-uses 64 or 32.
+could not be measured: no layer width of Janus-Tiny's language model is a multiple of 128, so its
+groups hold 64 or 32 weights.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Rule:
         return self.careful if path.partition(".")[0] in careful_parts else None
 
 
-RULES = {
+RULES = {  # the arguments of a ``Rule``: language, careful, exceptions
     "light": Rule(Precision(4, 128), Precision(6)),
     "balanced": Rule(
         Precision(4), Precision(8), dict.fromkeys(("v_proj", "o_proj", "lm_head"), Precision(6))
@@ -139,17 +139,22 @@ def plan_quantization(
     size stays float, such as the first layer of ``gen_aligner``, which is 8 wide.
 
     Raises:
-        OptionError: as for ``choose_rule``, or no layer of the model is wide enough.
+        OptionError: a value is invalid, both bits and recipe are set, or no layer of the model is
+            wide enough.
     """
     rule = choose_rule(bits, recipe, group_size)
     return plan_by_rule(config, rule, recipe) if rule else None
 
 
 def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> QuantizationConfig:
-    """Plan the bits and group size of every layer by a rule; ``recipe`` names it in the config."""
+    """Plan the bits and group size of every layer by a rule; ``recipe`` names it in the config.
+
+    Raises:
+        OptionError: no layer of the model is wide enough.
+    """
     layers: list[LayerBits] = []
     kept_float: list[str] = []  # layers that the rule quantizes, but that are too narrow
-    # The adaptors and the image head cost few bytes, and get the rule's careful bits.
+    # The adaptors and the image head cost few bytes, and get the rule's precision ``careful``.
     careful_parts = ("aligner", *generation_parts(config).careful)
     for path, module in JanusModel(config).named_modules():
         precision = rule.of(path, careful_parts) if isinstance(module, nn.Linear) else None

@@ -44,7 +44,7 @@ class SafetensorsEntry:
     path: Path
     offset: int  # bytes from the start of the file
     shape: tuple[int, ...]
-    dtype: str
+    dtype: str  # MLX's name; the file's own if it is not in ``SAFETENSORS_DTYPES``
 
     def read(self) -> mx.array:
         """Read the values; float64 becomes float32."""
@@ -55,9 +55,9 @@ def weight_files(folder: Path) -> list[Path]:
     """List the weight files: safetensors before ``.bin``, an index before a single file.
 
     Raises:
-        CheckpointError: there are no weights, or the index names a missing file or one outside the
-            folder.
-        ConfigError: the index is not JSON.
+        CheckpointError: there are no weights, or the index has no ``weight_map`` or names a file
+            that is missing or outside the folder.
+        ConfigError: the index is too large, or not a JSON object.
     """
     for index, single in WEIGHT_FORMS:
         if (folder / index).exists():
@@ -76,7 +76,7 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the index has no ``weight_map``, or names a missing file or one outside
             the folder.
-        ConfigError: the index is not JSON.
+        ConfigError: the index is too large, or not a JSON object.
     """
     weight_map = read_model_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -94,13 +94,13 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], dict[str, str]]:
-    """Read the entries and metadata of a safetensors file.
+    """Read the entries, by tensor name, and the metadata of a safetensors file.
 
     The safetensors library checks the header against the file size, but does not give offsets. The
     header is therefore parsed here again.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or has a wrong header.
+        CheckpointError: the file is missing, unreadable, truncated, or has a wrong header.
     """
     try:
         with safe_open(str(path), framework="numpy") as checked:

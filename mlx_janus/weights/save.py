@@ -36,7 +36,7 @@ def save_model(
         overwrite: whether to replace the folder if it is a converted model.
 
     Raises:
-        OutputError: the output exists already or cannot be written.
+        OutputError: the output must not be replaced, or cannot be written.
     """
     check_output(output, overwrite=overwrite)
     arrays = {

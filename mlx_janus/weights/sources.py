@@ -54,11 +54,15 @@ def resolve(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def find_source(name: str | os.PathLike[str], revision: str | None = None) -> Source:
-    """Find the model folder of a path or a Hub id; download missing files.
+    """Find the model folder of a path, a Hub id or a short name; download missing files.
+
+    A local folder is returned unread.
 
     Raises:
-        HubError, CheckpointError, ConfigError, UnsupportedModelError: there is no such model, or it
-            is not a Janus.
+        HubError: the Hub has no such model or is out of reach, or a folder is given a revision.
+        CheckpointError: the name is no folder and no Hub id, or the model's files are incomplete.
+        ConfigError, UnsupportedModelError: the Hub's model is not a Janus.
+        OutputError: the download cannot be written.
     """
     name = resolve(name)
     path = _expanded(name)
@@ -84,10 +88,12 @@ def find_converted(
     """Find a converted folder; convert a PyTorch source into the cache unless it is there.
 
     A model of another family, or one that does not fit in memory, is refused before it is
-    downloaded or converted. In the cache, the time of a folder's ``config.json`` is its last use.
+    downloaded or converted; ``dtype`` and ``low_memory`` matter only to this check. In the cache,
+    the time of a folder's ``config.json`` is set to now: the last use of the folder.
 
     Raises:
         OutOfMemoryError: the model does not fit in memory.
+        OptionError: ``bits``, ``recipe`` or ``dtype`` is not allowed.
         JanusError: as for ``find_source`` and ``convert_checkpoint``.
     """
     name = resolve(name)
@@ -118,7 +124,10 @@ def find_converted(
 
 
 def _file_facts(folder: Path) -> list[object]:
-    """Return name, size and time of the files of a PyTorch folder that a conversion depends on."""
+    """Return the name, size and modification time of each weight and JSON file of a PyTorch folder.
+
+    A conversion depends on these files.
+    """
     facts: list[object] = []
     for file in sorted({*weight_files(folder), *folder.glob("*.json")}):
         status = file.stat()
@@ -140,6 +149,7 @@ def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
 
 
 def _is_folder(path: Path) -> bool:
+    """Return whether a path, which may be any name, is an existing folder."""
     try:
         return path.is_dir()
     except OSError:  # a name too long for any folder
@@ -147,12 +157,18 @@ def _is_folder(path: Path) -> bool:
 
 
 def _expanded(name: str | os.PathLike[str]) -> Path:
+    """Replace a leading "~" with the home folder; keep the "~" of an unknown user."""
     # Path.expanduser would raise for an unknown user.
     return Path(os.path.expanduser(name))  # noqa: PTH111
 
 
 def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubModel:
-    """Find a model on the Hub; refuse a name that is no Hub id, or that of an existing file."""
+    """Find a model on the Hub.
+
+    Raises:
+        CheckpointError: the name is no Hub id, or is an existing path.
+        HubError: the Hub has no such model, or is out of reach.
+    """
     text = os.fspath(name)
     too_long = len(text) > 200
     if too_long or not hub.HUB_ID.fullmatch(text) or Path(text).exists():
@@ -186,7 +202,14 @@ def _cached(source: str, facts: list[object], options: ConvertOptions) -> Path:
 def _convert(
     source: Source, cached: Path, options: ConvertOptions, progress: Progress | None
 ) -> Path:
-    """Convert a source into the cache, or accept the result of a faster process."""
+    """Convert a source into the cache folder ``cached``, and return that folder.
+
+    If another process has written the folder first, its result is accepted.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        JanusError: as for ``convert_checkpoint``.
+    """
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -47,16 +47,18 @@ _CARRIERS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 
 _MAX_PICKLE = 64 << 20  # bytes of data.pkl; a 7B model's has about 200 kB
 _MAX_DIRECTORY = 16 << 20  # bytes of the zip's central directory; a 7B model's has about 100 kB
-_MAX_DIMS = 8
+_MAX_DIMS = 8  # dimensions of a tensor
 _MAX_SIDE = (1 << 31) - 1  # MLX stores sizes in 32 bits
 _MAX_NAME = 1024  # characters of a tensor's name
 
+# Advice at the end of error messages.
 _AGAIN = "download it again"
 _RESAVE = "re-save it with a current PyTorch, or download the safetensors form"
 _SAFER = "do not load it with PyTorch; use the safetensors form"
 
 
 def _error(path: Path, problem: str, fix: str = _AGAIN) -> CheckpointError:
+    """Return an error that names the file, the problem and the fix; the caller raises it."""
     return CheckpointError(f"{path}: {problem}: {fix}")
 
 
@@ -98,9 +100,9 @@ class StoredTensor:
     def read(self) -> mx.array:
         """Read the values into a C-contiguous array.
 
-        A contiguous tensor is read as by ``read_range``. Any other tensor needs a second buffer,
-        from its first item to its last. float64 becomes float32, since Apple's GPUs have no
-        float64. All other values are exact.
+        Bool, float64 and any tensor that is not contiguous need memory for a second copy. That of a
+        tensor with gaps includes the gaps. float64 becomes float32, since Apple's GPUs have no
+        float64; values out of its range become infinite. All other values are exact.
 
         Raises:
             CheckpointError: the file is missing or unreadable, or was cut short after its header
@@ -142,12 +144,14 @@ def read_range(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> m
 
 
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a PyTorch checkpoint by name, in the file's order. Reads only headers.
+    """Return the tensors of a PyTorch checkpoint by name, in the file's order.
+
+    Reads the zip's headers and the pickle, but none of the values.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, damaged, truncated, in the old format
-            without a zip, or not a plain dict of tensors. Anything else in the pickle is refused,
-            and named in the message.
+        CheckpointError: the file is missing, unreadable, damaged, truncated, compressed, encrypted,
+            big-endian, in the old format without a zip, or not a plain dict of tensors. Anything
+            else in the pickle is refused, and named in the message.
     """
     path = Path(path)
     try:
@@ -173,7 +177,10 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def _blank(shape: tuple[int, ...], dtype: str) -> mx.array:
-    """Make zeros that ``memoryview`` can overwrite: unsigned integers as wide as ``dtype``."""
+    """Make zeros that ``memoryview`` can overwrite: unsigned integers as wide as ``dtype``.
+
+    When they are filled, ``_typed`` reads them as ``dtype``.
+    """
     blank = mx.zeros(shape, _CARRIERS[_ITEM_BYTES[dtype]], stream=mx.cpu)
     mx.eval(blank)
     return blank
@@ -200,7 +207,11 @@ def _bytes_of(array: Any) -> memoryview:
 
 
 def _fill(path: Path, offset: int, target: memoryview) -> None:
-    """Fill ``target`` with the bytes of a file from ``offset`` on."""
+    """Fill ``target`` with the bytes of a file from ``offset`` on.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or too short.
+    """
     done = 0
     try:
         with path.open("rb", buffering=0) as file:
@@ -236,9 +247,9 @@ class _Span(NamedTuple):
 
 
 class _BoundedFile(io.FileIO):
-    """A file that refuses a single huge read.
+    """A file whose ``read`` raises ``BadZipFile`` for more than ``_MAX_DIRECTORY`` bytes.
 
-    ``zipfile`` reads the central directory at once, and a hostile zip may declare a huge one.
+    ``zipfile`` reads the central directory at once, and a hostile zip may declare a huge directory.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -262,7 +273,11 @@ _ZIP_ERRORS = (
 
 
 def _check_byte_order(path: Path, file: _BoundedFile, spans: dict[str, _Span], prefix: str) -> None:
-    """Refuse a big-endian file; one without a stated order is read as little-endian."""
+    """Refuse a big-endian file. A file without a stated order is read as little-endian.
+
+    Raises:
+        CheckpointError: the stated order is not "little".
+    """
     name = f"{prefix}/byteorder"
     if name not in spans:  # PyTorch before 2.1 did not write it
         return
@@ -272,7 +287,15 @@ def _check_byte_order(path: Path, file: _BoundedFile, spans: dict[str, _Span], p
 
 
 def _check_head(path: Path, head: bytes) -> None:
-    """Refuse a file that does not start as a zip."""
+    """Refuse a file that does not start as a zip.
+
+    Args:
+        path: the file, for the message.
+        head: its first bytes.
+
+    Raises:
+        CheckpointError: the file is empty, a Git LFS pointer, a bare pickle, or another file.
+    """
     if not head:
         raise _error(path, "is empty")
     if head.startswith(b"version https://git-lfs"):
@@ -293,6 +316,10 @@ def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
     """Return the place of every zip entry by name.
 
     The central directory must agree with the local headers, and no two entries may overlap.
+
+    Raises:
+        CheckpointError: the file is no zip, is damaged, or has a compressed, encrypted or repeated
+            entry.
     """
     _check_head(path, file.read(64))
     try:
@@ -319,6 +346,9 @@ def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int
     """Check an entry against its local header, and return the place of its content.
 
     ``end`` is the offset of the central directory.
+
+    Raises:
+        CheckpointError: the entry is encrypted, compressed or damaged.
     """
     name = quote(info.orig_filename)
     # Flags 0x1, 0x40 and 0x2000 (together 0x2041): encryption. Flag 0x800 below: a name in UTF-8.
@@ -358,7 +388,11 @@ def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int
 
 
 def _find_prefix(path: Path, spans: dict[str, _Span]) -> str:
-    """Return the folder in the zip that holds ``data.pkl``; ``torch.save`` chooses its name."""
+    """Return the folder in the zip that holds ``data.pkl``. ``torch.save`` chooses its name.
+
+    Raises:
+        CheckpointError: there is no such folder, or more than one.
+    """
     found = [name for name in spans if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(found) != 1:
         raise _error(
@@ -372,7 +406,11 @@ def _find_prefix(path: Path, spans: dict[str, _Span]) -> str:
 def _read_entry(
     path: Path, file: _BoundedFile, spans: dict[str, _Span], name: str, limit: int
 ) -> bytes:
-    """Read an entry of the zip, of at most ``limit`` bytes."""
+    """Read an entry of the zip, of at most ``limit`` bytes.
+
+    Raises:
+        CheckpointError: the entry is larger, or the file is cut off.
+    """
     span = spans[name]
     if span.size > limit:
         raise _error(
@@ -391,7 +429,11 @@ def _read_entry(
 
 
 def _read_records(path: Path, program: bytes) -> dict[str, TensorRecord]:
-    """Interpret the bytes of a data.pkl, which must describe a dict of tensors."""
+    """Interpret the bytes of a data.pkl, which must describe a dict of tensors.
+
+    Raises:
+        CheckpointError: the pickle is refused, damaged, or describes something else.
+    """
     try:
         result = interpret(program)
     except RefusedError as refused:
@@ -425,6 +467,10 @@ def _locate(
 
     Returns:
         The tensor with its place in the file.
+
+    Raises:
+        CheckpointError: the storage is missing or too small, or the tensor has too many dimensions
+            or too long a side.
     """
     storage, offset, shape, strides = tensor
 

@@ -135,7 +135,12 @@ class _Machine:
         self.count = 0  # instructions so far
 
     def step(self, name: str, argument: Any) -> None:
-        """Run one instruction, named as in ``pickletools``."""
+        """Run one instruction, named as in ``pickletools``.
+
+        Raises:
+            RefusedError: tensor files do not need the instruction, or there are too many.
+            DamagedError: the operands are missing or of a wrong type.
+        """
         self.count += 1
         if self.count > _MAX_INSTRUCTIONS:
             raise RefusedError(f"has more than {_MAX_INSTRUCTIONS} instructions")
@@ -158,7 +163,12 @@ class _Machine:
             self.structure(name)
 
     def structure(self, name: str) -> None:
-        """Run an instruction whose operands are on the stack."""
+        """Run an instruction whose operands are on the stack.
+
+        Raises:
+            RefusedError: tensor files do not need the instruction.
+            DamagedError: the operands are missing or of a wrong type.
+        """
         match name:
             case "PROTO" | "FRAME":
                 pass  # version and length, which do not matter here
@@ -191,7 +201,7 @@ class _Machine:
                 raise RefusedError(f"uses the instruction {name}")
 
     def pop(self, count: int) -> list[Any]:
-        """Remove and return the last items of the stack."""
+        """Remove and return the last ``count`` items of the stack; DamagedError if it has fewer."""
         if len(self.stack) < count:
             raise DamagedError("an empty stack")
         items = self.stack[-count:]
@@ -205,27 +215,34 @@ class _Machine:
         return items
 
     def top(self, kind: type) -> Any:
-        """Return the last item, which must be of a type."""
+        """Return the last item of the stack; DamagedError if it is not of this type."""
         return _expect(self.stack[-1], kind)
 
     def remember(self, index: int) -> None:
         """Store the last item in the memo.
 
         Memos are numbered from 0 on, so an index above the number of instructions is refused.
+
+        Raises:
+            RefusedError: the index is too high.
         """
         if index > self.count:
             raise RefusedError(f"numbers its memo up to {index}")
         self.memo[index] = self.stack[-1]
 
     def push_global(self, name: str) -> None:
-        """Push a name if it is allowed."""
+        """Push a name if it is allowed; otherwise raise RefusedError."""
         if name not in _GLOBALS:
             escaped = quote(name)[1:-1]  # without its quotation marks
             raise RefusedError(f"asks for {escaped}")
         self.stack.append(_Global(name))
 
     def set_items(self, items: list[Any]) -> None:
-        """Add alternating keys and values to the dict on top of the stack."""
+        """Add alternating keys and values to the dict on top of the stack.
+
+        Raises:
+            DamagedError: a key has no value, is no string, or is in the dict already.
+        """
         target = self.top(dict)
         if len(items) % 2:
             raise DamagedError("a key without a value")
@@ -236,14 +253,22 @@ class _Machine:
 
 
 def _expect(value: Any, kind: type) -> Any:
-    """Return a value of exactly this type: a bool is not an int, a record is not a tuple."""
+    """Return a value of exactly this type: a bool is not an int, a record is not a tuple.
+
+    Raises:
+        DamagedError: the value has another type.
+    """
     if type(value) is not kind:
         raise DamagedError(f"a {describe(value)} in place of a {describe(kind)}")
     return value
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    """Return the result of REDUCE for the three functions that ``torch.save`` writes."""
+    """Return the result of REDUCE for the three functions that ``torch.save`` writes.
+
+    Raises:
+        RefusedError: another function, or another number of arguments.
+    """
     if name == _ORDERED_DICT and not arguments:
         return {}
     if name == _TENSOR and len(arguments) in (6, 7):
@@ -262,7 +287,12 @@ def _make_tensor(
     hooks: Any,
     metadata: Any = None,
 ) -> TensorRecord:
-    """Make a tensor from ``_rebuild_tensor_v2``'s arguments; ignore requires_grad and hooks."""
+    """Make a tensor from ``_rebuild_tensor_v2``'s arguments; ignore requires_grad and hooks.
+
+    Raises:
+        RefusedError: ``metadata`` is not empty.
+        DamagedError: an argument has a wrong type, or a number is negative.
+    """
     if metadata:  # conjugate and negative bits: the stored values differ from the tensor's
         raise RefusedError("marks a tensor as negated, conjugated or otherwise special")
     sizes = [_natural(item) for item in _expect(shape, tuple)]
@@ -273,7 +303,12 @@ def _make_tensor(
 
 
 def _make_storage(identity: Any) -> StorageRecord:
-    """Make a storage from its persistent id: ("storage", type, key, device, items)."""
+    """Make a storage from its persistent id: ("storage", type, key, device, items).
+
+    Raises:
+        RefusedError: the id has another form, or the type is unknown.
+        DamagedError: a part of the id has a wrong type, or the size is negative.
+    """
     if type(identity) is not tuple or len(identity) != 5:
         raise RefusedError("names a storage in an unknown way")
     tag, kind, key, location, size = identity

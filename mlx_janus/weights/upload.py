@@ -13,7 +13,7 @@ from .convert import Source
 from .folder import open_converted
 from .hub import HUB_ID, fetch_card
 
-_LICENCE = ("license", "license_name", "license_link")
+_LICENCE = ("license", "license_name", "license_link")  # keys in the metadata of a card
 _STALE = ["*.safetensors", "model.safetensors.index.json"]
 """Files of an earlier upload to delete: their shards would be read together with the new ones."""
 
@@ -82,7 +82,11 @@ def upload_converted(
 
 
 def _commit(folder: Path, repo_id: str, message: str, *, private: bool) -> str:
-    """Create the repository and upload a folder to it; return the repository's address."""
+    """Create the repository and upload a folder to it; return the repository's address.
+
+    Raises:
+        HubError: the repository exists and is public despite ``private``.
+    """
     from huggingface_hub import HfApi, get_token
 
     api = HfApi(token=get_token(), library_name="mlx_janus", library_version=__version__)

@@ -18,8 +18,9 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     """Compare a converted folder with its source, value by value; return the number of arrays.
 
     Raises:
-        CheckpointError: the source's hashes differ from those that the conversion recorded, or the
-            config, the tokenizer or a tensor differs.
+        CheckpointError: ``converted`` is not a folder or is damaged; the source's hashes differ
+            from those that the conversion recorded; the config, the tokenizer or a tensor differs;
+            or a tensor is missing or surplus.
         ConfigError, UnsupportedModelError: one of the folders cannot be read.
     """
     progress = progress or (lambda *_: None)
@@ -45,7 +46,11 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
 def _check_hashes(
     source: Source, converted: Path, stamp: dict[str, str], progress: Progress
 ) -> None:
-    """Check that the source's files are those that the conversion read, by their hashes."""
+    """Check that the source's files are those that the conversion read, by their hashes.
+
+    Raises:
+        CheckpointError: a file is another.
+    """
     stamped = stamped_hashes(converted, stamp)
     for name, digest in source_hashes(source.folder, progress).items():
         if stamped.get(name) != digest:
@@ -55,7 +60,11 @@ def _check_hashes(
 
 
 def _check_tokenizer(source: Source, converted: Path, config: JanusConfig) -> None:
-    """Check that preparing the source's tokenizer again gives the converted one."""
+    """Check that preparing the source's tokenizer again gives the converted one.
+
+    Raises:
+        CheckpointError: the converted tokenizer is missing or differs.
+    """
     path = converted / TOKENIZER_FILE
     prepared = prepare_tokenizer(source.folder / TOKENIZER_FILE, config.prompt).encode()
     if not path.is_file() or path.read_bytes() != prepared:
@@ -72,6 +81,9 @@ def _compare(
     """Convert one tensor at a time and compare it with ``arrays``; return the number of arrays.
 
     Each compared array is removed from ``arrays``, so the rest at the end is surplus.
+
+    Raises:
+        CheckpointError: an array differs, is missing or is surplus.
     """
     count = 0
     done = 0
@@ -103,7 +115,7 @@ def _options_of(config: JanusConfig) -> ConvertOptions:
 
 
 def _same_bits(a: mx.array, b: mx.array) -> bool:
-    """Return whether two arrays are equal bit by bit, so that NaNs are equal too."""
+    """Return whether two arrays have the same shape, type and bits, so that NaNs are equal too."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     integer = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[a.dtype.size]

@@ -22,7 +22,7 @@ from scipy import ndimage
 from .shapes import COLOURS, SHAPES, SIDE, Scene, Thing, render
 
 _DIFFERENT = 45.0  # RGB distance from the background that makes a pixel part of an object
-_LEAST_AREA = 12.0  # pixels: half of the smallest shape
+_LEAST_AREA = 12.0  # pixels: about half the area of the smallest shape
 _GRID = 20  # samples per side of a normalised mask
 _REACH = 1.15  # half the side of a normalised mask, in square roots of the area
 _ILL_FORMED = 0.15  # squared distance per unit area beyond which a region is no shape
@@ -58,7 +58,7 @@ def read(image: Image.Image | np.ndarray) -> list[Detection]:
     """Find the objects in an image, largest first.
 
     Args:
-        image: RGB, ``SIDE`` x ``SIDE``, as an image or (H, W, 3) bytes.
+        image: RGB, ``SIDE`` x ``SIDE``, as an image or an (H, W, 3) array of values from 0 to 255.
     """
     if isinstance(image, Image.Image):
         image = image.convert("RGB")
@@ -97,7 +97,7 @@ def _read_region(
         background: (3,), the background's colour.
         region: (H, W), True inside the region.
     """
-    # The object's colour, from the pixels least like the background: not from its blended edge.
+    # The object's colour, from the pixels least like the background: no blended edge.
     least = np.quantile(distance[region], 0.6)
     inside = region & (distance >= least)
     core = np.median(rgb[inside], axis=0)
@@ -137,8 +137,8 @@ def _normalise(mask: np.ndarray, x: float, y: float, area: float) -> np.ndarray:
 
     Args:
         mask: (H, W), from 0 to 1.
-        x: the column of the mask's centre.
-        y: the row of the mask's centre.
+        x: the column of the mask's centre, as a fractional index.
+        y: the row of the mask's centre, as a fractional index.
         area: the sum of the mask.
     """
     centres = np.arange(_GRID) + 0.5
@@ -168,14 +168,14 @@ def _templates() -> tuple[np.ndarray, list[str], list[float]]:
 
 
 def _template_things() -> Iterator[Thing]:
-    """Yield a thing for every shape, angle, size and shift; ``rgb`` makes it white."""
+    """Yield a white thing for every shape, angle, size and shift."""
     for shape in SHAPES:
         variants = itertools.product(_ANGLES[shape], _SIZES, _SHIFTS)
         for angle, size, shift in variants:
             centre = SIDE / 2 + shift
             yield Thing(
                 shape,
-                colour="red",
+                colour="red",  # any name: ``rgb`` is drawn
                 size=size,
                 x=centre,
                 y=centre,

@@ -24,6 +24,7 @@ _WORDINGS = {
     "above": ("above",),
     "below": ("below",),
 }
+# ``_any`` picks a repeated option more often, here and below.
 _PREFIXES = ("", "", "", "there is ", "a picture of ", "draw ", "one ")
 _DETAILS = {"both": 0.68, "shape": 0.2, "colour": 0.12}  # shares of captions that name these
 _CLEAR = 2.0  # pixels: a thing this near to a boundary between two places has no clear place
@@ -103,7 +104,7 @@ def with_article(noun: str) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """Put a number before a noun: "a star", "two stars"."""
+    """Put a number from 0 to 4 before a noun: "zero stars", "a star", "two stars"."""
     if n == 1:
         return with_article(noun)
     return f"{NUMBERS[n]} {noun}s"
@@ -119,7 +120,7 @@ def listed(phrases: Sequence[str]) -> str:
 
 
 def _any(random: np.random.Generator, options: Sequence[Option]) -> Option:
-    """Pick one option."""
+    """Pick one of the options with equal probability."""
     index = int(random.integers(len(options)))
     return options[index]
 
@@ -138,7 +139,8 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
     """Word a prompt for a scene.
 
     The caption names all things: mostly by shape and colour, else by one of the two. It sometimes
-    adds their places or their relative position.
+    adds their places or their relative position. An empty scene has captions of its
+    own, such as "nothing".
     """
     things = list(scene.things)
     if not things:
@@ -197,7 +199,7 @@ def _relate(things: Sequence[Thing], detail: str, random: np.random.Generator) -
 
 
 def _count_alike(things: Sequence[Thing], detail: str, random: np.random.Generator) -> str:
-    """List things, those with the same noun together: "two red circles and a blue star"."""
+    """List things in random order, equal nouns as one: "two red circles and a blue star"."""
     counts = Counter(_noun(thing, detail) for thing in things)
     nouns = list(counts)
     random.shuffle(nouns)
@@ -522,7 +524,7 @@ def question(
         scene: the scene.
         random: source of all randomness.
         about: the topic, a key of ``MAKERS``; None for a random one.
-        shares: share of each topic if ``about`` is None.
+        shares: probability of each topic if ``about`` is None; they sum to 1.
 
     Raises:
         ValueError: the scene allows no question about the topic (an empty scene has no colours).

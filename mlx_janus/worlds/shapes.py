@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 SIDE = 64  # pixels per side of an image
 SMALLEST = SIDE // 8  # pixels across the smallest shape
-LARGEST = SIDE // 2
+LARGEST = SIDE // 2  # pixels across the largest
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = {
     "red": (214, 40, 40),
@@ -70,7 +70,7 @@ _EDGE = 1.0  # pixels at least between a thing and the edge
 _TILTED = 0.1  # share of squares, triangles and stars that are not upright
 _SAMPLES = 4  # samples per pixel and axis, for antialiased edges
 _INNER = 0.45  # inner radius of a star, as a share of the outer
-_LARGEST_BY_NUMBER = {0: 0, 1: LARGEST, 2: 28, 3: 22, 4: 18}  # pixels
+_LARGEST_BY_NUMBER = {0: 0, 1: LARGEST, 2: 28, 3: 22, 4: 18}  # pixels, by things in a scene
 _TRIES = 30  # places tried for a thing before the scene is abandoned
 
 
@@ -81,8 +81,8 @@ class Thing:
     shape: str
     colour: str
     size: float  # diameter of a circle or star, side of a square or triangle
-    x: float  # the centre's
-    y: float
+    x: float  # of the centre of the circumscribed circle
+    y: float  # of the same point
     angle: float = 0.0  # degrees, clockwise
     rgb: tuple[int, int, int] = (0, 0, 0)  # the shade of ``colour`` that is drawn
 
@@ -185,8 +185,9 @@ def _is_held_out_together(a: tuple[str, str], b: tuple[str, str]) -> bool:
 def belongs(things: Sequence[Thing], split: Split) -> bool:
     """Return whether a scene belongs to a split.
 
-    "train" has nothing held out; "pairs" has a held-out pair of shape and colour; "scenes" has
-    none, but two things that are held out together; "any" is every scene.
+    "train" has nothing held out. "pairs" has a held-out pair of shape and colour. "scenes" has two
+    things that are held out together, and no held-out pair of shape and colour. "any" is every
+    scene.
     """
     held_out_pair = any(map(is_held_out_pair, things))
     held_out_together = is_held_out_scene(things)
@@ -209,6 +210,7 @@ def sample_scene(
     """Sample a scene of a split.
 
     It samples again while the things do not fit into the image or the scene is of another split.
+    Thus it never ends for a kind that the split cannot have, such as "empty" in "pairs".
 
     Args:
         random: source of all randomness.
@@ -245,7 +247,8 @@ def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str
         n = int(random.integers(2, 5))
         shared_colour = any_of(colours) if random.random() < 0.6 else None
         return [(shape, shared_colour or any_of(colours)) for _ in range(n)]
-    several = 3 + int(random.random() < 0.4)  # even if unused: a seed keeps its scenes
+    # The number is drawn even if it is unused, so that each seed keeps its scenes.
+    several = 3 + int(random.random() < 0.4)
     numbers = {"empty": 0, "single": 1, "two": 2}
     n = numbers.get(kind, several)
     return [(any_of(SHAPES), any_of(colours)) for _ in range(n)]
@@ -254,7 +257,7 @@ def _sample_names(random: np.random.Generator, kind: str) -> list[tuple[str, str
 def _place(random: np.random.Generator, names: Sequence[tuple[str, str]]) -> list[Thing] | None:
     """Place things so that they do not touch; None if no place was found for one of them.
 
-    A thing gets a little smaller after each place that does not fit.
+    A thing gets a little smaller after each place that does not fit, down to ``SMALLEST``.
     """
     things: list[Thing] = []
     most = _LARGEST_BY_NUMBER[len(names)]
@@ -337,7 +340,7 @@ def render(scene: Scene) -> Image.Image:
         else:
             corners = []
             for x, y in thing.outline():
-                # Pillow counts from the centre of the first pixel, a scene from its corner.
+                # Pillow counts from the first pixel's centre, a scene from that pixel's corner.
                 corner = (_SAMPLES * x - 0.5, _SAMPLES * y - 0.5)
                 corners.append(corner)
             draw.polygon(corners, fill=thing.rgb)

@@ -13,11 +13,11 @@ PUBLIC_PATHS = ("/", "/health")  # paths that GET and HEAD may read without a ke
 
 
 class APIKeyMiddleware(CheckMiddleware):
-    """A check for the key, which all requests need except those that read the page or ``/health``.
+    """A check for the key, which all requests need except those that read ``/`` or ``/health``.
 
     Args:
         app: the application inside.
-        key: expected as ``Authorization: Bearer KEY``.
+        key: ASCII text, expected as ``Authorization: Bearer KEY``.
     """
 
     def __init__(self, app: ASGIApp, key: str):
@@ -33,7 +33,7 @@ class APIKeyMiddleware(CheckMiddleware):
         if scope["path"] in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD"):
             return
         values = [value for name, value in scope["headers"] if name == b"authorization"]
-        # Several headers are refused like none: it would be unclear which one counts.
+        # Several headers are refused like a missing one: it would be unclear which header counts.
         authorization = values[0] if len(values) == 1 else b""
         scheme, _, key = authorization.partition(b" ")
         if not (hmac.compare_digest(key.strip(), self._key) and scheme.lower() == b"bearer"):

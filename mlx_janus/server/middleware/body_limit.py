@@ -35,6 +35,9 @@ class BodyLimitMiddleware(HTTPMiddleware):
         """Read the body of a POST request within the limits, then serve the request from it.
 
         The request and its body count until the end of the reply.
+
+        Raises:
+            APIError: a limit is exceeded, or the client leaves.
         """
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
@@ -81,6 +84,11 @@ class BodyLimitMiddleware(HTTPMiddleware):
             raise APIError(408, f"the body did not arrive in {seconds} seconds") from None
 
     def _check_size(self, size: int) -> None:
+        """Check the bytes of one body.
+
+        Raises:
+            APIError: the body is larger than the limit.
+        """
         if size > self._settings.body_limit:
             limit = f"{self._settings.body_limit / 1e6:g} MB"
             raise APIError(413, f"the body is larger than {limit}: send fewer or smaller images")

@@ -13,7 +13,7 @@ class CORSHeadersMiddleware(CORSMiddleware):
     """Starlette's CORS middleware, with OpenAI's error object for a refused preflight request."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Return the reply to a CORS preflight request."""
+        """Return the reply to a CORS preflight request; status 400 if it is refused."""
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response

@@ -12,7 +12,11 @@ class ErrorMiddleware(HTTPMiddleware):
     """OpenAI's error object as the reply to every exception of the application inside."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, and reply to an exception unless a reply has begun."""
+        """Serve a request, and reply to an exception unless a reply has begun.
+
+        Raises:
+            ConnectionAbortedError: the application failed after its reply had begun.
+        """
         reply_begun = False
 
         async def watching_send(message: Message) -> None:

@@ -44,10 +44,10 @@ class SameOriginMiddleware(CheckMiddleware):
         self._check_origin(scope, headers)
 
     def _check_host(self, hosts: list[str]) -> None:
-        """Refuse a name that is not this machine's own, unless requests need a key.
+        """Refuse a Host that is not this machine's own, unless requests need a key.
 
         Raises:
-            APIError: the Host is foreign, or there is not exactly one.
+            APIError: the Host is foreign (403), or there is not exactly one (400).
         """
         if len(hosts) != 1:
             raise APIError(400, "there must be one Host header")
@@ -63,11 +63,12 @@ class SameOriginMiddleware(CheckMiddleware):
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         """Refuse a request of another site's page.
 
-        A browser's GET may have no Origin; then Sec-Fetch-Site identifies the page that sent it.
-        Programs send neither, and pass. A link on another site may open the page ``/``.
+        The sites of --cors-origin are allowed. A browser's GET may have no Origin; then
+        Sec-Fetch-Site says whether another site's page sent it. Programs send neither header, and
+        pass. A link on another site may open the page ``/``.
 
         Raises:
-            APIError: 403.
+            APIError: another site's page sent the request (403).
         """
         origins = headers.getlist("origin")
         if origins:

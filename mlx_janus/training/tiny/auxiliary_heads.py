@@ -34,7 +34,11 @@ _ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)  # radians, samples of a
 
 
 class TrackingHead(nn.Module):
-    """Linear head over hidden states: the things here and one position before, and two counts."""
+    """Linear head over hidden states, for the things at each position and for two counts.
+
+    It tells the thing at a position, the thing one position before, and the counts of the things
+    begun before the position and of all others.
+    """
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -48,7 +52,7 @@ class TrackingHead(nn.Module):
         begun: mx.array,
         ahead: mx.array,
     ) -> mx.array:
-        """Return the mean loss over positions.
+        """Return the mean loss over positions: of the labels of things, plus of the count bits.
 
         Args:
             hidden: (B, n, hidden), where state ``k`` predicts token ``k``.
@@ -89,7 +93,7 @@ class PlacingHead(nn.Module):
         self.out = nn.Linear(hidden, 2)
 
     def loss(self, middle: mx.array, places: mx.array) -> mx.array:
-        """Return the mean loss over the names.
+        """Return the mean loss over the names; 0 for a batch without names.
 
         Args:
             middle: (B, L, hidden), the middle layer's output.
@@ -103,7 +107,7 @@ class PlacingHead(nn.Module):
         errors = errors.sum(-1)
         total = (errors * is_named).sum()
         number = is_named.sum()
-        return total / mx.maximum(number, 1)  # 0 for a batch that names nothing
+        return total / mx.maximum(number, 1)  # no division by 0 for a batch without names
 
 
 class JanusWithHeads(nn.Module):

@@ -14,8 +14,8 @@ from .auxiliary_heads import placing_targets, tracking_targets
 
 IMAGE_AT = 5  # position of the first placeholder, after bos, <|User|>, ":", " ", begin-of-image
 _CAPTION = 24  # positions of a caption with its template; the few longer ones are worded again
-_CONVERSATION = 160  # positions of a conversation
-_ANSWERS = 80  # positions of its answers
+_CONVERSATION = 160  # positions of a conversation, at most
+_ANSWERS = 80  # positions of a conversation's answers, at most
 _TEMPLATE = 8  # positions of a question and its answer in addition to their words
 
 
@@ -27,7 +27,7 @@ class ConversationBatch(TypedDict):
     positions: np.ndarray  # (B, M) positions that predict a token of the assistant
     targets: np.ndarray  # (B, M) that token's id
     weights: np.ndarray  # (B, M) 1.0, or 0.0 after a row's last answer
-    places: np.ndarray  # (B, L, 3) from ``placing_targets``
+    places: np.ndarray  # (B, L, 3) x, y and 1 where a thing is named, else zeros
 
 
 class CaptionBatch(TypedDict):
@@ -36,9 +36,9 @@ class CaptionBatch(TypedDict):
     pixels: np.ndarray  # (B, SIDE, SIDE, 3) in [-1, 1]
     ids: np.ndarray  # (B, L), padded at the end
     starts: np.ndarray  # (B,) position of begin-of-image
-    owners: np.ndarray  # (B, n, 2) from ``tracking_targets``, as are the next two
-    begun: np.ndarray  # (B, n, COUNT_BITS)
-    ahead: np.ndarray  # (B, n, COUNT_BITS)
+    owners: np.ndarray  # (B, n, 2) shape and colour label at each of the n image tokens
+    begun: np.ndarray  # (B, n, COUNT_BITS) counts of the things that begin before each token
+    ahead: np.ndarray  # (B, n, COUNT_BITS) counts of the other things
 
 
 def conversation_batch(
@@ -101,7 +101,7 @@ def _conversation(
     random: np.random.Generator,
     shares: Mapping[str, float],
 ) -> tuple[list[int], list[bool]]:
-    """Make a conversation: its ids, and for each whether it is part of an answer or its eos."""
+    """Make a conversation: its ids, and for each id whether it belongs to an answer or its eos."""
     ids: list[int] = []
     is_answer: list[bool] = []
     turns: list[Turn] = []

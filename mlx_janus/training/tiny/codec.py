@@ -26,14 +26,14 @@ _KMEANS_BATCHES = 8  # batches whose vectors initialise the codebook
 _DECAY = 0.98  # decay per step of the codes' running means
 _UNUSED = 0.05  # mean uses per step; a code with fewer is moved
 _MOVE_EVERY = 20  # steps
-_SURVEY_BATCHES = 60  # batches that show which codes stand for plain background
-_PLAIN = 4.0  # a plain code is used this many times as often for plain patches as for others
+_SURVEY_BATCHES = 60  # batches in which the codes of plain background are counted
+_PLAIN = 4.0  # ratio of uses in plain patches to uses in others; above it, a code is plain
 _PLAIN_CLUSTERS = 16  # codes that are kept for plain background
-_DIFFERENT = 0.15  # difference from the corner pixel, of at most 2, that makes a patch not plain
+_DIFFERENT = 0.15  # difference from the corner pixel (0 to 2); above it, a patch is not plain
 
 
 class CodecStage:
-    """Trains a ``VQModel`` on images of the training scenes."""
+    """A training stage: a ``VQModel`` learns images of the training scenes."""
 
     name = "codec"
     trains_encoder = True
@@ -79,10 +79,15 @@ class CodecStage:
         self._sums = state["codebook.sums"]
 
     def step(self, index: int) -> dict[str, float]:
-        """Train on step ``index``; return the loss, its parts, and the use of the codes."""
+        """Train on step ``index``.
+
+        Returns:
+            loss, psnr (in dB), commitment and norm (of the gradients); while the codebook is
+            trained also codes_in_use and perplexity.
+        """
         unquantized_steps = self._recipe.unquantized_steps
         quantized = index >= unquantized_steps
-        if index == unquantized_steps > 0:  # 0 for a merged codec: it has its codebook
+        if index == unquantized_steps > 0:  # 0: a merged codec has a codebook
             self._initialise_codebook(index)
         pixels = self._pixels(index, 0)
         gradient = self._quantized_gradient if quantized else self._unquantized_gradient
@@ -97,7 +102,7 @@ class CodecStage:
             "commitment": measured["commitment"].item(),
             "norm": norm.item(),
         }
-        if quantized and self.trains_encoder:
+        if quantized and self.trains_encoder:  # with a frozen encoder, the codebook is fixed too
             vectors = measured["vectors"]
             ids = measured["ids"]
             self._update_codebook(vectors, ids, index)
@@ -108,7 +113,7 @@ class CodecStage:
         return metrics
 
     def _pixels(self, index: int, part: int) -> np.ndarray:
-        """Render a batch of training scenes; ``index`` and ``part`` seed it.
+        """Render a batch of training scenes, (batch, S, S, 3); ``index`` and ``part`` seed it.
 
         Part 0 is the batch of step ``index``; other parts are for the codebook.
         """
@@ -174,7 +179,7 @@ class CodecStage:
         uses = _DECAY * self._uses + (1 - _DECAY) * new_uses
         sums = _DECAY * self._sums + (1 - _DECAY) * new_sums
         is_due = index % _MOVE_EVERY == 0
-        if is_due and index < 0.8 * self.steps:  # not near the end, so codes settle
+        if is_due and index < 0.8 * self.steps:  # not near the end: codes must settle
             codes = self.model.quantize.look_up(ids)
             squares = (vectors - codes) ** 2
             errors = squares.sum(-1)
@@ -191,12 +196,12 @@ class CodecStage:
 
 
 class MergedCodecStage(CodecStage):
-    """Continues with a trained codec after merging the codes that it spends on plain background.
+    """A second stage of a trained codec, after merging its codes of plain background.
 
     Three quarters of an image are plain, and the codec spreads hundreds of similar codes over them.
-    Which one it picks is noise to the language model. These codes become a few. The other rows
-    become zero, which is nearest to no vector, and the decoder adapts. Encoder and codebook stay as
-    they are; with training, the codes would spread again.
+    Its choice among them is noise to the language model. A few of these codes are kept. The rows of
+    the others become zero, which is nearest to no vector, and the decoder adapts. Encoder and
+    codebook are not trained: the codes would spread again.
 
     Args:
         config: the codec's sizes.
@@ -229,8 +234,8 @@ class MergedCodecStage(CodecStage):
         cluster's centre, and it gets the uses of all. The others are never used again.
 
         Args:
-            sums: running sum of the vectors assigned to each code; a code is its sum over its uses.
-            uses: running count of the uses of each code.
+            sums: running sum of the vectors assigned to each code; changed in place.
+            uses: running count of the uses of each code; changed in place.
         """
         from scipy.cluster.vq import kmeans2
 
@@ -261,7 +266,7 @@ class MergedCodecStage(CodecStage):
         self._set_codebook(mx.array(sums), mx.array(uses))
 
     def _plain_codes(self, size: int) -> np.ndarray:
-        """Find the codes used mostly for plain background; ``size`` is the number of all codes."""
+        """Return the indices of the codes of plain background, of ``size`` codes."""
         plain = np.zeros(size)
         other = np.zeros(size)
         doublings = len(self.model.decoder.conv_blocks) - 1
@@ -293,29 +298,29 @@ def _perplexity(uses: mx.array) -> mx.array:
 
 
 def _encode(model: VQModel, pixels: mx.array) -> mx.array:
-    """Return the encoder's normalised vectors, before quantization."""
+    """Return the encoder's normalised vectors: (B, S, S, 3) -> (B, h, w, codebook_dim)."""
     features = model.encoder(pixels)
     z = model.quant_conv(features)
     return normalize(z)
 
 
 def _loss(
-    model: VQModel,
-    batch: Mapping[str, mx.array],
-    quantized: bool,
+    model: VQModel, batch: Mapping[str, mx.array], quantized: bool
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the loss of a reconstruction, and the parts, vectors and ids that a step reads.
+    """Return the loss of a reconstruction, and the values that a step reads.
 
     Args:
         model: the codec.
         batch: "pixels", (B, S, S, 3) in [-1, 1].
         quantized: False to decode the encoder's vectors as they are.
+
+    Returns:
+        The loss, and by name: squared_error and commitment (scalars), vectors (B * h * w,
+        codebook_dim) and ids (B * h * w,), which are all 0 if not quantized.
     """
     pixels = batch["pixels"]
     z = _encode(model, pixels)
-    width = z.shape[-1]
-    vectors = mx.stop_gradient(z)
-    vectors = vectors.reshape(-1, width)
+    vectors = mx.stop_gradient(z).reshape(-1, z.shape[-1])
     if quantized:
         ids = model.quantize.nearest(vectors)
         codes = model.quantize.look_up(ids)

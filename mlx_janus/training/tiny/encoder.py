@@ -34,24 +34,27 @@ _DIFFERENT = 0.15  # difference from the corner, on a range of 2, that makes a p
 
 
 class _Predictions(NamedTuple):
-    """Logits and values for every patch."""
+    """Logits and values for every patch; N patches."""
 
     shape: mx.array  # (B, N, shapes)
     colour: mx.array  # (B, N, colours)
     centre: mx.array  # (B, N)
-    place: mx.array  # (B, N, 5)
+    place: mx.array  # (B, N, 5): rows 3 to 7 of ``patch_labels``
     outline: mx.array  # (B, N, _CELLS * _CELLS)
     edges: mx.array  # (B, N, 4 * _DIRECTIONS)
 
 
 class _EncoderWithHeads(nn.Module):
-    """The encoder, a linear head over its patches, and two over its first block for outlines."""
+    """The encoder, a linear head over its output, and two over its first block.
+
+    The two heads predict ``outlines`` and ``edges``.
+    """
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
         width = config.width
         names = len(SHAPE_LABELS) + len(COLOUR_LABELS)
-        values = 6  # the centre's logit, and the place
+        values = 6  # the centre's logit, and the 5 values of the place
         self.encoder = SiglipVisionTower(config)
         self.outline = nn.Linear(width, _CELLS**2)
         self.edges = nn.Linear(width, 4 * _DIRECTIONS)
@@ -130,7 +133,7 @@ def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
 
 
 def _differs_from_corner(pixels: np.ndarray) -> np.ndarray:
-    """Mark the pixels that differ from the top left one, which is background: (B, S, S)."""
+    """Mark the pixels that differ from the top left one, which is background: (B, S, S) bool."""
     corner = pixels[:, :1, :1]
     differences = np.abs(pixels - corner)
     largest = differences.max(-1)
@@ -189,7 +192,7 @@ def place_in_image(thing: shapes.Thing) -> tuple[float, float]:
 def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> None:
     """Initialise attention heads to look at patches above, below, left and right.
 
-    ``_REACHES`` says how many patches away each layer looks.
+    ``_REACHES`` says how many patches away each layer looks. Layers beyond its length stay random.
 
     With random weights attention is flat, and training would have to find the neighbours first.
     Here the first features of a patch are sines and cosines of its place only. A head's keys are
@@ -264,8 +267,8 @@ def _neighbour_queries(
 def _patch_filters(config: SiglipConfig, waves: int) -> np.ndarray:
     """Return the initial patch embedding: (width, P, P, 3).
 
-    The first ``waves`` filters are zero, for the features of place. Then come the cosine transform
-    of a patch's brightness and the colours of its quarters.
+    The first ``waves`` filters are zero, for the features of place. The next ones are the cosine
+    transform of a patch's brightness, then the colours of its quarters. Any left over are zero.
     """
     P = config.patch_size
     nothing = np.zeros((P, P, 3))
@@ -335,7 +338,15 @@ def _pad_columns(matrix: np.ndarray, columns: int) -> mx.array:
 
 
 class EncoderStage:
-    """Trains a ``SiglipVisionTower`` on patch labels of the training scenes."""
+    """Trains a ``SiglipVisionTower`` on patch labels of the training scenes.
+
+    Making a stage seeds MLX's global random generator.
+
+    Args:
+        config: sizes of the encoder.
+        recipe: steps, batch size and learning rates.
+        seed: seed of the initial weights and of the scenes.
+    """
 
     name = "encoder"
 
@@ -403,46 +414,42 @@ class EncoderStage:
 
 
 def _loss(
-    model: _EncoderWithHeads,
-    batch: Mapping[str, mx.array],
+    model: _EncoderWithHeads, batch: Mapping[str, mx.array]
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """Return the loss of all heads, and measurements for the log.
 
     The shares of right shapes and colours and the error of places are over the patches that show a
-    thing; the error of edges is over all patches.
+    thing. The error of edges is over all patches, relative to the squared strength of the edges.
+
+    Args:
+        model: the encoder with its heads.
+        batch: pixels (B, S, S, 3), labels (8, B, N), and outlines and edges for N patches.
     """
     predicted = model(batch["pixels"])
     labels = batch["labels"]
     names = labels[:2].astype(mx.int32)  # indices of shape and colour
     shape, colour = names
     is_centre = labels[2]
-    places = labels[3:]
+    places = labels[3:].transpose(1, 2, 0)
     shows_thing = labels[0] > 0
     things = shows_thing.sum()
     weights = mx.where(shows_thing, 1.0, _BACKGROUND_WEIGHT)
     total = weights.sum()
-
     shape_loss = nn.losses.cross_entropy(predicted.shape, shape)
     colour_loss = nn.losses.cross_entropy(predicted.colour, colour)
     names_loss = weights * (shape_loss + colour_loss)
     name_loss = names_loss.sum() / total
-
     centre_loss = nn.losses.binary_cross_entropy(predicted.centre, is_centre)
+    outline_loss = nn.losses.binary_cross_entropy(predicted.outline, batch["outlines"])
 
-    places = places.transpose(1, 2, 0)
     place_errors = nn.losses.smooth_l1_loss(predicted.place, places, reduction="none")
     thing_errors = place_errors.sum(-1) * shows_thing
     place_loss = thing_errors.sum() / things
 
-    outline_loss = nn.losses.binary_cross_entropy(predicted.outline, batch["outlines"])
-
     edge_targets = batch["edges"]
     edge_errors = (predicted.edges - edge_targets) ** 2
     weighted_errors = weights[..., None] * edge_errors
-
-    loss = name_loss + 2 * centre_loss
-    loss = loss + 2 * outline_loss
-    loss = loss + place_loss
+    loss = name_loss + 2 * centre_loss + 2 * outline_loss + place_loss
     loss = loss + 5 * weighted_errors.sum() / total
 
     best_shape = predicted.shape.argmax(-1)

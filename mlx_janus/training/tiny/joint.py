@@ -1,11 +1,11 @@
 """The last three stages: the whole model on the paper's losses, except vision encoder and codec.
 
 The losses are the cross-entropy of answers and of image tokens (arXiv 2410.13848, section 3.3). The
-vision encoder and the image codec come from earlier stages and stay frozen. The paper trains the
-encoder in its last stage too, but here the gradients of a few answers per step undo its training
-(docs/lab-notes.md). The table of image embeddings starts as the codebook, so that similar codes
-have similar embeddings. Drawing two things takes longest to learn, so the first of these stages
-trains on captions only.
+vision encoder and the image codec are trained in earlier stages and stay frozen. The paper's last
+stage also trains the encoder, but here the gradients of a few answers per step undo the encoder's
+training (docs/lab-notes.md). The table of image embeddings starts as the codebook, so that similar
+codes have similar embeddings. Drawing two things takes longest to learn, so the first of these
+stages trains on captions only.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ def build_model(
     encoder: dict[str, mx.array],
     seed: int,
 ) -> JanusModel:
-    """Create a model from the trained codec and vision encoder; other weights are random.
+    """Create a model from the trained codec and vision encoder.
 
-    Only the table of image embeddings is set too: to a copy of the codebook.
+    The table of image embeddings is a copy of the codebook. All other weights are random, and MLX's
+    global random seed is set for them.
 
     Args:
         config: the model's config.
@@ -74,23 +75,23 @@ class _Half(NamedTuple):
     """The results of half a step."""
 
     gradients: Any
-    measured: Mapping[str, mx.array]  # names of _MEASURED
+    measured: Mapping[str, mx.array]  # by name, one of _MEASURED
     positions: int  # ids and image tokens of the batch
 
 
 class JointStage:
     """Trains a Janus model with auxiliary heads, except its vision encoder and its codec.
 
-    A step has two halves: conversations and captions, or captions twice. Its gradient is the mean
-    over both halves. One process computes both halves; two processes (``mlx.launch -n 2``)
+    A step has two halves: conversations and captions, or captions twice. The step's gradient is the
+    mean over both halves. One process computes both halves; two processes (``mlx.launch -n 2``)
     compute one each, with the same result.
 
     Args:
-        trainee: changed in place; the heads that the recipe needs are added if missing.
+        trainee: changed in place: parts are frozen, and missing heads of the recipe are added.
         prompts: the model's tokenizer and template.
         recipe: steps, batches and learning rates.
-        seed: seed of the batches.
-        name: the stage's name.
+        seed: seed of the batches and, as MLX's global seed, of new heads.
+        name: the stage's name: "drawing", "joint" or "places".
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class JointStage:
             final_rate=recipe.final_rate,
         )
         group = mx.distributed.init()
-        self._halves = range(2)[group.rank() :: group.size()]  # of this process
+        self._halves = range(2)[group.rank() :: group.size()]  # 0 and 1, or this process's one
         text_loss = partial(answering_loss, placing=recipe.placing)
         image_loss = partial(drawing_loss, tracking=recipe.tracking)
         self._text_gradient = compiled_gradient(trainee, text_loss)
@@ -139,7 +140,11 @@ class JointStage:
         self._learner.restore(state)
 
     def step(self, index: int) -> dict[str, float]:
-        """Train on step ``index``; return the losses, the gradient's norm and the speed."""
+        """Train on step ``index``; return the measurements for the log.
+
+        They are the means of ``_MEASURED``, the gradient's norm before clipping ("norm") and the
+        speed ("tokens_per_second").
+        """
         started = time.perf_counter()
         halves = [self._half(index, half) for half in self._halves]
         gradients = _mean_gradients([half.gradients for half in halves])
@@ -169,7 +174,7 @@ class JointStage:
         return result
 
     def _conversations(self, random: np.random.Generator, index: int) -> _Half:
-        """Compute half a step on conversations."""
+        """Compute half a step on conversations; the first steps have the shares of ``LOOKUPS``."""
         recipe = self._recipe
         is_early = index < recipe.lookup_steps
         shares = language.LOOKUPS if is_early else recipe.shares
@@ -181,7 +186,7 @@ class JointStage:
     def _captions(self, random: np.random.Generator) -> _Half:
         """Compute half a step on captions.
 
-        Without conversations both halves are of captions, so that each takes half of them.
+        Without conversations, both halves are captions, and each takes half of the step's number.
         """
         recipe = self._recipe
         size = recipe.drawing_batch

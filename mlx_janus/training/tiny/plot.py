@@ -7,7 +7,7 @@ from pathlib import Path
 from ..loop import read_log
 
 _IMAGE_LOSS = ("image_loss", "loss of pictures, nats a token")
-_CURVES = (
+_CURVES = (  # stage, key in the log, title
     ("codec", "psnr", "reconstruction, dB"),
     ("merged", "psnr", "reconstruction, dB"),
     ("encoder", "shapes_right", "patches whose shape is right"),

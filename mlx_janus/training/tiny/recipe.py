@@ -26,13 +26,13 @@ class CodecRecipe:
     steps: int = 2000
     unquantized_steps: int = 300  # first steps, before the codebook is initialised
     batch: int = 8
-    rate: float = 3e-3
-    muon_rate: float | None = 0.01  # None: AdamW only
+    rate: float = 3e-3  # AdamW's highest learning rate
+    muon_rate: float | None = 0.01  # Muon's highest learning rate; None: AdamW only
 
 
 @dataclass(frozen=True)
 class EncoderRecipe:
-    """The vision encoder's stage, on labels of its patches."""
+    """The vision encoder's stage, on labels of the images' patches."""
 
     steps: int = 1400
     batch: int = 32
@@ -52,7 +52,7 @@ class JointRecipe:
     final_rate: float = 0.02  # learning rates at the end, as a share of the highest
     warmup: int = 40  # steps
     lookup_steps: int = 500  # first steps, with question shares of ``language.LOOKUPS``
-    # shares of questions after those steps
+    # Shares of questions after the lookup steps.
     shares: dict[str, float] = field(default_factory=lambda: dict(language.SHARES))
     paired: bool = True  # more scenes of two things or of one shape (``shapes.PAIRED``)
     tracking: float = 0.5  # weight of ``TrackingHead``'s loss

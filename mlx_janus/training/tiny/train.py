@@ -37,27 +37,26 @@ def train_tiny(
 ) -> JanusModel:
     """Train Janus-Tiny, from its checkpoints if there are any, and write ``output/model``.
 
-    Of two processes (``two_processes.run_side_by_side``) the first trains the codec while the
-    second trains the encoder. After that they share every step.
+    The first of two processes trains the codec while the second trains the encoder; then they
+    share every step.
 
     Args:
         output: gets ``checkpoints/``, ``log.jsonl`` and ``model/``.
         recipe: steps, batches, learning rates and seed; None for those of the model in the package.
         every: seconds between checkpoints.
-        report: called after every step.
+        report: called in the first process, after every step.
 
     Returns:
         The model; in the first process, with the averaged weights that are written.
 
     Raises:
         CheckpointError: a checkpoint is damaged, or belongs to another recipe or seed.
-        OutputError: a file cannot be written, or ``output/model`` holds a model that was not
-            trained by this function; its own earlier result is replaced.
+        OutputError: a file cannot be written, or ``output/model`` is not an earlier result.
     """
     recipe = recipe or TinyRecipe()
     run = _Run(output, recipe.seed, every, report)
     _train_codec_and_encoder(run, recipe)
-    wait_for_all()
+    wait_for_all()  # every process loads both checkpoints below
     seed = recipe.seed
     tokenizer = train_tokenizer(PromptConfig(), seed)
     config = tiny_config(tokenizer.get_vocab_size())
@@ -70,16 +69,12 @@ def train_tiny(
         stage = JointStage(trainee, prompts, getattr(recipe, name), seed, name)
         needed = _without_later_stages(recipe, name)
         run.stage(stage, config.to_dict(), needed, writes=run.is_first)
-    if run.is_first:  # it wrote the checkpoints: no other can be sure that they exist
+    if run.is_first:  # the process that wrote the checkpoints: they exist for sure
         joint = load_state(output, "joint")
         average_weights(janus, joint, load_state(output, "places"), recipe.share_of_last)
+        folder = output / MODEL_FOLDER
         save_model(
-            janus,
-            tokenizer.to_str(),
-            output / MODEL_FOLDER,
-            dtype=config.dtype,
-            source=SOURCE,
-            overwrite=True,
+            janus, tokenizer.to_str(), folder, dtype=config.dtype, source=SOURCE, overwrite=True
         )
     return janus
 
@@ -161,6 +156,7 @@ def average_weights(
         other: final state of the later stage.
         share: weight of the later stage, from 0 to 1.
     """
+    # A stage's state also holds the training heads and the optimizer.
     one = part_of(one, "model.janus.")
     other = part_of(other, "model.janus.")
     means = []

@@ -56,7 +56,7 @@ def train_tokenizer(config: PromptConfig, seed: int) -> Tokenizer:
 
 def _texts(config: PromptConfig, seed: int) -> Iterator[str]:
     """Yield captions, questions and answers, each with the characters around it in prompts."""
-    random = np.random.default_rng([seed, 4])
+    random = np.random.default_rng([seed, 4])  # 4: random numbers of these texts only
     for _ in range(_SCENES):
         scene = shapes.sample_scene(random)
         yield f": {language.caption(scene, random)}{config.separator}"
