@@ -240,7 +240,7 @@ class ImageScheduler:
             self.drop([task], error)
 
     def _forget(self, task: ImageTask) -> None:
-        """Remove a request and its queued decodings from the scheduler, but not from the batch."""
+        """Remove a request from all lists and queues here. Its images stay in the batch."""
         self.running.remove(task)
         for job in task.running:
             self._owners.pop(job, None)

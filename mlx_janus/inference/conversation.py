@@ -227,7 +227,7 @@ class Conversation:
         """
         pictures: list[Picture] = []
         try:
-            for step in steps:
+            for step in steps:  # ``step.images`` has the images that this step finished
                 pictures += [Picture(image.image, image.metadata) for image in step.images]
                 if step.images and len(pictures) == count:
                     self.messages.append(Message("drawing", prompt, tuple(pictures)))
