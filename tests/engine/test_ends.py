@@ -32,18 +32,7 @@ from mlx_janus.inference.vq_pathway import TokenCanvas
 from mlx_janus.limits import MAX_SEED
 from mlx_janus.pipeline import JanusPipeline
 from mlx_janus.processing.prompts import Turn
-from tests.support.engines import ask, draw, drawn_alone, events, served, some_pictures, tiny
-
-
-@pytest.fixture(scope="module")
-def janus() -> JanusPipeline:
-    """What each request is compared with."""
-    return tiny()
-
-
-@pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
-    return some_pictures()
+from tests.support.engines import ask, draw, drawn_alone, events, served, tiny
 
 
 def test_closing_ends_what_waits_and_finishes_what_runs(

@@ -37,21 +37,8 @@ from tests.support.engines import (
     drawn_alone,
     events,
     served,
-    some_pictures,
-    tiny,
     until_idle,
 )
-
-
-@pytest.fixture(scope="module")
-def janus() -> JanusPipeline:
-    """What each request is compared with."""
-    return tiny()
-
-
-@pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
-    return some_pictures()
 
 
 def test_many_at_once_each_get_what_they_get_alone(
