@@ -326,7 +326,6 @@ class Conversation:
             raise ConversationError(
                 "an answer is still being given: read it to its end, or close it"
             )
-        self._answering = True
         pictures: list[Picture] = []
         for earlier, _ in _exchanges(before)[forgotten:]:
             pictures += earlier.pictures
@@ -335,6 +334,7 @@ class Conversation:
         keys = self._features.keys(ids, digests)
         images = {picture.digest: picture.image for picture in pictures}
         stream = answer_chunks(self._prefix.answer(ids, keys, self._features, images, options))
+        self._answering = True
         try:
             for chunk in stream:
                 if chunk.result is not None:
