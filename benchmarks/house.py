@@ -230,15 +230,56 @@ def _readme_lines(readme: Path) -> Iterator[str]:
 
 
 def sample(package: Path, count: int, seed: int) -> Iterator[str]:
-    """Yield the source of functions of 5 lines and more, drawn at random, to be read aloud."""
+    """Yield random functions of 5 lines or more, to be read aloud.
+
+    A reader of the file has seen more than the function. So each comes with its module's first
+    line, and a method with the head and docstring of its class too.
+    """
     texts = []
     for module, source in sources(package).items():
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_source_segment(source, node) or ""
-                if len(text.splitlines()) >= _SHORTEST:
-                    texts.append(f"# {module}\n{text}")
+        tree = ast.parse(source)
+        heading = f"# {module}: {_first_line(tree)}"
+        for node, owner in _functions_with_class(tree):
+            text = ast.get_source_segment(source, node, padded=True) or ""
+            if len(text.splitlines()) < _SHORTEST:
+                continue
+            head = _class_head(owner, source) if owner else ""
+            texts.append(f"{heading}\n{head}{text}")
     yield from random.Random(seed).sample(texts, count)
+
+
+def _functions_with_class(
+    tree: ast.AST,
+    owner: ast.ClassDef | None = None,
+) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, ast.ClassDef | None]]:
+    """Yield the functions inside a node, each with the class whose method it is, if any."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node, owner
+            yield from _functions_with_class(node)  # nested functions
+        elif isinstance(node, ast.ClassDef):
+            yield from _functions_with_class(node, node)
+        else:
+            yield from _functions_with_class(node, owner)
+
+
+def _first_line(node: ast.Module) -> str:
+    """Return the first line of a module's docstring."""
+    docstring = ast.get_docstring(node) or ""
+    return docstring.partition("\n")[0]
+
+
+def _class_head(node: ast.ClassDef, source: str) -> str:
+    """Return a class's source from its ``class`` line to the end of its docstring and fields."""
+    lines = source.splitlines()
+    end = node.lineno
+    for child in node.body:
+        is_docstring = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+        if not is_docstring and not isinstance(child, ast.AnnAssign | ast.Assign):
+            break
+        end = child.end_lineno or end
+    head = "\n".join(lines[node.lineno - 1 : end])
+    return f"{head}\n    ...\n"
 
 
 @click.command()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
 
 import mlx_janus
-from benchmarks import bench, memory_table, peers, serving, windows
+from benchmarks import bench, house, memory_table, peers, serving, windows
 from benchmarks.parts import Setup
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
@@ -104,3 +105,43 @@ def test_many_clients_of_a_server_each_get_what_is_theirs() -> None:
     assert re.search(
         r"while 8 images are generated, which takes [\d.]+ s \| [\d.]+ \|", outcome.stdout
     )
+
+
+def test_sampled_functions_come_with_their_class(tmp_path: Path) -> None:
+    (tmp_path / "boats.py").write_text(
+        '''"""Boats and their crews.
+
+More about boats.
+"""
+
+
+class Boat:
+    """A boat with a sail."""
+
+    length: float  # metres
+    sail: str
+
+    def short(self):
+        return 1
+
+    def rename(self, name):
+        """Give the boat a name."""
+        if name:
+            self.name = name
+        return self
+'''
+    )
+    assert "".join(house.sample(tmp_path, 1, seed=0)).splitlines() == [
+        f"# {tmp_path.name}.boats: Boats and their crews.",
+        "class Boat:",
+        '    """A boat with a sail."""',
+        "",
+        "    length: float  # metres",
+        "    sail: str",
+        "    ...",
+        "    def rename(self, name):",
+        '        """Give the boat a name."""',
+        "        if name:",
+        "            self.name = name",
+        "        return self",
+    ]
