@@ -59,8 +59,9 @@ _KEY_VARIABLE = "MLX_JANUS_API_KEY"  # in the environment
     "cors_origins",
     multiple=True,
     metavar="ORIGIN",
-    help="Allow web pages of this site to use the server, such as https://chat.example.org. "
-    "May be repeated.",
+    help="Allow pages of this site, or this browser extension, to use the server: "
+    "https://chat.example.org, chrome-extension://ID, or chrome-extension://* for any. "
+    "* allows every origin, but web pages only if there is a key. May be repeated.",
 )
 @click.option(
     "--queue",
@@ -105,6 +106,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
         with ctx.scope(cleanup=False):
             return load_pipeline(arguments)
 
+    if "*" in settings.cors_origins and settings.api_key is None:
+        note("without a key, --cors-origin '*' allows apps and extensions, but no web page")
     if settings.log_requests:
         _log_requests()
     stopped_by = run_server(

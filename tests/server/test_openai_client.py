@@ -547,7 +547,8 @@ def test_a_name_of_this_machine_that_is_not() -> None:
     [
         (("--host", "0.0.0.0"), "other machines can reach 0.0.0.0: set a key with --api-key"),
         (("--api-key", "two words"), "without spaces"),
-        (("--cors-origin", "*"), "'*' is not an origin"),
+        (("--cors-origin", "https://*"), "lets every web page use the server: set a key"),
+        (("--cors-origin", "example.org"), "'example.org' is not an origin"),
         (("--low-memory",), "No such option"),
         (("--port", "70000"), "65535"),
         (("--host", ""), "the host is empty"),

@@ -24,7 +24,7 @@ class SameOriginMiddleware(CheckMiddleware):
 
     Args:
         app: the application inside.
-        settings: ``cors_origins`` lists the other sites that are allowed. If there is an
+        settings: ``allows_origin`` tells which other sites are allowed. If there is an
             ``api_key``, any Host is accepted, because other sites' pages do not know the key.
     """
 
@@ -61,14 +61,14 @@ class SameOriginMiddleware(CheckMiddleware):
             )
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        """Refuse a request of another site's page, unless ``cors_origins`` allows the site.
+        """Refuse a request of another site's page, unless the settings allow the site.
 
         Raises:
             APIError: another site's page sent the request (403).
         """
         origins = headers.getlist("origin")
         if origins:
-            allowed = all(origin in self._settings.cors_origins for origin in origins)
+            allowed = all(map(self._settings.allows_origin, origins))
             # A browser sends one Origin header. Several are refused unless all are allowed.
             own_page = len(origins) == 1 and _is_same_server(origins[0], headers["host"])
             if allowed or own_page:

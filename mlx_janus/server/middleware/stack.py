@@ -25,18 +25,9 @@ def middleware_stack(settings: Settings, metrics: Metrics) -> list[Middleware]:
         Middleware(FramingMiddleware),
         Middleware(SameOriginMiddleware, settings=settings),
     ]
-    if settings.cors_origins:
-        cors = Middleware(
-            CORSHeadersMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("*",),
-            expose_headers=("Retry-After",),
-            allow_private_network=True,
-        )
-        # The second ErrorMiddleware is inside the CORS middleware, so that its replies get CORS
-        # headers and the allowed sites can read them.
-        stack += [cors, Middleware(ErrorMiddleware)]
+    # The second ErrorMiddleware is inside the CORS middleware, so that its replies get CORS headers
+    # and the allowed sites can read them.
+    stack += [Middleware(CORSHeadersMiddleware, settings=settings), Middleware(ErrorMiddleware)]
     if settings.api_key is not None:
         stack.append(Middleware(APIKeyMiddleware, key=settings.api_key))
     # This is the innermost middleware, so that no body is read of a request that a check refuses.
