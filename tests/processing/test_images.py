@@ -436,7 +436,6 @@ def test_not_a_picture(tmp_path):
     refused(
         put("logo.svg", b'<?xml version="1.0"?>\n<SVG width="9"></SVG>'), "logo.svg", "SVG", "PNG"
     )
-    refused(put("photo.heic", b"\0\0\0\x18ftypheic" + bytes(40)), "photo.heic", "HEIC", "JPEG")
     refused(
         put("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
         "page.eps",
