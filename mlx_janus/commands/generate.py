@@ -257,7 +257,7 @@ def _facts(result: TextResult, seed: int, seconds: float, model: str) -> dict[st
 
 def draw(job: DrawJob) -> None:
     """Draw the images of one prompt, and save them to files."""
-    from ..processing.png import free_paths
+    from ..processing.saved_images import free_paths
 
     output = job.output or Path("janus.png")
     paths = iter(free_paths(output, job.n))
@@ -334,7 +334,7 @@ def _with_previews(
         previews: folder and interval.
         row: image tokens in one row of the image: the interval if ``previews.every`` is None.
     """
-    from ..processing.png import save_png
+    from ..processing.saved_images import save_image
 
     every = previews.every or row
     finished = 0  # images finished so far: ``step.preview`` returns them before the unfinished ones
@@ -343,7 +343,7 @@ def _with_previews(
             for number, image in enumerate(step.preview()[finished:], finished + 1):
                 suffix = f"-{number}" if job.n > 1 else ""
                 path = previews.folder / f"step-{step.index:04d}{suffix}.png"
-                save_png(image, path, {"step": f"{step.index} of {step.total}"})
+                save_image(image, path, {"step": f"{step.index} of {step.total}"})
         finished += len(step.images)
         yield step
 

@@ -25,16 +25,19 @@ JPEG = b"\xff\xd8\xff"
 _END_MARKER = b"\xff\xd9"  # of a JPEG
 _FILLERS = (b"\0" * 64, b"U" * 64)  # two endings for a JPEG's compressed data
 _MOST_SKIPPED = 100_000  # chunks or segments of metadata in one file
-_LARGEST_CHECKED = 1 << 20  # bytes; a longer EXIF chunk is dropped unread
+_LARGEST_CHECKED = 1 << 20  # bytes of an EXIF or text chunk; a longer one is dropped unread
+_READ_KINDS = {b"tRNS", b"eXIf"}
+_TEXT_KINDS = {b"tEXt", b"zTXt", b"iTXt"}
 _TRANSPARENT_COLOUR = {0: 2, 2: 6}  # PNG colour type -> bytes of a tRNS chunk; 0: grey, 2: RGB
 
 
-def image_data(file: BinaryIO, name: str) -> BinaryIO:
-    """Return a file with the image data of another one: PNG, JPEG or WebP; others are returned.
+def image_data(file: BinaryIO, name: str, with_text: bool = False) -> BinaryIO:
+    """Return a file with the image data of a PNG, JPEG or WebP; other files are returned as is.
 
     Args:
         file: can seek; it stays open and is read later.
         name: the image's name in error messages.
+        with_text: keep the text chunks of a PNG, if they are intact and below 1 MB.
 
     Raises:
         ImageError: the file has more than 100,000 chunks of metadata.
@@ -43,7 +46,7 @@ def image_data(file: BinaryIO, name: str) -> BinaryIO:
     file.seek(0)
     head = file.read(12)
     if head.startswith(PNG):
-        kept = _merged(_png_ranges(file, size, name))
+        kept = _merged(_png_ranges(file, size, name, with_text))
         return io.BufferedReader(_RangeFile(file, kept))
     if head.startswith(JPEG):
         kept = _merged(_jpeg_ranges(file, size, name))
@@ -157,12 +160,18 @@ def _merged(ranges: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:
 # PNG
 
 
-def _png_ranges(file: BinaryIO, size: int, name: str) -> Iterator[tuple[int, int]]:
+def _png_ranges(
+    file: BinaryIO,
+    size: int,
+    name: str,
+    with_text: bool,
+) -> Iterator[tuple[int, int]]:
     """Yield the byte ranges of the chunks that PIL gets.
 
-    These are the critical chunks (their names begin with a capital letter), and the transparency
-    and EXIF chunks if they are intact.
+    These are the critical chunks (their names begin with a capital letter), and the transparency,
+    EXIF and, on request, text chunks if they are intact.
     """
+    read_kinds = _READ_KINDS | _TEXT_KINDS if with_text else _READ_KINDS
     yield 0, len(PNG)
     position = len(PNG)
     colour_type = -1
@@ -176,8 +185,11 @@ def _png_ranges(file: BinaryIO, size: int, name: str) -> Iterator[tuple[int, int
         end = position + 12 + length  # 12: length, name and checksum
         if kind == b"IHDR":
             colour_type = file.read(10)[9:10][0] if length >= 10 else -1
+        is_read = kind in read_kinds and length <= _LARGEST_CHECKED
+        if kind == b"tRNS":
+            is_read = is_read and length == _TRANSPARENT_COLOUR.get(colour_type, length)
         is_critical = kind[:1].isupper()
-        if is_critical or _is_intact(file, position, length, kind, colour_type):
+        if is_critical or (is_read and _is_intact(file, position, length)):
             yield position, min(end, size)
         else:
             skipped += 1
@@ -187,16 +199,39 @@ def _png_ranges(file: BinaryIO, size: int, name: str) -> Iterator[tuple[int, int
         position = end
 
 
-def _is_intact(file: BinaryIO, position: int, length: int, kind: bytes, colour_type: int) -> bool:
-    """Return whether an ancillary chunk is needed, and its length and checksum are right."""
-    if kind not in (b"tRNS", b"eXIf") or length > _LARGEST_CHECKED:
-        return False
-    if kind == b"tRNS" and length != _TRANSPARENT_COLOUR.get(colour_type, length):
-        return False
-    file.seek(position + 4)
-    name_and_data = file.read(4 + length)
+def _is_intact(file: BinaryIO, position: int, length: int) -> bool:
+    """Return whether a chunk's checksum is right, and its text is small when decompressed.
+
+    Args:
+        file: a PNG.
+        position: where the chunk begins, in bytes.
+        length: bytes of the chunk's data.
+    """
+    file.seek(position + 4)  # 4: the length itself
+    kind_and_data = file.read(4 + length)
     checksum = file.read(4)
-    return checksum == struct.pack(">I", zlib.crc32(name_and_data))
+    if checksum != struct.pack(">I", zlib.crc32(kind_and_data)):
+        return False
+    kind, data = kind_and_data[:4], kind_and_data[4:]
+    compressed = _compressed_text(kind, data)
+    try:
+        decompressor = zlib.decompressobj()
+        text = decompressor.decompress(compressed, _LARGEST_CHECKED)
+    except zlib.error:
+        return False
+    return len(text) < _LARGEST_CHECKED
+
+
+def _compressed_text(kind: bytes, data: bytes) -> bytes:
+    """Return the compressed text of a text chunk; empty if its text is not compressed."""
+    _, _, rest = data.partition(b"\0")  # the keyword and its end
+    if kind == b"zTXt":
+        return rest[1:]  # after the method
+    if kind == b"iTXt" and rest[:1] == b"\1":
+        _, _, rest = rest[2:].partition(b"\0")  # after flag and method, the language
+        _, _, rest = rest.partition(b"\0")  # the keyword's translation
+        return rest
+    return b""
 
 
 # JPEG

@@ -228,12 +228,18 @@ def to_image(pixels: npt.NDArray[Any]) -> Image.Image:
 # Files
 
 
-def read_file(path: str | os.PathLike[Any], read: Callable[[Image.Image, str], Read]) -> Read:
+def read_file(
+    path: str | os.PathLike[Any],
+    read: Callable[[Image.Image, str], Read],
+    *,
+    with_text: bool = False,
+) -> Read:
     """Open an image file and return the result of ``read``.
 
     Args:
         path: the file; a pipe is read to its end first, since decoders seek.
         read: called with the image, not yet decoded, and the image's name for error messages.
+        with_text: keep the text chunks of a PNG; otherwise PIL does not see them.
 
     Raises:
         ImageError: the file cannot be opened, or ``read`` fails.
@@ -241,7 +247,7 @@ def read_file(path: str | os.PathLike[Any], read: Callable[[Image.Image, str], R
     text = os.fsdecode(path)
     name = printable(text)
     with _opened(text, name) as file:
-        return _decode(file, name, read)
+        return _decode(file, name, read, with_text)
 
 
 @contextlib.contextmanager
@@ -271,7 +277,12 @@ def _opened(path: str, name: str) -> Iterator[BinaryIO]:
         raise ImageError(f"{name} cannot be opened ({reason}): check the path") from None
 
 
-def _decode(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Read]) -> Read:
+def _decode(
+    file: BinaryIO,
+    name: str,
+    read: Callable[[Image.Image, str], Read],
+    with_text: bool = False,
+) -> Read:
     """Open an image and return the result of ``read``.
 
     ``Image.open`` reads only the header. ``read`` decodes the pixels, so its errors are turned into
@@ -289,7 +300,7 @@ def _decode(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Read])
         if _is_heic(head):
             _add_heic_decoder()
         formats = [f for f in _FORMATS if f in Image.OPEN]  # some builds lack AVIF and HEIF
-        data = image_data(file, name)
+        data = image_data(file, name, with_text)
         try:
             return read(Image.open(data, formats=formats), name)
         except OSError:  # PIL's error for a file that ends too early
