@@ -43,13 +43,13 @@ def read_metadata(path: str | os.PathLike[Any]) -> dict[str, str]:
 
 
 def _metadata(image: Image.Image, name: str) -> dict[str, str]:
-    """Return the metadata of an opened image. All of it is read, as some PNG text follows pixels.
+    """Return the metadata of an opened image; {} if it has none that can be read.
 
     Raises:
         ImageError: the image has no pixels, or more than 100 million.
     """
     check_size(image, name)
-    image.load()
+    image.load()  # also reads the chunks that follow the pixels
     if image.format == "PNG":
         return {key: str(value) for key, value in getattr(image, "text", {}).items()}
     try:
@@ -97,8 +97,8 @@ def encode_image(image: Image.Image, metadata: Mapping[str, str], suffix: str = 
 
 def _storable(value: str) -> str:
     """Return a text without characters that a text chunk cannot hold."""
-    # NUL would end the text chunk, so it is dropped. A lone surrogate (an undecodable byte of a
-    # command line) cannot be encoded: "replace" turns it into "?".
+    # A PNG's text must not contain NUL, so NULs are dropped. A lone surrogate, such as an
+    # undecodable byte of a command line, cannot be encoded: it becomes "?".
     return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
@@ -107,8 +107,9 @@ def save_image(
 ) -> Path:
     """Write an image with metadata, and return the path of the file that was written.
 
-    An existing file is kept: ``out.png`` becomes ``out_2.png``, then ``out_3.png``. The file
-    appears complete, and processes that save to one path at the same time each get their own.
+    An existing file is kept: if ``out.png`` exists, the new file is ``out_2.png``, then
+    ``out_3.png``. The file appears complete or not at all. Processes that save to the same path at
+    the same time write different files.
 
     Args:
         image: in a mode that the format can hold.
@@ -126,16 +127,15 @@ def save_image(
         with draft_beside(target) as draft:
             with draft.open("xb") as file:
                 file.write(data)
-            # write_atomically is not used, as it would replace an existing file.
             return _move_to_free_name(draft, target)
     except (OSError, ValueError) as error:
         raise OutputError(_why_not_written(error, target)) from error
 
 
-def free_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
-    """Return file names for n images: ``[out.png]``, or ``out-1.png`` to ``out-n.png``.
+def numbered_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
+    """Return paths for n images: ``out.png`` for one, or ``out-1.png`` to ``out-n.png``.
 
-    Files of these names may exist: ``save_image`` keeps them and writes under the next unused name.
+    The files may exist already: ``save_image`` keeps them and chooses another name.
 
     Raises:
         OutputError: the path is a folder or has another suffix.
@@ -157,7 +157,7 @@ def _with_suffix(path: Path) -> Path:
     try:
         is_folder = path.is_dir()
     except OSError:
-        is_folder = False  # the later write fails too, with a message that gives the reason
+        is_folder = False  # writing the file will fail too, with a message that gives the reason
     if is_folder:
         raise OutputError(
             f"{printable(str(path))} is a folder: give the name of a file in it, such as janus.png"
@@ -174,10 +174,11 @@ def _with_suffix(path: Path) -> Path:
 
 
 def _move_to_free_name(draft: Path, target: Path) -> Path:
-    """Move a finished file to the first unused name, and return its new path.
+    """Move the finished file ``draft`` to the first unused name, and return its new path.
 
-    An empty file, created exclusively, reserves the name; the draft then replaces it. A hard link
-    would need no empty file, but not every file system has hard links.
+    The names are ``target``, then target_2, target_3 and so on. An empty file, created exclusively,
+    reserves a name; the draft then replaces it. A hard link would need no empty file, but not every
+    file system has hard links.
     """
     for i in itertools.count(1):
         candidate = target if i == 1 else target.with_name(f"{target.stem}_{i}{target.suffix}")
@@ -187,9 +188,9 @@ def _move_to_free_name(draft: Path, target: Path) -> Path:
             continue
         try:
             return draft.replace(candidate)
-        except BaseException:  # Ctrl-C too
+        except BaseException:  # includes Ctrl-C
             with contextlib.suppress(OSError):
-                if draft.exists():  # if the draft is gone, the move succeeded: keep the file
+                if draft.exists():  # otherwise the move has succeeded, so the file is kept
                     candidate.unlink()
             raise
     raise AssertionError("itertools.count ends")  # pragma: no cover
