@@ -263,7 +263,7 @@ def _answer_object(result: TextResult, seed: int, seconds: float, model: str) ->
 
 def draw(job: DrawJob) -> None:
     """Draw the images of one prompt, and save them to files."""
-    from ..processing.png import numbered_paths
+    from ..processing.saved_images import numbered_paths
 
     output = job.output or Path("janus.png")
     paths = iter(numbered_paths(output, job.n))
@@ -340,7 +340,7 @@ def _save_previews(
         previews: folder, and interval in image tokens.
         tokens_per_row: the interval if ``previews.every`` is None.
     """
-    from ..processing.png import save_png
+    from ..processing.saved_images import save_image
 
     every = previews.every or tokens_per_row
     finished = 0  # images finished so far
@@ -351,7 +351,7 @@ def _save_previews(
             for number, image in enumerate(unfinished, finished + 1):
                 suffix = f"-{number}" if n > 1 else ""
                 path = previews.folder / f"step-{step.index:04d}{suffix}.png"
-                save_png(image, path, {"step": f"{step.index} of {step.total}"})
+                save_image(image, path, {"step": f"{step.index} of {step.total}"})
         finished += len(step.images)
         yield step
 

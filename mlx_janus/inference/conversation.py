@@ -20,8 +20,8 @@ from ..errors import ConversationError, ImageError, OutputError, PromptError
 from ..files import write_atomically
 from ..limits import check_text
 from ..processing.images import ImageSource, as_images, open_image
-from ..processing.png import save_png
 from ..processing.prompts import Turn
+from ..processing.saved_images import save_image
 from ..sections import Fault, JsonError, read_json
 from .image_generation import generate_steps, image_jobs
 from .model_thread import ThreadStream
@@ -522,7 +522,7 @@ def _save_picture(picture: Picture, path: Path) -> str:
     # The name contains the image's hash, so an existing file of this name has the same image.
     target = path.with_name(f"{path.stem}-{picture.digest[:16]}.png")
     if not target.exists():
-        save_png(picture.image, target, picture.metadata)
+        save_image(picture.image, target, picture.metadata)
     return target.name
 
 

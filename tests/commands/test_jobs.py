@@ -12,7 +12,7 @@ from PIL import Image
 from mlx_janus.commands import generate
 from mlx_janus.commands.arguments import ImageArguments, LoadArguments, TextArguments
 from mlx_janus.commands.jobs import AskJob, DrawJob, Origin, Previews
-from mlx_janus.processing.png import save_png
+from mlx_janus.processing.saved_images import save_image
 from tests.support.programs import call
 
 SETTINGS = {
@@ -43,7 +43,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.fixture
 def drawn() -> str:
     """The name of an image with its settings."""
-    return str(save_png(Image.new("RGB", (8, 8)), "a.png", SETTINGS))
+    return str(save_image(Image.new("RGB", (8, 8)), "a.png", SETTINGS))
 
 
 def job_of(jobs: list[Any], *words: object, stdin: bytes = b"") -> tuple[str, Any]:
