@@ -64,6 +64,25 @@ _KEY_VARIABLE = "MLX_JANUS_API_KEY"  # in the environment
     "* allows every origin, but web pages only if there is a key. May be repeated.",
 )
 @click.option(
+    "--served-model-name",
+    "served_names",
+    multiple=True,
+    metavar="NAME",
+    help="Name of the model in lists and replies, instead of its own. May be repeated.",
+)
+@click.option(
+    "--model-alias",
+    "model_aliases",
+    multiple=True,
+    metavar="NAME",
+    help="A further name that requests may give the model, such as gpt-4o. May be repeated.",
+)
+@click.option(
+    "--upscale-to-size",
+    is_flag=True,
+    help="Enlarge generated images to the size that a request asks for, such as 1024x1024.",
+)
+@click.option(
     "--queue",
     type=click.IntRange(1, 10_000),
     default=64,
@@ -144,6 +163,9 @@ def _server_settings(options: Mapping[str, Any]) -> Settings:
             api_key=key,
             allow_url_images=options["allow_url_images"],
             cors_origins=options["cors_origins"],
+            served_names=options["served_names"],
+            model_aliases=options["model_aliases"],
+            upscale_to_size=options["upscale_to_size"],
             most_requests=most_requests,
             most_connections=2 * most_requests,
             log_requests=options["log_requests"],

@@ -71,7 +71,7 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
     common_fields = _CommonFields(
         id=f"chatcmpl-{secrets.token_hex(12)}",
         created=int(time.time()),
-        model=service.engine.name,
+        model=service.names[0],
         system_fingerprint=service.fingerprint,
     )
     if body.stream:

@@ -1,7 +1,9 @@
 """Bodies of requests and replies, as OpenAI defines them; the source of ``/openapi.json``.
 
 Fields beyond OpenAI's: ``seed``, ``cfg_weight``, ``temperature`` and ``top_p`` of an image request;
-``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored.
+``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored, except those
+that are known to change the result elsewhere: such a field is refused, unless its value changes
+nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ Seed = Annotated[
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1)]
+ImageFormat = Literal["png", "jpeg", "webp"]
 NonEmptyText = Annotated[str, Field(min_length=1)]
 # fail_fast: collecting an error for each of a million parts takes minutes.
 _SHORT_LIST = Field(max_length=_MAX_PARTS, fail_fast=True)
@@ -141,7 +144,22 @@ class _OnlyNeutral:
         return field_schema
 
 
-class _UnsupportedFields(_RequestPart):
+class _Request(_RequestPart):
+    """A body. Its subclasses annotate unsupported fields with ``_OnlyNeutral``."""
+
+    def unsupported_field(self) -> str | None:
+        """Return the first unsupported field whose value would change the result, or None."""
+        for name, field in type(self).model_fields.items():
+            for annotation in field.metadata:
+                if (
+                    isinstance(annotation, _OnlyNeutral)
+                    and getattr(self, name) not in annotation.neutral_values
+                ):
+                    return name
+        return None
+
+
+class _UnsupportedChatFields(_Request):
     """Unsupported fields that would change an answer: OpenAI's, then those of other servers."""
 
     # "auto" is accepted, since a model may always call no tool.
@@ -166,19 +184,8 @@ class _UnsupportedFields(_RequestPart):
     guided_grammar: Annotated[Any, _OnlyNeutral()] = None
     structured_outputs: Annotated[Any, _OnlyNeutral()] = None
 
-    def unsupported_field(self) -> str | None:
-        """Return the first unsupported field whose value would change the answer, or None."""
-        for name, field in type(self).model_fields.items():
-            for annotation in field.metadata:
-                if (
-                    isinstance(annotation, _OnlyNeutral)
-                    and getattr(self, name) not in annotation.neutral_values
-                ):
-                    return name
-        return None
 
-
-class ChatRequest(_UnsupportedFields):
+class ChatRequest(_UnsupportedChatFields):
     """A conversation for the model to continue."""
 
     messages: list[Message] = Field(
@@ -217,7 +224,26 @@ class ChatRequest(_UnsupportedFields):
     stream_options: StreamOptions | None = None
 
 
-class ImageRequest(_RequestPart):
+class _UnsupportedImageFields(_Request):
+    """Unsupported fields that would change an image: OpenAI's, then those of other servers."""
+
+    image: Annotated[Any, _OnlyNeutral()] = None
+    mask: Annotated[Any, _OnlyNeutral()] = None
+    images: Annotated[Any, _OnlyNeutral([])] = None
+    init_image: Annotated[Any, _OnlyNeutral()] = None
+    strength: Annotated[Any, _OnlyNeutral()] = None
+    negative_prompt: Annotated[Any, _OnlyNeutral("")] = None
+    guidance_scale: Annotated[Any, _OnlyNeutral()] = None
+    cfg_scale: Annotated[Any, _OnlyNeutral()] = None
+    steps: Annotated[Any, _OnlyNeutral()] = None
+    num_inference_steps: Annotated[Any, _OnlyNeutral()] = None
+    width: Annotated[Any, _OnlyNeutral()] = None
+    height: Annotated[Any, _OnlyNeutral()] = None
+    aspect_ratio: Annotated[Any, _OnlyNeutral("1:1")] = None
+    loras: Annotated[Any, _OnlyNeutral([])] = None
+
+
+class ImageRequest(_UnsupportedImageFields):
     """A prompt to generate images from."""
 
     prompt: NonEmptyText = Field(description="Text that describes the images.")
@@ -227,10 +253,21 @@ class ImageRequest(_RequestPart):
     )
     size: str | None = Field(
         default=None,
-        description="`auto`, or the model's own size, such as `384x384`. Default: `auto`.",
+        description="`auto`, the model's own size (`384x384`), or one of OpenAI's. For those, "
+        "images have the model's own size, or are enlarged if the server is set so. The reply's "
+        "`size` is true. Default: `auto`.",
     )
-    response_format: Literal["b64_json"] | None = None
-    output_format: Literal["png"] | None = None
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None,
+        description="`url`: an address on this server, which keeps the image for an hour. A stream "
+        "always has `b64_json`, the default.",
+    )
+    output_format: ImageFormat | None = Field(
+        default=None, description="Format of the images. Default: `png`."
+    )
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        default=None, description="Quality of a JPEG or WebP. Default: 95."
+    )
     background: Literal["auto", "opaque"] | None = None
     stream: bool | None = Field(
         default=None,
@@ -386,8 +423,15 @@ class ImageUsage(BaseModel):
 class ImageData(BaseModel):
     """A generated image."""
 
-    b64_json: str = Field(
-        description="A PNG file in base64. Its text chunks hold the settings of the image."
+    b64_json: str | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="An image file in base64. Its metadata hold the settings of the image.",
+    )
+    url: str | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="Address of an image file on this server, which keeps it for an hour.",
     )
     seed: int
 
@@ -398,7 +442,8 @@ class ImagesReply(BaseModel):
     created: int = Field(description=_CREATED)
     data: list[ImageData]
     background: Literal["opaque"] = "opaque"
-    output_format: Literal["png"] = "png"
+    output_format: ImageFormat
+    quality: Literal["auto"] = "auto"
     size: str
     usage: ImageUsage
 
@@ -409,11 +454,11 @@ class ImageEvent(BaseModel):
     type: Literal["image_generation.partial_image", "image_generation.completed"]
     index: int = Field(description="Number of the image, from 0.")
     seed: int
-    b64_json: str = Field(description="A PNG file in base64.")
+    b64_json: str = Field(description="An image file in base64.")
     created_at: int = Field(description=_CREATED)
     size: str
     background: Literal["opaque"] = "opaque"
-    output_format: Literal["png"] = "png"
+    output_format: ImageFormat
     quality: Literal["auto"] = "auto"
     partial_image_index: int | None = Field(
         default=None,

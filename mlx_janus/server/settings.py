@@ -25,6 +25,9 @@ class Settings:
         cors_origins: sites, desktop apps and extensions that may use the server from a browser,
             such as "https://chat.example.org" or "chrome-extension://*"; see
             ``origins.check_pattern``. ``origins.APPS`` need not be named.
+        served_names: the model's names in lists and replies; empty: its own name.
+        model_aliases: further names that requests may give the model, in no list.
+        upscale_to_size: enlarge images to the size that a request asks for, if it is OpenAI's.
         body_limit: bytes of one request's body.
         bodies_limit: bytes of all bodies held at once.
         body_seconds: seconds for a body to arrive, and for a client to read the next part of a
@@ -48,6 +51,9 @@ class Settings:
     api_key: str | None = None
     allow_url_images: bool = False
     cors_origins: tuple[str, ...] = ()
+    served_names: tuple[str, ...] = ()
+    model_aliases: tuple[str, ...] = ()
+    upscale_to_size: bool = False
     body_limit: int = 64_000_000
     bodies_limit: int = 256_000_000
     body_seconds: float = 60.0

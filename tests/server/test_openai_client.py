@@ -324,8 +324,8 @@ def test_errors_are_the_clients_own_kinds(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.images.generate(model="dall-e-3", prompt="a fox")
     with pytest.raises(openai.BadRequestError) as caught:
-        client.images.generate(prompt="a fox", response_format="url")
-    assert caught.value.param == "response_format"
+        client.images.generate(prompt="a fox", size="100x7")
+    assert caught.value.param == "size"
 
 
 def test_clients_that_leave_free_the_device(client: openai.OpenAI, server: ServerProcess) -> None:

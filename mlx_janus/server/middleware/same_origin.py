@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Scope
 
 from ..errors import APIError
+from ..image_store import PATH as IMAGES_PATH
 from ..settings import Settings, is_loopback
 from .base import CheckMiddleware
 
@@ -77,9 +78,11 @@ class SameOriginMiddleware(CheckMiddleware):
             # A browser's GET may lack Origin: then Sec-Fetch-Site tells which site's page sent it.
             # Programs send neither header and pass.
             fetch_site = headers.get("sec-fetch-site", "none")
-            # A link on another site may open the web page.
-            opens_page = scope["method"] == "GET" and scope["path"] == "/"
-            if opens_page or fetch_site in ("none", "same-origin"):
+            # A link on another site may open the web page, and its pages may show a generated
+            # image, whose name is a secret.
+            path = scope["path"]
+            is_open = scope["method"] == "GET" and (path == "/" or path.startswith(IMAGES_PATH))
+            if is_open or fetch_site in ("none", "same-origin"):
                 return
         message = "other sites' pages may not use this server: name them with --cors-origin"
         raise APIError(403, message, code="wrong_origin")
