@@ -70,7 +70,7 @@ def _first_seeds(seed: Seed, prompts: int, n: int) -> list[int]:
     Raises:
         OptionError: a seed is no integer or out of range, or there are not as many as prompts.
     """
-    if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
+    if isinstance(seed, Sequence):
         seeds = [pick_seed(one) for one in seed]
     else:
         seeds = [pick_seed(seed)] * prompts

@@ -77,7 +77,7 @@ def encode_image(image: Image.Image, metadata: Mapping[str, str], suffix: str = 
         OSError: the format cannot hold the image's mode.
         ValueError: the metadata are too long for a JPEG, which holds 64 KB.
     """
-    clean = {key: _storable(value) for key, value in sorted(metadata.items())}
+    clean = {key: storable(value) for key, value in sorted(metadata.items())}
     buffer = io.BytesIO()
     if suffix == ".png":
         chunks = PngImagePlugin.PngInfo()
@@ -96,7 +96,7 @@ def encode_image(image: Image.Image, metadata: Mapping[str, str], suffix: str = 
     return buffer.getvalue()
 
 
-def _storable(value: str) -> str:
+def storable(value: str) -> str:
     """Return a text without characters that a text chunk cannot hold."""
     # A PNG's text must not contain NUL, so NULs are dropped. A lone surrogate, such as an
     # undecodable byte of a command line, cannot be encoded: it becomes "?".
