@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+def is_file(source: str) -> bool:
+    """Return whether the source of an image is a file, not an https address or stdin ("-")."""
+    return source != STDIN and not _is_web(source)
+
+
+def _is_web(source: str) -> bool:
+    return source[:8].lower() == "https://"
+
+
 def read_image(source: str) -> Image.Image:
     """Return the image of a file, of an https address, or of stdin ("-"), upright, opaque and RGB.
 
@@ -26,7 +35,7 @@ def read_image(source: str) -> Image.Image:
 
     if source == STDIN:
         return decode_image(_read_stdin(), "the image on stdin")
-    if source.startswith("https://"):
+    if _is_web(source):
         return decode_image(fetch(source), source)
     return open_image(source)
 
