@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from ..errors import OptionError
 from ..limits import MAX_IMAGES, MAX_LOOKUP, MAX_TOKENS, MAX_UPSCALE, MAX_WINDOW
 from .arguments import load_pipeline
 from .image_folder import FolderLayout, check_existing, check_template, plan_images
+from .image_writer import ImageWriter
 from .jobs import RULES, AskJob, DrawJob, Origin, Previews, read_job
 from .options import (
     SETTINGS,
@@ -29,7 +30,7 @@ from .options import (
     version_option,
 )
 from .outputs import check_writable, make_folder
-from .progress import follow_drawing, note_if_cut, terminal_preview
+from .progress import note_if_cut
 from .runner import Command, note
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def draw(job: DrawJob) -> None:
     if job.previews:
         make_folder(job.previews.folder, "--preview-dir")
     janus = _load_to_draw(job)
-    writer = _ImageWriter(job)
+    writer = ImageWriter(job)
     steps: Iterable[ImageStep] = janus.stream_images(
         job.prompts[0], n=job.n, **job.arguments.keywords()
     )
@@ -391,7 +392,7 @@ def draw_into_folder(job: DrawJob) -> None:
     if existing:
         note(f"{len(existing)} of {len(images)} images exist already")
     if not missing:
-        _ImageWriter(job).finish(None)
+        ImageWriter(job).finish(None)
         return
     make_folder(layout.folder)
     janus = _load_to_draw(job)
@@ -407,86 +408,6 @@ def draw_into_folder(job: DrawJob) -> None:
         make_folder(path.parent)
         return path
 
-    writer = _ImageWriter(job)
+    writer = ImageWriter(job)
     writer.draw(steps, len(missing), path_of)
     writer.finish(janus.name)
-
-
-# Saving
-
-
-class _ImageWriter:
-    """A writer that saves images and prints their paths, or one JSON object about all of them.
-
-    Args:
-        job: the job. Only its options ``upscale``, ``show``, ``as_json`` and ``to_stdout`` are
-            used.
-    """
-
-    def __init__(self, job: DrawJob):
-        self._job = job
-        # Previews are printed to stdout, where they would be mixed into the JSON or the image.
-        self._show_previews = False if job.as_json or job.to_stdout else job.show
-        self._saved: list[dict[str, Any]] = []  # a JSON object about each saved image
-        self._started = time.perf_counter()
-        self._peak_memory = 0  # bytes
-
-    def draw(
-        self, steps: Iterable[ImageStep], n: int, path_of: Callable[[GeneratedImage], Path | None]
-    ) -> None:
-        """Run the steps of a drawing, and save its images.
-
-        Args:
-            steps: steps of the drawing.
-            n: number of images that the steps draw in all.
-            path_of: returns the file for an image; None: stdout.
-        """
-        import mlx.core as mx
-
-        preview = terminal_preview(self._show_previews)
-        follow_drawing(steps, n, lambda image: self._save(image, path_of(image)), preview)
-        self._peak_memory = max(self._peak_memory, mx.get_peak_memory())
-
-    def _save(self, image: GeneratedImage, path: Path | None) -> None:
-        """Save an image and add it to the JSON object. Without --json, print its path and seed.
-
-        Args:
-            image: the image, which is enlarged first if the job says so.
-            path: the file; None: write a PNG to stdout, and print no path.
-        """
-        from ..processing.saved_images import encode_image
-
-        enlarged = image.upscaled(self._job.upscale)
-        if path is None:
-            click.echo(encode_image(enlarged.image, enlarged.metadata), nl=False)
-            note(f"seed {image.seed}")
-            return
-        saved_path = enlarged.save(path)
-        self._saved.append(
-            {
-                "path": str(saved_path),
-                "prompt": image.prompt,
-                "seed": image.seed,
-                "passes": image.passes,
-                "tokens": None if image.tokens is None else image.tokens.tolist(),
-            }
-        )
-        if not self._job.as_json:
-            click.echo(str(saved_path))
-            note(f"seed {image.seed}")
-
-    def finish(self, model: str | None) -> None:
-        """Print the JSON object if the job wants one.
-
-        Args:
-            model: name of the model; None: no image was missing, so no model was loaded.
-        """
-        if not self._job.as_json:
-            return
-        report = {
-            "images": self._saved,
-            "seconds": round(time.perf_counter() - self._started, 3),  # without loading
-            "peak_memory": self._peak_memory,
-            "model": model,
-        }
-        click.echo(json.dumps(report, ensure_ascii=False))

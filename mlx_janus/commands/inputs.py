@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 def is_file(source: str) -> bool:
     """Return whether the source of an image is a file, not an https address or stdin ("-")."""
-    return source != STDIN and not _is_web(source)
+    return source != STDIN and not is_web(source)
 
 
-def _is_web(source: str) -> bool:
+def is_web(source: str) -> bool:
+    """Return whether the source of an image is an https address."""
     return source[:8].lower() == "https://"
 
 
@@ -35,7 +36,7 @@ def read_image(source: str) -> Image.Image:
 
     if source == STDIN:
         return decode_image(_read_stdin(), "the image on stdin")
-    if _is_web(source):
+    if is_web(source):
         return decode_image(fetch(source), source)
     return open_image(source)
 
