@@ -120,8 +120,8 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     "--output",
     type=click.Path(),
     metavar="PATH",
-    help="File or folder/ for the image, - for stdout, or folder for several prompts.  "
-    "[default: janus.png, or janus]",
+    help="File for the image, folder (a name that ends in /, or an existing one) for janus.png, or "
+    "- for a PNG on stdout; with several prompts always a folder.  [default: janus.png, or janus]",
 )
 @click.option(
     "-n",
