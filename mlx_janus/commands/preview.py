@@ -32,9 +32,9 @@ def can_show() -> bool:
 
 
 class TerminalPreview:
-    """Previews of one drawing: unfinished images side by side, and each finished image.
+    """Previews of the images that one run generates: the unfinished ones side by side.
 
-    A preview replaces the one before, until ``keep`` is called.
+    A finished image is shown alone. Each preview replaces the one before, until ``keep`` is called.
 
     The first object of this class asks the terminal for its capabilities and waits for the answer.
     Keys typed during that wait may be lost.
@@ -106,7 +106,8 @@ class TerminalPreview:
             self._console.control(Control.move(0, -self._last_rows))
             if len(images) < self._last_count:  # a narrower preview would leave a part of the last
                 self._console.file.write(_ERASE_BELOW)
-        # The images must fit into the terminal's width. A cell is twice as high as wide.
+        # The images must fit into the terminal's width. They are square, and a cell is twice as
+        # high as wide: n rows of an image take 2 * n columns.
         rows_for_width = self._console.width // (2 * len(images))
         # Leave four rows of the terminal for other lines, such as the progress bar.
         rows = max(min(_MAX_ROWS, self._console.height - 4, rows_for_width), 1)
