@@ -77,7 +77,7 @@ class GeneratedImage:
         Raises:
             OutputError: the file cannot be written, or the path has another suffix.
         """
-        return save_image(self.image, Path(path), self.metadata)
+        return save_image(self.image, path, self.metadata)
 
     def upscaled(self, factor: int) -> GeneratedImage:
         """Return the image ``factor`` times as wide and high, by a Lanczos filter.

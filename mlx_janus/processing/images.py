@@ -22,6 +22,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..config import ImageConfig
 from ..errors import ImageError, OptionError
+from .file_names import local_path, printable
 from .image_data import JPEG, image_data, with_end_marker
 
 
@@ -242,7 +243,7 @@ def read_file(
     """Open an image file, call ``read`` with the image, and return its result.
 
     Args:
-        path: the file. A pipe is read to its end first, since decoders seek.
+        path: the file or its file:// address. A pipe is read to its end first, since decoders seek.
         read: called with the image, whose pixels are not decoded so far, and with the image's name
             for error messages.
         with_text: keep the text chunks of a PNG; otherwise PIL does not see them.
@@ -252,7 +253,7 @@ def read_file(
     """
     text = os.fsdecode(path)
     name = printable(text)
-    with _open_seekable(text, name) as file:
+    with _open_seekable(local_path(text), name) as file:
         return _open_and_read(file, name, read, with_text)
 
 
@@ -421,17 +422,6 @@ def _too_large(
         width, height = size
         found = f" ({width} x {height})"
     return ImageError(f"{name} has more than {megapixels} megapixels{found}: make it smaller")
-
-
-def printable(text: str) -> str:
-    """Return a path or a name as one line: escaped, and cut in the middle above 300 characters."""
-    characters = (c if c.isprintable() else repr(c)[1:-1] for c in text)  # repr without quotes
-    line = "".join(characters)
-    if len(line) <= 300:
-        return line
-    beginning = line[:140]
-    end = line[-140:]
-    return f"{beginning}...{end}"
 
 
 # Pixels

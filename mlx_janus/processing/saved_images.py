@@ -17,7 +17,8 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from ..errors import OutputError
 from ..files import draft_beside
-from .images import check_size, printable, read_file
+from .file_names import names_folder, printable
+from .images import check_size, read_file
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _SETTINGS: dict[str, dict[str, Any]] = {  # of PIL's encoders
@@ -82,7 +83,7 @@ def encode_image(
         OSError: the format cannot hold the image's mode.
         ValueError: the metadata are too long for a JPEG, which holds 64 KB.
     """
-    clean = {key: _storable(value) for key, value in sorted(metadata.items())}
+    clean = {key: storable(value) for key, value in sorted(metadata.items())}
     buffer = io.BytesIO()
     if suffix == ".png":
         chunks = PngImagePlugin.PngInfo()
@@ -104,7 +105,7 @@ def encode_image(
     return buffer.getvalue()
 
 
-def _storable(value: str) -> str:
+def storable(value: str) -> str:
     """Return a text without characters that a text chunk cannot hold."""
     # A PNG's text must not contain NUL, so NULs are dropped. A lone surrogate, such as an
     # undecodable byte of a command line, cannot be encoded: it becomes "?".
@@ -130,7 +131,7 @@ def save_image(
         OutputError: the path is a folder or has another suffix, its folder is missing, there is no
             permission or no space, or the format cannot hold the image. Nothing is left behind.
     """
-    target = _with_suffix(Path(path))
+    target = _target(path)
     try:
         data = encode_image(image, metadata, target.suffix.lower())
         with draft_beside(target) as draft:
@@ -149,28 +150,33 @@ def numbered_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
     Raises:
         OutputError: the path is a folder or has another suffix.
     """
-    first = _with_suffix(Path(path))
+    first = _target(path)
     if n == 1:
         return [first]
     return [first.with_name(f"{first.stem}-{i}{first.suffix}") for i in range(1, n + 1)]
 
 
-def _with_suffix(path: Path) -> Path:
+def _target(name: str | os.PathLike[str]) -> Path:
+    """Return the path of a file to write; ".png" is added if its name has no suffix.
+
+    Raises:
+        OutputError: the name is a folder's or has the suffix of another format.
+    """
+    if names_folder(name):
+        raise OutputError(
+            f"{printable(str(name))} is a folder: give the name of a file in it, such as janus.png"
+        )
+    return with_suffix(Path(name))
+
+
+def with_suffix(path: Path) -> Path:
     """Return a path that ends in the suffix of a format; ".png" is added if it has none.
 
     What follows a dot is a suffix only if it looks like one: "cat v1.5" becomes "cat v1.5.png".
 
     Raises:
-        OutputError: the path is a folder or has the suffix of another format.
+        OutputError: the path has the suffix of another format.
     """
-    try:
-        is_folder = path.is_dir()
-    except OSError:
-        is_folder = False  # writing the file will fail too, with a message that gives the reason
-    if is_folder:
-        raise OutputError(
-            f"{printable(str(path))} is a folder: give the name of a file in it, such as janus.png"
-        )
     if path.suffix.lower() in FORMATS:
         return path
     if not _SUFFIX.fullmatch(path.suffix):

@@ -678,9 +678,11 @@ def test_suffixes(tmp_path, monkeypatch):
             save_image(gradient(), tmp_path / name, {})
         with pytest.raises(OutputError, match=r"only \.png, \.jpg and \.webp are written"):
             numbered_paths(name, 2)
-    for folder in (tmp_path, "", "."):
+    for folder in (tmp_path, "", ".", "new/", "here.png/"):
         with pytest.raises(OutputError, match="is a folder"):
             save_image(gradient(), folder, {})
+        with pytest.raises(OutputError, match="is a folder"):
+            numbered_paths(folder, 2)
     assert len(list(tmp_path.iterdir())) == written
 
 
