@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 import mlx.core as mx
 import numpy as np
 
-from ..errors import ConfigError, JanusError, PromptError
+from ..errors import ConfigError, ContextLengthError, JanusError
 from ..memory import materialize
 from ..models.janus import JanusModel
 from ..processing.prompts import Prompts, Turn
@@ -166,9 +166,9 @@ class LoadedModel:
         ids = self.prompts.answering(turns, system)
         context = self.config.language.max_position_embeddings
         if len(ids) >= context:
-            raise PromptError(
-                f"the prompt is {len(ids)} tokens long, images included, and the model's context "
-                f"{context}: shorten it, or show fewer images"
+            raise ContextLengthError(
+                f"the prompt is {len(ids)} tokens long, images included, and this model's maximum "
+                f"context length is {context}: shorten it, or show fewer images"
             )
         return ids
 
