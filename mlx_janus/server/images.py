@@ -23,7 +23,7 @@ MAX_REQUEST_IMAGES = 16  # images of one request
 _MAX_PIXELS = 50_000_000  # pixels of one image
 _MAX_FETCHES = 4  # downloads at once; each takes a thread
 _DATA_URL = re.compile(
-    r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)(;[a-z0-9=.-]{1,40})?;base64,",
+    r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)?(;[a-z0-9=.-]{1,40})?;base64,",
     re.IGNORECASE,
 )
 

@@ -11,7 +11,14 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -19,19 +26,39 @@ from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, RAND
 
 MAX_ANSWERS = 16  # answers of one request
 MAX_GENERATED_IMAGES = 16  # images of one request
-MAX_STOPS = 4  # stop strings
+MAX_STOPS = 256  # stop strings
+NO_LIMIT = -1  # a given maximum number of tokens that means: none but the model's context
 _MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
 _MAX_PARTS = 256  # parts of a message
 
+
+def _to_int(value: Any) -> Any:
+    """Return a whole float as an int: some clients write all numbers as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _refuse_zero(limit: int) -> int:
+    """Return a maximum number of tokens; an answer without tokens is refused."""
+    if limit == 0:
+        raise ValueError("an answer has one token or more: send a larger number, or -1")
+    return limit
+
+
+WholeNumber = Annotated[int, BeforeValidator(_to_int)]
+TokenLimit = Annotated[
+    WholeNumber,
+    Field(ge=NO_LIMIT, le=MAX_TOKENS, json_schema_extra={"not": {"const": 0}}),
+    AfterValidator(_refuse_zero),
+]
 # RANDOM_SEED becomes None, which means random, too.
 Seed = Annotated[
-    int,
+    WholeNumber,
     Field(ge=RANDOM_SEED, le=MAX_SEED),
     AfterValidator(lambda seed: None if seed == RANDOM_SEED else seed),
 ]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT, allow_inf_nan=False)]
-TopP = Annotated[float, Field(gt=0, le=1)]
+TopP = Annotated[float, Field(ge=0, le=1)]
 ImageFormat = Literal["png", "jpeg", "webp"]
 NonEmptyText = Annotated[str, Field(min_length=1)]
 # fail_fast: collecting an error for each of a million parts takes minutes.
@@ -83,18 +110,37 @@ class ImageURL(_RequestPart):
     )
 
 
+def _to_image_url(value: Any) -> Any:
+    """Return a URL that is given as a string as the object that OpenAI defines."""
+    return {"url": value} if isinstance(value, str) else value
+
+
 class ImagePart(_RequestPart):
     """An image in a message. The model reads a message's images before its text."""
 
     type: Literal["image_url"]
-    image_url: ImageURL
+    image_url: Annotated[ImageURL, BeforeValidator(_to_image_url)]
+
+
+class RefusalPart(_RequestPart):
+    """A refusal of another model. It is ignored."""
+
+    type: Literal["refusal"]
+    refusal: str
 
 
 class SystemMessage(_RequestPart):
-    """Instructions for the model. They must come before all other messages."""
+    """Instructions for the model. Those after the first question join the next question."""
 
     role: Literal["system", "developer"]
     content: str | Annotated[list[TextPart], _SHORT_LIST]
+
+
+class ToolMessage(_RequestPart):
+    """The result of a tool that another model has called. It joins the next question."""
+
+    role: Literal["tool", "function"]
+    content: str | Annotated[list[TextPart], _SHORT_LIST] | None = None
 
 
 class UserMessage(_RequestPart):
@@ -108,13 +154,26 @@ class UserMessage(_RequestPart):
 
 
 class AssistantMessage(_RequestPart):
-    """An earlier answer of the model."""
+    """An earlier answer of the model. Its images are shown with the next question."""
 
     role: Literal["assistant"]
-    content: str | Annotated[list[TextPart], _SHORT_LIST] | None = None
+    content: (
+        str
+        | Annotated[
+            list[Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")]],
+            _SHORT_LIST,
+        ]
+        | None
+    ) = None
+    tool_calls: Any = Field(
+        default=None, description="Ignored. A message with nothing else is left out."
+    )
+    function_call: Any = Field(default=None, description="As `tool_calls`.")
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+Message = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
 
 
 class StreamOptions(_RequestPart):
@@ -194,7 +253,7 @@ class ChatRequest(_UnsupportedChatFields):
         min_length=1,
         max_length=_MAX_MESSAGES,
         fail_fast=True,
-        description="The conversation so far. The last message must be the user's.",
+        description="The conversation so far. The last question must be the user's.",
     )
     model: str | None = Field(default=None, description=_MODEL_NAME)
     temperature: Temperature | None = Field(
@@ -202,10 +261,12 @@ class ChatRequest(_UnsupportedChatFields):
         description="Sampling temperature. Default: 0, which always takes the likeliest token.",
     )
     top_p: TopP | None = Field(default=None, description=_TOP_P)
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
-        default=None, description="Maximum number of tokens in an answer. Default: 512."
+    max_completion_tokens: TokenLimit | None = Field(
+        default=None,
+        description="Maximum number of tokens in an answer; -1: no limit but the model's context. "
+        "Default: 512.",
     )
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
+    max_tokens: TokenLimit | None = Field(
         default=None, description="The old name of max_completion_tokens, which takes precedence."
     )
     seed: Seed | None = Field(
@@ -213,10 +274,11 @@ class ChatRequest(_UnsupportedChatFields):
         description="Seed of the first answer; the others use the following numbers. "
         "-1, the default: random.",
     )
-    stop: NonEmptyText | Annotated[list[NonEmptyText], Field(max_length=MAX_STOPS)] | None = Field(
-        default=None, description="Strings that end an answer. They are not part of it."
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = Field(
+        default=None,
+        description="Strings that end an answer. They are not part of it. Empty ones are ignored.",
     )
-    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = Field(
+    n: Annotated[WholeNumber, Field(ge=1, le=MAX_ANSWERS)] | None = Field(
         default=None, description="Number of answers. Default: 1."
     )
     stream: bool | None = Field(
@@ -250,7 +312,7 @@ class ImageRequest(_UnsupportedImageFields):
 
     prompt: NonEmptyText = Field(description="Text that describes the images.")
     model: str | None = Field(default=None, description=_MODEL_NAME)
-    n: Annotated[int, Field(ge=1, le=MAX_GENERATED_IMAGES)] | None = Field(
+    n: Annotated[WholeNumber, Field(ge=1, le=MAX_GENERATED_IMAGES)] | None = Field(
         default=None, description="Number of images. Default: 1."
     )
     size: str | None = Field(
@@ -267,7 +329,7 @@ class ImageRequest(_UnsupportedImageFields):
     output_format: ImageFormat | None = Field(
         default=None, description="Format of the images. Default: `png`."
     )
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+    output_compression: Annotated[WholeNumber, Field(ge=0, le=100)] | None = Field(
         default=None, description="Quality of a JPEG or WebP. Default: 95."
     )
     background: Literal["auto", "opaque"] | None = None
@@ -275,7 +337,7 @@ class ImageRequest(_UnsupportedImageFields):
         default=None,
         description="Whether images are sent once finished, as server-sent events. Default: false.",
     )
-    partial_images: Annotated[int, Field(ge=0, le=16)] | None = Field(
+    partial_images: Annotated[WholeNumber, Field(ge=0, le=16)] | None = Field(
         default=None,
         description="Maximum number of previews that a stream sends of each image. Default: 0.",
     )

@@ -339,5 +339,7 @@ def test_nothing_of_a_request_is_logged(
     lines = [line for line in ours if "bytes in" in line]
     assert len(lines) == (4 if wanted else 0)
     if wanted:
-        assert re.fullmatch(rf"POST {CHAT} 200, \d\d bytes in, \d+ out, \d\.\d{{3}} s", lines[0])
+        assert re.fullmatch(
+            rf"POST {CHAT} 200, \d\d bytes in, \d+ out, \d\.\d{{3}} s, req_\w+", lines[0]
+        )
         assert lines[1].startswith("GET /v1/models/{name:path} 404, 0 bytes in, ")

@@ -12,6 +12,7 @@ from .body_limit import BodyLimitMiddleware
 from .cors import CORSHeadersMiddleware
 from .error_replies import ErrorMiddleware
 from .framing import FramingMiddleware
+from .paths import PathMiddleware
 from .same_origin import SameOriginMiddleware
 from .security_headers import SecurityHeadersMiddleware
 
@@ -20,6 +21,7 @@ def middleware_stack(settings: Settings, metrics: Metrics) -> list[Middleware]:
     """Return the middlewares that the settings call for, outermost first."""
     stack = [
         Middleware(AccessLogMiddleware, metrics=metrics, log_requests=settings.log_requests),
+        Middleware(PathMiddleware),
         Middleware(SecurityHeadersMiddleware),
         Middleware(ErrorMiddleware),
         Middleware(FramingMiddleware),
