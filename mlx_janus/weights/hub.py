@@ -17,6 +17,7 @@ from pathlib import Path
 from ..config import read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
 from ..files import write_atomically
+from .weight_names import WEIGHT_FORMS, shards_without_index
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
 """Pattern of owner/name, for ``fullmatch``."""
@@ -110,7 +111,7 @@ def fetch(model: HubModel) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    weights, index = _weight_names(model)
+    weights, index = weight_names(model)
     texts = {name for name in model.files if _TEXT_FILE_NAME.fullmatch(name)}
     # Leave out every index, and then add the one that lists ``weights``. An index of another form
     # would list files that are not downloaded.
@@ -174,11 +175,11 @@ def _fetch_file(model: HubModel, name: str) -> Path:
         )
 
 
-def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
+def weight_names(model: HubModel) -> tuple[set[str], str | None]:
     """Return the names of a model's weight files, and the name of their index.
 
-    The index is downloaded, because it lists the weight files. A single weight file has no index:
-    then the second name is None.
+    The index is downloaded, because it lists the weight files. A single weight file and shards
+    without an index have none: then the second name is None.
 
     Raises:
         CheckpointError: there are no weights, or the index is empty or lists a missing file.
@@ -186,9 +187,6 @@ def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
         HubError: the index cannot be downloaded, or the Hub is out of reach and the cache lacks a
             weight file.
     """
-    # Importing this module imports MLX, which takes time. Commands check their options before.
-    from .safetensors_files import WEIGHT_FORMS
-
     for index, single in WEIGHT_FORMS:
         if index in model.files:
             weight_map = read_model_json(_fetch_file(model, index)).get("weight_map")
@@ -197,16 +195,24 @@ def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
                     f"{index} of {model.repo_id} has no weight_map: name another model or revision"
                 )
             names = set(map(str, weight_map.values()))
-            if missing := sorted(names - set(model.files)):
+            missing = sorted(names - set(model.files))
+            if not missing:
+                return names, index
+            if single not in model.files:
                 raise _missing_weights_error(
                     model, f"lacks {missing[0][:80]}, which its {index} lists"
                 )
-            return names, index
         if single in model.files:
             return {single}, None
-    raise _missing_weights_error(
-        model, "has neither model.safetensors nor pytorch_model.bin, nor an index of either"
-    )
+    try:
+        shards = shards_without_index(model.files)
+    except CheckpointError as error:
+        raise _missing_weights_error(model, str(error)) from None
+    if not shards:
+        raise _missing_weights_error(
+            model, "has neither model.safetensors nor pytorch_model.bin, nor an index of either"
+        )
+    return set(shards), None
 
 
 def _missing_weights_error(model: HubModel, predicate: str) -> HubError | CheckpointError:
