@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import mlx.core as mx
@@ -32,9 +32,11 @@ _FORMAT_KEY = "mlx_janus_format"
 _READABLE_FORMATS = tuple(map(str, READABLE_VERSIONS))
 OUR_FILES = re.compile(
     r"config\.json|tokenizer\.json|(model.*|shard-\d+)\.safetensors"
-    r"|model\.safetensors\.index\.json|\.DS_Store"
+    r"|model\.safetensors\.index\.json|source-[0-9a-f]{16}\.json|\.mlx_janus-\w+\.tmp|\.DS_Store"
 )
 """File names in a converted folder, complete or partial."""
+RECORD_NAME = re.compile(r"source-[0-9a-f]{16}\.json")
+"""File names of records in the cache, which tell whose conversion a folder is."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("hashing", "converting" or "verifying"), finished bytes and all bytes."""
@@ -117,7 +119,7 @@ def _check_stamp(
 
 
 def make_stamp(
-    source: str, revision: str, dtype: Dtype | None, hashes: dict[str, str]
+    source: str, revision: str, dtype: Dtype | None, hashes: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the stamp of a conversion: metadata for the header of each weight file.
 
@@ -134,7 +136,7 @@ def make_stamp(
         "source": source,
         "revision": revision,
         "dtype": dtype or "",
-        "source_sha256": json.dumps(hashes, sort_keys=True),
+        "source_sha256": json.dumps(dict(hashes), sort_keys=True),
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,8 @@ class HubModel:
     files: dict[str, int]  # bytes by file name
     cached: bool = False
     branch: str | None = field(default=None, compare=False)  # branch or tag; None: record none
+    # SHA-256 by file name, of the files whose content the Hub names by it: the large ones.
+    hashes: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 class _OutOfReachError(HubError):
@@ -77,9 +79,10 @@ def find(repo_id: str, revision: str | None = None) -> HubModel:
     if info.sha is None:
         raise HubError(f"the Hub gave no commit of {repo_id}: try again later")
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    hashes = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
     # The branch is recorded for offline use. A commit needs no record.
     branch = None if revision == info.sha else revision or "main"
-    return HubModel(repo_id, info.sha, files, branch=branch)
+    return HubModel(repo_id, info.sha, files, branch=branch, hashes=hashes)
 
 
 def fetch_config(model: HubModel) -> Path:
@@ -109,26 +112,76 @@ def fetch(model: HubModel) -> Path:
             a file.
         OutputError: the disk is full, or the cache cannot be written.
     """
-    from huggingface_hub import snapshot_download
-
     weights, index = weight_names(model)
-    texts = {name for name in model.files if _TEXT_FILE_NAME.fullmatch(name)}
-    # Leave out every index, and then add the one that lists ``weights``. An index of another form
-    # would list files that are not downloaded.
-    texts = {name for name in texts if not name.endswith(".index.json")}
-    wanted = sorted(weights | texts | ({index} if index else set()))
+    wanted = sorted(weights | _small_files(model) | ({index} if index else set()))
     if not model.cached:
         _check_disk(model, wanted)
+    folder = _fetch_files(model, wanted)
+    record_branch(model)
+    return folder
+
+
+def fetch_small_files(model: HubModel) -> Path:
+    """Download a model's config, tokenizer and prompts; return the folder that holds them.
+
+    Raises:
+        HubError: no access, the download broke off, or the Hub is out of reach and the cache lacks
+            a file.
+        OutputError: the disk is full, or the cache cannot be written.
+    """
+    return _fetch_files(model, sorted(_small_files(model)))
+
+
+def has_blobs(model: HubModel, names: Iterable[str]) -> bool:
+    """Return whether the cache has the content of large files, perhaps of another commit.
+
+    Args:
+        model: a commit.
+        names: names of its files.
+    """
+    blobs = _repo_folder(model.repo_id) / "blobs"
+    hashes = [model.hashes.get(name) for name in names]
+    return all(digest is not None and (blobs / digest).is_file() for digest in hashes)
+
+
+def _repo_folder(repo_id: str) -> Path:
+    """Return the folder of a model in the cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
+
+
+def _small_files(model: HubModel) -> set[str]:
+    """Return the names of a model's text files, without any index of weights.
+
+    ``fetch`` adds the index that lists the weights. An index of another form would list files that
+    are not downloaded.
+    """
+    texts = {name for name in model.files if _TEXT_FILE_NAME.fullmatch(name)}
+    return {name for name in texts if not name.endswith(".index.json")}
+
+
+def _fetch_files(model: HubModel, names: list[str]) -> Path:
+    """Download files of a model, or find them in the cache if ``model.cached``.
+
+    Returns:
+        The folder that holds them.
+
+    Raises:
+        HubError: no access, the Hub is out of reach, or the download broke off.
+        OutputError: the disk is full, or the cache cannot be written.
+    """
+    from huggingface_hub import snapshot_download
+
     with _translated_errors(model.repo_id, model.revision):
-        folder = snapshot_download(
-            model.repo_id,
-            revision=model.revision,
-            allow_patterns=wanted,
-            local_files_only=model.cached,
+        return Path(
+            snapshot_download(
+                model.repo_id,
+                revision=model.revision,
+                allow_patterns=names,
+                local_files_only=model.cached,
+            )
         )
-    if model.branch and not model.cached:
-        _record_branch(Path(folder), model.branch)
-    return Path(folder)
 
 
 def fetch_card(repo_id: str, revision: str) -> Path | None:
@@ -142,20 +195,21 @@ def fetch_card(repo_id: str, revision: str) -> Path | None:
         return None
 
 
-def _record_branch(snapshot: Path, branch: str) -> None:
+def record_branch(model: HubModel) -> None:
     """Record in the cache which commit a branch names, for offline use.
 
     huggingface_hub does not record a branch when it downloads a commit. Call this only for a
-    complete snapshot, since ``find`` returns the recorded commit when the Hub is out of reach.
-
-    Args:
-        snapshot: the commit's folder in the cache, ``<model>/snapshots/<commit>``.
-        branch: a branch or tag.
+    complete download or a commit with a conversion, since ``find`` returns the recorded commit when
+    the Hub is out of reach.
     """
-    record = snapshot.parent.parent / "refs" / branch
+    if model.branch is None or model.cached:
+        return
+    record = _repo_folder(model.repo_id) / "refs" / model.branch
     with suppress(OSError):  # a cache may be read-only
+        if record.is_file() and record.read_bytes() == model.revision.encode():
+            return
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(record, snapshot.name)
+        write_atomically(record, model.revision)
 
 
 def _fetch_file(model: HubModel, name: str) -> Path:
@@ -249,9 +303,12 @@ def _find_cached(repo_id: str, revision: str | None) -> HubModel | None:
         )
     except LocalEntryNotFoundError:
         return None
-    files = {path.name: path.stat().st_size for path in snapshot.iterdir() if path.is_file()}
-    commit = snapshot.name
-    return HubModel(repo_id, commit, files, cached=True)
+    paths = [path for path in snapshot.iterdir() if path.is_file()]
+    files = {path.name: path.stat().st_size for path in paths}
+    # A large file is a link to a blob that is named by its SHA-256, a small one by its SHA-1.
+    blobs = {path.name: path.resolve().name for path in paths}
+    hashes = {name: blob for name, blob in blobs.items() if re.fullmatch(r"[0-9a-f]{64}", blob)}
+    return HubModel(repo_id, snapshot.name, files, cached=True, hashes=hashes)
 
 
 def _check_disk(model: HubModel, names: list[str]) -> None:
@@ -266,8 +323,8 @@ def _check_disk(model: HubModel, names: list[str]) -> None:
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
-    blobs = cache / f"models--{model.repo_id.replace('/', '--')}" / "blobs"
-    complete = [p for p in blobs.glob("*") if p.suffix != ".incomplete" and p.is_file()]
+    blobs = (_repo_folder(model.repo_id) / "blobs").glob("*")
+    complete = [p for p in blobs if p.suffix != ".incomplete" and p.is_file()]
     cached_sizes = {path.stat().st_size for path in complete}
     sizes = [model.files[name] for name in names]
     needed = sum(size for size in sizes if size not in cached_sizes)

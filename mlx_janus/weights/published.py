@@ -100,6 +100,7 @@ def read_published_sizes(path: Path) -> tuple[JanusConfig, Layout]:
     data = read_model_json(path)
     try:
         layout = detect_layout(data)
+        _refuse_quantized(data)
         config = _from_deepseek(data) if layout == "deepseek" else _from_transformers(data)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{path} {error}") from None  # the path is its subject
@@ -132,6 +133,22 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
     if data.keys().isdisjoint(("gen_vision_config", "gen_aligner_config", "gen_head_config")):
         raise UnsupportedModelError(f"is of DeepSeek-VL, which cannot draw: {WORKING_MODELS}")
     return "deepseek"
+
+
+def _refuse_quantized(data: Mapping[str, Any]) -> None:
+    """Refuse a config of weights that another program has quantized.
+
+    mlx-lm and mlx-vlm write ``quantization``, transformers writes ``quantization_config``.
+
+    Raises:
+        UnsupportedModelError: the config has one of them.
+    """
+    for key in ("quantization", "quantization_config"):
+        if data.get(key):
+            raise UnsupportedModelError(
+                f"has {key!r}: another program has quantized the weights, which are not read; "
+                "take the original model, such as deepseek-ai/Janus-Pro-1B, with bits=4 or bits=8"
+            )
 
 
 def _json_object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
