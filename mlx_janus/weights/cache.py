@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from ..config import CONVERTED_MODEL_TYPE, JanusConfig, read_model_json
+from ..config import JanusConfig
 from ..errors import CheckpointError, JanusError, OptionError, OutputError
 from .addresses import split_revision
-from .checkup import find_faults
+from .checkup import find_faults, read_sizes
 from .conversions import cache_folder, conversion_folders, records_of, superseded_folders
 from .elsewhere import list_elsewhere
 from .folder import OUR_FILES, partial_name
 from .hub_cache import commit_of
 from .names import TINY, expand_user, is_folder, resolve_short_name
-from .published import read_published_sizes
 from .safetensors_files import read_safetensors_header, weight_files
 
 if TYPE_CHECKING:
@@ -382,10 +381,8 @@ def _config_and_state(folder: Path, complete: State) -> tuple[JanusConfig | None
         folder: a model folder.
         complete: the state of a folder that lacks nothing.
     """
-    path = folder / "config.json"
     try:
-        converted = read_model_json(path).get("model_type") == CONVERTED_MODEL_TYPE
-        config = JanusConfig.load(path) if converted else read_published_sizes(path)[0]
+        config = read_sizes(folder)
     except JanusError:
         return None, "unusable"
     if not find_faults(folder):

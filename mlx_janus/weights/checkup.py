@@ -11,7 +11,7 @@ from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from .convert import ConvertOptions, Source, plan_conversion
 from .folder import is_converted
 from .load import read_model
-from .published import read_published_config
+from .published import read_published_config, read_published_sizes
 from .safetensors_files import find_weights
 
 
@@ -26,7 +26,7 @@ def find_faults(folder: Path, *, headers: bool = False) -> list[str]:
     Returns:
         An empty list if no fault is found. A damaged value inside a tensor is never found.
     """
-    checks: list[Callable[[Path], object]] = [read_config, _check_tokenizer, find_weights]
+    checks: list[Callable[[Path], object]] = [_check_config, _check_tokenizer, find_weights]
     faults = _messages(checks, folder)
     if headers and not faults:
         faults = _messages([_check_headers], folder)
@@ -46,15 +46,26 @@ def _messages(checks: list[Callable[[Path], object]], folder: Path) -> list[str]
     return list(messages)
 
 
-def read_config(folder: Path) -> JanusConfig:
-    """Read the config of either kind of folder.
+def read_sizes(folder: Path) -> JanusConfig:
+    """Read the ``config.json`` of either kind of folder. Other files may be missing.
+
+    Raises:
+        ConfigError, UnsupportedModelError: the config cannot be used.
+    """
+    path = folder / "config.json"
+    return JanusConfig.load(path) if is_converted(folder) else read_published_sizes(path)[0]
+
+
+def _check_config(folder: Path) -> None:
+    """Check everything that a folder says about its config, in all its files.
 
     Raises:
         ConfigError, UnsupportedModelError: the config cannot be used.
     """
     if is_converted(folder):
-        return JanusConfig.load(folder / "config.json")
-    return read_published_config(folder)[0]
+        JanusConfig.load(folder / "config.json")
+    else:
+        read_published_config(folder)
 
 
 def _check_tokenizer(folder: Path) -> None:

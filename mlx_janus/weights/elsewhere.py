@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, JanusError
-from .checkup import find_faults, read_config
+from .checkup import find_faults, read_sizes
 from .hub_cache import repos_in
 
 MODEL_FOLDERS = (
@@ -126,7 +126,7 @@ def _may_be_janus(entry: FoundFolder) -> bool:
     if "janus" in entry.name.rpartition("/")[2].lower():
         return True
     try:
-        read_config(entry.folder)
+        read_sizes(entry.folder)
     except JanusError:
         return False
     return True
