@@ -59,10 +59,9 @@ def load(
 
     Args:
         path_or_hub_id: a folder that ``convert`` wrote, a PyTorch model folder in DeepSeek's or
-            transformers' layout, or the Hub id of either ("deepseek-ai/Janus-Pro-1B", for short
-            "janus-pro-1b"). PyTorch models are converted once, into the cache folder. Also
-            understood: "owner/name@revision", the address of a model's page, and a folder of the
-            Hub's cache. None: Janus-Tiny, the small model inside the package; a warning is logged.
+            transformers' layout, or the Hub id, short name ("janus-pro-1b") or address of either,
+            with or without "@revision". PyTorch models are converted once, into the cache folder.
+            None: Janus-Tiny, the small model inside the package; a warning is logged.
         bits: 8 or 4 to quantize the language model; None: keep the model as it is.
         recipe: a named quantization in place of ``bits``. "light", "balanced" and "faithful" choose
             the bits of each layer, from the smallest model to the closest to the float model;
@@ -95,8 +94,7 @@ def load(
         folder, model.config.prompt, image_tokens=model.config.understanding.tokens
     )
     files = WeightFiles.of(folder) if low_memory else None
-    name = understand_name(source, revision).shown
-    return JanusPipeline(model, prompts, name=name, files=files)
+    return JanusPipeline(model, prompts, name=understand_name(source, revision).shown, files=files)
 
 
 def _use_tiny(revision: str | None) -> Path:

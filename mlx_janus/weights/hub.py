@@ -6,26 +6,22 @@ bars and keeps every complete file, so an interrupted download resumes when it i
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
 from ..files import write_atomically
+from .hub_errors import EXAMPLES, OutOfReachError, translated_errors, why_unreachable
 from .weight_names import WEIGHT_FORMS, shards_without_index
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
 """Pattern of owner/name, for ``fullmatch``."""
 
-_EXAMPLES = (
-    "deepseek-ai/Janus-Pro-1B, deepseek-ai/Janus-Pro-7B and deepseek-ai/Janus-1.3B are there"
-)
-_LOG_IN = "run `hf auth login` with an account that may read it"
 _TIMEOUT = 10.0  # seconds without a response until the cache is used instead
 
 _TEXT_FILE_NAME = re.compile(r"[\w.-]+\.(json|jinja)|tokenizer\.model|vocab\.txt|merges\.txt")
@@ -48,10 +44,6 @@ class HubModel:
     hashes: dict[str, str] = field(default_factory=dict, compare=False)
 
 
-class _OutOfReachError(HubError):
-    """The Hub did not respond, or cannot respond now. The cache may hold the model."""
-
-
 def find(repo_id: str, revision: str | None = None) -> HubModel:
     """Find a model on the Hub, or in the cache if the Hub is out of reach.
 
@@ -64,15 +56,15 @@ def find(repo_id: str, revision: str | None = None) -> HubModel:
             not in the cache.
     """
     if not HUB_ID.fullmatch(repo_id):
-        raise HubError(f"{repo_id[:200]!r} is no Hub id: it must read owner/name ({_EXAMPLES})")
+        raise HubError(f"{repo_id[:200]!r} is no Hub id: it must read owner/name ({EXAMPLES})")
     from huggingface_hub import HfApi
 
     try:
-        with _translated_errors(repo_id, revision):
+        with translated_errors(repo_id, revision):
             info = HfApi().model_info(
                 repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT
             )
-    except _OutOfReachError:
+    except OutOfReachError:
         if cached := _find_cached(repo_id, revision):
             return cached
         raise
@@ -96,7 +88,7 @@ def fetch_config(model: HubModel) -> Path:
         OutputError: the cache cannot be written.
     """
     if "config.json" not in model.files:
-        raise ConfigError(f"{model.repo_id} has no config.json: name a Janus model ({_EXAMPLES})")
+        raise ConfigError(f"{model.repo_id} has no config.json: name a Janus model ({EXAMPLES})")
     return _fetch_file(model, "config.json")
 
 
@@ -173,7 +165,7 @@ def _fetch_files(model: HubModel, names: list[str]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    with _translated_errors(model.repo_id, model.revision):
+    with translated_errors(model.repo_id, model.revision):
         return Path(
             snapshot_download(
                 model.repo_id,
@@ -189,7 +181,7 @@ def fetch_card(repo_id: str, revision: str) -> Path | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        with _translated_errors(repo_id, revision):
+        with translated_errors(repo_id, revision):
             return Path(hf_hub_download(repo_id, "README.md", revision=revision))
     except (HubError, OutputError):
         return None
@@ -221,7 +213,7 @@ def _fetch_file(model: HubModel, name: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    with _translated_errors(model.repo_id, model.revision):
+    with translated_errors(model.repo_id, model.revision):
         return Path(
             hf_hub_download(
                 model.repo_id, name, revision=model.revision, local_files_only=model.cached
@@ -278,11 +270,11 @@ def _missing_weights_error(model: HubModel, predicate: str) -> HubError | Checkp
     """
     if model.cached:  # the Hub may have the files that the cache lacks
         return HubError(
-            f"the cache holds only a part of {model.repo_id} and {_why_unreachable()}: "
+            f"the cache holds only a part of {model.repo_id} and {why_unreachable()}: "
             "run the same again when online"
         )
     return CheckpointError(
-        f"{model.repo_id} {predicate}: name another model or revision ({_EXAMPLES})"
+        f"{model.repo_id} {predicate}: name another model or revision ({EXAMPLES})"
     )
 
 
@@ -340,105 +332,3 @@ def _check_disk(model: HubModel, names: list[str]) -> None:
             f"where {free / 1e9:.2f} GB are free: "
             "free some, or set HF_HOME to a folder on a larger disk"
         )
-
-
-def _why_unreachable() -> str:
-    """Return the reason why the Hub is out of reach, as a part of an error message."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    return f"{constants.ENDPOINT} cannot be reached"
-
-
-@contextmanager
-def _translated_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into a HubError or OutputError, of one line with a fix."""
-    # The except clauses below name subclasses before their bases.
-    from huggingface_hub import constants, errors
-
-    # Base class of network errors: httpx's in huggingface_hub 1, httpx2's in 2.
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-    model_name = f"{repo_id} at {revision}" if revision else repo_id
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        terms = f"{constants.ENDPOINT}/{repo_id}"
-        fix = f"accept its terms at {terms}, then {_LOG_IN}"
-        raise HubError(f"{repo_id} is gated: {fix}") from error
-    except errors.RepositoryNotFoundError as error:
-        fix = f"check the name ({_EXAMPLES}); if it is private, {_LOG_IN}"
-        raise HubError(f"the Hub shows no model {repo_id}: {fix}") from error
-    except errors.RevisionNotFoundError as error:
-        fix = "leave it out, or name a branch, tag or commit"
-        raise HubError(f"{repo_id} has no revision {revision!r}: {fix}") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        online_fix = "check the connection and run the same again"
-        fix = "unset it to download" if constants.HF_HUB_OFFLINE else online_fix
-        raise _OutOfReachError(
-            f"{model_name} is not in the cache and {_why_unreachable()}: {fix}"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise HubError(
-            f"a file of {model_name} is gone from the Hub: "
-            f"run the same again ({_first_line(error)})"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise _http_error(model_name, error.response.status_code) from error
-    except HTTPError as error:
-        raise _OutOfReachError(
-            f"{model_name}: {_why_unreachable()} ({_first_line(error)}): "
-            "check the connection and run the same again"
-        ) from error
-    except errors.HFValidationError as error:
-        raise HubError(
-            f"{repo_id!r} is no Hub id: it must read owner/name ({_EXAMPLES})"
-        ) from error
-    except OSError as error:
-        raise _disk_error(model_name, error, constants.HF_HUB_CACHE) from error
-    except (RuntimeError, ValueError) as error:  # failures of hf_xet, and replies that are not JSON
-        raise HubError(
-            f"{model_name}: the download broke off ({_first_line(error)}): run the same again"
-        ) from error
-
-
-def _http_error(model_name: str, status: int) -> HubError:
-    """Return the error of a failed request, by its HTTP status.
-
-    A temporary failure gives an ``_OutOfReachError``, after which ``find`` tries the cache.
-    """
-    if status in (401, 403):
-        return HubError(
-            f"the Hub refused {model_name} (HTTP {status}): {_LOG_IN}, "
-            "or unset HF_TOKEN if it is an old one"
-        )
-    if status == 429 or status >= 500:
-        return _OutOfReachError(
-            f"the Hub cannot give {model_name} now (HTTP {status}): run the same again later"
-        )
-    return HubError(
-        f"the Hub refused {model_name} (HTTP {status}): check the name and the revision"
-    )
-
-
-def _disk_error(model_name: str, error: OSError, cache: str) -> HubError | OutputError:
-    """Return the error of a cache that cannot be written, or else of a download that broke off."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(
-            f"the disk of {cache} is full: "
-            f"free some for {model_name}, or set HF_HOME to a larger disk"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return OutputError(
-            f"{cache} cannot be written ({error.strerror}): set HF_HOME to a folder that can be"
-        )
-    return HubError(
-        f"{model_name}: the download broke off ({_first_line(error)}): run the same again"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the error's type if it has no message."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

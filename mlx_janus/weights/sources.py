@@ -93,19 +93,12 @@ def find_converted(
     """
     found = understand_name(name, revision)
     options = ConvertOptions(bits=bits, recipe=recipe)
-    place: hub.HubModel | Source
-    if found.folder is not None:
-        if is_converted(found.folder):
-            return found.folder
-        place = _local_source(found, found.folder)
-        config, _ = read_published_config(found.folder)
+    place, config = _find_place(found)
+    if config is None:
+        return place.folder if isinstance(place, Source) else hub.fetch(place)
+    if isinstance(place, Source):
         state = _state_of_folder(place, config, options)
     else:
-        place = _find_on_hub(found)
-        sizes = _read_sizes(place)
-        if sizes is None:  # the model on the Hub is converted already
-            return hub.fetch(place)
-        config = sizes
         state = _state_on_hub(place, found.revision, options)
     quantized = with_quantization(config, bits, Path(found.shown), recipe)
     check_memory(quantized, choose_dtype(config, dtype), found.shown, low_memory=low_memory)
@@ -121,6 +114,23 @@ def find_converted(
         if not _is_complete(state.folder):
             raise
         return state.folder
+
+
+def _find_place(found: ModelName) -> tuple[hub.HubModel | Source, JanusConfig | None]:
+    """Find the folder of a model, or its files on the Hub, and read its config.
+
+    The config is None if the model is a converted one. On the Hub, only ``config.json`` is read.
+
+    Raises:
+        ConfigError, UnsupportedModelError: the config cannot be used.
+        HubError: the Hub has no such model, or is out of reach.
+        OutputError: the download cannot be written.
+    """
+    if found.folder is None:
+        model = _find_on_hub(found)
+        return model, _read_sizes(model)
+    config = None if is_converted(found.folder) else read_published_config(found.folder)[0]
+    return _local_source(found, found.folder), config
 
 
 def _local_source(found: ModelName, folder: Path) -> Source:
