@@ -80,7 +80,9 @@ def find_elsewhere(name: str) -> Path | None:
 
 
 def _entries_in(root: Path) -> Iterator[FoundFolder]:
-    """Yield the folders in ``root`` that may be a model's: its children and their children."""
+    """Yield the folders that may be a model's: ``root``, its children and their children."""
+    if (root / "config.json").is_file():
+        yield FoundFolder(root.name, root)
     yield from _cached_in(root)
     for child in _subfolders(root):
         if child.name.startswith("models--"):

@@ -133,7 +133,7 @@ def make_stamp(
         "format": "mlx",
         _FORMAT_KEY: str(FORMAT_VERSION),
         "mlx_janus_version": __version__,
-        "source": source,
+        "source": source.encode(errors="replace").decode(),  # a folder's name may be no text
         "revision": revision,
         "dtype": dtype or "",
         "source_sha256": json.dumps(dict(hashes), sort_keys=True),

@@ -65,6 +65,11 @@ def test_which_folders_are_listed(home: Path) -> None:
         assert find_elsewhere(unusable) is None
 
 
+def test_a_folder_that_is_a_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_JANUS_MODELS", str(SOURCE))
+    assert [(entry.name, entry.folder) for entry in list_elsewhere()] == [(SOURCE.name, SOURCE)]
+
+
 def test_weights_that_another_program_quantized_are_not_taken(home: Path) -> None:
     folder = Path(shutil.copytree(SOURCE, home / "models" / "mlx-community" / "Janus-4bit"))
     path = folder / "config.json"

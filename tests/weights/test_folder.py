@@ -86,6 +86,11 @@ def test_an_unknown_format_version_names_all_that_are_read(tmp_path: Path) -> No
         load_model(tmp_path / "out")
 
 
+def test_a_source_whose_name_is_no_text(tmp_path: Path) -> None:
+    convert_checkpoint(Source(SOURCE, "bad\udcffname"), tmp_path / "out")
+    assert open_converted(tmp_path / "out")[1]["source"] == "bad?name"
+
+
 def test_a_pointer_in_a_converted_folder_is_named(tmp_path: Path) -> None:
     convert_checkpoint(Source(SOURCE, "x"), tmp_path / "out")
     weights = tmp_path / "out" / "model.safetensors"
