@@ -1,4 +1,4 @@
-"""Finding out what a model folder lacks, all of it and not only the first fault."""
+"""A checkup of a model folder: all of its faults, and not only the first one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .safetensors_files import find_weights
 
 
 def find_faults(folder: Path, *, headers: bool = False) -> list[str]:
-    """Return what keeps a model folder from being loaded, a message for each fault.
+    """Return a message for each fault that keeps a model folder from being loaded.
 
     Args:
         folder: a converted folder, or a PyTorch model folder.

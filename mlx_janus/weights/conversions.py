@@ -1,9 +1,9 @@
-"""The cache of conversions: finding a source's conversion, reusing its weights, noticing old ones.
+"""The cache of conversions: finding the one of a source, reusing its weights, marking old ones.
 
 A conversion's folder is named after its source, with a hash of everything that it depends on. Next
-to the model, each folder has a small record for every source whose conversion it is. So a source
-that was moved, copied or touched gets no second conversion, and of two conversions of one source
-the older one is known to be superseded.
+to the model it holds a small record for each source that uses it. So a source that was moved,
+copied or touched needs no second conversion. And if a source uses another conversion by now, the
+first one is known to be superseded.
 """
 
 from __future__ import annotations
@@ -46,27 +46,31 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class SourceState:
-    """A source as it is now, and the precision to convert it to: the key of a conversion.
+    """A source in its present state, and the precision to convert it to.
 
-    ``facts`` are JSON values that change if the result of a conversion may change: a commit; or the
-    config and the tokenizer of a folder, with the sizes and times of its weight files.
+    ``facts`` are JSON values that change whenever the result of a conversion may change. On the
+    Hub this is the commit; for a folder, its config, its tokenizer, and the sizes and times of its
+    weight files.
     """
 
     source: str  # Hub id, or path of the source folder
-    branch: str  # branch, tag or commit that was asked for; "": a folder
-    name: str  # for people
-    revision: str  # commit; "": a folder of none
+    branch: str  # requested branch, tag or commit on the Hub; "" for a folder
+    name: str  # shown to users
+    revision: str  # commit; "" if it is not known
     facts: tuple[object, ...]
-    options: ConvertOptions
+    options: ConvertOptions  # only bits and recipe count
 
     @property
     def slot(self) -> str:
-        """Hash of the source and the precision. It stays the same when the source changes."""
+        """Hash of the source's name and the precision. It stays when the source's content changes.
+
+        Of all conversions with this slot, the source uses the one with the newest record.
+        """
         return _digest([self.source, self.branch, self._precision])
 
     @property
     def state(self) -> str:
-        """Hash of everything that the conversion depends on, except for the source's name."""
+        """Hash of everything that the result of the conversion depends on."""
         return _digest([self.facts, self._precision, _LAYOUT])
 
     @property
@@ -80,7 +84,7 @@ class SourceState:
 
     @property
     def _precision(self) -> object:
-        """The bits, or the recipe with its rule, which may be another in another release."""
+        """The bits, or the recipe with its rule, since a release may change the rule."""
         rule = choose_rule(self.options.bits, self.options.recipe)
         if rule and self.options.recipe:
             return [self.options.recipe, asdict(rule)]
@@ -108,7 +112,7 @@ def find_conversion(source: SourceState) -> Path | None:
 
 
 def _find_by_record(source: SourceState) -> Path | None:
-    """Return the conversion whose record says that it is of this source, in this state."""
+    """Return the conversion with a record of this source in this state, or None."""
     for folder in conversion_folders():
         record = _read_record(_record_path(folder, source.slot))
         if record.get("state") == source.state and is_converted(folder):
@@ -117,7 +121,7 @@ def _find_by_record(source: SourceState) -> Path | None:
 
 
 def conversion_folders() -> Iterator[Path]:
-    """Yield the folders of complete conversions in the cache, by their names only."""
+    """Yield the folders in the cache that are named as complete conversions are."""
     try:
         folders = sorted(cache_folder().iterdir())
     except OSError:  # the cache does not exist
@@ -132,7 +136,7 @@ def conversion_folders() -> Iterator[Path]:
 
 
 def record_source(folder: Path, source: SourceState) -> None:
-    """Record that a folder is the conversion of a source. A read-only cache is left as it is."""
+    """Record that a source uses a conversion. In a read-only cache, do nothing."""
     record = {
         "source": source.source,
         "name": source.name,
@@ -184,14 +188,14 @@ def _record_times(folder: Path) -> dict[str, int]:
 
 
 def superseded_folders(folders: Iterable[Path]) -> set[Path]:
-    """Return the conversions that no source would use any more.
+    """Return the conversions that no source uses any more.
 
-    Of a superseded conversion's records, each has a newer one of the same name in another
-    conversion. A name stands for a source in a precision. A conversion of an earlier release has no
-    records: it is superseded if another one has the same content.
+    For each record of such a conversion, another conversion has a newer record with the same slot.
+    A conversion of an earlier release has no records. It is superseded if another one has the same
+    content.
     """
     times = {folder: _record_times(folder) for folder in folders}
-    newest: dict[str, int] = {}  # by the name of a record
+    newest: dict[str, int] = {}  # time of the newest record of each name, which has the slot
     for of_folder in times.values():
         for name, time in of_folder.items():
             newest[name] = max(time, newest.get(name, 0))
@@ -234,7 +238,7 @@ def _file_hash(path: Path) -> str:
 
 @dataclass(frozen=True)
 class CachedWeights:
-    """A conversion in the cache whose weights may be those that are wanted."""
+    """A conversion in the cache, with the facts by which equal weights are found."""
 
     folder: Path
     config: JanusConfig
@@ -242,9 +246,10 @@ class CachedWeights:
 
 
 def conversions_like(config: JanusConfig) -> list[CachedWeights]:
-    """Return the conversions in the cache whose config gives the same weights for a same source.
+    """Return the conversions in the cache whose weights are right for a config.
 
-    The weights keep their own types. ``config.dtype`` is not compared.
+    From the same source files, both configs give the same weights. ``dtype`` is not compared, since
+    weights keep their own types; conversions that cast them are left out.
     """
     found = []
     for folder in conversion_folders():
@@ -261,13 +266,13 @@ def conversions_like(config: JanusConfig) -> list[CachedWeights]:
 
 
 def weight_hashes(hashes: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the hashes of the weight files, sorted, of the hashes of a source by file name."""
+    """Return the sorted hashes of the weight files, from the hashes of all files by name."""
     not_weights = ("config.json", TOKENIZER_FILE)
     return tuple(sorted(str(h) for name, h in hashes.items() if name not in not_weights))
 
 
 def _of_weights(config: JanusConfig) -> JanusConfig:
-    """Return a config without the values that change no weight: prompt, image, defaults, type."""
+    """Return a config in which all values that change no weight are the same for every model."""
     generation = config.generation
     if isinstance(generation, VQGenerationConfig):
         generation = replace(generation, cfg_weight=1.0, temperature=1.0)
@@ -287,16 +292,16 @@ def reuse_weights(
     tokenizer: str,
     source: SourceState,
 ) -> Path | None:
-    """Return a conversion made without converting, if the cache has the weights; None if not.
+    """Return a conversion with weights that the cache has already; None if it has not.
 
-    If config and tokenizer are equal too, that is the conversion in the cache. Otherwise it is a
-    new folder, whose weight files are links to the old ones and take no space.
+    If config and tokenizer are equal too, the existing conversion is returned. Otherwise a new
+    folder is written. Its weight files are hard links to the existing ones and take no space.
 
     Args:
-        candidates: conversions whose configs give the same weights.
+        candidates: the conversions to choose from, from ``conversions_like``.
         hashes: SHA-256 of the source's weight files.
         config: the config of the conversion; its ``dtype`` is ignored.
-        tokenizer: the prepared tokenizer.
+        tokenizer: the content of the conversion's ``tokenizer.json``.
         source: the source.
 
     Raises:

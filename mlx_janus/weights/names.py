@@ -112,8 +112,8 @@ def expand_user(name: str | os.PathLike[str]) -> Path:
 def _understand_folder(path: Path, revision: str | None) -> ModelName:
     """Understand the name of an existing folder.
 
-    In the Hub's cache, a model's folder stands for the commit of its branch main, or of the
-    revision.
+    For a model's folder in the Hub's cache, the folder of the commit is returned that its branch
+    main or the revision names.
 
     Raises:
         HubError: there is a revision, and the folder is not a model's in the Hub's cache.

@@ -35,6 +35,9 @@ SAFETENSORS_DTYPES = {
 }
 """MLX's name of each type of a safetensors file."""
 
+# Beginnings of the names of files that hold no model's weights.
+_NO_WEIGHTS = (".", "adapter_model", "training_args", "optimizer", "scheduler")
+
 
 @dataclass(frozen=True)
 class SafetensorsEntry:
@@ -118,12 +121,12 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _why_no_weights(folder: Path) -> str:
-    """Return what a folder has in place of weights, as the end of an error message."""
+    """Return the predicate of an error about missing weights; it names files that may be them."""
     problem = (
         "holds no weights: model.safetensors or pytorch_model.bin, or an index of either, "
         "is expected"
     )
-    others = [name for name in _names_in(folder) if not name.startswith(".")]
+    others = [name for name in _names_in(folder) if not name.startswith(_NO_WEIGHTS)]
     for name in others:
         if name.endswith((".safetensors", ".bin")):
             expected = "model.safetensors" if name.endswith("s") else "pytorch_model.bin"

@@ -81,8 +81,8 @@ def find_converted(
     """Return the converted folder of a model; convert a PyTorch model into the cache if needed.
 
     A model of another family, or one that does not fit in memory, is refused before its weights are
-    downloaded or converted. Weights that the cache has converted already, perhaps of a source that
-    was moved or touched, are not converted again. ``dtype`` and ``low_memory`` only affect the
+    downloaded or converted. Weights are not converted again if the cache has them, even if the
+    source was moved or its other files have changed. ``dtype`` and ``low_memory`` only affect the
     memory check. A folder found in the cache gets the present time as the modification time of its
     ``config.json``, which records the last use.
 
@@ -141,11 +141,11 @@ def _local_source(found: ModelName, folder: Path) -> Source:
 
 
 def _state_of_folder(source: Source, config: JanusConfig, options: ConvertOptions) -> SourceState:
-    """Return the state of a PyTorch folder: what conversion reads of it.
+    """Return the state of a PyTorch folder.
 
-    Small files count by their content, as conversion understands it. So a file that conversion does
-    not read, or that is only written in another form, changes nothing. Weight files count by name,
-    size and modification time.
+    Small files count by the config that conversion reads from them. So a file that conversion does
+    not read changes nothing, and neither does another layout of the same JSON. Weight files count
+    by name, size and modification time.
     """
     files: list[object] = []
     for file in weight_files(source.folder):
@@ -167,7 +167,7 @@ def _state_on_hub(
 
     Args:
         model: the model.
-        revision: the branch, tag or commit that was asked for; None: the branch main.
+        revision: the requested branch, tag or commit; None: the branch main.
         options: bits or recipe of the conversion.
     """
     commit = model.revision
@@ -223,7 +223,7 @@ def _convert_or_reuse(
 
     Args:
         place: the folder of the source, or its model on the Hub, which is downloaded if needed.
-        config: the config with the quantization, of which the sizes are enough.
+        config: the config with the quantization; of prompt and preprocessing, defaults will do.
         state: the source's state.
         progress: called during the hashing and the conversion; None: report nothing.
 
@@ -254,10 +254,10 @@ def _convert_or_reuse(
 def _reuse_without_download(
     model: hub.HubModel, candidates: list[CachedWeights], state: SourceState
 ) -> Path | None:
-    """Return a conversion of the weights of an earlier commit, or None if there is none.
+    """Return a conversion with the weights of an earlier commit, or None if there is none.
 
-    The Hub tells the hashes of large files. So a commit with the same weights and, say, another
-    tokenizer needs only the small files.
+    The Hub gives the hashes of large files. So if a new commit changes only the tokenizer, only the
+    small files are downloaded.
 
     Raises:
         JanusError: as for ``find_source`` and ``convert_checkpoint``.
@@ -279,11 +279,11 @@ def _reuse_without_download(
 def _reuse(
     source: Source, candidates: list[CachedWeights], hashes: tuple[str, ...], state: SourceState
 ) -> Path | None:
-    """Return a conversion with the weights of one in the cache, or None if none has them.
+    """Return a conversion with weights that the cache has already; None if it has not.
 
     Args:
-        source: the source, of which only the small files are read.
-        candidates: conversions whose configs give the same weights.
+        source: the source; only its small files are read.
+        candidates: the conversions to choose from.
         hashes: SHA-256 of the source's weight files, sorted.
         state: the source's state.
 

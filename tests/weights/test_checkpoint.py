@@ -132,6 +132,7 @@ def test_weights_of_another_name_or_form_are_named(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "janus.safetensors")
     refuse(copy, "holds no weights", "rename it to model.safetensors")
     (copy / "janus.safetensors").rename(copy / "janus.gguf")
+    (copy / "training_args.bin").write_bytes(b"x")
     refuse(copy, "holds no weights", "janus.gguf is of a form that is not read")
 
 
