@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from .errors import OptionError
 from .inference.conversation import Conversation
-from .inference.image_generation import generate_steps, image_jobs, sort_by_prompt
+from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
 from .inference.pathways import pathway_of
@@ -156,8 +156,8 @@ class JanusPipeline(LoadedModel):
             temperature: randomness of sampling; 0 always takes the most likely token.
             top_p: threshold of nucleus sampling, which samples from the smallest set of tokens
                 whose probabilities sum to at least this; 1: from all tokens.
-            seed: seed of the sampling, an integer; None: a random one. The same seed gives the same
-                answer.
+            seed: seed of the sampling, an integer; None or -1: a random one. The same seed gives
+                the same answer.
             system: system prompt; None: the model's own, "": none.
             stop: a string or several that end the answer; they are not part of it.
             lookup: number of draft tokens that prompt lookup decoding copies from earlier text in
@@ -267,7 +267,7 @@ class JanusPipeline(LoadedModel):
         prompt: str | Sequence[str],
         *,
         n: int = 1,
-        seed: int | None = None,
+        seed: Seed = None,
         cfg_weight: float | None = None,
         temperature: float | None = None,
         top_p: float = 1.0,
@@ -281,7 +281,7 @@ class JanusPipeline(LoadedModel):
             n: images of each prompt. Images whose prompts have the same length in tokens are
                 generated together, as far as memory allows.
             seed: seed of each prompt's first image, an integer; each further image has the next
-                higher seed. None: a random seed.
+                higher seed. None or -1: a random seed. A list has one seed for each prompt.
             cfg_weight: weight of classifier-free guidance; images follow the prompt more closely
                 the higher it is. 1: no guidance; None: the model's own (5 for the published
                 models).
@@ -318,7 +318,7 @@ class JanusPipeline(LoadedModel):
         prompt: str | Sequence[str],
         *,
         n: int = 1,
-        seed: int | None = None,
+        seed: Seed = None,
         cfg_weight: float | None = None,
         temperature: float | None = None,
         top_p: float = 1.0,

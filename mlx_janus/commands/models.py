@@ -13,7 +13,7 @@ import click
 from ..errors import JanusError, OutputError
 from .options import bits_option, recipe_option, refuse_two_revisions, version_option
 from .progress import byte_progress
-from .runner import Command, Group, import_mlx, say
+from .runner import Command, Group, check_working_folder, import_mlx, say
 
 if TYPE_CHECKING:
     from ..weights.cache import ModelEntry
@@ -48,6 +48,7 @@ def main(context: click.Context, as_json: bool) -> None:
         if as_json:
             raise click.UsageError("--json goes only with the list: leave it out.")
         return
+    check_working_folder()
     import_mlx()
     from ..weights.cache import list_models
 
