@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote, urlsplit
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ImageError
+from ..processing.file_names import local_path
 from .hub import HUB_ID
 from .hub_cache import repo_id_of
 
@@ -24,10 +25,15 @@ _BEFORE_REVISION = ("tree", "blob", "resolve", "raw", "commit", "commits")
 
 
 def path_in_address(text: str) -> str:
-    """Return the path in a file:// address; any other text is returned unchanged."""
-    if not text.lower().startswith("file://"):
-        return text
-    return unquote(text[len("file://") :].removeprefix("localhost"))
+    """Return the path in a file:// address; any other text is returned unchanged.
+
+    Raises:
+        CheckpointError: the address has no full path, or names another machine.
+    """
+    try:
+        return local_path(text)
+    except ImageError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def split_revision(text: str) -> tuple[str, str | None]:

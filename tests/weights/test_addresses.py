@@ -79,3 +79,5 @@ def test_the_address_of_a_file() -> None:
     assert path_in_address("file:///models/a%20b") == "/models/a b"
     assert path_in_address("File://localhost/models/100%25") == "/models/100%"
     assert path_in_address("models/a%20b") == "models/a%20b"
+    with pytest.raises(CheckpointError, match="is no file of this machine"):
+        path_in_address("file://elsewhere.example/models")
