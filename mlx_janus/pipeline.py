@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import mlx.core as mx
 
+from .config import check_roles
 from .errors import OptionError
 from .inference.conversation import Conversation
 from .inference.image_generation import generate_steps, image_jobs, sort_by_prompt
@@ -51,6 +52,7 @@ def load(
     dtype: str | mx.Dtype | None = None,
     revision: str | None = None,
     low_memory: bool = False,
+    roles: str | None = None,
     progress: Progress | None = None,
 ) -> JanusPipeline:
     """Load a model for use in any thread. Weights are read from disk on first use.
@@ -70,12 +72,16 @@ def load(
         low_memory: hold only the weights of the current task in memory. The tasks are: read images,
             answer, generate image tokens, and decode them to pixels. Weights are read from disk
             again when a task needs them. Results are the same.
+        roles: the roles in prompts: "pro" for <|User|> and <|Assistant|>, as Janus-Pro was trained,
+            or "plain" for User and Assistant, as Janus-1.3B was. None: the model's own, which
+            ``janus.config.prompt`` has.
         progress: called during a conversion with the stage, the bytes done and the total bytes.
 
     Raises:
         JanusError: the model is missing, unsupported, damaged, or too large for the memory. Each
             case has a subclass in ``mlx_janus.errors``.
     """
+    check_roles(roles)  # before a download
     source = resolve_short_name(_use_tiny(revision) if path_or_hub_id is None else path_or_hub_id)
     dtype_name = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
     folder = find_converted(
@@ -87,12 +93,19 @@ def load(
         low_memory=low_memory,
         progress=progress,
     )
-    model = load_model(folder, bits=bits, recipe=recipe, dtype=dtype_name, low_memory=low_memory)
+    model = load_model(
+        folder,
+        bits=bits,
+        recipe=recipe,
+        dtype=dtype_name,
+        low_memory=low_memory,
+        roles=roles,
+    )
     prompts = Prompts.load(
         folder, model.config.prompt, image_tokens=model.config.understanding.tokens
     )
     files = WeightFiles.of(folder) if low_memory else None
-    return JanusPipeline(model, prompts, name=_display_name(source), files=files)
+    return JanusPipeline(model, prompts, name=_display_name(source), roles=roles, files=files)
 
 
 def _use_tiny(revision: str | None) -> Path:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead.")
 @version_option
 def main(as_json: bool) -> int:
-    """Check versions, device, memory, BLAS, disk and models, and give advice on problems.
+    """Check versions, device, memory, BLAS, disk, models and roles, and give advice on problems.
 
     The exit code is 1 if the package itself does not work, otherwise 0.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..config import BITS, DTYPES, RECIPES
+from ..config import BITS, DTYPES, RECIPES, ROLES
 from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
 from ..version import __version__
 from .runner import Rule, be_quiet
@@ -150,6 +150,13 @@ recipe_option = click.option(
     "larger; faithful: closest to the float model; mxfp4, mxfp8, nvfp4: MLX's small float formats.",
 )
 
+roles_option = click.option(
+    "--roles",
+    type=click.Choice(list(ROLES)),
+    help="Roles in prompts. pro: <|User|> and <|Assistant|>, as Janus-Pro was trained; plain: User "
+    "and Assistant, as Janus-1.3B was.  [default: those that the model's files tell]",
+)
+
 quiet_option = click.option(
     "-q",
     "--quiet",
@@ -188,6 +195,7 @@ weights_options = stack(
         help="Float type to compute in.  [default: the model's own; float32 on a CPU]",
     ),
     click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub."),
+    roles_option,
 )
 
 model_options = stack(

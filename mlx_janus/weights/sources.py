@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ from .load import choose_dtype, with_quantization
 from .published import read_published_config, read_published_sizes
 from .quantize import choose_rule
 from .safetensors_files import weight_files
+
+_LOG = logging.getLogger("mlx_janus")
 
 NO_MODEL = (
     "name a model: a converted folder, a PyTorch model folder, "
@@ -212,7 +215,8 @@ def _convert(
 ) -> Path:
     """Convert a source into the cache folder ``cached``, and return that folder.
 
-    If another process writes the same folder first, its result is used.
+    If another process writes the same folder first, its result is used. Notes about doubts, and
+    about options of the source that are not followed, are logged as warnings.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -226,10 +230,13 @@ def _convert(
             "set MLX_JANUS_CACHE to a folder that can be written"
         ) from None
     try:
-        convert_checkpoint(source, cached, options, progress)
+        conversion = convert_checkpoint(source, cached, options, progress)
     except OutputError:
         if not _is_complete(cached):
             raise
+        return cached
+    for note in conversion.notes:
+        _LOG.warning("%s: %s", source.name, note)
     return cached
 
 
