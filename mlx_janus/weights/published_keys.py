@@ -35,6 +35,7 @@ _NEUTRAL_GENERATION: dict[str, tuple[Any, ...]] = {
     "exponential_decay_length_penalty": (),
     "force_words_ids": (),
     "forced_bos_token_id": (),
+    "forced_decoder_ids": (),
     "forced_eos_token_id": (),
     "length_penalty": (1,),
     "min_length": (0,),

@@ -130,7 +130,8 @@ def read_prompt(
         choice = _roles_of_template(_chat_template(folder, tokenizer_config))
     if given is not None:
         choice = RolesChoice(given, "as requested")
-    added = dict.fromkeys(itertools.chain(*additional.values()))  # without duplicates
+    named = _named_tokens(tokenizer_config, special_tokens)
+    added = dict.fromkeys(itertools.chain(named, *additional.values()))  # without duplicates
     return PublishedPrompt(
         prompt=prompt.with_roles(choice.roles),
         roles=choice,
@@ -158,6 +159,21 @@ def _with_tokens(
         if text:
             texts[field] = text
     return replace(prompt, **texts)
+
+
+def _named_tokens(
+    tokenizer_config: Mapping[str, Any], special_tokens: Mapping[str, Any]
+) -> list[str]:
+    """Return the special tokens with a name of their own, in the order of transformers.
+
+    bos and eos are left out: a tokenizer without them is another model's.
+    """
+    found = []
+    for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token"):
+        text = token_text(special_tokens.get(name)) or token_text(tokenizer_config.get(name))
+        if text:
+            found.append(text)
+    return found
 
 
 def _additional_tokens(

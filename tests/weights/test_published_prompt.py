@@ -150,7 +150,7 @@ def test_the_list_of_transformers_5_is_a_sign(deepseek: Callable[..., Path]) -> 
     edit(folder / "tokenizer_config.json", lambda c: c.update(extra_special_tokens=tokens))
     published = read_published(folder)
     assert published.roles.text == f"{USER} and {ASSISTANT} (tokenizer_config.json has {USER})"
-    assert published.added_tokens == tuple(NINE)
+    assert published.added_tokens == ("<｜▁pad▁｜>", *NINE)
 
 
 def test_another_image_tag_precedes_the_roles_too(deepseek: Callable[..., Path]) -> None:
@@ -195,6 +195,10 @@ def test_tokens_of_the_map_come_in_its_order_before_the_placeholder(
     assert added(deepseek(NINE[1:])) == {USER: 535, ASSISTANT: 536, PLACEHOLDER: 537}
     assert added(deepseek([])) == added(deepseek(None)) == {PLACEHOLDER: 535}
     assert added(deepseek([PLACEHOLDER])) == {PLACEHOLDER: 535}
+    folder = deepseek(NINE)
+    options = {"unk_token": {"content": "<unk>"}, "additional_special_tokens": ["<first>"]}
+    edit(folder / "tokenizer_config.json", lambda content: content.update(options))
+    assert list(added(folder)) == ["<unk>", "<first>", PLACEHOLDER, USER, ASSISTANT]
     twice = [*NINE, *NINE, {"content": "<last>"}]
     assert added(deepseek(twice))["<last>"] == 538
 
