@@ -6,14 +6,14 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
 
 from .config import check_roles
 from .errors import OptionError
 from .inference.conversation import Conversation
-from .inference.image_generation import generate_steps, image_jobs, sort_by_prompt
+from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
 from .inference.pathways import pathway_of
@@ -84,28 +84,35 @@ def load(
     check_roles(roles)  # before a download
     source = resolve_short_name(_use_tiny(revision) if path_or_hub_id is None else path_or_hub_id)
     dtype_name = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
+    precision: dict[str, Any] = {"bits": bits, "recipe": recipe, "dtype": dtype_name}
     folder = find_converted(
-        source,
-        bits=bits,
-        recipe=recipe,
-        dtype=dtype_name,
-        revision=revision,
-        low_memory=low_memory,
-        progress=progress,
+        source, revision=revision, low_memory=low_memory, progress=progress, **precision
     )
-    model = load_model(
-        folder,
-        bits=bits,
-        recipe=recipe,
-        dtype=dtype_name,
-        low_memory=low_memory,
-        roles=roles,
-    )
+    name = _display_name(source)
+    return _make_pipeline(folder, name, roles=roles, low_memory=low_memory, **precision)
+
+
+def _make_pipeline(
+    folder: Path, name: str, *, roles: str | None, low_memory: bool, **precision: Any
+) -> JanusPipeline:
+    """Load a converted folder, and return its pipeline.
+
+    Args:
+        folder: the converted folder.
+        name: the model's name, for the metadata of images.
+        roles: as for ``load``.
+        low_memory: as for ``load``.
+        precision: ``bits``, ``recipe`` and ``dtype``, as for ``load_model``.
+
+    Raises:
+        JanusError: as for ``load``.
+    """
+    model = load_model(folder, low_memory=low_memory, roles=roles, **precision)
     prompts = Prompts.load(
         folder, model.config.prompt, image_tokens=model.config.understanding.tokens
     )
     files = WeightFiles.of(folder) if low_memory else None
-    return JanusPipeline(model, prompts, name=_display_name(source), roles=roles, files=files)
+    return JanusPipeline(model, prompts, name=name, roles=roles, files=files)
 
 
 def _use_tiny(revision: str | None) -> Path:
@@ -176,8 +183,8 @@ class JanusPipeline(LoadedModel):
             temperature: randomness of sampling; 0 always takes the most likely token.
             top_p: threshold of nucleus sampling, which samples from the smallest set of tokens
                 whose probabilities sum to at least this; 1: from all tokens.
-            seed: seed of the sampling, an integer; None: a random one. The same seed gives the same
-                answer.
+            seed: seed of the sampling, an integer; None or -1: a random one. The same seed gives
+                the same answer.
             system: system prompt; None: the model's own, "": none.
             stop: a string or several that end the answer; they are not part of it.
             lookup: number of draft tokens that prompt lookup decoding copies from earlier text in
@@ -287,7 +294,7 @@ class JanusPipeline(LoadedModel):
         prompt: str | Sequence[str],
         *,
         n: int = 1,
-        seed: int | None = None,
+        seed: Seed = None,
         cfg_weight: float | None = None,
         temperature: float | None = None,
         top_p: float = 1.0,
@@ -301,7 +308,7 @@ class JanusPipeline(LoadedModel):
             n: images of each prompt. Images whose prompts have the same length in tokens are
                 generated together, as far as memory allows.
             seed: seed of each prompt's first image, an integer; each further image has the next
-                higher seed. None: a random seed.
+                higher seed. None or -1: a random seed. A list has one seed for each prompt.
             cfg_weight: weight of classifier-free guidance; images follow the prompt more closely
                 the higher it is. 1: no guidance; None: the model's own (5 for the published
                 models).
@@ -338,7 +345,7 @@ class JanusPipeline(LoadedModel):
         prompt: str | Sequence[str],
         *,
         n: int = 1,
-        seed: int | None = None,
+        seed: Seed = None,
         cfg_weight: float | None = None,
         temperature: float | None = None,
         top_p: float = 1.0,

@@ -12,7 +12,7 @@ import click
 from ..errors import JanusError
 from .options import bits_option, recipe_option, version_option
 from .progress import byte_progress
-from .runner import Command, Group, import_mlx, say
+from .runner import Command, Group, check_working_folder, import_mlx, say
 from .wording import flags_in_log_messages
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def main(context: click.Context, as_json: bool) -> None:
         if as_json:
             raise click.UsageError("--json goes only with the list: leave it out.")
         return
+    check_working_folder()
     import_mlx()
     from ..weights.cache import list_models
 

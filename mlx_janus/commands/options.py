@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..config import BITS, DTYPES, RECIPES, ROLES
-from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
+from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, RANDOM_SEED
 from ..version import __version__
 from .runner import Rule, be_quiet
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 STDIN = "-"  # an option's value that means: read from stdin
+STDOUT = "-"  # the value of --output that means: write to stdout
 
 
 class FiniteRange(click.FloatRange):
@@ -32,6 +34,20 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+
+class SeedRange(click.IntRange):
+    """The range of seeds. -1 is converted to None, which means a random seed."""
+
+    name = "seed"
+
+    def __init__(self) -> None:
+        super().__init__(RANDOM_SEED, MAX_SEED)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert as ``IntRange`` does, and -1 to None."""
+        number = super().convert(value, param, ctx)
+        return None if number == RANDOM_SEED else number
 
 
 def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
@@ -113,6 +129,25 @@ def _be_quiet(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     """Hide progress and notes if --quiet is given."""
     if wanted:
         be_quiet(ctx)
+
+
+def check_image_sources(
+    _: click.Context, __: click.Parameter, sources: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Check the images that an option or argument names, and return them unchanged.
+
+    click calls this function. Files, https and file:// addresses, and - for stdin are allowed.
+
+    Raises:
+        click.BadParameter: an image is an address of another kind.
+    """
+    for source in sources:
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source)  # None: a file, or - for stdin
+        if scheme and scheme[0].lower() not in ("https://", "file://"):
+            raise click.BadParameter(
+                f"{scheme[0]} is not read: give a file, or an address that begins with https://."
+            )
+    return sources
 
 
 def complete_files(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -212,7 +247,7 @@ SETTINGS: dict[str, click.ParamType] = {
     "top_p": FiniteRange(0, 1, min_open=True),
     "max_tokens": click.IntRange(1, MAX_TOKENS),
     "cfg_weight": FiniteRange(0, MAX_CFG_WEIGHT),
-    "seed": click.IntRange(0, MAX_SEED),
+    "seed": SeedRange(),
 }
 """Settings of a chat, with their allowed values. The options of the same names share them."""
 
@@ -236,7 +271,8 @@ sampling_options = stack(
         "--seed",
         type=SETTINGS["seed"],
         metavar="S",
-        help="Random seed: the same seed gives the same result.  [default: random]",
+        help="Random seed: the same seed gives the same result; -1: a random one.  "
+        "[default: random]",
     ),
 )
 

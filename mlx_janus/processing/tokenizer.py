@@ -45,8 +45,8 @@ class PromptTokenizer:
         config: spellings of the control tokens.
 
     Raises:
-        ConfigError: a control token is missing, or the tokenizer loses text, contradicts itself or
-            is not byte-level.
+        ConfigError: a control token is missing, or the tokenizer is not byte-level, loses text or
+            gives a token two ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: PromptConfig) -> None:
@@ -183,9 +183,9 @@ def prepare_tokenizer(
             get the next free ids in this order, as in transformers.
 
     Raises:
-        ConfigError: the file is missing, not JSON or not a tokenizer; or the tokenizer lacks a
-            control token other than the image placeholder, contradicts itself, loses text, or is
-            not byte-level.
+        ConfigError: the file is missing, not JSON or not a tokenizer; or the tokenizer is not
+            byte-level, loses text, gives a token two ids, or lacks a control token (the image
+            placeholder may be missing).
     """
     tokenizer = read_tokenizer(tokenizer_json)
     # Janus-1.3B's file lacks the image placeholder. DeepSeek's processor adds it after the others.
@@ -193,7 +193,8 @@ def prepare_tokenizer(
     missing = [token for token in needed if tokenizer.token_to_id(token) is None]
     tokenizer.add_special_tokens([_as_special(token, None) for token in missing])
     try:
-        # The constructor also checks the tokenizer, so that every written one can be loaded.
+        # The constructor flags the control tokens, drops truncation and padding, and checks the
+        # tokenizer, so that the file can be loaded.
         return PromptTokenizer(tokenizer, config).tokenizer.to_str()
     except ConfigError as error:
         raise ConfigError(f"{tokenizer_json}: {error}") from None
