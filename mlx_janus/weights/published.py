@@ -490,6 +490,12 @@ def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
     codec = _json_object(data, "vq_config")
     # This layout may omit the epsilon, but no other size of the language model.
     language = _read_language(_json_object(data, "text_config"), {"rms_norm_eps": 1e-6})
+    generation = _transformers_generation(codec, vision.image_size, language.hidden_size)
+    if generation.tokens != vision.tokens:  # transformers generates as many as it reads
+        raise UnsupportedModelError(
+            f"generates images of {generation.tokens} tokens and reads {vision.tokens}; "
+            "only equal numbers are supported"
+        )
     return JanusConfig(
         understanding=vision,
         aligner=MLPConfig(
@@ -499,7 +505,7 @@ def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
             depth=vision_data.get("depth", 2),
         ),
         language=language,
-        generation=_transformers_generation(codec, vision.image_size, language.hidden_size),
+        generation=generation,
         image=ImageConfig(image_size=vision.image_size),
         # ``_weight_dtype`` expects a language_config, which this layout does not have.
         dtype=_weight_dtype({"language_config": {}, **data}),

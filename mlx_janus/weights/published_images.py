@@ -78,6 +78,9 @@ def read_preprocessing(
         image, notes = _with_background(image, options, path.name)
         image = _with_rescaling(image, options, layout)
         notes += _size_notes(options, layout, image.image_size, path.name)
+    for key in ("image_mean", "image_std"):
+        if options and options.get(key) is None:
+            notes.append(f"{path.name}: {key} is missing; 0.5 is used, as published")
     if options.get("do_normalize") is False:
         notes.append(
             f"{path.name}: do_normalize is false, which is an error of old copies of Janus-1.3B; "

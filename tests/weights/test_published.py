@@ -17,7 +17,11 @@ from hypothesis import strategies as st
 from mlx_janus.config import JanusConfig, SiglipConfig
 from mlx_janus.errors import ConfigError, JanusError, UnsupportedModelError
 from mlx_janus.sections import Section, _from_json
-from mlx_janus.weights.published import read_published_config, read_published_sizes
+from mlx_janus.weights.published import (
+    read_published,
+    read_published_config,
+    read_published_sizes,
+)
 from tests.support.configs import published_1b
 from tests.support.golden import FIXTURES
 
@@ -304,6 +308,7 @@ REFUSED = [
     ("transformers", ("vq_config", "in_channels"), 1),
     ("transformers", ("vq_config", "out_channels"), 4),
     ("transformers", ("vq_config", "double_latent"), True),
+    ("transformers", ("vq_config", "channel_multiplier"), [1, 1, 2]),
     ("deepseek-pro-bin", ("quantization_config",), {"quant_method": "bitsandbytes"}),
     ("deepseek-pro-bin", ("quantization",), {"group_size": 64, "bits": 4}),
     ("deepseek-pro-bin", ("language_config", "hidden_act"), "gelu"),
@@ -332,7 +337,7 @@ def test_options_that_change_the_numbers_are_refused_by_name(
     message = str(caught.value)
     assert message.startswith(f"{folder / 'config.json'} ")
     assert "\n" not in message
-    named = {"attention_bias", "mlp_bias", "double_latent", "use_qk_norm", "cls"}
+    named = {"mlp_bias", "double_latent", "use_qk_norm", "cls", "channel_multiplier"}
     assert path[-1] in message or path[-1] in named
     # Before a download there is only this file.
     with pytest.raises(UnsupportedModelError):
@@ -413,6 +418,43 @@ def test_any_value_anywhere_gives_a_config_or_a_clear_error(
     (folder / "config.json").write_text(json.dumps(config))
     with contextlib.suppress(JanusError):
         read_published_config(folder)
+
+
+SMALL_FILES = [
+    (layout, name)
+    for layout in ("deepseek-pro-bin", "transformers")
+    for name in (
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "processor_config.json",
+        "preprocessor_config.json",
+        "generation_config.json",
+    )
+]
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_value_in_any_small_file_gives_a_config_or_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    layout, name = data.draw(st.sampled_from(SMALL_FILES))
+    folder = tmp_path_factory.mktemp("any")
+    for file in (FIXTURES / layout).glob("*.json"):
+        shutil.copy(file, folder)
+    content = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    further = ["unk_token", "eos_token_id", "pad_token_id", "additional_special_tokens", "pad_tag"]
+    content[data.draw(st.sampled_from([*sorted(content), *further]))] = data.draw(json_values)
+    (folder / name).write_text(json.dumps(content))
+    try:
+        lines = read_published(folder).notes
+    except JanusError as error:
+        lines = (str(error),)
+        named = str(folder) in lines[0]
+    else:
+        named = True
+    assert named
+    assert not any("\n" in line for line in lines)
 
 
 def test_converted_config_round_trip(tmp_path: Path) -> None:

@@ -72,6 +72,17 @@ def test_the_padding_has_the_colour_of_the_mean(
     assert published.notes == ()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_missing_mean_is_noted(tmp_path: Path, layout: str) -> None:
+    """The reference has another default, which no published model was trained with."""
+    published = read_with(tmp_path, layout, image_mean=None, image_std=None)
+    assert published.config.image == ImageConfig(64)
+    assert [note.partition(": ")[2] for note in published.notes] == [
+        "image_mean is missing; 0.5 is used, as published",
+        "image_std is missing; 0.5 is used, as published",
+    ]
+
+
 def test_a_chosen_background_is_kept_and_noted(tmp_path: Path) -> None:
     published = read_with(tmp_path, LAYOUTS[0], background_color=[1, 2, 3])
     assert published.config.image.background == (1, 2, 3)
