@@ -38,7 +38,7 @@ _FORMATS = ("deepseek", _OLD_FORMAT)
 _WIDTH_OF_1_3B = 2048  # of the language model; Janus-Pro-1B's is the same, Janus-Pro-7B's 4096
 # Fields of ``PromptConfig``, and their keys in the files: of bos and eos in both layouts, of the
 # others in DeepSeek's ``processor_config.json`` and in transformers' ``tokenizer_config.json``.
-_ENDS = {"bos": "bos_token", "eos": "eos_token"}
+_BOUNDS = {"bos": "bos_token", "eos": "eos_token"}
 _TAGS = {
     "image": "image_tag",
     "image_start": "image_start_tag",
@@ -113,8 +113,8 @@ def read_prompt(
     )
     with errors_about(folder / TOKENIZER_CONFIG_FILE):
         refuse_others(tokenizer_config, "add_eos_token", (False,))
-    prompt = _with_tokens(config.prompt, special_tokens, _ENDS)
-    prompt = _with_tokens(prompt, tokenizer_config, _ENDS)  # takes precedence
+    prompt = _with_tokens(config.prompt, special_tokens, _BOUNDS)
+    prompt = _with_tokens(prompt, tokenizer_config, _BOUNDS)  # takes precedence
     additional = _additional_tokens(tokenizer_config, special_tokens)
     if layout == "deepseek":
         with errors_about(folder / PROCESSOR_FILE):
@@ -127,7 +127,7 @@ def read_prompt(
         with errors_about(folder / GENERATION_FILE):
             prompt, id_notes = _with_ids(prompt, folder)
         notes += id_notes
-        choice = _roles_of_template(_chat_template(folder, tokenizer_config))
+        choice = _roles_of_template(folder, _chat_template(folder, tokenizer_config))
     if given is not None:
         choice = RolesChoice(given, "as requested")
     named = _named_tokens(tokenizer_config, special_tokens)
@@ -239,7 +239,7 @@ def _with_ids(prompt: PromptConfig, folder: Path) -> tuple[PromptConfig, list[st
 
 
 def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> list[str]:
-    """Return notes for the user about the ids of control tokens that differ from the tokenizer's.
+    """Return notes for the user about ids that are not the tokenizer's, or end answers at words.
 
     Args:
         folder: the model folder, in transformers' layout.
@@ -260,6 +260,13 @@ def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> lis
         ("config.json", "image_token_id", config.get("image_token_id"), prompt.image),
     )
     notes = []
+    texts = {id: token for token, id in ids.items()}
+    for end in prompt.stop_ids or ():
+        text = texts.get(end, "")
+        if not text.startswith("<"):  # an ordinary word, perhaps by mistake
+            notes.append(
+                f"{GENERATION_FILE}: eos_token_id has {end}, {text!r}: it ends answers too"
+            )
     for file, key, id, token in written:
         if id is not None and id != ids.get(token):
             used = f"{token}, which is {ids.get(token)}, is used"
@@ -363,13 +370,23 @@ def _roles_by_signs(
     return RolesChoice("pro", "the sizes are Janus-Pro-7B's", f"no file has {_PRO_USER}")
 
 
-def _roles_of_template(template: str) -> RolesChoice:
-    """Choose the roles of a model in transformers' layout by its chat template; "": it has none."""
-    if not template:
-        return RolesChoice("pro", "it has no chat template")
-    if any(role in template for role in ROLES["pro"]):
-        return RolesChoice("pro", f"its chat template has {_PRO_USER}")
-    return RolesChoice("plain", f"its chat template lacks {_PRO_USER}")
+def _roles_of_template(folder: Path, template: str) -> RolesChoice:
+    """Choose the roles of a model in transformers' layout by its chat template.
+
+    transformers' converter writes the template of Janus-Pro for Janus-1.3B too.
+
+    Args:
+        folder: the model folder, for its ``tokenizer.json``.
+        template: the template; "": there is none.
+
+    Raises:
+        ConfigError: ``tokenizer.json`` is missing or malformed.
+    """
+    if template and not any(role in template for role in ROLES["pro"]):
+        return RolesChoice("plain", f"its chat template lacks {_PRO_USER}")
+    sign = f"its chat template has {_PRO_USER}" if template else "it has no chat template"
+    lacks_user = _PRO_USER not in _token_ids(folder)
+    return RolesChoice("pro", sign, f"{TOKENIZER_FILE} lacks {_PRO_USER}" if lacks_user else "")
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:

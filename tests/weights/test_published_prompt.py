@@ -306,6 +306,13 @@ def test_the_template_tells_the_roles_wherever_it_is(
     assert read_published(transformers, "plain").config.prompt.roles == "plain"
 
 
+def test_a_1_3b_of_transformers_converter_is_doubted(transformers: Path) -> None:
+    end_tokenizer(transformers / "tokenizer.json", [])
+    published = read_published(transformers)
+    assert (published.roles.roles, published.roles.doubt) == ("pro", f"tokenizer.json lacks {USER}")
+    assert published.notes[0].endswith('pass roles="plain" for the others')
+
+
 def test_tokens_of_the_tokenizer_config_are_taken(transformers: Path) -> None:
     tokens = {"image_token": "<|ref|>", "boi_token": "<|/ref|>", "eoi_token": "<|det|>"}
     prompt = read_with(transformers, "tokenizer_config.json", **tokens).config.prompt
@@ -333,8 +340,10 @@ def test_the_system_prompt_is_left_out_if_the_processor_says_so(transformers: Pa
 def test_all_ids_that_end_an_answer_are_kept(
     transformers: Path, eos: Any, stop_ids: tuple[int, ...] | None
 ) -> None:
-    config = read_with(transformers, "generation_config.json", eos_token_id=eos).config
+    published = read_with(transformers, "generation_config.json", eos_token_id=eos)
+    config = published.config
     assert config.prompt.stop_ids == stop_ids
+    assert len(published.notes) == len(stop_ids or ())  # these are words, perhaps by mistake
     config.dump(transformers / "config.json")
     assert type(config).load(transformers / "config.json") == config
 
@@ -349,6 +358,14 @@ def test_without_a_generation_config_a_list_of_the_language_model_counts(
             transformers, "config.json", text_config={**language, "eos_token_id": eos}
         )
         assert published.config.prompt.stop_ids == stop_ids
+
+
+def test_control_tokens_that_end_an_answer_are_no_mistake(transformers: Path) -> None:
+    published = read_with(transformers, "generation_config.json", eos_token_id=[521, 536, 99_999])
+    assert published.config.prompt.stop_ids == (536, 99_999)
+    assert published.notes == (
+        "generation_config.json: eos_token_id has 99999, '': it ends answers too",
+    )
 
 
 @pytest.mark.parametrize("eos", ["</s>", [1.5], [True], {"a": 1}])
