@@ -264,9 +264,8 @@ def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> lis
     for end in prompt.stop_ids or ():
         text = texts.get(end, "")
         if not text.startswith("<"):  # an ordinary word, perhaps by mistake
-            notes.append(
-                f"{GENERATION_FILE}: eos_token_id has {end}, {text!r}: it ends answers too"
-            )
+            shown = f"{end} ({text!r})" if text else str(end)
+            notes.append(f"{GENERATION_FILE}: eos_token_id has {shown}, which ends answers too")
     for file, key, id, token in written:
         if id is not None and id != ids.get(token):
             used = f"{token}, which is {ids.get(token)}, is used"

@@ -364,7 +364,7 @@ def test_control_tokens_that_end_an_answer_are_no_mistake(transformers: Path) ->
     published = read_with(transformers, "generation_config.json", eos_token_id=[521, 536, 99_999])
     assert published.config.prompt.stop_ids == (536, 99_999)
     assert published.notes == (
-        "generation_config.json: eos_token_id has 99999, '': it ends answers too",
+        "generation_config.json: eos_token_id has 99999, which ends answers too",
     )
 
 
