@@ -29,8 +29,10 @@ from .inference.text_generation import (
 from .limits import check_text
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn
+from .weights.addresses import NO_MODEL
 from .weights.load import WeightFiles, load_model
-from .weights.sources import NO_MODEL, TINY, find_converted, resolve_short_name
+from .weights.names import TINY, understand_name
+from .weights.sources import find_converted
 
 if TYPE_CHECKING:
     from .decode.text import TextOptions
@@ -59,9 +61,9 @@ def load(
 
     Args:
         path_or_hub_id: a folder that ``convert`` wrote, a PyTorch model folder in DeepSeek's or
-            transformers' layout, or the Hub id of either ("deepseek-ai/Janus-Pro-1B", for short
-            "janus-pro-1b"). PyTorch models are converted once, into the cache folder. None:
-            Janus-Tiny, the small model inside the package; a warning is logged.
+            transformers' layout, or the Hub id, short name ("janus-pro-1b") or address of either,
+            with or without "@revision". PyTorch models are converted once, into the cache folder.
+            None: Janus-Tiny, the small model inside the package; a warning is logged.
         bits: 8 or 4 to quantize the language model; None: keep the model as it is.
         recipe: a named quantization in place of ``bits``. "light", "balanced" and "faithful" choose
             the bits of each layer, from the smallest model to the closest to the float model;
@@ -82,13 +84,13 @@ def load(
             case has a subclass in ``mlx_janus.errors``.
     """
     check_roles(roles)  # before a download
-    source = resolve_short_name(_use_tiny(revision) if path_or_hub_id is None else path_or_hub_id)
+    source = _use_tiny(revision) if path_or_hub_id is None else path_or_hub_id
     dtype_name = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
     precision: dict[str, Any] = {"bits": bits, "recipe": recipe, "dtype": dtype_name}
     folder = find_converted(
         source, revision=revision, low_memory=low_memory, progress=progress, **precision
     )
-    name = _display_name(source)
+    name = understand_name(source, revision).shown
     return _make_pipeline(folder, name, roles=roles, low_memory=low_memory, **precision)
 
 
@@ -125,15 +127,6 @@ def _use_tiny(revision: str | None) -> Path:
         raise OptionError(f"a revision is of a model on the Hub: {NO_MODEL}")
     _LOG.warning(_NO_MODEL_WARNING)
     return TINY
-
-
-def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
-    """Return the name to show for a model: "janus-tiny", its folder's name, or its Hub id."""
-    # Path.expanduser would raise for an unknown user.
-    path = Path(os.path.expanduser(path_or_hub_id))  # noqa: PTH111
-    if path == TINY:
-        return "janus-tiny"
-    return path.resolve().name if path.is_dir() else os.fspath(path_or_hub_id)
 
 
 class JanusPipeline(LoadedModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -125,6 +126,35 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     return whole_number(ctx, param, _refuse_both(ctx, param, value))
 
 
+def refuse_two_revisions(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Return the value of a model's name or of --revision. Refuse two different revisions.
+
+    click calls this function once for each of the two. The second call finds the value of the first
+    in ``ctx.params``.
+
+    Raises:
+        click.UsageError: the name has a revision, and --revision is another one.
+    """
+    from ..errors import CheckpointError
+    from ..weights.addresses import split_revision
+
+    values = {**ctx.params, param.name: value}
+    name = values.get("model") or values.get("source")
+    revision = values.get("revision")
+    if not name or not revision or Path(name).exists():
+        return value
+    try:
+        _, own = split_revision(name)
+    except CheckpointError:  # the command reports it
+        return value
+    if own not in (None, revision):
+        raise click.UsageError(
+            f"the model's name says revision {own!r} and --revision says {revision!r}: "
+            "give one of them."
+        )
+    return value
+
+
 def _be_quiet(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     """Hide progress and notes if --quiet is given."""
     if wanted:
@@ -216,10 +246,11 @@ weights_options = stack(
         "-m",
         "--model",
         metavar="MODEL",
+        callback=refuse_two_revisions,
         shell_complete=complete_folders,
         help="Model to use: a converted folder, a PyTorch model folder, a Hub id such as "
-        "deepseek-ai/Janus-Pro-1B, or a short name: janus-1.3b, janus-pro-1b, janus-pro-7b or "
-        "tiny. A PyTorch model is converted once, into a cache.  "
+        "deepseek-ai/Janus-Pro-1B, its page's address, or a short name: janus-1.3b, janus-pro-1b, "
+        "janus-pro-7b or tiny. A PyTorch model is converted once, into a cache.  "
         "[default: Janus-Tiny, which is part of the package]",
     ),
     bits_option,
@@ -229,7 +260,12 @@ weights_options = stack(
         type=click.Choice(DTYPES),
         help="Float type to compute in.  [default: the model's own; float32 on a CPU]",
     ),
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub."),
+    click.option(
+        "--revision",
+        metavar="REV",
+        callback=refuse_two_revisions,
+        help="Branch, tag or commit of a model on the Hub; -m OWNER/NAME@REV does the same.",
+    ),
     roles_option,
 )
 

@@ -22,6 +22,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..config import ImageConfig
 from ..errors import ImageError, OptionError
+from ..files import POINTER_ADVICE, is_git_pointer
 from .file_names import local_path, printable
 from .image_data import JPEG, image_data, with_end_marker
 
@@ -379,6 +380,8 @@ def _why_unidentified(head: bytes) -> str:
         return f"is a HEIC image, which needs another package: {fix}"
     if head[4:11] == b"ftypavi":
         return "is an AVIF image that cannot be read here: export it as JPEG or PNG"
+    if is_git_pointer(head):
+        return f"is a Git LFS pointer and not the image: {POINTER_ADVICE}"
     if head.startswith(b"%PDF"):
         return "is a PDF, which is not supported: export the page as PNG"
     return f"is not an image that can be read: use {_READABLE}"

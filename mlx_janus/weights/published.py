@@ -9,6 +9,7 @@ DeepSeek-VL have the same ``model_type`` as Janus. Only Janus has ``gen_vision_c
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,18 +161,20 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
 
 
 def _refuse_quantized(data: Mapping[str, Any]) -> None:
-    """Refuse a model that another program has quantized.
+    """Refuse a config of weights that another program has quantized.
+
+    mlx-lm and mlx-vlm write ``quantization``, transformers writes ``quantization_config``.
 
     Raises:
-        UnsupportedModelError: ``config.json``, or the language model's section, says so.
+        UnsupportedModelError: the config, or its language model's section, has one of them.
     """
     for section in (data, data.get("language_config"), data.get("text_config")):
-        for key in ("quantization_config", "quantization"):
-            options = section.get(key) if isinstance(section, dict) else None
-            if options:
+        for key in ("quantization", "quantization_config"):
+            if isinstance(section, dict) and section.get(key):
                 raise UnsupportedModelError(
-                    f"has {key} {shorten(options)}: another program has quantized the model, "
-                    "take the original one"
+                    f"has {key!r}: another program has quantized the weights, which are not read; "
+                    "take the original model, such as deepseek-ai/Janus-Pro-1B, with bits=4 or "
+                    "bits=8"
                 )
 
 
@@ -227,7 +230,9 @@ def _mlp_width(width: Any, ratio: Any) -> int:
         ConfigError: a value is not a number (a bool does not count), or the product is not finite.
     """
     are_numbers = type(width) in (int, float) and type(ratio) in (int, float)
-    if not are_numbers or not math.isfinite(width * ratio):
+    # A larger integer than any float would raise an OverflowError, in a product with a float.
+    too_large = are_numbers and max(abs(width), abs(ratio)) > sys.float_info.max
+    if not are_numbers or too_large or not math.isfinite(width * ratio):
         raise ConfigError(
             f"width and mlp_ratio must be numbers, got {str(width)[:40]!r} and {str(ratio)[:40]!r}"
         )
@@ -435,7 +440,9 @@ def _head_dim(hidden_size: Any, heads: Any) -> int:
     """
     whole_numbers = type(heads) is int and type(hidden_size) is int
     if not whole_numbers or heads < 1 or hidden_size % heads:
-        raise ConfigError(f"hidden_size {hidden_size!r} must be a multiple of {heads!r} heads")
+        raise ConfigError(
+            f"hidden_size {shorten(hidden_size)} must be a multiple of {shorten(heads)} heads"
+        )
     return int(hidden_size // heads)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..config import ROLES, JanusConfig, PromptConfig, Roles, check_roles, read_model_json
 from ..errors import ConfigError
+from ..files import POINTER_ADVICE, is_git_pointer
 from ..processing.tokenizer import TOKENIZER_FILE
 from ..sections import shorten
 from .published_values import (
@@ -400,10 +401,15 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
     own_file, own_json = (folder / name for name in TEMPLATE_FILES)
     if own_file.exists():
         try:
-            return own_file.read_text(encoding="utf-8")
+            template = own_file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(f"{own_file} cannot be read ({error}): download it again") from None
+        if is_git_pointer(template.encode()):
+            raise ConfigError(
+                f"{own_file} is a Git LFS pointer and not the file itself: {POINTER_ADVICE}"
+            )
+        return template
     in_json = json_or_empty(own_json).get("chat_template")
     in_processor = json_or_empty(folder / PROCESSOR_FILE).get("chat_template")
-    template = in_json or in_processor or tokenizer_config.get("chat_template") or ""
-    return template if isinstance(template, str) else str(template)
+    found = in_json or in_processor or tokenizer_config.get("chat_template") or ""
+    return found if isinstance(found, str) else str(found)

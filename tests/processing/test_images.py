@@ -432,6 +432,8 @@ def test_not_a_picture(tmp_path):
     refused(
         put("model.safetensors", struct.pack("<Q", 2) + b"{}"), "model.safetensors", "not an image"
     )
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 9\n"
+    refused(put("pointer.png", pointer), "pointer.png", "Git LFS pointer", "git lfs pull")
     refused(put("paper.pdf", b"%PDF-1.7\n1 0 obj"), "paper.pdf", "PDF", "PNG")
     refused(
         put("logo.svg", b'<?xml version="1.0"?>\n<SVG width="9"></SVG>'), "logo.svg", "SVG", "PNG"
