@@ -463,6 +463,22 @@ def test_tokens_that_only_the_map_names_are_converted_and_verified(tmp_path: Pat
     assert found.answering(turns) == wanted.answering(turns)
 
 
+def test_new_roles_and_tokens_of_a_source_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are in the cache already."""
+    monkeypatch.setenv("MLX_JANUS_CACHE", str(tmp_path / "cache"))
+    theirs = Path(shutil.copytree(FIXTURES / "transformers", tmp_path / "theirs"))
+    assert mlx_janus.load(theirs).config.prompt.roles == "pro"
+    (theirs / "chat_template.jinja").write_text("{{role}}")
+    assert mlx_janus.load(theirs).config.prompt.roles == "plain"
+    ours = Path(shutil.copytree(PRO, tmp_path / "ours"))
+    assert mlx_janus.load(ours).tokenizer.token_to_id("<new>") is None
+    tokens = {"additional_special_tokens": ["<new>"]}
+    (ours / "special_tokens_map.json").write_text(json.dumps(tokens))
+    assert mlx_janus.load(ours).tokenizer.token_to_id("<new>") == 538
+
+
 def test_doubts_and_unknown_options_are_logged_once(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
