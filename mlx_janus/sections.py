@@ -24,16 +24,23 @@ _MAX_SIZE = 1 << 20  # far above any width or vocabulary, far below an overflow
 _MAX_NUMBER = 1e30  # largest absolute value of a float field without a range
 _MAX_FILE = 64 << 20  # bytes of a JSON file
 
+LATER = {"later": True}
+"""Metadata of a field that early releases did not write. At its default, it is not written."""
+
 
 def size_field(
     default: Any = dataclasses.MISSING,
     *,
     low: int = 1,
     high: int = _MAX_SIZE,
+    later: bool = False,
 ) -> Any:
-    """Return a dataclass field for an integer in [low, high], or for a tuple of such integers."""
+    """Return a dataclass field for an integer in [low, high], or for a tuple of such integers.
+
+    ``later`` adds the metadata ``LATER``.
+    """
     limits = {"low": low, "high": high}
-    return field(default=default, metadata=limits)
+    return field(default=default, metadata=limits | LATER if later else limits)
 
 
 def number_field(
@@ -41,14 +48,14 @@ def number_field(
     *,
     low: float = 0.0,
     high: float = 1e9,
+    later: bool = False,
 ) -> Any:
-    """Return a dataclass field for a float in [low, high], or for a tuple of such floats."""
+    """Return a dataclass field for a float in [low, high], or for a tuple of such floats.
+
+    ``later`` adds the metadata ``LATER``.
+    """
     limits = {"low": low, "high": high}
-    return field(default=default, metadata=limits)
-
-
-LATER = {"later": True}
-"""Metadata of a field that early releases did not write. At its default, it is not written."""
+    return field(default=default, metadata=limits | LATER if later else limits)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..version import __version__
+from .wording import to_flags
 
 if TYPE_CHECKING:
     from ..config import JanusConfig
@@ -38,7 +39,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Check versions, package, device, memory, BLAS, disks and the models on this machine.
+    """Check versions, package, device, memory, BLAS, disks, and the models and their roles.
 
     If a check raises an exception, its finding describes the exception, and the others still run.
     """
@@ -51,6 +52,7 @@ def diagnose() -> list[Finding]:
         "BLAS": _blas,
         "disk": _disk,
         "models": _models,
+        "roles": _roles,
     }
     findings = []
     for about, check in checks.items():
@@ -273,6 +275,33 @@ def _fault_of(entry: ModelEntry) -> str:
     if entry.state == "partly downloaded":
         return f"{text}; mlx-janus models add {entry.source} downloads it"
     return text
+
+
+def _roles() -> Finding:
+    """List the roles in prompts of the models on this machine, and warn about doubts."""
+    from ..errors import JanusError
+    from ..weights.cache import list_models
+    from ..weights.folder import is_converted
+    from ..weights.published import read_published
+
+    models: dict[str, list[str]] = {}  # names of models, by their roles
+    notes = []
+    for entry in list_models():
+        if entry.config is None or entry.state == "partly downloaded":
+            continue
+        prompt = entry.config.prompt
+        if entry.state == "downloaded" and not is_converted(entry.path):
+            try:
+                published = read_published(entry.path)
+            except JanusError:  # it cannot be converted
+                continue
+            prompt = published.config.prompt
+            notes += [f"{entry.source}: {to_flags(note)}" for note in published.roles.notes()]
+        names = models.setdefault(f"{prompt.user} and {prompt.assistant}", [])
+        if entry.source not in names:
+            names.append(entry.source)
+    text = "; ".join(f"{pair} for {', '.join(names)}" for pair, names in models.items())
+    return Finding("roles", "warn" if notes else "ok", text, "; ".join(notes))
 
 
 def _models_too_large(limit: int) -> list[tuple[ModelEntry, int]]:

@@ -319,27 +319,27 @@ def _load_to_draw(job: DrawJob) -> JanusPipeline:
 
 
 def _note_if_drawn_by_another(origin: Origin, janus: JanusPipeline) -> None:
-    """Print a note if another model or precision drew ``origin``, the image of --config-from.
+    """Print a note if another model, precision or roles drew ``origin``, of --config-from.
 
-    An image of an early release does not store the precision. Then only the names are compared.
+    An image of an early release stores neither. Then only the names are compared.
     """
-    precision = janus.precision if origin.dtype else {}
+    options = janus.load_options if origin.dtype else {}
     drawn_by = _name_with_flags(origin.model, vars(origin))
-    loaded = _name_with_flags(janus.name, precision)
+    loaded = _name_with_flags(janus.name, options)
     if drawn_by != loaded:
         difference = f"{origin.file} was drawn by {drawn_by}, this is {loaded}"
         note(f"{difference}: only the same model and precision draw the same image")
 
 
 def _name_with_flags(model: str, values: Mapping[str, Any]) -> str:
-    """Return a model's name with the flags of its precision: "'a/b' --bits 4 --dtype float16".
+    """Return a model's name with the flags of its settings: "'a/b' --bits 4 --dtype float16".
 
     Args:
         model: the name. It may come from a stranger's file, so its control characters are escaped.
-        values: values of bits, recipe and dtype, by name. A value that is None or missing gives no
-            flag. Values with other names are ignored.
+        values: values of bits, recipe, dtype and roles, by name. A value that is None or missing
+            gives no flag. Values with other names are ignored.
     """
-    names = ("bits", "recipe", "dtype")
+    names = ("bits", "recipe", "dtype", "roles")
     flags = [f"--{name} {values[name]}" for name in names if values.get(name)]
     return " ".join([repr(model), *flags])
 

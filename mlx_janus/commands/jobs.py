@@ -71,6 +71,7 @@ class Origin:
     dtype: str | None  # None: drawn by an earlier release, which did not store it
     bits: int | None  # None: float weights, or a recipe
     recipe: str | None
+    roles: str | None = None  # None: the model's own
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
     origin = None
     if values["config_from"]:
         origin = _read_origin(values["config_from"])
-        load, fallback = _with_precision_of(origin, load)
+        load, fallback = _with_settings_of(origin, load)
         values = values | _stored_values(origin, ctx)
     file = values["prompts_file"]
     if file:
@@ -306,10 +307,10 @@ def _stored_values(origin: Origin, ctx: click.Context) -> dict[str, Any]:
     return values
 
 
-def _with_precision_of(
+def _with_settings_of(
     origin: Origin, load: LoadArguments
 ) -> tuple[LoadArguments, LoadArguments | None]:
-    """Complete ``load`` so that the model has the precision that ``origin`` was drawn with.
+    """Complete ``load`` so that the model has the precision and roles of ``origin``.
 
     Options of the command line take precedence.
 
@@ -318,7 +319,7 @@ def _with_precision_of(
         is already quantized in another way. The fallback is None with --bits or --recipe, so that
         the user sees the error about such a model.
     """
-    load = replace(load, dtype=load.dtype or origin.dtype)
+    load = replace(load, dtype=load.dtype or origin.dtype, roles=load.roles or origin.roles)
     if load.bits or load.recipe:
         return load, None
     return replace(load, bits=origin.bits, recipe=origin.recipe), load

@@ -14,6 +14,7 @@ from ..errors import JanusError, OutputError
 from .options import bits_option, recipe_option, refuse_two_revisions, version_option
 from .progress import byte_progress
 from .runner import Command, Group, check_working_folder, import_mlx, say
+from .wording import flags_in_log_messages
 
 if TYPE_CHECKING:
     from ..weights.cache import ModelEntry
@@ -86,7 +87,7 @@ def add(model: str, bits: int | None, recipe: str | None, revision: str | None) 
     import_mlx()
     from ..weights.sources import find_converted
 
-    with byte_progress() as progress:
+    with byte_progress() as progress, flags_in_log_messages():
         folder = find_converted(
             model, bits=bits, recipe=recipe, revision=revision, progress=progress
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..config import BITS, DTYPES, RECIPES
+from ..config import BITS, DTYPES, RECIPES, ROLES
 from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, RANDOM_SEED
 from ..version import __version__
 from .runner import Rule, be_quiet
@@ -215,6 +215,13 @@ recipe_option = click.option(
     "larger; faithful: closest to the float model; mxfp4, mxfp8, nvfp4: MLX's small float formats.",
 )
 
+roles_option = click.option(
+    "--roles",
+    type=click.Choice(list(ROLES)),
+    help="Roles in prompts. pro: <|User|> and <|Assistant|>, as Janus-Pro was trained; plain: User "
+    "and Assistant, as Janus-1.3B was.  [default: those that the model's files tell]",
+)
+
 quiet_option = click.option(
     "-q",
     "--quiet",
@@ -259,6 +266,7 @@ weights_options = stack(
         callback=refuse_two_revisions,
         help="Branch, tag or commit of a model on the Hub; -m OWNER/NAME@REV does the same.",
     ),
+    roles_option,
 )
 
 model_options = stack(

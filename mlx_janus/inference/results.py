@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..config import BITS, DTYPES, RECIPES
+from ..config import BITS, DTYPES, RECIPES, ROLES
 from ..errors import ImageError
 from ..limits import MAX_UPSCALE, check_int
 from ..processing.saved_images import encode_image, read_metadata, save_image
@@ -127,8 +127,9 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: not
-        enlarged); also dtype of the weights (None in files of early releases), and bits or recipe
-        if the weights were quantized (None otherwise).
+        enlarged); also dtype of the weights (None in files of early releases), bits or recipe if
+        the weights were quantized, and roles if others than the model's own were requested (None
+        otherwise).
 
     Raises:
         ImageError: the file is not an image, or its settings are missing or not valid.
@@ -144,11 +145,13 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     dtype = chunks.get("dtype")
     bits = chunks.get("bits")
     recipe = chunks.get("recipe")
+    roles = chunks.get("roles")
     try:
         supported = (
             dtype in (None, *DTYPES)
             and bits in (None, *map(str, BITS))
             and recipe in (None, *RECIPES)
+            and roles in (None, *ROLES)
         )
         if upscale is None or not supported or (bits and recipe):  # never both
             raise ValueError
@@ -163,6 +166,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             "dtype": dtype,
             "bits": None if bits is None else int(bits),
             "recipe": recipe,
+            "roles": roles,
         }
     except (KeyError, ValueError):
         raise ImageError(

@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 from ..config import JanusConfig, read_model_json
 from ..errors import CheckpointError, ConfigError
 from ..models.janus import JanusModel
-from .published import Layout
+from .published_values import Layout
 from .safetensors_files import find_weights, read_index, read_safetensors_header
 from .torch_files import read_torch_file
 

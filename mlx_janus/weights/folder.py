@@ -119,7 +119,11 @@ def _check_stamp(
 
 
 def make_stamp(
-    source: str, revision: str, dtype: Dtype | None, hashes: Mapping[str, str]
+    source: str,
+    revision: str,
+    dtype: Dtype | None,
+    hashes: Mapping[str, str],
+    roles: str | None = None,
 ) -> dict[str, str]:
     """Return the stamp of a conversion: metadata for the header of each weight file.
 
@@ -128,8 +132,9 @@ def make_stamp(
         revision: the origin's commit on the Hub; "" if it has none.
         dtype: type that the weights are cast to; None: each tensor keeps its own.
         hashes: SHA-256 of the origin's files, by file name.
+        roles: the roles that were requested in place of the origin's own; None: these.
     """
-    return {
+    stamp = {
         "format": "mlx",
         _FORMAT_KEY: str(FORMAT_VERSION),
         "mlx_janus_version": __version__,
@@ -138,6 +143,7 @@ def make_stamp(
         "dtype": dtype or "",
         "source_sha256": json.dumps(dict(hashes), sort_keys=True),
     }
+    return stamp | ({"roles": roles} if roles else {})
 
 
 def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:

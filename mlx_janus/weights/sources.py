@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import CONVERTED_MODEL_TYPE, JanusConfig, read_model_json
@@ -30,7 +31,7 @@ from .folder import Progress, is_converted, source_hashes
 from .footprint import check_memory
 from .load import choose_dtype, with_quantization
 from .names import SHORT_NAMES, TINY, ModelName, resolve_short_name, understand_name
-from .published import read_published_config, read_published_sizes
+from .published import read_published, read_published_sizes
 from .safetensors_files import weight_files
 
 __all__ = [
@@ -93,11 +94,11 @@ def find_converted(
     """
     found = understand_name(name, revision)
     options = ConvertOptions(bits=bits, recipe=recipe)
-    place, config = _find_place(found)
+    place, config, added_tokens = _find_place(found)
     if config is None:
         return place.folder if isinstance(place, Source) else hub.fetch(place)
     if isinstance(place, Source):
-        state = _state_of_folder(place, config, options)
+        state = _state_of_folder(place, config, added_tokens, options)
     else:
         state = _state_on_hub(place, found.revision, options)
     quantized = with_quantization(config, bits, Path(found.shown), recipe)
@@ -116,10 +117,16 @@ def find_converted(
         return state.folder
 
 
-def _find_place(found: ModelName) -> tuple[hub.HubModel | Source, JanusConfig | None]:
+def _find_place(
+    found: ModelName,
+) -> tuple[hub.HubModel | Source, JanusConfig | None, tuple[str, ...]]:
     """Find the folder of a model, or its files on the Hub, and read its config.
 
-    The config is None if the model is a converted one. On the Hub, only ``config.json`` is read.
+    On the Hub, only ``config.json`` is read.
+
+    Returns:
+        The place; the config, or None if the model is a converted one; and the special tokens that
+        the files of a folder name.
 
     Raises:
         ConfigError, UnsupportedModelError: the config cannot be used.
@@ -128,9 +135,12 @@ def _find_place(found: ModelName) -> tuple[hub.HubModel | Source, JanusConfig | 
     """
     if found.folder is None:
         model = _find_on_hub(found)
-        return model, _read_sizes(model)
-    config = None if is_converted(found.folder) else read_published_config(found.folder)[0]
-    return _local_source(found, found.folder), config
+        return model, _read_sizes(model), ()
+    source = _local_source(found, found.folder)
+    if is_converted(found.folder):
+        return source, None, ()
+    published = read_published(found.folder)
+    return source, published.config, published.added_tokens
 
 
 def _local_source(found: ModelName, folder: Path) -> Source:
@@ -140,7 +150,9 @@ def _local_source(found: ModelName, folder: Path) -> Source:
     return Source(folder, found.shown, found.revision or "")
 
 
-def _state_of_folder(source: Source, config: JanusConfig, options: ConvertOptions) -> SourceState:
+def _state_of_folder(
+    source: Source, config: JanusConfig, added_tokens: Sequence[str], options: ConvertOptions
+) -> SourceState:
     """Return the state of a PyTorch folder.
 
     Small files count by the config that conversion reads from them. So a file that conversion does
@@ -155,7 +167,8 @@ def _state_of_folder(source: Source, config: JanusConfig, options: ConvertOption
         tokenizer = (source.folder / TOKENIZER_FILE).read_bytes()
     except OSError:
         tokenizer = b""  # the conversion reports it
-    facts = (config.to_dict(), hashlib.sha256(tokenizer).hexdigest(), files)
+    tokens = (hashlib.sha256(tokenizer).hexdigest(), *added_tokens)
+    facts = (config.to_dict(), tokens, files)
     path = str(source.folder.resolve())
     return SourceState(path, "", source.name, source.revision, facts, options)
 
@@ -246,9 +259,16 @@ def _convert_or_reuse(
         reused = _reuse(source, candidates, weight_hashes(hashes), state)
         if reused:
             return reused
-    convert_checkpoint(source, state.folder, state.options, progress, hashes)
+    conversion = convert_checkpoint(source, state.folder, state.options, progress, hashes)
     record_source(state.folder, state)
+    _log_notes(source, conversion.notes)
     return state.folder
+
+
+def _log_notes(source: Source, notes: Sequence[str]) -> None:
+    """Log notes about doubts, and about options of a source that are not followed, as warnings."""
+    for note in notes:
+        _LOG.warning("%s: %s", source.name, note)
 
 
 def _reuse_without_download(
@@ -292,11 +312,15 @@ def _reuse(
     """
     if all(candidate.source_hashes != hashes for candidate in candidates):
         return None
-    config, _ = read_published_config(source.folder)
+    published = read_published(source.folder)
     options = state.options
-    config = with_quantization(config, options.bits, source.folder, options.recipe)
-    tokenizer = prepare_tokenizer(source.folder / TOKENIZER_FILE, config.prompt)
-    return reuse_weights(candidates, hashes, config, tokenizer, state)
+    config = with_quantization(published.config, options.bits, source.folder, options.recipe)
+    path = source.folder / TOKENIZER_FILE
+    tokenizer = prepare_tokenizer(path, config.prompt, published.added_tokens)
+    reused = reuse_weights(candidates, hashes, config, tokenizer, state)
+    if reused:
+        _log_notes(source, published.notes)
+    return reused
 
 
 def _is_complete(folder: Path) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -239,6 +242,25 @@ def test_eos_ends_an_answer_and_is_not_part_of_it(
     monkeypatch.setattr(pro.prompts, "special", type(special)(**{**vars(special), "eos": fourth}))
     ended = pro.generate_text("Hello?", max_tokens=10)
     assert (ended.finish_reason, ended.tokens) == ("stop", whole.tokens[:at])
+
+
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_every_end_id_ends_an_answer(
+    converted: dict[str, Path], tmp_path: Path, lookup: int
+) -> None:
+    """``generation_config.json`` of transformers' layout may list several."""
+    source = Path(shutil.copytree(FIXTURES / "transformers", tmp_path / "source"))
+    whole = mlx_janus.load(converted["transformers"]).generate_text("Hi", max_tokens=8)
+    end = whole.tokens[3]
+    generation = {"eos_token_id": [521, end]}
+    (source / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    janus = mlx_janus.load(source)
+    answer = janus.generate_text("Hi", max_tokens=8, lookup=lookup)
+    assert answer.tokens == whole.tokens[: whole.tokens.index(end)]
+    assert answer.finish_reason == "stop"
+    talk = janus.conversation()
+    talk.send("Hi", max_tokens=8)
+    assert talk.send("And?", max_tokens=1).cached_tokens > 0
 
 
 def test_streamed_text_is_the_whole_text(janus: Janus) -> None:
