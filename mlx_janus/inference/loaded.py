@@ -165,15 +165,15 @@ class LoadedModel:
         return collectors[task]()
 
     def answering_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
-        """Return the token ids of a conversation, up to the beginning of the next answer.
+        """Return the token ids of a conversation, up to where the model goes on.
 
         Args:
-            turns: messages, the last one the user's.
+            turns: messages. If the last one is the assistant's, it is the beginning of the answer.
             system: system prompt; None: the model's own, "": none.
 
         Raises:
-            PromptError: the last turn is not the user's, a question has no words and no images, a
-                text is not Unicode, or the context has no room for an answer.
+            PromptError: no turn is the user's, a question has no words and no images, a text is not
+                Unicode, or the context has no room for an answer.
             OptionError: ``system`` is not text.
         """
         ids = self.prompts.answering(turns, system)

@@ -57,9 +57,10 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     - Images of an answer are shown with the next question.
     - An answer that is only calls of tools, and an empty question that is not the last message, are
       left out.
+    - An answer at the end is the beginning of the next answer, which continues it.
 
     Raises:
-        APIError: the last turn is not the user's.
+        APIError: there is no question, or images wait for one.
     """
     conversation = Conversation()
     instructions = []
@@ -117,15 +118,16 @@ def _end_last_question(conversation: Conversation, pending: _Pending) -> None:
     """Add pending texts to the last question.
 
     Raises:
-        APIError: the last turn is not the user's.
+        APIError: there is no question, or images or texts wait for one.
     """
     turns = conversation.turns
     if not turns and conversation.system is not None:  # the instructions are the question
         turns.append(Turn("user", conversation.system))
         conversation.system = None
-    if not turns or turns[-1].role != "user" or pending.images:
-        message = "the last message must be the user's: add a question"
-        raise APIError(400, message, param="messages")
+    ends_with_answer = bool(turns) and turns[-1].role == "assistant"
+    waits = pending.images or (pending.texts and ends_with_answer)
+    if waits or not any(turn.role == "user" for turn in turns):
+        raise APIError(400, "there is no question: add a message of the user", param="messages")
     if pending.texts:
         question = turns[-1]
         text = "\n".join([question.text, *pending.texts])

@@ -253,7 +253,7 @@ class ChatRequest(_UnsupportedChatFields):
         min_length=1,
         max_length=_MAX_MESSAGES,
         fail_fast=True,
-        description="The conversation so far. The last question must be the user's.",
+        description="The conversation so far. If it ends with an answer, the model continues it.",
     )
     model: str | None = Field(default=None, description=_MODEL_NAME)
     temperature: Temperature | None = Field(

@@ -138,14 +138,20 @@ def test_empty_questions_of_the_history_are_left_out(
 @pytest.mark.parametrize(
     "messages",
     [
-        [message("user", "x"), message("assistant", "y")],
+        [message("assistant", "y")],
+        [message("user", "x"), message("assistant", "y"), message("tool", "z")],
         [message("user", "x"), message("assistant", [shown("red")])],
         [message("tool", "x")],
     ],
 )
 def test_a_question_must_be_last(client: httpx.Client, messages: list[dict[str, Any]]) -> None:
     error = refusal(client.post(CHAT, json={"messages": messages}), 400)
-    assert (error["param"], "add a question" in error["message"]) == ("messages", True)
+    assert (error["param"], "there is no question" in error["message"]) == ("messages", True)
+
+
+def test_an_answer_at_the_end_is_continued(client: httpx.Client, engine: FakeEngine) -> None:
+    asked = ask(client, engine, message("user", "x"), message("assistant", "A red"))
+    assert asked.turns == (Turn("user", "x"), Turn("assistant", "A red"))
 
 
 @pytest.mark.parametrize("head", ["data:;base64,", "data:image/png;charset=utf-8;base64,"])
