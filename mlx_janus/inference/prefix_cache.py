@@ -179,6 +179,7 @@ class PrefixCache:
         options: TextOptions,
         *,
         step: int = PREFILL_STEP,
+        continues: bool = False,
     ) -> Generator[TextEvent, None, None]:
         """Read the uncached part of a prompt, and answer. Closing the generator ends the answer.
 
@@ -191,6 +192,7 @@ class PrefixCache:
             images: the prompt's images, by digest.
             options: sampling and length.
             step: prompt positions read between two events.
+            continues: whether the prompt ends with the beginning of the answer.
 
         Yields:
             The events of ``answer_events``: progress in the prompt, tokens, and the result.
@@ -202,7 +204,8 @@ class PrefixCache:
         def features(stopwatch: Stopwatch) -> list[mx.array]:
             return feature_cache.features_at(keys[read:], images, stopwatch)
 
-        events = answer_events(self._janus, Prompt(ids, features, cache, read, step), options)
+        prompt = Prompt(ids, features, cache, read, step, continues)
+        events = answer_events(self._janus, prompt, options)
         consistent = False  # whether all layers hold the same positions
         try:
             for event in events:
