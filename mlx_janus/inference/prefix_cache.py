@@ -218,8 +218,18 @@ class PrefixCache:
             raise
         finally:
             events.close()
-            if consistent:  # after an early close, the cache also holds tokens not in ``known``
-                self.keys = known[: cache[0].offset]
-                trim_cache(cache, cache[0].offset - len(self.keys))
+            if consistent:
+                self._keep(known)
             else:
                 self.clear()
+
+    def _keep(self, known: Sequence[Key]) -> None:
+        """Keep the positions whose content is known, and drop the others.
+
+        After an early close, the cache also holds tokens of the answer that are not in ``known``.
+        """
+        cache = self._cache
+        assert cache is not None  # ``_trim_to`` has made it
+        positions = cache[0].offset
+        self.keys = list(known[:positions])
+        trim_cache(cache, positions - len(self.keys))

@@ -76,6 +76,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         },
     )
     app.include_router(_generation_router(service))
+    app.include_router(_image_router(service))
     app.include_router(_model_router(service))
     app.include_router(_server_router(service))
     if settings.api_key is not None:
@@ -170,6 +171,28 @@ def _model_router(service: Service) -> APIRouter:
     return router
 
 
+def _image_router(service: Service) -> APIRouter:
+    """Return a router with the route that gives generated images by their URLs."""
+    router = APIRouter(responses=_ERROR_RESPONSES, tags=["generation"])
+
+    @_get_and_head(
+        router,
+        IMAGES_PATH + "{name}",
+        response_class=Response,
+        responses={200: {"content": {"image/*": {}}}},
+    )
+    async def get_image(name: str) -> Response:
+        """Return a generated image that an earlier reply gave the address of."""
+        image = service.images.get(name)
+        if image is None:
+            raise APIError(404, "there is no such image: it is kept for an hour only")
+        # Pages of other sites may show the image: they cannot guess its name.
+        headers = {"Cross-Origin-Resource-Policy": "cross-origin"}
+        return Response(image.data, media_type=image.media_type, headers=headers)
+
+    return router
+
+
 def _server_router(service: Service) -> APIRouter:
     """Return a router with the routes for the server's state and for the web page."""
     router = APIRouter(responses=_ERROR_RESPONSES, tags=["server"])
@@ -206,21 +229,6 @@ def _server_router(service: Service) -> APIRouter:
         return Response(
             service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
-
-    @_get_and_head(
-        router,
-        IMAGES_PATH + "{name}",
-        response_class=Response,
-        responses={200: {"content": {"image/*": {}}}},
-    )
-    async def get_image(name: str) -> Response:
-        """Return a generated image that an earlier reply gave the address of."""
-        image = service.images.get(name)
-        if image is None:
-            raise APIError(404, "there is no such image: it is kept for an hour only")
-        # Pages of other sites may show the image: they cannot guess its name.
-        headers = {"Cross-Origin-Resource-Policy": "cross-origin"}
-        return Response(image.data, media_type=image.media_type, headers=headers)
 
     @_get_and_head(router, "/", response_class=HTMLResponse)
     async def show_page() -> Response:
