@@ -13,6 +13,7 @@ import itertools
 import operator
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -200,10 +201,7 @@ class PrefixCache:
         known: list[Key] = [*keys]  # the answer's tokens are added when it is complete
         cache = self._trim_to(keys)
         read = len(self.keys)  # prompt positions in the cache
-
-        def features(stopwatch: Stopwatch) -> list[mx.array]:
-            return feature_cache.features_at(keys[read:], images, stopwatch)
-
+        features = partial(feature_cache.features_at, keys[read:], images)
         prompt = Prompt(ids, features, cache, read, step, continues)
         events = answer_events(self._janus, prompt, options)
         consistent = False  # whether all layers hold the same positions
