@@ -27,7 +27,7 @@ from .wording import to_flags
 if TYPE_CHECKING:
     from ..weights.convert import Conversion, ConvertOptions, Source
 
-# Not with --verify.
+# Parameters of the options that --verify refuses.
 _CONVERSION_ONLY = ("bits", "recipe", "group_size", "dtype", "roles", "overwrite")
 
 
@@ -42,7 +42,11 @@ def _why_upload_refused(ctx: click.Context) -> str | None:
 
 
 def _repository(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """Return the owner/name in the address of a repository; any other value unchanged."""
+    """Return the value of --upload, with the address of a repository replaced by owner/name.
+
+    Any other value is returned unchanged. So is an address with a revision, because nothing can be
+    uploaded to a revision: ``_why_upload_refused`` then refuses it.
+    """
     from ..errors import CheckpointError
     from ..weights.addresses import split_revision
 

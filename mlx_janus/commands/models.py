@@ -119,7 +119,9 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
     if not chosen and any(entry.is_download for entry in found):
         place = "the Hub's cache, which other programs share"
         raise JanusError(f"{model} is in {place}: pass --downloads to remove it")
-    for entry in chosen or found:  # check all of them before the first is removed
+    # Check all models before the first is removed. If none was chosen, the check of the first model
+    # found raises the reason.
+    for entry in chosen or found:
         check_removable(entry)
     return _remove(chosen, yes)
 
@@ -216,7 +218,7 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
 
 
 def _json_object(entry: ModelEntry) -> dict[str, Any]:
-    """Return a model's object for --json. A value that is not known is None."""
+    """Return the JSON object about a model. A value that is not known is None."""
     last_used = None
     if entry.used:
         last_used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.used))

@@ -120,8 +120,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     arguments = LoadArguments.from_options(options)
 
     def load() -> JanusPipeline:
-        # The server calls this in another thread. There click has no current context, which holds
-        # --quiet, unless it is entered.
+        # The server calls this in another thread, where click has no current context. Enter the
+        # command's context, because it holds --quiet.
         with ctx.scope(cleanup=False):
             return load_pipeline(arguments)
 
@@ -149,13 +149,14 @@ def _server_settings(options: Mapping[str, Any]) -> Settings:
     from ..server.settings import Settings
 
     host = options["host"]
-    if host.startswith("[") and host.endswith("]"):  # an IPv6 address as URLs write it
+    if host.startswith("[") and host.endswith("]"):  # an IPv6 address in brackets, as in URLs
         host = host[1:-1]
     key = options["api_key"]
     if key is None:
-        # click ignores an empty variable. Pass it on, so that ``Settings`` refuses it.
+        # click ignores an empty environment variable. Pass it on, so that ``Settings`` refuses it.
         key = os.environ.get(_KEY_VARIABLE)
-    most_requests = max(256, options["queue"] + 64)  # waiting or being handled
+    # At least 64 requests may be handled while the queue is full.
+    most_requests = max(256, options["queue"] + 64)
     try:
         return Settings(
             host=host,
@@ -193,6 +194,7 @@ def _download_and_convert(arguments: LoadArguments) -> None:
 
 
 def _greet(name: str, url: str) -> None:
+    """Print that the model ``name`` is ready, and the server's address."""
     note(f"{name} is ready: a web page at the address below, OpenAI's API under /v1. Ctrl-C stops.")
     click.echo(url)
 

@@ -1,4 +1,4 @@
-"""The shapes benchmark: how well a model answers about and draws combinations held out of training.
+"""The shapes benchmark: scores of answers and drawings on scenes held out of training.
 
 Images of the shapes world have known contents, and the world's judge reads generated images, so
 every score is exact. Three parts follow a published benchmark, at the defaults of ``generate_text``
@@ -45,7 +45,8 @@ Progress = Callable[[str, int, int], None]
 class Sizes:
     """Numbers of images and prompts in each part."""
 
-    pictures: int = 200  # images of existence, the same for each strategy; questions per attribute
+    # Existence: images, the same for each strategy. Attributes: questions per attribute.
+    pictures: int = 200
     prompts: int = 24  # prompts per drawing task
     drawn: int = 4  # images per prompt
     reconstructed: int = 400  # images for the codec
@@ -88,7 +89,7 @@ class DrawingTarget:
 
 
 def _fits(detection: judge.Detection, name: language.Name) -> bool:
-    """Return whether a found object has the shape and colour of a name; "" means any."""
+    """Return whether an object has the shape and colour of a name; a colour of "" means any."""
     shape, colour = name
     if detection.shape != shape:
         return False
@@ -98,11 +99,11 @@ def _fits(detection: judge.Detection, name: language.Name) -> bool:
 def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Detection]) -> bool:
     """Return whether wanted names and found objects match one to one.
 
-    A name without a colour fits several objects, and one of these may be the only one that fits
-    another name. Therefore every object that fits the first name is tried.
+    A name without a colour may fit several objects, and another name only one of them. Therefore
+    every object that fits the first name is tried.
     """
     if not names:
-        return not found
+        return not found  # an object without a name is one too many
     first_name, *other_names = names
     for i, detection in enumerate(found):
         if not _fits(detection, first_name):
@@ -116,8 +117,8 @@ def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Dete
 def _is_related(a: judge.Detection, b: judge.Detection, relation: str) -> bool:
     """Return whether ``a`` has a relation to ``b``, by GenEval's rule.
 
-    From the centre of ``b`` to that of ``a``, the offset in the relation's direction must be more
-    than half of the distance.
+    The offset from the centre of ``b`` to that of ``a``, in the relation's direction, must be more
+    than half of the distance between the centres.
 
     Args:
         a: a found object.
@@ -205,12 +206,12 @@ def table(scores: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {task} | {guided:.1%} | {unguided:.1%} |")
 
     codec = scores["codec"]
-    before = codec["judge_right_before"]
-    after = codec["judge_right_after"]
+    right_on_originals = codec["judge_right_before"]
+    right_on_reconstructions = codec["judge_right_after"]
     lines += ["", "| codec | |", "|---|---|"]
     lines.append(f"| PSNR | {codec['psnr']:.1f} dB |")
-    lines.append(f"| the judge is right on pictures | {before:.1%} |")
-    lines.append(f"| the judge is right on reconstructions | {after:.1%} |")
+    lines.append(f"| the judge is right on pictures | {right_on_originals:.1%} |")
+    lines.append(f"| the judge is right on reconstructions | {right_on_reconstructions:.1%} |")
     return lines
 
 
@@ -224,17 +225,19 @@ def measure_existence(
     progress: Progress,
 ) -> dict[str, YesNoScores]:
     """Measure POPE's scores on held-out scenes, for each strategy to choose an absent object."""
-    random = np.random.default_rng([seed, 11])  # 11: random numbers of this part only
+    random = np.random.default_rng([seed, 11])  # 11: this part's own random numbers
     held_out = _held_out_scenes(random)
     scenes = list(islice(held_out, sizes.pictures))
-    popular = _by_popularity(scenes)
+    names_by_frequency = _by_popularity(scenes)
     done = 0
     total = len(STRATEGIES) * len(scenes)
     results = {}
     for strategy in STRATEGIES:
         outcomes = []
         for scene in scenes:
-            outcomes += _ask_about_present_and_absent(janus, scene, strategy, popular, random)
+            outcomes += _ask_about_present_and_absent(
+                janus, scene, strategy, names_by_frequency, random
+            )
             done += 1
             progress("existence", done, total)
         results[strategy] = _score_yes_no(outcomes)
@@ -244,7 +247,8 @@ def measure_existence(
 def _by_popularity(scenes: Sequence[shapes.Scene]) -> list[language.Name]:
     """List the names (shape, colour) that occur in these scenes, the most frequent first.
 
-    A name's frequency is the number of scenes that have it. Equally frequent names are sorted.
+    A name's frequency is the number of scenes that have it. Equally frequent names are in
+    alphabetical order.
     """
     counts: Counter[language.Name] = Counter()
     for scene in scenes:
@@ -261,18 +265,18 @@ def _ask_about_present_and_absent(
     janus: JanusPipeline,
     scene: shapes.Scene,
     strategy: str,
-    popular: Sequence[language.Name],
+    names_by_frequency: Sequence[language.Name],
     random: np.random.Generator,
 ) -> list[tuple[bool, bool | None]]:
     """Ask the model whether a scene has a present object, then whether it has an absent one.
 
-    An object that is held out of training is the first choice for the present one.
+    If the scene has objects that are held out of training, the present object is one of them.
 
     Args:
         janus: the model.
         scene: the scene.
         strategy: how to choose the absent object, one of ``STRATEGIES``.
-        popular: the objects of all scenes, the most frequent first.
+        names_by_frequency: the objects of all scenes, the most frequent first.
         random: source of all choices.
 
     Returns:
@@ -283,7 +287,7 @@ def _ask_about_present_and_absent(
     names = sorted({thing.name for thing in scene.things})
     held_out = [name for name in names if name in shapes.HELD_OUT]
     present = _choose(random, held_out or names)
-    absent = _choose_absent(strategy, names, popular, random)
+    absent = _choose_absent(strategy, names, names_by_frequency, random)
     outcomes = []
     for name, is_present in ((present, True), (absent, False)):
         shape, colour = name
@@ -296,22 +300,24 @@ def _ask_about_present_and_absent(
 def _choose_absent(
     strategy: str,
     present: Sequence[language.Name],
-    popular: Sequence[language.Name],
+    names_by_frequency: Sequence[language.Name],
     random: np.random.Generator,
 ) -> language.Name:
-    """Choose an absent object.
+    """Choose an object that is absent from a scene.
 
     Args:
-        strategy: one of ``STRATEGIES``. If it finds no object, any absent one is chosen.
+        strategy: "random" chooses one of all absent objects; "popular", one of the most frequent
+            of them; "adversarial", one that shares either its shape or its colour with a present
+            object. If a strategy finds no object, any absent one is chosen.
         present: the objects of the scene.
-        popular: the objects of all scenes, the most frequent first.
+        names_by_frequency: the objects of all scenes, the most frequent first.
         random: source of all choices.
     """
     absent = language.absent_names(present)
     candidates = absent
     if strategy == "popular":
-        absent_and_popular = [name for name in popular if name not in present]
-        candidates = absent_and_popular[:_POPULAR_COUNT]
+        absent_by_frequency = [name for name in names_by_frequency if name not in present]
+        candidates = absent_by_frequency[:_POPULAR_COUNT]
     elif strategy == "adversarial":
         candidates = language.near_misses(absent, present)
     return _choose(random, candidates or absent)
@@ -358,7 +364,7 @@ def measure_attributes(
     progress: Progress,
 ) -> dict[str, float]:
     """Measure the share of right answers to questions about each attribute of held-out scenes."""
-    random = np.random.default_rng([seed, 12])  # 12: random numbers of this part only
+    random = np.random.default_rng([seed, 12])  # 12: this part's own random numbers
     done = 0
     total = len(ATTRIBUTES) * sizes.pictures
     results = {}
@@ -375,7 +381,10 @@ def measure_attributes(
 
 
 def _held_out_scenes(random: np.random.Generator) -> Iterator[shapes.Scene]:
-    """Yield held-out scenes without end, in turn of the splits "scenes" and "pairs"."""
+    """Yield held-out scenes without end, alternately of the splits "scenes" and "pairs".
+
+    Empty scenes are left out.
+    """
     yielded = 0
     while True:
         split: shapes.Split = "pairs" if yielded % 2 else "scenes"
@@ -427,8 +436,9 @@ def drawing_prompts(
         count: number of prompts.
         seed: seed of the prompts.
         held_out: in prompts with colours, True to name only combinations held out of training;
-            False to name only combinations of training, to choose settings on.
+            False to name only combinations of training, for example to choose settings.
     """
+    # 13 and the task's index: this task's own random numbers
     random = np.random.default_rng([seed, 13, TASKS.index(task)])
     makers = {
         "single object": _single_object,
@@ -449,33 +459,35 @@ def _single_object(index: int, *_: Any) -> DrawingTarget:
     """
     shape = shapes.SHAPES[index % 4]
     text = _word_prompt(shape, index // 4)
-    return DrawingTarget(text, ((shape, ""),))
+    return DrawingTarget(text, ((shape, ""),))  # "": of any colour
 
 
 def _two_objects(index: int, random: np.random.Generator, *_: Any) -> DrawingTarget:
     """Make a random prompt for two objects of different shapes: "a circle and a star"."""
     chosen = random.choice(shapes.SHAPES, 2, replace=False).tolist()
     phrases = [language.with_article(shape) for shape in chosen]
-    things = tuple((shape, "") for shape in chosen)
+    things = tuple((shape, "") for shape in chosen)  # "": of any colour
     return DrawingTarget(language.listed(phrases), things)
 
 
 def _counting(index: int, *_: Any) -> DrawingTarget:
     """Make prompt number ``index`` for several objects of one shape: "three stars".
 
-    The four shapes take turns; after each round the number of objects changes, from 2 to 4.
+    The four shapes take turns. The number of objects is 2 in the first round of four prompts, then
+    3, then 4, then 2 again.
     """
     shape = shapes.SHAPES[index % 4]
-    objects = 2 + index // 4 % 3
+    round_number = index // 4
+    objects = 2 + round_number % 3
     text = language.counted(objects, shape)
-    return DrawingTarget(text, ((shape, ""),) * objects)
+    return DrawingTarget(text, ((shape, ""),) * objects)  # "": of any colour
 
 
 def _colours(index: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
     """Make prompt number ``index`` for one coloured object: "a purple circle".
 
-    With ``held_out``, the four held-out pairs of shape and colour take turns. Otherwise the pair is
-    that of a random training scene.
+    With ``held_out``, the four held-out pairs of shape and colour take turns. Otherwise the shape
+    and the colour are those of the object in a random training scene.
     """
     if held_out:
         names = sorted(shapes.HELD_OUT)
@@ -488,8 +500,8 @@ def _colours(index: int, random: np.random.Generator, held_out: bool) -> Drawing
     return DrawingTarget(text, (name,))
 
 
-def _word_prompt(noun: str, wording: int) -> str:
-    """Word a prompt for one object; there are five wordings, and number 5 is the first again."""
+def _word_prompt(noun: str, number: int) -> str:
+    """Word a prompt for one object. The five wordings are used in turn as ``number`` grows."""
     text = language.with_article(noun)
     wordings = (
         text,
@@ -498,7 +510,7 @@ def _word_prompt(noun: str, wording: int) -> str:
         f"there is {text}",
         f"draw {text}",
     )
-    return wordings[wording % len(wordings)]
+    return wordings[number % len(wordings)]
 
 
 def _position(index: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
@@ -530,8 +542,8 @@ def _sample_two_things(
     """Sample two things that differ in shape and in colour.
 
     Args:
-        index: number of the sample; held-out samples are of the splits "scenes" and "pairs" in
-            turn.
+        index: number of the sample. A held-out sample is of the split "scenes" if this number is
+            even, and of "pairs" if it is odd.
         random: source of all randomness.
         held_out: True to sample a held-out scene, False to sample a training scene.
     """
@@ -572,8 +584,8 @@ def measure_drawing(
         right = 0
         targets = drawing_prompts(task, sizes.prompts, seed, held_out=held_out)
         for i, target in enumerate(targets):
-            # Image k of a prompt has the seed ``first_seed + k``. With at most 100 images per
-            # prompt, no two images have the same seed.
+            # Image k of a prompt has the seed ``first_seed + k``. With at most 10,000 prompts per
+            # task and 100 images per prompt, no two images have the same seed.
             first_seed = 1_000_000 * (number + 1) + 100 * i + seed
             drawn = janus.generate_images(
                 target.prompt,
@@ -604,12 +616,13 @@ def measure_codec(
     """Measure the image codec on random scenes.
 
     Returns:
-        The mean PSNR in dB, and the share of images that the judge reads right, for the images
-        before coding and for their reconstructions.
+        "psnr": mean PSNR of the reconstructions, in dB.
+        "judge_right_before": share of original images that the judge reads right.
+        "judge_right_after": share of reconstructions that the judge reads right.
     """
     import mlx.core as mx
 
-    random = np.random.default_rng([seed, 14])  # 14: random numbers of this part only
+    random = np.random.default_rng([seed, 14])  # 14: this part's own random numbers
     right_before = 0
     right_after = 0
     psnr = []
@@ -622,10 +635,11 @@ def measure_codec(
         output = janus.model.decode_image_tokens(tokens)
         decoded = np.array(output[0]).clip(-1, 1)
         errors = decoded - pixels
-        squared_error = float((errors**2).mean())
-        noise = max(squared_error, 1e-10)  # never 0, because it is a divisor
-        # PSNR divides the square of the values' range by the noise. The range is 2, from -1 to 1.
-        psnr.append(10 * np.log10(4 / noise))
+        mean_squared_error = float((errors**2).mean())
+        divisor = max(mean_squared_error, 1e-10)  # never 0
+        # PSNR divides the square of the values' range by the mean squared error. The values range
+        # from -1 to 1, so the square is 4.
+        psnr.append(10 * np.log10(4 / divisor))
         values = (decoded + 1) * 127.5
         reconstruction = values.round().astype(np.uint8)
         right_before += is_read_right(scene, shapes.render(scene))
@@ -650,7 +664,7 @@ def is_read_right(scene: shapes.Scene, image: Any) -> bool:
     names = Counter(thing.name for thing in scene.things)
     if names_found != names:
         return False
-    too_far = shapes.SMALLEST / 2  # pixels
+    too_far = shapes.SMALLEST / 2  # pixels; half the size of the smallest thing
     return all(_distance_to_nearest(thing, found) < too_far for thing in scene.things)
 
 

@@ -66,10 +66,10 @@ class ImageFeatureCache:
             ids: the prompt, with a placeholder id at each position of an image.
             digests: the hashes of the prompt's images, in order.
         """
-        prompts = self._janus.prompts
+        positions = self._janus.prompts.image_tokens  # of each image
         # One (digest, index) for each placeholder, in order.
-        image_keys = itertools.product(digests, range(prompts.image_tokens))
-        placeholder = prompts.special.image
+        image_keys = itertools.product(digests, range(positions))
+        placeholder = self._janus.prompts.special.image
         return [next(image_keys) if token == placeholder else token for token in ids]
 
     def features_at(
@@ -83,9 +83,9 @@ class ImageFeatureCache:
             stopwatch: times the encoding.
 
         Returns:
-            (positions, hidden) arrays, in the order of the positions.
+            (positions, hidden) arrays. Together they have a row for each image position, in order.
         """
-        for _ in self.encode(keys, images, stopwatch):
+        for _ in self.encode(keys, images, stopwatch):  # encodes an image in each iteration
             pass
         image_keys = [key for key in keys if isinstance(key, tuple)]
         features = []
@@ -112,14 +112,15 @@ class ImageFeatureCache:
             images: the images of these positions, by digest.
             stopwatch: times the encoding; None: no timing.
         """
-        digests = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))  # no repeats
+        # A dict drops repeated digests and keeps their order.
+        digests = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))
         for digest in digests:
             if digest not in self._features:
                 pixels = preprocess(images[digest], self._janus.config.image)
                 features = self._janus.encode([pixels], stopwatch)
                 self._features[digest] = features[0]
                 yield
-            self._features.move_to_end(digest)
+            self._features.move_to_end(digest)  # now the most recently used
 
 
 class PrefixCache:
@@ -184,7 +185,8 @@ class PrefixCache:
     ) -> Generator[TextEvent, None, None]:
         """Read the uncached part of a prompt, and answer. Closing the generator ends the answer.
 
-        A failed or interrupted pass empties the cache, as its layers may hold different positions.
+        If a pass of the model fails or is interrupted, the cache is emptied, because its layers may
+        then hold different positions.
 
         Args:
             ids: the prompt.
@@ -200,9 +202,9 @@ class PrefixCache:
         """
         known: list[Key] = [*keys]  # the answer's tokens are added when it is complete
         cache = self._trim_to(keys)
-        read = len(self.keys)  # prompt positions in the cache
-        features = partial(feature_cache.features_at, keys[read:], images)
-        prompt = Prompt(ids, features, cache, read, step, continues)
+        cached = len(self.keys)  # prompt positions in the cache
+        features = partial(feature_cache.features_at, keys[cached:], images)
+        prompt = Prompt(ids, features, cache, cached, step, continues)
         events = answer_events(self._janus, prompt, options)
         consistent = False  # whether all layers hold the same positions
         try:
@@ -222,9 +224,9 @@ class PrefixCache:
                 self.clear()
 
     def _keep(self, known: Sequence[Key]) -> None:
-        """Keep the positions whose content is known, and drop the others.
+        """Keep the positions whose keys are ``known``, and drop the others.
 
-        After an early close, the cache also holds tokens of the answer that are not in ``known``.
+        After an early close, the cache also holds tokens of the answer. Their keys are not known.
         """
         cache = self._cache
         assert cache is not None  # ``_trim_to`` has made it

@@ -78,7 +78,7 @@ def as_strings(name: str, value: Sequence[str] | str) -> tuple[str, ...]:
         value: a string or several.
 
     Raises:
-        OptionError: the value is neither a string nor strings only.
+        OptionError: the value is neither a string nor an iterable of strings.
     """
     if isinstance(value, str):
         return (value,)
@@ -166,8 +166,8 @@ def answer_events(
     stopwatch = Stopwatch()
     features = prompt.features(stopwatch)
     janus.load_weights_for("answer")
-    # The time to the first token counts from here, plus the time to encode the images. So it does
-    # not include the time to load weights.
+    # The time to the first token is the time from here on plus the time to encode the images. So it
+    # leaves out the time to load the weights above.
     started = time.perf_counter() - stopwatch.seconds
     cache = prompt.cache or janus.model.make_cache()
     embeddings = embed_prompt(janus, prompt.ids[prompt.read :], features)
@@ -175,7 +175,8 @@ def answer_events(
     done = 0  # positions of ``embeddings`` that ``prefill`` reads; ``answer_tokens`` reads the rest
     for done, _ in prefill(janus.model, embeddings[None], cache, prompt.step, unread=prompt.step):
         yield PromptRead(prompt.read + done, len(prompt.ids))
-        janus.load_weights_for("answer")  # another stream may have freed them
+        janus.load_weights_for("answer")  # another task may have freed them
+    # The answer ends at the end of the context.
     room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
     tokens = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
@@ -191,7 +192,7 @@ def answer_events(
                 yield Token(token, text)
             if answer.ended:
                 break
-            janus.load_weights_for("answer")  # another stream may have freed them
+            janus.load_weights_for("answer")  # another task may have freed them
     finally:
         tokens.close()  # type: ignore[attr-defined]
     text = answer.finish()
@@ -212,10 +213,10 @@ class _Answer:
         stop: Sequence[str],
         continues: bool,
     ):
-        self.ended = False  # whether an end token or a stop string ended it
+        self.ended = False  # whether an end token or a stop string ended the answer
         self._tokens: list[int] = []
         self._text = ""
-        self._cut_by_stop = False  # whether a stop string ended it
+        self._cut_by_stop = False  # whether a stop string ended the answer
         self._detokenizer = detokenizer
         self._end_ids = end_ids
         self._continues = continues
@@ -273,7 +274,12 @@ class _Answer:
         )
 
     def _append(self, text: str) -> str:
-        """Append text to the answer, and return it without white space that the answer drops."""
-        text = text if self._text or self._continues else text.lstrip()
+        """Append text to the answer, and return it.
+
+        White space at the start of the answer is dropped, unless the prompt begins the answer.
+        """
+        at_start = not self._text and not self._continues
+        if at_start:
+            text = text.lstrip()
         self._text += text
         return text

@@ -71,8 +71,8 @@ class Prompts:
         image_tokens: positions that one image takes in an answering prompt.
 
     Raises:
-        ConfigError: a control token is missing, or the tokenizer loses text, contradicts itself or
-            is not byte-level.
+        ConfigError: a control token is missing, or the tokenizer is not byte-level, loses text or
+            gives a token two ids.
         OptionError: ``image_tokens`` is below 1.
     """
 
@@ -94,8 +94,8 @@ class Prompts:
         The arguments are those of the class.
 
         Raises:
-            ConfigError: the file is missing, not JSON or not a tokenizer, or the tokenizer lacks a
-                control token, loses text, contradicts itself or is not byte-level.
+            ConfigError: the file is missing, not JSON or not a tokenizer; or the tokenizer lacks a
+                control token, is not byte-level, loses text or gives a token two ids.
             OptionError: ``image_tokens`` is below 1.
         """
         path = folder / TOKENIZER_FILE
@@ -111,14 +111,14 @@ class Prompts:
         return frozenset({self.special.eos, *(self.config.stop_ids or ())})
 
     def answering(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
-        """Return the ids of a conversation, from bos to where the assistant goes on.
+        """Return the ids of a conversation, from bos to the point where the model continues it.
 
         An image takes the ids image_start, ``image_tokens`` times image, and image_end.
 
         Args:
             turns: the messages. If the last one is the assistant's, it is the beginning of the
-                answer, and is left open.
-            system: system prompt; None is the model's own, "" is none.
+                answer, and no eos follows it.
+            system: system prompt; None: the model's default; "": no system prompt.
 
         Raises:
             PromptError: no turn is the user's, a question has neither text nor images, or a text is
@@ -131,8 +131,8 @@ class Prompts:
     def following(self, turn: Turn) -> list[int]:
         """Return the ids to append to a conversation for its next question.
 
-        They follow the eos of the last answer, so they have no bos. They end at the beginning of
-        the assistant's answer.
+        They follow the eos of the last answer, so they have no bos. They end where the answer to
+        ``turn`` begins.
 
         Raises:
             PromptError: the question has neither text nor images, or its text is not Unicode.
@@ -210,21 +210,21 @@ class Prompts:
         segments = []
         if system:
             segments.append(system + self.config.separator)
-        beginning = ""  # of the answer
+        answer_start = ""
         if turns[-1].role == "assistant":
             *turns, unfinished = turns
-            beginning = unfinished.text.strip()
+            answer_start = unfinished.text.strip()
         for turn in turns:
             segments += self._turn_segments(turn)
-        segments += [self._assistant, f": {beginning}"]
+        segments += [self._assistant, f": {answer_start}"]
         return _strip(segments)
 
     def _turn_segments(self, turn: Turn) -> list[str]:
         """Return the segments of one message. An answer ends with eos, a question with a separator.
 
-        As in DeepSeek's code, whitespace is stripped from both ends of the entire message, in which
-        a line break follows each image. So text after an image keeps its leading whitespace, and no
-        line break follows an image without text.
+        A question begins with its images, each followed by a line break. As in DeepSeek's code,
+        whitespace is stripped only from the ends of the whole question. So text after an image
+        keeps its leading whitespace, and without text the last image has no line break.
 
         Raises:
             PromptError: a question has neither text nor images.
@@ -238,16 +238,17 @@ class Prompts:
         if not text and not turn.images:
             raise PromptError("the question is empty: say what you want to know")
         if turn.images:
-            text = f"\n{turn.text}".rstrip()
+            text = f"\n{turn.text}".rstrip()  # begins with the line break of the last image
         image = _Control(self.config.image)
         images = [image, "\n"] * turn.images
+        images = images[:-1]  # without the last line break, which is in ``text``
         question = text + self.config.separator
-        return [self._user, ": ", *images[:-1], question]
+        return [self._user, ": ", *images, question]
 
     def _drawing_segments(self, text: str) -> list[str]:
         """Return the segments of a drawing prompt, without bos.
 
-        Whitespace is stripped from both ends of the text before image_start.
+        Whitespace is stripped from both ends of ``text``, and of the prompt up to image_start.
 
         Raises:
             PromptError: the text is empty.
@@ -286,15 +287,16 @@ class Prompts:
 def _strip(segments: Sequence[str]) -> list[str]:
     """Strip whitespace from both ends of a prompt, up to the first and the last control token.
 
-    DeepSeek's code also strips the rendered prompt.
+    DeepSeek's code strips the rendered prompt, which has the same effect.
     """
     stripped = list(segments)
-    ends = ((0, str.lstrip), (-1, str.rstrip))  # index of the outermost segment, and its method
-    for end, strip in ends:
-        while stripped and not _is_control(stripped[end]):
-            text = strip(stripped[end])
+    # For each end: the index of its outermost segment, and the method that strips this segment.
+    ends = ((0, str.lstrip), (-1, str.rstrip))
+    for outermost, strip in ends:
+        while stripped and not _is_control(stripped[outermost]):
+            text = strip(stripped[outermost])
             if text:
-                stripped[end] = text
+                stripped[outermost] = text
                 break
-            del stripped[end]  # it was only whitespace, so strip the next segment too
+            del stripped[outermost]  # it was only whitespace, so strip the next segment too
     return stripped

@@ -66,7 +66,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         title="mlx_janus",
         version=__version__,
         description="OpenAI's API for one Janus model: answers about images, and image generation.",
-        docs_url=None,  # this page and the next load scripts from other hosts
+        docs_url=None,  # FastAPI's documentation pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,  # an unknown path is 404, with or without a final slash
         middleware=middleware_stack(settings, service.metrics),
@@ -101,10 +101,10 @@ class _StrictRequest(Request):
 
 
 class _JSONRoute(APIRoute):
-    """A route that accepts only JSON, which the forms of web pages cannot send."""
+    """A route that accepts only JSON, so that no form on another site's page can use it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's handler, preceded by a check of the content type (status 415)."""
+        """Return a handler that checks the content type (415) and then calls FastAPI's handler."""
         handle_with_fastapi = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
@@ -152,27 +152,28 @@ def _model_router(service: Service) -> APIRouter:
     """Return a router with the routes that list and describe the served model."""
     router = APIRouter(responses=_ERROR_RESPONSES, tags=["server"])
 
-    def served_model(name: str) -> ServedModel:
+    def describe(name: str) -> ServedModel:
         return ServedModel(id=name, created=service.started_at)
 
     # Without its own route, "/v1/models/" would ask for a model of the name "".
     @_get_and_head(router, "/v1/models/", include_in_schema=False)
     @_get_and_head(router, "/v1/models")
     async def list_models() -> ModelList:
-        """List the names of the model. A server has exactly one model."""
-        return ModelList(data=[served_model(name) for name in service.names])
+        """List the server's one model under each of its names."""
+        return ModelList(data=[describe(name) for name in service.names])
 
     @_get_and_head(router, "/v1/models/{name:path}")  # path: the name of a model may have slashes
     async def retrieve_model(name: str) -> ServedModel:
         """Describe the model of this name."""
         service.check_model(name)
-        return served_model(name if name in service.names else service.names[0])
+        # For an alias or "default", which are in no list, reply with the list's first name.
+        return describe(name if name in service.names else service.names[0])
 
     return router
 
 
 def _image_router(service: Service) -> APIRouter:
-    """Return a router with the route that gives generated images by their URLs."""
+    """Return a router with the route that serves generated images."""
     router = APIRouter(responses=_ERROR_RESPONSES, tags=["generation"])
 
     @_get_and_head(
@@ -182,11 +183,11 @@ def _image_router(service: Service) -> APIRouter:
         responses={200: {"content": {"image/*": {}}}},
     )
     async def get_image(name: str) -> Response:
-        """Return a generated image that an earlier reply gave the address of."""
+        """Return a generated image, whose address an earlier reply gave."""
         image = service.images.get(name)
         if image is None:
             raise APIError(404, "there is no such image: it is kept for an hour only")
-        # Pages of other sites may show the image: they cannot guess its name.
+        # Any site's page may show the image, because nobody can guess its name.
         headers = {"Cross-Origin-Resource-Policy": "cross-origin"}
         return Response(image.data, media_type=image.media_type, headers=headers)
 
@@ -257,11 +258,11 @@ def _read_page() -> tuple[str, dict[str, str]]:
     text = resource.read_text(encoding="utf-8") if resource.is_file() else _PLACEHOLDER_PAGE
 
     def hash_sources(tag: str) -> str:
-        """Return the hashes of the page's elements with a tag, as the policy lists them."""
+        """Return the policy's sources for a tag: hashes of the contents of all its elements."""
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
-        sources = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
-        return " ".join(sources) or "'none'"  # the placeholder page has neither tag
+        hashes = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
+        return " ".join(hashes) or "'none'"  # the placeholder page has neither tag
 
     policy = (
         f"default-src 'none'; "
@@ -273,7 +274,7 @@ def _read_page() -> tuple[str, dict[str, str]]:
 
 
 def _add_key_to_openapi(app: FastAPI) -> None:
-    """Describe the API key in /openapi.json, and list which routes need it.
+    """Describe the API key in /openapi.json, and mark the routes that need it.
 
     This is documentation only: a middleware checks the key.
     """

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ..engine.tickets import Ticket
 
 _DEFAULT_MAX_TOKENS = 512  # tokens of an answer, if the request gives no number
-_LEAST_TOP_P = 1e-9  # in the place of 0, which the library refuses: only the likeliest token
+_LEAST_TOP_P = 1e-9  # replaces 0, which TextOptions refuses; keeps only the likeliest token
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,11 @@ async def _read_images(
 ) -> tuple[Image, ...]:
     """Read images in order. If the client leaves, stop after the current image.
 
-    The current image is not cancelled: that would release the reader's lock while the thread still
-    decodes the image, and a second image could then be decoded at the same time.
+    The current image is not cancelled, because cancelling would release the reader's lock while a
+    thread still decodes the image. A second image could then be decoded at the same time.
 
     Args:
-        sources: the images' URLs.
+        sources: the images' URLs and the fields that hold them.
         reader: reads one image.
         request: the client's request.
 
@@ -216,8 +216,8 @@ def _finish_reason(result: TextResult) -> FinishReason:
 def _usage(results: Sequence[TextResult]) -> Usage:
     """Count the tokens of a request's answers and of its prompt, which counts once.
 
-    The count of cached tokens is the lowest of any answer. Later answers usually have more, because
-    they find in the cache the prompt that the first answer read.
+    The count of cached tokens is that of the answer with the fewest. Later answers usually have
+    more, because the first answer has put the prompt into the cache.
     """
     prompt_tokens = results[0].prompt_tokens
     completion_tokens = sum(len(result.tokens) for result in results)

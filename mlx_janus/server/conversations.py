@@ -51,21 +51,23 @@ class _Pending:
 def read_conversation(messages: Sequence[Message]) -> Conversation:
     """Convert messages to turns.
 
-    - System messages at the beginning are the system prompt, joined by blank lines.
-    - Later system messages and results of tools begin the next question, or end the last one if no
-      question follows.
+    - System messages at the beginning become the system prompt, joined by blank lines. If they are
+      the only messages, they become the question.
+    - Later system messages and results of tools are put before the next question. Those that follow
+      the last question are appended to it.
     - Images of an answer are shown with the next question.
-    - An answer that is only calls of tools, and an empty question that is not the last message, are
-      left out.
-    - An answer at the end is the beginning of the next answer, which continues it.
+    - An answer that has only tool calls or images is left out, and so is an empty question that is
+      not the last message.
+    - If the last message is an answer, the model continues it.
 
     Raises:
-        APIError: there is no question, or images wait for one.
+        APIError: there is no question, or none follows an answer's images or the texts after an
+            answer.
     """
     conversation = Conversation()
     instructions = []
     pending = _Pending()
-    last = len(messages) - 1
+    last_index = len(messages) - 1
     for index, message in enumerate(messages):
         text = _text(message)
         if isinstance(message, SystemMessage) and not conversation.turns:
@@ -74,10 +76,10 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
             pending.texts.append(text)
         else:
             images = _images(message, f"messages[{index}].content")
-            _add_turn(conversation, pending, message, text, images, is_last=index == last)
+            _add_turn(conversation, pending, message, text, images, is_last=index == last_index)
     if instructions:
         conversation.system = "\n\n".join(instructions)
-    _end_last_question(conversation, pending)
+    _complete_last_question(conversation, pending)
     return conversation
 
 
@@ -90,18 +92,22 @@ def _add_turn(
     *,
     is_last: bool,
 ) -> None:
-    """Add a question with what is pending, or an answer, whose images become pending.
+    """Convert a message of the user or the model to a turn.
+
+    A question takes the pending texts and images. The images of an answer become pending.
 
     Args:
-        conversation: gets the turn, if there is one.
+        conversation: receives the turn, unless the message is left out.
         pending: texts and images for the next question.
-        message: of the user or the model.
+        message: the message.
         text: the message's text.
         images: the message's images.
         is_last: whether this is the last message of the request.
     """
     if isinstance(message, AssistantMessage):
-        if text or not (message.tool_calls or message.function_call or images):
+        # An answer without text is left out if it has something else, and is kept if it is empty.
+        has_something_else = message.tool_calls or message.function_call or images
+        if text or not has_something_else:
             conversation.turns.append(Turn("assistant", text))
         pending.images += images
         return
@@ -114,19 +120,20 @@ def _add_turn(
         pending.images.clear()
 
 
-def _end_last_question(conversation: Conversation, pending: _Pending) -> None:
-    """Add pending texts to the last question.
+def _complete_last_question(conversation: Conversation, pending: _Pending) -> None:
+    """Append pending texts to the last question. Without turns, the system prompt is the question.
 
     Raises:
-        APIError: there is no question, or images or texts wait for one.
+        APIError: there is no question, or images or texts still need a later one.
     """
     turns = conversation.turns
-    if not turns and conversation.system is not None:  # the instructions are the question
+    if not turns and conversation.system is not None:
         turns.append(Turn("user", conversation.system))
         conversation.system = None
     ends_with_answer = bool(turns) and turns[-1].role == "assistant"
-    waits = pending.images or (pending.texts and ends_with_answer)
-    if waits or not any(turn.role == "user" for turn in turns):
+    # Texts after a question can be appended to it. Texts or images after an answer cannot.
+    needs_question = pending.images or (pending.texts and ends_with_answer)
+    if needs_question or not any(turn.role == "user" for turn in turns):
         raise APIError(400, "there is no question: add a message of the user", param="messages")
     if pending.texts:
         question = turns[-1]

@@ -71,7 +71,7 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
         size=_size_text(reply_format.side or service.engine.config.image_size),
     )
     if body.stream:
-        events = _events(ticket, engine_request.seed, reply_format, common_fields, record)
+        events = _image_events(ticket, engine_request.seed, reply_format, common_fields, record)
         return EventStream(events, ticket, service.settings.heartbeat_seconds)
     collected = await collect_events(ticket, request, record, param="prompt")
     finished = [event for event in collected if isinstance(event, Drawn)]
@@ -86,8 +86,8 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
             url = str(request.base_url.replace(path=IMAGES_PATH + name))
             data.append(ImageData(url=url, seed=generated.seed))
         else:
-            text = base64.b64encode(file).decode("ascii")
-            data.append(ImageData(b64_json=text, seed=generated.seed))
+            b64_text = base64.b64encode(file).decode("ascii")
+            data.append(ImageData(b64_json=b64_text, seed=generated.seed))
     reply = ImagesReply(
         **asdict(common_fields), created=int(time.time()), data=data, usage=_usage(finished)
     )
@@ -102,12 +102,11 @@ def _size_text(side: int) -> str:
 def _reply_format(body: ImageRequest, service: Service) -> ReplyFormat:
     """Return the format and size of the reply's images.
 
-    OpenAI's sizes are accepted. The images keep the model's own size, or are enlarged to the
-    shorter side of the wanted size if the settings say so.
+    The model's images are square. For one of OpenAI's sizes, they keep the model's own size, or are
+    enlarged to the shorter side of the wanted size if the settings say so.
 
     Raises:
-        APIError: the size is neither the model's nor one of OpenAI's, or a PNG is to be compressed
-            with losses.
+        APIError: the size is neither the model's nor one of OpenAI's.
     """
     own_size = _size_text(service.engine.config.image_size)
     if body.size not in (None, "auto", own_size, *OPENAI_SIZES):
@@ -118,7 +117,7 @@ def _reply_format(body: ImageRequest, service: Service) -> ReplyFormat:
         raise APIError(400, message, param="size")
     name = body.output_format or "png"
     quality = body.output_compression
-    if name == "png":  # without losses; clients send 100 with it
+    if name == "png":  # PNG is lossless and has no quality, but some clients send one
         quality = None
     side = None
     if service.settings.upscale_to_size and body.size in OPENAI_SIZES:
@@ -129,7 +128,8 @@ def _reply_format(body: ImageRequest, service: Service) -> ReplyFormat:
 def _to_engine_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
     """Convert the body to the engine's request.
 
-    Its seed is the first image's. The other images use the following numbers.
+    Its seed is the first image's, random if the body has none. The other images use the following
+    numbers.
 
     Raises:
         APIError: the last image's seed would be too large.
@@ -149,14 +149,14 @@ def _to_engine_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
     return DrawingRequest(body.prompt, options, seed, n, partial_images)
 
 
-async def _events(
+async def _image_events(
     ticket: Ticket,
     first_seed: int,
     reply_format: ReplyFormat,
     common_fields: _CommonFields,
     record: Callable[[Event], None],
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the events of a streamed reply.
+    """Yield the encoded events of a streamed reply.
 
     Args:
         ticket: the request in the engine.
@@ -174,7 +174,7 @@ async def _events(
                 partial_image_index=event.number,
                 index=event.index,
                 seed=first_seed + event.index,
-                b64_json=await reply_format.encode_base64(event.image, {}),
+                b64_json=await reply_format.encode_base64(event.image, {}),  # no metadata
                 created_at=int(time.time()),
             )
         elif isinstance(event, Drawn):

@@ -8,9 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PATH = "/images/"  # of the URLs, followed by an image's name
+PATH = "/images/"  # start of the path of a URL; an image's name follows
 
-_TOKEN_BYTES = 24  # random bytes of a name, which nobody can guess
+_TOKEN_BYTES = 24  # random bytes of a name, too many to guess
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ImageStore:
     The oldest images are dropped first.
 
     Args:
-        max_bytes: bytes of all images.
+        max_bytes: maximum number of bytes of all images together.
         seconds: how long an image is kept.
         clock: returns the time in seconds.
     """
@@ -60,7 +60,7 @@ class ImageStore:
         return name
 
     def get(self, name: str) -> StoredImage | None:
-        """Return the image of this name; None if there is none, or none any more."""
+        """Return the image of this name; None if it never existed or has been dropped."""
         self._drop_old()
         return self._images.get(name)
 

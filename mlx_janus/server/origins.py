@@ -23,6 +23,7 @@ _WEB_ORIGIN = re.compile(
     rf"(:(?P<port>\*|[1-9]\d{{0,4}}))?"
 )
 _OTHER_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._~*-]+(:\d{1,5})?")
+_MAX_PORT = 65535
 _ALL_WEB_PAGES = re.compile(r"https?://\*(:.*)?")
 
 
@@ -30,14 +31,14 @@ def check_pattern(pattern: str, *, has_key: bool) -> None:
     """Check an origin, or a pattern of origins, that an owner allows.
 
     Args:
-        pattern: an origin, in which "*" stands for any host, for the first labels of a host name,
-            or for any port; or "*" for all origins; or "null" or "file://".
-        has_key: whether requests need a key. Without one, no pattern may allow all web pages.
+        pattern: an origin, "null", "file://", or "*" for all origins. In an origin, "*" stands for
+            any host, for the first labels of a host name, or for any port.
+        has_key: whether requests need a key. Without one, a pattern such as "https://*" is refused.
 
     Raises:
-        OptionError: the pattern has another form, or would allow all web pages without a key.
+        OptionError: the pattern has another form, or allows every web host although no key is set.
     """
-    if pattern in (ANY, *_FORGEABLE):
+    if pattern in (ANY, *_FORGEABLE):  # without a key, ``is_allowed`` limits "*"
         return
     if not _is_pattern(pattern):
         raise OptionError(
@@ -53,13 +54,13 @@ def check_pattern(pattern: str, *, has_key: bool) -> None:
 
 def _is_pattern(text: str) -> bool:
     """Return whether a text is an origin as browsers send it, or such a text with "*"."""
-    if not _WEB.match(text):
+    if not _WEB.match(text):  # the origin of an app or a browser extension
         return _OTHER_ORIGIN.fullmatch(text) is not None
     match = _WEB_ORIGIN.fullmatch(text)
     if match is None:
         return False
     port = match["port"]
-    if port not in (None, ANY) and int(port) > 65535:
+    if port not in (None, ANY) and int(port) > _MAX_PORT:
         return False
     if match["ipv6"] is not None:
         try:
@@ -81,15 +82,15 @@ def is_allowed(origin: str, patterns: tuple[str, ...], *, has_key: bool) -> bool
     if ANY in patterns:
         if has_key:
             return True
-        is_web_page = origin in _FORGEABLE or _WEB.match(origin)
-        if not is_web_page and _OTHER_ORIGIN.fullmatch(origin):
+        may_be_web_page = origin in _FORGEABLE or _WEB.match(origin)
+        if not may_be_web_page and _OTHER_ORIGIN.fullmatch(origin):
             return True
     return any(_matches(pattern, origin) for pattern in (*APPS, *patterns))
 
 
 def _matches(pattern: str, origin: str) -> bool:
-    """Return whether an origin fits a pattern; "*" stands for characters other than a slash."""
+    """Return whether an origin fits a pattern; "*" stands for one or more non-slashes."""
     if pattern == ANY:
-        return False  # ``is_allowed`` has handled it
+        return False  # ``is_allowed`` has already handled "*"
     parts = (re.escape(part) for part in pattern.split("*"))
     return re.fullmatch("[^/]+".join(parts), origin) is not None

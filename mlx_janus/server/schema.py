@@ -1,8 +1,8 @@
 """Bodies of requests and replies, as OpenAI defines them; the source of ``/openapi.json``.
 
 Fields beyond OpenAI's: ``seed``, ``cfg_weight``, ``temperature`` and ``top_p`` of an image request;
-``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored, except those
-that are known to change the result elsewhere: such a field is refused, unless its value changes
+``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored. A field that
+changes the result on other servers, but is not supported here, is refused unless its value changes
 nothing.
 """
 
@@ -27,18 +27,18 @@ from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, RAND
 MAX_ANSWERS = 16  # answers of one request
 MAX_GENERATED_IMAGES = 16  # images of one request
 MAX_STOPS = 256  # stop strings
-NO_LIMIT = -1  # a given maximum number of tokens that means: none but the model's context
+NO_LIMIT = -1  # as a maximum number of tokens: no limit but the model's context
 _MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
 _MAX_PARTS = 256  # parts of a message
 
 
 def _to_int(value: Any) -> Any:
-    """Return a whole float as an int: some clients write all numbers as floats."""
+    """Return a whole float as an int, because some clients write all numbers as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _refuse_zero(limit: int) -> int:
-    """Return a maximum number of tokens; an answer without tokens is refused."""
+    """Refuse 0 as the maximum number of tokens; return any other number."""
     if limit == 0:
         raise ValueError("an answer has one token or more: send a larger number, or -1")
     return limit
@@ -50,7 +50,7 @@ TokenLimit = Annotated[
     Field(ge=NO_LIMIT, le=MAX_TOKENS, json_schema_extra={"not": {"const": 0}}),
     AfterValidator(_refuse_zero),
 ]
-# RANDOM_SEED becomes None, which means random, too.
+# RANDOM_SEED becomes None, as if the request had no seed.
 Seed = Annotated[
     WholeNumber,
     Field(ge=RANDOM_SEED, le=MAX_SEED),
@@ -61,7 +61,7 @@ Guidance = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT, allow_inf_nan=False)]
 TopP = Annotated[float, Field(ge=0, le=1)]
 ImageFormat = Literal["png", "jpeg", "webp"]
 NonEmptyText = Annotated[str, Field(min_length=1)]
-# fail_fast: collecting an error for each of a million parts takes minutes.
+# Without fail_fast, collecting an error for each of a million parts takes minutes.
 _SHORT_LIST = Field(max_length=_MAX_PARTS, fail_fast=True)
 
 _MODEL_NAME = (
@@ -111,7 +111,7 @@ class ImageURL(_RequestPart):
 
 
 def _to_image_url(value: Any) -> Any:
-    """Return a URL that is given as a string as the object that OpenAI defines."""
+    """Wrap a bare string in the object that OpenAI defines for a URL."""
     return {"url": value} if isinstance(value, str) else value
 
 
@@ -206,10 +206,10 @@ class _OnlyNeutral:
 
 
 class _Request(_RequestPart):
-    """A body. Its subclasses annotate unsupported fields with ``_OnlyNeutral``."""
+    """The body of a request. Subclasses annotate unsupported fields with ``_OnlyNeutral``."""
 
     def unsupported_field(self) -> str | None:
-        """Return the first unsupported field whose value would change the result, or None."""
+        """Name the first unsupported field whose value would change the result; None: no field."""
         for name, field in type(self).model_fields.items():
             for annotation in field.metadata:
                 if (

@@ -44,7 +44,7 @@ class Service:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The model's names in lists and replies, the most important first."""
+        """The model's names in lists. Replies have the first one."""
         return self.settings.served_names or (self.engine.name,)
 
     @cached_property
@@ -63,7 +63,7 @@ class Service:
         return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def check_model(self, name: str | None) -> None:
-        """Refuse the name of a model that is not served. None, no name, is accepted.
+        """Refuse the name of a model that is not served. A request without a name (None) passes.
 
         Raises:
             APIError: the model is not served (404).
@@ -74,7 +74,7 @@ class Service:
             raise APIError(404, message, param="model", code="model_not_found")
 
     def submit(self, request: Request, param: str) -> Ticket:
-        """Hand a request to the engine.
+        """Hand a request to the engine and return its ticket.
 
         Args:
             request: the request.

@@ -26,14 +26,16 @@ class Settings:
             such as "https://chat.example.org" or "chrome-extension://*"; see
             ``origins.check_pattern``. ``origins.APPS`` need not be named.
         served_names: the model's names in lists and replies; empty: its own name.
-        model_aliases: further names that requests may give the model, in no list.
-        upscale_to_size: enlarge images to the size that a request asks for, if it is OpenAI's.
-        body_limit: bytes of one request's body.
-        bodies_limit: bytes of all bodies held at once.
-        body_seconds: seconds for a body to arrive, and for a client to read the next part of a
-            reply.
-        image_limit: bytes of one image file.
-        most_requests: number of requests at once, including those in the queue.
+        model_aliases: further names of the model that requests may use; lists leave them out.
+        upscale_to_size: enlarge images to the size that a request asks for, if it is a size that
+            OpenAI's API offers.
+        body_limit: most bytes of one request's body.
+        bodies_limit: most bytes of all bodies held at once.
+        body_seconds: most seconds for a body to arrive, and also most seconds for a client to read
+            the next part of a reply.
+        image_limit: most bytes of one image file.
+        most_requests: number of open POST requests, including those in the queue; further ones
+            are refused.
         most_connections: number of open connections, idle ones included; further ones are closed.
             The system's limit of open files may lower it.
         heartbeat_seconds: seconds without an event after which a stream sends a comment.
@@ -41,9 +43,9 @@ class Settings:
             content.
 
     Raises:
-        OptionError: the host is empty, or not loopback without a key; the key is not 1 to 512
-            printable ASCII characters without spaces; or ``cors_origins`` holds something else
-            than origins, or allows all web pages without a key.
+        OptionError: the key is not 1 to 512 printable ASCII characters without spaces; the host is
+            empty; ``cors_origins`` has an item that ``origins.check_pattern`` refuses; or there is
+            no key and the host is not a loopback address.
     """
 
     host: str = "127.0.0.1"
@@ -64,7 +66,7 @@ class Settings:
     log_requests: bool = False
 
     def __post_init__(self) -> None:
-        """Check the key, the host and the sites."""
+        """Check the key, the host and ``cors_origins``."""
         if self.api_key is not None and not _KEY.fullmatch(self.api_key):
             raise OptionError(
                 "the key, of api_key=... or MLX_JANUS_API_KEY, must be 1 to 512 letters, digits "
@@ -88,5 +90,5 @@ def is_loopback(host: str) -> bool:
     host = host.strip("[]").lower()  # an IPv6 address may have brackets
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
+    except ValueError:  # a name, not an address
         return host == "localhost"

@@ -108,7 +108,7 @@ def read_published(folder: Path, roles: str | None = None) -> Published:
 
 
 def read_published_config(folder: Path) -> tuple[JanusConfig, Layout]:
-    """Read the config of a PyTorch model folder, and detect its layout.
+    """Return only the config and the layout of a PyTorch model folder.
 
     Raises:
         ConfigError, UnsupportedModelError: as for ``read_published``.
@@ -166,7 +166,7 @@ def _refuse_quantized(data: Mapping[str, Any]) -> None:
     mlx-lm and mlx-vlm write ``quantization``, transformers writes ``quantization_config``.
 
     Raises:
-        UnsupportedModelError: the config, or its language model's section, has one of them.
+        UnsupportedModelError: the config, or its language model's section, has one of these keys.
     """
     for section in (data, data.get("language_config"), data.get("text_config")):
         for key in ("quantization", "quantization_config"):
@@ -204,7 +204,7 @@ def _section_params(data: Mapping[str, Any], section: str, kind: str) -> Mapping
     """
     part = _json_object(data, section)
     found = part.get("cls")
-    if found and kind not in str(found):  # a part of the name is enough for DeepSeek's code
+    if found and kind not in str(found):  # DeepSeek's code accepts any name with this part
         raise UnsupportedModelError(
             f"names {str(found)[:60]!r} as the class in {section}; only {kind!r} is supported"
         )
@@ -230,7 +230,7 @@ def _mlp_width(width: Any, ratio: Any) -> int:
         ConfigError: a value is not a number (a bool does not count), or the product is not finite.
     """
     are_numbers = type(width) in (int, float) and type(ratio) in (int, float)
-    # A larger integer than any float would raise an OverflowError, in a product with a float.
+    # An integer above the largest float would raise an OverflowError in a product with a float.
     too_large = are_numbers and max(abs(width), abs(ratio)) > sys.float_info.max
     if not are_numbers or too_large or not math.isfinite(width * ratio):
         raise ConfigError(
@@ -292,7 +292,7 @@ def _deepseek_vision(data: Mapping[str, Any]) -> SiglipConfig:
     normalization: dict[str, Any] = {}
     for key in ("pixel_mean", "pixel_std"):
         normalization[key] = tuple_if_list(params.get(key))
-    if None in normalization.values():  # DeepSeek's code needs both, and ignores one alone
+    if None in normalization.values():  # DeepSeek's code ignores one without the other
         normalization = {}
     width = _mlp_width(sizes["width"], ratio)
     return SiglipConfig(kind="siglip", **sizes, mlp_width=width, **normalization)
@@ -301,8 +301,9 @@ def _deepseek_vision(data: Mapping[str, Any]) -> SiglipConfig:
 def _refuse_inner_layers(params: Mapping[str, Any], layers: Any) -> None:
     """Refuse a vision encoder whose features are not those of its last layer.
 
-    In DeepSeek's code 0, -1 and any number from that of the layers on mean the last layer; without
-    ``select_layer`` the last layer is left out. ``select_feature`` has no effect on SigLIP.
+    In DeepSeek's code, the features are the last layer's if ``select_layer`` is 0, -1, or at least
+    the number of layers. Without ``select_layer``, the last layer is left out. ``select_feature``
+    has no effect on SigLIP.
 
     Args:
         params: the vision encoder's options.
@@ -312,8 +313,8 @@ def _refuse_inner_layers(params: Mapping[str, Any], layers: Any) -> None:
         UnsupportedModelError: the features are those of another layer.
     """
     chosen = params.get("select_layer")
-    whole_numbers = type(chosen) is int and type(layers) is int
-    if chosen in (-1, 0) or (whole_numbers and chosen >= layers):
+    are_ints = type(chosen) is int and type(layers) is int
+    if chosen in (-1, 0) or (are_ints and chosen >= layers):
         return
     given = "lacks select_layer, so that DeepSeek's code leaves out the last layer"
     if chosen is not None:
@@ -412,9 +413,9 @@ def _read_language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> Llam
         )
     if data.get("attention_bias") or data.get("mlp_bias"):
         raise UnsupportedModelError("has biases in its language model; Janus's Llama has none")
-    refuse_others(data, "hidden_act", ("silu", "swish"), "language model")  # two names of one
+    refuse_others(data, "hidden_act", ("silu", "swish"), "language model")  # synonyms
     sizes: dict[str, Any] = {}
-    for key in LLAMA_DEFAULTS:  # its keys name the sizes; ``defaults`` has the values
+    for key in LLAMA_DEFAULTS:  # only for the names of the sizes; the values are in ``defaults``
         value = data.get(key)
         sizes[key] = defaults.get(key) if value is None else value
         if sizes[key] is None:
@@ -438,8 +439,8 @@ def _head_dim(hidden_size: Any, heads: Any) -> int:
     Raises:
         ConfigError: ``heads`` is not a positive int, or ``hidden_size`` is not a multiple of it.
     """
-    whole_numbers = type(heads) is int and type(hidden_size) is int
-    if not whole_numbers or heads < 1 or hidden_size % heads:
+    are_ints = type(heads) is int and type(hidden_size) is int
+    if not are_ints or heads < 1 or hidden_size % heads:
         raise ConfigError(
             f"hidden_size {shorten(hidden_size)} must be a multiple of {shorten(heads)} heads"
         )
@@ -451,7 +452,7 @@ def _rope_theta(data: Mapping[str, Any]) -> Any:
 
     Raises:
         ConfigError: ``rope_parameters`` or ``rope_scaling`` is not a JSON object.
-        UnsupportedModelError: the embeddings are scaled, or turn a part of each head.
+        UnsupportedModelError: the embeddings are scaled, or rotate only a part of each head.
     """
     # transformers 5 writes ``rope_parameters``, transformers 4 ``rope_scaling``.
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
@@ -471,8 +472,8 @@ def _weight_dtype(data: Mapping[str, Any]) -> Dtype:
     """Return the type of the weights: the entire model's, else the language model's, else bfloat16.
 
     Raises:
-        ConfigError: the type is unknown, or the entire model has none and ``language_config`` is
-            missing.
+        ConfigError: the type is unknown, or the config names none for the entire model and has no
+            ``language_config``.
     """
     stored = (
         data.get("dtype")
@@ -498,7 +499,7 @@ def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
     # This layout may omit the epsilon, but no other size of the language model.
     language = _read_language(_json_object(data, "text_config"), {"rms_norm_eps": 1e-6})
     generation = _transformers_generation(codec, vision.image_size, language.hidden_size)
-    if generation.tokens != vision.tokens:  # transformers generates as many as it reads
+    if generation.tokens != vision.tokens:  # transformers has one number for both
         raise UnsupportedModelError(
             f"generates images of {generation.tokens} tokens and reads {vision.tokens}; "
             "only equal numbers are supported"
@@ -600,7 +601,8 @@ def _transformers_vision(data: Mapping[str, Any]) -> SiglipConfig:
 def _read_guidance(folder: Path) -> dict[str, Any]:
     """Return the folder's guidance scale as ``{"cfg_weight": scale}``, or {} if it has none.
 
-    transformers leaves out guidance at a scale of 1 or less.
+    transformers leaves out guidance at a scale of 1 or less. Guidance with a scale of 1 has no
+    effect, so a scale from 0 to 1 becomes 1. The config checks all other values.
 
     Raises:
         ConfigError: ``generation_config.json`` is malformed.

@@ -35,8 +35,8 @@ def read_image_options(folder: Path, layout: Layout) -> tuple[Path, Mapping[str,
     """Return the file with a folder's options of image preprocessing, and these options.
 
     They are in ``preprocessor_config.json``, or in the section ``image_processor`` of
-    ``processor_config.json``. If both have some, transformers takes the section. Without either,
-    the options are empty.
+    ``processor_config.json``. If both have some, transformers takes the section and DeepSeek's code
+    the file. If neither has any, the options are empty.
 
     Raises:
         ConfigError: a file is malformed.
@@ -55,7 +55,12 @@ def read_image_options(folder: Path, layout: Layout) -> tuple[Path, Mapping[str,
 def read_preprocessing(
     folder: Path, layout: Layout, image: ImageConfig
 ) -> tuple[ImageConfig, list[str]]:
-    """Replace the default image preprocessing by a folder's, where the folder has values.
+    """Read a folder's image preprocessing. A value that the folder lacks keeps its default.
+
+    Args:
+        folder: the model folder.
+        layout: its layout.
+        image: the default preprocessing.
 
     Returns:
         The preprocessing, and notes for the user about options that are not followed.
@@ -92,7 +97,7 @@ def read_preprocessing(
 def _refuse_unsupported(options: Mapping[str, Any]) -> None:
     """Refuse transformers' options that change the pixels and are not supported.
 
-    DeepSeek's code does not have them.
+    DeepSeek's code has no such options.
 
     Raises:
         UnsupportedModelError: an option is not supported.
@@ -113,7 +118,7 @@ def _size_notes(options: Mapping[str, Any], layout: Layout, size: int, file: str
     """
     if layout == "deepseek":
         return notes_on_others(options, "image_size", size, file)
-    if options.get("size") == size:
+    if options.get("size") == size:  # one number for both sides
         return []
     return notes_on_others(options, "size", {"height": size, "width": size}, file)
 
@@ -123,8 +128,8 @@ def _with_background(
 ) -> tuple[ImageConfig, list[str]]:
     """Return the preprocessing with the colour of the padding, and notes for the user.
 
-    The colour is the mean's, as in the reference. A ``background_color`` that is neither the mean's
-    nor the published models' is somebody's choice, so it is followed, and noted.
+    As in the reference, the colour is ``image.mean`` times 255. If ``background_color`` is neither
+    this colour nor the published models', somebody has chosen it. So it is followed, with a note.
 
     Args:
         image: the preprocessing, with the mean that the file gives.
@@ -135,36 +140,37 @@ def _with_background(
         ConfigError: the colour is impossible.
     """
     red, green, blue = (int(channel * 255) for channel in image.mean)
-    of_mean = (red, green, blue)
+    mean_colour = (red, green, blue)
     given = tuple_if_list(options.get("background_color"))
-    if given is None or given in (of_mean, ImageConfig.background):
-        return replace(image, background=of_mean), []
+    if given is None or given in (mean_colour, ImageConfig.background):
+        return replace(image, background=mean_colour), []
     image = replace(image, background=given)
     note = f"{file}: background_color {list(given)} is used; DeepSeek's code pads with the colour "
-    return image, [f"{note}of image_mean, {list(of_mean)}"]
+    return image, [f"{note}of image_mean, {list(mean_colour)}"]
 
 
 def _with_rescaling(image: ImageConfig, options: Mapping[str, Any], layout: Layout) -> ImageConfig:
-    """Return the preprocessing with the effect of ``rescale_factor`` in the mean and the std.
+    """Return the preprocessing with ``rescale_factor`` folded into its mean and std.
 
-    The reference computes (x * factor - mean) / std of a pixel x from 0 to 255, and this package
-    (x / 255 - mean) / std. Both are equal if mean and std are divided by 255 * factor.
+    For a pixel x from 0 to 255, the reference computes (x * factor - mean) / std, and this package
+    computes (x / 255 - mean) / std. Here mean and std are divided by 255 * factor, which makes both
+    results equal.
 
     Raises:
-        ConfigError: the factor is not a number, or far from 1 / 255.
+        ConfigError: the factor is not a number, or not between 1e-6 and 1e6.
     """
     factor = options.get("rescale_factor")
-    # DeepSeek's code has no option to leave out the rescaling.
+    # Only transformers can leave out the rescaling, which is the same as a factor of 1.
     if layout == "transformers" and options.get("do_rescale") is False:
         factor = 1.0
     if factor is None:
         return image
     if type(factor) not in (int, float) or not 1e-6 <= factor <= 1e6:
         raise ConfigError(f"rescale_factor must be a number near 1 / 255, got {shorten(factor)}")
-    unit = 255 * factor
-    if math.isclose(unit, 1.0, rel_tol=1e-6):  # 1 / 255, as published
+    divisor = 255 * factor
+    if math.isclose(divisor, 1.0, rel_tol=1e-6):  # the factor is 1 / 255, as published
         return image
-    return replace(image, mean=_divided(image.mean, unit), std=_divided(image.std, unit))
+    return replace(image, mean=_divided(image.mean, divisor), std=_divided(image.std, divisor))
 
 
 def _divided(values: Triple, divisor: float) -> Triple:

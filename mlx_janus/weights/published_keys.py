@@ -19,8 +19,8 @@ from .published_values import Layout, json_or_empty
 
 _MOST_NAMED = 8  # options that one note names
 
-# Options of ``generate`` in transformers, which a model's own config may also have. The values are
-# those that change nothing; nor do null and empty values.
+# Options of ``generate`` in transformers, which a model's own config may have too. Each comes with
+# the values that change nothing. Null and empty values change nothing either.
 _NEUTRAL_GENERATION: dict[str, tuple[Any, ...]] = {
     "begin_suppress_tokens": (),
     "bad_words_ids": (),
@@ -59,7 +59,7 @@ _NEUTRAL_GENERATION: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,),
     "watermarking_config": (),
 }
-# Options of a tokenizer, likewise.
+# Options of a tokenizer, each with the values that change nothing.
 _NEUTRAL_TOKENIZER: dict[str, tuple[Any, ...]] = {
     "add_bos_token": (True,),  # every prompt here begins with bos
     "add_eos_token": (False,),
@@ -176,6 +176,8 @@ _TOKENIZER = _names(
 def option_notes(folder: Path, layout: Layout, config: Mapping[str, Any]) -> list[str]:
     """Return notes for the user about the options in a folder's files that are not followed.
 
+    These are unknown options, and known ones with a value that would change something.
+
     Args:
         folder: the model folder.
         layout: its layout.
@@ -187,35 +189,35 @@ def option_notes(folder: Path, layout: Layout, config: Mapping[str, Any]) -> lis
     tokenizer = json_or_empty(folder / TOKENIZER_CONFIG_FILE)
     processor = json_or_empty(folder / PROCESSOR_FILE)
     image_file, images = read_image_options(folder, layout)
-    image_unknown = _unknown(images, _IMAGES)
     unknown: dict[str, list[str]] = {  # by file
         "config.json": list(_unknown_in_config(config, layout)),
         TOKENIZER_CONFIG_FILE: _unknown(tokenizer, (*_TOKENIZER, *_NEUTRAL_TOKENIZER)),
         PROCESSOR_FILE: _unknown(processor, _PROCESSOR),
     }
-    unknown[image_file.name] = unknown.get(image_file.name, []) + image_unknown
+    # The options of images may be in ``PROCESSOR_FILE``, which has an entry already.
+    unknown.setdefault(image_file.name, []).extend(_unknown(images, _IMAGES))
     language = config.get("language_config") if layout == "deepseek" else None
-    unused = {
-        TOKENIZER_CONFIG_FILE: _unused(tokenizer, _NEUTRAL_TOKENIZER),
-        "config.json": _unused(language, _NEUTRAL_GENERATION, "language_config."),
+    not_followed = {
+        TOKENIZER_CONFIG_FILE: _not_neutral(tokenizer, _NEUTRAL_TOKENIZER),
+        "config.json": _not_neutral(language, _NEUTRAL_GENERATION, "language_config."),
     }
     if layout == "transformers":  # DeepSeek's code does not read this file
         generation = json_or_empty(folder / GENERATION_FILE)
         known = (*_HARMLESS_GENERATION, *_NEUTRAL_GENERATION)
         unknown[GENERATION_FILE] = _unknown(generation, known)
-        unused[GENERATION_FILE] = _unused(generation, _NEUTRAL_GENERATION)
+        not_followed[GENERATION_FILE] = _not_neutral(generation, _NEUTRAL_GENERATION)
     notes = []
     for file, names in unknown.items():
         if names:
             notes.append(f"{file}: unknown options have no effect: {_listed(names)}")
-    for file, settings in unused.items():
+    for file, settings in not_followed.items():
         if settings:
             notes.append(f"{file}: options that are not followed: {_listed(settings)}")
     return notes
 
 
 def _unknown_in_config(config: Mapping[str, Any], layout: Layout) -> Iterator[str]:
-    """Yield the options in ``config.json`` that are in no table, as "section.option"."""
+    """Yield the options in ``config.json`` that are in no table, each after its section's name."""
     any_model = (*_ANY_CONFIG, *_HARMLESS_GENERATION, *_NEUTRAL_GENERATION)
     sections: Mapping[str, Collection[str]]
     if layout == "transformers":
@@ -239,7 +241,7 @@ def _unknown(options: Any, known: Collection[str], prefix: str = "") -> list[str
     """Return the names of options that are not known, each after ``prefix``.
 
     Names that begin with "_" are private to transformers and count as known. ``options`` may be any
-    JSON value; without options, the list is empty.
+    JSON value; if it is not an object, the list is empty.
     """
     if not isinstance(options, dict):
         return []
@@ -247,11 +249,13 @@ def _unknown(options: Any, known: Collection[str], prefix: str = "") -> list[str
     return [f"{prefix}{name}" for name in names]
 
 
-def _unused(options: Any, neutral: Mapping[str, Collection[Any]], prefix: str = "") -> list[str]:
+def _not_neutral(
+    options: Any, neutral: Mapping[str, Collection[Any]], prefix: str = ""
+) -> list[str]:
     """Return the options with a value that would change something, as "option value".
 
     Args:
-        options: any JSON value; without options, the list is empty.
+        options: any JSON value; if it is not an object, the list is empty.
         neutral: the values that change nothing, by the option's name. Null and empty values never
             change anything.
         prefix: put before each name.
@@ -267,7 +271,8 @@ def _unused(options: Any, neutral: Mapping[str, Collection[Any]], prefix: str = 
 
 
 def _listed(names: list[str]) -> str:
-    """Return names as text, the first ones and the number of the others, each cut to 80."""
-    shown = ", ".join(ascii(name[:80])[1:-1] for name in names[:_MOST_NAMED])
+    """Return the first names as text, each cut to 80 characters, and the number of the others."""
+    quoted = [ascii(name[:80]) for name in names[:_MOST_NAMED]]  # control characters escaped
+    shown = ", ".join(text[1:-1] for text in quoted)
     further = len(names) - _MOST_NAMED
     return f"{shown} and {further} more" if further > 0 else shown

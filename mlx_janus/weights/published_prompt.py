@@ -1,7 +1,7 @@
 """Reading the roles and control tokens of a published model.
 
 Unusual here: no file of DeepSeek's layout tells the roles for sure, so several signs decide.
-``sft_format`` is wrong in old copies of Janus-1.3B. Its processor adds ``<image_placeholder>`` to
+``sft_format`` is wrong in old copies of Janus-1.3B. The processor adds ``<image_placeholder>`` to
 the tokenizer when a fine-tune is saved, and Janus-Pro-7B's ``tokenizer.json`` may lack that token.
 """
 
@@ -33,19 +33,21 @@ SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 GENERATION_FILE = "generation_config.json"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
-_PRO_USER = ROLES["pro"][0]
+_PRO_USER = ROLES["pro"][0]  # <|User|>
 _OLD_FORMAT = "deepseek_old"
 _FORMATS = ("deepseek", _OLD_FORMAT)
 _WIDTH_OF_1_3B = 2048  # of the language model; Janus-Pro-1B's is the same, Janus-Pro-7B's 4096
-# Fields of ``PromptConfig``, and their keys in the files: of bos and eos in both layouts, of the
-# others in DeepSeek's ``processor_config.json`` and in transformers' ``tokenizer_config.json``.
-_BOUNDS = {"bos": "bos_token", "eos": "eos_token"}
+# Keys of control tokens, by field of ``PromptConfig``.
+# In both layouts: in ``tokenizer_config.json`` and ``special_tokens_map.json``.
+_BOS_AND_EOS = {"bos": "bos_token", "eos": "eos_token"}
+# In DeepSeek's layout: in ``processor_config.json``.
 _TAGS = {
     "image": "image_tag",
     "image_start": "image_start_tag",
     "image_end": "image_end_tag",
     "pad": "pad_tag",
 }
+# In transformers' layout: in ``tokenizer_config.json``.
 _TOKENS = {"image": "image_token", "image_start": "boi_token", "image_end": "eoi_token"}
 
 
@@ -53,7 +55,7 @@ _TOKENS = {"image": "image_token", "image_start": "boi_token", "image_end": "eoi
 class RolesChoice:
     """The roles of a model, and the sign in its files that decided.
 
-    ``doubt`` is a sign that says otherwise; "": there is none.
+    ``doubt`` is a sign of the other roles; "": there is none.
     """
 
     roles: Roles
@@ -114,8 +116,8 @@ def read_prompt(
     )
     with errors_about(folder / TOKENIZER_CONFIG_FILE):
         refuse_others(tokenizer_config, "add_eos_token", (False,))
-    prompt = _with_tokens(config.prompt, special_tokens, _BOUNDS)
-    prompt = _with_tokens(prompt, tokenizer_config, _BOUNDS)  # takes precedence
+    prompt = _with_tokens(config.prompt, special_tokens, _BOS_AND_EOS)
+    prompt = _with_tokens(prompt, tokenizer_config, _BOS_AND_EOS)  # takes precedence
     additional = _additional_tokens(tokenizer_config, special_tokens)
     if layout == "deepseek":
         with errors_about(folder / PROCESSOR_FILE):
@@ -147,7 +149,7 @@ def read_prompt(
 def _with_tokens(
     prompt: PromptConfig, data: Mapping[str, Any], keys: Mapping[str, str]
 ) -> PromptConfig:
-    """Replace control tokens by those of a file; a missing one, or one without text, stays.
+    """Replace control tokens by those that a file names; keep the others.
 
     Args:
         prompt: the prompt facts so far.
@@ -165,9 +167,10 @@ def _with_tokens(
 def _named_tokens(
     tokenizer_config: Mapping[str, Any], special_tokens: Mapping[str, Any]
 ) -> list[str]:
-    """Return the special tokens with a name of their own, in the order of transformers.
+    """Return the special tokens that have a key of their own, in the order of transformers.
 
-    bos and eos are left out: a tokenizer without them is another model's.
+    bos and eos are left out. They are never added, because a tokenizer that lacks them is another
+    model's.
     """
     found = []
     for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token"):
@@ -180,7 +183,7 @@ def _named_tokens(
 def _additional_tokens(
     tokenizer_config: Mapping[str, Any], special_tokens: Mapping[str, Any]
 ) -> dict[str, list[str]]:
-    """Return the additional special tokens that a folder names, by file and in their order.
+    """Return the additional special tokens that a folder names, by file, in the order there.
 
     transformers 5 calls them ``extra_special_tokens``, and writes them into
     ``tokenizer_config.json`` only.
@@ -192,7 +195,7 @@ def _additional_tokens(
     )
     found: dict[str, list[str]] = {TOKENIZER_CONFIG_FILE: [], SPECIAL_TOKENS_FILE: []}
     for file, tokens in lists:
-        # A dict names tokens that have a key of their own too, such as ``image_token``.
+        # A dict is left out: its tokens have a key of their own too, such as ``image_token``.
         texts = map(token_text, tokens if isinstance(tokens, list) else [])
         found[file] += [text for text in texts if text]
     return found
@@ -217,8 +220,8 @@ def _with_tags(prompt: PromptConfig, processor: Mapping[str, Any]) -> PromptConf
 def _with_ids(prompt: PromptConfig, folder: Path) -> tuple[PromptConfig, list[str]]:
     """Replace control tokens by those whose ids are in transformers' ``generation_config.json``.
 
-    Its ids that end an answer come in addition to eos. Its pad token fills the unconditional row of
-    guidance.
+    The ids of ``eos_token_id`` end an answer in addition to eos. The token of ``pad_token_id``
+    fills the unconditional row of guidance.
 
     Returns:
         The prompt facts, and notes for the user about ids that are not used.
@@ -233,14 +236,17 @@ def _with_ids(prompt: PromptConfig, folder: Path) -> tuple[PromptConfig, list[st
     further_ends = dict.fromkeys(id for id in ends if id != ids.get(prompt.eos))
     prompt = replace(prompt, stop_ids=tuple(further_ends) or None)
     for pad_id in _whole_numbers("pad_token_id", generation.get("pad_token_id")):
-        spellings = [spelling for spelling, id in ids.items() if id == pad_id]
-        if spellings and prompt.pad not in spellings:
-            prompt = replace(prompt, pad=spellings[0])
+        texts = [text for text, id in ids.items() if id == pad_id]  # several may have one id
+        if texts and prompt.pad not in texts:
+            prompt = replace(prompt, pad=texts[0])
     return prompt, _id_notes(folder, prompt, ids)
 
 
 def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> list[str]:
-    """Return notes for the user about ids that are not the tokenizer's, or end answers at words.
+    """Return notes for the user about doubtful token ids.
+
+    An id is doubtful if the tokenizer has another id for this token, or if it ends answers but is
+    not a control token's.
 
     Args:
         folder: the model folder, in transformers' layout.
@@ -252,22 +258,22 @@ def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> lis
     """
     config = read_model_json(folder / "config.json")
     generation = json_or_empty(folder / GENERATION_FILE)
-    further = generation.get("generation_kwargs")
-    boi = further.get("boi_token_id") if isinstance(further, dict) else None
-    written = (
+    kwargs = generation.get("generation_kwargs")
+    image_start_id = kwargs.get("boi_token_id") if isinstance(kwargs, dict) else None
+    given_ids = (
         (GENERATION_FILE, "bos_token_id", generation.get("bos_token_id"), prompt.bos),
         (GENERATION_FILE, "pad_token_id", generation.get("pad_token_id"), prompt.pad),
-        (GENERATION_FILE, "boi_token_id", boi, prompt.image_start),
+        (GENERATION_FILE, "boi_token_id", image_start_id, prompt.image_start),
         ("config.json", "image_token_id", config.get("image_token_id"), prompt.image),
     )
     notes = []
     texts = {id: token for token, id in ids.items()}
-    for end in prompt.stop_ids or ():
-        text = texts.get(end, "")
-        if not text.startswith("<"):  # an ordinary word, perhaps by mistake
-            shown = f"{end} ({text!r})" if text else str(end)
+    for stop_id in prompt.stop_ids or ():
+        text = texts.get(stop_id, "")
+        if not text.startswith("<"):  # an ordinary word or no token, perhaps by mistake
+            shown = f"{stop_id} ({text!r})" if text else str(stop_id)
             notes.append(f"{GENERATION_FILE}: eos_token_id has {shown}, which ends answers too")
-    for file, key, id, token in written:
+    for file, key, id, token in given_ids:
         if id is not None and id != ids.get(token):
             used = f"{token}, which is {ids.get(token)}, is used"
             notes.append(f"{file}: {key} is {shorten(id)}; {used}")
@@ -277,8 +283,9 @@ def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> lis
 def _end_ids(folder: Path) -> Any:
     """Return the ids that end an answer in transformers' layout, an unchecked JSON value.
 
-    Without ``generation_config.json``, transformers takes the language model's. A single number
-    there may be the default of LlamaConfig, which no Janus uses, so that only a list is returned.
+    Without ``generation_config.json``, transformers takes the language model's. If these are a
+    list, it is returned. A single number may be the default of LlamaConfig, which ends no answer of
+    Janus, so None is returned instead.
     """
     if (folder / GENERATION_FILE).exists():
         return read_model_json(folder / GENERATION_FILE).get("eos_token_id")
@@ -313,8 +320,8 @@ def _token_ids(folder: Path) -> dict[str, int]:
     """
     data = read_model_json(folder / TOKENIZER_FILE)
     ids: dict[str, int] = {}
-    bpe = data.get("model")
-    vocabulary = bpe.get("vocab") if isinstance(bpe, dict) else None
+    bpe_model = data.get("model")
+    vocabulary = bpe_model.get("vocab") if isinstance(bpe_model, dict) else None
     if isinstance(vocabulary, dict):
         ids |= {token: id for token, id in vocabulary.items() if type(id) is int}
     added = data.get("added_tokens")
@@ -337,8 +344,9 @@ def _roles_by_signs(
 ) -> RolesChoice:
     """Choose the roles of a model in DeepSeek's layout.
 
-    The signs, from the strongest: Janus-Pro's tokenizer has ``<|User|>`` after the placeholder,
-    which a 1.3B's processor puts at the end; ``deepseek_old``; ``<|User|>`` anywhere; the sizes.
+    The signs, from the strongest: ``<|User|>`` after the placeholder is Janus-Pro's, since the
+    processor of 1.3B puts the placeholder last; ``deepseek_old`` is 1.3B's; ``<|User|>`` anywhere
+    is Janus-Pro's; the sizes.
 
     Args:
         folder: the model folder, for its ``tokenizer.json``.
@@ -352,18 +360,18 @@ def _roles_by_signs(
     """
     is_old = processor.get("sft_format") == _OLD_FORMAT
     says_old = f"{PROCESSOR_FILE} says {_OLD_FORMAT}"
-    places: dict[str, dict[str, int]] = {}  # of the tokens, in each file
+    places: dict[str, dict[str, int]] = {}  # by file and token; in ``tokenizer.json``, the id
     for file, tokens in additional.items():
         places[file] = {token: place for place, token in enumerate(tokens)}
     places[TOKENIZER_FILE] = _token_ids(folder)
-    having = [file for file, tokens in places.items() if _PRO_USER in tokens]
-    for file in having:
+    with_user = [file for file, tokens in places.items() if _PRO_USER in tokens]
+    for file in with_user:
         place = places[file][_PRO_USER]
-        is_pro = places[file].get(placeholder, place) < place
-        if is_pro or not is_old:
+        is_after_placeholder = places[file].get(placeholder, place) < place
+        if is_after_placeholder or not is_old:
             return RolesChoice("pro", f"{file} has {_PRO_USER}", says_old if is_old else "")
     if is_old:
-        doubt = f"{having[0]} has {_PRO_USER}" if having else ""
+        doubt = f"{with_user[0]} has {_PRO_USER}" if with_user else ""
         return RolesChoice("plain", says_old, doubt)
     if config.language.hidden_size <= _WIDTH_OF_1_3B:
         return RolesChoice("plain", f"no file has {_PRO_USER}, and the sizes are Janus-1.3B's")
@@ -373,7 +381,8 @@ def _roles_by_signs(
 def _roles_of_template(folder: Path, template: str) -> RolesChoice:
     """Choose the roles of a model in transformers' layout by its chat template.
 
-    transformers' converter writes the template of Janus-Pro for Janus-1.3B too.
+    transformers' converter writes the template of Janus-Pro for Janus-1.3B too. So ``<|User|>`` in
+    the template is in doubt if the tokenizer lacks it.
 
     Args:
         folder: the model folder, for its ``tokenizer.json``.
@@ -412,4 +421,4 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
     in_json = json_or_empty(own_json).get("chat_template")
     in_processor = json_or_empty(folder / PROCESSOR_FILE).get("chat_template")
     found = in_json or in_processor or tokenizer_config.get("chat_template") or ""
-    return found if isinstance(found, str) else str(found)
+    return found if isinstance(found, str) else str(found)  # several templates in a list

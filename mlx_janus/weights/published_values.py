@@ -42,9 +42,9 @@ def token_text(token: Any) -> str | None:
 def refuse_others(
     data: Mapping[str, Any], key: str, allowed: tuple[Any, ...], place: str = ""
 ) -> None:
-    """Refuse an option with a value that changes the reference's numbers and is not supported.
+    """Refuse an option whose value is not one of ``allowed``.
 
-    A missing option and null are accepted.
+    This is for options that change the reference's numbers. A missing option and null are accepted.
 
     Args:
         data: the object that may have the option.
@@ -67,7 +67,8 @@ def refuse_others(
 def notes_on_others(data: Mapping[str, Any], key: str, used: Any, file: str) -> list[str]:
     """Return a note for the user if an option contradicts the value that is used.
 
-    This is for options with which the reference would not work at all.
+    This is for options with which the reference would fail if they had another value. So another
+    value is taken for a mistake.
 
     Args:
         data: the object that may have the option; null counts as absent.
@@ -85,8 +86,8 @@ def notes_on_others(data: Mapping[str, Any], key: str, used: Any, file: str) -> 
 def errors_about(path: Path) -> Iterator[None]:
     """Put the path of a file before the messages of errors about its content.
 
-    An ``UnsupportedModelError`` has the path as its subject. The ``ConfigError`` of a file that
-    cannot be read names the path already.
+    The message of an ``UnsupportedModelError`` begins with a verb, so the path becomes its subject.
+    A ``ConfigError`` that names a file of the folder already stays as it is.
     """
     try:
         yield

@@ -34,7 +34,7 @@ class AccessLogMiddleware(HTTPMiddleware):
         self._log_requests = log_requests
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, then count it and log it, even if it fails."""
+        """Add an id to a request's reply. Then count and log the request, even if it fails."""
         started = time.perf_counter()
         status = 0  # stays 0 if no reply begins
         bytes_in = 0

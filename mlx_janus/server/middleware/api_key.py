@@ -16,7 +16,7 @@ _PUBLIC_PATHS = ("/", "/health")
 def is_public(path: str) -> bool:
     """Return whether GET and HEAD may read a path without a key.
 
-    The names of generated images are secrets themselves.
+    Generated images need no key, because their names are secrets themselves.
     """
     return path in _PUBLIC_PATHS or path.startswith(IMAGES_PATH)
 

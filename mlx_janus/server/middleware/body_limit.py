@@ -87,20 +87,20 @@ class BodyLimitMiddleware(HTTPMiddleware):
             raise APIError(408, f"the body did not arrive in {seconds} seconds") from None
 
     def _decompress(self, body: bytearray, encoding: str) -> None:
-        """Replace a body that is compressed with gzip by its content.
+        """Decompress a gzip body in place. Leave an uncompressed body unchanged.
 
         Raises:
-            APIError: the encoding is another one (415), or the content is damaged (400) or too
-                large (413).
+            APIError: the encoding is not gzip (415), the gzip is damaged (400), the content is too
+                large (413), or all bodies together are (429).
         """
         if encoding.strip().lower() in ("", "identity"):
             return
         if encoding.strip().lower() not in ("gzip", "x-gzip"):
             message = "the body's Content-Encoding must be gzip or none"
             raise APIError(415, message, headers={"Accept-Encoding": "gzip"})
-        decompressor = zlib.decompressobj(wbits=31)  # 31: with gzip's header
+        decompressor = zlib.decompressobj(wbits=31)  # 31: the gzip format, not zlib's
         try:
-            # One byte more than the limit shows that there is more.
+            # One byte above the limit is enough to see that the content is too large.
             content = decompressor.decompress(bytes(body), self._settings.body_limit + 1)
         except zlib.error:
             raise APIError(400, "the body is damaged: its gzip cannot be read") from None
@@ -124,14 +124,15 @@ class BodyLimitMiddleware(HTTPMiddleware):
 
 
 def _too_many_requests() -> APIError:
+    """Return the error for a full server (429)."""
     headers = {"Retry-After": str(_RETRY_AFTER)}
     return APIError(429, "too much is being asked at once: try again later", headers=headers)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return an ASGI ``receive`` that first gives a body, and then what ``receive`` gives.
+    """Return an ASGI ``receive`` that first gives a complete body, then passes messages on.
 
-    So the application inside can read the body although it has been read already.
+    The application inside can then read the body, although this middleware has read it already.
     """
     pending: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 

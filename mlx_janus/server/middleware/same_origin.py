@@ -76,13 +76,13 @@ class SameOriginMiddleware(CheckMiddleware):
                 return
         else:
             # A browser's GET may lack Origin: then Sec-Fetch-Site tells which site's page sent it.
-            # Programs send neither header and pass.
+            # Programs send neither header and pass, as does an address typed by hand ("none").
             fetch_site = headers.get("sec-fetch-site", "none")
-            # A link on another site may open the web page, and its pages may show a generated
-            # image, whose name is a secret.
+            # Any site may link to this server's page ("/"), and any site's page may show a
+            # generated image, because the image's name is a secret.
             path = scope["path"]
-            is_open = scope["method"] == "GET" and (path == "/" or path.startswith(IMAGES_PATH))
-            if is_open or fetch_site in ("none", "same-origin"):
+            open_to_all = scope["method"] == "GET" and (path == "/" or path.startswith(IMAGES_PATH))
+            if open_to_all or fetch_site in ("none", "same-origin"):
                 return
         message = "other sites' pages may not use this server: name them with --cors-origin"
         raise APIError(403, message, code="wrong_origin")

@@ -32,6 +32,7 @@ def middleware_stack(settings: Settings, metrics: Metrics) -> list[Middleware]:
     stack += [Middleware(CORSHeadersMiddleware, settings=settings), Middleware(ErrorMiddleware)]
     if settings.api_key is not None:
         stack.append(Middleware(APIKeyMiddleware, key=settings.api_key))
-    # This is the innermost middleware, so that no body is read of a request that a check refuses.
+    # This middleware reads the body. It is the innermost one, so that the body of a request that
+    # another middleware refuses is never read.
     stack.append(Middleware(BodyLimitMiddleware, settings=settings))
     return stack
