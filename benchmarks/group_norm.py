@@ -42,18 +42,21 @@ class RowsGroupNorm(GroupNorm):
     """GroupNorm with means of entire rows, and then of these means."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        B, H, W, C = x.shape
-        x = x.reshape(B, H, W, self.num_groups, -1)
-        x = x - x.mean(2, keepdims=True).mean(1, keepdims=True).mean(4, keepdims=True)
-        variance = (x * x).mean(2, keepdims=True).mean(1, keepdims=True).mean(4, keepdims=True)
-        x = (x * mx.rsqrt(variance + self.eps)).reshape(B, H, W, C)
-        return x * self.weight + self.bias
+        shape = x.shape
+        x = x.reshape(*shape[:3], self.num_groups, -1)  # (B, H, W, groups, channels of a group)
+        x = x - mean_of_rows(x)
+        x = x * mx.rsqrt(mean_of_rows(x * x) + self.eps)
+        return x.reshape(shape) * self.weight + self.bias
+
+
+def mean_of_rows(x: mx.array) -> mx.array:
+    """Average each row, then the rows' means, then the channels of a group."""
+    return x.mean(2, keepdims=True).mean(1, keepdims=True).mean(4, keepdims=True)
 
 
 def attend_at_once(scores: mx.array, values: mx.array) -> mx.array:
     """Attention with sums over all pixels at once, in place of ``vq.attend_by_rows``."""
-    B, _, _, C = values.shape
-    return mx.softmax(scores, axis=-1) @ values.reshape(B, -1, C)
+    return mx.softmax(scores, axis=-1) @ values.flatten(1, 2)
 
 
 def replace_norms(model: nn.Module, norm: type[GroupNorm]) -> None:

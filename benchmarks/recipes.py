@@ -122,7 +122,8 @@ def unpack(model: JanusModel) -> None:
         linear = nn.Linear(1, 1, bias="bias" in layer)
         how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
         weight = mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how)
-        linear.weight = weight.astype(mx.float32)
+        # Only a ``ScaledLinear`` has a scale of its own.
+        linear.weight = weight.astype(mx.float32) * layer.get("layer_scale", 1.0)
         if "bias" in layer:
             linear.bias = layer.bias
         return linear

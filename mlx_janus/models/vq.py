@@ -17,7 +17,6 @@ from mlx import nn
 from ..config import VQConfig
 from .convolution import Conv2d
 
-
 _PIECE = 16  # values that are added one after the other
 
 

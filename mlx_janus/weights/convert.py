@@ -161,7 +161,7 @@ class ConversionPlan:
     def convert(self, tensor: PlannedTensor) -> dict[str, mx.array]:
         """Read a parameter and convert it; return its arrays by name.
 
-        A float parameter has one array. A quantized one has two or three: weight, scales, biases.
+        A float parameter has one array. A quantized one has those of ``quantize_array``.
         """
         array = tensor.read()
         if self.dtype is not None and not keeps_type(self.config, tensor.name):
@@ -184,7 +184,8 @@ class ConversionPlan:
         float_bits = 32 if dtype == "float32" else 16  # bfloat16 or float16
         layer = self._quantized_layers.get(tensor.name.removesuffix(".weight"))
         bits = bits_per_weight(layer, float_bits) if layer else float_bits
-        return int(math.prod(tensor.shape) * bits / 8)
+        scale_bits = float_bits if layer and layer.scaled else 0  # one scale for the layer
+        return int((math.prod(tensor.shape) * bits + scale_bits) / 8)
 
 
 def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
