@@ -28,6 +28,7 @@ from .inference.text_generation import (
 from .limits import check_text
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn
+from .threads import check_usable
 from .weights.load import WeightFiles, load_model
 from .weights.sources import NO_MODEL, TINY, find_converted, resolve_short_name
 
@@ -76,6 +77,7 @@ def load(
         JanusError: the model is missing, unsupported, damaged, or too large for the memory. Each
             case has a subclass in ``mlx_janus.errors``.
     """
+    check_usable()
     source = resolve_short_name(_use_tiny(revision) if path_or_hub_id is None else path_or_hub_id)
     dtype_name = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
     folder = find_converted(

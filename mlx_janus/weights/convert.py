@@ -23,6 +23,7 @@ from ..errors import CheckpointError, OptionError, OutputError
 from ..memory import format_size
 from ..models.janus import keeps_type
 from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
+from ..threads import compute, note_use
 from .checkpoint import PlannedTensor, read_plan
 from .folder import Progress, atomic_folder, check_output, is_converted, make_stamp, source_hashes
 from .published import read_published_config
@@ -81,15 +82,23 @@ def convert_checkpoint(
 ) -> Conversion:
     """Convert a PyTorch model folder to ``output``, a folder that ``load`` reads.
 
-    After an error, nothing of the output is left behind.
+    After an error, nothing of the output is left behind. ``progress`` is called in this thread, and
+    an error that it raises ends the conversion.
 
     Raises:
         ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
         OptionError: bits, group size or recipe is invalid, or both bits and recipe are set.
         OutputError: the output exists already or cannot be written.
     """
-    options = options or ConvertOptions()
-    progress = progress or (lambda *_: None)  # report nothing
+    note_use()
+    chosen = options or ConvertOptions()
+    return compute(lambda report: _convert(source, output, chosen, report), progress)
+
+
+def _convert(
+    source: Source, output: Path, options: ConvertOptions, progress: Progress
+) -> Conversion:
+    """Convert a model in this thread, as ``convert_checkpoint`` says."""
     _refuse_converted(source.folder)
     _refuse_source_in_output(source.folder, output)
     check_output(output, overwrite=options.overwrite)

@@ -50,6 +50,7 @@ from ..config import (
 from ..errors import ConfigError, OptionError
 from ..models.janus import JanusModel, generation_parts
 from ..models.layers import ScaledLinear, layer_scale_of
+from ..threads import computing
 
 DEFAULT_GROUP_SIZE = 64
 
@@ -162,6 +163,7 @@ def plan_quantization(
     return plan_by_rule(config, rule, recipe) if rule else None
 
 
+@computing
 def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> QuantizationConfig:
     """Plan the bits and group size of every layer by a rule.
 
