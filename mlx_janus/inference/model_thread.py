@@ -248,5 +248,10 @@ class ThreadStream(Iterator[T], Generic[T]):
         """
         if self._finalizer.detach() is None:  # the stream has ended, failed or been closed
             return
-        with contextlib.suppress(JanusError):  # the model's thread has ended, and closed it
+        try:
             self._thread.close_stream(self._generator, wait=True)
+        except JanusError:  # the model's thread has ended, and closed it
+            pass
+        except BaseException:  # Ctrl-C, which may have abandoned the call before it began
+            self._thread.close_stream(self._generator, wait=False)
+            raise
