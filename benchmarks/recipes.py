@@ -164,6 +164,7 @@ class Comparison:
         if plan:
             quantize_model(janus.model, plan)
             unpack(janus.model)
+            mx.eval(janus.model.parameters())  # lazy arrays belong to this thread
         return janus
 
     def drawing_bytes(self, plan: QuantizationConfig | None) -> int:
