@@ -15,16 +15,20 @@ from .options import (
     flag_needs,
     recipe_option,
     refuse_if,
+    refuse_two_revisions,
+    roles_option,
     version_option,
     whole_number,
 )
 from .progress import byte_progress
 from .runner import Command, import_mlx, say
+from .wording import to_flags
 
 if TYPE_CHECKING:
     from ..weights.convert import Conversion, ConvertOptions, Source
 
-_CONVERSION_ONLY = ("bits", "recipe", "group_size", "dtype", "overwrite")  # not with --verify
+# Not with --verify.
+_CONVERSION_ONLY = ("bits", "recipe", "group_size", "dtype", "roles", "overwrite")
 
 
 def _why_upload_refused(ctx: click.Context) -> str | None:
@@ -37,11 +41,25 @@ def _why_upload_refused(ctx: click.Context) -> str | None:
     return None
 
 
+def _repository(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Return the owner/name in the address of a repository; any other value unchanged."""
+    from ..errors import CheckpointError
+    from ..weights.addresses import split_revision
+
+    if value is None:
+        return None
+    try:
+        name, revision = split_revision(value)
+    except CheckpointError:
+        return value
+    return value if revision else name
+
+
 _RULES = (
     refuse_if(
         lambda values: values["verify"] and any(values[name] for name in _CONVERSION_ONLY),
         "--verify checks OUTPUT as it was made: "
-        "leave out --bits, --recipe, --group-size, --dtype and --overwrite.",
+        "leave out --bits, --recipe, --group-size, --dtype, --roles and --overwrite.",
     ),
     flag_needs("--group-size", "--bits", "add --bits 4 or 8, or leave it out"),
     flag_needs("--private", "--upload", "name a repository"),
@@ -50,7 +68,7 @@ _RULES = (
 
 
 @click.command(cls=Command, rules=_RULES)
-@click.argument("source", shell_complete=complete_folders)
+@click.argument("source", callback=refuse_two_revisions, shell_complete=complete_folders)
 @click.argument("output", type=click.Path(path_type=Path))
 @bits_option
 @recipe_option
@@ -65,7 +83,13 @@ _RULES = (
     type=click.Choice(DTYPES),
     help="Float type of stored weights; the image codec keeps its own.  [default: the source's]",
 )
-@click.option("--revision", metavar="REV", help="Branch, tag or commit, if SOURCE is on the Hub.")
+@roles_option
+@click.option(
+    "--revision",
+    metavar="REV",
+    callback=refuse_two_revisions,
+    help="Branch, tag or commit, if SOURCE is on the Hub.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is a converted model.")
 @click.option(
     "--verify", is_flag=True, help="Write nothing; compare OUTPUT with SOURCE, value by value."
@@ -73,6 +97,7 @@ _RULES = (
 @click.option(
     "--upload",
     metavar="REPO",
+    callback=_repository,
     help="Upload OUTPUT and a model card to this model repository on the Hub. A new repository is "
     "public, unless you give --private or your account's default is private.",
 )
@@ -93,10 +118,10 @@ def main(
 ) -> None:
     """Convert the PyTorch model SOURCE into the new folder OUTPUT.
 
-    SOURCE is a folder, a Hub id or a short name, in DeepSeek's or transformers' layout, with
-    .safetensors or .bin files. None of its code is run. OUTPUT appears only when it is complete.
-    The conversion needs less than 3.5 GB of memory for a model of any size. Nothing is uploaded
-    without --upload, which needs a token (`hf auth login`).
+    SOURCE is a folder, a Hub id, an address of the Hub or a short name, in DeepSeek's or
+    transformers' layout, with .safetensors or .bin files. None of its code is run. OUTPUT appears
+    only when it is complete. The conversion needs less than 3.5 GB of memory for a model of any
+    size. Nothing is uploaded without --upload, which needs a token (`hf auth login`).
 
     \b
     Examples:
@@ -161,15 +186,18 @@ def _convert_options(values: Mapping[str, Any]) -> ConvertOptions:
         dtype=values["dtype"],
         overwrite=values["overwrite"],
         recipe=values["recipe"],
+        roles=values["roles"],
     )
 
 
 def _summary(conversion: Conversion) -> list[str]:
-    """Return lines for the user about the written files and their quantization."""
+    """Return lines for the user about the written files, the roles and the quantization."""
     from ..memory import format_size
 
     size = format_size(conversion.size)
     lines = [f"Wrote {conversion.path}: {conversion.tensors} tensors, {size}."]
+    lines.append(f"Roles: {conversion.roles}.")
+    lines += [f"Note: {to_flags(note)}." for note in conversion.notes]
     quantization = conversion.config.quantization
     if quantization is None:
         return lines

@@ -16,7 +16,7 @@ from .arguments import LoadArguments, load_pipeline
 from .options import quiet_option, version_option, weights_options
 from .progress import byte_progress
 from .runner import Command, import_mlx, note, say
-from .wording import to_flags
+from .wording import flags_in_log_messages, to_flags
 
 if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
@@ -156,7 +156,7 @@ def _download_and_convert(arguments: LoadArguments) -> None:
 
     if arguments.model is None:  # Janus-Tiny, which is part of the package
         return
-    with byte_progress() as progress:
+    with byte_progress() as progress, flags_in_log_messages():
         find_converted(
             arguments.model,
             bits=arguments.bits,

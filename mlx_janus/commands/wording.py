@@ -18,6 +18,7 @@ _FLAGS = {
     "private": "--private",
     "recipe": "--recipe",
     "repo_id": "--upload",
+    "roles": "--roles",
 }
 """Keywords in the library's messages, and the command options that set them."""
 

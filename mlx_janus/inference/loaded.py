@@ -63,6 +63,7 @@ class LoadedModel:
         model: the network; its weights are read when a task needs them.
         prompts: the tokenizer and templates.
         name: the model's name, for the metadata of images.
+        roles: the pair of roles that was requested in place of the model's own; None: none was.
         files: turns on low-memory mode, which holds only the weights of the current task, and reads
             weights from these files again when a task needs them. None: hold all weights.
 
@@ -71,7 +72,13 @@ class LoadedModel:
     """
 
     def __init__(
-        self, model: JanusModel, prompts: Prompts, *, name: str, files: WeightFiles | None = None
+        self,
+        model: JanusModel,
+        prompts: Prompts,
+        *,
+        name: str,
+        roles: str | None = None,
+        files: WeightFiles | None = None,
     ):
         highest_id = max(prompts.tokenizer.get_vocab(with_added_tokens=True).values())
         size = model.config.language.vocab_size
@@ -83,6 +90,7 @@ class LoadedModel:
         self._model: JanusModel | None = model  # None: closed
         self.prompts = prompts
         self.name = name
+        self.roles = roles
         self.thread = ModelThread()
         self.caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()  # emptied by ``close``
         self._files = files
@@ -120,6 +128,11 @@ class LoadedModel:
         if quantization.recipe:
             return fields | {"recipe": quantization.recipe}
         return fields | {"bits": str(quantization.bits)}
+
+    @property
+    def load_options(self) -> dict[str, str]:
+        """The precision and the requested roles, if any, by their keys in image metadata."""
+        return self.precision | ({"roles": self.roles} if self.roles else {})
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -130,6 +130,6 @@ def image_metadata(janus: LoadedModel, job: ImageJob) -> dict[str, str]:
         "seed": str(job.seed),
         **job.options.metadata(),
         "model": janus.name,
-        **janus.precision,
+        **janus.load_options,
         "version": f"mlx_janus {__version__}",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -157,7 +157,7 @@ def answer_events(
 
     Yields:
         ``PromptRead`` after each part of ``prompt.step`` positions, except after the last part;
-        ``Token`` for each token of the answer, except for the end token; then ``Finished``.
+        ``Token`` for each token of the answer, except for an end token; then ``Finished``.
     """
     mx.reset_peak_memory()
     stopwatch = Stopwatch()
@@ -177,14 +177,14 @@ def answer_events(
     options = replace(options, max_tokens=min(options.max_tokens, room))
     tokens = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
     del embeddings  # otherwise they would be held until the end of the answer
-    eos = janus.prompts.special.eos
-    answer = _Answer(janus.prompts.detokenizer(), eos, options.stop)
+    end_ids = janus.prompts.end_ids
+    answer = _Answer(janus.prompts.detokenizer(), end_ids, options.stop)
     first_at = 0.0  # time of the first token; 0: none yet
     try:
         for token in tokens:
             first_at = first_at or time.perf_counter()
             text = answer.add(token)
-            if token != eos:
+            if token not in end_ids:
                 yield Token(token, text)
             if answer.ended:
                 break
@@ -201,21 +201,21 @@ class _Answer:
     The text has complete characters only, no leading white space, and ends before a stop string.
     """
 
-    def __init__(self, detokenizer: Detokenizer, eos: int, stop: Sequence[str]):
-        self.ended = False  # whether the end token or a stop string ended it
+    def __init__(self, detokenizer: Detokenizer, end_ids: Container[int], stop: Sequence[str]):
+        self.ended = False  # whether an end token or a stop string ended it
         self._tokens: list[int] = []
         self._text = ""
         self._cut_by_stop = False  # whether a stop string ended it
         self._detokenizer = detokenizer
-        self._eos = eos
+        self._end_ids = end_ids
         self._stop_strings = StopStrings(stop)  # a filter of the text
 
     def add(self, token: int) -> str:
         """Add a token, and return the characters that are safe to show now.
 
-        The end token or a stop string sets ``ended``.
+        An end token or a stop string sets ``ended``.
         """
-        if token == self._eos:
+        if token in self._end_ids:
             self.ended = True
             return ""
         self._tokens.append(token)

@@ -124,10 +124,16 @@ class VisionTransformer(nn.Module):
 
 
 class SiglipVisionTower(nn.Module):
-    """A wrapper that gives the encoder its name in the checkpoint, ``vision_tower``."""
+    """A wrapper that gives the encoder its name in the checkpoint, ``vision_tower``.
+
+    It also normalizes the pixels by the config's ``pixel_mean`` and ``pixel_std``, if there are
+    any. This comes in addition to the preprocessing of images.
+    """
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
+        self.pixel_mean = config.pixel_mean
+        self.pixel_std = config.pixel_std
         self.vision_tower = VisionTransformer(config)
 
     def __call__(self, pixels: mx.array) -> mx.array:
@@ -136,4 +142,6 @@ class SiglipVisionTower(nn.Module):
         Raises:
             ValueError: the images do not have the size that the config names.
         """
+        if self.pixel_mean is not None and self.pixel_std is not None:
+            pixels = (pixels - mx.array(self.pixel_mean)) / mx.array(self.pixel_std)
         return self.vision_tower(pixels)

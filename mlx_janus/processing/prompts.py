@@ -105,6 +105,11 @@ class Prompts:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end an answer: eos, and those that the config adds."""
+        return frozenset({self.special.eos, *(self.config.stop_ids or ())})
+
     def answering(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
         """Return the ids of a conversation, from bos to the beginning of the assistant's answer.
 
@@ -213,6 +218,10 @@ class Prompts:
     def _turn_segments(self, turn: Turn) -> list[str]:
         """Return the segments of one message. An answer ends with eos, a question with a separator.
 
+        As in DeepSeek's code, whitespace is stripped from both ends of the entire message, in which
+        a line break follows each image. So text after an image keeps its leading whitespace, and no
+        line break follows an image without text.
+
         Raises:
             PromptError: a question has neither text nor images.
         """
@@ -224,10 +233,12 @@ class Prompts:
             return [self._assistant, answer, eos]
         if not text and not turn.images:
             raise PromptError("the question is empty: say what you want to know")
+        if turn.images:
+            text = f"\n{turn.text}".rstrip()
         image = _Control(self.config.image)
         images = [image, "\n"] * turn.images
         question = text + self.config.separator
-        return [self._user, ": ", *images, question]
+        return [self._user, ": ", *images[:-1], question]
 
     def _drawing_segments(self, text: str) -> list[str]:
         """Return the segments of a drawing prompt, without bos.

@@ -11,7 +11,7 @@ Unusual here:
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,8 @@ class PromptTokenizer:
         config: spellings of the control tokens.
 
     Raises:
-        ConfigError: a control token is missing, or the tokenizer loses text, contradicts itself or
-            is not byte-level.
+        ConfigError: a control token is missing, or the tokenizer is not byte-level, loses text or
+            gives a token two ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: PromptConfig) -> None:
@@ -168,7 +168,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ConfigError(f"{path} is not a tokenizer ({reason}): {fix}") from None
 
 
-def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
+def prepare_tokenizer(
+    tokenizer_json: Path, config: PromptConfig, added_tokens: Sequence[str] = ()
+) -> str:
     """Return the content of ``tokenizer.json`` for a converted folder.
 
     The control tokens are flagged as special, and truncation and padding are dropped. Equal
@@ -177,19 +179,22 @@ def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
     Args:
         tokenizer_json: the source's file.
         config: spellings of the control tokens.
+        added_tokens: special tokens that other files of the source name. Those that the file lacks
+            get the next free ids in this order, as in transformers.
 
     Raises:
-        ConfigError: the file is missing, not JSON or not a tokenizer; or the tokenizer lacks a
-            control token other than the image placeholder, contradicts itself, loses text, or is
-            not byte-level.
+        ConfigError: the file is missing, not JSON or not a tokenizer; or the tokenizer is not
+            byte-level, loses text, gives a token two ids, or lacks a control token (the image
+            placeholder may be missing).
     """
     tokenizer = read_tokenizer(tokenizer_json)
-    # Janus-1.3B's file lacks the image placeholder, which gets the next free id as in DeepSeek's
-    # code.
-    if tokenizer.token_to_id(config.image) is None:
-        tokenizer.add_special_tokens([AddedToken(config.image, normalized=False, special=True)])
+    # Janus-1.3B's file lacks the image placeholder. DeepSeek's processor adds it after the others.
+    needed = dict.fromkeys((*added_tokens, config.image))  # without duplicates
+    missing = [token for token in needed if tokenizer.token_to_id(token) is None]
+    tokenizer.add_special_tokens([_as_special(token, None) for token in missing])
     try:
-        # The constructor also checks the tokenizer, so that every written one can be loaded.
+        # The constructor flags the control tokens, drops truncation and padding, and checks the
+        # tokenizer, so that the file can be loaded.
         return PromptTokenizer(tokenizer, config).tokenizer.to_str()
     except ConfigError as error:
         raise ConfigError(f"{tokenizer_json}: {error}") from None

@@ -45,6 +45,7 @@ def load_model(
     recipe: str | None = None,
     dtype: str | mx.Dtype | None = None,
     low_memory: bool = False,
+    roles: str | None = None,
 ) -> JanusModel:
     """Load a model from a converted folder. Its weights are lazy: they are read on first use.
 
@@ -56,13 +57,15 @@ def load_model(
             always float32.
         low_memory: whether the caller keeps the weights of only one task at a time in memory. The
             memory check then counts only the largest task.
+        roles: one of ``ROLES`` to use in place of the folder's; None keeps these.
 
     Raises:
         CheckpointError: a file is missing or damaged; a tensor is missing, surplus, misshaped or
             of a wrong type; or the stamp is wrong.
         ConfigError, UnsupportedModelError: the config cannot be used.
         OptionError: the folder is quantized differently from ``bits`` or ``recipe``; both are
-            given; one of them or ``dtype`` is invalid; or no layer is wide enough to quantize.
+            given; one of them, ``dtype`` or ``roles`` is invalid; or no layer is wide enough to
+            quantize.
         OutOfMemoryError: the model does not fit in memory.
     """
     stored = JanusConfig.load(folder / "config.json")
@@ -75,13 +78,18 @@ def load_model(
         low_memory=low_memory,
         quantized=stored.quantization is not None,
     )
-    return _read_model(folder, replace(config, dtype=chosen))
+    prompt = config.prompt.with_roles(roles)
+    return read_model(folder, replace(config, dtype=chosen, prompt=prompt))
 
 
-def _read_model(folder: Path, config: JanusConfig) -> JanusModel:
+def read_model(folder: Path, config: JanusConfig) -> JanusModel:
     """Build a model with a folder's lazy weights, quantized and cast as ``config`` says.
 
-    If the folder is quantized already, ``config`` must have the same quantization.
+    The memory is not checked. If the folder is quantized already, ``config`` must have the same
+    quantization.
+
+    Raises:
+        CheckpointError, ConfigError, UnsupportedModelError: as for ``load_model``.
     """
     stored = JanusConfig.load(folder / "config.json")
     model = JanusModel(config)
@@ -120,7 +128,7 @@ class WeightFiles:
         _, stamp = open_converted(self.folder)
         if stamp != self.stamp:
             raise CheckpointError(f"{self.folder} was replaced since it was loaded: load it again")
-        unread_model = _read_model(self.folder, model.config)
+        unread_model = read_model(self.folder, model.config)
         unread = dict(tree_flatten(unread_model.parameters()))
         # Replacing the arrays releases their memory to MLX's cache, which is then emptied.
         model.load_weights([(name, unread[name]) for name in names], strict=False)

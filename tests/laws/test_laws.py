@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -241,6 +244,25 @@ def test_eos_ends_an_answer_and_is_not_part_of_it(
     assert (ended.finish_reason, ended.tokens) == ("stop", whole.tokens[:at])
 
 
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_every_end_id_ends_an_answer(
+    converted: dict[str, Path], tmp_path: Path, lookup: int
+) -> None:
+    """``generation_config.json`` of transformers' layout may list several."""
+    source = Path(shutil.copytree(FIXTURES / "transformers", tmp_path / "source"))
+    whole = mlx_janus.load(converted["transformers"]).generate_text("Hi", max_tokens=8)
+    end = whole.tokens[3]
+    generation = {"eos_token_id": [521, end]}
+    (source / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    janus = mlx_janus.load(source)
+    answer = janus.generate_text("Hi", max_tokens=8, lookup=lookup)
+    assert answer.tokens == whole.tokens[: whole.tokens.index(end)]
+    assert answer.finish_reason == "stop"
+    talk = janus.conversation()
+    talk.send("Hi", max_tokens=8)
+    assert talk.send("And?", max_tokens=1).cached_tokens > 0
+
+
 def test_streamed_text_is_the_whole_text(janus: Janus) -> None:
     chunks = list(
         janus.stream_text("What is in this image?", FIXTURES / "picture.png", max_tokens=40)
@@ -371,7 +393,11 @@ def test_limits_name_both_lengths(pro: Janus) -> None:
         ({"top_p": 1.5}, "top_p"),
         ({"n": 0}, "n"),
         ({"n": 2.0}, "n"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -2}, "seed"),
+        ({"seed": [1, 2]}, "seed"),
+        ({"seed": []}, "seed"),
+        ({"seed": [2**63]}, "seed"),
+        ({"seed": "1"}, "seed"),
         ({"seed": 2**63}, "seed"),
         ({"seed": 2**63 - 1, "n": 2}, "seed"),
         ({"seed": True}, "seed"),
