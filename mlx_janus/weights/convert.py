@@ -23,7 +23,7 @@ from ..errors import CheckpointError, OptionError, OutputError
 from ..memory import format_size
 from ..models.janus import keeps_type
 from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
-from ..threads import compute, note_use
+from ..threads import compute, computing, note_use
 from .checkpoint import PlannedTensor, read_plan
 from .folder import Progress, atomic_folder, check_output, is_converted, make_stamp, source_hashes
 from .published import Published, read_published
@@ -225,6 +225,7 @@ class ConversionPlan:
         return int((math.prod(tensor.shape) * bits + scale_bits) / 8)
 
 
+@computing
 def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
     """Pair every parameter with its source tensors, and choose its type and bits.
 

@@ -114,6 +114,7 @@ class WeightFiles:
     stamp: Mapping[str, str]  # metadata of the weight files, by which a replaced model is noticed
 
     @classmethod
+    @computing
     def of(cls, folder: Path) -> WeightFiles:
         """Record a converted folder and its present stamp."""
         _, stamp = open_converted(folder)
