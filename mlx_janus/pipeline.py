@@ -78,7 +78,8 @@ def load(
         roles: the roles in prompts: "pro" for <|User|> and <|Assistant|>, as Janus-Pro was trained,
             or "plain" for User and Assistant, as Janus-1.3B was. None: the model's own, which
             ``janus.config.prompt`` has.
-        progress: called during a conversion with the stage, the bytes done and the total bytes.
+        progress: called in this thread during a conversion, with the stage, the bytes done and the
+            total bytes. An error that it raises ends the conversion.
 
     Raises:
         JanusError: the model is missing, unsupported, damaged, or too large for the memory. Each

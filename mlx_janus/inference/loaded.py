@@ -203,6 +203,7 @@ class LoadedModel:
         features = []
         with stopwatch or Stopwatch():
             for image in images:  # one at a time, because the encoder's activations are large
+                self.thread.check()
                 batch = mx.array(image)[None]  # (1, H, W, 3)
                 encoded = self.model.understand(batch)[0]
                 mx.eval(encoded)

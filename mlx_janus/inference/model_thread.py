@@ -160,10 +160,9 @@ class ModelThread:
         worker = self._worker
 
         def close() -> None:
-            if (
-                inspect.getgeneratorstate(generator) == inspect.GEN_RUNNING
-            ):  # a garbage collector closes the stream during its step
-                assert worker is not None
+            running = inspect.getgeneratorstate(generator) == inspect.GEN_RUNNING
+            if running and worker is not None:
+                # A garbage collector closes the stream during its step: close it afterwards.
                 worker.calls.put(Call(close))
                 return
             self._generators.discard(generator)

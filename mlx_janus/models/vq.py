@@ -33,26 +33,34 @@ class GroupNorm(nn.GroupNorm):
         B, H, W, C = x.shape
         groups = self.num_groups
         x = x.reshape(B, H, W, groups, C // groups)
-        x = x - mean_in_pieces(x)
-        variance = mean_in_pieces(x * x)
+        x = x - mean_by_rows(x)
+        variance = mean_by_rows(x * x)
         x = x * mx.rsqrt(variance + self.eps)
         x = x.reshape(B, H, W, C)
         return x * self.weight + self.bias
 
 
-def mean_in_pieces(x: mx.array) -> mx.array:
+def mean_by_rows(x: mx.array) -> mx.array:
     """Return the mean of each group: (B, H, W, G, c) -> (B, 1, 1, G, 1).
 
-    G is the number of groups, c the number of channels in a group. Pieces of pixels are averaged
-    first, then pieces of these means, until one mean is left for each channel.
+    G is the number of groups, c the number of channels in a group. Each row is averaged first, then
+    the rows' means, then the channels' means.
     """
-    B, H, W, G, c = x.shape
-    count = H * W  # values for each channel
-    while count > 1:
+    for axis in (2, 1, 4):
+        x = _mean_in_pieces(x, axis)
+    return x
+
+
+def _mean_in_pieces(x: mx.array, axis: int) -> mx.array:
+    """Return the mean along an axis, whose length becomes 1.
+
+    Pieces of neighbours are averaged first, then pieces of these means, until one mean is left.
+    """
+    while (count := x.shape[axis]) > 1:
         piece = _piece_of(count)
-        count //= piece
-        x = x.reshape(B, count, piece, G, c).mean(2)
-    return x.reshape(B, 1, 1, G, c).mean(4, keepdims=True)
+        x = x.reshape(*x.shape[:axis], count // piece, piece, *x.shape[axis + 1 :])
+        x = x.mean(axis + 1)
+    return x
 
 
 def _piece_of(count: int) -> int:

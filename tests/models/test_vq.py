@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_map
 
 from mlx_janus.config import VQConfig
-from mlx_janus.models.vq import GroupNorm, VQModel, attend_by_rows, mean_in_pieces
+from mlx_janus.models.vq import GroupNorm, VQModel, attend_by_rows, mean_by_rows
 from tests.support.golden import TOLERANCE, rms_error
 
 CONFIG = VQConfig("vq", 256, 8, 8, (1, 1, 2, 2, 4), 1, 32, norm_groups=8)
@@ -60,9 +60,9 @@ def test_a_norm_of_equal_pixels() -> None:
     "shape",
     [(1, 1, 1, 2, 3), (2, 1, 7, 1, 4), (1, 5, 24, 2, 2), (2, 23, 29, 2, 2), (1, 48, 36, 1, 1)],
 )
-def test_a_mean_in_pieces_is_the_mean_whatever_divides_the_sides(shape: tuple[int, ...]) -> None:
+def test_a_mean_by_rows_is_the_mean_whatever_divides_the_sides(shape: tuple[int, ...]) -> None:
     x = mx.random.normal(shape, key=mx.random.key(2)) + 3
-    got = mean_in_pieces(x)
+    got = mean_by_rows(x)
     want = np.array(x).mean((1, 2, 4), keepdims=True, dtype=np.float64)
     assert got.shape == want.shape
     assert rms_error(got, want) < 1e-6
