@@ -248,7 +248,7 @@ class JanusPipeline(LoadedModel):
         part of each prompt.
 
         Args:
-            turns: messages, the last one the user's.
+            turns: messages. If the last one is the assistant's, the answer continues its text.
             images: the images of all turns, in order.
             options: sampling, length and stop strings.
             system: system prompt; None: the model's own, "": none.
@@ -272,7 +272,8 @@ class JanusPipeline(LoadedModel):
             """Encode the images. The stream's first step calls this in the model's thread."""
             return self.encode(pixels, stopwatch)
 
-        events = answer_events(self, Prompt(ids, features), options)
+        continues = turns[-1].role == "assistant"
+        events = answer_events(self, Prompt(ids, features, continues=continues), options)
         return self.thread.stream(answer_chunks(events))
 
     def conversation(self, system: str | None = None) -> Conversation:

@@ -59,8 +59,28 @@ _KEY_VARIABLE = "MLX_JANUS_API_KEY"  # in the environment
     "cors_origins",
     multiple=True,
     metavar="ORIGIN",
-    help="Allow web pages of this site to use the server, such as https://chat.example.org. "
-    "May be repeated.",
+    help="Allow pages of this site, or this browser extension, to use the server: "
+    "https://chat.example.org, chrome-extension://ID, or chrome-extension://* for any. "
+    "* allows every origin, but web pages only if there is a key. May be repeated.",
+)
+@click.option(
+    "--served-model-name",
+    "served_names",
+    multiple=True,
+    metavar="NAME",
+    help="Name of the model in lists and replies, instead of its own. May be repeated.",
+)
+@click.option(
+    "--model-alias",
+    "model_aliases",
+    multiple=True,
+    metavar="NAME",
+    help="A further name that requests may give the model, such as gpt-4o. May be repeated.",
+)
+@click.option(
+    "--upscale-to-size",
+    is_flag=True,
+    help="Enlarge generated images to the size that a request asks for, such as 1024x1024.",
 )
 @click.option(
     "--queue",
@@ -105,6 +125,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
         with ctx.scope(cleanup=False):
             return load_pipeline(arguments)
 
+    if "*" in settings.cors_origins and settings.api_key is None:
+        note("without a key, --cors-origin '*' allows apps and extensions, but no web page")
     if settings.log_requests:
         _log_requests()
     stopped_by = run_server(
@@ -141,6 +163,9 @@ def _server_settings(options: Mapping[str, Any]) -> Settings:
             api_key=key,
             allow_url_images=options["allow_url_images"],
             cors_origins=options["cors_origins"],
+            served_names=options["served_names"],
+            model_aliases=options["model_aliases"],
+            upscale_to_size=options["upscale_to_size"],
             most_requests=most_requests,
             most_connections=2 * most_requests,
             log_requests=options["log_requests"],

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import JanusConfig
-from ..errors import JanusError, OptionError, PromptError
+from ..errors import ContextLengthError, JanusError, OptionError
 from ..inference.loaded import TASKS, LoadedModel
 from ..inference.pathway import ImagePathway
 from ..inference.pathways import pathway_of
@@ -251,9 +251,9 @@ class Engine:
         positions = self.config.language.max_position_embeddings
         length = sum(len(text) for text in texts)
         if length > _MAX_CHARACTERS_PER_POSITION * positions:
-            raise PromptError(
-                f"the prompt is {length} characters long, far more than fits into the context: "
-                "shorten it"
+            raise ContextLengthError(
+                f"the prompt is {length} characters long, and this model's maximum context length "
+                f"is {positions} tokens: shorten it"
             )
 
     # The device's thread

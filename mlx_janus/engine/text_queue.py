@@ -169,7 +169,13 @@ class TextScheduler:
             # Encode only the images of positions that the prefix cache does not hold.
             yield from self._features.encode(keys[prefix_cache.common_length(keys) :], images)
             events = prefix_cache.answer(
-                task.ids, keys, self._features, images, options, step=_PREFILL_STEP
+                task.ids,
+                keys,
+                self._features,
+                images,
+                options,
+                step=_PREFILL_STEP,
+                continues=request.turns[-1].role == "assistant",
             )
             try:
                 for event in events:

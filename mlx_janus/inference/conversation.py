@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from ..errors import ConversationError, ImageError, JanusError, OutputError, PromptError
+from ..errors import (
+    ContextLengthError,
+    ConversationError,
+    ImageError,
+    JanusError,
+    OutputError,
+)
 from ..files import write_atomically
 from ..limits import check_text
 from ..processing.file_names import names_folder
@@ -339,9 +345,9 @@ class Conversation:
             ids = self._prompt_ids(exchanges[forgotten:], question)
         # A prompt longer than ``limit`` is accepted if a position is left for the answer.
         if len(ids) >= context:
-            raise PromptError(
-                f"the question is {len(ids)} tokens long, images included, and the model's context "
-                f"{context}: shorten it, or show fewer images"
+            raise ContextLengthError(
+                f"the question is {len(ids)} tokens long, images included, and this model's "
+                f"maximum context length is {context}: shorten it, or show fewer images"
             )
         return ids, forgotten
 

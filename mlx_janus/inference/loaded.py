@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 import mlx.core as mx
 import numpy as np
 
-from ..errors import ConfigError, JanusError, PromptError
+from ..errors import ConfigError, ContextLengthError, JanusError
 from ..memory import materialize
 from ..models.janus import JanusModel
 from ..processing.prompts import Prompts, Turn
@@ -168,23 +168,23 @@ class LoadedModel:
         return collectors[task]()
 
     def answering_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
-        """Return the token ids of a conversation, up to the beginning of the next answer.
+        """Return the token ids of a conversation, up to where the model goes on.
 
         Args:
-            turns: messages, the last one the user's.
+            turns: messages. If the last one is the assistant's, it is the beginning of the answer.
             system: system prompt; None: the model's own, "": none.
 
         Raises:
-            PromptError: the last turn is not the user's, a question has no words and no images, a
-                text is not Unicode, or the context has no room for an answer.
+            PromptError: no turn is the user's, a question has no words and no images, a text is not
+                Unicode, or the context has no room for an answer.
             OptionError: ``system`` is not text.
         """
         ids = self.prompts.answering(turns, system)
         context = self.config.language.max_position_embeddings
         if len(ids) >= context:
-            raise PromptError(
-                f"the prompt is {len(ids)} tokens long, images included, and the model's context "
-                f"{context}: shorten it, or show fewer images"
+            raise ContextLengthError(
+                f"the prompt is {len(ids)} tokens long, images included, and this model's maximum "
+                f"context length is {context}: shorten it, or show fewer images"
             )
         return ids
 

@@ -13,6 +13,7 @@ import itertools
 import operator
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -179,6 +180,7 @@ class PrefixCache:
         options: TextOptions,
         *,
         step: int = PREFILL_STEP,
+        continues: bool = False,
     ) -> Generator[TextEvent, None, None]:
         """Read the uncached part of a prompt, and answer. Closing the generator ends the answer.
 
@@ -191,6 +193,7 @@ class PrefixCache:
             images: the prompt's images, by digest.
             options: sampling and length.
             step: prompt positions read between two events.
+            continues: whether the prompt ends with the beginning of the answer.
 
         Yields:
             The events of ``answer_events``: progress in the prompt, tokens, and the result.
@@ -198,11 +201,9 @@ class PrefixCache:
         known: list[Key] = [*keys]  # the answer's tokens are added when it is complete
         cache = self._trim_to(keys)
         read = len(self.keys)  # prompt positions in the cache
-
-        def features(stopwatch: Stopwatch) -> list[mx.array]:
-            return feature_cache.features_at(keys[read:], images, stopwatch)
-
-        events = answer_events(self._janus, Prompt(ids, features, cache, read, step), options)
+        features = partial(feature_cache.features_at, keys[read:], images)
+        prompt = Prompt(ids, features, cache, read, step, continues)
+        events = answer_events(self._janus, prompt, options)
         consistent = False  # whether all layers hold the same positions
         try:
             for event in events:
@@ -215,8 +216,18 @@ class PrefixCache:
             raise
         finally:
             events.close()
-            if consistent:  # after an early close, the cache also holds tokens not in ``known``
-                self.keys = known[: cache[0].offset]
-                trim_cache(cache, cache[0].offset - len(self.keys))
+            if consistent:
+                self._keep(known)
             else:
                 self.clear()
+
+    def _keep(self, known: Sequence[Key]) -> None:
+        """Keep the positions whose content is known, and drop the others.
+
+        After an early close, the cache also holds tokens of the answer that are not in ``known``.
+        """
+        cache = self._cache
+        assert cache is not None  # ``_trim_to`` has made it
+        positions = cache[0].offset
+        self.keys = list(known[:positions])
+        trim_cache(cache, positions - len(self.keys))

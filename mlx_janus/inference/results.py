@@ -22,7 +22,7 @@ from ..processing.saved_images import encode_image, read_metadata, save_image
 class TextResult:
     """An answer. Speeds are tokens per second."""
 
-    text: str  # without leading white space
+    text: str  # without leading white space, unless it continues an answer
     tokens: tuple[int, ...]  # without the stop token
     finish_reason: str
     """"stop": the model or a stop string ended it; "length": ``max_tokens`` or the context did."""

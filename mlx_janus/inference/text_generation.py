@@ -141,6 +141,8 @@ class Prompt:
         cache: holds the first ``read`` ids, and grows; None: a new cache.
         read: the number of ids in the cache.
         step: positions read between two events.
+        continues: whether the prompt ends with the beginning of the answer. The answer then keeps
+            its leading white space.
     """
 
     ids: Sequence[int]
@@ -148,6 +150,7 @@ class Prompt:
     cache: Cache | None = None
     read: int = 0
     step: int = PREFILL_STEP
+    continues: bool = False
 
 
 def answer_events(
@@ -178,7 +181,7 @@ def answer_events(
     tokens = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
     del embeddings  # otherwise they would be held until the end of the answer
     end_ids = janus.prompts.end_ids
-    answer = _Answer(janus.prompts.detokenizer(), end_ids, options.stop)
+    answer = _Answer(janus.prompts.detokenizer(), end_ids, options.stop, prompt.continues)
     first_at = 0.0  # time of the first token; 0: none yet
     try:
         for token in tokens:
@@ -198,16 +201,24 @@ def answer_events(
 class _Answer:
     """The text of an answer so far.
 
-    The text has complete characters only, no leading white space, and ends before a stop string.
+    The text has complete characters only, and ends before a stop string. It has no leading white
+    space, unless it continues an answer.
     """
 
-    def __init__(self, detokenizer: Detokenizer, end_ids: Container[int], stop: Sequence[str]):
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        end_ids: Container[int],
+        stop: Sequence[str],
+        continues: bool,
+    ):
         self.ended = False  # whether an end token or a stop string ended it
         self._tokens: list[int] = []
         self._text = ""
         self._cut_by_stop = False  # whether a stop string ended it
         self._detokenizer = detokenizer
         self._end_ids = end_ids
+        self._continues = continues
         self._stop_strings = StopStrings(stop)  # a filter of the text
 
     def add(self, token: int) -> str:
@@ -262,7 +273,7 @@ class _Answer:
         )
 
     def _append(self, text: str) -> str:
-        """Append text to the answer, but no leading white space; return the appended text."""
-        text = text if self._text else text.lstrip()
+        """Append text to the answer, and return it without white space that the answer drops."""
+        text = text if self._text or self._continues else text.lstrip()
         self._text += text
         return text

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..decode.batch import BatchImage, DrawingBatch
 from ..decode.image import DrawOptions, draw_tokens
-from ..errors import OptionError, PromptError
+from ..errors import ContextLengthError, OptionError
 from ..models.vq_parts import VQ_PARTS, token_config
 from ..processing.images import to_image
 from .loaded import LoadedModel
@@ -67,9 +67,9 @@ class VQPathway:
         image_tokens = self._config.tokens
         context = self._janus.config.language.max_position_embeddings
         if length + image_tokens > context:
-            raise PromptError(
-                f"the prompt is {length} tokens long and an image takes {image_tokens}, "
-                f"more than the model's context of {context}: shorten it"
+            raise ContextLengthError(
+                f"the prompt is {length} tokens long and an image takes {image_tokens}, and this "
+                f"model's maximum context length is {context}: shorten it"
             )
         return ids
 

@@ -111,17 +111,18 @@ class Prompts:
         return frozenset({self.special.eos, *(self.config.stop_ids or ())})
 
     def answering(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
-        """Return the ids of a conversation, from bos to the beginning of the assistant's answer.
+        """Return the ids of a conversation, from bos to where the assistant goes on.
 
         An image takes the ids image_start, ``image_tokens`` times image, and image_end.
 
         Args:
-            turns: the messages; the last one is the user's.
+            turns: the messages. If the last one is the assistant's, it is the beginning of the
+                answer, and is left open.
             system: system prompt; None is the model's own, "" is none.
 
         Raises:
-            PromptError: there is no turn, the last one is not the user's, a question has neither
-                text nor images, or a text is not Unicode.
+            PromptError: no turn is the user's, a question has neither text nor images, or a text is
+                not Unicode.
             OptionError: ``system`` is not a str.
         """
         segments = self._answering_segments(turns, system)
@@ -200,19 +201,22 @@ class Prompts:
         Whitespace is stripped from both ends of the prompt.
 
         Raises:
-            PromptError: there is no turn, the last one is not the user's, or a question has neither
-                text nor images.
+            PromptError: no turn is the user's, or a question has neither text nor images.
             OptionError: ``system`` is not a str.
         """
-        if not turns or turns[-1].role != "user":
-            raise PromptError("the last message must be the user's: add a question")
+        if not any(turn.role == "user" for turn in turns):
+            raise PromptError("there is no question: add a message of the user")
         system = self.config.system if system is None else check_text("system", system)
         segments = []
         if system:
             segments.append(system + self.config.separator)
+        beginning = ""  # of the answer
+        if turns[-1].role == "assistant":
+            *turns, unfinished = turns
+            beginning = unfinished.text.strip()
         for turn in turns:
             segments += self._turn_segments(turn)
-        segments += [self._assistant, ":"]
+        segments += [self._assistant, f": {beginning}"]
         return _strip(segments)
 
     def _turn_segments(self, turn: Turn) -> list[str]:

@@ -21,7 +21,7 @@ from .file_names import names_folder, printable
 from .images import check_size, read_file
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_QUALITY: dict[str, dict[str, Any]] = {
+_SETTINGS: dict[str, dict[str, Any]] = {  # of PIL's encoders
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "WEBP": {"quality": 95},
 }
@@ -63,7 +63,12 @@ def _metadata(image: Image.Image, name: str) -> dict[str, str]:
     return {str(key): str(value) for key, value in metadata.items()}
 
 
-def encode_image(image: Image.Image, metadata: Mapping[str, str], suffix: str = ".png") -> bytes:
+def encode_image(
+    image: Image.Image,
+    metadata: Mapping[str, str],
+    suffix: str = ".png",
+    quality: int | None = None,
+) -> bytes:
     """Return the bytes of an image file with metadata, which are sorted by key.
 
     A PNG holds them as text chunks; a JPEG or WebP as one JSON object in EXIF's UserComment.
@@ -72,6 +77,7 @@ def encode_image(image: Image.Image, metadata: Mapping[str, str], suffix: str = 
         image: in a mode that the format can hold.
         metadata: its characters that cannot be stored are dropped or replaced by "?".
         suffix: ".png", ".jpg", ".jpeg" or ".webp".
+        quality: of a JPEG or WebP, from 0 to 100; None: 95.
 
     Raises:
         OSError: the format cannot hold the image's mode.
@@ -92,7 +98,10 @@ def encode_image(image: Image.Image, metadata: Mapping[str, str], suffix: str = 
     kind = FORMATS[suffix]
     if kind == "JPEG" and len(exif.tobytes()) > _LARGEST_JPEG_EXIF:
         raise ValueError("its metadata exceed the 64 KB of a JPEG, name it .png or .webp")
-    image.save(buffer, kind, exif=exif, **_QUALITY[kind])
+    settings = _SETTINGS[kind]
+    if quality is not None:
+        settings = settings | {"quality": quality}
+    image.save(buffer, kind, exif=exif, **settings)
     return buffer.getvalue()
 
 

@@ -22,8 +22,9 @@ from ..version import __version__
 from .chat_completions import complete_chat
 from .errors import APIError, handle_http_exception, handle_validation_error
 from .image_generations import generate_images
+from .image_store import PATH as IMAGES_PATH
 from .metrics import Metrics
-from .middleware.api_key import PUBLIC_PATHS
+from .middleware.api_key import is_public
 from .middleware.stack import middleware_stack
 from .schema import (
     ChatCompletion,
@@ -35,7 +36,7 @@ from .schema import (
     ModelList,
     ServedModel,
 )
-from .service import DEFAULT_MODEL, Service
+from .service import Service
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         },
     )
     app.include_router(_generation_router(service))
+    app.include_router(_image_router(service))
     app.include_router(_model_router(service))
     app.include_router(_server_router(service))
     if settings.api_key is not None:
@@ -149,25 +151,44 @@ def _generation_router(service: Service) -> APIRouter:
 def _model_router(service: Service) -> APIRouter:
     """Return a router with the routes that list and describe the served model."""
     router = APIRouter(responses=_ERROR_RESPONSES, tags=["server"])
-    engine = service.engine
 
-    def served_model() -> ServedModel:
-        return ServedModel(id=engine.name, created=service.started_at)
+    def served_model(name: str) -> ServedModel:
+        return ServedModel(id=name, created=service.started_at)
 
     # Without its own route, "/v1/models/" would ask for a model of the name "".
     @_get_and_head(router, "/v1/models/", include_in_schema=False)
     @_get_and_head(router, "/v1/models")
     async def list_models() -> ModelList:
-        """List the models. A server has exactly one."""
-        return ModelList(data=[served_model()])
+        """List the names of the model. A server has exactly one model."""
+        return ModelList(data=[served_model(name) for name in service.names])
 
     @_get_and_head(router, "/v1/models/{name:path}")  # path: the name of a model may have slashes
     async def retrieve_model(name: str) -> ServedModel:
         """Describe the model of this name."""
-        if name not in (engine.name, DEFAULT_MODEL):
-            message = f"there is no model {name!r} here: use {engine.name!r}"
-            raise APIError(404, message, param="model", code="model_not_found")
-        return served_model()
+        service.check_model(name)
+        return served_model(name if name in service.names else service.names[0])
+
+    return router
+
+
+def _image_router(service: Service) -> APIRouter:
+    """Return a router with the route that gives generated images by their URLs."""
+    router = APIRouter(responses=_ERROR_RESPONSES, tags=["generation"])
+
+    @_get_and_head(
+        router,
+        IMAGES_PATH + "{name}",
+        response_class=Response,
+        responses={200: {"content": {"image/*": {}}}},
+    )
+    async def get_image(name: str) -> Response:
+        """Return a generated image that an earlier reply gave the address of."""
+        image = service.images.get(name)
+        if image is None:
+            raise APIError(404, "there is no such image: it is kept for an hour only")
+        # Pages of other sites may show the image: they cannot guess its name.
+        headers = {"Cross-Origin-Resource-Policy": "cross-origin"}
+        return Response(image.data, media_type=image.media_type, headers=headers)
 
     return router
 
@@ -191,7 +212,7 @@ def _server_router(service: Service) -> APIRouter:
             response.status_code = 503
         return Health(
             status="stopping" if stopping else "ok",
-            model=engine.name,
+            model=service.names[0],
             waiting=counts.waiting,
             answering=counts.answering,
             drawing=counts.drawing,
@@ -265,7 +286,7 @@ def _add_key_to_openapi(app: FastAPI) -> None:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 # In OpenAPI, [] means that no key is needed; {"key": []} names the scheme above.
-                operation["security"] = [] if path in PUBLIC_PATHS else [{"key": []}]
+                operation["security"] = [] if is_public(path) else [{"key": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

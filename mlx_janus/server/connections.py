@@ -118,12 +118,15 @@ class _LimitedProtocol(H11Protocol):
         if len(self.connections) > self.max_connections:
             transport.abort()
             return
-        # By default the system buffers megabytes of a reply, and the timer cannot tell whether the
-        # client reads them.
+        connection = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):  # the connection may be closed already
-            transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER
-            )
+            # Without this option, the system holds a small packet back until the client has
+            # confirmed the packet before, which takes 40 ms. asyncio sets the option only if the
+            # listening socket names its protocol.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # By default the system buffers megabytes of a reply, and the timer cannot tell whether
+            # the client reads them.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._update_timer()
 
     def data_received(self, data: bytes) -> None:

@@ -13,7 +13,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from ..engine.messages import BusyError, StoppingError
-from ..errors import ImageError, JanusError, OptionError, OutOfMemoryError, PromptError
+from ..errors import (
+    ContextLengthError,
+    ImageError,
+    JanusError,
+    OptionError,
+    OutOfMemoryError,
+    PromptError,
+)
 from .schema import ErrorKind, ErrorReply, ErrorText
 
 _LOG = logging.getLogger("mlx_janus.server")
@@ -95,7 +102,9 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
         return APIError(503, str(error), code="shutting_down")
     if isinstance(error, PromptError | ImageError | OptionError):
         message = " ".join(str(error).split())  # one line
-        return APIError(400, message, param=param)
+        too_long = isinstance(error, ContextLengthError)
+        code = "context_length_exceeded" if too_long else None
+        return APIError(400, message, param=param, code=code)
     if isinstance(error, OutOfMemoryError | MemoryError):
         return APIError(
             503,

@@ -7,11 +7,8 @@ import re
 from dataclasses import dataclass
 
 from ..errors import OptionError
+from .origins import check_pattern, is_allowed
 
-_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"  # a part of a host name, between dots
-_ORIGIN = re.compile(
-    rf"https?://(\[(?P<ipv6>[0-9a-f:.]+)\]|{_LABEL}(\.{_LABEL})*)(:(?P<port>[1-9]\d{{0,4}}))?"
-)
 _KEY = re.compile(r"[!-~]{1,512}")  # printable ASCII without spaces
 
 
@@ -25,8 +22,12 @@ class Settings:
         api_key: key that every request must send, except to read the page ``/`` or ``/health``;
             None: no key.
         allow_url_images: fetch images from https addresses that a request names.
-        cors_origins: sites whose pages may use the server from a browser, such as
-            "https://chat.example.org".
+        cors_origins: sites, desktop apps and extensions that may use the server from a browser,
+            such as "https://chat.example.org" or "chrome-extension://*"; see
+            ``origins.check_pattern``. ``origins.APPS`` need not be named.
+        served_names: the model's names in lists and replies; empty: its own name.
+        model_aliases: further names that requests may give the model, in no list.
+        upscale_to_size: enlarge images to the size that a request asks for, if it is OpenAI's.
         body_limit: bytes of one request's body.
         bodies_limit: bytes of all bodies held at once.
         body_seconds: seconds for a body to arrive, and for a client to read the next part of a
@@ -41,7 +42,8 @@ class Settings:
 
     Raises:
         OptionError: the host is empty, or not loopback without a key; the key is not 1 to 512
-            printable ASCII characters without spaces; or a site is not an origin.
+            printable ASCII characters without spaces; or ``cors_origins`` holds something else
+            than origins, or allows all web pages without a key.
     """
 
     host: str = "127.0.0.1"
@@ -49,6 +51,9 @@ class Settings:
     api_key: str | None = None
     allow_url_images: bool = False
     cors_origins: tuple[str, ...] = ()
+    served_names: tuple[str, ...] = ()
+    model_aliases: tuple[str, ...] = ()
+    upscale_to_size: bool = False
     body_limit: int = 64_000_000
     bodies_limit: int = 256_000_000
     body_seconds: float = 60.0
@@ -70,27 +75,12 @@ class Settings:
         if self.api_key is None and not is_loopback(self.host):
             fix = "set a key with api_key=..., or leave host=... out"
             raise OptionError(f"other machines can reach {self.host}: {fix}")
-        for origin in self.cors_origins:
-            if not _is_origin(origin):
-                raise OptionError(
-                    f"{origin!r} is not an origin: give the scheme, the host in lower case, the "
-                    "port if it has one, and no path, such as https://chat.example.org"
-                )
+        for pattern in self.cors_origins:
+            check_pattern(pattern, has_key=self.api_key is not None)
 
-
-def _is_origin(text: str) -> bool:
-    """Return whether a text is an origin in the form that browsers send."""
-    match = _ORIGIN.fullmatch(text)
-    if match is None:
-        return False
-    if match["port"] is not None and int(match["port"]) > 65535:
-        return False
-    if match["ipv6"] is not None:
-        try:
-            ipaddress.IPv6Address(match["ipv6"])
-        except ValueError:
-            return False
-    return True
+    def allows_origin(self, origin: str) -> bool:
+        """Return whether a page or program of this origin may use the server from a browser."""
+        return is_allowed(origin, self.cors_origins, has_key=self.api_key is not None)
 
 
 def is_loopback(host: str) -> bool:

@@ -375,10 +375,13 @@ def test_metadata_draws_the_same_picture_again(pro: Janus, tmp_path: object) -> 
 
 def test_limits_name_both_lengths(pro: Janus) -> None:
     context = pro.config.language.max_position_embeddings
-    with pytest.raises(mlx_janus.JanusError, match=rf"is \d{{5,}} tokens long.*context {context}"):
+    with pytest.raises(
+        mlx_janus.JanusError, match=rf"is \d{{5,}} tokens long.*context length is {context}"
+    ):
         pro.generate_text("lighthouse " * context)
     with pytest.raises(
-        mlx_janus.JanusError, match=rf"is \d{{5,}} tokens long.*takes 16.*context of {context}"
+        mlx_janus.JanusError,
+        match=rf"is \d{{5,}} tokens long.*takes 16.*context length is {context}",
     ):
         pro.generate_images("lighthouse " * context)
 

@@ -256,10 +256,20 @@ class TestTemplate:
         assert ids.count(prompts.special.image) == prompts.image_tokens
         assert prompts.render_answering([Turn("user", "", 1)]).count(prompts.config.user) == 1
 
-    @pytest.mark.parametrize("turns", [[], [Turn("user", "Hi"), Turn("assistant", "Hello.")]])
-    def test_last_turn_is_the_users(self, prompts: Prompts, turns: list[Turn]) -> None:
-        with pytest.raises(PromptError, match="last message must be the user's"):
+    @pytest.mark.parametrize("turns", [[], [Turn("assistant", "Hello.")]])
+    def test_there_must_be_a_question(self, prompts: Prompts, turns: list[Turn]) -> None:
+        with pytest.raises(PromptError, match="there is no question"):
             prompts.answering(turns)
+
+    def test_an_answer_at_the_end_is_left_open(self, prompts: Prompts) -> None:
+        question = Turn("user", "Hi")
+        ids = prompts.answering([question])
+        begun = prompts.answering([question, Turn("assistant", "Hello, and ")])
+        assert begun == ids + prompts.encode(" Hello, and")
+        assert prompts.answering([question, Turn("assistant", " ")]) == ids
+        finished = prompts.answering([question, Turn("assistant", "Hello, and "), question])
+        assert finished[: len(begun)] == begun
+        assert finished[len(begun)] == prompts.special.eos
 
     @pytest.mark.parametrize(
         ("role", "images"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -52,6 +53,7 @@ class BodyLimitMiddleware(HTTPMiddleware):
         self._open_requests += 1
         try:
             await self._read_body(body, receive)
+            self._decompress(body, Headers(scope=scope).get("content-encoding", ""))
             await self.app(scope, _replay(bytes(body), receive), send)
         finally:
             self._open_requests -= 1
@@ -83,6 +85,32 @@ class BodyLimitMiddleware(HTTPMiddleware):
         except TimeoutError:
             seconds = f"{self._settings.body_seconds:g}"
             raise APIError(408, f"the body did not arrive in {seconds} seconds") from None
+
+    def _decompress(self, body: bytearray, encoding: str) -> None:
+        """Replace a body that is compressed with gzip by its content.
+
+        Raises:
+            APIError: the encoding is another one (415), or the content is damaged (400) or too
+                large (413).
+        """
+        if encoding.strip().lower() in ("", "identity"):
+            return
+        if encoding.strip().lower() not in ("gzip", "x-gzip"):
+            message = "the body's Content-Encoding must be gzip or none"
+            raise APIError(415, message, headers={"Accept-Encoding": "gzip"})
+        decompressor = zlib.decompressobj(wbits=31)  # 31: with gzip's header
+        try:
+            # One byte more than the limit shows that there is more.
+            content = decompressor.decompress(bytes(body), self._settings.body_limit + 1)
+        except zlib.error:
+            raise APIError(400, "the body is damaged: its gzip cannot be read") from None
+        self._check_size(len(content))
+        if not decompressor.eof or decompressor.unused_data:
+            raise APIError(400, "the body is damaged: its gzip ends too early or too late")
+        self._held_bytes += len(content) - len(body)
+        body[:] = content
+        if self._held_bytes > self._settings.bodies_limit:
+            raise _too_many_requests()
 
     def _check_size(self, size: int) -> None:
         """Refuse a body that has more bytes than the limit.
