@@ -330,13 +330,15 @@ class VQGenerationConfig(GenerationConfig):
 
 @dataclass(frozen=True)
 class LayerBits(Section):
-    """Path, bits, group size and mode of a quantized layer."""
+    """Path, bits, group size, mode and scaling of a quantized layer."""
 
     title: ClassVar[str] = "quantization.layers"
     path: str
     bits: int = size_field(low=1, high=8)
     group_size: int = size_field(low=16, high=1024)
     mode: QuantizationMode = field(default="affine", metadata=LATER)  # written unless affine
+    # Whether one more scale applies to all weights of the layer; written unless false.
+    scaled: bool = field(default=False, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -351,7 +353,7 @@ class QuantizationConfig(Section):
     layers: tuple[LayerBits, ...]
     bits: int = size_field(low=1, high=8)
     group_size: int = size_field(low=16, high=1024)
-    kept_float: tuple[str, ...] | None = None  # layers too narrow to quantize; None: none
+    kept_float: tuple[str, ...] | None = None  # layers whose shapes no group fits; None: none
     recipe: Recipe | None = field(default=None, metadata=LATER)  # written unless None
 
     @property

@@ -29,6 +29,7 @@ from .inference.text_generation import (
 from .limits import check_text
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn
+from .threads import check_usable
 from .weights.addresses import NO_MODEL
 from .weights.load import WeightFiles, load_model
 from .weights.names import TINY, understand_name
@@ -77,12 +78,14 @@ def load(
         roles: the roles in prompts: "pro" for <|User|> and <|Assistant|>, as Janus-Pro was trained,
             or "plain" for User and Assistant, as Janus-1.3B was. None: the model's own, which
             ``janus.config.prompt`` has.
-        progress: called during a conversion with the stage, the bytes done and the total bytes.
+        progress: called in this thread during a conversion, with the stage, the bytes done and the
+            total bytes. An error that it raises ends the conversion.
 
     Raises:
         JanusError: the model is missing, unsupported, damaged, or too large for the memory. Each
             case has a subclass in ``mlx_janus.errors``.
     """
+    check_usable()
     check_roles(roles)  # before a download
     source = _use_tiny(revision) if path_or_hub_id is None else path_or_hub_id
     dtype_name = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype

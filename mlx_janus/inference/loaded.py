@@ -15,6 +15,7 @@ from ..errors import ConfigError, ContextLengthError, JanusError
 from ..memory import materialize
 from ..models.janus import JanusModel
 from ..processing.prompts import Prompts, Turn
+from ..threads import is_forked
 from ..weights.load import WeightFiles
 from .model_thread import CLOSED, ModelThread
 
@@ -93,7 +94,8 @@ class LoadedModel:
         self.thread = ModelThread()
         self.caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()  # emptied by ``close``
         self._files = files
-        self._loaded_tasks: set[Task] = set()  # tasks whose weights are held
+        self._loaded_tasks: set[Task] = set()  # tasks whose weights are all held
+        self._held: set[str] = set()  # names of all weights that may be held
 
     @property
     def model(self) -> JanusModel:
@@ -146,10 +148,11 @@ class LoadedModel:
             return
         weights = self._weights_of(task)
         if self._files:  # low-memory mode
-            held = {name for loaded in self._loaded_tasks for name in self._weights_of(loaded)}
-            if unneeded := held - set(weights):
+            if unneeded := self._held - set(weights):
                 self._files.free(self.model, unneeded)
+                self._held -= unneeded
             self._loaded_tasks.clear()
+        self._held |= set(weights)  # even if reading them fails midway
         materialize(weights.values(), self.thread.check)
         self._loaded_tasks.add(task)
 
@@ -200,6 +203,7 @@ class LoadedModel:
         features = []
         with stopwatch or Stopwatch():
             for image in images:  # one at a time, because the encoder's activations are large
+                self.thread.check()
                 batch = mx.array(image)[None]  # (1, H, W, 3)
                 encoded = self.model.understand(batch)[0]
                 mx.eval(encoded)
@@ -217,7 +221,9 @@ class LoadedModel:
             return
         self._model = None
         self._loaded_tasks.clear()
+        self._held.clear()
         for cache in list(self.caches):
             cache.clear()
         gc.collect()  # parts of a network refer to each other, so only the collector frees them
-        mx.clear_cache()
+        if not is_forked():  # else MLX would wait for threads that this process lacks
+            mx.clear_cache()

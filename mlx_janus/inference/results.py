@@ -115,9 +115,8 @@ class ImageStep:
     def preview(self) -> list[Image.Image]:
         """Return the images finished so far, and those in progress with their missing parts grey.
 
-        A step with ``images`` returns the finished ones only. Each image in progress is decoded
-        now. In low-memory mode this loads the image decoder's weights, and the next step loads the
-        language model's again.
+        Each image in progress is decoded now. In low-memory mode this loads the image decoder's
+        weights, and the next step loads the language model's again.
         """
         return self._preview()
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -90,11 +91,13 @@ class ImageReader:
             alternative = " or an https address" if self._settings.allow_url_images else ""
             rule = f"an image must be given as data:image/png;base64,...{alternative}"
             raise ImageError(f"{rule}, got {url[:30]!r}")
+        encoded = url[prefix.end() :]
         # A quick check before decoding: four characters are three bytes, and up to two characters
-        # are padding. _decode checks the exact size.
-        if (len(url) - prefix.end()) * 3 // 4 > self._settings.image_limit + 2:
+        # are padding. Line breaks and spaces do not count. _decode checks the exact size.
+        characters = len(encoded) - sum(map(encoded.count, string.whitespace))
+        if characters * 3 // 4 > self._settings.image_limit + 2:
             raise self._too_large()
-        return url[prefix.end() :]
+        return encoded
 
     def _decode(self, data: str | bytes) -> Image.Image:
         """Decode a file's bytes, or their base64, to an image of the vision encoder's size.

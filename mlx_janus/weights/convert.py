@@ -23,6 +23,7 @@ from ..errors import CheckpointError, OptionError, OutputError
 from ..memory import format_size
 from ..models.janus import keeps_type
 from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
+from ..threads import compute, computing, note_use
 from .checkpoint import PlannedTensor, read_plan
 from .folder import Progress, atomic_folder, check_output, is_converted, make_stamp, source_hashes
 from .published import Published, read_published
@@ -86,16 +87,28 @@ def convert_checkpoint(
 ) -> Conversion:
     """Convert a PyTorch model folder to ``output``, a folder that ``load`` reads.
 
-    After an error, nothing of the output is left behind. ``hashes`` are those of ``source_hashes``,
-    which are computed if they are None.
+    After an error, nothing of the output is left behind. ``progress`` is called in this thread, and
+    an error that it raises ends the conversion. ``hashes`` are those of ``source_hashes``, which
+    are computed if they are None.
 
     Raises:
         ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
         OptionError: bits, group size or recipe is invalid, or both bits and recipe are set.
         OutputError: the output exists already or cannot be written.
     """
-    options = options or ConvertOptions()
-    progress = progress or (lambda *_: None)  # report nothing
+    note_use()
+    chosen = options or ConvertOptions()
+    return compute(lambda report: _convert(source, output, chosen, report, hashes), progress)
+
+
+def _convert(
+    source: Source,
+    output: Path,
+    options: ConvertOptions,
+    progress: Progress,
+    hashes: Mapping[str, str] | None,
+) -> Conversion:
+    """Convert a model in this thread, as ``convert_checkpoint`` says."""
     _refuse_converted(source.folder)
     _refuse_source_in_output(source.folder, output)
     check_output(output, overwrite=options.overwrite)
@@ -185,7 +198,7 @@ class ConversionPlan:
     def convert(self, tensor: PlannedTensor) -> dict[str, mx.array]:
         """Read a parameter and convert it; return its arrays by name.
 
-        A float parameter has one array. A quantized one has two or three: weight, scales, biases.
+        A float parameter has one array. A quantized one has those of ``quantize_array``.
         """
         array = tensor.read()
         if self.dtype is not None and not keeps_type(self.config, tensor.name):
@@ -208,9 +221,11 @@ class ConversionPlan:
         float_bits = 32 if dtype == "float32" else 16  # bfloat16 or float16
         layer = self._quantized_layers.get(tensor.name.removesuffix(".weight"))
         bits = bits_per_weight(layer, float_bits) if layer else float_bits
-        return int(math.prod(tensor.shape) * bits / 8)
+        scale_bits = float_bits if layer and layer.scaled else 0  # one scale for the layer
+        return int((math.prod(tensor.shape) * bits + scale_bits) / 8)
 
 
+@computing
 def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
     """Pair every parameter with its source tensors, and choose its type and bits.
 

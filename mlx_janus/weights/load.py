@@ -13,6 +13,7 @@ from ..config import DTYPES, Dtype, JanusConfig
 from ..errors import CheckpointError, OptionError
 from ..memory import weight_stream
 from ..models.janus import JanusModel, keeps_type
+from ..threads import computing
 from .folder import open_converted
 from .footprint import check_memory
 from .quantize import choose_rule, plan_by_rule, quantize_model
@@ -36,6 +37,7 @@ def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
     return name  # type: ignore[return-value]
 
 
+@computing
 def load_model(
     folder: Path,
     *,
@@ -112,6 +114,7 @@ class WeightFiles:
     stamp: Mapping[str, str]  # metadata of the weight files, by which a replaced model is noticed
 
     @classmethod
+    @computing
     def of(cls, folder: Path) -> WeightFiles:
         """Record a converted folder and its present stamp."""
         _, stamp = open_converted(folder)

@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..config import ROLES, JanusConfig
 from ..errors import CheckpointError, OptionError
 from ..processing.tokenizer import TOKENIZER_FILE
+from ..threads import compute, note_use
 from .checkpoint import same_bits
 from .convert import ConversionPlan, ConvertOptions, Source, plan_conversion
 from .folder import Progress, open_converted, source_hashes, stamped_hashes
@@ -25,7 +26,12 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
             or a tensor is missing or surplus.
         ConfigError, UnsupportedModelError: one of the folders cannot be read.
     """
-    progress = progress or (lambda *_: None)
+    note_use()
+    return compute(lambda report: _verify(source, converted, report), progress)
+
+
+def _verify(source: Source, converted: Path, progress: Progress) -> int:
+    """Compare in this thread, as ``verify_conversion`` says."""
     if not converted.is_dir():
         raise CheckpointError(
             f"{converted} is not a folder: convert the model first, then verify it"

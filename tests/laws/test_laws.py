@@ -308,6 +308,27 @@ def test_stop_strings_in_any_pieces(pieces: list[str], stop: list[str]) -> None:
         assert shown == whole
 
 
+def test_previews_show_every_image_of_a_group_and_decode_each_once(
+    pro: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those too that are complete, while others of their group are finished one by one."""
+    decoded: list[int] = []
+    decode = type(pro.model).decode_image_tokens
+    monkeypatch.setattr(
+        type(pro.model),
+        "decode_image_tokens",
+        lambda self, *args: (decoded.append(1), decode(self, *args))[1],
+    )
+    finished: list[bytes] = []
+    previews: list[list[bytes]] = []
+    for step in pro.stream_images("a red fox", n=3, seed=1):
+        for image in step.images:
+            finished.append(image.image.tobytes())
+            previews.append([shown.tobytes() for shown in step.preview()])
+    assert previews == [finished] * 3
+    assert len(decoded) == 3
+
+
 def test_preview_shows_what_is_drawn_so_far(pro: Janus) -> None:
     size, grid = pro.config.image_size, pro.config.generation.grid
     previews = {}
