@@ -123,7 +123,7 @@ class EventStream(StreamingResponse):
         super().__init__(self._events, headers={"X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events. Then cancel the ticket and close the generator, even if sending failed."""
+        """Send the events; then cancel the ticket and close the generator, even after a failure."""
         try:
             await super().__call__(scope, receive, send)
         finally:

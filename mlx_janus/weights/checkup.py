@@ -20,8 +20,8 @@ def find_faults(folder: Path, *, headers: bool = False) -> list[str]:
 
     Args:
         folder: a converted folder, or a PyTorch model folder.
-        headers: whether to read the headers of the weight files and the tokenizer too, if the
-            config and the names of the files, which are quick to check, have no fault.
+        headers: whether to read the headers of the weight files and the tokenizer too. They are
+            read only if the quick checks, of the config and the file names, find no fault.
 
     Returns:
         An empty list if no fault is found. A damaged value inside a tensor is never found.

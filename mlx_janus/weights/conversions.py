@@ -84,7 +84,7 @@ class SourceState:
 
     @property
     def _precision(self) -> object:
-        """The bits; None without quantization. A recipe comes with its rule, which may change."""
+        """The bits, or the recipe and its rule, which a release may change; None: no quantization."""
         rule = choose_rule(self.options.bits, self.options.recipe)
         if rule and self.options.recipe:
             return [self.options.recipe, asdict(rule)]

@@ -68,7 +68,7 @@ def find_elsewhere(name: str) -> Path | None:
         name: "owner/name", or "name" for a folder without an owner's.
     """
     parts = name.split("/")
-    # No such name, or a part of it is empty, hidden or "..".
+    # Too many parts, or one that is empty, hidden or "..".
     if len(parts) > 2 or not all(parts) or any(part.startswith(".") for part in parts):
         return None
     for root in model_folders():
@@ -84,8 +84,7 @@ def _entries_in(root: Path) -> Iterator[FoundFolder]:
     """Yield the folders in ``root``, and ``root`` itself, that may be a model's.
 
     A subfolder without a config counts as an owner's: its own subfolders are yielded. If it has
-    none, it is yielded itself. A cache of the Hub has other folders, so its models are yielded by
-    ``_cached_in``.
+    none, it is yielded itself. If ``root`` is a cache of the Hub, a commit of each model is yielded.
     """
     if (root / "config.json").is_file():
         yield FoundFolder(root.name, root)

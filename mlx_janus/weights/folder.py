@@ -77,7 +77,7 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
             )
         entries, stamp = read_safetensors_header(path)
         _check_stamp(path, stamp, files[0], first_stamp)
-        first_stamp = stamp  # the check has found it equal, if there was one
+        first_stamp = stamp  # equal in all files, by the check
         if repeated := sorted(arrays.keys() & entries.keys()):
             raise CheckpointError(
                 f"{path} holds {repeated[0][:80]!r}, which another file of its folder holds too: "
@@ -132,7 +132,7 @@ def make_stamp(
         revision: the origin's commit on the Hub; "" if it has none.
         dtype: type that the weights are cast to; None: each tensor keeps its own.
         hashes: SHA-256 of the origin's files, by file name.
-        roles: the roles that were requested in place of the origin's own; None: none were.
+        roles: the requested roles, which replace the origin's own; None: no request.
     """
     stamp = {
         "format": "mlx",

@@ -121,7 +121,7 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _why_no_weights(folder: Path) -> str:
-    """Return the end of an error message, after the folder: it has no weights, and a likely fix."""
+    """Return the end of an error message: why a folder has no weights, and a likely fix."""
     problem = (
         "holds no weights: model.safetensors or pytorch_model.bin, or an index of either, "
         "is expected"
