@@ -56,13 +56,13 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     - Later system messages and results of tools are put before the next question. Those that follow
       the last question are appended to it.
     - Images of an answer are shown with the next question.
-    - An answer that has only tool calls or images is left out, and so is an empty question that is
-      not the last message.
+    - An answer without text that has tool calls or images becomes no turn. Nor does an empty
+      question that is not the last message.
     - If the last message is an answer, the model continues it.
 
     Raises:
-        APIError: there is no question, or none follows an answer's images or the texts after an
-            answer.
+        APIError: there is no question, or the last answer's images, or texts after the last answer,
+            have no next question.
     """
     conversation = Conversation()
     instructions = []

@@ -160,8 +160,8 @@ async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
     return APIError(400, f"{field or 'the body'}: {reason}", param=field).response()
 
 
-# The names of the fields inside messages and ``stream_options``. Where pydantic's location has
-# another name inside these, it is the name of a union's branch.
+# The names of the fields inside messages and ``stream_options``. Any other name that pydantic's
+# location has inside them is the name of a union's branch.
 _NESTED_FIELDS = {"role", "content", "type", "text", "image_url", "url", "detail", "include_usage"}
 
 

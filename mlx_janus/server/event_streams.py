@@ -128,7 +128,7 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._ticket.cancel()
-            await self._events.aclose()  # Starlette may leave it open if the client left
+            await self._events.aclose()  # Starlette may leave the generator open
 
 
 async def _catch_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
@@ -145,7 +145,7 @@ async def _add_heartbeats(
     events: AsyncGenerator[bytes, None], seconds: float
 ) -> AsyncGenerator[bytes]:
     """Yield the events, and a comment after every ``seconds`` without an event."""
-    next_event: asyncio.Task[bytes] | None = None  # None: not waited for
+    next_event: asyncio.Task[bytes] | None = None  # waits for the next event
     try:
         while True:
             # After a comment, keep the same task, because cancelling it would end ``events``.

@@ -84,7 +84,7 @@ class SourceState:
 
     @property
     def _precision(self) -> object:
-        """The bits, or the recipe and its rule, which a release may change; None: no quantization."""
+        """The bits, or the recipe and its rule, which releases may change; None: not quantized."""
         rule = choose_rule(self.options.bits, self.options.recipe)
         if rule and self.options.recipe:
             return [self.options.recipe, asdict(rule)]

@@ -84,7 +84,7 @@ def _entries_in(root: Path) -> Iterator[FoundFolder]:
     """Yield the folders in ``root``, and ``root`` itself, that may be a model's.
 
     A subfolder without a config counts as an owner's: its own subfolders are yielded. If it has
-    none, it is yielded itself. If ``root`` is a cache of the Hub, a commit of each model is yielded.
+    none, it is yielded itself. From a cache of the Hub, one commit of each model is yielded.
     """
     if (root / "config.json").is_file():
         yield FoundFolder(root.name, root)
