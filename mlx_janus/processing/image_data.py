@@ -263,7 +263,7 @@ def _jpeg_ranges(file: BinaryIO, size: int, name: str) -> Iterator[tuple[int, in
         end = position + 2 + length  # 2: the prefix and the marker
         data_length = length - 2  # the length counts its own two bytes
         is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE  # APP0 to APP15, or a comment
-        if is_metadata and not _is_needed_segment(marker, file.read(min(data_length, 14))):
+        if is_metadata and not _is_needed_segment(marker, file.read(max(0, min(data_length, 14)))):
             skipped += 1
             _check_skipped(skipped, name)
         else:
