@@ -119,7 +119,8 @@ class _JSONRoute(APIRoute):
 
 def _stream_and_error_responses(stream_description: str) -> dict[int | str, dict[str, Any]]:
     """Return a route's OpenAPI responses, by status: the streamed reply and the errors."""
-    events = {"schema": {"type": "string", "description": stream_description}}
+    # The schema has no type: some tools take it as that of the stream, others as that of an event.
+    events = {"schema": {"description": stream_description}}
     return {200: {"content": {"text/event-stream": events}}, **_ERROR_RESPONSES}
 
 

@@ -42,6 +42,7 @@ def use(janus: Janus) -> list[object]:
 
 
 def active() -> int:
+    gc.collect()  # models of earlier tests, which may be freed at any time otherwise
     mx.synchronize()
     mx.clear_cache()
     return int(mx.get_active_memory())
