@@ -492,7 +492,7 @@ def test_colours_follow_the_system_until_they_are_chosen(
         numbers = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g)"
         total = f"{numbers}.reduce((sum, one) => sum + +one, 0)"
         test = f"{total} {'< 150' if colours == 'dark' else '> 600'}"
-        # Not wait_for_function: after a reload, the page's policy may refuse the code that it sends.
+        # After a reload, the page's policy may refuse the code that wait_for_function sends.
         wait_until(lambda: page.evaluate(test))
 
     with served(engine) as address:
