@@ -116,7 +116,10 @@ def _to_image_url(value: Any) -> Any:
 
 
 class ImagePart(_RequestPart):
-    """An image in a message. The model reads a message's images before its text."""
+    """An image in a message.
+
+    If texts and images take turns, the model reads them in order, otherwise the images first.
+    """
 
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(_to_image_url)]
