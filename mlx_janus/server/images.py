@@ -21,7 +21,6 @@ from .errors import to_api_error
 from .settings import Settings
 
 MAX_REQUEST_IMAGES = 16  # images of one request
-_MAX_PIXELS = 50_000_000  # pixels of one image
 _MAX_FETCHES = 4  # downloads at once; each takes a thread
 _DATA_URL = re.compile(
     r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)?(;[a-z0-9=.-]{1,40})?;base64,",
@@ -115,7 +114,7 @@ class ImageReader:
                 raise ImageError(message) from None
         if len(data) > self._settings.image_limit:
             raise self._too_large()
-        image = decode_image(data, "the image", max_pixels=_MAX_PIXELS)
+        image = decode_image(data, "the image")
         return resize_and_pad(image, self._config)
 
     def _too_large(self) -> ImageError:
