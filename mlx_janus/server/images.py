@@ -8,6 +8,7 @@ import binascii
 import re
 import string
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +32,8 @@ _DATA_URL = re.compile(
 class ImageReader:
     """A reader of the images that requests contain or link to.
 
-    It decodes one image at a time, so that memory holds only one large image.
+    It decodes one image at a time, in a thread of its own, so that memory holds only one large
+    image. Threads that take turns would each keep freed memory for their next image.
 
     Args:
         settings: the limits, and whether https addresses are fetched.
@@ -41,7 +43,7 @@ class ImageReader:
     def __init__(self, settings: Settings, config: ImageConfig):
         self._settings = settings
         self._config = config
-        self._decode_lock = asyncio.Lock()
+        self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image-decoder")
         self._fetch_slots = asyncio.Semaphore(_MAX_FETCHES)
 
     async def read(self, url: str, field: str) -> Image.Image:
@@ -60,8 +62,8 @@ class ImageReader:
                 data: str | bytes = await self._fetch(url)
             else:
                 data = self._data_url_base64(url)
-            async with self._decode_lock:
-                return await asyncio.to_thread(self._decode, data)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._decoder, self._decode, data)
         except ImageError as error:
             raise to_api_error(error, field) from None
 
