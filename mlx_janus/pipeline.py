@@ -172,9 +172,8 @@ class JanusPipeline(LoadedModel):
         """Answer a question, with or without images.
 
         Args:
-            prompt: the question. ``{image}`` marks in it are the places of the images, one for each
-                image, in order. Without marks, the model reads the images before the question.
-                Without images, a mark is ordinary text.
+            prompt: the question, with an ``{image}`` mark at the place of each image; without
+                marks, the images come first. Without images, a mark is ordinary text.
             images: an image or several, each a path, a PIL image or the bytes of an image file.
             max_tokens: the maximum length of the answer.
             temperature: randomness of sampling; 0 always takes the most likely token.
@@ -191,8 +190,7 @@ class JanusPipeline(LoadedModel):
             The answer, with its token counts and speeds.
 
         Raises:
-            PromptError: the question has no words and no images, does not fit into the context, or
-                has another number of marks than of images.
+            PromptError: the question is empty or too long, or its marks are not one for each image.
             ImageError: an image cannot be read.
             OptionError: a type is wrong, a number is out of range, or a stop string is empty.
         """

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,7 +60,7 @@ class Picture:
     image: Image.Image  # upright, RGB
     metadata: dict[str, str] = field(default_factory=dict, repr=False)  # text chunks of its PNG
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The SHA-256 of the image's size and pixels, in hexadecimal."""
         return image_digest(self.image)

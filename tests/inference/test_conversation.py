@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import mlx_janus
 from mlx_janus.errors import ConversationError, ImageError, OptionError, OutputError, PromptError
 from mlx_janus.inference import text_generation as answering
 from mlx_janus.inference.conversation import Message, Picture
+from mlx_janus.inference.prefix_cache import image_digest
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.processing.images import to_image
 from mlx_janus.processing.prompts import Turn
@@ -112,6 +114,14 @@ def test_a_picture_is_encoded_once(tiny: Janus, monkeypatch: pytest.MonkeyPatch)
     talk.undo()
     talk.send("What shape is blue?", BLUE)
     assert encoded == [1, 1]
+
+
+def test_the_digest_is_of_the_size_and_all_pixels() -> None:
+    """Names of saved images contain it, so it stays what it was."""
+    noise = np.random.default_rng(0).integers(0, 256, (600, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    expected = hashlib.sha256(b"(40, 600)" + image.tobytes()).hexdigest()
+    assert Picture(image).digest == image_digest(image) == expected
 
 
 def test_what_was_drawn_can_be_asked_about(tiny: Janus) -> None:
