@@ -23,7 +23,7 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import CheckpointError, OutputError
-from ..files import draft_beside, write_atomically
+from ..files import MAX_RECORDS_FILE, draft_beside, read_bounded, write_atomically
 from ..weights.safetensors_files import write_safetensors
 
 LOG_FILE = "log.jsonl"
@@ -432,7 +432,7 @@ def _log_lock(path: Path) -> FileLock:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a log, each a dictionary; skip a line that a kill cut short."""
     records = []
-    text = path.read_text(encoding="utf-8")
+    text = read_bounded(path, MAX_RECORDS_FILE).decode()
     for line in text.splitlines():
         try:
             records.append(json.loads(line))

@@ -23,7 +23,7 @@ import platformdirs
 
 from ..config import ImageConfig, JanusConfig, PromptConfig, VQGenerationConfig
 from ..errors import JanusError, OutputError
-from ..files import write_atomically
+from ..files import MAX_JSON_FILE, read_bounded, write_atomically
 from ..processing.tokenizer import TOKENIZER_FILE
 from ..sections import JsonError, read_json
 from .convert import ConvertOptions
@@ -233,7 +233,7 @@ def _content(folder: Path) -> object:
 def _file_hash(path: Path) -> str:
     """Return the SHA-256 of a small file; "" if it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_bounded(path, MAX_JSON_FILE)).hexdigest()
     except OSError:
         return ""
 
@@ -335,7 +335,7 @@ def reuse_weights(
 def _holds(path: Path, text: str) -> bool:
     """Return whether a file holds this text."""
     try:
-        return path.read_bytes() == text.encode()
+        return read_bounded(path, MAX_JSON_FILE) == text.encode()
     except OSError:
         return False
 

@@ -23,10 +23,12 @@ import psutil
 
 from ..config import CONVERTED_MODEL_TYPE, FORMAT_VERSION, READABLE_VERSIONS, Dtype, read_model_json
 from ..errors import CheckpointError, ConfigError, OutputError
+from ..files import open_regular, parse_json
 from ..memory import weight_stream
 from ..processing.tokenizer import TOKENIZER_FILE
 from ..version import __version__
 from .safetensors_files import read_safetensors_header, weight_files
+from .torch_files import ChecksumReader
 
 _FORMAT_KEY = "mlx_janus_format"
 _READABLE_FORMATS = tuple(map(str, READABLE_VERSIONS))
@@ -159,9 +161,13 @@ def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
     block = bytearray(1 << 22)  # 4 MiB
     for file in files:
         digest = hashlib.sha256()
-        with file.open("rb", buffering=0) as stream:
+        checksums = ChecksumReader(file) if file.suffix == ".bin" else None
+        with open_regular(file) as stream:
             while count := stream.readinto(block):
-                digest.update(memoryview(block)[:count])
+                part = memoryview(block)[:count]
+                digest.update(part)
+                if checksums:
+                    checksums.update(part)
                 done_bytes += count
                 progress("hashing", done_bytes, total_bytes)
         hashes[file.name] = digest.hexdigest()
@@ -179,8 +185,8 @@ def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
         CheckpointError: the stamp records no hashes.
     """
     try:
-        hashes = json.loads(stamp.get("source_sha256", ""))
-    except (ValueError, RecursionError):
+        hashes = parse_json(stamp.get("source_sha256", ""))
+    except ValueError:
         hashes = None
     if not isinstance(hashes, dict):
         raise CheckpointError(

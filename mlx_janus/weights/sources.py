@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..config import CONVERTED_MODEL_TYPE, JanusConfig, read_model_json
 from ..errors import ConfigError, OutputError
+from ..files import MAX_JSON_FILE, read_bounded
 from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from . import hub
 from .addresses import NO_MODEL
@@ -164,7 +165,7 @@ def _state_of_folder(
         status = file.stat()
         files.append([file.name, status.st_size, status.st_mtime_ns])
     try:
-        tokenizer = (source.folder / TOKENIZER_FILE).read_bytes()
+        tokenizer = read_bounded(source.folder / TOKENIZER_FILE, MAX_JSON_FILE)
     except OSError:
         tokenizer = b""  # the conversion reports it
     tokens = (hashlib.sha256(tokenizer).hexdigest(), *added_tokens)
