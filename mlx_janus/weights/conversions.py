@@ -26,8 +26,9 @@ from ..errors import JanusError, OutputError
 from ..files import MAX_JSON_FILE, read_bounded, write_atomically
 from ..processing.tokenizer import TOKENIZER_FILE
 from ..sections import JsonError, read_json
+from .atomic_folder import atomic_folder
 from .convert import ConvertOptions
-from .folder import RECORD_NAME, atomic_folder, is_converted, stamped_hashes
+from .folder import RECORD_NAME, is_converted, stamped_hashes
 from .quantize import choose_rule
 from .safetensors_files import find_weights, read_safetensors_header, weight_files
 

@@ -24,8 +24,9 @@ from ..memory import format_size
 from ..models.janus import keeps_type
 from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from ..threads import compute, computing, note_use
+from .atomic_folder import atomic_folder
 from .checkpoint import PlannedTensor, read_plan
-from .folder import Progress, atomic_folder, check_output, is_converted, make_stamp, source_hashes
+from .folder import Progress, check_output, is_converted, make_stamp, source_hashes
 from .published import Published, read_published
 from .quantize import DEFAULT_GROUP_SIZE, bits_per_weight, plan_quantization, quantize_array
 from .safetensors_files import write_safetensors

@@ -1,4 +1,4 @@
-"""The format of a converted folder: its files, their stamp, and atomic writing.
+"""The format of a converted folder: its files and their stamp.
 
 ``config.json`` holds a ``JanusConfig``, ``tokenizer.json`` the tokenizer, and one or several
 safetensors files the weights. The header of each weight file holds the stamp: the format version
@@ -7,19 +7,14 @@ and the origin of the weights.
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import hashlib
 import json
 import os
 import re
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import mlx.core as mx
-import psutil
 
 from ..config import CONVERTED_MODEL_TYPE, FORMAT_VERSION, READABLE_VERSIONS, Dtype, read_model_json
 from ..errors import CheckpointError, ConfigError, OutputError
@@ -226,84 +221,3 @@ def check_output(output: Path, *, overwrite: bool) -> None:
             f"{output} also holds {foreign[0]}, so it is not replaced: "
             "move it, or choose another folder"
         )
-
-
-def partial_name(output: Path) -> Path:
-    """Return a new hidden path next to ``output``, for a folder being written or removed.
-
-    The name holds this process's pid, so another process can tell whether this one has ended.
-    """
-    return output.parent / f".{output.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
-
-
-@contextlib.contextmanager
-def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder next to ``output``; rename it on success, remove it on failure.
-
-    With ``overwrite``, the renamed folder replaces an existing one. If an earlier conversion to
-    ``output`` was killed, the folders that it left behind are cleaned up first.
-
-    Raises:
-        OutputError: the temporary folder cannot be created or renamed.
-    """
-    output = output.resolve()
-    _clean_up_leftovers(output)
-    folder = partial_name(output)
-    try:
-        folder.mkdir()
-    except OSError as error:
-        raise OutputError(
-            f"{output} cannot be made ({error.strerror}): choose another folder"
-        ) from None
-    try:
-        yield folder
-        _put_in_place(folder, output, overwrite)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _put_in_place(folder: Path, output: Path, overwrite: bool) -> None:
-    """Rename a finished folder to ``output``. With ``overwrite``, replace an existing folder.
-
-    The existing folder is first moved aside, and removed at the end. If renaming the
-    finished folder fails or is interrupted, the existing folder is moved back.
-
-    Raises:
-        OutputError: a rename fails.
-    """
-    old = folder.with_suffix(".old")
-    try:
-        if overwrite and output.exists():
-            output.rename(old)
-        # A rename never replaces a folder with files. It fails if another process has just written
-        # the output.
-        folder.rename(output)
-    except BaseException as error:  # KeyboardInterrupt too
-        if old.exists() and not output.exists():
-            old.rename(output)
-        if not isinstance(error, OSError):
-            raise
-        raise OutputError(
-            f"{output} cannot be put in place ({error.strerror}): choose another folder"
-        ) from None
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _clean_up_leftovers(output: Path) -> None:
-    """Remove the folders next to ``output`` that are left over from a killed conversion to it.
-
-    A folder that ends in .old is an earlier output, moved aside to be replaced. If ``output`` is
-    missing, this folder is moved back instead.
-    """
-    # The names are .<output>.<pid>.<random digits>.<suffix>.
-    for folder in output.parent.glob(f".{glob.escape(output.name)}.*.*.*"):
-        pid, _, suffix = folder.name.split(".")[-3:]
-        if suffix not in ("partial", "old") or not pid.isdigit():
-            continue  # another program's folder
-        if psutil.pid_exists(int(pid)):
-            continue  # the conversion is still running
-        if suffix == "old" and not output.exists():
-            folder.rename(output)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, HubError, OptionError, one_line
 from .addresses import NO_MODEL, path_in_address, split_revision
+from .atomic_folder import recover
 from .elsewhere import find_elsewhere, list_elsewhere
 from .hub import HUB_ID
 from .hub_cache import commit_of, repo_of, repos_in
@@ -72,6 +73,8 @@ def understand_name(name: str | os.PathLike[str], revision: str | None = None) -
     """
     text = path_in_address(os.fspath(name))
     path = expand_user(resolve_short_name(text))
+    if not is_folder(path):
+        recover(path)  # a killed conversion may have left it under a hidden name
     if is_folder(path):
         return _understand_folder(path, revision)
     bare_name, own_revision = split_revision(text.strip())
