@@ -121,6 +121,10 @@ def _prepare_process() -> None:
             os.fstat(descriptor)
         except OSError:  # closed
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
+    # Python has no object for a stream that was closed.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, PTH123
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
     with contextlib.suppress(ValueError):  # only the main thread may set a handler
         signal.signal(signal.SIGTERM, _exit_on_sigterm)
     for stream in (sys.stdout, sys.stderr):

@@ -7,6 +7,9 @@ other images of its batch.
 
 from __future__ import annotations
 
+from .. import open_files  # noqa: F401  before mlx_lm
+
+# isort: split
 import secrets
 from collections.abc import Sequence
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from .. import open_files  # noqa: F401  before mlx_lm
+
+# isort: split
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast

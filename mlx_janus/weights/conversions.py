@@ -42,7 +42,9 @@ _MAX_LABEL = 100  # bytes of the readable part of a folder's name
 def cache_folder() -> Path:
     """Return the folder of cached conversions: ``MLX_JANUS_CACHE``, else the platform's default."""
     given = os.environ.get("MLX_JANUS_CACHE")
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("mlx_janus"))
+    if not given:
+        return Path(platformdirs.user_cache_dir("mlx_janus"))
+    return Path(os.path.expanduser(given))  # noqa: PTH111  keeps the "~" of an unknown user
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ def _convert(
 ) -> Conversion:
     """Convert a model in this thread, as ``convert_checkpoint`` says."""
     _refuse_converted(source.folder)
-    _refuse_source_in_output(source.folder, output)
     check_output(output, overwrite=options.overwrite)
+    _refuse_source_in_output(source.folder, output)
     plan = plan_conversion(source, options)
     tokenizer = plan.prepare_tokenizer(source)
     _check_space(output, sum(map(plan.converted_bytes, plan.tensors)))

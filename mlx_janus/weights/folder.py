@@ -200,10 +200,15 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     hold a converted model and no further files. This function only checks, and replaces nothing.
 
     Raises:
-        OutputError: the folder is not accepted, or its parent folder is missing.
+        OutputError: the folder is not accepted, its parent folder is missing, or its path is a loop
+            of links.
         ConfigError: the folder's ``config.json`` is too large, or not a JSON object.
     """
-    if not output.resolve().parent.is_dir():
+    try:
+        resolved = output.resolve()
+    except RuntimeError:  # of Python 3.11 and 3.12
+        raise OutputError(f"{output} is in a loop of links: choose another folder") from None
+    if not resolved.parent.is_dir():
         raise OutputError(f"{output.parent} is not a folder: make it first")
     # ``lexists`` also finds a link to a missing folder, which must not be replaced.
     if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
