@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -168,6 +168,14 @@ class JanusPipeline(LoadedModel):
         system: str | None = None,
         stop: Sequence[str] | str = (),
         lookup: int = 0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: bool = False,
+        top_logprobs: int = 0,
     ) -> TextResult:
         """Answer a question, with or without images.
 
@@ -178,13 +186,31 @@ class JanusPipeline(LoadedModel):
             max_tokens: the maximum length of the answer.
             temperature: randomness of sampling; 0 always takes the most likely token.
             top_p: threshold of nucleus sampling, which samples from the smallest set of tokens
-                whose probabilities sum to at least this; 1: from all tokens.
+                whose probabilities sum to at least this; 1: from all tokens; 0: always the most
+                likely token.
             seed: seed of the sampling, an integer; None or -1: a random one. The same seed gives
                 the same answer.
             system: system prompt; None: the model's own, "": none.
             stop: a string or several that end the answer; they are not part of it.
             lookup: number of draft tokens that prompt lookup decoding copies from earlier text in
                 each pass. The answer is the same, in fewer passes if it repeats earlier text.
+            top_k: sample from this number of the most likely tokens; 0 or -1: from all.
+            min_p: sample from the tokens that are at least this share, 0 to 1, as likely as the
+                most likely token; 0: from all.
+            frequency_penalty: subtracted from a token's logit for each time that the answer has
+                the token, -2 to 2.
+            presence_penalty: subtracted from the logits of all tokens of the answer, -2 to 2.
+            repetition_penalty: divides the positive logits and multiplies the negative logits of
+                all tokens of the prompt and the answer, 0.01 to 100; 1: no penalty.
+            logit_bias: numbers to add to logits, -100 to 100, by token id.
+            logprobs: whether the result has the log-probability of each token. It is that of the
+                model's own probability, which no other argument changes.
+            top_logprobs: number of the most likely tokens to report for each token, 0 to 20. It
+                needs ``logprobs=True``.
+
+        Logits change in the order of vLLM: bias, repetition penalty, the other penalties,
+        temperature, ``min_p``, ``top_k``, ``top_p``. Penalties and bias change the most likely
+        token, too; the filters change nothing at temperature 0.
 
         Returns:
             The answer, with its token counts and speeds.
@@ -192,7 +218,8 @@ class JanusPipeline(LoadedModel):
         Raises:
             PromptError: the question has no words and no images, or does not fit into the context.
             ImageError: an image cannot be read.
-            OptionError: a type is wrong, a number is out of range, or a stop string is empty.
+            OptionError: a type is wrong, a number is out of range, a stop string is empty, a token
+                of ``logit_bias`` is beyond the vocabulary, or ``logprobs`` is missing.
         """
         stream = self.stream_text(
             prompt,
@@ -204,6 +231,14 @@ class JanusPipeline(LoadedModel):
             system=system,
             stop=stop,
             lookup=lookup,
+            top_k=top_k,
+            min_p=min_p,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            repetition_penalty=repetition_penalty,
+            logit_bias=logit_bias,
+            logprobs=logprobs,
+            top_logprobs=top_logprobs,
         )
         return last_result(stream)
 
@@ -219,6 +254,14 @@ class JanusPipeline(LoadedModel):
         system: str | None = None,
         stop: Sequence[str] | str = (),
         lookup: int = 0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: bool = False,
+        top_logprobs: int = 0,
     ) -> ThreadStream[TextChunk]:
         """Answer a question and stream the answer in pieces.
 
@@ -231,7 +274,22 @@ class JanusPipeline(LoadedModel):
         check_text("prompt", prompt)
         sources = as_images(images)
         turn = Turn("user", prompt, len(sources))
-        options = text_options(max_tokens, temperature, top_p, seed, stop, lookup)
+        options = text_options(
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            stop,
+            lookup,
+            top_k=top_k,
+            min_p=min_p,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            repetition_penalty=repetition_penalty,
+            logit_bias=logit_bias,
+            logprobs=logprobs,
+            top_logprobs=top_logprobs,
+        )
         return self.stream_turns([turn], sources, options=options, system=system)
 
     def stream_turns(
@@ -260,8 +318,10 @@ class JanusPipeline(LoadedModel):
             PromptError: the last turn is not the user's, a question has no words and no images, or
                 the conversation does not fit into the context.
             ImageError: an image cannot be read.
-            OptionError: ``images`` has more or fewer images than the turns together.
+            OptionError: ``images`` has more or fewer images than the turns together, or an option
+                does not suit the model.
         """
+        self.check_text_options(options)
         expected = sum(turn.images for turn in turns)
         if expected != len(images):
             raise OptionError(f"the turns show {expected} images, {len(images)} were given")

@@ -134,8 +134,8 @@ class Conversation:
         Args:
             text: the question.
             images: images to ask about. Images generated since the last question precede them.
-            options: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop`` and ``lookup``,
-                as for ``JanusPipeline.generate_text``.
+            options: keyword arguments of ``JanusPipeline.generate_text`` from ``max_tokens`` on,
+                such as ``temperature`` and ``seed``, without ``system``.
 
         Raises:
             PromptError: the question has no words and no images, or does not fit into the context.
@@ -315,7 +315,9 @@ class Conversation:
 
         Raises:
             PromptError: the question does not fit into the context.
+            OptionError: an option does not suit the model.
         """
+        self._janus.check_text_options(options)
         ids, forgotten = self._fit_prompt(asked.history, asked.question, options.max_tokens)
         chunks = self._stream_answer(asked, ids, forgotten, options)
         return self._janus.thread.stream(chunks)
