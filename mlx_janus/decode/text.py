@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -72,22 +72,8 @@ def answer_tokens(
     *,
     ids: Sequence[int] = (),
     **step_arguments: Any,
-) -> Iterator[int]:
-    """Yield ``options.max_tokens`` token ids of an answer; arguments as for ``answer_steps``."""
-    for token in answer_steps(model, embeddings, options, cache, ids=ids, **step_arguments):
-        yield token.id
-
-
-def answer_steps(
-    model: JanusModel,
-    embeddings: mx.array,
-    options: TextOptions,
-    cache: Cache | None = None,
-    *,
-    ids: Sequence[int] = (),
-    **step_arguments: Any,
 ) -> Generator[AnswerToken, None, None]:
-    """Yield ``options.max_tokens`` tokens of an answer, with ``options.logprobs`` scored.
+    """Yield ``options.max_tokens`` tokens of an answer.
 
     Neither an end token nor ``options.stop`` ends the loop: the caller closes the generator.
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..decode.logprobs import AnswerToken
 from ..decode.prefill import prefill
 from ..decode.sampling import pick_seed
-from ..decode.text import PREFILL_STEP, StopStrings, TextOptions, answer_steps
+from ..decode.text import PREFILL_STEP, StopStrings, TextOptions, answer_tokens
 from ..errors import OptionError
 from ..limits import check_text
 from ..models.backbone import Cache
@@ -208,7 +208,7 @@ def answer_events(
     # The answer ends at the end of the context.
     room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
-    tokens = answer_steps(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
+    tokens = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
     del embeddings  # otherwise they would be held until the end of the answer
     answer = _Answer(janus.prompts, options, prompt.continues)
     first_at = 0.0  # time of the first token; 0: none yet
