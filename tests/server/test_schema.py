@@ -117,9 +117,7 @@ def test_what_is_not_known_is_not_kept() -> None:
 @pytest.mark.parametrize(
     ("field", "neutral", "other"),
     [
-        ("repetition_penalty", 1.0, 1.5),
-        ("top_k", -1, 1),
-        ("min_p", 0, 0.5),
+        ("function_call", "none", {"name": "look_up"}),
         ("guided_json", None, {}),
         ("best_of", 1, 4),
     ],
