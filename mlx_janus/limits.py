@@ -17,6 +17,7 @@ MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 100
 MAX_LOGIT_BIAS = 100  # either sign
 MAX_TOP_LOGPROBS = 20  # likeliest tokens reported for each token of an answer
+MAX_TOP_K = 2**31 - 1  # any number above the vocabulary keeps all tokens
 ALL_TOKENS = -1  # as a top_k: sample from all tokens, as with 0
 MAX_LOOKUP = 64  # draft tokens per forward pass of an answer
 MAX_WINDOW = 64  # positions per forward pass of an image

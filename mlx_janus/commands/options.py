@@ -19,6 +19,7 @@ from ..limits import (
     MAX_SEED,
     MAX_TEMPERATURE,
     MAX_TOKENS,
+    MAX_TOP_K,
     MIN_REPETITION_PENALTY,
     RANDOM_SEED,
 )
@@ -294,7 +295,7 @@ model_options = stack(
 SETTINGS: dict[str, click.ParamType] = {
     "temperature": FiniteRange(0, MAX_TEMPERATURE),
     "top_p": FiniteRange(0, 1),
-    "top_k": click.IntRange(ALL_TOKENS, MAX_TOKENS),
+    "top_k": click.IntRange(ALL_TOKENS, MAX_TOP_K),
     "min_p": FiniteRange(0, 1),
     "frequency_penalty": FiniteRange(-MAX_PENALTY, MAX_PENALTY),
     "presence_penalty": FiniteRange(-MAX_PENALTY, MAX_PENALTY),

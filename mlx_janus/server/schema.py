@@ -31,6 +31,7 @@ from ..limits import (
     MAX_SEED,
     MAX_TEMPERATURE,
     MAX_TOKENS,
+    MAX_TOP_K,
     MAX_TOP_LOGPROBS,
     MIN_REPETITION_PENALTY,
     RANDOM_SEED,
@@ -42,6 +43,7 @@ MAX_STOPS = 256  # stop strings
 NO_LIMIT = -1  # as a maximum number of tokens: no limit but the model's context
 _MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
 _MAX_PARTS = 256  # parts of a message
+_MAX_BIASED_TOKENS = 4096  # tokens of ``logit_bias``
 _MAX_ID_DIGITS = 9  # digits of a token id, more than any vocabulary needs
 
 
@@ -55,6 +57,13 @@ def _refuse_zero(limit: int) -> int:
     if limit == 0:
         raise ValueError("an answer has one token or more: send a larger number, or -1")
     return limit
+
+
+def _check_bias_count(bias: Any) -> Any:
+    """Refuse a ``logit_bias`` of too many tokens, before an error for each one is collected."""
+    if isinstance(bias, dict) and len(bias) > _MAX_BIASED_TOKENS:
+        raise ValueError(f"{len(bias)} tokens are too many: send at most {_MAX_BIASED_TOKENS}")
+    return bias
 
 
 def _check_token_ids(bias: dict[str, float]) -> dict[str, float]:
@@ -82,6 +91,12 @@ Guidance = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT, allow_inf_nan=False)]
 TopP = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 Bias = Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
+LogitBias = Annotated[
+    dict[str, Bias],
+    Field(json_schema_extra={"maxProperties": _MAX_BIASED_TOKENS}),
+    BeforeValidator(_check_bias_count),
+    AfterValidator(_check_token_ids),
+]
 ImageFormat = Literal["png", "jpeg", "webp"]
 NonEmptyText = Annotated[str, Field(min_length=1)]
 # Without fail_fast, collecting an error for each of a million parts takes minutes.
@@ -285,7 +300,7 @@ class _SamplingFields(_RequestPart):
         description="Number to subtract from the logits of all tokens that the answer has. "
         "Default: 0.",
     )
-    logit_bias: Annotated[dict[str, Bias], AfterValidator(_check_token_ids)] | None = Field(
+    logit_bias: LogitBias | None = Field(
         default=None,
         description="Numbers to add to logits, by token id. Default: none.",
         examples=[{"100": -100}],
@@ -300,7 +315,7 @@ class _SamplingFields(_RequestPart):
         description="Number of the likeliest tokens to report for each token. It needs `logprobs`. "
         "Default: 0.",
     )
-    top_k: Annotated[WholeNumber, Field(ge=ALL_TOKENS, le=MAX_TOKENS)] | None = Field(
+    top_k: Annotated[WholeNumber, Field(ge=ALL_TOKENS, le=MAX_TOP_K)] | None = Field(
         default=None,
         description="Number of the likeliest tokens to sample from; 0 or -1, the default: all.",
     )

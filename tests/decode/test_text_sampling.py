@@ -141,7 +141,7 @@ def test_values_that_change_nothing(pro: Janus) -> None:
     neutral: list[dict[str, Any]] = [
         {"top_k": -1, "min_p": 0, "top_p": 1, "logprobs": False, "top_logprobs": 0},
         {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1},
-        {"logit_bias": {}, "top_k": 10**6},
+        {"logit_bias": {}, "top_k": 2**31 - 1},
         {"logit_bias": {3: 0}},
         {"logprobs": True, "top_logprobs": 5},
     ]

@@ -94,6 +94,13 @@ def test_replies_are_as_described(described: Any, path: str, mode: GenerationMod
         ({"messages": [{"role": "assistant"}] * 100_000}, "messages"),
         ({"messages": [{"role": "user", "content": [1] * 1_000_000}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x"}], "stop": [""] * 1_000_000}, "stop"),
+        (
+            {
+                "messages": [{"role": "user", "content": "x"}],
+                "logit_bias": {str(token): "x" for token in range(300_000)},
+            },
+            "logit_bias",
+        ),
     ],
 )
 def test_a_million_mistakes_cost_no_more_than_one(body: dict[str, Any], param: str) -> None:
