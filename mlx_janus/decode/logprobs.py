@@ -34,9 +34,8 @@ class TokenScores:
     def __init__(self, logprobs: mx.array, tokens: mx.array, top: int):
         self._tokens = tokens
         self._chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]  # (n,)
-        top = min(top, logprobs.shape[-1])
         # (n, top): ids of the likeliest tokens, in no order
-        self._top_ids = mx.argpartition(-logprobs, kth=max(top - 1, 0), axis=-1)[:, :top]
+        self._top_ids = _likeliest(logprobs, min(top, logprobs.shape[-1]))
         self._top = mx.take_along_axis(logprobs, self._top_ids, axis=-1)  # (n, top)
         mx.async_eval(self._chosen, self._top_ids, self._top)
 
@@ -53,3 +52,10 @@ class TokenScores:
             likeliest_first = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
             scored.append(AnswerToken(token, chosen[row], tuple(likeliest_first)))
         return scored
+
+
+def _likeliest(logprobs: mx.array, top: int) -> mx.array:
+    """Return the ids of the ``top`` likeliest tokens of each row, in no order: (n, top)."""
+    if top == 0:
+        return mx.zeros((len(logprobs), 0), mx.uint32)
+    return mx.argpartition(-logprobs, kth=top - 1, axis=-1)[:, :top]

@@ -35,6 +35,7 @@ from .schema import (
     Delta,
     FinishReason,
     PromptDetails,
+    SamplingFields,
     Usage,
 )
 from .service import Service
@@ -122,25 +123,29 @@ def _text_options(body: ChatRequest, n: int) -> TextOptions:
             f"the last answer's seed would be above {MAX_SEED}: take a smaller one",
             param="seed",
         )
-    if body.top_logprobs and not body.logprobs:
-        raise APIError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     max_tokens = body.max_completion_tokens or body.max_tokens or _DEFAULT_MAX_TOKENS
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return TextOptions(
         max_tokens=MAX_TOKENS if max_tokens == NO_LIMIT else max_tokens,
-        temperature=body.temperature or 0.0,
-        top_p=1.0 if body.top_p is None else body.top_p,
         seed=seed,
         stop=tuple(text for text in stop if text),
-        top_k=body.top_k or 0,
-        min_p=body.min_p or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        presence_penalty=body.presence_penalty or 0.0,
-        repetition_penalty=body.repetition_penalty or 1.0,
-        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
-        logprobs=bool(body.logprobs),
-        top_logprobs=body.top_logprobs or 0,
+        **_sampling_options(body),
     )
+
+
+def _sampling_options(body: SamplingFields) -> dict[str, Any]:
+    """Return the sampling fields that a body gives, as fields of ``TextOptions``.
+
+    Raises:
+        APIError: ``top_logprobs`` lacks ``logprobs``.
+    """
+    if body.top_logprobs and not body.logprobs:
+        raise APIError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    fields = {name: getattr(body, name) for name in SamplingFields.model_fields}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if body.logit_bias is not None:
+        given["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
+    return given
 
 
 def _check_bias(body: ChatRequest, vocabulary: int) -> None:

@@ -276,7 +276,7 @@ class _UnsupportedChatFields(_Request):
     structured_outputs: Annotated[Any, _OnlyNeutral()] = None
 
 
-class _SamplingFields(_RequestPart):
+class SamplingFields(_RequestPart):
     """The choice of an answer's tokens: OpenAI's fields, then those of other servers.
 
     Logits change in the order of vLLM: bias, repetition penalty, the other penalties, temperature,
@@ -333,7 +333,7 @@ class _SamplingFields(_RequestPart):
     )
 
 
-class ChatRequest(_UnsupportedChatFields, _SamplingFields):
+class ChatRequest(_UnsupportedChatFields, SamplingFields):
     """A conversation for the model to continue."""
 
     messages: list[Message] = Field(
