@@ -1,7 +1,8 @@
 """Bodies of requests and replies, as OpenAI defines them; the source of ``/openapi.json``.
 
-Fields beyond OpenAI's: ``seed``, ``cfg_weight``, ``temperature`` and ``top_p`` of an image request;
-``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored. A field that
+Fields beyond OpenAI's: ``top_k``, ``min_p`` and ``repetition_penalty`` of a chat request; ``seed``,
+``cfg_weight``, ``temperature`` and ``top_p`` of an image request; ``index`` and ``seed`` of a
+generated image. Unknown fields of a request are ignored. A field that
 changes the result on other servers, but is not supported here, is refused unless its value changes
 nothing.
 """
