@@ -2,9 +2,8 @@
 
 Fields beyond OpenAI's: ``top_k``, ``min_p`` and ``repetition_penalty`` of a chat request; ``seed``,
 ``cfg_weight``, ``temperature`` and ``top_p`` of an image request; ``index`` and ``seed`` of a
-generated image. Unknown fields of a request are ignored. A field that
-changes the result on other servers, but is not supported here, is refused unless its value changes
-nothing.
+generated image. Unknown fields of a request are ignored. A field that changes the result on other
+servers, but is not supported here, is refused unless its value changes nothing.
 """
 
 from __future__ import annotations
