@@ -171,7 +171,7 @@ class JanusPipeline(LoadedModel):
         lookup: int = 0,
         **sampling: Unpack[SamplingArguments],
     ) -> TextResult:
-        """Answer a question, with or without images.
+        """Answer a question, with or without images. The result has token counts and speeds too.
 
         Args:
             prompt: the question. ``{image}`` marks the place of an image, one for each; without
@@ -186,9 +186,6 @@ class JanusPipeline(LoadedModel):
             stop: a string or several that end the answer; they are not part of it.
             lookup: draft tokens in each pass of prompt lookup decoding; the answer stays the same.
             sampling: further arguments, see ``SamplingArguments``.
-
-        Returns:
-            The answer, with its token counts and speeds.
 
         Raises:
             PromptError: the question is empty or too long, or its marks are not one for each image.
