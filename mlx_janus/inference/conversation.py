@@ -7,6 +7,7 @@ exchanges need no code of their own.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import json
 import os
@@ -350,9 +351,16 @@ class Conversation:
         forgotten = min(self.forgotten, len(exchanges))  # ``undo`` may have removed some of them
         ids = self._prompt_ids(exchanges[forgotten:], question)
         limit = context - room  # positions that the prompt may take
-        while forgotten < len(exchanges) and len(ids) > limit:
-            forgotten += 1
+        if forgotten < len(exchanges) and len(ids) > limit:
             limit = context - 2 * room  # so that the next question need not drop exchanges again
+
+            def fits(count: int) -> bool:
+                """Return whether the prompt fits without the oldest ``count`` exchanges."""
+                return len(self._prompt_ids(exchanges[count:], question)) <= limit
+
+            # A bisection: a long chat would take minutes if each exchange was tried in turn.
+            counts = range(forgotten + 1, len(exchanges))
+            forgotten += 1 + bisect.bisect_left(counts, True, key=fits)
             ids = self._prompt_ids(exchanges[forgotten:], question)
         # A prompt longer than ``limit`` is accepted if a position is left for the answer.
         if len(ids) >= context:

@@ -24,6 +24,7 @@ from .pixels import bands
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 
+_SCAN_MARKER = b"\xff\xda"  # of a JPEG
 _END_MARKER = b"\xff\xd9"  # of a JPEG
 _FILLERS = (b"\0" * 64, b"U" * 64)  # two endings for a JPEG's compressed data
 _MOST_SKIPPED = 100_000  # chunks or segments of metadata in one file
@@ -80,6 +81,17 @@ def open_jpeg(file: BinaryIO, max_pixels: int) -> Image.Image:
     if half_pixels <= max_pixels < width * height and _has_one_scan(file):
         image.draft(None, (max(1, width // 2), max(1, height // 2)))
     return image
+
+
+def count_scans(file: BinaryIO) -> int:
+    """Return the number of scans of a JPEG. Each takes the time of decoding the whole image."""
+    file.seek(0)
+    scans = 0
+    last_byte = b""  # a marker may begin in one block and end in the next
+    while block := file.read(1 << 20):
+        scans += (last_byte + block).count(_SCAN_MARKER)
+        last_byte = block[-1:]
+    return scans
 
 
 def _has_one_scan(file: BinaryIO) -> bool:

@@ -26,7 +26,7 @@ from ..errors import ImageError, OptionError
 from ..files import POINTER_ADVICE, is_git_pointer
 from ..limits import MAX_DECODED_BYTES
 from .file_names import local_path, printable
-from .image_data import JPEG, image_data, open_jpeg, with_end_marker
+from .image_data import JPEG, count_scans, image_data, open_jpeg, with_end_marker
 from .pixels import opaque_rgb
 
 
@@ -51,6 +51,7 @@ ImageSource: TypeAlias = (
 Result = TypeVar("Result")
 
 _PIXEL_BYTES = 4  # of an RGB image in PIL, and the most of an image in any mode
+_MAX_SCANNED = 2_000_000_000  # pixels that a JPEG's scans decode; encoders write about 10 scans
 MAX_PIXELS = MAX_DECODED_BYTES // _PIXEL_BYTES  # pixels of one image, of a JPEG after halving
 
 # PIL reads MPO as JPEG.
@@ -326,16 +327,33 @@ def _open_and_read(
         return read(Image.open(data, formats=formats), name)
 
 
+def _check_scans(image: Image.Image, scans: int, name: str) -> None:
+    """Refuse a JPEG whose scans decode more pixels than ``_MAX_SCANNED``, all together.
+
+    Raises:
+        ImageError: they do.
+    """
+    width, height = image.size
+    if scans * width * height > _MAX_SCANNED:
+        raise ImageError(
+            f"{name} has {scans} scans of {width} x {height} pixels, which takes too long: "
+            "save it as a baseline JPEG"
+        )
+
+
 def _open_and_read_jpeg(
     data: BinaryIO, name: str, read: Callable[[Image.Image, str], Result]
 ) -> Result:
     """Open a JPEG, call ``read`` with the image and its name, and return the result.
 
     Raises:
+        ImageError: the image has so many scans that decoding it would take minutes.
         Exception: of PIL or ``read``.
     """
     try:
-        return read(open_jpeg(data, MAX_PIXELS), name)
+        image = open_jpeg(data, MAX_PIXELS)
+        _check_scans(image, count_scans(data), name)
+        return read(image, name)
     except OSError as error:  # PIL's error for a file that ends too early
         failure = error.with_traceback(None)  # the traceback would hold the image's pixels
     # A JPEG may lack nothing but its end marker.

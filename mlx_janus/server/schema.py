@@ -356,7 +356,7 @@ class ChatRequest(_UnsupportedChatFields, SamplingFields):
         description="Seed of the first answer; the others use the following numbers. "
         "-1, the default: random.",
     )
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = Field(
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None = Field(
         default=None,
         description="Strings that end an answer. They are not part of it. Empty ones are ignored.",
     )
