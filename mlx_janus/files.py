@@ -129,9 +129,10 @@ def _check_json(value: Any) -> None:
         ValueError: the value is nested too deeply, or an integer is too large.
     """
     level = [value]  # the values at one depth
-    for _ in range(MAX_JSON_DEPTH + 1):
-        if not level:
-            return
+    depth = 0
+    while level:
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
         next_level: list[Any] = []
         for item in level:
             if isinstance(item, list):
@@ -141,8 +142,7 @@ def _check_json(value: Any) -> None:
             elif isinstance(item, int) and abs(item) > _MAX_INTEGER:
                 raise ValueError("it holds an integer beyond 64 bits")
         level = next_level
-    if level:
-        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
+        depth += 1
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

@@ -26,7 +26,7 @@ from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from ..threads import compute, computing, note_use
 from .atomic_folder import atomic_folder
 from .checkpoint import PlannedTensor, read_plan
-from .folder import Progress, check_output, is_converted, make_stamp, source_hashes
+from .folder import Progress, check_output, is_converted, make_stamp, resolve_output, source_hashes
 from .published import Published, read_published
 from .quantize import DEFAULT_GROUP_SIZE, bits_per_weight, plan_quantization, quantize_array
 from .safetensors_files import write_safetensors
@@ -111,8 +111,8 @@ def _convert(
 ) -> Conversion:
     """Convert a model in this thread, as ``convert_checkpoint`` says."""
     _refuse_converted(source.folder)
-    check_output(output, overwrite=options.overwrite)
     _refuse_source_in_output(source.folder, output)
+    check_output(output, overwrite=options.overwrite)
     plan = plan_conversion(source, options)
     tokenizer = plan.prepare_tokenizer(source)
     _check_space(output, sum(map(plan.converted_bytes, plan.tensors)))
@@ -157,9 +157,9 @@ def _refuse_source_in_output(source: Path, output: Path) -> None:
     """Refuse an output that is the source or a folder above it: replacing it deletes the source.
 
     Raises:
-        OutputError: the output is such a folder.
+        OutputError: the output is such a folder, or in a loop of links.
     """
-    resolved = output.resolve()
+    resolved = resolve_output(output)
     if resolved == source.resolve() or resolved in source.resolve().parents:
         raise OutputError(f"{output} holds the source itself: choose another output folder")
 

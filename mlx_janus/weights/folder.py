@@ -193,6 +193,18 @@ def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
 # Writing
 
 
+def resolve_output(output: Path) -> Path:
+    """Return the absolute path of an output folder, without links.
+
+    Raises:
+        OutputError: a link in the path leads to itself.
+    """
+    try:
+        return output.resolve()
+    except RuntimeError:  # of Python 3.11 and 3.12
+        raise OutputError(f"{output} is in a loop of links: choose another folder") from None
+
+
 def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that cannot be written or must not be replaced.
 
@@ -204,11 +216,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
             of links.
         ConfigError: the folder's ``config.json`` is too large, or not a JSON object.
     """
-    try:
-        resolved = output.resolve()
-    except RuntimeError:  # of Python 3.11 and 3.12
-        raise OutputError(f"{output} is in a loop of links: choose another folder") from None
-    if not resolved.parent.is_dir():
+    if not resolve_output(output).parent.is_dir():
         raise OutputError(f"{output.parent} is not a folder: make it first")
     # ``lexists`` also finds a link to a missing folder, which must not be replaced.
     if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):

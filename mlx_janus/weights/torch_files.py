@@ -183,7 +183,8 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     # Two tensors may share a storage, as tied weights do. But a small file could describe any
     # number of tensors that are views of one storage.
     described = sum(tensor.nbytes for tensor in tensors.values())
-    stored = sum(entry.size for entry in entries.values())
+    data_folder = f"{root}/data/"
+    stored = sum(entry.size for name, entry in entries.items() if name.startswith(data_folder))
     if described > _MAX_VIEWS * stored:
         problem = f"describes {described:,} bytes of tensors, but stores {stored:,}"
         raise _error(path, problem, _USE_SAFETENSORS)

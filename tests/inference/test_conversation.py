@@ -15,7 +15,7 @@ import mlx_janus
 from mlx_janus.decode.logprobs import AnswerToken
 from mlx_janus.errors import ConversationError, ImageError, OptionError, OutputError, PromptError
 from mlx_janus.inference import text_generation as answering
-from mlx_janus.inference.conversation import Message, Picture
+from mlx_janus.inference.conversation import Conversation, Message, Picture
 from mlx_janus.inference.prefix_cache import image_digest
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.processing.images import to_image
@@ -417,6 +417,33 @@ def test_the_oldest_turns_go_when_the_context_ends(tiny: Janus) -> None:
     fresh.messages = talk.messages[2 * talk.forgotten : -2]
     assert fresh.send("What colour is the circle? 15", RED).tokens == result.tokens
     assert fresh.forgotten == 0
+
+
+def test_a_long_loaded_chat_is_laid_out_a_few_times_only(
+    tiny: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaving out one exchange after the other, it would be laid out 700 times."""
+    talk = tiny.conversation()
+    talk.messages = [Message("user", "What colour is it?"), Message("assistant", "red")] * 750
+    lay_out = Conversation._prompt_ids
+    calls = []
+
+    def counted(self: Conversation, exchanges: Any, question: Message) -> list[int]:
+        calls.append(len(exchanges))
+        return lay_out(self, exchanges, question)
+
+    monkeypatch.setattr(Conversation, "_prompt_ids", counted)
+    talk.send("And now?", max_tokens=2)
+    assert len(calls) < 20
+    # No more is left out than needed: with one exchange more it would not fit.
+    context = tiny.config.language.max_position_embeddings
+    kept = [*zip(talk.messages[:1500:2], talk.messages[1:1500:2], strict=True)]
+    question = Message("user", "And now?")
+    sizes = [
+        len(lay_out(talk, kept[left_out:], question))
+        for left_out in (talk.forgotten - 1, talk.forgotten)
+    ]
+    assert sizes[0] > context - 2 * 2 >= sizes[1]
 
 
 def test_a_saved_conversation_goes_on_with_the_same_tokens(tiny: Janus, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 from mlx_janus.decode.text import TextOptions
 from mlx_janus.engine.messages import StoppingError
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, OutOfMemoryError
+from mlx_janus.server.errors import APIError
+from mlx_janus.server.middleware.body_limit import check_value_count
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import CHAT, DRAW, HELLO, connect, read_all, refusal, still_works
 
@@ -231,6 +233,24 @@ def test_what_is_no_clear_http(
     assert said in json.loads(body)["error"]["message"]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     still_works(client, engine)
+
+
+def test_a_list_of_many_wrong_values_gives_one_error(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    """An error for each would take gigabytes, and seconds in which nobody else is served."""
+    reply = client.post(CHAT, json={**HELLO, "stop": [1] * 60_000})
+    assert refusal(reply, 400)["param"] == "stop[0]"
+    still_works(client, engine)
+
+
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed() -> None:
+    check_value_count(bytearray(b'{"url": "' + b"A" * 50_000_000 + b'"}'))
+    check_value_count(bytearray(b"[" + b"1," * 299_000 + b"1]"))
+    for body in (b"[" + b"1," * 400_000 + b"1]", b"[" * 400_000, b'{"a":' * 400_000):
+        with pytest.raises(APIError, match="values") as refused:
+            check_value_count(bytearray(body))
+        assert refused.value.status == 413
 
 
 def test_a_body_that_turns_out_to_be_none_after_its_reply(

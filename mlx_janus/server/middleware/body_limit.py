@@ -55,7 +55,7 @@ class BodyLimitMiddleware(HTTPMiddleware):
         try:
             await self._read_body(body, receive)
             self._decompress(body, Headers(scope=scope).get("content-encoding", ""))
-            _check_value_count(body)
+            check_value_count(body)
             await self.app(scope, _replay(bytes(body), receive), send)
         finally:
             self._open_requests -= 1
@@ -125,7 +125,7 @@ class BodyLimitMiddleware(HTTPMiddleware):
             raise APIError(413, f"the body is larger than {limit}: send fewer or smaller images")
 
 
-def _check_value_count(body: bytearray) -> None:
+def check_value_count(body: bytearray) -> None:
     """Refuse a body whose JSON has so many values that parsing it would hold up other requests.
 
     The bytes of an image are one value. Each further value is after a comma or an opening bracket.
