@@ -250,7 +250,7 @@ def test_a_body_of_very_many_values_is_refused_before_it_is_parsed() -> None:
     for body in (b"[" + b"1," * 400_000 + b"1]", b"[" * 400_000, b'{"a":' * 400_000):
         with pytest.raises(APIError, match="values") as refused:
             check_value_count(bytearray(body))
-        assert refused.value.status == 413
+        assert refused.value.status_code == 413
 
 
 def test_a_body_that_turns_out_to_be_none_after_its_reply(
