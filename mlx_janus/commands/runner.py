@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from ..errors import ConversationError, ImageError, JanusError, OutputError
+from ..errors import ConversationError, ImageError, JanusError, OutputError, one_line
 from .wording import to_flags
 
 Rule = Callable[[click.Context], str | None]
@@ -226,9 +226,9 @@ def explain(error: BaseException) -> str | None:
         return to_flags(text)  # the library names Python keywords, which here are flags
     if isinstance(error, OSError):
         reason = error.strerror or text
-        return f"{error.filename}: {reason}" if error.filename else reason
-    # MLX raises plain RuntimeErrors. Their text begins with a name in brackets, such as "[malloc]
-    # Unable to allocate 8 bytes.", or with "Unable".
+        return one_line(f"{error.filename}: {reason}" if error.filename else reason)
+    # MLX raises plain RuntimeErrors. Their text begins with the name of a function in brackets, such
+    # as "[malloc]", or with the word "Unable".
     from_mlx = type(error) is RuntimeError and text.startswith(("[", "Unable"))
     out_of_memory = from_mlx and any(word in text for word in ("alloc", "Memory"))
     if out_of_memory or isinstance(error, MemoryError):

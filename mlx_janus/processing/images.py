@@ -275,8 +275,8 @@ def _open_seekable(path: str, name: str) -> Iterator[BinaryIO]:
         name: the file's name in error messages.
 
     Raises:
-        ImageError: the file cannot be opened, or the body of the ``with`` statement raises an
-            OSError or ValueError.
+        ImageError: the file cannot be opened, or the caller's ``with`` block raises an OSError or
+            ValueError.
     """
     try:
         with Path(path).open("rb") as file:
@@ -293,7 +293,8 @@ def _open_seekable(path: str, name: str) -> Iterator[BinaryIO]:
         raise ImageError(
             f"{name} may not be read: allow it with chmod +r, or copy the file"
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL character
+    # ValueError: the path holds a NUL character, or the caller's block raised it.
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f"{name} cannot be opened ({reason}): check the path") from None
 

@@ -329,10 +329,13 @@ class Prompts:
         return ids
 
     def _control_ids(self, spelling: str) -> list[int]:
-        """Return the ids of a control token: one id, or all ids of an image for its placeholder."""
+        """Return the ids that stand for a control token: its own id, or all ids of an image.
+
+        The image token becomes the start of an image, ``image_tokens`` positions and the end.
+        """
         if spelling == self.config.image:
-            placeholders = [self.special.image] * self.image_tokens
-            return [self.special.image_start, *placeholders, self.special.image_end]
+            positions = [self.special.image] * self.image_tokens
+            return [self.special.image_start, *positions, self.special.image_end]
         found = self._prompt_tokenizer.token_id(spelling)
         assert found is not None  # a _Control is made only of tokens that __init__ has found
         return [found]

@@ -195,7 +195,8 @@ def _additional_tokens(
     )
     found: dict[str, list[str]] = {TOKENIZER_CONFIG_FILE: [], SPECIAL_TOKENS_FILE: []}
     for file, tokens in lists:
-        # A dict is left out: its tokens have a key of their own too, such as ``image_token``.
+        # Skip a dict: each of its tokens also stands in the file under a key of its own, such as
+        # ``image_token``.
         texts = map(token_text, tokens if isinstance(tokens, list) else [])
         found[file] += [text for text in texts if text]
     return found
