@@ -116,7 +116,7 @@ def _device() -> Finding:
         return Finding("device", "ok", f"GPU, {name}")
     advice = "the CPU is slow for the published models: use a Mac with Apple silicon"
     if platform.system() == "Linux":
-        advice += ', or with an NVIDIA GPU the extra "cuda"'
+        advice += '; if this machine has an NVIDIA GPU, install the extra "cuda"'
     return Finding("device", "warn", f"CPU only, {os.cpu_count()} cores", advice)
 
 

@@ -227,8 +227,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         reason = error.strerror or text
         return one_line(f"{error.filename}: {reason}" if error.filename else reason)
-    # MLX raises plain RuntimeErrors. Their text begins with the name of a function in brackets, such
-    # as "[malloc]", or with the word "Unable".
+    # MLX raises plain RuntimeErrors. Their text begins with a function's name in brackets, such as
+    # "[malloc]", or with the word "Unable".
     from_mlx = type(error) is RuntimeError and text.startswith(("[", "Unable"))
     out_of_memory = from_mlx and any(word in text for word in ("alloc", "Memory"))
     if out_of_memory or isinstance(error, MemoryError):

@@ -286,7 +286,7 @@ class _Recorder:
         self._every = every
         self._measured: list[dict[str, float]] = []  # measurements since the log's last line
         now = time.monotonic()
-        self._saved = now  # time of the last checkpoint, or of the start
+        self._saved = now  # time of the last checkpoint, or of this process's start
         self._started = now - spent  # as if this process had run the stage from its first step
 
     def add(self, done: int, measured: dict[str, float]) -> None:
