@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -971,3 +972,20 @@ def test_numbered_paths(tmp_path):
     assert numbered_paths(Path("out"), 2) == [Path("out-1.png"), Path("out-2.png")]
     with pytest.raises(OutputError, match="is a folder"):
         numbered_paths(tmp_path, 2)
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    """Each scan costs the time of the whole image: this one would take a minute."""
+    side = 3000
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    few, many = tmp_path / "few.jpg", tmp_path / "many.jpg"
+    few.write_bytes(data[:-2] + last_scan * 5 + data[-2:])
+    many.write_bytes(data[:-2] + last_scan * 3000 + data[-2:])
+    assert open_image(few).size == (side, side)
+    start = time.process_time()
+    with pytest.raises(ImageError, match=r"many\.jpg has 30\d\d scans of 3000 x 3000 pixels"):
+        open_image(many)
+    assert time.process_time() - start < 2
