@@ -46,7 +46,7 @@ SEED = 4
 def talk(page: Page) -> None:
     """Ask about the example's image, and generate two."""
     done = "article:nth-of-type({})[aria-busy=false]"
-    page.get_by_role("button", name="What is in the picture?").click()
+    page.get_by_role("button", name="What is in the image?").click()
     page.locator(done.format(1)).wait_for()
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("How many").fill("2")
