@@ -46,7 +46,7 @@ SEED = 4
 def talk(page: Page) -> None:
     """Ask about the example's image, and generate two."""
     done = "article:nth-of-type({})[aria-busy=false]"
-    page.get_by_role("button", name="What is in the image?").click()
+    page.get_by_role("button", name="What do you see?").click()
     page.locator(done.format(1)).wait_for()
     page.get_by_role("form", name="Message").get_by_text("Generate", exact=True).click()
     page.get_by_label("Images", exact=True).fill("2")

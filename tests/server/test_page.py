@@ -583,9 +583,10 @@ def test_damaged_records_are_left_out_and_the_other_model_is_named(
     page.evaluate("""transact("readwrite", (rows) => {
       rows.put({id: "a", changed: 1, exchanges: "none"});
       rows.put({id: "b", changed: 2, exchanges: [{draw: false, asked: "Half"}]});
-      rows.put({id: "c", changed: 3, version: "1", exchanges: [{draw: true, asked: "an owl", answer: "",
-        images: [], drawn: [{id: "gone", alt: "lost"}], notes: [], n: 1, seed: "", model: "janus-old",
-        state: "done"}]});
+      rows.put({id: "c", changed: 3, version: "1", exchanges: [{
+        draw: true, asked: "an owl", answer: "", images: [], drawn: [{id: "gone", alt: "lost"}],
+        notes: [], n: 1, seed: "", model: "janus-old", state: "done",
+      }]});
     })""")
     titles = conversations(page)
     expect(titles).to_have_text(["an owl"])
@@ -875,7 +876,8 @@ def test_images_stand_in_full_rows_and_targets_are_large(
         )
 
     small = """() => [...document.querySelectorAll("button, a, input, textarea, .modes span")]
-      .filter((node) => node.checkVisibility() && !node.matches(".unseen, .remove")).filter((node) => {
+      .filter((node) => node.checkVisibility() && !node.matches(".unseen, .remove"))
+      .filter((node) => {
         const box = node.getBoundingClientRect();
         const letters = parseFloat(getComputedStyle(node).fontSize);
         const field = node.matches("input, textarea");
@@ -1055,7 +1057,7 @@ def test_janus_tiny_tells_what_is_in_a_picture(tiny: str, visits: Visits) -> Non
 
 def test_an_example_of_janus_tiny_is_answered(tiny: str, visits: Visits) -> None:
     page = visits.open(tiny)
-    page.get_by_role("button", name="What is in the image?").click()
+    page.get_by_role("button", name="What do you see?").click()
     expect(settled(page).locator(".text")).to_have_text(
         re.compile("blue circle.*red square|red square.*blue circle")
     )
