@@ -443,6 +443,13 @@ def start_over(page: Page) -> None:
     expect(page.locator("article")).to_have_count(0)
 
 
+def stored_text(page: Page) -> str:
+    """The conversations in the browser's database, as JSON."""
+    return str(
+        page.evaluate("transact('readonly', (rows) => result(rows.getAll())).then(JSON.stringify)")
+    )
+
+
 def stored_records(page: Page) -> int:
     """The number of conversations in the browser's database."""
     return int(
@@ -460,6 +467,7 @@ def test_conversations_are_kept_listed_opened_and_deleted(page: Page, engine: Fa
     generate(page, "an owl", 2, 7)
     settled(page, 1)
     page.get_by_role("textbox", name="Prompt").fill("half a pro")
+    page.evaluate("saving")
     page.reload()
     expect(page.get_by_role("textbox")).to_have_value("half a pro")
     expect(settled(page).locator(".text")).to_have_text("A red circle.")
@@ -604,16 +612,14 @@ def test_a_reload_keeps_what_was_received(page: Page, engine: FakeEngine) -> Non
     engine.pause = 0.2
     engine.pieces = tuple(f"word{number} " for number in range(100))
     ask(page, "Count")
-    expect(page.locator(".text")).to_contain_text("word2")
-    page.wait_for_timeout(1200)
+    wait_until(lambda: "word2" in stored_text(page))
     page.reload()
     exchange = settled(page)
     expect(exchange.locator(".text")).to_contain_text("word0 word1 word2")
     expect(exchange.get_by_text("Stopped.", exact=True)).to_be_visible()
     start_over(page)
     draw(page, "an owl")
-    expect(page.locator("figure img")).to_be_visible()
-    page.wait_for_timeout(1200)
+    wait_until(lambda: '"partial":true' in stored_text(page))
     page.reload()
     expect(settled(page).locator("figcaption")).to_contain_text("Not finished")
 
