@@ -23,12 +23,12 @@ from tests.support.serving import started
 TARGETS: dict[str, dict[str, Any]] = {
     "page-light.png": {
         "color_scheme": "light",
-        "viewport": {"width": 960, "height": 1090},
+        "viewport": {"width": 960, "height": 1200},
         "device_scale_factor": 1.5,
     },
     "page-dark.png": {
         "color_scheme": "dark",
-        "viewport": {"width": 960, "height": 1090},
+        "viewport": {"width": 960, "height": 1200},
         "device_scale_factor": 1.5,
     },
     "page-phone.png": {
