@@ -43,7 +43,7 @@ from .service import Service
 if TYPE_CHECKING:
     from ..engine.tickets import Ticket
 
-_DEFAULT_MAX_TOKENS = 512  # tokens of an answer, if the request gives no number
+DEFAULT_MAX_TOKENS = 512  # tokens of an answer, if the request gives no number
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _text_options(body: ChatRequest, n: int) -> TextOptions:
             f"the last answer's seed would be above {MAX_SEED}: take a smaller one",
             param="seed",
         )
-    max_tokens = body.max_completion_tokens or body.max_tokens or _DEFAULT_MAX_TOKENS
+    max_tokens = body.max_completion_tokens or body.max_tokens or DEFAULT_MAX_TOKENS
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return TextOptions(
         max_tokens=MAX_TOKENS if max_tokens == NO_LIMIT else max_tokens,

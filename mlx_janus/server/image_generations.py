@@ -43,6 +43,8 @@ OPENAI_SIZES = (
     "1792x1024",
 )
 
+_SAMPLING_FIELDS = ("cfg_weight", "temperature", "top_p")
+
 
 @dataclass(frozen=True)
 class _CommonFields:
@@ -94,6 +96,12 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
     return JSONResponse(reply.model_dump())
 
 
+def default_sampling(engine: Engine) -> dict[str, float]:
+    """Return the model's own guidance and sampling, by field of an image request."""
+    metadata = engine.pathway.options({}).metadata()
+    return {name: float(metadata[name]) for name in _SAMPLING_FIELDS if name in metadata}
+
+
 def _size_text(side: int) -> str:
     """Return the width and height of square images as text, such as "384x384"."""
     return f"{side}x{side}"
@@ -143,7 +151,7 @@ def _to_engine_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
             f"the last image's seed would be above {MAX_SEED}: take a smaller one",
             param="seed",
         )
-    sampling = {"cfg_weight": body.cfg_weight, "temperature": body.temperature, "top_p": body.top_p}
+    sampling = {name: getattr(body, name) for name in _SAMPLING_FIELDS}
     options = engine.pathway.options(sampling)  # a None takes the model's default
     partial_images = (body.partial_images or 0) if body.stream else 0  # only streams have previews
     return DrawingRequest(body.prompt, options, seed, n, partial_images)

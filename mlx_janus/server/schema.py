@@ -648,6 +648,13 @@ class ImageEvent(BaseModel):
     )
 
 
+class ModelDefaults(BaseModel):
+    """The values that a request gets for the fields that it leaves out."""
+
+    answers: dict[str, float] = Field(description="For `/v1/chat/completions`, by field.")
+    images: dict[str, float] = Field(description="For `/v1/images/generations`, by field.")
+
+
 class ServedModel(BaseModel):
     """A model that this server runs."""
 
@@ -655,6 +662,7 @@ class ServedModel(BaseModel):
     object: Literal["model"] = "model"
     created: int = Field(description="Start time of the server, in seconds since 1970.")
     owned_by: str = "mlx_janus"
+    defaults: ModelDefaults
 
 
 class ModelList(BaseModel):

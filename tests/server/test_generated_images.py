@@ -134,6 +134,20 @@ def test_fields_that_change_nothing_are_accepted(client: httpx.Client) -> None:
     draw(client, negative_prompt="", images=[], style="vivid", quality="hd", user="u", unknown=1)
 
 
+def test_the_model_tells_its_defaults(client: httpx.Client, engine: FakeEngine) -> None:
+    model = client.get("/v1/models").json()["data"][0]
+    own = engine.config.generation
+    assert model["defaults"] == {
+        "answers": {"temperature": 0, "top_p": 1, "max_tokens": 512},
+        "images": {"cfg_weight": own.cfg_weight, "temperature": own.temperature, "top_p": 1},
+    }
+    client.post(CHAT, json=HELLO)
+    draw(client)
+    answer, images = engine.asked
+    assert answer.options.max_tokens == model["defaults"]["answers"]["max_tokens"]
+    assert images.options.cfg_weight == model["defaults"]["images"]["cfg_weight"]
+
+
 def test_other_names_of_the_model() -> None:
     engine = FakeEngine(mlx_janus.load().config)
     names = {"served_names": ("janus", "painter"), "model_aliases": ("dall-e-3", "gpt-4o")}
