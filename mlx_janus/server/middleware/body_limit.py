@@ -13,7 +13,7 @@ from ..errors import APIError, client_left
 from ..settings import Settings
 from .base import HTTPMiddleware
 
-_MAX_VALUES = 300_000  # values of a body's JSON, far more than a conversation of any context needs
+_MAX_VALUES = 2_000_000  # values of a JSON body, far more than any context needs; parsed in 0.2 s
 _RETRY_AFTER = 5  # seconds, in the Retry-After header
 
 
