@@ -18,6 +18,7 @@ from trials import (
     is_idle,
     message,
     run,
+    text_of,
     trial,
 )
 
@@ -62,7 +63,7 @@ def _alias():
 @trial("stream with usage")
 def _stream():
     chunks = list(ask(stream=True, stream_options={"include_usage": True}))
-    check_red("".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices))
+    check_red(text_of(chunks))
     assert chunks[-1].usage.completion_tokens > 0
 
 
@@ -171,7 +172,7 @@ async def _async():
             for answer in answers:
                 check_red(answer.choices[0].message.content)
             stream = await other.chat.completions.create(**conversation, stream=True)
-            check_red("".join([chunk.choices[0].delta.content or "" async for chunk in stream]))
+            check_red(text_of([chunk async for chunk in stream]))
 
 
 @trial("sampling fields")

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,25 @@ def trial(name: str, *, lacks: str = "", theirs: str = "") -> Callable[[Callable
 
 def message(text: str = COLOR, *image_urls: str) -> dict[str, Any]:
     """Return a question about images, by default about the color of the circle."""
-    parts: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": url}} for url in image_urls
-    ]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in image_urls]
+    return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+
+
+def check_refused(function: Callable[[], Any], kind: type[Exception], **attributes: Any) -> None:
+    """Raise an error unless a function raises an error of this kind with these attributes."""
+    try:
+        function()
+    except kind as error:
+        found = {name: getattr(error, name, None) for name in attributes}
+        if found != attributes:
+            raise AssertionError(f"{found} of {error}") from error
+    else:
+        raise AssertionError("it was answered")
+
+
+def text_of(chunks: Iterable[Any]) -> str:
+    """Return the text of a stream's chunks, objects as OpenAI's package has them."""
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
 def check_red(text: Any) -> None:
