@@ -103,8 +103,8 @@ def is_idle() -> bool:
     return not any(health[name] for name in ("waiting", "answering", "drawing"))
 
 
-def run() -> None:
-    """Run the trials and write their outcomes."""
+def run(clean_up: Callable[[], Any] = lambda: None) -> None:
+    """Run the trials, write their outcomes and end the program; ``clean_up`` is called last."""
     with _RESULTS.open("a", encoding="utf-8") as results:
         for name, function, lacks, theirs in _trials:
             logged = _LOG.stat().st_size
@@ -119,7 +119,9 @@ def run() -> None:
             }
             results.write(json.dumps(outcome) + "\n")
             results.flush()
+    clean_up()
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(0)  # some clients leave threads behind that would not end
 
 
