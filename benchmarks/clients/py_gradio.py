@@ -7,7 +7,7 @@ from trials import COLOR, IMAGE, KEY, MODEL, URL, check_red, run, trial
 
 def chat(**options):
     """Return a client of a chat page that was started in this process."""
-    page = gradio.load_chat(URL, MODEL, KEY, **options)
+    page = gradio.load_chat(URL, MODEL, KEY, api_name="chat", **options)
     _, address, _ = page.launch(prevent_thread_lock=True, quiet=True)
     return Client(address, verbose=False)
 

@@ -46,7 +46,7 @@ def start_proxy():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     program = Path(sys.executable).with_name("litellm")
-    with open("proxy.log", "w") as log:
+    with Path("proxy.log").open("w") as log:
         process = subprocess.Popen(
             [program, "--config", "proxy.yaml", "--host", "127.0.0.1", "--port", port],
             stdout=log,

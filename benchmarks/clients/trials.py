@@ -32,6 +32,7 @@ TOO_LONG = "red circle " * 2000  # more tokens than the model's context holds
 _LOG = Path(os.environ["JANUS_LOG"])  # the server's log: a line for each request
 _RESULTS = Path(os.environ["JANUS_RESULTS"])  # receives a line of JSON for each trial
 
+_loop = asyncio.new_event_loop()  # one for all trials, because clients keep connections
 _trials: list[tuple[str, Callable[[], Any], str, str]] = []
 
 
@@ -130,7 +131,7 @@ def _try(function: Callable[[], Any]) -> str | None:
     try:
         outcome = function()
         if inspect.isawaitable(outcome):
-            asyncio.run(_await(outcome))
+            _loop.run_until_complete(_await(outcome))
     except Exception as error:
         traceback.print_exc()
         return " ".join(f"{type(error).__name__}: {error}".split())[:600]
