@@ -69,9 +69,9 @@ def _run(command: list[str], folder: Path) -> None:
 
 def versions(client: Client, folder: Path) -> str:
     """Return the installed versions of a client's packages, such as "openai 3.57.0"."""
-    names = [re.sub(r"\[.*?\]|==.*|(?<=.)@[\d.]+$", "", name) for name in client.packages]
+    names = [re.sub(r"==.*|(?<=.)@[\d.]+$", "", name) for name in client.packages]
     find = _npm_version if client.needs_node else _pip_version
-    return ", ".join(f"{name} {find(name, folder)}" for name in names)
+    return ", ".join(f"{name} {find(name.partition('[')[0], folder)}" for name in names)
 
 
 def _pip_version(name: str, folder: Path) -> str:

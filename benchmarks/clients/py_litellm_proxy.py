@@ -1,5 +1,6 @@
 """LiteLLM's proxy in front of the server, asked with OpenAI's package."""
 
+import secrets
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from trials import (
     trial,
 )
 
+MASTER_KEY = f"sk-{secrets.token_hex(32)}"
 CONFIG = f"""
 model_list:
   - model_name: "janus/*"
@@ -34,6 +36,7 @@ model_list:
     litellm_params: {{model: "openai/{MODEL}", api_base: "{URL}", api_key: {KEY}}}
   - model_name: long
     litellm_params: {{model: openai/x, api_key: {KEY}, mock_response: from the longer one}}
+general_settings: {{master_key: {MASTER_KEY}}}
 litellm_settings:
   context_window_fallbacks: [{{short: [long]}}]
   num_retries: 0
@@ -52,7 +55,7 @@ def start_proxy():
             stdout=log,
             stderr=log,
         )
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=MASTER_KEY, max_retries=0)
     deadline = time.monotonic() + 120
     while True:
         try:

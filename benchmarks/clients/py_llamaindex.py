@@ -37,6 +37,12 @@ def _second_turn():
     assert engine.chat("And?").response
 
 
+@trial("sampling fields")
+def _sampling():
+    fields = {"top_p": 0.9, "frequency_penalty": 0.1, "extra_body": {"top_k": 5, "min_p": 0.1}}
+    check_red(chat.chat([QUESTION], **fields).message.content)
+
+
 @trial("complete with is_chat_model=True")
 def _complete():
     assert chat.complete("Hello").text

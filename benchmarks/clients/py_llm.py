@@ -52,7 +52,7 @@ def _sampling():
 
 @trial("--schema", lacks="structured answers")
 def _schema():
-    llm("-m", "janus-json", "--schema", "color", "-a", IMAGE, COLOR)
+    llm("-m", "janus-json", "--schema", "color str, shape str", "-a", IMAGE, COLOR)
 
 
 @trial("completion models", lacks="/v1/completions")
