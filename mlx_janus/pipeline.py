@@ -28,7 +28,7 @@ from .inference.text_generation import (
 )
 from .limits import check_text
 from .processing.images import ImageSource, as_images, open_image, preprocess
-from .processing.prompts import Prompts, Turn
+from .processing.prompts import Prompts, Turn, marked_question
 from .threads import check_usable
 from .weights.addresses import NO_MODEL
 from .weights.load import WeightFiles, load_model
@@ -172,9 +172,9 @@ class JanusPipeline(LoadedModel):
         """Answer a question, with or without images.
 
         Args:
-            prompt: the question.
-            images: an image or several, each a path, a PIL image or the bytes of an image file. The
-                model reads them in this order, before the question.
+            prompt: the question, with an ``{image}`` mark at the place of each image; without
+                marks, the images come first. Without images, a mark is ordinary text.
+            images: an image or several, each a path, a PIL image or the bytes of an image file.
             max_tokens: the maximum length of the answer.
             temperature: randomness of sampling; 0 always takes the most likely token.
             top_p: threshold of nucleus sampling, which samples from the smallest set of tokens
@@ -190,7 +190,7 @@ class JanusPipeline(LoadedModel):
             The answer, with its token counts and speeds.
 
         Raises:
-            PromptError: the question has no words and no images, or does not fit into the context.
+            PromptError: the question is empty or too long, or its marks are not one for each image.
             ImageError: an image cannot be read.
             OptionError: a type is wrong, a number is out of range, or a stop string is empty.
         """
@@ -230,7 +230,7 @@ class JanusPipeline(LoadedModel):
         """
         check_text("prompt", prompt)
         sources = as_images(images)
-        turn = Turn("user", prompt, len(sources))
+        turn = marked_question(prompt, len(sources))
         options = text_options(max_tokens, temperature, top_p, seed, stop, lookup)
         return self.stream_turns([turn], sources, options=options, system=system)
 
@@ -248,7 +248,8 @@ class JanusPipeline(LoadedModel):
         part of each prompt.
 
         Args:
-            turns: messages. If the last one is the assistant's, the answer continues its text.
+            turns: messages. If the last one is the assistant's, the answer continues its text. A
+                ``{image}`` in their texts is ordinary text.
             images: the images of all turns, in order.
             options: sampling, length and stop strings.
             system: system prompt; None: the model's own, "": none.

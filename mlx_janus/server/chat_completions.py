@@ -135,8 +135,7 @@ async def _read_images(
 ) -> tuple[Image, ...]:
     """Read images in order. If the client leaves, stop after the current image.
 
-    The current image is not cancelled, because cancelling would release the reader's lock while a
-    thread still decodes the image. A second image could then be decoded at the same time.
+    The current image is not cancelled, because its thread would decode it to the end anyway.
 
     Args:
         sources: the images' URLs and the fields that hold them.

@@ -116,7 +116,7 @@ def _to_image_url(value: Any) -> Any:
 
 
 class ImagePart(_RequestPart):
-    """An image in a message. The model reads a message's images before its text."""
+    """An image in a message. Images among the texts keep their places, others are read first."""
 
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(_to_image_url)]

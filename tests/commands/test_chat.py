@@ -82,6 +82,18 @@ def test_answers_are_the_librarys_and_history_counts(model: Path, pro: Janus) ->
     assert first != second
 
 
+def test_attached_images_stand_at_the_marks_of_the_question(model: Path, pro: Janus) -> None:
+    question = "Is {image} like {image}?"
+    attach = f"/image {PICTURE}"
+    done = talk(model, "What is {image}?", attach, question, attach, question)
+    conversation = pro.conversation()
+    plain = conversation.send("What is {image}?", max_tokens=8)
+    marked = conversation.send(question, [PICTURE] * 2, max_tokens=8)
+    assert done.stdout == written(plain.text, marked.text)
+    assert "Error: the question has 2 {image} marks and 1 image: write one" in done.stderr
+    assert "/reset" not in done.stderr
+
+
 @pytest.mark.check
 def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
     (here / "notes.txt").write_text("hello")

@@ -249,6 +249,37 @@ def test_a_conversation_with_pictures_in_two_turns(
     assert second.usage.prompt_tokens_details.cached_tokens > 64  # the first picture
 
 
+def test_the_order_of_texts_and_images_is_the_prompts(
+    client: openai.OpenAI, janus: mlx_janus.JanusPipeline
+) -> None:
+    """Janus-Tiny describes the first image. An equal prompt comes from the cache."""
+
+    def picture(shape: str, colour: str) -> Image.Image:
+        thing = shapes.Thing(shape, colour, 24, 32, 32, 0, shapes.COLOURS[colour])
+        return shapes.render(shapes.Scene((thing,)))
+
+    def ask(*images: Image.Image) -> Any:
+        first, second, question = user(QUESTION, *images)["content"]
+        one, two = ({"type": "text", "text": text} for text in ("one:", "two:"))
+        parts = [one, first, two, second, question]
+        messages: Any = [{"role": "user", "content": parts}]
+        return client.chat.completions.create(model="default", messages=messages)
+
+    images = [picture("circle", "red"), picture("square", "blue")]
+    marked = f"one:\n{{image}}\ntwo:\n{{image}}\n{QUESTION}"
+    for shown in (images, images[::-1]):
+        expected = janus.generate_text(marked, shown)
+        replies = [ask(*shown), ask(*shown)]
+        for reply in replies:
+            assert reply.choices[0].message.content == expected.text
+            assert reply.usage.prompt_tokens == expected.prompt_tokens
+        cached = [reply.usage.prompt_tokens_details.cached_tokens for reply in replies]
+        assert cached[0] < 2 * 64
+        assert cached[1] == expected.prompt_tokens - 1
+    texts = [janus.generate_text(marked, shown).text for shown in (images, images[::-1])]
+    assert texts == ["a red circle in the middle", "a blue square in the middle"]
+
+
 # Pictures
 
 
