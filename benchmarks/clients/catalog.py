@@ -28,7 +28,7 @@ class Client:
 
 
 CLIENTS = (
-    Client("openai", "py_openai.py", ("openai==3.57.0", "aiohttp")),
+    Client("openai", "py_openai.py", ("openai==3.57.0", "aiohttp==3.14.5")),
     Client("litellm", "py_litellm.py", ("litellm==1.108.7",)),
     Client("litellm-proxy", "py_litellm_proxy.py", ("litellm[proxy]==1.108.7",)),
     Client(
@@ -39,16 +39,18 @@ CLIENTS = (
     Client("instructor", "py_instructor.py", ("instructor==1.17.0",)),
     Client("haystack", "py_haystack.py", ("haystack-ai==3.4.1",)),
     Client("semantic-kernel", "py_semantic_kernel.py", ("semantic-kernel==1.45.0",)),
-    Client("aisuite", "py_aisuite.py", ("aisuite[openai]==0.2.0",)),
+    Client("aisuite", "py_aisuite.py", ("aisuite[openai]==0.2.0", "openai==1.109.1")),
     Client("llm", "py_llm.py", ("llm==0.36",)),
-    Client("gradio", "py_gradio.py", ("gradio==6.31.0", "openai")),
+    Client("gradio", "py_gradio.py", ("gradio==6.31.0", "openai==3.57.0")),
     Client("openai-agents", "py_openai_agents.py", ("openai-agents==0.24.0",)),
     Client("smolagents", "py_smolagents.py", ("smolagents[openai]==1.26.0",)),
     Client("autogen", "py_autogen.py", ("autogen-ext[openai]==0.7.5", "autogen-agentchat==0.7.5")),
     Client("strands", "py_strands.py", ("strands-agents[openai]==1.62.0",)),
-    Client("agno", "py_agno.py", ("agno==3.1.10", "openai")),
+    Client("agno", "py_agno.py", ("agno==3.1.10", "openai==3.57.0")),
     Client("openai-js", "js_openai.mjs", ("openai@6.49.0",)),
-    Client("langchain-js", "js_langchain.mjs", ("@langchain/openai@1.5.8", "@langchain/core")),
+    Client(
+        "langchain-js", "js_langchain.mjs", ("@langchain/openai@1.5.8", "@langchain/core@1.4.0")
+    ),
     Client(
         "ai-sdk",
         "js_ai_sdk.mjs",

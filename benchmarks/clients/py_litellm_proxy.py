@@ -55,7 +55,9 @@ def start_proxy():
             stdout=log,
             stderr=log,
         )
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=MASTER_KEY, max_retries=0)
+    client = openai.OpenAI(
+        base_url=f"http://127.0.0.1:{port}/v1", api_key=MASTER_KEY, max_retries=0
+    )
     deadline = time.monotonic() + 120
     while True:
         try:

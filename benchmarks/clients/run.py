@@ -142,6 +142,7 @@ def _run_script(client: Client, server: Server, environment: Path, results: Path
         "JANUS_RESULTS": str(results),
         "OPENAI_API_KEY": "none",
         "OPENAI_BASE_URL": f"{server.url}/v1",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # otherwise LiteLLM looks for it on the web
         "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(results.parent),  # clients keep settings and logs there
         "NO_PROXY": "127.0.0.1",
