@@ -78,7 +78,8 @@ def running_server(folder: Path) -> Iterator[Server]:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             if not url:
-                raise click.ClickException(f"the server did not start: {log.read_text()}")
+                last_lines = log.read_text().splitlines()[-1:]
+                raise click.ClickException(f"the server did not start: {last_lines}")
             yield Server(url, log)
         finally:
             process.terminate()
