@@ -129,6 +129,14 @@ def _odd_conversations():
         assert ask(*messages, max_tokens=5).choices, name
 
 
+@trial("images between texts")
+def _images_between_texts():
+    image = {"type": "image_url", "image_url": {"url": IMAGE_URL}}
+    texts = [{"type": "text", "text": text} for text in ("First:", "Second:", COLOR)]
+    parts = [texts[0], image, texts[1], image, texts[2]]
+    assert ask({"role": "user", "content": parts}).choices[0].message.content
+
+
 @trial("conversation that is too long")
 def _too_long():
     check_refused(
@@ -150,7 +158,7 @@ def _cancel():
         time.sleep(0.1)
 
 
-@trial("kept connection under 20 ms")
+@trial("kept connection without a delay of 40 ms")
 def _kept_connection():
     client.models.list()
     seconds = []
@@ -158,7 +166,7 @@ def _kept_connection():
         start = time.perf_counter()
         client.models.list()
         seconds.append(time.perf_counter() - start)
-    assert sorted(seconds)[4] < 0.02, seconds
+    assert min(seconds) < 0.02, seconds
 
 
 @trial("async client, and with aiohttp")
