@@ -292,7 +292,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
     "/retry": ("", Chat.retry, "answer the last question again"),
     "/undo": ("", Chat.undo, "remove the last question or drawing"),
     "/seed": ("N", Chat.seed, "repeat results with this seed; random: new seeds again"),
-    "/set": ("NAME VALUE", Chat.set, f"set {', '.join(SETTINGS)}; no NAME: list them"),
+    "/set": ("NAME VALUE", Chat.set, "change a setting, such as temperature; no NAME: list all"),
     "/system": ("TEXT", Chat.system, "set the system prompt; none: remove it; no TEXT: show it"),
     "/save": ("FILE", Chat.save, "save the conversation, and its images next to FILE"),
     "/load": ("FILE", Chat.load, "continue a saved conversation"),

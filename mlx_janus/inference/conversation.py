@@ -140,8 +140,8 @@ class Conversation:
                 ``JanusPipeline.generate_text``: one for each, including images generated since the
                 last question, which are the first.
             images: images to ask about. Images generated since the last question precede them.
-            options: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop`` and ``lookup``,
-                as for ``JanusPipeline.generate_text``.
+            options: keyword arguments of ``JanusPipeline.generate_text`` from ``max_tokens`` on,
+                such as ``temperature`` and ``seed``, without ``system``.
 
         Raises:
             PromptError: the question has no words and no images, does not fit into the context, or
@@ -324,7 +324,9 @@ class Conversation:
 
         Raises:
             PromptError: the question does not fit into the context.
+            OptionError: an option does not suit the model.
         """
+        self._janus.check_text_options(options)
         ids, forgotten = self._fit_prompt(asked.history, asked.question, options.max_tokens)
         chunks = self._stream_answer(asked, ids, forgotten, options)
         return self._janus.thread.stream(chunks)

@@ -242,6 +242,10 @@ class Prompts:
         """Return a new streaming decoder, which takes one id at a time."""
         return self._prompt_tokenizer.detokenizer()
 
+    def spelling(self, token_id: int) -> tuple[str, bytes | None]:
+        """Return a token's text and bytes, as ``PromptTokenizer.spelling`` does."""
+        return self._prompt_tokenizer.spelling(token_id)
+
     def _role_segment(self, name: str) -> str:
         """Return a role's name as a segment: a control token if it is an added token, else text."""
         if self._prompt_tokenizer.is_added(name):

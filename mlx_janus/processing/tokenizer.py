@@ -88,6 +88,21 @@ class PromptTokenizer:
         """Return a new streaming decoder, which takes one id at a time."""
         return Detokenizer(self.tokenizer, self._special_spellings)
 
+    def spelling(self, token_id: int) -> tuple[str, bytes | None]:
+        """Return a token's text and its bytes.
+
+        Bytes that are no complete characters become U+FFFD in the text.
+
+        Returns:
+            The text and the bytes, in UTF-8. A special token has its spelling, such as "<pad>", and
+            no bytes (None). An id beyond the tokenizer's vocabulary has "" and no bytes.
+        """
+        token = self.tokenizer.id_to_token(int(token_id))
+        if token is None or token in self._special_spellings:
+            return token or "", None
+        content = _token_bytes(token)
+        return content.decode("utf-8", "replace"), content
+
     def is_added(self, spelling: str) -> bool:
         """Return whether the tokenizer has an added token with this spelling."""
         return spelling in self._added

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import mlx_janus
+from mlx_janus.decode.logprobs import AnswerToken
 from mlx_janus.errors import ConversationError, ImageError, OptionError, OutputError, PromptError
 from mlx_janus.inference import text_generation as answering
 from mlx_janus.inference.conversation import Message, Picture
@@ -380,7 +381,7 @@ def test_a_placeholder_in_an_answer_is_no_picture(
     """A model may say anything, the id that stands for a part of a picture included."""
     talk = tiny.conversation()
     ids = iter([tiny.prompts.special.image, *tiny.prompts.encode(" red"), tiny.prompts.special.eos])
-    monkeypatch.setattr(answering, "answer_tokens", lambda *_, **__: (i for i in ids))
+    monkeypatch.setattr(answering, "answer_tokens", lambda *_, **__: (AnswerToken(i) for i in ids))
     assert talk.send(COLOUR, RED).text == "red"
     monkeypatch.undo()
     assert talk.send("What shape is red?").text == "circle"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from mlx_janus.decode.text import TextOptions
 from mlx_janus.engine.messages import StoppingError
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, OutOfMemoryError
 from tests.support.fake_engine import FakeEngine
@@ -88,8 +90,19 @@ def test_what_fails_is_told_without_what_is_inside(
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"tools": [{"type": "function"}], "tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"logprobs": 5}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": "1"}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"red": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ({"logit_bias": {"99999999": 1}}, "logit_bias"),
     ],
 )
 def test_a_conversation_that_cannot_be_honoured(
@@ -138,6 +151,13 @@ def test_what_changes_nothing_is_ignored(client: httpx.Client, engine: FakeEngin
         "tool_choice": "auto",
         "response_format": {"type": "text"},
         "logprobs": False,
+        "top_logprobs": 0,
+        "presence_penalty": None,
+        "logit_bias": {},
+        "top_k": -1,
+        "min_p": 0,
+        "repetition_penalty": 1,
+        "top_p": 1,
     }
     assert (
         client.post(
@@ -145,6 +165,7 @@ def test_what_changes_nothing_is_ignored(client: httpx.Client, engine: FakeEngin
         ).status_code
         == 200
     )
+    assert replace(engine.asked[-1].options, seed=0) == TextOptions()
     assert (
         client.post(DRAW, json={"prompt": "x", "quality": "high", "style": "vivid"}).status_code
         == 200

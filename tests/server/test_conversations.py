@@ -282,7 +282,22 @@ def test_no_limit_of_tokens_and_top_p_of_0(client: httpx.Client, engine: FakeEng
     for name in ("max_tokens", "max_completion_tokens"):
         asked = ask(client, engine, message("user", "x"), **{name: -1})
         assert asked.options.max_tokens == MAX_TOKENS
-    assert 0 < ask(client, engine, message("user", "x"), top_p=0).options.top_p < 1e-6
+    assert ask(client, engine, message("user", "x"), top_p=0).options.top_p == 0
+
+
+def test_sampling_fields_reach_the_engine(client: httpx.Client, engine: FakeEngine) -> None:
+    fields: dict[str, Any] = {
+        "top_k": 40.0,
+        "min_p": 0.05,
+        "frequency_penalty": -2,
+        "presence_penalty": 0.5,
+        "repetition_penalty": 1.1,
+        "logprobs": True,
+        "top_logprobs": 20,
+    }
+    options = ask(client, engine, message("user", "x"), logit_bias={"7": -100}, **fields).options
+    assert {name: getattr(options, name) for name in fields} == fields
+    assert options.logit_bias == {7: -100}
 
 
 def test_any_number_of_stop_strings(client: httpx.Client, engine: FakeEngine) -> None:
