@@ -83,7 +83,7 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
     for event in finished:
         generated = event.image
         file = await reply_format.encode(generated.image, generated.metadata)
-        if body.response_format == "url":
+        if _wants_url(body):
             name = service.images.add(file, reply_format.suffix, reply_format.media_type)
             url = str(request.base_url.replace(path=IMAGES_PATH + name))
             data.append(ImageData(url=url, seed=generated.seed))
@@ -100,6 +100,16 @@ def default_sampling(engine: Engine) -> dict[str, float]:
     """Return the model's own guidance and sampling, by field of an image request."""
     metadata = engine.pathway.options({}).metadata()
     return {name: float(metadata[name]) for name in _SAMPLING_FIELDS if name in metadata}
+
+
+def _wants_url(body: ImageRequest) -> bool:
+    """Return whether the reply has addresses of the images instead of the images.
+
+    As in OpenAI's API, addresses are the default of the models whose names begin with "dall-e-".
+    """
+    if body.response_format is None:
+        return body.model is not None and body.model.startswith("dall-e-")
+    return body.response_format == "url"
 
 
 def _size_text(side: int) -> str:

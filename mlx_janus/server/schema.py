@@ -406,7 +406,8 @@ class ImageRequest(_UnsupportedImageFields):
     response_format: Literal["b64_json", "url"] | None = Field(
         default=None,
         description="`url`: an address on this server, which keeps the image for an hour. A stream "
-        "always has `b64_json`, the default.",
+        "always has `b64_json`. Default: `b64_json`, or `url` if the request's `model` begins with "
+        "`dall-e-`, as in OpenAI's API.",
     )
     output_format: ImageFormat | None = Field(
         default=None, description="Format of the images. Default: `png`."

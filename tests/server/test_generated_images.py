@@ -112,6 +112,19 @@ def test_images_are_kept_for_an_hour_and_in_bounded_memory() -> None:
     assert len({store.add(b"", "", "") for _ in range(100)}) == 100
 
 
+def test_dall_e_gives_urls_by_default_as_at_openai() -> None:
+    """Clients made for DALL-E, such as LangChain's, read ``url`` without asking for it."""
+    engine = FakeEngine(mlx_janus.load().config)
+    with served(engine, model_aliases=("dall-e-3", "gpt-image-1")) as url, to(url) as client:
+        assert set(draw(client, model="dall-e-3")["data"][0]) == {"url", "seed"}
+        for fields in (
+            {"model": "gpt-image-1"},
+            {"model": "dall-e-3", "response_format": "b64_json"},
+            {},
+        ):
+            assert set(draw(client, **fields)["data"][0]) == {"b64_json", "seed"}
+
+
 @pytest.mark.parametrize(
     "field",
     [
