@@ -19,6 +19,7 @@ from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
 from .inference.pathways import pathway_of
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
+from .inference.scoring import AnswerScore, score_answers
 from .inference.text_generation import (
     Prompt,
     answer_chunks,
@@ -294,6 +295,51 @@ class JanusPipeline(LoadedModel):
             system: system prompt; None: the model's own, "": none.
         """
         return Conversation(self, system)
+
+    def score(
+        self,
+        prompt: str,
+        answers: Sequence[str] | str,
+        images: Sequence[ImageSource] | ImageSource = (),
+        *,
+        system: str | None = None,
+        spellings: bool = False,
+    ) -> list[AnswerScore]:
+        """Return how likely the model finds each of given answers to a question.
+
+        Choosing the answer of the highest ``logprob`` asks the model to choose, whatever it would
+        say by itself. An end token does not count.
+
+        Args:
+            prompt: the question, with ``{image}`` marks as for ``generate_text``.
+            answers: an answer or several, as they follow the prompt. Models often begin an answer
+                with a space, so " yes" and "yes" have different likelihoods.
+            images: as for ``generate_text``.
+            system: system prompt; None: the model's own, "": none.
+            spellings: whether to sum the probabilities of an answer with and without a space before
+                it, and with a small or a capital first letter.
+
+        Returns:
+            The scores, in the order of the answers.
+
+        Raises:
+            PromptError: the question is empty or too long, or its marks are not one for each image.
+            ImageError: an image cannot be read.
+            OptionError: a type is wrong, there is no answer, or an answer is empty.
+        """
+        check_text("prompt", prompt)
+        texts = as_strings("answers", answers)
+        sources = as_images(images)
+        ids = self.answering_ids([marked_question(prompt, len(sources))], system)
+        pixels = [preprocess(open_image(image), self.config.image) for image in sources]
+
+        def features(stopwatch: Stopwatch) -> list[mx.array]:
+            """Encode the images, in the model's thread."""
+            return self.encode(pixels, stopwatch)
+
+        return self.thread.call(
+            lambda: score_answers(self, ids, features, texts, spellings=spellings)
+        )
 
     # Generating images
 
