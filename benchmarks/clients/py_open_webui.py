@@ -1,5 +1,6 @@
 """Open WebUI in front of the server, asked by its own API. Its page sends the same requests."""
 
+import atexit
 import json
 import os
 import socket
@@ -42,6 +43,7 @@ def start():
             stdout=log,
             stderr=log,
         )
+    atexit.register(process.terminate)  # if it does not start
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False)
     deadline = time.monotonic() + 300
     while True:
