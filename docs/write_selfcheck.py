@@ -1,7 +1,7 @@
 """Write the reference of ``doctor --check``: ``python docs/write_selfcheck.py``.
 
-The folder is ``mlx_janus/assets/check``. It holds a converted fixture model, and a cut of the numbers that DeepSeek's code
-computed with it (``tests/fixtures``). The tests fail if it is stale.
+The folder is ``mlx_janus/assets/check``. It holds a converted fixture model, and a cut of the
+numbers that DeepSeek's code computed with it (``tests/fixtures``). The tests fail if it is stale.
 """
 
 from __future__ import annotations
