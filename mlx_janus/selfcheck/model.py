@@ -6,7 +6,7 @@ transformers' own test has. They depend on the float type, so only the first mus
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 import numpy as np
@@ -15,7 +15,7 @@ from ..decode.image import DrawOptions, draw_tokens
 from ..inference.loaded import TASKS
 from ..models.vq_parts import token_config
 from ..pipeline import JanusPipeline, load
-from .findings import Check, Status, judge, on_device
+from .findings import Bound, Check, Status, judge, on_device
 from .numbers import float_bound
 from .reference import relative_rms
 from .speed import measure, speed_checks
@@ -26,10 +26,14 @@ SMOKE_IDS = 17
 SMOKE_TOKENS = (4484, 4015, 15750, 506, 3758, 11651, 8597, 5739)
 _LAYERS = 24  # of Janus-Pro-1B's language model
 _WIDTH = 2048  # of its hidden states
+_CPU_TOKENS = 8  # positions that the CPU reads too, where half precision is slow
+_CODEC_BOUND = 2e-4  # deviation of the codec's pixels between two devices
 
 
 def check_model(name: str, device: str) -> Iterator[Check]:
-    """Yield checks of a model: finite numbers, cached steps, the smoke test, and its speed.
+    """Yield checks of a model: cached steps, finite numbers, the CPU's numbers, and its speed.
+
+    If it is Janus-Pro-1B, its first image tokens are compared with the known ones.
 
     Args:
         name: a name that ``load`` knows. A published model is downloaded and converted if needed.
@@ -41,6 +45,8 @@ def check_model(name: str, device: str) -> Iterator[Check]:
         precision = ", ".join(janus.precision.values())
         yield _check_cache(janus, device, precision)
         yield _check_pixels(janus, device, precision)
+        if device != "cpu":
+            yield from compare_with_cpu(janus, device, precision)
         if is_pro_1b(janus):
             yield check_smoke(janus, device, precision)
         else:
@@ -82,6 +88,45 @@ def _check_pixels(janus: JanusPipeline, device: str, precision: str) -> Check:
     status: Status = "ok" if finite else "fail"
     text = "pixels and features are finite" if finite else "pixels or features are not finite"
     return Check(PART, "codec and encoder", device, precision, status, text)
+
+
+def compare_with_cpu(janus: JanusPipeline, device: str, precision: str) -> Iterator[Check]:
+    """Yield the deviation of each network of a model on a device from the same on the CPU.
+
+    Both compute with the same weights, in the same precision.
+    """
+    model = janus.model
+    random = np.random.default_rng(0)
+    side = model.config.understanding.image_size
+    pixels = mx.array(random.uniform(-1, 1, (1, side, side, 3)).astype(np.float32))
+    config = token_config(model.config)
+    codes = mx.array(random.integers(0, config.codec.codebook_size, (1, config.tokens)))
+    ids = mx.array([janus.prompts.drawing(SMOKE_PROMPT)[:_CPU_TOKENS]])
+
+    def image_logits() -> mx.array:
+        return model.image_logits(model.hidden_states(model.embed_text(ids)))
+
+    half = _compared_bound(model.dtype)
+    codec = Bound(_CODEC_BOUND, 10 * _CODEC_BOUND, "float32; 10 times as much may be TF32")
+    networks: dict[str, tuple[Callable[[], mx.array], Bound]] = {
+        "vision encoder and the CPU's": (lambda: model.understand(pixels), half),
+        "image logits and the CPU's": (image_logits, half),
+        "codec decoder and the CPU's": (lambda: model.decode_image_tokens(codes), codec),
+    }
+    for about, (compute, bound) in networks.items():
+        with on_device(device):
+            ours = compute()
+            mx.eval(ours)
+        with on_device("cpu"):
+            deviation = relative_rms(ours, compute())
+        yield judge(PART, about, device, precision, deviation, bound)
+
+
+def _compared_bound(dtype: mx.Dtype) -> Bound:
+    """Return the bound between two devices, whose roundings differ in every layer."""
+    name = str(dtype).removeprefix("mlx.core.")
+    bound = float_bound(name, "gpu")  # type: ignore[arg-type]
+    return Bound(2 * bound.ok, 4 * bound.fail, "twice a small model's: the layers are many")
 
 
 def check_smoke(janus: JanusPipeline, device: str, precision: str) -> Check:

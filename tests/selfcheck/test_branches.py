@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -11,11 +12,14 @@ import pytest
 from mlx import nn
 
 from mlx_janus import memory
+from mlx_janus.config import JanusConfig
 from mlx_janus.decode import image as draw_module
 from mlx_janus.models.convolution import Conv2d
 from mlx_janus.models.vq_parts import VQ_PARTS
 from mlx_janus.selfcheck import branches, findings, run
 from mlx_janus.selfcheck.findings import Check
+from mlx_janus.selfcheck.numbers import PRECISIONS, check_numbers
+from mlx_janus.selfcheck.reference import FOLDER
 from mlx_janus.weights import load as load_module
 
 GPU_BYTES = 9_000_000_000
@@ -57,7 +61,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGPU]:
     stream = memory.weight_stream(mx.cpu)
     monkeypatch.setattr(load_module, "weight_stream", lambda _: stream)
     monkeypatch.setattr(nn.Conv2d, "__call__", counted)
-    mx.disable_compile()  # a CPU would start a C++ compiler; test_laws.py compiles the choice
+    # A CPU would start a C++ compiler; test_laws.py compiles the choice.
+    monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")  # ``on_device`` leaves it off
+    mx.disable_compile()
     yield fake
     mx.enable_compile()
 
@@ -87,27 +93,21 @@ def test_every_branch_of_a_gpu_passes(gpu: FakeGPU, monkeypatch: pytest.MonkeyPa
     assert "of 9.0 GB" in checks["memory limits"].text
 
 
-def test_the_numbers_pass_through_the_branches_of_a_gpu(gpu: FakeGPU) -> None:
+def test_the_numbers_pass_through_the_branches_of_a_gpu(
+    gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = PRECISIONS[0], PRECISIONS[-1]
+    monkeypatch.setattr(run, "check_numbers", partial(check_numbers, precisions=few))
     checks = list(run.run_parts(("numbers",)))
     on_gpu = [check for check in checks if check.device == "gpu"]
-    assert {check.precision for check in on_gpu} == {each.name for each in run_precisions()}
+    assert {check.precision for check in on_gpu} == {each.name for each in few}
     assert [check.text for check in on_gpu if check.status != "ok"] == []
     assert not any("no GPU" in check.text for check in checks)
-
-
-def run_precisions() -> tuple[Any, ...]:
-    """Return the precisions of the part "numbers"."""
-    from mlx_janus.selfcheck.numbers import PRECISIONS
-
-    return PRECISIONS
 
 
 def test_a_gpu_loads_the_models_own_type_and_estimates_its_decoder(
     gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_janus.config import JanusConfig
-    from mlx_janus.selfcheck.reference import FOLDER
-
     config = JanusConfig.load(FOLDER / "config.json")
     assert load_module.choose_dtype(config, None) == config.dtype
     on_gpu = VQ_PARTS.pixel_bytes(config)

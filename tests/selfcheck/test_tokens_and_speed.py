@@ -12,6 +12,7 @@ import pytest
 import mlx_janus
 from mlx_janus.selfcheck import model as model_part
 from mlx_janus.selfcheck import run, speed, tokens
+from mlx_janus.selfcheck.findings import Check
 from mlx_janus.selfcheck.report import facts, markdown, summary
 from mlx_janus.selfcheck.speed import PUBLISHED, Speed
 from mlx_janus.selfcheck.tokens import Generated
@@ -86,6 +87,19 @@ def test_a_model_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks["smoke test"].text == "skipped: only Janus-Pro-1B has known tokens"
 
 
+def test_a_models_networks_are_compared_with_the_cpus(
+    monkeypatch: pytest.MonkeyPatch, pro: mlx_janus.JanusPipeline
+) -> None:
+    """A device whose encoder is wrong, played by the CPU."""
+    checks = {check.about: check for check in model_part.compare_with_cpu(pro, "cpu", "float32")}
+    assert [check.deviation for check in checks.values()] == [0.0] * 3
+    understand = pro.model.understand
+    scales = iter([1.1, 1.0])
+    monkeypatch.setattr(pro.model, "understand", lambda x: next(scales) * understand(x))
+    wrong = next(model_part.compare_with_cpu(pro, "cpu", "float32"))
+    assert (wrong.status, wrong.about) == ("fail", "vision encoder and the CPU's")
+
+
 def test_a_model_that_is_missing_is_one_failure() -> None:
     *_, check = run.run_parts((), model="/no/such/folder")
     assert (check.status, check.part) == ("fail", "model")
@@ -120,8 +134,6 @@ def test_another_tokenizer_is_found(pro: mlx_janus.JanusPipeline) -> None:
 
 
 def test_a_report_shows_faults_first_and_escapes_bars() -> None:
-    from mlx_janus.selfcheck.findings import Check
-
     checks = [
         Check("numbers", "a", "cpu", "", "ok", "fine"),
         Check("numbers", "b", "cpu", "", "fail", "x | y", float("nan"), 1.0),
