@@ -13,6 +13,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_janus.__main__ import main as group
+from mlx_janus.commands import doctor
 from mlx_janus.config import JanusConfig
 from mlx_janus.models import convolution
 from mlx_janus.models.janus import JanusModel
@@ -179,3 +180,8 @@ def test_a_report_that_cannot_be_written_is_refused_first(tmp_path: Path) -> Non
     assert done.code == 1
     assert "make it first, or name another with --report" in done.stderr
     assert done.stdout == ""
+
+
+def test_every_part_can_be_chosen() -> None:
+    [choice] = [option.type for option in doctor.main.params if option.name == "parts"]
+    assert tuple(choice.choices) == run.PARTS
