@@ -100,9 +100,9 @@ def plain(_: JanusModel) -> Iterator[None]:
 @contextmanager
 def compiled_choice(_: JanusModel) -> Iterator[None]:
     """Compile the choice of a token, as on a GPU."""
-    make_sampler = image._make_sampler
+    make_sampler = image.make_sampler
     with patch.object(
-        image, "_make_sampler", lambda options, compiled: make_sampler(options, compiled=True)
+        image, "make_sampler", lambda options, compiled: make_sampler(options, compiled=True)
     ):
         yield
 

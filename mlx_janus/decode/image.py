@@ -108,7 +108,7 @@ def draw_tokens(
     """
     config = token_config(model.config)
     positions = config.tokens
-    sample = _make_sampler(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
+    sample = make_sampler(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
     keys = position_keys([seed for _, seed in images], positions)
     prompt_indices = [index for index, _ in images]
     cache, hidden = _read_prompts(model, prompts, unconditional, prompt_indices, options)
@@ -196,7 +196,7 @@ def _draw_one_by_one(
 
 
 @lru_cache(16)
-def _make_sampler(
+def make_sampler(
     options: DrawOptions, *, compiled: bool
 ) -> Callable[[mx.array, mx.array], mx.array]:
     """Return a function that applies guidance and chooses tokens.
