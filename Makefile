@@ -21,8 +21,9 @@ check: lint
 test:
 	$(PYTHON) -m pytest
 
+# make bench REPORT=mac.md also writes the table and a description of the machine to a new file.
 bench:
-	$(PYTHON) benchmarks/bench.py
+	$(PYTHON) benchmarks/bench.py $(if $(REPORT),--report "$(REPORT)")
 
 bench-real-size:
 	$(PYTHON) benchmarks/real_size.py
