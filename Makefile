@@ -39,7 +39,7 @@ dist:
 
 # The wheel in a fresh environment. make try-wheel REPORT=report.md also keeps the report of `mlx-janus doctor --check`.
 try-wheel:
-	PYTHON="$(PYTHON)" bash .ci/try-wheel "$(or $(REPORT),dist/report.md)"
+	PYTHON="$(PYTHON)" bash .ci/try-wheel "$(or $(REPORT),build/report.md)"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .venv-test
