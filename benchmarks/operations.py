@@ -30,9 +30,9 @@ import numpy as np
 from mlx import nn
 from mlx_lm.models.base import scaled_dot_product_attention
 
+from benchmarks.machine import machine
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
-from benchmarks.real_size import machine
 from mlx_janus.decode import image
 from mlx_janus.decode.image import DrawOptions, draw_tokens
 from mlx_janus.models.backbone import Cache
