@@ -1,0 +1,110 @@
+"""``python -m tests.fuzz``: give mutated files and requests to every reader."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .campaign import Findings, run_orders
+from .trial import Failure, Order, Trial, yield_input
+
+TARGET_NAMES = (
+    *("config", "published", "index", "safetensors", "pickle", "torch-zip", "tokenizer"),
+    *("chat", "png", "image", "json-lines", "http"),
+)
+_COUNT = 5000  # inputs of an order
+_SECONDS = 20.0  # of CPU time for an order
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a campaign, or one saved input; return the exit code, 1 if there is a failure."""
+    options = _parse(arguments)
+    if options.input:
+        return _run_saved(options.target[0], options.input)
+    names = options.target or TARGET_NAMES
+    seed = options.seed or secrets.token_hex(4)
+    print(f"seed {seed}: {', '.join(names)}", flush=True)
+    findings = Findings()
+    lock = threading.Lock()
+    stop = time.monotonic() + options.minutes * 60
+
+    def work(first: int) -> None:
+        """Run every ``jobs``-th round until the time is over."""
+        round_number = first
+        while time.monotonic() < stop:
+            for name in names:
+                if time.monotonic() >= stop:
+                    return
+                found = Findings()
+                run_orders([Order(name, f"{seed}-{round_number}", _COUNT, _SECONDS)], found)
+                with lock:
+                    _merge(found, findings)
+                    _show_progress(findings, name)
+            round_number += options.jobs
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(work, range(options.jobs)))
+    lines = findings.save(options.save)
+    print("\n".join([*lines, f"{findings.inputs.total():,} inputs, {len(lines) // 2} failures"]))
+    return int(bool(lines))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long (10)")
+    parser.add_argument(
+        "--target", action="append", choices=TARGET_NAMES, help="a reader; may be repeated (all)"
+    )
+    parser.add_argument("--seed", help="text that determines all inputs (random)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time (1)")
+    parser.add_argument(
+        "--save", type=Path, default=Path("fuzz-failures"), help="folder for failing inputs"
+    )
+    parser.add_argument("--input", type=Path, help="run only this saved input, of one --target")
+    options = parser.parse_args(arguments)
+    if options.input and len(options.target or ()) != 1:
+        parser.error("--input needs one --target")
+    return options
+
+
+def _merge(found: Findings, findings: Findings) -> None:
+    """Add the findings of an order to those of the campaign, and print each new failure."""
+    for key, (failure, data) in found.failures.items():
+        if findings.add(failure, data):
+            print(f"FAILURE {failure.target}: {failure.problem} ({failure.place})", flush=True)
+        findings.repeats[key] += found.repeats[key] - 1
+    findings.inputs.update(found.inputs)
+    for name, ends in found.ends.items():
+        findings.ends.setdefault(name, set()).update(ends)
+
+
+def _show_progress(findings: Findings, name: str) -> None:
+    """Print a line about a target."""
+    failures = sum(target == name for target, _ in findings.failures)
+    ends = len(findings.ends.get(name, ()))
+    counts = f"{findings.inputs[name]:,} inputs, {ends} ways to end, {failures} failures"
+    print(f"{time.strftime('%H:%M:%S')} {name}: {counts}", flush=True)
+
+
+def _run_saved(name: str, path: Path) -> int:
+    """Run one saved input in this process, print its end, and return the exit code."""
+    data = path.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path("output").touch()
+        end = yield_input(Trial(name, Path("files"), Path("output").absolute()), data)
+    print(f"{end.problem}\n{end.details}" if isinstance(end, Failure) else end)
+    return int(isinstance(end, Failure))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
