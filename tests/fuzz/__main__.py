@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
+import itertools
 import secrets
 import sys
 import tempfile
@@ -21,7 +22,7 @@ TARGET_NAMES = (
     *("chat", "png", "image", "json-lines", "http"),
 )
 _COUNT = 5000  # inputs of an order
-_SECONDS = 20.0  # of CPU time for an order
+_SECONDS = 4.0  # of CPU time for an order
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,18 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = time.monotonic() + options.minutes * 60
 
     def work(first: int) -> None:
-        """Run every ``jobs``-th round until the time is over."""
-        round_number = first
-        while time.monotonic() < stop:
-            for name in names:
-                if time.monotonic() >= stop:
-                    return
-                found = Findings()
-                run_orders([Order(name, f"{seed}-{round_number}", _COUNT, _SECONDS)], found)
-                with lock:
-                    _merge(found, findings)
-                    _show_progress(findings, name)
-            round_number += options.jobs
+        """Run every ``jobs``-th round until the time is over; a round has all targets."""
+        for round_number in itertools.count(first, options.jobs):
+            left = stop - time.monotonic()
+            if left <= 0:
+                return
+            seconds = min(_SECONDS, left / len(names))
+            found = Findings()
+            round_seed = f"{seed}-{round_number}"
+            run_orders([Order(name, round_seed, _COUNT, seconds) for name in names], found)
+            with lock:
+                _merge(found, findings)
+                _show_progress(findings, names)
 
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(work, range(options.jobs)))
@@ -84,22 +85,20 @@ def _merge(found: Findings, findings: Findings) -> None:
         findings.repeats[key] += found.repeats[key] - 1
     findings.inputs.update(found.inputs)
     for name, ends in found.ends.items():
-        findings.ends.setdefault(name, set()).update(ends)
+        findings.ends[name].update(ends)
 
 
-def _show_progress(findings: Findings, name: str) -> None:
-    """Print a line about a target."""
-    failures = sum(target == name for target, _ in findings.failures)
-    ends = len(findings.ends.get(name, ()))
-    counts = f"{findings.inputs[name]:,} inputs, {ends} ways to end, {failures} failures"
-    print(f"{time.strftime('%H:%M:%S')} {name}: {counts}", flush=True)
+def _show_progress(findings: Findings, names: Sequence[str]) -> None:
+    """Print a line with the inputs of each target so far, and the ways in which they ended."""
+    counts = [f"{name} {findings.inputs[name]:,}/{len(findings.ends[name])}" for name in names]
+    failures = f"{len(findings.failures)} failures"
+    print(f"{time.strftime('%H:%M:%S')} inputs/ends: {', '.join(counts)}; {failures}", flush=True)
 
 
 def _run_saved(name: str, path: Path) -> int:
     """Run one saved input in this process, print its end, and return the exit code."""
     data = path.read_bytes()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("output").touch()
         end = yield_input(Trial(name, Path("files"), Path("output").absolute()), data)
     print(f"{end.problem}\n{end.details}" if isinstance(end, Failure) else end)

@@ -8,24 +8,27 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .trial import MAX_WAIT, Failure, Order
 
+_HUNG = "Timeout ("  # in what faulthandler writes
 ROOT = Path(__file__).parents[2]
+WORKER = (sys.executable, "-m", "tests.fuzz.trial")
 
 
 @dataclass
 class Findings:
     """The failures of a campaign, one input for each place, and counts."""
 
+    # By target and place.
     failures: dict[tuple[str, str], tuple[Failure, bytes]] = field(default_factory=dict)
     repeats: Counter[tuple[str, str]] = field(default_factory=Counter)
     inputs: Counter[str] = field(default_factory=Counter)  # by target
-    ends: dict[str, set[str]] = field(default_factory=dict)  # by target
+    ends: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def add(self, failure: Failure, data: bytes) -> bool:
         """Add a failure, and return whether its place is new. The shortest input is kept."""
@@ -63,7 +66,7 @@ def _run_worker(orders: Sequence[Order], findings: Findings) -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         Path(folder, "orders.json").write_text(json.dumps([asdict(order) for order in orders]))
         worker = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.trial", "orders.json"],
+            [*WORKER, "orders.json"],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
@@ -83,8 +86,8 @@ def _run_worker(orders: Sequence[Order], findings: Findings) -> int:
         data = Path(folder, "input")
         output = Path(folder, "output")
         log = output.read_text(errors="replace") if output.exists() else ""
-        if not data.exists():
-            raise RuntimeError(f"the worker did not start: {start_error.decode()}{log}")
+        if not data.exists() or (worker.returncode == 1 and _HUNG not in log):
+            raise RuntimeError(f"the worker failed: {start_error.decode()}{log}")
         findings.add(_death(order.target, worker.returncode, log), data.read_bytes())
         findings.inputs[order.target] += 1
         return ended + 1
@@ -98,13 +101,13 @@ def _take_report(report: dict, findings: Findings) -> int:
         findings.add(Failure(**report), data)
     if kind == "done":
         findings.inputs[report["target"]] += report["count"]
-        findings.ends.setdefault(report["target"], set()).update(report["ends"])
+        findings.ends[report["target"]].update(report["ends"])
     return int(kind == "done")
 
 
 def _death(target: str, code: int, log: str) -> Failure:
     """Return the failure of an input that ended the worker process or made it hang."""
-    hung = "Timeout (" in log
+    hung = _HUNG in log
     problem = f"it hung for {MAX_WAIT:g} s" if hung else f"the process ended with code {code}"
     frames = [line.strip() for line in log.splitlines() if "mlx_janus/" in line]
     place = frames[0].partition("mlx_janus/")[2] if frames else problem

@@ -6,6 +6,7 @@ changed input. Equal arguments give equal results.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
@@ -152,7 +153,7 @@ def _other_value(value: Any, random: Random, others: Sequence[bytes]) -> Any:
         return [value]
     if kind == 8:
         return {random.choice(("type", "content", "a")): value}
-    return random.choice(_VALUES)
+    return copy.deepcopy(random.choice(_VALUES))  # a later change is made in place
 
 
 def _other_text(text: str, random: Random) -> str:

@@ -52,11 +52,19 @@ class Target:
         prepare: returns the function that takes an input. Its argument is an empty folder.
         seeds: returns the seed corpus.
         mutate: changes an input.
+        may_write: returns whether a library writes to stderr about an input, and no option of it
+            prevents that.
     """
 
     prepare: Callable[[Path], Read]
     seeds: seeds.Seeds
     mutate: mutators.Mutate
+    may_write: Callable[[bytes], bool] = lambda _: False
+
+
+def _is_tiff(data: bytes) -> bool:
+    """Return whether libtiff may read an input: it writes every fault to stderr."""
+    return data[:2] in (b"II", b"MM")
 
 
 def _config(folder: Path) -> Read:
@@ -307,7 +315,7 @@ TARGETS = {
     "tokenizer": Target(_tokenizer, seeds.tokenizers, mutators.mutate_json),
     "chat": Target(_chat, seeds.conversations, mutators.mutate_json),
     "png": Target(_image, seeds.pngs, mutators.mutate_png),
-    "image": Target(_image, seeds.images, mutators.mutate_image),
+    "image": Target(_image, seeds.images, mutators.mutate_image, _is_tiff),
     "json-lines": Target(_json_lines, seeds.json_lines, mutators.mutate_json_lines),
     "http": Target(_http, seeds.requests, mutators.mutate_request),
 }

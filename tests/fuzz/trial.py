@@ -100,16 +100,16 @@ class Trial:
         except BaseException as error:  # a panic of a Rust library is no Exception
             return self._failure(error)
         seconds = time.process_time() - started
-        if self._output.stat().st_size > written:
-            sys.stdout.flush()
-            text = self._output.read_bytes()[written:].decode(errors="replace")
-            return Failure(self.name, "it wrote to stderr or stdout", text[:200], text)
-        if seconds > MAX_SECONDS:
-            return Failure(self.name, f"it took {seconds:.1f} s", f"slow: {end}", "")
         growth = peak_memory() - before
+        sys.stdout.flush()
+        text = self._output.read_bytes()[written:].decode(errors="replace")
+        if text and not self.target.may_write(data):
+            return Failure(self.name, "it wrote to stderr or stdout", text[:200], text)
         if growth > MAX_GROWTH:
             problem = f"it took {growth >> 20} MiB"
             return Failure(self.name, problem, f"memory: {end}", "")
+        if seconds > MAX_SECONDS:
+            return Failure(self.name, f"it took {seconds:.1f} s", f"slow: {end}", "")
         return end
 
     def _failure(self, error: BaseException) -> Failure:
@@ -152,7 +152,7 @@ def mutants(trial: Trial, order: Order) -> Iterator[tuple[bytes, str | Failure]]
 def yield_input(trial: Trial, data: bytes) -> str | Failure:
     """Run one input, which is in the file ``input`` until the next one, with a limit of time."""
     Path("input").write_bytes(data)
-    faulthandler.dump_traceback_later(MAX_WAIT, exit=True)
+    faulthandler.dump_traceback_later(MAX_WAIT, exit=True, file=sys.__stderr__)
     try:
         return trial.run(data)
     finally:
