@@ -20,6 +20,7 @@ from .weight_names import WEIGHT_FORMS, shards_without_index
 
 MAX_TENSORS = 20_000
 """Most tensors of a file; Janus-Pro-7B has about 1,100."""
+_MAX_SIDE = (1 << 31) - 1  # MLX stores sizes in 32 bits
 _MAX_HEADER = 16 << 20  # bytes of a safetensors header; Janus-Pro-7B's has about 150 kB
 
 SAFETENSORS_DTYPES = {
@@ -194,6 +195,12 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
         ) from None
     metadata = header.pop("__metadata__", None) or {}
     entries = {}
+    # Only an empty tensor can have a long side, since the data would be larger than the file.
+    too_long = [name for name in names if max(header[name]["shape"], default=0) > _MAX_SIDE]
+    if too_long:
+        raise CheckpointError(
+            f"{path}: {min(too_long)[:80]!r} has a side that is too long for MLX: download it again"
+        )
     for name in sorted(names):
         entry = header[name]
         # A file is the header's length in 8 bytes, the header, and then the data. Offsets in the

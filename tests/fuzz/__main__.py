@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import secrets
 import sys
@@ -19,7 +20,7 @@ from .trial import Failure, Order, Trial, yield_input
 
 TARGET_NAMES = (
     *("config", "published", "index", "safetensors", "pickle", "torch-zip", "tokenizer"),
-    *("chat", "png", "image", "json-lines", "http"),
+    *("chat", "chat-picture", "png", "image", "json-lines", "http"),
 )
 _COUNT = 5000  # inputs of an order
 _SECONDS = 4.0  # of CPU time for an order
@@ -45,11 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return
             seconds = min(_SECONDS, left / len(names))
             found = Findings()
-            round_seed = f"{seed}-{round_number}"
-            run_orders([Order(name, round_seed, _COUNT, seconds) for name in names], found)
+            orders = [Order(name, f"{seed}-{round_number}", _COUNT, seconds) for name in names]
+            run_orders(orders, found, functools.partial(_show_progress, found, round_number))
             with lock:
                 _merge(found, findings)
-                _show_progress(findings, names)
 
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(work, range(options.jobs)))
@@ -88,11 +88,12 @@ def _merge(found: Findings, findings: Findings) -> None:
         findings.ends[name].update(ends)
 
 
-def _show_progress(findings: Findings, names: Sequence[str]) -> None:
-    """Print a line with the inputs of each target so far, and the ways in which they ended."""
-    counts = [f"{name} {findings.inputs[name]:,}/{len(findings.ends[name])}" for name in names]
-    failures = f"{len(findings.failures)} failures"
-    print(f"{time.strftime('%H:%M:%S')} inputs/ends: {', '.join(counts)}; {failures}", flush=True)
+def _show_progress(found: Findings, round_number: int, name: str) -> None:
+    """Print a line about a target's part of a round."""
+    failures = sum(target == name for target, _ in found.failures)
+    counts = f"{found.inputs[name]:,} inputs, {len(found.ends[name])} ways to end"
+    now = time.strftime("%H:%M:%S")
+    print(f"{now} round {round_number}, {name}: {counts}, {failures} failures", flush=True)
 
 
 def _run_saved(name: str, path: Path) -> int:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .trial import MAX_WAIT, Failure, Order
 
@@ -54,14 +55,22 @@ class Findings:
         return lines
 
 
-def run_orders(orders: Sequence[Order], findings: Findings) -> None:
-    """Run orders in one worker process. The order that kills it ends; the next ones go on."""
+def run_orders(
+    orders: Sequence[Order], findings: Findings, done: Callable[[str], None] = lambda _: None
+) -> None:
+    """Run orders in one worker process. The order that kills it ends; the next ones go on.
+
+    Args:
+        orders: the orders.
+        findings: gets the failures and counts.
+        done: called with the target of each ended order.
+    """
     left = list(orders)
     while left:
-        left = left[_run_worker(left, findings) :]
+        left = left[_run_worker(left, findings, done) :]
 
 
-def _run_worker(orders: Sequence[Order], findings: Findings) -> int:
+def _run_worker(orders: Sequence[Order], findings: Findings, done: Callable[[str], None]) -> int:
     """Start a worker, add what it reports to the findings, and count the ended orders."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         Path(folder, "orders.json").write_text(json.dumps([asdict(order) for order in orders]))
@@ -78,7 +87,9 @@ def _run_worker(orders: Sequence[Order], findings: Findings) -> int:
             assert worker.stdout is not None
             assert worker.stderr is not None
             for line in worker.stdout:
-                ended += _take_report(json.loads(line), findings)
+                if _take_report(json.loads(line), findings):
+                    done(orders[ended].target)
+                    ended += 1
             start_error = worker.stderr.read()
         if worker.returncode == 0:
             return ended
@@ -90,11 +101,12 @@ def _run_worker(orders: Sequence[Order], findings: Findings) -> int:
             raise RuntimeError(f"the worker failed: {start_error.decode()}{log}")
         findings.add(_death(order.target, worker.returncode, log), data.read_bytes())
         findings.inputs[order.target] += 1
+        done(order.target)
         return ended + 1
 
 
-def _take_report(report: dict, findings: Findings) -> int:
-    """Add a line of a worker to the findings, and return 1 if it ends an order."""
+def _take_report(report: dict[str, Any], findings: Findings) -> bool:
+    """Add a line of a worker to the findings, and return whether it ends an order."""
     kind = report.pop("kind")
     if kind == "failure":
         data = bytes.fromhex(report.pop("input"))
@@ -102,7 +114,7 @@ def _take_report(report: dict, findings: Findings) -> int:
     if kind == "done":
         findings.inputs[report["target"]] += report["count"]
         findings.ends[report["target"]].update(report["ends"])
-    return int(kind == "done")
+    return bool(kind == "done")
 
 
 def _death(target: str, code: int, log: str) -> Failure:

@@ -23,7 +23,20 @@ Mutate = Callable[[bytes, Random, Sequence[bytes]], bytes]
 
 _MAX_INPUT = 1 << 20  # bytes; a repeated part must not grow from input to input
 _SIZES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 63)
-_TEXTS = ("", "\0", "a" * 2000, "\u202e", "𝄞", "é" * 40, "<|User|>", "../x", "1e999", "\n\x1b[31m")
+_TEXTS = (
+    "",
+    "\0",
+    "a" * 2000,
+    "\u202e",
+    "𝄞",
+    "é" * 40,
+    "<|User|>",
+    "../x",
+    "1e999",
+    "\n\x1b[31m",
+    "F64",
+    "F4",
+)
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, [], {}, [[]], [{}], [None], {"": None}),
     *(0, 1, -1, 2, 255, 2**31, 2**53, 2**63 - 1, -(2**63), 0.5, -0.0, 1e-320, 1e308),

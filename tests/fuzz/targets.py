@@ -195,6 +195,18 @@ def _chat(folder: Path) -> Read:
     return read
 
 
+def _chat_picture(folder: Path) -> Read:
+    read_chat = _chat(folder)
+    images.MAX_PIXELS = _SMALL_IMAGE
+    chat = seeds.conversations()[0]
+
+    def read(data: bytes) -> None:
+        (folder / seeds.CHAT_PICTURES[0]).write_bytes(data)
+        read_chat(chat)
+
+    return read
+
+
 def _image(folder: Path) -> Read:
     images.MAX_PIXELS = _SMALL_IMAGE
     path = folder / "image"
@@ -314,6 +326,7 @@ TARGETS = {
     "torch-zip": Target(_torch_zip, seeds.torch_zips, mutators.mutate_torch_zip),
     "tokenizer": Target(_tokenizer, seeds.tokenizers, mutators.mutate_json),
     "chat": Target(_chat, seeds.conversations, mutators.mutate_json),
+    "chat-picture": Target(_chat_picture, seeds.pngs, mutators.mutate_png),
     "png": Target(_image, seeds.pngs, mutators.mutate_png),
     "image": Target(_image, seeds.images, mutators.mutate_image, _is_tiff),
     "json-lines": Target(_json_lines, seeds.json_lines, mutators.mutate_json_lines),
