@@ -20,6 +20,7 @@ from .weight_names import WEIGHT_FORMS, shards_without_index
 
 MAX_TENSORS = 20_000
 """Most tensors of a file; Janus-Pro-7B has about 1,100."""
+_MAX_FILE_NAME = 255  # bytes; file systems refuse longer names with an error of their own
 _MAX_SIDE = (1 << 31) - 1  # MLX stores sizes in 32 bits
 _MAX_HEADER = 16 << 20  # bytes of a safetensors header; Janus-Pro-7B's has about 150 kB
 
@@ -155,7 +156,8 @@ def read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} has no weight_map: download it again")
     for file in set(map(str, weight_map.values())):
         # The pattern has no slash, so the index cannot name a file outside its folder.
-        if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", file):
+        is_name = re.fullmatch(r"[\w.-]+\.(safetensors|bin)", file) is not None
+        if not is_name or len(file.encode()) > _MAX_FILE_NAME:
             raise CheckpointError(
                 f"{path} points to {file[:80]!r}, which is no file of its own folder: refused"
             )
