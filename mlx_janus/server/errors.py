@@ -73,9 +73,7 @@ class APIError(HTTPException):
             kind = "rate_limit_error"
         elif self.status_code >= 500:
             kind = "server_error"
-        text = ErrorText(
-            message=one_line(self.detail), type=kind, param=self.param, code=self.code
-        )
+        text = ErrorText(message=one_line(self.detail), type=kind, param=self.param, code=self.code)
         return ErrorReply(error=text).model_dump()
 
     def response(self) -> JSONResponse:
