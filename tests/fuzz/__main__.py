@@ -61,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="about how long on an idle machine (10)")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="about how long on an idle machine (10)"
+    )
     parser.add_argument(
         "--target", action="append", choices=TARGET_NAMES, help="a reader; may be repeated (all)"
     )
