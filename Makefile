@@ -1,7 +1,7 @@
 # Everything runs with the active environment's python, or the one given: make test PYTHON=.venv/bin/python
 PYTHON ?= python
 
-.PHONY: lint format check test bench bench-real-size bench-serving dist try-wheel clean
+.PHONY: lint format check test fuzz bench bench-real-size bench-serving dist try-wheel clean
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -20,6 +20,12 @@ check: lint
 
 test:
 	$(PYTHON) -m pytest
+
+# Random damage to every kind of file and request that is read: make fuzz FUZZ="--minutes 60 --jobs 4"
+FUZZ ?=
+
+fuzz:
+	$(PYTHON) -m tests.fuzz $(FUZZ)
 
 # make bench REPORT=mac.md also writes the table and a description of the machine to a new file.
 bench:

@@ -31,7 +31,7 @@ from ..limits import check_text
 from ..processing.file_names import names_folder
 from ..processing.images import ImageSource, as_images, open_image
 from ..processing.prompts import IMAGE_MARK, Turn, marked_question
-from ..processing.saved_images import save_image
+from ..processing.saved_images import read_metadata, save_image
 from ..sections import Fault, JsonError, read_json
 from .image_generation import generate_steps, image_jobs
 from .model_thread import ThreadStream
@@ -638,12 +638,8 @@ def _load_picture(name: str, path: Path) -> Picture:
         raise ConversationError(f"{path} is damaged: {name!r} is no PNG beside it")
     source = path.with_name(name)
     try:
-        with Image.open(source, formats=["PNG"]) as file:
-            # Text chunks have string values; other entries, such as the resolution, have not.
-            texts = [(key, value) for key, value in file.info.items() if isinstance(value, str)]
-        metadata = {str(key): value for key, value in texts}
-        return Picture(open_image(source), metadata)
-    except (ImageError, OSError, ValueError, SyntaxError) as error:  # the last one is PIL's
+        return Picture(open_image(source), read_metadata(source))
+    except ImageError as error:
         raise ConversationError(
             f"{source}, an image of {path.name}, cannot be read: {error}"
         ) from None
