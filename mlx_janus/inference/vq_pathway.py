@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..decode.batch import BatchImage, DrawingBatch
-from ..decode.image import DrawOptions, draw_tokens
+from ..decode.image import DrawOptions, Row, draw_tokens, text_rows
 from ..errors import ContextLengthError, OptionError
 from ..models.vq_parts import VQ_PARTS, token_config
 from ..processing.images import to_image
@@ -144,10 +144,16 @@ class VQPathway:
                 prompts.append(job.ids)
             index = prompts.index(job.ids)
             images.append((index, job.seed))
-        # Prompts of one length have the same unconditional prompt: between its first and last ids,
-        # it has only padding.
-        unconditional = self._janus.prompts.unconditional(prompts[0])
-        return draw_tokens(model, prompts, unconditional, images, options, window)
+        rows = [self._rows(ids, options) for ids in prompts]
+        return draw_tokens(model, rows, images, options, window)
+
+    def _rows(self, ids: Sequence[int], options: DrawOptions) -> list[Row]:
+        """Return the rows of a prompt: the conditional one and, with guidance, the unconditional.
+
+        Prompts of one length have the same unconditional row: between its first and last ids, it
+        has only padding.
+        """
+        return text_rows(ids, self._janus.prompts.unconditional(ids), options)
 
     def batch(self) -> TokenBatch:
         """Return an empty batch."""
