@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 from ..version import __version__
@@ -33,6 +34,17 @@ class ImageOptions(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class InputImages:
+    """The images that a request changes. They are compared by identity.
+
+    Args:
+        pixels: of each image, as preprocessed for the vision encoder, (S, S, 3) in [-1, 1].
+    """
+
+    pixels: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class ImageJob:
     """An image to generate.
 
@@ -43,6 +55,7 @@ class ImageJob:
     ids: list[int] = field(repr=False)  # ``ImagePathway.prompt_ids`` of the prompt
     seed: int
     options: ImageOptions
+    inputs: InputImages | None = None  # the images to change, if any
 
 
 class Canvas(Protocol):
@@ -84,15 +97,24 @@ class ImagePathway(Protocol):
     preview_every: int
     """Steps between two previews that differ enough to be worth decoding."""
 
-    def options(self, choices: Mapping[str, Any]) -> ImageOptions:
+    def options(self, choices: Mapping[str, Any], *, edits: bool = False) -> ImageOptions:
         """Check options given by name. One that is None or missing takes the model's default.
 
+        Args:
+            choices: the options.
+            edits: whether they are for changing images.
+
         Raises:
-            OptionError: a value is out of range, or this pathway has no such option.
+            OptionError: a value is out of range, this pathway has no such option, or it cannot
+                change images.
         """
 
-    def prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: str, images: int = 0) -> list[int]:
         """Return the token ids of an image's prompt.
+
+        Args:
+            prompt: the prompt.
+            images: number of images to change.
 
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.

@@ -11,17 +11,27 @@ import numpy as np
 from PIL import Image
 
 from ..decode.batch import BatchImage, DrawingBatch
-from ..decode.image import DrawOptions, Row, draw_tokens, text_rows
+from ..decode.image import (
+    DrawOptions,
+    EditOptions,
+    EmbeddedRow,
+    Row,
+    TextRow,
+    draw_tokens,
+    text_rows,
+)
 from ..errors import ContextLengthError, OptionError
 from ..models.vq_parts import VQ_PARTS, token_config
 from ..processing.images import to_image
 from .loaded import LoadedModel
-from .pathway import Canvas, ImageJob, image_metadata
+from .pathway import Canvas, ImageJob, InputImages, image_metadata
 from .results import GeneratedImage
 from .window_timing import find_window
 
 _GREY = (127, 127, 127)  # RGB of the parts of a preview that have no token so far
 _OPTIONS = ("cfg_weight", "temperature", "top_p", "exact", "window")
+_EDIT_OPTIONS = (*_OPTIONS, "cfg_weight2")
+_EDIT_GUIDANCE = 5.0  # default of ``cfg_weight`` for changing images, as Janus-4o was trained
 
 
 class VQPathway:
@@ -36,15 +46,19 @@ class VQPathway:
         self._config = token_config(janus.config)  # the section on image tokens
         self.preview_every = self._config.grid  # steps between two previews: a row
 
-    def options(self, choices: Mapping[str, Any]) -> DrawOptions:
+    def options(self, choices: Mapping[str, Any], *, edits: bool = False) -> DrawOptions:
         """Check options given by name. One that is None or missing takes the model's default.
+
+        Args:
+            choices: the options.
+            edits: whether they are for changing images, which has the option ``cfg_weight2`` too.
 
         Raises:
             OptionError: a value is out of range, an option is unknown, or ``exact`` is combined
                 with a window above 1.
         """
         chosen = {name: value for name, value in choices.items() if value is not None}
-        unknown = sorted(set(chosen) - set(_OPTIONS))
+        unknown = sorted(set(chosen) - set(_EDIT_OPTIONS if edits else _OPTIONS))
         if unknown:
             raise OptionError(
                 f"{unknown[0]} is no option of a model that draws image tokens: leave it out"
@@ -53,16 +67,26 @@ class VQPathway:
             "cfg_weight": self._config.cfg_weight,
             "temperature": self._config.temperature,
         }
-        values = defaults | chosen
-        return DrawOptions(**values)
+        if edits:
+            defaults["cfg_weight"] = _EDIT_GUIDANCE
+            return EditOptions(**(defaults | chosen))
+        return DrawOptions(**(defaults | chosen))
 
-    def prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: str, images: int = 0) -> list[int]:
         """Return the token ids of a prompt, ending with the begin-of-image token.
+
+        Args:
+            prompt: the prompt.
+            images: number of images to change.
 
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
         """
-        ids = self._janus.prompts.drawing(prompt)
+        prompts = self._janus.prompts
+        if images:
+            ids = prompts.editing(prompt, images, self._config.tokens)
+        else:
+            ids = prompts.drawing(prompt)
         length = len(ids)
         image_tokens = self._config.tokens
         context = self._janus.config.language.max_position_embeddings
@@ -105,7 +129,6 @@ class VQPathway:
         janus = self._janus
         columns: list[mx.array] = []  # for each position, the tokens of all n images, (n,)
         passes = 0
-        janus.load_weights_for("draw")
         blocks = self._start_drawing(jobs, options)
         try:
             for block in blocks:  # (n, accepted)
@@ -137,23 +160,64 @@ class VQPathway:
         if window is None:
             # With several images a pass has many rows already, so a wide window gains little.
             window = 1 if len(jobs) > 1 else find_window(model, options.rows)
-        prompts: list[list[int]] = []  # without repeats
+        first_jobs: dict[tuple[tuple[int, ...], InputImages | None], int] = {}
+        prompts: list[list[Row]] = []  # without repeats
         images: list[tuple[int, int]] = []  # for each image, the index of its prompt and the seed
         for job in jobs:
-            if job.ids not in prompts:
-                prompts.append(job.ids)
-            index = prompts.index(job.ids)
-            images.append((index, job.seed))
-        rows = [self._rows(ids, options) for ids in prompts]
-        return draw_tokens(model, rows, images, options, window)
+            key = (tuple(job.ids), job.inputs)
+            if key not in first_jobs:
+                first_jobs[key] = len(prompts)
+                prompts.append(self._rows(job, options))
+            images.append((first_jobs[key], job.seed))
+        self._janus.load_weights_for("draw")
+        return draw_tokens(model, prompts, images, options, window)
 
-    def _rows(self, ids: Sequence[int], options: DrawOptions) -> list[Row]:
-        """Return the rows of a prompt: the conditional one and, with guidance, the unconditional.
+    def _rows(self, job: ImageJob, options: DrawOptions) -> list[Row]:
+        """Return the rows of an image's prompt.
 
         Prompts of one length have the same unconditional row: between its first and last ids, it
         has only padding.
         """
-        return text_rows(ids, self._janus.prompts.unconditional(ids), options)
+        unconditional = self._janus.prompts.unconditional(job.ids)
+        if job.inputs is None:
+            self._janus.load_weights_for("draw")
+            return text_rows(job.ids, unconditional, options)
+        full, part = self._embed_with_images(job.ids, job.inputs)
+        rows: list[Row] = [EmbeddedRow(full)]
+        if isinstance(options, EditOptions) and options.cfg_weight2 != 0:
+            rows.append(EmbeddedRow(part))
+        if options.cfg_weight != 1:
+            rows.append(TextRow(tuple(unconditional)))
+        return rows
+
+    def _embed_with_images(
+        self, ids: Sequence[int], inputs: InputImages
+    ) -> tuple[mx.array, mx.array]:
+        """Embed a prompt that changes images, as Janus-4o was trained.
+
+        Returns:
+            full: (L, hidden), with the features of the vision encoder in the places of the image
+                ids, and the embedded image tokens in those of the pads.
+            part: (L, hidden), with the features only.
+        """
+        janus = self._janus
+        special = janus.prompts.special
+        features = mx.concatenate(janus.encode(inputs.pixels))
+        janus.load_weights_for("tokenize")
+        pixels = mx.array(np.stack(inputs.pixels))
+        tokens = janus.model.encode_image_tokens(pixels)
+        embedded_tokens = janus.model.embed_image_tokens(tokens)
+        mx.eval(embedded_tokens)
+        janus.load_weights_for("draw")
+        part = janus.model.embed_text(mx.array(list(ids)))
+        feature_places = np.flatnonzero(np.array(ids) == special.image)
+        part[mx.array(feature_places)] = features.astype(part.dtype)
+        full = mx.array(part)
+        token_places = np.flatnonzero(np.array(ids) == special.pad)
+        flat = embedded_tokens.reshape(-1, part.shape[-1])
+        full[mx.array(token_places)] = flat.astype(part.dtype)
+        mx.eval(full, part)
+        return full, part
 
     def batch(self) -> TokenBatch:
         """Return an empty batch."""
