@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -97,24 +97,15 @@ class ImagePathway(Protocol):
     preview_every: int
     """Steps between two previews that differ enough to be worth decoding."""
 
-    def options(self, choices: Mapping[str, Any], *, edits: bool = False) -> ImageOptions:
+    def options(self, choices: Mapping[str, Any]) -> ImageOptions:
         """Check options given by name. One that is None or missing takes the model's default.
 
-        Args:
-            choices: the options.
-            edits: whether they are for changing images.
-
         Raises:
-            OptionError: a value is out of range, this pathway has no such option, or it cannot
-                change images.
+            OptionError: a value is out of range, or this pathway has no such option.
         """
 
-    def prompt_ids(self, prompt: str, images: int = 0) -> list[int]:
+    def prompt_ids(self, prompt: str) -> list[int]:
         """Return the token ids of an image's prompt.
-
-        Args:
-            prompt: the prompt.
-            images: number of images to change.
 
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
@@ -143,6 +134,25 @@ class ImagePathway(Protocol):
 
     def batch(self) -> ImageBatch:
         """Return an empty batch."""
+
+
+@runtime_checkable
+class EditingPathway(Protocol):
+    """What an ``ImagePathway`` has too if it can change images: jobs may have ``inputs``."""
+
+    def edit_options(self, choices: Mapping[str, Any]) -> ImageOptions:
+        """Check options of changing images, as ``ImagePathway.options`` does.
+
+        Raises:
+            OptionError: a value is out of range, or this pathway has no such option.
+        """
+
+    def edit_prompt_ids(self, prompt: str, images: int) -> list[int]:
+        """Return the token ids of a prompt that changes a number of images.
+
+        Raises:
+            PromptError: the prompt is empty, or leaves no room in the context for an image.
+        """
 
 
 def image_metadata(janus: LoadedModel, job: ImageJob) -> dict[str, str]:

@@ -46,19 +46,34 @@ class VQPathway:
         self._config = token_config(janus.config)  # the section on image tokens
         self.preview_every = self._config.grid  # steps between two previews: a row
 
-    def options(self, choices: Mapping[str, Any], *, edits: bool = False) -> DrawOptions:
+    def options(self, choices: Mapping[str, Any]) -> DrawOptions:
         """Check options given by name. One that is None or missing takes the model's default.
-
-        Args:
-            choices: the options.
-            edits: whether they are for changing images, which has the option ``cfg_weight2`` too.
 
         Raises:
             OptionError: a value is out of range, an option is unknown, or ``exact`` is combined
                 with a window above 1.
         """
+        return DrawOptions(**self._choose(choices, _OPTIONS))
+
+    def edit_options(self, choices: Mapping[str, Any]) -> EditOptions:
+        """Check options of changing images. One that is None or missing takes the default.
+
+        Raises:
+            OptionError: as for ``options``.
+        """
+        values = {"cfg_weight": _EDIT_GUIDANCE} | {
+            name: value for name, value in choices.items() if value is not None
+        }
+        return EditOptions(**self._choose(values, _EDIT_OPTIONS))
+
+    def _choose(self, choices: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """Return the chosen options, and the model's defaults of the others.
+
+        Raises:
+            OptionError: an option is none of ``names``.
+        """
         chosen = {name: value for name, value in choices.items() if value is not None}
-        unknown = sorted(set(chosen) - set(_EDIT_OPTIONS if edits else _OPTIONS))
+        unknown = sorted(set(chosen) - set(names))
         if unknown:
             raise OptionError(
                 f"{unknown[0]} is no option of a model that draws image tokens: leave it out"
@@ -67,26 +82,30 @@ class VQPathway:
             "cfg_weight": self._config.cfg_weight,
             "temperature": self._config.temperature,
         }
-        if edits:
-            defaults["cfg_weight"] = _EDIT_GUIDANCE
-            return EditOptions(**(defaults | chosen))
-        return DrawOptions(**(defaults | chosen))
+        return defaults | chosen
 
-    def prompt_ids(self, prompt: str, images: int = 0) -> list[int]:
+    def prompt_ids(self, prompt: str) -> list[int]:
         """Return the token ids of a prompt, ending with the begin-of-image token.
-
-        Args:
-            prompt: the prompt.
-            images: number of images to change.
 
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
         """
-        prompts = self._janus.prompts
-        if images:
-            ids = prompts.editing(prompt, images, self._config.tokens)
-        else:
-            ids = prompts.drawing(prompt)
+        return self._with_room(self._janus.prompts.drawing(prompt))
+
+    def edit_prompt_ids(self, prompt: str, images: int) -> list[int]:
+        """Return the token ids of a prompt that changes a number of images.
+
+        Raises:
+            PromptError: the prompt is empty, or leaves no room in the context for an image.
+        """
+        return self._with_room(self._janus.prompts.editing(prompt, images, self._config.tokens))
+
+    def _with_room(self, ids: list[int]) -> list[int]:
+        """Return the ids of a prompt after which the context has room for an image.
+
+        Raises:
+            ContextLengthError: it has not.
+        """
         length = len(ids)
         image_tokens = self._config.tokens
         context = self._janus.config.language.max_position_embeddings

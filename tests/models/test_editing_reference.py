@@ -39,14 +39,14 @@ def pictures(case: str) -> list[Image.Image]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_prompt_and_its_three_rows(pro: Any, case: str) -> None:
-    ids = pro.pathway.prompt_ids(instruction(case), CASES[case])
+    ids = pro.pathway.edit_prompt_ids(instruction(case), CASES[case])
     assert ids == want()[f"{case}.input_ids"].tolist()
     pixels = tuple(preprocess(image, pro.config.image) for image in pictures(case))
     for ours, reference in zip(pixels, want()[f"{case}.pixel_values"], strict=True):
         assert_close(ours.transpose(2, 0, 1), reference)
     tokens = pro.model.encode_image_tokens(mx.array(np.stack(pixels)))
     assert tokens.tolist() == want()[f"{case}.codes"].tolist()
-    options = pro.pathway.options({}, edits=True)
+    options = pro.pathway.edit_options({})
     rows = pro.pathway._rows(ImageJob("", ids, 0, options, InputImages(pixels)), options)
     for row, reference in zip(rows, want()[f"{case}.inputs_embeds"], strict=True):
         assert_close(row.embed(pro.model), reference)
@@ -54,7 +54,7 @@ def test_the_prompt_and_its_three_rows(pro: Any, case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_guided_logits(pro: Any, case: str) -> None:
-    options = pro.pathway.options({}, edits=True)
+    options = pro.pathway.edit_options({})
     for step in range(3):
         names = [f"{case}.step{step}.logits_{row}" for row in ("full", "part", "uncond")]
         guided = options.guided([want()[name] for name in names])
@@ -98,7 +98,7 @@ def test_rows_without_effect_are_not_computed(
     pro: Any, weight: tuple[float, float], rows: int
 ) -> None:
     choices = {"cfg_weight": weight[0], "cfg_weight2": weight[1]}
-    options = pro.pathway.options(choices, edits=True)
+    options = pro.pathway.edit_options(choices)
     assert options.rows == rows
     (one,) = pro.generate_images("x", images=pictures("edit"), seed=1, window=1, **choices)
     near = {name: value or 1e-6 for name, value in choices.items()}
