@@ -34,7 +34,7 @@ from benchmarks.machine import machine
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
 from mlx_janus.decode import image
-from mlx_janus.decode.image import DrawOptions, draw_tokens
+from mlx_janus.decode.image import DrawOptions, draw_tokens, text_rows
 from mlx_janus.models.backbone import Cache
 from mlx_janus.models.janus import JanusModel
 
@@ -146,7 +146,8 @@ def steps(model: JanusModel, count: int) -> tuple[float, list[int]]:
     """Return the median seconds of a step, without the first three, and the tokens."""
     seconds = []
     tokens = []
-    stream = draw_tokens(model, [PROMPT], PROMPT, [(0, 1)], DrawOptions())
+    prompt = text_rows(PROMPT, PROMPT, DrawOptions())
+    stream = draw_tokens(model, [prompt], [(0, 1)], DrawOptions())
     before = time.perf_counter()
     for token in stream:
         after = time.perf_counter()
@@ -180,7 +181,8 @@ def operations(model: JanusModel) -> int:
         patch.object(mx, "async_eval", lambda *arrays: (found.append(arrays[0]), None)[1]),
         tempfile.TemporaryDirectory() as folder,
     ):
-        stream = draw_tokens(model, [PROMPT], PROMPT, [(0, 1)], DrawOptions())
+        prompt = text_rows(PROMPT, PROMPT, DrawOptions())
+        stream = draw_tokens(model, [prompt], [(0, 1)], DrawOptions())
         next(stream)  # the first token is evaluated, the second one's graph is built
         dot = Path(folder) / "step.dot"
         arrays = [a for layer in caches[0] for a in (layer.keys, layer.values)]

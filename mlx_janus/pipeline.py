@@ -17,6 +17,7 @@ from .inference.conversation import Conversation
 from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
+from .inference.pathway import InputImages
 from .inference.pathways import pathway_of
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .inference.scoring import AnswerScore, score_answers
@@ -354,32 +355,33 @@ class JanusPipeline(LoadedModel):
         top_p: float = 1.0,
         exact: bool = False,
         window: int | None = None,
+        images: Sequence[ImageSource] | ImageSource = (),
+        cfg_weight2: float | None = None,
     ) -> list[GeneratedImage]:
-        """Generate ``n`` images of each prompt, in the model's own size.
+        """Generate ``n`` images of each prompt, or change given images as it says.
+
+        The result has the order of the prompts, and for each prompt that of the seeds.
 
         Args:
             prompt: a prompt or several.
-            n: images of each prompt. Images whose prompts have the same length in tokens are
-                generated together, as far as memory allows.
+            n: images of each prompt, generated together as far as memory allows.
             seed: seed of each prompt's first image, an integer; each further image has the next
                 higher seed. None or -1: a random seed. A list has one seed for each prompt.
-            cfg_weight: weight of classifier-free guidance; images follow the prompt more closely
-                the higher it is. 1: no guidance; None: the model's own (5 for the published
-                models).
-            temperature: randomness of sampling, as in ``generate_text``; None: the model's own.
+            cfg_weight: weight of classifier-free guidance, 1 for none; None: the model's own (5 for
+                the published models).
+            temperature: randomness of sampling; None: the model's own.
             top_p: nucleus sampling, as in ``generate_text``.
-            exact: generate one image at a time, token by token, so that an image never depends on
-                the rounding of other images or of a window.
-            window: number of positions that one pass reads; it changes the speed and the rounding.
-                None: 1 for several images; for one image, the fastest by a stored timing.
-
-        Returns:
-            The images in the order of the prompts, and for each prompt in the order of the seeds.
+            exact: generate each image alone and token by token, so that no rounding depends on
+                other images or on a window.
+            window: positions that one pass reads; None: the fastest by a stored timing.
+            images: an image or several to change, as for ``generate_text``. Janus-4o was trained
+                for it; other models may ignore the prompt or the images.
+            cfg_weight2: weight of the prompt against the details of ``images``; None: 5.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.
-            OptionError: an argument has a wrong type, a number is out of range, or ``exact`` is
-                combined with a window above 1.
+            ImageError: an image cannot be read.
+            OptionError: an argument has a wrong type or is out of range, or does not suit another.
         """
         steps = self.stream_images(
             prompt,
@@ -390,9 +392,11 @@ class JanusPipeline(LoadedModel):
             top_p=top_p,
             exact=exact,
             window=window,
+            images=images,
+            cfg_weight2=cfg_weight2,
         )
-        images = [image for step in steps for image in step.images]
-        return sort_by_prompt(images, as_strings("prompt", prompt))
+        generated = [image for step in steps for image in step.images]
+        return sort_by_prompt(generated, as_strings("prompt", prompt))
 
     def stream_images(
         self,
@@ -405,6 +409,8 @@ class JanusPipeline(LoadedModel):
         top_p: float = 1.0,
         exact: bool = False,
         window: int | None = None,
+        images: Sequence[ImageSource] | ImageSource = (),
+        cfg_weight2: float | None = None,
     ) -> ThreadStream[ImageStep]:
         """Generate images and stream the steps, with previews.
 
@@ -421,6 +427,12 @@ class JanusPipeline(LoadedModel):
             "top_p": top_p,
             "exact": exact,
             "window": window,
+            "cfg_weight2": cfg_weight2,
         }
-        jobs = image_jobs(self, prompt, n, seed, choices)
+        sources = as_images(images)
+        inputs = None
+        if sources:
+            pixels = [preprocess(open_image(image), self.config.image) for image in sources]
+            inputs = InputImages(tuple(pixels))
+        jobs = image_jobs(self, prompt, n, seed, choices, inputs)
         return self.thread.stream(generate_steps(self, jobs))

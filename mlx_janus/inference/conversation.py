@@ -256,7 +256,9 @@ class Conversation:
             ConversationError: one is.
         """
         if self._answering or self._drawings:
-            # A stream that was interrupted or dropped is closed in the model's thread: wait for it.
+            # An interrupted or dropped stream, of an answer or of a drawing, is closed in the
+            # model's thread. Wait for that: until then, a closed answer counts as being given, and
+            # a closed drawing as being made (``reset`` reads both).
             with contextlib.suppress(JanusError):
                 self._janus.thread.call(lambda: None)
         if self._answering:
