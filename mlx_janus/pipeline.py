@@ -365,17 +365,14 @@ class JanusPipeline(LoadedModel):
         Args:
             prompt: a prompt or several.
             n: images of each prompt, generated together as far as memory allows.
-            seed: seed of each prompt's first image, an integer; each further image has the next
-                higher seed. None or -1: a random seed. A list has one seed for each prompt.
-            cfg_weight: weight of classifier-free guidance, 1 for none; None: the model's own (5 for
-                the published models).
+            seed: seed of each prompt's first image; each further image has the next higher one.
+                None or -1: a random seed. A list has one seed for each prompt.
+            cfg_weight: weight of classifier-free guidance, 1 for none; None: the model's own.
             temperature: randomness of sampling; None: the model's own.
             top_p: nucleus sampling, as in ``generate_text``.
-            exact: generate each image alone and token by token, so that no rounding depends on
-                other images or on a window.
+            exact: generate each image alone and token by token, for reproducible rounding.
             window: positions that one pass reads; None: the fastest by a stored timing.
-            images: an image or several to change, as for ``generate_text``. Janus-4o was trained
-                for it; other models may ignore the prompt or the images.
+            images: an image or several to change. Janus-4o was trained for it, others were not.
             cfg_weight2: weight of the prompt against the details of ``images``; None: 5.
 
         Raises:

@@ -154,7 +154,7 @@ def check_memory_limits(device: str) -> Check:
 
 def check_drawing_memory(device: str) -> Check:
     """Compare the estimated memory of generating image tokens with MLX's peak, in Janus-Tiny."""
-    from ..decode.image import draw_tokens
+    from ..decode.image import draw_tokens, text_rows
 
     config = JanusConfig.load(TINY / "config.json")
     dtype = choose_dtype(config, None)
@@ -163,7 +163,9 @@ def check_drawing_memory(device: str) -> Check:
     held = _start_measuring()
     weights = sum(array.nbytes for array in model.drawing_arrays().values())
     ids = list(range(1, 33))
-    for _ in draw_tokens(model, [ids], ids, [(0, 0)], DrawOptions()):
+    options = DrawOptions()
+    prompt = text_rows(ids, ids, options)
+    for _ in draw_tokens(model, [prompt], [(0, 0)], options):
         pass
     peak = weights + mx.get_peak_memory() - held
     return _compare_memory("memory of image tokens", device, peak, estimate)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 import numpy as np
 
-from ..decode.image import DrawOptions, draw_tokens
+from ..decode.image import DrawOptions, draw_tokens, text_rows
 from ..inference.loaded import TASKS
 from ..models.vq_parts import token_config
 from ..pipeline import JanusPipeline, load
@@ -141,7 +141,8 @@ def check_smoke(janus: JanusPipeline, device: str, precision: str) -> Check:
         text = f"the prompt has {len(ids)} ids, not {SMOKE_IDS}: tokenizer.json is another model's"
         return Check(PART, "smoke test", device, precision, "fail", text)
     options = DrawOptions(temperature=0)
-    stream = draw_tokens(janus.model, [ids], janus.prompts.unconditional(ids), [(0, 0)], options)
+    prompt = text_rows(ids, janus.prompts.unconditional(ids), options)
+    stream = draw_tokens(janus.model, [prompt], [(0, 0)], options)
     found = [int(np.array(next(stream))[0, 0]) for _ in SMOKE_TOKENS]
     stream.close()  # type: ignore[attr-defined]
     equal = next((i for i, t in enumerate(found) if t != SMOKE_TOKENS[i]), len(found))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..decode.image import DrawOptions, draw_tokens
+from ..decode.image import DrawOptions, draw_tokens, text_rows
 from ..decode.window import time_passes
 from ..memory import available_memory, format_size
 from ..models.janus import JanusModel
@@ -79,7 +79,8 @@ def measure(model: JanusModel, device: str) -> Speed:
     ids = list(range(1, _PROMPT + 1))
     options = DrawOptions()
     times = []
-    stream = draw_tokens(model, [ids], ids, [(0, 0)], options)
+    prompt = text_rows(ids, ids, options)
+    stream = draw_tokens(model, [prompt], [(0, 0)], options)
     next(stream)
     for _ in range(min(positions - 1, 48)):
         started = time.perf_counter()
@@ -102,7 +103,9 @@ def _tokens_per_pass(model: JanusModel, ids: list[int]) -> float:
     """Return the mean number of tokens that a pass of 8 positions accepts, in one image."""
     passes = 0
     tokens = 0
-    for block in draw_tokens(model, [ids], ids, [(0, 1)], DrawOptions(), window=8):
+    options = DrawOptions()
+    prompt = text_rows(ids, ids, options)
+    for block in draw_tokens(model, [prompt], [(0, 1)], options, window=8):
         passes += 1
         tokens += block.shape[1]
         if passes == 64:

@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 
 import mlx_janus
+from mlx_janus.decode.image import TextRow
 from mlx_janus.selfcheck import model as model_part
 from mlx_janus.selfcheck import run, speed, tokens
 from mlx_janus.selfcheck.findings import Check
@@ -110,10 +111,10 @@ def test_a_model_that_is_missing_is_one_failure() -> None:
 def test_the_known_tokens_of_pro_1b(
     monkeypatch: pytest.MonkeyPatch, pro: mlx_janus.JanusPipeline, found: int, status: str
 ) -> None:
-    prompts: list[list[int]] = []
+    rows: list[TextRow] = []
 
-    def draw(_: Any, ids: Any, unconditional: Any, *__: Any) -> Iterator[mx.array]:
-        prompts.extend([ids[0], unconditional])
+    def draw(_: Any, prompts: Any, *__: Any) -> Iterator[mx.array]:
+        rows.extend(prompts[0])
         for i, token in enumerate(model_part.SMOKE_TOKENS):
             yield mx.array([[token if i < found else 0]])
 
@@ -122,7 +123,7 @@ def test_the_known_tokens_of_pro_1b(
     monkeypatch.setattr(model_part, "SMOKE_IDS", len(text) + 2)
     check = model_part.check_smoke(pro, "cpu", "float32")
     assert check.status == status
-    ids, unconditional = prompts
+    ids, unconditional = [list(row.ids) for row in rows]
     assert ids == [pro.prompts.drawing("a")[0], *text, pro.prompts.drawing("a")[-1]]
     assert (unconditional[0], unconditional[-1]) == (ids[0], ids[-1])
 
