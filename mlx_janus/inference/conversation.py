@@ -100,9 +100,9 @@ class Conversation:
     generated from one prompt. An answer or a drawing that is stopped or fails leaves the
     conversation as it was.
 
-    A complete answer is inserted where its question was asked. Drawings that end in the meantime
-    follow it, and the next question is about them. Whatever else would change the messages in the
-    meantime is refused.
+    While an answer is streamed, drawings may be added, and the methods refuse any other change. The
+    complete answer is placed directly after its question, before those drawings. The next question
+    is about those drawings.
 
     Args:
         janus: the model.
@@ -149,9 +149,9 @@ class Conversation:
                 has another number of marks than of images.
             ImageError: an image cannot be read.
             OptionError: a number is out of range, or a value has the wrong type.
-            ConversationError: another answer is being streamed, or messages other than drawings
-                have changed since this call. The stream raises this error when its first piece is
-                read.
+            ConversationError: another answer is being streamed, or ``messages`` was changed after
+                this call, other than by drawings. The stream raises this error when its first piece
+                is read.
         """
         check_text("text", text)
         given = [Picture(open_image(image)) for image in as_images(images)]
