@@ -6,6 +6,7 @@ Only the commands accept them. The library opens only paths.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import PromptError
@@ -13,6 +14,8 @@ from ..processing.web import fetch
 from .options import STDIN
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL import Image
 
 
@@ -41,6 +44,48 @@ def read_image(source: str) -> Image.Image:
     if is_web(source):
         return decode_image(fetch(source), source)
     return open_image(source)
+
+
+def read_sources(names: Sequence[str]) -> list[str | bytes]:
+    """Check that images can be read, and return them for ``JanusPipeline.stream_images``.
+
+    A file stays a name, which the metadata of a changed image record. An image of the web, of
+    stdin or of another pipe is read here, since it may be read only once.
+
+    Args:
+        names: files, https addresses, or "-" for stdin.
+
+    Raises:
+        ImageError: an image cannot be fetched or read.
+    """
+    from ..processing.file_names import local_path
+    from ..processing.images import decode_image, open_image
+
+    sources: list[str | bytes] = []
+    for name in names:
+        if name == STDIN:
+            shown = "the image on stdin"
+            data = _read_stdin()
+        elif is_web(name):
+            shown = name
+            data = fetch(name)
+        elif (path := Path(local_path(name))).is_fifo():
+            shown = name
+            data = path.read_bytes()
+        else:
+            open_image(name)
+            sources.append(name)
+            continue
+        decode_image(data, shown)
+        sources.append(data)
+    return sources
+
+
+def input_hashes(sources: Sequence[str | bytes]) -> list[str | None]:
+    """Return the SHA-256 of each image of ``read_sources``; None: a file that cannot be read."""
+    from ..inference.input_records import record_of
+
+    return [record_of(source, (0, 0)).sha256 for source in sources]
 
 
 def read_prompt() -> str:

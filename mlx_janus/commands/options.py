@@ -236,6 +236,22 @@ roles_option = click.option(
     "and Assistant, as Janus-1.3B was.  [default: those that the model's files tell]",
 )
 
+editing_options = stack(
+    click.option(
+        "--cfg-weight2",
+        type=FiniteRange(0, MAX_CFG_WEIGHT),
+        metavar="W",
+        help="Second guidance, to change images: how freely the result leaves the details of the "
+        "images; 0: it keeps the most.  [default: 5]",
+    ),
+    click.option(
+        "--crop/--no-crop",
+        default=None,
+        help="Cut a changed image to the shape of the first --image. Without it, images are "
+        "square, and the others have grey bars.  [default: --crop with one --image]",
+    ),
+)
+
 quiet_option = click.option(
     "-q",
     "--quiet",
@@ -264,7 +280,7 @@ weights_options = stack(
         shell_complete=complete_folders,
         help="Model to use: a converted folder, a PyTorch model folder, a Hub id such as "
         "deepseek-ai/Janus-Pro-1B, its page's address, or a short name: janus-1.3b, janus-pro-1b, "
-        "janus-pro-7b or tiny. A PyTorch model is converted once, into a cache.  "
+        "janus-pro-7b, janus-4o-7b or tiny. A PyTorch model is converted once, into a cache.  "
         "[default: Janus-Tiny, which is part of the package]",
     ),
     bits_option,
@@ -302,6 +318,7 @@ SETTINGS: dict[str, click.ParamType] = {
     "repetition_penalty": FiniteRange(MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
     "max_tokens": click.IntRange(1, MAX_TOKENS),
     "cfg_weight": FiniteRange(0, MAX_CFG_WEIGHT),
+    "cfg_weight2": FiniteRange(0, MAX_CFG_WEIGHT),
     "seed": SeedRange(),
 }
 """Settings of a chat, with their allowed values. The options of the same names share them."""

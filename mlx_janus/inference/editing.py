@@ -65,7 +65,7 @@ def warn_if_untrained(janus: LoadedModel) -> None:
         return
     _warned.add(janus)
     _LOG.warning(
-        "%s was not trained to change images, so the result may have little to do with them; "
-        "FreedomIntelligence/Janus-4o-7B was",
+        "%s was not trained to change images and may ignore them; "
+        "FreedomIntelligence/Janus-4o-7B was trained for it",
         janus.name,
     )
