@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,9 @@ import click
 from ..errors import OptionError
 from ..limits import MAX_IMAGES, MAX_LOOKUP, MAX_TOKENS, MAX_UPSCALE, MAX_WINDOW
 from .arguments import load_pipeline
-from .image_folder import (
-    FolderLayout,
-    check_existing,
-    check_inputs,
-    check_template,
-    plan_images,
-)
+from .editing import check_inputs, editing_options, note_if_made_from_others, read_sources
+from .image_folder import FolderLayout, check_existing, check_template, plan_images
 from .image_writer import ImageWriter
-from .inputs import input_hashes, read_sources
 from .jobs import RULES, AskJob, DrawJob, Origin, Previews, read_job
 from .options import (
     SETTINGS,
@@ -30,7 +24,6 @@ from .options import (
     check_image_sources,
     complete_files,
     complete_folders,
-    editing_options,
     model_options,
     quiet_option,
     sampling_options,
@@ -307,7 +300,7 @@ def draw(job: DrawJob) -> None:
     if job.previews:
         make_folder(job.previews.folder, "--preview-dir")
     sources = read_sources(job.images)
-    _note_if_made_from_others(job.origin, sources)
+    note_if_made_from_others(job.origin, sources)
     janus = _load_to_draw(job)
     writer = ImageWriter(job)
     steps: Iterable[ImageStep] = janus.stream_images(
@@ -353,15 +346,6 @@ def _note_if_drawn_by_another(origin: Origin, janus: JanusPipeline) -> None:
     if drawn_by != loaded:
         difference = f"{origin.file} was drawn by {drawn_by}, this is {loaded}"
         note(f"{difference}: only the same model and precision draw the same image")
-
-
-def _note_if_made_from_others(origin: Origin | None, sources: Sequence[str | bytes]) -> None:
-    """Print a note if the image of --config-from was made from other images than the given ones."""
-    if origin is None or not origin.inputs:
-        return
-    stored = [record.sha256 for record in origin.inputs]
-    if None in stored or stored != input_hashes(sources):
-        note(f"{origin.file} was made from other images: only the same ones give the same image")
 
 
 def _name_with_flags(model: str, values: Mapping[str, Any]) -> str:
@@ -423,9 +407,8 @@ def draw_into_folder(job: DrawJob) -> None:
     existing = [image for image in images if image.path.exists()]
     check_existing(layout, existing)
     sources = read_sources(job.images)
-    if sources:
-        check_inputs(existing, input_hashes(sources))
-    _note_if_made_from_others(job.origin, sources)
+    check_inputs(existing, sources)
+    note_if_made_from_others(job.origin, sources)
     if existing:
         note(f"{len(existing)} of {len(images)} images exist already")
     if not missing:

@@ -164,30 +164,6 @@ def check_existing(layout: FolderLayout, images: Sequence[PlannedImage]) -> None
             )
 
 
-def check_inputs(images: Sequence[PlannedImage], hashes: Sequence[str | None]) -> None:
-    """Check that the existing files of a folder were made by changing the given images.
-
-    Args:
-        images: the images whose files exist.
-        hashes: the SHA-256 of each image to change; None: not known, which equals no other.
-
-    Raises:
-        OutputError: a file was made from other images, or drawn.
-    """
-    from ..inference.input_records import read_edit
-    from ..processing.saved_images import read_metadata
-
-    for image in images:
-        try:
-            records = read_edit(read_metadata(image.path))["inputs"]
-        except (ImageError, KeyError, TypeError, ValueError):  # no image that records its inputs
-            records = ()
-        if None in hashes or [record.sha256 for record in records] != list(hashes):
-            raise OutputError(
-                f"{image.path} was not made from these images: name another folder with --output"
-            )
-
-
 def _check_names(images: Sequence[PlannedImage]) -> None:
     """Check that no two paths are the same file, and that no name in them is too long.
 

@@ -6,7 +6,6 @@ Only the commands accept them. The library opens only paths.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import PromptError
@@ -14,8 +13,6 @@ from ..processing.web import fetch
 from .options import STDIN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from PIL import Image
 
 
@@ -40,52 +37,10 @@ def read_image(source: str) -> Image.Image:
     from ..processing.images import decode_image, open_image
 
     if source == STDIN:
-        return decode_image(_read_stdin(), "the image on stdin")
+        return decode_image(read_stdin(), "the image on stdin")
     if is_web(source):
         return decode_image(fetch(source), source)
     return open_image(source)
-
-
-def read_sources(names: Sequence[str]) -> list[str | bytes]:
-    """Check that images can be read, and return them for ``JanusPipeline.stream_images``.
-
-    A file stays a name, which the metadata of a changed image record. An image of the web, of
-    stdin or of another pipe is read here, since it may be read only once.
-
-    Args:
-        names: files, https addresses, or "-" for stdin.
-
-    Raises:
-        ImageError: an image cannot be fetched or read.
-    """
-    from ..processing.file_names import local_path
-    from ..processing.images import decode_image, open_image
-
-    sources: list[str | bytes] = []
-    for name in names:
-        if name == STDIN:
-            shown = "the image on stdin"
-            data = _read_stdin()
-        elif is_web(name):
-            shown = name
-            data = fetch(name)
-        elif (path := Path(local_path(name))).is_fifo():
-            shown = name
-            data = path.read_bytes()
-        else:
-            open_image(name)
-            sources.append(name)
-            continue
-        decode_image(data, shown)
-        sources.append(data)
-    return sources
-
-
-def input_hashes(sources: Sequence[str | bytes]) -> list[str | None]:
-    """Return the SHA-256 of each image of ``read_sources``; None: a file that cannot be read."""
-    from ..inference.input_records import record_of
-
-    return [record_of(source, (0, 0)).sha256 for source in sources]
 
 
 def read_prompt() -> str:
@@ -95,7 +50,7 @@ def read_prompt() -> str:
         PromptError: stdin is empty or not text.
     """
     try:
-        text = _read_stdin().decode("utf-8-sig").strip()
+        text = read_stdin().decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise PromptError("the prompt on stdin is not UTF-8 text: save it as UTF-8") from None
     if not text:
@@ -103,5 +58,6 @@ def read_prompt() -> str:
     return text
 
 
-def _read_stdin() -> bytes:
+def read_stdin() -> bytes:
+    """Return all bytes of stdin."""
     return b"" if sys.stdin is None else sys.stdin.buffer.read()  # sys.stdin is None if closed

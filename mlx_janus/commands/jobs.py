@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from ..limits import MAX_SEED
 from .arguments import EditArguments, ImageArguments, LoadArguments, TextArguments
+from .editing import require_inputs
 from .image_folder import DEFAULT_TEMPLATE
 from .options import STDIN, STDOUT, flag_needs, refuse_if
 from .runner import Rule
@@ -313,7 +314,7 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
     origin = None
     if values["config_from"]:
         origin = _read_origin(values["config_from"])
-        _require_inputs(origin, values["images"])
+        require_inputs(origin, values["images"])
         load, fallback = _with_settings_of(origin, load)
         values = values | _stored_values(origin, ctx)
     file = values["prompts_file"]
@@ -379,22 +380,6 @@ def _read_origin(file: str) -> Origin:
     from ..inference.results import read_settings
 
     return Origin(file=file, **read_settings(file))
-
-
-def _require_inputs(origin: Origin, images: Sequence[str]) -> None:
-    """Check that images are given if the image of --config-from was made from images.
-
-    Raises:
-        click.UsageError: none is given.
-    """
-    from ..processing.file_names import printable
-
-    if origin.inputs and not images:
-        names = [printable(record.name) for record in origin.inputs if record.name]
-        made_from = ", ".join(names) or "another image"
-        raise click.UsageError(
-            f"{origin.file} was made from {made_from}: add --image FILE and --output FILE.png."
-        )
 
 
 def _stored_values(origin: Origin, ctx: click.Context) -> dict[str, Any]:

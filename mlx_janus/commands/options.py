@@ -236,22 +236,6 @@ roles_option = click.option(
     "and Assistant, as Janus-1.3B was.  [default: those that the model's files tell]",
 )
 
-editing_options = stack(
-    click.option(
-        "--cfg-weight2",
-        type=FiniteRange(0, MAX_CFG_WEIGHT),
-        metavar="W",
-        help="Second guidance, to change images: how freely the result leaves the details of the "
-        "images; 0: it keeps the most.  [default: 5]",
-    ),
-    click.option(
-        "--crop/--no-crop",
-        default=None,
-        help="Cut a changed image to the shape of the first --image. Without it, images are "
-        "square, and the others have grey bars.  [default: --crop with one --image]",
-    ),
-)
-
 quiet_option = click.option(
     "-q",
     "--quiet",

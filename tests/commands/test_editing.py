@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 
 import mlx_janus
-from mlx_janus.commands import generate
+from mlx_janus.commands import editing, generate
 from tests.support.golden import FIXTURES
 from tests.support.programs import Outcome, call, error_line, run
 
@@ -124,6 +126,37 @@ def test_an_image_through_pipes(model: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(generate.click, "echo", lambda text, nl: out.buffer.write(text))
     change(model, "--seed", 5, "-o", "-", "-q")
     assert out.buffer.getvalue() == Path("named.png").read_bytes()  # type: ignore[attr-defined]
+
+
+def test_images_of_the_web_and_of_pipes_are_read_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path("photo.png").read_bytes()
+    fetched = iter([data])  # a second time would fail
+    monkeypatch.setattr(editing, "fetch", lambda _: next(fetched))
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=lambda: Path("pipe").write_bytes(data))
+    writer.start()
+    change(model, "-i", "https://example.org/a.png?key=secret", "-i", "pipe", "-o", "night.png")
+    writer.join()
+    inputs = json.loads(facts("night.png")["inputs"])
+    photo = hashlib.sha256(data).hexdigest()
+    assert inputs[0]["name"] == "photo.png"
+    assert inputs[1:] == [{"sha256": photo, "size": "64x40"}] * 2
+
+
+def test_an_image_without_a_recorded_hash_may_be_any(model: Path) -> None:
+    """As those of chats are."""
+    with mlx_janus.load(model) as janus:
+        janus.generate_images(PROMPT, images=Image.open("photo.png"))[0].save("night.png")
+    words = ("-m", model, "--config-from", "night.png", "-o", "again.png")
+    refused = call(generate.main, *words)
+    assert refused.code == 2
+    assert "night.png was made from another image: add --image FILE" in refused.stderr
+    done = call(generate.main, *words, "-i", OTHER)
+    assert (done.code, "was made from other images" in done.stderr) == (0, False)
+    two = call(generate.main, *words, "-i", OTHER, "-i", OTHER)
+    assert "was made from other images" in two.stderr
 
 
 def test_images_that_cannot_be_read_fail_before_the_model(model: Path) -> None:
