@@ -29,8 +29,8 @@ editing_options = stack(
     click.option(
         "--crop/--no-crop",
         default=None,
-        help="Cut a changed image to the shape of the first --image. Without it, images are "
-        "square, and the others have grey bars.  [default: --crop with one --image]",
+        help="Cut a changed image to the shape of the first --image, which the model sees as a "
+        "square with grey bars. --no-crop keeps the square.  [default: --crop with one --image]",
     ),
 )
 

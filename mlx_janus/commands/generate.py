@@ -74,8 +74,8 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     multiple=True,
     metavar="TEXT",
     callback=_check_prompts,
-    help="Prompt for images, or question to answer; - reads it from stdin. May be repeated to draw "
-    "several prompts together.",
+    help="Prompt for images, change of images, or question to answer; - reads it from stdin. May be "
+    "repeated to draw several prompts together.",
 )
 @click.option(
     "--prompts-file",
@@ -103,7 +103,7 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     metavar="FILE",
     shell_complete=complete_files,
     help="Draw the image in this PNG again, with the prompt and settings stored in it. "
-    "Options on the command line take precedence.",
+    "Options on the command line take precedence. A changed image needs its --image again.",
 )
 @click.option(
     "-i",
@@ -124,7 +124,8 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     type=click.Path(),
     metavar="PATH",
     help="File for the image, folder (a name that ends in /, or an existing one) for janus.png, or "
-    "- for a PNG on stdout; with several prompts always a folder.  [default: janus.png, or janus]",
+    "- for a PNG on stdout; with several prompts always a folder.  [default: janus.png, or janus; "
+    "with --image: none, and the prompt is a question]",
 )
 @click.option(
     "-n",
