@@ -386,7 +386,7 @@ def main(**options: Any) -> None:
       python -m mlx_janus.chat --load janus.json
     """
     janus = load_pipeline(LoadArguments.from_options(options))
-    settings = {name: options.get(name) for name in SETTINGS}  # cfg_weight has none
+    settings = {name: options.get(name) for name in SETTINGS}  # the guidances have no option
     chat = Chat(janus, settings, options["system"], options["show"])
     if options["saved"] is not None:
         chat.load(shlex.quote(options["saved"]))  # ``load`` removes the quotes

@@ -74,8 +74,8 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     multiple=True,
     metavar="TEXT",
     callback=_check_prompts,
-    help="Prompt for images, change of images, or question to answer; - reads it from stdin. May be "
-    "repeated to draw several prompts together.",
+    help="Prompt for images, change of images, or question to answer; - reads it from stdin. May "
+    "be repeated to draw several prompts together.",
 )
 @click.option(
     "--prompts-file",

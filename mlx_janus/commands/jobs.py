@@ -296,9 +296,8 @@ def read_job(ctx: click.Context) -> AskJob | DrawJob:
 def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
     """Return the job to draw the prompts of --prompt and those of --prompts-file.
 
-    With images, the prompts say how to change them.
-
-    If neither option is given, the prompt is the one stored in the image of --config-from.
+    If neither option is given, the prompt is the one stored in the image of --config-from. With
+    images, the prompts say how to change them.
 
     Args:
         ctx: click's context.

@@ -172,9 +172,10 @@ def test_images_that_cannot_be_read_fail_before_the_model(model: Path) -> None:
 
 def test_help_says_what_decides() -> None:
     done = call(generate.main, "--help")
+    assert done.code == 0
     text = " ".join(done.stdout.split())
     assert "With --image, --output decides: with it, the images are changed" in text
-    assert "Cut a changed image to the shape of the first --image." in text
+    assert "Cut a changed image to the shape of the first --image, which the model sees" in text
 
 
 def test_a_model_not_trained_for_it_says_so_in_one_line(model: Path) -> None:
