@@ -198,6 +198,11 @@ def test_the_name_or_that_of_the_source_tells(
     assert (not caplog.records) == trained
 
 
+def test_low_memory_changes_nothing(pro: Janus, converted: dict[str, Path]) -> None:
+    with mlx_janus.load(converted["deepseek-pro-bin"], dtype="float32", low_memory=True) as low:
+        assert change(low).image == change(pro).image
+
+
 def test_a_conversion_of_a_folder_keeps_its_name(tmp_path: Path) -> None:
     convert_checkpoint(Source(FIXTURES / "deepseek-pro-bin", "Janus-4o-7B"), tmp_path / "x")
     with mlx_janus.load(tmp_path / "x") as janus:
