@@ -80,10 +80,11 @@ class SourceState:
     def folder(self) -> Path:
         """The conversion's folder in the cache, whether or not it exists."""
         label = self.name.replace("/", "--").encode(errors="replace")[:_MAX_LABEL]
-        options = self.options
-        quantization = f"{options.recipe or f'{options.bits}bit'}-" if self._precision else ""
-        name = f"{label.decode(errors='ignore')}-{quantization}"
-        return cache_folder() / f"{name}{_digest([self.slot, self.state])}"
+        parts = [label.decode(errors="ignore")]
+        if self._precision:
+            parts.append(self.options.recipe or f"{self.options.bits}bit")
+        parts.append(_digest([self.slot, self.state]))
+        return cache_folder() / "-".join(parts)
 
     @property
     def _precision(self) -> object:
@@ -254,10 +255,11 @@ class CachedWeights:
 
 
 def conversions_like(config: JanusConfig) -> list[CachedWeights]:
-    """Return the conversions in the cache whose config gives the same weights as ``config``.
+    """Return the conversions in the cache that can have the same weights as ``config`` gives.
 
-    The same source files are presumed: the caller compares their hashes. ``dtype`` is not compared,
-    since weights keep their own types; conversions that cast them are left out.
+    They have the same weights if their source files are equal too. The caller compares the hashes
+    of these. ``dtype`` is not compared, because weights keep the types of their source. Conversions
+    that cast weights to one type are left out.
     """
     found = []
     for folder in conversion_folders():

@@ -126,7 +126,7 @@ def fetch_small_files(model: HubModel) -> Path:
 
 
 def has_blobs(model: HubModel, names: Iterable[str]) -> bool:
-    """Return whether the cache has all of these large files, downloaded for any commit.
+    """Return whether the cache has all of these large files, whichever commit they came with.
 
     Args:
         model: a commit.

@@ -58,8 +58,8 @@ class SafetensorsEntry:
         """Read the values; float64 becomes float32.
 
         Raises:
-            CheckpointError: MLX has no such type; or the file is missing, unreadable, or was cut
-                short after its header was read.
+            CheckpointError: MLX does not have the type; or the file is missing, unreadable, or was
+                cut short after its header was read.
         """
         if self.dtype not in SAFETENSORS_DTYPES.values():
             raise CheckpointError(

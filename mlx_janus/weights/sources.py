@@ -102,7 +102,7 @@ def find_converted(
         state = _state_of_folder(place, config, added_tokens, options)
     else:
         state = _state_on_hub(place, found.revision, options)
-    quantized = with_quantization(config, bits, Path(found.shown), recipe)
+    quantized = with_quantization(config, bits, found.shown, recipe)
     check_memory(quantized, choose_dtype(config, dtype), found.shown, low_memory=low_memory)
     if cached := find_conversion(state):
         if isinstance(place, hub.HubModel):
@@ -207,13 +207,13 @@ def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
 
 
 def _find_on_hub(found: ModelName) -> hub.HubModel:
-    """Find a model on the Hub.
+    """Find a model on the Hub by a name that is not a folder's.
 
     Raises:
         HubError: the Hub has no such model, or is out of reach.
     """
-    # A name that is no folder is looked up too, so that the error says how a Hub id reads.
-    return hub.find(found.repo_id or found.shown, found.revision)
+    assert found.repo_id is not None  # as for every name without a folder
+    return hub.find(found.repo_id, found.revision)
 
 
 def _make_cache_folder(folder: Path) -> None:
@@ -259,7 +259,8 @@ def _convert_or_reuse(
         source = Source(hub.fetch(place), place.repo_id, place.revision)
     hashes = None
     if candidates:
-        plan_conversion(source, state.options)  # an error if the weights do not fit the config
+        # Only for its errors: weights that do not fit the config are refused before the hashing.
+        plan_conversion(source, state.options)
         hashes = source_hashes(source.folder, progress or (lambda *_: None))
         reused = _reuse(source, candidates, weight_hashes(hashes), state)
         if reused:
@@ -279,7 +280,9 @@ def _log_notes(source: Source, notes: Sequence[str]) -> None:
 def _reuse_earlier_commit(
     model: hub.HubModel, candidates: list[CachedWeights], state: SourceState
 ) -> Path | None:
-    """Return a conversion that reuses an earlier commit's weights; None if no commit has the same.
+    """Return a conversion that reuses the weights of an earlier commit of a model.
+
+    It is None if no candidate has the weights of this commit.
 
     The Hub gives the hashes of large files, so equal weights are found without a download. If a new
     commit changes only the tokenizer, only the small files are downloaded.
@@ -306,7 +309,7 @@ def _reuse_earlier_commit(
 def _reuse(
     source: Source, candidates: list[CachedWeights], hashes: tuple[str, ...], state: SourceState
 ) -> Path | None:
-    """Return a conversion that reuses the weights of a candidate; None if none has the same.
+    """Return a conversion that reuses a candidate's weights; None if no candidate has the source's.
 
     Args:
         source: the source; only its small files are read.

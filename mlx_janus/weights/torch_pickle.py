@@ -350,8 +350,8 @@ def _make_tensor(
 def _dimensions(numbers: Any) -> tuple[int, ...]:
     """Return the sizes or strides of a tensor, but not more than ``MAX_DIMS + 1`` of them.
 
-    The caller refuses as many. A pickle of a few bytes can name one long tuple many times, and
-    every copy of it would take memory.
+    ``MAX_DIMS + 1`` are enough for ``torch_files.py`` to see that there are too many. A pickle of a
+    few bytes can name one long tuple many times, and every full copy of it would take memory.
 
     Raises:
         DamagedError: a number is negative or not an int.

@@ -38,7 +38,8 @@ def shards_without_index(names: Iterable[str]) -> list[str]:
         CheckpointError: a shard is missing, or there are several complete sets. The message is the
             rest of a sentence about the folder: "lacks ...".
     """
-    sets: defaultdict[tuple[str, ...], dict[int, str]] = defaultdict(dict)  # shards by number
+    # By suffix, stem and count of a set: the names of its shards by their numbers.
+    sets: defaultdict[tuple[str, str, str], dict[int, str]] = defaultdict(dict)
     for name in sorted(names):
         match = _SHARD.fullmatch(name)
         if match and int(match["number"]) <= int(match["count"]):
@@ -58,13 +59,14 @@ def shards_without_index(names: Iterable[str]) -> list[str]:
             )
         if complete:
             return complete[0]
-    for (suffix, stem, count), shards in sets.items():
-        raise CheckpointError(f"lacks {_first_missing(suffix, stem, count, shards)}")
-    return []
+    if not sets:
+        return []
+    (suffix, stem, count), shards = next(iter(sets.items()))
+    raise CheckpointError(f"lacks {_first_missing(suffix, stem, count, shards)}")
 
 
 def _has_all_numbers(numbers: Collection[int], count: int) -> bool:
-    """Return whether a set of shards is complete: its numbers begin with 0 or 1."""
+    """Return whether a set of shards has all its numbers, counted from 0 or from 1."""
     if len(numbers) < count or count == 0:  # also keeps the ranges below short
         return False
     present = set(numbers)
