@@ -77,6 +77,7 @@ class ScaledLinear(nn.QuantizedLinear):
     ) -> ScaledLinear:
         """Return a linear layer in quantized form; its arrays are lazy."""
         layer = super().from_linear(linear_layer, group_size, bits, mode=mode)
+        # Replace the arrays of the base class by those of the scaled weight.
         scale = layer_scale_of(linear_layer.weight)
         layer.weight, layer.scales, *_ = mx.quantize(
             linear_layer.weight / scale, group_size=group_size, bits=bits, mode=mode

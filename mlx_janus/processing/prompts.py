@@ -209,9 +209,9 @@ class Prompts:
     def editing(self, text: str, images: int, image_tokens: int) -> list[int]:
         """Return the ids of a prompt that changes images, from bos to image_start.
 
-        They have the form of Janus-4o's training. Each image has two slots, one after the other:
-        image positions for the features of the vision encoder, and pads for its image tokens. The
-        instruction follows all slots, without a space.
+        Janus-4o was trained with prompts of this form. Each image has two slots, one after the
+        other: image positions for the features of the vision encoder, and pads for its image
+        tokens. The instruction follows all slots, without a space.
 
         Args:
             text: the instruction.
@@ -275,7 +275,7 @@ class Prompts:
         """Return a role's name as a segment: a control token if it is an added token, else text."""
         if self._prompt_tokenizer.is_added(name):
             return _Control(name)
-        return name  # Janus-1.3B's roles are ordinary words
+        return name  # an ordinary word, as in Janus-1.3B
 
     def _answering_segments(self, turns: Sequence[Turn], system: str | None) -> list[str]:
         """Return the segments of an answering prompt, without bos.
@@ -379,6 +379,6 @@ def _strip(segments: Sequence[str]) -> list[str]:
             text = strip(stripped[outermost])
             if text:
                 stripped[outermost] = text
-                break
+                break  # this end of the prompt is text now
             del stripped[outermost]  # it was only whitespace, so strip the next segment too
     return stripped

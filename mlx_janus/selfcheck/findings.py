@@ -40,9 +40,9 @@ class Check:
 def judge(
     part: str, about: str, device: str, precision: str, deviation: float, bound: Bound
 ) -> Check:
-    """Return the check of a deviation. One that is not a number fails."""
+    """Return the check of a deviation. NaN fails."""
     status: Status = "fail"
-    if deviation <= bound.fail:
+    if deviation <= bound.fail:  # never true for NaN
         status = "ok" if deviation <= bound.ok else "warn"
     text = f"deviation {deviation:.1e}, bound {bound.ok:.1e}"
     return Check(

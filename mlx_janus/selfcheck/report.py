@@ -15,9 +15,8 @@ _STATUSES: tuple[Status, ...] = ("ok", "warn", "fail")
 def line(check: Check) -> str:
     """Return a check as a line: its status, part, name, device and precision, and its result."""
     where = ", ".join(word for word in (check.device.upper(), check.precision) if word)
-    return f"{check.status:4}  {check.part}: {check.about}{f' ({where})' if where else ''}: " + (
-        check.text
-    )
+    place = f" ({where})" if where else ""
+    return f"{check.status:4}  {check.part}: {check.about}{place}: {check.text}"
 
 
 def summary(checks: Sequence[Check]) -> str:

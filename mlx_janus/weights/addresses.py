@@ -28,7 +28,7 @@ def path_in_address(text: str) -> str:
     """Return the path in a file:// address; any other text is returned unchanged.
 
     Raises:
-        CheckpointError: the address has no full path, or names another machine.
+        CheckpointError: the address has no absolute path, or names another machine.
     """
     try:
         return local_path(text)

@@ -144,7 +144,7 @@ def _refuse_converted(folder: Path) -> None:
     """Refuse a source that is a converted folder.
 
     Raises:
-        CheckpointError: it is one.
+        CheckpointError: the source is a converted folder.
         ConfigError: ``config.json`` is too large, or not a JSON object.
     """
     if is_converted(folder):

@@ -58,8 +58,8 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     A conversion writes the same stamp, as metadata, into all its weight files.
 
     Raises:
-        CheckpointError: a file is missing or damaged, has no stamp or that of an unknown format, or
-            has another stamp than the first file; or two files have an array of the same name.
+        CheckpointError: a file is missing or damaged; a file has no stamp, a stamp of an unknown
+            format, or another stamp than the first file; or two files have an array of one name.
     """
     try:
         files = weight_files(folder)

@@ -388,8 +388,8 @@ def _roles_by_signs(
 def _roles_of_template(folder: Path, template: str) -> RolesChoice:
     """Choose the roles of a model in transformers' layout by its chat template.
 
-    transformers' converter writes the template of Janus-Pro for Janus-1.3B too. So ``<|User|>`` in
-    the template is in doubt if the tokenizer lacks it.
+    transformers' converter writes the template of Janus-Pro for Janus-1.3B too. So a template with
+    ``<|User|>`` leaves a doubt if the tokenizer lacks this token.
 
     Args:
         folder: the model folder, for its ``tokenizer.json``.

@@ -152,8 +152,8 @@ def plan_quantization(
     """Plan the bits and group size of every layer; return None if bits and recipe are None.
 
     The options are those of ``choose_rule``. The group size is an upper limit: each layer gets the
-    largest allowed size that fits its shape. If there is none, the layer stays float. An
-    example is the first layer of ``gen_aligner``, whose input has a width of 8.
+    largest allowed size that fits its shape. If there is none, the layer stays float. An example is
+    the first layer of ``gen_aligner``, whose input has a width of 8.
 
     Raises:
         OptionError: an option is invalid, both bits and recipe are set, or no layer of the model

@@ -217,7 +217,7 @@ def _refuse_pointer(path: Path) -> None:
     """Refuse a Git LFS pointer in place of a weight file.
 
     Raises:
-        CheckpointError: the file is one.
+        CheckpointError: the file is a pointer.
     """
     try:
         with open_regular(path) as file:

@@ -145,7 +145,10 @@ def _find_place(
 
 
 def _local_source(found: ModelName, folder: Path) -> Source:
-    """Return the source in a folder on this machine. Log the folder if its name is not shown."""
+    """Return the source in a folder on this machine.
+
+    The folder is logged if the model is shown under another name than the folder's.
+    """
     if found.shown != folder.resolve().name:
         _LOG.info("%s is taken from %s", found.shown, folder)
     return Source(folder, found.shown, found.revision or "")
