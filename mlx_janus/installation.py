@@ -91,9 +91,9 @@ def _installer() -> _Installer:
     prefix = Path(sys.prefix)
     python = shlex.quote(sys.executable)
     uv_here = f"uv pip install --python {python}"
-    if (prefix / "uv-receipt.toml").is_file():
+    if (prefix / "uv-receipt.toml").is_file():  # an environment of ``uv tool``
         return _Installer("uv tool install --force", uv_here)
-    if (prefix / "pipx_metadata.json").is_file():
+    if (prefix / "pipx_metadata.json").is_file():  # an environment of pipx
         return _Installer("pipx install --force", f"pipx inject {_NAME}")
     if _installed_by_uv():
         # Without --python, uv installs into the active environment.

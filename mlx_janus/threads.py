@@ -115,17 +115,15 @@ class Call:
 
         self.check()
         self._requests.put(request)
-        error = self._take_while_awaited(errors)
+        error = self._wait_for_error(errors)
         if error is not None:
             raise error
 
-    def _take_while_awaited(
-        self, errors: SimpleQueue[BaseException | None]
-    ) -> BaseException | None:
-        """Wait for an item of a queue, while a caller waits for this call.
+    def _wait_for_error(self, errors: SimpleQueue[BaseException | None]) -> BaseException | None:
+        """Return the error, or None, that the caller's thread puts into a queue.
 
         Raises:
-            Abandoned: nobody waits for this call any more.
+            Abandoned: the caller has stopped waiting for this call.
         """
         while True:
             self.check()

@@ -61,11 +61,11 @@ def image_data(file: BinaryIO, name: str, with_text: bool = False) -> BinaryIO:
 
 
 def open_jpeg(file: BinaryIO, max_pixels: int) -> Image.Image:
-    """Open a JPEG, at half its width and height if it has too many pixels only at full size.
+    """Open a JPEG, at half its width and height if it has too many pixels.
 
     The decoder makes the half-size image directly, so the full-size image never takes memory. A
     JPEG of several scans is opened at full size, because its decoder collects all scans at that
-    size first.
+    size first. So is a JPEG whose half size has too many pixels too. The caller refuses both.
 
     Args:
         file: a JPEG from ``image_data``.
@@ -80,6 +80,7 @@ def open_jpeg(file: BinaryIO, max_pixels: int) -> Image.Image:
     width, height = image.size
     half_pixels = math.ceil(width / 2) * math.ceil(height / 2)
     if half_pixels <= max_pixels < width * height and _has_one_scan(file):
+        # Asks for half the size. The decoder rounds the sides up.
         image.draft(None, (max(1, width // 2), max(1, height // 2)))
     return image
 
@@ -188,7 +189,10 @@ class _RangeFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position, and return it. ``offset`` counts from the place named by ``whence``."""
+        """Move to a position, and return it.
+
+        ``offset`` counts from the start, the present position or the end, as ``whence`` says.
+        """
         origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = max(0, origins[whence] + offset)
         return self._position
@@ -254,9 +258,9 @@ def _png_ranges(
         if len(header) < 8:
             return
         length, kind = struct.unpack(">I4s", header)
-        end = position + 12 + length  # 12: length, name and checksum
+        end = position + 12 + length  # 12: bytes of the length, the name and the checksum
         if kind == b"IHDR":  # 9 bytes of width, height and bit depth, and then the colour type
-            colour_type = file.read(10)[9:10][0] if length >= 10 else -1
+            colour_type = file.read(10)[9] if length >= 10 else -1
         is_wanted = kind in wanted_kinds and length <= _LARGEST_CHECKED
         if kind == b"tRNS":
             # For a colour type that is not in the table, any length is right.

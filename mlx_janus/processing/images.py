@@ -480,7 +480,8 @@ def _too_large(name: str, pixels: int, size: str = "") -> ImageError:
         size: its width and height; "": unknown, since PIL refused to open the image.
     """
     limit = MAX_PIXELS / 1e6
-    given = f"{pixels * _PIXEL_BYTES / 1e6:,.0f} MB when decoded ({size or f'{pixels:,} pixels'})"
+    size = size or f"{pixels:,} pixels"
+    given = f"{pixels * _PIXEL_BYTES / 1e6:,.0f} MB when decoded ({size})"
     allowed = f"{limit * _PIXEL_BYTES:g} MB ({limit:g} megapixels)"
     fix = f"make it smaller, or save it as a baseline JPEG, which may have {4 * limit:g} megapixels"
     return ImageError(f"{name} takes {given}, more than {allowed}: {fix}")

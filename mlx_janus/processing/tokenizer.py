@@ -100,8 +100,10 @@ class PromptTokenizer:
             no bytes (None). An id beyond the tokenizer's vocabulary has "" and no bytes.
         """
         token = self.tokenizer.id_to_token(int(token_id))
-        if token is None or token in self._special_spellings:
-            return token or "", None
+        if token is None:
+            return "", None
+        if token in self._special_spellings:
+            return token, None
         content = _token_bytes(token)
         return content.decode("utf-8", "replace"), content
 

@@ -110,14 +110,14 @@ def _flat(rule: Any, part: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _check_pattern(pattern: Any) -> None:
-    """Check that a search for a pattern takes a time that is bounded by the text.
+    """Check that searching a text for a pattern cannot take too long.
 
     A repeated group, as in ``(a+)+``, can match in exponentially many ways. Each further repeat in
     an alternative multiplies the time by the length of the text.
 
     Raises:
-        RuleError: the pattern has a repeated group, a reference to a group, or too many repeats; or
-            is too long or no pattern.
+        RuleError: the pattern has a repeated group, a reference to a group, or too many repeats; it
+            is too long; or it is not a pattern.
     """
     if isinstance(pattern, Mapping) and isinstance(pattern.get("String"), str):  # not a regex
         if not 0 < len(pattern["String"]) <= _MAX_PATTERN:
@@ -126,8 +126,8 @@ def _check_pattern(pattern: Any) -> None:
     regex = pattern.get("Regex") if isinstance(pattern, Mapping) else None
     if not isinstance(regex, str) or len(regex) > _MAX_PATTERN:
         raise RuleError("one of its patterns is no text, or a very long one")
-    without_backslashes = regex.replace(r"\\", "")  # removes escaped backslashes only
-    if _BACK_REFERENCE.search(without_backslashes):
+    # A digit after an escaped backslash is no reference, so remove escaped backslashes.
+    if _BACK_REFERENCE.search(regex.replace(r"\\", "")):
         raise RuleError(f"the pattern {_shown(regex)} refers to a group")
     # In the outline, every "(", "*" and "|" is an operator, since those in atoms are replaced.
     outline = _ATOM.sub("x", regex)

@@ -149,7 +149,8 @@ def check_smoke(janus: JanusPipeline, device: str, precision: str) -> Check:
         return Check(PART, "smoke test", device, precision, "fail", text)
     options = DrawOptions(temperature=0)
     prompt = text_rows(ids, janus.prompts.unconditional(ids), options)
-    stream = draw_tokens(janus.model, [prompt], [(0, 0)], options)
+    image = (0, 0)  # index of its prompt, and its seed
+    stream = draw_tokens(janus.model, [prompt], [image], options)
     found = [int(np.array(next(stream))[0, 0]) for _ in SMOKE_TOKENS]
     stream.close()  # type: ignore[attr-defined]
     differing = [i for i, token in enumerate(found) if token != SMOKE_TOKENS[i]]

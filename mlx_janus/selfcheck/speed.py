@@ -86,7 +86,8 @@ def measure(model: JanusModel, device: str) -> Speed:
     options = DrawOptions()
     times = []
     prompt = text_rows(ids, ids, options)
-    stream = draw_tokens(model, [prompt], [(0, 0)], options)
+    image = (0, 0)  # index of its prompt, and its seed
+    stream = draw_tokens(model, [prompt], [image], options)
     next(stream)  # reads the prompt
     for _ in range(min(positions - 1, _TIMED_STEPS)):
         started = time.perf_counter()
@@ -111,7 +112,8 @@ def _tokens_per_pass(model: JanusModel, ids: list[int]) -> float:
     tokens = 0
     options = DrawOptions()
     prompt = text_rows(ids, ids, options)
-    stream = draw_tokens(model, [prompt], [(0, 1)], options, window=8)
+    image = (0, 1)  # index of its prompt, and its seed
+    stream = draw_tokens(model, [prompt], [image], options, window=8)
     for accepted in itertools.islice(stream, _COUNTED_PASSES):
         passes += 1
         tokens += accepted.shape[1]
@@ -151,7 +153,7 @@ def speed_checks(speed: Speed, name: str) -> Iterator[Check]:
 
 
 def forecasts(speed: Speed, layers: int) -> Iterator[Check]:
-    """Yield the seconds an image and the memory of each published model, by precision.
+    """Yield forecasts for each published model: the seconds of an image, and the memory.
 
     Args:
         speed: the measured speeds.

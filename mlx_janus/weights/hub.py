@@ -225,8 +225,9 @@ def _fetch_file(model: HubModel, name: str) -> Path:
 def weight_names(model: HubModel) -> tuple[set[str], str | None]:
     """Return the names of a model's weight files, and the name of their index.
 
-    The index is downloaded, because it lists the weight files. The second value is None if there is
-    no index: for a single weight file, and for shards without one.
+    The index is downloaded, because it lists the weight files. If one of these is missing, the
+    single weight file is taken instead. The second value is None for a single weight file, and for
+    shards without an index.
 
     Raises:
         CheckpointError: there are no weights, or the index is empty or lists a missing file.

@@ -225,7 +225,7 @@ def _with_ids(prompt: PromptConfig, folder: Path) -> tuple[PromptConfig, list[st
     fills the unconditional row of guidance.
 
     Returns:
-        The prompt facts, and notes for the user about ids that are not used.
+        The prompt facts, and notes for the user about doubtful ids.
 
     Raises:
         ConfigError: an id is not a whole number, or a file is malformed or missing.
@@ -246,8 +246,8 @@ def _with_ids(prompt: PromptConfig, folder: Path) -> tuple[PromptConfig, list[st
 def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> list[str]:
     """Return notes for the user about doubtful token ids.
 
-    An id is doubtful if the tokenizer has another id for this token, or if it ends answers but is
-    not a control token's.
+    An id that a file gives to a control token is doubtful if the tokenizer has another id for this
+    token. An id that ends answers is doubtful if it is not a control token's.
 
     Args:
         folder: the model folder, in transformers' layout.

@@ -255,11 +255,11 @@ class _Machine:
     def remember(self, index: int) -> None:
         """Store the last item of the stack in the memo, under an index.
 
-        Memos are numbered 0, 1, 2 and so on, so an honest index is at most the number of
-        instructions so far.
+        The items of a memo are numbered 0, 1, 2 and so on, so an honest index is at most the number
+        of instructions so far.
 
         Raises:
-            RefusedError: the index is higher.
+            RefusedError: the index is higher than this number.
             IndexError: the stack is empty.
         """
         if index > self.instruction_count:

@@ -74,13 +74,15 @@ def _has_all_numbers(numbers: Collection[int], count: int) -> bool:
 
 
 def _first_missing(suffix: str, stem: str, count: str, shards: dict[int, str]) -> str:
-    """Return the name of the first missing shard of a set, with its number's digits as in others.
+    """Return the name of the first missing shard of a set, which has one.
 
     Args:
         suffix: "safetensors" or "bin".
         stem: the part of the names before the numbers.
-        count: the number of shards, as in the names.
+        count: the number of shards, as in the names: its digits include leading zeros.
         shards: names of the present shards by number.
     """
-    missing = next(number for number in range(1, len(shards) + 2) if number not in shards)
-    return f"{stem}-{missing:0{len(count)}d}-of-{count}.{suffix}"
+    candidates = range(1, len(shards) + 2)
+    missing = next(number for number in candidates if number not in shards)
+    number = str(missing).zfill(len(count))
+    return f"{stem}-{number}-of-{count}.{suffix}"
