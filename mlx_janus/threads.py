@@ -245,7 +245,7 @@ def _end_all_threads() -> None:
 
 
 def check_usable() -> None:
-    """Check that models can be used: not while the program ends, nor in some forked processes.
+    """Check that this process can use models.
 
     Raises:
         JanusError: the program is ending, or this process was forked after MLX was used.
@@ -284,7 +284,7 @@ def compute(function: Callable[[Report], T], progress: Report | None = None) -> 
         return function(progress or (lambda *_: None))
 
     def report(stage: str, done: int, total: int) -> None:
-        """Call ``progress`` in the waiting thread; raise ``Abandoned`` if it does not wait."""
+        """Call ``progress`` in the thread that waits; raise ``Abandoned`` if none waits."""
         call.check()
         if progress is not None:
             call.in_caller(lambda: progress(stage, done, total))

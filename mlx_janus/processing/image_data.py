@@ -103,7 +103,7 @@ def _has_one_scan(file: BinaryIO) -> bool:
         file: a JPEG whose header PIL has read.
     """
     position = 2  # after the start marker
-    components = 0  # colours of a sequential JPEG; 0: none so far
+    components = 0  # number of colours in a sequential frame; 0: no such frame so far
     while True:
         file.seek(position)
         header = file.read(10)

@@ -371,7 +371,7 @@ def _too_large_error(url: str, limits: _Limits) -> ImageError:
 def _to_image_error(error: Exception, url: str, limits: _Limits) -> Exception:
     """Return the ImageError for an exception of a download.
 
-    An exception that is not of a failed download, but of a bug, is returned unchanged.
+    An exception that no failed download raises comes from a bug. It is returned unchanged.
     """
     if isinstance(error, ImageError):
         return error

@@ -110,12 +110,12 @@ def compare_with_cpu(janus: JanusPipeline, device: str, precision: str) -> Itera
         """Return the image logits of the first positions of a prompt."""
         return model.image_logits(model.hidden_states(model.embed_text(ids)))
 
-    typed = _compared_bound(model.dtype)
-    codec = Bound(_CODEC_BOUND, 10 * _CODEC_BOUND, "float32; 10 times as much may be TF32")
+    network_bound = _compared_bound(model.dtype)
+    codec_bound = Bound(_CODEC_BOUND, 10 * _CODEC_BOUND, "float32; 10 times as much may be TF32")
     networks: dict[str, tuple[Callable[[], mx.array], Bound]] = {
-        "vision encoder and the CPU's": (lambda: model.understand(pixels), typed),
-        "image logits and the CPU's": (image_logits, typed),
-        "codec decoder and the CPU's": (lambda: model.decode_image_tokens(codes), codec),
+        "vision encoder and the CPU's": (lambda: model.understand(pixels), network_bound),
+        "image logits and the CPU's": (image_logits, network_bound),
+        "codec decoder and the CPU's": (lambda: model.decode_image_tokens(codes), codec_bound),
     }
     for about, (compute, bound) in networks.items():
         with on_device(device):

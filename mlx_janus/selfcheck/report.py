@@ -36,9 +36,9 @@ def summary(checks: Sequence[Check]) -> str:
 
 
 def facts(check: Check) -> dict[str, Any]:
-    """Return a check for JSON. A deviation that is not finite is null, as JSON has no such number.
+    """Return the fields of a check, as values for JSON.
 
-    The keys are the fields of ``Check``.
+    A deviation that is not finite becomes None, since JSON has no such number.
     """
     values = dataclasses.asdict(check)
     deviation = check.deviation

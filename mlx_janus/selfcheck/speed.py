@@ -97,12 +97,12 @@ def measure(model: JanusModel, device: str) -> Speed:
     mx.synchronize()
     passes = time_passes(model, options.rows)
     return Speed(
-        device,
-        measure_bandwidth(device),
-        float(np.median(times)),
-        step_bytes,
-        passes,
-        _tokens_per_pass(model, ids),
+        device=device,
+        bandwidth=measure_bandwidth(device),
+        step=float(np.median(times)),
+        step_bytes=step_bytes,
+        passes=passes,
+        tokens_per_pass=_tokens_per_pass(model, ids),
     )
 
 

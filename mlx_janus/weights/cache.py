@@ -305,14 +305,14 @@ def _read_conversion(folder: Path) -> ModelEntry:
         # converted from. Sources that use the conversion have records, except in old releases.
         _, stamp = read_safetensors_header(weight_files(folder)[0])
         records = records_of(folder)
-        last_used = records[0] if records else {"name": stamp.get("source"), **stamp}
+        last_record = records[0] if records else {"name": stamp.get("source"), **stamp}
         names = [str(record.get(key)) for record in records for key in ("source", "name")]
         return replace(
             unreadable,
             state="converted",
             config=config,
-            source=str(last_used.get("name") or folder.name),
-            revision=str(last_used.get("revision", "")),
+            source=str(last_record.get("name") or folder.name),
+            revision=str(last_record.get("revision", "")),
             used=(folder / "config.json").stat().st_mtime,  # loading a model sets this time
             names=(*names, stamp.get("source", "")),
         )

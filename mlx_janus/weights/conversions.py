@@ -67,7 +67,8 @@ class SourceState:
     def slot(self) -> str:
         """Hash of the source's name and the precision. It stays when the source's content changes.
 
-        If several conversions have a record with this slot, the source uses the newest record's.
+        If several conversions have a record with this slot, the source uses the conversion with the
+        newest one.
         """
         return _digest([self.source, self.branch, self._precision])
 
@@ -130,6 +131,7 @@ def conversion_folders() -> Iterator[Path]:
     except OSError:  # the cache does not exist
         return
     for folder in folders:
+        # The pattern also fits hidden folders, which are unfinished conversions.
         name_fits = CONVERSION_NAME.fullmatch(folder.name) and not folder.name.startswith(".")
         if name_fits and folder.is_dir() and not folder.is_symlink():
             yield folder

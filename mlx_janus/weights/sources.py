@@ -285,10 +285,11 @@ def _reuse_earlier_commit(
 ) -> Path | None:
     """Return a conversion that reuses the weights of an earlier commit of a model.
 
-    It is None if no candidate has the weights of this commit.
-
     The Hub gives the hashes of large files, so equal weights are found without a download. If a new
     commit changes only the tokenizer, only the small files are downloaded.
+
+    Returns:
+        None if no candidate has the weights of this commit.
 
     Raises:
         JanusError: as for ``find_source`` and ``convert_checkpoint``.
@@ -299,8 +300,8 @@ def _reuse_earlier_commit(
     hashes = tuple(sorted(model.hashes.get(name, "") for name in names))
     if all(candidate.source_hashes != hashes for candidate in candidates):
         return None
-    # Weights in the Hub's cache are only linked to this commit. Others are not needed, because the
-    # earlier conversion has them.
+    # If the Hub's cache has the weights, ``fetch`` only links them to this commit. Otherwise they
+    # are not downloaded, because the earlier conversion has them.
     has_weights = hub.has_blobs(model, names)
     fetch_files = hub.fetch if has_weights else hub.fetch_small_files
     source = Source(fetch_files(model), model.repo_id, model.revision)

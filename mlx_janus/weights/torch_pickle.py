@@ -110,7 +110,8 @@ def quote(value: object) -> str:
 
     For a value that is not text, return the name of its type.
     """
-    # Cut a long text before quoting it. More than 80 characters remain, so that "..." is added.
+    # Cut a long text before quoting it. With its quotation marks, the rest has more than 80
+    # characters, so that "..." is added.
     text = repr(value[:81]) if isinstance(value, str) else type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -57,9 +57,9 @@ def _check_hashes(
 ) -> None:
     """Check by hashes that the weight files have not changed since the conversion read them.
 
-    A file may have been renamed. The hashes of the config and the tokenizer are not compared, since
-    a conversion in the cache may have the weights of an earlier one. ``_verify`` compares their
-    content.
+    A file may have been renamed. The hashes of the config and the tokenizer are not compared: a
+    conversion in the cache may have the weight files of another one, with the hashes of that one's
+    config and tokenizer. ``_verify`` compares their content.
 
     Raises:
         CheckpointError: a file has changed or is new, or the stamp has no hashes.

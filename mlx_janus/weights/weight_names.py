@@ -61,6 +61,7 @@ def shards_without_index(names: Iterable[str]) -> list[str]:
             return complete[0]
     if not sets:
         return []
+    # No set is complete. Report the first one.
     (suffix, stem, count), shards = next(iter(sets.items()))
     raise CheckpointError(f"lacks {_first_missing(suffix, stem, count, shards)}")
 
@@ -79,7 +80,7 @@ def _first_missing(suffix: str, stem: str, count: str, shards: dict[int, str]) -
     Args:
         suffix: "safetensors" or "bin".
         stem: the part of the names before the numbers.
-        count: the number of shards, as in the names: its digits include leading zeros.
+        count: the number of shards, with the leading zeros that it has in the names.
         shards: names of the present shards by number.
     """
     candidates = range(1, len(shards) + 2)
