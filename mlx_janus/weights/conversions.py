@@ -213,6 +213,7 @@ def superseded_folders(folders: Iterable[Path]) -> set[Path]:
         if times and all(newest[name] > time for name, time in times.items())
     }
     kept = {_content(folder) for folder in records if records[folder] and folder not in superseded}
+    # Of conversions that have no records and equal content, the first is kept.
     for folder, times in records.items():
         if not times:
             content = _content(folder)
@@ -257,11 +258,11 @@ class CachedWeights:
 
 
 def conversions_like(config: JanusConfig) -> list[CachedWeights]:
-    """Return the conversions in the cache that can have the same weights as ``config`` gives.
+    """Return the conversions in the cache whose config gives the same weights as ``config``.
 
-    They have the same weights if their source files are equal too. The caller compares the hashes
-    of these. ``dtype`` is not compared, because weights keep the types of their source. Conversions
-    that cast weights to one type are left out.
+    The weights are equal only if the source files are equal too. The caller compares the hashes of
+    these files. ``dtype`` is not compared, because weights keep the types of their source.
+    Conversions that cast weights to one type are left out.
     """
     found = []
     for folder in conversion_folders():
@@ -358,7 +359,9 @@ def _link_conversion(
         OutputError: the folder cannot be written.
     """
     weights = find_weights(donor.folder)
-    files = [*weights.files, *([weights.index] if weights.index else [])]
+    files = list(weights.files)
+    if weights.index:
+        files.append(weights.index)
     with atomic_folder(source.folder, overwrite=False) as folder:
         try:
             for file in files:

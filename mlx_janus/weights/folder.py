@@ -168,7 +168,9 @@ def make_stamp(
         "dtype": dtype or "",
         "source_sha256": json.dumps(dict(hashes), sort_keys=True),
     }
-    return stamp | ({"roles": roles} if roles else {})
+    if roles:
+        stamp["roles"] = roles
+    return stamp
 
 
 def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:

@@ -106,10 +106,12 @@ def fetch(model: HubModel) -> Path:
         OutputError: the disk is full, or the cache cannot be written.
     """
     weights, index = weight_names(model)
-    wanted = sorted(weights | _small_files(model) | ({index} if index else set()))
+    wanted = weights | _small_files(model)
+    if index:
+        wanted.add(index)
     if not model.cached:
-        _check_disk(model, wanted)
-    folder = _fetch_files(model, wanted)
+        _check_disk(model, sorted(wanted))
+    folder = _fetch_files(model, sorted(wanted))
     record_branch(model)
     return folder
 

@@ -22,8 +22,8 @@ from .quantize import choose_rule, plan_by_rule, quantize_model
 def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
     """Choose the type of the float weights in memory.
 
-    If ``dtype`` is None, the type is the config's; on a CPU it is float32, since half precision is
-    slow there.
+    If ``dtype`` is None, the type is float32 on a CPU, since half precision is slow there, and the
+    config's on a GPU.
 
     Raises:
         OptionError: ``dtype`` is not float32, bfloat16 or float16.

@@ -67,7 +67,8 @@ def refuse_others(
 def notes_on_others(data: Mapping[str, Any], key: str, used: Any, file: str) -> list[str]:
     """Return a note for the user if an option contradicts the value that is used.
 
-    The reference would fail with another value of such an option, so it is taken for a mistake.
+    The reference would fail with another value of such an option. So another value is taken for a
+    mistake.
 
     Args:
         data: the object that may have the option; null counts as absent.
