@@ -91,7 +91,7 @@ class Call:
         """Check that a caller waits for this call.
 
         Raises:
-            Abandoned: nobody waits.
+            Abandoned: the caller has stopped waiting, or the program ends.
         """
         if self.abandoned:
             raise Abandoned

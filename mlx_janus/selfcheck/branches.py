@@ -196,7 +196,10 @@ def _start_measuring() -> int:
 
 
 def _compare_memory(about: str, device: str, peak: int, estimate: int) -> Check:
-    """Return the check of a measured peak, in bytes. It warns if the peak is above the estimate."""
+    """Return the check of a measured peak of memory.
+
+    It warns if the peak is above ``_MEMORY_MARGIN`` times the estimate. Both are in bytes.
+    """
     status: Status = "ok" if peak <= _MEMORY_MARGIN * estimate else "warn"
     text = f"peak {peak / 1e6:.1f} MB, estimated {estimate / 1e6:.1f} MB"
     return Check(PART, about, device, "", status, text)

@@ -219,7 +219,7 @@ class ConversionPlan:
     def converted_bytes(self, tensor: PlannedTensor) -> int:
         """Return the bytes of the arrays into which ``convert`` turns a parameter."""
         dtype: str = self.dtype or tensor.dtype
-        if keeps_type(self.config, tensor.name):
+        if keeps_type(self.config, tensor.name):  # not cast to ``self.dtype``
             dtype = tensor.dtype
         float_bits = 32 if dtype == "float32" else 16  # bfloat16 or float16
         layer = self._quantized_layers.get(tensor.name.removesuffix(".weight"))

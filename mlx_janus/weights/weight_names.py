@@ -68,7 +68,8 @@ def shards_without_index(names: Iterable[str]) -> list[str]:
 
 def _has_all_numbers(numbers: Collection[int], count: int) -> bool:
     """Return whether a set of shards has all its numbers, counted from 0 or from 1."""
-    if len(numbers) < count or count == 0:  # also keeps the ranges below short
+    # A name may have a huge count. The first condition keeps the ranges below short.
+    if len(numbers) < count or count == 0:
         return False
     present = set(numbers)
     return present >= set(range(1, count + 1)) or present >= set(range(count))
