@@ -64,8 +64,8 @@ def open_jpeg(file: BinaryIO, max_pixels: int) -> Image.Image:
     """Open a JPEG, at half its width and height if it has too many pixels.
 
     The decoder makes the half-size image directly, so the full-size image never takes memory. A
-    JPEG of several scans is opened at full size, because its decoder collects all scans at that
-    size first. So is a JPEG whose half size has too many pixels too. The caller refuses both.
+    JPEG keeps its size if half of it is too large as well, or if it has several scans, because the
+    decoder collects all scans at full size first. The caller then refuses the image.
 
     Args:
         file: a JPEG from ``image_data``.

@@ -129,7 +129,7 @@ def compare_with_cpu(janus: JanusPipeline, device: str, precision: str) -> Itera
 def _compared_bound(dtype: mx.Dtype) -> Bound:
     """Return the bound of a network in a float type, between two devices.
 
-    They round differently in every layer.
+    The devices round differently in every layer.
     """
     name = str(dtype).removeprefix("mlx.core.")
     bound = float_bound(name, "gpu")  # type: ignore[arg-type]

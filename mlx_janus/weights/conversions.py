@@ -131,7 +131,7 @@ def conversion_folders() -> Iterator[Path]:
     except OSError:  # the cache does not exist
         return
     for folder in folders:
-        # The pattern also fits hidden folders, which are unfinished conversions.
+        # A hidden folder is never a complete conversion.
         name_fits = CONVERSION_NAME.fullmatch(folder.name) and not folder.name.startswith(".")
         if name_fits and folder.is_dir() and not folder.is_symlink():
             yield folder

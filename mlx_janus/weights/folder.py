@@ -109,7 +109,7 @@ def _load_lazily(path: Path) -> dict[str, mx.array]:
         raise CheckpointError(
             f"{path} cannot be read by MLX ({reason}): convert the original folder again"
         ) from None
-    assert isinstance(arrays, dict)  # as for every safetensors file
+    assert isinstance(arrays, dict)  # MLX returns a dict for a safetensors file
     return arrays
 
 
@@ -176,7 +176,7 @@ def make_stamp(
 def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
     """Hash the weights, config and tokenizer of a PyTorch model folder.
 
-    The checksums inside ``.bin`` files are compared on the way.
+    The content of each entry of a ``.bin`` file is compared with its checksum.
 
     Returns:
         The hexadecimal SHA-256 of each file, by file name.
