@@ -195,7 +195,7 @@ def _answer_in_windows(
             yield token
             if len(answer) == options.max_tokens:
                 return
-        # A pass chooses one token more than it reads draft tokens.
+        # A pass chooses one token more than it has draft tokens: draft one less than may follow.
         draft = draft_tokens(known_ids, min(options.lookup, options.max_tokens - len(answer) - 1))
         newest_and_draft = model.embed_text(mx.array([[known_ids[-1], *draft]]))
         hidden = model.hidden_states(newest_and_draft, cache)[0]

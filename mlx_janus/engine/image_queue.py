@@ -113,7 +113,7 @@ class ImageScheduler:
         # Fewer images may start than would fit, because running images count twice: their memory is
         # not free, and their number is subtracted from ``fitting`` below.
         fitting = images_that_fit(self._janus, image_bytes, answer_bytes)
-        if not running_count:  # start one image without a memory check, or it might wait for ever
+        if not running_count:  # start one image in any case, since no other image will free memory
             fitting = max(fitting, 1)
         places = min(MAX_RUNNING_IMAGES, fitting) - running_count
         new_images: Counter[ImageTask] = Counter()  # number of images to start, by request
@@ -252,7 +252,8 @@ class ImageScheduler:
     def _end_tasks_with_lost_images(self, error: BaseException) -> None:
         """End the requests whose running images were lost when the batch failed with ``error``.
 
-        A request without running images continues. Its other images wait to be started or decoded.
+        A request without running images has lost none, so it continues: its images wait to be
+        started or decoded.
         """
         remaining = set(self._batch.jobs)
         for task in list(self.running):
