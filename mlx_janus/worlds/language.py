@@ -310,7 +310,7 @@ def absent_names(present: Collection[Name]) -> list[Name]:
 
 
 def near_misses(names: Iterable[Name], present: Collection[Name]) -> list[Name]:
-    """Select the names (shape, colour) that differ from a present one in exactly one of both."""
+    """Select the names that differ from a present one only in shape, or only in colour."""
 
     def is_near_miss(name: Name) -> bool:
         shape, colour = name
@@ -500,7 +500,7 @@ LOOKUPS = {
     "content": 0.15,
     "description": 0.14,
 }
-"""Shares of topics to begin training with: to answer, most questions need only one thing."""
+"""Shares of topics to begin training with: most questions are about one thing of the scene."""
 SHARES = {
     "existence": 0.27,
     "colour": 0.16,
