@@ -160,7 +160,7 @@ def _answer_one_by_one(
     )
     for token, _ in steps:
         if options.logprobs:
-            yield from scores.popleft().read()
+            yield from scores.popleft().read()  # a list of this token only
         else:
             yield AnswerToken(int(token))
 

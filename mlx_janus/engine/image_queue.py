@@ -155,7 +155,8 @@ class ImageScheduler:
     def step(self) -> None:
         """Advance every running image by a step, then decode one finished image or one preview.
 
-        The loops only queue the finished images and the previews. ``_decode_one`` decodes one.
+        The loops only queue the finished images and the previews. ``_decode_one`` decodes one of
+        them.
 
         If the step fails, all requests with a running image end with the error.
         """
