@@ -221,7 +221,7 @@ def _image_sources(path: str) -> list[str]:
     from ..processing.file_names import local_path
     from .inputs import is_file
 
-    if not is_file(path):
+    if not is_file(path):  # an https address, or "-" for stdin
         return [path]
     path = local_path(path)
     if Path(path).is_dir():

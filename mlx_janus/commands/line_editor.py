@@ -290,8 +290,8 @@ def split_new_path(command: str, text: str) -> str:
 def dropped_files(line: str) -> list[str]:
     """Return the files of a line that has only full paths of existing files; [] for other lines.
 
-    If the user drops files on a terminal, it types their full paths, with quotes or backslashes,
-    or their file:// addresses.
+    If the user drops files on a terminal, the terminal types their full paths, with quotes or
+    backslashes, or their file:// addresses.
     """
     if not line.lstrip("'\"").startswith(_FULL_PATHS):
         return []

@@ -35,8 +35,8 @@ def can_show() -> bool:
 class TerminalPreview:
     """Previews of the images that one run generates.
 
-    Several images are shown side by side, but finished images without the unfinished ones. Each
-    preview replaces the one before, until ``keep`` is called.
+    A preview shows images side by side: either finished images or unfinished ones. It replaces the
+    preview before it, unless ``keep`` was called between them.
 
     The first object of this class asks the terminal for its capabilities and waits for the answer.
     Keys typed during that wait may be lost.

@@ -149,7 +149,7 @@ def import_mlx() -> None:
     """
     if "mlx.core" in sys.modules or threading.current_thread() is not threading.main_thread():
         return
-    received: list[int] = []
+    received: list[int] = []  # signals to raise after the import
     old_handlers = {}  # by signal
     for delayed in (signal.SIGINT, signal.SIGTERM):
         old_handlers[delayed] = signal.signal(delayed, lambda number, _: received.append(number))
