@@ -168,6 +168,7 @@ class _LimitedProtocol(H11Protocol):
 
     @property
     def _is_making_reply(self) -> bool:
+        """Whether a reply has not ended. ``cycle`` is uvicorn's last request with its reply."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
@@ -177,8 +178,7 @@ class _LimitedProtocol(H11Protocol):
 
     def _update_timer(self) -> None:
         """Run the timer while the server waits for the client, and only then."""
-        # ``cycle`` is the last request with its reply. A transport that is closing still waits for
-        # the client to read the remaining bytes.
+        # A transport that is closing still waits for the client to read the remaining bytes.
         client_must_read = self.flow.write_paused or self.transport.is_closing()
         if self._is_making_reply and not client_must_read:
             self._stop_timer()  # the client waits for the server, whose time is not limited
@@ -191,7 +191,7 @@ class _LimitedProtocol(H11Protocol):
         self._timer = self.loop.call_later(self.client_seconds, self._on_timeout)
 
     def _on_timeout(self) -> None:
-        """Close the connection, unless the client has read some of the reply in the meantime."""
+        """Close the connection, unless the client has read some bytes since the timer's start."""
         if self.transport.get_write_buffer_size() < self._unsent:
             self._start_timer()
         else:

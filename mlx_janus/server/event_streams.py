@@ -53,7 +53,7 @@ async def collect_events(
         ticket: the request in the engine.
         request: the client's request, whose body has been read.
         record: called with each event.
-        param: the field of the body that an error reply names.
+        param: a field of the body. The error names it if the engine refuses a prompt or an option.
 
     Raises:
         APIError: the request fails, or the client leaves.
