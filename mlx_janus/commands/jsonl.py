@@ -85,6 +85,7 @@ class JsonLines:
             file = self.path.open("ab", buffering=0)
 
         def write(record: Mapping[str, Any]) -> None:
+            """Append a record."""
             line = _encode(record)
             with self._as_output_errors():
                 while line:  # an almost full disk writes only a part at first, and then fails

@@ -29,7 +29,7 @@ def can_show() -> bool:
     on_terminal = sys.stdout is not None and sys.stdout.isatty()  # stdout is None if closed
     if no_colours or not on_terminal:
         return False
-    return (sys.stdout.encoding or "").lower().startswith("utf")  # these have block characters
+    return (sys.stdout.encoding or "").lower().startswith("utf")  # Unicode has block characters
 
 
 class TerminalPreview:
@@ -68,7 +68,7 @@ class TerminalPreview:
         A preview is expected to take as long as the last one. The first one is due after an eighth
         of the steps.
         """
-        if not self._last_seconds:
+        if not self._last_seconds:  # no preview yet
             return step.index >= step.total // 8
         drawing_seconds = time.monotonic() - self._started
         return self._total_seconds + self._last_seconds <= SHARE * drawing_seconds

@@ -201,12 +201,10 @@ class ImageScheduler:
             self.drop([pending.task], error)
 
     def _make_pending_image(self, task: ImageTask, index: int, canvas: Canvas) -> _PendingDecode:
-        """Return a queue item that decodes the request's finished image ``index``.
-
-        Decoding the last image of a request ends the request.
-        """
+        """Return a queue item that decodes the request's finished image ``index``."""
 
         def decode() -> None:
+            """Decode the image and send it. End the request if all its images are finished."""
             image = canvas.finish()
             task.finished_images += 1
             task.ticket.add_event(Drawn(index, image, prompt_tokens=len(task.ids)))

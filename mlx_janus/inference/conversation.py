@@ -621,7 +621,7 @@ def _exchanges(messages: Sequence[Message]) -> list[Exchange]:
     Drawings are left out, because the question after a drawing includes its images.
     """
     texts = [message for message in messages if message.role != "drawing"]
-    questions = texts[::2]
+    questions = texts[::2]  # questions and answers alternate
     answers = texts[1::2]
     return list(zip(questions, answers, strict=True))
 

@@ -86,6 +86,7 @@ def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
     last_warning = float("-inf")  # the loop's time in seconds
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log a warning about a failed accept(); handle any other error as asyncio does."""
         nonlocal last_warning
         error = context.get("exception")
         # asyncio reports a failed accept() with the listening socket.
@@ -118,10 +119,11 @@ class _LimitedProtocol(H11Protocol):
         if len(self.connections) > self.max_connections:
             others: Any = self.connections - {self}  # all are of this class
             idle = [other for other in others if other._is_idle]
-            if not idle:
+            if not idle:  # all others are in use: close this one
                 transport.abort()
                 return
-            # A program that opens connections and sends nothing must not lock others out.
+            # Close the connection that has been idle longest, so that a program that opens
+            # connections and sends nothing does not lock others out.
             longest_idle = min(idle, key=lambda other: other._waiting_since)
             longest_idle.transport.abort()
         tcp_socket = transport.get_extra_info("socket")
@@ -215,6 +217,7 @@ class StopSignals:
         self.arrived = asyncio.Event()  # set by the first signal
 
     def __enter__(self) -> StopSignals:
+        """Replace the handlers of both signals until the end of the context."""
         self._loop = asyncio.get_running_loop()
         self._previous_handlers = {
             number: signal.signal(number, self._handle)

@@ -60,6 +60,7 @@ async def collect_events(
     """
 
     async def collect() -> list[Event]:
+        """Wait for the end of the events; record and return them."""
         events = []
         async for event in ticket:
             record(event)
