@@ -100,7 +100,7 @@ def main(paths: tuple[str, ...], question: str, output: str | None, **options: A
         file = output_file(output, "captions.jsonl")
         captions = JsonLines(file, "captions", keys=("path", "prompt"))
         captioned = _captioned_images(captions, question)
-    # Every image on stdin has the path "-", so an earlier caption may be that of another image.
+    # Every image on stdin has the path "-", so an earlier caption may be of another image.
     missing = [image for image in images if image == STDIN or image not in captioned]
     skipped = len(images) - len(missing)
     if skipped:

@@ -41,7 +41,7 @@ class Finding:
 def diagnose() -> list[Finding]:
     """Check versions, package, device, memory, BLAS, disks, and the models and their roles.
 
-    If a check raises an exception, its finding describes the exception, and the others still run.
+    If a check raises an exception, its finding describes the exception. The other checks still run.
     """
     checks: dict[str, Callable[[], Finding]] = {
         "versions": _versions,

@@ -129,7 +129,7 @@ def check_template(template: str) -> None:
         raise OptionError("leads out of the folder: give a name in it")
     try:
         with_suffix(path)
-    except OutputError as error:
+    except OutputError as error:  # the suffix is of no image format
         raise OptionError(str(error)) from None
 
 

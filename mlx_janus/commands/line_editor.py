@@ -299,7 +299,7 @@ def dropped_files(line: str) -> list[str]:
         return [line]
     try:
         words = shlex.split(line)
-    except ValueError:
+    except ValueError:  # quotes do not match
         return []
     are_files = all(word.startswith(_FULL_PATHS) and is_file(word) for word in words)
     return words if are_files else []

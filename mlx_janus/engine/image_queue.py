@@ -119,7 +119,7 @@ class ImageScheduler:
         new_images: Counter[ImageTask] = Counter()  # number of images to start, by request
         for _ in range(places):
             remaining = [task for task in candidates if task.waiting_images > new_images[task]]
-            if not remaining:
+            if not remaining:  # every image has a place
                 break
             task = min(remaining, key=lambda task: len(task.running_jobs) + new_images[task])
             new_images[task] += 1

@@ -124,12 +124,12 @@ class TextScheduler:
         """
         first_reading = next((task for task in self.running if task.reading), None)
         for task in list(self.running):
-            if task.reading and task is not first_reading:
+            if task.reading and task is not first_reading:  # it waits until the first has been read
                 continue
             assert task.steps is not None
             try:
                 next(task.steps)
-            except StopIteration:
+            except StopIteration:  # all answers of the request are complete
                 self.drop([task])
             except Exception as error:
                 self.drop([task], error)

@@ -61,7 +61,7 @@ class _Worker:
             self.thread.call = None
             call = None
         for generator in list(self._generators):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # a failure must not keep the others open
                 generator.close()
         self._generators.clear()
 

@@ -105,7 +105,7 @@ def _add_answer(
     """
     text = _text(parts)
     images = _images(parts)
-    # An answer with only tool calls or images becomes no turn. An empty answer does.
+    # An answer with only tool calls or images becomes no turn. An entirely empty one becomes one.
     has_other_content = message.tool_calls or message.function_call or images
     if text or not has_other_content:
         conversation.turns.append(Turn("assistant", text))

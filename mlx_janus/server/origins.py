@@ -65,7 +65,7 @@ def _is_pattern(text: str) -> bool:
     if match["ipv6"] is not None:
         try:
             ipaddress.IPv6Address(match["ipv6"])
-        except ValueError:
+        except ValueError:  # the characters of an address, but no address
             return False
     return True
 
