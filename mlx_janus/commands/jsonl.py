@@ -117,7 +117,7 @@ class JsonLines:
         """Turn an OSError inside the context into an OutputError that names the file.
 
         Args:
-            failed: what failed, for the message: "written" gives "cannot be written".
+            failed: the verb of the message: "written" gives "cannot be written".
         """
         try:
             yield

@@ -314,7 +314,7 @@ def near_misses(names: Iterable[Name], present: Collection[Name]) -> list[Name]:
     """Select the names that differ from a present one only in shape, or only in colour."""
 
     def is_near_miss(name: Name) -> bool:
-        """Return whether a present name has either the same shape or the same colour."""
+        """Return whether a present name has the same shape or the same colour, but not both."""
         shape, colour = name
         for present_shape, present_colour in present:
             same_shape = shape == present_shape
