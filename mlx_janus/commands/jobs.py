@@ -125,7 +125,7 @@ class DrawJob:
 
 
 def edits(values: Mapping[str, Any]) -> bool:
-    """Return whether the options of ``generate`` change images: --image and --output do."""
+    """Return whether ``generate`` changes images: --image and --output, but not --text."""
     return bool(values["images"]) and values["output"] is not None and not values["text"]
 
 

@@ -152,7 +152,7 @@ def refuse_two_revisions(ctx: click.Context, param: click.Parameter, value: Any)
     values = {**ctx.params, param.name: value}
     name = values.get("model") or values.get("source")  # the source of ``convert``
     revision = values.get("revision")
-    if not name or not revision or Path(name).exists():
+    if not name or not revision or Path(name).exists():  # a path has no revision in its name
         return value
     try:
         _, revision_in_name = split_revision(name)

@@ -54,13 +54,14 @@ def stage_bars(unit: str) -> Iterator[Progress]:
     bar: Any = None
 
     def report(stage: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` units of a stage are done. A new stage gets a new bar."""
         nonlocal current_stage, bar
         if stage != current_stage:
             if bar is not None:
                 bar.close()
             current_stage = stage
             bar = progress_bar(stage, unit, total)
-        bar.update(done - bar.n)  # takes the increase since the last call
+        bar.update(done - bar.n)  # tqdm wants the increase, not the total
 
     try:
         yield report
@@ -99,7 +100,7 @@ def follow_drawing(
             images_done = n * step.index / step.total  # unfinished images count as fractions
             per_minute = 60 * images_done / (time.perf_counter() - started)
             bar.set_postfix_str(f"{per_minute:.2f} images/min", refresh=False)
-            bar.update(step.index - bar.n)  # takes the increase since the last call
+            bar.update(step.index - bar.n)  # tqdm wants the increase, not the total
             # Finished images are shown even if the previews have taken too much time already.
             if preview is not None and (step.images or preview.is_due(step)):
                 with tqdm.external_write_mode(file=sys.stderr):  # hides the bar during the preview

@@ -33,7 +33,7 @@ Task = Literal["encode", "answer", "draw", "decode", "tokenize"]
 them into pixels, and "tokenize" turns pixels into tokens, to change an image.
 """
 TASKS: tuple[Task, ...] = ("encode", "answer", "draw", "decode")
-"""The tasks of answering and generating images."""
+"""All tasks except "tokenize", which only changes of images need."""
 
 
 _TRAINED_FOR_EDITING = re.compile(r"janus[-_. ]?4o(?![a-z0-9])", re.IGNORECASE)
@@ -143,8 +143,8 @@ class LoadedModel:
     def trained_for_editing(self) -> bool:
         """Whether the model was trained to change images, as Janus-4o was.
 
-        The files of Janus-4o are those of a Janus-Pro. So the name decides: the model's own, or
-        that of the model it was converted from.
+        The files of Janus-4o look like those of a Janus-Pro, so the name decides: the model's own,
+        or the name of the model that it was converted from.
         """
         return any(_TRAINED_FOR_EDITING.search(name) for name in (self.name, self._source))
 
