@@ -14,11 +14,12 @@ from .config import check_roles
 from .decode.text_options import SamplingArguments
 from .errors import OptionError
 from .inference.conversation import Conversation
-from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
+from .inference.image_generation import Seed, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
 from .inference.pathway import InputImages
 from .inference.pathways import pathway_of
+from .inference.reasoning import reasoned_steps
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .inference.scoring import AnswerScore, score_answers
 from .inference.text_generation import (
@@ -34,6 +35,7 @@ from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn, marked_question
 from .threads import check_usable
 from .weights.addresses import NO_MODEL
+from .weights.folder import read_stamp
 from .weights.load import WeightFiles, load_model
 from .weights.names import TINY, understand_name
 from .weights.sources import find_converted
@@ -120,7 +122,8 @@ def _make_pipeline(
         folder, model.config.prompt, image_tokens=model.config.understanding.tokens
     )
     files = WeightFiles.of(folder) if low_memory else None
-    return JanusPipeline(model, prompts, name=name, roles=roles, files=files)
+    source = read_stamp(folder).get("source", "")
+    return JanusPipeline(model, prompts, name=name, roles=roles, files=files, source=source)
 
 
 def _use_tiny(revision: str | None) -> Path:
@@ -357,6 +360,8 @@ class JanusPipeline(LoadedModel):
         window: int | None = None,
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
+        plan: bool | str | None = None,
+        reflect: int = 0,
     ) -> list[GeneratedImage]:
         """Generate ``n`` images of each prompt, or change given images as it says.
 
@@ -368,12 +373,16 @@ class JanusPipeline(LoadedModel):
             seed: seed of each prompt's first image; each further image has the next higher one.
                 None or -1: a random seed. A list has one seed for each prompt.
             cfg_weight: weight of classifier-free guidance, 1 for none; None: the model's own.
-            temperature: randomness of sampling; None: the model's own.
+            temperature: randomness of sampling, of plans and judgements too; None: the model's own.
             top_p: nucleus sampling, as in ``generate_text``.
             exact: generate each image alone and token by token, for reproducible rounding.
             window: positions that one pass reads; None: the fastest by a stored timing.
             images: an image or several to change. Janus-4o was trained for it, others were not.
             cfg_weight2: weight of the prompt against the details of ``images``; None: 5.
+            plan: whether the model first writes a plan for each image, and draws by it. T2I-R1 was
+                trained for it; None: if the model is T2I-R1. A text is the plan itself.
+            reflect: how often the model judges an image and draws it again if it does not match the
+                prompt, at most. Janus-Pro-R1 was trained for it.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.
@@ -391,6 +400,8 @@ class JanusPipeline(LoadedModel):
             window=window,
             images=images,
             cfg_weight2=cfg_weight2,
+            plan=plan,
+            reflect=reflect,
         )
         generated = [image for step in steps for image in step.images]
         return sort_by_prompt(generated, as_strings("prompt", prompt))
@@ -408,6 +419,8 @@ class JanusPipeline(LoadedModel):
         window: int | None = None,
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
+        plan: bool | str | None = None,
+        reflect: int = 0,
     ) -> ThreadStream[ImageStep]:
         """Generate images and stream the steps, with previews.
 
@@ -416,7 +429,8 @@ class JanusPipeline(LoadedModel):
         tokens are generated first.
 
         Returns:
-            An iterator over steps; a finished image is in the ``images`` of its last step.
+            An iterator over steps; a finished image is in the ``images`` of its last step. Steps
+            that write a plan or a judgement have its next piece in ``text``.
         """
         choices = {
             "cfg_weight": cfg_weight,
@@ -432,4 +446,5 @@ class JanusPipeline(LoadedModel):
             pixels = [preprocess(open_image(image), self.config.image) for image in sources]
             inputs = InputImages(tuple(pixels))
         jobs = image_jobs(self, prompt, n, seed, choices, inputs)
-        return self.thread.stream(generate_steps(self, jobs))
+        steps = reasoned_steps(self, jobs, plan=plan, reflect=reflect)
+        return self.thread.stream(steps)

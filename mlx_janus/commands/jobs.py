@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +26,8 @@ _DRAWING_ONLY = (
     "output",
     "n",
     "cfg_weight",
+    "plan",
+    "reflect",
     "exact",
     "window",
     "upscale",
@@ -45,7 +47,7 @@ _ASKING_ONLY = (
     "repetition_penalty",
 )
 # Options whose values --config-from takes from the image, unless the command line gives them.
-_STORED_OPTIONS = ("seed", "cfg_weight", "temperature", "top_p", "upscale")
+_STORED_OPTIONS = ("seed", "cfg_weight", "temperature", "top_p", "upscale", "reflect")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,17 @@ class Origin:
     bits: int | None  # None: float weights, or a recipe
     recipe: str | None
     roles: str | None = None  # None: the model's own
+    plan: str | None = None  # None: drawn without a plan
+    reflect: int = 0
+
+    def plan_for(self, prompts: Sequence[str]) -> bool | str:
+        """Return the option ``plan`` that draws prompts as this image was drawn.
+
+        It is the image's own plan for its own prompt, and otherwise whether to write plans.
+        """
+        if self.plan is None:
+            return False
+        return self.plan if set(prompts) == {self.prompt} else True
 
 
 @dataclass(frozen=True)
@@ -254,6 +267,8 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
         prompts += _read_prompt_lines(file)
     elif not prompts and origin is not None:
         prompts = (origin.prompt,)
+    if origin is not None and values["plan"] is None:
+        values = values | {"plan": origin.plan_for(prompts)}
     into_folder = file is not None or len(prompts) > 1
     output, makes_folder = _read_output(values["output"], into_folder)
     return DrawJob(
