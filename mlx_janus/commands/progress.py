@@ -133,7 +133,7 @@ class _WritingNote:
         self._shown = now
         title = {"plan": "planning", "judge": "judging"}[step.stage]
         self._bar.set_description_str(title, refresh=False)
-        self._bar.set_postfix_str(f"{self._tokens} tokens of text")
+        self._bar.set_postfix_str(f"text token {self._tokens}")
 
     def end(self) -> None:
         """Show the title of the drawing again."""
