@@ -126,7 +126,7 @@ class _WritingNote:
 
     def show(self, step: ImageStep) -> None:
         """Count a step's token, and show the number at intervals."""
-        self._tokens += 1
+        self._tokens += bool(step.text)
         now = time.monotonic()
         if self._bar.disable or now - self._shown < self._bar.mininterval:
             return

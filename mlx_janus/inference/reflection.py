@@ -29,7 +29,7 @@ from .image_generation import generate_steps, group_jobs
 from .loaded import LoadedModel
 from .pathway import EarlierImage, ImageJob, ReasoningPathway
 from .pathways import pathway_of
-from .results import DrawingRound, GeneratedImage, ImageStep, rounds_metadata
+from .results import DrawingRound, GeneratedImage, ImageStep, Stage, rounds_metadata
 from .text_generation import Finished, Prompt, Token, answer_events, embed_prompt
 from .text_steps import text_steps
 
@@ -121,10 +121,13 @@ def check_room(janus: LoadedModel, job: ImageJob) -> ImageJob:
         ContextLengthError: it has not.
     """
     context = janus.config.language.max_position_embeddings
-    end_id = janus.prompts.special.eos
-    redraw = redraw_job(janus, job, Image.new("RGB", (1, 1)), [end_id] * MAX_JUDGEMENT_TOKENS, 0)
-    judged = len(judge_ids(janus, job.ids)) + MAX_JUDGEMENT_TOKENS
-    if max(judged, len(redraw.ids)) > context:
+    longest = [janus.prompts.special.eos] * MAX_JUDGEMENT_TOKENS
+    fits = len(judge_ids(janus, job.ids)) + len(longest) <= context
+    try:
+        redraw_job(janus, job, Image.new("RGB", (1, 1)), longest, seed=0)
+    except ContextLengthError:
+        fits = False
+    if not fits:
         raise ContextLengthError(
             f"the prompt is {len(job.ids)} tokens long, and this model's maximum context length of "
             f"{context} has no room for a judgement: shorten the prompt, or leave reflect out"
@@ -241,6 +244,7 @@ class _Reflection:
         self._later = groups * self._steps  # steps of the groups that have not begun
         self._done = 0  # steps
         self._finished: list[Image.Image] = []
+        self._drawing: Callable[[], list[Image.Image]] = list  # the preview of the newest drawings
 
     def draw_group(self, jobs: Sequence[ImageJob]) -> Steps:
         """Draw a group of images in all their rounds, and yield the steps."""
@@ -264,6 +268,7 @@ class _Reflection:
             again = yield from self._draw(list(redraws.values()))
             for job, image_again in zip(unmatched, again, strict=True):
                 drawings[job].append(image_again)
+        self._drawing = list
         for job in jobs:
             if job in unmatched:  # the last drawing is not judged
                 rounds[job].append(DrawingRound(drawings[job][-1].image, None))
@@ -285,7 +290,9 @@ class _Reflection:
                 self._done = start + step.index
                 total = start + step.total + self._later
                 images |= {(image.prompt, image.seed): image for image in step.images}
-                yield ImageStep(self._done, total, (), self._preview_function(step.preview))
+                stage: Stage = "judge" if step.images else "draw"  # finished drawings are judged
+                self._drawing = step.preview
+                yield ImageStep(self._done, total, (), self._preview_function(), stage)
         return [images[job.prompt, job.seed] for job in jobs]
 
     def _judge(
@@ -298,11 +305,9 @@ class _Reflection:
         judgement = yield from text_steps(pieces, to_step)
         return judgement
 
-    def _preview_function(
-        self, unfinished: Callable[[], list[Image.Image]] = list
-    ) -> Callable[[], list[Image.Image]]:
-        """Return a function that returns the finished images, and then those of ``unfinished``."""
-        return partial(_preview, list(self._finished), unfinished)
+    def _preview_function(self) -> Callable[[], list[Image.Image]]:
+        """Return a function that returns the finished images, and then the newest drawings."""
+        return partial(_preview, list(self._finished), self._drawing)
 
 
 def _preview(

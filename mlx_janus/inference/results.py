@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,9 @@ from ..config import BITS, DTYPES, RECIPES, ROLES
 from ..errors import ImageError, OptionError
 from ..limits import MAX_REFLECT, MAX_UPSCALE, check_int
 from ..processing.saved_images import encode_image, read_metadata, save_image
+
+Stage: TypeAlias = Literal["plan", "draw", "judge"]
+"""Stages of an image: the model writes a plan, draws, and judges the drawing."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class ImageStep:
     total: int
     images: tuple[GeneratedImage, ...]  # finished at this step, in seed order
     _preview: Callable[[], list[Image.Image]] = field(repr=False)
-    stage: Literal["plan", "draw", "judge"] = "draw"
+    stage: Stage = "draw"
     text: str = ""  # the next piece of a plan or a judgement
 
     def preview(self) -> list[Image.Image]:
