@@ -148,6 +148,17 @@ class LoadedModel:
         return _TRAINED_FOR_PLANS.search(self._source) is not None
 
     @property
+    def drawing_prompts(self) -> Prompts:
+        """The templates of prompts for images.
+
+        T2I-R1 was trained to draw with the roles User and Assistant, although its files have those
+        of Janus-Pro. Requested roles take precedence.
+        """
+        if self.trained_for_plans and not self.roles:
+            return self.prompts.with_roles("plain")
+        return self.prompts
+
+    @property
     def load_options(self) -> dict[str, str]:
         """The precision and the requested roles, if any, by their keys in image metadata."""
         return self.precision | ({"roles": self.roles} if self.roles else {})

@@ -91,7 +91,7 @@ class VQPathway:
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
         """
-        return self._with_room(self._janus.prompts.drawing(prompt))
+        return self._with_room(self._janus.drawing_prompts.drawing(prompt))
 
     def prompt_ids_in(self, prompts: Prompts, prompt: str) -> list[int]:
         """Return the token ids of an image's prompt in other templates than the model's own.

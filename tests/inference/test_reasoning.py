@@ -105,6 +105,10 @@ def test_the_default_of_t2i_r1_gives_way_to_the_request(tmp_path: Path) -> None:
     janus = mlx_janus.load(tmp_path / "model", dtype="float32")
     assert draw(janus, "x", seed=1)[0].plan is not None
     assert draw(janus, "x", seed=1, plan=False)[0].plan is None
+    plain = janus.prompts.with_roles("plain")
+    assert janus.pathway.prompt_ids("x") == plain.drawing("x") != janus.prompts.drawing("x")
+    pro = mlx_janus.load(tmp_path / "model", dtype="float32", roles="pro")
+    assert pro.pathway.prompt_ids("x") == janus.prompts.drawing("x")
     picture = Image.new("RGB", (64, 64), "red")
     assert draw(janus, "x", seed=1, images=picture)[0].plan is None
 
@@ -171,6 +175,12 @@ def test_an_image_is_drawn_again_until_it_matches(
     settings = read_settings(image.save(tmp_path / "fox.png"))
     assert (settings["seed"], settings["reflect"]) == (4, 5)
     assert '"matches": false' in image.metadata["rounds"]
+
+
+def test_equal_requests_give_equal_images(pro: Any) -> None:
+    one, other = draw(pro, ["a cup", "a cup"], reflect=1, seed=3, temperature=0)
+    assert np.array_equal(one.image, other.image)
+    assert one.metadata == other.metadata
 
 
 def test_the_last_drawing_is_not_judged(pro: Any, monkeypatch: pytest.MonkeyPatch) -> None:
