@@ -119,7 +119,7 @@ def write_plan(
         janus: the model.
         job: the image.
         ids: ``plan_ids`` of its prompt.
-        temperature: of the sampling.
+        temperature: the sampling temperature.
         make_job: makes the result of a plan.
 
     Yields:
@@ -167,7 +167,7 @@ def planned_steps(
     Args:
         janus: the model.
         jobs: the images, without plans.
-        temperature: of the sampling of plans.
+        temperature: the temperature of plans.
         make_job: makes the job that draws an image by a plan.
         draw: draws the images of jobs.
 

@@ -48,7 +48,7 @@ class Judgement:
 
     matches: bool  # whether the answer begins with Yes
     probability: float  # of Yes against No, before temperature
-    tokens: tuple[int, ...]  # of the answer, Yes or No included, without an end token
+    tokens: tuple[int, ...]  # the answer with its Yes or No, without an end token
     words: str  # the answer
 
     def round_of(self, image: Image.Image) -> DrawingRound:
@@ -97,7 +97,7 @@ def redraw_job(
         job: the first drawing of the image.
         image: its newest drawing.
         tokens: the judgement of this drawing.
-        seed: of the new drawing.
+        seed: the seed of the new drawing.
 
     Raises:
         ContextLengthError: the context has no room for another image.
@@ -146,8 +146,8 @@ def judge(
         janus: the model.
         ids: the prompt of the image.
         image: the image.
-        temperature: of the sampling.
-        seed: of the sampling.
+        temperature: the sampling temperature.
+        seed: the seed of the sampling.
 
     Yields:
         Pieces of the answer.
@@ -162,7 +162,7 @@ def judge(
     embeddings = embed_prompt(janus, all_ids, features)
     hidden = prefill_all(janus.model, embeddings[None], cache, PREFILL_STEP)
     del embeddings, features
-    # An answer that is several tokens long stands for its last token, as in Janus-Pro-R1's code.
+    # An answer that is several tokens long is represented by its last token, as in Janus-Pro-R1's code.
     answers = [janus.prompts.encode(answer)[-1] for answer in _ANSWERS]
     logits = janus.model.text_logits(hidden)[:, mx.array(answers)].astype(mx.float32)  # (1, 2)
     key = mx.random.key(derive_seed(seed, "verdict"))
@@ -208,7 +208,7 @@ def reflected_steps(
         jobs: images with equal options.
         rounds: how often an image is judged and drawn again, at most. The last drawing is not
             judged.
-        temperature: of the sampling of judgements.
+        temperature: the temperature of judgements.
         resets_peak: whether MLX's peak memory is counted from here.
 
     Yields:
@@ -229,7 +229,7 @@ class _Reflection:
     Args:
         janus: the model.
         rounds: how often an image is judged and drawn again, at most.
-        temperature: of the sampling of judgements.
+        temperature: the temperature of judgements.
         groups: number of groups of images that are drawn together.
         job: any of the jobs, for their options.
     """
@@ -240,7 +240,7 @@ class _Reflection:
         self._janus = janus
         self._rounds = rounds
         self._temperature = temperature
-        self._steps = pathway_of(janus).steps(job.options)  # of one group
+        self._steps = pathway_of(janus).steps(job.options)  # the steps of one group
         self._later = groups * self._steps  # steps of the groups that have not begun
         self._done = 0  # steps
         self._finished: list[Image.Image] = []
@@ -322,7 +322,7 @@ def _result(
     """Return the last drawing of an image as the image, with its rounds.
 
     Args:
-        drawings: of one image.
+        drawings: the drawings of one image, in order.
         rounds: the same drawings, judged.
         most: how often an image is judged and drawn again, at most.
     """
