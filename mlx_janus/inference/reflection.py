@@ -162,7 +162,7 @@ def judge(
     embeddings = embed_prompt(janus, all_ids, features)
     hidden = prefill_all(janus.model, embeddings[None], cache, PREFILL_STEP)
     del embeddings, features
-    # An answer that is several tokens long is represented by its last token, as in Janus-Pro-R1's code.
+    # The last token represents an answer of several tokens, as in Janus-Pro-R1's code.
     answers = [janus.prompts.encode(answer)[-1] for answer in _ANSWERS]
     logits = janus.model.text_logits(hidden)[:, mx.array(answers)].astype(mx.float32)  # (1, 2)
     key = mx.random.key(derive_seed(seed, "verdict"))
