@@ -14,10 +14,10 @@ from .config import check_roles
 from .decode.text_options import SamplingArguments
 from .errors import OptionError
 from .inference.conversation import Conversation
+from .inference.editing import read_inputs
 from .inference.image_generation import Seed, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
-from .inference.pathway import InputImages
 from .inference.pathways import pathway_of
 from .inference.reasoning import reasoned_steps
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
@@ -360,6 +360,7 @@ class JanusPipeline(LoadedModel):
         window: int | None = None,
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
+        crop: bool | None = None,
         plan: bool | str | None = None,
         reflect: int = 0,
     ) -> list[GeneratedImage]:
@@ -377,8 +378,12 @@ class JanusPipeline(LoadedModel):
             top_p: nucleus sampling, as in ``generate_text``.
             exact: generate each image alone and token by token, for reproducible rounding.
             window: positions that one pass reads; None: the fastest by a stored timing.
-            images: an image or several to change. Janus-4o was trained for it, others were not.
+            images: an image or several to change. A model that was not trained for it, by
+                ``trained_for_editing``, logs a warning and does it.
             cfg_weight2: weight of the prompt against the details of ``images``; None: 5.
+            crop: whether to cut each result to the shape of the first of ``images``, since the
+                model sees and generates an image that is not square between grey bars; None: if
+                there is one image.
             plan: whether the model first writes a plan for each image, and draws by it. T2I-R1 was
                 trained for it; None: if the model is T2I-R1. A text is the plan itself.
             reflect: how often the model judges an image and draws it again if it does not match the
@@ -400,6 +405,7 @@ class JanusPipeline(LoadedModel):
             window=window,
             images=images,
             cfg_weight2=cfg_weight2,
+            crop=crop,
             plan=plan,
             reflect=reflect,
         )
@@ -419,6 +425,7 @@ class JanusPipeline(LoadedModel):
         window: int | None = None,
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
+        crop: bool | None = None,
         plan: bool | str | None = None,
         reflect: int = 0,
     ) -> ThreadStream[ImageStep]:
@@ -440,11 +447,7 @@ class JanusPipeline(LoadedModel):
             "window": window,
             "cfg_weight2": cfg_weight2,
         }
-        sources = as_images(images)
-        inputs = None
-        if sources:
-            pixels = [preprocess(open_image(image), self.config.image) for image in sources]
-            inputs = InputImages(tuple(pixels))
+        inputs = read_inputs(self, images, crop)
         jobs = image_jobs(self, prompt, n, seed, choices, inputs)
         steps = reasoned_steps(self, jobs, plan=plan, reflect=reflect)
         return self.thread.stream(steps)

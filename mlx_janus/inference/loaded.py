@@ -36,6 +36,8 @@ TASKS: tuple[Task, ...] = ("encode", "answer", "draw", "decode")
 """The tasks of answering and generating images."""
 
 
+_TRAINED_FOR_EDITING = re.compile(r"janus[-_. ]?4o(?![a-z0-9])", re.IGNORECASE)
+"""Names of the models that were trained to change images: Janus-4o-7B and its conversions."""
 _TRAINED_FOR_PLANS = re.compile(r"(?<![a-z0-9])t2i[-_. ]?r1(?![a-z0-9])", re.IGNORECASE)
 """Names of the models that were trained to write plans: T2I-R1 and its conversions."""
 
@@ -138,6 +140,15 @@ class LoadedModel:
         if quantization.recipe:
             return fields | {"recipe": quantization.recipe}
         return fields | {"bits": str(quantization.bits)}
+
+    @property
+    def trained_for_editing(self) -> bool:
+        """Whether the model was trained to change images, as Janus-4o was.
+
+        The files of Janus-4o are those of a Janus-Pro. So the name decides: the model's own, or
+        that of the model it was converted from.
+        """
+        return any(_TRAINED_FOR_EDITING.search(name) for name in (self.name, self._source))
 
     @property
     def trained_for_plans(self) -> bool:

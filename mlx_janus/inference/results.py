@@ -17,6 +17,7 @@ from ..config import BITS, DTYPES, RECIPES, ROLES
 from ..errors import ImageError, OptionError
 from ..limits import MAX_REFLECT, MAX_UPSCALE, check_int
 from ..processing.saved_images import encode_image, read_metadata, save_image
+from .input_records import read_edit
 
 Stage: TypeAlias = Literal["plan", "draw", "judge"]
 """Stages of an image: the model writes a plan, draws, and judges the drawing."""
@@ -182,7 +183,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: not
         enlarged); plan (None: none) and reflect (0: none); also dtype of the weights (None in files
         of early releases), bits or recipe if the weights were quantized, and roles if others than
-        the model's own were requested (None otherwise).
+        the model's own were requested (None otherwise). Of a changed image, also the entries of
+        ``input_records.read_edit``.
 
     Raises:
         ImageError: the file is not an image, or its settings are missing or not valid.
@@ -222,8 +224,9 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             "roles": roles,
             "plan": chunks.get("plan"),
             "reflect": check_int("reflect", int(chunks.get("reflect", 0)), 0, MAX_REFLECT),
+            **read_edit(chunks),
         }
-    except (KeyError, ValueError, OptionError):
+    except (KeyError, TypeError, ValueError, OptionError):
         raise ImageError(
             f"{path} carries settings that were changed or cut: give a file as mlx_janus wrote it"
         ) from None

@@ -114,6 +114,15 @@ def test_several_prompts_have_plans_in_a_folder(model: Path) -> None:
     assert all(chunks(path)["plan"] for path in paths)
 
 
+def test_a_drawing_with_rounds_lends_its_settings_to_a_change(model: Path) -> None:
+    draw(model, "-p", "a fox", "--plan", "--reflect", 1, "--seed", 3, "-o", "a.png")
+    draw(model, "--config-from", "a.png", "-i", "a.png", "-o", "b.png")
+    assert {"plan", "reflect", "rounds"}.isdisjoint(chunks("b.png"))
+    draw(model, "--config-from", "a.png", "--reflect", 0, "-o", "c.png")
+    assert "rounds" not in chunks("c.png")
+    assert chunks("c.png")["plan"] == chunks("a.png")["plan"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
