@@ -132,7 +132,7 @@ def write_plan(
     options = TextOptions(
         max_tokens=MAX_PLAN_TOKENS, temperature=temperature, top_k=TOP_K, seed=seed
     )
-    prompt = Prompt(ids, lambda _: [], resets_peak=False)
+    prompt = Prompt(ids, lambda _: [], reset_peak=False)
     tokens: tuple[int, ...] = ()
     events = answer_events(janus, prompt, options)
     try:
@@ -161,6 +161,8 @@ def planned_steps(
     temperature: float,
     make_job: Callable[[ImageJob, str], ImageJob],
     draw: Callable[[Sequence[ImageJob]], Steps],
+    *,
+    reset_peak: bool = True,
 ) -> Steps:
     """Write the plan of each image and draw the image by it, one image after the other.
 
@@ -170,17 +172,19 @@ def planned_steps(
         temperature: the temperature of plans.
         make_job: makes the job that draws an image by a plan.
         draw: draws the images of jobs.
+        reset_peak: whether MLX's peak memory is counted from the first step.
 
     Returns:
-        The steps: of each image first those that write its plan, which have ``stage`` "plan".
+        The steps. Each image begins with those that write its plan, which have ``stage`` "plan".
 
     Raises:
         ContextLengthError: a prompt is too long to ask for a plan, or to draw even without one.
     """
-    requests = {job.prompt: plan_ids(janus, job.prompt) for job in jobs}
-    for job in jobs:
-        make_job(job, "")  # to fail now if the prompt alone is too long
-    return _plan_and_draw(janus, jobs, requests, temperature, make_job, draw)
+    requests = {}
+    for prompt, job in {job.prompt: job for job in jobs}.items():
+        requests[prompt] = plan_ids(janus, prompt)
+        make_job(job, "")  # to fail now if even the prompt without a plan is too long
+    return _plan_and_draw(janus, jobs, requests, temperature, make_job, draw, reset_peak)
 
 
 def _plan_and_draw(
@@ -190,9 +194,11 @@ def _plan_and_draw(
     temperature: float,
     make_job: Callable[[ImageJob, str], ImageJob],
     draw: Callable[[Sequence[ImageJob]], Steps],
+    reset_peak: bool,
 ) -> Steps:
     """Yield the steps of ``planned_steps``; ``requests`` has the ``plan_ids`` of each prompt."""
-    mx.reset_peak_memory()
+    if reset_peak:
+        mx.reset_peak_memory()
     steps_per_image = pathway_of(janus).steps(jobs[0].options)
     done = 0  # steps of the images so far
     finished: list[GeneratedImage] = []

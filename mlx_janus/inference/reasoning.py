@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .image_generation import generate_steps
 from .loaded import LoadedModel
@@ -18,6 +19,7 @@ def reasoned_steps(
     *,
     plan: bool | str | None = None,
     reflect: int = 0,
+    reset_peak: bool = True,
 ) -> Steps:
     """Check the options of reasoning, and return the steps that generate the images of jobs.
 
@@ -27,6 +29,7 @@ def reasoned_steps(
         plan: True: write a plan before each drawing; False: write none; None: write one if the
             model was trained for it; a text: draw by this plan.
         reflect: how often an image is judged and drawn again, at most.
+        reset_peak: whether MLX's peak memory is counted from the first step.
 
     Raises:
         OptionError: an option has a wrong type or is out of range, or does not suit the model or
@@ -37,7 +40,7 @@ def reasoned_steps(
     chosen = choose_plan(janus, plan, edits=edits)
     rounds = check_reflect(janus, reflect, edits=edits)
     if chosen is False and not rounds:
-        return generate_steps(janus, jobs)
+        return generate_steps(janus, jobs, reset_peak=reset_peak)
     pathway = pathway_of(janus)
     assert isinstance(pathway, ReasoningPathway)  # the checks above found that it is
     temperature = pathway.temperature(jobs[0].options)
@@ -50,15 +53,17 @@ def reasoned_steps(
     def draw(jobs: Sequence[ImageJob]) -> Steps:
         """Draw the images of a part of the request."""
         if rounds:
-            return reflected_steps(janus, jobs, rounds, temperature, resets_peak=False)
-        return generate_steps(janus, jobs, resets_peak=False)
+            return reflected_steps(janus, jobs, rounds, temperature, reset_peak=False)
+        return generate_steps(janus, jobs, reset_peak=False)
 
     if chosen is True:
-        return planned_steps(janus, jobs, temperature, make_job, draw)
+        return planned_steps(janus, jobs, temperature, make_job, draw, reset_peak=reset_peak)
+    of_prompts = {job.prompt: job for job in jobs}
     if isinstance(chosen, str):
-        jobs = [make_job(job, chosen) for job in jobs]
+        of_prompts = {prompt: make_job(job, chosen) for prompt, job in of_prompts.items()}
+        jobs = [replace(of_prompts[job.prompt], seed=job.seed) for job in jobs]
     if not rounds:
-        return generate_steps(janus, jobs)
-    for job in jobs:
+        return generate_steps(janus, jobs, reset_peak=reset_peak)
+    for job in of_prompts.values():
         check_room(janus, job)
-    return reflected_steps(janus, jobs, rounds, temperature)
+    return reflected_steps(janus, jobs, rounds, temperature, reset_peak=reset_peak)

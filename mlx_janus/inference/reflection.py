@@ -175,7 +175,7 @@ def judge(
         cache=cache,
         read=len(all_ids),
         continues=True,
-        resets_peak=False,
+        reset_peak=False,
     )
     yield janus.prompts.decode([first])
     later: tuple[int, ...] = ()
@@ -199,7 +199,7 @@ def reflected_steps(
     rounds: int,
     temperature: float,
     *,
-    resets_peak: bool = True,
+    reset_peak: bool = True,
 ) -> Steps:
     """Generate the images of jobs; judge each, and draw it again until it matches.
 
@@ -209,13 +209,13 @@ def reflected_steps(
         rounds: how often an image is judged and drawn again, at most. The last drawing is not
             judged.
         temperature: the temperature of judgements.
-        resets_peak: whether MLX's peak memory is counted from here.
+        reset_peak: whether MLX's peak memory is counted from here.
 
     Yields:
         The steps of the drawings and, with ``stage`` "judge", of the judgements. The total grows
             when an image is drawn again. Images are finished in the order of the jobs' groups.
     """
-    if resets_peak:
+    if reset_peak:
         mx.reset_peak_memory()
     groups = group_jobs(janus, pathway_of(janus), jobs)
     reflection = _Reflection(janus, rounds, temperature, len(groups), jobs[0])
@@ -285,7 +285,7 @@ class _Reflection:
         """Draw images once; yield the steps without finished images, and return the images."""
         images: dict[tuple[str, int], GeneratedImage] = {}
         start = self._done
-        with contextlib.closing(generate_steps(self._janus, jobs, resets_peak=False)) as steps:
+        with contextlib.closing(generate_steps(self._janus, jobs, reset_peak=False)) as steps:
             for step in steps:
                 self._done = start + step.index
                 total = start + step.total + self._later

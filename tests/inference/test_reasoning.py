@@ -283,6 +283,13 @@ def test_a_closed_stream_ends_a_text(pro: Any, monkeypatch: pytest.MonkeyPatch, 
     assert ended == ["write_plan" if stage == "plan" else "judge"]
 
 
+def test_every_layout_plans_and_judges(janus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    judgements(monkeypatch, False)
+    (image,) = draw(janus, "a red circle", plan=True, reflect=1, seed=1)
+    assert image.plan is not None
+    assert [one.matches for one in image.rounds] == [False, None]
+
+
 def test_janus_tiny_plans_and_judges() -> None:
     (image,) = draw(mlx_janus.load(), "a red circle", plan=True, reflect=1, seed=1)
     assert image.plan is not None
