@@ -10,6 +10,7 @@ from __future__ import annotations
 from .. import open_files  # noqa: F401  before mlx_lm
 
 # isort: split
+import hashlib
 import secrets
 from collections.abc import Sequence
 
@@ -36,6 +37,17 @@ def pick_seed(seed: int | None) -> int:
         return random_seed()
     number = check_int("seed", seed, RANDOM_SEED, MAX_SEED)
     return random_seed() if number == RANDOM_SEED else number
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """Return another seed for another sampling of the same request.
+
+    Args:
+        seed: the request's seed.
+        purpose: a name of the sampling; another name gives another seed.
+    """
+    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & MAX_SEED  # MAX_SEED is a mask of 63 ones
 
 
 def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.array) -> mx.array:
