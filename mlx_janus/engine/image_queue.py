@@ -10,8 +10,9 @@ import mlx.core as mx
 
 from ..inference.image_generation import images_that_fit
 from ..inference.loaded import LoadedModel
-from ..inference.pathway import Canvas, ImageJob
+from ..inference.pathway import Canvas, ImageJob, InputImages
 from ..inference.pathways import pathway_of
+from ..processing.images import preprocess
 from .messages import DrawingRequest, Drawn, Partial
 from .tickets import Ticket
 
@@ -25,6 +26,8 @@ class ImageTask:
     ticket: Ticket
     request: DrawingRequest
     ids: list[int]  # the prompt's tokens
+    input_tokens: int = 0  # those of the prompt's tokens that stand for images to change
+    inputs: InputImages | None = None  # the images to change; None before the first image starts
     started_images: int = 0
     finished_images: int = 0
     running_jobs: dict[ImageJob, int] = field(default_factory=dict)
@@ -137,13 +140,9 @@ class ImageScheduler:
         A failure ends this request, and any other request whose running images the batch lost.
         """
         request = task.request
-        jobs: dict[ImageJob, int] = {}  # for each new image, its index in the request
-        for index in range(task.started_images, task.started_images + count):
-            seed = request.seed + index
-            jobs[ImageJob(request.prompt, task.ids, seed, request.options)] = index
-        task.started_images += count
         task.preview_numbers = _preview_numbers(request, self._pathway.steps(request.options))
         try:
+            jobs = self._make_jobs(task, count)
             self._batch.add(list(jobs))
         except Exception as error:
             self.drop([task], error)
@@ -151,6 +150,21 @@ class ImageScheduler:
         else:
             task.running_jobs |= jobs
             self._task_of |= dict.fromkeys(jobs, task)
+
+    def _make_jobs(self, task: ImageTask, count: int) -> dict[ImageJob, int]:
+        """Return jobs for the next ``count`` images of a request, with their indices in it."""
+        request = task.request
+        if request.images and task.inputs is None:
+            pixels = [preprocess(image, self._janus.config.image) for image in request.images]
+            task.inputs = InputImages(tuple(pixels))
+        first = task.started_images
+        task.started_images += count
+        jobs = {}
+        for index in range(first, first + count):
+            seed = request.seed + index
+            job = ImageJob(request.prompt, task.ids, seed, request.options, task.inputs)
+            jobs[job] = index
+        return jobs
 
     def step(self) -> None:
         """Advance every running image by a step, then decode one finished image or one preview.
@@ -208,7 +222,7 @@ class ImageScheduler:
         def decode() -> None:
             image = canvas.finish()
             task.finished_images += 1
-            task.ticket.add_event(Drawn(index, image, prompt_tokens=len(task.ids)))
+            task.ticket.add_event(Drawn(index, image, len(task.ids), task.input_tokens))
             if task.finished_images == task.request.n:
                 self.drop([task])
 

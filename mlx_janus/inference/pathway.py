@@ -140,6 +140,9 @@ class ImagePathway(Protocol):
 class EditingPathway(Protocol):
     """What an ``ImagePathway`` has too if it can change images: jobs may have ``inputs``."""
 
+    tokens_per_input: int
+    """Tokens of a prompt for each image that it changes."""
+
     def edit_options(self, choices: Mapping[str, Any]) -> ImageOptions:
         """Check options of changing images, as ``ImagePathway.options`` does.
 

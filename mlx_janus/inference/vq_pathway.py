@@ -45,6 +45,8 @@ class VQPathway:
         self._janus = janus
         self._config = token_config(janus.config)  # the section on image tokens
         self.preview_every = self._config.grid  # steps between two previews: a row
+        # For each input image, the prompt has its features and its tokens, each between two tags.
+        self.tokens_per_input = 4 + janus.config.understanding.tokens + self._config.tokens
 
     def options(self, choices: Mapping[str, Any]) -> DrawOptions:
         """Check options given by name. One that is None or missing takes the model's default.
@@ -223,24 +225,26 @@ class VQPathway:
         special = janus.prompts.special
         features = mx.concatenate(janus.encode(inputs.pixels))
         janus.load_weights_for("tokenize")
-        pixels = mx.array(np.stack(inputs.pixels))
-        tokens = janus.model.encode_image_tokens(pixels)
-        embedded_tokens = janus.model.embed_image_tokens(tokens)
-        mx.eval(embedded_tokens)
+        embedded_tokens = []
+        for pixels in inputs.pixels:  # one at a time, because the codec's activations are large
+            janus.thread.check()
+            tokens = janus.model.encode_image_tokens(mx.array(pixels)[None])
+            embedded = janus.model.embed_image_tokens(tokens)[0]  # (tokens, hidden)
+            mx.eval(embedded)
+            embedded_tokens.append(embedded)
         janus.load_weights_for("draw")
         part = janus.model.embed_text(mx.array(list(ids)))
         feature_places = np.flatnonzero(np.array(ids) == special.image)
         part[mx.array(feature_places)] = features.astype(part.dtype)
         full = mx.array(part)
         token_places = np.flatnonzero(np.array(ids) == special.pad)
-        flat = embedded_tokens.reshape(-1, part.shape[-1])
-        full[mx.array(token_places)] = flat.astype(part.dtype)
+        full[mx.array(token_places)] = mx.concatenate(embedded_tokens).astype(part.dtype)
         mx.eval(full, part)
         return full, part
 
     def batch(self) -> TokenBatch:
         """Return an empty batch."""
-        return TokenBatch(self._janus)
+        return TokenBatch(self._janus, self._rows)
 
 
 def _tokens_of(columns: list[mx.array], count: int, index: int) -> np.ndarray:
@@ -335,10 +339,16 @@ def _decode(janus: LoadedModel, tokens: np.ndarray, grid: tuple[int, int]) -> Im
 
 
 class TokenBatch:
-    """An ``ImageBatch`` whose images advance by one token a step."""
+    """An ``ImageBatch`` whose images advance by one token a step.
 
-    def __init__(self, janus: LoadedModel):
+    Args:
+        janus: the model.
+        rows_of: returns the rows of a job's prompt.
+    """
+
+    def __init__(self, janus: LoadedModel, rows_of: Callable[[ImageJob, DrawOptions], list[Row]]):
         self._janus = janus
+        self._rows_of = rows_of
         self._batch = DrawingBatch(janus.model)
         self._images_by_job: dict[ImageJob, BatchImage] = {}
 
@@ -349,13 +359,15 @@ class TokenBatch:
         return [job for job, image in self._images_by_job.items() if image in running]
 
     def add(self, jobs: Sequence[ImageJob]) -> None:
-        """Start images that have one prompt, which is read once for all of them."""
-        ids = jobs[0].ids  # the same for all jobs
-        unconditional = self._janus.prompts.unconditional(ids)
+        """Start images that have one prompt, which is read once for all of them.
+
+        The jobs have the same images to change, too, if they have any.
+        """
         images = {}
         for job in jobs:
             images[job] = BatchImage(job.seed, job.options)  # type: ignore[arg-type]
-        self._batch.add(ids, unconditional, list(images.values()))
+        rows = self._rows_of(jobs[0], images[jobs[0]].options)
+        self._batch.add(rows, list(images.values()))
         self._images_by_job |= images
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:
