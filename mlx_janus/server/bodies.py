@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import from_json
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -83,6 +84,8 @@ async def read_form(request: Request) -> Form:
     except MultiPartException as error:
         reason = error.message.rstrip(".")
         raise APIError(400, f"the form cannot be read: {reason[:1].lower()}{reason[1:]}") from None
+    except FormParserError:
+        raise APIError(400, "the form cannot be read: invalid multipart data") from None
     form = Form()
     try:
         for name, value in parts.multi_items():
