@@ -270,7 +270,7 @@ def _completions():
 def _edit():
     image = ("a.png", base64.b64decode(IMAGE_URL.partition(",")[2]))
     changed = client.images.edit(model=MODEL, image=[image], prompt="make it blue")
-    assert changed.data[0].b64_json
+    check_image(changed.data[0].b64_json)
 
 
 run()
