@@ -397,6 +397,8 @@ def test_drawing_is_a_mode_and_can_be_done_again(page: Page, engine: FakeEngine)
     page.get_by_role("button", name="Again").click()
     settled(page, 1)
     expect(page.locator("figure img")).to_have_count(2)  # the first one stays
+    expect(page.locator("#tray li")).to_have_count(0)  # a prompt does not change them
+    choose(page, "Ask")
     expect(page.locator("#tray li")).to_have_count(1)  # the last one only
     assert [request.prompt for request in drawings(engine)] == ["an owl", "an owl"]
     assert drawings(engine)[0].seed != drawings(engine)[1].seed
@@ -660,6 +662,7 @@ def test_any_image_can_be_asked_about_and_all_are_removed(page: Page, engine: Fa
     settled(page)
     generate(page, "an owl", 3, 1)
     exchange = settled(page, 1)
+    choose(page, "Ask")
     tray = page.locator("#tray img")
     expect(tray).to_have_count(1)  # the last of three
     exchange.get_by_role("button", name="Ask about this").first.click()
@@ -1184,6 +1187,7 @@ def test_what_janus_tiny_draws_is_saved_with_its_settings(
     assert [look[:5] for look in page.evaluate("looks")].index(
         "blob:"
     ) >= 3  # seen before they were whole
+    choose(page, "Ask")
     tray = [image.get_attribute("alt") for image in page.locator("#tray img").all()]
     assert [alt and alt[-6:] for alt in tray] == ["seed 8"]
     for number in range(2):
