@@ -7,7 +7,7 @@ and positions. So the other images can change it only through rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -16,11 +16,12 @@ import numpy as np
 from ..models.backbone import RaggedCache, add_rows, cache_arrays, keep_rows
 from ..models.janus import JanusModel
 from ..models.vq_parts import token_config
-from .image import PREFILL_STEP, DrawOptions, Row
-from .prefill import prefill_all
+from .image import DrawOptions, Row
+from .prefill import prefill
 from .sampling import choose, position_keys
 
 _CLEAR_EVERY = 256  # steps between two frees of MLX's buffer cache
+_PREFILL_STEP = 256  # positions of a prompt read at once, while the running images wait
 
 
 @dataclass(eq=False)
@@ -76,15 +77,26 @@ class DrawingBatch:
         self._next_tokens = mx.zeros((0,), mx.uint32)
 
     def add(self, rows: Sequence[Row], images: Sequence[BatchImage]) -> None:
-        """Start images of one prompt, which is read once for all of them.
+        """Start images of one prompt at once, as ``start`` does in parts."""
+        for _ in self.start(rows, images):
+            pass
 
-        If the batch's cache cannot be extended, all images of the batch are lost and the error is
-        raised.
+    def start(
+        self, rows: Sequence[Row], images: Sequence[BatchImage]
+    ) -> Generator[None, None, None]:
+        """Start images of one prompt, which is read once for all of them, in parts.
+
+        The images join the batch after the last part. Between two parts the batch may advance, and
+        other images may leave or join. If the batch's cache cannot be extended, all images of the
+        batch are lost and the error is raised.
 
         Args:
             rows: the prompt's rows, as many as the options of each image need. They end with
                 begin-of-image, and all have one length.
             images: new images, whose options need equal numbers of rows.
+
+        Yields:
+            None after each part of the prompt except the last.
         """
         model = self._model
         count = len(images)
@@ -94,10 +106,14 @@ class DrawingBatch:
         image_rows = [tuple(range(i, len(prompt_of_row), count)) for i in range(count)]
         cache = model.make_ragged_cache(len(rows))
         embeddings = mx.stack([row.embed(model) for row in rows])
-        hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)
+        for done, hidden in prefill(model, embeddings, cache, _PREFILL_STEP):
+            last_hidden = hidden
+            if done < embeddings.shape[1]:
+                yield
+        mx.eval(last_hidden)
         keep_rows(cache, prompt_of_row)  # repeats each row of the prompt for all images
         keys = position_keys([image.seed for image in images], self._tokens_per_image)
-        logits = model.image_logits(hidden[mx.array(prompt_of_row)])
+        logits = model.image_logits(last_hidden[mx.array(prompt_of_row)])
         first_tokens = _choose_tokens(logits, keys[:, 0], images, image_rows)
         mx.async_eval(first_tokens, keys, cache_arrays(cache))
         self._join(cache, image_rows, keys, first_tokens, images)

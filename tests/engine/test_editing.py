@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,79 @@ def test_images_and_prompt_are_read_once_for_several_results(
     assert encoded == [1, 1]  # one at a time: the memory does not grow with their number
     assert sum(isinstance(event, Drawn) for event in told) == 3
     assert sum(isinstance(event, Partial) for event in told) == 6
+
+
+def test_other_images_go_on_while_a_long_prompt_is_read(
+    janus: JanusPipeline, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each encoding of four images, and each part of the prompt, lets the others advance."""
+    order: list[str] = []
+    step = DrawingBatch.step
+
+    def note(owner: Any, name: str, word: str) -> None:
+        method = getattr(owner, name)
+
+        def noting(self: Any, first: Any, *others: Any) -> Any:
+            if word != "reads" or first.shape[1] > 1:
+                order.append(word)
+            return method(self, first, *others)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    note(JanusModel, "understand", "encodes")
+    note(JanusModel, "encode_image_tokens", "encodes")
+    note(JanusModel, "hidden_states", "reads")
+    monkeypatch.setattr(DrawingBatch, "step", lambda self: (order.append("draws"), step(self))[1])
+    request = change(janus, "make it blue", 4, *pictures[:4])
+
+    async def work(engine: Engine) -> list[Event]:
+        drawing = engine.submit(draw("a star", 3, n=2, partial_images=30))
+        await anext(drawing)
+        order.clear()
+        told = await events(engine.submit(request))
+        drawing.cancel()
+        return told
+
+    (event,) = served(work)
+    monkeypatch.undo()
+    assert np.array_equal(event.image.tokens, changed_alone(janus, request, 4))
+    parts = [word for word in order if word != "draws"]
+    assert parts == ["encodes"] * 8 + ["reads"] * 3  # of 4 * 132 positions and the words
+    assert all("draws" in pair for pair in pairwise(order))
+
+
+def test_a_request_that_ends_while_its_prompt_is_read(
+    janus: JanusPipeline, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a cancellation, or by a failure of the batch: the next request is served."""
+    encode = JanusModel.encode_image_tokens
+    request = change(janus, "make it blue", 4, *pictures[:3])
+
+    async def work(engine: Engine) -> None:
+        def cancelling(self: JanusModel, pixels: Any) -> Any:
+            cancelled.cancelled = True
+            return encode(self, pixels)
+
+        drawing = asyncio.create_task(events(engine.submit(draw("a star", 3))))
+        cancelled = engine.submit(request)
+        monkeypatch.setattr(JanusModel, "encode_image_tokens", cancelling)
+        assert await events(cancelled) == []
+        ((event,),) = await asyncio.gather(drawing)
+        assert np.array_equal(event.image.tokens, drawn_alone(janus, "a star", 3))
+        monkeypatch.undo()
+
+        def failing(self: JanusModel, pixels: Any) -> Any:
+            monkeypatch.setattr(DrawingBatch, "step", lambda _: 1 / 0)
+            return encode(self, pixels)
+
+        monkeypatch.setattr(JanusModel, "encode_image_tokens", failing)
+        with pytest.raises(ZeroDivisionError):
+            await events(engine.submit(request))
+        monkeypatch.undo()
+        (event,) = await events(engine.submit(request))
+        assert np.array_equal(event.image.tokens, changed_alone(janus, request, 4))
+
+    served(work)
 
 
 def test_memory_is_counted_for_three_rows_of_the_longest_prompt(
