@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Coroutine
 from importlib.resources import files
@@ -66,6 +67,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         settings: access and limits.
     """
     service = Service(engine, settings, Metrics(engine))
+    # The parser of forms would log each damaged one, whose client is told by the reply.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     app = FastAPI(
         title="mlx_janus",
         version=__version__,

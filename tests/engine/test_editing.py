@@ -137,7 +137,7 @@ def test_other_images_go_on_while_a_long_prompt_is_read(
     request = change(janus, "make it blue", 4, *pictures[:4])
 
     async def work(engine: Engine) -> list[Event]:
-        drawing = engine.submit(draw("a star", 3, n=2, partial_images=30))
+        drawing = engine.submit(draw("a star", 3, n=2, partial_images=4))
         await anext(drawing)
         order.clear()
         told = await events(engine.submit(request))
