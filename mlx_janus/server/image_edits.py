@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,13 +106,16 @@ def _read_form(form: Form) -> tuple[EditFields, list[ImageSource]]:
     Raises:
         RequestValidationError: a field is missing or has a wrong value.
     """
-    texts = [(name, text) for name, text in form.fields.items() if _IMAGE_FIELD.fullmatch(name)]
-    files = [(name, data) for name, data in form.files if _IMAGE_FIELD.fullmatch(name)]
-    images: Sequence[tuple[str, str | bytes]] = [*texts, *files]
-    fields: dict[str, object] = dict(form.fields)
-    fields |= {name: {} for name, _ in form.files}
+    fields: dict[str, object] = {}
+    images: list[str | bytes] = []
+    parts: list[tuple[str, str | bytes]] = [*form.fields.items(), *form.files]
+    for name, content in parts:
+        if _IMAGE_FIELD.fullmatch(name):
+            images.append(content)
+        else:
+            fields[name] = content if isinstance(content, str) else {}
     sources = []
-    for index, (_, content) in enumerate(images):
+    for index, content in enumerate(images):
         name = "image" if len(images) == 1 else f"image[{index}]"
         sources.append(ImageSource(content, name))
     return _validate(EditFields, fields, strict=False), sources

@@ -101,8 +101,7 @@ async def reply_with_images(
         generated = event.image
         file = await reply_format.encode(generated.image, generated.metadata)
         if _wants_url(body):
-            name = service.images.add(file, reply_format.suffix, reply_format.media_type)
-            url = str(request.base_url.replace(path=IMAGES_PATH + name))
+            url = _store(file, reply_format, request, service)
             data.append(ImageData(url=url, seed=generated.seed))
         else:
             b64_text = base64.b64encode(file).decode("ascii")
@@ -111,6 +110,12 @@ async def reply_with_images(
         **asdict(common_fields), created=int(time.time()), data=data, usage=_usage(finished)
     )
     return JSONResponse(reply.model_dump())
+
+
+def _store(file: bytes, reply_format: ReplyFormat, request: HTTPRequest, service: Service) -> str:
+    """Store an image file, and return its address, which begins with the Host of the request."""
+    name = service.images.add(file, reply_format.suffix, reply_format.media_type)
+    return str(request.base_url.replace(path=IMAGES_PATH + name))
 
 
 def check_fields(body: ImageFields, service: Service) -> None:
