@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ..config import JanusConfig
 from ..errors import ContextLengthError, JanusError, OptionError
 from ..inference.loaded import TASKS, LoadedModel
-from ..inference.pathway import ImagePathway
+from ..inference.pathway import EditingPathway, ImagePathway
 from ..inference.pathways import pathway_of
 from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import weights_wired
@@ -32,6 +32,7 @@ from .tickets import Counts, Ticket, end_waiting
 _MAX_CHARACTERS_PER_POSITION = 32
 """Characters of a prompt for each position of the context. Longer prompts are refused."""
 _LONGEST_WAIT = 60  # seconds: the maximum of Retry-After
+CANNOT_EDIT = "this model generates images from prompts only: leave the images out"
 
 
 @dataclass(frozen=True)
@@ -237,11 +238,18 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: the number of previews is out of range.
+            OptionError: the number of previews is out of range, or the model cannot change images.
         """
-        check_int("partial_images", request.partial_images, 0, self.pathway.steps(request.options))
+        pathway = self.pathway
+        check_int("partial_images", request.partial_images, 0, pathway.steps(request.options))
         self._check_length(request.prompt)
-        return ImageTask(ticket, request, self.pathway.prompt_ids(request.prompt))
+        if not request.images:
+            return ImageTask(ticket, request, pathway.prompt_ids(request.prompt))
+        if not isinstance(pathway, EditingPathway):
+            raise OptionError(CANNOT_EDIT)
+        count = len(request.images)
+        ids = pathway.edit_prompt_ids(request.prompt, count)
+        return ImageTask(ticket, request, ids, count * pathway.tokens_per_input)
 
     def _check_length(self, *texts: str) -> None:
         """Refuse a prompt that would take long to tokenize and cannot fit into the context.

@@ -101,8 +101,15 @@ class ImageBatch(Protocol):
     def jobs(self) -> Sequence[ImageJob]:
         """The running images; after an error, some may be missing."""
 
-    def add(self, jobs: Sequence[ImageJob]) -> None:
-        """Start images that have one prompt and equal options."""
+    def start(self, jobs: Sequence[ImageJob]) -> Generator[None, None, None]:
+        """Start images that have one prompt and equal options.
+
+        Reading the prompt may take long. Between two parts of it, the batch may advance, and other
+        images may leave. The images are in the batch after the last part.
+
+        Yields:
+            None between two parts.
+        """
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:
         """Remove running images."""
@@ -165,6 +172,9 @@ class ImagePathway(Protocol):
 @runtime_checkable
 class EditingPathway(Protocol):
     """What an ``ImagePathway`` has too if it can change images: jobs may have ``inputs``."""
+
+    tokens_per_input: int
+    """Tokens of a prompt for each image that it changes."""
 
     def edit_options(self, choices: Mapping[str, Any]) -> ImageOptions:
         """Check options of changing images, as ``ImagePathway.options`` does.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -46,6 +46,8 @@ class VQPathway:
         self._janus = janus
         self._config = token_config(janus.config)  # the section on image tokens
         self.preview_every = self._config.grid  # steps between two previews: a row
+        # For each input image, the prompt has its features and its tokens, each between two tags.
+        self.tokens_per_input = 4 + janus.config.understanding.tokens + self._config.tokens
 
     def options(self, choices: Mapping[str, Any]) -> DrawOptions:
         """Check options given by name. One that is None or missing takes the model's default.
@@ -220,10 +222,23 @@ class VQPathway:
         return draw_tokens(model, prompts, images, options, window)
 
     def _rows(self, job: ImageJob, options: DrawOptions) -> list[Row]:
+        """Return the rows of an image's prompt, as ``_read_rows`` does in parts."""
+        steps = self._read_rows(job, options)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                rows: list[Row] = end.value
+                return rows
+
+    def _read_rows(self, job: ImageJob, options: DrawOptions) -> Generator[None, None, list[Row]]:
         """Return the rows of an image's prompt.
 
         Prompts of one length have the same unconditional row: between its first and last ids, it
         has only padding.
+
+        Yields:
+            None after each encoding of an image that the prompt changes.
         """
         if job.earlier is not None:
             return self._redraw_rows(job.ids, job.earlier, options)
@@ -231,7 +246,7 @@ class VQPathway:
         if job.inputs is None:
             self._janus.load_weights_for("draw")
             return text_rows(job.ids, unconditional, options)
-        full, part = self._embed_with_images(job.ids, job.inputs)
+        full, part = yield from self._embed_with_images(job.ids, job.inputs)
         rows: list[Row] = [EmbeddedRow(full)]
         if isinstance(options, EditOptions) and options.cfg_weight2 != 0:
             rows.append(EmbeddedRow(part))
@@ -266,8 +281,11 @@ class VQPathway:
 
     def _embed_with_images(
         self, ids: Sequence[int], inputs: InputImages
-    ) -> tuple[mx.array, mx.array]:
+    ) -> Generator[None, None, tuple[mx.array, mx.array]]:
         """Embed a prompt that changes images, as Janus-4o was trained.
+
+        Yields:
+            None after each encoding of an image.
 
         Returns:
             full: (L, hidden), with the features of the vision encoder in the places of the image
@@ -276,26 +294,32 @@ class VQPathway:
         """
         janus = self._janus
         special = janus.prompts.special
-        features = mx.concatenate(janus.encode(inputs.pixels))
+        features = []
+        for pixels in inputs.pixels:
+            features += janus.encode([pixels])
+            yield
         janus.load_weights_for("tokenize")
-        pixels = mx.array(np.stack(inputs.pixels))
-        tokens = janus.model.encode_image_tokens(pixels)
-        embedded_tokens = janus.model.embed_image_tokens(tokens)
-        mx.eval(embedded_tokens)
+        embedded_tokens = []
+        for pixels in inputs.pixels:  # one at a time, because the codec's activations are large
+            janus.thread.check()
+            tokens = janus.model.encode_image_tokens(mx.array(pixels)[None])
+            embedded = janus.model.embed_image_tokens(tokens)[0]  # (tokens, hidden)
+            mx.eval(embedded)
+            embedded_tokens.append(embedded)
+            yield
         janus.load_weights_for("draw")
         part = janus.model.embed_text(mx.array(list(ids)))
         feature_places = np.flatnonzero(np.array(ids) == special.image)
-        part[mx.array(feature_places)] = features.astype(part.dtype)
+        part[mx.array(feature_places)] = mx.concatenate(features).astype(part.dtype)
         full = mx.array(part)
         token_places = np.flatnonzero(np.array(ids) == special.pad)
-        flat = embedded_tokens.reshape(-1, part.shape[-1])
-        full[mx.array(token_places)] = flat.astype(part.dtype)
+        full[mx.array(token_places)] = mx.concatenate(embedded_tokens).astype(part.dtype)
         mx.eval(full, part)
         return full, part
 
     def batch(self) -> TokenBatch:
         """Return an empty batch."""
-        return TokenBatch(self._janus)
+        return TokenBatch(self._janus, self._read_rows)
 
 
 def _tokens_of(columns: list[mx.array], count: int, index: int) -> np.ndarray:
@@ -389,11 +413,20 @@ def _decode(janus: LoadedModel, tokens: np.ndarray, grid: tuple[int, int]) -> Im
     return image
 
 
-class TokenBatch:
-    """An ``ImageBatch`` whose images advance by one token a step."""
+ReadRows: TypeAlias = Callable[[ImageJob, DrawOptions], Generator[None, None, list[Row]]]
 
-    def __init__(self, janus: LoadedModel):
+
+class TokenBatch:
+    """An ``ImageBatch`` whose images advance by one token a step.
+
+    Args:
+        janus: the model.
+        read_rows: returns the rows of a job's prompt, in parts.
+    """
+
+    def __init__(self, janus: LoadedModel, read_rows: ReadRows):
         self._janus = janus
+        self._read_rows = read_rows
         self._batch = DrawingBatch(janus.model)
         self._images_by_job: dict[ImageJob, BatchImage] = {}
 
@@ -403,14 +436,19 @@ class TokenBatch:
         running = set(self._batch.images)
         return [job for job, image in self._images_by_job.items() if image in running]
 
-    def add(self, jobs: Sequence[ImageJob]) -> None:
-        """Start images that have one prompt, which is read once for all of them."""
-        ids = jobs[0].ids  # the same for all jobs
-        unconditional = self._janus.prompts.unconditional(ids)
+    def start(self, jobs: Sequence[ImageJob]) -> Generator[None, None, None]:
+        """Start images that have one prompt, which is read once for all of them.
+
+        The jobs have the same images to change, too, if they have any.
+
+        Yields:
+            None after each encoding of such an image, and between two parts of the prompt.
+        """
         images = {}
         for job in jobs:
             images[job] = BatchImage(job.seed, job.options)  # type: ignore[arg-type]
-        self._batch.add(ids, unconditional, list(images.values()))
+        rows = yield from self._read_rows(jobs[0], images[jobs[0]].options)
+        yield from self._batch.start(rows, list(images.values()))
         self._images_by_job |= images
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from ..processing.prompts import Turn
 from .errors import APIError
+from .images import ImageSource
 from .schema import (
     AssistantMessage,
     ImagePart,
@@ -25,15 +26,6 @@ from .schema import (
     TextPart,
     ToolMessage,
 )
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """The URL of an image, and the field of the body that holds it."""
-
-    url: str
-    field: str
-
 
 Part = str | ImageSource
 """A text or an image of a message."""
