@@ -146,7 +146,9 @@ def _find_place(
 
 def _local_source(found: ModelName, folder: Path) -> Source:
     """Return the source in a folder on this machine. Log the folder if its name is not shown."""
-    if found.shown != folder.resolve().name:
+    if found.inner:
+        _LOG.warning("%s: the model is taken from its folder %s", found.shown, found.inner)
+    elif found.shown != folder.resolve().name:
         _LOG.info("%s is taken from %s", found.shown, folder)
     return Source(folder, found.shown, found.revision or "")
 
@@ -207,12 +209,16 @@ def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
 
 
 def _find_on_hub(found: ModelName) -> hub.HubModel:
-    """Find a model on the Hub.
+    """Find a model on the Hub. Log its subfolder if the model is in one.
 
     Raises:
+        CheckpointError: several subfolders may hold the model.
         HubError: the Hub has no such model, or is out of reach.
     """
-    return hub.find(found.repo_id or found.shown, found.revision)
+    model = hub.find(found.repo_id or found.shown, found.revision)
+    if model.inner:
+        _LOG.warning("%s: the model is taken from its folder %s", model.repo_id, model.inner)
+    return model
 
 
 def _make_cache_folder(folder: Path) -> None:
