@@ -14,10 +14,10 @@ from .config import check_roles
 from .decode.text_options import SamplingArguments
 from .errors import OptionError
 from .inference.conversation import Conversation
+from .inference.editing import read_inputs
 from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
-from .inference.pathway import InputImages
 from .inference.pathways import pathway_of
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .inference.scoring import AnswerScore, score_answers
@@ -34,6 +34,7 @@ from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn, marked_question
 from .threads import check_usable
 from .weights.addresses import NO_MODEL
+from .weights.folder import read_stamp
 from .weights.load import WeightFiles, load_model
 from .weights.names import TINY, understand_name
 from .weights.sources import find_converted
@@ -120,7 +121,8 @@ def _make_pipeline(
         folder, model.config.prompt, image_tokens=model.config.understanding.tokens
     )
     files = WeightFiles.of(folder) if low_memory else None
-    return JanusPipeline(model, prompts, name=name, roles=roles, files=files)
+    source = read_stamp(folder).get("source", "")
+    return JanusPipeline(model, prompts, name=name, roles=roles, files=files, source=source)
 
 
 def _use_tiny(revision: str | None) -> Path:
@@ -357,6 +359,7 @@ class JanusPipeline(LoadedModel):
         window: int | None = None,
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
+        crop: bool | None = None,
     ) -> list[GeneratedImage]:
         """Generate ``n`` images of each prompt, or change given images as it says.
 
@@ -372,8 +375,12 @@ class JanusPipeline(LoadedModel):
             top_p: nucleus sampling, as in ``generate_text``.
             exact: generate each image alone and token by token, for reproducible rounding.
             window: positions that one pass reads; None: the fastest by a stored timing.
-            images: an image or several to change. Janus-4o was trained for it, others were not.
+            images: an image or several to change. A model that was not trained for it, by
+                ``trained_for_editing``, logs a warning and does it.
             cfg_weight2: weight of the prompt against the details of ``images``; None: 5.
+            crop: whether to cut each result to the shape of the first of ``images``, since the
+                model sees and generates an image that is not square between grey bars; None: if
+                there is one image.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.
@@ -391,6 +398,7 @@ class JanusPipeline(LoadedModel):
             window=window,
             images=images,
             cfg_weight2=cfg_weight2,
+            crop=crop,
         )
         generated = [image for step in steps for image in step.images]
         return sort_by_prompt(generated, as_strings("prompt", prompt))
@@ -408,6 +416,7 @@ class JanusPipeline(LoadedModel):
         window: int | None = None,
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
+        crop: bool | None = None,
     ) -> ThreadStream[ImageStep]:
         """Generate images and stream the steps, with previews.
 
@@ -426,10 +435,6 @@ class JanusPipeline(LoadedModel):
             "window": window,
             "cfg_weight2": cfg_weight2,
         }
-        sources = as_images(images)
-        inputs = None
-        if sources:
-            pixels = [preprocess(open_image(image), self.config.image) for image in sources]
-            inputs = InputImages(tuple(pixels))
+        inputs = read_inputs(self, images, crop)
         jobs = image_jobs(self, prompt, n, seed, choices, inputs)
         return self.thread.stream(generate_steps(self, jobs))

@@ -72,6 +72,14 @@ class ImageArguments(Arguments):
     window: int | None = None
 
 
+@dataclass(frozen=True)
+class EditArguments(ImageArguments):
+    """Arguments of ``JanusPipeline.generate_images`` that changes images."""
+
+    cfg_weight2: float | None = None
+    crop: bool | None = None
+
+
 def load_pipeline(arguments: LoadArguments) -> JanusPipeline:
     """Call ``mlx_janus.load`` with a progress bar for downloads and conversion."""
     import_mlx()

@@ -264,7 +264,7 @@ weights_options = stack(
         shell_complete=complete_folders,
         help="Model to use: a converted folder, a PyTorch model folder, a Hub id such as "
         "deepseek-ai/Janus-Pro-1B, its page's address, or a short name: janus-1.3b, janus-pro-1b, "
-        "janus-pro-7b or tiny. A PyTorch model is converted once, into a cache.  "
+        "janus-pro-7b, janus-4o-7b or tiny. A PyTorch model is converted once, into a cache.  "
         "[default: Janus-Tiny, which is part of the package]",
     ),
     bits_option,
@@ -302,6 +302,7 @@ SETTINGS: dict[str, click.ParamType] = {
     "repetition_penalty": FiniteRange(MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
     "max_tokens": click.IntRange(1, MAX_TOKENS),
     "cfg_weight": FiniteRange(0, MAX_CFG_WEIGHT),
+    "cfg_weight2": FiniteRange(0, MAX_CFG_WEIGHT),
     "seed": SeedRange(),
 }
 """Settings of a chat, with their allowed values. The options of the same names share them."""

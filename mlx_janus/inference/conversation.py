@@ -33,6 +33,7 @@ from ..processing.images import ImageSource, as_images, open_image
 from ..processing.prompts import IMAGE_MARK, Turn, marked_question
 from ..processing.saved_images import read_metadata, save_image
 from ..sections import Fault, JsonError, read_json
+from .editing import read_inputs
 from .image_generation import generate_steps, image_jobs
 from .model_thread import ThreadStream
 from .prefix_cache import ImageFeatureCache, PrefixCache, image_digest
@@ -100,9 +101,9 @@ class Conversation:
     generated from one prompt. An answer or a drawing that is stopped or fails leaves the
     conversation as it was.
 
-    A complete answer is inserted where its question was asked. Drawings that end in the meantime
-    follow it, and the next question is about them. Whatever else would change the messages in the
-    meantime is refused.
+    While an answer is streamed, drawings may be added, and the methods refuse any other change. The
+    complete answer is placed directly after its question, before those drawings. The next question
+    is about those drawings.
 
     Args:
         janus: the model.
@@ -149,9 +150,9 @@ class Conversation:
                 has another number of marks than of images.
             ImageError: an image cannot be read.
             OptionError: a number is out of range, or a value has the wrong type.
-            ConversationError: another answer is being streamed, or messages other than drawings
-                have changed since this call. The stream raises this error when its first piece is
-                read.
+            ConversationError: another answer is being streamed, or ``messages`` was changed after
+                this call, other than by drawings. The stream raises this error when its first piece
+                is read.
         """
         check_text("text", text)
         given = [Picture(open_image(image)) for image in as_images(images)]
@@ -206,6 +207,46 @@ class Conversation:
         steps = generate_steps(self._janus, jobs)
         return self._janus.thread.stream(self._add_drawing(prompt, n, steps))
 
+    def edit(
+        self, prompt: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
+    ) -> list[GeneratedImage]:
+        """Change images for the next question; arguments as for ``stream_edit``."""
+        changed: list[GeneratedImage] = []
+        for step in self.stream_edit(prompt, images, **options):
+            changed += step.images
+        return changed
+
+    def stream_edit(
+        self, prompt: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
+    ) -> ThreadStream[ImageStep]:
+        """Change images step by step; the next question will be about the results.
+
+        Args:
+            prompt: the description of the change.
+            images: an image or several to change; none: the last image of the conversation.
+            options: keyword arguments of ``JanusPipeline.stream_images``, such as ``n``, ``seed``,
+                ``cfg_weight2`` and ``crop``.
+
+        Raises:
+            PromptError: the prompt is empty, or does not fit into the context.
+            ImageError: an image cannot be read.
+            OptionError: an option is unknown, has the wrong type or is out of range.
+            ConversationError: no image is given, and the conversation has none.
+        """
+        check_text("prompt", prompt)
+        sources = as_images(images)
+        if not sources:
+            last = self.last_picture
+            if last is None:
+                raise ConversationError("there is no image to change: draw one, or give one")
+            sources = [last.image]
+        n = options.pop("n", 1)
+        seed = options.pop("seed", None)
+        inputs = read_inputs(self._janus, sources, options.pop("crop", None))
+        jobs = image_jobs(self._janus, prompt, n, seed, options, inputs)
+        steps = generate_steps(self._janus, jobs)
+        return self._janus.thread.stream(self._add_drawing(prompt, n, steps))
+
     def undo(self) -> Message:
         """Remove the last drawing if no question follows it, otherwise the last exchange.
 
@@ -238,6 +279,14 @@ class Conversation:
         self.forgotten = 0
         self._prefix_cache = PrefixCache(self._janus)
         self._feature_cache = ImageFeatureCache(self._janus)
+
+    @property
+    def last_picture(self) -> Picture | None:
+        """The last image that was generated, changed or asked about; None: there is none."""
+        for message in reversed(self.messages):
+            if message.pictures:
+                return message.pictures[-1]
+        return None
 
     @property
     def context_used(self) -> int:

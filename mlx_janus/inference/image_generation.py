@@ -14,6 +14,7 @@ from ..errors import OptionError, PromptError
 from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import available_memory
 from ..weights.footprint import SAFE_SHARE
+from .editing import warn_if_untrained
 from .loaded import LoadedModel
 from .pathway import Canvas, EditingPathway, ImageJob, ImagePathway, InputImages
 from .pathways import pathway_of
@@ -33,6 +34,8 @@ def image_jobs(
     inputs: InputImages | None = None,
 ) -> list[ImageJob]:
     """Check a request for images, and return a job for each image.
+
+    A warning is logged if images are to be changed, and the model was not trained for it.
 
     Args:
         janus: the model.
@@ -67,6 +70,8 @@ def image_jobs(
         else:
             ids = pathway.prompt_ids(text)
         jobs += [ImageJob(text, ids, first_seed + i, options, inputs) for i in range(n)]
+    if inputs is not None:
+        warn_if_untrained(janus)
     return jobs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -33,6 +34,10 @@ them into pixels, and "tokenize" turns pixels into tokens, to change an image.
 """
 TASKS: tuple[Task, ...] = ("encode", "answer", "draw", "decode")
 """The tasks of answering and generating images."""
+
+
+_TRAINED_FOR_EDITING = re.compile(r"janus[-_. ]?4o(?![a-z0-9])", re.IGNORECASE)
+"""Names of the models that were trained to change images: Janus-4o-7B and its conversions."""
 
 
 class ModelCache(Protocol):
@@ -68,6 +73,7 @@ class LoadedModel:
         roles: the pair of roles that was requested in place of the model's own; None: none was.
         files: turns on low-memory mode, which holds only the weights of the current task, and reads
             weights from these files again when a task needs them. None: hold all weights.
+        source: the name of the model that was converted, as its files record it.
 
     Raises:
         ConfigError: the tokenizer has ids beyond the model's vocabulary.
@@ -81,6 +87,7 @@ class LoadedModel:
         name: str,
         roles: str | None = None,
         files: WeightFiles | None = None,
+        source: str = "",
     ):
         highest_id = max(prompts.tokenizer.get_vocab(with_added_tokens=True).values())
         size = model.config.language.vocab_size
@@ -93,6 +100,7 @@ class LoadedModel:
         self.prompts = prompts
         self.name = name
         self.roles = roles
+        self._source = source
         self.thread = ModelThread()
         self.caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()  # emptied by ``close``
         self._files = files
@@ -130,6 +138,15 @@ class LoadedModel:
         if quantization.recipe:
             return fields | {"recipe": quantization.recipe}
         return fields | {"bits": str(quantization.bits)}
+
+    @property
+    def trained_for_editing(self) -> bool:
+        """Whether the model was trained to change images, as Janus-4o was.
+
+        The files of Janus-4o are those of a Janus-Pro. So the name decides: the model's own, or
+        that of the model it was converted from.
+        """
+        return any(_TRAINED_FOR_EDITING.search(name) for name in (self.name, self._source))
 
     @property
     def load_options(self) -> dict[str, str]:

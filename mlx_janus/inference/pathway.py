@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
+from ..processing.images import Box
 from ..version import __version__
 from .loaded import LoadedModel
 from .results import GeneratedImage
@@ -39,9 +40,13 @@ class InputImages:
 
     Args:
         pixels: of each image, as preprocessed for the vision encoder, (S, S, 3) in [-1, 1].
+        crop: the part of a result to keep; None: all of it.
+        facts: entries for the metadata of a result.
     """
 
     pixels: tuple[np.ndarray, ...]
+    crop: Box | None = None
+    facts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +61,11 @@ class ImageJob:
     seed: int
     options: ImageOptions
     inputs: InputImages | None = None  # the images to change, if any
+
+    def cropped(self, image: Image.Image) -> Image.Image:
+        """Return the part of a decoded image that the request asks for."""
+        crop = None if self.inputs is None else self.inputs.crop
+        return image if crop is None else image.crop(crop)
 
 
 class Canvas(Protocol):
@@ -161,6 +171,7 @@ def image_metadata(janus: LoadedModel, job: ImageJob) -> dict[str, str]:
         "prompt": job.prompt,
         "seed": str(job.seed),
         **job.options.metadata(),
+        **({} if job.inputs is None else job.inputs.facts),
         "model": janus.name,
         **janus.load_options,
         "version": f"mlx_janus {__version__}",

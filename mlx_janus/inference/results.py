@@ -16,6 +16,7 @@ from ..config import BITS, DTYPES, RECIPES, ROLES
 from ..errors import ImageError
 from ..limits import MAX_UPSCALE, check_int
 from ..processing.saved_images import encode_image, read_metadata, save_image
+from .input_records import read_edit
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: not
         enlarged); also dtype of the weights (None in files of early releases), bits or recipe if
         the weights were quantized, and roles if others than the model's own were requested (None
-        otherwise).
+        otherwise). Of a changed image, also the entries of ``input_records.read_edit``.
 
     Raises:
         ImageError: the file is not an image, or its settings are missing or not valid.
@@ -187,8 +188,9 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             "bits": None if bits is None else int(bits),
             "recipe": recipe,
             "roles": roles,
+            **read_edit(chunks),
         }
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise ImageError(
             f"{path} carries settings that were changed or cut: give a file as mlx_janus wrote it"
         ) from None

@@ -285,7 +285,7 @@ class TokenCanvas:
         side = token_config(self._janus.config).grid  # tokens
         image = _decode(self._janus, tokens, (side, side))
         return GeneratedImage(
-            image=image,
+            image=job.cropped(image),
             tokens=tokens,
             seed=job.seed,
             prompt=job.prompt,
@@ -317,7 +317,7 @@ class TokenCanvas:
             right = columns * side
             bottom = rows * side
             canvas.paste(_GREY, (left, top, right, bottom))
-        return canvas
+        return self._job.cropped(canvas)
 
 
 def _decode(janus: LoadedModel, tokens: np.ndarray, grid: tuple[int, int]) -> Image.Image:

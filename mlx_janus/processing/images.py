@@ -49,6 +49,8 @@ class FileLike(Protocol):
 ImageSource: TypeAlias = (
     str | os.PathLike[Any] | bytes | bytearray | memoryview | Image.Image | FileLike | ArrayLike
 )
+Box: TypeAlias = tuple[int, int, int, int]
+"""A part of an image: left, top, right and bottom in pixels; right and bottom are outside."""
 Result = TypeVar("Result")
 
 _PIXEL_BYTES = 4  # of an RGB image in PIL, and the most of an image in any mode
@@ -206,26 +208,39 @@ def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float3
 def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
     """Scale an image until its longest side is S, and centre it on an S x S background.
 
+    S is the config's ``image_size``. ``letterbox`` gives the place of the image.
+    """
+    left, top, right, bottom = letterbox(image.size, config)
+    resized = image.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (config.image_size, config.image_size), config.background)
+    square.paste(resized, (left, top))
+    return square
+
+
+def letterbox(size: tuple[int, int], config: ImageConfig) -> Box:
+    """Return the place of a scaled image on its square background of S x S pixels.
+
     S is the config's ``image_size``. A side that would be shorter than the config's ``min_size`` is
     stretched to that length.
+
+    Args:
+        size: width and height of the image, in pixels.
+        config: the sizes of the preprocessing.
     """
-    size = config.image_size
-    longest = max(image.size)
+    square = config.image_size
+    longest = max(size)
 
     def scale(side: int) -> int:
         """Return the pixels of a side after scaling."""
         # DeepSeek's code divides, multiplies and truncates in this order. Rounding would make a
         # side one pixel longer in half of all images.
-        scaled = int(side / longest * size)
-        return min(max(scaled, config.min_size), size)
+        scaled = int(side / longest * square)
+        return min(max(scaled, config.min_size), square)
 
-    width, height = map(scale, image.size)
-    left = (size - width) // 2
-    top = (size - height) // 2
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    square = Image.new("RGB", (size, size), config.background)
-    square.paste(resized, (left, top))
-    return square
+    width, height = map(scale, size)
+    left = (square - width) // 2
+    top = (square - height) // 2
+    return left, top, left + width, top + height
 
 
 def to_image(pixels: npt.NDArray[Any]) -> Image.Image:

@@ -60,6 +60,7 @@ PUBLISHED = (
     Published("Janus-1.3B", 1.233e9, 0.042e9, 0.21e9, 0.85e9, 196_608, 24),
     Published("Janus-Pro-1B", 1.233e9, 0.042e9, 0.21e9, 0.85e9, 196_608, 24),
     Published("Janus-Pro-7B", 6.071e9, 0.101e9, 0.419e9, 0.85e9, 491_520, 30),
+    Published("Janus-4o-7B", 6.071e9, 0.101e9, 0.419e9, 0.85e9, 491_520, 30),
 )
 _IMAGE_TOKENS = 576
 _BITS = {"bfloat16": 16.0, "8 bits": 8.5, "4 bits": 4.5}  # bits a weight, with scales

@@ -94,7 +94,8 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
 
     Args:
         error: any exception.
-        param: the field of the body that the reply names if a prompt, image or option is refused.
+        param: the field of the request to name in the reply, if a prompt, image or option is
+            refused.
     """
     if isinstance(error, APIError):
         return error
@@ -105,6 +106,7 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
     if isinstance(error, PromptError | ImageError | OptionError):
         message = " ".join(str(error).split())  # one line
         if isinstance(error, ContextLengthError):
+            # "the prompt is 900 tokens long" -> "the prompt is too long: 900 tokens long".
             # LangChain recognizes this error by the words "prompt is too long".
             message = f"the prompt is too long: {message.removeprefix('the prompt is ')}"
             return APIError(400, message, param=param, code="context_length_exceeded")

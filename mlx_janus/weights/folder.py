@@ -84,6 +84,17 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     return arrays, first_stamp or {}
 
 
+def read_stamp(folder: Path) -> dict[str, str]:
+    """Return the stamp of a converted folder, from its first weight file.
+
+    Raises:
+        CheckpointError: that file is missing or damaged.
+        ConfigError: the index of the weight files is damaged.
+    """
+    _, stamp = read_safetensors_header(weight_files(folder)[0])
+    return stamp
+
+
 def _load_lazily(path: Path) -> dict[str, mx.array]:
     """Return the lazy arrays of a safetensors file, whose header was checked.
 

@@ -215,6 +215,7 @@ def _find_on_hub(found: ModelName) -> hub.HubModel:
         CheckpointError: several subfolders may hold the model.
         HubError: the Hub has no such model, or is out of reach.
     """
+    # A name that is no folder is looked up too, so that the error says how a Hub id reads.
     model = hub.find(found.repo_id or found.shown, found.revision)
     if model.inner:
         _LOG.warning("%s: the model is taken from its folder %s", model.repo_id, model.inner)
