@@ -13,6 +13,7 @@ import mlx.core as mx
 from .config import check_roles
 from .decode.text_options import SamplingArguments
 from .errors import OptionError
+from .inference.best_of import best_of_steps, check_selection
 from .inference.conversation import Conversation
 from .inference.editing import read_inputs
 from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
@@ -360,6 +361,7 @@ class JanusPipeline(LoadedModel):
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
         crop: bool | None = None,
+        best_of: int | None = None,
     ) -> list[GeneratedImage]:
         """Generate ``n`` images of each prompt, or change given images as it says.
 
@@ -381,6 +383,10 @@ class JanusPipeline(LoadedModel):
             crop: whether to cut each result to the shape of the first of ``images``, since the
                 model sees and generates an image that is not square between grey bars; None: if
                 there is one image.
+            best_of: images of each prompt to draw, of which the ``n`` best are returned, the best
+                first, with their ``score`` and ``rank``. The model scores each by its own answer
+                to whether it shows the prompt. Prompts are drawn one after the other. None: draw
+                ``n``.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.
@@ -399,8 +405,11 @@ class JanusPipeline(LoadedModel):
             images=images,
             cfg_weight2=cfg_weight2,
             crop=crop,
+            best_of=best_of,
         )
         generated = [image for step in steps for image in step.images]
+        if best_of is not None:  # these come in the order of prompts and ranks
+            return generated
         return sort_by_prompt(generated, as_strings("prompt", prompt))
 
     def stream_images(
@@ -417,6 +426,7 @@ class JanusPipeline(LoadedModel):
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
         crop: bool | None = None,
+        best_of: int | None = None,
     ) -> ThreadStream[ImageStep]:
         """Generate images and stream the steps, with previews.
 
@@ -436,5 +446,9 @@ class JanusPipeline(LoadedModel):
             "cfg_weight2": cfg_weight2,
         }
         inputs = read_inputs(self, images, crop)
+        if best_of is not None:
+            selection = check_selection(self, as_strings("prompt", prompt), n, best_of, inputs)
+            jobs = image_jobs(self, prompt, selection.drawn, seed, choices)
+            return self.thread.stream(best_of_steps(self, jobs, selection))
         jobs = image_jobs(self, prompt, n, seed, choices, inputs)
         return self.thread.stream(generate_steps(self, jobs))

@@ -114,17 +114,19 @@ def _without_neutral_values(choices: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def generate_steps(
-    janus: LoadedModel, jobs: Sequence[ImageJob]
+    janus: LoadedModel, jobs: Sequence[ImageJob], *, reset_peak: bool = True
 ) -> Generator[ImageStep, None, None]:
     """Generate the images of jobs with equal options, those with the shortest prompts first.
 
-    Closing the generator ends the work on all groups. MLX's peak memory is reset at the start.
+    Closing the generator ends the work on all groups. MLX's peak memory is reset at the start,
+    unless ``reset_peak`` is False.
 
     Yields:
         For each group of images, an ``ImageStep`` without images after each step of the group, and
         then one for each finished image.
     """
-    mx.reset_peak_memory()
+    if reset_peak:
+        mx.reset_peak_memory()
     pathway = pathway_of(janus)
     janus.load_weights_for("draw")
     options = jobs[0].options

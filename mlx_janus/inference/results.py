@@ -75,6 +75,9 @@ class GeneratedImage:
     metadata: dict[str, str] = field(repr=False)
     passes: int = 0  # passes of the language model after the prompt; a group of images shares them
     steps: int = 0  # generation steps, for example one for each image token
+    # With ``best_of``:
+    score: float | None = None  # log-odds that the image shows its prompt, by the model itself
+    rank: int | None = None  # 1: the best of its prompt's images
 
     def __repr__(self) -> str:
         width, height = self.image.size
