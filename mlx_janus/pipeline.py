@@ -383,10 +383,10 @@ class JanusPipeline(LoadedModel):
             crop: whether to cut each result to the shape of the first of ``images``, since the
                 model sees and generates an image that is not square between grey bars; None: if
                 there is one image.
-            best_of: images of each prompt to draw, of which the ``n`` best are returned, the best
-                first, with their ``score`` and ``rank``. The model scores each by its own answer
-                to whether it shows the prompt. Prompts are drawn one after the other. None: draw
-                ``n``.
+            best_of: images of each prompt to draw, at most 1000. The ``n`` best are returned, the
+                best first, with their ``score`` and ``rank``. The score is how likely the model
+                finds the prompt as words for the image. Prompts are drawn one after the other.
+                None: draw ``n``.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.

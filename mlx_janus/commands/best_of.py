@@ -23,8 +23,8 @@ best_of_options = stack(
         "--best-of",
         type=click.IntRange(1, MAX_BEST_OF),
         metavar="N",
-        help="Draw N images of each prompt, and keep the --n best. The model itself scores each "
-        "image by its answer to whether it shows the prompt. The files are numbered from the best.",
+        help="Draw N images of each prompt, and keep the --n best, numbered from the best. The "
+        "score is how likely the model itself finds the prompt as words for the image.",
     ),
     click.option(
         "--keep-all",

@@ -1,7 +1,7 @@
 """Best of N: draw several images of each prompt, and keep those that the model finds likeliest.
 
-The understanding half of the model reads each image, and the likelihood of its answer to a question
-about the prompt is the score. So no other model is needed.
+The understanding half of the model reads each image. The score is the likelihood of the prompt as
+its answer to a question about the image, so no other model is needed.
 """
 
 from __future__ import annotations
@@ -30,22 +30,24 @@ _ENCODED_TOGETHER = 16  # images between two changes of weights, in low-memory m
 class Wording:
     """A question by which an image is scored; ``{prompt}`` is the place of the prompt.
 
-    A yes-no question gives the log-odds of yes: its log-probability less that of no, each summed
-    over its spellings. Any other question gives the log-probability of the prompt as the answer.
+    An open question gives the log-probability of the prompt as the answer. A yes-no question gives
+    the log-odds of yes: its log-probability less that of no, each summed over its spellings.
     """
 
     question: str
-    yes_no: bool = True
+    yes_no: bool = False
 
 
 WORDINGS = {
-    "show": Wording("Does the image show {prompt}?"),
-    "there": Wording("Is there {prompt}?"),
-    "match": Wording('Does this image match the prompt "{prompt}"?'),
-    "caption": Wording("Describe the picture.", yes_no=False),
+    "see": Wording("What do you see?"),
+    "what": Wording("What is in the picture?"),
+    "describe": Wording("Describe the picture."),
+    "show": Wording("Does the image show {prompt}?", yes_no=True),
+    "there": Wording("Is there {prompt}?", yes_no=True),
+    "match": Wording('Does this image match the prompt "{prompt}"?', yes_no=True),
 }
 """Wordings by name, as ``benchmarks/best_of.py`` compares them."""
-DEFAULT_WORDING = WORDINGS["show"]
+DEFAULT_WORDING = WORDINGS["see"]
 """The wording of ``generate_images``."""
 
 

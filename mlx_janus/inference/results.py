@@ -76,7 +76,7 @@ class GeneratedImage:
     passes: int = 0  # passes of the language model after the prompt; a group of images shares them
     steps: int = 0  # generation steps, for example one for each image token
     # With ``best_of``:
-    score: float | None = None  # log-odds that the image shows its prompt, by the model itself
+    score: float | None = None  # log-likelihood of the prompt as the model's words for the image
     rank: int | None = None  # 1: the best of its prompt's images
 
     def __repr__(self) -> str:
