@@ -91,7 +91,7 @@ def share_right(prompt: JudgedPrompt, n: int, choice: str) -> float:
 
 
 def overall(prompts: Sequence[JudgedPrompt], n: int, choice: str) -> tuple[float, float]:
-    """Return the mean share of right choices, all tasks counting alike, and its standard error."""
+    """Return the mean share of right choices, and its standard error. Tasks have equal weight."""
     means = []
     variances = []
     for task in TASKS:

@@ -76,6 +76,11 @@ def files_by_rank(
     return [list(images[start : start + kept]) for start in range(0, len(images), drawn)]
 
 
+def incomplete(lines: Sequence[list[PlannedImage]]) -> list[list[PlannedImage]]:
+    """Return the lines of which a file is missing."""
+    return [line for line in lines if not all(image.path.exists() for image in line)]
+
+
 def without_existing(
     steps: Iterable[ImageStep],
     lines: Sequence[Sequence[PlannedImage]],

@@ -14,7 +14,7 @@ import click
 from ..errors import OptionError
 from ..limits import MAX_IMAGES, MAX_LOOKUP, MAX_TOKENS, MAX_UPSCALE, MAX_WINDOW
 from .arguments import load_pipeline
-from .best_of import best_of_options, files_by_rank, without_existing
+from .best_of import best_of_options, files_by_rank, incomplete, without_existing
 from .editing import check_inputs, editing_options, note_if_made_from_others, read_sources
 from .image_folder import FolderLayout, check_existing, check_template, plan_images
 from .image_writer import ImageWriter
@@ -401,13 +401,8 @@ def draw_into_folder(job: DrawJob) -> None:
     ``plan_images`` decides the names and seeds. With the same --seed, a later run draws the missing
     images as the first run would have drawn them.
     """
-    from ..decode.sampling import random_seed
-
     layout = FolderLayout(job.output or Path("janus"), job.template, job.same_seeds)
-    seed = job.arguments.seed
-    first_seed = random_seed() if seed is None else seed
-    drawn = job.best_of or job.n
-    lines = files_by_rank(plan_images(layout, job.prompts, drawn, first_seed), drawn, job.n)
+    lines = _plan_lines(layout, job)
     images = [image for line in lines for image in line]
     missing = [image for image in images if not image.path.exists()]
     existing = [image for image in images if image.path.exists()]
@@ -427,8 +422,8 @@ def draw_into_folder(job: DrawJob) -> None:
     if job.best_of is None:
         steps = _stream_folder(janus, job, missing, sources, n=1)
     else:
-        lines = [line for line in lines if not all(image.path.exists() for image in line)]
         paths = {}  # filled when the seeds of the best images are known
+        lines = incomplete(lines)
         drawing = _stream_folder(janus, job, [line[0] for line in lines], sources)
         steps = without_existing(drawing, lines, paths)
 
@@ -441,6 +436,20 @@ def draw_into_folder(job: DrawJob) -> None:
     writer = ImageWriter(job)
     writer.draw(steps, len(missing), path_of)
     writer.finish(janus.name)
+
+
+def _plan_lines(layout: FolderLayout, job: DrawJob) -> list[list[PlannedImage]]:
+    """Return the planned images of a folder for each line of prompts.
+
+    Raises:
+        OutputError: two images have the same name, or a name is too long.
+    """
+    from ..decode.sampling import random_seed
+
+    seed = job.arguments.seed
+    first_seed = random_seed() if seed is None else seed
+    drawn = job.best_of or job.n  # images of each prompt
+    return files_by_rank(plan_images(layout, job.prompts, drawn, first_seed), drawn, job.n)
 
 
 def _stream_folder(
