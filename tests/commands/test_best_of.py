@@ -11,19 +11,21 @@ from PIL import Image
 
 import mlx_janus
 from mlx_janus.commands import generate
-from mlx_janus.weights.names import TINY
 from tests.support.programs import Outcome, call
 
 PROMPT = "a red circle"
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def model(converted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small random model, "model" in an empty working folder."""
     monkeypatch.chdir(tmp_path)
+    Path("model").symlink_to(converted["deepseek-pro-bin"])
+    return Path("model")
 
 
 def run(*arguments: object) -> Outcome:
-    return call(generate.main, "-m", TINY, "--window", 1, "--seed", 3, *arguments)
+    return call(generate.main, "-m", "model", "--window", 1, "--seed", 3, *arguments)
 
 
 def draw(*arguments: object) -> Outcome:
@@ -49,7 +51,7 @@ def test_the_best_image_is_saved_with_its_score() -> None:
     stored = facts("janus.png")
     assert (stored["best_of"], stored["rank"]) == ("3", "1")
     assert f"seed {stored['seed']}, score {float(stored['score']):.2f}" in done.stderr
-    with mlx_janus.load(TINY) as janus:
+    with mlx_janus.load("model") as janus:
         (best,) = janus.generate_images(PROMPT, best_of=3, seed=3, window=1)
     assert stored["seed"] == str(best.seed)
     assert np.array_equal(pixels("janus.png"), np.array(best.image))
@@ -74,7 +76,7 @@ def test_all_images_are_kept_in_the_order_of_their_ranks() -> None:
 def test_the_best_image_is_drawn_again_from_its_file() -> None:
     draw("-p", PROMPT, "--best-of", 3, "-o", "best.png")
     again = call(
-        generate.main, "-m", TINY, "--window", 1, "--config-from", "best.png", "-o", "again.png"
+        generate.main, "-m", "model", "--window", 1, "--config-from", "best.png", "-o", "again.png"
     )
     assert again.code == 0, again.stderr
     assert np.array_equal(pixels("again.png"), pixels("best.png"))
@@ -88,9 +90,9 @@ def test_several_images_do_not_go_to_stdout() -> None:
 
 
 def test_previews_show_the_candidates() -> None:
-    draw("-p", PROMPT, "--best-of", 2, "--preview-dir", "steps", "--preview-every", 32)
+    draw("-p", PROMPT, "--best-of", 2, "--preview-dir", "steps", "--preview-every", 8)
     names = sorted(path.name for path in Path("steps").iterdir())
-    assert names[:4] == ["step-0032-1.png", "step-0032-2.png", "step-0064-1.png", "step-0064-2.png"]
+    assert names[:4] == ["step-0008-1.png", "step-0008-2.png", "step-0016-1.png", "step-0016-2.png"]
     assert len(names) == 4  # none while images are scored
 
 
