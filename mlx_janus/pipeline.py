@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -16,10 +17,11 @@ from .errors import OptionError
 from .inference.best_of import best_of_steps, check_selection
 from .inference.conversation import Conversation
 from .inference.editing import read_inputs
-from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
+from .inference.image_generation import Seed, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
 from .inference.pathways import pathway_of
+from .inference.reasoning import reasoned_steps
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .inference.scoring import AnswerScore, score_answers
 from .inference.text_generation import (
@@ -361,6 +363,8 @@ class JanusPipeline(LoadedModel):
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
         crop: bool | None = None,
+        plan: bool | str | None = None,
+        reflect: int = 0,
         best_of: int | None = None,
     ) -> list[GeneratedImage]:
         """Generate ``n`` images of each prompt, or change given images as it says.
@@ -373,7 +377,7 @@ class JanusPipeline(LoadedModel):
             seed: seed of each prompt's first image; each further image has the next higher one.
                 None or -1: a random seed. A list has one seed for each prompt.
             cfg_weight: weight of classifier-free guidance, 1 for none; None: the model's own.
-            temperature: randomness of sampling; None: the model's own.
+            temperature: randomness of sampling, of plans and judgements too; None: the model's own.
             top_p: nucleus sampling, as in ``generate_text``.
             exact: generate each image alone and token by token, for reproducible rounding.
             window: positions that one pass reads; None: the fastest by a stored timing.
@@ -383,6 +387,10 @@ class JanusPipeline(LoadedModel):
             crop: whether to cut each result to the shape of the first of ``images``, since the
                 model sees and generates an image that is not square between grey bars; None: if
                 there is one image.
+            plan: whether the model first writes a plan for each image, and draws by it. T2I-R1 was
+                trained for it; None: if the model is T2I-R1. A text is the plan itself.
+            reflect: how often the model judges an image and draws it again if it does not match the
+                prompt, at most. Janus-Pro-R1 was trained for it.
             best_of: images of each prompt to draw, at most 1000. The ``n`` best are returned, the
                 best first, with their ``score`` and ``rank``. The score is how likely the model
                 finds the prompt as words for the image. Prompts are drawn one after the other.
@@ -405,6 +413,8 @@ class JanusPipeline(LoadedModel):
             images=images,
             cfg_weight2=cfg_weight2,
             crop=crop,
+            plan=plan,
+            reflect=reflect,
             best_of=best_of,
         )
         generated = [image for step in steps for image in step.images]
@@ -426,6 +436,8 @@ class JanusPipeline(LoadedModel):
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
         crop: bool | None = None,
+        plan: bool | str | None = None,
+        reflect: int = 0,
         best_of: int | None = None,
     ) -> ThreadStream[ImageStep]:
         """Generate images and stream the steps, with previews.
@@ -435,7 +447,8 @@ class JanusPipeline(LoadedModel):
         tokens are generated first.
 
         Returns:
-            An iterator over steps; a finished image is in the ``images`` of its last step.
+            An iterator over steps; a finished image is in the ``images`` of its last step. Steps
+            that write a plan or a judgement have its next piece in ``text``.
         """
         choices = {
             "cfg_weight": cfg_weight,
@@ -449,6 +462,8 @@ class JanusPipeline(LoadedModel):
         if best_of is not None:
             selection = check_selection(self, as_strings("prompt", prompt), n, best_of, inputs)
             jobs = image_jobs(self, prompt, selection.drawn, seed, choices)
-            return self.thread.stream(best_of_steps(self, jobs, selection))
+            draw = partial(reasoned_steps, self, plan=plan, reflect=reflect)
+            return self.thread.stream(best_of_steps(self, jobs, selection, draw))
         jobs = image_jobs(self, prompt, n, seed, choices, inputs)
-        return self.thread.stream(generate_steps(self, jobs))
+        steps = reasoned_steps(self, jobs, plan=plan, reflect=reflect)
+        return self.thread.stream(steps)

@@ -70,6 +70,8 @@ class ImageArguments(Arguments):
     top_p: float | None = None
     exact: bool | None = None
     window: int | None = None
+    plan: bool | str | None = None
+    reflect: int | None = None
 
 
 @dataclass(frozen=True)

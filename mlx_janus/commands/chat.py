@@ -193,9 +193,10 @@ class Chat:
         ]
         digests = {picture.digest for picture in pictures}
         for seen in reversed(self._seen):
-            if any(seen.image is image for image in self.attached) or seen.digest in digests:
+            is_attached = any(seen.image is image for image in self.attached)
+            if is_attached or seen.digest in digests:
                 return seen.image
-        return pictures[-1].image if pictures else None
+        return pictures[-1].image if pictures else None  # of a conversation that was loaded
 
     def seed(self, argument: str) -> None:
         """Set the seed; without an argument, seeds are random again."""
@@ -214,8 +215,7 @@ class Chat:
         name, _, text = argument.partition(" ")
         if not name:
             for key in SETTINGS:
-                value = self.settings.get(key)
-                say(f"{key} {_WORD_FOR_UNSET.get(key, 'default') if value is None else value}")
+                say(_setting_line(key, self.settings.get(key)))
             return
         if name not in SETTINGS:
             raise JanusError(f"there is no setting {name}: it must be one of {', '.join(SETTINGS)}")
@@ -229,7 +229,7 @@ class Chat:
             except click.ClickException as error:
                 raise JanusError(f"{name}: {error.message}") from None
         is_unset = self.settings[name] is None
-        say(f"{name} {_WORD_FOR_UNSET.get(name, 'default') if is_unset else text}")
+        say(_setting_line(name, None if is_unset else text))
 
     def system(self, text: str) -> None:
         """Set the system prompt to ``text``, unless that is empty, and print the prompt in use.
@@ -280,7 +280,7 @@ class Chat:
         if not argument:
             raise JanusError("/load needs a file: /load janus.json")
         name = _with_json(argument)
-        if not is_file(name):
+        if not is_file(name):  # perhaps the name is in quotes
             name = _with_json(split_one_path("/load", argument))
         self.conversation.load(typed_path(name))
         self.attached = []
@@ -317,11 +317,22 @@ class Chat:
 
 
 def _with_json(name: str) -> str:
-    """Return a name with ".json" added if only that is an existing file."""
+    """Return a name. Add ".json" if that gives an existing file and the name itself does not."""
     return f"{name}.json" if is_file(f"{name}.json") and not is_file(name) else name
 
 
-_WORD_FOR_UNSET = {"seed": "random"}  # any other unset setting is called "default"
+def _setting_line(name: str, value: Any) -> str:
+    """Return the line that shows a setting: its name, then its value.
+
+    Args:
+        name: one of ``SETTINGS``.
+        value: the value; None: not set, shown as "random" for the seed and else as "default".
+    """
+    if value is None:
+        value = "random" if name == "seed" else "default"
+    return f"{name} {value}"
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
     "/image": (
         "FILE...",

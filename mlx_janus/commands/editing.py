@@ -38,8 +38,8 @@ editing_options = stack(
 def read_sources(names: Sequence[str]) -> list[str | bytes]:
     """Check that images can be read, and return them for ``JanusPipeline.stream_images``.
 
-    A file stays a name, which the metadata of a changed image record. The other images are read
-    here, since they may be read only once.
+    A file stays a name, which the metadata of a changed image record. Images on stdin, on the web
+    and in pipes become bytes, since a second reading would find no image or another one.
 
     Args:
         names: files, https addresses, or "-" for stdin.
@@ -51,6 +51,7 @@ def read_sources(names: Sequence[str]) -> list[str | bytes]:
 
     sources: list[str | bytes] = []
     for name in names:
+        # Opening or decoding an image only raises the error of one that cannot be read.
         data = _read_once(name)
         if data is None:
             open_image(name)
@@ -95,14 +96,15 @@ def require_inputs(origin: Origin, images: Sequence[str]) -> None:
 def note_if_made_from_others(origin: Origin | None, sources: Sequence[str | bytes]) -> None:
     """Print a note if the image of --config-from was made from other images than the given ones.
 
-    A recorded image without a hash, such as one of a chat, may be any.
+    A recorded image without a hash, such as one of a chat, matches any given image.
     """
     if origin is None or not origin.inputs:
         return
     stored = [record.sha256 for record in origin.inputs]
     given = _hashes(sources)
     pairs = zip(stored, given, strict=False)
-    if len(stored) != len(given) or any(one not in (None, other) for one, other in pairs):
+    differs = any(recorded not in (None, sha256) for recorded, sha256 in pairs)
+    if len(stored) != len(given) or differs:
         note(f"{origin.file} was made from other images: only the same ones give the same image")
 
 
@@ -127,6 +129,7 @@ def check_inputs(images: Sequence[PlannedImage], sources: Sequence[str | bytes])
             records = read_edit(read_metadata(image.path))["inputs"]
         except (ImageError, KeyError, TypeError, ValueError):  # no image that records its inputs
             records = ()
+        # A given image without a hash cannot be read, so it is not known to be the recorded one.
         if None in hashes or [record.sha256 for record in records] != hashes:
             raise OutputError(
                 f"{image.path} was not made from these images: name another folder with --output"

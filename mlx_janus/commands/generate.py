@@ -27,6 +27,7 @@ from .options import (
     complete_folders,
     model_options,
     quiet_option,
+    reasoning_options,
     sampling_options,
     show_option,
     version_option,
@@ -145,6 +146,7 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     "[default: the model's own, 5 for the published models and to change images]",
 )
 @editing_options
+@reasoning_options
 @click.option(
     "--exact",
     is_flag=True,
@@ -382,7 +384,7 @@ def _save_previews(
     finished = 0  # images finished so far
     for step in steps:
         # A step with finished images adds no tokens. It has the index of the step before.
-        if step.index % every == 0 and not step.images:
+        if step.index % every == 0 and not step.images and step.stage == "draw":
             unfinished = step.preview()[finished:]  # the finished images come first
             for number, image in enumerate(unfinished, finished + 1):
                 suffix = f"-{number}" if n > 1 else ""

@@ -70,6 +70,7 @@ class ImageWriter:
             "seed": image.seed,
             "passes": image.passes,
             "tokens": None if image.tokens is None else image.tokens.tolist(),
+            **_reasoning(image),
         }
         if image.score is not None:
             facts |= {"rank": image.rank, "score": round(image.score, 6)}
@@ -99,3 +100,16 @@ def _seed_and_score(image: GeneratedImage) -> str:
     """Return the line about an image's seed and, with --best-of, its score."""
     score = "" if image.score is None else f", score {image.score:.2f}"
     return f"seed {image.seed}{score}"
+
+
+def _reasoning(image: GeneratedImage) -> dict[str, Any]:
+    """Return the entries of the JSON object about an image's plan and rounds, if it has any."""
+    entries: dict[str, Any] = {}
+    if image.plan is not None:
+        entries["plan"] = image.plan
+    if image.rounds:
+        entries["rounds"] = [
+            {"matches": one.matches, "words": one.words, "probability": one.probability}
+            for one in image.rounds
+        ]
+    return entries

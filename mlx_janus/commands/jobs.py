@@ -38,6 +38,8 @@ _DRAWING_ONLY = (
     "cfg_weight",
     "cfg_weight2",
     "crop",
+    "plan",
+    "reflect",
     "exact",
     "window",
     "upscale",
@@ -102,6 +104,9 @@ class Origin:
     cfg_weight2: float | None = None
     crop: bool | None = None
     inputs: tuple[InputRecord, ...] = ()  # the images that were changed; (): it was drawn
+    # Of an image with a plan or rounds:
+    plan: str | None = None  # None: drawn without a plan
+    reflect: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class DrawJob:
 
 
 def edits(values: Mapping[str, Any]) -> bool:
-    """Return whether the options of ``generate`` change images: --image and --output do."""
+    """Return whether ``generate`` changes images: --image and --output, but not --text."""
     return bool(values["images"]) and values["output"] is not None and not values["text"]
 
 
@@ -337,6 +342,8 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
         prompts += _read_prompt_lines(file)
     elif not prompts and origin is not None:
         prompts = (origin.prompt,)
+    if origin is not None and not values["images"]:
+        values = values | _stored_reasoning(origin, values, prompts)
     into_folder = file is not None or len(prompts) > 1
     output, makes_folder = _read_output(values["output"], into_folder)
     return DrawJob(
@@ -410,6 +417,27 @@ def _stored_values(origin: Origin, ctx: click.Context) -> dict[str, Any]:
         if ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
             values[name] = getattr(origin, name)
     return values
+
+
+def _stored_reasoning(
+    origin: Origin, values: Mapping[str, Any], prompts: Sequence[str]
+) -> dict[str, Any]:
+    """Return the plan and the rounds stored in ``origin``, unless the command line gives them.
+
+    Its plan is for its own prompt. Another prompt gets a new plan.
+
+    Args:
+        origin: the image of --config-from.
+        values: the values of the options.
+        prompts: the prompts to draw.
+    """
+    plan: bool | str | None = values["plan"]
+    if plan is None:
+        plan = origin.plan is not None
+        if plan and set(prompts) == {origin.prompt}:
+            plan = origin.plan
+    reflect = values["reflect"]
+    return {"plan": plan, "reflect": origin.reflect or None if reflect is None else reflect}
 
 
 def _with_settings_of(

@@ -15,6 +15,7 @@ from ..limits import (
     ALL_TOKENS,
     MAX_CFG_WEIGHT,
     MAX_PENALTY,
+    MAX_REFLECT,
     MAX_REPETITION_PENALTY,
     MAX_SEED,
     MAX_TEMPERATURE,
@@ -152,7 +153,7 @@ def refuse_two_revisions(ctx: click.Context, param: click.Parameter, value: Any)
     values = {**ctx.params, param.name: value}
     name = values.get("model") or values.get("source")  # the source of ``convert``
     revision = values.get("revision")
-    if not name or not revision or Path(name).exists():
+    if not name or not revision or Path(name).exists():  # a path has no revision in its name
         return value
     try:
         _, revision_in_name = split_revision(name)
@@ -249,6 +250,22 @@ show_option = click.option(
     "--show/--no-show",
     default=None,
     help="Show images in the terminal while they are generated.  [default: if the terminal can]",
+)
+
+reasoning_options = stack(
+    click.option(
+        "--plan/--no-plan",
+        default=None,
+        help="Let the model write a plan of each image first, and draw by it, as T2I-R1 was "
+        "trained to.  [default: if the model is T2I-R1]",
+    ),
+    click.option(
+        "--reflect",
+        type=click.IntRange(0, MAX_REFLECT),
+        metavar="N",
+        help="Let the model judge each image, and draw it again if it does not match the prompt, "
+        "up to N times, as Janus-Pro-R1 was trained to.  [default: 0]",
+    ),
 )
 
 version_option = click.version_option(

@@ -137,7 +137,7 @@ class DrawingBatch:
             self._next_tokens = first_tokens
         else:
             # The new rows come after the batch's rows, so their indices increase by the number of
-            # these: the highest index plus 1.
+            # the batch's rows, which is its highest index plus 1.
             offset = 1 + max(max(pair) for pair in self._row_pairs)
             try:
                 add_rows(self._cache, cache)

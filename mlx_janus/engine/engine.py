@@ -154,7 +154,7 @@ class Engine:
             self._changed.notify()
 
     def _end_soon(self) -> None:
-        """End the thread after its present step, as the program ends."""
+        """Make the thread end after its current step, because the program is ending."""
         self._stop_within(0)
 
     def submit(self, request: Request) -> Ticket:
@@ -164,7 +164,8 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: a number is out of range, or the images do not match the turns.
+            OptionError: a number is out of range, or the request has another number of images than
+                its turns.
             BusyError: the queue is full.
             StoppingError: the engine is not started, is closing or has failed.
         """
@@ -204,7 +205,8 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: a number is out of range, or the images do not match the turns.
+            OptionError: a number is out of range, or the request has another number of images than
+                its turns.
         """
         check_int("n", request.n, 1, MAX_IMAGES)  # the number of images or of answers
         max_seed = MAX_SEED - request.n + 1  # the request takes ``n`` consecutive seeds
@@ -263,13 +265,13 @@ class Engine:
     def _run(self) -> None:
         """Load the model, serve requests until the engine stops, and end the unfinished requests.
 
-        If loading fails, ``start`` raises the error. If a later round fails, ``failure`` keeps the
-        error, and the thread ends with it.
+        If loading fails, ``start`` raises the error. If a round fails, the error is kept in
+        ``failure`` and ends the thread.
         """
         try:
             schedulers = self._load_schedulers()
         except BaseException as error:
-            self._stop_at = time.monotonic()
+            self._stop_at = time.monotonic()  # from now on, ``submit`` refuses requests
             self._finish_start(error)
             return
         self._finish_start(None)
@@ -359,7 +361,8 @@ class Engine:
             images_running = bool(images.running)
             answers, answer_waits = text.choose(images_running, images.needed_bytes)
             text.start(answers)
-            # While an answer waits for memory, no image starts, or the answer might wait for ever.
+            # While an answer waits for memory, start no image: images that start one after another
+            # might take all memory that is freed, and the answer would wait for ever.
             chosen = None if answer_waits else images.choose(text.needed_bytes)
         if chosen is not None:
             image_task, count = chosen

@@ -113,13 +113,13 @@ class ImageScheduler:
         # Fewer images may start than would fit, because running images count twice: their memory is
         # not free, and their number is subtracted from ``fitting`` below.
         fitting = images_that_fit(self._janus, image_bytes, answer_bytes)
-        if not running_count:  # start one image without a memory check, or it might wait for ever
+        if not running_count:  # start one image in any case, since no other image will free memory
             fitting = max(fitting, 1)
         places = min(MAX_RUNNING_IMAGES, fitting) - running_count
         new_images: Counter[ImageTask] = Counter()  # number of images to start, by request
         for _ in range(places):
             remaining = [task for task in candidates if task.waiting_images > new_images[task]]
-            if not remaining:
+            if not remaining:  # every image has a place
                 break
             task = min(remaining, key=lambda task: len(task.running_jobs) + new_images[task])
             new_images[task] += 1
@@ -155,7 +155,8 @@ class ImageScheduler:
     def step(self) -> None:
         """Advance every running image by a step, then decode one finished image or one preview.
 
-        The loops only queue the finished images and the previews. ``_decode_one`` decodes one.
+        The loops only queue the finished images and the previews. ``_decode_one`` decodes one of
+        them.
 
         If the step fails, all requests with a running image end with the error.
         """
@@ -200,12 +201,10 @@ class ImageScheduler:
             self.drop([pending.task], error)
 
     def _make_pending_image(self, task: ImageTask, index: int, canvas: Canvas) -> _PendingDecode:
-        """Return a queue item that decodes the request's finished image ``index``.
-
-        Decoding the last image of a request ends the request.
-        """
+        """Return a queue item that decodes the request's finished image ``index``."""
 
         def decode() -> None:
+            """Decode the image and send it. End the request if all its images are finished."""
             image = canvas.finish()
             task.finished_images += 1
             task.ticket.add_event(Drawn(index, image, prompt_tokens=len(task.ids)))
@@ -252,7 +251,8 @@ class ImageScheduler:
     def _end_tasks_with_lost_images(self, error: BaseException) -> None:
         """End the requests whose running images were lost when the batch failed with ``error``.
 
-        A request without running images continues. Its other images wait to be started or decoded.
+        A request without running images has lost none, so it continues: its images wait to be
+        started or decoded.
         """
         remaining = set(self._batch.jobs)
         for task in list(self.running):

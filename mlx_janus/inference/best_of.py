@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import mlx.core as mx
 from PIL import Image
@@ -17,7 +18,6 @@ from ..errors import OptionError
 from ..limits import MAX_BEST_OF, check_int
 from ..processing.images import preprocess
 from ..processing.prompts import Turn
-from .image_generation import generate_steps
 from .loaded import LoadedModel, Stopwatch
 from .pathway import ImageJob, InputImages
 from .results import GeneratedImage, ImageStep
@@ -134,8 +134,35 @@ def _score(
     return score_answers(janus, ids, encoded, [caption], spellings=False)[0].logprob
 
 
+class Draw(Protocol):
+    """A function that checks a request and returns the steps of generating its images."""
+
+    def __call__(
+        self, jobs: Sequence[ImageJob], *, reset_peak: bool
+    ) -> Generator[ImageStep, None, None]:
+        """Return the steps. ``reset_peak``: whether MLX's peak memory is counted from the first."""
+
+
 def best_of_steps(
-    janus: LoadedModel, jobs: Sequence[ImageJob], selection: Selection
+    janus: LoadedModel, jobs: Sequence[ImageJob], selection: Selection, draw: Draw
+) -> Generator[ImageStep, None, None]:
+    """Check a request, and return the steps that choose the best images of each prompt.
+
+    Args:
+        janus: the model.
+        jobs: ``selection.drawn`` jobs of each prompt, one prompt after the other.
+        selection: how many images to keep, and how to score them.
+        draw: generates images, such as ``reasoned_steps``.
+
+    Raises:
+        JanusError: as ``draw``.
+    """
+    draw(jobs, reset_peak=False).close()  # only checks the request
+    return _chosen(janus, jobs, selection, draw)
+
+
+def _chosen(
+    janus: LoadedModel, jobs: Sequence[ImageJob], selection: Selection, draw: Draw
 ) -> Generator[ImageStep, None, None]:
     """Generate and score the images of each prompt, and yield the best ones, best first.
 
@@ -146,6 +173,7 @@ def best_of_steps(
         janus: the model.
         jobs: ``selection.drawn`` jobs of each prompt, one prompt after the other.
         selection: how many images to keep, and how to score them.
+        draw: generates images.
 
     Yields:
         A step without images after each step of generating, and after each image is decoded and
@@ -156,7 +184,8 @@ def best_of_steps(
     for start in range(0, len(jobs), selection.drawn):
         group = jobs[start : start + selection.drawn]
         later = (len(jobs) - start) // selection.drawn - 1  # prompts after this one
-        stream = _candidates(janus, group, selection.wording, first=start == 0)
+        drawing = draw(group, reset_peak=start == 0)
+        stream = _candidates(janus, group, selection.wording, drawing)
         candidates: list[GeneratedImage] = []
         index = 0
         total = 0
@@ -177,7 +206,10 @@ def best_of_steps(
 
 
 def _candidates(
-    janus: LoadedModel, jobs: Sequence[ImageJob], wording: Wording, *, first: bool
+    janus: LoadedModel,
+    jobs: Sequence[ImageJob],
+    wording: Wording,
+    drawing: Generator[ImageStep, None, None],
 ) -> Generator[ImageStep, None, None]:
     """Generate and score the images of one prompt.
 
@@ -185,14 +217,13 @@ def _candidates(
         janus: the model.
         jobs: the images, all of one prompt.
         wording: the question of the score.
-        first: whether to reset MLX's peak memory.
+        drawing: the steps that generate them.
 
     Yields:
         A step after each step of generating, and after each image is decoded and scored. The steps
             of scoring have the scored image. A preview shows only the images in progress.
     """
     images: list[GeneratedImage] = []
-    drawing = generate_steps(janus, jobs, reset_peak=first)
     index = 0
     total = 0
     try:

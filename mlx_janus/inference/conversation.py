@@ -138,10 +138,9 @@ class Conversation:
         Closing the stream stops the model after the step in progress.
 
         Args:
-            text: the question. ``{image}`` marks in it are the places of the images, as for
-                ``JanusPipeline.generate_text``: one for each, including images generated since the
-                last question, which are the first.
-            images: images to ask about. Images generated since the last question precede them.
+            text: the question. ``{image}`` marks in it are the places of the images, one mark for
+                each image. Without marks, the model reads the images before the text.
+            images: images to ask about. Images generated since the last question come before them.
             options: keyword arguments of ``JanusPipeline.generate_text`` from ``max_tokens`` on,
                 such as ``temperature`` and ``seed``, without ``system``.
 
@@ -170,8 +169,9 @@ class Conversation:
             options: as for ``stream``.
 
         Raises:
-            ConversationError: there is no question. The stream raises this error, too, as for
-                ``stream``.
+            ConversationError: there is no question. When its first piece is read, the stream raises
+                this error if another answer is being streamed, or if ``messages`` was changed after
+                this call, other than by drawings.
             PromptError: the question does not fit into the context.
             OptionError: a number is out of range, or a value has the wrong type.
         """
@@ -306,8 +306,9 @@ class Conversation:
         """
         if self._answering or self._drawings:
             # An interrupted or dropped stream, of an answer or of a drawing, is closed in the
-            # model's thread. Wait for that: until then, a closed answer counts as being given, and
-            # a closed drawing as being made (``reset`` reads both).
+            # model's thread. An empty call waits for that: until then, a closed answer counts as
+            # being given, and a closed drawing as being made (``reset`` reads both). If the call
+            # fails, the model cannot be used any more, so nothing is being streamed.
             with contextlib.suppress(JanusError):
                 self._janus.thread.call(lambda: None)
         if self._answering:
@@ -354,7 +355,7 @@ class Conversation:
     def _add_drawing(
         self, prompt: str, count: int, steps: Generator[ImageStep, None, None]
     ) -> Generator[ImageStep, None, None]:
-        """Yield the steps that generate ``count`` images, and append their message to ``messages``.
+        """Yield the steps that generate ``count`` images; append a message with all the images.
 
         The message is appended before the last step is yielded, because the caller may stop there.
         """
@@ -372,7 +373,7 @@ class Conversation:
             self._drawings -= 1
 
     def _answer(self, asked: _Asked, options: TextOptions) -> ThreadStream[TextChunk]:
-        """Build the prompt now, so that this call raises its errors; return the answer's stream.
+        """Build the prompt now, so that this call raises errors in it; return the answer's stream.
 
         Raises:
             PromptError: the question does not fit into the context.
@@ -411,6 +412,7 @@ class Conversation:
 
             # A bisection: a long chat would take minutes if each exchange was tried in turn.
             counts = range(forgotten + 1, len(exchanges))
+            # This is the first count that fits. If none does, all exchanges are left out.
             forgotten += 1 + bisect.bisect_left(counts, True, key=fits)
             ids = self._prompt_ids(exchanges[forgotten:], question)
         # A prompt longer than ``limit`` is accepted if a position is left for the answer.
@@ -489,8 +491,8 @@ class Conversation:
         """Return an answer's tokens if later prompts can contain them; None: encode the text.
 
         Generated tokens are in the KV cache, and the ids of the encoded text may differ from them.
-        They cannot be used if a stop string cut the text, because then they say more than the text.
-        The image placeholder cannot be used either, because it would take the place of an image.
+        The tokens cannot be used if a stop string cut the text, because they go on after the cut.
+        Nor can they if one is the image placeholder, which would take the place of an image.
         """
         same_text = self._prompts.decode(result.tokens).strip() == result.text.strip()
         if same_text and self._prompts.special.image not in result.tokens:
@@ -619,7 +621,7 @@ def _exchanges(messages: Sequence[Message]) -> list[Exchange]:
     Drawings are left out, because the question after a drawing includes its images.
     """
     texts = [message for message in messages if message.role != "drawing"]
-    questions = texts[::2]
+    questions = texts[::2]  # questions and answers alternate
     answers = texts[1::2]
     return list(zip(questions, answers, strict=True))
 

@@ -24,8 +24,8 @@ def read_inputs(
     Args:
         janus: the model.
         images: an image or several, or an empty sequence.
-        crop: whether to cut each result to the shape of the first image; None: if there is one
-            image.
+        crop: whether to cut each result to the shape of the first image; None: cut it if there is
+            exactly one image.
 
     Returns:
         The images; None if there are none.
@@ -46,15 +46,15 @@ def read_inputs(
     config = janus.config.image
     pixels = []
     records = []
-    places = []  # of the images on their squares
+    boxes = []  # for each image, its place on the square that the model sees
     for source in sources:  # one at a time, since an image may take 400 MB
         image = open_image(source)
         records.append(record_of(source, image.size))
-        places.append(letterbox(image.size, config))
+        boxes.append(letterbox(image.size, config))
         pixels.append(preprocess(image, config))
     return InputImages(
         pixels=tuple(pixels),
-        crop=places[0] if is_cropped else None,
+        crop=boxes[0] if is_cropped else None,
         facts=edit_facts(records, cropped=is_cropped),
     )
 

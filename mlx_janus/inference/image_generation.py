@@ -130,7 +130,7 @@ def generate_steps(
     pathway = pathway_of(janus)
     janus.load_weights_for("draw")
     options = jobs[0].options
-    groups = _group_jobs(janus, pathway, jobs)
+    groups = group_jobs(janus, pathway, jobs)
     total = pathway.steps(options) * len(groups)
     done = 0  # steps
     finished: list[GeneratedImage] = []
@@ -170,7 +170,7 @@ def sort_by_prompt(
     return sorted(images, key=lambda image: (ranks[image.prompt], image.seed))
 
 
-def _group_jobs(
+def group_jobs(
     janus: LoadedModel, pathway: ImagePathway, jobs: Sequence[ImageJob]
 ) -> list[list[ImageJob]]:
     """Split jobs into groups that fit into memory; a group's prompts have one length in tokens.

@@ -1,6 +1,6 @@
 """The metadata of a changed image: which images were changed, and how.
 
-They hold the names of files without folders, since an image may be passed on to strangers.
+The metadata name files without their folders, since an image may be passed on to strangers.
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ def record_of(source: ImageSource, size: tuple[int, int]) -> InputRecord:
         return InputRecord(pixels, sha256=hashlib.sha256(source).hexdigest())
     if isinstance(source, str | os.PathLike):
         path = Path(local_path(os.fsdecode(source)))
-        with suppress(OSError), open_regular(path) as file:  # a pipe is no regular file
+        # An OSError means a pipe, or a file that was removed: only the size is known then.
+        with suppress(OSError), open_regular(path) as file:
             return InputRecord(pixels, path.name, hashlib.file_digest(file, "sha256").hexdigest())
     return InputRecord(pixels)
 
 
 def edit_facts(records: Sequence[InputRecord], *, cropped: bool) -> dict[str, str]:
-    """Return the entries that the metadata of a changed image have for its inputs.
+    """Return the metadata of a changed image that say how it was made: task, inputs and crop.
 
     Args:
-        records: the images that were changed. Their facts that are not known are left out.
-        cropped: whether the result was cut to the shape of the first of them.
+        records: the images that were changed. Unknown facts about them are left out.
+        cropped: whether the result was cut to the shape of the first of these images.
     """
     known = []
     for record in records:
@@ -62,8 +63,8 @@ def read_edit(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Read the settings of a changed image from the metadata of its file.
 
     Returns:
-        ``cfg_weight2``, ``crop`` (whether it was cut) and ``inputs``, a tuple of ``InputRecord``;
-        None, None and () if the image is no changed one.
+        ``cfg_weight2``, ``crop`` (whether the image was cut) and ``inputs``, a tuple of
+        ``InputRecord``; None, None and () if the image was not made from others.
 
     Raises:
         KeyError, TypeError, ValueError: a setting is missing or not valid.
@@ -77,7 +78,7 @@ def read_edit(metadata: Mapping[str, str]) -> dict[str, Any]:
     records = tuple(InputRecord(**item) for item in items)
     texts = [value for record in records for value in asdict(record).values()]
     if not records or not all(isinstance(value, str | None) for value in texts):
-        raise ValueError
+        raise ValueError  # a changed image has at least one input, and its facts are texts
     return {
         "cfg_weight2": float(metadata["cfg_weight2"]),
         "crop": by_word[metadata["crop"]],

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..processing.images import Box
+from ..processing.prompts import Prompts
 from ..version import __version__
 from .loaded import LoadedModel
 from .results import GeneratedImage
@@ -50,6 +51,19 @@ class InputImages:
 
 
 @dataclass(frozen=True, eq=False)
+class EarlierImage:
+    """An image of the same prompt that the model judged and draws again.
+
+    Args:
+        image: the pixels, as they were drawn.
+        prompt_tokens: the number of ids that the prompt has before the image's positions.
+    """
+
+    image: Image.Image
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
 class ImageJob:
     """An image to generate.
 
@@ -61,6 +75,8 @@ class ImageJob:
     seed: int
     options: ImageOptions
     inputs: InputImages | None = None  # the images to change, if any
+    plan: str | None = None  # the plan by which the image is drawn, if any
+    earlier: EarlierImage | None = None  # the image to draw again, if any
 
     def cropped(self, image: Image.Image) -> Image.Image:
         """Return the part of a decoded image that the request asks for."""
@@ -165,6 +181,34 @@ class EditingPathway(Protocol):
         """
 
 
+@runtime_checkable
+class ReasoningPathway(Protocol):
+    """What an ``ImagePathway`` has too if it can draw by plans and judgements."""
+
+    def prompt_ids_in(self, prompts: Prompts, prompt: str) -> list[int]:
+        """Return the token ids of an image's prompt in other templates than the model's own.
+
+        Raises:
+            PromptError: the prompt is empty, or leaves no room in the context for an image.
+        """
+
+    def temperature(self, options: Any) -> float:
+        """Return the temperature of the sampling, which is that of plans and judgements too."""
+
+    def redraw_prompt_ids(self, ids: Sequence[int], judgement: Sequence[int]) -> list[int]:
+        """Return the token ids of a prompt after which an image is drawn again.
+
+        The job of the ids has the earlier image in ``ImageJob.earlier``.
+
+        Args:
+            ids: the prompt of the earlier image.
+            judgement: the ids between the earlier image and the new one.
+
+        Raises:
+            PromptError: they leave no room in the context for an image.
+        """
+
+
 def image_metadata(janus: LoadedModel, job: ImageJob) -> dict[str, str]:
     """Return the metadata of a generated image, from which it can be generated again."""
     return {
@@ -172,6 +216,7 @@ def image_metadata(janus: LoadedModel, job: ImageJob) -> dict[str, str]:
         "seed": str(job.seed),
         **job.options.metadata(),
         **({} if job.inputs is None else job.inputs.facts),
+        **({} if job.plan is None else {"plan": job.plan}),
         "model": janus.name,
         **janus.load_options,
         "version": f"mlx_janus {__version__}",

@@ -23,8 +23,9 @@ from ..decode.image import (
 from ..errors import ContextLengthError, OptionError
 from ..models.vq_parts import VQ_PARTS, token_config
 from ..processing.images import to_image
+from ..processing.prompts import Prompts
 from .loaded import LoadedModel
-from .pathway import Canvas, ImageJob, InputImages, image_metadata
+from .pathway import Canvas, EarlierImage, ImageJob, InputImages, image_metadata
 from .results import GeneratedImage
 from .window_timing import find_window
 
@@ -90,7 +91,34 @@ class VQPathway:
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
         """
-        return self._with_room(self._janus.prompts.drawing(prompt))
+        return self._with_room(self._janus.drawing_prompts.drawing(prompt))
+
+    def prompt_ids_in(self, prompts: Prompts, prompt: str) -> list[int]:
+        """Return the token ids of an image's prompt in other templates than the model's own.
+
+        Raises:
+            PromptError: the prompt is empty, or leaves no room in the context for an image.
+        """
+        return self._with_room(prompts.drawing(prompt))
+
+    def temperature(self, options: DrawOptions) -> float:
+        """Return the temperature of the sampling, which is that of plans and judgements too."""
+        return options.temperature
+
+    def redraw_prompt_ids(self, ids: Sequence[int], judgement: Sequence[int]) -> list[int]:
+        """Return the token ids of a prompt after which an image is drawn again.
+
+        Pads hold the places of the earlier image's tokens.
+
+        Args:
+            ids: the prompt of the earlier image.
+            judgement: the ids between the earlier image and the new one.
+
+        Raises:
+            PromptError: they leave no room in the context for an image.
+        """
+        slot = [self._janus.prompts.special.pad] * self._config.tokens
+        return self._with_room([*ids, *slot, *judgement])
 
     def edit_prompt_ids(self, prompt: str, images: int) -> list[int]:
         """Return the token ids of a prompt that changes a number of images.
@@ -179,11 +207,11 @@ class VQPathway:
         if window is None:
             # With several images a pass has many rows already, so a wide window gains little.
             window = 1 if len(jobs) > 1 else find_window(model, options.rows)
-        first_jobs: dict[tuple[tuple[int, ...], InputImages | None], int] = {}
+        first_jobs: dict[object, int] = {}  # by ids and images of a prompt, its index
         prompts: list[list[Row]] = []  # without repeats
         images: list[tuple[int, int]] = []  # for each image, the index of its prompt and the seed
         for job in jobs:
-            key = (tuple(job.ids), job.inputs)
+            key = (tuple(job.ids), job.inputs, job.earlier)
             if key not in first_jobs:
                 first_jobs[key] = len(prompts)
                 prompts.append(self._rows(job, options))
@@ -197,6 +225,8 @@ class VQPathway:
         Prompts of one length have the same unconditional row: between its first and last ids, it
         has only padding.
         """
+        if job.earlier is not None:
+            return self._redraw_rows(job.ids, job.earlier, options)
         unconditional = self._janus.prompts.unconditional(job.ids)
         if job.inputs is None:
             self._janus.load_weights_for("draw")
@@ -207,6 +237,31 @@ class VQPathway:
             rows.append(EmbeddedRow(part))
         if options.cfg_weight != 1:
             rows.append(TextRow(tuple(unconditional)))
+        return rows
+
+    def _redraw_rows(
+        self, ids: Sequence[int], earlier: EarlierImage, options: DrawOptions
+    ) -> list[Row]:
+        """Return the rows of a prompt after which an image is drawn again, as in Janus-Pro-R1.
+
+        The unconditional row lacks only the words of the prompt: it has the earlier image and the
+        judgement.
+        """
+        janus = self._janus
+        janus.load_weights_for("tokenize")
+        pixels = np.asarray(earlier.image, np.float32) / 255
+        tokens = janus.model.encode_image_tokens(mx.array((pixels - 0.5) / 0.5)[None])
+        embedded_tokens = janus.model.embed_image_tokens(tokens)[0]  # (tokens, hidden)
+        mx.eval(embedded_tokens)
+        janus.load_weights_for("draw")
+        start = earlier.prompt_tokens
+        unconditional = [*janus.prompts.unconditional(ids[:start]), *ids[start:]]
+        rows: list[Row] = []
+        for row_ids in (ids, unconditional)[: options.rows]:
+            row = janus.model.embed_text(mx.array(list(row_ids)))
+            row[start : start + len(embedded_tokens)] = embedded_tokens.astype(row.dtype)
+            mx.eval(row)
+            rows.append(EmbeddedRow(row))
         return rows
 
     def _embed_with_images(

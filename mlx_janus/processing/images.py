@@ -55,7 +55,7 @@ Result = TypeVar("Result")
 
 _PIXEL_BYTES = 4  # of an RGB image in PIL, and the most of an image in any mode
 _MAX_SCANNED = 2_000_000_000  # pixels that a JPEG's scans decode; encoders write about 10 scans
-MAX_PIXELS = MAX_DECODED_BYTES // _PIXEL_BYTES  # pixels of one image, of a JPEG after halving
+MAX_PIXELS = MAX_DECODED_BYTES // _PIXEL_BYTES  # pixels of one image as it is decoded
 
 # PIL reads MPO as JPEG.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "ICO")
@@ -103,9 +103,9 @@ def open_image(source: ImageSource) -> Image.Image:
     EXIF orientation is applied, and transparent pixels are laid over white. Of an animation, only
     the first frame is read; of a PIL image, the current frame. A PIL image is not modified.
 
-    16-bit grey is scaled to 8 bits. Float grey is scaled from [0, 1] if no value is outside, else
-    from [0, 255]. Grey with other values, integer or float, is stretched: its lowest value becomes
-    black and its highest white.
+    16-bit grey is scaled to 8 bits. Float grey is scaled from [0, 1], or from [0, 255] if a value
+    is above 1. Grey with values outside these ranges is stretched: its lowest value becomes black
+    and its highest white.
 
     A JPEG of more than 100 megapixels is decoded at half its width and height, unless it is
     progressive. The memory for decoding is about 8 bytes per pixel of the result, 10 for a
@@ -269,8 +269,8 @@ def read_file(
 
     Args:
         path: the file or its file:// address. A pipe is read to its end first, since decoders seek.
-        read: called with the image, whose pixels are not decoded so far, and with the image's name
-            for error messages.
+        read: called with the image before its pixels are decoded, and with the image's name for
+            error messages.
         with_text: keep the text chunks of a PNG; otherwise PIL does not see them.
 
     Raises:
@@ -345,10 +345,15 @@ def _open_and_read(
 
 
 def _check_scans(image: Image.Image, scans: int, name: str) -> None:
-    """Refuse a JPEG whose scans decode more pixels than ``_MAX_SCANNED``, all together.
+    """Refuse a JPEG whose scans together have more than ``_MAX_SCANNED`` pixels to decode.
+
+    Args:
+        image: the opened JPEG.
+        scans: the number of its scans. Each has all of the image's pixels.
+        name: the image's name in error messages.
 
     Raises:
-        ImageError: they do.
+        ImageError: the scans have more pixels.
     """
     width, height = image.size
     if scans * width * height > _MAX_SCANNED:
@@ -365,15 +370,15 @@ def _open_and_read_jpeg(
 
     Raises:
         ImageError: the image has so many scans that decoding it would take minutes.
-        Exception: of PIL or ``read``.
+        Exception: raised by PIL or ``read``.
     """
     try:
         image = open_jpeg(data, MAX_PIXELS)
         _check_scans(image, count_scans(data), name)
         return read(image, name)
     except OSError as error:  # PIL's error for a file that ends too early
-        failure = error.with_traceback(None)  # the traceback would hold the image's pixels
-    # A JPEG may lack nothing but its end marker.
+        failure = error.with_traceback(None)  # a traceback would keep the pixels in memory
+    # The file may lack nothing but its end marker.
     completed = with_end_marker(data, MAX_PIXELS)
     if completed is None:
         raise failure
@@ -411,9 +416,11 @@ def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
             yield
     except ImageError:  # already has a good message
         raise
-    except Image.DecompressionBombError as error:  # its message has the number of pixels
-        pixels = re.search(r"\d+", str(error))
-        raise _too_large(name, int(pixels[0]) if pixels else 0) from None
+    # Its message: "Image size (200000000 pixels) exceeds limit of ...".
+    except Image.DecompressionBombError as error:
+        number = re.search(r"\d+", str(error))
+        pixels = int(number.group()) if number else 0
+        raise _too_large(name, pixels) from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} {_why_unidentified(head)}") from None
     except MemoryError:
@@ -451,7 +458,7 @@ def check_size(image: Image.Image, name: str) -> None:
     """Refuse an image that has no pixels or too many.
 
     Args:
-        image: its pixels need not be decoded.
+        image: the image; its pixels need not be decoded.
         name: the image's name in error messages.
 
     Raises:
@@ -473,7 +480,8 @@ def _too_large(name: str, pixels: int, size: str = "") -> ImageError:
         size: its width and height; "": unknown, since PIL refused to open the image.
     """
     limit = MAX_PIXELS / 1e6
-    given = f"{pixels * _PIXEL_BYTES / 1e6:,.0f} MB when decoded ({size or f'{pixels:,} pixels'})"
+    size = size or f"{pixels:,} pixels"
+    given = f"{pixels * _PIXEL_BYTES / 1e6:,.0f} MB when decoded ({size})"
     allowed = f"{limit * _PIXEL_BYTES:g} MB ({limit:g} megapixels)"
     fix = f"make it smaller, or save it as a baseline JPEG, which may have {4 * limit:g} megapixels"
     return ImageError(f"{name} takes {given}, more than {allowed}: {fix}")
@@ -507,8 +515,8 @@ def _upright_rgb(image: Image.Image, name: str, *, close: bool = False) -> Image
         image.close()
     if transpose is not None:
         result = result.transpose(transpose)
-    # PIL copies ``info``, which holds the EXIF orientation and a transparent colour. Both have been
-    # applied, and must not be applied again if the result is passed to open_image.
+    # PIL copies ``info``, which has the EXIF orientation and the transparent colour. The result has
+    # them applied. If it is passed to ``open_image``, they must not be applied again.
     result.info.clear()
     return result
 

@@ -152,6 +152,7 @@ class ReplyFormat:
         return base64.b64encode(data).decode("ascii")
 
     def _encode(self, image: Image.Image, metadata: Mapping[str, str]) -> bytes:
+        """Enlarge an image if ``side`` is set, and return the bytes of its file."""
         if self.side is not None:
             image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
             if metadata:  # a preview has none

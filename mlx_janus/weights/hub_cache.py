@@ -36,7 +36,8 @@ class CachedRepo:
         snapshots = self.folder / "snapshots"
         wanted = revision or "main"
         if _REVISION.fullmatch(wanted):
-            # A branch or tag is a file in refs/ that holds its commit. Else try it as a commit.
+            # A branch or tag is a file in refs/ that holds its commit. Any other revision must be a
+            # commit itself.
             for commit in (_read_ref(self.folder / "refs" / wanted), wanted):
                 if commit and holds_config(snapshots / commit):
                     return snapshots / commit

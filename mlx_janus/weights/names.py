@@ -72,7 +72,7 @@ def understand_name(name: str | os.PathLike[str], revision: str | None = None) -
         HubError: the name is a folder, which cannot have a ``revision``.
         OptionError: the name has another revision than ``revision``.
         CheckpointError: the name is no folder and no Hub id, or the folder holds several models or
-            not the commit.
+            lacks the revision.
     """
     text = path_in_address(os.fspath(name))
     path = expand_user(resolve_short_name(text))
@@ -132,7 +132,7 @@ def _understand_folder(path: Path, revision: str | None) -> ModelName:
     repo = repo_of(path)
     if repo and not holds_model:
         path = repo.snapshot(revision)
-        revision = None  # it has chosen the commit
+        revision = None  # no longer needed, since ``path`` is its commit's folder
         holds_model = (path / "config.json").is_file()
     outer = path
     if not holds_model:

@@ -172,7 +172,7 @@ def test_an_image_is_drawn_again_as_it_says(jobs: list[Any], drawn: str) -> None
     name, job = job_of(jobs, "--config-from", drawn, "-m", "here")
     assert (name, job.prompts, job.upscale) == ("draw", ("a fox",), 2)
     assert job.arguments == ImageArguments(
-        seed=6, cfg_weight=3.5, temperature=0.9, top_p=0.8, exact=False
+        seed=6, cfg_weight=3.5, temperature=0.9, top_p=0.8, exact=False, plan=False
     )
     assert job.load == LoadArguments(model="here", bits=4, dtype="bfloat16")
     assert job.fallback == LoadArguments(
@@ -211,7 +211,7 @@ def test_the_command_line_prevails_over_the_image(jobs: list[Any], drawn: str) -
     _, job = job_of(jobs, "--config-from", drawn, *words)
     assert (job.prompts, job.upscale) == (("an owl",), 1)
     assert job.arguments == ImageArguments(
-        seed=1, cfg_weight=3.5, temperature=0.9, top_p=1.0, exact=False
+        seed=1, cfg_weight=3.5, temperature=0.9, top_p=1.0, exact=False, plan=False
     )
     assert (job.load, job.fallback) == (LoadArguments(recipe="light", dtype="float32"), None)
 

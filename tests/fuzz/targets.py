@@ -32,7 +32,7 @@ from mlx_janus.weights.folder import open_converted, stamped_hashes
 from mlx_janus.weights.names import TINY
 from mlx_janus.weights.published import read_published
 from mlx_janus.weights.safetensors_files import find_weights, read_index, read_safetensors_header
-from mlx_janus.weights.torch_files import ChecksumReader, read_torch_file
+from mlx_janus.weights.torch_files import EntryChecksums, read_torch_file
 from mlx_janus.weights.torch_pickle import DamagedError, RefusedError, interpret
 from tests.support.fake_engine import FakeEngine
 from tests.support.golden import FIXTURES, FOLDERS
@@ -148,7 +148,7 @@ def _torch_zip(folder: Path) -> Read:
         assert sum(tensor.nbytes for tensor in tensors.values()) <= 2 * len(data) < _MANY_BYTES
         for tensor in tensors.values():
             assert tensor.read().shape == tensor.shape
-        ChecksumReader(path).update(data)
+        EntryChecksums(path).compare_next(data)
 
     return read
 

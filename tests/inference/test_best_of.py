@@ -145,6 +145,21 @@ def test_low_memory_gives_the_same_choice(converted: Any, pipelines: Any) -> Non
         assert one.score == pytest.approx(other.score, abs=1e-4)
 
 
+@pytest.mark.parametrize("options", [{"plan": "a red fox"}, {"reflect": 1}])
+def test_plans_and_rounds_go_with_it(pro: Any, options: dict[str, Any]) -> None:
+    """Each candidate is the image of a plain call with the same options."""
+    plain = pro.generate_images("a fox", n=2, seed=4, window=1, **options)
+    ranked = pro.generate_images("a fox", n=2, best_of=2, seed=4, window=1, **options)
+    by_seed = {image.seed: image for image in ranked}
+    for image in plain:
+        assert np.array_equal(by_seed[image.seed].tokens, image.tokens)
+        assert by_seed[image.seed].plan == image.plan
+    assert [image.rank for image in ranked] == [1, 2]
+    assert all(image.prompt == "a fox" for image in ranked)
+    with pytest.raises(OptionError):
+        pro.stream_images("a fox", best_of=2, reflect=-1)  # before the drawing
+
+
 def test_only_one_prompts_images_are_held(tiny: Any) -> None:
     """Images come when their prompt is done: the first before the second prompt is begun."""
     steps = tiny.stream_images(["a star", PROMPT], best_of=2, seed=1, window=1)
