@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -13,6 +14,7 @@ import mlx.core as mx
 from .config import check_roles
 from .decode.text_options import SamplingArguments
 from .errors import OptionError
+from .inference.best_of import best_of_steps, check_selection
 from .inference.conversation import Conversation
 from .inference.editing import read_inputs
 from .inference.image_generation import Seed, image_jobs, sort_by_prompt
@@ -363,6 +365,7 @@ class JanusPipeline(LoadedModel):
         crop: bool | None = None,
         plan: bool | str | None = None,
         reflect: int = 0,
+        best_of: int | None = None,
     ) -> list[GeneratedImage]:
         """Generate ``n`` images of each prompt, or change given images as it says.
 
@@ -388,6 +391,10 @@ class JanusPipeline(LoadedModel):
                 trained for it; None: if the model is T2I-R1. A text is the plan itself.
             reflect: how often the model judges an image and draws it again if it does not match the
                 prompt, at most. Janus-Pro-R1 was trained for it.
+            best_of: images of each prompt to draw, at most 1000. The ``n`` best are returned, the
+                best first, with their ``score`` and ``rank``. The score is how likely the model
+                finds the prompt as words for the image. Prompts are drawn one after the other.
+                None: draw ``n``.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.
@@ -408,8 +415,11 @@ class JanusPipeline(LoadedModel):
             crop=crop,
             plan=plan,
             reflect=reflect,
+            best_of=best_of,
         )
         generated = [image for step in steps for image in step.images]
+        if best_of is not None:  # these come in the order of prompts and ranks
+            return generated
         return sort_by_prompt(generated, as_strings("prompt", prompt))
 
     def stream_images(
@@ -428,6 +438,7 @@ class JanusPipeline(LoadedModel):
         crop: bool | None = None,
         plan: bool | str | None = None,
         reflect: int = 0,
+        best_of: int | None = None,
     ) -> ThreadStream[ImageStep]:
         """Generate images and stream the steps, with previews.
 
@@ -448,6 +459,11 @@ class JanusPipeline(LoadedModel):
             "cfg_weight2": cfg_weight2,
         }
         inputs = read_inputs(self, images, crop)
+        if best_of is not None:
+            selection = check_selection(self, as_strings("prompt", prompt), n, best_of, inputs)
+            jobs = image_jobs(self, prompt, selection.drawn, seed, choices)
+            draw = partial(reasoned_steps, self, plan=plan, reflect=reflect)
+            return self.thread.stream(best_of_steps(self, jobs, selection, draw))
         jobs = image_jobs(self, prompt, n, seed, choices, inputs)
         steps = reasoned_steps(self, jobs, plan=plan, reflect=reflect)
         return self.thread.stream(steps)

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from ..limits import MAX_SEED
 from .arguments import EditArguments, ImageArguments, LoadArguments, TextArguments
+from .best_of import BEST_OF_RULES
 from .editing import require_inputs
 from .image_folder import DEFAULT_TEMPLATE
 from .options import STDIN, STDOUT, flag_needs, refuse_if
@@ -32,6 +33,8 @@ _DRAWING_ONLY = (
     "config_from",
     "output",
     "n",
+    "best_of",
+    "keep_all",
     "cfg_weight",
     "cfg_weight2",
     "crop",
@@ -127,6 +130,13 @@ class DrawJob:
     template: str = DEFAULT_TEMPLATE  # names of the images in a folder
     same_seeds: bool = False  # whether all prompts of a folder start from one seed
     images: tuple[str, ...] = ()  # to change: files, https addresses, or "-" for stdin
+    best_of: int | None = None  # images of each prompt, of which the ``n`` best are kept
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The arguments of ``stream_images``, without the prompt and the images to change."""
+        chosen = {"n": self.n} | ({} if self.best_of is None else {"best_of": self.best_of})
+        return self.arguments.keywords() | chosen
 
 
 def edits(values: Mapping[str, Any]) -> bool:
@@ -220,7 +230,12 @@ def _to_stdout(values: Mapping[str, Any]) -> bool:
 
 def _last_seed(values: Mapping[str, Any]) -> int:
     """Return the seed of a prompt's last image. Without --seed, the seeds are counted from 0."""
-    return (values["seed"] or 0) + (values["n"] or 1) - 1
+    return (values["seed"] or 0) + (values["best_of"] or values["n"] or 1) - 1
+
+
+def _kept(values: Mapping[str, Any]) -> int:
+    """Return the number of images that are saved of each prompt."""
+    return int((values["best_of"] if values["keep_all"] else values["n"]) or 1)
 
 
 RULES: tuple[Rule, ...] = (
@@ -248,7 +263,7 @@ RULES: tuple[Rule, ...] = (
     ),
     refuse_if(lambda values: "" in values["images"], "--image is empty: name an image."),
     refuse_if(
-        lambda values: _to_stdout(values) and (_many_prompts(values) or (values["n"] or 1) > 1),
+        lambda values: _to_stdout(values) and (_many_prompts(values) or _kept(values) > 1),
         "--output - writes one image: name a file or a folder for several.",
     ),
     refuse_if(
@@ -263,6 +278,7 @@ RULES: tuple[Rule, ...] = (
         lambda values: (values["name"] or values["same_seeds"]) and not _many_prompts(values),
         "--name and --same-seeds are for several prompts: add --prompts-file FILE.",
     ),
+    *BEST_OF_RULES,
     flag_needs("--preview-every", "--preview-dir", "name a folder"),
     refuse_if(
         lambda values: values["preview_dir"] and _many_prompts(values),
@@ -334,7 +350,7 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
         load=load,
         fallback=fallback,
         prompts=prompts,
-        n=values["n"] or 1,
+        n=_kept(values),
         arguments=arguments.from_options(values),
         output=output,
         into_folder=into_folder,
@@ -348,6 +364,7 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
         template=values["name"] or DEFAULT_TEMPLATE,
         same_seeds=values["same_seeds"],
         images=values["images"],
+        best_of=values["best_of"],
     )
 
 

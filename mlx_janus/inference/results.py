@@ -90,6 +90,9 @@ class GeneratedImage:
     passes: int = 0  # passes of the language model after the prompt; a group of images shares them
     steps: int = 0  # generation steps, for example one for each image token
     rounds: tuple[DrawingRound, ...] = ()  # with ``reflect``, all drawings; the last is ``image``
+    # With ``best_of``:
+    score: float | None = None  # log-likelihood of the prompt as the model's words for the image
+    rank: int | None = None  # 1: the best of its prompt's images
 
     @property
     def plan(self) -> str | None:
