@@ -17,6 +17,7 @@ from .errors import OptionError
 from .inference.best_of import best_of_steps, check_selection
 from .inference.conversation import Conversation
 from .inference.editing import read_inputs
+from .inference.image_arguments import ImageArguments, ImageRequest
 from .inference.image_generation import Seed, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
@@ -360,12 +361,7 @@ class JanusPipeline(LoadedModel):
         top_p: float = 1.0,
         exact: bool = False,
         window: int | None = None,
-        images: Sequence[ImageSource] | ImageSource = (),
-        cfg_weight2: float | None = None,
-        crop: bool | None = None,
-        plan: bool | str | None = None,
-        reflect: int = 0,
-        best_of: int | None = None,
+        **further: Unpack[ImageArguments],
     ) -> list[GeneratedImage]:
         """Generate ``n`` images of each prompt, or change given images as it says.
 
@@ -381,20 +377,7 @@ class JanusPipeline(LoadedModel):
             top_p: nucleus sampling, as in ``generate_text``.
             exact: generate each image alone and token by token, for reproducible rounding.
             window: positions that one pass reads; None: the fastest by a stored timing.
-            images: an image or several to change. A model that was not trained for it, by
-                ``trained_for_editing``, logs a warning and does it.
-            cfg_weight2: weight of the prompt against the details of ``images``; None: 5.
-            crop: whether to cut each result to the shape of the first of ``images``, since the
-                model sees and generates an image that is not square between grey bars; None: if
-                there is one image.
-            plan: whether the model first writes a plan for each image, and draws by it. T2I-R1 was
-                trained for it; None: if the model is T2I-R1. A text is the plan itself.
-            reflect: how often the model judges an image and draws it again if it does not match the
-                prompt, at most. Janus-Pro-R1 was trained for it.
-            best_of: images of each prompt to draw, at most 1000. The ``n`` best are returned, the
-                best first, with their ``score`` and ``rank``. The score is how likely the model
-                finds the prompt as words for the image. Prompts are drawn one after the other.
-                None: draw ``n``.
+            further: images to change, plans, reflection and best of N, see ``ImageArguments``.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.
@@ -410,15 +393,10 @@ class JanusPipeline(LoadedModel):
             top_p=top_p,
             exact=exact,
             window=window,
-            images=images,
-            cfg_weight2=cfg_weight2,
-            crop=crop,
-            plan=plan,
-            reflect=reflect,
-            best_of=best_of,
+            **further,
         )
         generated = [image for step in steps for image in step.images]
-        if best_of is not None:  # these come in the order of prompts and ranks
+        if further.get("best_of") is not None:  # these come in the order of prompts and ranks
             return generated
         return sort_by_prompt(generated, as_strings("prompt", prompt))
 
@@ -433,12 +411,7 @@ class JanusPipeline(LoadedModel):
         top_p: float = 1.0,
         exact: bool = False,
         window: int | None = None,
-        images: Sequence[ImageSource] | ImageSource = (),
-        cfg_weight2: float | None = None,
-        crop: bool | None = None,
-        plan: bool | str | None = None,
-        reflect: int = 0,
-        best_of: int | None = None,
+        **further: Unpack[ImageArguments],
     ) -> ThreadStream[ImageStep]:
         """Generate images and stream the steps, with previews.
 
@@ -450,20 +423,20 @@ class JanusPipeline(LoadedModel):
             An iterator over steps; a finished image is in the ``images`` of its last step. Steps
             that write a plan or a judgement have its next piece in ``text``.
         """
+        request = ImageRequest(**further)
         choices = {
             "cfg_weight": cfg_weight,
             "temperature": temperature,
             "top_p": top_p,
             "exact": exact,
             "window": window,
-            "cfg_weight2": cfg_weight2,
+            "cfg_weight2": request.cfg_weight2,
         }
-        inputs = read_inputs(self, images, crop)
-        if best_of is not None:
-            selection = check_selection(self, as_strings("prompt", prompt), n, best_of, inputs)
-            jobs = image_jobs(self, prompt, selection.drawn, seed, choices)
-            draw = partial(reasoned_steps, self, plan=plan, reflect=reflect)
-            return self.thread.stream(best_of_steps(self, jobs, selection, draw))
-        jobs = image_jobs(self, prompt, n, seed, choices, inputs)
-        steps = reasoned_steps(self, jobs, plan=plan, reflect=reflect)
-        return self.thread.stream(steps)
+        inputs = read_inputs(self, request.images, request.crop)
+        draw = partial(reasoned_steps, self, plan=request.plan, reflect=request.reflect)
+        if request.best_of is None:
+            return self.thread.stream(draw(image_jobs(self, prompt, n, seed, choices, inputs)))
+        prompts = as_strings("prompt", prompt)
+        selection = check_selection(self, prompts, n, request.best_of, inputs)
+        jobs = image_jobs(self, prompt, selection.drawn, seed, choices)
+        return self.thread.stream(best_of_steps(self, jobs, selection, draw))

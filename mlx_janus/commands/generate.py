@@ -18,7 +18,7 @@ from .best_of import best_of_options, files_by_rank, incomplete, without_existin
 from .editing import check_inputs, editing_options, note_if_made_from_others, read_sources
 from .image_folder import FolderLayout, check_existing, check_template, plan_images
 from .image_writer import ImageWriter
-from .jobs import RULES, AskJob, DrawJob, Origin, Previews, read_job
+from .jobs import RULES, AskJob, DrawJob, Previews, read_job
 from .options import (
     SETTINGS,
     answering_options,
@@ -32,6 +32,7 @@ from .options import (
     show_option,
     version_option,
 )
+from .origin import Origin
 from .outputs import check_writable, make_folder
 from .progress import note_if_cut
 from .runner import Command, note

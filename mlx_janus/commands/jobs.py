@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import click
 from click.core import ParameterSource
@@ -20,10 +20,8 @@ from .best_of import BEST_OF_RULES
 from .editing import require_inputs
 from .image_folder import DEFAULT_TEMPLATE
 from .options import STDIN, STDOUT, flag_needs, refuse_if
+from .origin import Origin, read_origin
 from .runner import Rule
-
-if TYPE_CHECKING:
-    from ..inference.input_records import InputRecord
 
 # Parameters of options that are refused with a question.
 _DRAWING_ONLY = (
@@ -82,31 +80,6 @@ class Previews:
 
     folder: Path
     every: int | None  # image tokens between two previews; None: one row
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The image that --config-from draws again: its file, settings and model."""
-
-    file: str
-    prompt: str
-    seed: int
-    cfg_weight: float
-    temperature: float
-    top_p: float
-    upscale: int
-    model: str  # the model's name
-    dtype: str | None  # None: drawn by an earlier release, which did not store it
-    bits: int | None  # None: float weights, or a recipe
-    recipe: str | None
-    roles: str | None = None  # None: the model's own
-    # Of a changed image:
-    cfg_weight2: float | None = None
-    crop: bool | None = None
-    inputs: tuple[InputRecord, ...] = ()  # the images that were changed; (): it was drawn
-    # Of an image with a plan or rounds:
-    plan: str | None = None  # None: drawn without a plan
-    reflect: int = 0
 
 
 @dataclass(frozen=True)
@@ -331,19 +304,17 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
     arguments = EditArguments if values["images"] else ImageArguments
     load = LoadArguments.from_options(values)
     fallback = None
-    origin = None
-    if values["config_from"]:
-        origin = _read_origin(values["config_from"])
-        require_inputs(origin, values["images"])
-        load, fallback = _with_settings_of(origin, load)
-        values = values | _stored_values(origin, ctx)
+    origin = read_origin(values["config_from"]) if values["config_from"] else None
     file = values["prompts_file"]
     if file:
         prompts += _read_prompt_lines(file)
-    elif not prompts and origin is not None:
-        prompts = (origin.prompt,)
-    if origin is not None and not values["images"]:
-        values = values | _stored_reasoning(origin, values, prompts)
+    if origin is not None:
+        require_inputs(origin, values["images"])
+        prompts = prompts or (origin.prompt,)
+        load, fallback = _with_settings_of(origin, load)
+        values = values | _stored_values(origin, ctx)
+        if not values["images"]:
+            values = values | _stored_reasoning(origin, values, prompts)
     into_folder = file is not None or len(prompts) > 1
     output, makes_folder = _read_output(values["output"], into_folder)
     return DrawJob(
@@ -397,12 +368,6 @@ def _read_output(value: str | None, into_folder: bool) -> tuple[Path | None, boo
 def _previews(values: Mapping[str, Any]) -> Previews | None:
     folder = values["preview_dir"]
     return None if folder is None else Previews(folder, values["preview_every"])
-
-
-def _read_origin(file: str) -> Origin:
-    from ..inference.results import read_settings
-
-    return Origin(file=file, **read_settings(file))
 
 
 def _stored_values(origin: Origin, ctx: click.Context) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -200,18 +200,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     # The group is the factor. A file without this chunk was not upscaled: the pattern matches "",
     # and the group is None.
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
-    dtype = chunks.get("dtype")
-    bits = chunks.get("bits")
-    recipe = chunks.get("recipe")
-    roles = chunks.get("roles")
     try:
-        supported = (
-            dtype in (None, *DTYPES)
-            and bits in (None, *map(str, BITS))
-            and recipe in (None, *RECIPES)
-            and roles in (None, *ROLES)
-        )
-        if upscale is None or not supported or (bits and recipe):  # never both
+        if upscale is None:
             raise ValueError
         return {
             "prompt": chunks["prompt"],
@@ -221,15 +211,38 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             "top_p": float(chunks["top_p"]),
             "model": chunks["model"],
             "upscale": int(upscale[1] or 1),
-            "dtype": dtype,
-            "bits": None if bits is None else int(bits),
-            "recipe": recipe,
-            "roles": roles,
             "plan": chunks.get("plan"),
             "reflect": check_int("reflect", int(chunks.get("reflect", 0)), 0, MAX_REFLECT),
+            **_read_load_settings(chunks),
             **read_edit(chunks),
         }
     except (KeyError, TypeError, ValueError, OptionError):
         raise ImageError(
             f"{path} carries settings that were changed or cut: give a file as mlx_janus wrote it"
         ) from None
+
+
+def _read_load_settings(chunks: Mapping[str, str]) -> dict[str, Any]:
+    """Return dtype, bits, recipe and roles of an image's metadata, each None if it is missing.
+
+    Raises:
+        ValueError: a value is none of the supported ones, or there are both bits and a recipe.
+    """
+    dtype = chunks.get("dtype")
+    bits = chunks.get("bits")
+    recipe = chunks.get("recipe")
+    roles = chunks.get("roles")
+    supported = (
+        dtype in (None, *DTYPES)
+        and bits in (None, *map(str, BITS))
+        and recipe in (None, *RECIPES)
+        and roles in (None, *ROLES)
+    )
+    if not supported or (bits and recipe):
+        raise ValueError
+    return {
+        "dtype": dtype,
+        "bits": None if bits is None else int(bits),
+        "recipe": recipe,
+        "roles": roles,
+    }
