@@ -113,7 +113,7 @@ def choose_inner(repo_id: str, names: Iterable[str]) -> str:
     if len(candidates) > 1:
         raise CheckpointError(
             f"{repo_id} holds models in several folders ({_listed(candidates)}): "
-            f"run `hf download {repo_id}`, and name one of them where it is then"
+            f"run `hf download {repo_id}`, and name one of them in the folder that it prints"
         )
     return candidates[0] if candidates else ""
 
