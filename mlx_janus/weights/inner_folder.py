@@ -112,8 +112,8 @@ def choose_inner(repo_id: str, names: Iterable[str]) -> str:
     candidates = [folder for folder in configs_in(names) if folder in weights]
     if len(candidates) > 1:
         raise CheckpointError(
-            f"{repo_id} holds models in several folders ({_listed(candidates)}): download one, as "
-            f'by `hf download {repo_id} --include "{candidates[0]}/*"`, and name its folder'
+            f"{repo_id} holds models in several folders ({_listed(candidates)}): "
+            f"run `hf download {repo_id}`, and name one of them in the folder that it prints"
         )
     return candidates[0] if candidates else ""
 
