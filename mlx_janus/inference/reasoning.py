@@ -26,8 +26,7 @@ def reasoned_steps(
     Args:
         janus: the model.
         jobs: images with equal options.
-        plan: True: write a plan before each drawing; False: write none; None: write one if the
-            model was trained for it; a text: draw by this plan.
+        plan: whether to write plans; None: if the model was trained for it; a text: the plan.
         reflect: how often an image is judged and drawn again, at most.
         reset_peak: whether MLX's peak memory is counted from the first step.
 
@@ -42,7 +41,7 @@ def reasoned_steps(
     if chosen is False and not rounds:
         return generate_steps(janus, jobs, reset_peak=reset_peak)
     pathway = pathway_of(janus)
-    assert isinstance(pathway, ReasoningPathway)  # the checks above found that it is
+    assert isinstance(pathway, ReasoningPathway)  # as checked above
     temperature = pathway.temperature(jobs[0].options)
 
     def make_job(job: ImageJob, text: str) -> ImageJob:
