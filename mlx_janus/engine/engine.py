@@ -222,7 +222,7 @@ class Engine:
             OptionError: the turns have another number of images than the request, or an option does
                 not suit the model.
         """
-        self._janus.check_text_options(request.options)
+        self._janus.check_text_options(request.options, request.turns)
         expected = sum(turn.images for turn in request.turns)
         given = len(request.images)
         if given != expected:
