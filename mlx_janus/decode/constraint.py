@@ -9,10 +9,10 @@ it, as ``_shortest_end`` finds it, has more tokens than the answer may still hav
 
 from __future__ import annotations
 
-import itertools
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -35,6 +35,8 @@ _LIMITS: dict[str, Any] = {
     "max_grammar_size": 100_000,  # symbols of the rules
 }
 """Bounds of the work on a grammar, as llguidance counts it. They hold for schemas of strangers."""
+_LIMIT_REACHED = re.compile(r"limit|fuel|max is|[Tt]oo (many|big|large|complex)|lexer error")
+_PLACE = re.compile(r"(^|(?<=\n))at \d+\(\d+\): |failed to compile JSON schema: |<non-verbose/>")
 # Bytes that continue JSON to an early end, the best first: outside and inside a string.
 _ENDING_OUTSIDE = b'}],:"0123456789ntf[{-.eE+'
 _ENDING_INSIDE = b'"'
@@ -86,7 +88,7 @@ class Vocabulary:
         for token in reversed(range(size)):
             if self.bytes[token]:
                 self._ids[self.bytes[token]] = token
-        self._longest = max(map(len, self._ids))  # bytes of the longest token
+        self.lengths = np.array([len(content) for content in self.bytes])  # of each token
 
     def __call__(self, text: str) -> list[int]:
         """Return the ids of a text; llguidance calls this."""
@@ -96,18 +98,18 @@ class Vocabulary:
         """Return the id of the token with exactly these bytes; None if there is none."""
         return self._ids.get(text)
 
-    def longest_first(self, text: bytes) -> Iterator[int]:
-        """Yield tokens that spell a text, each the longest that fits; stop where none fits."""
-        start = 0
-        while start < len(text):
-            for end in range(min(start + self._longest, len(text)), start, -1):
-                token = self._ids.get(text[start:end])
-                if token is not None:
-                    yield token
-                    start = end
-                    break
-            else:
-                return
+    def allowed_by(self, matcher: LLMatcher) -> np.ndarray:
+        """Return which tokens may follow in a grammar: (size,), bool."""
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        return np.unpackbits(bits, count=self.size, bitorder="little").astype(bool)
+
+    def can_begin(self, matcher: LLMatcher) -> bool:
+        """Return whether an answer can begin with anything but a space."""
+        allowed = self.allowed_by(matcher)
+        space = self.id_of(b" ")
+        if space is not None:
+            allowed[space] = False
+        return bool(allowed.any())
 
 
 class GrammarCompiler:
@@ -169,7 +171,7 @@ class GrammarCompiler:
                 self._vocabulary.tokenizer, grammar.source, log_level=0, limits=limits
             )
             _check_matcher(matcher, grammar.subject)
-            if matcher.is_stopped() or not any(matcher.compute_bitmask()):
+            if not self._vocabulary.can_begin(matcher):
                 _check_matcher(matcher, grammar.subject)
                 raise OptionError(f"{grammar.subject} matches no value: correct it")
             self._compiled[grammar.source] = matcher
@@ -203,14 +205,12 @@ def _check_matcher(matcher: LLMatcher, subject: str) -> None:
     """
     if not matcher.is_error():
         return
-    # The first line has the reason; those after it quote the grammar.
-    reason, *quoted = matcher.get_error().split("\n   1 | ")[0].splitlines()
-    if not reason.startswith("at "):  # a limit of the work, with numbers of no use to a user
-        if reason.startswith("NoExtension"):
-            raise OptionError(f"{subject} matches no value: correct it")
+    error = matcher.get_error().split("\n   1 | ")[0]  # what follows repeats the grammar
+    if "NoExtension" in error:
+        raise OptionError(f"{subject} matches no value: correct it")
+    if _LIMIT_REACHED.search(error):
         raise OptionError(f"{subject} is too complex: make it smaller, or its patterns simpler")
-    _, _, reason = reason.partition("failed to compile JSON schema: ")
-    reason = " ".join([reason, *(line.strip() for line in quoted)]).strip()
+    reason = " ".join(_PLACE.sub("", error).split())
     raise OptionError(f"{subject} is not supported: {reason or 'it is not valid'}")
 
 
@@ -318,9 +318,9 @@ class Constraint:
         Raises:
             OptionError: the grammar has become too complex.
         """
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = self._vocabulary.allowed_by(self._matcher)
         _check_matcher(self._matcher, self._grammar.subject)
-        return np.unpackbits(bits, count=self._vocabulary.size, bitorder="little").astype(bool)
+        return allowed
 
     def _fits(self, token: int, room: int) -> bool:
         """Return whether an end of at most ``room`` tokens follows a token."""
@@ -392,23 +392,19 @@ def _shortest_end(
     """
     path: list[int] = []
     while not matcher.is_accepting():
-        forced = vocabulary.longest_first(matcher.compute_ff_bytes())
-        tokens = list(itertools.islice(forced, room + 1))
-        if not tokens:
-            token = _next_token(matcher, vocabulary, place)
-            if token is None:
-                return None
-            tokens = [token]
-        for token in tokens:
-            if len(path) == room or not matcher.consume_token(token):
-                return None
-            place.add(vocabulary.bytes[token])
-            path.append(token)
+        token = None if len(path) == room else _next_token(matcher, vocabulary, place)
+        if token is None or not matcher.consume_token(token):
+            return None
+        place.add(vocabulary.bytes[token])
+        path.append(token)
     return path
 
 
 def _next_token(matcher: LLMatcher, vocabulary: Vocabulary, place: _JSONPlace) -> int | None:
-    """Return the next token of a short end; None if nothing may follow."""
+    """Return the next token of a short end; None if nothing may follow.
+
+    It is a byte that leads to an end, else the longest of the tokens that may follow.
+    """
     if place.escaped:
         candidates = _ESCAPED
     elif place.in_string:
@@ -419,7 +415,6 @@ def _next_token(matcher: LLMatcher, vocabulary: Vocabulary, place: _JSONPlace) -
         token = vocabulary.id_of(bytes([byte]))
         if token is not None and matcher.validate_tokens([token]):
             return token
-    bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
-    allowed = np.flatnonzero(np.unpackbits(bits, count=vocabulary.size, bitorder="little"))
-    spelled = [int(token) for token in allowed if vocabulary.bytes[token]]
-    return spelled[0] if spelled else None
+    lengths = np.where(vocabulary.allowed_by(matcher), vocabulary.lengths, 0)
+    longest = int(lengths.argmax())
+    return longest if lengths[longest] else None

@@ -16,6 +16,8 @@ from ..errors import OptionError
 ANY_OBJECT = "json"  # as a schema: any JSON object
 MAX_SCHEMA_BYTES = 1 << 16  # bytes of a schema as JSON, or of all schemas of a request
 _MAX_DEPTH = 64  # objects and lists inside each other in a schema
+# Without this, where only one text can follow, only one of its spellings in tokens could.
+_HEAD = '%llguidance {"no_forcing": true}'
 # A space may precede an answer, because most tokens that begin a word begin with a space.
 _SPACE = '" "?'
 
@@ -72,7 +74,7 @@ def schema_grammar(schema: Any, *, lenient: bool = False, subject: str = "schema
     """
     text = _schema_text(_as_dict(schema, subject), lenient, subject)
     _check_size([text], subject)
-    return Grammar(f"start: {_SPACE} json\njson: %json {text}\n", subject)
+    return Grammar(f"{_HEAD}\nstart: {_SPACE} json\njson: %json {text}\n", subject)
 
 
 def call_grammar(tools: Sequence[Tool], *, allows_words: bool = False) -> Grammar:
@@ -104,7 +106,7 @@ def call_grammar(tools: Sequence[Tool], *, allows_words: bool = False) -> Gramma
     if allows_words:
         start += " | WORDS"
         rules.append(r"WORDS: /(\s*[^{\s](.|\n)*)?/")
-    source = "\n".join([start, f"call: {calls}", *rules, ""])
+    source = "\n".join([_HEAD, start, f"call: {calls}", *rules, ""])
     return Grammar(source, "tools", allows_words)
 
 
