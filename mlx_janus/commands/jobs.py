@@ -43,6 +43,7 @@ _ASKING_ONLY = (
     "frequency_penalty",
     "presence_penalty",
     "repetition_penalty",
+    "schema",
 )
 # Options whose values --config-from takes from the image, unless the command line gives them.
 _STORED_OPTIONS = ("seed", "cfg_weight", "temperature", "top_p", "upscale")
@@ -179,6 +180,10 @@ RULES: tuple[Rule, ...] = (
     refuse_if(
         lambda values: values["top_p"] == 0 and not asks(values),
         "--top-p 0 does not go with drawing: take --temperature 0, or a larger number.",
+    ),
+    refuse_if(
+        lambda values: values["schema"] and values["lookup"],
+        "--lookup does not go with --schema: leave one of them out.",
     ),
     refuse_if(lambda values: "" in values["images"], "--image is empty: name an image."),
     refuse_if(

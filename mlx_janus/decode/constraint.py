@@ -19,8 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import OptionError
-from ..installation import install_command
-from .grammar import Grammar
+from .grammar import Grammar, check_installed
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -179,22 +178,6 @@ class GrammarCompiler:
         while len(self._compiled) > _MAX_COMPILED:
             self._compiled.popitem(last=False)
         return matcher
-
-
-def check_installed(subject: str) -> None:
-    """Check that llguidance is installed.
-
-    Args:
-        subject: the option that needs it, for the message.
-
-    Raises:
-        OptionError: it is not installed.
-    """
-    try:
-        import llguidance  # noqa: F401
-    except ImportError:
-        fix = install_command("schema")
-        raise OptionError(f"{subject} needs the package llguidance: {fix}") from None
 
 
 def _check_matcher(matcher: LLMatcher, subject: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import OptionError
+from ..installation import install_command
 
 ANY_OBJECT = "json"  # as a schema: any JSON object
 MAX_SCHEMA_BYTES = 1 << 16  # bytes of a schema as JSON, or of all schemas of a request
@@ -108,6 +109,22 @@ def call_grammar(tools: Sequence[Tool], *, allows_words: bool = False) -> Gramma
         rules.append(r"WORDS: /(\s*[^{\s](.|\n)*)?/")
     source = "\n".join([_HEAD, start, f"call: {calls}", *rules, ""])
     return Grammar(source, "tools", allows_words)
+
+
+def check_installed(subject: str) -> None:
+    """Check that llguidance is installed.
+
+    Args:
+        subject: the option that needs it, for the message.
+
+    Raises:
+        OptionError: it is not installed.
+    """
+    try:
+        import llguidance  # noqa: F401
+    except ImportError:
+        fix = install_command("schema")
+        raise OptionError(f"{subject} needs the package llguidance: {fix}") from None
 
 
 def _as_dict(schema: Any, subject: str) -> Mapping[str, Any]:
