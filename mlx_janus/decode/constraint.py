@@ -24,6 +24,7 @@ from .grammar import Grammar, check_installed
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+_LONGEST_SPELLED = 32  # bytes of the tokens in which a forced text is spelled, at most
 _MAX_COMPILED = 8  # compiled grammars to keep
 _MAX_REFUSED = 16  # tokens to refuse in one place; then the next one is that of the shortest end
 _WATCHED = 1024  # tokens before an answer's maximum length in which its end is watched
@@ -87,6 +88,7 @@ class Vocabulary:
         for token in reversed(range(size)):
             if self.bytes[token]:
                 self._ids[self.bytes[token]] = token
+        self._longest = min(max(map(len, self._ids)), _LONGEST_SPELLED)
         self.lengths = np.array([len(content) for content in self.bytes])  # of each token
 
     def __call__(self, text: str) -> list[int]:
@@ -96,6 +98,26 @@ class Vocabulary:
     def id_of(self, text: bytes) -> int | None:
         """Return the id of the token with exactly these bytes; None if there is none."""
         return self._ids.get(text)
+
+    def spell(self, text: bytes, most: int) -> list[int]:
+        """Return tokens that spell a text or its beginning, each the longest that fits.
+
+        Args:
+            text: bytes.
+            most: maximum number of tokens.
+        """
+        tokens: list[int] = []
+        start = 0
+        while start < len(text) and len(tokens) < most:
+            for end in range(min(start + self._longest, len(text)), start, -1):
+                token = self._ids.get(text[start:end])
+                if token is not None:
+                    tokens.append(token)
+                    start = end
+                    break
+            else:
+                break
+        return tokens
 
     def allowed_by(self, matcher: LLMatcher) -> np.ndarray:
         """Return which tokens may follow in a grammar: (size,), bool."""
@@ -375,16 +397,20 @@ def _shortest_end(
     """
     path: list[int] = []
     while not matcher.is_accepting():
-        token = None if len(path) == room else _next_token(matcher, vocabulary, place)
-        if token is None or not matcher.consume_token(token):
+        # Where only one text can follow, take it in the longest tokens.
+        tokens = vocabulary.spell(matcher.compute_ff_bytes(), room - len(path))
+        if not tokens and len(path) < room:
+            tokens = _next_token(matcher, vocabulary, place)
+        if not tokens or not matcher.consume_tokens(tokens):
             return None
-        place.add(vocabulary.bytes[token])
-        path.append(token)
+        for token in tokens:
+            place.add(vocabulary.bytes[token])
+        path += tokens
     return path
 
 
-def _next_token(matcher: LLMatcher, vocabulary: Vocabulary, place: _JSONPlace) -> int | None:
-    """Return the next token of a short end; None if nothing may follow.
+def _next_token(matcher: LLMatcher, vocabulary: Vocabulary, place: _JSONPlace) -> list[int]:
+    """Return the next token of a short end; [] if nothing may follow.
 
     It is a byte that leads to an end, else the longest of the tokens that may follow.
     """
@@ -397,7 +423,7 @@ def _next_token(matcher: LLMatcher, vocabulary: Vocabulary, place: _JSONPlace) -
     for byte in candidates:
         token = vocabulary.id_of(bytes([byte]))
         if token is not None and matcher.validate_tokens([token]):
-            return token
+            return [token]
     lengths = np.where(vocabulary.allowed_by(matcher), vocabulary.lengths, 0)
     longest = int(lengths.argmax())
-    return longest if lengths[longest] else None
+    return [longest] if lengths[longest] else []

@@ -14,7 +14,7 @@ import mlx.core as mx
 import pytest
 
 import mlx_janus
-from benchmarks import bench, house, machine, memory_table, peers, serving, windows
+from benchmarks import bench, grammar, house, machine, memory_table, peers, serving, windows
 from benchmarks.parts import Setup
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
@@ -227,3 +227,11 @@ class Boat:
         "            self.name = name",
         "        return self",
     ]
+
+
+def test_the_cost_of_a_schema_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    grammar.measure_masks(600)
+    grammar.measure_answers("tiny", 3)
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert rows[2:5] == ["| mask", "| end in reach", "| add a token"]
+    assert rows[-2:] == ["| words", "| schema"]
