@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _LONGEST_SPELLED = 32  # bytes of the tokens in which a forced text is spelled, at most
-_MAX_COMPILED = 8  # compiled grammars to keep
+_MAX_COMPILED = 32  # compiled grammars to keep
 _MAX_REFUSED = 16  # tokens to refuse in one place; then the next one is that of the shortest end
 _WATCHED = 1024  # tokens before an answer's maximum length in which its end is watched
 _LIMITS: dict[str, Any] = {
@@ -146,7 +146,8 @@ class GrammarCompiler:
         self._make_vocabulary = vocabulary
         self._vocabulary: Vocabulary | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # by source, newest last
-        self._lock = threading.Lock()  # one grammar is compiled at a time, in bounded memory
+        self._lock = threading.Lock()  # of the compiled grammars
+        self._compiling = threading.Lock()  # one grammar is compiled at a time, in bounded memory
 
     def check(self, grammar: Grammar) -> None:
         """Compile a grammar, so that ``constraint`` has it ready.
@@ -155,8 +156,7 @@ class GrammarCompiler:
             OptionError: llguidance is not installed, or the grammar is refused, as for
                 ``constraint``.
         """
-        with self._lock:
-            self._matcher(grammar)
+        self._matcher(grammar)
 
     def constraint(self, grammar: Grammar, max_tokens: int) -> Constraint:
         """Return the state of a new answer.
@@ -169,36 +169,53 @@ class GrammarCompiler:
             OptionError: llguidance is not installed, or a schema has mistakes or unknown keywords,
                 matches nothing, or takes too much work.
         """
-        with self._lock:
-            matcher = self._matcher(grammar).deep_copy()
-            assert self._vocabulary is not None  # ``_matcher`` has made it
-            return Constraint(matcher, self._vocabulary, grammar, max_tokens)
+        matcher = self._matcher(grammar).deep_copy()
+        assert self._vocabulary is not None  # ``_matcher`` has made it
+        return Constraint(matcher, self._vocabulary, grammar, max_tokens)
 
     def _matcher(self, grammar: Grammar) -> LLMatcher:
-        """Return the compiled grammar at its start. The caller holds the lock.
+        """Return the compiled grammar at its start.
 
         Raises:
             OptionError: as for ``constraint``.
         """
         check_installed(grammar.subject)
+        matcher = self._find(grammar)
+        if matcher is not None:
+            return matcher
+        with self._compiling:
+            matcher = self._find(grammar)  # another thread may have compiled it
+            if matcher is None:
+                matcher = self._compile(grammar)
+            with self._lock:
+                self._compiled[grammar.source] = matcher
+                while len(self._compiled) > _MAX_COMPILED:
+                    self._compiled.popitem(last=False)
+        return matcher
+
+    def _find(self, grammar: Grammar) -> LLMatcher | None:
+        """Return a grammar that is compiled already."""
+        with self._lock:
+            if grammar.source in self._compiled:
+                self._compiled.move_to_end(grammar.source)
+            return self._compiled.get(grammar.source)
+
+    def _compile(self, grammar: Grammar) -> LLMatcher:
+        """Compile a grammar.
+
+        Raises:
+            OptionError: the grammar is refused.
+        """
         from llguidance import LLMatcher, LLParserLimits
 
-        matcher = self._compiled.get(grammar.source)
-        if matcher is None:
-            if self._vocabulary is None:
-                self._vocabulary = self._make_vocabulary()
-            limits = LLParserLimits(verbose_errors=False, **_LIMITS)
-            matcher = LLMatcher(
-                self._vocabulary.tokenizer, grammar.source, log_level=0, limits=limits
-            )
+        if self._vocabulary is None:
+            self._vocabulary = self._make_vocabulary()
+        limits = LLParserLimits(verbose_errors=False, **_LIMITS)
+        matcher = LLMatcher(self._vocabulary.tokenizer, grammar.source, log_level=0, limits=limits)
+        _check_matcher(matcher, grammar.subject)
+        if not self._vocabulary.can_begin(matcher):
             _check_matcher(matcher, grammar.subject)
-            if not self._vocabulary.can_begin(matcher):
-                _check_matcher(matcher, grammar.subject)
-                raise OptionError(f"{grammar.subject} matches no value: correct it")
-            self._compiled[grammar.source] = matcher
-        self._compiled.move_to_end(grammar.source)
-        while len(self._compiled) > _MAX_COMPILED:
-            self._compiled.popitem(last=False)
+            raise OptionError(f"{grammar.subject} matches no value: correct it")
         return matcher
 
 
