@@ -13,6 +13,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -35,7 +36,9 @@ _LIMITS: dict[str, Any] = {
     "max_grammar_size": 100_000,  # symbols of the rules
 }
 """Bounds of the work on a grammar, as llguidance counts it. They hold for schemas of strangers."""
-_LIMIT_REACHED = re.compile(r"limit|fuel|max is|[Tt]oo (many|big|large|complex)|lexer error")
+_LIMIT_REACHED = re.compile(
+    r"\blimits?\b|\bfuel\b|max is|[Tt]oo (many|big|large|complex)|lexer error"
+)
 _PLACE = re.compile(r"(^|(?<=\n))at \d+\(\d+\): |failed to compile JSON schema: |<non-verbose/>")
 # Bytes that continue JSON to an early end, the best first: outside and inside a string.
 _ENDING_OUTSIDE = b'}],:"0123456789ntf[{-.eE+'
@@ -245,12 +248,6 @@ class _JSONPlace:
         self.begun = False  # whether anything but spaces has been added
         self.is_words = False  # whether the text does not begin with "{"
 
-    def copy(self) -> _JSONPlace:
-        """Return a copy."""
-        place = _JSONPlace()
-        place.__dict__.update(self.__dict__)
-        return place
-
     def add(self, text: bytes) -> None:
         """Move past some bytes."""
         for byte in text:
@@ -348,7 +345,7 @@ class Constraint:
         """Return whether an end of at most ``room`` tokens follows a token."""
         if room > _WATCHED or token == self.end:
             return True
-        place = self._place.copy()
+        place = copy(self._place)
         place.add(self._vocabulary.bytes[token])
         matcher = self._matcher.deep_copy()
         return matcher.consume_token(token) and self._end(matcher, place, room) is not None
@@ -391,7 +388,7 @@ class Constraint:
         if self._is_words(place):
             return []
         return _shortest_end(
-            matcher.deep_copy(), self._vocabulary, place.copy(), min(room, _WATCHED)
+            matcher.deep_copy(), self._vocabulary, copy(place), min(room, _WATCHED)
         )
 
 
