@@ -280,7 +280,7 @@ class JanusPipeline(LoadedModel):
             OptionError: ``images`` has more or fewer images than the turns together, or an option
                 does not suit the model.
         """
-        self.check_text_options(options)
+        self.check_text_options(options, turns)
         expected = sum(turn.images for turn in turns)
         if expected != len(images):
             raise OptionError(f"the turns show {expected} images, {len(images)} were given")

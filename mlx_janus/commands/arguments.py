@@ -58,6 +58,7 @@ class TextArguments(Arguments):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
+    schema: dict[str, Any] | str | None = None  # a JSON Schema, or "json" for any object
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from .options import (
 from .outputs import output_file
 from .progress import progress_bar
 from .runner import Command, note, say
+from .schema_option import json_value, schema_option
 
 if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
@@ -69,6 +70,7 @@ _RULES = (
 )
 @sampling_options
 @answering_options
+@schema_option
 @model_options
 @quiet_option
 @version_option
@@ -78,13 +80,15 @@ def main(paths: tuple[str, ...], question: str, output: str | None, **options: A
     PATH is an image, a folder (all images in it, sorted by name), a pattern such as
     'photos/**/*.jpg', an https address, or - for an image on stdin. To resume after a stop, run the
     same command again: it asks only about images that FILE lacks. Images that cannot be read are
-    named on stderr, and the exit code is then 1.
+    named on stderr, and the exit code is then 1. With --schema a line has the answer's value as
+    "json" in place of "text".
 
     \b
     Examples:
       mlx-janus caption -m models/janus-pro-1b photos -o captions.jsonl
       mlx-janus caption -m janus-pro-1b 'photos/**/*.jpg' -p "What animal is this?" -o animals.jsonl
       mlx-janus caption janus.png
+      mlx-janus caption -m janus-pro-1b photos -p "Describe the picture." --schema fields.json
       curl https://example.org/photo.jpg | mlx-janus caption -
     """
     from ..processing.prompts import marked_question
@@ -99,7 +103,7 @@ def main(paths: tuple[str, ...], question: str, output: str | None, **options: A
     if output is not None and output != STDOUT:
         file = output_file(output, "captions.jsonl")
         captions = JsonLines(file, "captions", keys=("path", "prompt"))
-        captioned = _captioned_images(captions, question)
+        captioned = _captioned_images(captions, question, as_json=options["schema"] is not None)
     # Every image on stdin has the path "-", so an earlier caption may be of another image.
     missing = [image for image in images if image == STDIN or image not in captioned]
     skipped = len(images) - len(missing)
@@ -114,21 +118,24 @@ def main(paths: tuple[str, ...], question: str, output: str | None, **options: A
         raise JanusError(f"{failed} of {len(missing)} images could not be read")
 
 
-def _captioned_images(captions: JsonLines, question: str) -> set[str]:
+def _captioned_images(captions: JsonLines, question: str, *, as_json: bool) -> set[str]:
     """Return the paths of the images that already have a caption in the file ``captions``.
 
     An incomplete last line is removed from the file.
 
     Raises:
         OutputError: the file cannot be read or written, contains anything other than captions, or
-            its captions answer another question.
+            its captions answer another question, or not in JSON although ``as_json`` asks for it.
     """
 
     def check_question(caption: Record) -> None:
-        """Refuse a caption that answers another question."""
+        """Refuse a caption that answers another question, or in another form."""
         asked = caption["prompt"]
+        file = captions.path
+        if ("json" in caption) != as_json:
+            form = "in words, not in JSON" if as_json else "in JSON, not in words"
+            raise OutputError(f"{file} has answers {form}: name another file with --output")
         if asked != question:
-            file = captions.path
             raise OutputError(
                 f"{file} answers another question, {asked!r}: name another file with --output"
             )
@@ -169,13 +176,24 @@ class _Captioner:
         result = self._janus.generate_text(self._question, image, **self._arguments)
         return {
             "path": source,
-            "text": result.text,
+            **self._answer(result.text),
             "tokens": list(result.tokens),
             "finish_reason": result.finish_reason,
             "prompt": self._question,
             "seed": self._seed,
             "model": self._janus.name,
         }
+
+    def _answer(self, text: str) -> Record:
+        """Return the fields of an answer: its text, or its value if it is JSON.
+
+        Both are there if JSON was cut; the value is then None.
+        """
+        if "schema" not in self._arguments:
+            return {"text": text}
+        value = json_value(text)
+        is_cut = value is None and text != "null"
+        return {"json": value} | ({"text": text} if is_cut else {})
 
 
 def _caption_all(images: Sequence[str], captioner: _Captioner, captions: JsonLines | None) -> int:

@@ -36,6 +36,7 @@ from .origin import Origin
 from .outputs import check_writable, make_folder
 from .progress import note_if_cut
 from .runner import Command, note
+from .schema_option import json_value, schema_option
 
 if TYPE_CHECKING:
     from ..inference.results import GeneratedImage, ImageStep, TextResult
@@ -168,6 +169,7 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     help="Prompt lookup: draft up to K tokens of an answer by copying earlier text. The answer is "
     "the same, but faster where it repeats text.  [default: 0]",
 )
+@schema_option
 @click.option(
     "--upscale",
     type=click.IntRange(1, MAX_UPSCALE),
@@ -263,6 +265,8 @@ def ask(job: AskJob) -> None:
     if job.as_json:
         seconds = round(time.perf_counter() - started, 3)
         answer = _answer_object(result, seed, seconds, janus.name)
+        if job.arguments.schema:
+            answer["json"] = json_value(result.text)
         click.echo(json.dumps(answer, ensure_ascii=False))
         return
     click.echo()

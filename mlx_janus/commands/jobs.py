@@ -55,6 +55,7 @@ _ASKING_ONLY = (
     "frequency_penalty",
     "presence_penalty",
     "repetition_penalty",
+    "schema",
 )
 # Parameters of options that are refused with a drawing that changes no images.
 _EDITING_ONLY = ("cfg_weight2", "crop")
@@ -233,6 +234,10 @@ RULES: tuple[Rule, ...] = (
     refuse_if(
         lambda values: values["top_p"] == 0 and not asks(values),
         "--top-p 0 does not go with drawing: take --temperature 0, or a larger number.",
+    ),
+    refuse_if(
+        lambda values: values["schema"] and values["lookup"],
+        "--lookup does not go with --schema: leave one of them out.",
     ),
     refuse_if(lambda values: "" in values["images"], "--image is empty: name an image."),
     refuse_if(

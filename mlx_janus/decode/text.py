@@ -15,6 +15,7 @@ from mlx_lm.generate import generate_step
 from ..memory import weights_wired
 from ..models.backbone import Cache, trim_cache
 from ..models.janus import JanusModel
+from .constraint import Constraint
 from .logit_changes import LogitChanges
 from .logprobs import AnswerToken, TokenScores
 from .prefill import prefill_all
@@ -74,11 +75,13 @@ def answer_tokens(
     cache: Cache | None = None,
     *,
     ids: Sequence[int] = (),
+    constraint: Constraint | None = None,
     **step_arguments: Any,
 ) -> Generator[AnswerToken, None, None]:
     """Yield ``options.max_tokens`` tokens of an answer.
 
-    Neither an end token nor ``options.stop`` ends the loop: the caller closes the generator.
+    Neither an end token nor ``options.stop`` ends the loop: the caller closes the generator. With a
+    constraint the loop ends with the answer.
 
     Args:
         model: the weights.
@@ -87,8 +90,12 @@ def answer_tokens(
             where rounding changes one.
         cache: a KV cache that holds the beginning of the prompt, and grows; None: a new cache.
         ids: the prompt's ids. Drafts are copied from them, and the repetition penalty counts them.
+        constraint: the grammar of the answer; None: any text.
         step_arguments: further arguments of mlx-lm's ``generate_step``; ignored with
-            ``options.lookup``.
+            ``options.lookup`` and with a constraint.
+
+    Raises:
+        OptionError: the grammar becomes too complex during the answer.
     """
     changes = LogitChanges(
         options.logit_bias,
@@ -98,7 +105,9 @@ def answer_tokens(
         ids,
     )
     with weights_wired():
-        if options.lookup:
+        if constraint is not None:
+            yield from _answer_in_grammar(model, embeddings, options, changes, cache, constraint)
+        elif options.lookup:
             yield from _answer_in_windows(model, embeddings, options, changes, cache, list(ids))
         else:
             yield from _answer_one_by_one(
@@ -163,6 +172,52 @@ def _answer_one_by_one(
             yield from scores.popleft().read()  # a list of this token only
         else:
             yield AnswerToken(int(token))
+
+
+def _answer_in_grammar(
+    model: JanusModel,
+    embeddings: mx.array,
+    options: TextOptions,
+    changes: LogitChanges,
+    cache: Cache | None,
+    constraint: Constraint,
+) -> Generator[AnswerToken, None, None]:
+    """Run the loop with a mask in each step. If the answer is complete, the last token is an end.
+
+    The next pass is queued before the chosen token is read, and the mask is computed during that
+    pass. The random keys are those of ``_answer_one_by_one``.
+    """
+    cache = cache or model.make_cache()
+    key = mx.random.key(options.seed)
+    answer: list[int] = []
+    hidden = prefill_all(model, embeddings[None], cache, PREFILL_STEP)  # (1, hidden)
+    own_logits = model.text_logits(hidden)  # (1, V)
+    while len(answer) < options.max_tokens and not constraint.ended:
+        mx.async_eval(own_logits)
+        allowed: mx.array | None = constraint.mask()
+        logits = changes(own_logits, mx.array(answer, mx.int32)) if changes else own_logits
+        key, step_key = mx.random.split(key)
+        room = options.max_tokens - len(answer) - 1  # tokens that may follow this one
+        while allowed is not None:
+            logprobs = _log_softmax(mx.where(allowed, logits, -mx.inf))
+            tokens = _choose(logprobs, step_key[None], options)
+            if room:
+                hidden = model.hidden_states(model.embed_text(tokens[None]), cache)[0]
+                next_logits = model.text_logits(hidden)
+                mx.async_eval(tokens, next_logits)
+            token = cast(int, tokens.item())
+            allowed = constraint.another_mask(token, room)
+            if allowed is not None and room:
+                trim_cache(cache, 1)
+        constraint.add(token)
+        answer.append(token)
+        if options.logprobs:
+            yield from TokenScores(_log_softmax(own_logits), tokens, options.top_logprobs).read()
+        else:
+            yield AnswerToken(token)
+        own_logits = next_logits
+    if constraint.complete:
+        yield AnswerToken(constraint.end)
 
 
 def _answer_in_windows(

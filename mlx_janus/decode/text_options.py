@@ -23,6 +23,7 @@ from ..limits import (
     check_number,
     set_checked,
 )
+from .grammar import Grammar
 
 
 class SamplingArguments(TypedDict, total=False):
@@ -52,6 +53,12 @@ class SamplingArguments(TypedDict, total=False):
     probability, which no other argument changes."""
     top_logprobs: int
     """Number of the most likely tokens to report for each token, 0 to 20; needs ``logprobs``."""
+    schema: Mapping[str, Any] | type | str | None
+    """Answer in compact JSON that matches this JSON Schema: a dict, a pydantic model, or "json" for
+    any JSON object. The prompt does not show the schema to the model. Tokens are sampled from the
+    model's distribution, restricted to those that may follow. The answer is brought to its end
+    before ``max_tokens`` if the schema allows that. It needs the extra "schema", and does not go
+    with ``lookup``."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class TextOptions:
 
     Raises:
         OptionError: a number has a wrong type or is out of range, a stop string is empty or not
-            text, or ``top_logprobs`` is given without ``logprobs``.
+            text, ``top_logprobs`` is given without ``logprobs``, or ``lookup`` with a grammar.
     """
 
     max_tokens: int = 512
@@ -81,6 +88,7 @@ class TextOptions:
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # by token id
     logprobs: bool = False  # whether to report log-probabilities
     top_logprobs: int = 0  # number of the likeliest tokens to report with each token
+    grammar: Grammar | None = None  # of the answer; None: any text
 
     def __post_init__(self) -> None:
         set_checked(
@@ -107,6 +115,8 @@ class TextOptions:
             raise OptionError(f"logprobs must be True or False, got {self.logprobs!r}")
         if self.top_logprobs and not self.logprobs:
             raise OptionError("top_logprobs needs logprobs=True: add it, or leave top_logprobs out")
+        if self.grammar and self.lookup:
+            raise OptionError("lookup does not go with a schema: leave one of them out")
         if not all(isinstance(text, str) and text for text in self.stop):
             raise OptionError(f"stop must be strings that are not empty, got {self.stop!r}")
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import JanusConfig
+from ..decode.grammar import Grammar
 from ..errors import ContextLengthError, JanusError, OptionError
 from ..inference.loaded import TASKS, LoadedModel
 from ..inference.pathway import EditingPathway, ImagePathway
@@ -188,6 +189,16 @@ class Engine:
             self._changed.notify()
         return ticket
 
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Compile the grammar of an answer, in any thread.
+
+        A request with the grammar is then submitted at once.
+
+        Raises:
+            OptionError: the grammar is refused, or needs a package that is not installed.
+        """
+        self._janus.grammars.check(grammar)
+
     def _retry_after(self) -> int:
         """Return the seconds after which a client that is refused should try again.
 
@@ -225,7 +236,7 @@ class Engine:
             OptionError: the turns have another number of images than the request, or an option does
                 not suit the model.
         """
-        self._janus.check_text_options(request.options)
+        self._janus.check_text_options(request.options, request.turns)
         expected = sum(turn.images for turn in request.turns)
         given = len(request.images)
         if given != expected:

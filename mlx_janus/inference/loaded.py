@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import mlx.core as mx
 import numpy as np
 
-from ..errors import ConfigError, ContextLengthError, JanusError
+from ..decode.constraint import GrammarCompiler, Vocabulary
+from ..errors import ConfigError, ContextLengthError, JanusError, OptionError
 from ..memory import materialize
 from ..models.janus import JanusModel
 from ..processing.prompts import Prompts, Turn
@@ -103,6 +104,7 @@ class LoadedModel:
         self.name = name
         self.roles = roles
         self._source = source
+        self.grammars = GrammarCompiler(self._vocabulary)
         self.thread = ModelThread()
         self.caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()  # emptied by ``close``
         self._files = files
@@ -208,13 +210,35 @@ class LoadedModel:
         }
         return collectors[task]()
 
-    def check_text_options(self, options: TextOptions) -> None:
-        """Check those options of an answer that depend on the model.
+    def _vocabulary(self) -> Vocabulary:
+        """Return the tokens in llguidance's form."""
+        return Vocabulary(
+            self.config.language.vocab_size,
+            self.prompts.spelling,
+            self.prompts.encode,
+            self.prompts.special.bos,
+            self.prompts.end_ids,
+        )
+
+    def check_text_options(self, options: TextOptions, turns: Sequence[Turn] = ()) -> None:
+        """Check those options of an answer that depend on the model or on the conversation.
+
+        Args:
+            options: the options.
+            turns: messages, as for ``answering_ids``.
 
         Raises:
-            OptionError: ``logit_bias`` has an id beyond the vocabulary.
+            OptionError: ``logit_bias`` has an id beyond the vocabulary, or the grammar is refused,
+                needs a package that is not installed, or is for an answer that has begun.
         """
         options.check_vocabulary(self.config.language.vocab_size)
+        grammar = options.grammar
+        if grammar is None:
+            return
+        if turns and turns[-1].role == "assistant":
+            problem = f"{grammar.subject} does not go with the beginning of an answer"
+            raise OptionError(f"{problem}: end the conversation with a question")
+        self.grammars.check(grammar)
 
     def answering_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
         """Return the token ids of a conversation, up to where the model goes on.

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import mlx.core as mx
 import numpy as np
 
+from ..decode.grammar import schema_grammar
 from ..decode.logprobs import AnswerToken
 from ..decode.prefill import prefill
 from ..decode.sampling import pick_seed
@@ -73,11 +74,14 @@ def text_options(
 
     Raises:
         OptionError: an option has a wrong type, a number is out of range, a stop string is empty,
-            or ``top_logprobs`` is given without ``logprobs``.
+            ``top_logprobs`` is given without ``logprobs``, or ``lookup`` with ``schema``.
     """
     choice: dict[str, Any] = dict(sampling)
     if choice.get("logit_bias") is None:
         choice.pop("logit_bias", None)
+    schema = choice.pop("schema", None)
+    if schema is not None:
+        choice["grammar"] = schema_grammar(schema)
     return TextOptions(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -201,7 +205,12 @@ def answer_events(
     # The answer ends at the end of the context.
     room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
-    tokens = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
+    constraint = None
+    if options.grammar is not None:
+        constraint = janus.grammars.constraint(options.grammar, options.max_tokens)
+    tokens = answer_tokens(
+        janus.model, embeddings[done:], options, cache, ids=prompt.ids, constraint=constraint
+    )
     del embeddings  # otherwise they would be held until the end of the answer
     answer = _Answer(janus.prompts, options, prompt.continues)
     first_at = 0.0  # time of the first token; 0: none yet

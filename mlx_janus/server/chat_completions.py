@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi.responses import JSONResponse, Response
@@ -19,7 +19,6 @@ from ..limits import MAX_SEED, MAX_TOKENS
 from .conversations import read_conversation
 from .errors import APIError
 from .event_streams import EventStream, collect_events, server_sent_event
-from .images import ImageReader
 from .schema import (
     NO_LIMIT,
     AnswerMessage,
@@ -38,6 +37,7 @@ from .schema import (
     Usage,
 )
 from .service import Service
+from .structured_answers import AnswerForm, CallReader, read_form
 
 if TYPE_CHECKING:
     from ..engine.tickets import Ticket
@@ -63,8 +63,11 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
             A stream reports a failure in its last event.
     """
     service.check_model(body.model)
+    if field := body.unsupported_field():
+        raise APIError(400, f"{field} is not supported: leave it out", param=field)
     _check_bias(body, service.engine.config.language.vocab_size)
-    engine_request = await _to_engine_request(body, service.image_reader, request)
+    form = await read_form(body, service)
+    engine_request = await _to_engine_request(body, form, service, request)
     ticket = service.submit(engine_request, param="messages")
     record = service.metrics.event_recorder()
     common_fields = _CommonFields(
@@ -75,14 +78,15 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
     )
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        chunks = _chunks(ticket, common_fields, engine_request.n, with_usage, record)
+        readers = [CallReader(form.tools) for _ in range(engine_request.n)]
+        chunks = _chunks(ticket, common_fields, readers, with_usage, record)
         return EventStream(chunks, ticket, service.settings.heartbeat_seconds)
     events = await collect_events(ticket, request, record, param="messages")
-    return JSONResponse(_completion(events, common_fields).model_dump())
+    return JSONResponse(_completion(events, common_fields, form).model_dump())
 
 
 async def _to_engine_request(
-    body: ChatRequest, reader: ImageReader, request: HTTPRequest
+    body: ChatRequest, form: AnswerForm, service: Service, request: HTTPRequest
 ) -> AnswerRequest:
     """Convert the body to the engine's request.
 
@@ -91,13 +95,15 @@ async def _to_engine_request(
     Raises:
         APIError: the request is refused, an image cannot be read, or the client leaves.
     """
-    if field := body.unsupported_field():
-        raise APIError(400, f"{field} is not supported: leave it out", param=field)
     n = body.n or 1
-    options = _text_options(body, n)
+    options = replace(_text_options(body, n), grammar=form.grammar)
     conversation = read_conversation(body.messages)
-    images = await reader.read_all(conversation.images, request, param="messages")
-    return AnswerRequest(tuple(conversation.turns), images, options, conversation.system, n)
+    images = await service.image_reader.read_all(conversation.images, request, param="messages")
+    system = conversation.system
+    if form.tools:
+        own = service.engine.config.prompt.system if system is None else system
+        system = form.system(own)
+    return AnswerRequest(tuple(conversation.turns), images, options, system, n)
 
 
 def _text_options(body: ChatRequest, n: int) -> TextOptions:
@@ -156,27 +162,41 @@ def _check_bias(body: ChatRequest, vocabulary: int) -> None:
             raise APIError(400, f"logit_bias: {reason}", param="logit_bias")
 
 
-def _completion(events: Sequence[Event], common_fields: _CommonFields) -> ChatCompletion:
+def _completion(
+    events: Sequence[Event], common_fields: _CommonFields, form: AnswerForm
+) -> ChatCompletion:
     """Return all answers as one object, sorted by index."""
     answers = [event for event in events if isinstance(event, Answered)]
     answers.sort(key=lambda answer: answer.index)
-    choices = [
-        Choice(
-            index=answer.index,
-            message=AnswerMessage(content=answer.result.text),
-            finish_reason=_finish_reason(answer.result),
-            logprobs=_choice_logprobs(answer.result.logprobs),
-        )
-        for answer in answers
-    ]
+    choices = [_choice(answer, CallReader(form.tools)) for answer in answers]
     usage = _usage([answer.result for answer in answers])
     return ChatCompletion(**asdict(common_fields), choices=choices, usage=usage)
+
+
+def _choice(answer: Answered, reader: CallReader) -> Choice:
+    """Return an answer as a part of the reply.
+
+    Args:
+        answer: the answer.
+        reader: a new reader of calls.
+    """
+    reader.add(answer.result.text)
+    call = reader.call
+    message = AnswerMessage(content=answer.result.text)
+    if call is not None:
+        message = AnswerMessage(content=None, tool_calls=[call])
+    return Choice(
+        index=answer.index,
+        message=message,
+        finish_reason=_finish_reason(answer.result, reader),
+        logprobs=_choice_logprobs(answer.result.logprobs),
+    )
 
 
 async def _chunks(
     ticket: Ticket,
     common_fields: _CommonFields,
-    n: int,
+    readers: Sequence[CallReader],
     with_usage: bool,
     record: Callable[[Event], None],
 ) -> AsyncGenerator[bytes, None]:
@@ -185,7 +205,7 @@ async def _chunks(
     Args:
         ticket: the request in the engine.
         common_fields: the fields that all chunks repeat.
-        n: number of answers.
+        readers: a reader of calls for each answer.
         with_usage: whether to add a chunk with the token counts at the end.
         record: called with each of the engine's events.
     """
@@ -195,18 +215,22 @@ async def _chunks(
         return server_sent_event(ChatCompletionChunk(**fields, choices=list(choices), usage=usage))
 
     # As in OpenAI's streams, each answer begins with a chunk that has the role and no text.
-    for index in range(n):
+    for index in range(len(readers)):
         yield encode_chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
     results = []
     async for event in ticket:
         record(event)
         if isinstance(event, Piece):
-            delta = Delta(content=event.text)
+            delta = readers[event.index].add(event.text)
             logprobs = _choice_logprobs(event.logprobs or None)
             yield encode_chunk(ChunkChoice(index=event.index, delta=delta, logprobs=logprobs))
         elif isinstance(event, Answered):
             results.append(event.result)
-            reason = _finish_reason(event.result)
+            reader = readers[event.index]
+            reason = _finish_reason(event.result, reader)
+            if rest := reader.finish().model_dump():
+                delta = Delta(**rest)
+                yield encode_chunk(ChunkChoice(index=event.index, delta=delta))
             yield encode_chunk(ChunkChoice(index=event.index, delta=Delta(), finish_reason=reason))
     if with_usage:
         # As in OpenAI's streams, this chunk has no choices.
@@ -234,8 +258,8 @@ def _logprob_fields(token: TokenLogprob) -> dict[str, Any]:
     return {"token": token.text, "bytes": utf8, "logprob": token.logprob}
 
 
-def _finish_reason(result: TextResult) -> FinishReason:
-    return cast(FinishReason, result.finish_reason)
+def _finish_reason(result: TextResult, reader: CallReader) -> FinishReason:
+    return "tool_calls" if reader.complete else cast(FinishReason, result.finish_reason)
 
 
 def _usage(results: Sequence[TextResult]) -> Usage:

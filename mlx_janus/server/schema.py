@@ -44,6 +44,7 @@ MAX_STOPS = 256  # stop strings
 NO_LIMIT = -1  # as a maximum number of tokens: no limit but the model's context
 _MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
 _MAX_PARTS = 256  # parts of a message
+_MAX_TOOLS = 128  # functions of a request
 _MAX_BIASED_TOKENS = 4096  # tokens of ``logit_bias``
 _MAX_ID_DIGITS = 9  # digits of a token id, more than any vocabulary needs
 
@@ -224,6 +225,71 @@ class StreamOptions(_RequestPart):
     )
 
 
+class TextFormat(_RequestPart):
+    """Answers in any text."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(_RequestPart):
+    """Answers that are a JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(_RequestPart):
+    """A JSON Schema of an answer."""
+
+    json_schema: dict[str, Any] | None = Field(
+        default=None, alias="schema", description="The JSON Schema. Default: any JSON object."
+    )
+    name: str | None = Field(default=None, description="Ignored.")
+    description: str | None = Field(default=None, description="Ignored.")
+    strict: bool | None = Field(
+        default=None,
+        description="Whether a schema is refused if it has keywords that cannot be enforced. "
+        "Otherwise they are ignored. Default: false.",
+    )
+
+
+class SchemaFormat(_RequestPart):
+    """Answers in JSON that matches a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class Function(_RequestPart):
+    """A function that an answer may call."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    description: str | None = Field(default=None, description="Purpose, for the prompt.")
+    parameters: dict[str, Any] | None = Field(
+        default=None, description="A JSON Schema of the arguments. Default: no arguments."
+    )
+    strict: bool | None = Field(default=None, description="As for `response_format`.")
+
+
+class FunctionTool(_RequestPart):
+    """A tool, which is always a function."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_RequestPart):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(_RequestPart):
+    """The choice of one function."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class _OnlyNeutral:
     """An annotation of an unsupported field: only values that would have no effect are accepted.
 
@@ -262,10 +328,8 @@ class _Request(_RequestPart):
 class _UnsupportedChatFields(_Request):
     """Unsupported fields that would change an answer: OpenAI's, then those of other servers."""
 
-    # "auto" is accepted, since a model may always call no tool.
-    tool_choice: Annotated[Any, _OnlyNeutral("none", "auto")] = None
+    # "auto" is accepted, since a model may always call no function.
     function_call: Annotated[Any, _OnlyNeutral("none", "auto")] = None
-    response_format: Annotated[Any, _OnlyNeutral({"type": "text"})] = None
     modalities: Annotated[Any, _OnlyNeutral(["text"])] = None
     audio: Annotated[Any, _OnlyNeutral()] = None
     web_search_options: Annotated[Any, _OnlyNeutral()] = None
@@ -369,6 +433,17 @@ class ChatRequest(_UnsupportedChatFields, SamplingFields):
         description="Whether the answer is sent in pieces, as server-sent events. Default: false.",
     )
     stream_options: StreamOptions | None = None
+    response_format: (
+        Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] | None
+    ) = Field(default=None, description="Form of the answers. Default: any text.")
+    tools: Annotated[list[FunctionTool], Field(max_length=_MAX_TOOLS, fail_fast=True)] | None = (
+        Field(default=None, description="Functions that an answer may call. Default: none.")
+    )
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        default=None,
+        description="`none`: no call; `auto`: the model decides; `required`, or the name of a "
+        "function: the answer is a call. Default: `auto`.",
+    )
 
 
 class _UnsupportedImageFields(_Request):
@@ -531,15 +606,33 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptDetails
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class CalledFunction(BaseModel):
+    """A called function with its arguments."""
+
+    name: str
+    arguments: str = Field(description="The arguments as JSON text.")
+
+
+class ToolCall(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
 
 
 class AnswerMessage(BaseModel):
     """The message that the model answered with."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None = Field(description="The text; `null`: the answer is a call.")
     refusal: None = None
+    tool_calls: list[ToolCall] | None = Field(
+        default=None, exclude_if=_is_none, description="The call, if the answer is one."
+    )
 
 
 class ChatTopLogprob(BaseModel):
@@ -574,7 +667,7 @@ class Choice(BaseModel):
     message: AnswerMessage
     finish_reason: FinishReason = Field(
         description="Why the answer ended. `stop`: complete, or at a stop string; `length`: at the "
-        "maximum number of tokens."
+        "maximum number of tokens; `tool_calls`: complete, and a call."
     )
     logprobs: ChoiceLogprobs | None = Field(
         default=None, description="Only if the request asks for them."
@@ -593,11 +686,28 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str = Field(description=_SYSTEM_FINGERPRINT)
 
 
+class FunctionDelta(BaseModel):
+    """The new part of a called function."""
+
+    name: str | None = Field(default=None, exclude_if=_is_none)
+    arguments: str = Field(description="Text to append to the arguments.")
+
+
+class ToolCallDelta(BaseModel):
+    """The new part of a call."""
+
+    index: int = 0
+    id: str | None = Field(default=None, exclude_if=_is_none)
+    type: Literal["function"] | None = Field(default=None, exclude_if=_is_none)
+    function: FunctionDelta
+
+
 class Delta(BaseModel):
     """The new part of a streamed answer."""
 
     role: Literal["assistant"] | None = Field(default=None, exclude_if=_is_none)
     content: str | None = Field(default=None, exclude_if=_is_none)
+    tool_calls: list[ToolCallDelta] | None = Field(default=None, exclude_if=_is_none)
 
 
 class ChunkChoice(BaseModel):

@@ -14,7 +14,17 @@ import mlx.core as mx
 import pytest
 
 import mlx_janus
-from benchmarks import bench, best_of, house, machine, memory_table, peers, serving, windows
+from benchmarks import (
+    bench,
+    best_of,
+    grammar,
+    house,
+    machine,
+    memory_table,
+    peers,
+    serving,
+    windows,
+)
 from benchmarks.parts import Setup
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
@@ -253,3 +263,11 @@ def test_best_of_prints_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome.code == 0, outcome.stderr
     assert "| chosen by | N = 1 | N = 2 |" in outcome.stdout
     assert "`What do you see?`, the prompt as the answer (the default)" in outcome.stdout
+
+
+def test_the_cost_of_a_schema_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    grammar.measure_masks(600)
+    grammar.measure_answers("tiny", 3)
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert rows[2:5] == ["| mask", "| end in reach", "| add a token"]
+    assert rows[-2:] == ["| words", "| schema"]

@@ -237,3 +237,23 @@ def test_file_addresses_are_files_folders_and_patterns(model: Path) -> None:
 def test_a_dash_is_stdout(model: Path) -> None:
     assert lines(ask(model, "photos", "-o", "-").stdout)[2]["path"] == NAMES[2]
     assert not Path("-").exists()
+
+
+def test_answers_in_json_are_values_of_the_lines(model: Path) -> None:
+    schema = {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 2}
+    Path("schema.json").write_text(json.dumps(schema))
+    arguments = ["photos", "--schema", "schema.json", "-o", "out.jsonl", "--seed", 1]
+    done = ask(model, *arguments, "--max-tokens", 20)
+    assert done.code == 0, done.stderr
+    facts = lines(Path("out.jsonl").read_text())
+    assert [line["path"] for line in facts] == NAMES
+    for line in facts:
+        assert "text" not in line
+        assert line["json"][0] in ("a", "b")
+    again = ask(model, *arguments)
+    assert (again.code, "3 of 3 images are in out.jsonl already" in again.stderr) == (0, True)
+    other = ask(model, "photos", "-o", "out.jsonl")
+    assert "has answers in JSON, not in words" in error_line(other)
+    cut = lines(ask(model, NAMES[0], "--schema", "schema.json", "--max-tokens", 2).stdout)[0]
+    assert (cut["json"], cut["finish_reason"]) == (None, "length")
+    assert cut["text"].startswith("[")

@@ -340,3 +340,38 @@ def test_a_shell_completes_commands_options_and_paths(line: str, completions: li
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == completions
+
+
+def test_an_answer_by_a_schema(model: Path) -> None:
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 1}
+    Path("schema.json").write_text(json.dumps(schema))
+    words = ("-m", model, "--text", "-p", "Who?", "--max-tokens", 24, "--schema")
+    done = call(generate.main, *words, "schema.json")
+    assert done.code == 0, done.stderr
+    assert set(json.loads(done.stdout)) <= {True, False}
+    assert done.stdout.endswith("]\n")
+    whole = json.loads(call(generate.main, *words, "schema.json", "--json").stdout)
+    assert whole["json"] == json.loads(whole["text"]) == json.loads(done.stdout)
+    anything = call(generate.main, *words, "json")
+    assert isinstance(json.loads(anything.stdout), dict)
+
+
+def test_a_schema_that_cannot_be_used_is_refused(model: Path) -> None:
+    Path("list.json").write_text("[]")
+    Path("deep.json").write_text('{"items":' * 70 + "{}" + "}" * 70)
+    Path("odd.json").write_text('{"type": "strange"}')
+    words = ("-m", model, "-p", "Who?", "--schema")
+    for file, message in (
+        ("none.json", "none.json is missing: give a JSON Schema, or json."),
+        ("list.json", "list.json must hold a JSON object"),
+        ("deep.json", "schema is too deep"),
+    ):
+        done = call(generate.main, *words, file, "--text")
+        assert done.code == 2
+        assert message in done.stderr
+    done = call(generate.main, *words, "odd.json", "--text", "--lookup", 3)
+    assert (done.code, "--lookup does not go with --schema" in done.stderr) == (2, True)
+    done = call(generate.main, *words, "odd.json")
+    assert (done.code, "--schema does not go with drawing" in done.stderr) == (2, True)
+    done = call(generate.main, *words, "odd.json", "--text")
+    assert error_line(done) == "Error: schema is not supported: Invalid type: strange"

@@ -104,6 +104,7 @@ def test_the_examples_in_python(server: str, tmp_path: Path) -> None:
     assert lines[:3] == ["drawn with seed 1", "drawn with seed 2", "red stop"]
     read, total = map(int, re.fullmatch(r"two (\d+) of (\d+)", lines[3]).groups())  # type: ignore[union-attr]
     assert 0 < read < total
+    assert lines.pop(4) == "['color']"
     assert re.fullmatch(r".*red circle.* \(\d+ tokens\)", lines[4])
     names = {f"star-{index}-step-{step}.png" for index in (0, 1) for step in (0, 1)} | {
         "star-0.png",

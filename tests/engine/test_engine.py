@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mlx_janus.decode.batch import DrawingBatch
+from mlx_janus.decode.grammar import schema_grammar
 from mlx_janus.decode.image import DrawOptions
 from mlx_janus.decode.text import TextOptions
 from mlx_janus.engine import image_queue, text_queue
@@ -497,3 +498,34 @@ def test_a_long_conversation_is_not_lost_to_a_short_question(pictures: list[Imag
         assert again.result.cached_tokens == first.result.prompt_tokens - 1
 
     served(work)
+
+
+def test_answers_by_schemas_run_side_by_side(janus: JanusPipeline) -> None:
+    """Each with a grammar of its own, and as alone."""
+    schemas: list[Any] = [
+        {"enum": ["red circle", "blue"]},
+        {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 9},
+        None,
+        "json",
+    ]
+    asked = [
+        ask(
+            "what is in the picture?",
+            max_tokens=16,
+            temperature=1.0,
+            seed=seed,
+            grammar=None if schema is None else schema_grammar(schema),
+        )
+        for seed, schema in enumerate(schemas)
+    ]
+
+    async def work(engine: Engine) -> list[list[Event]]:
+        return await asyncio.gather(*(events(engine.submit(request)) for request in asked))
+
+    replies = served(work)
+    for seed, (schema, reply) in enumerate(zip(schemas, replies, strict=True)):
+        alone = janus.generate_text(
+            "what is in the picture?", max_tokens=16, temperature=1.0, seed=seed, schema=schema
+        )
+        assert isinstance(reply[-1], Answered)
+        assert reply[-1].result.text == alone.text

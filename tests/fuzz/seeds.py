@@ -260,12 +260,17 @@ def requests() -> list[bytes]:
     drawing = {"prompt": "a red circle", "n": 2, "size": "auto", "seed": 3}
     further = {"response_format": "b64_json", "output_format": "jpeg", "output_compression": 50}
     streamed = drawing | {"stream": True, "partial_images": 2}
+    schema = {"type": "object", "properties": {"a": {"enum": ["b", 1]}}, "required": ["a"]}
+    by_schema = {"type": "json_schema", "json_schema": {"schema": schema, "strict": True}}
+    tool = {"type": "function", "function": {"name": "paint", "parameters": schema}}
     chat, draw = b"/v1/chat/completions json\n", b"/v1/images/generations json\n"
     edit = b"/v1/images/edits json\n"
     changed = [image["image_url"]["url"], {"image_url": image["image_url"]["url"]}]
     return [
         chat + as_json({"messages": talk, **options, "stream": True}),
         chat + as_json({"messages": talk[-1:]}),
+        chat + as_json({"messages": talk[-1:], "response_format": by_schema}),
+        chat + as_json({"messages": talk[-1:], "tools": [tool], "tool_choice": "required"}),
         chat + as_json({"messages": talk, "max_completion_tokens": 5, "stop": "x"}),
         draw + as_json(drawing | further),
         draw + as_json(streamed),

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mlx_janus.config import JanusConfig
+from mlx_janus.decode.grammar import Grammar
 from mlx_janus.engine.messages import (
     Answered,
     AnswerRequest,
@@ -65,6 +66,9 @@ class FakeEngine:
     def counts(self) -> Counts:
         """All that is open counts as answers."""
         return Counts(answering=self.open)
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        """As ``Engine.check_grammar``; it refuses nothing."""
 
     def submit(self, request: Request) -> FakeTicket:
         """As ``Engine.submit``."""
