@@ -31,8 +31,7 @@ def reasoned_steps(
         reset_peak: whether MLX's peak memory is counted from the first step.
 
     Raises:
-        OptionError: an option has a wrong type or is out of range, or does not suit the model or
-            images to change.
+        OptionError: an option is out of range, or does not suit the model or images to change.
         PromptError: a prompt does not fit into the context.
     """
     edits = jobs[0].inputs is not None
