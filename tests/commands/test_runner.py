@@ -187,7 +187,7 @@ def deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "words",
     [
         ["generate", "-p", "x"],
-        ["generate", "-p", "x", "-o", "/tmp/x.png"],
+        ["generate", "-p", "x", "-o", "x.png"],
         ["generate", "--prompts-file", "prompts.txt"],
         ["caption", "a.png"],
         ["chat"],
