@@ -39,6 +39,8 @@ from .weights.names import TINY, understand_name
 from .weights.sources import find_converted
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from .decode.text import TextOptions
     from .inference.pathway import ImagePathway
     from .weights.folder import Progress
@@ -59,6 +61,7 @@ def load(
     revision: str | None = None,
     low_memory: bool = False,
     roles: str | None = None,
+    vae: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> JanusPipeline:
     """Load a model for use in any thread. Weights are read from disk on first use.
@@ -81,6 +84,8 @@ def load(
         roles: the roles in prompts: "pro" for <|User|> and <|Assistant|>, as Janus-Pro was trained,
             or "plain" for User and Assistant, as Janus-1.3B was. None: the model's own, which
             ``janus.config.prompt`` has.
+        vae: JanusFlow's autoencoder, a folder or a Hub id in diffusers' layout, which becomes part
+            of the converted folder; None: "stabilityai/sdxl-vae". Other models have none.
         progress: called in this thread during a conversion, with the stage, the bytes done and the
             total bytes. An error that it raises ends the conversion.
 
@@ -94,7 +99,7 @@ def load(
     dtype_name = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
     precision: dict[str, Any] = {"bits": bits, "recipe": recipe, "dtype": dtype_name}
     folder = find_converted(
-        source, revision=revision, low_memory=low_memory, progress=progress, **precision
+        source, revision=revision, low_memory=low_memory, vae=vae, progress=progress, **precision
     )
     name = understand_name(source, revision).shown
     return _make_pipeline(folder, name, roles=roles, low_memory=low_memory, **precision)
@@ -117,7 +122,10 @@ def _make_pipeline(
     """
     model = load_model(folder, low_memory=low_memory, roles=roles, **precision)
     prompts = Prompts.load(
-        folder, model.config.prompt, image_tokens=model.config.understanding.tokens
+        folder,
+        model.config.prompt,
+        image_tokens=model.config.embeddings_per_image,
+        with_start=not model.config.aligner.begin_positions,
     )
     files = WeightFiles.of(folder) if low_memory else None
     return JanusPipeline(model, prompts, name=name, roles=roles, files=files)
@@ -357,6 +365,8 @@ class JanusPipeline(LoadedModel):
         window: int | None = None,
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
+        steps: int | None = None,
+        latents: npt.ArrayLike | None = None,
     ) -> list[GeneratedImage]:
         """Generate ``n`` images of each prompt, or change given images as it says.
 
@@ -374,13 +384,19 @@ class JanusPipeline(LoadedModel):
             window: positions that one pass reads; None: the fastest by a stored timing.
             images: an image or several to change. Janus-4o was trained for it, others were not.
             cfg_weight2: weight of the prompt against the details of ``images``; None: 5.
+            steps: steps of a rectified flow (JanusFlow); None: the model's own, 30.
+            latents: where the images of each prompt begin in a rectified flow, in place of the
+                noise of their seeds: (n, side / 8, side / 8, 4), usually of standard deviation 1.
+
+        A model that draws image tokens has no ``steps`` and ``latents``; JanusFlow has no
+        ``temperature``, ``top_p``, ``exact``, ``window`` and ``images``.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.
             ImageError: an image cannot be read.
             OptionError: an argument has a wrong type or is out of range, or does not suit another.
         """
-        steps = self.stream_images(
+        stream = self.stream_images(
             prompt,
             n=n,
             seed=seed,
@@ -391,8 +407,10 @@ class JanusPipeline(LoadedModel):
             window=window,
             images=images,
             cfg_weight2=cfg_weight2,
+            steps=steps,
+            latents=latents,
         )
-        generated = [image for step in steps for image in step.images]
+        generated = [image for step in stream for image in step.images]
         return sort_by_prompt(generated, as_strings("prompt", prompt))
 
     def stream_images(
@@ -408,6 +426,8 @@ class JanusPipeline(LoadedModel):
         window: int | None = None,
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
+        steps: int | None = None,
+        latents: npt.ArrayLike | None = None,
     ) -> ThreadStream[ImageStep]:
         """Generate images and stream the steps, with previews.
 
@@ -425,6 +445,8 @@ class JanusPipeline(LoadedModel):
             "exact": exact,
             "window": window,
             "cfg_weight2": cfg_weight2,
+            "steps": steps,
+            "latents": latents,
         }
         sources = as_images(images)
         inputs = None

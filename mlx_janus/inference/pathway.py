@@ -56,6 +56,8 @@ class ImageJob:
     seed: int
     options: ImageOptions
     inputs: InputImages | None = None  # the images to change, if any
+    # Where the image begins, in place of the noise of its seed, if the pathway has such a place.
+    latents: np.ndarray | None = field(default=None, repr=False)
 
 
 class Canvas(Protocol):
@@ -152,6 +154,18 @@ class EditingPathway(Protocol):
 
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
+        """
+
+
+@runtime_checkable
+class LatentPathway(Protocol):
+    """What an ``ImagePathway`` has too if its images move from noise: jobs may have ``latents``."""
+
+    def starts(self, latents: Any, n: int) -> list[np.ndarray]:
+        """Check the latents from which n images begin, and return those of each image.
+
+        Raises:
+            OptionError: they have a wrong shape, or are not finite numbers.
         """
 
 

@@ -74,6 +74,7 @@ class GeneratedImage:
     metadata: dict[str, str] = field(repr=False)
     passes: int = 0  # passes of the language model after the prompt; a group of images shares them
     steps: int = 0  # generation steps, for example one for each image token
+    latents: np.ndarray | None = None  # of a flow: (side / 8, side / 8, 4) float32; else None
 
     def __repr__(self) -> str:
         width, height = self.image.size

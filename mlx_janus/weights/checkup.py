@@ -91,5 +91,5 @@ def _check_headers(folder: Path) -> None:
         config = JanusConfig.load(folder / "config.json")
         read_model(folder, config)
     else:
-        config = plan_conversion(Source(folder, folder.name), ConvertOptions()).config
+        config = plan_conversion(Source(folder, folder.name), ConvertOptions(), alone=True).config
     prepare_tokenizer(folder / TOKENIZER_FILE, config.prompt)

@@ -32,6 +32,8 @@ OUR_FILES = re.compile(
     r"|model\.safetensors\.index\.json|source-[0-9a-f]{16}\.json|\.mlx_janus-\w+\.tmp|\.DS_Store"
 )
 """Pattern of the file names that a complete or unfinished converted folder may hold."""
+NOT_WEIGHTS = ("config.json", TOKENIZER_FILE, "vae/config.json")
+"""Names in ``source_hashes`` of the files that hold no weights."""
 RECORD_NAME = re.compile(r"source-[0-9a-f]{16}\.json")
 """Pattern of the file names of records, which tell the sources of a conversion in the cache."""
 
@@ -160,18 +162,26 @@ def make_stamp(
     return stamp | ({"roles": roles} if roles else {})
 
 
-def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
+def source_hashes(
+    folder: Path, progress: Progress, others: Mapping[str, Path] | None = None
+) -> dict[str, str]:
     """Hash the weights, config and tokenizer of a PyTorch model folder.
+
+    Args:
+        folder: the model folder.
+        progress: called with the bytes done.
+        others: files of other folders by the names that they get in the result, if there are any.
 
     Returns:
         The hexadecimal SHA-256 of each file, by file name.
     """
-    files = [*weight_files(folder), folder / "config.json", folder / TOKENIZER_FILE]
-    total_bytes = sum(file.stat().st_size for file in files)
+    own = [*weight_files(folder), folder / "config.json", folder / TOKENIZER_FILE]
+    files = {file.name: file for file in own} | dict(others or {})
+    total_bytes = sum(file.stat().st_size for file in files.values())
     done_bytes = 0
     hashes = {}
     block = bytearray(1 << 22)  # 4 MiB
-    for file in files:
+    for name, file in files.items():
         digest = hashlib.sha256()
         checksums = ChecksumReader(file) if file.suffix == ".bin" else None
         with open_regular(file) as stream:
@@ -182,7 +192,7 @@ def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
                     checksums.update(part)
                 done_bytes += count
                 progress("hashing", done_bytes, total_bytes)
-        hashes[file.name] = digest.hexdigest()
+        hashes[name] = digest.hexdigest()
     return hashes
 
 
