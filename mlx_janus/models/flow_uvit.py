@@ -57,30 +57,6 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(nn.silu(hidden))
 
 
-class Depthwise(nn.Conv2d):
-    """A convolution of each channel by itself, 7 x 7, that keeps the size of the grid."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, _KERNEL, padding=_KERNEL // 2, groups=channels)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Convolve: (B, H, W, C) -> (B, H, W, C).
-
-        MLX's CPU backend convolves one channel after the other, so there the products of all
-        channels are added for one place of the kernel after the other.
-        """
-        if mx.default_device().type == mx.DeviceType.gpu:
-            return super().__call__(x)
-        _, H, W, _ = x.shape
-        border = (_KERNEL // 2, _KERNEL // 2)
-        padded = mx.pad(x, [(0, 0), border, border, (0, 0)])
-        out = mx.broadcast_to(self.bias, x.shape)
-        for i in range(_KERNEL):
-            for j in range(_KERNEL):
-                out = out + padded[:, i : i + H, j : j + W] * self.weight[:, i, j, 0]
-        return out
-
-
 class GlobalResponseNorm(nn.Module):
     """Global response normalization of ConvNeXt V2 (arXiv 2301.00808), in float32."""
 
@@ -103,7 +79,9 @@ class ConvNextBlock(nn.Module):
     def __init__(self, channels: int, config: UViTConfig):
         super().__init__()
         inner = _WIDENING * channels
-        self.depthwise = Depthwise(channels)
+        self.depthwise = nn.Conv2d(
+            channels, channels, _KERNEL, padding=_KERNEL // 2, groups=channels
+        )
         self.norm = nn.RMSNorm(channels, eps=config.norm_eps)
         self.channelwise_linear_1 = nn.Linear(channels, inner)
         self.channelwise_norm = GlobalResponseNorm(inner)
