@@ -151,7 +151,9 @@ class Chat:
             click.echo(str(image.save(Path("janus.png"))))
             say(f"seed {image.seed}")
 
-        arguments = ImageArguments.from_options(self.settings).keywords()
+        names = self.conversation.drawing_options
+        settings = {name: self.settings.get(name) for name in ("seed", *names)}
+        arguments = ImageArguments.from_options(settings).keywords()
         with contextlib.closing(self.conversation.stream_drawing(prompt, **arguments)) as steps:
             follow_drawing(steps, 1, save_image, terminal_preview(self.show_previews))
 

@@ -28,6 +28,7 @@ _DRAWING_ONLY = (
     "cfg_weight",
     "exact",
     "window",
+    "steps",
     "upscale",
     "show",
     "preview_dir",
@@ -45,7 +46,7 @@ _ASKING_ONLY = (
     "repetition_penalty",
 )
 # Options whose values --config-from takes from the image, unless the command line gives them.
-_STORED_OPTIONS = ("seed", "cfg_weight", "temperature", "top_p", "upscale")
+_STORED_OPTIONS = ("seed", "cfg_weight", "temperature", "top_p", "steps", "upscale")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Previews:
     """Where and how often unfinished images are saved."""
 
     folder: Path
-    every: int | None  # image tokens between two previews; None: one row
+    every: int | None  # steps between two previews; None: the model's own number
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ class Origin:
     prompt: str
     seed: int
     cfg_weight: float
-    temperature: float
-    top_p: float
+    temperature: float | None  # None: drawn by a rectified flow
+    top_p: float | None  # None: drawn by a rectified flow
+    steps: int | None  # None: drawn as image tokens
     upscale: int
     model: str  # the model's name
     dtype: str | None  # None: drawn by an earlier release, which did not store it

@@ -28,6 +28,7 @@ class FlowPathway:
     """
 
     preview_every = 5  # steps between two previews
+    option_names: tuple[str, ...] = _OPTIONS
 
     def __init__(self, janus: LoadedModel):
         self._janus = janus

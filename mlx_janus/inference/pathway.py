@@ -99,6 +99,9 @@ class ImagePathway(Protocol):
     preview_every: int
     """Steps between two previews that differ enough to be worth decoding."""
 
+    option_names: tuple[str, ...]
+    """Names of the options that ``options`` knows."""
+
     def options(self, choices: Mapping[str, Any]) -> ImageOptions:
         """Check options given by name. One that is None or missing takes the model's default.
 
