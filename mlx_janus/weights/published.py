@@ -67,6 +67,8 @@ SIGLIP_VARIANTS: dict[str, dict[str, Any]] = {
 VQ_VARIANTS: dict[str, dict[str, Any]] = {
     "VQ-16": {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "z_channels": 256},
 }
+_FLOW_SECTIONS = ("vision_und_enc_config", "vision_gen_enc_config", "vision_gen_dec_config")
+"""The sections by which JanusFlow is told from Janus."""
 _EXACT_GELU = ("gelu", "gelu_python")
 """Names of the exact GELU in transformers."""
 # Defaults of transformers' LlamaConfig; Janus-Pro-7B omits the sizes that equal them.
@@ -178,8 +180,11 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
         family = str(architectures[0])[:60]
         raise UnsupportedModelError(f"is of a {family} model, not of Janus: {WORKING_MODELS}")
     # JanusFlow and DeepSeek-VL have the same ``model_type`` as Janus. Their other entries differ.
-    if any(key.startswith(("vision_gen_", "vision_und_")) for key in data):
+    missing = sorted(set(_FLOW_SECTIONS) - data.keys())
+    if not missing:
         return "janusflow"
+    if any(key.startswith(("vision_gen_", "vision_und_")) for key in data):
+        raise UnsupportedModelError(f"is of a JanusFlow without {missing[0]!r}: {WORKING_MODELS}")
     if data.keys().isdisjoint(("gen_vision_config", "gen_aligner_config", "gen_head_config")):
         raise UnsupportedModelError(f"is of DeepSeek-VL, which cannot draw: {WORKING_MODELS}")
     return "deepseek"

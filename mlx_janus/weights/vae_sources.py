@@ -101,9 +101,7 @@ def find_vae_of(config: JanusConfig | None, name: str | os.PathLike[str] | None)
     if config is not None and isinstance(config.generation, FlowGenerationConfig):
         return find_vae(name)
     if name is not None:
-        reason = (
-            "is converted already" if config is None else "has its image codec in its own files"
-        )
+        reason = "is converted already" if config is None else "needs no other autoencoder"
         raise OptionError(f"this model {reason}: leave vae=... out")
     return None
 
