@@ -129,6 +129,8 @@ def _convert(
     with atomic_folder(output, overwrite=options.overwrite) as folder:
         hashes = hashes or source_hashes(source.folder, progress, source.other_files)
         stamp = make_stamp(source.name, source.revision, options.dtype, hashes, options.roles)
+        if source.vae is not None:
+            stamp["vae"] = source.vae.shown
         try:
             array_count = _write_shards(folder, plan, stamp, progress)
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")

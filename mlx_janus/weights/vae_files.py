@@ -44,6 +44,12 @@ class VAESource:
     revision: str = ""  # commit on the Hub; "": a local folder
 
     @property
+    def shown(self) -> str:
+        """The name, and the revision if there is one, as valid text."""
+        name = self.name.encode(errors="replace").decode()
+        return f"{name}@{self.revision}" if self.revision else name
+
+    @property
     def files(self) -> list[Path]:
         """The files that a conversion reads."""
         return [self.folder / "config.json", self.folder / VAE_FILE]

@@ -15,13 +15,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_janus
-from mlx_janus.commands import convert, generate
 from mlx_janus.config import FlowGenerationConfig, JanusConfig
 from mlx_janus.errors import CheckpointError, ConfigError, OptionError, UnsupportedModelError
 from mlx_janus.models.janus import JanusModel, keeps_type
 from mlx_janus.processing.prompts import Prompts
 from mlx_janus.weights.checkup import find_faults
 from mlx_janus.weights.convert import Source, convert_checkpoint
+from mlx_janus.weights.folder import open_converted
 from mlx_janus.weights.published import read_published, read_published_sizes
 from mlx_janus.weights.save import save_model
 from mlx_janus.weights.sources import SHORT_NAMES, find_converted, find_source
@@ -30,7 +30,6 @@ from mlx_janus.weights.verify import verify_conversion
 from tests.support.fake_hub import FakeHub
 from tests.support.flow import NAME, PROMPT, VAE, convert_flow, noise, source, want
 from tests.support.golden import FIXTURES, rms_error
-from tests.support.programs import call, error_line
 
 pytestmark = pytest.mark.check
 FOLDER = FIXTURES / NAME
@@ -121,6 +120,10 @@ def test_the_folder_holds_everything(flow_folder: Path) -> None:
     assert data["generation"]["kind"] == "flow"
     assert data["generation"]["vae"]["scaling_factor"] == 0.13025
     assert verify_conversion(source(), flow_folder) == 273
+    _, stamp = open_converted(flow_folder)
+    assert stamp["vae"] == "sdxl-vae"
+    hashed = json.loads(stamp["source_sha256"])
+    assert {"vae/config.json", f"vae/{WEIGHTS}", "model.safetensors"} <= set(hashed)
     arrays = mx.load(str(flow_folder / "model.safetensors"))
     assert arrays["vae.decoder.conv_in.weight"].dtype == mx.float32  # type: ignore[index,call-overload]
     assert arrays["vision_gen_enc_aligner.weight"].dtype == mx.bfloat16  # type: ignore[index,call-overload]
@@ -331,7 +334,7 @@ def test_text_that_spells_a_tag_stays_text(flow: Any) -> None:
     assert ids.count(flow.prompts.special.image_start) == 1  # the last
 
 
-# Quantization, and the programs
+# Quantization
 
 
 def test_quantized_is_near_float(flow_folder: Path, flow: Any) -> None:
@@ -362,33 +365,3 @@ def test_a_quantized_folder_is_that_of_loading(flow_folder: Path, tmp_path: Path
 
 def test_a_checkup_of_the_source_finds_nothing(copy: Path) -> None:
     assert find_faults(copy, headers=True) == []
-
-
-def test_the_programs_draw_with_it(
-    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = call(convert.main, FOLDER, "model", "--vae", vae)
-    assert done.code == 0, done.stderr
-    done = call(generate.main, "-m", "model", "-p", "a fox", "--seed", 1, "--steps", 3, "--json")
-    assert done.code == 0, done.stderr
-    (made,) = json.loads(done.stdout)["images"]
-    assert (made["tokens"], made["passes"]) == (None, 3)
-    again = call(generate.main, "-m", "model", "--config-from", made["path"], "-o", "again.png")
-    assert again.code == 0, again.stderr
-    first, second = (
-        mlx_janus.processing.images.open_image(tmp_path / name)  # type: ignore[attr-defined]
-        for name in (made["path"], "again.png")
-    )
-    assert first == second
-    for flags, message in (
-        (("--temperature", 0.5), "temperature is no option"),
-        (("--window", 2), "window is no option"),
-    ):
-        line = error_line(call(generate.main, "-m", "model", "-p", "a fox", *flags))
-        assert message in line
-    assert call(generate.main, "-m", "model", "-p", "a fox", "--steps", 0).code == 2
-    line = error_line(call(generate.main, "-m", "model", "--vae", vae, "-p", "a fox"))
-    assert "leave --vae out" in line
-    line = error_line(call(generate.main, "-p", "a circle", "--steps", 3))
-    assert "steps is no option of a model that draws image tokens" in line
