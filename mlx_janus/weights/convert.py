@@ -26,7 +26,15 @@ from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from ..threads import compute, computing, note_use
 from .atomic_folder import atomic_folder
 from .checkpoint import PlannedTensor, read_plan
-from .folder import Progress, check_output, is_converted, make_stamp, resolve_output, source_hashes
+from .folder import (
+    Progress,
+    check_output,
+    hash_files,
+    is_converted,
+    make_stamp,
+    resolve_output,
+    source_hashes,
+)
 from .published import Published, read_published
 from .published_flow import VAE_ADVICE
 from .quantize import DEFAULT_GROUP_SIZE, bits_per_weight, plan_quantization, quantize_array
@@ -127,7 +135,9 @@ def _convert(
     tokenizer = plan.prepare_tokenizer(source)
     _check_space(output, sum(map(plan.converted_bytes, plan.tensors)))
     with atomic_folder(output, overwrite=options.overwrite) as folder:
-        hashes = hashes or source_hashes(source.folder, progress, source.other_files)
+        if hashes is None:
+            hashes = source_hashes(source.folder, progress)
+            hashes |= hash_files(source.other_files, progress)
         stamp = make_stamp(source.name, source.revision, options.dtype, hashes, options.roles)
         if source.vae is not None:
             stamp["vae"] = source.vae.shown

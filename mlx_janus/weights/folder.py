@@ -162,21 +162,18 @@ def make_stamp(
     return stamp | ({"roles": roles} if roles else {})
 
 
-def source_hashes(
-    folder: Path, progress: Progress, others: Mapping[str, Path] | None = None
-) -> dict[str, str]:
+def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
     """Hash the weights, config and tokenizer of a PyTorch model folder.
-
-    Args:
-        folder: the model folder.
-        progress: called with the bytes done.
-        others: files of other folders by the names that they get in the result, if there are any.
 
     Returns:
         The hexadecimal SHA-256 of each file, by file name.
     """
-    own = [*weight_files(folder), folder / "config.json", folder / TOKENIZER_FILE]
-    files = {file.name: file for file in own} | dict(others or {})
+    files = [*weight_files(folder), folder / "config.json", folder / TOKENIZER_FILE]
+    return hash_files({file.name: file for file in files}, progress)
+
+
+def hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
+    """Hash files; return the hexadecimal SHA-256 of each by the names that are given."""
     total_bytes = sum(file.stat().st_size for file in files.values())
     done_bytes = 0
     hashes = {}

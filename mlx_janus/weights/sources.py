@@ -29,7 +29,7 @@ from .conversions import (
     weight_hashes,
 )
 from .convert import ConvertOptions, Source, convert_checkpoint, plan_conversion
-from .folder import Progress, is_converted, source_hashes
+from .folder import Progress, hash_files, is_converted, source_hashes
 from .footprint import check_memory
 from .load import choose_dtype, with_quantization
 from .names import SHORT_NAMES, TINY, ModelName, resolve_short_name, understand_name
@@ -308,7 +308,9 @@ def _convert_or_reuse(
     hashes = None
     if candidates:
         plan_conversion(source, state.options)  # an error if the weights do not fit the config
-        hashes = source_hashes(source.folder, progress or (lambda *_: None), source.other_files)
+        report = progress or (lambda *_: None)
+        hashes = source_hashes(source.folder, report)
+        hashes |= hash_files(source.other_files, report)
         reused = _reuse(source, candidates, weight_hashes(hashes), state)
         if reused:
             return reused
