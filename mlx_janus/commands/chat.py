@@ -161,6 +161,12 @@ class Chat:
         """Set the seed; without an argument, seeds are random again."""
         self.set(f"seed {argument or 'random'}")
 
+    @property
+    def _setting_names(self) -> list[str]:
+        """The names of the settings that have an effect on this model."""
+        names = self.conversation.drawing_options
+        return [name for name in SETTINGS if name != "steps" or name in names]
+
     def set(self, argument: str) -> None:
         """Change a setting and print it.
 
@@ -173,12 +179,13 @@ class Chat:
         """
         name, _, text = argument.partition(" ")
         if not name:
-            for key in SETTINGS:
+            for key in self._setting_names:
                 value = self.settings.get(key)
                 say(f"{key} {_WORD_FOR_UNSET.get(key, 'default') if value is None else value}")
             return
-        if name not in SETTINGS:
-            raise JanusError(f"there is no setting {name}: it must be one of {', '.join(SETTINGS)}")
+        if name not in self._setting_names:
+            known = ", ".join(self._setting_names)
+            raise JanusError(f"there is no setting {name}: it must be one of {known}")
         text = text.strip()
         if text in ("", "default", "random"):
             self.settings[name] = None

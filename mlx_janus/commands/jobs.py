@@ -78,13 +78,13 @@ class Origin:
     cfg_weight: float
     temperature: float | None  # None: drawn by a rectified flow
     top_p: float | None  # None: drawn by a rectified flow
-    steps: int | None  # None: drawn as image tokens
     upscale: int
     model: str  # the model's name
     dtype: str | None  # None: drawn by an earlier release, which did not store it
     bits: int | None  # None: float weights, or a recipe
     recipe: str | None
     roles: str | None = None  # None: the model's own
+    steps: int | None = None  # None: drawn as image tokens
 
 
 @dataclass(frozen=True)

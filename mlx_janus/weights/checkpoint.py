@@ -244,7 +244,7 @@ def plan_tensors(
     config: JanusConfig,
     layout: Layout,
     folder: Path,
-    absent: str = "",
+    left_out: str = "",
 ) -> list[PlannedTensor]:
     """Pair every parameter of the model with its source tensors, in the model's order.
 
@@ -253,7 +253,7 @@ def plan_tensors(
         config: the model's sizes.
         layout: whose names the files use.
         folder: the model folder, for errors and for its ``config.json``.
-        absent: beginning of the names of parameters that are left out; "": none is.
+        left_out: beginning of the names of parameters that are not planned; "": none is.
 
     Raises:
         CheckpointError: a tensor is missing, surplus, not of the config's shape, or not of floats;
@@ -273,7 +273,7 @@ def plan_tensors(
     missing: list[str] = []
     for name, parameter in tree_flatten(JanusModel(config).parameters()):
         source_names = _source_names(name, found)
-        if absent and name.startswith(absent):
+        if left_out and name.startswith(left_out):
             continue
         if not all(source in found for source in source_names):
             missing.append(name)
@@ -419,7 +419,7 @@ def read_plan(
     config: JanusConfig,
     layout: Layout,
     others: Mapping[str, SourceTensor] | None = None,
-    absent: str = "",
+    left_out: str = "",
 ) -> list[PlannedTensor]:
     """Read the headers of a model folder and pair every parameter with its source tensors.
 
@@ -428,7 +428,7 @@ def read_plan(
         config: the model's sizes.
         layout: whose names the files use.
         others: tensors of other folders by their names in the model, if it needs any.
-        absent: beginning of the names of parameters that are left out; "": none is.
+        left_out: beginning of the names of parameters that are not planned; "": none is.
 
     Raises:
         CheckpointError: a file is missing or damaged, or its tensors do not fit the config. The
@@ -436,6 +436,6 @@ def read_plan(
     """
     try:
         tensors = source_tensors(folder) | dict(others or {})
-        return plan_tensors(tensors, config, layout, folder, absent)
+        return plan_tensors(tensors, config, layout, folder, left_out)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None

@@ -270,8 +270,8 @@ def plan_conversion(
     if published.layout == "janusflow" and vae is None and not alone:
         raise CheckpointError(f"{source.folder} has its autoencoder elsewhere: {VAE_ADVICE}")
     others = vae_tensors(vae) if vae else {}
-    absent = "" if vae else VAE_PREFIX
-    tensors = read_plan(source.folder, config, published.layout, others, absent)
+    left_out = "" if vae else VAE_PREFIX
+    tensors = read_plan(source.folder, config, published.layout, others, left_out)
     # The config records one type for all float weights. Without ``options.dtype``, each weight
     # keeps its own type, and the config records that of the language model's last norm.
     norm = next(tensor for tensor in tensors if tensor.name == "language_model.model.norm.weight")
