@@ -84,8 +84,8 @@ def load(
         roles: the roles in prompts: "pro" for <|User|> and <|Assistant|>, as Janus-Pro was trained,
             or "plain" for User and Assistant, as Janus-1.3B was. None: the model's own, which
             ``janus.config.prompt`` has.
-        vae: JanusFlow's autoencoder, a folder or a Hub id in diffusers' layout, which becomes part
-            of the converted folder; None: "stabilityai/sdxl-vae". Other models have none.
+        vae: JanusFlow's autoencoder, a folder or Hub id in diffusers' layout, for a model that is
+            not converted yet; None: "stabilityai/sdxl-vae".
         progress: called in this thread during a conversion, with the stage, the bytes done and the
             total bytes. An error that it raises ends the conversion.
 
@@ -378,18 +378,16 @@ class JanusPipeline(LoadedModel):
             seed: seed of each prompt's first image; each further image has the next higher one.
                 None or -1: a random seed. A list has one seed for each prompt.
             cfg_weight: weight of classifier-free guidance, 1 for none; None: the model's own.
-            temperature: randomness of sampling; None: the model's own.
+            temperature: randomness of sampling; None: the model's own. A rectified flow has no
+                ``temperature``, ``top_p``, ``exact``, ``window`` and ``images``.
             top_p: nucleus sampling, as in ``generate_text``.
             exact: generate each image alone and token by token, for reproducible rounding.
             window: positions that one pass reads; None: the fastest by a stored timing.
             images: an image or several to change. Janus-4o was trained for it, others were not.
             cfg_weight2: weight of the prompt against the details of ``images``; None: 5.
             steps: steps of a rectified flow (JanusFlow); None: the model's own, 30.
-            latents: where the images of each prompt begin in a rectified flow, in place of the
+            latents: in a rectified flow, where the images of each prompt begin, in place of the
                 noise of their seeds: (n, side / 8, side / 8, 4), usually of standard deviation 1.
-
-        A model that draws image tokens has no ``steps`` and ``latents``; JanusFlow has no
-        ``temperature``, ``top_p``, ``exact``, ``window`` and ``images``.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.

@@ -158,16 +158,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         ImageError: the file is not an image, its settings are missing or not valid, or the image
             began from given latents, which the file does not have.
     """
-    chunks = read_metadata(path)
-    if not chunks.get("version", "").startswith("mlx_janus "):
-        raise ImageError(
-            f"{path} carries no settings of a drawing: give a file as mlx_janus wrote it"
-        )
-    if "latents" in chunks:
-        raise ImageError(
-            f"{path} was drawn from given latents, which it does not hold: draw it by the library, "
-            "with the same latents"
-        )
+    chunks = _drawing_chunks(path)
     # The group is the factor. A file without this chunk was not upscaled: the pattern matches "",
     # and the group is None.
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
@@ -200,6 +191,25 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ImageError(
             f"{path} carries settings that were changed or cut: give a file as mlx_janus wrote it"
         ) from None
+
+
+def _drawing_chunks(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the metadata of a saved image that can be generated again.
+
+    Raises:
+        ImageError: the file is not an image, has no settings, or began from given latents.
+    """
+    chunks = read_metadata(path)
+    if not chunks.get("version", "").startswith("mlx_janus "):
+        raise ImageError(
+            f"{path} carries no settings of a drawing: give a file as mlx_janus wrote it"
+        )
+    if "latents" in chunks:
+        raise ImageError(
+            f"{path} was drawn from given latents, which it does not hold: draw it by the library, "
+            "with the same latents"
+        )
+    return chunks
 
 
 def _sampling_settings(chunks: Mapping[str, str]) -> dict[str, Any]:

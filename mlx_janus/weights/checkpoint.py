@@ -262,11 +262,7 @@ def plan_tensors(
     """
     found = _renamed(tensors, layout, folder)
     if _is_tied(folder):
-        # Most files store a tied weight once, as the embedding, and some as the head. The model has
-        # both parameters, so the absent one gets the source of the other.
-        for stored, absent in (_TIED, _TIED[::-1]):
-            if stored in found:
-                found.setdefault(absent, found[stored])
+        _complete_tied(found)
 
     planned: list[PlannedTensor] = []
     used: set[str] = set()
@@ -292,6 +288,16 @@ def plan_tensors(
     for tensor in planned:
         _check_sources(tensor, folder)
     return planned
+
+
+def _complete_tied(found: dict[str, SourceTensor]) -> None:
+    """Give both names of a tied weight its source, in place.
+
+    Most files store it once, as the embedding, and some as the head. The model has both parameters.
+    """
+    for stored, absent in (_TIED, _TIED[::-1]):
+        if stored in found:
+            found.setdefault(absent, found[stored])
 
 
 def _renamed(

@@ -57,22 +57,9 @@ def read_flow_generation(
     decoder = section_params(data, "vision_gen_dec_config", "ShallowUViTDecoder")
     channels = _only_level(encoder)
     patch_size = required(encoder, "kernel_size")
-    upsamples = required(decoder, "upsamples")
-    refuse_others(encoder, "stride", (patch_size,), "U-ViT")
-    refuse_others(encoder, "padding", (0,), "U-ViT")
-    if type(upsamples) is not int or not 0 <= upsamples <= 6:
-        raise ConfigError(f"upsamples must be a whole number from 0 to 6, got {shorten(upsamples)}")
-    refuse_others(encoder, "kernel_size", (2**upsamples,), "U-ViT")
-    for part in (encoder, decoder):
-        refuse_others(part, "use_mid_block", (True,), "U-ViT")
-        refuse_others(part, "use_bias", (True,), "U-ViT")
-        refuse_others(part, "elementwise_affine", (True,), "U-ViT")
-    sizes = {"in_channels": channels, "hidden_size": required(encoder, "hidden_size")}
-    for key, value in sizes.items():
-        refuse_others(decoder, key, (value,), "U-ViT's decoder")
-    refuse_others(decoder, "norm_eps", (encoder.get("norm_eps", 1e-6),), "U-ViT's decoder")
-    if _only_level(decoder) != channels:
-        raise UnsupportedModelError("has a U-ViT whose two halves differ in block_out_channels")
+    hidden_size = required(encoder, "hidden_size")
+    norm_eps = encoder.get("norm_eps", 1e-6)
+    _refuse_other_uvit(encoder, decoder)
     for part, key in ((encoder, "input_channels"), (decoder, "out_channels")):
         if required(part, key) != vae.z_channels:
             raise UnsupportedModelError(
@@ -88,11 +75,41 @@ def read_flow_generation(
             encoder_blocks=required(encoder, "layers_in_middle"),
             decoder_blocks=required(decoder, "layers_in_middle"),
             patch_size=patch_size,
-            hidden_size=sizes["hidden_size"],
-            norm_eps=encoder.get("norm_eps", 1e-6),
+            hidden_size=hidden_size,
+            norm_eps=norm_eps,
         ),
         vae=vae,
     )
+
+
+def _refuse_other_uvit(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> None:
+    """Refuse a U-ViT whose options are not supported, or whose two halves do not fit.
+
+    Raises:
+        ConfigError: an entry is missing or impossible.
+        UnsupportedModelError: an option is not supported, or the halves differ.
+    """
+    channels = _only_level(encoder)
+    patch_size = required(encoder, "kernel_size")
+    upsamples = required(decoder, "upsamples")
+    refuse_others(encoder, "stride", (patch_size,), "U-ViT")
+    refuse_others(encoder, "padding", (0,), "U-ViT")
+    if type(upsamples) is not int or not 0 <= upsamples <= 6:
+        raise ConfigError(f"upsamples must be a whole number from 0 to 6, got {shorten(upsamples)}")
+    refuse_others(encoder, "kernel_size", (2**upsamples,), "U-ViT")
+    for part in (encoder, decoder):
+        refuse_others(part, "use_mid_block", (True,), "U-ViT")
+        refuse_others(part, "use_bias", (True,), "U-ViT")
+        refuse_others(part, "elementwise_affine", (True,), "U-ViT")
+    shared = {
+        "in_channels": channels,
+        "hidden_size": required(encoder, "hidden_size"),
+        "norm_eps": encoder.get("norm_eps", 1e-6),
+    }
+    for key, value in shared.items():
+        refuse_others(decoder, key, (value,), "U-ViT's decoder")
+    if _only_level(decoder) != channels:
+        raise UnsupportedModelError("has a U-ViT whose two halves differ in block_out_channels")
 
 
 def _only_level(params: Mapping[str, Any]) -> Any:

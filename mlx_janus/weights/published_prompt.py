@@ -120,15 +120,15 @@ def read_prompt(
     prompt = _with_tokens(config.prompt, special_tokens, _BOS_AND_EOS)
     prompt = _with_tokens(prompt, tokenizer_config, _BOS_AND_EOS)  # takes precedence
     additional = _additional_tokens(tokenizer_config, special_tokens)
-    if layout != "transformers":
+    if layout == "janusflow":
+        with errors_about(folder / PROCESSOR_FILE):
+            prompt = _with_flow_pad(_with_tags(prompt, processor), folder)
+            additional[PROCESSOR_FILE] = _tags_of_flow(prompt, processor)
+        choice = RolesChoice("plain", "the roles of JanusFlow")
+    elif layout == "deepseek":
         with errors_about(folder / PROCESSOR_FILE):
             prompt = _with_tags(prompt, processor)
-        if layout == "janusflow":
-            prompt = _with_flow_pad(prompt, folder)
-            additional[PROCESSOR_FILE] = _tags_of_flow(prompt, processor)
-            choice = RolesChoice("plain", "the roles of JanusFlow")
-        else:
-            choice = _roles_by_signs(folder, prompt.image, processor, additional, config)
+        choice = _roles_by_signs(folder, prompt.image, processor, additional, config)
     else:
         prompt = _with_tokens(prompt, tokenizer_config, _TOKENS)
         if processor.get("use_default_system_prompt") is False:
@@ -141,12 +141,8 @@ def read_prompt(
         choice = RolesChoice(given, "as requested")
     named = _named_tokens(tokenizer_config, special_tokens)
     added = dict.fromkeys(itertools.chain(named, *additional.values()))  # without duplicates
-    return PublishedPrompt(
-        prompt=prompt.with_roles(choice.roles),
-        roles=choice,
-        added_tokens=tuple(added),
-        notes=(*choice.notes(), *notes),
-    )
+    prompt = prompt.with_roles(choice.roles)
+    return PublishedPrompt(prompt, choice, tuple(added), (*choice.notes(), *notes))
 
 
 # Control tokens

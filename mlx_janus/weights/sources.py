@@ -145,8 +145,7 @@ def find_converted(
         state = _state_of_folder(place, config, added_tokens, options)
     else:
         state = _state_on_hub(place, found.revision, options)
-    if vae_place is not None:
-        state = replace(state, facts=(*state.facts, vae_place.facts()))
+    state = _state_with_vae(state, vae_place)
     quantized = with_quantization(config, bits, Path(found.shown), recipe)
     check_memory(quantized, choose_dtype(config, dtype), found.shown, low_memory=low_memory)
     if cached := find_conversion(state):
@@ -233,6 +232,13 @@ def _state_on_hub(
     branch = revision or "main"
     commit = model.revision
     return SourceState(model.repo_id, branch, model.repo_id, commit, (commit,), options)
+
+
+def _state_with_vae(state: SourceState, place: VAEPlace | None) -> SourceState:
+    """Return the state of a source together with its autoencoder, if it has one elsewhere."""
+    if place is None:
+        return state
+    return replace(state, facts=(*state.facts, place.facts()))
 
 
 def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
