@@ -24,13 +24,21 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     from .errors import JanusError
     from .inference.conversation import Conversation
-    from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult, TokenLogprob
+    from .inference.results import (
+        DrawingRound,
+        GeneratedImage,
+        ImageStep,
+        TextChunk,
+        TextResult,
+        TokenLogprob,
+    )
     from .inference.scoring import AnswerScore
     from .pipeline import JanusPipeline, load
 
 _MODULES = {  # public name -> its module, imported on first use
     "AnswerScore": "inference.scoring",
     "Conversation": "inference.conversation",
+    "DrawingRound": "inference.results",
     "GeneratedImage": "inference.results",
     "ImageStep": "inference.results",
     "JanusError": "errors",
@@ -43,6 +51,7 @@ _MODULES = {  # public name -> its module, imported on first use
 __all__ = [
     "AnswerScore",
     "Conversation",
+    "DrawingRound",
     "GeneratedImage",
     "ImageStep",
     "JanusError",

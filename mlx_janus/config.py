@@ -570,9 +570,10 @@ def _upgrade_from_version_1(data: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a section is missing, or ``drawing`` has an unknown entry.
     """
+    # The name in version 2 -> the name in version 1.
     old_names = {"codec": "generation", "aligner": "gen_aligner", "head": "gen_head"}
     generation: dict[str, Any] = {"kind": "vq"}
-    # In version 1, generated images have the size of those that the vision encoder reads.
+    # In version 1, generated images have the size of the vision encoder's images.
     if isinstance(data.get("understanding"), dict):
         generation["image_size"] = data["understanding"].get("image_size")
     for new_name, old_name in old_names.items():

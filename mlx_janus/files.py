@@ -54,7 +54,7 @@ def open_regular(path: Path) -> FileIO:
     A pipe would block until somebody writes into it, and a device such as /dev/zero has no end.
 
     Raises:
-        OSError: the file cannot be opened, or is not a regular file; ``strerror`` says which.
+        OSError: the file cannot be opened, or is not a regular file; ``strerror`` has the reason.
     """
     # O_NONBLOCK: opening a pipe returns at once. It has no effect on a regular file.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -72,13 +72,14 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
     Raises:
         FileTooLargeError: the file is larger.
-        OSError: the file cannot be read, or is not a regular file; ``strerror`` says which.
+        OSError: the file cannot be read, or is not a regular file; ``strerror`` has the reason.
     """
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > limit:
             raise FileTooLargeError(limit, path)
         parts = []
-        left = limit + 1  # a file may grow while it is read
+        # Bytes still to read. The file may grow meanwhile, and one byte above the limit shows it.
+        left = limit + 1
         while left and (part := file.read(left)):
             parts.append(part)
             left -= len(part)
@@ -100,8 +101,8 @@ def parse_json(content: bytes | str, *, surrogates: bool = False) -> Any:
 
     Args:
         content: the text.
-        surrogates: whether halves of surrogate pairs are allowed. They stand for the bytes of a
-            file's name that is not UTF-8, and cannot be printed or encoded.
+        surrogates: whether halves of surrogate pairs are allowed. In a file's name, they stand for
+            bytes that are not UTF-8. They cannot be printed or encoded.
 
     Raises:
         ValueError: the text is not JSON or not UTF-8, is nested more than ``MAX_JSON_DEPTH`` deep,
@@ -114,7 +115,7 @@ def parse_json(content: bytes | str, *, surrogates: bool = False) -> Any:
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep") from None
     _check_json(value)
-    if not surrogates and _SURROGATE.search(content):
+    if not surrogates and _SURROGATE.search(content):  # a half, or a complete pair
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:

@@ -33,8 +33,8 @@ def install_command(extra: str) -> str:
     """Return the shell command that adds an extra to this installation.
 
     The command takes the package from its origin: a clone, a folder, a wheel file, a repository, an
-    address or an index. If a file or folder does not exist any more, the command names the extra's
-    requirements instead.
+    address or an index. If the origin is a file or folder that does not exist any more, the command
+    installs only the extra's requirements.
 
     Args:
         extra: name of an extra in ``pyproject.toml``, such as "server".
@@ -53,15 +53,16 @@ def _target(extra: str) -> str:
     except metadata.PackageNotFoundError:  # the clone is only on Python's path
         has_project = (_CLONE / "pyproject.toml").is_file()
         return _local_target(_CLONE, extra, editable=True) if has_project else ""
-    if record is None:
+    if record is None:  # the package is from an index
         return shlex.quote(f"{_NAME}[{extra}]")
     origin: dict[str, Any] = json.loads(record)
-    address = urlsplit(origin["url"])
-    if address.scheme == "file" and "vcs_info" not in origin:
+    url = origin["url"]
+    address = urlsplit(url)
+    version_control = origin.get("vcs_info")  # None unless the origin is a repository
+    if address.scheme == "file" and version_control is None:
         editable = origin.get("dir_info", {}).get("editable", False)
         return _local_target(Path(url2pathname(address.path)), extra, editable)
-    url = origin["url"]
-    if version_control := origin.get("vcs_info"):
+    if version_control:  # such as git+https://example.org/repository@commit
         url = f"{version_control['vcs']}+{url}@{version_control['commit_id']}"
     return shlex.quote(f"{_NAME}[{extra}] @ {url}")
 
@@ -81,6 +82,7 @@ def _requirements(extra: str) -> list[str]:
     except metadata.PackageNotFoundError:
         return [f"{_NAME}[{extra}]"]
     marker = re.compile(rf"""extra == ['"]{extra}['"]""")
+    # A line is "requirement; marker".
     return [line.split(";")[0].strip() for line in lines if marker.search(line)]
 
 
@@ -89,18 +91,19 @@ def _installer() -> _Installer:
     prefix = Path(sys.prefix)
     python = shlex.quote(sys.executable)
     uv_here = f"uv pip install --python {python}"
-    if (prefix / "uv-receipt.toml").is_file():
+    if (prefix / "uv-receipt.toml").is_file():  # an environment of ``uv tool``
         return _Installer("uv tool install --force", uv_here)
-    if (prefix / "pipx_metadata.json").is_file():
+    if (prefix / "pipx_metadata.json").is_file():  # an environment of pipx
         return _Installer("pipx install --force", f"pipx inject {_NAME}")
     if _installed_by_uv():
-        active = os.environ.get("VIRTUAL_ENV") == sys.prefix
-        uv = "uv pip install" if active else uv_here
+        # Without --python, uv installs into the active environment.
+        is_active = os.environ.get("VIRTUAL_ENV") == sys.prefix
+        uv = "uv pip install" if is_active else uv_here
         return _Installer(uv, uv)
     found = shutil.which("pip")
     # The pip that the shell would find may belong to another environment.
-    active = found is not None and Path(found).parent == Path(sys.executable).parent
-    pip = "pip install" if active else f"{python} -m pip install"
+    finds_own_pip = found is not None and Path(found).parent == Path(sys.executable).parent
+    pip = "pip install" if finds_own_pip else f"{python} -m pip install"
     return _Installer(pip, pip)
 
 

@@ -70,7 +70,7 @@ def _peak_bytes(array: mx.array) -> int:
 def _read_batch(batch: list[mx.array], check: Callable[[], None]) -> None:
     """Call ``check``, then evaluate a batch, while no other thread reads weights."""
     with _READ_LOCK:
-        check()  # not before the lock: a check would be outdated after the wait for it
+        check()  # after the wait for the lock, since an earlier check could be outdated by now
         mx.eval(batch)
 
 

@@ -14,11 +14,12 @@ from .config import check_roles
 from .decode.text_options import SamplingArguments
 from .errors import OptionError
 from .inference.conversation import Conversation
-from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
+from .inference.editing import read_inputs
+from .inference.image_generation import Seed, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
-from .inference.pathway import InputImages
 from .inference.pathways import pathway_of
+from .inference.reasoning import reasoned_steps
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .inference.scoring import AnswerScore, score_answers
 from .inference.text_generation import (
@@ -34,6 +35,7 @@ from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn, marked_question
 from .threads import check_usable
 from .weights.addresses import NO_MODEL
+from .weights.folder import read_stamp
 from .weights.load import WeightFiles, load_model
 from .weights.names import TINY, understand_name
 from .weights.sources import find_converted
@@ -128,7 +130,8 @@ def _make_pipeline(
         with_start=not model.config.aligner.begin_positions,
     )
     files = WeightFiles.of(folder) if low_memory else None
-    return JanusPipeline(model, prompts, name=name, roles=roles, files=files)
+    source = read_stamp(folder).get("source", "")
+    return JanusPipeline(model, prompts, name=name, roles=roles, files=files, source=source)
 
 
 def _use_tiny(revision: str | None) -> Path:
@@ -365,6 +368,9 @@ class JanusPipeline(LoadedModel):
         window: int | None = None,
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
+        crop: bool | None = None,
+        plan: bool | str | None = None,
+        reflect: int = 0,
         steps: int | None = None,
         latents: npt.ArrayLike | None = None,
     ) -> list[GeneratedImage]:
@@ -378,13 +384,22 @@ class JanusPipeline(LoadedModel):
             seed: seed of each prompt's first image; each further image has the next higher one.
                 None or -1: a random seed. A list has one seed for each prompt.
             cfg_weight: weight of classifier-free guidance, 1 for none; None: the model's own.
-            temperature: randomness of sampling; None: the model's own. A rectified flow has no
-                ``temperature``, ``top_p``, ``exact``, ``window`` and ``images``.
+            temperature: randomness of sampling, of plans and judgements too; None: the model's own.
+                A rectified flow takes none of ``temperature``, ``top_p``, ``exact``, ``window``,
+                ``images``, ``plan`` and ``reflect``.
             top_p: nucleus sampling, as in ``generate_text``.
             exact: generate each image alone and token by token, for reproducible rounding.
             window: positions that one pass reads; None: the fastest by a stored timing.
-            images: an image or several to change. Janus-4o was trained for it, others were not.
+            images: an image or several to change. A model that was not trained for it, by
+                ``trained_for_editing``, logs a warning and does it.
             cfg_weight2: weight of the prompt against the details of ``images``; None: 5.
+            crop: whether to cut each result to the shape of the first of ``images``, since the
+                model sees and generates an image that is not square between grey bars; None: if
+                there is one image.
+            plan: whether the model first writes a plan for each image, and draws by it. T2I-R1 was
+                trained for it; None: if the model is T2I-R1. A text is the plan itself.
+            reflect: how often the model judges an image and draws it again if it does not match the
+                prompt, at most. Janus-Pro-R1 was trained for it.
             steps: steps of a rectified flow (JanusFlow); None: the model's own, 30.
             latents: in a rectified flow, where the images of each prompt begin, in place of the
                 noise of their seeds: (n, side / 8, side / 8, 4), usually of standard deviation 1.
@@ -405,6 +420,9 @@ class JanusPipeline(LoadedModel):
             window=window,
             images=images,
             cfg_weight2=cfg_weight2,
+            crop=crop,
+            plan=plan,
+            reflect=reflect,
             steps=steps,
             latents=latents,
         )
@@ -424,6 +442,9 @@ class JanusPipeline(LoadedModel):
         window: int | None = None,
         images: Sequence[ImageSource] | ImageSource = (),
         cfg_weight2: float | None = None,
+        crop: bool | None = None,
+        plan: bool | str | None = None,
+        reflect: int = 0,
         steps: int | None = None,
         latents: npt.ArrayLike | None = None,
     ) -> ThreadStream[ImageStep]:
@@ -434,7 +455,8 @@ class JanusPipeline(LoadedModel):
         tokens are generated first.
 
         Returns:
-            An iterator over steps; a finished image is in the ``images`` of its last step.
+            An iterator over steps; a finished image is in the ``images`` of its last step. Steps
+            that write a plan or a judgement have its next piece in ``text``.
         """
         choices = {
             "cfg_weight": cfg_weight,
@@ -446,10 +468,7 @@ class JanusPipeline(LoadedModel):
             "steps": steps,
             "latents": latents,
         }
-        sources = as_images(images)
-        inputs = None
-        if sources:
-            pixels = [preprocess(open_image(image), self.config.image) for image in sources]
-            inputs = InputImages(tuple(pixels))
+        inputs = read_inputs(self, images, crop)
         jobs = image_jobs(self, prompt, n, seed, choices, inputs)
-        return self.thread.stream(generate_steps(self, jobs))
+        drawing = reasoned_steps(self, jobs, plan=plan, reflect=reflect)
+        return self.thread.stream(drawing)

@@ -1,9 +1,10 @@
 """Threads that compute with MLX, and how they end.
 
-MLX keeps streams and a key of random numbers for each thread. A thread that ends with them, or that
-computes while the interpreter ends, may abort the process, whatever its exit code. So this package
-computes only in the main thread and in a ``ComputingThread``, which frees them and ends before the
-interpreter does. A forked process has none of these threads, and MLX hangs in it.
+MLX keeps streams and a key of random numbers for each thread. If a thread ends before they are
+freed, or computes while the interpreter ends, the process may abort. So this package computes only
+in the main thread and in ``ComputingThread``. Such a thread frees MLX's state at its end, and the
+program waits for it before the interpreter ends. A forked process does not have its parent's
+threads, and MLX hangs in it.
 """
 
 from __future__ import annotations
@@ -73,14 +74,16 @@ class Call:
         try:
             while (request := self._requests.get()) is not None:
                 request()
-        except BaseException:  # Ctrl-C; the function ends when it calls ``check`` next
+        except BaseException:  # Ctrl-C; the function ends at its next call of ``check``
             self.abandoned = True
             raise
         if self.error is None:
             return self.value
         try:
-            # Nobody but this thread could stop to wait, so the program is ending.
-            raise SystemExit if isinstance(self.error, Abandoned) else self.error
+            if isinstance(self.error, Abandoned):
+                # This thread still waits, so only the end of the program can have abandoned it.
+                raise SystemExit
+            raise self.error
         finally:
             self.error = None  # else the traceback and this frame would keep each other alive
 
@@ -88,7 +91,7 @@ class Call:
         """Check that a caller waits for this call.
 
         Raises:
-            Abandoned: nobody waits.
+            Abandoned: the caller has stopped waiting, or the program ends.
         """
         if self.abandoned:
             raise Abandoned
@@ -102,24 +105,30 @@ class Call:
         errors: SimpleQueue[BaseException | None] = SimpleQueue()
 
         def request() -> None:
-            error: BaseException | None = Abandoned()  # unless the function ends
+            """Run the function, and put its error into ``errors``; None if it raises none."""
             try:
                 function()
-                error = None
-            except BaseException as raised:
-                error = raised
-            finally:
+            except BaseException as error:
                 errors.put(error)
+            else:
+                errors.put(None)
 
         self.check()
         self._requests.put(request)
+        error = self._wait_for_error(errors)
+        if error is not None:
+            raise error
+
+    def _wait_for_error(self, errors: SimpleQueue[BaseException | None]) -> BaseException | None:
+        """Return the error, or None, that the caller's thread puts into a queue.
+
+        Raises:
+            Abandoned: the caller has stopped waiting for this call.
+        """
         while True:
             self.check()
             with contextlib.suppress(Empty):
-                error = errors.get(timeout=_POLL)
-                break
-        if error is not None:
-            raise error
+                return errors.get(timeout=_POLL)
 
 
 class ComputingThread(threading.Thread):
@@ -130,8 +139,8 @@ class ComputingThread(threading.Thread):
     Args:
         target: the function to run.
         name: the thread's name.
-        end_soon: makes the function end soon. When the program ends, it calls ``end_soon`` and then
-            waits for the thread.
+        end_soon: makes the target end soon. ``_end_all_threads`` calls it at the program's end, and
+            then waits for the thread.
     """
 
     def __init__(self, target: Callable[[], None], name: str, end_soon: Callable[[], None]):
@@ -152,7 +161,7 @@ class ComputingThread(threading.Thread):
             _state.running.add(self)
             try:
                 super().start()
-            # The system has no more threads; or the program ends, and Python is 3.12 or later.
+            # The system has no more threads; or the interpreter ends (since Python 3.12).
             except RuntimeError as error:
                 _state.running.discard(self)
                 reason = str(error).rstrip(".")
@@ -173,12 +182,13 @@ class _State:
     """The computing threads of this process, and whether new ones may start."""
 
     def __init__(self) -> None:
-        # For ``ending`` and ``running``. A garbage collector may start a thread amid a start.
+        # Guards ``ending`` and ``running``. It is an RLock because the garbage collector may run
+        # while ``start`` holds it, and run code that starts another thread.
         self.lock = threading.RLock()
         self.running: set[ComputingThread] = set()  # started and not ended
         self.used = False  # whether MLX has evaluated anything for this package
-        self.forked = False  # whether this process was forked after that
-        self.ending = False  # whether the threads have been ended, as the program ends
+        self.forked = False  # whether this process was forked from one whose ``used`` was True
+        self.ending = False  # whether the program is ending
 
     def check(self) -> None:
         """Check that this process may compute.
@@ -235,7 +245,7 @@ def _end_all_threads() -> None:
 
 
 def check_usable() -> None:
-    """Check that models can be used: not while the program ends, nor in some forked processes.
+    """Check that this process can use models.
 
     Raises:
         JanusError: the program is ending, or this process was forked after MLX was used.
@@ -249,19 +259,20 @@ def is_forked() -> bool:
 
 
 def note_use() -> None:
-    """Record that MLX evaluates something in this process. A fork can no longer use MLX then."""
+    """Record that MLX evaluates something in this process. Later forks of it cannot use MLX."""
     _state.used = True
 
 
 def compute(function: Callable[[Report], T], progress: Report | None = None) -> T:
-    """Run a function that computes with MLX, in a thread that may do so, and return its result.
+    """Run a function in a thread that may compute with MLX, and return its result.
 
-    That is this thread if it is the main thread or a ``ComputingThread``, else a new one, for which
-    this thread waits.
+    If this thread is the main thread or a ``ComputingThread``, it runs the function. Otherwise a
+    new thread does, and this thread waits for it.
 
     Args:
-        function: gets a function to report progress to, often. This may raise an error, such as one
-            of ``progress``; the function then cleans up and passes it on.
+        function: the function, which computes with MLX. Its argument is a function that it should
+            call often to report progress. If a report raises an error, such as one of ``progress``,
+            the function must clean up and not catch it.
         progress: called in this thread, even if the function runs in another; None: no reports.
 
     Raises:
@@ -273,11 +284,13 @@ def compute(function: Callable[[Report], T], progress: Report | None = None) -> 
         return function(progress or (lambda *_: None))
 
     def report(stage: str, done: int, total: int) -> None:
+        """Call ``progress`` in the thread that waits; raise ``Abandoned`` if none waits."""
         call.check()
         if progress is not None:
             call.in_caller(lambda: progress(stage, done, total))
 
     def end_soon() -> None:
+        """Have the function end at its next report."""
         call.abandoned = True
 
     call = Call(lambda: function(report))
@@ -302,10 +315,11 @@ def check_call() -> None:
 
 
 def computing(function: Callable[P, T]) -> Callable[P, T]:
-    """Make every call of a function a call of ``compute``. For short functions."""
+    """Decorate a short function, which reports no progress, so that ``compute`` runs it."""
 
     @wraps(function)
     def computed(*args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the function in a thread that may compute with MLX."""
         return compute(lambda _: function(*args, **kwargs))
 
     return computed

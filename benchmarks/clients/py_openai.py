@@ -1,6 +1,7 @@
 """OpenAI's own package."""
 
 import asyncio
+import base64
 import time
 
 import openai
@@ -265,9 +266,11 @@ def _completions():
     client.completions.create(model=MODEL, prompt="Hello")
 
 
-@trial("images.edit", lacks="/v1/images/edits")
+@trial("images.edit")
 def _edit():
-    client.images.edit(model=MODEL, image=("a.png", b"x"), prompt="a star")
+    image = ("a.png", base64.b64decode(IMAGE_URL.partition(",")[2]))
+    changed = client.images.edit(model=MODEL, image=[image], prompt="make it blue")
+    check_image(changed.data[0].b64_json)
 
 
 run()

@@ -72,6 +72,16 @@ class ImageArguments(Arguments):
     exact: bool | None = None
     window: int | None = None
     steps: int | None = None
+    plan: bool | str | None = None
+    reflect: int | None = None
+
+
+@dataclass(frozen=True)
+class EditArguments(ImageArguments):
+    """Arguments of ``JanusPipeline.generate_images`` that changes images."""
+
+    cfg_weight2: float | None = None
+    crop: bool | None = None
 
 
 def load_pipeline(arguments: LoadArguments) -> JanusPipeline:

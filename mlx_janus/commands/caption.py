@@ -100,7 +100,7 @@ def main(paths: tuple[str, ...], question: str, output: str | None, **options: A
         file = output_file(output, "captions.jsonl")
         captions = JsonLines(file, "captions", keys=("path", "prompt"))
         captioned = _captioned_images(captions, question)
-    # Every image on stdin has the path "-", so an earlier caption may be that of another image.
+    # Every image on stdin has the path "-", so an earlier caption may be of another image.
     missing = [image for image in images if image == STDIN or image not in captioned]
     skipped = len(images) - len(missing)
     if skipped:
@@ -221,7 +221,7 @@ def _image_sources(path: str) -> list[str]:
     from ..processing.file_names import local_path
     from .inputs import is_file
 
-    if not is_file(path):
+    if not is_file(path):  # an https address, or "-" for stdin
         return [path]
     path = local_path(path)
     if Path(path).is_dir():

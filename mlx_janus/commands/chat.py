@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import click
 
 from ..errors import ContextLengthError, JanusError
 from ..processing.file_names import names_folder
-from .arguments import ImageArguments, LoadArguments, TextArguments, load_pipeline
+from .arguments import EditArguments, ImageArguments, LoadArguments, TextArguments, load_pipeline
 from .line_editor import (
     QUOTES,
     Vocabulary,
@@ -42,9 +42,9 @@ from .runner import Command, explain, say
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..inference.conversation import Conversation
+    from ..inference.conversation import Conversation, Picture
     from ..inference.model_thread import ThreadStream
-    from ..inference.results import GeneratedImage, TextChunk, TextResult
+    from ..inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
     from ..pipeline import JanusPipeline
 
 
@@ -72,6 +72,7 @@ class Chat:
         self.show_previews = show_previews
         self.conversation: Conversation = janus.conversation(system)
         self.attached: list[Image.Image] = []  # images for the next question
+        self._seen: list[Picture] = []  # attached, drawn and changed images, in this order
         self.last_result: TextResult | None = None  # of the last answer; None before the first
 
     def ask(self, question: str) -> None:
@@ -135,9 +136,11 @@ class Chat:
         names = split_paths(argument)
         if not names:
             raise JanusError("/image needs a file: /image photo.jpg")
-        self.attached += [
+        images = [
             read_image(name) if is_web(name) else open_image(typed_path(name)) for name in names
         ]
+        self.attached += images
+        self._remember(images)
         count = len(self.attached)
         say(f"{count} image{'s' if count != 1 else ''} attached to your next question.")
 
@@ -146,16 +149,56 @@ class Chat:
 
         The model sees the image with the next question.
         """
+        names = self.conversation.drawing_options
+        settings = {name: self.settings.get(name) for name in ("seed", *names)}
+        arguments = ImageArguments.from_options(settings).keywords()
+        self._save_drawing(self.conversation.stream_drawing(prompt, **arguments))
+
+    def edit(self, prompt: str) -> None:
+        """Change the last image, and save the result as ``draw`` does.
+
+        The model sees the result with the next question.
+
+        Raises:
+            JanusError: no image was drawn or attached.
+        """
+        image = self._last_image()
+        if image is None:
+            raise JanusError("there is no image to change: /draw one, or attach one with /image")
+        arguments = EditArguments.from_options(self.settings).keywords()
+        self._save_drawing(self.conversation.stream_edit(prompt, image, **arguments))
+
+    def _save_drawing(self, steps: ThreadStream[ImageStep]) -> None:
+        """Run the steps that draw or change an image, and save it."""
 
         def save_image(image: GeneratedImage) -> None:
             click.echo(str(image.save(Path("janus.png"))))
             say(f"seed {image.seed}")
+            self._remember([image.image])
 
-        names = self.conversation.drawing_options
-        settings = {name: self.settings.get(name) for name in ("seed", *names)}
-        arguments = ImageArguments.from_options(settings).keywords()
-        with contextlib.closing(self.conversation.stream_drawing(prompt, **arguments)) as steps:
+        with contextlib.closing(steps):
             follow_drawing(steps, 1, save_image, terminal_preview(self.show_previews))
+
+    def _remember(self, images: Sequence[Image.Image]) -> None:
+        """Add images to those that ``edit`` may change."""
+        from ..inference.conversation import Picture
+
+        self._seen += [Picture(image) for image in images]
+
+    def _last_image(self) -> Image.Image | None:
+        """Return the image that was attached, drawn or changed last; None: there is none.
+
+        Images that /undo removed do not count.
+        """
+        pictures = [
+            picture for message in self.conversation.messages for picture in message.pictures
+        ]
+        digests = {picture.digest for picture in pictures}
+        for seen in reversed(self._seen):
+            is_attached = any(seen.image is image for image in self.attached)
+            if is_attached or seen.digest in digests:
+                return seen.image
+        return pictures[-1].image if pictures else None  # of a conversation that was loaded
 
     def seed(self, argument: str) -> None:
         """Set the seed; without an argument, seeds are random again."""
@@ -180,8 +223,7 @@ class Chat:
         name, _, text = argument.partition(" ")
         if not name:
             for key in self._setting_names:
-                value = self.settings.get(key)
-                say(f"{key} {_WORD_FOR_UNSET.get(key, 'default') if value is None else value}")
+                say(_setting_line(key, self.settings.get(key)))
             return
         if name not in self._setting_names:
             known = ", ".join(self._setting_names)
@@ -196,7 +238,7 @@ class Chat:
             except click.ClickException as error:
                 raise JanusError(f"{name}: {error.message}") from None
         is_unset = self.settings[name] is None
-        say(f"{name} {_WORD_FOR_UNSET.get(name, 'default') if is_unset else text}")
+        say(_setting_line(name, None if is_unset else text))
 
     def system(self, text: str) -> None:
         """Set the system prompt to ``text``, unless that is empty, and print the prompt in use.
@@ -247,10 +289,11 @@ class Chat:
         if not argument:
             raise JanusError("/load needs a file: /load janus.json")
         name = _with_json(argument)
-        if not is_file(name):
+        if not is_file(name):  # perhaps the name is in quotes
             name = _with_json(split_one_path("/load", argument))
         self.conversation.load(typed_path(name))
         self.attached = []
+        self._seen = []
         say(f"Loaded {len(self.conversation.messages)} messages.")
 
     def stats(self, _: str) -> None:
@@ -274,6 +317,7 @@ class Chat:
         """Forget the conversation and the attached images."""
         self.conversation.reset()
         self.attached = []
+        self._seen = []
         say("The conversation is forgotten.")
 
     def help(self, _: str) -> None:
@@ -282,11 +326,22 @@ class Chat:
 
 
 def _with_json(name: str) -> str:
-    """Return a name with ".json" added if only that is an existing file."""
+    """Return a name. Add ".json" if that gives an existing file and the name itself does not."""
     return f"{name}.json" if is_file(f"{name}.json") and not is_file(name) else name
 
 
-_WORD_FOR_UNSET = {"seed": "random"}  # any other unset setting is called "default"
+def _setting_line(name: str, value: Any) -> str:
+    """Return the line that shows a setting: its name, then its value.
+
+    Args:
+        name: one of ``SETTINGS``.
+        value: the value; None: not set, shown as "random" for the seed and else as "default".
+    """
+    if value is None:
+        value = "random" if name == "seed" else "default"
+    return f"{name} {value}"
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
     "/image": (
         "FILE...",
@@ -298,8 +353,13 @@ _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
         Chat.draw,
         "draw an image into janus.png (janus_2.png and so on if that exists)",
     ),
+    "/edit": (
+        "PROMPT",
+        Chat.edit,
+        "change the last image, drawn or attached, and save the result as /draw does",
+    ),
     "/retry": ("", Chat.retry, "answer the last question again"),
-    "/undo": ("", Chat.undo, "remove the last question or drawing"),
+    "/undo": ("", Chat.undo, "remove the last question, drawing or change"),
     "/seed": ("N", Chat.seed, "repeat results with this seed; random: new seeds again"),
     "/set": ("NAME VALUE", Chat.set, "change a setting, such as temperature; no NAME: list all"),
     "/system": ("TEXT", Chat.system, "set the system prompt; none: remove it; no TEXT: show it"),
@@ -332,11 +392,11 @@ HELP = "\n".join(
 @show_option
 @version_option
 def main(**options: Any) -> None:
-    """Chat with a model about images, and let it generate images.
+    """Chat with a model about images, and let it generate and change images.
 
-    A question of several lines is enclosed in triple quotes, on a terminal as in a pipe. On a
-    terminal, Alt-Enter, or Esc and then Enter, begins a new line too. {image} in a question is the
-    place of an attached image.
+    /draw PROMPT generates an image, and /edit PROMPT changes the last one. A question of several
+    lines is enclosed in triple quotes, on a terminal as in a pipe. On a terminal, Alt-Enter, or Esc
+    and then Enter, begins a new line too. {image} in a question is the place of an attached image.
 
     \b
     Examples:
@@ -346,7 +406,7 @@ def main(**options: Any) -> None:
       python -m mlx_janus.chat --load janus.json
     """
     janus = load_pipeline(LoadArguments.from_options(options))
-    settings = {name: options.get(name) for name in SETTINGS}  # cfg_weight has no option
+    settings = {name: options.get(name) for name in SETTINGS}  # the guidances have no option
     chat = Chat(janus, settings, options["system"], options["show"])
     if options["saved"] is not None:
         chat.load(shlex.quote(options["saved"]))  # ``load`` removes the quotes

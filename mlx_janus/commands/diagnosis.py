@@ -41,7 +41,7 @@ class Finding:
 def diagnose() -> list[Finding]:
     """Check versions, package, device, memory, BLAS, disks, and the models and their roles.
 
-    If a check raises an exception, its finding describes the exception, and the others still run.
+    If a check raises an exception, its finding describes the exception. The other checks still run.
     """
     checks: dict[str, Callable[[], Finding]] = {
         "versions": _versions,
@@ -197,8 +197,8 @@ def _wired_limit_setting() -> str:
 def _blas() -> Finding:
     """Check that MLX uses a fast BLAS library.
 
-    On macOS this is Accelerate. On Linux it is OpenBLAS, which this package loads when it is
-    imported. That must be before MLX is imported.
+    On macOS this is Accelerate. On Linux it is OpenBLAS. This package loads OpenBLAS when it is
+    imported, and has to be imported before MLX.
     """
     if platform.system() != "Linux":
         return Finding("BLAS", "ok", "Accelerate")
@@ -303,7 +303,7 @@ def _roles() -> Finding:
     models: dict[str, list[str]] = {}  # names of models by roles, such as "User and Assistant"
     notes = []
     for entry in list_models():
-        if entry.config is None or entry.state == "partly downloaded":
+        if entry.config is None or entry.state == "partly downloaded":  # its roles are not known
             continue
         prompt = entry.config.prompt
         if entry.state == "downloaded" and not is_converted(entry.path):

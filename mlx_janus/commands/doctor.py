@@ -22,7 +22,7 @@ _NEEDS_CHECK = ("parts", "model", "report")  # options of --check
 
 
 def _refuse_without_check(ctx: click.Context) -> str | None:
-    """Return why an option of --check is refused without it, or None."""
+    """Refuse an option of --check without --check, and return the message; None: not refused."""
     if ctx.params["check"]:
         return None
     for name in _NEEDS_CHECK:

@@ -14,6 +14,7 @@ import click
 from ..errors import OptionError
 from ..limits import MAX_IMAGES, MAX_LOOKUP, MAX_TOKENS, MAX_UPSCALE, MAX_WINDOW
 from .arguments import load_pipeline
+from .editing import check_inputs, editing_options, note_if_made_from_others, read_sources
 from .image_folder import FolderLayout, check_existing, check_template, plan_images
 from .image_writer import ImageWriter
 from .jobs import RULES, AskJob, DrawJob, Origin, Previews, read_job
@@ -25,6 +26,7 @@ from .options import (
     complete_folders,
     model_options,
     quiet_option,
+    reasoning_options,
     sampling_options,
     show_option,
     version_option,
@@ -73,8 +75,8 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     multiple=True,
     metavar="TEXT",
     callback=_check_prompts,
-    help="Prompt for images, or question to answer; - reads it from stdin. May be repeated to draw "
-    "several prompts together.",
+    help="Prompt for images, change of images, or question to answer; - reads it from stdin. May "
+    "be repeated to draw several prompts together.",
 )
 @click.option(
     "--prompts-file",
@@ -102,7 +104,7 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     metavar="FILE",
     shell_complete=complete_files,
     help="Draw the image in this PNG again, with the prompt and settings stored in it. "
-    "Options on the command line take precedence.",
+    "Options on the command line take precedence. A changed image needs its --image again.",
 )
 @click.option(
     "-i",
@@ -112,8 +114,9 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     metavar="FILE",
     callback=check_image_sources,
     shell_complete=complete_files,
-    help="Image to ask about: a file, an https address, or - for stdin. May be repeated. {image} "
-    "in the question is the place of an image, one for each; without it the images come first.",
+    help="Image to ask about or, with --output, to change: a file, an https address, or - for "
+    "stdin. May be repeated. {image} in a question is the place of an image, one for each; without "
+    "it the images come first.",
 )
 @click.option("--text", is_flag=True, help="Answer a question without an image.")
 @click.option(
@@ -122,7 +125,8 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     type=click.Path(),
     metavar="PATH",
     help="File for the image, folder (a name that ends in /, or an existing one) for janus.png, or "
-    "- for a PNG on stdout; with several prompts always a folder.  [default: janus.png, or janus]",
+    "- for a PNG on stdout; with several prompts always a folder.  [default: janus.png, or janus; "
+    "with --image: none, and the prompt is a question]",
 )
 @click.option(
     "-n",
@@ -136,8 +140,10 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     type=SETTINGS["cfg_weight"],
     metavar="W",
     help="Guidance: how strictly images follow the prompt; 1: no guidance.  "
-    "[default: the model's own, 5 for Janus and 2 for JanusFlow]",
+    "[default: the model's own, 5 for Janus and to change images, 2 for JanusFlow]",
 )
+@editing_options
+@reasoning_options
 @click.option(
     "--exact",
     is_flag=True,
@@ -201,11 +207,16 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
 @version_option
 @click.pass_context
 def main(ctx: click.Context, /, **_: Any) -> None:
-    """Generate images from a prompt, or answer a question (with --image or --text).
+    """Generate images from a prompt, change images, or answer a question.
+
+    Without --image and --text, the prompt is drawn. With --image, --output decides: with it, the
+    images are changed as the prompt says; without it, the prompt is a question about them.
+    Janus-4o was trained to change images, and other models are not.
 
     Answers and the paths of images are printed to stdout, progress to stderr. Each PNG stores its
     prompt, seed, guidance, temperature or steps, model and precision in text chunks, which
-    --config-from reads. Existing files are never overwritten: janus.png becomes janus_2.png.
+    --config-from reads; a changed one also the names and hashes of its --image files. Existing
+    files are never overwritten: janus.png becomes janus_2.png.
 
     \b
     Examples:
@@ -216,6 +227,7 @@ def main(ctx: click.Context, /, **_: Any) -> None:
       python -m mlx_janus.generate -m models/janus-pro-1b --config-from light-2.png --upscale 2
       python -m mlx_janus.generate -m models/janus-pro-1b -i photo.jpg -p "What is in this picture?"
       python -m mlx_janus.generate -i a.png -i b.png -p "Is {image} brighter than {image}?"
+      python -m mlx_janus.generate -m janus-4o-7b -i photo.jpg -p "make it night" -o night.png
       curl example.org/a.jpg | python -m mlx_janus.generate -m janus-pro-1b -i - -p "What is this?"
       python -m mlx_janus.generate -m models/janus-pro-1b --text -p "Name three primes."
     """
@@ -298,10 +310,12 @@ def draw(job: DrawJob) -> None:
         check_writable(output)
     if job.previews:
         make_folder(job.previews.folder, "--preview-dir")
+    sources = read_sources(job.images)
+    note_if_made_from_others(job.origin, sources)
     janus = _load_to_draw(job)
     writer = ImageWriter(job)
     steps: Iterable[ImageStep] = janus.stream_images(
-        job.prompts[0], n=job.n, **job.arguments.keywords()
+        job.prompts[0], n=job.n, images=sources, **job.arguments.keywords()
     )
     if job.previews:
         steps = _save_previews(steps, job.n, job.previews, janus.pathway.preview_every)
@@ -375,7 +389,7 @@ def _save_previews(
     finished = 0  # images finished so far
     for step in steps:
         # A step with finished images adds no tokens. It has the index of the step before.
-        if step.index % every == 0 and not step.images:
+        if step.index % every == 0 and not step.images and step.stage == "draw":
             unfinished = step.preview()[finished:]  # the finished images come first
             for number, image in enumerate(unfinished, finished + 1):
                 suffix = f"-{number}" if n > 1 else ""
@@ -403,6 +417,9 @@ def draw_into_folder(job: DrawJob) -> None:
     missing = [image for image in images if not image.path.exists()]
     existing = [image for image in images if image.path.exists()]
     check_existing(layout, existing)
+    sources = read_sources(job.images)
+    check_inputs(existing, sources)
+    note_if_made_from_others(job.origin, sources)
     if existing:
         note(f"{len(existing)} of {len(images)} images exist already")
     if not missing:
@@ -412,7 +429,8 @@ def draw_into_folder(job: DrawJob) -> None:
     janus = _load_to_draw(job)
     prompts = [image.prompt for image in missing]
     seeds = [image.seed for image in missing]
-    steps = janus.stream_images(prompts, **job.arguments.keywords() | {"seed": seeds})
+    arguments = job.arguments.keywords() | {"seed": seeds}
+    steps = janus.stream_images(prompts, images=sources, **arguments)
     # The prompt and the seed of a generated image together identify its file.
     paths = {(image.prompt, image.seed): image.path for image in missing}
 

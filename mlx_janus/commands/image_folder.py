@@ -57,8 +57,8 @@ def plan_images(
 ) -> list[PlannedImage]:
     """List the images of a folder, ``n`` for every prompt, in the order of the prompts.
 
-    The copy number of an image counts the images of its prompt: from 1, and on where the prompt
-    repeats.
+    The copy number of an image counts the images of its prompt from 1. Where the prompt repeats,
+    it goes on counting.
 
     Args:
         layout: the folder, and the rule for names and seeds.
@@ -119,7 +119,7 @@ def check_template(template: str) -> None:
             known = ", ".join(_TEXT_FIELDS + _NUMBER_FIELDS)
             raise OptionError(f"has no field {{{field}}}: it must be one of {known}")
         is_valid_width = not width or (field in _NUMBER_FIELDS and _WIDTH.fullmatch(width))
-        if conversion or not is_valid_width:  # a conversion: {name!r}
+        if conversion or not is_valid_width:  # a conversion is the "!r" of {name!r}
             example = "only a number has one, as in {line:05}"
             raise OptionError(f"has a wrong width of {{{field}}}: {example}")
     path = Path(template)
@@ -129,7 +129,7 @@ def check_template(template: str) -> None:
         raise OptionError("leads out of the folder: give a name in it")
     try:
         with_suffix(path)
-    except OutputError as error:
+    except OutputError as error:  # the suffix is of no image format
         raise OptionError(str(error)) from None
 
 

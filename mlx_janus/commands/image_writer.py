@@ -71,6 +71,7 @@ class ImageWriter:
                 "seed": image.seed,
                 "passes": image.passes,
                 "tokens": None if image.tokens is None else image.tokens.tolist(),
+                **_reasoning(image),
             }
         )
         if not self._job.as_json:
@@ -92,3 +93,16 @@ class ImageWriter:
             "model": model,
         }
         click.echo(json.dumps(report, ensure_ascii=False))
+
+
+def _reasoning(image: GeneratedImage) -> dict[str, Any]:
+    """Return the entries of the JSON object about an image's plan and rounds, if it has any."""
+    entries: dict[str, Any] = {}
+    if image.plan is not None:
+        entries["plan"] = image.plan
+    if image.rounds:
+        entries["rounds"] = [
+            {"matches": one.matches, "words": one.words, "probability": one.probability}
+            for one in image.rounds
+        ]
+    return entries

@@ -37,7 +37,7 @@ def read_image(source: str) -> Image.Image:
     from ..processing.images import decode_image, open_image
 
     if source == STDIN:
-        return decode_image(_read_stdin(), "the image on stdin")
+        return decode_image(read_stdin(), "the image on stdin")
     if is_web(source):
         return decode_image(fetch(source), source)
     return open_image(source)
@@ -50,7 +50,7 @@ def read_prompt() -> str:
         PromptError: stdin is empty or not text.
     """
     try:
-        text = _read_stdin().decode("utf-8-sig").strip()
+        text = read_stdin().decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise PromptError("the prompt on stdin is not UTF-8 text: save it as UTF-8") from None
     if not text:
@@ -58,5 +58,6 @@ def read_prompt() -> str:
     return text
 
 
-def _read_stdin() -> bytes:
+def read_stdin() -> bytes:
+    """Return all bytes of stdin."""
     return b"" if sys.stdin is None else sys.stdin.buffer.read()  # sys.stdin is None if closed

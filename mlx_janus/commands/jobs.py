@@ -1,21 +1,28 @@
-"""The jobs of ``generate``, made from click's values: a question to answer, or images to draw."""
+"""The jobs of ``generate``, made from click's values: a question to answer, or images to draw.
+
+Changing images is drawing with images as a part of the prompt.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 from click.core import ParameterSource
 
 from ..limits import MAX_SEED
-from .arguments import ImageArguments, LoadArguments, TextArguments
+from .arguments import EditArguments, ImageArguments, LoadArguments, TextArguments
+from .editing import require_inputs
 from .image_folder import DEFAULT_TEMPLATE
 from .options import STDIN, STDOUT, flag_needs, refuse_if
 from .runner import Rule
+
+if TYPE_CHECKING:
+    from ..inference.input_records import InputRecord
 
 # Parameters of options that are refused with a question.
 _DRAWING_ONLY = (
@@ -26,6 +33,10 @@ _DRAWING_ONLY = (
     "output",
     "n",
     "cfg_weight",
+    "cfg_weight2",
+    "crop",
+    "plan",
+    "reflect",
     "exact",
     "window",
     "steps",
@@ -45,8 +56,19 @@ _ASKING_ONLY = (
     "presence_penalty",
     "repetition_penalty",
 )
+# Parameters of options that are refused with a drawing that changes no images.
+_EDITING_ONLY = ("cfg_weight2", "crop")
+_TEXT_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv")
 # Options whose values --config-from takes from the image, unless the command line gives them.
-_STORED_OPTIONS = ("seed", "cfg_weight", "temperature", "top_p", "steps", "upscale")
+_STORED_OPTIONS = (
+    "seed",
+    "cfg_weight",
+    "temperature",
+    "top_p",
+    "steps",
+    "upscale",
+    *_EDITING_ONLY,
+)
 
 
 @dataclass(frozen=True)
@@ -85,11 +107,18 @@ class Origin:
     recipe: str | None
     roles: str | None = None  # None: the model's own
     steps: int | None = None  # None: drawn as image tokens
+    # Of a changed image:
+    cfg_weight2: float | None = None
+    crop: bool | None = None
+    inputs: tuple[InputRecord, ...] = ()  # the images that were changed; (): it was drawn
+    # Of an image with a plan or rounds:
+    plan: str | None = None  # None: drawn without a plan
+    reflect: int = 0
 
 
 @dataclass(frozen=True)
 class DrawJob:
-    """Images to draw: of one prompt into files, or of several prompts into a folder."""
+    """Images to draw or to change: by one prompt into files, or by several into a folder."""
 
     load: LoadArguments
     fallback: LoadArguments | None  # tried if the model's quantization contradicts ``load``
@@ -107,34 +136,78 @@ class DrawJob:
     to_stdout: bool = False  # write the image to stdout; ``output`` is None
     template: str = DEFAULT_TEMPLATE  # names of the images in a folder
     same_seeds: bool = False  # whether all prompts of a folder start from one seed
+    images: tuple[str, ...] = ()  # to change: files, https addresses, or "-" for stdin
+
+
+def edits(values: Mapping[str, Any]) -> bool:
+    """Return whether ``generate`` changes images: --image and --output, but not --text."""
+    return bool(values["images"]) and values["output"] is not None and not values["text"]
 
 
 def asks(values: Mapping[str, Any]) -> bool:
-    """Return whether the options of ``generate`` ask a question; otherwise they draw."""
-    return bool(values["images"]) or values["text"]
+    """Return whether the options of ``generate`` ask a question.
+
+    Otherwise they draw, or change images.
+    """
+    return bool(values["images"] or values["text"]) and not edits(values)
 
 
 # Rules for combinations of options
 
 
 def _refuse_mixed_options(ctx: click.Context) -> str | None:
-    """Refuse drawing options in a command that answers, and answering options in one that draws.
+    """Refuse options that do not suit the task: answering, drawing or changing images.
 
     Returns:
         The message of the refusal; None if nothing is refused.
     """
-    asking = asks(ctx.params)
-    unsuitable = _DRAWING_ONLY if asking else _ASKING_ONLY
-    for name in unsuitable:
-        is_default = ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE
-        is_no_show = ctx.params[name] is False  # which scripts may always pass
-        if is_default or is_no_show:
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        if asking:
-            return f"{flag} does not go with answering: leave --image and --text out to draw."
+    values = ctx.params
+    if asks(values):
+        flag = _first_given(ctx, _DRAWING_ONLY)
+        return flag and f"{flag} does not go with answering: {_way_to_images(values)}."
+    flag = _first_given(ctx, _ASKING_ONLY)
+    if edits(values):
+        return flag and (
+            f"{flag} does not go with changing images: leave --output out to ask about them."
+        )
+    if flag:
         return f"{flag} does not go with drawing: add --image FILE or --text to ask."
+    flag = _first_given(ctx, _EDITING_ONLY)
+    return flag and (
+        f"{flag} does not go with drawing: add --image FILE and --output FILE.png to change images."
+    )
+
+
+def _first_given(ctx: click.Context, names: Sequence[str]) -> str | None:
+    """Return the first of some options that the command line gives, as a flag; None: no option.
+
+    --no-show and --no-crop do not count, since scripts may always pass them.
+    """
+    for name in names:
+        is_given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if is_given and ctx.params[name] is not False:
+            return f"--{name.replace('_', '-')}"
     return None
+
+
+def _way_to_images(values: Mapping[str, Any]) -> str:
+    """Return the advice for a question with an option of drawing."""
+    if values["images"] and values["text"]:
+        return "leave --text out to change the images"
+    if values["images"]:
+        return "add --output FILE.png to change the images, or leave --image out to draw"
+    return "leave --image and --text out to draw"
+
+
+def _refuse_text_output(ctx: click.Context) -> str | None:
+    """Refuse the file of a text as the file of a changed image, and return the message."""
+    output = ctx.params["output"]
+    if not edits(ctx.params) or not output.lower().endswith(_TEXT_SUFFIXES):
+        return None
+    return (
+        f"--output is the file of the changed image, not {output}: "
+        "name it .png, or leave --output out for an answer on stdout."
+    )
 
 
 def _count_stdin_readers(values: Mapping[str, Any]) -> int:
@@ -162,6 +235,7 @@ def _last_seed(values: Mapping[str, Any]) -> int:
 
 RULES: tuple[Rule, ...] = (
     _refuse_mixed_options,
+    _refuse_text_output,
     refuse_if(
         lambda values: asks(values) and len(values["prompts"]) > 1,
         "one question at a time: give --prompt once.",
@@ -237,18 +311,24 @@ def read_job(ctx: click.Context) -> AskJob | DrawJob:
 def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
     """Return the job to draw the prompts of --prompt and those of --prompts-file.
 
-    If neither option is given, the prompt is the one stored in the image of --config-from.
+    If neither option is given, the prompt is the one stored in the image of --config-from. With
+    images, the prompts say how to change them.
 
     Args:
         ctx: click's context.
         prompts: the prompts of --prompt.
+
+    Raises:
+        click.UsageError: the image of --config-from was made from images, and none is given.
     """
     values = ctx.params
+    arguments = EditArguments if values["images"] else ImageArguments
     load = LoadArguments.from_options(values)
     fallback = None
     origin = None
     if values["config_from"]:
         origin = _read_origin(values["config_from"])
+        require_inputs(origin, values["images"])
         load, fallback = _with_settings_of(origin, load)
         values = values | _stored_values(origin, ctx)
     file = values["prompts_file"]
@@ -256,6 +336,8 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
         prompts += _read_prompt_lines(file)
     elif not prompts and origin is not None:
         prompts = (origin.prompt,)
+    if origin is not None and not values["images"]:
+        values = values | _stored_reasoning(origin, values, prompts)
     into_folder = file is not None or len(prompts) > 1
     output, makes_folder = _read_output(values["output"], into_folder)
     return DrawJob(
@@ -263,7 +345,7 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
         fallback=fallback,
         prompts=prompts,
         n=values["n"] or 1,
-        arguments=ImageArguments.from_options(values),
+        arguments=arguments.from_options(values),
         output=output,
         into_folder=into_folder,
         upscale=values["upscale"],
@@ -275,6 +357,7 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
         to_stdout=_to_stdout(values),
         template=values["name"] or DEFAULT_TEMPLATE,
         same_seeds=values["same_seeds"],
+        images=values["images"],
     )
 
 
@@ -327,6 +410,27 @@ def _stored_values(origin: Origin, ctx: click.Context) -> dict[str, Any]:
         if ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
             values[name] = getattr(origin, name)
     return values
+
+
+def _stored_reasoning(
+    origin: Origin, values: Mapping[str, Any], prompts: Sequence[str]
+) -> dict[str, Any]:
+    """Return the plan and the rounds stored in ``origin``, unless the command line gives them.
+
+    Its plan is for its own prompt. Another prompt gets a new plan.
+
+    Args:
+        origin: the image of --config-from.
+        values: the values of the options.
+        prompts: the prompts to draw.
+    """
+    plan: bool | str | None = values["plan"]
+    if plan is None:
+        plan = origin.plan is not None
+        if plan and set(prompts) == {origin.prompt}:
+            plan = origin.plan
+    reflect = values["reflect"]
+    return {"plan": plan, "reflect": origin.reflect or None if reflect is None else reflect}
 
 
 def _with_settings_of(

@@ -85,6 +85,7 @@ class JsonLines:
             file = self.path.open("ab", buffering=0)
 
         def write(record: Mapping[str, Any]) -> None:
+            """Append a record."""
             line = _encode(record)
             with self._as_output_errors():
                 while line:  # an almost full disk writes only a part at first, and then fails
@@ -116,7 +117,7 @@ class JsonLines:
         """Turn an OSError inside the context into an OutputError that names the file.
 
         Args:
-            failed: what failed, for the message: "written" gives "cannot be written".
+            failed: the verb of the message: "written" gives "cannot be written".
         """
         try:
             yield

@@ -290,8 +290,8 @@ def split_new_path(command: str, text: str) -> str:
 def dropped_files(line: str) -> list[str]:
     """Return the files of a line that has only full paths of existing files; [] for other lines.
 
-    If the user drops files on a terminal, it types their full paths, with quotes or backslashes,
-    or their file:// addresses.
+    If the user drops files on a terminal, the terminal types their full paths, with quotes or
+    backslashes, or their file:// addresses.
     """
     if not line.lstrip("'\"").startswith(_FULL_PATHS):
         return []
@@ -299,7 +299,7 @@ def dropped_files(line: str) -> list[str]:
         return [line]
     try:
         words = shlex.split(line)
-    except ValueError:
+    except ValueError:  # quotes do not match
         return []
     are_files = all(word.startswith(_FULL_PATHS) and is_file(word) for word in words)
     return words if are_files else []

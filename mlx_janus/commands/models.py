@@ -41,7 +41,8 @@ def main(context: click.Context, as_json: bool) -> None:
     that MLX_JANUS_MODELS names, with ":" between them.
 
     \b
-    Short names, for every command with a model: janus-1.3b, janus-pro-1b, janus-pro-7b, tiny.
+    Short names, for every command with a model: janus-1.3b, janus-pro-1b, janus-pro-7b,
+    janus-4o-7b, tiny.
 
     \b
     Examples:

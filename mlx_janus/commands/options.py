@@ -15,6 +15,7 @@ from ..limits import (
     ALL_TOKENS,
     MAX_CFG_WEIGHT,
     MAX_PENALTY,
+    MAX_REFLECT,
     MAX_REPETITION_PENALTY,
     MAX_SEED,
     MAX_STEPS,
@@ -153,7 +154,7 @@ def refuse_two_revisions(ctx: click.Context, param: click.Parameter, value: Any)
     values = {**ctx.params, param.name: value}
     name = values.get("model") or values.get("source")  # the source of ``convert``
     revision = values.get("revision")
-    if not name or not revision or Path(name).exists():
+    if not name or not revision or Path(name).exists():  # a path has no revision in its name
         return value
     try:
         _, revision_in_name = split_revision(name)
@@ -260,6 +261,22 @@ show_option = click.option(
     help="Show images in the terminal while they are generated.  [default: if the terminal can]",
 )
 
+reasoning_options = stack(
+    click.option(
+        "--plan/--no-plan",
+        default=None,
+        help="Let the model write a plan of each image first, and draw by it, as T2I-R1 was "
+        "trained to.  [default: if the model is T2I-R1]",
+    ),
+    click.option(
+        "--reflect",
+        type=click.IntRange(0, MAX_REFLECT),
+        metavar="N",
+        help="Let the model judge each image, and draw it again if it does not match the prompt, "
+        "up to N times, as Janus-Pro-R1 was trained to.  [default: 0]",
+    ),
+)
+
 version_option = click.version_option(
     __version__, "-V", "--version", message="mlx_janus %(version)s"
 )
@@ -273,7 +290,8 @@ weights_options = stack(
         shell_complete=complete_folders,
         help="Model to use: a converted folder, a PyTorch model folder, a Hub id such as "
         "deepseek-ai/Janus-Pro-1B, its page's address, or a short name: janus-1.3b, janus-pro-1b, "
-        "janus-pro-7b, janusflow-1.3b or tiny. A PyTorch model is converted once, into a cache.  "
+        "janus-pro-7b, janus-4o-7b, janusflow-1.3b or tiny. A PyTorch model is converted once, "
+        "into a cache.  "
         "[default: Janus-Tiny, which is part of the package]",
     ),
     bits_option,
@@ -313,6 +331,7 @@ SETTINGS: dict[str, click.ParamType] = {
     "max_tokens": click.IntRange(1, MAX_TOKENS),
     "cfg_weight": FiniteRange(0, MAX_CFG_WEIGHT),
     "steps": click.IntRange(1, MAX_STEPS),
+    "cfg_weight2": FiniteRange(0, MAX_CFG_WEIGHT),
     "seed": SeedRange(),
 }
 """Settings of a chat, with their allowed values. The options of the same names share them."""

@@ -34,7 +34,15 @@ def check_writable(path: Path, flag: str = "--output") -> None:
     Raises:
         OutputError: the folder does not exist or is not writable.
     """
-    folder = path.parent
+    _check_folder(path.parent, flag)
+
+
+def _check_folder(folder: Path, flag: str) -> None:
+    """Check that files can be written into a folder, for the option ``flag``.
+
+    Raises:
+        OutputError: the folder does not exist or is not writable.
+    """
     if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder: make it first, or name another with {flag}")
     if not os.access(folder, os.W_OK):
@@ -53,5 +61,4 @@ def make_folder(path: Path, flag: str = "--output") -> None:
         raise OutputError(
             f"{path} cannot be made ({error.strerror}): name another folder with {flag}"
         ) from None
-    any_file = path / "image.png"  # only the folder of this file is checked
-    check_writable(any_file, flag)
+    _check_folder(path, flag)

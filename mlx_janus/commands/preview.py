@@ -29,14 +29,14 @@ def can_show() -> bool:
     on_terminal = sys.stdout is not None and sys.stdout.isatty()  # stdout is None if closed
     if no_colours or not on_terminal:
         return False
-    return (sys.stdout.encoding or "").lower().startswith("utf")  # these have block characters
+    return (sys.stdout.encoding or "").lower().startswith("utf")  # Unicode has block characters
 
 
 class TerminalPreview:
     """Previews of the images that one run generates.
 
-    Several images are shown side by side, but finished images without the unfinished ones. Each
-    preview replaces the one before, until ``keep`` is called.
+    A preview shows images side by side: either finished images or unfinished ones. It replaces the
+    preview before it, unless ``keep`` was called between them.
 
     The first object of this class asks the terminal for its capabilities and waits for the answer.
     Keys typed during that wait may be lost.
@@ -68,7 +68,7 @@ class TerminalPreview:
         A preview is expected to take as long as the last one. The first one is due after an eighth
         of the steps.
         """
-        if not self._last_seconds:
+        if not self._last_seconds:  # no preview yet
             return step.index >= step.total // 8
         drawing_seconds = time.monotonic() - self._started
         return self._total_seconds + self._last_seconds <= SHARE * drawing_seconds

@@ -54,13 +54,14 @@ def stage_bars(unit: str) -> Iterator[Progress]:
     bar: Any = None
 
     def report(stage: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` units of a stage are done. A new stage gets a new bar."""
         nonlocal current_stage, bar
         if stage != current_stage:
             if bar is not None:
                 bar.close()
             current_stage = stage
             bar = progress_bar(stage, unit, total)
-        bar.update(done - bar.n)  # takes the increase since the last call
+        bar.update(done - bar.n)  # tqdm wants the increase, not the total
 
     try:
         yield report
@@ -94,12 +95,17 @@ def follow_drawing(
 
     started = time.perf_counter()
     with progress_bar("drawing", "token") as bar:
+        writing = _WritingNote(bar)
         for step in steps:
             bar.total = step.total
+            if step.stage != "draw":
+                writing.show(step)
+                continue
+            writing.end()
             images_done = n * step.index / step.total  # unfinished images count as fractions
             per_minute = 60 * images_done / (time.perf_counter() - started)
             bar.set_postfix_str(f"{per_minute:.2f} images/min", refresh=False)
-            bar.update(step.index - bar.n)  # takes the increase since the last call
+            bar.update(step.index - bar.n)  # tqdm wants the increase, not the total
             # Finished images are shown even if the previews have taken too much time already.
             if preview is not None and (step.images or preview.is_due(step)):
                 with tqdm.external_write_mode(file=sys.stderr):  # hides the bar during the preview
@@ -109,6 +115,33 @@ def follow_drawing(
                     on_finished(image)
             if preview is not None and step.images:
                 preview.keep()  # ``on_finished`` may have printed lines below the preview
+
+
+class _WritingNote:
+    """A note on a bar while the model writes a plan or a judgement."""
+
+    def __init__(self, bar: Any):
+        self._bar = bar
+        self._tokens = 0  # of the text so far
+        self._shown = 0.0  # time of the last update; 0: none so far
+
+    def show(self, step: ImageStep) -> None:
+        """Count a step's token, and show the number at intervals."""
+        self._tokens += bool(step.text)
+        now = time.monotonic()
+        if self._bar.disable or now - self._shown < self._bar.mininterval:
+            return
+        self._shown = now
+        title = {"plan": "planning", "judge": "judging"}[step.stage]
+        self._bar.set_description_str(title, refresh=False)
+        self._bar.set_postfix_str(f"text token {self._tokens}")
+
+    def end(self) -> None:
+        """Show the title of the drawing again."""
+        if self._tokens:
+            self._bar.set_description_str("drawing", refresh=False)
+        self._tokens = 0
+        self._shown = 0.0
 
 
 def terminal_preview(requested: bool | None) -> TerminalPreview | None:

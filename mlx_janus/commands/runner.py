@@ -114,8 +114,8 @@ def _prepare_process() -> None:
     """Reopen closed standard streams, handle SIGTERM, and print unencodable characters as "?".
 
     Closed streams are opened on the null device. Otherwise files that are opened later would get
-    their file descriptors. MLX takes the descriptor 0 for a failure, and libraries would print into
-    a file with the descriptor 1 or 2.
+    the file descriptors 0, 1 and 2. MLX takes the descriptor 0 for a failure, and libraries would
+    print into a file with the descriptor 1 or 2.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -149,7 +149,7 @@ def import_mlx() -> None:
     """
     if "mlx.core" in sys.modules or threading.current_thread() is not threading.main_thread():
         return
-    received: list[int] = []
+    received: list[int] = []  # signals to raise after the import
     old_handlers = {}  # by signal
     for delayed in (signal.SIGINT, signal.SIGTERM):
         old_handlers[delayed] = signal.signal(delayed, lambda number, _: received.append(number))
@@ -188,7 +188,7 @@ def _former_path() -> str:
     """Return the path that a deleted working folder had; "" if it is unknown."""
     try:
         return os.readlink("/proc/self/cwd").removesuffix(" (deleted)")  # noqa: PTH115  Linux only
-    except OSError:
+    except OSError:  # not on Linux
         return os.environ.get("PWD", "")  # set by the shell
 
 

@@ -120,8 +120,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     arguments = LoadArguments.from_options(options)
 
     def load() -> JanusPipeline:
-        # The server calls this in another thread, where click has no current context. Enter the
-        # command's context, because it holds --quiet.
+        """Load the model in the context of this command, which holds --quiet."""
+        # The server calls this in another thread, where click has no current context.
         with ctx.scope(cleanup=False):
             return load_pipeline(arguments)
 

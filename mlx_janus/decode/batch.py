@@ -1,15 +1,14 @@
 """Continuous batching of images: an image can join a batch at any step and leaves when complete.
 
-Each image has its own prompt, guidance and sampling. Its rows read the same tokens as they would
-without the other images, and its noise depends only on its seed and positions. So the other images
-can change it only through rounding.
+Each image has its own prompt, guidance and sampling, and one to three rows of the batch. Its rows
+read the same tokens as they would without the other images, and its noise depends only on its seed
+and positions. So the other images can change it only through rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -17,11 +16,12 @@ import numpy as np
 from ..models.backbone import RaggedCache, add_rows, cache_arrays, keep_rows
 from ..models.janus import JanusModel
 from ..models.vq_parts import token_config
-from .image import PREFILL_STEP, DrawOptions
-from .prefill import prefill_all
-from .sampling import choose, guide, position_keys
+from .image import DrawOptions, Row
+from .prefill import prefill
+from .sampling import choose, position_keys
 
 _CLEAR_EVERY = 256  # steps between two frees of MLX's buffer cache
+_PREFILL_STEP = 256  # positions of a prompt read at once, while the running images wait
 
 
 @dataclass(eq=False)
@@ -49,11 +49,8 @@ class BatchImage:
         return np.array(ids, np.int32)
 
 
-class RowPair(NamedTuple):
-    """Indices of one image's rows in a batch; without guidance, both indices are equal."""
-
-    conditional: int
-    unconditional: int
+ImageRows = tuple[int, ...]
+"""The indices of one image's rows in a batch, in the order that ``DrawOptions.guided`` takes."""
 
 
 class DrawingBatch:
@@ -74,49 +71,57 @@ class DrawingBatch:
         """Forget all images, because none are left or an error made their rows inconsistent."""
         self.images = []
         self._cache: RaggedCache = []  # KV cache of all rows
-        self._row_pairs: list[RowPair] = []  # one for each image
+        self._image_rows: list[ImageRows] = []  # one for each image
         self._keys = mx.zeros((0, 0, 2), mx.uint32)  # random keys, (n, positions, 2)
         # The images' newest tokens, (n,): neither added to the images nor read by the model yet.
         self._next_tokens = mx.zeros((0,), mx.uint32)
 
-    def add(
-        self, ids: Sequence[int], unconditional: Sequence[int], images: Sequence[BatchImage]
-    ) -> None:
-        """Start images of one prompt, which is read once for all of them.
+    def add(self, rows: Sequence[Row], images: Sequence[BatchImage]) -> None:
+        """Start images of one prompt at once, as ``start`` does in parts."""
+        for _ in self.start(rows, images):
+            pass
 
-        If the batch's cache cannot be extended, all images of the batch are lost and the error is
-        raised.
+    def start(
+        self, rows: Sequence[Row], images: Sequence[BatchImage]
+    ) -> Generator[None, None, None]:
+        """Start images of one prompt, which is read once for all of them, in parts.
+
+        The images join the batch after the last part. Between two parts the batch may advance, and
+        other images may leave or join. If the batch's cache cannot be extended, all images of the
+        batch are lost and the error is raised.
 
         Args:
-            ids: the prompt, ending with begin-of-image.
-            unconditional: the prompt with pads in place of its words, of the same length; unused
-                without guidance.
-            images: new images, all with guidance or all without.
+            rows: the prompt's rows, as many as the options of each image need. They end with
+                begin-of-image, and all have one length.
+            images: new images, whose options need equal numbers of rows.
+
+        Yields:
+            None after each part of the prompt except the last.
         """
         model = self._model
         count = len(images)
-        with_guidance = images[0].options.rows == 2
-        prompts = [list(ids)]
-        prompt_of_row = [0] * count  # for each row, the index of its prompt
-        pairs = [RowPair(i, i) for i in range(count)]
-        if with_guidance:
-            prompts.append(list(unconditional))
-            prompt_of_row += [1] * count
-            pairs = [RowPair(i, i + count) for i in range(count)]
-        cache = model.make_ragged_cache(len(prompts))
-        embeddings = model.embed_text(mx.array(prompts))
-        hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)
-        keep_rows(cache, prompt_of_row)  # repeats the row of each prompt for all images
+        prompt_of_row = []  # for each row of the new images, the index of its prompt in ``rows``
+        for index in range(len(rows)):
+            prompt_of_row += [index] * count
+        image_rows = [tuple(range(i, len(prompt_of_row), count)) for i in range(count)]
+        cache = model.make_ragged_cache(len(rows))
+        embeddings = mx.stack([row.embed(model) for row in rows])
+        for done, hidden in prefill(model, embeddings, cache, _PREFILL_STEP):
+            last_hidden = hidden
+            if done < embeddings.shape[1]:
+                yield
+        mx.eval(last_hidden)
+        keep_rows(cache, prompt_of_row)  # repeats each row of the prompt for all images
         keys = position_keys([image.seed for image in images], self._tokens_per_image)
-        logits = model.image_logits(hidden[mx.array(prompt_of_row)])
-        first_tokens = _choose_tokens(logits, keys[:, 0], images, pairs)
+        logits = model.image_logits(last_hidden[mx.array(prompt_of_row)])
+        first_tokens = _choose_tokens(logits, keys[:, 0], images, image_rows)
         mx.async_eval(first_tokens, keys, cache_arrays(cache))
-        self._join(cache, pairs, keys, first_tokens, images)
+        self._join(cache, image_rows, keys, first_tokens, images)
 
     def _join(
         self,
         cache: RaggedCache,
-        pairs: list[RowPair],
+        image_rows: list[ImageRows],
         keys: mx.array,
         first_tokens: mx.array,
         images: Sequence[BatchImage],
@@ -125,29 +130,27 @@ class DrawingBatch:
 
         Args:
             cache: the cache of the new images only.
-            pairs: the rows of each new image in ``cache``.
+            image_rows: the rows of each new image in ``cache``.
             keys: a random key for each new image and position, (n, positions, 2).
             first_tokens: the first token of each new image, (n,).
             images: the new images.
         """
         if not self.images:
             self._cache = cache
-            self._row_pairs = pairs
+            self._image_rows = image_rows
             self._keys = keys
             self._next_tokens = first_tokens
         else:
             # The new rows come after the batch's rows, so their indices increase by the number of
-            # these: the highest index plus 1.
-            offset = 1 + max(max(pair) for pair in self._row_pairs)
+            # the batch's rows, which is its highest index plus 1.
+            offset = 1 + max(max(rows) for rows in self._image_rows)
             try:
                 add_rows(self._cache, cache)
             except BaseException:  # some layers may have the new rows, others not
                 self._clear()
                 raise
-            moved = [
-                RowPair(pair.conditional + offset, pair.unconditional + offset) for pair in pairs
-            ]
-            self._row_pairs = [*self._row_pairs, *moved]
+            moved = [tuple(row + offset for row in rows) for rows in image_rows]
+            self._image_rows = [*self._image_rows, *moved]
             self._keys = mx.concatenate([self._keys, keys])
             self._next_tokens = mx.concatenate([self._next_tokens, first_tokens])
         self.images = [*self.images, *images]
@@ -165,16 +168,15 @@ class DrawingBatch:
         if not kept_indices:
             self._clear()
             return
-        pairs = [self._row_pairs[i] for i in kept_indices]
-        kept_rows = sorted({row for pair in pairs for row in pair})
+        image_rows = [self._image_rows[i] for i in kept_indices]
+        kept_rows = sorted(row for rows in image_rows for row in rows)
         try:
             keep_rows(self._cache, kept_rows)
         except BaseException:  # some layers may have lost rows, others not
             self._clear()
             raise
         new_row = {old: new for new, old in enumerate(kept_rows)}
-        moved = [RowPair(new_row[pair.conditional], new_row[pair.unconditional]) for pair in pairs]
-        self._row_pairs = moved
+        self._image_rows = [tuple(new_row[row] for row in rows) for rows in image_rows]
         self._keys = self._keys[mx.array(kept_indices)]
         self._next_tokens = self._next_tokens[mx.array(kept_indices)]
         self.images = [self.images[i] for i in kept_indices]
@@ -205,9 +207,8 @@ class DrawingBatch:
         """Read the newest token of every image, and choose the one after it: (n,)."""
         model = self._model
         image_of_row: dict[int, int] = {}  # row -> index of its image
-        for index, pair in enumerate(self._row_pairs):
-            image_of_row[pair.conditional] = index
-            image_of_row[pair.unconditional] = index
+        for index, rows in enumerate(self._image_rows):
+            image_of_row |= dict.fromkeys(rows, index)
         image_indices = [image_of_row[row] for row in range(len(image_of_row))]
         row_tokens = self._next_tokens[mx.array(image_indices)]
         embeddings = model.embed_image_tokens(row_tokens[:, None])
@@ -215,11 +216,14 @@ class DrawingBatch:
         logits = model.image_logits(hidden[:, 0])
         next_positions = mx.array([len(image) for image in self.images])
         keys = self._keys[mx.arange(len(self.images)), next_positions]
-        return _choose_tokens(logits, keys, self.images, self._row_pairs)
+        return _choose_tokens(logits, keys, self.images, self._image_rows)
 
 
 def _choose_tokens(
-    logits: mx.array, keys: mx.array, images: Sequence[BatchImage], pairs: Sequence[RowPair]
+    logits: mx.array,
+    keys: mx.array,
+    images: Sequence[BatchImage],
+    image_rows: Sequence[ImageRows],
 ) -> mx.array:
     """Choose a token for each of n images, with the guidance and sampling of its options.
 
@@ -227,30 +231,23 @@ def _choose_tokens(
         logits: (rows, codebook size).
         keys: a random key for each image, (n, 2).
         images: the n images, for their options.
-        pairs: the rows of each image in ``logits``.
+        image_rows: the rows of each image in ``logits``.
 
     Returns:
         The tokens, (n,).
     """
-    image_logits = logits[mx.array([pair.conditional for pair in pairs])]
-    if any(pair.conditional != pair.unconditional for pair in pairs):  # an image has guidance
-        unconditional = logits[mx.array([pair.unconditional for pair in pairs])]
-        # An image without guidance has one row and weight 1, so that ``guide`` returns its logits.
-        cfg_weights = mx.array([image.options.cfg_weight for image in images], logits.dtype)
-        image_logits = guide(image_logits, unconditional, cfg_weights[:, None])
-    # ``choose`` takes one temperature and one top_p, so group the indices of images by these two.
-    groups: dict[tuple[float, float], list[int]] = {}
+    groups: dict[DrawOptions, list[int]] = {}  # by their options, the indices of images
     for index, image in enumerate(images):
-        sampling = (image.options.temperature, image.options.top_p)
-        groups.setdefault(sampling, []).append(index)
-    if len(groups) == 1:
-        temperature, top_p = next(iter(groups))  # the only key
-        return choose(image_logits, keys, temperature, top_p)
+        groups.setdefault(image.options, []).append(index)
     chosen = []
     order: list[int] = []  # for each token in ``chosen``, the index of its image
-    for (temperature, top_p), members in groups.items():
-        indices = mx.array(members)
-        chosen.append(choose(image_logits[indices], keys[indices], temperature, top_p))
+    for options, members in groups.items():
+        row_lists = zip(*(image_rows[index] for index in members), strict=True)
+        guided = options.guided([logits[mx.array(rows)] for rows in row_lists])
+        group_keys = keys[mx.array(members)]
+        chosen.append(choose(guided, group_keys, options.temperature, options.top_p))
         order += members
+    if len(groups) == 1:  # in the order of the images already
+        return chosen[0]
     in_image_order = mx.array(np.argsort(order))
     return mx.concatenate(chosen)[in_image_order]

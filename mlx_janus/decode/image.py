@@ -1,10 +1,10 @@
-"""The decode loop for images, two or three rows an image.
+"""The decode loop for images, one to three rows an image.
 
 The conditional row follows the prompt. The unconditional row has pads in place of everything
 between the prompt's first and last token, and attends to these pads as to any token. To change
 images, there are two conditional rows: one with the images' tokens, and one without. All rows read
-the same chosen tokens. There is no stop token, so the next step reads a token on the device before
-the caller does.
+the same chosen tokens. There is no stop token, so the next pass begins on the device before the
+caller has read the tokens of the last one.
 
 Sources: ``generation_inference.py`` of Janus; the README of ShareGPT-4o-Image for Janus-4o.
 """
@@ -45,7 +45,7 @@ PREFILL_STEP = 512
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """Options of generating images as tokens: guidance, sampling and the width of a pass.
+    """Options of generating images as tokens: guidance, sampling and the window.
 
     At ``cfg_weight`` 1 there is no guidance, so no unconditional row is computed. Temperature 0
     takes the most likely token.
@@ -78,7 +78,7 @@ class DrawOptions:
         return 1 if self.cfg_weight == 1 else 2
 
     def guided(self, rows: Sequence[mx.array]) -> mx.array:
-        """Apply guidance: the logits of each row, all (n, W, V) -> (n, W, V)."""
+        """Apply guidance to the logits of the rows, each (n, W, V), and return (n, W, V)."""
         conditional, *unconditional = rows
         if not unconditional:
             return conditional
@@ -94,9 +94,9 @@ class DrawOptions:
 class EditOptions(DrawOptions):
     """Options of changing images, with a second weight of guidance.
 
-    The conditional logits are ``(full + w2 * part) / (1 + w2)``: ``full`` are those of the row with
-    the images' tokens, and ``part`` those of the row without. So the result is freer from the
-    images the higher ``w2`` is.
+    The conditional logits are ``(full + w2 * part) / (1 + w2)``, where ``w2`` is ``cfg_weight2``,
+    ``full`` are the logits of the row with the images' tokens, and ``part`` the logits of the row
+    without them. The higher ``w2`` is, the less the result follows the images.
     """
 
     cfg_weight2: float = 5.0
@@ -108,14 +108,15 @@ class EditOptions(DrawOptions):
 
     @property
     def rows(self) -> int:
-        """Rows of the batch for one image: full, part if ``cfg_weight2`` is not 0, unconditional.
+        """Rows of the batch for one image, 1 to 3.
 
-        There is no unconditional row at ``cfg_weight`` 1.
+        There is always a row with the images' tokens. There is a row without them unless
+        ``cfg_weight2`` is 0, and an unconditional row unless ``cfg_weight`` is 1.
         """
         return super().rows + (self.cfg_weight2 != 0)
 
     def guided(self, rows: Sequence[mx.array]) -> mx.array:
-        """Mix the conditional rows, and apply guidance: all (n, W, V) -> (n, W, V)."""
+        """Mix the logits of the conditional rows, and apply guidance. All are (n, W, V)."""
         if self.cfg_weight2 == 0:
             return super().guided(rows)
         full, part, *unconditional = rows
@@ -155,7 +156,7 @@ Row = TextRow | EmbeddedRow
 def text_rows(
     conditional: Sequence[int], unconditional: Sequence[int], options: DrawOptions
 ) -> list[Row]:
-    """Return the rows of a prompt without images, from their token ids."""
+    """Return the rows of a prompt without images; without guidance, only the conditional row."""
     rows: list[Row] = [TextRow(tuple(conditional)), TextRow(tuple(unconditional))]
     return rows[: options.rows]
 
@@ -176,8 +177,8 @@ def draw_tokens(
 
     Args:
         model: the weights.
-        prompts: the ``options.rows`` rows of each prompt, which end with begin-of-image; all of one
-            length.
+        prompts: the ``options.rows`` rows of each prompt. All rows have the same length, and end
+            with begin-of-image.
         images: for each image, the index of its prompt and its seed.
         options: guidance and sampling.
         window: positions read in one pass; 1 reads no draft tokens.
@@ -220,7 +221,8 @@ def _read_prompts(
 
     Args:
         model: the weights.
-        prompts: the rows of each prompt; all have one length, and all prompts as many rows.
+        prompts: the rows of each prompt. All rows have the same length, and all prompts have the
+            same number of rows.
         prompt_indices: the index of each image's prompt.
 
     Returns:
@@ -234,7 +236,7 @@ def _read_prompts(
     embeddings = mx.stack([row.embed(model) for row in distinct])
     cache = model.make_cache(embeddings.shape[1] + token_config(model.config).tokens)
     hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)[:, None]
-    if rows != distinct:
+    if rows != distinct:  # repeat the rows that several images share
         indices = [distinct.index(row) for row in rows]
         cache = take_rows(cache, indices)
         hidden = hidden[mx.array(indices)]

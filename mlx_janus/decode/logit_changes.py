@@ -39,7 +39,8 @@ class LogitChanges:
         frequency_penalty: float,
         prompt_ids: Sequence[int],
     ):
-        # mlx-lm counts the last tokens only: by default 20, here all, since no text is this long.
+        # mlx-lm counts only the last tokens, by default 20. With MAX_TOKENS it counts all, since
+        # no text is longer.
         self._whole_text_processors = make_logits_processors(
             logit_bias=dict(logit_bias),
             repetition_penalty=None if repetition_penalty == 1 else repetition_penalty,
@@ -77,9 +78,8 @@ class LogitChanges:
         """Return the changed logits of consecutive positions, each after the tokens before it.
 
         Args:
-            logits: (W, V), of the last W positions that follow a token of the answer, or of the
-                prompt.
-            answer: the answer's ids up to the last position. They may end in draft tokens.
+            logits: (W, V), of W consecutive positions. The last position follows all of ``answer``.
+            answer: the answer's ids so far, which may end in draft tokens.
         """
         first = len(answer) - len(logits) + 1  # tokens of the answer before the first position
         tokens = mx.array(list(answer), mx.int32)

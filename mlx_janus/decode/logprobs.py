@@ -10,7 +10,7 @@ import mlx.core as mx
 
 @dataclass(frozen=True)
 class AnswerToken:
-    """A token of an answer; if they were asked for, with log-probabilities.
+    """A token of an answer, with its log-probabilities if they were asked for.
 
     A log-probability is the logarithm of the model's own probability, before bias, penalties,
     temperature and filters. Its base is e.
@@ -23,12 +23,12 @@ class AnswerToken:
 
 
 class TokenScores:
-    """The log-probabilities of chosen tokens, which are computed while the program goes on.
+    """The log-probabilities of chosen tokens, which are computed in the background.
 
     Args:
         logprobs: (n, V) log-probabilities of all tokens at n positions.
         tokens: (n,) ids of the chosen tokens.
-        top: number of the likeliest tokens to report for each position; at most V are.
+        top: number of the likeliest tokens to report for each position; at most V are reported.
     """
 
     def __init__(self, logprobs: mx.array, tokens: mx.array, top: int):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from .. import open_files  # noqa: F401  before mlx_lm
 
 # isort: split
+import hashlib
 import secrets
 from collections.abc import Sequence
 
@@ -38,6 +39,17 @@ def pick_seed(seed: int | None) -> int:
     return random_seed() if number == RANDOM_SEED else number
 
 
+def derive_seed(seed: int, purpose: str) -> int:
+    """Return another seed for another sampling of the same request.
+
+    Args:
+        seed: the request's seed.
+        purpose: a name of the sampling; another name gives another seed.
+    """
+    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & MAX_SEED  # MAX_SEED is a mask of 63 ones
+
+
 def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.array) -> mx.array:
     """Apply classifier-free guidance: unconditional + weight * (conditional - unconditional).
 
@@ -56,7 +68,7 @@ def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.arr
 def position_keys(seeds: Sequence[int], positions: int) -> mx.array:
     """Return one random key for every image and position: (n, positions, 2).
 
-    The keys depend on the number of positions, so always pass that of an entire image.
+    The keys depend on ``positions``, so always pass the number of an entire image.
 
     Args:
         seeds: the seeds of n images.
@@ -130,9 +142,10 @@ def choose(
         logits: (..., V), float32.
         keys: (..., 2), a random key for each row.
         temperature: 0 or more.
-        top_p: as for ``scale_logits``; 0: the most likely token, as at temperature 0.
-        top_k: as for ``scale_logits``; 1: the most likely token.
-        min_p: as for ``scale_logits``.
+        top_p: total probability of the tokens to sample from, for nucleus sampling; 1: from all;
+            0: the most likely token, as at temperature 0.
+        top_k: number of the likeliest tokens to sample from; 0: from all; 1: the most likely token.
+        min_p: least probability of a token to sample, as a share of the likeliest token's; 0: any.
 
     Returns:
         (...) token ids.

@@ -48,7 +48,7 @@ class _LanguageModel:
     def __call__(
         self, inputs: mx.array, cache: Cache | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
-        """Return the logits of each position; only those of the last one if there are changes.
+        """Return the logits of each position; with changes, only the logits of the last position.
 
         Args:
             inputs: (B, L) token ids of the answer, read only if there are no ``input_embeddings``.
@@ -160,7 +160,7 @@ def _answer_one_by_one(
     )
     for token, _ in steps:
         if options.logprobs:
-            yield from scores.popleft().read()
+            yield from scores.popleft().read()  # a list of this token only
         else:
             yield AnswerToken(int(token))
 
@@ -195,7 +195,7 @@ def _answer_in_windows(
             yield token
             if len(answer) == options.max_tokens:
                 return
-        # A pass chooses one token more than it reads draft tokens.
+        # A pass chooses one token more than it has draft tokens: draft one less than may follow.
         draft = draft_tokens(known_ids, min(options.lookup, options.max_tokens - len(answer) - 1))
         newest_and_draft = model.embed_text(mx.array([[known_ids[-1], *draft]]))
         hidden = model.hidden_states(newest_and_draft, cache)[0]
@@ -270,7 +270,7 @@ def draft_tokens(known_ids: Sequence[int], max_count: int) -> list[int]:
         At most ``max_count`` token ids; an empty list if no final n-gram occurs earlier.
     """
     for length in range(_LONGEST_NGRAM, _SHORTEST_NGRAM - 1, -1):
-        if len(known_ids) <= length:
+        if len(known_ids) <= length:  # no room for an earlier occurrence
             continue
         final_ngram = list(known_ids[-length:])
         for start in reversed(range(len(known_ids) - length)):  # the last occurrence first

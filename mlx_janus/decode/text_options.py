@@ -90,7 +90,7 @@ class TextOptions:
             top_p=check_number("top_p", self.top_p, 0, 1),
             seed=check_int("seed", self.seed, 0, MAX_SEED),
             lookup=check_int("lookup", self.lookup, 0, MAX_LOOKUP),
-            top_k=max(check_int("top_k", self.top_k, ALL_TOKENS, MAX_TOP_K), 0),
+            top_k=max(check_int("top_k", self.top_k, ALL_TOKENS, MAX_TOP_K), 0),  # -1 becomes 0
             min_p=check_number("min_p", self.min_p, 0, 1),
             frequency_penalty=_check_penalty("frequency_penalty", self.frequency_penalty),
             presence_penalty=_check_penalty("presence_penalty", self.presence_penalty),

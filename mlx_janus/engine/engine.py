@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ..config import JanusConfig
 from ..errors import ContextLengthError, JanusError, OptionError
 from ..inference.loaded import TASKS, LoadedModel
-from ..inference.pathway import ImagePathway
+from ..inference.pathway import EditingPathway, ImagePathway
 from ..inference.pathways import pathway_of
 from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import weights_wired
@@ -32,6 +32,7 @@ from .tickets import Counts, Ticket, end_waiting
 _MAX_CHARACTERS_PER_POSITION = 32
 """Characters of a prompt for each position of the context. Longer prompts are refused."""
 _LONGEST_WAIT = 60  # seconds: the maximum of Retry-After
+CANNOT_EDIT = "this model generates images from prompts only: leave the images out"
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Engine:
             self._changed.notify()
 
     def _end_soon(self) -> None:
-        """End the thread after its present step, as the program ends."""
+        """Make the thread end after its current step, because the program is ending."""
         self._stop_within(0)
 
     def submit(self, request: Request) -> Ticket:
@@ -164,7 +165,8 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: a number is out of range, or the images do not match the turns.
+            OptionError: a number is out of range, or the request has another number of images than
+                its turns.
             BusyError: the queue is full.
             StoppingError: the engine is not started, is closing or has failed.
         """
@@ -204,7 +206,8 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: a number is out of range, or the images do not match the turns.
+            OptionError: a number is out of range, or the request has another number of images than
+                its turns.
         """
         check_int("n", request.n, 1, MAX_IMAGES)  # the number of images or of answers
         max_seed = MAX_SEED - request.n + 1  # the request takes ``n`` consecutive seeds
@@ -235,11 +238,18 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: the number of previews is out of range.
+            OptionError: the number of previews is out of range, or the model cannot change images.
         """
-        check_int("partial_images", request.partial_images, 0, self.pathway.steps(request.options))
+        pathway = self.pathway
+        check_int("partial_images", request.partial_images, 0, pathway.steps(request.options))
         self._check_length(request.prompt)
-        return ImageTask(ticket, request, self.pathway.prompt_ids(request.prompt))
+        if not request.images:
+            return ImageTask(ticket, request, pathway.prompt_ids(request.prompt))
+        if not isinstance(pathway, EditingPathway):
+            raise OptionError(CANNOT_EDIT)
+        count = len(request.images)
+        ids = pathway.edit_prompt_ids(request.prompt, count)
+        return ImageTask(ticket, request, ids, count * pathway.tokens_per_input)
 
     def _check_length(self, *texts: str) -> None:
         """Refuse a prompt that would take long to tokenize and cannot fit into the context.
@@ -263,13 +273,13 @@ class Engine:
     def _run(self) -> None:
         """Load the model, serve requests until the engine stops, and end the unfinished requests.
 
-        If loading fails, ``start`` raises the error. If a later round fails, ``failure`` keeps the
-        error, and the thread ends with it.
+        If loading fails, ``start`` raises the error. If a round fails, the error is kept in
+        ``failure`` and ends the thread.
         """
         try:
             schedulers = self._load_schedulers()
         except BaseException as error:
-            self._stop_at = time.monotonic()
+            self._stop_at = time.monotonic()  # from now on, ``submit`` refuses requests
             self._finish_start(error)
             return
         self._finish_start(None)
@@ -359,7 +369,8 @@ class Engine:
             images_running = bool(images.running)
             answers, answer_waits = text.choose(images_running, images.needed_bytes)
             text.start(answers)
-            # While an answer waits for memory, no image starts, or the answer might wait for ever.
+            # While an answer waits for memory, start no image: images that start one after another
+            # might take all memory that is freed, and the answer would wait for ever.
             chosen = None if answer_waits else images.choose(text.needed_bytes)
         if chosen is not None:
             image_task, count = chosen

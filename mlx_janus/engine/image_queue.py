@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
 from ..inference.image_generation import images_that_fit
 from ..inference.loaded import LoadedModel
-from ..inference.pathway import Canvas, ImageJob
+from ..inference.pathway import Canvas, ImageJob, InputImages
 from ..inference.pathways import pathway_of
+from ..processing.images import preprocess
 from .messages import DrawingRequest, Drawn, Partial
 from .tickets import Ticket
 
@@ -25,6 +26,8 @@ class ImageTask:
     ticket: Ticket
     request: DrawingRequest
     ids: list[int]  # the prompt's tokens
+    input_tokens: int = 0  # those of the prompt's tokens that stand for images to change
+    inputs: InputImages | None = None  # the images to change; None before the first image starts
     started_images: int = 0
     finished_images: int = 0
     running_jobs: dict[ImageJob, int] = field(default_factory=dict)
@@ -46,6 +49,15 @@ class _PendingDecode:
     run: Callable[[], None]  # decodes the image and adds it to the request's events
 
 
+@dataclass(frozen=True)
+class _Start:
+    """New images of a request whose prompt is being read."""
+
+    task: ImageTask
+    count: int
+    steps: Generator[None, None, None]  # reads the next part of the prompt
+
+
 class ImageScheduler:
     """A scheduler for image requests. All running images form one batch.
 
@@ -61,14 +73,21 @@ class ImageScheduler:
         self._janus = janus
         self._pathway = pathway_of(janus)
         self._batch = self._pathway.batch()
+        self._starting: _Start | None = None
         self._task_of: dict[ImageJob, ImageTask] = {}  # the request of each image in the batch
         self._pending_images: deque[_PendingDecode] = deque()  # images after their last step
         self._pending_previews: dict[ImageJob, _PendingDecode] = {}  # each image's newest preview
 
     @property
     def running_images(self) -> int:
-        """The number of images in the batch, and of finished images that are not decoded yet."""
-        return len(self._batch.jobs) + len(self._pending_images)
+        """The number of images that are started, and of finished ones that are not decoded yet."""
+        return self._started_images + len(self._pending_images)
+
+    @property
+    def _started_images(self) -> int:
+        """The number of images in the batch, and of those that join it after their prompt."""
+        starting = self._starting  # the event loop reads this while the engine's thread changes it
+        return len(self._batch.jobs) + (starting.count if starting else 0)
 
     @property
     def waiting_requests(self) -> int:
@@ -81,7 +100,7 @@ class ImageScheduler:
     @property
     def needed_bytes(self) -> int:
         """Peak bytes of the running images, including memory that they hold already."""
-        count = len(self._batch.jobs)
+        count = self._started_images
         return count * self._bytes_per_image(self.running) if count else 0
 
     def _bytes_per_image(self, tasks: Sequence[ImageTask]) -> int:
@@ -103,8 +122,11 @@ class ImageScheduler:
             answer_bytes: peak bytes of the running answers.
 
         Returns:
-            A request and the number of its images to start; None if no image may start.
+            A request and the number of its images to start; None if no image may start. While a
+            prompt is being read, no other starts.
         """
+        if self._starting is not None:
+            return None
         candidates = [task for task in (*self.running, *self.waiting) if task.waiting_images]
         if not candidates:
             return None
@@ -113,13 +135,13 @@ class ImageScheduler:
         # Fewer images may start than would fit, because running images count twice: their memory is
         # not free, and their number is subtracted from ``fitting`` below.
         fitting = images_that_fit(self._janus, image_bytes, answer_bytes)
-        if not running_count:  # start one image without a memory check, or it might wait for ever
+        if not running_count:  # start one image in any case, since no other image will free memory
             fitting = max(fitting, 1)
         places = min(MAX_RUNNING_IMAGES, fitting) - running_count
         new_images: Counter[ImageTask] = Counter()  # number of images to start, by request
         for _ in range(places):
             remaining = [task for task in candidates if task.waiting_images > new_images[task]]
-            if not remaining:
+            if not remaining:  # every image has a place
                 break
             task = min(remaining, key=lambda task: len(task.running_jobs) + new_images[task])
             new_images[task] += 1
@@ -132,38 +154,68 @@ class ImageScheduler:
         return task, new_images[task]
 
     def start(self, task: ImageTask, count: int) -> None:
-        """Start the next ``count`` images of a request.
+        """Start the next ``count`` images of a request, whose prompt the next steps read."""
+        self._starting = _Start(task, count, self._start_in_parts(task, count))
 
-        A failure ends this request, and any other request whose running images the batch lost.
-        """
+    def _start_in_parts(self, task: ImageTask, count: int) -> Generator[None, None, None]:
+        """Start the next ``count`` images of a request; yield between two parts of the prompt."""
         request = task.request
-        jobs: dict[ImageJob, int] = {}  # for each new image, its index in the request
-        for index in range(task.started_images, task.started_images + count):
-            seed = request.seed + index
-            jobs[ImageJob(request.prompt, task.ids, seed, request.options)] = index
-        task.started_images += count
         task.preview_numbers = _preview_numbers(request, self._pathway.steps(request.options))
+        jobs = self._make_jobs(task, count)
+        yield from self._batch.start(list(jobs))
+        task.running_jobs |= jobs
+        self._task_of |= dict.fromkeys(jobs, task)
+
+    def _read_prompt(self) -> None:
+        """Read the next part of the prompt of the images that are starting, if there are any.
+
+        A failure ends their request, and any other request whose running images the batch lost.
+        """
+        starting = self._starting
+        if starting is None:
+            return
         try:
-            self._batch.add(list(jobs))
+            next(starting.steps)
+        except StopIteration:
+            self._starting = None
         except Exception as error:
-            self.drop([task], error)
+            self.drop([starting.task], error)
             self._end_tasks_with_lost_images(error)
-        else:
-            task.running_jobs |= jobs
-            self._task_of |= dict.fromkeys(jobs, task)
+
+    def _make_jobs(self, task: ImageTask, count: int) -> dict[ImageJob, int]:
+        """Return jobs for the next ``count`` images of a request, with their indices in it."""
+        request = task.request
+        if request.images and task.inputs is None:
+            pixels = [preprocess(image, self._janus.config.image) for image in request.images]
+            task.inputs = InputImages(tuple(pixels))
+        first = task.started_images
+        task.started_images += count
+        jobs = {}
+        for index in range(first, first + count):
+            seed = request.seed + index
+            job = ImageJob(request.prompt, task.ids, seed, request.options, task.inputs)
+            jobs[job] = index
+        return jobs
 
     def step(self) -> None:
         """Advance every running image by a step, then decode one finished image or one preview.
 
-        The loops only queue the finished images and the previews. ``_decode_one`` decodes one.
+        Before that, read a part of the prompt of images that are starting. One part in a step, for
+        a long prompt would delay every answer.
+
+        The loops only queue the finished images and the previews. ``_decode_one`` decodes one of
+        them.
 
         If the step fails, all requests with a running image end with the error.
         """
+        self._read_prompt()
         try:
             finished = self._batch.step()
         except Exception as error:
             # The layers of the batch's KV cache may now differ in length, so begin a new batch.
             self._batch = self._pathway.batch()
+            if self._starting is not None:  # its images would join the old batch
+                self.drop([self._starting.task], error)
             self._end_tasks_with_lost_images(error)
             return
         for job, canvas in finished.items():
@@ -200,15 +252,13 @@ class ImageScheduler:
             self.drop([pending.task], error)
 
     def _make_pending_image(self, task: ImageTask, index: int, canvas: Canvas) -> _PendingDecode:
-        """Return a queue item that decodes the request's finished image ``index``.
-
-        Decoding the last image of a request ends the request.
-        """
+        """Return a queue item that decodes the request's finished image ``index``."""
 
         def decode() -> None:
+            """Decode the image and send it. End the request if all its images are finished."""
             image = canvas.finish()
             task.finished_images += 1
-            task.ticket.add_event(Drawn(index, image, prompt_tokens=len(task.ids)))
+            task.ticket.add_event(Drawn(index, image, len(task.ids), task.input_tokens))
             if task.finished_images == task.request.n:
                 self.drop([task])
 
@@ -235,6 +285,9 @@ class ImageScheduler:
             if task not in self.running:  # it has ended, because ``remove`` failed for another task
                 continue
             jobs = list(task.running_jobs)
+            if self._starting is not None and self._starting.task is task:
+                self._starting.steps.close()
+                self._starting = None
             self._forget(task)
             task.ticket.end(error)
             try:
@@ -252,7 +305,8 @@ class ImageScheduler:
     def _end_tasks_with_lost_images(self, error: BaseException) -> None:
         """End the requests whose running images were lost when the batch failed with ``error``.
 
-        A request without running images continues. Its other images wait to be started or decoded.
+        A request without running images has lost none, so it continues: its images wait to be
+        started or decoded.
         """
         remaining = set(self._batch.jobs)
         for task in list(self.running):

@@ -35,15 +35,16 @@ class AnswerRequest:
 
 @dataclass(frozen=True)
 class DrawingRequest:
-    """A request for images of a prompt.
+    """A request for images of a prompt, or for given images as a prompt changes them.
 
     Args:
-        prompt: the description of the images.
+        prompt: the description of the images or of the change.
         options: options of the model's pathway.
         seed: seed of the first image; the other images use the following numbers.
         n: the number of images.
         partial_images: the maximum number of previews of each image, evenly spaced over its steps.
             A preview is skipped if a newer one replaces it before it is decoded.
+        images: the images to change, upright and RGB. Each result is made from all of them.
     """
 
     prompt: str
@@ -51,6 +52,7 @@ class DrawingRequest:
     seed: int
     n: int = 1
     partial_images: int = 0
+    images: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Drawn:
     index: int
     image: GeneratedImage
     prompt_tokens: int  # length of the prompt
+    input_image_tokens: int = 0  # those of the prompt's tokens that stand for images to change
 
 
 Request = AnswerRequest | DrawingRequest

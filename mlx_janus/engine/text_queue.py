@@ -75,8 +75,8 @@ class TextScheduler:
     def choose(self, images_running: bool, image_bytes: int) -> tuple[list[TextTask], bool]:
         """Take from the queue the requests that may start now.
 
-        If nothing is running, the first request starts without a memory check. Otherwise it might
-        wait for ever, because no other request would free memory for it.
+        If nothing is running, the first request starts without a memory check. If the check failed,
+        the request would wait for ever, because no other request would free memory for it.
 
         Args:
             images_running: whether images are running, which will free memory when they finish.
@@ -124,12 +124,12 @@ class TextScheduler:
         """
         first_reading = next((task for task in self.running if task.reading), None)
         for task in list(self.running):
-            if task.reading and task is not first_reading:
+            if task.reading and task is not first_reading:  # it waits until the first has been read
                 continue
             assert task.steps is not None
             try:
                 next(task.steps)
-            except StopIteration:
+            except StopIteration:  # all answers of the request are complete
                 self.drop([task])
             except Exception as error:
                 self.drop([task], error)
@@ -182,9 +182,10 @@ class TextScheduler:
             try:
                 for event in events:
                     task.reading = isinstance(event, PromptRead)
+                    # With log-probabilities, a token without text is a piece, too.
                     if isinstance(event, Token) and (event.text or event.logprob):
                         task.ticket.add_event(Piece(index, event.text, event.logprobs))
-                    if isinstance(event, Finished) and event.text:
+                    if isinstance(event, Finished) and event.text:  # text held back until the end
                         task.ticket.add_event(Piece(index, event.text))
                     if isinstance(event, Finished):
                         task.ticket.add_event(Answered(index, event.result))

@@ -103,7 +103,7 @@ def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Dete
     every object that fits the first name is tried.
     """
     if not names:
-        return not found  # an object without a name is one too many
+        return not found  # an object that is left over was not wanted
     first_name, *other_names = names
     for i, detection in enumerate(found):
         if not _fits(detection, first_name):

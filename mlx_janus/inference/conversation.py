@@ -33,6 +33,7 @@ from ..processing.images import ImageSource, as_images, open_image
 from ..processing.prompts import IMAGE_MARK, Turn, marked_question
 from ..processing.saved_images import read_metadata, save_image
 from ..sections import Fault, JsonError, read_json
+from .editing import read_inputs
 from .image_generation import generate_steps, image_jobs
 from .model_thread import ThreadStream
 from .pathways import pathway_of
@@ -138,10 +139,9 @@ class Conversation:
         Closing the stream stops the model after the step in progress.
 
         Args:
-            text: the question. ``{image}`` marks in it are the places of the images, as for
-                ``JanusPipeline.generate_text``: one for each, including images generated since the
-                last question, which are the first.
-            images: images to ask about. Images generated since the last question precede them.
+            text: the question. ``{image}`` marks in it are the places of the images, one mark for
+                each image. Without marks, the model reads the images before the text.
+            images: images to ask about. Images generated since the last question come before them.
             options: keyword arguments of ``JanusPipeline.generate_text`` from ``max_tokens`` on,
                 such as ``temperature`` and ``seed``, without ``system``.
 
@@ -170,8 +170,9 @@ class Conversation:
             options: as for ``stream``.
 
         Raises:
-            ConversationError: there is no question. The stream raises this error, too, as for
-                ``stream``.
+            ConversationError: there is no question. When its first piece is read, the stream raises
+                this error if another answer is being streamed, or if ``messages`` was changed after
+                this call, other than by drawings.
             PromptError: the question does not fit into the context.
             OptionError: a number is out of range, or a value has the wrong type.
         """
@@ -212,6 +213,46 @@ class Conversation:
         steps = generate_steps(self._janus, jobs)
         return self._janus.thread.stream(self._add_drawing(prompt, n, steps))
 
+    def edit(
+        self, prompt: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
+    ) -> list[GeneratedImage]:
+        """Change images for the next question; arguments as for ``stream_edit``."""
+        changed: list[GeneratedImage] = []
+        for step in self.stream_edit(prompt, images, **options):
+            changed += step.images
+        return changed
+
+    def stream_edit(
+        self, prompt: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
+    ) -> ThreadStream[ImageStep]:
+        """Change images step by step; the next question will be about the results.
+
+        Args:
+            prompt: the description of the change.
+            images: an image or several to change; none: the last image of the conversation.
+            options: keyword arguments of ``JanusPipeline.stream_images``, such as ``n``, ``seed``,
+                ``cfg_weight2`` and ``crop``.
+
+        Raises:
+            PromptError: the prompt is empty, or does not fit into the context.
+            ImageError: an image cannot be read.
+            OptionError: an option is unknown, has the wrong type or is out of range.
+            ConversationError: no image is given, and the conversation has none.
+        """
+        check_text("prompt", prompt)
+        sources = as_images(images)
+        if not sources:
+            last = self.last_picture
+            if last is None:
+                raise ConversationError("there is no image to change: draw one, or give one")
+            sources = [last.image]
+        n = options.pop("n", 1)
+        seed = options.pop("seed", None)
+        inputs = read_inputs(self._janus, sources, options.pop("crop", None))
+        jobs = image_jobs(self._janus, prompt, n, seed, options, inputs)
+        steps = generate_steps(self._janus, jobs)
+        return self._janus.thread.stream(self._add_drawing(prompt, n, steps))
+
     def undo(self) -> Message:
         """Remove the last drawing if no question follows it, otherwise the last exchange.
 
@@ -246,6 +287,14 @@ class Conversation:
         self._feature_cache = ImageFeatureCache(self._janus)
 
     @property
+    def last_picture(self) -> Picture | None:
+        """The last image that was generated, changed or asked about; None: there is none."""
+        for message in reversed(self.messages):
+            if message.pictures:
+                return message.pictures[-1]
+        return None
+
+    @property
     def context_used(self) -> int:
         """The number of positions in the KV cache.
 
@@ -263,8 +312,9 @@ class Conversation:
         """
         if self._answering or self._drawings:
             # An interrupted or dropped stream, of an answer or of a drawing, is closed in the
-            # model's thread. Wait for that: until then, a closed answer counts as being given, and
-            # a closed drawing as being made (``reset`` reads both).
+            # model's thread. An empty call waits for that: until then, a closed answer counts as
+            # being given, and a closed drawing as being made (``reset`` reads both). If the call
+            # fails, the model cannot be used any more, so nothing is being streamed.
             with contextlib.suppress(JanusError):
                 self._janus.thread.call(lambda: None)
         if self._answering:
@@ -311,7 +361,7 @@ class Conversation:
     def _add_drawing(
         self, prompt: str, count: int, steps: Generator[ImageStep, None, None]
     ) -> Generator[ImageStep, None, None]:
-        """Yield the steps that generate ``count`` images, and append their message to ``messages``.
+        """Yield the steps that generate ``count`` images; append a message with all the images.
 
         The message is appended before the last step is yielded, because the caller may stop there.
         """
@@ -329,7 +379,7 @@ class Conversation:
             self._drawings -= 1
 
     def _answer(self, asked: _Asked, options: TextOptions) -> ThreadStream[TextChunk]:
-        """Build the prompt now, so that this call raises its errors; return the answer's stream.
+        """Build the prompt now, so that this call raises errors in it; return the answer's stream.
 
         Raises:
             PromptError: the question does not fit into the context.
@@ -368,6 +418,7 @@ class Conversation:
 
             # A bisection: a long chat would take minutes if each exchange was tried in turn.
             counts = range(forgotten + 1, len(exchanges))
+            # This is the first count that fits. If none does, all exchanges are left out.
             forgotten += 1 + bisect.bisect_left(counts, True, key=fits)
             ids = self._prompt_ids(exchanges[forgotten:], question)
         # A prompt longer than ``limit`` is accepted if a position is left for the answer.
@@ -446,8 +497,8 @@ class Conversation:
         """Return an answer's tokens if later prompts can contain them; None: encode the text.
 
         Generated tokens are in the KV cache, and the ids of the encoded text may differ from them.
-        They cannot be used if a stop string cut the text, because then they say more than the text.
-        The image placeholder cannot be used either, because it would take the place of an image.
+        The tokens cannot be used if a stop string cut the text, because they go on after the cut.
+        Nor can they if one is the image placeholder, which would take the place of an image.
         """
         same_text = self._prompts.decode(result.tokens).strip() == result.text.strip()
         if same_text and self._prompts.special.image not in result.tokens:
@@ -576,7 +627,7 @@ def _exchanges(messages: Sequence[Message]) -> list[Exchange]:
     Drawings are left out, because the question after a drawing includes its images.
     """
     texts = [message for message in messages if message.role != "drawing"]
-    questions = texts[::2]
+    questions = texts[::2]  # questions and answers alternate
     answers = texts[1::2]
     return list(zip(questions, answers, strict=True))
 

@@ -210,10 +210,15 @@ class FlowBatch:
         """The running images."""
         return [job for _, jobs in self._groups for job in jobs]
 
-    def add(self, jobs: Sequence[ImageJob]) -> None:
-        """Start images that have one prompt and equal options."""
+    def start(self, jobs: Sequence[ImageJob]) -> Generator[None, None, None]:
+        """Start images that have one prompt and equal options.
+
+        Yields:
+            Nothing: a prompt is much shorter than an image, and is read at once.
+        """
         drawing = _start(self._janus, jobs, jobs[0].options)  # type: ignore[arg-type]
         self._groups.append((drawing, list(jobs)))
+        yield from ()
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:
         """Remove images from the batch; ignore those that are not in it."""

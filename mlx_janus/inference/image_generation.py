@@ -15,6 +15,7 @@ from ..errors import OptionError, PromptError
 from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import available_memory
 from ..weights.footprint import SAFE_SHARE
+from .editing import warn_if_untrained
 from .loaded import LoadedModel
 from .pathway import (
     Canvas,
@@ -41,6 +42,8 @@ def image_jobs(
     inputs: InputImages | None = None,
 ) -> list[ImageJob]:
     """Check a request for images, and return a job for each image.
+
+    A warning is logged if images are to be changed, and the model was not trained for it.
 
     Args:
         janus: the model.
@@ -76,9 +79,11 @@ def image_jobs(
         else:
             ids = pathway.prompt_ids(text)
         jobs += [
-            ImageJob(text, ids, first_seed + i, options, inputs, start)
+            ImageJob(text, ids, first_seed + i, options, inputs, latents=start)
             for i, start in enumerate(starts)
         ]
+    if inputs is not None:
+        warn_if_untrained(janus)
     return jobs
 
 
@@ -134,21 +139,23 @@ def _without_neutral_values(choices: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def generate_steps(
-    janus: LoadedModel, jobs: Sequence[ImageJob]
+    janus: LoadedModel, jobs: Sequence[ImageJob], *, reset_peak: bool = True
 ) -> Generator[ImageStep, None, None]:
     """Generate the images of jobs with equal options, those with the shortest prompts first.
 
-    Closing the generator ends the work on all groups. MLX's peak memory is reset at the start.
+    Closing the generator ends the work on all groups. MLX's peak memory is reset at the start,
+    unless ``reset_peak`` is False.
 
     Yields:
         For each group of images, an ``ImageStep`` without images after each step of the group, and
         then one for each finished image.
     """
-    mx.reset_peak_memory()
+    if reset_peak:
+        mx.reset_peak_memory()
     pathway = pathway_of(janus)
     janus.load_weights_for("draw")
     options = jobs[0].options
-    groups = _group_jobs(janus, pathway, jobs)
+    groups = group_jobs(janus, pathway, jobs)
     total = pathway.steps(options) * len(groups)
     done = 0  # steps
     finished: list[GeneratedImage] = []
@@ -188,7 +195,7 @@ def sort_by_prompt(
     return sorted(images, key=lambda image: (ranks[image.prompt], image.seed))
 
 
-def _group_jobs(
+def group_jobs(
     janus: LoadedModel, pathway: ImagePathway, jobs: Sequence[ImageJob]
 ) -> list[list[ImageJob]]:
     """Split jobs into groups that fit into memory; a group's prompts have one length in tokens.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -32,7 +33,13 @@ Task = Literal["encode", "answer", "draw", "decode", "tokenize"]
 them into pixels, and "tokenize" turns pixels into tokens, to change an image.
 """
 TASKS: tuple[Task, ...] = ("encode", "answer", "draw", "decode")
-"""The tasks of answering and generating images."""
+"""All tasks except "tokenize", which only changes of images need."""
+
+
+_TRAINED_FOR_EDITING = re.compile(r"janus[-_. ]?4o(?![a-z0-9])", re.IGNORECASE)
+"""Names of the models that were trained to change images: Janus-4o-7B and its conversions."""
+_TRAINED_FOR_PLANS = re.compile(r"(?<![a-z0-9])t2i[-_. ]?r1(?![a-z0-9])", re.IGNORECASE)
+"""Names of the models that were trained to write plans: T2I-R1 and its conversions."""
 
 
 class ModelCache(Protocol):
@@ -68,6 +75,7 @@ class LoadedModel:
         roles: the pair of roles that was requested in place of the model's own; None: none was.
         files: turns on low-memory mode, which holds only the weights of the current task, and reads
             weights from these files again when a task needs them. None: hold all weights.
+        source: the name of the model that was converted, as its files record it.
 
     Raises:
         ConfigError: the tokenizer has ids beyond the model's vocabulary.
@@ -81,6 +89,7 @@ class LoadedModel:
         name: str,
         roles: str | None = None,
         files: WeightFiles | None = None,
+        source: str = "",
     ):
         highest_id = max(prompts.tokenizer.get_vocab(with_added_tokens=True).values())
         size = model.config.language.vocab_size
@@ -93,6 +102,7 @@ class LoadedModel:
         self.prompts = prompts
         self.name = name
         self.roles = roles
+        self._source = source
         self.thread = ModelThread()
         self.caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()  # emptied by ``close``
         self._files = files
@@ -130,6 +140,34 @@ class LoadedModel:
         if quantization.recipe:
             return fields | {"recipe": quantization.recipe}
         return fields | {"bits": str(quantization.bits)}
+
+    @property
+    def trained_for_editing(self) -> bool:
+        """Whether the model was trained to change images, as Janus-4o was.
+
+        The files of Janus-4o look like those of a Janus-Pro, so the name decides: the model's own,
+        or the name of the model that it was converted from.
+        """
+        return any(_TRAINED_FOR_EDITING.search(name) for name in (self.name, self._source))
+
+    @property
+    def trained_for_plans(self) -> bool:
+        """Whether the model was trained to write a plan before it draws, as T2I-R1 was.
+
+        The files of T2I-R1 are those of a Janus-Pro. So the name of the converted model decides.
+        """
+        return _TRAINED_FOR_PLANS.search(self._source) is not None
+
+    @property
+    def drawing_prompts(self) -> Prompts:
+        """The templates of prompts for images.
+
+        T2I-R1 was trained to draw with the roles User and Assistant, although its files have those
+        of Janus-Pro. Requested roles take precedence.
+        """
+        if self.trained_for_plans and not self.roles:
+            return self.prompts.with_roles("plain")
+        return self.prompts
 
     @property
     def load_options(self) -> dict[str, str]:

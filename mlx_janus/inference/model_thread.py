@@ -61,7 +61,7 @@ class _Worker:
             self.thread.call = None
             call = None
         for generator in list(self._generators):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # a failure must not keep the others open
                 generator.close()
         self._generators.clear()
 
@@ -107,10 +107,12 @@ class ModelThread:
             The item that it yields, or ``_END`` if it has ended.
 
         Raises:
-            JanusError: as for ``call``.
+            JanusError: the model is closed, the program is ending, or this process was forked after
+                the model was loaded.
         """
 
         def step() -> T | object:
+            """Advance the generator; keep it in ``_generators`` as long as it is open."""
             self._generators.add(generator)
             item: T | object = _END
             try:
@@ -155,14 +157,15 @@ class ModelThread:
         holds the lock.
 
         Raises:
-            JanusError: with ``wait``, as for ``call``.
+            JanusError: with ``wait``, if the model is closed, the program is ending, or this
+                process was forked after the model was loaded.
         """
         worker = self._worker
 
         def close() -> None:
+            """Close the generator. If it is running a step, queue this function again."""
             running = inspect.getgeneratorstate(generator) == inspect.GEN_RUNNING
-            if running and worker is not None:
-                # A garbage collector closes the stream during its step: close it afterwards.
+            if running and worker is not None:  # garbage collection during the step calls this
                 worker.calls.put(Call(close))
                 return
             self._generators.discard(generator)
@@ -170,8 +173,10 @@ class ModelThread:
 
         if wait:
             self.call(close)
+        # Without a worker, the generator has never begun, or the thread has closed it. A forked
+        # process lacks the thread.
         elif worker is not None and not self._is_forked():
-            worker.calls.put(Call(close))  # otherwise it never ran, or its thread has closed it
+            worker.calls.put(Call(close))
 
     def _is_forked(self) -> bool:
         """Return whether this process was forked after the model was loaded."""
@@ -249,7 +254,9 @@ class ThreadStream(Iterator[T], Generic[T]):
             return
         try:
             self._thread.close_stream(self._generator, wait=True)
-        except JanusError:  # the model's thread has ended, and closed it
+        except JanusError:
+            # The model is closed or the program is ending: then the thread closes all generators.
+            # Or this process was forked, and the generator belongs to a thread that it lacks.
             pass
         except BaseException:  # Ctrl-C, which may have abandoned the call before it began
             self._thread.close_stream(self._generator, wait=False)

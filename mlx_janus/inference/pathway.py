@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
+from ..processing.images import Box
+from ..processing.prompts import Prompts
 from ..version import __version__
 from .loaded import LoadedModel
 from .results import GeneratedImage
@@ -39,9 +41,26 @@ class InputImages:
 
     Args:
         pixels: of each image, as preprocessed for the vision encoder, (S, S, 3) in [-1, 1].
+        crop: the part of a result to keep; None: all of it.
+        facts: entries for the metadata of a result.
     """
 
     pixels: tuple[np.ndarray, ...]
+    crop: Box | None = None
+    facts: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class EarlierImage:
+    """An image of the same prompt that the model judged and draws again.
+
+    Args:
+        image: the pixels, as they were drawn.
+        prompt_tokens: the number of ids that the prompt has before the image's positions.
+    """
+
+    image: Image.Image
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +75,15 @@ class ImageJob:
     seed: int
     options: ImageOptions
     inputs: InputImages | None = None  # the images to change, if any
+    plan: str | None = None  # the plan by which the image is drawn, if any
+    earlier: EarlierImage | None = None  # the image to draw again, if any
     # Where the image begins, in place of the noise of its seed, if the pathway has such a place.
     latents: np.ndarray | None = field(default=None, repr=False)
+
+    def cropped(self, image: Image.Image) -> Image.Image:
+        """Return the part of a decoded image that the request asks for."""
+        crop = None if self.inputs is None else self.inputs.crop
+        return image if crop is None else image.crop(crop)
 
 
 class Canvas(Protocol):
@@ -77,8 +103,15 @@ class ImageBatch(Protocol):
     def jobs(self) -> Sequence[ImageJob]:
         """The running images; after an error, some may be missing."""
 
-    def add(self, jobs: Sequence[ImageJob]) -> None:
-        """Start images that have one prompt and equal options."""
+    def start(self, jobs: Sequence[ImageJob]) -> Generator[None, None, None]:
+        """Start images that have one prompt and equal options.
+
+        Reading the prompt may take long. Between two parts of it, the batch may advance, and other
+        images may leave. The images are in the batch after the last part.
+
+        Yields:
+            None between two parts.
+        """
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:
         """Remove running images."""
@@ -145,6 +178,9 @@ class ImagePathway(Protocol):
 class EditingPathway(Protocol):
     """What an ``ImagePathway`` has too if it can change images: jobs may have ``inputs``."""
 
+    tokens_per_input: int
+    """Tokens of a prompt for each image that it changes."""
+
     def edit_options(self, choices: Mapping[str, Any]) -> ImageOptions:
         """Check options of changing images, as ``ImagePathway.options`` does.
 
@@ -172,12 +208,42 @@ class LatentPathway(Protocol):
         """
 
 
+@runtime_checkable
+class ReasoningPathway(Protocol):
+    """What an ``ImagePathway`` has too if it can draw by plans and judgements."""
+
+    def prompt_ids_in(self, prompts: Prompts, prompt: str) -> list[int]:
+        """Return the token ids of an image's prompt in other templates than the model's own.
+
+        Raises:
+            PromptError: the prompt is empty, or leaves no room in the context for an image.
+        """
+
+    def temperature(self, options: Any) -> float:
+        """Return the temperature of the sampling, which is that of plans and judgements too."""
+
+    def redraw_prompt_ids(self, ids: Sequence[int], judgement: Sequence[int]) -> list[int]:
+        """Return the token ids of a prompt after which an image is drawn again.
+
+        The job of the ids has the earlier image in ``ImageJob.earlier``.
+
+        Args:
+            ids: the prompt of the earlier image.
+            judgement: the ids between the earlier image and the new one.
+
+        Raises:
+            PromptError: they leave no room in the context for an image.
+        """
+
+
 def image_metadata(janus: LoadedModel, job: ImageJob) -> dict[str, str]:
     """Return the metadata of a generated image, from which it can be generated again."""
     return {
         "prompt": job.prompt,
         "seed": str(job.seed),
         **job.options.metadata(),
+        **({} if job.inputs is None else job.inputs.facts),
+        **({} if job.plan is None else {"plan": job.plan}),
         "model": janus.name,
         **janus.load_options,
         "version": f"mlx_janus {__version__}",

@@ -162,7 +162,7 @@ class PrefixCache:
         """
         length = 0
         for held, wanted in zip(self.keys, keys, strict=False):
-            if held != wanted:
+            if held != wanted:  # the common prefix ends here
                 break
             length += 1
         return min(length, len(keys) - 1)

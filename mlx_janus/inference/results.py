@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from ..config import BITS, DTYPES, RECIPES, ROLES
-from ..errors import ImageError
-from ..limits import MAX_UPSCALE, check_int
+from ..errors import ImageError, OptionError
+from ..limits import MAX_REFLECT, MAX_UPSCALE, check_int
 from ..processing.saved_images import encode_image, read_metadata, save_image
+from .input_records import read_edit
+
+Stage: TypeAlias = Literal["plan", "draw", "judge"]
+"""Stages of an image: the model writes a plan, draws, and judges the drawing."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,16 @@ class TextChunk:
     """
 
 
+@dataclass(frozen=True)
+class DrawingRound:
+    """A drawing of an image that the model judges, and draws again if it does not match."""
+
+    image: Image.Image
+    matches: bool | None  # the model's verdict; None: the last drawing is not judged
+    words: str = ""  # the judgement, which begins with Yes or No; "": not judged
+    probability: float | None = None  # of Yes against No; None: not judged
+
+
 @dataclass(frozen=True, repr=False)
 class GeneratedImage:
     """A generated image, with the settings needed to generate it again."""
@@ -75,6 +90,12 @@ class GeneratedImage:
     passes: int = 0  # passes of the language model after the prompt; a group of images shares them
     steps: int = 0  # generation steps, for example one for each image token
     latents: np.ndarray | None = None  # of a flow: (side / 8, side / 8, 4) float32; else None
+    rounds: tuple[DrawingRound, ...] = ()  # with ``reflect``, all drawings; the last is ``image``
+
+    @property
+    def plan(self) -> str | None:
+        """The plan by which the image was drawn, as the model wrote it; None: there was none."""
+        return self.metadata.get("plan")
 
     def __repr__(self) -> str:
         width, height = self.image.size
@@ -121,6 +142,17 @@ class GeneratedImage:
         return replace(self, image=larger, metadata=metadata)
 
 
+def rounds_metadata(rounds: Sequence[DrawingRound], reflect: int) -> dict[str, str]:
+    """Return the entries of an image's metadata about its rounds.
+
+    Args:
+        rounds: the rounds, whose judgements become a JSON list.
+        reflect: how often the image was to be judged and drawn again, at most.
+    """
+    judgements = [{"matches": one.matches, "words": one.words} for one in rounds]
+    return {"reflect": str(reflect), "rounds": json.dumps(judgements)}
+
+
 @dataclass(frozen=True)
 class ImageStep:
     """A step of image generation, for example one token of each image, or a finished image.
@@ -129,10 +161,12 @@ class ImageStep:
     other; ``index`` and ``total`` count the steps of all groups.
     """
 
-    index: int  # steps done, 1 to total
+    index: int  # steps done, 0 to total; it stays while a plan or a judgement is written
     total: int
     images: tuple[GeneratedImage, ...]  # finished at this step, in seed order
     _preview: Callable[[], list[Image.Image]] = field(repr=False)
+    stage: Stage = "draw"
+    text: str = ""  # the next piece of a plan or a judgement
 
     def preview(self) -> list[Image.Image]:
         """Return the images finished so far, and those in progress as far as they are made.
@@ -150,9 +184,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns:
         prompt, seed, cfg_weight, temperature, top_p, steps, model (its name) and upscale (1: not
         enlarged). An image of a rectified flow has steps, and its temperature and top_p are None;
-        for image tokens it is the other way round. Also dtype of the weights (None in files of
-        early releases), bits or recipe if the weights were quantized, and roles if others than the
-        model's own were requested (None otherwise).
+        for image tokens it is the other way round. Also plan (None: none) and reflect (0: none);
+        dtype of the weights (None in files of early releases), bits or recipe if the weights were
+        quantized, and roles if others than the model's own were requested (None otherwise). Of a
+        changed image, also the entries of ``input_records.read_edit``.
 
     Raises:
         ImageError: the file is not an image, its settings are missing or not valid, or the image
@@ -186,8 +221,11 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             "bits": None if bits is None else int(bits),
             "recipe": recipe,
             "roles": roles,
+            "plan": chunks.get("plan"),
+            "reflect": check_int("reflect", int(chunks.get("reflect", 0)), 0, MAX_REFLECT),
+            **read_edit(chunks),
         }
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError, OptionError):
         raise ImageError(
             f"{path} carries settings that were changed or cut: give a file as mlx_janus wrote it"
         ) from None

@@ -162,6 +162,7 @@ class Prompt:
         step: positions read between two events.
         continues: whether the prompt ends with the beginning of the answer. The answer then keeps
             its leading white space.
+        reset_peak: whether MLX's peak memory is counted from the start of this answer.
     """
 
     ids: Sequence[int]
@@ -170,6 +171,7 @@ class Prompt:
     read: int = 0
     step: int = PREFILL_STEP
     continues: bool = False
+    reset_peak: bool = True
 
 
 def answer_events(
@@ -181,7 +183,8 @@ def answer_events(
         ``PromptRead`` after each part of ``prompt.step`` positions, except after the last part;
         ``Token`` for each token of the answer, except for an end token; then ``Finished``.
     """
-    mx.reset_peak_memory()
+    if prompt.reset_peak:
+        mx.reset_peak_memory()
     stopwatch = Stopwatch()
     features = prompt.features(stopwatch)
     janus.load_weights_for("answer")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -23,8 +23,9 @@ from ..decode.image import (
 from ..errors import ContextLengthError, OptionError
 from ..models.vq_parts import VQ_PARTS, token_config
 from ..processing.images import to_image
+from ..processing.prompts import Prompts
 from .loaded import LoadedModel
-from .pathway import Canvas, ImageJob, InputImages, image_metadata
+from .pathway import Canvas, EarlierImage, ImageJob, InputImages, image_metadata
 from .results import GeneratedImage
 from .window_timing import find_window
 
@@ -47,6 +48,8 @@ class VQPathway:
         self._janus = janus
         self._config = token_config(janus.config)  # the section on image tokens
         self.preview_every = self._config.grid  # steps between two previews: a row
+        # For each input image, the prompt has its features and its tokens, each between two tags.
+        self.tokens_per_input = 4 + janus.config.understanding.tokens + self._config.tokens
 
     def options(self, choices: Mapping[str, Any]) -> DrawOptions:
         """Check options given by name. One that is None or missing takes the model's default.
@@ -92,7 +95,34 @@ class VQPathway:
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
         """
-        return self._with_room(self._janus.prompts.drawing(prompt))
+        return self._with_room(self._janus.drawing_prompts.drawing(prompt))
+
+    def prompt_ids_in(self, prompts: Prompts, prompt: str) -> list[int]:
+        """Return the token ids of an image's prompt in other templates than the model's own.
+
+        Raises:
+            PromptError: the prompt is empty, or leaves no room in the context for an image.
+        """
+        return self._with_room(prompts.drawing(prompt))
+
+    def temperature(self, options: DrawOptions) -> float:
+        """Return the temperature of the sampling, which is that of plans and judgements too."""
+        return options.temperature
+
+    def redraw_prompt_ids(self, ids: Sequence[int], judgement: Sequence[int]) -> list[int]:
+        """Return the token ids of a prompt after which an image is drawn again.
+
+        Pads hold the places of the earlier image's tokens.
+
+        Args:
+            ids: the prompt of the earlier image.
+            judgement: the ids between the earlier image and the new one.
+
+        Raises:
+            PromptError: they leave no room in the context for an image.
+        """
+        slot = [self._janus.prompts.special.pad] * self._config.tokens
+        return self._with_room([*ids, *slot, *judgement])
 
     def edit_prompt_ids(self, prompt: str, images: int) -> list[int]:
         """Return the token ids of a prompt that changes a number of images.
@@ -181,11 +211,11 @@ class VQPathway:
         if window is None:
             # With several images a pass has many rows already, so a wide window gains little.
             window = 1 if len(jobs) > 1 else find_window(model, options.rows)
-        first_jobs: dict[tuple[tuple[int, ...], InputImages | None], int] = {}
+        first_jobs: dict[object, int] = {}  # by ids and images of a prompt, its index
         prompts: list[list[Row]] = []  # without repeats
         images: list[tuple[int, int]] = []  # for each image, the index of its prompt and the seed
         for job in jobs:
-            key = (tuple(job.ids), job.inputs)
+            key = (tuple(job.ids), job.inputs, job.earlier)
             if key not in first_jobs:
                 first_jobs[key] = len(prompts)
                 prompts.append(self._rows(job, options))
@@ -194,16 +224,31 @@ class VQPathway:
         return draw_tokens(model, prompts, images, options, window)
 
     def _rows(self, job: ImageJob, options: DrawOptions) -> list[Row]:
+        """Return the rows of an image's prompt, as ``_read_rows`` does in parts."""
+        steps = self._read_rows(job, options)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                rows: list[Row] = end.value
+                return rows
+
+    def _read_rows(self, job: ImageJob, options: DrawOptions) -> Generator[None, None, list[Row]]:
         """Return the rows of an image's prompt.
 
         Prompts of one length have the same unconditional row: between its first and last ids, it
         has only padding.
+
+        Yields:
+            None after each encoding of an image that the prompt changes.
         """
+        if job.earlier is not None:
+            return self._redraw_rows(job.ids, job.earlier, options)
         unconditional = self._janus.prompts.unconditional(job.ids)
         if job.inputs is None:
             self._janus.load_weights_for("draw")
             return text_rows(job.ids, unconditional, options)
-        full, part = self._embed_with_images(job.ids, job.inputs)
+        full, part = yield from self._embed_with_images(job.ids, job.inputs)
         rows: list[Row] = [EmbeddedRow(full)]
         if isinstance(options, EditOptions) and options.cfg_weight2 != 0:
             rows.append(EmbeddedRow(part))
@@ -211,10 +256,38 @@ class VQPathway:
             rows.append(TextRow(tuple(unconditional)))
         return rows
 
+    def _redraw_rows(
+        self, ids: Sequence[int], earlier: EarlierImage, options: DrawOptions
+    ) -> list[Row]:
+        """Return the rows of a prompt after which an image is drawn again, as in Janus-Pro-R1.
+
+        The unconditional row lacks only the words of the prompt: it has the earlier image and the
+        judgement.
+        """
+        janus = self._janus
+        janus.load_weights_for("tokenize")
+        pixels = np.asarray(earlier.image, np.float32) / 255
+        tokens = janus.model.encode_image_tokens(mx.array((pixels - 0.5) / 0.5)[None])
+        embedded_tokens = janus.model.embed_image_tokens(tokens)[0]  # (tokens, hidden)
+        mx.eval(embedded_tokens)
+        janus.load_weights_for("draw")
+        start = earlier.prompt_tokens
+        unconditional = [*janus.prompts.unconditional(ids[:start]), *ids[start:]]
+        rows: list[Row] = []
+        for row_ids in (ids, unconditional)[: options.rows]:
+            row = janus.model.embed_text(mx.array(list(row_ids)))
+            row[start : start + len(embedded_tokens)] = embedded_tokens.astype(row.dtype)
+            mx.eval(row)
+            rows.append(EmbeddedRow(row))
+        return rows
+
     def _embed_with_images(
         self, ids: Sequence[int], inputs: InputImages
-    ) -> tuple[mx.array, mx.array]:
+    ) -> Generator[None, None, tuple[mx.array, mx.array]]:
         """Embed a prompt that changes images, as Janus-4o was trained.
+
+        Yields:
+            None after each encoding of an image.
 
         Returns:
             full: (L, hidden), with the features of the vision encoder in the places of the image
@@ -223,26 +296,32 @@ class VQPathway:
         """
         janus = self._janus
         special = janus.prompts.special
-        features = mx.concatenate(janus.encode(inputs.pixels))
+        features = []
+        for pixels in inputs.pixels:
+            features += janus.encode([pixels])
+            yield
         janus.load_weights_for("tokenize")
-        pixels = mx.array(np.stack(inputs.pixels))
-        tokens = janus.model.encode_image_tokens(pixels)
-        embedded_tokens = janus.model.embed_image_tokens(tokens)
-        mx.eval(embedded_tokens)
+        embedded_tokens = []
+        for pixels in inputs.pixels:  # one at a time, because the codec's activations are large
+            janus.thread.check()
+            tokens = janus.model.encode_image_tokens(mx.array(pixels)[None])
+            embedded = janus.model.embed_image_tokens(tokens)[0]  # (tokens, hidden)
+            mx.eval(embedded)
+            embedded_tokens.append(embedded)
+            yield
         janus.load_weights_for("draw")
         part = janus.model.embed_text(mx.array(list(ids)))
         feature_places = np.flatnonzero(np.array(ids) == special.image)
-        part[mx.array(feature_places)] = features.astype(part.dtype)
+        part[mx.array(feature_places)] = mx.concatenate(features).astype(part.dtype)
         full = mx.array(part)
         token_places = np.flatnonzero(np.array(ids) == special.pad)
-        flat = embedded_tokens.reshape(-1, part.shape[-1])
-        full[mx.array(token_places)] = flat.astype(part.dtype)
+        full[mx.array(token_places)] = mx.concatenate(embedded_tokens).astype(part.dtype)
         mx.eval(full, part)
         return full, part
 
     def batch(self) -> TokenBatch:
         """Return an empty batch."""
-        return TokenBatch(self._janus)
+        return TokenBatch(self._janus, self._read_rows)
 
 
 def _tokens_of(columns: list[mx.array], count: int, index: int) -> np.ndarray:
@@ -287,7 +366,7 @@ class TokenCanvas:
         side = token_config(self._janus.config).grid  # tokens
         image = _decode(self._janus, tokens, (side, side))
         return GeneratedImage(
-            image=image,
+            image=job.cropped(image),
             tokens=tokens,
             seed=job.seed,
             prompt=job.prompt,
@@ -319,7 +398,7 @@ class TokenCanvas:
             right = columns * side
             bottom = rows * side
             canvas.paste(_GREY, (left, top, right, bottom))
-        return canvas
+        return self._job.cropped(canvas)
 
 
 def _decode(janus: LoadedModel, tokens: np.ndarray, grid: tuple[int, int]) -> Image.Image:
@@ -336,11 +415,20 @@ def _decode(janus: LoadedModel, tokens: np.ndarray, grid: tuple[int, int]) -> Im
     return image
 
 
-class TokenBatch:
-    """An ``ImageBatch`` whose images advance by one token a step."""
+ReadRows: TypeAlias = Callable[[ImageJob, DrawOptions], Generator[None, None, list[Row]]]
 
-    def __init__(self, janus: LoadedModel):
+
+class TokenBatch:
+    """An ``ImageBatch`` whose images advance by one token a step.
+
+    Args:
+        janus: the model.
+        read_rows: returns the rows of a job's prompt, in parts.
+    """
+
+    def __init__(self, janus: LoadedModel, read_rows: ReadRows):
         self._janus = janus
+        self._read_rows = read_rows
         self._batch = DrawingBatch(janus.model)
         self._images_by_job: dict[ImageJob, BatchImage] = {}
 
@@ -350,14 +438,19 @@ class TokenBatch:
         running = set(self._batch.images)
         return [job for job, image in self._images_by_job.items() if image in running]
 
-    def add(self, jobs: Sequence[ImageJob]) -> None:
-        """Start images that have one prompt, which is read once for all of them."""
-        ids = jobs[0].ids  # the same for all jobs
-        unconditional = self._janus.prompts.unconditional(ids)
+    def start(self, jobs: Sequence[ImageJob]) -> Generator[None, None, None]:
+        """Start images that have one prompt, which is read once for all of them.
+
+        The jobs have the same images to change, too, if they have any.
+
+        Yields:
+            None after each encoding of such an image, and between two parts of the prompt.
+        """
         images = {}
         for job in jobs:
             images[job] = BatchImage(job.seed, job.options)  # type: ignore[arg-type]
-        self._batch.add(ids, unconditional, list(images.values()))
+        rows = yield from self._read_rows(jobs[0], images[jobs[0]].options)
+        yield from self._batch.start(rows, list(images.values()))
         self._images_by_job |= images
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:

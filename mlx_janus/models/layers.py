@@ -98,6 +98,7 @@ class ScaledLinear(nn.QuantizedLinear):
     ) -> ScaledLinear:
         """Return a linear layer in quantized form; its arrays are lazy."""
         layer = super().from_linear(linear_layer, group_size, bits, mode=mode)
+        # Replace the arrays of the base class by those of the scaled weight.
         scale = layer_scale_of(linear_layer.weight)
         layer.weight, layer.scales, *_ = mx.quantize(
             linear_layer.weight / scale, group_size=group_size, bits=bits, mode=mode
@@ -109,7 +110,7 @@ class ScaledLinear(nn.QuantizedLinear):
 def layer_scale_of(weight: mx.array) -> mx.array:
     """Return the power of two by which ``ScaledLinear`` divides a float weight: (1,).
 
-    It depends only on the largest weight, and is exact, so it is the same on every device.
+    It depends only on the largest absolute weight, and is exact. So it is the same on every device.
     """
     largest = mx.maximum(weight.max(), -weight.min()).reshape(1).astype(mx.float32)
     # A float32 has its exponent, plus 127, in bits 23 to 30. The sign bit is 0 here.

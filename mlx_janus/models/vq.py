@@ -49,7 +49,7 @@ def mean_by_rows(x: mx.array) -> mx.array:
     G is the number of groups, c the number of channels in a group. Each row is averaged first, then
     the rows' means, then the channels' means.
     """
-    for axis in (2, 1, 4):
+    for axis in (2, 1, 4):  # width, height, channels
         x = _mean_in_pieces(x, axis)
     return x
 
@@ -67,9 +67,10 @@ def _mean_in_pieces(x: mx.array, axis: int) -> mx.array:
 
 
 def _piece_of(count: int) -> int:
-    """Return the largest divisor of ``count`` up to ``_PIECE``; if that is 1, the next larger one.
+    """Return the number of values in a piece, a divisor of ``count`` above 1.
 
-    ``count`` is at least 2.
+    It is the largest divisor up to ``_PIECE``, or else the smallest one above. ``count`` is at
+    least 2.
     """
     small = [size for size in range(2, _PIECE + 1) if count % size == 0]
     if small:

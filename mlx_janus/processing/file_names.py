@@ -21,13 +21,14 @@ def local_path(name: str) -> str:
     ``/home/me/a b.png``. A host may name this machine: ``file://localhost/a.png``.
 
     Raises:
-        ImageError: the address has no full path, or names another machine.
+        ImageError: the address has no absolute path, or names another machine.
     """
     address = _ADDRESS.fullmatch(name)
     if address is not None:
         host, path = address.groups(default="")
         if _is_this_machine(host):
             return os.fsdecode(unquote_to_bytes(os.fsencode(path)))
+    # The address of another machine, or one without an absolute path.
     if address is not None or name[:7].lower() == "file://":
         shown = printable(name)
         raise ImageError(f"{shown} is no file of this machine: write file:// and a full path")
@@ -44,7 +45,7 @@ def names_folder(name: str | os.PathLike[str]) -> bool:
     try:
         return os.fspath(name).endswith("/") or Path(name).is_dir()
     except (OSError, ValueError):
-        return False  # the caller's use of the name fails too, with a message about the reason
+        return False  # the name cannot be used: the caller gets the same error when it tries
 
 
 def printable(text: str) -> str:

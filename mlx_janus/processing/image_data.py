@@ -61,10 +61,11 @@ def image_data(file: BinaryIO, name: str, with_text: bool = False) -> BinaryIO:
 
 
 def open_jpeg(file: BinaryIO, max_pixels: int) -> Image.Image:
-    """Open a JPEG. One with too many pixels gets half its width and height, if they then fit.
+    """Open a JPEG, at half its width and height if it has too many pixels.
 
-    Its decoder makes the small image directly, and the large one never takes memory. A JPEG of
-    several scans keeps its size, because its decoder collects all scans at full size first.
+    The decoder makes the half-size image directly, so the full-size image never takes memory. A
+    JPEG keeps its size if half of it is too large as well, or if it has several scans, because the
+    decoder collects all scans at full size first. The caller then refuses the image.
 
     Args:
         file: a JPEG from ``image_data``.
@@ -79,12 +80,13 @@ def open_jpeg(file: BinaryIO, max_pixels: int) -> Image.Image:
     width, height = image.size
     half_pixels = math.ceil(width / 2) * math.ceil(height / 2)
     if half_pixels <= max_pixels < width * height and _has_one_scan(file):
+        # Asks for half the size. The decoder rounds the sides up.
         image.draft(None, (max(1, width // 2), max(1, height // 2)))
     return image
 
 
 def count_scans(file: BinaryIO) -> int:
-    """Return the number of scans of a JPEG. Each takes the time of decoding the whole image."""
+    """Return the number of scans of a JPEG. Decoding one scan takes as long as a whole image."""
     file.seek(0)
     scans = 0
     last_byte = b""  # a marker may begin in one block and end in the next
@@ -101,7 +103,7 @@ def _has_one_scan(file: BinaryIO) -> bool:
         file: a JPEG whose header PIL has read.
     """
     position = 2  # after the start marker
-    components = 0  # colours of a sequential JPEG; 0: none so far
+    components = 0  # number of colours in a sequential frame; 0: no such frame so far
     while True:
         file.seek(position)
         header = file.read(10)
@@ -110,21 +112,21 @@ def _has_one_scan(file: BinaryIO) -> bool:
         marker, length = struct.unpack(">BH", header[1:4])
         if marker == 0xDA:  # a scan, whose data begins with the number of its components
             return 0 < components == header[4]
-        if marker in (0xC0, 0xC1):  # a frame; precision, height and width precede the number
+        if marker in (0xC0, 0xC1):  # a sequential frame, with its number of components in byte 9
             components = header[9]
         position += 2 + length
 
 
 def with_end_marker(file: BinaryIO, max_pixels: int) -> BinaryIO | None:
-    """Return a JPEG with the end marker that it lacks; None if more than that is missing.
+    """Return a JPEG with the end marker that it lacks; None if compressed data is missing too.
 
-    Nothing tells directly whether the compressed data is complete. But a decoder ignores bytes
-    after complete data, and takes them as pixels after incomplete data. So the image is decoded
-    with two different endings. Equal pixels mean that nothing was missing.
+    A decoder ignores bytes after complete data, and takes them as pixels after incomplete data. So
+    the image is decoded twice, with two different endings. Equal pixels show that the data is
+    complete.
 
     Args:
         file: a JPEG from ``image_data``, already checked for its size in pixels.
-        max_pixels: as for ``open_jpeg``.
+        max_pixels: the largest number of pixels of the opened image, as for ``open_jpeg``.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - 1))
@@ -149,7 +151,7 @@ def _pixel_digest(image: Image.Image) -> bytes:
 
 
 class _RangeFile(io.RawIOBase):
-    """A readable file that joins byte ranges of another file, and then ``tail``.
+    """A readable file: byte ranges of another file, one after the other, and then ``tail``.
 
     One call of ``readinto`` gives bytes of one range only. ``io.BufferedReader`` repeats the call
     until it has enough.
@@ -165,7 +167,7 @@ class _RangeFile(io.RawIOBase):
         self._file = file
         self._tail = tail
         self._ranges = ranges
-        self._offsets = []  # where each range begins in the joined file
+        self._offsets = []  # bytes from the start of this file to each range
         offset = 0
         for start, end in ranges:
             self._offsets.append(offset)
@@ -187,7 +189,10 @@ class _RangeFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to the position ``offset``, counted from ``whence``, and return the position."""
+        """Move to a position, and return it.
+
+        ``offset`` counts from the start, the present position or the end, as ``whence`` says.
+        """
         origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = max(0, origins[whence] + offset)
         return self._position
@@ -207,10 +212,10 @@ class _RangeFile(io.RawIOBase):
             return self._tail[tail_start : tail_start + most]
         # The last range that begins at the position or before it.
         index = bisect.bisect_right(self._offsets, self._position) - 1
-        start, end = self._ranges[index]
-        start += self._position - self._offsets[index]
-        self._file.seek(start)
-        return self._file.read(min(most, end - start))
+        range_start, range_end = self._ranges[index]
+        place = range_start + self._position - self._offsets[index]  # in the other file
+        self._file.seek(place)
+        return self._file.read(min(most, range_end - place))
 
 
 def _merged(ranges: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -236,8 +241,11 @@ def _png_ranges(
 ) -> Iterator[tuple[int, int]]:
     """Yield the start and end of the signature, and of each chunk that PIL gets.
 
-    PIL gets all critical chunks (their names begin with a capital letter). Chunks of transparency,
-    EXIF and, if ``with_text`` is set, text must be intact.
+    PIL gets all critical chunks (their names begin with a capital letter). Of the others it gets
+    intact chunks of transparency and EXIF, and if ``with_text`` is set, of text.
+
+    Raises:
+        ImageError: more than 100,000 chunks are left out.
     """
     wanted_kinds = _WANTED_KINDS | _TEXT_KINDS if with_text else _WANTED_KINDS
     yield 0, len(PNG)
@@ -250,12 +258,13 @@ def _png_ranges(
         if len(header) < 8:
             return
         length, kind = struct.unpack(">I4s", header)
-        end = position + 12 + length  # 12: length, name and checksum
-        if kind == b"IHDR":  # width, height, bit depth, and then one byte of colour type
-            colour_type = file.read(10)[9:10][0] if length >= 10 else -1
+        end = position + 12 + length  # 12: bytes of the length, the name and the checksum
+        if kind == b"IHDR":  # 9 bytes of width, height and bit depth, and then the colour type
+            colour_type = file.read(10)[9] if length >= 10 else -1
         is_wanted = kind in wanted_kinds and length <= _LARGEST_CHECKED
         if kind == b"tRNS":
-            right_length = _TRANSPARENT_COLOUR.get(colour_type, length)  # other types: any length
+            # For a colour type that is not in the table, any length is right.
+            right_length = _TRANSPARENT_COLOUR.get(colour_type, length)
             is_wanted = is_wanted and length == right_length
         is_critical = kind[:1].isupper()
         if is_critical or (is_wanted and _is_intact(file, position, length)):
@@ -313,6 +322,9 @@ def _jpeg_ranges(file: BinaryIO, size: int, name: str) -> Iterator[tuple[int, in
     """Yield the start and end of each segment that PIL gets, and of the compressed data after them.
 
     Every segment begins with 0xFF, its marker and its length.
+
+    Raises:
+        ImageError: more than 100,000 segments are left out.
     """
     yield 0, 2  # the start marker, which has no length
     position = 2
@@ -329,8 +341,9 @@ def _jpeg_ranges(file: BinaryIO, size: int, name: str) -> Iterator[tuple[int, in
             break
         end = position + 2 + length  # 2: the prefix and the marker
         data_length = length - 2  # the length counts its own two bytes
+        beginning = file.read(max(0, min(data_length, 14)))
         is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE  # APP0 to APP15, or a comment
-        if is_metadata and not _is_needed_segment(marker, file.read(max(0, min(data_length, 14)))):
+        if is_metadata and not _is_needed_segment(marker, beginning):
             skipped += 1
             _check_skipped(skipped, name)
         else:
@@ -373,7 +386,7 @@ def _webp_of_true_size(file: BinaryIO, head: bytes, size: int) -> BinaryIO:
         size: bytes of the file.
     """
     (claimed,) = struct.unpack("<I", head[4:8])
-    if claimed + 8 <= size:  # 8: "RIFF" and the claim itself, which it does not count
+    if claimed + 8 <= size:  # 8: bytes of "RIFF" and of the claim, which the claim does not count
         file.seek(0)
         return file
     padding = b"\0" if size % 2 else b""

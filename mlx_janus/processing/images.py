@@ -49,11 +49,13 @@ class FileLike(Protocol):
 ImageSource: TypeAlias = (
     str | os.PathLike[Any] | bytes | bytearray | memoryview | Image.Image | FileLike | ArrayLike
 )
+Box: TypeAlias = tuple[int, int, int, int]
+"""A part of an image: left, top, right and bottom in pixels; right and bottom are outside."""
 Result = TypeVar("Result")
 
 _PIXEL_BYTES = 4  # of an RGB image in PIL, and the most of an image in any mode
 _MAX_SCANNED = 2_000_000_000  # pixels that a JPEG's scans decode; encoders write about 10 scans
-MAX_PIXELS = MAX_DECODED_BYTES // _PIXEL_BYTES  # pixels of one image, of a JPEG after halving
+MAX_PIXELS = MAX_DECODED_BYTES // _PIXEL_BYTES  # pixels of one image as it is decoded
 
 # PIL reads MPO as JPEG.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "ICO")
@@ -101,9 +103,9 @@ def open_image(source: ImageSource) -> Image.Image:
     EXIF orientation is applied, and transparent pixels are laid over white. Of an animation, only
     the first frame is read; of a PIL image, the current frame. A PIL image is not modified.
 
-    16-bit grey is scaled to 8 bits. Float grey is scaled from [0, 1] if no value is outside, else
-    from [0, 255]. Grey with other values, integer or float, is stretched: its lowest value becomes
-    black and its highest white.
+    16-bit grey is scaled to 8 bits. Float grey is scaled from [0, 1], or from [0, 255] if a value
+    is above 1. Grey with values outside these ranges is stretched: its lowest value becomes black
+    and its highest white.
 
     A JPEG of more than 100 megapixels is decoded at half its width and height, unless it is
     progressive. The memory for decoding is about 8 bytes per pixel of the result, 10 for a
@@ -206,26 +208,39 @@ def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float3
 def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
     """Scale an image until its longest side is S, and centre it on an S x S background.
 
+    S is the config's ``image_size``. ``letterbox`` gives the place of the image.
+    """
+    left, top, right, bottom = letterbox(image.size, config)
+    resized = image.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (config.image_size, config.image_size), config.background)
+    square.paste(resized, (left, top))
+    return square
+
+
+def letterbox(size: tuple[int, int], config: ImageConfig) -> Box:
+    """Return the place of a scaled image on its square background of S x S pixels.
+
     S is the config's ``image_size``. A side that would be shorter than the config's ``min_size`` is
     stretched to that length.
+
+    Args:
+        size: width and height of the image, in pixels.
+        config: the sizes of the preprocessing.
     """
-    size = config.image_size
-    longest = max(image.size)
+    square = config.image_size
+    longest = max(size)
 
     def scale(side: int) -> int:
         """Return the pixels of a side after scaling."""
         # DeepSeek's code divides, multiplies and truncates in this order. Rounding would make a
         # side one pixel longer in half of all images.
-        scaled = int(side / longest * size)
-        return min(max(scaled, config.min_size), size)
+        scaled = int(side / longest * square)
+        return min(max(scaled, config.min_size), square)
 
-    width, height = map(scale, image.size)
-    left = (size - width) // 2
-    top = (size - height) // 2
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    square = Image.new("RGB", (size, size), config.background)
-    square.paste(resized, (left, top))
-    return square
+    width, height = map(scale, size)
+    left = (square - width) // 2
+    top = (square - height) // 2
+    return left, top, left + width, top + height
 
 
 def to_image(pixels: npt.NDArray[Any]) -> Image.Image:
@@ -254,8 +269,8 @@ def read_file(
 
     Args:
         path: the file or its file:// address. A pipe is read to its end first, since decoders seek.
-        read: called with the image, whose pixels are not decoded so far, and with the image's name
-            for error messages.
+        read: called with the image before its pixels are decoded, and with the image's name for
+            error messages.
         with_text: keep the text chunks of a PNG; otherwise PIL does not see them.
 
     Raises:
@@ -330,10 +345,15 @@ def _open_and_read(
 
 
 def _check_scans(image: Image.Image, scans: int, name: str) -> None:
-    """Refuse a JPEG whose scans decode more pixels than ``_MAX_SCANNED``, all together.
+    """Refuse a JPEG whose scans together have more than ``_MAX_SCANNED`` pixels to decode.
+
+    Args:
+        image: the opened JPEG.
+        scans: the number of its scans. Each has all of the image's pixels.
+        name: the image's name in error messages.
 
     Raises:
-        ImageError: they do.
+        ImageError: the scans have more pixels.
     """
     width, height = image.size
     if scans * width * height > _MAX_SCANNED:
@@ -350,15 +370,15 @@ def _open_and_read_jpeg(
 
     Raises:
         ImageError: the image has so many scans that decoding it would take minutes.
-        Exception: of PIL or ``read``.
+        Exception: raised by PIL or ``read``.
     """
     try:
         image = open_jpeg(data, MAX_PIXELS)
         _check_scans(image, count_scans(data), name)
         return read(image, name)
     except OSError as error:  # PIL's error for a file that ends too early
-        failure = error.with_traceback(None)  # the traceback would hold the image's pixels
-    # A JPEG may lack nothing but its end marker.
+        failure = error.with_traceback(None)  # a traceback would keep the pixels in memory
+    # The file may lack nothing but its end marker.
     completed = with_end_marker(data, MAX_PIXELS)
     if completed is None:
         raise failure
@@ -396,9 +416,11 @@ def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
             yield
     except ImageError:  # already has a good message
         raise
-    except Image.DecompressionBombError as error:  # its message has the number of pixels
-        pixels = re.search(r"\d+", str(error))
-        raise _too_large(name, int(pixels[0]) if pixels else 0) from None
+    # Its message: "Image size (200000000 pixels) exceeds limit of ...".
+    except Image.DecompressionBombError as error:
+        number = re.search(r"\d+", str(error))
+        pixels = int(number.group()) if number else 0
+        raise _too_large(name, pixels) from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} {_why_unidentified(head)}") from None
     except MemoryError:
@@ -436,7 +458,7 @@ def check_size(image: Image.Image, name: str) -> None:
     """Refuse an image that has no pixels or too many.
 
     Args:
-        image: its pixels need not be decoded.
+        image: the image; its pixels need not be decoded.
         name: the image's name in error messages.
 
     Raises:
@@ -458,7 +480,8 @@ def _too_large(name: str, pixels: int, size: str = "") -> ImageError:
         size: its width and height; "": unknown, since PIL refused to open the image.
     """
     limit = MAX_PIXELS / 1e6
-    given = f"{pixels * _PIXEL_BYTES / 1e6:,.0f} MB when decoded ({size or f'{pixels:,} pixels'})"
+    size = size or f"{pixels:,} pixels"
+    given = f"{pixels * _PIXEL_BYTES / 1e6:,.0f} MB when decoded ({size})"
     allowed = f"{limit * _PIXEL_BYTES:g} MB ({limit:g} megapixels)"
     fix = f"make it smaller, or save it as a baseline JPEG, which may have {4 * limit:g} megapixels"
     return ImageError(f"{name} takes {given}, more than {allowed}: {fix}")
@@ -492,8 +515,8 @@ def _upright_rgb(image: Image.Image, name: str, *, close: bool = False) -> Image
         image.close()
     if transpose is not None:
         result = result.transpose(transpose)
-    # PIL copies ``info``, which holds the EXIF orientation and a transparent colour. Both have been
-    # applied, and must not be applied again if the result is passed to open_image.
+    # PIL copies ``info``, which has the EXIF orientation and the transparent colour. The result has
+    # them applied. If it is passed to ``open_image``, they must not be applied again.
     result.info.clear()
     return result
 

@@ -52,7 +52,7 @@ def _deep_grey_to_rgb(image: Image.Image, black: float, white: float) -> Image.I
     # A PNG's tRNS chunk gives an int: the grey value of transparent pixels, which become white.
     transparent = image.info.get("transparency")
     finite = np.nan_to_num(values.astype(np.float64), nan=black, posinf=white, neginf=black)
-    scaled = (finite - black) / (white - black or 1)
+    scaled = (finite - black) / (white - black or 1)  # 1: all pixels are equal
     grey = (scaled * 255 + 0.5).astype(np.uint8)  # + 0.5 rounds, since the conversion truncates
     if isinstance(transparent, int):
         grey[values == transparent] = 255
@@ -74,7 +74,8 @@ def _grey_range(image: Image.Image) -> tuple[float, float]:
             high = max(high, float(finite.max()))
     if low > high:
         return 0.0, 1.0  # any range will do, since no value is finite
-    # Floats are usually up to 1 or 255; integers have 16 bits, which PIL may hold as 32.
+    # Floats are usually up to 1 or 255. Integers are usually up to 65535: PIL may keep numbers of
+    # 16 bits in 32.
     usual_whites = (1.0, 255.0) if image.mode == "F" else (65535.0,)
     # Take the narrowest usual range that holds all values, or else the range of the values.
     for white in usual_whites:
@@ -84,7 +85,7 @@ def _grey_range(image: Image.Image) -> tuple[float, float]:
 
 
 def bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield an image in bands of some rows from top to bottom, each with its first row."""
+    """Yield the bands of an image from top to bottom, each after the number of its first row."""
     width, height = image.size
     for top in range(0, height, _ROWS):
         yield top, image.crop((0, top, width, min(top + _ROWS, height)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -170,6 +171,21 @@ class Prompts:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
+    def with_roles(self, roles: str | None) -> Prompts:
+        """Return the templates with another pair of roles, over the same tokenizer.
+
+        Args:
+            roles: one of ``config.ROLES``; None: the present roles.
+
+        Raises:
+            OptionError: ``roles`` is none of them.
+        """
+        other = copy(self)
+        other.config = self.config.with_roles(roles)
+        other._user = other._role_segment(other.config.user)
+        other._assistant = other._role_segment(other.config.assistant)
+        return other
+
     @property
     def end_ids(self) -> frozenset[int]:
         """The ids that end an answer: eos, and those that the config adds."""
@@ -222,9 +238,9 @@ class Prompts:
     def editing(self, text: str, images: int, image_tokens: int) -> list[int]:
         """Return the ids of a prompt that changes images, from bos to image_start.
 
-        They have the form of Janus-4o's training. Each image has two slots, one after the other:
-        image positions for the features of the vision encoder, and pads for its image tokens. The
-        instruction follows all slots, without a space.
+        Janus-4o was trained with prompts of this form. Each image has two slots, one after the
+        other: image positions for the features of the vision encoder, and pads for its image
+        tokens. The instruction follows all slots, without a space.
 
         Args:
             text: the instruction.
@@ -243,6 +259,17 @@ class Prompts:
         template = [self._user, ": ", *slots * images]
         template += [f"{instruction}{self.config.separator}", self._assistant, ":"]
         return self._encode([*_strip(template), start])
+
+    def after_image(self, text: str) -> list[int]:
+        """Return the ids of image_end and a text, which follow the positions of an image."""
+        _bos, *ids = self._encode([_Control(self.config.image_end), text])
+        return ids
+
+    def before_image(self, text: str) -> list[int]:
+        """Return the ids of eos, a text and image_start, which end an answer and begin an image."""
+        eos = _Control(self.config.eos)
+        _bos, *ids = self._encode([eos, text, _Control(self.config.image_start)])
+        return ids
 
     def unconditional(self, ids: Sequence[int]) -> list[int]:
         """Return the unconditional row of classifier-free guidance for a conditional row.
@@ -288,7 +315,7 @@ class Prompts:
         """Return a role's name as a segment: a control token if it is an added token, else text."""
         if self._prompt_tokenizer.is_added(name):
             return _Control(name)
-        return name  # Janus-1.3B's roles are ordinary words
+        return name  # an ordinary word, as in Janus-1.3B
 
     def _answering_segments(self, turns: Sequence[Turn], system: str | None) -> list[str]:
         """Return the segments of an answering prompt, without bos.
@@ -393,6 +420,6 @@ def _strip(segments: Sequence[str]) -> list[str]:
             text = strip(stripped[outermost])
             if text:
                 stripped[outermost] = text
-                break
+                break  # this end of the prompt is text now
             del stripped[outermost]  # it was only whitespace, so strip the next segment too
     return stripped

@@ -25,17 +25,17 @@ _SETTINGS: dict[str, dict[str, Any]] = {  # of PIL's encoders
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "WEBP": {"quality": 95},
 }
-_ASCII_COMMENT = b"ASCII\0\0\0"  # EXIF's mark of the characters that follow
+_ASCII_COMMENT = b"ASCII\0\0\0"  # names the encoding at the start of an EXIF comment
 _LARGEST_JPEG_EXIF = 65_527  # bytes; a segment holds 65,533, and "Exif" with two NULs takes six
-_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")  # longer ones, or numbers, belong to the name
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")  # see ``with_suffix``
 
 
 def read_metadata(path: str | os.PathLike[Any]) -> dict[str, str]:
     """Return the metadata of an image file by key, as ``save_image`` wrote them.
 
     They are the text chunks of a PNG, or the JSON object in the EXIF of a JPEG or WebP. The result
-    is empty if there are none, or if they cannot be read. A file of another program may have any
-    keys.
+    is empty if there are none, or if they cannot be read. A file that another program wrote may
+    have other keys.
 
     Raises:
         ImageError: the image is missing, unreadable, empty, damaged, in an unsupported format, or
@@ -57,7 +57,7 @@ def _metadata(image: Image.Image, name: str) -> dict[str, str]:
     try:
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
         metadata = parse_json(comment.removeprefix(_ASCII_COMMENT))
-    except Exception:  # PIL raises nearly every kind for broken EXIF
+    except Exception:  # PIL raises many kinds of exceptions for broken EXIF
         return {}
     if not isinstance(metadata, dict):
         return {}
@@ -193,9 +193,12 @@ def with_suffix(path: Path) -> Path:
 def _move_to_free_name(draft: Path, target: Path) -> Path:
     """Move the finished file ``draft`` to the first unused name, and return its new path.
 
-    The names are ``target``, then target_2, target_3 and so on. An empty file, created exclusively,
-    reserves a name; the draft then replaces it. A hard link would need no empty file, but not every
-    file system has hard links.
+    The names are ``target``, then target_2, target_3 and so on. To reserve a name, an empty file is
+    created, which fails if the name is in use. The draft then replaces the empty file. (A hard link
+    to the draft would need no empty file, but some file systems have no hard links.)
+
+    Raises:
+        OSError: the empty file cannot be created, or the draft cannot be moved.
     """
     for i in itertools.count(1):
         candidate = target if i == 1 else target.with_name(f"{target.stem}_{i}{target.suffix}")
@@ -207,7 +210,7 @@ def _move_to_free_name(draft: Path, target: Path) -> Path:
             return draft.replace(candidate)
         except BaseException:  # includes Ctrl-C
             with contextlib.suppress(OSError):
-                if draft.exists():  # otherwise the move has succeeded, so the file is kept
+                if draft.exists():  # not moved, so the candidate is still the empty file
                     candidate.unlink()
             raise
     raise AssertionError("itertools.count ends")  # pragma: no cover

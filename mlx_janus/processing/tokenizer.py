@@ -100,8 +100,10 @@ class PromptTokenizer:
             no bytes (None). An id beyond the tokenizer's vocabulary has "" and no bytes.
         """
         token = self.tokenizer.id_to_token(int(token_id))
-        if token is None or token in self._special_spellings:
-            return token or "", None
+        if token is None:
+            return "", None
+        if token in self._special_spellings:
+            return token, None
         content = _token_bytes(token)
         return content.decode("utf-8", "replace"), content
 
@@ -157,7 +159,8 @@ class Detokenizer:
     def add(self, token_id: int) -> str:
         """Return the characters that this id completes; "" if it completes none."""
         token = self._tokenizer.id_to_token(int(token_id))
-        # ``token`` is None for an id beyond the tokenizer's vocabulary. A model may have more ids.
+        # ``token`` is None for an id beyond the tokenizer's vocabulary. The model's vocabulary may
+        # be larger.
         if token is None or token in self._skipped:
             return ""
         return self._utf8.decode(_token_bytes(token))
@@ -191,7 +194,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_str(json.dumps(data))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the library raises bare Exceptions, and panics
+    except BaseException as error:  # the library raises Exception, or in a panic BaseException
         reason = " ".join(str(error).split())[:120]
         fix = "download the model's own"
         raise ConfigError(f"{path} is not a tokenizer ({reason}): {fix}") from None

@@ -1,9 +1,9 @@
 """The rules that a ``tokenizer.json`` may have.
 
 The tokenizers library runs any rules: one may multiply a text to gigabytes, search a pattern for
-hours, or end the library in a panic. So only the kinds are accepted that byte-level tokenizers of
-Llama models have, which keep the length of a text: BPE, byte-level spelling, and splitting by
-patterns that cannot backtrack without end.
+hours, or end the library in a panic. So only the rules of byte-level tokenizers of Llama models are
+accepted: BPE, byte-level spelling, and splitting by patterns. They keep the length of a text, and
+the patterns cannot backtrack without end.
 
 Source: the ``tokenizer.json`` of Janus-1.3B, Janus-Pro and JanusFlow; the format is that of
 ``tokenizers/src`` (Rust).
@@ -27,7 +27,7 @@ _MAX_RULES = 32  # rules in a part; Janus has 7
 _MAX_PATTERN = 4096  # characters of a pattern; the longest of Janus has about 400
 _MAX_REPEATS = 1  # repeats in one alternative of a pattern, as in Janus
 
-# A pattern without escaped characters and classes: "x" stands for each of these.
+# An escaped character or a class in a pattern.
 _ATOM = re.compile(r"\\[pP]\{\^?\w+\}|\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]", re.DOTALL)
 _BACK_REFERENCE = re.compile(r"\\[1-9kgK]")
 _REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{)")
@@ -45,13 +45,14 @@ def check_rules(data: Mapping[str, Any]) -> None:
         data: the file's JSON object.
 
     Raises:
-        RuleError: a rule is of a kind that Janus's tokenizers do not have.
+        RuleError: the model or a rule is of a kind that Janus's tokenizers do not have, there are
+            too many rules, or a pattern may take too long.
     """
     model = data.get("model")
-    kind = model.get("type") if isinstance(model, Mapping) else None
+    model_kind = model.get("type") if isinstance(model, Mapping) else None
     # The type is missing in old files; only BPE has merges.
-    if not isinstance(model, Mapping) or kind not in ("BPE", None) or "merges" not in model:
-        raise RuleError(f"its model is {_shown(kind)}, not BPE")
+    if not isinstance(model, Mapping) or model_kind not in ("BPE", None) or "merges" not in model:
+        raise RuleError(f"its model is {_shown(model_kind)}, not BPE")
     for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(name):
             raise RuleError(f"its model has a {name}")
@@ -84,10 +85,14 @@ def _check_unknown_token(model: Mapping[str, Any]) -> None:
 
 
 def _flat(rule: Any, part: str) -> Iterator[Mapping[str, Any]]:
-    """Yield a rule, or the rules of a "Sequence" at any depth; None gives no rule.
+    """Yield a rule, or the rules of a "Sequence" at any depth.
+
+    Args:
+        rule: an unchecked JSON value; None: there is no rule.
+        part: the part of the file, for messages.
 
     Raises:
-        RuleError: something is not a rule.
+        RuleError: ``rule`` or a member of a "Sequence" is not a rule.
     """
     if rule is None:
         return
@@ -105,28 +110,31 @@ def _flat(rule: Any, part: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _check_pattern(pattern: Any) -> None:
-    """Check that a search for a pattern takes a time that is bounded by the text.
+    """Check that searching a text for a pattern cannot take too long.
 
     A repeated group, as in ``(a+)+``, can match in exponentially many ways. Each further repeat in
     an alternative multiplies the time by the length of the text.
 
     Raises:
-        RuleError: the pattern has a repeated group, a reference to a group, or too many repeats; or
-            is too long or no pattern.
+        RuleError: the pattern has a repeated group, a reference to a group, or too many repeats; it
+            is too long; or it is not a pattern.
     """
-    if isinstance(pattern, Mapping) and isinstance(pattern.get("String"), str):
+    if isinstance(pattern, Mapping) and isinstance(pattern.get("String"), str):  # not a regex
         if not 0 < len(pattern["String"]) <= _MAX_PATTERN:
             raise RuleError("it splits at an empty or a very long text")
         return
     regex = pattern.get("Regex") if isinstance(pattern, Mapping) else None
     if not isinstance(regex, str) or len(regex) > _MAX_PATTERN:
         raise RuleError("one of its patterns is no text, or a very long one")
+    # A digit after an escaped backslash is no reference, so remove escaped backslashes.
     if _BACK_REFERENCE.search(regex.replace(r"\\", "")):
         raise RuleError(f"the pattern {_shown(regex)} refers to a group")
+    # In the outline, every "(", "*" and "|" is an operator, since those in atoms are replaced.
     outline = _ATOM.sub("x", regex)
     if _REPEATED_GROUP.search(outline):
         raise RuleError(f"the pattern {_shown(regex)} repeats a group")
-    if any(len(_REPEAT.findall(part)) > _MAX_REPEATS for part in outline.split("|")):
+    alternatives = outline.split("|")
+    if any(len(_REPEAT.findall(part)) > _MAX_REPEATS for part in alternatives):
         raise RuleError(f"the pattern {_shown(regex)} has several repeats")
 
 

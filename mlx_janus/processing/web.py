@@ -113,7 +113,7 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
         for _ in range(1 + _MAX_PUBLIC_REDIRECTS):
             host, target = _split_url(current)
             connection = _PublicConnection(host, _public_addresses(current, host), deadline)
-            connections.append(connection)  # for the end of this function, after a timeout
+            connections.append(connection)  # so that it can be cut after a timeout, see below
             with contextlib.closing(connection):
                 connection.request("GET", target, headers=_HEADERS)
                 with connection.getresponse() as response:
@@ -369,9 +369,9 @@ def _too_large_error(url: str, limits: _Limits) -> ImageError:
 
 
 def _to_image_error(error: Exception, url: str, limits: _Limits) -> Exception:
-    """Return the ImageError for a failed download.
+    """Return the ImageError for an exception of a download.
 
-    An exception that no failed download raises is a bug, and is returned unchanged.
+    An exception that no failed download raises comes from a bug. It is returned unchanged.
     """
     if isinstance(error, ImageError):
         return error

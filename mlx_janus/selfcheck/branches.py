@@ -28,7 +28,7 @@ _OPTIONS = (
     DrawOptions(temperature=0),
     DrawOptions(cfg_weight=1, temperature=0.7, top_p=0.9),
 )
-_MEMORY_MARGIN = 1.25  # a peak above the estimate by more than this is worth a warning
+_MEMORY_MARGIN = 1.25  # a peak of more than this times the estimate is worth a warning
 
 
 def check_branches(device: str) -> Iterator[Check]:
@@ -59,11 +59,11 @@ def check_compiled_choice(device: str, *, compiled: bool | None = None) -> Check
     if compiled is None:
         compiled = mx.default_device().type == mx.DeviceType.gpu
     random = np.random.default_rng(0)
-    keys = position_keys([1, 2], 8)
+    keys = position_keys([1, 2], 8)  # of two images with the seeds 1 and 2, at 8 positions
     equal = 0
     total = 0
     for options in _OPTIONS:
-        shape = (2 * options.rows, 8, 128)
+        shape = (2 * options.rows, 8, 128)  # batch rows of two images, positions, vocabulary
         logits = mx.array(random.normal(size=shape).astype(np.float32))
         plain = make_sampler(options, compiled=False)(logits, keys)
         ours = make_sampler(options, compiled=compiled)(logits, keys)
@@ -79,8 +79,8 @@ def check_convolution(device: str, convolve: Callable[..., mx.array] | None = No
 
     Args:
         device: the name in the check.
-        convolve: computes a layer, (layer, x); None: as the codec does on this device.
-            ``nn.Conv2d.__call__`` is the branch of a GPU.
+        convolve: called with a layer and its input; None: the codec's own function. On a GPU, that
+            calls ``nn.Conv2d.__call__``, which a test can pass here on a CPU.
     """
     run = convolve or Conv2d.__call__
     random = np.random.default_rng(0)
@@ -98,7 +98,10 @@ def check_convolution(device: str, convolve: Callable[..., mx.array] | None = No
 
 
 def _convolve_in_numpy(x: np.ndarray, weight: np.ndarray, stride: int, padding: int) -> np.ndarray:
-    """Convolve in float64, and add 0, 1, 2, ... as the bias: (1, H, W, C) -> (1, h, w, O)."""
+    """Convolve in float64, and add the channel's index as the bias: (1, H, W, C) -> (1, h, w, O).
+
+    The weight has the shape (O, size, size, C).
+    """
     size = weight.shape[1]
     border = (padding, padding)
     padded = np.pad(x[0].astype(np.float64), (border, border, (0, 0)))
@@ -109,10 +112,7 @@ def _convolve_in_numpy(x: np.ndarray, weight: np.ndarray, stride: int, padding: 
 
 
 def check_wired_limit(device: str) -> Check:
-    """Check that overlapping blocks raise the wired limit, and that the last one restores it.
-
-    ``mx.set_wired_limit`` returns the former limit, which tells the limit at that moment.
-    """
+    """Check that overlapping blocks raise the wired limit, and that the last one restores it."""
     about = "wired limit"
     if not memory.is_metal():
         with memory.weights_wired():
@@ -134,21 +134,22 @@ def check_wired_limit(device: str) -> Check:
 
 
 def _wired_limit() -> int:
-    """Return MLX's wired limit in bytes, which stays as it is."""
-    limit = int(mx.set_wired_limit(0))
+    """Return MLX's wired limit in bytes, and leave it unchanged."""
+    limit = int(mx.set_wired_limit(0))  # MLX tells the limit only when another is set
     mx.set_wired_limit(limit)
     return limit
 
 
 def check_memory_limits(device: str) -> Check:
-    """Check that the memory of the device is plausible, and that arrays reduce what is free."""
+    """Check that the total and the free memory of the device are plausible."""
     import psutil
 
     total = memory.device_memory()
     free = memory.available_memory()
     text = f"{memory.format_size(free)} free of {memory.format_size(total)}"
-    gpu_is_apart = device == "gpu" and not memory.is_metal()  # it has its own memory
-    right = 0 < free <= total and (gpu_is_apart or total <= psutil.virtual_memory().total)
+    has_own_memory = device == "gpu" and not memory.is_metal()  # not the system's memory
+    total_fits = has_own_memory or total <= psutil.virtual_memory().total
+    right = 0 < free <= total and total_fits
     return Check(PART, "memory limits", device, "", "ok" if right else "fail", text)
 
 
@@ -160,12 +161,14 @@ def check_drawing_memory(device: str) -> Check:
     dtype = choose_dtype(config, None)
     estimate = task_memory(config, dtype)["draw"]
     model = load_at(TINY, Precision(dtype))
+    # In memory are the weights of all tasks. Only those of this task are counted below.
     held = _start_measuring()
     weights = sum(array.nbytes for array in model.drawing_arrays().values())
     ids = list(range(1, 33))
     options = DrawOptions()
     prompt = text_rows(ids, ids, options)
-    for _ in draw_tokens(model, [prompt], [(0, 0)], options):
+    image = (0, 0)  # index of its prompt, and its seed
+    for _ in draw_tokens(model, [prompt], [image], options):
         pass
     peak = weights + mx.get_peak_memory() - held
     return _compare_memory("memory of image tokens", device, peak, estimate)
@@ -176,6 +179,7 @@ def check_decoding_memory(device: str) -> Check:
     config = JanusConfig.load(FOLDER / "config.json")
     estimate = task_memory(config, "float32")["decode"]
     model = load_at(FOLDER, Precision("float32"))
+    # In memory are the weights of all tasks. Only those of this task are counted below.
     held = _start_measuring()
     weights = sum(array.nbytes for array in model.decoding_arrays().values())
     mx.eval(model.decode_image_tokens(mx.array(reference_numbers()["vq.codes"])))
@@ -192,7 +196,10 @@ def _start_measuring() -> int:
 
 
 def _compare_memory(about: str, device: str, peak: int, estimate: int) -> Check:
-    """Return the check of a measured peak of memory. More than estimated is a warning."""
+    """Return the check of a measured peak of memory.
+
+    It warns if the peak is above ``_MEMORY_MARGIN`` times the estimate. Both are in bytes.
+    """
     status: Status = "ok" if peak <= _MEMORY_MARGIN * estimate else "warn"
     text = f"peak {peak / 1e6:.1f} MB, estimated {estimate / 1e6:.1f} MB"
     return Check(PART, about, device, "", status, text)

@@ -40,9 +40,9 @@ class Check:
 def judge(
     part: str, about: str, device: str, precision: str, deviation: float, bound: Bound
 ) -> Check:
-    """Return the check of a deviation. One that is not a number fails."""
+    """Return the check of a deviation. NaN fails."""
     status: Status = "fail"
-    if deviation <= bound.fail:
+    if deviation <= bound.fail:  # never true for NaN
         status = "ok" if deviation <= bound.ok else "warn"
     text = f"deviation {deviation:.1e}, bound {bound.ok:.1e}"
     return Check(
@@ -66,8 +66,7 @@ def devices_here() -> list[str]:
 def on_device(name: str) -> Iterator[None]:
     """Compute on "cpu" or "gpu" during a block.
 
-    On the CPU, ``mx.compile`` is off. It would start a C++ compiler, which a Mac may lack, and so
-    the CPU is a second opinion on functions that the GPU runs compiled.
+    On the CPU, ``mx.compile`` is off, because it would start a C++ compiler, which a Mac may lack.
     """
     before: Any = mx.default_device()
     mx.set_default_device(mx.Device(mx.gpu if name == "gpu" else mx.cpu))
@@ -77,6 +76,7 @@ def on_device(name: str) -> Iterator[None]:
         yield
     finally:
         mx.synchronize()
+        # MLX's own variable turns compilation off in the entire process.
         if name == "cpu" and "MLX_DISABLE_COMPILE" not in os.environ:
             mx.enable_compile()
         mx.set_default_device(before)

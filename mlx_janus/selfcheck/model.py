@@ -63,7 +63,10 @@ def is_pro_1b(janus: JanusPipeline) -> bool:
 
 
 def _check_cache(janus: JanusPipeline, device: str, precision: str) -> Check:
-    """Compare hidden states of a text read at once with those of single steps with a cache."""
+    """Compare the hidden states of one pass over a text with those of single steps with a cache.
+
+    The bound is that of a GPU, on a CPU too.
+    """
     model = janus.model
     embeddings = model.embed_text(mx.array([janus.prompts.drawing(SMOKE_PROMPT)]))
     whole = model.hidden_states(embeddings)
@@ -91,9 +94,9 @@ def _check_pixels(janus: JanusPipeline, device: str, precision: str) -> Check:
 
 
 def compare_with_cpu(janus: JanusPipeline, device: str, precision: str) -> Iterator[Check]:
-    """Yield the deviation of each network of a model on a device from the same on the CPU.
+    """Yield the deviations between the outputs of a model's networks on a device and on the CPU.
 
-    Both compute with the same weights, in the same precision.
+    Both devices compute with the same weights, in the same precision.
     """
     model = janus.model
     random = np.random.default_rng(0)
@@ -104,14 +107,15 @@ def compare_with_cpu(janus: JanusPipeline, device: str, precision: str) -> Itera
     ids = mx.array([janus.prompts.drawing(SMOKE_PROMPT)[:_CPU_TOKENS]])
 
     def image_logits() -> mx.array:
+        """Return the image logits of the first positions of a prompt."""
         return model.image_logits(model.hidden_states(model.embed_text(ids)))
 
-    half = _compared_bound(model.dtype)
-    codec = Bound(_CODEC_BOUND, 10 * _CODEC_BOUND, "float32; 10 times as much may be TF32")
+    network_bound = _compared_bound(model.dtype)
+    codec_bound = Bound(_CODEC_BOUND, 10 * _CODEC_BOUND, "float32; 10 times as much may be TF32")
     networks: dict[str, tuple[Callable[[], mx.array], Bound]] = {
-        "vision encoder and the CPU's": (lambda: model.understand(pixels), half),
-        "image logits and the CPU's": (image_logits, half),
-        "codec decoder and the CPU's": (lambda: model.decode_image_tokens(codes), codec),
+        "vision encoder and the CPU's": (lambda: model.understand(pixels), network_bound),
+        "image logits and the CPU's": (image_logits, network_bound),
+        "codec decoder and the CPU's": (lambda: model.decode_image_tokens(codes), codec_bound),
     }
     for about, (compute, bound) in networks.items():
         with on_device(device):
@@ -123,7 +127,10 @@ def compare_with_cpu(janus: JanusPipeline, device: str, precision: str) -> Itera
 
 
 def _compared_bound(dtype: mx.Dtype) -> Bound:
-    """Return the bound between two devices, whose roundings differ in every layer."""
+    """Return the bound of a network in a float type, between two devices.
+
+    The devices round differently in every layer.
+    """
     name = str(dtype).removeprefix("mlx.core.")
     bound = float_bound(name, "gpu")  # type: ignore[arg-type]
     return Bound(2 * bound.ok, 4 * bound.fail, "twice a small model's: the layers are many")
@@ -142,10 +149,14 @@ def check_smoke(janus: JanusPipeline, device: str, precision: str) -> Check:
         return Check(PART, "smoke test", device, precision, "fail", text)
     options = DrawOptions(temperature=0)
     prompt = text_rows(ids, janus.prompts.unconditional(ids), options)
-    stream = draw_tokens(janus.model, [prompt], [(0, 0)], options)
+    image = (0, 0)  # index of its prompt, and its seed
+    stream = draw_tokens(janus.model, [prompt], [image], options)
     found = [int(np.array(next(stream))[0, 0]) for _ in SMOKE_TOKENS]
     stream.close()  # type: ignore[attr-defined]
-    equal = next((i for i, t in enumerate(found) if t != SMOKE_TOKENS[i]), len(found))
-    status: Status = "ok" if equal == len(found) else "warn" if equal else "fail"
+    differing = [i for i, token in enumerate(found) if token != SMOKE_TOKENS[i]]
+    equal = differing[0] if differing else len(found)  # tokens before the first different one
+    status: Status = "warn" if differing else "ok"
+    if equal == 0:
+        status = "fail"
     text = f"the first {equal} of {len(found)} tokens equal transformers': {found}"
     return Check(PART, "smoke test", device, precision, status, text)

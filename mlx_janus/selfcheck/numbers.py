@@ -44,7 +44,9 @@ _UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # units of rounding
 _ROUNDINGS = 16  # units of rounding that a deviation may have
 _QUANTIZED = {8: 0.04, 4: 0.65}  # deviation of a stage of the language model, by bits
 _ADAPTOR_CHANGE = 0.011  # deviation of an adaptor or the image head, which have 8 bits
-_CLEAR_MARGIN = 0.1  # of the median margin between the best two: rounding to TF32 keeps a choice
+# Share of the median margin between the two best tokens. Rounding to TF32 does not change a choice
+# with a larger margin.
+_CLEAR_MARGIN = 0.1
 
 
 def float_bound(dtype: Dtype, device: str) -> Bound:
@@ -59,7 +61,7 @@ def float_bound(dtype: Dtype, device: str) -> Bound:
 
 
 def stage_bound(stage: Stage, precision: Precision, device: str) -> Bound:
-    """Return the bound of a stage in a precision."""
+    """Return the bound of a stage in a precision. Quantization widens it by the change it makes."""
     bound = float_bound("float32" if stage.weights == "float32" else precision.dtype, device)
     if precision.bits is None or stage.weights in ("float32", "float"):
         return bound
@@ -134,7 +136,10 @@ def _type_name(dtype: mx.Dtype) -> str:
 
 
 def _check_choices(model: JanusModel, device: str) -> Check:
-    """Check tokens that the reference chose clearly: of an image, and of the codec's encoder."""
+    """Compare tokens of an image and of the codec's encoder with the reference's.
+
+    Only clear choices of the reference count: those in which the best token is far ahead.
+    """
     numbers = reference_numbers()
     outputs: dict[str, mx.array] = {}
     for stage in STAGES:
@@ -145,7 +150,7 @@ def _check_choices(model: JanusModel, device: str) -> Check:
     encoded = np.array(model.gen_vision_model.quantize.nearest(vectors)).reshape(1, -1)
     wrong = 0
     clear = 0
-    for tokens, name, margins in (
+    for tokens, name, margins in (  # names of the reference's tokens, and of their margins
         (drawn, "gen.greedy_tokens", "gen.greedy.margin"),
         (encoded, "vq.enc_indices", "vq.enc.margin"),
     ):

@@ -56,7 +56,8 @@ def check_quantization(
 def _products_bound(dtype: Dtype, device: str) -> Bound:
     """Return the bound of the products in a float type.
 
-    In half precision it is twice that of a stage: Janus-Tiny has more layers than the model there.
+    In half precision it is twice the bound of a stage in the part "numbers", since Janus-Tiny has
+    more layers than the model of that part.
     """
     bound = float_bound(dtype, device)
     if dtype == "float32":
@@ -74,7 +75,7 @@ def _check_groups(name: str, folder: Path, bits: int, device: str) -> Check:
     wanted = recorded_groups(name, bits)
     found = {}
     for path, layer in _quantized_layers(model).items():
-        # The width of the layer's input, from the packed weights: 32 bits an item.
+        # The width of the layer's input. A packed item holds 32 bits of weights.
         width = layer.weight.shape[-1] * 32 // layer.bits
         found[path] = [layer.bits, width // layer.scales.shape[-1]]
     wrong = [path for path in wanted | found if wanted.get(path) != found.get(path)]
@@ -109,10 +110,10 @@ def _products_deviation(device: str, precision: Precision) -> float:
 
 
 def _outputs(model: JanusModel, tokens: int) -> list[mx.array]:
-    """Return logits of text and of image tokens, after a prompt and after one more image token.
+    """Return the text logits of a prompt, and the image logits after one more image token.
 
-    GPUs have other kernels for one position than for many. All quantized layers are passed except
-    the vision adaptor's.
+    GPUs have different kernels for one position and for many. The outputs depend on all quantized
+    layers except the vision adaptor's.
     """
     cache = model.make_cache()
     hidden = model.hidden_states(model.embed_text(mx.arange(1, tokens + 1)[None]), cache)

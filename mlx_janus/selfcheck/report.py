@@ -15,9 +15,8 @@ _STATUSES: tuple[Status, ...] = ("ok", "warn", "fail")
 def line(check: Check) -> str:
     """Return a check as a line: its status, part, name, device and precision, and its result."""
     where = ", ".join(word for word in (check.device.upper(), check.precision) if word)
-    return f"{check.status:4}  {check.part}: {check.about}{f' ({where})' if where else ''}: " + (
-        check.text
-    )
+    place = f" ({where})" if where else ""
+    return f"{check.status:4}  {check.part}: {check.about}{place}: {check.text}"
 
 
 def summary(checks: Sequence[Check]) -> str:
@@ -37,9 +36,9 @@ def summary(checks: Sequence[Check]) -> str:
 
 
 def facts(check: Check) -> dict[str, Any]:
-    """Return a check for JSON. A deviation that is not finite is null, as JSON has no such number.
+    """Return the fields of a check, as values for JSON.
 
-    The keys are the fields of ``Check``.
+    A deviation that is not finite becomes None, since JSON has no such number.
     """
     values = dataclasses.asdict(check)
     deviation = check.deviation

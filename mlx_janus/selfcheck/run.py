@@ -28,7 +28,7 @@ def run_parts(
 ) -> Iterator[Check]:
     """Yield the checks of parts of the self-check, on every device of this machine.
 
-    The default device of the calling thread is changed during a step, and restored after it.
+    A check changes the default device of the calling thread, and restores it at its end.
 
     Args:
         parts: names of ``PARTS``.

@@ -6,6 +6,7 @@ the bandwidth. The forecast is this floor and a fixed time a step, which a small
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ PART = "speed"
 _LARGEST = 1 << 30  # bytes of the array whose reading is timed
 _CPU_LARGEST = 1 << 28  # the same on a CPU, which takes longer
 _PROMPT = 32  # tokens of the prompt
+_TIMED_STEPS = 48  # most image steps whose time is measured
+_COUNTED_PASSES = 64  # most passes whose accepted tokens are counted
+_COLUMNS = 4096  # columns of the matrix whose reading is timed
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ PUBLISHED = (
     Published("Janus-1.3B", 1.233e9, 0.042e9, 0.21e9, 0.85e9, 196_608, 24),
     Published("Janus-Pro-1B", 1.233e9, 0.042e9, 0.21e9, 0.85e9, 196_608, 24),
     Published("Janus-Pro-7B", 6.071e9, 0.101e9, 0.419e9, 0.85e9, 491_520, 30),
+    Published("Janus-4o-7B", 6.071e9, 0.101e9, 0.419e9, 0.85e9, 491_520, 30),
 )
 _IMAGE_TOKENS = 576
 _BITS = {"bfloat16": 16.0, "8 bits": 8.5, "4 bits": 4.5}  # bits a weight, with scales
@@ -74,15 +79,17 @@ def measure(model: JanusModel, device: str) -> Speed:
         device: "cpu" or "gpu", which must be the default device.
     """
     weights = model.drawing_arrays().items()
+    # A step reads only one row of an embedding table.
     step_bytes = sum(array.nbytes for name, array in weights if "embed" not in name)
     positions = token_config(model.config).tokens
     ids = list(range(1, _PROMPT + 1))
     options = DrawOptions()
     times = []
     prompt = text_rows(ids, ids, options)
-    stream = draw_tokens(model, [prompt], [(0, 0)], options)
-    next(stream)
-    for _ in range(min(positions - 1, 48)):
+    image = (0, 0)  # index of its prompt, and its seed
+    stream = draw_tokens(model, [prompt], [image], options)
+    next(stream)  # reads the prompt
+    for _ in range(min(positions - 1, _TIMED_STEPS)):
         started = time.perf_counter()
         next(stream)
         times.append(time.perf_counter() - started)
@@ -90,12 +97,12 @@ def measure(model: JanusModel, device: str) -> Speed:
     mx.synchronize()
     passes = time_passes(model, options.rows)
     return Speed(
-        device,
-        measure_bandwidth(device),
-        float(np.median(times)),
-        step_bytes,
-        passes,
-        _tokens_per_pass(model, ids),
+        device=device,
+        bandwidth=measure_bandwidth(device),
+        step=float(np.median(times)),
+        step_bytes=step_bytes,
+        passes=passes,
+        tokens_per_pass=_tokens_per_pass(model, ids),
     )
 
 
@@ -105,20 +112,21 @@ def _tokens_per_pass(model: JanusModel, ids: list[int]) -> float:
     tokens = 0
     options = DrawOptions()
     prompt = text_rows(ids, ids, options)
-    for block in draw_tokens(model, [prompt], [(0, 1)], options, window=8):
+    image = (0, 1)  # index of its prompt, and its seed
+    stream = draw_tokens(model, [prompt], [image], options, window=8)
+    for accepted in itertools.islice(stream, _COUNTED_PASSES):
         passes += 1
-        tokens += block.shape[1]
-        if passes == 64:
-            break
+        tokens += accepted.shape[1]
     return tokens / passes
 
 
 def measure_bandwidth(device: str) -> float:
-    """Measure the bytes a second of a product of a large matrix and a vector."""
+    """Measure the bytes per second that a product of a large matrix and a vector reads."""
     largest = _CPU_LARGEST if device == "cpu" else _LARGEST
-    rows = min(largest, int(available_memory()) // 4) // (4 * 4096)
-    matrix = mx.ones((rows, 4096))
-    vector = mx.ones(4096)
+    matrix_bytes = min(largest, int(available_memory()) // 4)  # at most a quarter of the memory
+    rows = matrix_bytes // (mx.float32.size * _COLUMNS)
+    matrix = mx.ones((rows, _COLUMNS))
+    vector = mx.ones(_COLUMNS)
     mx.eval(matrix, vector)
     times = []
     for _ in range(4):
@@ -145,7 +153,7 @@ def speed_checks(speed: Speed, name: str) -> Iterator[Check]:
 
 
 def forecasts(speed: Speed, layers: int) -> Iterator[Check]:
-    """Yield the seconds an image and the memory of each published model, by precision.
+    """Yield forecasts for each published model: the seconds of an image, and the memory.
 
     Args:
         speed: the measured speeds.
@@ -153,8 +161,9 @@ def forecasts(speed: Speed, layers: int) -> Iterator[Check]:
     """
     with on_device(speed.device):
         free = available_memory()
+    bits_by_precision = _CPU_BITS if speed.device == "cpu" else _BITS
     for model in PUBLISHED:
-        for precision, bits in (_CPU_BITS if speed.device == "cpu" else _BITS).items():
+        for precision, bits in bits_by_precision.items():
             seconds = image_seconds(model, bits, speed, layers)
             memory = needed_memory(model, bits)
             status: Status = "ok" if memory <= free else "warn"
@@ -165,17 +174,27 @@ def forecasts(speed: Speed, layers: int) -> Iterator[Check]:
 
 
 def image_seconds(model: Published, bits: float, speed: Speed, layers: int) -> float:
-    """Return the forecast of the seconds of one image: floor and fixed time of each step."""
-    head_bits = max(bits, 8.5) if bits < 16 else bits
-    read = (model.body * bits + model.heads * head_bits) / 8
+    """Return the forecast of the seconds of one image.
+
+    A step takes the time of reading its weights and its cache, and a fixed time for each layer.
+
+    Args:
+        model: the published model.
+        bits: bits per weight of the language model.
+        speed: the measured speeds.
+        layers: layers of the measured model.
+    """
+    head_bits = max(bits, _BITS["8 bits"])
+    weights = (model.body * bits + model.heads * head_bits) / 8
     cache = 2 * model.cache * (_PROMPT + _IMAGE_TOKENS / 2)  # two rows, in the middle of an image
     fixed = speed.overhead * model.layers / layers
-    return _IMAGE_TOKENS * ((read + cache) / speed.bandwidth + fixed)
+    return _IMAGE_TOKENS * ((weights + cache) / speed.bandwidth + fixed)
 
 
 def needed_memory(model: Published, bits: float) -> float:
     """Return the bytes of all weights and of the KV cache of one image with guidance."""
-    head_bits = max(bits, 8.5) if bits < 16 else bits
-    weights = (model.body * bits + model.heads * head_bits + model.text * (16 + bits)) / 8
+    head_bits = max(bits, _BITS["8 bits"])
+    text_bits = 16 + bits  # of a weight in the embedding table, and of one in ``lm_head``
+    weights = (model.body * bits + model.heads * head_bits + model.text * text_bits) / 8
     cache = 2 * model.cache * (_PROMPT + _IMAGE_TOKENS)
     return weights + model.others + cache

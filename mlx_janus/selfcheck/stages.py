@@ -88,7 +88,7 @@ def _drawing(model: JanusModel, numbers: Numbers) -> Iterator[Pair]:
     for token in numbers["gen.greedy_tokens"].tolist():
         states.append(hidden[:, 0])
         logits = model.image_logits(hidden[:, 0])
-        guided.append(guide(logits[:1], logits[1:], 5.0)[0])
+        guided.append(guide(logits[:1], logits[1:], 5.0)[0])  # 5: the weight of guidance
         step = model.embed_image_tokens(mx.array([[token], [token]]))
         hidden = model.hidden_states(step, cache)
     yield mx.stack(states), "gen.hidden"

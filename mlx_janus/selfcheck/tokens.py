@@ -61,7 +61,8 @@ def generate(device: str, reference: list[int] | None = None, window: int = 1) -
     Args:
         device: "cpu" or "gpu".
         reference: the image's tokens that ``choices`` follow; None: those generated here.
-        window: positions read in one pass.
+        window: positions of the image that are read in one pass. If it is above 1, the answer is
+            generated with prompt lookup.
     """
     with on_device(device):
         model = load_at(TINY, Precision("float32"))
@@ -79,12 +80,13 @@ def generate(device: str, reference: list[int] | None = None, window: int = 1) -
 
 
 def forced_choices(janus: JanusPipeline, tokens: list[int]) -> list[int]:
-    """Return the likeliest image token at each position, where each pass reads given tokens."""
+    """Return the likeliest image token at each position, after the given tokens before it."""
     model = janus.model
     ids = janus.prompts.drawing(_PROMPT)
     rows = mx.array([ids, janus.prompts.unconditional(ids)])
-    image = model.embed_image_tokens(mx.array([tokens[:-1]] * 2))
+    image = model.embed_image_tokens(mx.array([tokens[:-1]] * 2))  # the same in both rows
     embeddings = mx.concatenate([model.embed_text(rows), image], axis=1)
+    # The prompt's last position gives the first image token.
     hidden = model.hidden_states(embeddings)[:, len(ids) - 1 :]
     logits = model.image_logits(hidden)
     weight = token_config(model.config).cfg_weight
@@ -94,11 +96,12 @@ def forced_choices(janus: JanusPipeline, tokens: list[int]) -> list[int]:
 
 
 def _compare(about: str, device: str, ours: list[int], theirs: list[int]) -> Check:
-    """Return the check of generated tokens. A difference is a warning."""
+    """Return the check of generated tokens. It warns if they differ."""
     if ours == theirs:
         text = f"all {len(ours)} equal the CPU's"
         return Check(PART, about, device, "float32", "ok", text)
-    pairs = zip(ours, theirs, strict=False)
+    pairs = zip(ours, theirs, strict=False)  # an answer may be shorter
+    # The number of tokens before the first difference.
     shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
     text = f"the first {shared} of {len(theirs)} equal the CPU's, then rounding decides"
     return Check(PART, about, device, "float32", "warn", text)

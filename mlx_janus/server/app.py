@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Coroutine
 from importlib.resources import files
@@ -14,13 +15,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ..version import __version__
+from .bodies import JSON, media_type, parse_json
 from .chat_completions import DEFAULT_MAX_TOKENS, complete_chat
 from .errors import APIError, handle_http_exception, handle_validation_error
+from .form_schema import edit_body_schema
+from .image_edits import default_edit_sampling, edit_images
 from .image_generations import default_sampling, generate_images
 from .image_store import PATH as IMAGES_PATH
 from .metrics import Metrics
@@ -49,6 +52,7 @@ _CHUNKS_DESCRIPTION = "Server-sent events: chat.completion.chunk objects, then `
 _IMAGE_EVENTS_DESCRIPTION = (
     "Server-sent events: image_generation.partial_image and image_generation.completed."
 )
+_EDIT_EVENTS_DESCRIPTION = "Server-sent events: image_edit.partial_image and image_edit.completed."
 _ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request is refused."},
     "5XX": {"model": ErrorReply, "description": "The server cannot complete the request."},
@@ -63,6 +67,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         settings: access and limits.
     """
     service = Service(engine, settings, Metrics(engine))
+    # The parser of forms would log each damaged one, whose client is told by the reply.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     app = FastAPI(
         title="mlx_janus",
         version=__version__,
@@ -77,6 +83,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         },
     )
     app.include_router(_generation_router(service))
+    app.include_router(_edit_router(service))
     app.include_router(_image_router(service))
     app.include_router(_model_router(service))
     app.include_router(_server_router(service))
@@ -94,11 +101,7 @@ class _StrictRequest(Request):
         Raises:
             APIError: the body is not JSON, or has NaN, a lone surrogate or excessive depth (400).
         """
-        try:
-            # from_json always refuses lone surrogates and excessive depth.
-            return from_json(await self.body(), allow_inf_nan=False)
-        except ValueError as error:
-            raise APIError(400, f"the body is not JSON: {error}") from None
+        return parse_json(await self.body())
 
 
 class _JSONRoute(APIRoute):
@@ -109,9 +112,7 @@ class _JSONRoute(APIRoute):
         handle_with_fastapi = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
-            content_type = request.headers.get("content-type", "")
-            media_type = content_type.partition(";")[0].strip().lower()  # without "; charset=..."
-            if media_type != "application/json":
+            if media_type(request.headers) != JSON:
                 raise APIError(415, "the body must be JSON: send 'Content-Type: application/json'")
             return await handle_with_fastapi(_StrictRequest(request.scope, request.receive))
 
@@ -150,6 +151,26 @@ def _generation_router(service: Service) -> APIRouter:
     return router
 
 
+def _edit_router(service: Service) -> APIRouter:
+    """Return a router with the route that changes images, which takes forms and JSON.
+
+    A form on another site's page could use it, but ``SameOriginMiddleware`` refuses such pages.
+    """
+    router = APIRouter(prefix="/v1", tags=["generation"])
+
+    @router.post(
+        "/images/edits",
+        response_model=ImagesReply,
+        responses=_stream_and_error_responses(_EDIT_EVENTS_DESCRIPTION),
+        openapi_extra={"requestBody": edit_body_schema()},
+    )
+    async def edit_image(request: Request) -> Response:
+        """Change images as a prompt says. `stream` sends each result once it is finished."""
+        return await edit_images(request, service)
+
+    return router
+
+
 def _model_router(service: Service) -> APIRouter:
     """Return a router with the routes that list and describe the served model."""
     router = APIRouter(responses=_ERROR_RESPONSES, tags=["server"])
@@ -158,6 +179,7 @@ def _model_router(service: Service) -> APIRouter:
         defaults = ModelDefaults(
             answers={"temperature": 0, "top_p": 1, "max_tokens": DEFAULT_MAX_TOKENS},
             images=default_sampling(service.engine),
+            edits=default_edit_sampling(service.engine),
         )
         return ServedModel(id=name, created=service.started_at, defaults=defaults)
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi.responses import JSONResponse, Response
-from PIL.Image import Image
 from starlette.requests import Request as HTTPRequest
 
 from ..decode.sampling import random_seed
@@ -17,10 +16,10 @@ from ..decode.text import TextOptions
 from ..engine.messages import Answered, AnswerRequest, Event, Piece
 from ..inference.results import TextResult, TokenLogprob
 from ..limits import MAX_SEED, MAX_TOKENS
-from .conversations import ImageSource, read_conversation
+from .conversations import read_conversation
 from .errors import APIError
-from .event_streams import EventStream, collect_events, server_sent_event, watch_client
-from .images import MAX_REQUEST_IMAGES, ImageReader
+from .event_streams import EventStream, collect_events, server_sent_event
+from .images import ImageReader
 from .schema import (
     NO_LIMIT,
     AnswerMessage,
@@ -97,14 +96,7 @@ async def _to_engine_request(
     n = body.n or 1
     options = _text_options(body, n)
     conversation = read_conversation(body.messages)
-    sources = conversation.images
-    if len(sources) > MAX_REQUEST_IMAGES:
-        raise APIError(
-            400,
-            f"{len(sources)} images are too many: send at most {MAX_REQUEST_IMAGES}",
-            param="messages",
-        )
-    images = await _read_images(sources, reader, request)
+    images = await reader.read_all(conversation.images, request, param="messages")
     return AnswerRequest(tuple(conversation.turns), images, options, conversation.system, n)
 
 
@@ -162,29 +154,6 @@ def _check_bias(body: ChatRequest, vocabulary: int) -> None:
         if int(token) >= vocabulary:
             reason = f"this model's token ids are 0 to {vocabulary - 1}, got {token}"
             raise APIError(400, f"logit_bias: {reason}", param="logit_bias")
-
-
-async def _read_images(
-    sources: Sequence[ImageSource], reader: ImageReader, request: HTTPRequest
-) -> tuple[Image, ...]:
-    """Read images in order. If the client leaves, stop after the current image.
-
-    The current image is not cancelled, because its thread would decode it to the end anyway.
-
-    Args:
-        sources: the images' URLs and the fields that hold them.
-        reader: reads one image.
-        request: the client's request.
-
-    Raises:
-        APIError: an image cannot be read, or the client leaves.
-    """
-    images: list[Image] = []
-    async with watch_client(request) as raise_if_client_left:
-        for source in sources:
-            images.append(await reader.read(source.url, source.field))
-            raise_if_client_left()
-    return tuple(images)
 
 
 def _completion(events: Sequence[Event], common_fields: _CommonFields) -> ChatCompletion:

@@ -86,6 +86,7 @@ def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
     last_warning = float("-inf")  # the loop's time in seconds
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log a warning about a failed accept(); handle any other error as asyncio does."""
         nonlocal last_warning
         error = context.get("exception")
         # asyncio reports a failed accept() with the listening socket.
@@ -118,10 +119,11 @@ class _LimitedProtocol(H11Protocol):
         if len(self.connections) > self.max_connections:
             others: Any = self.connections - {self}  # all are of this class
             idle = [other for other in others if other._is_idle]
-            if not idle:
+            if not idle:  # all others are in use: close this one
                 transport.abort()
                 return
-            # A program that opens connections and sends nothing must not lock others out.
+            # Close the connection that has been idle longest, so that a program that opens
+            # connections and sends nothing does not lock others out.
             longest_idle = min(idle, key=lambda other: other._waiting_since)
             longest_idle.transport.abort()
         tcp_socket = transport.get_extra_info("socket")
@@ -168,6 +170,7 @@ class _LimitedProtocol(H11Protocol):
 
     @property
     def _is_making_reply(self) -> bool:
+        """Whether a reply has not ended. ``cycle`` is uvicorn's last request with its reply."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
@@ -177,8 +180,7 @@ class _LimitedProtocol(H11Protocol):
 
     def _update_timer(self) -> None:
         """Run the timer while the server waits for the client, and only then."""
-        # ``cycle`` is the last request with its reply. A transport that is closing still waits for
-        # the client to read the remaining bytes.
+        # A transport that is closing still waits for the client to read the remaining bytes.
         client_must_read = self.flow.write_paused or self.transport.is_closing()
         if self._is_making_reply and not client_must_read:
             self._stop_timer()  # the client waits for the server, whose time is not limited
@@ -191,7 +193,7 @@ class _LimitedProtocol(H11Protocol):
         self._timer = self.loop.call_later(self.client_seconds, self._on_timeout)
 
     def _on_timeout(self) -> None:
-        """Close the connection, unless the client has read some of the reply in the meantime."""
+        """Close the connection, unless the client has read some bytes since the timer's start."""
         if self.transport.get_write_buffer_size() < self._unsent:
             self._start_timer()
         else:
@@ -215,6 +217,7 @@ class StopSignals:
         self.arrived = asyncio.Event()  # set by the first signal
 
     def __enter__(self) -> StopSignals:
+        """Replace the handlers of both signals until the end of the context."""
         self._loop = asyncio.get_running_loop()
         self._previous_handlers = {
             number: signal.signal(number, self._handle)

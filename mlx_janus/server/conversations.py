@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from ..processing.prompts import Turn
 from .errors import APIError
+from .images import ImageSource
 from .schema import (
     AssistantMessage,
     ImagePart,
@@ -25,15 +26,6 @@ from .schema import (
     TextPart,
     ToolMessage,
 )
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """The URL of an image, and the field of the body that holds it."""
-
-    url: str
-    field: str
-
 
 Part = str | ImageSource
 """A text or an image of a message."""
@@ -69,8 +61,8 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     - If the last message is an answer, the model continues it.
 
     Raises:
-        APIError: there is no question, or the last answer's images, or texts after the last answer,
-            have no next question.
+        APIError: there is no question, or no question follows the images of the last answer or the
+            texts after it.
     """
     conversation = Conversation()
     instructions = []
@@ -105,9 +97,9 @@ def _add_answer(
     """
     text = _text(parts)
     images = _images(parts)
-    # An answer without text is left out if it has something else, and is kept if it is empty.
-    has_something_else = message.tool_calls or message.function_call or images
-    if text or not has_something_else:
+    # An answer with only tool calls or images becomes no turn. An entirely empty one becomes one.
+    has_other_content = message.tool_calls or message.function_call or images
+    if text or not has_other_content:
         conversation.turns.append(Turn("assistant", text))
     pending.images += images
 
@@ -118,8 +110,8 @@ def _add_question(
     """Convert a message of the user to a turn, with the pending texts and images.
 
     Args:
-        conversation: receives the turn, unless the question is empty.
-        pending: texts and images for the question; emptied if the question is not left out.
+        conversation: receives the turn, unless the question is empty and not the last message.
+        pending: texts and images for the question; emptied if the question becomes a turn.
         parts: the message's parts.
         is_last: whether this is the last message of the request.
     """
@@ -142,6 +134,7 @@ def _take_turns(parts: Sequence[Part]) -> bool:
     Empty texts do not count.
     """
     filled = (part for part in parts if isinstance(part, ImageSource) or part.strip())
+    # One item for each run of texts or of images, such as [False, True] for images after texts.
     runs = [is_image for is_image, _ in itertools.groupby(filled, _is_image)]
     return len(runs) > 2
 
@@ -152,7 +145,7 @@ def _in_order(parts: Sequence[Part]) -> Turn:
     places: list[int] = []
     length = 0  # characters of ``texts``
     for part in parts:
-        if part == "":
+        if part == "":  # it would be an empty line
             continue
         if texts or places:
             texts.append("\n")

@@ -94,8 +94,8 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
 
     Args:
         error: any exception.
-        param: the field of the request to name in the reply, if a prompt, image or option is
-            refused.
+        param: a field of the body. The reply names it if a prompt, image or option is refused;
+            None: the reply names no field.
     """
     if isinstance(error, APIError):
         return error
@@ -162,6 +162,7 @@ async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
     # prefer a wrong length.
     chosen = max(error.errors(), key=relevance)
     field = _field_path(chosen["loc"])
+    # The schema's own checks raise ValueErrors, and pydantic puts "Value error, " before the text.
     reason = chosen["msg"].removeprefix("Value error, ")
     return APIError(400, f"{field or 'the body'}: {reason}", param=field).response()
 

@@ -53,13 +53,14 @@ async def collect_events(
         ticket: the request in the engine.
         request: the client's request, whose body has been read.
         record: called with each event.
-        param: the field of the body that an error reply names.
+        param: a field of the body. The error names it if the engine refuses a prompt or an option.
 
     Raises:
         APIError: the request fails, or the client leaves.
     """
 
     async def collect() -> list[Event]:
+        """Wait for the end of the events; record and return them."""
         events = []
         async for event in ticket:
             record(event)

@@ -7,26 +7,36 @@ import base64
 import binascii
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image
+from starlette.requests import Request as HTTPRequest
 
 from ..config import ImageConfig
 from ..errors import ImageError
 from ..processing.images import decode_image, resize_and_pad
 from ..processing.saved_images import encode_image
-from .errors import to_api_error
+from .errors import APIError, to_api_error
+from .event_streams import watch_client
+from .schema import MAX_INPUT_IMAGES
 from .settings import Settings
 
-MAX_REQUEST_IMAGES = 16  # images of one request
 _MAX_FETCHES = 4  # downloads at once; each takes a thread
 _DATA_URL = re.compile(
     r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)?(;[a-z0-9=.-]{1,40})?;base64,",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An image of a request, and the field of the body that holds it."""
+
+    content: str | bytes  # a data URL, an https address, or the bytes of a file
+    field: str
 
 
 class ImageReader:
@@ -46,26 +56,47 @@ class ImageReader:
         self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image-decoder")
         self._fetch_slots = asyncio.Semaphore(_MAX_FETCHES)
 
-    async def read(self, url: str, field: str) -> Image.Image:
-        """Download or decode an image. Return it scaled and padded for the vision encoder.
+    async def read_all(
+        self, sources: Sequence[ImageSource], request: HTTPRequest, param: str
+    ) -> tuple[Image.Image, ...]:
+        """Read images in order. If the client leaves, stop after the current image.
+
+        The current image is not cancelled, because its thread would decode it to the end anyway.
 
         Args:
-            url: a data URL or an https address.
-            field: the field of the body that holds the URL. Errors name the field.
+            sources: the images.
+            request: the client's request, whose body has been read.
+            param: the field of the body that the error names if there are too many images.
+
+        Raises:
+            APIError: there are too many images, one cannot be read, or the client leaves.
+        """
+        if len(sources) > MAX_INPUT_IMAGES:
+            message = f"{len(sources)} images are too many: send at most {MAX_INPUT_IMAGES}"
+            raise APIError(400, message, param=param)
+        images: list[Image.Image] = []
+        async with watch_client(request) as raise_if_client_left:
+            for source in sources:
+                images.append(await self.read(source))
+                raise_if_client_left()
+        return tuple(images)
+
+    async def read(self, source: ImageSource) -> Image.Image:
+        """Download or decode an image. Return it scaled and padded for the vision encoder.
 
         Raises:
             APIError: the image is too large or damaged, the download fails or is not allowed, or
                 the URL is neither a data URL nor an https address.
         """
+        data = source.content
         try:
-            if url[:8].lower() == "https://":
-                data: str | bytes = await self._fetch(url)
-            else:
-                data = self._data_url_base64(url)
+            if isinstance(data, str):
+                is_address = data[:8].lower() == "https://"
+                data = await self._fetch(data) if is_address else self._data_url_base64(data)
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._decoder, self._decode, data)
         except ImageError as error:
-            raise to_api_error(error, field) from None
+            raise to_api_error(error, source.field) from None
 
     async def _fetch(self, url: str) -> bytes:
         """Download an image; at most ``_MAX_FETCHES`` downloads run at once, others wait.
@@ -152,6 +183,7 @@ class ReplyFormat:
         return base64.b64encode(data).decode("ascii")
 
     def _encode(self, image: Image.Image, metadata: Mapping[str, str]) -> bytes:
+        """Enlarge an image if ``side`` is set, and return the bytes of its file."""
         if self.side is not None:
             image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
             if metadata:  # a preview has none

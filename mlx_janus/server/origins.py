@@ -65,7 +65,7 @@ def _is_pattern(text: str) -> bool:
     if match["ipv6"] is not None:
         try:
             ipaddress.IPv6Address(match["ipv6"])
-        except ValueError:
+        except ValueError:  # the characters of an address, but no address
             return False
     return True
 
@@ -89,7 +89,7 @@ def is_allowed(origin: str, patterns: tuple[str, ...], *, has_key: bool) -> bool
 
 
 def _matches(pattern: str, origin: str) -> bool:
-    """Return whether an origin fits a pattern; "*" stands for one or more non-slashes."""
+    """Return whether an origin fits a pattern; "*" stands for one or more characters, not "/"."""
     if pattern == ANY:
         return False  # ``is_allowed`` has already handled "*"
     parts = (re.escape(part) for part in pattern.split("*"))

@@ -83,9 +83,8 @@ def _bound_socket(settings: Settings) -> Iterator[socket.socket]:
             other machines can reach it although no key is set.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM
-        )[0]
+        found_addresses = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+        family, _, _, _, address = found_addresses[0]  # the system's first choice
         # ``Settings`` has checked only the name, but even "localhost" may have an address that is
         # not loopback.
         if settings.api_key is None and not is_loopback(str(address[0])):
@@ -119,6 +118,7 @@ def _check_packages() -> None:
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         fix = install_command("server")

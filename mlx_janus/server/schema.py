@@ -1,9 +1,9 @@
 """Bodies of requests and replies, as OpenAI defines them; the source of ``/openapi.json``.
 
 Fields beyond OpenAI's: ``top_k``, ``min_p`` and ``repetition_penalty`` of a chat request; ``seed``,
-``cfg_weight``, ``temperature`` and ``top_p`` of an image request; ``index`` and ``seed`` of a
-generated image. Unknown fields of a request are ignored. A field that changes the result on other
-servers, but is not supported here, is refused unless its value changes nothing.
+``cfg_weight``, ``cfg_weight2``, ``temperature`` and ``top_p`` of an image request; ``index`` and
+``seed`` of a generated image. Unknown fields of a request are ignored. A field that changes the
+result on other servers, but is not supported here, is refused unless its value changes nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from ..limits import (
 )
 
 MAX_ANSWERS = 16  # answers of one request
-MAX_GENERATED_IMAGES = 16  # images of one request
+MAX_GENERATED_IMAGES = 16  # images of one reply
+MAX_INPUT_IMAGES = 16  # images that one request contains or links to
 MAX_STOPS = 256  # stop strings
 NO_LIMIT = -1  # as a maximum number of tokens: no limit but the model's context
 _MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
@@ -373,9 +374,7 @@ class ChatRequest(_UnsupportedChatFields, SamplingFields):
 class _UnsupportedImageFields(_Request):
     """Unsupported fields that would change an image: OpenAI's, then those of other servers."""
 
-    image: Annotated[Any, _OnlyNeutral()] = None
     mask: Annotated[Any, _OnlyNeutral()] = None
-    images: Annotated[Any, _OnlyNeutral([])] = None
     init_image: Annotated[Any, _OnlyNeutral()] = None
     strength: Annotated[Any, _OnlyNeutral()] = None
     negative_prompt: Annotated[Any, _OnlyNeutral("")] = None
@@ -389,8 +388,8 @@ class _UnsupportedImageFields(_Request):
     loras: Annotated[Any, _OnlyNeutral([])] = None
 
 
-class ImageRequest(_UnsupportedImageFields):
-    """A prompt to generate images from."""
+class ImageFields(_UnsupportedImageFields):
+    """The fields that all requests for images share."""
 
     prompt: NonEmptyText = Field(description="Text that describes the images.")
     model: str | None = Field(default=None, description=_MODEL_NAME)
@@ -438,6 +437,56 @@ class ImageRequest(_UnsupportedImageFields):
         default=None, description="Sampling temperature. Default: the model's own."
     )
     top_p: TopP | None = Field(default=None, description=_TOP_P)
+
+
+class ImageRequest(ImageFields):
+    """A prompt to generate images from."""
+
+    image: Annotated[Any, _OnlyNeutral()] = None
+    images: Annotated[Any, _OnlyNeutral([])] = None
+
+
+class EditFields(ImageFields):
+    """A prompt that says how to change images, without the images."""
+
+    prompt: NonEmptyText = Field(description="Text that says how to change the images.")
+    markup: Annotated[Any, _OnlyNeutral()] = None
+    cfg_weight: Guidance | None = Field(
+        default=None,
+        description="Classifier-free guidance: how strictly the result follows the prompt and the "
+        "images; 1: none. Default: 5.",
+    )
+    cfg_weight2: Guidance | None = Field(
+        default=None,
+        description="Weight of the prompt against the details of the images: the higher, the freer "
+        "the result. Default: 5.",
+    )
+
+
+class ImageReference(_RequestPart):
+    """The source of an image to change."""
+
+    image_url: str = Field(
+        description="A data URL, `data:image/png;base64,...`, or an https address if the server "
+        "allows it.",
+        examples=["data:image/png;base64,iVBORw0KGgo="],
+    )
+
+
+def _to_reference(value: Any) -> Any:
+    """Wrap a bare string in the object that OpenAI defines for an image's source."""
+    return {"image_url": value} if isinstance(value, str) else value
+
+
+class EditRequest(EditFields):
+    """Images, and a prompt that says how to change them."""
+
+    images: list[Annotated[ImageReference, BeforeValidator(_to_reference)]] = Field(
+        min_length=1,
+        max_length=MAX_INPUT_IMAGES,
+        fail_fast=True,
+        description="The images to change. Each result is made from all of them.",
+    )
 
 
 # Replies
@@ -625,10 +674,18 @@ class ImagesReply(BaseModel):
     usage: ImageUsage
 
 
-class ImageEvent(BaseModel):
-    """One event of a streamed image generation: a preview of an image, or a finished image."""
+ImageEventType = Literal[
+    "image_generation.partial_image",
+    "image_generation.completed",
+    "image_edit.partial_image",
+    "image_edit.completed",
+]
 
-    type: Literal["image_generation.partial_image", "image_generation.completed"]
+
+class ImageEvent(BaseModel):
+    """One event of streamed images: a preview of an image, or a finished image."""
+
+    type: ImageEventType
     index: int = Field(description="Number of the image, from 0.")
     seed: int
     b64_json: str = Field(description="An image file in base64.")
@@ -654,6 +711,9 @@ class ModelDefaults(BaseModel):
 
     answers: dict[str, float] = Field(description="For `/v1/chat/completions`, by field.")
     images: dict[str, float] = Field(description="For `/v1/images/generations`, by field.")
+    edits: dict[str, float] | None = Field(
+        description="For `/v1/images/edits`, by field. `null`: the model cannot change images."
+    )
 
 
 class ServedModel(BaseModel):

@@ -78,7 +78,7 @@ class Service:
 
         Args:
             request: the request.
-            param: the field of the body that the error names if the request is refused.
+            param: a field of the body. The error names it if the engine refuses the request.
 
         Raises:
             APIError: the engine refuses the request.

@@ -28,7 +28,7 @@ def path_in_address(text: str) -> str:
     """Return the path in a file:// address; any other text is returned unchanged.
 
     Raises:
-        CheckpointError: the address has no full path, or names another machine.
+        CheckpointError: the address has no absolute path, or names another machine.
     """
     try:
         return local_path(text)
@@ -37,11 +37,14 @@ def path_in_address(text: str) -> str:
 
 
 def split_revision(text: str) -> tuple[str, str | None]:
-    """Split a name that is no folder into a Hub id or short name, and its revision.
+    """Split a model's name into its Hub id or short name, and its revision.
+
+    Args:
+        text: the name, which is not a folder's.
 
     Returns:
-        The Hub id or short name, and the revision; None if the name has no revision. The first is
-        not checked, except in an address.
+        The Hub id or short name, and the revision; None if the name has no revision. A Hub id is
+        checked only if the name is an address.
 
     Raises:
         CheckpointError: the name is the address of anything but a model on the Hub, or ends in "@".
@@ -52,12 +55,13 @@ def split_revision(text: str) -> tuple[str, str | None]:
     # The path of an address, without its host: owner/name/tree/revision.
     if len(parts) >= 4 and parts[2] in _BEFORE_REVISION:
         return "/".join(parts[:2]), _revision_in(parts[2:])
-    text = text.rstrip("/") or text
+    text = text.rstrip("/") or text  # "/" itself is kept
     base, at, revision = text.partition("@")
     if at and not revision:
         raise CheckpointError(f"{text[:200]} names no revision after the @: leave the @ out")
     # Someone may paste the folder name of the Hub's cache: models--owner--name.
-    return repo_id_of(base) or base, revision or None
+    bare_name = repo_id_of(base) or base
+    return bare_name, revision or None
 
 
 def _read_address(text: str) -> tuple[str, str | None] | None:
@@ -67,7 +71,7 @@ def _read_address(text: str) -> tuple[str, str | None] | None:
         CheckpointError: the address is not of a model on the Hub.
     """
     if text.lower().startswith("hf://"):
-        # hf://[models/]owner/name[@revision][/file]
+        # hf://[models/]owner/name[@revision][/file], where a revision's own slashes are "%2F".
         parts = text[len("hf://") :].removeprefix("models/").split("/")
         base, _, revision = "/".join(parts[:2]).partition("@")
         return _checked_id(base.split("/"), "hf://"), unquote(revision) or None
@@ -109,7 +113,7 @@ def _checked_id(parts: list[str], host: str) -> str:
         host: the address's host, or "hf://", for the error.
 
     Raises:
-        CheckpointError: they are not the owner and the name of a model.
+        CheckpointError: the parts are not the owner and the name of a model.
     """
     other_kind = _OTHER_REPOSITORIES.get(parts[0]) if parts else None
     repo_id = "/".join(parts).removesuffix(".git")
@@ -119,13 +123,14 @@ def _checked_id(parts: list[str], host: str) -> str:
     return repo_id
 
 
-def _revision_in(parts: list[str]) -> str | None:
-    """Return the revision in the end of an address's path; None if it has none.
+def _revision_in(path_end: list[str]) -> str | None:
+    """Return the revision that an address's path names after the model; None if it names none.
 
     Args:
-        parts: the path after the owner and the name, such as ["tree", "main"].
+        path_end: the parts after the owner and the name, such as ["tree", "main"].
     """
-    if len(parts) < 2 or parts[0] not in _BEFORE_REVISION:
+    if len(path_end) < 2 or path_end[0] not in _BEFORE_REVISION:
         return None
-    is_reference = parts[1] == "refs" and len(parts) >= 4  # a revision of three parts: refs/pr/1
-    return "/".join(parts[1:4]) if is_reference else parts[1]
+    revision = path_end[1:]  # and perhaps a file in the repository
+    is_reference = revision[0] == "refs" and len(revision) >= 3  # three parts: refs/pr/1
+    return "/".join(revision[:3]) if is_reference else revision[0]

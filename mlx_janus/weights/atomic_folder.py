@@ -1,9 +1,10 @@
 """Folders that appear complete or not at all, even after a kill.
 
 A folder is written under a hidden name beside its final one, and renamed at the end. An earlier
-folder of that name is first renamed aside, and removed last. Folders of both kinds hold a mark: a
-file that only this module writes, with the folder's own name. So what a killed process left behind
-is told from the folders of other programs and people, which are never touched.
+folder of that name first gets a hidden name too, and is removed last. Every hidden folder holds a
+mark: a file that only this module writes, with the folder's own name. By the mark, a folder that a
+killed process left behind is told from the folders of other programs and people, which are never
+touched.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from ..files import read_bounded
 MARK_FILE = ".mlx_janus-mark.tmp"
 """File name of the mark."""
 _MARK_BYTES = 4096  # of the largest mark that is read
-_NAME = re.compile(r"\.(.+)\.([0-9]{1,9})\.([0-9a-f]{8})\.(partial|old)", re.DOTALL)
+_NAME = re.compile(
+    r"\.(?P<output>.+)\.(?P<pid>[0-9]{1,9})\.[0-9a-f]{8}\.(?:partial|old)", re.DOTALL
+)
 _LOG = logging.getLogger(__name__)
 
 State = Literal["partial", "complete", "old"]
@@ -50,7 +53,7 @@ class Leftover:
 
 
 def read_leftover(path: Path) -> Leftover | None:
-    """Return what a hidden folder is; None if it is not a folder of this module."""
+    """Return the facts of a hidden folder; None if it is not a folder of this module."""
     name = _NAME.fullmatch(path.name)
     if name is None or path.is_symlink():
         return None
@@ -60,12 +63,12 @@ def read_leftover(path: Path) -> Leftover | None:
         return None
     for state in ("partial", "complete", "old"):
         if mark == _mark_text(path, state):
-            return Leftover(path, name[1], int(name[2]), state)
+            return Leftover(path, name["output"], int(name["pid"]), state)
     return None
 
 
 def leftovers_of(output: Path) -> list[Leftover]:
-    """Return the hidden folders of ``output`` whose process has ended, in the order of names."""
+    """Return the hidden folders that ended processes left behind for ``output``, sorted by name."""
     try:
         paths = sorted(output.parent.iterdir())
     except (OSError, ValueError):  # ValueError: the name holds a NUL character
@@ -79,13 +82,19 @@ def leftovers_of(output: Path) -> list[Leftover]:
 
 
 def move_aside(folder: Path, output_name: str) -> Path:
-    """Rename a folder that is to be removed to a hidden name; return its new path.
+    """Give a folder a hidden name before it is removed; return its new path.
+
+    If the removal is interrupted, ``recover`` can then finish it.
+
+    Args:
+        folder: the folder to remove.
+        output_name: the folder's name, or if it is hidden already, the name that it had before.
 
     Raises:
-        OSError: it cannot be renamed.
+        OSError: the folder cannot be renamed.
     """
     hidden = _hidden_path(folder.with_name(output_name), "partial")
-    # The mark is in the folder before it is renamed: a kill never leaves it unmarked.
+    # The mark is written before the folder is renamed, so that a kill never leaves it unmarked.
     _write_mark(folder, "partial", hidden=hidden)
     folder.rename(hidden)
     return hidden
@@ -95,8 +104,8 @@ def move_aside(folder: Path, output_name: str) -> Path:
 def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder next to ``output``; rename it on success, remove it on failure.
 
-    With ``overwrite``, the renamed folder replaces an existing one. What a killed process left of
-    an earlier call for ``output`` is first brought to an end, as by ``recover``.
+    With ``overwrite``, the renamed folder replaces an existing one. ``recover`` is called first, in
+    case a process was killed while it wrote ``output``.
 
     Raises:
         OutputError: the temporary folder cannot be created or renamed.
@@ -121,30 +130,30 @@ def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def recover(output: Path) -> None:
-    """Bring to an end what a killed process left of writing ``output``.
+    """Finish or undo the writing of ``output`` by processes that were killed.
 
-    If ``output`` is missing, the complete new folder takes its place, or else the folder that was
-    moved aside. All other leftovers are removed.
+    If ``output`` is missing, a complete new folder takes its place, or else the earlier folder that
+    was moved aside. All other leftovers are removed. If the parent folder is read-only, nothing
+    changes.
     """
     leftovers = leftovers_of(output)
-    if not os.path.lexists(output):
-        for state in ("complete", "old"):
-            whole = next((one for one in leftovers if one.state == state), None)
-            if whole is None:
-                continue
-            try:
-                whole.path.rename(output)
-            except OSError:  # such as a folder that may only be read
-                return
-            leftovers.remove(whole)
-            which = "new" if state == "complete" else "earlier"
-            _LOG.warning(
-                "%s was being replaced when a process was killed: its %s model is back",
-                output,
-                which,
-            )
-            break
-    _remove_mark(output)
+    complete = [leftover for leftover in leftovers if leftover.state == "complete"]
+    moved_aside = [leftover for leftover in leftovers if leftover.state == "old"]
+    usable = [*complete, *moved_aside]
+    if usable and not os.path.lexists(output):
+        chosen = usable[0]
+        try:
+            chosen.path.rename(output)
+        except OSError:  # such as a read-only parent folder
+            return
+        leftovers.remove(chosen)
+        which = "new" if complete else "earlier"
+        _LOG.warning(
+            "%s was being replaced when a process was killed: its %s model is back",
+            output,
+            which,
+        )
+    _remove_mark(output)  # a folder has a mark only while its name is hidden
     for leftover in leftovers:
         shutil.rmtree(leftover.path, ignore_errors=True)
 
@@ -170,7 +179,7 @@ def _put_in_place(folder: Path, output: Path, overwrite: bool) -> None:
     except BaseException as error:  # KeyboardInterrupt too
         if old.exists() and not output.exists():
             old.rename(output)
-        if folder.exists():  # otherwise the output's mark is its own
+        if folder.exists():  # not renamed, so ``output`` is the existing folder, which was marked
             _remove_mark(output)
         if not isinstance(error, OSError):
             raise
@@ -191,11 +200,15 @@ def _hidden_path(output: Path, suffix: Literal["partial", "old"]) -> Path:
 
 def _mark_text(hidden: Path, state: State) -> str:
     """Return the content of the mark of a hidden folder."""
+    # A name may hold bytes that are not valid text. They become "?".
     return f"mlx_janus: {hidden.name.encode(errors='replace').decode()}: {state}\n"
 
 
 def _write_mark(folder: Path, state: State, *, hidden: Path | None = None) -> None:
-    """Write the mark of a folder, which has the path ``hidden`` or will soon have it."""
+    """Write the mark of a folder.
+
+    ``hidden`` is the path that the folder gets next; None if it has its hidden path already.
+    """
     (folder / MARK_FILE).write_text(_mark_text(hidden or folder, state), encoding="utf-8")
 
 

@@ -108,7 +108,7 @@ def list_models() -> list[ModelEntry]:
         path=TINY,
         place="package",
     )
-    by_use = sorted(found, key=lambda entry: entry.used or 0, reverse=True)  # unknown: oldest
+    by_use = sorted(found, key=lambda entry: entry.used or 0, reverse=True)  # 0: not known
     return [*by_use, tiny]
 
 
@@ -124,11 +124,11 @@ def find_models(name: str) -> list[ModelEntry]:
     """
     wanted = {name, os.fspath(resolve_short_name(name))}  # a short name becomes its Hub id
     path = expand_user(name)
-    commit_start = ""  # every commit starts with it
+    commit_start = ""  # matches every commit
     if is_folder(path):
         wanted.add(str(path.resolve()))
     else:
-        with suppress(CheckpointError):  # it is the address of another site
+        with suppress(CheckpointError):  # raised for the address of another site
             repo_id, revision = split_revision(name)
             wanted.add(os.fspath(resolve_short_name(repo_id)))
             commit_start = revision or ""
@@ -162,7 +162,8 @@ def freed_bytes(entries: Iterable[ModelEntry]) -> int:
 
 def _unshared_bytes(folders: Iterable[Path]) -> int:
     """Return the bytes of the files in folders, except files that also have a hard link outside."""
-    links: Counter[tuple[int, int]] = Counter()  # number in these folders, by device and inode
+    # Both by device and inode, which are the same for all hard links to a file.
+    links: Counter[tuple[int, int]] = Counter()  # number of links in these folders
     statuses: dict[tuple[int, int], os.stat_result] = {}
     for folder in folders:
         for path in folder.rglob("*"):
@@ -235,9 +236,11 @@ def check_removable(entry: ModelEntry) -> None:
 def _conversions() -> list[ModelEntry]:
     """Return the cached conversions: complete ones, and those left over by an ended process."""
     entries = [*_complete_conversions(), *_left_over()]
-    outdated = superseded_folders(entry.path for entry in entries if entry.state == "converted")
+    converted = [entry.path for entry in entries if entry.state == "converted"]
+    superseded = superseded_folders(converted)
     return [
-        replace(entry, state="superseded") if entry.path in outdated else entry for entry in entries
+        replace(entry, state="superseded") if entry.path in superseded else entry
+        for entry in entries
     ]
 
 
@@ -250,14 +253,15 @@ def _complete_conversions() -> Iterator[ModelEntry]:
 
 
 def _left_over() -> Iterator[ModelEntry]:
-    """Yield the partial folders in the cache that killed conversions and removals left behind."""
+    """Yield the hidden folders in the cache that killed conversions and removals left behind."""
     try:
         folders = [path for path in cache_folder().iterdir() if path.is_dir()]
     except OSError:  # the cache does not exist
         return
     for folder in folders:
         leftover = read_leftover(folder)
-        if leftover is None or not leftover.is_abandoned:  # a conversion or removal in progress
+        # None: not a hidden folder of this package. Not abandoned: the process still works on it.
+        if leftover is None or not leftover.is_abandoned:
             continue
         with suppress(OSError):  # another process has just removed the folder
             if _holds_only_ours(folder):
@@ -298,17 +302,17 @@ def _read_conversion(folder: Path) -> ModelEntry:
     with suppress(JanusError):
         config = JanusConfig.load(folder / "config.json")
         # The stamp is the metadata of a weight file. It names the source that the weights were
-        # converted from. If another source uses them since, it has a record.
+        # converted from. Sources that use the conversion have records, except in old releases.
         _, stamp = read_safetensors_header(weight_files(folder)[0])
         records = records_of(folder)
-        last_used = records[0] if records else {"name": stamp.get("source"), **stamp}
+        last_record = records[0] if records else {"name": stamp.get("source"), **stamp}
         names = [str(record.get(key)) for record in records for key in ("source", "name")]
         return replace(
             unreadable,
             state="converted",
             config=config,
-            source=str(last_used.get("name") or folder.name),
-            revision=str(last_used.get("revision", "")),
+            source=str(last_record.get("name") or folder.name),
+            revision=str(last_record.get("revision", "")),
             used=(folder / "config.json").stat().st_mtime,  # loading a model sets this time
             names=(*names, stamp.get("source", "")),
         )

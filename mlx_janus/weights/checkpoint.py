@@ -171,11 +171,12 @@ def source_tensors(folder: Path) -> dict[str, SourceTensor]:
 def _are_equal(a: SourceTensor, b: SourceTensor) -> bool:
     """Return whether two stored tensors have the same shape, type and bits.
 
-    A tensor whose items share memory can be larger than its file. It counts as different, because
-    reading it could take any amount of memory.
+    A tensor with a stride of 0 repeats its items, so it can be larger than its file. It counts as
+    different, because reading it could take any amount of memory.
 
     Raises:
-        CheckpointError: a file is missing, unreadable or cut short, or its type is not supported.
+        CheckpointError: a file is missing, unreadable or cut short, or a tensor's type is not
+            supported.
     """
     if a.shape != b.shape or a.dtype != b.dtype or _stored_bytes(b) > b.path.stat().st_size:
         return False
@@ -373,10 +374,10 @@ def _check_sources(tensor: PlannedTensor, folder: Path) -> None:
     Raises:
         CheckpointError: the shapes do not match the config, or a type is not a float.
     """
-    wanted = tensor.shape  # below: as the files store it
-    if len(wanted) == 4:
+    wanted = tensor.shape
+    if len(wanted) == 4:  # a convolution is OHWI in the model and OIHW in the files
         out_channels, height, width, in_channels = wanted
-        wanted = (out_channels, in_channels, height, width)  # stored convolutions are OIHW
+        wanted = (out_channels, in_channels, height, width)
     shapes = [source.shape for source in tensor.sources]
     got = shapes[0]
     if len(shapes) > 1:

@@ -73,7 +73,8 @@ class SourceState:
     def slot(self) -> str:
         """Hash of the source's name and the precision. It stays when the source's content changes.
 
-        If several conversions have a record with this slot, the source uses the newest record's.
+        If several conversions have a record with this slot, the source uses the conversion with the
+        newest one.
         """
         return _digest([self.source, self.branch, self._precision])
 
@@ -86,10 +87,11 @@ class SourceState:
     def folder(self) -> Path:
         """The conversion's folder in the cache, whether or not it exists."""
         label = self.name.replace("/", "--").encode(errors="replace")[:_MAX_LABEL]
-        options = self.options
-        quantization = f"{options.recipe or f'{options.bits}bit'}-" if self._precision else ""
-        name = f"{label.decode(errors='ignore')}-{quantization}"
-        return cache_folder() / f"{name}{_digest([self.slot, self.state])}"
+        parts = [label.decode(errors="ignore")]
+        if self._precision:
+            parts.append(self.options.recipe or f"{self.options.bits}bit")
+        parts.append(_digest([self.slot, self.state]))
+        return cache_folder() / "-".join(parts)
 
     @property
     def _precision(self) -> object:
@@ -135,6 +137,7 @@ def conversion_folders() -> Iterator[Path]:
     except OSError:  # the cache does not exist
         return
     for folder in folders:
+        # A hidden folder is never a complete conversion.
         name_fits = CONVERSION_NAME.fullmatch(folder.name) and not folder.name.startswith(".")
         if name_fits and folder.is_dir() and not folder.is_symlink():
             yield folder
@@ -216,6 +219,7 @@ def superseded_folders(folders: Iterable[Path]) -> set[Path]:
         if times and all(newest[name] > time for name, time in times.items())
     }
     kept = {_content(folder) for folder in records if records[folder] and folder not in superseded}
+    # Of conversions that have no records and equal content, the first is kept.
     for folder, times in records.items():
         if not times:
             content = _content(folder)
@@ -262,8 +266,9 @@ class CachedWeights:
 def conversions_like(config: JanusConfig) -> list[CachedWeights]:
     """Return the conversions in the cache whose config gives the same weights as ``config``.
 
-    The same source files are presumed: the caller compares their hashes. ``dtype`` is not compared,
-    since weights keep their own types; conversions that cast them are left out.
+    The weights are equal only if the source files are equal too. The caller compares the hashes of
+    these files. ``dtype`` is not compared, because weights keep the types of their source.
+    Conversions that cast weights to one type are left out.
     """
     found = []
     for folder in conversion_folders():
@@ -361,7 +366,9 @@ def _link_conversion(
         OutputError: the folder cannot be written.
     """
     weights = find_weights(donor.folder)
-    files = [*weights.files, *([weights.index] if weights.index else [])]
+    files = list(weights.files)
+    if weights.index:
+        files.append(weights.index)
     with atomic_folder(source.folder, overwrite=False) as folder:
         try:
             for file in files:

@@ -48,8 +48,8 @@ SHARD_BYTES = 1_000_000_000  # bytes per file of weights, unless one tensor is l
 class ConvertOptions:
     """Options of a conversion.
 
-    Without ``bits`` and ``recipe``, weights stay float; without ``dtype``, they keep the source's
-    type. ``group_size`` applies to ``bits`` only; a recipe has its own.
+    Without ``bits`` and ``recipe``, no weights are quantized. Without ``dtype``, float weights keep
+    the source's types. ``group_size`` applies to ``bits`` only; a recipe has its own.
 
     Raises:
         OptionError: ``dtype`` is not one of ``DTYPES``, or ``roles`` not one of ``ROLES``.
@@ -107,8 +107,8 @@ def convert_checkpoint(
     """Convert a PyTorch model folder to ``output``, a folder that ``load`` reads.
 
     After an error, nothing of the output is left behind. ``progress`` is called in this thread, and
-    an error that it raises ends the conversion. ``hashes`` are those of ``source_hashes``, which
-    are computed if they are None.
+    an error that it raises ends the conversion. ``hashes`` is the result of ``source_hashes``;
+    None: compute it here.
 
     Raises:
         ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
@@ -166,7 +166,7 @@ def _refuse_converted(folder: Path) -> None:
     """Refuse a source that is a converted folder.
 
     Raises:
-        CheckpointError: it is one.
+        CheckpointError: the source is a converted folder.
         ConfigError: ``config.json`` is too large, or not a JSON object.
     """
     if is_converted(folder):
@@ -176,7 +176,9 @@ def _refuse_converted(folder: Path) -> None:
 
 
 def _refuse_source_in_output(source: Path, output: Path) -> None:
-    """Refuse an output that is the source or a folder above it: replacing it deletes the source.
+    """Refuse an output that is the source or a folder above it.
+
+    Replacing such a folder would delete the source.
 
     Raises:
         OutputError: the output is such a folder, or in a loop of links.
@@ -193,7 +195,7 @@ class ConversionPlan:
     ``dtype`` is the option of the conversion; None keeps each tensor's own type.
     """
 
-    published: Published  # the source's own facts
+    published: Published  # the source's own config, roles and notes
     config: JanusConfig
     tensors: Sequence[PlannedTensor]
     dtype: Dtype | None
@@ -239,7 +241,7 @@ class ConversionPlan:
     def converted_bytes(self, tensor: PlannedTensor) -> int:
         """Return the bytes of the arrays into which ``convert`` turns a parameter."""
         dtype: str = self.dtype or tensor.dtype
-        if keeps_type(self.config, tensor.name):
+        if keeps_type(self.config, tensor.name):  # not cast to ``self.dtype``
             dtype = tensor.dtype
         float_bits = 32 if dtype == "float32" else 16  # bfloat16 or float16
         layer = self._quantized_layers.get(tensor.name.removesuffix(".weight"))
@@ -315,7 +317,7 @@ def _write_shards(
     progress("converting", 0, total_bytes)
     for tensor in plan.tensors:
         new_bytes = plan.converted_bytes(tensor)
-        # Write before reading the tensor, so that memory never holds it next to a full shard.
+        # Write before reading the tensor, so that memory never holds a full shard and the tensor.
         if pending and pending_bytes + new_bytes > SHARD_BYTES:
             write_pending()
         pending.update(plan.convert(tensor))

@@ -83,8 +83,9 @@ def find_elsewhere(name: str) -> Path | None:
 def _entries_in(root: Path) -> Iterator[FoundFolder]:
     """Yield the folders in ``root``, and ``root`` itself, that may be a model's.
 
-    A subfolder without a config counts as an owner's: its own subfolders are yielded. If it has
-    none, it is yielded itself. From a cache of the Hub, one commit of each model is yielded.
+    A subfolder without a config counts as an owner's, and its own subfolders are yielded. A
+    subfolder with a config, or without subfolders, is yielded itself. If ``root`` is a cache of the
+    Hub, one commit of each model is yielded.
     """
     if (root / "config.json").is_file():
         yield FoundFolder(root.name, root)
@@ -92,10 +93,10 @@ def _entries_in(root: Path) -> Iterator[FoundFolder]:
     for child in _subfolders(root):
         if child.name.startswith("models--"):
             continue  # ``_cached_in`` has yielded it
-        inner = [] if (child / "config.json").is_file() else _subfolders(child)
-        for folder in inner:
+        models_of_owner = [] if (child / "config.json").is_file() else _subfolders(child)
+        for folder in models_of_owner:
             yield FoundFolder(f"{child.name}/{folder.name}", folder)
-        if not inner:
+        if not models_of_owner:
             yield FoundFolder(child.name, child)
 
 

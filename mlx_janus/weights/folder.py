@@ -23,7 +23,7 @@ from ..memory import weight_stream
 from ..processing.tokenizer import TOKENIZER_FILE
 from ..version import __version__
 from .safetensors_files import read_safetensors_header, weight_files
-from .torch_files import ChecksumReader
+from .torch_files import EntryChecksums
 
 _FORMAT_KEY = "mlx_janus_format"
 _READABLE_FORMATS = tuple(map(str, READABLE_VERSIONS))
@@ -60,8 +60,8 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     A conversion writes the same stamp, as metadata, into all its weight files.
 
     Raises:
-        CheckpointError: a file is missing or damaged, has no stamp or that of an unknown format, or
-            has another stamp than the first file; or two files have an array of the same name.
+        CheckpointError: a file is missing or damaged; a file has no stamp, a stamp of an unknown
+            format, or another stamp than the first file; or two files have an array of one name.
     """
     try:
         files = weight_files(folder)
@@ -86,6 +86,17 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     return arrays, first_stamp or {}
 
 
+def read_stamp(folder: Path) -> dict[str, str]:
+    """Return the stamp of a converted folder, from its first weight file.
+
+    Raises:
+        CheckpointError: that file is missing or damaged.
+        ConfigError: the index of the weight files is damaged.
+    """
+    _, stamp = read_safetensors_header(weight_files(folder)[0])
+    return stamp
+
+
 def _load_lazily(path: Path) -> dict[str, mx.array]:
     """Return the lazy arrays of a safetensors file, whose header was checked.
 
@@ -100,7 +111,7 @@ def _load_lazily(path: Path) -> dict[str, mx.array]:
         raise CheckpointError(
             f"{path} cannot be read by MLX ({reason}): convert the original folder again"
         ) from None
-    assert isinstance(arrays, dict)  # of a safetensors file
+    assert isinstance(arrays, dict)  # MLX returns a dict for a safetensors file
     return arrays
 
 
@@ -159,14 +170,23 @@ def make_stamp(
         "dtype": dtype or "",
         "source_sha256": json.dumps(dict(hashes), sort_keys=True),
     }
-    return stamp | ({"roles": roles} if roles else {})
+    if roles:
+        stamp["roles"] = roles
+    return stamp
 
 
 def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
     """Hash the weights, config and tokenizer of a PyTorch model folder.
 
+    The content of each entry of a ``.bin`` file is compared with its checksum.
+
     Returns:
         The hexadecimal SHA-256 of each file, by file name.
+
+    Raises:
+        CheckpointError: there are no weights, or a ``.bin`` file is damaged.
+        ConfigError: the index of the weights is damaged.
+        OSError: a file cannot be read.
     """
     files = [*weight_files(folder), folder / "config.json", folder / TOKENIZER_FILE]
     return hash_files({file.name: file for file in files}, progress)
@@ -180,13 +200,13 @@ def hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
     block = bytearray(1 << 22)  # 4 MiB
     for name, file in files.items():
         digest = hashlib.sha256()
-        checksums = ChecksumReader(file) if file.suffix == ".bin" else None
+        checksums = EntryChecksums(file) if file.suffix == ".bin" else None
         with open_regular(file) as stream:
             while count := stream.readinto(block):
                 part = memoryview(block)[:count]
                 digest.update(part)
                 if checksums:
-                    checksums.update(part)
+                    checksums.compare_next(part)
                 done_bytes += count
                 progress("hashing", done_bytes, total_bytes)
         hashes[name] = digest.hexdigest()
@@ -225,7 +245,7 @@ def resolve_output(output: Path) -> Path:
     """
     try:
         return output.resolve()
-    except RuntimeError:  # of Python 3.11 and 3.12
+    except RuntimeError:  # Python 3.13 and later return the path instead
         raise OutputError(f"{output} is in a loop of links: choose another folder") from None
 
 

@@ -126,16 +126,29 @@ def check_memory(
     free = available_memory()
     if needed <= free:
         return
-    advice = "close other programs, or take a smaller model"
     variants = _smaller_variants(config, low_memory=low_memory, quantized=quantized)
-    for options, variant, low in variants:
-        size = max(required_memory(variant, dtype, low_memory=low).values())
-        if size <= free:
-            advice = f"{options} needs {format_size(size)} and fits"
-            break
+    advice = _first_that_fits(variants, dtype, free)
     raise OutOfMemoryError(
-        f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: {advice}"
+        f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: "
+        f"{advice or 'close other programs, or take a smaller model'}"
     )
+
+
+def _first_that_fits(
+    variants: Iterable[tuple[str, JanusConfig, bool]], dtype: Dtype, free: int
+) -> str:
+    """Return advice to load the first variant that fits in memory; "" if none fits.
+
+    Args:
+        variants: the ways to load a model that ``_smaller_variants`` yields.
+        dtype: type of the float weights in memory.
+        free: bytes of free memory.
+    """
+    for options, config, low_memory in variants:
+        size = max(required_memory(config, dtype, low_memory=low_memory).values())
+        if size <= free:
+            return f"{options} needs {format_size(size)} and fits"
+    return ""
 
 
 def _smaller_variants(

@@ -106,10 +106,12 @@ def fetch(model: HubModel) -> Path:
         OutputError: the disk is full, or the cache cannot be written.
     """
     weights, index = weight_names(model)
-    wanted = sorted(weights | _small_files(model) | ({index} if index else set()))
+    wanted = weights | _small_files(model)
+    if index:
+        wanted.add(index)
     if not model.cached:
-        _check_disk(model, wanted)
-    folder = _fetch_files(model, wanted)
+        _check_disk(model, sorted(wanted))
+    folder = _fetch_files(model, sorted(wanted))
     record_branch(model)
     return folder
 
@@ -141,7 +143,7 @@ def fetch_named(model: HubModel, names: list[str]) -> Path:
 
 
 def has_blobs(model: HubModel, names: Iterable[str]) -> bool:
-    """Return whether the cache has all of these large files, downloaded for any commit.
+    """Return whether the cache has all of these large files, whichever commit they came with.
 
     Args:
         model: a commit.
@@ -240,8 +242,9 @@ def _fetch_file(model: HubModel, name: str) -> Path:
 def weight_names(model: HubModel) -> tuple[set[str], str | None]:
     """Return the names of a model's weight files, and the name of their index.
 
-    The index is downloaded, because it lists the weight files. The second value is None if there is
-    no index: for a single weight file, and for shards without one.
+    The index is downloaded, because it lists the weight files. If one of these is missing, the
+    single weight file is taken instead. The second value is None for a single weight file, and for
+    shards without an index.
 
     Raises:
         CheckpointError: there are no weights, or the index is empty or lists a missing file.

@@ -35,7 +35,8 @@ class CachedRepo:
         snapshots = self.folder / "snapshots"
         wanted = revision or "main"
         if _REVISION.fullmatch(wanted):
-            # A branch or tag is a file in refs/ that holds its commit. Else try it as a commit.
+            # A branch or tag is a file in refs/ that holds its commit. Any other revision must be a
+            # commit itself.
             for commit in (_read_ref(self.folder / "refs" / wanted), wanted):
                 if commit and (snapshots / commit / "config.json").is_file():
                     return snapshots / commit

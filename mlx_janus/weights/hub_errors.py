@@ -34,7 +34,7 @@ def translated_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     model_name = f"{repo_id} at {revision}" if revision else repo_id
-    try:  # subclasses of errors come before their bases
+    try:  # below, subclasses come before their base classes
         yield
     except errors.GatedRepoError as error:
         terms = f"{constants.ENDPOINT}/{repo_id}"

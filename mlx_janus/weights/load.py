@@ -22,8 +22,8 @@ from .quantize import choose_rule, plan_by_rule, quantize_model
 def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
     """Choose the type of the float weights in memory.
 
-    If ``dtype`` is None, the type is the config's; on a CPU it is float32, since half precision is
-    slow there.
+    If ``dtype`` is None, the type is float32 on a CPU, since half precision is slow there, and the
+    config's on a GPU.
 
     Raises:
         OptionError: ``dtype`` is not float32, bfloat16 or float16.
@@ -57,7 +57,7 @@ def load_model(
             always float32.
         low_memory: whether the caller keeps the weights of only one task at a time in memory. The
             memory check then counts only the largest task.
-        roles: one of ``ROLES`` to use in place of the folder's; None keeps these.
+        roles: one of ``ROLES`` to use in place of the folder's; None keeps the folder's.
 
     Raises:
         CheckpointError: a file is missing or damaged; a tensor is missing, surplus, misshaped or
@@ -89,7 +89,8 @@ def read_model(folder: Path, config: JanusConfig) -> JanusModel:
     quantization.
 
     Raises:
-        CheckpointError, ConfigError, UnsupportedModelError: as for ``load_model``.
+        CheckpointError: a file is missing or damaged, or a tensor does not fit the config.
+        ConfigError, UnsupportedModelError: the folder's config cannot be used.
     """
     stored = JanusConfig.load(folder / "config.json")
     model = JanusModel(config)
@@ -137,7 +138,7 @@ class WeightFiles:
 
 
 def with_quantization(
-    config: JanusConfig, bits: int | None, folder: Path, recipe: str | None = None
+    config: JanusConfig, bits: int | None, model: Path | str, recipe: str | None = None
 ) -> JanusConfig:
     """Return a config with the quantization by ``bits`` or a recipe added.
 
@@ -146,7 +147,7 @@ def with_quantization(
     Args:
         config: the model's config.
         bits: 4 or 8, or None.
-        folder: the model's folder, for error messages.
+        model: the model's folder or name, for error messages.
         recipe: one of ``RECIPES``, or None.
 
     Raises:
@@ -162,7 +163,7 @@ def with_quantization(
     if (stored.recipe or stored.bits) != (recipe or bits):
         wanted = f"the recipe {recipe}" if recipe else f"{bits}"
         raise OptionError(
-            f"{folder} has {stored.choice}, not {wanted}: "
+            f"{model} has {stored.choice}, not {wanted}: "
             "leave bits and recipe out, or convert the original folder"
         )
     return config

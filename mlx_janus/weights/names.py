@@ -24,6 +24,7 @@ SHORT_NAMES = {
     "janus-1.3b": "deepseek-ai/Janus-1.3B",
     "janus-pro-1b": "deepseek-ai/Janus-Pro-1B",
     "janus-pro-7b": "deepseek-ai/Janus-Pro-7B",
+    "janus-4o-7b": "FreedomIntelligence/Janus-4o-7B",
     "janusflow-1.3b": "deepseek-ai/JanusFlow-1.3B",
     "tiny": str(TINY),
 }
@@ -70,7 +71,7 @@ def understand_name(name: str | os.PathLike[str], revision: str | None = None) -
         HubError: the name is a folder, which cannot have a ``revision``.
         OptionError: the name has another revision than ``revision``.
         CheckpointError: the name is no folder and no Hub id, or the folder holds several models or
-            not the commit.
+            lacks the revision.
     """
     text = path_in_address(os.fspath(name))
     path = expand_user(resolve_short_name(text))
@@ -130,7 +131,7 @@ def _understand_folder(path: Path, revision: str | None) -> ModelName:
     repo = repo_of(path)
     if repo and not holds_model:
         path = repo.snapshot(revision)
-        revision = None  # it has chosen the commit
+        revision = None  # no longer needed, since ``path`` is its commit's folder
     elif not holds_model:
         _refuse_folder_of_models(path)
     if revision is not None:

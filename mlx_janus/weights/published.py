@@ -167,7 +167,7 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
     """Detect the layout of a parsed ``config.json``.
 
     Raises:
-        UnsupportedModelError: the model is of another family. The message begins with its verb;
+        UnsupportedModelError: the model is of another family. The message has no subject yet:
             ``read_published_sizes`` puts the file's path before it.
     """
     model_type = data.get("model_type")

@@ -112,7 +112,7 @@ def _size_notes(options: Mapping[str, Any], layout: Layout, size: int, file: str
 
     Args:
         options: the options.
-        layout: whose options they are.
+        layout: whose names the options have, DeepSeek's or transformers'.
         size: pixels per side of the encoder's images.
         file: the name of the options' file.
     """

@@ -199,33 +199,44 @@ def option_notes(folder: Path, layout: Layout, config: Mapping[str, Any]) -> lis
         ConfigError: a file is malformed.
     """
     tokenizer = json_or_empty(folder / TOKENIZER_CONFIG_FILE)
-    processor = json_or_empty(folder / PROCESSOR_FILE)
-    image_file, images = read_image_options(folder, layout)
-    unknown: dict[str, list[str]] = {  # by file
+    # DeepSeek's code does not read this file, so its options are not looked at.
+    generation = json_or_empty(folder / GENERATION_FILE) if layout == "transformers" else {}
+    language = config.get("language_config") if layout != "transformers" else None
+
+    unknown = {
         "config.json": list(_unknown_in_config(config, layout)),
         TOKENIZER_CONFIG_FILE: _unknown(tokenizer, (*_TOKENIZER, *_NEUTRAL_TOKENIZER)),
-        PROCESSOR_FILE: _unknown(processor, _PROCESSOR),
+        **_unknown_in_processor(folder, layout),
+        GENERATION_FILE: _unknown(generation, (*_HARMLESS_GENERATION, *_NEUTRAL_GENERATION)),
     }
-    # The options of images may be in ``PROCESSOR_FILE``, which has an entry already.
-    unknown.setdefault(image_file.name, []).extend(_unknown(images, _IMAGES))
-    language = config.get("language_config") if layout != "transformers" else None
-    not_followed = {
-        TOKENIZER_CONFIG_FILE: _not_neutral(tokenizer, _NEUTRAL_TOKENIZER),
-        "config.json": _not_neutral(language, _NEUTRAL_GENERATION, "language_config."),
-    }
-    if layout == "transformers":  # DeepSeek's code does not read this file
-        generation = json_or_empty(folder / GENERATION_FILE)
-        known = (*_HARMLESS_GENERATION, *_NEUTRAL_GENERATION)
-        unknown[GENERATION_FILE] = _unknown(generation, known)
-        not_followed[GENERATION_FILE] = _not_neutral(generation, _NEUTRAL_GENERATION)
     notes = []
     for file, names in unknown.items():
         if names:
             notes.append(f"{file}: unknown options have no effect: {_listed(names)}")
+
+    not_followed = {
+        TOKENIZER_CONFIG_FILE: _not_neutral(tokenizer, _NEUTRAL_TOKENIZER),
+        "config.json": _not_neutral(language, _NEUTRAL_GENERATION, "language_config."),
+        GENERATION_FILE: _not_neutral(generation, _NEUTRAL_GENERATION),
+    }
     for file, settings in not_followed.items():
         if settings:
             notes.append(f"{file}: options that are not followed: {_listed(settings)}")
     return notes
+
+
+def _unknown_in_processor(folder: Path, layout: Layout) -> dict[str, list[str]]:
+    """Return the unknown options of the processor and of image preprocessing, by file.
+
+    Raises:
+        ConfigError: a file is malformed.
+    """
+    processor = json_or_empty(folder / PROCESSOR_FILE)
+    image_file, images = read_image_options(folder, layout)
+    unknown = {PROCESSOR_FILE: _unknown(processor, _PROCESSOR)}
+    # The options of images may be in ``PROCESSOR_FILE`` too, which has an entry already.
+    unknown.setdefault(image_file.name, []).extend(_unknown(images, _IMAGES))
+    return unknown
 
 
 def _unknown_in_config(config: Mapping[str, Any], layout: Layout) -> Iterator[str]:
@@ -285,6 +296,6 @@ def _not_neutral(
 def _listed(names: list[str]) -> str:
     """Return the first names as text, each cut to 80 characters, and the number of the others."""
     quoted = [ascii(name[:80]) for name in names[:_MOST_NAMED]]  # control characters escaped
-    shown = ", ".join(text[1:-1] for text in quoted)
+    shown = ", ".join(text[1:-1] for text in quoted)  # without the quotation marks
     further = len(names) - _MOST_NAMED
     return f"{shown} and {further} more" if further > 0 else shown

@@ -251,7 +251,7 @@ def _with_ids(prompt: PromptConfig, folder: Path) -> tuple[PromptConfig, list[st
     fills the unconditional row of guidance.
 
     Returns:
-        The prompt facts, and notes for the user about ids that are not used.
+        The prompt facts, and notes for the user about doubtful ids.
 
     Raises:
         ConfigError: an id is not a whole number, or a file is malformed or missing.
@@ -260,10 +260,10 @@ def _with_ids(prompt: PromptConfig, folder: Path) -> tuple[PromptConfig, list[st
     generation = json_or_empty(folder / GENERATION_FILE)
     # A negative id means "none" to some tools.
     ends = [id for id in _whole_numbers("eos_token_id", _end_ids(folder)) if id >= 0]
-    further_ends = dict.fromkeys(id for id in ends if id != ids.get(prompt.eos))
+    further_ends = dict.fromkeys(id for id in ends if id != ids.get(prompt.eos))  # no duplicates
     prompt = replace(prompt, stop_ids=tuple(further_ends) or None)
     for pad_id in _whole_numbers("pad_token_id", generation.get("pad_token_id")):
-        texts = [text for text, id in ids.items() if id == pad_id]  # several may have one id
+        texts = [text for text, id in ids.items() if id == pad_id]  # tokens may share an id
         if texts and prompt.pad not in texts:
             prompt = replace(prompt, pad=texts[0])
     return prompt, _id_notes(folder, prompt, ids)
@@ -272,8 +272,8 @@ def _with_ids(prompt: PromptConfig, folder: Path) -> tuple[PromptConfig, list[st
 def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> list[str]:
     """Return notes for the user about doubtful token ids.
 
-    An id is doubtful if the tokenizer has another id for this token, or if it ends answers but is
-    not a control token's.
+    An id that a file gives to a control token is doubtful if the tokenizer has another id for this
+    token. An id that ends answers is doubtful if it is not a control token's.
 
     Args:
         folder: the model folder, in transformers' layout.
@@ -287,12 +287,6 @@ def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> lis
     generation = json_or_empty(folder / GENERATION_FILE)
     kwargs = generation.get("generation_kwargs")
     image_start_id = kwargs.get("boi_token_id") if isinstance(kwargs, dict) else None
-    given_ids = (
-        (GENERATION_FILE, "bos_token_id", generation.get("bos_token_id"), prompt.bos),
-        (GENERATION_FILE, "pad_token_id", generation.get("pad_token_id"), prompt.pad),
-        (GENERATION_FILE, "boi_token_id", image_start_id, prompt.image_start),
-        ("config.json", "image_token_id", config.get("image_token_id"), prompt.image),
-    )
     notes = []
     texts = {id: token for token, id in ids.items()}
     for stop_id in prompt.stop_ids or ():
@@ -300,6 +294,12 @@ def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> lis
         if not text.startswith("<"):  # an ordinary word or no token, perhaps by mistake
             shown = f"{stop_id} ({text!r})" if text else str(stop_id)
             notes.append(f"{GENERATION_FILE}: eos_token_id has {shown}, which ends answers too")
+    given_ids = (  # file, key, id in the file, and the token whose id it should be
+        (GENERATION_FILE, "bos_token_id", generation.get("bos_token_id"), prompt.bos),
+        (GENERATION_FILE, "pad_token_id", generation.get("pad_token_id"), prompt.pad),
+        (GENERATION_FILE, "boi_token_id", image_start_id, prompt.image_start),
+        ("config.json", "image_token_id", config.get("image_token_id"), prompt.image),
+    )
     for file, key, id, token in given_ids:
         if id is not None and id != ids.get(token):
             used = f"{token}, which is {ids.get(token)}, is used"
@@ -310,9 +310,9 @@ def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> lis
 def _end_ids(folder: Path) -> Any:
     """Return the ids that end an answer in transformers' layout, an unchecked JSON value.
 
-    Without ``generation_config.json``, transformers takes the language model's. If these are a
-    list, it is returned. A single number may be the default of LlamaConfig, which ends no answer of
-    Janus, so None is returned instead.
+    Without ``generation_config.json``, transformers takes the ids from the language model's config.
+    A list there is returned. A single id there may be the default of LlamaConfig, which ends no
+    answer of Janus, so None is returned instead.
     """
     if (folder / GENERATION_FILE).exists():
         return read_model_json(folder / GENERATION_FILE).get("eos_token_id")
@@ -371,9 +371,13 @@ def _roles_by_signs(
 ) -> RolesChoice:
     """Choose the roles of a model in DeepSeek's layout.
 
-    The signs, from the strongest: ``<|User|>`` after the placeholder is Janus-Pro's, since the
-    processor of 1.3B puts the placeholder last; ``deepseek_old`` is 1.3B's; ``<|User|>`` anywhere
-    is Janus-Pro's; the sizes.
+    The signs, from the strongest to the weakest:
+
+    1. ``<|User|>`` after the placeholder: Janus-Pro. The processor of 1.3B puts the placeholder
+       last.
+    2. The format ``deepseek_old``: 1.3B.
+    3. ``<|User|>`` in any place: Janus-Pro.
+    4. The sizes of the language model.
 
     Args:
         folder: the model folder, for its ``tokenizer.json``.
@@ -387,14 +391,16 @@ def _roles_by_signs(
     """
     is_old = processor.get("sft_format") == _OLD_FORMAT
     says_old = f"{PROCESSOR_FILE} says {_OLD_FORMAT}"
-    places: dict[str, dict[str, int]] = {}  # by file and token; in ``tokenizer.json``, the id
+    # The places of tokens by file: in a list of tokens the index, in ``tokenizer.json`` the id.
+    places: dict[str, dict[str, int]] = {}
     for file, tokens in additional.items():
         places[file] = {token: place for place, token in enumerate(tokens)}
     places[TOKENIZER_FILE] = _token_ids(folder)
     with_user = [file for file, tokens in places.items() if _PRO_USER in tokens]
     for file in with_user:
-        place = places[file][_PRO_USER]
-        is_after_placeholder = places[file].get(placeholder, place) < place
+        user_place = places[file][_PRO_USER]
+        placeholder_place = places[file].get(placeholder)
+        is_after_placeholder = placeholder_place is not None and placeholder_place < user_place
         if is_after_placeholder or not is_old:
             return RolesChoice("pro", f"{file} has {_PRO_USER}", says_old if is_old else "")
     if is_old:
@@ -408,8 +414,8 @@ def _roles_by_signs(
 def _roles_of_template(folder: Path, template: str) -> RolesChoice:
     """Choose the roles of a model in transformers' layout by its chat template.
 
-    transformers' converter writes the template of Janus-Pro for Janus-1.3B too. So ``<|User|>`` in
-    the template is in doubt if the tokenizer lacks it.
+    transformers' converter writes the template of Janus-Pro for Janus-1.3B too. So a template with
+    ``<|User|>`` leaves a doubt if the tokenizer lacks this token.
 
     Args:
         folder: the model folder, for its ``tokenizer.json``.

@@ -54,7 +54,7 @@ def refuse_others(
         place: the part of the model that the option belongs to, for the message; "" for none.
 
     Raises:
-        UnsupportedModelError: the option has another value. The message begins with its verb;
+        UnsupportedModelError: the option has another value. The message has no subject yet:
             ``errors_about`` puts the file's path before it.
     """
     value = data.get(key)
@@ -68,8 +68,8 @@ def refuse_others(
 def notes_on_others(data: Mapping[str, Any], key: str, used: Any, file: str) -> list[str]:
     """Return a note for the user if an option contradicts the value that is used.
 
-    This is for options with which the reference would fail if they had another value. So another
-    value is taken for a mistake.
+    The reference would fail with another value of such an option. So another value is taken for a
+    mistake.
 
     Args:
         data: the object that may have the option; null counts as absent.
@@ -88,7 +88,7 @@ def errors_about(path: Path) -> Iterator[None]:
     """Put the path of a file before the messages of errors about its content.
 
     The message of an ``UnsupportedModelError`` begins with a verb, so the path becomes its subject.
-    A ``ConfigError`` that names a file of the folder already stays as it is.
+    A ``ConfigError`` whose message names a file of the folder is not changed.
     """
     try:
         yield

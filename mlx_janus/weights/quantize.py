@@ -26,13 +26,13 @@ have a sixth and a sixtieth of its weights. In 8 bits, each part of the U-ViT ch
 to 0.007, but that saves 70 MB of a model of 2 GB.
 
 None of MLX's small float types came as close in images as integers of similar size. A group's scale
-in nvfp4 is a float of 8 bits, too small a range for weights of every size: without a scale for each
-layer, weights of 0.004 lose 0.24 of their size (relative rms) and weights of 0.002 all of it. With
-it they lose 0.094 at any size, next to 0.090 of integers of 4 bits. MLX's ``quantized_matmul``
-knows no such scale, so ``ScaledLinear`` applies it.
- Groups of 128
-could not be measured: no layer width of Janus-Tiny's language model is a multiple of 128, so its
-groups hold 64 or 32 weights.
+in nvfp4 is a float of 8 bits, whose range is too small for small weights. Without a further scale
+for each layer, quantization changes weights of 0.004 by 0.24 (relative rms), and makes weights of
+0.002 zero. With such a scale, weights of any size change by 0.094; with integers of 4 bits, they
+change by 0.090. MLX's ``quantized_matmul`` has no such scale, so ``ScaledLinear`` applies it.
+
+Groups of 128 could not be measured: no layer width of Janus-Tiny's language model is a multiple of
+128, so its groups hold 64 or 32 weights.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _BITS_AND_GROUP_SIZES: dict[QuantizationMode, tuple[tuple[int, ...], tuple[int, 
 _SCALED_MODES: tuple[QuantizationMode, ...] = ("nvfp4",)
 """Modes whose group scales have too small a range, so that a layer has a scale of its own."""
 
-_PACKED = 32  # MLX packs so many weights of a layer together
+_PACKED = 32  # weights that MLX packs together
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def plan_quantization(
     """Plan the bits and group size of every layer; return None if bits and recipe are None.
 
     The options are those of ``choose_rule``. The group size is an upper limit: each layer gets the
-    largest allowed size that fits its shape. If there is none, the layer stays float. An
-    example is the first layer of ``gen_aligner``, whose input has a width of 8.
+    largest allowed size that fits its shape. If there is none, the layer stays float. An example is
+    the first layer of ``gen_aligner``, whose input has a width of 8.
 
     Raises:
         OptionError: an option is invalid, both bits and recipe are set, or no layer of the model

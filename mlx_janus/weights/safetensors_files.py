@@ -58,8 +58,8 @@ class SafetensorsEntry:
         """Read the values; float64 becomes float32.
 
         Raises:
-            CheckpointError: MLX has no such type; or the file is missing, unreadable, or was cut
-                short after its header was read.
+            CheckpointError: MLX does not have the type; or the file is missing, unreadable, or was
+                cut short after its header was read.
         """
         if self.dtype not in SAFETENSORS_DTYPES.values():
             raise CheckpointError(
@@ -196,13 +196,13 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
             f"{path} is no whole safetensors file ({reason}): download it again"
         ) from None
     metadata = header.pop("__metadata__", None) or {}
-    entries = {}
     # Only an empty tensor can have a long side, since the data would be larger than the file.
     too_long = [name for name in names if max(header[name]["shape"], default=0) > _MAX_SIDE]
     if too_long:
         raise CheckpointError(
             f"{path}: {min(too_long)[:80]!r} has a side that is too long for MLX: download it again"
         )
+    entries = {}
     for name in sorted(names):
         entry = header[name]
         # A file is the header's length in 8 bytes, the header, and then the data. Offsets in the
@@ -217,7 +217,7 @@ def _refuse_pointer(path: Path) -> None:
     """Refuse a Git LFS pointer in place of a weight file.
 
     Raises:
-        CheckpointError: the file is one.
+        CheckpointError: the file is a pointer.
     """
     try:
         with open_regular(path) as file:

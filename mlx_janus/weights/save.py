@@ -49,6 +49,6 @@ def save_model(
             write_safetensors(folder / "model.safetensors", arrays, stamp)
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
             replace(model.config, dtype=dtype).dump(folder / "config.json")
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: MLX cannot write the file
             reason = getattr(error, "strerror", None) or error
             raise OutputError(f"{output} cannot be written ({reason}): free some space") from None

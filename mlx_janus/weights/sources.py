@@ -146,7 +146,7 @@ def find_converted(
     else:
         state = _state_on_hub(place, found.revision, options)
     state = _state_with_vae(state, vae_place)
-    quantized = with_quantization(config, bits, Path(found.shown), recipe)
+    quantized = with_quantization(config, bits, found.shown, recipe)
     check_memory(quantized, choose_dtype(config, dtype), found.shown, low_memory=low_memory)
     if cached := find_conversion(state):
         if isinstance(place, hub.HubModel):
@@ -189,7 +189,10 @@ def _find_place(
 
 
 def _local_source(found: ModelName, folder: Path) -> Source:
-    """Return the source in a folder on this machine. Log the folder if its name is not shown."""
+    """Return the source in a folder on this machine.
+
+    The folder is logged if the model is shown under another name than the folder's.
+    """
     if found.shown != folder.resolve().name:
         _LOG.info("%s is taken from %s", found.shown, folder)
     return Source(folder, found.shown, found.revision or "")
@@ -258,13 +261,13 @@ def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
 
 
 def _find_on_hub(found: ModelName) -> hub.HubModel:
-    """Find a model on the Hub.
+    """Find a model on the Hub by a name that is not a folder's.
 
     Raises:
         HubError: the Hub has no such model, or is out of reach.
     """
-    # A name that is no folder is looked up too, so that the error says how a Hub id reads.
-    return hub.find(found.repo_id or found.shown, found.revision)
+    assert found.repo_id is not None  # as for every name without a folder
+    return hub.find(found.repo_id, found.revision)
 
 
 def _make_cache_folder(folder: Path) -> None:
@@ -313,7 +316,8 @@ def _convert_or_reuse(
     source = replace(source, vae=vae.fetch() if vae else None)
     hashes = None
     if candidates:
-        plan_conversion(source, state.options)  # an error if the weights do not fit the config
+        # Only for its errors: weights that do not fit the config are refused before the hashing.
+        plan_conversion(source, state.options)
         report = progress or (lambda *_: None)
         hashes = source_hashes(source.folder, report)
         hashes |= hash_files(source.other_files, report)
@@ -335,10 +339,13 @@ def _log_notes(source: Source, notes: Sequence[str]) -> None:
 def _reuse_earlier_commit(
     model: hub.HubModel, candidates: list[CachedWeights], state: SourceState
 ) -> Path | None:
-    """Return a conversion that reuses an earlier commit's weights; None if no commit has the same.
+    """Return a conversion that reuses the weights of an earlier commit of a model.
 
     The Hub gives the hashes of large files, so equal weights are found without a download. If a new
     commit changes only the tokenizer, only the small files are downloaded.
+
+    Returns:
+        None if no candidate has the weights of this commit.
 
     Raises:
         JanusError: as for ``find_source`` and ``convert_checkpoint``.
@@ -349,8 +356,8 @@ def _reuse_earlier_commit(
     hashes = tuple(sorted(model.hashes.get(name, "") for name in names))
     if all(candidate.source_hashes != hashes for candidate in candidates):
         return None
-    # Weights in the Hub's cache are only linked to this commit. Others are not needed, because the
-    # earlier conversion has them.
+    # If the Hub's cache has the weights, ``fetch`` only links them to this commit. Otherwise they
+    # are not downloaded, because the earlier conversion has them.
     has_weights = hub.has_blobs(model, names)
     fetch_files = hub.fetch if has_weights else hub.fetch_small_files
     source = Source(fetch_files(model), model.repo_id, model.revision)
@@ -362,7 +369,7 @@ def _reuse_earlier_commit(
 def _reuse(
     source: Source, candidates: list[CachedWeights], hashes: tuple[str, ...], state: SourceState
 ) -> Path | None:
-    """Return a conversion that reuses the weights of a candidate; None if none has the same.
+    """Return a conversion that reuses a candidate's weights; None if no candidate has the source's.
 
     Args:
         source: the source; only its small files are read.

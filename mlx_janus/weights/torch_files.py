@@ -191,8 +191,10 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-class ChecksumReader:
-    """A check of a checkpoint's zip entries, fed with the file's bytes in order by its caller.
+class EntryChecksums:
+    """The checksums of a checkpoint's zip entries, to be compared with the entries' content.
+
+    The caller reads the file, and passes all of its bytes to ``compare_next`` in order.
 
     Args:
         path: the checkpoint.
@@ -205,31 +207,32 @@ class ChecksumReader:
         self._path = path
         with _open_checkpoint(path) as file:
             entries = _read_directory(path, file)
+        # Entries that have not been compared so far, in the file's order.
         self._entries = sorted(
             (entry, name) for name, entry in entries.items() if entry.crc and entry.size
         )
         self._position = 0  # bytes of the file so far
-        self._crc = 0  # of the first entry's content so far
+        self._crc = 0  # checksum of the part of the first entry that has been passed so far
 
-    def update(self, block: bytes | memoryview) -> None:
-        """Take the next bytes of the file.
+    def compare_next(self, block: bytes | memoryview) -> None:
+        """Take the next bytes of the file, and compare the checksums of entries that end in them.
 
         Raises:
-            CheckpointError: an entry that ends in this block does not match its checksum.
+            CheckpointError: the content of such an entry has another checksum.
         """
         view = memoryview(block)
         block_end = self._position + len(view)
         while self._entries:
             entry, name = self._entries[0]
             entry_end = entry.start + entry.size
-            # From ``start`` to ``end``: the part of the entry that is in this block.
+            # The part of the entry that is in this block, by its start and end in the file.
             start = max(entry.start, self._position)
             end = min(entry_end, block_end)
             if start < end:
                 part = view[start - self._position : end - self._position]
                 self._crc = zlib.crc32(part, self._crc)
             if entry_end > block_end:
-                break  # the entry goes on in the next block
+                break  # the rest of the entry comes in later blocks
             if self._crc != entry.crc:
                 raise _error(self._path, f"is damaged (the checksum of {quote(name)} is wrong)")
             self._entries.pop(0)
@@ -322,6 +325,7 @@ class _BoundedFile(io.FileIO):
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """Read at most ``size`` bytes, or the rest of the file if it is -1 or None."""
         if size is not None and size > _MAX_DIRECTORY:
             raise zipfile.BadZipFile("the central directory is too large")
         # ``FileIO.read`` returns None only for a non-blocking file, which this is not.

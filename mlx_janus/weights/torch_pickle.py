@@ -110,7 +110,8 @@ def quote(value: object) -> str:
 
     For a value that is not text, return the name of its type.
     """
-    # Cut a long text before quoting it. More than 80 characters remain, so that "..." is added.
+    # Cut a long text before quoting it. With its quotation marks, the rest has more than 80
+    # characters, so that "..." is added.
     text = repr(value[:81]) if isinstance(value, str) else type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -255,11 +256,11 @@ class _Machine:
     def remember(self, index: int) -> None:
         """Store the last item of the stack in the memo, under an index.
 
-        Memos are numbered 0, 1, 2 and so on, so an honest index is at most the number of
-        instructions so far.
+        The items of a memo are numbered 0, 1, 2 and so on, so an honest index is at most the number
+        of instructions so far.
 
         Raises:
-            RefusedError: the index is higher.
+            RefusedError: the index is higher than this number.
             IndexError: the stack is empty.
         """
         if index > self.instruction_count:
@@ -350,8 +351,8 @@ def _make_tensor(
 def _dimensions(numbers: Any) -> tuple[int, ...]:
     """Return the sizes or strides of a tensor, but not more than ``MAX_DIMS + 1`` of them.
 
-    The caller refuses as many. A pickle of a few bytes can name one long tuple many times, and
-    every copy of it would take memory.
+    ``MAX_DIMS + 1`` are enough for ``torch_files.py`` to see that there are too many. A pickle of a
+    few bytes can name one long tuple many times, and every full copy of it would take memory.
 
     Raises:
         DamagedError: a number is negative or not an int.

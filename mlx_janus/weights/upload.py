@@ -68,7 +68,7 @@ def upload_converted(
         with tempfile.TemporaryDirectory() as name:
             staged = Path(name)
             for file in folder.iterdir():
-                if not RECORD_NAME.fullmatch(file.name):  # it names folders of this machine
+                if not RECORD_NAME.fullmatch(file.name):  # records name folders of this machine
                     (staged / file.name).symlink_to(file.resolve())
             (staged / "README.md").write_text(card, encoding="utf-8")
             message = f"Convert {source.name} with mlx_janus {__version__}"

@@ -48,7 +48,7 @@ def _verify(source: Source, converted: Path, progress: Progress) -> int:
     arrays, stamp = open_converted(converted)
     _check_hashes(source, converted, stamp, progress)
     plan = _plan_again(source, converted, config, stamp)
-    # The plan's ``dtype`` is not compared, since it depends on an option of the conversion.
+    # The config's ``dtype`` is not compared, since it depends on an option of the conversion.
     if replace(plan.config, dtype=config.dtype) != config:
         raise CheckpointError(
             f"{converted / 'config.json'} does not say what {source.folder} says: convert again"
@@ -64,8 +64,9 @@ def _check_hashes(
 ) -> None:
     """Check by hashes that the weight files have not changed since the conversion read them.
 
-    Files may have other names. The config and the tokenizer are compared by what they say, since a
-    conversion in the cache may have the weights of an earlier one.
+    A file may have been renamed. The hashes of the config and the tokenizer are not compared: a
+    conversion in the cache may have the weight files of another one, with the hashes of that one's
+    config and tokenizer. ``_verify`` compares their content.
 
     Raises:
         CheckpointError: a file has changed or is new, or the stamp has no hashes.

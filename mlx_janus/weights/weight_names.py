@@ -38,7 +38,8 @@ def shards_without_index(names: Iterable[str]) -> list[str]:
         CheckpointError: a shard is missing, or there are several complete sets. The message is the
             rest of a sentence about the folder: "lacks ...".
     """
-    sets: defaultdict[tuple[str, ...], dict[int, str]] = defaultdict(dict)  # shards by number
+    # By suffix, stem and count of a set: the names of its shards by their numbers.
+    sets: defaultdict[tuple[str, str, str], dict[int, str]] = defaultdict(dict)
     for name in sorted(names):
         match = _SHARD.fullmatch(name)
         if match and int(match["number"]) <= int(match["count"]):
@@ -58,27 +59,32 @@ def shards_without_index(names: Iterable[str]) -> list[str]:
             )
         if complete:
             return complete[0]
-    for (suffix, stem, count), shards in sets.items():
-        raise CheckpointError(f"lacks {_first_missing(suffix, stem, count, shards)}")
-    return []
+    if not sets:
+        return []
+    # No set is complete. Report the first one.
+    (suffix, stem, count), shards = next(iter(sets.items()))
+    raise CheckpointError(f"lacks {_first_missing(suffix, stem, count, shards)}")
 
 
 def _has_all_numbers(numbers: Collection[int], count: int) -> bool:
-    """Return whether a set of shards is complete: its numbers begin with 0 or 1."""
-    if len(numbers) < count or count == 0:  # also keeps the ranges below short
+    """Return whether a set of shards has all its numbers, counted from 0 or from 1."""
+    # A name may have a huge count. The first condition keeps the ranges below short.
+    if len(numbers) < count or count == 0:
         return False
     present = set(numbers)
     return present >= set(range(1, count + 1)) or present >= set(range(count))
 
 
 def _first_missing(suffix: str, stem: str, count: str, shards: dict[int, str]) -> str:
-    """Return the name of the first missing shard of a set, with its number's digits as in others.
+    """Return the name of the first missing shard of a set, which has one.
 
     Args:
         suffix: "safetensors" or "bin".
         stem: the part of the names before the numbers.
-        count: the number of shards, as in the names.
+        count: the number of shards, with the leading zeros that it has in the names.
         shards: names of the present shards by number.
     """
-    missing = next(number for number in range(1, len(shards) + 2) if number not in shards)
-    return f"{stem}-{missing:0{len(count)}d}-of-{count}.{suffix}"
+    candidates = range(1, len(shards) + 2)
+    missing = next(number for number in candidates if number not in shards)
+    number = str(missing).zfill(len(count))
+    return f"{stem}-{number}-of-{count}.{suffix}"

@@ -97,7 +97,8 @@ def _read_region(
         background: (3,), the background's colour.
         region: (H, W), True inside the region.
     """
-    # The object's colour, from the pixels least like the background: no blended edge.
+    # The object's colour is the median of the 40 % of its pixels that differ most from the
+    # background. The other pixels may be of the edge, where both colours are blended.
     least = np.quantile(distance[region], 0.6)
     inside = region & (distance >= least)
     core = np.median(rgb[inside], axis=0)
@@ -142,7 +143,7 @@ def _normalise(mask: np.ndarray, x: float, y: float, area: float) -> np.ndarray:
         area: the sum of the mask.
     """
     centres = np.arange(_GRID) + 0.5
-    steps = centres / _GRID * 2 - 1
+    steps = centres / _GRID * 2 - 1  # from -1 to 1
     offsets = steps * _REACH * math.sqrt(area)
     grid = np.meshgrid(y + offsets, x + offsets, indexing="ij")
     return ndimage.map_coordinates(mask, grid, order=1, mode="constant")

@@ -294,7 +294,8 @@ def _colours_to_ask_for(present: Collection[Name], *, yes: bool) -> list[Name]:
 def _absent_names_to_ask_for(present: Collection[Name], random: np.random.Generator) -> list[Name]:
     """List the pairs of shape and colour to ask for if the answer is "no".
 
-    These are the absent pairs that are not held out of training, or often only the near misses.
+    These are the absent pairs that are not held out of training. If some of them are near misses,
+    often only these are listed.
     """
     absent = [name for name in absent_names(present) if name not in HELD_OUT]
     near = near_misses(absent, present)
@@ -310,9 +311,10 @@ def absent_names(present: Collection[Name]) -> list[Name]:
 
 
 def near_misses(names: Iterable[Name], present: Collection[Name]) -> list[Name]:
-    """Select the names (shape, colour) that differ from a present one in exactly one of both."""
+    """Select the names that differ from a present one only in shape, or only in colour."""
 
     def is_near_miss(name: Name) -> bool:
+        """Return whether a present name has the same shape or the same colour, but not both."""
         shape, colour = name
         for present_shape, present_colour in present:
             same_shape = shape == present_shape
@@ -500,7 +502,7 @@ LOOKUPS = {
     "content": 0.15,
     "description": 0.14,
 }
-"""Shares of topics to begin training with: to answer, most questions need only one thing."""
+"""Shares of topics to begin training with: most questions are about one thing of the scene."""
 SHARES = {
     "existence": 0.27,
     "colour": 0.16,

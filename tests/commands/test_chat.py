@@ -457,6 +457,67 @@ def test_what_was_drawn_is_asked_about_taken_back_and_kept(here: Path) -> None:
     assert again.stdout == "circle\n"
 
 
+def saved_image(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def test_the_last_image_is_changed_and_the_result_is_the_next(
+    model: Path, pro: Janus, here: Path
+) -> None:
+    """Whether it was drawn, attached or changed; what is undone does not count."""
+    Image.new("RGB", (64, 40), "red").save("photo.png")
+    done = talk(
+        model,
+        "/edit make it night",
+        "/draw a fox",
+        "/edit make it night",  # of janus.png
+        "/image photo.png",
+        "/edit make it night",  # of photo.png
+        "/edit add a moon",  # of the result
+        "/undo",
+        "Hello?",
+        "/set cfg_weight2 1",
+        "/edit add a moon",  # of the same
+        "/draw a fox",
+        flags=("--seed", 5, "--temperature", 0),
+    )
+    names = ["janus.png", *(f"janus_{i}.png" for i in range(2, 7))]
+    answer = done.stdout.splitlines()[4:-2]
+    assert done.stdout.splitlines() == names[:4] + answer + names[4:]
+    assert "Error: there is no image to change: /draw one, or attach one with /image" in done.stderr
+    assert done.stderr.count("seed 5\n") == 6
+    fox, *changed = [saved_image(here / name) for name in names[:5]]
+    photo = saved_image(here / "photo.png")
+    moon = {"cfg_weight2": 1.0}
+    choices: list[tuple[str, Image.Image, dict[str, float]]] = [
+        ("make it night", fox, {}),
+        ("make it night", photo, {}),
+        ("add a moon", changed[1], {}),
+        ("add a moon", changed[1], moon),
+    ]
+    for image, (prompt, source, weights) in zip(changed, choices, strict=True):
+        (expected,) = pro.generate_images(prompt, images=source, seed=5, temperature=0, **weights)
+        assert (image.size, image.tobytes()) == (expected.image.size, expected.image.tobytes())
+    assert changed[1].width > changed[1].height
+    assert saved_image(here / names[5]).tobytes() == fox.tobytes()
+
+
+def test_a_changed_image_is_saved_with_the_chat(model: Path, here: Path) -> None:
+    Image.new("RGB", (64, 40), "red").save("photo.png")
+    talk(model, "/image photo.png", "/edit make it night", "/edit", "/save talk", "/help")
+    (message,) = json.loads((here / "talk.json").read_text())["messages"]
+    assert (message["role"], message["text"]) == ("drawing", "make it night")
+    with Image.open(here / message["pictures"][0]) as kept:
+        assert kept.text["task"] == "edit"  # type: ignore[attr-defined]
+        assert kept.convert("RGB").tobytes() == saved_image(here / "janus.png").tobytes()
+    done = talk(model, "/edit", "/edit add a moon", "/undo", "/help", flags=("--load", "talk.json"))
+    assert (done.code, done.stdout) == (0, "janus_2.png\n")
+    assert "Error: the prompt is empty: describe the change of the image" in done.stderr
+    assert "Removed: add a moon\n" in done.stderr
+    assert "/edit PROMPT     change the last image, drawn or attached" in done.stderr
+
+
 def test_settings_are_checked_listed_and_used(here: Path) -> None:
     done = tiny_talk(
         "/set",
@@ -483,15 +544,15 @@ def test_settings_are_checked_listed_and_used(here: Path) -> None:
     penalties = "frequency_penalty default\npresence_penalty default\nrepetition_penalty default\n"
     for line in (
         f"temperature default\ntop_p 1.0\ntop_k default\nmin_p default\n{penalties}"
-        "max_tokens default\ncfg_weight default\nseed random\n",
+        "max_tokens default\ncfg_weight default\ncfg_weight2 default\nseed random\n",
         "temperature 0.7\nError: temperature: 'warm' is not a valid",
         "Error: top_p: 2.0 is not in the range",
         "top_k 20\nError: frequency_penalty: 2.5 is not in the range -2<=x<=2",
         "Error: there is no setting speed: "
         "it must be one of temperature, top_p, top_k, min_p, frequency_penalty, "
-        "presence_penalty, repetition_penalty, max_tokens, cfg_weight, seed\n",
+        "presence_penalty, repetition_penalty, max_tokens, cfg_weight, cfg_weight2, seed\n",
         f"temperature default\ntop_p 1.0\ntop_k 20\nmin_p default\n{penalties}"
-        "max_tokens default\ncfg_weight 1.0\nseed random\n",
+        "max_tokens default\ncfg_weight 1.0\ncfg_weight2 default\nseed random\n",
         "system prompt: Be brief.\nsystem prompt: none\nsystem prompt: none\n"
         "0 of 1024 context tokens used\n",
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,12 @@ import pytest
 from PIL import Image
 
 from mlx_janus.commands import generate
-from mlx_janus.commands.arguments import ImageArguments, LoadArguments, TextArguments
+from mlx_janus.commands.arguments import (
+    EditArguments,
+    ImageArguments,
+    LoadArguments,
+    TextArguments,
+)
 from mlx_janus.commands.jobs import AskJob, DrawJob, Origin, Previews
 from mlx_janus.processing.saved_images import save_image
 from tests.support.programs import call
@@ -167,7 +172,7 @@ def test_an_image_is_drawn_again_as_it_says(jobs: list[Any], drawn: str) -> None
     name, job = job_of(jobs, "--config-from", drawn, "-m", "here")
     assert (name, job.prompts, job.upscale) == ("draw", ("a fox",), 2)
     assert job.arguments == ImageArguments(
-        seed=6, cfg_weight=3.5, temperature=0.9, top_p=0.8, exact=False
+        seed=6, cfg_weight=3.5, temperature=0.9, top_p=0.8, exact=False, plan=False
     )
     assert job.load == LoadArguments(model="here", bits=4, dtype="bfloat16")
     assert job.fallback == LoadArguments(
@@ -206,9 +211,53 @@ def test_the_command_line_prevails_over_the_image(jobs: list[Any], drawn: str) -
     _, job = job_of(jobs, "--config-from", drawn, *words)
     assert (job.prompts, job.upscale) == (("an owl",), 1)
     assert job.arguments == ImageArguments(
-        seed=1, cfg_weight=3.5, temperature=0.9, top_p=1.0, exact=False
+        seed=1, cfg_weight=3.5, temperature=0.9, top_p=1.0, exact=False, plan=False
     )
     assert (job.load, job.fallback) == (LoadArguments(recipe="light", dtype="float32"), None)
+
+
+@pytest.fixture
+def changed() -> str:
+    """The name of a changed image with its settings."""
+    inputs = '[{"name": "photo.jpg", "sha256": "00", "size": "8x4"}]'
+    facts = {"task": "edit", "inputs": inputs, "cfg_weight2": "2", "crop": "no"}
+    return str(save_image(Image.new("RGB", (8, 8)), "c.png", SETTINGS | facts))
+
+
+def test_images_and_an_output_change_them(jobs: list[Any]) -> None:
+    words = ("-i", "b.png", "-i", "-", "-p", "it is night", "--cfg-weight2", 3, "--no-crop")
+    name, job = job_of(jobs, *words, "-o", "night.png", "-n", 2, "--seed", 4)
+    assert (name, job.images, job.output, job.n) == ("draw", ("b.png", "-"), Path("night.png"), 2)
+    assert job.arguments == EditArguments(
+        seed=4, cfg_weight2=3.0, crop=False, top_p=1.0, exact=False
+    )
+    name, job = job_of(jobs, "-i", "b.png", "-p", "night", "-p", "day", "-o", "both")
+    assert (name, job.images, job.output) == ("draw_into_folder", ("b.png",), Path("both"))
+    assert job_of(jobs, "-i", "b.png", "-p", "Is it night?")[0] == "ask"
+    assert job_of(jobs, "-p", "a fox", "-o", "fox.png", "--no-crop")[1].images == ()
+
+
+def test_images_are_changed_again_as_a_file_says(jobs: list[Any], changed: str) -> None:
+    words = ("--config-from", changed, "-i", "b.png", "-o", "again.png")
+    _, job = job_of(jobs, *words)
+    assert (job.prompts, job.images, job.upscale) == (("a fox",), ("b.png",), 2)
+    stored = EditArguments(
+        seed=6, cfg_weight=3.5, temperature=0.9, top_p=0.8, exact=False, cfg_weight2=2.0, crop=False
+    )
+    assert job.arguments == stored
+    _, job = job_of(jobs, *words, "--crop", "--cfg-weight2", 7)
+    assert job.arguments == replace(stored, cfg_weight2=7.0, crop=True)
+    for flags in ((), ("-o", "again.png"), ("-p", "a fox")):
+        done = call(generate.main, "--config-from", changed, *flags)
+        assert done.code == 2
+        assert "c.png was made from photo.jpg: add --image FILE and --output" in done.stderr
+
+
+def test_a_drawing_lends_its_settings_to_a_change(jobs: list[Any], drawn: str) -> None:
+    _, job = job_of(jobs, "--config-from", drawn, "-i", "b.png", "-o", "c.png")
+    assert job.arguments == EditArguments(
+        seed=6, cfg_weight=3.5, temperature=0.9, top_p=0.8, exact=False
+    )
 
 
 def test_prompts_of_a_file_prevail_over_the_images(jobs: list[Any], drawn: str) -> None:

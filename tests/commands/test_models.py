@@ -75,6 +75,7 @@ def test_short_names_stand_for_the_published_models_and_a_folder_here_wins(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve_short_name("Janus-Pro-7B") == "deepseek-ai/Janus-Pro-7B"
+    assert resolve_short_name("janus-4o-7b") == "FreedomIntelligence/Janus-4o-7B"
     assert (resolve_short_name("janus-1.3b"), resolve_short_name("janus-pro-1b")) == (
         SHORT_NAMES["janus-1.3b"],
         SHORT_NAMES["janus-pro-1b"],

@@ -485,8 +485,41 @@ WRONG_USES = [
     (generate.main, ["-p", "x", "--dtype", "int8"], "--dtype"),
     (
         generate.main,
-        ["-p", "x", "--image", "a.png", "--output", "b.png"],
-        "--output does not go with answering",
+        ["-p", "x", "--text", "--image", "a.png", "--output", "b.png"],
+        "--output does not go with answering: leave --text out to change the images",
+    ),
+    (generate.main, ["-i", "a.png", "-o", "b.png"], "Missing option '-p'"),
+    (generate.main, ["-p", " ", "-i", "a.png", "-o", "b.png"], "is empty"),
+    (
+        generate.main,
+        ["-p", "x", "-i", "a.png", "-n", "2"],
+        "--n does not go with answering: add --output FILE.png to change the images",
+    ),
+    (
+        generate.main,
+        ["-p", "x", "-i", "a.png", "-o", "b.png", "--max-tokens", "5"],
+        "--max-tokens does not go with changing images: leave --output out to ask about them",
+    ),
+    (
+        generate.main,
+        ["-p", "x", "-i", "a.png", "-o", "b.txt"],
+        "--output is the file of the changed image, not b.txt: name it .png, or leave --output out",
+    ),
+    (generate.main, ["-p", "x", "-i", "", "-o", "b.png"], "--image is empty"),
+    (
+        generate.main,
+        ["-p", "x", "-i", "a.png", "--crop"],
+        "--crop does not go with answering: add --output FILE.png",
+    ),
+    (
+        generate.main,
+        ["-p", "x", "--cfg-weight2", "3"],
+        "--cfg-weight2 does not go with drawing: add --image FILE and --output FILE.png",
+    ),
+    (
+        generate.main,
+        ["-p", "x", "-i", "a.png", "-o", "b.png", "--cfg-weight2", "-1"],
+        "-1.0 is not",
     ),
     (generate.main, ["-p", "x", "--text", "--n", "2"], "--n does not go with answering"),
     (generate.main, ["-p", "x", "-p", "y", "--text"], "one question at a time"),

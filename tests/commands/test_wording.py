@@ -156,6 +156,9 @@ def test_every_flag_of_the_table_is_an_option_of_a_command() -> None:
     assert set(_FLAGS.values()) <= options
 
 
+_WHOLE_COMMAND = re.compile(r"\b(mlx-janus|pip|pipx|uv) .*")  # its flags are true for anyone
+
+
 def test_no_text_of_the_library_names_a_flag() -> None:
     library = [
         path
@@ -167,7 +170,7 @@ def test_no_text_of_the_library_names_a_flag() -> None:
         (path.name, text)
         for path in library
         for text in _texts(path)
-        if re.search(r"(?<![\w-])--[a-z]", text)
+        if re.search(r"(?<![\w-])--[a-z]", _WHOLE_COMMAND.sub("", text))
     ]
     assert found == []
 

@@ -7,7 +7,7 @@ import pytest
 
 import mlx_janus
 from mlx_janus.decode.batch import BatchImage, DrawingBatch
-from mlx_janus.decode.image import DrawOptions
+from mlx_janus.decode.image import DrawOptions, text_rows
 from mlx_janus.pipeline import JanusPipeline
 
 LONG = (
@@ -27,7 +27,7 @@ def begin(
 ) -> list[BatchImage]:
     ids = janus.pathway.prompt_ids(prompt)
     pictures = [BatchImage(seed, options) for seed in seeds]
-    batch.add(ids, janus.prompts.unconditional(ids), pictures)
+    batch.add(text_rows(ids, janus.prompts.unconditional(ids), options), pictures)
     return pictures
 
 

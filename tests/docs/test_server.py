@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import json
 import os
@@ -24,11 +25,12 @@ from benchmarks.clients.catalog import CLIENTS
 from mlx_janus.commands import serve
 from mlx_janus.processing.saved_images import read_metadata
 from mlx_janus.server import connections as listening
-from mlx_janus.server.schema import ChatRequest, ImageRequest
+from mlx_janus.server.schema import ChatRequest, EditRequest, ImageRequest
 from mlx_janus.server.settings import Settings
 from tests.support.fake_engine import FakeEngine
+from tests.support.golden import FIXTURES
 from tests.support.programs import ROOT
-from tests.support.serving import CHAT, DRAW, HELLO, refusal, served, started, to
+from tests.support.serving import CHAT, DRAW, EDIT, HELLO, refusal, served, started, to
 
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8080"
@@ -75,10 +77,12 @@ def run(command: list[str], text: str, server: str, folder: Path) -> str:
 )
 def test_the_examples_in_curl(server: str, tmp_path: Path) -> None:
     examples = [block for block in blocks("bash") if f" {ADDRESS}" in block and "curl -s" in block]
-    first, again, plain, asked, streamed, drawn = [
+    first, again, plain, asked, streamed, drawn, changed = [
         run(["bash", "-euo", "pipefail"], block, server, tmp_path) for block in examples
     ]
-    assert (first, again) == ("", "")
+    assert (first, again, changed) == ("", "", "")
+    assert read_metadata(tmp_path / "changed.png")["prompt"] == "make the circle blue"
+    assert read_metadata(tmp_path / "changed.png")["cfg_weight2"] == "5"
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "shapes.png").read_bytes()
     assert read_metadata(tmp_path / "shapes.png")["prompt"] == "a red circle above a blue square"
     text = json.loads(plain)["choices"][0]["message"]["content"]
@@ -105,8 +109,10 @@ def test_the_examples_in_python(server: str, tmp_path: Path) -> None:
         "star-0.png",
         "star-1.png",
     }
-    assert {line.split()[0] for line in lines[5:-1]} == names
-    assert {path.name for path in tmp_path.iterdir()} == names | {"shapes-1.png", "shapes-2.png"}
+    assert {line.split()[0] for line in lines[5:-2]} == names
+    assert lines[-2] == "changed with seed 1"
+    written = names | {"shapes-1.png", "shapes-2.png", "changed.png"}
+    assert {path.name for path in tmp_path.iterdir()} == written
     with Image.open(tmp_path / "star-0-step-0.png") as partial:
         assert partial.size == (64, 64)
     expected = (
@@ -161,8 +167,12 @@ def test_the_routes_and_the_metrics_are_all_named(
     assert named == {name for name in there if not name.endswith("_created")}
 
 
-@pytest.mark.parametrize(("name", "body"), [("chat", ChatRequest), ("images", ImageRequest)])
-def test_the_fields_are_the_schemas_own(name: str, body: type[ChatRequest | ImageRequest]) -> None:
+@pytest.mark.parametrize(
+    ("name", "body"), [("chat", ChatRequest), ("images", ImageRequest), ("edits", EditRequest)]
+)
+def test_the_fields_are_the_schemas_own(
+    name: str, body: type[ChatRequest | ImageRequest | EditRequest]
+) -> None:
     described = body.model_json_schema()["properties"]
     refused = {
         field
@@ -177,8 +187,15 @@ def test_the_fields_are_the_schemas_own(name: str, body: type[ChatRequest | Imag
 
 def test_fields_without_effect_are_accepted_and_those_refused_are_named() -> None:
     engine = FakeEngine(mlx_janus.load().config)
+    png = base64.b64encode((FIXTURES / "picture.png").read_bytes()).decode()
+    edit = {"prompt": "make it blue", "images": [f"data:image/png;base64,{png}"]}
+    draw = {"prompt": "a fox"}
     with served(engine) as url, to(url) as client:
-        for name, path, body in (("chat", CHAT, HELLO), ("images", DRAW, {"prompt": "a fox"})):
+        for name, path, body in (
+            ("chat", CHAT, HELLO),
+            ("images", DRAW, draw),
+            ("edits", EDIT, edit),
+        ):
             table = fields(name)
             ignored = dict.fromkeys(table["accepted, without effect"], "a value")
             assert client.post(path, json=body | ignored).status_code == 200

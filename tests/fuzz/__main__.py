@@ -20,7 +20,7 @@ from .trial import Failure, Order, Trial, yield_input
 
 TARGET_NAMES = (
     *("config", "published", "index", "safetensors", "pickle", "torch-zip", "tokenizer"),
-    *("chat", "chat-picture", "png", "image", "json-lines", "http"),
+    *("chat", "chat-picture", "png", "image", "json-lines", "http", "form"),
 )
 _COUNT = 5000  # inputs of an order
 _SECONDS = 4.0  # of CPU time for an order

@@ -226,6 +226,28 @@ def mutate_request(data: bytes, random: Random, others: Sequence[bytes]) -> byte
     return head + b"\n" + mutate_json(body, random, rests)
 
 
+def mutate_form(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
+    """Drop, repeat or borrow lines of a form, or change its bytes; mostly keep the first line."""
+    head, _, body = data.partition(b"\n")
+    if random.random() < 0.1:
+        head = mutate_bytes(head, random, others)
+    if random.random() < 0.5:
+        return head + b"\n" + mutate_bytes(body, random, others)
+    lines = body.split(b"\r\n")
+    for _ in range(random.choice((1, 2, 4))):
+        place = random.randrange(len(lines))
+        match random.randrange(4):
+            case 0 if len(lines) > 1:
+                del lines[place]
+            case 1:
+                lines[place:place] = [lines[place]] * random.choice((1, 2, 300))
+            case 2:
+                lines.insert(place, random.choice(random.choice(others).split(b"\r\n")))
+            case _:
+                lines[place] = mutate_bytes(lines[place], random, others)
+    return head + b"\n" + b"\r\n".join(lines)
+
+
 # Weights
 
 

@@ -234,7 +234,7 @@ def json_lines() -> list[bytes]:
 
 
 def requests() -> list[bytes]:
-    """Return bodies of both routes, after a line of the route and the type of the content."""
+    """Return bodies of all routes, after a line of the route and the type of the content."""
     encoded = base64.b64encode(_encoded(PICTURE, "PNG")).decode()
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
     talk = [
@@ -261,13 +261,38 @@ def requests() -> list[bytes]:
     further = {"response_format": "b64_json", "output_format": "jpeg", "output_compression": 50}
     streamed = drawing | {"stream": True, "partial_images": 2}
     chat, draw = b"/v1/chat/completions json\n", b"/v1/images/generations json\n"
+    edit = b"/v1/images/edits json\n"
+    changed = [image["image_url"]["url"], {"image_url": image["image_url"]["url"]}]
     return [
         chat + as_json({"messages": talk, **options, "stream": True}),
         chat + as_json({"messages": talk[-1:]}),
         chat + as_json({"messages": talk, "max_completion_tokens": 5, "stop": "x"}),
         draw + as_json(drawing | further),
         draw + as_json(streamed),
+        edit + as_json(drawing | {"images": changed, "cfg_weight2": 2.5}),
     ]
+
+
+def forms() -> list[bytes]:
+    """Return forms of images to change, after a line with the type of the content."""
+    image = _encoded(PICTURE, "PNG")
+    fields = {"prompt": "make it blue", "n": "2", "seed": "3", "cfg_weight2": "2.5"}
+    texts = [
+        f'Content-Disposition: form-data; name="{name}"\r\n\r\n{text}'.encode()
+        for name, text in fields.items()
+    ]
+    files = [
+        f'Content-Disposition: form-data; name="{name}"; filename="a.png"\r\n'
+        f"Content-Type: image/png\r\n\r\n".encode()
+        + image
+        for name in ("image", "image[]", "images[0]")
+    ]
+    found = []
+    for boundary, parts in (("x", [*texts, files[0]]), ("----formdata-1", [*files, texts[0]])):
+        delimiter = f"\r\n--{boundary}".encode()
+        body = b"".join(delimiter + b"\r\n" + part for part in parts) + delimiter + b"--\r\n"
+        found.append(f"multipart/form-data; boundary={boundary}\n".encode() + body[2:])
+    return found
 
 
 Seeds = Callable[[], list[bytes]]

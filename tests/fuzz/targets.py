@@ -32,7 +32,7 @@ from mlx_janus.weights.folder import open_converted, stamped_hashes
 from mlx_janus.weights.names import TINY
 from mlx_janus.weights.published import read_published
 from mlx_janus.weights.safetensors_files import find_weights, read_index, read_safetensors_header
-from mlx_janus.weights.torch_files import ChecksumReader, read_torch_file
+from mlx_janus.weights.torch_files import EntryChecksums, read_torch_file
 from mlx_janus.weights.torch_pickle import DamagedError, RefusedError, interpret
 from tests.support.fake_engine import FakeEngine
 from tests.support.golden import FIXTURES, FOLDERS
@@ -148,7 +148,7 @@ def _torch_zip(folder: Path) -> Read:
         assert sum(tensor.nbytes for tensor in tensors.values()) <= 2 * len(data) < _MANY_BYTES
         for tensor in tensors.values():
             assert tensor.read().shape == tensor.shape
-        ChecksumReader(path).update(data)
+        EntryChecksums(path).compare_next(data)
 
     return read
 
@@ -241,22 +241,42 @@ def _json_lines(folder: Path) -> Read:
     return read
 
 
-def _http(_: Path) -> Read:
+def _server() -> Callable[[bytes, list[tuple[bytes, bytes]], bytes], None]:
+    """Return a function that sends a path, headers and a body to a server, and checks the reply."""
     engine = FakeEngine(JanusConfig.load(TINY / "config.json"))
     app: Any = create_app(engine, Settings(image_limit=100_000, body_limit=2_000_000))
     loop = asyncio.new_event_loop()
     images.MAX_PIXELS = _SMALL_IMAGE
 
-    def read(data: bytes) -> None:
-        head, _, body = data.partition(b"\n")
-        path, kind, encoding = (*head.split(b" "), b"", b"")[:3]
-        headers = [(b"host", b"localhost"), (b"content-type", b"application/" + kind)]
-        headers += [(b"content-length", str(len(body)).encode())]
-        headers += [(b"content-encoding", encoding)] if encoding else []
+    def send(path: bytes, further: list[tuple[bytes, bytes]], body: bytes) -> None:
+        headers = [(b"host", b"localhost"), (b"content-length", str(len(body)).encode()), *further]
         reply = loop.run_until_complete(_ask(app, path.decode("latin-1"), headers, body))
         assert engine.open == 0
         engine.asked.clear()
         _check_reply(*reply)
+
+    return send
+
+
+def _http(_: Path) -> Read:
+    send = _server()
+
+    def read(data: bytes) -> None:
+        head, _, body = data.partition(b"\n")
+        path, kind, encoding = (*head.split(b" "), b"", b"")[:3]
+        headers = [(b"content-type", b"application/" + kind)]
+        headers += [(b"content-encoding", encoding)] if encoding else []
+        send(path, headers, body)
+
+    return read
+
+
+def _form(_: Path) -> Read:
+    send = _server()
+
+    def read(data: bytes) -> None:
+        kind, _, body = data.partition(b"\n")
+        send(b"/v1/images/edits", [(b"content-type", kind)], body)
 
     return read
 
@@ -331,5 +351,6 @@ TARGETS = {
     "image": Target(_image, seeds.images, mutators.mutate_image, _is_tiff),
     "json-lines": Target(_json_lines, seeds.json_lines, mutators.mutate_json_lines),
     "http": Target(_http, seeds.requests, mutators.mutate_request),
+    "form": Target(_form, seeds.forms, mutators.mutate_form),
 }
 """The targets by name."""

@@ -253,6 +253,36 @@ def test_a_stopped_answer_leaves_the_conversation_as_it_was(tiny: Janus) -> None
     assert talk.send("Describe the picture.").tokens == whole.send("Describe the picture.").tokens
 
 
+def test_changed_images_are_asked_about_and_undone(pro: Janus, tmp_path: Path) -> None:
+    talk = pro.conversation()
+    with pytest.raises(ConversationError, match="no image to change: draw one, or give one"):
+        talk.edit("make it blue")
+    assert talk.last_picture is None
+    options: dict[str, Any] = {"n": 2, "seed": 1, "cfg_weight2": 0}
+    given = talk.edit("make it blue", RED, **options)
+    alone = pro.generate_images("make it blue", images=RED, **options)
+    assert [image.image for image in given] == [image.image for image in alone]
+    assert talk.last_picture is not None
+    assert talk.last_picture.image == given[1].image
+    (again,) = talk.edit("make it red", seed=2)  # of the last result
+    alone = pro.generate_images("make it red", images=given[1].image, seed=2)
+    assert again.image == alone[0].image
+    talk.undo()
+    assert talk.last_picture.image == given[1].image
+    talk.send("How many shapes are there?", BLUE)
+    assert len(talk.messages[-2].pictures) == 3
+    assert talk.last_picture.image == BLUE
+    with pytest.raises(OptionError, match="crop must be"):
+        talk.edit("make it red", crop=2)
+    with pytest.raises(PromptError, match="describe the change"):
+        talk.edit(" ")
+    other = pro.conversation()
+    other.load(talk.save(tmp_path / "talk.json"))
+    assert roles(other) == roles(talk) == "dua"
+    assert other.messages[0].pictures[0].metadata["task"] == "edit"
+    assert talk.edit("x", seed=1)[0].image == other.edit("x", seed=1)[0].image
+
+
 # Several actions at once
 
 

@@ -162,6 +162,10 @@ class ColourBatch:
             noise = mx.random.normal((3,), key=mx.random.key(job.seed))
             self.states[job] = (hidden, ColourCanvas(self.janus, job, noise))
 
+    def start(self, jobs: Sequence[ImageJob]) -> Generator[None, None, None]:
+        self.add(jobs)
+        yield from ()
+
     def remove(self, jobs: Sequence[ImageJob]) -> None:
         for job in jobs:
             self.states.pop(job, None)

@@ -45,7 +45,8 @@ def test_rounding_is_a_warning_and_other_choices_a_failure(
 
 def test_a_forecast_is_at_least_the_reading_of_the_weights() -> None:
     """The floors are computed by hand: 2.55 GB a step and the KV cache at 273 GB/s."""
-    _, small, large = PUBLISHED
+    _, small, large, editor = PUBLISHED
+    assert replace(editor, name=large.name) == large  # a fine-tune has the same sizes
     no_overhead = replace(FAST, step=0.0)
     assert speed.image_seconds(small, 16, no_overhead, 5) == pytest.approx(5.4 + 0.27, abs=0.15)
     assert speed.image_seconds(large, 16, no_overhead, 5) == pytest.approx(26 + 0.7, abs=0.5)
@@ -56,7 +57,12 @@ def test_a_forecast_is_at_least_the_reading_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "sizes"), [(16, (4.4, 4.4, 15.3)), (8.5, (3.3, 3.3, 9.5)), (4.5, (2.6, 2.6, 6.4))]
+    ("bits", "sizes"),
+    [
+        (16, (4.4, 4.4, 15.3, 15.3)),
+        (8.5, (3.3, 3.3, 9.5, 9.5)),
+        (4.5, (2.6, 2.6, 6.4, 6.4)),
+    ],
 )
 def test_the_memory_of_published_models_is_the_documented_one(
     bits: float, sizes: tuple[float, ...]

@@ -153,6 +153,7 @@ def test_the_model_tells_its_defaults(client: httpx.Client, engine: FakeEngine) 
     assert model["defaults"] == {
         "answers": {"temperature": 0, "top_p": 1, "max_tokens": 512},
         "images": {"cfg_weight": own.cfg_weight, "temperature": own.temperature, "top_p": 1},
+        "edits": {"cfg_weight": 5, "cfg_weight2": 5, "temperature": own.temperature, "top_p": 1},
     }
     client.post(CHAT, json=HELLO)
     draw(client)

@@ -395,6 +395,55 @@ def test_pictures_form_in_a_stream(client: openai.OpenAI, janus: mlx_janus.Janus
         assert grey[0] > 0.6
 
 
+def file_of(picture: Image.Image, name: str = "a.png") -> tuple[str, bytes]:
+    """A picture as a file to upload."""
+    return name, encode_image(picture, {})
+
+
+def test_changed_images_are_the_librarys(
+    client: openai.OpenAI, janus: mlx_janus.JanusPipeline, pictures: list[Image.Image]
+) -> None:
+    """Of one image and of two, and with fields of ours; in a stream they are the same."""
+    own = {"seed": 5, "cfg_weight": 2.0, "cfg_weight2": 1.0, "temperature": 0.7}
+    expected = janus.generate_images("make it blue", images=pictures[:2], n=2, window=1, **own)
+    files = [file_of(picture) for picture in pictures[:2]]
+    reply = client.images.edit(image=files, prompt="make it blue", n=2, extra_body=own)
+    assert reply.data is not None
+    assert reply.usage is not None
+    assert reply.usage.input_tokens_details.image_tokens == 2 * 132
+    for image, data in zip(expected, reply.data, strict=True):
+        assert alike(decoded(data.b64_json), image.image)
+    file = io.BytesIO(base64.b64decode(str(reply.data[1].b64_json)))
+    assert Image.open(file).text["cfg_weight2"] == "1"  # type: ignore[attr-defined]
+    (alone,) = janus.generate_images("add a star", images=pictures[2], seed=8, window=1)
+    stream: Any = client.images.edit(
+        image=io.BytesIO(file_of(pictures[2])[1]),
+        prompt="add a star",
+        stream=True,
+        partial_images=3,
+        extra_body={"seed": 8},
+    )
+    *previews, last = stream
+    assert [event.type for event in previews] == ["image_edit.partial_image"] * 3
+    assert last.type == "image_edit.completed"
+    assert alike(decoded(last.b64_json), alone.image)
+
+
+def test_changes_that_are_refused(client: openai.OpenAI, pictures: list[Image.Image]) -> None:
+    file = file_of(pictures[0])
+    with pytest.raises(openai.BadRequestError, match="mask is not supported") as caught:
+        client.images.edit(image=file, mask=file, prompt="make it blue")
+    assert caught.value.param == "mask"
+    with pytest.raises(openai.BadRequestError, match="the image is damaged") as caught:
+        client.images.edit(image=[file, ("b.png", b"GIF89a")], prompt="make it blue")
+    assert caught.value.param == "image[1]"
+    with pytest.raises(openai.BadRequestError, match="maximum context length") as caught:
+        client.images.edit(image=[file] * 8, prompt="make it blue")
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="describe the change"):
+        client.images.edit(image=file, prompt=" ")
+
+
 # Around it
 
 
@@ -674,11 +723,12 @@ def test_as_many_may_ask_as_may_wait() -> None:
     assert limits == [(256, 512), (1064, 2128)]
 
 
-def test_packages_that_are_missing() -> None:
-    with mock.patch.dict(sys.modules, {"prometheus_client": None}):
+@pytest.mark.parametrize("package", ["prometheus_client", "python_multipart"])
+def test_packages_that_are_missing(package: str) -> None:
+    with mock.patch.dict(sys.modules, {package: None}):
         line = error_line(call(serve.main, "--port", 0))
     command = install_command("server")
-    assert line == f"Error: prometheus_client is not installed: {command}"
+    assert line == f"Error: {package} is not installed: {command}"
 
 
 def test_a_model_that_is_not_there() -> None:

@@ -397,6 +397,8 @@ def test_drawing_is_a_mode_and_can_be_done_again(page: Page, engine: FakeEngine)
     page.get_by_role("button", name="Again").click()
     settled(page, 1)
     expect(page.locator("figure img")).to_have_count(2)  # the first one stays
+    expect(page.locator("#tray li")).to_have_count(0)  # a prompt does not change them
+    choose(page, "Ask")
     expect(page.locator("#tray li")).to_have_count(1)  # the last one only
     assert [request.prompt for request in drawings(engine)] == ["an owl", "an owl"]
     assert drawings(engine)[0].seed != drawings(engine)[1].seed
@@ -660,6 +662,7 @@ def test_any_image_can_be_asked_about_and_all_are_removed(page: Page, engine: Fa
     settled(page)
     generate(page, "an owl", 3, 1)
     exchange = settled(page, 1)
+    choose(page, "Ask")
     tray = page.locator("#tray img")
     expect(tray).to_have_count(1)  # the last of three
     exchange.get_by_role("button", name="Ask about this").first.click()
@@ -737,6 +740,109 @@ def test_settings_show_the_servers_defaults_and_are_kept(page: Page, config: Any
     expect(page.get_by_label("Guidance")).to_have_value("3")
     page.get_by_role("button", name="Use the defaults").click()
     expect(page.get_by_label("Guidance")).to_have_value("")
+
+
+# Changing images
+
+
+def to_change(page: Page) -> list[str | None]:
+    """The images in the tray of a prompt, by their texts."""
+    tray = page.get_by_role("list", name="Images to change")
+    return [image.get_attribute("alt") for image in tray.locator("img").all()]
+
+
+def test_an_attached_image_is_changed_by_a_prompt(page: Page, engine: FakeEngine) -> None:
+    set_up(page, Guidance=3, Freedom_of_changes=1.5)
+    choose(page, "Generate")
+    box = page.get_by_role("textbox", name="Prompt")
+    expect(box).to_have_attribute("placeholder", "Describe an image")
+    hand_over(page, "paste", [("a.png", "image/png", picture(colour="red"))])
+    hand_over(page, "drop", [("b.png", "image/png", picture(colour="lime"))])
+    expect(page.locator("#tray li")).to_have_count(2)
+    assert to_change(page) == ["a.png", "b.png"]
+    expect(box).to_have_attribute("placeholder", "Describe the change")
+    generate(page, "swap the colours", 2, 7)
+    exchange = settled(page)
+    expect(exchange.locator(".bubble")).to_have_text("Changeswap the colours")
+    expect(exchange.locator(".shown img")).to_have_count(2)
+    expect(exchange.locator("figcaption .seed")).to_have_text(["Seed 7", "Seed 8"])
+    assert to_change(page) == []
+    expect(box).to_have_attribute("placeholder", "Describe an image")
+    exchange.get_by_role("button", name="Again").click()  # with the same images
+    settled(page, 1)
+    page.get_by_role("button", name="Edit").first.click()
+    assert to_change(page) == ["a.png", "b.png"]
+    page.get_by_role("button", name="Remove a.png").click()
+    box.fill("make it blue")
+    page.keyboard.press("Enter")
+    settled(page, 2)
+    generate(page, "an owl")
+    settled(page, 3)
+    first, again, edited, plain = drawings(engine)
+    assert (first.prompt, first.n, first.seed) == ("swap the colours", 2, 7)
+    assert (first.options.cfg_weight, first.options.cfg_weight2) == (3, 1.5)
+    for request in (first, again):
+        colours = [image.getpixel((32, 32)) for image in request.images]
+        assert colours == [(255, 0, 0), (0, 255, 0)]
+    assert again.seed != 7
+    assert [image.getpixel((32, 32)) for image in edited.images] == [(0, 255, 0)]
+    assert plain.images == ()
+
+
+def test_a_generated_image_is_changed(page: Page, engine: FakeEngine) -> None:
+    generate(page, "an owl", 2, 7)
+    exchange = settled(page)
+    assert to_change(page) == []  # the last image is for a question, not for a prompt
+    exchange.get_by_role("button", name="Change this").first.click()
+    box = page.get_by_role("textbox", name="Prompt")
+    expect(box).to_be_focused()
+    assert to_change(page) == ["an owl, seed 7"]
+    box.fill("a blue owl")
+    page.keyboard.press("Enter")
+    settled(page, 1)
+    choose(page, "Ask")
+    page.locator("figure .image").last.click()
+    page.get_by_role("dialog").get_by_role("button", name="Change this").click()
+    assert len(to_change(page)) == 1
+    box.fill("a red owl")
+    page.keyboard.press("Enter")
+    settled(page, 2)
+    assert [len(request.images) for request in drawings(engine)] == [0, 1, 1]
+    page.evaluate("saving")
+    page.reload()
+    expect(settled(page, 2).locator(".shown img")).to_have_count(1)
+    settled(page, 2).get_by_role("button", name="Again").click()
+    settled(page, 3)
+    assert len(drawings(engine)[-1].images) == 1
+    ask_about = page.get_by_role("button", name="Ask about this").last
+    ask_about.click()
+    draw(page, "a star")  # a command in a question's place leaves the images to the question
+    settled(page, 4)
+    assert drawings(engine)[-1].images == ()
+
+
+def test_a_model_that_changes_no_images_does_not_offer_it(config: Any, visits: Visits) -> None:
+    class Pathway:
+        def __init__(self, pathway: Any):
+            self.options, self.steps = pathway.options, pathway.steps
+
+    class DrawingOnly(FakeEngine):
+        @property
+        def pathway(self) -> Any:
+            return Pathway(super().pathway)
+
+    with served(DrawingOnly(config)) as address:
+        page = visits.open(address)
+        generate(page, "an owl")
+        settled(page)
+        change = page.get_by_role("button", name="Change this")
+        expect(change).to_have_count(0)
+        page.get_by_role("button", name="Enlarge an owl").click()
+        expect(page.get_by_role("dialog").get_by_role("button", name="Ask about")).to_be_visible()
+        expect(change).to_have_count(0)
+        page.keyboard.press("Escape")
+        hand_over(page, "paste", [("a.png", "image/png", picture())])
+        expect(page.get_by_role("radio", name="Ask")).to_be_checked()
 
 
 # Refusals
@@ -992,7 +1098,9 @@ def test_nothing_bars_anybody(engine: FakeEngine, visits: Visits) -> None:
         page.keyboard.press("Escape")
         page.get_by_role("button", name="Enlarge").first.click()
         check("light")
-        page.keyboard.press("Escape")
+        page.get_by_role("dialog").get_by_role("button", name="Change this").click()
+        expect(page.locator("#tray li")).to_have_count(1)
+        check("light", "dark")
         choose(page, "Generate")
         page.get_by_role("button", name="New conversation").click()  # with a notice
         expect(page.locator("#notice")).to_be_visible()
@@ -1079,6 +1187,7 @@ def test_what_janus_tiny_draws_is_saved_with_its_settings(
     assert [look[:5] for look in page.evaluate("looks")].index(
         "blob:"
     ) >= 3  # seen before they were whole
+    choose(page, "Ask")
     tray = [image.get_attribute("alt") for image in page.locator("#tray img").all()]
     assert [alt and alt[-6:] for alt in tray] == ["seed 8"]
     for number in range(2):

@@ -123,7 +123,8 @@ def _events(engine: FakeEngine, request: Request) -> list[Event]:
                 GeneratedImage(
                     grey, tokens, request.seed + index, request.prompt, metadata, steps=len(tokens)
                 ),
-                5,
+                5 + 132 * len(request.images),
+                132 * len(request.images),
             )
         )
     return events

@@ -24,6 +24,7 @@ from tests.support.fake_engine import FakeEngine
 from tests.support.programs import ROOT
 
 CHAT, DRAW = "/v1/chat/completions", "/v1/images/generations"
+EDIT = "/v1/images/edits"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 
 

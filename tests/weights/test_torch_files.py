@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from mlx_janus.errors import CheckpointError
 from mlx_janus.weights import torch_files, torch_pickle
-from mlx_janus.weights.torch_files import ChecksumReader, StoredTensor, read_range, read_torch_file
+from mlx_janus.weights.torch_files import EntryChecksums, StoredTensor, read_range, read_torch_file
 from tests.support.golden import FIXTURES
 from tests.support.torch_checkpoints import (
     DATA,
@@ -880,9 +880,9 @@ def test_a_changed_byte_is_found_by_the_checksum(tmp_path: Path, block: int) -> 
     content = bytearray(path.read_bytes())
 
     def read_all() -> None:
-        checksums = ChecksumReader(path)
+        checksums = EntryChecksums(path)
         for start in range(0, len(content), block):
-            checksums.update(content[start : start + block])
+            checksums.compare_next(content[start : start + block])
 
     read_all()
     content[content.index(DATA) + 5] ^= 1
@@ -899,4 +899,4 @@ def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
         for info in archive.infolist():
             content = content.replace(struct.pack("<I", info.CRC), bytes(4))
     path.write_bytes(content)
-    ChecksumReader(path).update(content)
+    EntryChecksums(path).compare_next(content)

@@ -42,12 +42,14 @@ class AccessLogMiddleware(HTTPMiddleware):
         request_id = f"req_{secrets.token_hex(12)}"
 
         async def counting_receive() -> Message:
+            """Receive a message of the client, and count the bytes of the body in it."""
             nonlocal bytes_in
             message = await receive()
             bytes_in += len(message.get("body", b""))
             return message
 
         async def counting_send(message: Message) -> None:
+            """Send a message of the reply: note its status, add the id, and count its bytes."""
             nonlocal status, bytes_out
             if message["type"] == "http.response.start":
                 status = message["status"]

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..bodies import FORM, media_type
 from ..errors import APIError, client_left
 from ..settings import Settings
 from .base import HTTPMiddleware
@@ -55,7 +56,8 @@ class BodyLimitMiddleware(HTTPMiddleware):
         try:
             await self._read_body(body, receive)
             self._decompress(body, Headers(scope=scope).get("content-encoding", ""))
-            check_value_count(body)
+            if media_type(Headers(scope=scope)) != FORM:  # the bytes of a file may be commas
+                check_value_count(body)
             await self.app(scope, _replay(bytes(body), receive), send)
         finally:
             self._open_requests -= 1

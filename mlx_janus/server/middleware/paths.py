@@ -9,7 +9,8 @@ from starlette.types import Receive, Scope, Send
 from .base import HTTPMiddleware
 
 _PREFIX = "/v1"
-_ROUTES = ("/chat/completions", "/images/generations", "/models")  # under _PREFIX
+# Under _PREFIX.
+_ROUTES = ("/chat/completions", "/images/generations", "/images/edits", "/models")
 
 
 class PathMiddleware(HTTPMiddleware):

@@ -105,7 +105,7 @@ def _is_same_server(origin: str, host: str) -> bool:
     try:
         parts = urlsplit(origin)
         origin_port = parts.port
-    except ValueError:
+    except ValueError:  # a malformed Origin
         return False
     default_port = _DEFAULT_PORTS.get(parts.scheme)
     if default_port is None:  # not http or https, such as the Origin "null" of a sandboxed page

@@ -25,6 +25,7 @@ class SecurityHeadersMiddleware(HTTPMiddleware):
         """Serve a request, and add the missing security headers to its reply."""
 
         async def send_with_headers(message: Message) -> None:
+            """Send a message of the reply; the first message gets the missing headers."""
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():

@@ -1,0 +1,139 @@
+"""``/v1/images/edits``: from images and a prompt that says how to change them to images."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request as HTTPRequest
+
+from ..engine.messages import DrawingRequest
+from ..inference.pathway import EditingPathway, ImageOptions
+from .bodies import FORM, JSON, Form, media_type, parse_json, read_form
+from .errors import APIError
+from .image_replies import EventTypes, check_fields, image_numbers, reply_with_images
+from .images import ImageSource
+from .schema import EditFields, EditRequest
+from .service import Service
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+
+_SAMPLING_FIELDS = ("cfg_weight", "cfg_weight2", "temperature", "top_p")
+_EVENT_TYPES = EventTypes("image_edit.partial_image", "image_edit.completed")
+_IMAGE_FIELD = re.compile(r"images?(\[\d*\])?")  # names of a form's images: "image", "image[]"
+_Body = TypeVar("_Body", bound=BaseModel)
+
+
+async def edit_images(request: HTTPRequest, service: Service) -> Response:
+    """Change images as a prompt says, and reply in one object or as a stream with previews.
+
+    The images are read last, so that none is decoded for a body that is refused here.
+
+    Raises:
+        APIError: the request is refused, the client leaves, or a reply that is not streamed fails.
+            A stream reports a failure in its last event.
+        OptionError: the model does not support an option.
+        RequestValidationError: a field is missing or has a wrong value.
+    """
+    kind = media_type(request.headers)
+    if kind == FORM:
+        body, sources = _read_form(await read_form(request))
+    elif kind == JSON:
+        body, sources = _read_json(parse_json(await request.body()))
+    else:
+        raise APIError(415, f"the body must be a form or JSON: send 'Content-Type: {FORM}'")
+    if body.mask is not None:
+        message = "mask is not supported: the model changes an image as a whole, so leave it out"
+        raise APIError(400, message, param="mask")
+    check_fields(body, service)
+    options = _options(body, service.engine)
+    numbers = image_numbers(body)
+    if not sources:
+        raise APIError(400, "there is no image: send the file as 'image'", param="image")
+    images = await service.image_reader.read_all(sources, request, param="image")
+    engine_request = DrawingRequest(body.prompt, options, **asdict(numbers), images=images)
+    return await reply_with_images(body, engine_request, _EVENT_TYPES, request, service)
+
+
+def default_edit_sampling(engine: Engine) -> dict[str, float] | None:
+    """Return the guidance and sampling of an edit, by field; None: the model cannot edit."""
+    pathway = engine.pathway
+    if not isinstance(pathway, EditingPathway):
+        return None
+    metadata = pathway.edit_options({}).metadata()
+    return {name: float(metadata[name]) for name in _SAMPLING_FIELDS if name in metadata}
+
+
+def _options(body: EditFields, engine: Engine) -> ImageOptions:
+    """Return the options of changing images that a body gives.
+
+    Raises:
+        APIError: the model cannot change images (400).
+        OptionError: the model does not support an option.
+    """
+    pathway = engine.pathway
+    if not isinstance(pathway, EditingPathway):
+        message = "this model cannot change images: it generates them from prompts only"
+        raise APIError(400, message, param="image")
+    sampling = {name: getattr(body, name) for name in _SAMPLING_FIELDS}
+    return pathway.edit_options(sampling)  # a None takes the default
+
+
+def _read_json(data: Any) -> tuple[EditFields, list[ImageSource]]:
+    """Return the fields and the images of a JSON body.
+
+    Raises:
+        RequestValidationError: a field is missing or has a wrong value.
+    """
+    body = _validate(EditRequest, data)
+    sources = []
+    for index, reference in enumerate(body.images):
+        sources.append(ImageSource(reference.image_url, f"images[{index}]"))
+    return body, sources
+
+
+def _read_form(form: Form) -> tuple[EditFields, list[ImageSource]]:
+    """Return the fields and the images of a form. Numbers and booleans are text there.
+
+    An image is a file, or a field with a data URL. A file in the place of another field is an
+    object that is no field's value.
+
+    Raises:
+        RequestValidationError: a field is missing or has a wrong value.
+    """
+    fields: dict[str, object] = {}
+    images: list[str | bytes] = []
+    parts: list[tuple[str, str | bytes]] = [*form.fields.items(), *form.files]
+    for name, content in parts:
+        if _IMAGE_FIELD.fullmatch(name):
+            images.append(content)
+        else:
+            fields[name] = content if isinstance(content, str) else {}
+    sources = []
+    for index, content in enumerate(images):
+        name = "image" if len(images) == 1 else f"image[{index}]"
+        sources.append(ImageSource(content, name))
+    return _validate(EditFields, fields, strict=False), sources
+
+
+def _validate(schema: type[_Body], data: Any, strict: bool | None = None) -> _Body:
+    """Return a body as an object of its schema.
+
+    Args:
+        schema: the class of the body.
+        data: the body.
+        strict: whether text is refused as a number; None: as the schema says.
+
+    Raises:
+        RequestValidationError: a field is missing or has a wrong value.
+    """
+    try:
+        return schema.model_validate(data, strict=strict)
+    except ValidationError as error:
+        mistakes = [mistake | {"loc": ("body", *mistake["loc"])} for mistake in error.errors()]
+        raise RequestValidationError(mistakes) from None
