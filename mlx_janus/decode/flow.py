@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..limits import MAX_CFG_WEIGHT, MAX_STEPS, check_int, check_number, set_checked
-from ..memory import weights_wired
 from ..models.backbone import Cache, take_rows, trim_cache
 from ..models.flow_parts import flow_config
 from ..models.flow_uvit import time_features
@@ -137,12 +136,11 @@ class FlowDrawing:
 
     def step(self) -> None:
         """Advance every image by a step, and evaluate the latents."""
-        with weights_wired():
-            velocity = self._guided_velocity()
-            done = self.steps_done / self.options.steps
-            self.predicted = self.latents + (1 - done) * velocity
-            self.latents = self.latents + velocity / self.options.steps
-            mx.eval(self.latents, self.predicted)
+        velocity = self._guided_velocity()
+        done = self.steps_done / self.options.steps
+        self.predicted = self.latents + (1 - done) * velocity
+        self.latents = self.latents + velocity / self.options.steps
+        mx.eval(self.latents, self.predicted)
         self.steps_done += 1
 
     def _guided_velocity(self) -> mx.array:

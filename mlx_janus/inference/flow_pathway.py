@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..decode.flow import FlowDrawing, FlowOptions, seed_noise
 from ..errors import ContextLengthError, OptionError
+from ..memory import weights_wired
 from ..models.flow_parts import FLOW_PARTS, flow_config
 from ..processing.images import to_image
 from .loaded import LoadedModel
@@ -113,10 +114,11 @@ class FlowPathway:
             After each step, a ``FlowCanvas`` of every image, in the order of ``jobs``.
         """
         drawing = _start(self._janus, jobs, options)
-        for _ in range(options.steps):
-            self._janus.load_weights_for("draw")  # a preview or another task may have freed them
-            drawing.step()
-            yield [FlowCanvas(self._janus, job, drawing, i) for i, job in enumerate(jobs)]
+        with weights_wired():
+            for _ in range(options.steps):
+                self._janus.load_weights_for("draw")  # a preview may have freed them
+                drawing.step()
+                yield [FlowCanvas(self._janus, job, drawing, i) for i, job in enumerate(jobs)]
 
     def batch(self) -> FlowBatch:
         """Return an empty batch."""

@@ -166,7 +166,7 @@ def _refuse_other_vae(data: Mapping[str, Any]) -> None:
     scale = data.get("scaling_factor")
     if scale is None:
         scale = _OLDER_SCALING_FACTOR
-    is_number = type(scale) in (int, float)
+    is_number = type(scale) is float  # an int is never close, and may be too large for a float
     if not is_number or not math.isclose(scale, _SCALING_FACTOR, rel_tol=1e-4):
         family = "not SDXL's"
         if is_number and math.isclose(scale, _OLDER_SCALING_FACTOR, rel_tol=1e-4):

@@ -76,7 +76,7 @@ def find_vae(name: str | os.PathLike[str] | None = None) -> VAEPlace:
         HubError: the Hub has no such repository, or is out of reach.
         CheckpointError: the name is no folder and no Hub id, or the repository lacks the files.
     """
-    found = understand_name(name or DEFAULT_VAE)
+    found = understand_name(DEFAULT_VAE if name is None else name)
     if found.folder is not None:
         return VAEPlace(found.shown, folder=found.folder)
     model = hub.find(found.repo_id or found.shown, found.revision)

@@ -200,6 +200,7 @@ def test_another_autoencoder_is_refused_before_weights_come(fake_hub: FakeHub, v
         ({"scaling_factor": 0.18215}, "that of Stable Diffusion 1 and not SDXL's"),
         ({"scaling_factor": None}, "that of Stable Diffusion 1 and not SDXL's"),
         ({"scaling_factor": 1.5305}, "scaling_factor 1.5305, not SDXL's"),
+        ({"scaling_factor": 10**400}, "not SDXL's"),
         ({"_class_name": "AutoencoderTiny"}, "of 'AutoencoderTiny', not of an AutoencoderKL"),
         ({"act_fn": "relu"}, "act_fn 'relu' in its autoencoder"),
         ({"use_post_quant_conv": False}, "use_post_quant_conv False"),
