@@ -23,6 +23,7 @@ MAX_LOOKUP = 64  # draft tokens per forward pass of an answer
 MAX_STEPS = 1000  # steps of a rectified flow
 MAX_WINDOW = 64  # positions per forward pass of an image
 MAX_IMAGES = 10_000  # images per prompt and call
+MAX_BEST_OF = 1000  # images of a prompt among which the best are chosen
 MAX_REFLECT = 10  # times that an image is judged and drawn again
 MAX_UPSCALE = 4  # factor of width and height
 MAX_DECODED_BYTES = 400_000_000  # bytes of the pixels of an image that is read; 4 for each pixel

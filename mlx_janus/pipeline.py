@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -13,8 +14,10 @@ import mlx.core as mx
 from .config import check_roles
 from .decode.text_options import SamplingArguments
 from .errors import OptionError
+from .inference.best_of import best_of_steps, check_selection
 from .inference.conversation import Conversation
 from .inference.editing import read_inputs
+from .inference.image_arguments import ImageArguments, ImageRequest
 from .inference.image_generation import Seed, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
@@ -41,8 +44,6 @@ from .weights.names import TINY, understand_name
 from .weights.sources import find_converted
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from .decode.text import TextOptions
     from .inference.pathway import ImagePathway
     from .weights.folder import Progress
@@ -366,13 +367,7 @@ class JanusPipeline(LoadedModel):
         top_p: float = 1.0,
         exact: bool = False,
         window: int | None = None,
-        images: Sequence[ImageSource] | ImageSource = (),
-        cfg_weight2: float | None = None,
-        crop: bool | None = None,
-        plan: bool | str | None = None,
-        reflect: int = 0,
-        steps: int | None = None,
-        latents: npt.ArrayLike | None = None,
+        **further: Unpack[ImageArguments],
     ) -> list[GeneratedImage]:
         """Generate ``n`` images of each prompt, or change given images as it says.
 
@@ -390,19 +385,8 @@ class JanusPipeline(LoadedModel):
             top_p: nucleus sampling, as in ``generate_text``.
             exact: generate each image alone and token by token, for reproducible rounding.
             window: positions that one pass reads; None: the fastest by a stored timing.
-            images: an image or several to change. A model that was not trained for it, by
-                ``trained_for_editing``, logs a warning and does it.
-            cfg_weight2: weight of the prompt against the details of ``images``; None: 5.
-            crop: whether to cut each result to the shape of the first of ``images``, since the
-                model sees and generates an image that is not square between grey bars; None: if
-                there is one image.
-            plan: whether the model first writes a plan for each image, and draws by it. T2I-R1 was
-                trained for it; None: if the model is T2I-R1. A text is the plan itself.
-            reflect: how often the model judges an image and draws it again if it does not match the
-                prompt, at most. Janus-Pro-R1 was trained for it.
-            steps: steps of a rectified flow (JanusFlow); None: the model's own, 30.
-            latents: in a rectified flow, where the images of each prompt begin, in place of the
-                noise of their seeds: (n, side / 8, side / 8, 4), usually of standard deviation 1.
+            further: images to change, plans, reflection, best of N, and steps and latents of a
+                rectified flow, see ``ImageArguments``.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.
@@ -418,15 +402,11 @@ class JanusPipeline(LoadedModel):
             top_p=top_p,
             exact=exact,
             window=window,
-            images=images,
-            cfg_weight2=cfg_weight2,
-            crop=crop,
-            plan=plan,
-            reflect=reflect,
-            steps=steps,
-            latents=latents,
+            **further,
         )
         generated = [image for step in stream for image in step.images]
+        if further.get("best_of") is not None:  # these come in the order of prompts and ranks
+            return generated
         return sort_by_prompt(generated, as_strings("prompt", prompt))
 
     def stream_images(
@@ -440,13 +420,7 @@ class JanusPipeline(LoadedModel):
         top_p: float = 1.0,
         exact: bool = False,
         window: int | None = None,
-        images: Sequence[ImageSource] | ImageSource = (),
-        cfg_weight2: float | None = None,
-        crop: bool | None = None,
-        plan: bool | str | None = None,
-        reflect: int = 0,
-        steps: int | None = None,
-        latents: npt.ArrayLike | None = None,
+        **further: Unpack[ImageArguments],
     ) -> ThreadStream[ImageStep]:
         """Generate images and stream the steps, with previews.
 
@@ -458,17 +432,22 @@ class JanusPipeline(LoadedModel):
             An iterator over steps; a finished image is in the ``images`` of its last step. Steps
             that write a plan or a judgement have its next piece in ``text``.
         """
+        request = ImageRequest(**further)
         choices = {
             "cfg_weight": cfg_weight,
             "temperature": temperature,
             "top_p": top_p,
             "exact": exact,
             "window": window,
-            "cfg_weight2": cfg_weight2,
-            "steps": steps,
-            "latents": latents,
+            "cfg_weight2": request.cfg_weight2,
+            "steps": request.steps,
+            "latents": request.latents,
         }
-        inputs = read_inputs(self, images, crop)
-        jobs = image_jobs(self, prompt, n, seed, choices, inputs)
-        drawing = reasoned_steps(self, jobs, plan=plan, reflect=reflect)
-        return self.thread.stream(drawing)
+        inputs = read_inputs(self, request.images, request.crop)
+        draw = partial(reasoned_steps, self, plan=request.plan, reflect=request.reflect)
+        if request.best_of is None:
+            return self.thread.stream(draw(image_jobs(self, prompt, n, seed, choices, inputs)))
+        prompts = as_strings("prompt", prompt)
+        selection = check_selection(self, prompts, n, request.best_of, inputs)
+        jobs = image_jobs(self, prompt, selection.drawn, seed, choices)
+        return self.thread.stream(best_of_steps(self, jobs, selection, draw))

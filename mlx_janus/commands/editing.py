@@ -16,7 +16,7 @@ from .runner import note
 
 if TYPE_CHECKING:
     from .image_folder import PlannedImage
-    from .jobs import Origin
+    from .origin import Origin
 
 editing_options = stack(
     click.option(

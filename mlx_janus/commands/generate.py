@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,11 @@ import click
 from ..errors import OptionError
 from ..limits import MAX_IMAGES, MAX_LOOKUP, MAX_TOKENS, MAX_UPSCALE, MAX_WINDOW
 from .arguments import load_pipeline
+from .best_of import best_of_options, files_by_rank, incomplete, without_existing
 from .editing import check_inputs, editing_options, note_if_made_from_others, read_sources
 from .image_folder import FolderLayout, check_existing, check_template, plan_images
 from .image_writer import ImageWriter
-from .jobs import RULES, AskJob, DrawJob, Origin, Previews, read_job
+from .jobs import RULES, AskJob, DrawJob, Previews, read_job
 from .options import (
     SETTINGS,
     answering_options,
@@ -31,6 +32,7 @@ from .options import (
     show_option,
     version_option,
 )
+from .origin import Origin
 from .outputs import check_writable, make_folder
 from .progress import note_if_cut
 from .runner import Command, note
@@ -38,6 +40,7 @@ from .runner import Command, note
 if TYPE_CHECKING:
     from ..inference.results import GeneratedImage, ImageStep, TextResult
     from ..pipeline import JanusPipeline
+    from .image_folder import PlannedImage
 
 
 def _check_prompts(
@@ -135,6 +138,7 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     metavar="N",
     help="Number of images per prompt.  [default: 1]",
 )
+@best_of_options
 @click.option(
     "--cfg-weight",
     type=SETTINGS["cfg_weight"],
@@ -223,6 +227,7 @@ def main(ctx: click.Context, /, **_: Any) -> None:
       python -m mlx_janus.generate -p "a red circle above a blue square"
       python -m mlx_janus.generate -m deepseek-ai/Janus-Pro-1B -p "a red fox in fresh snow"
       python -m mlx_janus.generate -m janus-pro-1b -p "a lighthouse" --n 4 --seed 7 -o light.png
+      python -m mlx_janus.generate -m janus-pro-1b -p "a lighthouse" --best-of 8 -o light.png
       python -m mlx_janus.generate --prompts-file prompts.txt --seed 7 -o pictures
       python -m mlx_janus.generate -m models/janus-pro-1b --config-from light-2.png --upscale 2
       python -m mlx_janus.generate -m models/janus-pro-1b -i photo.jpg -p "What is in this picture?"
@@ -314,12 +319,11 @@ def draw(job: DrawJob) -> None:
     note_if_made_from_others(job.origin, sources)
     janus = _load_to_draw(job)
     writer = ImageWriter(job)
-    steps: Iterable[ImageStep] = janus.stream_images(
-        job.prompts[0], n=job.n, images=sources, **job.arguments.keywords()
-    )
+    steps: Iterable[ImageStep] = janus.stream_images(job.prompts[0], images=sources, **job.keywords)
     if job.previews:
-        steps = _save_previews(steps, job.n, job.previews, janus.pathway.preview_every)
-    # The images are finished in the order of their seeds, so each gets the next path.
+        drawn = job.best_of or job.n
+        steps = _save_previews(steps, drawn, job.previews, janus.pathway.preview_every)
+    # The images come in the order of their seeds, or of their ranks: each gets the next path.
     writer.draw(steps, job.n, lambda _: next(paths))
     writer.finish(janus.name)
 
@@ -408,12 +412,9 @@ def draw_into_folder(job: DrawJob) -> None:
     ``plan_images`` decides the names and seeds. With the same --seed, a later run draws the missing
     images as the first run would have drawn them.
     """
-    from ..decode.sampling import random_seed
-
     layout = FolderLayout(job.output or Path("janus"), job.template, job.same_seeds)
-    seed = job.arguments.seed
-    first_seed = random_seed() if seed is None else seed
-    images = plan_images(layout, job.prompts, job.n, first_seed)
+    lines = _plan_lines(layout, job)
+    images = [image for line in lines for image in line]
     missing = [image for image in images if not image.path.exists()]
     existing = [image for image in images if image.path.exists()]
     check_existing(layout, existing)
@@ -427,12 +428,15 @@ def draw_into_folder(job: DrawJob) -> None:
         return
     make_folder(layout.folder)
     janus = _load_to_draw(job)
-    prompts = [image.prompt for image in missing]
-    seeds = [image.seed for image in missing]
-    arguments = job.arguments.keywords() | {"seed": seeds}
-    steps = janus.stream_images(prompts, images=sources, **arguments)
     # The prompt and the seed of a generated image together identify its file.
     paths = {(image.prompt, image.seed): image.path for image in missing}
+    if job.best_of is None:
+        steps = _stream_folder(janus, job, missing, sources, n=1)
+    else:
+        paths = {}  # filled when the seeds of the best images are known
+        lines = incomplete(lines)
+        drawing = _stream_folder(janus, job, [line[0] for line in lines], sources)
+        steps = without_existing(drawing, lines, paths)
 
     def path_of(image: GeneratedImage) -> Path:
         """Return the path for an image, and make its folder: --name may contain subfolders."""
@@ -443,3 +447,39 @@ def draw_into_folder(job: DrawJob) -> None:
     writer = ImageWriter(job)
     writer.draw(steps, len(missing), path_of)
     writer.finish(janus.name)
+
+
+def _plan_lines(layout: FolderLayout, job: DrawJob) -> list[list[PlannedImage]]:
+    """Return the planned images of a folder for each line of prompts.
+
+    Raises:
+        OutputError: two images have the same name, or a name is too long.
+    """
+    from ..decode.sampling import random_seed
+
+    seed = job.arguments.seed
+    first_seed = random_seed() if seed is None else seed
+    drawn = job.best_of or job.n  # images of each prompt
+    return files_by_rank(plan_images(layout, job.prompts, drawn, first_seed), drawn, job.n)
+
+
+def _stream_folder(
+    janus: JanusPipeline,
+    job: DrawJob,
+    images: Sequence[PlannedImage],
+    sources: Sequence[str | bytes],
+    **options: Any,
+) -> Iterable[ImageStep]:
+    """Return the steps of drawing the prompts of planned images, from their seeds.
+
+    Args:
+        janus: the model.
+        job: the job.
+        images: the first planned image of each prompt to draw.
+        sources: the images to change, if any.
+        options: arguments of ``stream_images`` in place of the job's.
+    """
+    prompts = [image.prompt for image in images]
+    seeds = [image.seed for image in images]
+    keywords = job.keywords | {"seed": seeds} | options
+    return janus.stream_images(prompts, images=sources, **keywords)

@@ -61,22 +61,23 @@ class ImageWriter:
         enlarged = image.upscaled(self._job.upscale)
         if path is None:
             click.echo(encode_image(enlarged.image, enlarged.metadata), nl=False)
-            note(f"seed {image.seed}")
+            note(_seed_and_score(image))
             return
         saved_path = enlarged.save(path)  # with another name if the file exists
-        self._saved.append(
-            {
-                "path": str(saved_path),
-                "prompt": image.prompt,
-                "seed": image.seed,
-                "passes": image.passes,
-                "tokens": None if image.tokens is None else image.tokens.tolist(),
-                **_reasoning(image),
-            }
-        )
+        facts: dict[str, Any] = {
+            "path": str(saved_path),
+            "prompt": image.prompt,
+            "seed": image.seed,
+            "passes": image.passes,
+            "tokens": None if image.tokens is None else image.tokens.tolist(),
+            **_reasoning(image),
+        }
+        if image.score is not None:
+            facts |= {"rank": image.rank, "score": round(image.score, 6)}
+        self._saved.append(facts)
         if not self._job.as_json:
             click.echo(str(saved_path))
-            note(f"seed {image.seed}")
+            note(_seed_and_score(image))
 
     def finish(self, model: str | None) -> None:
         """Print the JSON object, if --json is given.
@@ -93,6 +94,12 @@ class ImageWriter:
             "model": model,
         }
         click.echo(json.dumps(report, ensure_ascii=False))
+
+
+def _seed_and_score(image: GeneratedImage) -> str:
+    """Return the line about an image's seed and, with --best-of, its score."""
+    score = "" if image.score is None else f", score {image.score:.2f}"
+    return f"seed {image.seed}{score}"
 
 
 def _reasoning(image: GeneratedImage) -> dict[str, Any]:

@@ -9,20 +9,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import click
 from click.core import ParameterSource
 
 from ..limits import MAX_SEED
 from .arguments import EditArguments, ImageArguments, LoadArguments, TextArguments
+from .best_of import BEST_OF_RULES
 from .editing import require_inputs
 from .image_folder import DEFAULT_TEMPLATE
 from .options import STDIN, STDOUT, flag_needs, refuse_if
+from .origin import Origin, read_origin
 from .runner import Rule
-
-if TYPE_CHECKING:
-    from ..inference.input_records import InputRecord
 
 # Parameters of options that are refused with a question.
 _DRAWING_ONLY = (
@@ -32,6 +31,8 @@ _DRAWING_ONLY = (
     "config_from",
     "output",
     "n",
+    "best_of",
+    "keep_all",
     "cfg_weight",
     "cfg_weight2",
     "crop",
@@ -91,32 +92,6 @@ class Previews:
 
 
 @dataclass(frozen=True)
-class Origin:
-    """The image that --config-from draws again: its file, settings and model."""
-
-    file: str
-    prompt: str
-    seed: int
-    cfg_weight: float
-    temperature: float | None  # None: drawn by a rectified flow
-    top_p: float | None  # None: drawn by a rectified flow
-    upscale: int
-    model: str  # the model's name
-    dtype: str | None  # None: drawn by an earlier release, which did not store it
-    bits: int | None  # None: float weights, or a recipe
-    recipe: str | None
-    roles: str | None = None  # None: the model's own
-    steps: int | None = None  # None: drawn as image tokens
-    # Of a changed image:
-    cfg_weight2: float | None = None
-    crop: bool | None = None
-    inputs: tuple[InputRecord, ...] = ()  # the images that were changed; (): it was drawn
-    # Of an image with a plan or rounds:
-    plan: str | None = None  # None: drawn without a plan
-    reflect: int = 0
-
-
-@dataclass(frozen=True)
 class DrawJob:
     """Images to draw or to change: by one prompt into files, or by several into a folder."""
 
@@ -137,6 +112,13 @@ class DrawJob:
     template: str = DEFAULT_TEMPLATE  # names of the images in a folder
     same_seeds: bool = False  # whether all prompts of a folder start from one seed
     images: tuple[str, ...] = ()  # to change: files, https addresses, or "-" for stdin
+    best_of: int | None = None  # images of each prompt, of which the ``n`` best are kept
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The arguments of ``stream_images``, without the prompt and the images to change."""
+        chosen = {"n": self.n} | ({} if self.best_of is None else {"best_of": self.best_of})
+        return self.arguments.keywords() | chosen
 
 
 def edits(values: Mapping[str, Any]) -> bool:
@@ -230,7 +212,12 @@ def _to_stdout(values: Mapping[str, Any]) -> bool:
 
 def _last_seed(values: Mapping[str, Any]) -> int:
     """Return the seed of a prompt's last image. Without --seed, the seeds are counted from 0."""
-    return (values["seed"] or 0) + (values["n"] or 1) - 1
+    return (values["seed"] or 0) + (values["best_of"] or values["n"] or 1) - 1
+
+
+def _kept(values: Mapping[str, Any]) -> int:
+    """Return the number of images that are saved of each prompt."""
+    return int((values["best_of"] if values["keep_all"] else values["n"]) or 1)
 
 
 RULES: tuple[Rule, ...] = (
@@ -258,7 +245,7 @@ RULES: tuple[Rule, ...] = (
     ),
     refuse_if(lambda values: "" in values["images"], "--image is empty: name an image."),
     refuse_if(
-        lambda values: _to_stdout(values) and (_many_prompts(values) or (values["n"] or 1) > 1),
+        lambda values: _to_stdout(values) and (_many_prompts(values) or _kept(values) > 1),
         "--output - writes one image: name a file or a folder for several.",
     ),
     refuse_if(
@@ -273,6 +260,7 @@ RULES: tuple[Rule, ...] = (
         lambda values: (values["name"] or values["same_seeds"]) and not _many_prompts(values),
         "--name and --same-seeds are for several prompts: add --prompts-file FILE.",
     ),
+    *BEST_OF_RULES,
     flag_needs("--preview-every", "--preview-dir", "name a folder"),
     refuse_if(
         lambda values: values["preview_dir"] and _many_prompts(values),
@@ -325,26 +313,24 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
     arguments = EditArguments if values["images"] else ImageArguments
     load = LoadArguments.from_options(values)
     fallback = None
-    origin = None
-    if values["config_from"]:
-        origin = _read_origin(values["config_from"])
-        require_inputs(origin, values["images"])
-        load, fallback = _with_settings_of(origin, load)
-        values = values | _stored_values(origin, ctx)
+    origin = read_origin(values["config_from"]) if values["config_from"] else None
     file = values["prompts_file"]
     if file:
         prompts += _read_prompt_lines(file)
-    elif not prompts and origin is not None:
-        prompts = (origin.prompt,)
-    if origin is not None and not values["images"]:
-        values = values | _stored_reasoning(origin, values, prompts)
+    if origin is not None:
+        require_inputs(origin, values["images"])
+        prompts = prompts or (origin.prompt,)
+        load, fallback = _with_settings_of(origin, load)
+        values = values | _stored_values(origin, ctx)
+        if not values["images"]:
+            values = values | _stored_reasoning(origin, values, prompts)
     into_folder = file is not None or len(prompts) > 1
     output, makes_folder = _read_output(values["output"], into_folder)
     return DrawJob(
         load=load,
         fallback=fallback,
         prompts=prompts,
-        n=values["n"] or 1,
+        n=_kept(values),
         arguments=arguments.from_options(values),
         output=output,
         into_folder=into_folder,
@@ -358,6 +344,7 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
         template=values["name"] or DEFAULT_TEMPLATE,
         same_seeds=values["same_seeds"],
         images=values["images"],
+        best_of=values["best_of"],
     )
 
 
@@ -390,12 +377,6 @@ def _read_output(value: str | None, into_folder: bool) -> tuple[Path | None, boo
 def _previews(values: Mapping[str, Any]) -> Previews | None:
     folder = values["preview_dir"]
     return None if folder is None else Previews(folder, values["preview_every"])
-
-
-def _read_origin(file: str) -> Origin:
-    from ..inference.results import read_settings
-
-    return Origin(file=file, **read_settings(file))
 
 
 def _stored_values(origin: Origin, ctx: click.Context) -> dict[str, Any]:

@@ -100,7 +100,12 @@ class TerminalPreview:
         self._last_rows = 0
 
     def show(self, images: Sequence[Image.Image]) -> None:
-        """Show at most four of the images, in place of the last preview if there is one."""
+        """Show at most four of the images, in place of the last preview if there is one.
+
+        Without an image, as while images are scored, the last preview stays.
+        """
+        if not images:
+            return
         from rich.control import Control
 
         images = images[:_MAX_IMAGES]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from .image_generation import generate_steps
@@ -58,12 +58,19 @@ def reasoned_steps(
 
     if chosen is True:
         return planned_steps(janus, jobs, temperature, make_job, draw, reset_peak=reset_peak)
-    of_prompts = {job.prompt: job for job in jobs}
-    if isinstance(chosen, str):
-        of_prompts = {prompt: make_job(job, chosen) for prompt, job in of_prompts.items()}
-        jobs = [replace(of_prompts[job.prompt], seed=job.seed) for job in jobs]
+    if chosen is not False:  # it is the plan
+        jobs = _jobs_by_plan(jobs, chosen, make_job)
     if not rounds:
         return generate_steps(janus, jobs, reset_peak=reset_peak)
-    for job in of_prompts.values():
+    for job in {job.prompt: job for job in jobs}.values():
         check_room(janus, job)
     return reflected_steps(janus, jobs, rounds, temperature, reset_peak=reset_peak)
+
+
+def _jobs_by_plan(
+    jobs: Sequence[ImageJob], plan: str, make_job: Callable[[ImageJob, str], ImageJob]
+) -> list[ImageJob]:
+    """Return the jobs that draw by a given plan. Each prompt is laid out only once."""
+    of_prompts = {job.prompt: job for job in jobs}
+    planned = {prompt: make_job(job, plan) for prompt, job in of_prompts.items()}
+    return [replace(planned[job.prompt], seed=job.seed) for job in jobs]

@@ -162,12 +162,7 @@ def judge(
     embeddings = embed_prompt(janus, all_ids, features)
     hidden = prefill_all(janus.model, embeddings[None], cache, PREFILL_STEP)
     del embeddings, features
-    # The last token represents an answer of several tokens, as in Janus-Pro-R1's code.
-    answers = [janus.prompts.encode(answer)[-1] for answer in _ANSWERS]
-    logits = janus.model.text_logits(hidden)[:, mx.array(answers)].astype(mx.float32)  # (1, 2)
-    key = mx.random.key(derive_seed(seed, "verdict"))
-    chosen = cast(int, choose(logits, key[None], temperature).item())
-    first = answers[chosen]
+    first, matches, probability = _choose_verdict(janus, hidden, temperature, seed)
     options = TextOptions(max_tokens=MAX_JUDGEMENT_TOKENS - 1, temperature=temperature, seed=seed)
     prompt = Prompt(
         ids=[*all_ids, first],
@@ -189,8 +184,30 @@ def judge(
     finally:
         events.close()
     tokens = (first, *later)
+    return Judgement(matches, probability, tokens, janus.prompts.decode(tokens))
+
+
+def _choose_verdict(
+    janus: LoadedModel, hidden: mx.array, temperature: float, seed: int
+) -> tuple[int, bool, float]:
+    """Choose between Yes and No.
+
+    Args:
+        janus: the model.
+        hidden: the last hidden state of the question, (1, hidden).
+        temperature: the sampling temperature.
+        seed: the seed of the judgement.
+
+    Returns:
+        The chosen token, whether it is Yes, and the probability of Yes against No.
+    """
+    # The last token represents an answer of several tokens, as in Janus-Pro-R1's code.
+    answers = [janus.prompts.encode(answer)[-1] for answer in _ANSWERS]
+    logits = janus.model.text_logits(hidden)[:, mx.array(answers)].astype(mx.float32)  # (1, 2)
+    key = mx.random.key(derive_seed(seed, "verdict"))
+    chosen = cast(int, choose(logits, key[None], temperature).item())
     probability = cast(float, mx.softmax(logits, axis=-1)[0, 0].item())
-    return Judgement(chosen == 0, probability, tokens, janus.prompts.decode(tokens))
+    return answers[chosen], chosen == 0, probability
 
 
 def reflected_steps(

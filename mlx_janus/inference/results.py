@@ -89,8 +89,11 @@ class GeneratedImage:
     metadata: dict[str, str] = field(repr=False)
     passes: int = 0  # passes of the language model after the prompt; a group of images shares them
     steps: int = 0  # generation steps, for example one for each image token
-    latents: np.ndarray | None = None  # of a flow: (side / 8, side / 8, 4) float32; else None
     rounds: tuple[DrawingRound, ...] = ()  # with ``reflect``, all drawings; the last is ``image``
+    # With ``best_of``:
+    score: float | None = None  # log-likelihood of the prompt as the model's words for the image
+    rank: int | None = None  # 1: the best of its prompt's images
+    latents: np.ndarray | None = None  # of a flow: (side / 8, side / 8, 4) float32; else None
 
     @property
     def plan(self) -> str | None:
@@ -197,18 +200,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     # The group is the factor. A file without this chunk was not upscaled: the pattern matches "",
     # and the group is None.
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
-    dtype = chunks.get("dtype")
-    bits = chunks.get("bits")
-    recipe = chunks.get("recipe")
-    roles = chunks.get("roles")
     try:
-        supported = (
-            dtype in (None, *DTYPES)
-            and bits in (None, *map(str, BITS))
-            and recipe in (None, *RECIPES)
-            and roles in (None, *ROLES)
-        )
-        if upscale is None or not supported or (bits and recipe):  # never both
+        if upscale is None:
             raise ValueError
         return {
             "prompt": chunks["prompt"],
@@ -217,12 +210,9 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             **_sampling_settings(chunks),
             "model": chunks["model"],
             "upscale": int(upscale[1] or 1),
-            "dtype": dtype,
-            "bits": None if bits is None else int(bits),
-            "recipe": recipe,
-            "roles": roles,
             "plan": chunks.get("plan"),
             "reflect": check_int("reflect", int(chunks.get("reflect", 0)), 0, MAX_REFLECT),
+            **_read_load_settings(chunks),
             **read_edit(chunks),
         }
     except (KeyError, TypeError, ValueError, OptionError):
@@ -260,3 +250,29 @@ def _sampling_settings(chunks: Mapping[str, str]) -> dict[str, Any]:
         return {"temperature": None, "top_p": None, "steps": int(chunks["steps"])}
     temperature = float(chunks["temperature"])
     return {"temperature": temperature, "top_p": float(chunks["top_p"]), "steps": None}
+
+
+def _read_load_settings(chunks: Mapping[str, str]) -> dict[str, Any]:
+    """Return dtype, bits, recipe and roles of an image's metadata, each None if it is missing.
+
+    Raises:
+        ValueError: a value is none of the supported ones, or there are both bits and a recipe.
+    """
+    dtype = chunks.get("dtype")
+    bits = chunks.get("bits")
+    recipe = chunks.get("recipe")
+    roles = chunks.get("roles")
+    supported = (
+        dtype in (None, *DTYPES)
+        and bits in (None, *map(str, BITS))
+        and recipe in (None, *RECIPES)
+        and roles in (None, *ROLES)
+    )
+    if not supported or (bits and recipe):
+        raise ValueError
+    return {
+        "dtype": dtype,
+        "bits": None if bits is None else int(bits),
+        "recipe": recipe,
+        "roles": roles,
+    }

@@ -24,6 +24,7 @@ from .conversions import cache_folder, conversion_folders, records_of, supersede
 from .elsewhere import list_elsewhere
 from .folder import OUR_FILES
 from .hub_cache import commit_of
+from .inner_folder import model_folder
 from .names import TINY, expand_user, is_folder, resolve_short_name
 from .safetensors_files import read_safetensors_header, weight_files
 
@@ -339,7 +340,8 @@ def _read_download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelE
 
     Its config is None if it is missing, malformed, or of another family of models.
     """
-    config, state = _config_and_state(revision.snapshot_path, "downloaded")
+    folder = model_folder(revision.snapshot_path)
+    config, state = _config_and_state(folder, "downloaded")
     # The access times of the weight files tell the last use. Those of the configs do not, because
     # listing models reads configs.
     weights = [file for file in revision.files if file.file_path.suffix in _WEIGHT_SUFFIXES]

@@ -10,13 +10,14 @@ import re
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..config import read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
 from ..files import read_bounded, write_atomically
 from .hub_errors import EXAMPLES, OutOfReachError, translated_errors, why_unreachable
+from .inner_folder import choose_inner
 from .weight_names import WEIGHT_FORMS, shards_without_index
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -38,11 +39,16 @@ class HubModel:
 
     repo_id: str
     revision: str  # commit sha
-    files: dict[str, int]  # bytes by file name
+    files: dict[str, int]  # bytes by file name, of the files in ``inner``
     cached: bool = False
     branch: str | None = field(default=None, compare=False)  # branch or tag; None: record none
     # SHA-256 of the large files, by file name. Small files have none on the Hub.
     hashes: dict[str, str] = field(default_factory=dict, compare=False)
+    inner: str = ""  # the subfolder that holds the model; "": the repository itself
+
+    def path_of(self, name: str) -> str:
+        """Return the path of one of ``files`` in the repository."""
+        return f"{self.inner}/{name}" if self.inner else name
 
 
 def find(repo_id: str, revision: str | None = None) -> HubModel:
@@ -55,6 +61,7 @@ def find(repo_id: str, revision: str | None = None) -> HubModel:
     Raises:
         HubError: no such model or revision, no access, or the Hub is out of reach and the model is
             not in the cache.
+        CheckpointError: the model is in one of several subfolders.
     """
     if not HUB_ID.fullmatch(repo_id):
         raise HubError(f"{repo_id[:200]!r} is no Hub id: it must read owner/name ({EXAMPLES})")
@@ -75,7 +82,24 @@ def find(repo_id: str, revision: str | None = None) -> HubModel:
     hashes = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
     # The branch is recorded for offline use. A commit needs no record.
     branch = None if revision == info.sha else revision or "main"
-    return HubModel(repo_id, info.sha, files, branch=branch, hashes=hashes)
+    return _with_inner(HubModel(repo_id, info.sha, files, branch=branch, hashes=hashes))
+
+
+def _with_inner(model: HubModel) -> HubModel:
+    """Return a model whose files are those of the subfolder with its config.
+
+    If the repository itself has a config, the model is returned unchanged.
+
+    Raises:
+        CheckpointError: several subfolders have a config.
+    """
+    inner = choose_inner(model.repo_id, model.files)
+    if not inner:
+        return model
+    start = f"{inner}/"
+    files = {n.removeprefix(start): size for n, size in model.files.items() if n.startswith(start)}
+    hashes = {n.removeprefix(start): sha for n, sha in model.hashes.items() if n.startswith(start)}
+    return replace(model, files=files, hashes=hashes, inner=inner)
 
 
 def fetch_config(model: HubModel) -> Path:
@@ -184,14 +208,13 @@ def _fetch_files(model: HubModel, names: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     with translated_errors(model.repo_id, model.revision):
-        return Path(
-            snapshot_download(
-                model.repo_id,
-                revision=model.revision,
-                allow_patterns=names,
-                local_files_only=model.cached,
-            )
+        snapshot = snapshot_download(
+            model.repo_id,
+            revision=model.revision,
+            allow_patterns=[model.path_of(name) for name in names],
+            local_files_only=model.cached,
         )
+    return Path(snapshot) / model.inner
 
 
 def fetch_card(repo_id: str, revision: str) -> Path | None:
@@ -234,7 +257,10 @@ def _fetch_file(model: HubModel, name: str) -> Path:
     with translated_errors(model.repo_id, model.revision):
         return Path(
             hf_hub_download(
-                model.repo_id, name, revision=model.revision, local_files_only=model.cached
+                model.repo_id,
+                model.path_of(name),
+                revision=model.revision,
+                local_files_only=model.cached,
             )
         )
 
@@ -314,14 +340,18 @@ def _find_cached(repo_id: str, revision: str | None) -> HubModel | None:
         )
     except LocalEntryNotFoundError:
         return None
-    paths = [path for path in snapshot.iterdir() if path.is_file()]
-    files = {path.name: path.stat().st_size for path in paths}
+    paths = {
+        path.relative_to(snapshot).as_posix(): path
+        for path in snapshot.rglob("*")
+        if path.is_file()
+    }
+    files = {name: path.stat().st_size for name, path in paths.items()}
     # Each file is a link to a blob. The blob's name is the SHA-256 of a large file (64 digits),
     # and the SHA-1 of a small one.
-    blobs = {path.name: path.resolve().name for path in paths}
+    blobs = {name: path.resolve().name for name, path in paths.items()}
     hashes = {name: blob for name, blob in blobs.items() if re.fullmatch(r"[0-9a-f]{64}", blob)}
     commit = snapshot.name
-    return HubModel(repo_id, commit, files, cached=True, hashes=hashes)
+    return _with_inner(HubModel(repo_id, commit, files, cached=True, hashes=hashes))
 
 
 def _check_disk(model: HubModel, names: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..files import read_bounded
+from .inner_folder import holds_config
 
 _REPO_FOLDER = re.compile(r"models--(?P<owner>[A-Za-z0-9._-]+?)--(?P<name>[A-Za-z0-9._-]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -38,9 +39,9 @@ class CachedRepo:
             # A branch or tag is a file in refs/ that holds its commit. Any other revision must be a
             # commit itself.
             for commit in (_read_ref(self.folder / "refs" / wanted), wanted):
-                if commit and (snapshots / commit / "config.json").is_file():
+                if commit and holds_config(snapshots / commit):
                     return snapshots / commit
-        found = [path.parent for path in sorted(snapshots.glob("*/config.json"))]
+        found = [path for path in sorted(snapshots.glob("*")) if holds_config(path)]
         if revision is None and len(found) == 1:
             return found[0]
         if revision is None and found:

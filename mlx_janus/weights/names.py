@@ -16,6 +16,7 @@ from .atomic_folder import recover
 from .elsewhere import find_elsewhere, list_elsewhere
 from .hub import HUB_ID
 from .hub_cache import commit_of, repo_of, repos_in
+from .inner_folder import find_inner_model
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny"
 """Janus-Tiny, the model inside the package."""
@@ -45,6 +46,7 @@ class ModelName:
     repo_id: str | None = None
     # Branch, tag or commit. None: the branch main on the Hub, or a folder without a known commit.
     revision: str | None = None
+    inner: str = ""  # the subfolder in which the model was found; "": the folder itself
 
 
 def resolve_short_name(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -125,40 +127,42 @@ def _understand_folder(path: Path, revision: str | None) -> ModelName:
     Raises:
         HubError: there is a revision, and the folder is not a model's in the Hub's cache.
         CheckpointError: the folder is in the Hub's cache and holds no such commit, or it holds no
-            model itself but folders of models.
+            model itself but several folders of models.
     """
     holds_model = (path / "config.json").is_file()
     repo = repo_of(path)
     if repo and not holds_model:
         path = repo.snapshot(revision)
         revision = None  # no longer needed, since ``path`` is its commit's folder
-    elif not holds_model:
-        _refuse_folder_of_models(path)
+        holds_model = (path / "config.json").is_file()
+    outer = path
+    if not holds_model:
+        path = _inner_folder(path)
     if revision is not None:
         raise HubError(f"{path} is a folder, which has no revisions: leave revision out")
+    inner = "" if path == outer else path.relative_to(outer).as_posix()
     if repo:
-        return ModelName(repo.repo_id, folder=path, revision=commit_of(path) or None)
-    shown = "janus-tiny" if path == TINY else path.resolve().name
-    return ModelName(shown or "model", folder=path)  # the root folder has an empty name
+        commit = commit_of(outer) or None
+        return ModelName(repo.repo_id, folder=path, revision=commit, inner=inner)
+    shown = "janus-tiny" if path == TINY else outer.resolve().name
+    # The root folder has an empty name.
+    return ModelName(shown or "model", folder=path, inner=inner)
 
 
-def _refuse_folder_of_models(path: Path) -> None:
-    """Refuse a folder without a config if folders in it hold models.
+def _inner_folder(path: Path) -> Path:
+    """Return the subfolder that holds the model of a folder without a config.
+
+    A folder without any model is returned itself, and refused when it is read.
 
     Raises:
-        CheckpointError: there are such folders; the message names one.
+        CheckpointError: the folder is the Hub's cache, or several of its folders may be meant.
     """
     cached = next(repos_in(path), None)
     if cached:
         raise CheckpointError(
             f"{path} is the Hub's cache: name one of its models, such as {cached.repo_id}"
         )
-    for pattern in ("*/config.json", "*/*/config.json"):
-        config = min(path.glob(pattern), default=None)
-        if config:
-            raise CheckpointError(
-                f"{path} holds no model itself: name a folder in it, such as {config.parent}"
-            )
+    return find_inner_model(path) or path
 
 
 # Errors

@@ -10,6 +10,7 @@ DeepSeek-VL have the same ``model_type`` as Janus. Only Janus has ``gen_vision_c
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -174,10 +175,12 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
     if model_type == "janus":
         return "transformers"
     if model_type != "multi_modality":
-        architectures = data.get("architectures")
-        if not isinstance(architectures, list) or not architectures:
-            architectures = [model_type]
-        family = str(architectures[0])[:60]
+        family = _family(data)
+        if _is_show_o(data, family):
+            raise UnsupportedModelError(
+                "is of Show-o, as UniRL's models are: a Phi that draws by discrete diffusion, and "
+                f"no Janus: {WORKING_MODELS}"
+            )
         raise UnsupportedModelError(f"is of a {family} model, not of Janus: {WORKING_MODELS}")
     # JanusFlow and DeepSeek-VL have the same ``model_type`` as Janus. Their other entries differ.
     missing = sorted(set(_FLOW_SECTIONS) - data.keys())
@@ -188,6 +191,25 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
     if data.keys().isdisjoint(("gen_vision_config", "gen_aligner_config", "gen_head_config")):
         raise UnsupportedModelError(f"is of DeepSeek-VL, which cannot draw: {WORKING_MODELS}")
     return "deepseek"
+
+
+def _family(data: Mapping[str, Any]) -> str:
+    """Return the name of the class or family in a ``config.json``, of at most 60 characters."""
+    architectures = data.get("architectures")
+    if isinstance(architectures, list) and architectures:
+        return str(architectures[0])[:60]
+    return str(data.get("model_type") or data.get("_class_name"))[:60]  # diffusers names a class
+
+
+def _is_show_o(data: Mapping[str, Any], family: str) -> bool:
+    """Return whether a config is of Show-o, by its class, or by its options if it names no class.
+
+    Args:
+        data: the content of ``config.json``.
+        family: the class or family that it names.
+    """
+    letters = re.sub(r"[^a-z]", "", family.lower())
+    return letters.startswith("showo") or {"w_clip_vit", "num_vq_tokens"} <= data.keys()
 
 
 def _refuse_quantized(data: Mapping[str, Any]) -> None:

@@ -193,7 +193,9 @@ def _local_source(found: ModelName, folder: Path) -> Source:
 
     The folder is logged if the model is shown under another name than the folder's.
     """
-    if found.shown != folder.resolve().name:
+    if found.inner:
+        _LOG.warning("%s: the model is taken from its folder %s", found.shown, found.inner)
+    elif found.shown != folder.resolve().name:
         _LOG.info("%s is taken from %s", found.shown, folder)
     return Source(folder, found.shown, found.revision or "")
 
@@ -263,11 +265,17 @@ def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
 def _find_on_hub(found: ModelName) -> hub.HubModel:
     """Find a model on the Hub by a name that is not a folder's.
 
+    The model's subfolder is logged, if it is in one.
+
     Raises:
+        CheckpointError: several subfolders may hold the model.
         HubError: the Hub has no such model, or is out of reach.
     """
     assert found.repo_id is not None  # as for every name without a folder
-    return hub.find(found.repo_id, found.revision)
+    model = hub.find(found.repo_id, found.revision)
+    if model.inner:
+        _LOG.warning("%s: the model is taken from its folder %s", model.repo_id, model.inner)
+    return model
 
 
 def _make_cache_folder(folder: Path) -> None:

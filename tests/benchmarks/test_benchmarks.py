@@ -14,7 +14,7 @@ import mlx.core as mx
 import pytest
 
 import mlx_janus
-from benchmarks import bench, house, machine, memory_table, peers, serving, windows
+from benchmarks import bench, best_of, house, machine, memory_table, peers, serving, windows
 from benchmarks.parts import Setup
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
@@ -227,3 +227,29 @@ class Boat:
         "            self.name = name",
         "        return self",
     ]
+
+
+def test_best_of_compares_each_choice_with_chance_and_the_judge() -> None:
+    right = (False, True, False, False, True, False, False, False)
+    scores = {name: tuple(map(float, right)) for name in best_of.WORDINGS}
+    scores["show"] = tuple(-value for value in scores["show"])  # always wrong, where it can be
+    prompts = [best_of.JudgedPrompt(task, right, scores) for task in best_of.TASKS]
+    shares = [best_of.share_right(prompts[0], n, "see") for n in (1, 2, 4, 8)]
+    assert shares == [0.25, 0.5, 1.0, 1.0]
+    assert [best_of.share_right(prompts[0], n, "judge") for n in (1, 2, 4, 8)] == shares
+    assert best_of.share_right(prompts[0], 8, "show") == 0
+    assert {best_of.share_right(prompts[0], n, "chance") for n in (1, 2, 4, 8)} == {0.25}
+    assert best_of.overall(prompts, 8, "see") == (1.0, 0.0)
+    lines = best_of.table(prompts, ["see", "show"])
+    assert lines[2].startswith("| chance | 25.0% ± 0.0% |")
+    assert lines[3].endswith("| 25.0% ± 0.0% | 50.0% ± 0.0% | 100.0% ± 0.0% | 100.0% ± 0.0% |")
+
+
+def test_best_of_prints_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(best_of, "NUMBERS", (1, 2))
+    monkeypatch.setattr(best_of, "_DRAWN", 2)
+    monkeypatch.setattr(best_of, "TASKS", best_of.TASKS[:2])
+    outcome = call(best_of.main, "--prompts", 1, "-w", "see")
+    assert outcome.code == 0, outcome.stderr
+    assert "| chosen by | N = 1 | N = 2 |" in outcome.stdout
+    assert "`What do you see?`, the prompt as the answer (the default)" in outcome.stdout

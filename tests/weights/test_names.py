@@ -69,7 +69,11 @@ def test_folders_above_and_without_models(repo: Path, tmp_path: Path) -> None:
         understand_name(repo.parent)
     for inner in ("Janus", "deepseek-ai/Janus"):
         shutil.copytree(SOURCE, tmp_path / "unpacked" / inner)
-        with pytest.raises(CheckpointError, match=rf"no model itself: name .* as .*/{inner}$"):
+        only = understand_name(tmp_path / "unpacked")
+        assert (only.folder, only.inner) == (tmp_path / "unpacked" / inner, inner)
+        shutil.copytree(SOURCE, tmp_path / "unpacked" / "other")
+        both = rf"holds 2 models in its folders: name one of them, .*/{inner}, .*/other$"
+        with pytest.raises(CheckpointError, match=both):
             understand_name(tmp_path / "unpacked")
         shutil.rmtree(tmp_path / "unpacked")
     shutil.rmtree(repo / "snapshots")
