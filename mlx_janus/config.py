@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from .errors import ConfigError, OptionError, UnsupportedModelError
 from .files import POINTER_ADVICE
-from .limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE
+from .limits import MAX_CFG_WEIGHT, MAX_STEPS, MAX_TEMPERATURE
 from .sections import LATER, Fault, JsonError, Section, number_field, read_json, shorten, size_field
 
 FORMAT_VERSION = 2
@@ -124,9 +124,69 @@ class VQConfig(Section):
             raise self.error("ch", self.ch, f"a multiple of norm_groups {self.norm_groups}")
 
     @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of each level, from high to low resolution."""
+        return tuple(self.ch * multiple for multiple in self.ch_mult)
+
+    @property
     def downsampling(self) -> int:
         """Pixels per side of one token."""
         return int(2 ** (len(self.ch_mult) - 1))
+
+
+@dataclass(frozen=True)
+class VAEConfig(Section):
+    """Decoder of a variational autoencoder: latents to images. It is SDXL's in JanusFlow.
+
+    ``level_channels`` has one entry per level, from high to low resolution. Each level but the
+    first doubles the sides of an image.
+    """
+
+    title: ClassVar[str] = "generation.vae"
+    kind: Literal["autoencoder_kl"]
+    z_channels: int = size_field(high=65536)  # of latents
+    level_channels: tuple[int, ...] = size_field()
+    num_res_blocks: int = size_field(high=64)  # per level of the encoder; the decoder has one more
+    norm_groups: int = size_field(32, high=1024)
+    norm_eps: float = number_field(1e-6, low=1e-12, high=1.0)
+    # Latents of the flow are the autoencoder's, multiplied by this number.
+    scaling_factor: float = number_field(0.13025, low=1e-6, high=1e6)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.level_channels) > 10:
+            raise self.error("level_channels", self.level_channels, "at most 10 levels")
+        for channels in self.level_channels:
+            if channels % self.norm_groups:
+                allowed = f"multiples of norm_groups {self.norm_groups}"
+                raise self.error("level_channels", self.level_channels, allowed)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per side of one latent."""
+        return int(2 ** (len(self.level_channels) - 1))
+
+
+@dataclass(frozen=True)
+class UViTConfig(Section):
+    """Shallow U-ViT: the networks before and after the language model, in a rectified flow.
+
+    The language model has one position for each patch of ``patch_size`` x ``patch_size`` latents.
+    """
+
+    title: ClassVar[str] = "generation.uvit"
+    kind: Literal["shallow_uvit"]
+    channels: int = size_field()  # of a patch; the blocks after the language model have twice these
+    encoder_blocks: int = size_field(high=_MAX_DEPTH)
+    decoder_blocks: int = size_field(high=_MAX_DEPTH)
+    patch_size: int = size_field(high=64)  # latents per side
+    hidden_size: int = size_field()  # of the time embedding, and of the language model
+    norm_eps: float = number_field(1e-6, low=1e-12, high=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels % 2:
+            raise self.error("channels", self.channels, "even (cosines and sines of the time)")
 
 
 @dataclass(frozen=True)
@@ -138,6 +198,29 @@ class MLPConfig(Section):
     input_dim: int = size_field()
     output_dim: int = size_field()
     depth: int = size_field(2, high=16)
+
+    @property
+    def begin_positions(self) -> int:
+        """Positions before the features of an image."""
+        return 0
+
+
+@dataclass(frozen=True)
+class BegunLinearConfig(Section):
+    """Adaptor: one linear layer, and a learned embedding before the features of each image.
+
+    The learned embedding takes the place of the begin-of-image token.
+    """
+
+    title: ClassVar[str] = "aligner"
+    kind: Literal["begun_linear"]
+    input_dim: int = size_field()
+    output_dim: int = size_field()
+
+    @property
+    def begin_positions(self) -> int:
+        """Positions before the features of an image."""
+        return 1
 
 
 @dataclass(frozen=True)
@@ -329,6 +412,46 @@ class VQGenerationConfig(GenerationConfig):
 
 
 @dataclass(frozen=True)
+class FlowGenerationConfig(GenerationConfig):
+    """Flow pathway: U-ViT, decoder of latents, default guidance and number of steps."""
+
+    kind: Literal["flow"]
+    uvit: UViTConfig
+    vae: VAEConfig
+    cfg_weight: float = number_field(2.0, high=MAX_CFG_WEIGHT)
+    steps: int = size_field(30, high=MAX_STEPS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        position_side = self.vae.downsampling * self.uvit.patch_size  # pixels
+        if self.image_size % position_side:
+            raise self.error("image_size", self.image_size, f"a multiple of {position_side}")
+
+    def check_against(self, language: LlamaConfig) -> None:
+        """Refuse a U-ViT whose width is not the language model's hidden size.
+
+        Raises:
+            ConfigError: the width does not fit; the message gives the right one.
+        """
+        hidden = language.hidden_size
+        if self.uvit.hidden_size != hidden:
+            allowed = f"the language hidden size {hidden}"
+            raise self.error("uvit.hidden_size", self.uvit.hidden_size, allowed)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image's latents."""
+        side = self.image_size // self.vae.downsampling
+        return side, side, self.vae.z_channels
+
+    @property
+    def positions(self) -> int:
+        """Positions of an image in the language model, without that of the time."""
+        side = self.image_size // self.vae.downsampling // self.uvit.patch_size
+        return side**2
+
+
+@dataclass(frozen=True)
 class LayerBits(Section):
     """Path, bits, group size, mode and scaling of a quantized layer."""
 
@@ -368,7 +491,7 @@ class JanusConfig(Section):
 
     title: ClassVar[str] = "config.json"
     understanding: SiglipConfig
-    aligner: MLPConfig
+    aligner: MLPConfig | BegunLinearConfig
     language: LlamaConfig
     generation: GenerationConfig
     image: ImageConfig
@@ -399,6 +522,11 @@ class JanusConfig(Section):
     def image_size(self) -> int:
         """Pixels per side of a generated image."""
         return self.generation.image_size
+
+    @property
+    def embeddings_per_image(self) -> int:
+        """Embeddings that the language model gets for an image that it reads."""
+        return self.aligner.begin_positions + self.understanding.tokens
 
     @classmethod
     def load(cls, path: Path) -> JanusConfig:

@@ -20,6 +20,7 @@ MAX_TOP_LOGPROBS = 20  # likeliest tokens reported for each token of an answer
 MAX_TOP_K = 2**31 - 1  # any number above the vocabulary keeps all tokens
 ALL_TOKENS = -1  # as a top_k: sample from all tokens, as with 0
 MAX_LOOKUP = 64  # draft tokens per forward pass of an answer
+MAX_STEPS = 1000  # steps of a rectified flow
 MAX_WINDOW = 64  # positions per forward pass of an image
 MAX_IMAGES = 10_000  # images per prompt and call
 MAX_BEST_OF = 1000  # images of a prompt among which the best are chosen

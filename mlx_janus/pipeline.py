@@ -64,6 +64,7 @@ def load(
     revision: str | None = None,
     low_memory: bool = False,
     roles: str | None = None,
+    vae: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> JanusPipeline:
     """Load a model for use in any thread. Weights are read from disk on first use.
@@ -86,6 +87,8 @@ def load(
         roles: the roles in prompts: "pro" for <|User|> and <|Assistant|>, as Janus-Pro was trained,
             or "plain" for User and Assistant, as Janus-1.3B was. None: the model's own, which
             ``janus.config.prompt`` has.
+        vae: JanusFlow's autoencoder, a folder or Hub id in diffusers' layout, for a model that is
+            not converted yet; None: "stabilityai/sdxl-vae".
         progress: called in this thread during a conversion, with the stage, the bytes done and the
             total bytes. An error that it raises ends the conversion.
 
@@ -99,7 +102,7 @@ def load(
     dtype_name = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
     precision: dict[str, Any] = {"bits": bits, "recipe": recipe, "dtype": dtype_name}
     folder = find_converted(
-        source, revision=revision, low_memory=low_memory, progress=progress, **precision
+        source, revision=revision, low_memory=low_memory, vae=vae, progress=progress, **precision
     )
     name = understand_name(source, revision).shown
     return _make_pipeline(folder, name, roles=roles, low_memory=low_memory, **precision)
@@ -122,7 +125,10 @@ def _make_pipeline(
     """
     model = load_model(folder, low_memory=low_memory, roles=roles, **precision)
     prompts = Prompts.load(
-        folder, model.config.prompt, image_tokens=model.config.understanding.tokens
+        folder,
+        model.config.prompt,
+        image_tokens=model.config.embeddings_per_image,
+        with_start=not model.config.aligner.begin_positions,
     )
     files = WeightFiles.of(folder) if low_memory else None
     source = read_stamp(folder).get("source", "")
@@ -374,17 +380,20 @@ class JanusPipeline(LoadedModel):
                 None or -1: a random seed. A list has one seed for each prompt.
             cfg_weight: weight of classifier-free guidance, 1 for none; None: the model's own.
             temperature: randomness of sampling, of plans and judgements too; None: the model's own.
+                A rectified flow takes none of ``temperature``, ``top_p``, ``exact``, ``window``,
+                ``images``, ``plan`` and ``reflect``.
             top_p: nucleus sampling, as in ``generate_text``.
             exact: generate each image alone and token by token, for reproducible rounding.
             window: positions that one pass reads; None: the fastest by a stored timing.
-            further: images to change, plans, reflection and best of N, see ``ImageArguments``.
+            further: images to change, plans, reflection, best of N, and steps and latents of a
+                rectified flow, see ``ImageArguments``.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.
             ImageError: an image cannot be read.
             OptionError: an argument has a wrong type or is out of range, or does not suit another.
         """
-        steps = self.stream_images(
+        stream = self.stream_images(
             prompt,
             n=n,
             seed=seed,
@@ -395,7 +404,7 @@ class JanusPipeline(LoadedModel):
             window=window,
             **further,
         )
-        generated = [image for step in steps for image in step.images]
+        generated = [image for step in stream for image in step.images]
         if further.get("best_of") is not None:  # these come in the order of prompts and ranks
             return generated
         return sort_by_prompt(generated, as_strings("prompt", prompt))
@@ -431,6 +440,8 @@ class JanusPipeline(LoadedModel):
             "exact": exact,
             "window": window,
             "cfg_weight2": request.cfg_weight2,
+            "steps": request.steps,
+            "latents": request.latents,
         }
         inputs = read_inputs(self, request.images, request.crop)
         draw = partial(reasoned_steps, self, plan=request.plan, reflect=request.reflect)

@@ -67,6 +67,20 @@ def pipelines(converted: dict[str, Path]) -> dict[str, mlx_janus.JanusPipeline]:
     return {name: mlx_janus.load(path, dtype="float32") for name, path in converted.items()}
 
 
+@pytest.fixture(scope="session")
+def flow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny JanusFlow, converted as it is."""
+    from tests.support.flow import convert_flow
+
+    return convert_flow(tmp_path_factory.mktemp("flow") / "janusflow")
+
+
+@pytest.fixture(scope="session")
+def flow(flow_folder: Path) -> mlx_janus.JanusPipeline:
+    """The tiny JanusFlow in float32."""
+    return mlx_janus.load(flow_folder, dtype="float32")
+
+
 @pytest.fixture(params=FOLDERS)
 def folder(request: pytest.FixtureRequest) -> str:
     """The name of a fixture folder: each in turn."""

@@ -41,6 +41,7 @@ class LoadArguments(Arguments):
     revision: str | None = None
     low_memory: bool = False
     roles: str | None = None
+    vae: str | None = None  # folder or Hub id of JanusFlow's autoencoder
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class ImageArguments(Arguments):
     top_p: float | None = None
     exact: bool | None = None
     window: int | None = None
+    steps: int | None = None
     plan: bool | str | None = None
     reflect: int | None = None
 

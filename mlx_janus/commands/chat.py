@@ -149,7 +149,9 @@ class Chat:
 
         The model sees the image with the next question.
         """
-        arguments = ImageArguments.from_options(self.settings).keywords()
+        names = self.conversation.drawing_options
+        settings = {name: self.settings.get(name) for name in ("seed", *names)}
+        arguments = ImageArguments.from_options(settings).keywords()
         self._save_drawing(self.conversation.stream_drawing(prompt, **arguments))
 
     def edit(self, prompt: str) -> None:
@@ -202,6 +204,12 @@ class Chat:
         """Set the seed; without an argument, seeds are random again."""
         self.set(f"seed {argument or 'random'}")
 
+    @property
+    def _setting_names(self) -> list[str]:
+        """The names of the settings that have an effect on this model."""
+        names = self.conversation.drawing_options
+        return [name for name in SETTINGS if name != "steps" or name in names]
+
     def set(self, argument: str) -> None:
         """Change a setting and print it.
 
@@ -214,11 +222,12 @@ class Chat:
         """
         name, _, text = argument.partition(" ")
         if not name:
-            for key in SETTINGS:
+            for key in self._setting_names:
                 say(_setting_line(key, self.settings.get(key)))
             return
-        if name not in SETTINGS:
-            raise JanusError(f"there is no setting {name}: it must be one of {', '.join(SETTINGS)}")
+        if name not in self._setting_names:
+            known = ", ".join(self._setting_names)
+            raise JanusError(f"there is no setting {name}: it must be one of {known}")
         text = text.strip()
         if text in ("", "default", "random"):
             self.settings[name] = None

@@ -17,6 +17,7 @@ from .options import (
     refuse_if,
     refuse_two_revisions,
     roles_option,
+    vae_option,
     version_option,
     whole_number,
 )
@@ -88,6 +89,7 @@ _RULES = (
     help="Float type of stored weights; the image codec keeps its own.  [default: the source's]",
 )
 @roles_option
+@vae_option
 @click.option(
     "--revision",
     metavar="REV",
@@ -115,6 +117,7 @@ def main(
     source: str,
     output: Path,
     revision: str | None,
+    vae: str | None,
     verify: bool,
     upload: str | None,
     private: bool,
@@ -146,7 +149,7 @@ def main(
         check_upload(upload)
     if not verify:
         check_output(output, overwrite=options.overwrite)  # before anything is downloaded
-    found_source = find_source(source, revision)
+    found_source = find_source(source, revision, vae=vae)
     if verify:
         _verify(found_source, output)
     else:

@@ -145,7 +145,7 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     type=SETTINGS["cfg_weight"],
     metavar="W",
     help="Guidance: how strictly images follow the prompt; 1: no guidance.  "
-    "[default: the model's own, 5 for the published models and to change images]",
+    "[default: the model's own, 5 for Janus and to change images, 2 for JanusFlow]",
 )
 @editing_options
 @reasoning_options
@@ -161,6 +161,13 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     metavar="W",
     help="Image tokens to draft and check in one pass: changes the speed, not the image.  "
     "[default: the fastest, measured once]",
+)
+@click.option(
+    "--steps",
+    type=SETTINGS["steps"],
+    metavar="N",
+    help="Steps from noise to an image, for a model that draws by a rectified flow: more are "
+    "slower and finer.  [default: the model's own, 30 for JanusFlow]",
 )
 @click.option(
     "--lookup",
@@ -190,7 +197,8 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     "--preview-every",
     type=click.IntRange(1, MAX_TOKENS),
     metavar="K",
-    help="Number of image tokens between two previews.  [default: one row of the image]",
+    help="Number of steps between two previews; a step is an image token, or one of --steps.  "
+    "[default: one row of the image, or 5 of --steps]",
 )
 @sampling_options
 @answering_options
@@ -212,9 +220,9 @@ def main(ctx: click.Context, /, **_: Any) -> None:
     Janus-4o was trained to change images, and other models are not.
 
     Answers and the paths of images are printed to stdout, progress to stderr. Each PNG stores its
-    prompt, seed, guidance, temperature, model and precision in text chunks, which --config-from
-    reads; a changed one also the names and hashes of its --image files. Existing files are never
-    overwritten: janus.png becomes janus_2.png.
+    prompt, seed, guidance, temperature or steps, model and precision in text chunks, which
+    --config-from reads; a changed one also the names and hashes of its --image files. Existing
+    files are never overwritten: janus.png becomes janus_2.png.
 
     \b
     Examples:
@@ -373,19 +381,19 @@ def _name_with_flags(model: str, values: Mapping[str, Any]) -> str:
 
 
 def _save_previews(
-    steps: Iterable[ImageStep], n: int, previews: Previews, tokens_per_row: int
+    steps: Iterable[ImageStep], n: int, previews: Previews, default_every: int
 ) -> Iterator[ImageStep]:
     """Yield the steps unchanged, and save the unfinished images at regular intervals.
 
     Args:
         steps: steps of the drawing.
         n: number of images.
-        previews: folder, and interval in image tokens.
-        tokens_per_row: the interval if ``previews.every`` is None.
+        previews: folder, and interval in steps.
+        default_every: the interval if ``previews.every`` is None.
     """
     from ..processing.saved_images import save_image
 
-    every = previews.every or tokens_per_row
+    every = previews.every or default_every
     finished = 0  # images finished so far
     for step in steps:
         # A step with finished images adds no tokens. It has the index of the step before.

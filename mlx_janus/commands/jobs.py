@@ -40,6 +40,7 @@ _DRAWING_ONLY = (
     "reflect",
     "exact",
     "window",
+    "steps",
     "upscale",
     "show",
     "preview_dir",
@@ -61,7 +62,15 @@ _ASKING_ONLY = (
 _EDITING_ONLY = ("cfg_weight2", "crop")
 _TEXT_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv")
 # Options whose values --config-from takes from the image, unless the command line gives them.
-_STORED_OPTIONS = ("seed", "cfg_weight", "temperature", "top_p", "upscale", *_EDITING_ONLY)
+_STORED_OPTIONS = (
+    "seed",
+    "cfg_weight",
+    "temperature",
+    "top_p",
+    "steps",
+    "upscale",
+    *_EDITING_ONLY,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class Previews:
     """Where and how often unfinished images are saved."""
 
     folder: Path
-    every: int | None  # image tokens between two previews; None: one row
+    every: int | None  # steps between two previews; None: the model's own number
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import JanusError, OutputError
-from .options import bits_option, recipe_option, refuse_two_revisions, version_option
+from .options import (
+    bits_option,
+    recipe_option,
+    refuse_two_revisions,
+    vae_option,
+    version_option,
+)
 from .progress import byte_progress
 from .runner import Command, Group, check_working_folder, import_mlx, say
 from .wording import flags_in_log_messages
@@ -73,7 +79,10 @@ def main(context: click.Context, as_json: bool) -> None:
     callback=refuse_two_revisions,
     help="Branch, tag or commit on the Hub.",
 )
-def add(model: str, bits: int | None, recipe: str | None, revision: str | None) -> None:
+@vae_option
+def add(
+    model: str, bits: int | None, recipe: str | None, revision: str | None, vae: str | None
+) -> None:
     """Download MODEL if needed, and convert it into the cache for `--model MODEL`.
 
     MODEL is a Hub id, a short name, or a PyTorch model folder. The converted folder's path is
@@ -90,7 +99,7 @@ def add(model: str, bits: int | None, recipe: str | None, revision: str | None) 
 
     with byte_progress() as progress, flags_in_log_messages():
         folder = find_converted(
-            model, bits=bits, recipe=recipe, revision=revision, progress=progress
+            model, bits=bits, recipe=recipe, revision=revision, vae=vae, progress=progress
         )
     click.echo(str(folder))
 

@@ -18,6 +18,7 @@ from ..limits import (
     MAX_REFLECT,
     MAX_REPETITION_PENALTY,
     MAX_SEED,
+    MAX_STEPS,
     MAX_TEMPERATURE,
     MAX_TOKENS,
     MAX_TOP_K,
@@ -237,6 +238,14 @@ roles_option = click.option(
     "and Assistant, as Janus-1.3B was.  [default: those that the model's files tell]",
 )
 
+vae_option = click.option(
+    "--vae",
+    metavar="SOURCE",
+    shell_complete=complete_folders,
+    help="JanusFlow's autoencoder: a folder or a Hub id in diffusers' layout. It becomes part of "
+    "the converted model.  [default: stabilityai/sdxl-vae]",
+)
+
 quiet_option = click.option(
     "-q",
     "--quiet",
@@ -281,7 +290,8 @@ weights_options = stack(
         shell_complete=complete_folders,
         help="Model to use: a converted folder, a PyTorch model folder, a Hub id such as "
         "deepseek-ai/Janus-Pro-1B, its page's address, or a short name: janus-1.3b, janus-pro-1b, "
-        "janus-pro-7b, janus-4o-7b or tiny. A PyTorch model is converted once, into a cache.  "
+        "janus-pro-7b, janus-4o-7b, janusflow-1.3b or tiny. A PyTorch model is converted once, "
+        "into a cache.  "
         "[default: Janus-Tiny, which is part of the package]",
     ),
     bits_option,
@@ -298,6 +308,7 @@ weights_options = stack(
         help="Branch, tag or commit of a model on the Hub; -m OWNER/NAME@REV does the same.",
     ),
     roles_option,
+    vae_option,
 )
 
 model_options = stack(
@@ -319,6 +330,7 @@ SETTINGS: dict[str, click.ParamType] = {
     "repetition_penalty": FiniteRange(MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
     "max_tokens": click.IntRange(1, MAX_TOKENS),
     "cfg_weight": FiniteRange(0, MAX_CFG_WEIGHT),
+    "steps": click.IntRange(1, MAX_STEPS),
     "cfg_weight2": FiniteRange(0, MAX_CFG_WEIGHT),
     "seed": SeedRange(),
 }

@@ -17,14 +17,15 @@ class Origin:
     prompt: str
     seed: int
     cfg_weight: float
-    temperature: float
-    top_p: float
+    temperature: float | None  # None: drawn by a rectified flow
+    top_p: float | None  # None: drawn by a rectified flow
     upscale: int
     model: str  # the model's name
     dtype: str | None  # None: drawn by an earlier release, which did not store it
     bits: int | None  # None: float weights, or a recipe
     recipe: str | None
     roles: str | None = None  # None: the model's own
+    steps: int | None = None  # None: drawn as image tokens
     # Of a changed image:
     cfg_weight2: float | None = None
     crop: bool | None = None

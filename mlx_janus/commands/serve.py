@@ -189,6 +189,7 @@ def _download_and_convert(arguments: LoadArguments) -> None:
             recipe=arguments.recipe,
             dtype=arguments.dtype,
             revision=arguments.revision,
+            vae=arguments.vae,
             progress=progress,
         )
 

@@ -19,6 +19,7 @@ _FLAGS = {
     "recipe": "--recipe",
     "repo_id": "--upload",
     "roles": "--roles",
+    "vae": "--vae",
 }
 """Keywords in the library's messages, and the command options that set them."""
 

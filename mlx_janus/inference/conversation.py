@@ -36,6 +36,7 @@ from ..sections import Fault, JsonError, read_json
 from .editing import read_inputs
 from .image_generation import generate_steps, image_jobs
 from .model_thread import ThreadStream
+from .pathways import pathway_of
 from .prefix_cache import ImageFeatureCache, PrefixCache, image_digest
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult
 from .text_generation import answer_chunks, last_result, text_options
@@ -180,6 +181,11 @@ class Conversation:
         answer = [message for message in later if message.role != "drawing"]
         asked = _Asked(tuple(self.messages[:index]), question, (question, *answer))
         return self._answer(asked, text_options(**options))
+
+    @property
+    def drawing_options(self) -> tuple[str, ...]:
+        """Names of the options of ``draw`` that this model has, without ``n`` and ``seed``."""
+        return pathway_of(self._janus).option_names
 
     def draw(self, prompt: str, **options: Any) -> list[GeneratedImage]:
         """Generate images for the next question; arguments as for ``stream_drawing``."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+import numpy.typing as npt
+
 from ..processing.images import ImageSource
 
 
@@ -34,6 +36,12 @@ class ImageArguments(TypedDict, total=False):
     """Number of images of each prompt to draw, at most 1000. The ``n`` best are returned, the best
     first, with their ``score`` and ``rank``. The score is how likely the model finds the prompt as
     words for the image. Prompts are drawn one after the other. None (the default): draw ``n``."""
+    steps: int | None
+    """Steps of a rectified flow (JanusFlow). None (the default): the model's own, 30."""
+    latents: npt.ArrayLike | None
+    """Where the images of each prompt begin in a rectified flow, in place of the noise of their
+    seeds: (n, side / 8, side / 8, 4), or ``best_of`` of them, usually of standard deviation 1. None
+    (the default): the noise."""
 
 
 @dataclass(frozen=True)
@@ -46,3 +54,5 @@ class ImageRequest:
     plan: bool | str | None = None
     reflect: int = 0
     best_of: int | None = None
+    steps: int | None = None
+    latents: npt.ArrayLike | None = None

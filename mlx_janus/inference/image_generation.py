@@ -7,6 +7,7 @@ from functools import cache, partial
 from typing import Any, TypeAlias
 
 import mlx.core as mx
+import numpy as np
 from PIL import Image
 
 from ..decode.sampling import pick_seed
@@ -16,7 +17,14 @@ from ..memory import available_memory
 from ..weights.footprint import SAFE_SHARE
 from .editing import warn_if_untrained
 from .loaded import LoadedModel
-from .pathway import Canvas, EditingPathway, ImageJob, ImagePathway, InputImages
+from .pathway import (
+    Canvas,
+    EditingPathway,
+    ImageJob,
+    ImagePathway,
+    InputImages,
+    LatentPathway,
+)
 from .pathways import pathway_of
 from .results import GeneratedImage, ImageStep
 from .text_generation import as_strings
@@ -54,6 +62,7 @@ def image_jobs(
     pathway = pathway_of(janus)
     n = check_int("n", n, 1, MAX_IMAGES)
     chosen = _without_neutral_values(choices)
+    starts = _starts(pathway, chosen.pop("latents", None), n)
     if inputs is None:
         options = pathway.options(chosen)
     elif isinstance(pathway, EditingPathway):
@@ -69,10 +78,26 @@ def image_jobs(
             ids = pathway.edit_prompt_ids(text, len(inputs.pixels))
         else:
             ids = pathway.prompt_ids(text)
-        jobs += [ImageJob(text, ids, first_seed + i, options, inputs) for i in range(n)]
+        jobs += [
+            ImageJob(text, ids, first_seed + i, options, inputs, latents=start)
+            for i, start in enumerate(starts)
+        ]
     if inputs is not None:
         warn_if_untrained(janus)
     return jobs
+
+
+def _starts(pathway: ImagePathway, latents: Any, n: int) -> Sequence[np.ndarray | None]:
+    """Return the latents from which each of n images begins; None: from the noise of its seed.
+
+    Raises:
+        OptionError: the model's images do not begin from latents, or these are not valid.
+    """
+    if latents is None:
+        return [None] * n
+    if not isinstance(pathway, LatentPathway):
+        raise OptionError("latents is no option of a model that draws image tokens: leave it out")
+    return pathway.starts(latents, n)
 
 
 def _first_seeds(seed: Seed, prompts: int, n: int) -> list[int]:

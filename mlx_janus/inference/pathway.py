@@ -77,6 +77,8 @@ class ImageJob:
     inputs: InputImages | None = None  # the images to change, if any
     plan: str | None = None  # the plan by which the image is drawn, if any
     earlier: EarlierImage | None = None  # the image to draw again, if any
+    # Where the image begins, in place of the noise of its seed, if the pathway has such a place.
+    latents: np.ndarray | None = field(default=None, repr=False)
 
     def cropped(self, image: Image.Image) -> Image.Image:
         """Return the part of a decoded image that the request asks for."""
@@ -129,6 +131,9 @@ class ImagePathway(Protocol):
 
     preview_every: int
     """Steps between two previews that differ enough to be worth decoding."""
+
+    option_names: tuple[str, ...]
+    """Names of the options that ``options`` knows."""
 
     def options(self, choices: Mapping[str, Any]) -> ImageOptions:
         """Check options given by name. One that is None or missing takes the model's default.
@@ -188,6 +193,18 @@ class EditingPathway(Protocol):
 
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
+        """
+
+
+@runtime_checkable
+class LatentPathway(Protocol):
+    """What an ``ImagePathway`` has too if its images move from noise: jobs may have ``latents``."""
+
+    def starts(self, latents: Any, n: int) -> list[np.ndarray]:
+        """Check the latents from which n images begin, and return those of each image.
+
+        Raises:
+            OptionError: they have a wrong shape, or are not finite numbers.
         """
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .flow_pathway import FlowPathway
 from .loaded import LoadedModel
 from .pathway import ImagePathway
 from .vq_pathway import VQPathway
 
-PATHWAYS: dict[str, Callable[[LoadedModel], ImagePathway]] = {"vq": VQPathway}
+PATHWAYS: dict[str, Callable[[LoadedModel], ImagePathway]] = {
+    "flow": FlowPathway,
+    "vq": VQPathway,
+}
 
 
 def pathway_of(janus: LoadedModel) -> ImagePathway:

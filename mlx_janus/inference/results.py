@@ -93,6 +93,7 @@ class GeneratedImage:
     # With ``best_of``:
     score: float | None = None  # log-likelihood of the prompt as the model's words for the image
     rank: int | None = None  # 1: the best of its prompt's images
+    latents: np.ndarray | None = None  # of a flow: (side / 8, side / 8, 4) float32; else None
 
     @property
     def plan(self) -> str | None:
@@ -171,10 +172,11 @@ class ImageStep:
     text: str = ""  # the next piece of a plan or a judgement
 
     def preview(self) -> list[Image.Image]:
-        """Return the images finished so far, and those in progress with their missing parts grey.
+        """Return the images finished so far, and those in progress as far as they are made.
 
-        Each image in progress is decoded now. In low-memory mode this loads the image decoder's
-        weights, and the next step loads the language model's again.
+        Missing image tokens are grey; a rectified flow gives a blurred image. Each image in
+        progress is decoded now. In low-memory mode this loads the image decoder's weights, and the
+        next step loads the language model's again.
         """
         return self._preview()
 
@@ -183,20 +185,18 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the settings of a saved image from its metadata, to generate it again.
 
     Returns:
-        prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: not
-        enlarged); plan (None: none) and reflect (0: none); also dtype of the weights (None in files
-        of early releases), bits or recipe if the weights were quantized, and roles if others than
-        the model's own were requested (None otherwise). Of a changed image, also the entries of
-        ``input_records.read_edit``.
+        prompt, seed, cfg_weight, temperature, top_p, steps, model (its name) and upscale (1: not
+        enlarged). An image of a rectified flow has steps, and its temperature and top_p are None;
+        for image tokens it is the other way round. Also plan (None: none) and reflect (0: none);
+        dtype of the weights (None in files of early releases), bits or recipe if the weights were
+        quantized, and roles if others than the model's own were requested (None otherwise). Of a
+        changed image, also the entries of ``input_records.read_edit``.
 
     Raises:
-        ImageError: the file is not an image, or its settings are missing or not valid.
+        ImageError: the file is not an image, its settings are missing or not valid, or the image
+            began from given latents, which the file does not have.
     """
-    chunks = read_metadata(path)
-    if not chunks.get("version", "").startswith("mlx_janus "):
-        raise ImageError(
-            f"{path} carries no settings of a drawing: give a file as mlx_janus wrote it"
-        )
+    chunks = _drawing_chunks(path)
     # The group is the factor. A file without this chunk was not upscaled: the pattern matches "",
     # and the group is None.
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
@@ -207,8 +207,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             "prompt": chunks["prompt"],
             "seed": int(chunks["seed"]),
             "cfg_weight": float(chunks["cfg_weight"]),
-            "temperature": float(chunks["temperature"]),
-            "top_p": float(chunks["top_p"]),
+            **_sampling_settings(chunks),
             "model": chunks["model"],
             "upscale": int(upscale[1] or 1),
             "plan": chunks.get("plan"),
@@ -220,6 +219,37 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ImageError(
             f"{path} carries settings that were changed or cut: give a file as mlx_janus wrote it"
         ) from None
+
+
+def _drawing_chunks(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the metadata of a saved image that can be generated again.
+
+    Raises:
+        ImageError: the file is not an image, has no settings, or began from given latents.
+    """
+    chunks = read_metadata(path)
+    if not chunks.get("version", "").startswith("mlx_janus "):
+        raise ImageError(
+            f"{path} carries no settings of a drawing: give a file as mlx_janus wrote it"
+        )
+    if "latents" in chunks:
+        raise ImageError(
+            f"{path} was drawn from given latents, which it does not hold: draw it by the library, "
+            "with the same latents"
+        )
+    return chunks
+
+
+def _sampling_settings(chunks: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of drawing that differ between image tokens and a rectified flow.
+
+    Raises:
+        KeyError, ValueError: a setting is missing or not a number.
+    """
+    if "steps" in chunks:
+        return {"temperature": None, "top_p": None, "steps": int(chunks["steps"])}
+    temperature = float(chunks["temperature"])
+    return {"temperature": temperature, "top_p": float(chunks["top_p"]), "steps": None}
 
 
 def _read_load_settings(chunks: Mapping[str, str]) -> dict[str, Any]:

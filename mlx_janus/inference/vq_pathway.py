@@ -42,6 +42,8 @@ class VQPathway:
         janus: the model.
     """
 
+    option_names: tuple[str, ...] = _OPTIONS
+
     def __init__(self, janus: LoadedModel):
         self._janus = janus
         self._config = token_config(janus.config)  # the section on image tokens

@@ -10,6 +10,7 @@ from .. import open_files  # noqa: F401  before mlx_lm
 
 # isort: split
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.cache import BatchKVCache, KVCache
@@ -30,6 +31,17 @@ def build_llama(config: LlamaConfig) -> Llama:
     fields["tie_word_embeddings"] = False
     args = ModelArgs.from_dict(fields)
     return Llama(args)
+
+
+def masked_states(body: Any, embeddings: mx.array, cache: Any, mask: mx.array) -> mx.array:
+    """Run the body of a Llama with a mask of its own, as ``JanusModel.hidden_states`` says.
+
+    Positions are counted from the beginning of the cache, masked ones included.
+    """
+    hidden = embeddings
+    for layer, layer_cache in zip(body.layers, cache, strict=True):
+        hidden = layer(hidden, mask, layer_cache)
+    return body.norm(hidden)
 
 
 def make_cache(config: LlamaConfig, positions: int | None = None) -> Cache:

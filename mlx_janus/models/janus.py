@@ -15,7 +15,15 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from ..config import JanusConfig
-from .backbone import Cache, RaggedCache, build_llama, make_cache, make_ragged_cache
+from .backbone import (
+    Cache,
+    RaggedCache,
+    build_llama,
+    make_cache,
+    make_ragged_cache,
+    masked_states,
+)
+from .flow_parts import FLOW_PARTS
 from .layers import ADAPTORS
 from .parts import GenerationParts
 from .siglip import SiglipVisionTower
@@ -23,7 +31,7 @@ from .vq_parts import VQ_PARTS
 
 UNDERSTANDING: dict[str, Callable[[Any], nn.Module]] = {"siglip": SiglipVisionTower}
 LANGUAGE: dict[str, Callable[[Any], nn.Module]] = {"llama": build_llama}
-GENERATION: dict[str, GenerationParts] = {"vq": VQ_PARTS}
+GENERATION: dict[str, GenerationParts] = {"flow": FLOW_PARTS, "vq": VQ_PARTS}
 
 
 def generation_parts(config: JanusConfig) -> GenerationParts:
@@ -75,7 +83,11 @@ class JanusModel(nn.Module):
         return norm.weight.dtype
 
     def understand(self, pixels: mx.array) -> mx.array:
-        """Encode images for the language model: (N, H, W, 3) -> (N, tokens, hidden)."""
+        """Encode images for the language model: (N, H, W, 3) -> (N, embeddings, hidden).
+
+        The embeddings of an image are those of its patches, and before them the adaptor's own, if
+        it has one.
+        """
         features = self.vision_model(pixels)
         return self.aligner(features)
 
@@ -101,13 +113,20 @@ class JanusModel(nn.Module):
         self,
         embeddings: mx.array,
         cache: Cache | RaggedCache | None = None,
+        mask: mx.array | None = None,
     ) -> mx.array:
         """Run the language model up to its final norm: (B, L, hidden) -> (B, L, hidden).
 
-        ``cache`` holds the positions before the embeddings, and grows by L positions. Without a
-        cache, the embeddings are the entire sequence.
+        Args:
+            embeddings: (B, L, hidden).
+            cache: holds the P positions before the embeddings, and grows by L positions; None: the
+                embeddings are the entire sequence.
+            mask: whether a position attends to another, bool, (B, 1, L, P + L); it needs a cache.
+                None: each position attends to itself and to all before it.
         """
         body = self.language_model.model
+        if mask is not None:
+            return masked_states(body, embeddings, cache, mask)
         return body(None, cache, embeddings)  # None: the embeddings replace token ids
 
     def text_logits(self, hidden: mx.array) -> mx.array:

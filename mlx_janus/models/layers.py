@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-from ..config import GenHeadConfig, MLPConfig
+from ..config import BegunLinearConfig, GenHeadConfig, MLPConfig
 
 
 class MLPProjector(nn.Module):
@@ -35,6 +35,24 @@ class MLPProjector(nn.Module):
         return x
 
 
+class BegunLinear(nn.Module):
+    """A linear layer, and a learned embedding that begins every image.
+
+    Reference: ``vision_und_enc_aligner`` and ``beg_of_und_embed`` of JanusFlow.
+    """
+
+    def __init__(self, config: BegunLinearConfig):
+        super().__init__()
+        self.begin = mx.zeros((1, config.output_dim))
+        self.linear = nn.Linear(config.input_dim, config.output_dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Project the features of images: (N, L, input_dim) -> (N, 1 + L, output_dim)."""
+        features = self.linear(x)
+        begins = mx.broadcast_to(self.begin, (x.shape[0], *self.begin.shape))
+        return mx.concatenate([begins.astype(features.dtype), features], axis=1)
+
+
 class GenHead(nn.Module):
     """The head that gives the logits of image tokens.
 
@@ -52,7 +70,10 @@ class GenHead(nn.Module):
         return self.vision_head(nn.gelu(hidden))
 
 
-ADAPTORS: dict[str, Callable[[Any], nn.Module]] = {"mlp_gelu": MLPProjector}
+ADAPTORS: dict[str, Callable[[Any], nn.Module]] = {
+    "mlp_gelu": MLPProjector,
+    "begun_linear": BegunLinear,
+}
 """Networks between an encoder or an embedding and the language model, by the config's kind."""
 
 

@@ -14,8 +14,11 @@ import math
 import mlx.core as mx
 from mlx import nn
 
-from ..config import VQConfig
+from ..config import VAEConfig, VQConfig
 from .convolution import Conv2d
+
+CodecConfig = VQConfig | VAEConfig
+"""The sizes that the blocks below need."""
 
 _PIECE = 16  # values that are added one after the other
 
@@ -75,7 +78,7 @@ def _piece_of(count: int) -> int:
     return next(size for size in range(_PIECE + 1, count + 1) if count % size == 0)
 
 
-def group_norm(channels: int, config: VQConfig) -> GroupNorm:
+def group_norm(channels: int, config: CodecConfig) -> GroupNorm:
     """Return a ``GroupNorm`` with the config's groups and eps."""
     return GroupNorm(config.norm_groups, channels, eps=config.norm_eps)
 
@@ -83,7 +86,7 @@ def group_norm(channels: int, config: VQConfig) -> GroupNorm:
 class ResnetBlock(nn.Module):
     """Two convolutions with a residual connection."""
 
-    def __init__(self, channels_in: int, channels_out: int, config: VQConfig):
+    def __init__(self, channels_in: int, channels_out: int, config: CodecConfig):
         super().__init__()
         self.norm1 = group_norm(channels_in, config)
         self.conv1 = Conv2d(channels_in, channels_out, 3, padding=1)
@@ -109,7 +112,7 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Self-attention over positions, with one head and a residual connection."""
 
-    def __init__(self, channels: int, config: VQConfig):
+    def __init__(self, channels: int, config: CodecConfig):
         super().__init__()
         self.norm = group_norm(channels, config)
         self.q = Conv2d(channels, channels, 1)
@@ -192,7 +195,7 @@ class Level(nn.Module):
         channels_out: int,
         block_count: int,
         attention: bool,
-        config: VQConfig,
+        config: CodecConfig,
     ):
         super().__init__()
         self.res = []
@@ -216,7 +219,7 @@ class Level(nn.Module):
         return x
 
 
-def middle_blocks(channels: int, config: VQConfig) -> list[nn.Module]:
+def middle_blocks(channels: int, config: CodecConfig) -> list[nn.Module]:
     """Return blocks for the lowest resolution, after an encoder's levels or before a decoder's."""
     return [
         ResnetBlock(channels, channels, config),
@@ -230,7 +233,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQConfig):
         super().__init__()
-        level_channels = [config.ch * multiple for multiple in config.ch_mult]
+        level_channels = config.level_channels
         block_count = config.num_res_blocks
         last = len(level_channels) - 1
         self.conv_in = Conv2d(3, config.ch, 3, padding=1)
@@ -267,11 +270,16 @@ class Decoder(nn.Module):
     """The network from latents to pixels; levels are in order from low to high resolution.
 
     It mirrors the encoder, but each level has one more residual block.
+
+    Args:
+        config: the sizes.
+        attention: whether the blocks of the lowest resolution attend too, in addition to the block
+            before them.
     """
 
-    def __init__(self, config: VQConfig):
+    def __init__(self, config: CodecConfig, *, attention: bool = True):
         super().__init__()
-        level_channels = [config.ch * multiple for multiple in reversed(config.ch_mult)]
+        level_channels = config.level_channels[::-1]
         block_count = config.num_res_blocks + 1
         last = len(level_channels) - 1
         channels_in = level_channels[0]
@@ -279,8 +287,8 @@ class Decoder(nn.Module):
         self.mid = middle_blocks(channels_in, config)
         self.conv_blocks = []
         for i, channels_out in enumerate(level_channels):
-            attention = i == 0  # only the lowest resolution attends
-            level = Level(channels_in, channels_out, block_count, attention, config)
+            attends = attention and i == 0  # only the lowest resolution attends
+            level = Level(channels_in, channels_out, block_count, attends, config)
             if i != last:
                 level.upsample = Upsample(channels_out)
             self.conv_blocks.append(level)

@@ -123,6 +123,8 @@ class Prompts:
         tokenizer: a tokenizer of the ``tokenizers`` library, which is not changed.
         config: roles, separators and the spellings of the control tokens.
         image_tokens: positions that one image takes in an answering prompt.
+        with_start: whether image_start comes before these positions. A model with an embedding of
+            its own in this place does without.
 
     Raises:
         ConfigError: a control token is missing, or the tokenizer is not byte-level, loses text or
@@ -130,11 +132,19 @@ class Prompts:
         OptionError: ``image_tokens`` is below 1.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: PromptConfig, *, image_tokens: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: PromptConfig,
+        *,
+        image_tokens: int,
+        with_start: bool = True,
+    ) -> None:
         if image_tokens < 1:
             raise OptionError(f"image_tokens must be 1 or more, got {image_tokens}")
         self.config = config
         self.image_tokens = image_tokens
+        self._with_start = with_start
         self._prompt_tokenizer = PromptTokenizer(tokenizer, config)
         self.tokenizer = self._prompt_tokenizer.tokenizer  # for callers: the library's tokenizer
         self.special = self._prompt_tokenizer.special  # ids of the control tokens
@@ -142,7 +152,9 @@ class Prompts:
         self._assistant = self._role_segment(config.assistant)
 
     @classmethod
-    def load(cls, folder: Path, config: PromptConfig, *, image_tokens: int) -> Prompts:
+    def load(
+        cls, folder: Path, config: PromptConfig, *, image_tokens: int, with_start: bool = True
+    ) -> Prompts:
         """Return the prompt templates over the ``tokenizer.json`` of a model folder.
 
         The arguments are those of the class.
@@ -155,7 +167,7 @@ class Prompts:
         path = folder / TOKENIZER_FILE
         tokenizer = read_tokenizer(path)
         try:
-            return cls(tokenizer, config, image_tokens=image_tokens)
+            return cls(tokenizer, config, image_tokens=image_tokens, with_start=with_start)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
@@ -182,7 +194,8 @@ class Prompts:
     def answering(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
         """Return the ids of a conversation, from bos to the point where the model continues it.
 
-        An image takes the ids image_start, ``image_tokens`` times image, and image_end.
+        An image takes the ids image_start, unless the model has an embedding in its place,
+        ``image_tokens`` times image, and image_end.
 
         Args:
             turns: the messages. If the last one is the assistant's, it is the beginning of the
@@ -386,8 +399,9 @@ class Prompts:
         The image token becomes the start of an image, ``image_tokens`` positions and the end.
         """
         if spelling == self.config.image:
+            start = [self.special.image_start] if self._with_start else []
             positions = [self.special.image] * self.image_tokens
-            return [self.special.image_start, *positions, self.special.image_end]
+            return [*start, *positions, self.special.image_end]
         found = self._prompt_tokenizer.token_id(spelling)
         assert found is not None  # a _Control is made only of tokens that __init__ has found
         return [found]

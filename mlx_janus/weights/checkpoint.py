@@ -61,10 +61,20 @@ _RENAMES = [
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
 ]
+# Rules from JanusFlow's names to those of its parts here.
+_FLOW_RENAMES = [
+    (r"^vision_und_enc_model\.", "vision_model."),
+    (r"^vision_und_enc_aligner\.", "aligner.linear."),
+    (r"^beg_of_und_embed$", "aligner.begin"),
+]
 _TIED = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 """The two names of one weight, where the head is tied to the embedding."""
 
-_RENAME_RULES = [(re.compile(pattern), replacement) for pattern, replacement in _RENAMES]
+_RULES: dict[Layout, list[tuple[re.Pattern[str], str]]] = {
+    "deepseek": [],
+    "janusflow": [(re.compile(pattern), new) for pattern, new in _FLOW_RENAMES],
+    "transformers": [(re.compile(pattern), new) for pattern, new in _RENAMES],
+}
 
 
 class SourceTensor(Protocol):
@@ -209,8 +219,7 @@ def deepseek_name(name: str) -> str:
     DeepSeek joins q, k and v into one tensor, ``qkv``, and transformers does not. The names
     returned for them end in ``.qkv.q.weight`` and so on.
     """
-    for pattern, replacement in _RENAME_RULES:
-        name = pattern.sub(replacement, name)
+    name = _apply_rules("transformers", name)
     match = re.fullmatch(
         r"(?P<aligner>aligner|gen_aligner)\.(fc1|hidden_layers\.(?P<hidden>\d+))\."
         r"(?P<leaf>weight|bias)",
@@ -224,16 +233,28 @@ def deepseek_name(name: str) -> str:
     return name
 
 
+def _apply_rules(layout: Layout, name: str) -> str:
+    """Apply the rules of a layout to a tensor's name, one after the other."""
+    for pattern, replacement in _RULES[layout]:
+        name = pattern.sub(replacement, name)
+    return name
+
+
 def plan_tensors(
-    tensors: Mapping[str, SourceTensor], config: JanusConfig, layout: Layout, folder: Path
+    tensors: Mapping[str, SourceTensor],
+    config: JanusConfig,
+    layout: Layout,
+    folder: Path,
+    left_out: str = "",
 ) -> list[PlannedTensor]:
     """Pair every parameter of the model with its source tensors, in the model's order.
 
     Args:
         tensors: source tensors by their stored names.
         config: the model's sizes.
-        layout: whose names the files use, DeepSeek's or transformers'.
+        layout: whose names the files use.
         folder: the model folder, for errors and for its ``config.json``.
+        left_out: beginning of the names of parameters that are not planned; "": none is.
 
     Raises:
         CheckpointError: a tensor is missing, surplus, not of the config's shape, or not of floats;
@@ -242,17 +263,15 @@ def plan_tensors(
     """
     found = _renamed(tensors, layout, folder)
     if _is_tied(folder):
-        # Most files store a tied weight once, as the embedding, and some as the head. The model has
-        # both parameters, so the absent one gets the source of the other.
-        for stored, absent in (_TIED, _TIED[::-1]):
-            if stored in found:
-                found.setdefault(absent, found[stored])
+        _complete_tied(found)
 
     planned: list[PlannedTensor] = []
     used: set[str] = set()
     missing: list[str] = []
     for name, parameter in tree_flatten(JanusModel(config).parameters()):
         source_names = _source_names(name, found)
+        if left_out and name.startswith(left_out):
+            continue
         if not all(source in found for source in source_names):
             missing.append(name)
             continue
@@ -272,6 +291,16 @@ def plan_tensors(
     return planned
 
 
+def _complete_tied(found: dict[str, SourceTensor]) -> None:
+    """Give both names of a tied weight its source, in place.
+
+    Most files store it once, as the embedding, and some as the head. The model has both parameters.
+    """
+    for stored, absent in (_TIED, _TIED[::-1]):
+        if stored in found:
+            found.setdefault(absent, found[stored])
+
+
 def _renamed(
     tensors: Mapping[str, SourceTensor], layout: Layout, folder: Path
 ) -> dict[str, SourceTensor]:
@@ -279,7 +308,7 @@ def _renamed(
 
     Args:
         tensors: source tensors by their stored names.
-        layout: whose names these are, DeepSeek's or transformers'.
+        layout: whose names these are.
         folder: the model folder, for the error.
 
     Raises:
@@ -289,7 +318,10 @@ def _renamed(
         return {name: t for name, t in tensors.items() if not _UNUSED.fullmatch(name)}
     found: dict[str, SourceTensor] = {}
     for stored_name, tensor in tensors.items():
-        name = deepseek_name(stored_name)
+        if layout == "janusflow":
+            name = _apply_rules(layout, stored_name)
+        else:
+            name = deepseek_name(stored_name)
         if _UNUSED.fullmatch(name):
             continue
         if name in found and not _are_equal(found[name], tensor):
@@ -353,9 +385,7 @@ def _check_sources(tensor: PlannedTensor, folder: Path) -> None:
         rows = sum(shape[0] for shape in shapes if shape)
         got = (rows, *shapes[0][1:])
     same_shapes = all(shape == shapes[0] for shape in shapes)
-    # transformers stores position embeddings without the batch axis.
-    lacks_batch = tensor.name.endswith(".pos_embed") and (1, *got) == wanted
-    if not same_shapes or (got != wanted and not lacks_batch):
+    if not same_shapes or (got != wanted and not _has_other_axes(tensor.name, got, wanted)):
         if len(wanted) == 4 and got == tensor.shape:
             raise CheckpointError(
                 f"{folder}: {tensor.name} is in MLX's layout already: another program has "
@@ -372,14 +402,47 @@ def _check_sources(tensor: PlannedTensor, folder: Path) -> None:
             )
 
 
-def read_plan(folder: Path, config: JanusConfig, layout: Layout) -> list[PlannedTensor]:
+def _has_other_axes(name: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Return whether a stored shape differs from the wanted one only by axes of length 1.
+
+    transformers stores position embeddings without the batch axis, JanusFlow stores the vectors of
+    its response norms with three more axes, and diffusers stores 1 x 1 convolutions of attention
+    as matrices.
+
+    Args:
+        name: the parameter's name.
+        got: the stored shape.
+        wanted: the shape of the parameter, with the order of axes in files.
+    """
+    if name.endswith(".pos_embed"):
+        return (1, *got) == wanted
+    if len(wanted) == 1 and ".channelwise_norm." in name:
+        return got == (1, 1, 1, *wanted)
+    return len(wanted) == 4 and len(got) == 2 and (*got, 1, 1) == wanted
+
+
+def read_plan(
+    folder: Path,
+    config: JanusConfig,
+    layout: Layout,
+    others: Mapping[str, SourceTensor] | None = None,
+    left_out: str = "",
+) -> list[PlannedTensor]:
     """Read the headers of a model folder and pair every parameter with its source tensors.
+
+    Args:
+        folder: the model folder.
+        config: the model's sizes.
+        layout: whose names the files use.
+        others: tensors of other folders by their names in the model, if it needs any.
+        left_out: beginning of the names of parameters that are not planned; "": none is.
 
     Raises:
         CheckpointError: a file is missing or damaged, or its tensors do not fit the config. The
             ``ConfigError`` of an index or ``config.json`` becomes a ``CheckpointError`` too.
     """
     try:
-        return plan_tensors(source_tensors(folder), config, layout, folder)
+        tensors = source_tensors(folder) | dict(others or {})
+        return plan_tensors(tensors, config, layout, folder, left_out)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None

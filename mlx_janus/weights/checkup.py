@@ -90,6 +90,7 @@ def _check_headers(folder: Path) -> None:
     if is_converted(folder):
         config = JanusConfig.load(folder / "config.json")
         read_model(folder, config)
-    else:
-        config = plan_conversion(Source(folder, folder.name), ConvertOptions()).config
-    prepare_tokenizer(folder / TOKENIZER_FILE, config.prompt)
+        prepare_tokenizer(folder / TOKENIZER_FILE, config.prompt)
+        return
+    source = Source(folder, folder.name)
+    plan_conversion(source, ConvertOptions(), alone=True).prepare_tokenizer(source)

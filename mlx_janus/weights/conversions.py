@@ -21,14 +21,20 @@ from typing import Any
 
 import platformdirs
 
-from ..config import ImageConfig, JanusConfig, PromptConfig, VQGenerationConfig
+from ..config import (
+    FlowGenerationConfig,
+    ImageConfig,
+    JanusConfig,
+    PromptConfig,
+    VQGenerationConfig,
+)
 from ..errors import JanusError, OutputError
 from ..files import MAX_JSON_FILE, read_bounded, write_atomically
 from ..processing.tokenizer import TOKENIZER_FILE
 from ..sections import JsonError, read_json
 from .atomic_folder import atomic_folder
 from .convert import ConvertOptions
-from .folder import RECORD_NAME, is_converted, stamped_hashes
+from .folder import NOT_WEIGHTS, RECORD_NAME, is_converted, stamped_hashes
 from .quantize import choose_rule
 from .safetensors_files import find_weights, read_safetensors_header, weight_files
 
@@ -280,8 +286,7 @@ def conversions_like(config: JanusConfig) -> list[CachedWeights]:
 
 def weight_hashes(hashes: Mapping[str, str]) -> tuple[str, ...]:
     """Return the sorted hashes of the weight files, from the hashes of all files by name."""
-    not_weights = ("config.json", TOKENIZER_FILE)
-    return tuple(sorted(str(value) for name, value in hashes.items() if name not in not_weights))
+    return tuple(sorted(str(value) for name, value in hashes.items() if name not in NOT_WEIGHTS))
 
 
 def _weight_values(config: JanusConfig) -> JanusConfig:
@@ -292,6 +297,8 @@ def _weight_values(config: JanusConfig) -> JanusConfig:
     generation = config.generation
     if isinstance(generation, VQGenerationConfig):
         generation = replace(generation, cfg_weight=1.0, temperature=1.0)
+    if isinstance(generation, FlowGenerationConfig):
+        generation = replace(generation, cfg_weight=1.0, steps=1)
     return replace(
         config,
         prompt=PromptConfig(),

@@ -26,10 +26,20 @@ from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from ..threads import compute, computing, note_use
 from .atomic_folder import atomic_folder
 from .checkpoint import PlannedTensor, read_plan
-from .folder import Progress, check_output, is_converted, make_stamp, resolve_output, source_hashes
+from .folder import (
+    Progress,
+    check_output,
+    hash_files,
+    is_converted,
+    make_stamp,
+    resolve_output,
+    source_hashes,
+)
 from .published import Published, read_published
+from .published_flow import VAE_ADVICE
 from .quantize import DEFAULT_GROUP_SIZE, bits_per_weight, plan_quantization, quantize_array
 from .safetensors_files import write_safetensors
+from .vae_files import VAE_PREFIX, VAESource, vae_tensors
 
 SHARD_BYTES = 1_000_000_000  # bytes per file of weights, unless one tensor is larger
 
@@ -65,6 +75,14 @@ class Source:
     folder: Path
     name: str
     revision: str = ""  # commit on the Hub; "": a local folder
+    vae: VAESource | None = None  # the autoencoder of another folder, for a model that needs one
+
+    @property
+    def other_files(self) -> dict[str, Path]:
+        """The files of other folders that a conversion reads, by their names in the stamp."""
+        if self.vae is None:
+            return {}
+        return {f"vae/{file.name}": file for file in self.vae.files}
 
 
 @dataclass(frozen=True)
@@ -117,8 +135,12 @@ def _convert(
     tokenizer = plan.prepare_tokenizer(source)
     _check_space(output, sum(map(plan.converted_bytes, plan.tensors)))
     with atomic_folder(output, overwrite=options.overwrite) as folder:
-        hashes = hashes or source_hashes(source.folder, progress)
+        if hashes is None:
+            hashes = source_hashes(source.folder, progress)
+            hashes |= hash_files(source.other_files, progress)
         stamp = make_stamp(source.name, source.revision, options.dtype, hashes, options.roles)
+        if source.vae is not None:
+            stamp["vae"] = source.vae.shown
         try:
             array_count = _write_shards(folder, plan, stamp, progress)
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
@@ -229,21 +251,29 @@ class ConversionPlan:
 
 
 @computing
-def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
+def plan_conversion(
+    source: Source, options: ConvertOptions, *, alone: bool = False
+) -> ConversionPlan:
     """Pair every parameter with its source tensors, and choose its type and bits.
 
-    Reads the headers of the source's files, but no weights.
+    Reads the headers of the source's files, but no weights. With ``alone``, an autoencoder that the
+    source lacks is left out of the plan.
 
     Raises:
         ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
         OptionError: bits, group size or recipe is invalid, or both bits and recipe are set.
     """
-    published = read_published(source.folder, options.roles)
+    vae = source.vae.folder if source.vae else None
+    published = read_published(source.folder, options.roles, vae=vae)
     config = published.config
     quantization = plan_quantization(
         config, options.bits, options.group_size, recipe=options.recipe
     )
-    tensors = read_plan(source.folder, config, published.layout)
+    if published.layout == "janusflow" and vae is None and not alone:
+        raise CheckpointError(f"{source.folder} has its autoencoder elsewhere: {VAE_ADVICE}")
+    others = vae_tensors(vae) if vae else {}
+    left_out = "" if vae else VAE_PREFIX
+    tensors = read_plan(source.folder, config, published.layout, others, left_out)
     # The config records one type for all float weights. Without ``options.dtype``, each weight
     # keeps its own type, and the config records that of the language model's last norm.
     norm = next(tensor for tensor in tensors if tensor.name == "language_model.model.norm.weight")

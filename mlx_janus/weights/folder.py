@@ -32,6 +32,8 @@ OUR_FILES = re.compile(
     r"|model\.safetensors\.index\.json|source-[0-9a-f]{16}\.json|\.mlx_janus-\w+\.tmp|\.DS_Store"
 )
 """Pattern of the file names that a complete or unfinished converted folder may hold."""
+NOT_WEIGHTS = ("config.json", TOKENIZER_FILE, "vae/config.json")
+"""Names in ``source_hashes`` of the files that hold no weights."""
 RECORD_NAME = re.compile(r"source-[0-9a-f]{16}\.json")
 """Pattern of the file names of records, which tell the sources of a conversion in the cache."""
 
@@ -187,11 +189,16 @@ def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
         OSError: a file cannot be read.
     """
     files = [*weight_files(folder), folder / "config.json", folder / TOKENIZER_FILE]
-    total_bytes = sum(file.stat().st_size for file in files)
+    return hash_files({file.name: file for file in files}, progress)
+
+
+def hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
+    """Hash files; return the hexadecimal SHA-256 of each by the names that are given."""
+    total_bytes = sum(file.stat().st_size for file in files.values())
     done_bytes = 0
     hashes = {}
     block = bytearray(1 << 22)  # 4 MiB
-    for file in files:
+    for name, file in files.items():
         digest = hashlib.sha256()
         checksums = EntryChecksums(file) if file.suffix == ".bin" else None
         with open_regular(file) as stream:
@@ -202,7 +209,7 @@ def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
                     checksums.compare_next(part)
                 done_bytes += count
                 progress("hashing", done_bytes, total_bytes)
-        hashes[file.name] = digest.hexdigest()
+        hashes[name] = digest.hexdigest()
     return hashes
 
 

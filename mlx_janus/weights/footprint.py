@@ -47,7 +47,7 @@ def answering_cache_bytes(config: JanusConfig, itemsize: int) -> int:
 
     ``itemsize`` is the number of bytes of a float.
     """
-    tokens = 2 * _PROMPT_TOKENS + config.understanding.tokens  # question, answer and image
+    tokens = 2 * _PROMPT_TOKENS + config.embeddings_per_image  # question, answer and image
     return cache_bytes(config.language, 1, tokens, itemsize)
 
 

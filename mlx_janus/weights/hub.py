@@ -151,6 +151,21 @@ def fetch_small_files(model: HubModel) -> Path:
     return _fetch_files(model, sorted(_small_files(model)))
 
 
+def fetch_named(model: HubModel, names: list[str]) -> Path:
+    """Download files of a repository by their names; return the folder that holds them.
+
+    Raises:
+        HubError: no access, the download broke off, or the Hub is out of reach and the cache lacks
+            a file.
+        OutputError: the disk is full, or the cache cannot be written.
+    """
+    if not model.cached:
+        _check_disk(model, names)
+    folder = _fetch_files(model, names)
+    record_branch(model)
+    return folder
+
+
 def has_blobs(model: HubModel, names: Iterable[str]) -> bool:
     """Return whether the cache has all of these large files, whichever commit they came with.
 

@@ -26,6 +26,7 @@ SHORT_NAMES = {
     "janus-pro-1b": "deepseek-ai/Janus-Pro-1B",
     "janus-pro-7b": "deepseek-ai/Janus-Pro-7B",
     "janus-4o-7b": "FreedomIntelligence/Janus-4o-7B",
+    "janusflow-1.3b": "deepseek-ai/JanusFlow-1.3B",
     "tiny": str(TINY),
 }
 """Short names of the published models and of Janus-Tiny, matched without regard to case."""

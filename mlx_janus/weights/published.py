@@ -3,7 +3,8 @@
 DeepSeek's files name some sizes by variant (``siglip_large_patch16_384``, ``VQ-16``) and omit the
 defaults of transformers' LlamaConfig; explicit sizes override the variant's. JanusFlow and
 DeepSeek-VL have the same ``model_type`` as Janus. Only Janus has ``gen_vision_config``,
-``gen_aligner_config`` and ``gen_head_config``.
+``gen_aligner_config`` and ``gen_head_config``, and only JanusFlow ``vision_gen_enc_config`` and
+``vision_gen_dec_config``. JanusFlow's autoencoder is in another folder.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from ..config import (
     DTYPES,
+    BegunLinearConfig,
     Dtype,
     GenHeadConfig,
     ImageConfig,
@@ -25,19 +27,31 @@ from ..config import (
     LlamaConfig,
     MLPConfig,
     SiglipConfig,
+    VAEConfig,
     VQConfig,
     VQGenerationConfig,
     read_model_json,
 )
 from ..errors import ConfigError, UnsupportedModelError
 from ..sections import shorten
+from .published_flow import SDXL_VAE, read_flow_generation, read_vae
 from .published_images import read_preprocessing
 from .published_keys import option_notes
 from .published_prompt import GENERATION_FILE, RolesChoice, read_prompt
-from .published_values import Layout, errors_about, json_or_empty, refuse_others, tuple_if_list
+from .published_values import (
+    Layout,
+    errors_about,
+    json_object,
+    json_or_empty,
+    refuse_others,
+    required,
+    section_params,
+    tuple_if_list,
+)
 
 WORKING_MODELS = (
-    "deepseek-ai/Janus-1.3B, deepseek-ai/Janus-Pro-1B and deepseek-ai/Janus-Pro-7B work"
+    "deepseek-ai/Janus-1.3B, deepseek-ai/Janus-Pro-1B, deepseek-ai/Janus-Pro-7B and "
+    "deepseek-ai/JanusFlow-1.3B work"
 )
 
 # Variants: SIGLIP_MODEL_CFG in janus/models/siglip_vit.py and VQ_16 in janus/models/vq_model.py.
@@ -54,6 +68,8 @@ SIGLIP_VARIANTS: dict[str, dict[str, Any]] = {
 VQ_VARIANTS: dict[str, dict[str, Any]] = {
     "VQ-16": {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "z_channels": 256},
 }
+_FLOW_SECTIONS = ("vision_und_enc_config", "vision_gen_enc_config", "vision_gen_dec_config")
+"""The sections by which JanusFlow is told from Janus."""
 _EXACT_GELU = ("gelu", "gelu_python")
 """Names of the exact GELU in transformers."""
 # Defaults of transformers' LlamaConfig; Janus-Pro-7B omits the sizes that equal them.
@@ -79,12 +95,14 @@ class Published:
     notes: tuple[str, ...]  # for the user: doubts, and options that are not followed
 
 
-def read_published(folder: Path, roles: str | None = None) -> Published:
+def read_published(folder: Path, roles: str | None = None, *, vae: Path | None = None) -> Published:
     """Read the config of a PyTorch model folder, and detect its layout.
 
     Args:
         folder: the model folder.
         roles: one of ``ROLES`` to use in place of the folder's, or None.
+        vae: the folder of JanusFlow's autoencoder; None: the sizes of SDXL's. Other models ignore
+            it.
 
     Raises:
         ConfigError: ``config.json`` or ``tokenizer.json`` is missing, a file is malformed, or a
@@ -93,7 +111,7 @@ def read_published(folder: Path, roles: str | None = None) -> Published:
             not supported.
         OptionError: ``roles`` is not one of ``ROLES``.
     """
-    config, layout = read_published_sizes(folder / "config.json")
+    config, layout = read_published_sizes(folder / "config.json", vae)
     image, image_notes = read_preprocessing(folder, layout, config.image)
     prompt = read_prompt(folder, layout, config, roles)
     with errors_about(folder / GENERATION_FILE):
@@ -118,20 +136,31 @@ def read_published_config(folder: Path) -> tuple[JanusConfig, Layout]:
     return published.config, published.layout
 
 
-def read_published_sizes(path: Path) -> tuple[JanusConfig, Layout]:
+def read_published_sizes(path: Path, vae: Path | None = None) -> tuple[JanusConfig, Layout]:
     """Read a published model's ``config.json``, and detect its layout.
 
     Prompts, preprocessing and guidance keep their defaults, since other files describe them.
+
+    Args:
+        path: the file.
+        vae: the folder of JanusFlow's autoencoder; None: the sizes of SDXL's. Other models ignore
+            it.
 
     Raises:
         ConfigError: the file is missing or malformed, or a size is impossible.
         UnsupportedModelError: the model is of another family, or has a part that is not supported.
     """
     data = read_model_json(path)
+    autoencoder = SDXL_VAE if vae is None else read_vae(vae)
     with errors_about(path):
         layout = detect_layout(data)
         _refuse_quantized(data)
-        config = _from_deepseek(data) if layout == "deepseek" else _from_transformers(data)
+        if layout == "transformers":
+            config = _from_transformers(data)
+        elif layout == "janusflow":
+            config = _from_janusflow(data, autoencoder)
+        else:
+            config = _from_deepseek(data)
     return config, layout
 
 
@@ -154,10 +183,11 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
             )
         raise UnsupportedModelError(f"is of a {family} model, not of Janus: {WORKING_MODELS}")
     # JanusFlow and DeepSeek-VL have the same ``model_type`` as Janus. Their other entries differ.
+    missing = sorted(set(_FLOW_SECTIONS) - data.keys())
+    if not missing:
+        return "janusflow"
     if any(key.startswith(("vision_gen_", "vision_und_")) for key in data):
-        raise UnsupportedModelError(
-            f"is of JanusFlow, which draws by rectified flow: {WORKING_MODELS}"
-        )
+        raise UnsupportedModelError(f"is of a JanusFlow without {missing[0]!r}: {WORKING_MODELS}")
     if data.keys().isdisjoint(("gen_vision_config", "gen_aligner_config", "gen_head_config")):
         raise UnsupportedModelError(f"is of DeepSeek-VL, which cannot draw: {WORKING_MODELS}")
     return "deepseek"
@@ -200,51 +230,6 @@ def _refuse_quantized(data: Mapping[str, Any]) -> None:
                 )
 
 
-def _json_object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return the value of a key that must hold a JSON object.
-
-    Raises:
-        ConfigError: the key is missing, or holds anything else.
-    """
-    value = data.get(key)
-    if not isinstance(value, dict):
-        raise ConfigError(f"{key!r} must be a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _section_params(data: Mapping[str, Any], section: str, kind: str) -> Mapping[str, Any]:
-    """Return the ``params`` of a section of DeepSeek's config.
-
-    Args:
-        data: the config.
-        section: the section's name.
-        kind: the class in DeepSeek's code, which the section names as ``cls``.
-
-    Raises:
-        ConfigError: the section or its ``params`` is not a JSON object.
-        UnsupportedModelError: the section names another class.
-    """
-    part = _json_object(data, section)
-    found = part.get("cls")
-    if found and kind not in str(found):  # DeepSeek's code accepts any name with this part
-        raise UnsupportedModelError(
-            f"names {str(found)[:60]!r} as the class in {section}; only {kind!r} is supported"
-        )
-    return _json_object(part, "params")
-
-
-def _required(data: Mapping[str, Any], *keys: str) -> Any:
-    """Return the value of the first of these keys that is present and not null.
-
-    Raises:
-        ConfigError: all of them are missing or null.
-    """
-    for key in keys:
-        if data.get(key) is not None:
-            return data[key]
-    raise ConfigError(f"{' or '.join(map(repr, keys))} is missing")
-
-
 def _mlp_width(width: Any, ratio: Any) -> int:
     """Return the width of an encoder's MLP: ``ratio`` times the encoder's width.
 
@@ -269,8 +254,8 @@ def _from_deepseek(data: Mapping[str, Any]) -> JanusConfig:
         UnsupportedModelError: a part of the model is not supported.
     """
     vision = _deepseek_vision(data)
-    language = _read_language(_json_object(data, "language_config"), LLAMA_DEFAULTS)
-    head = _section_params(data, "gen_head_config", "vision_head")
+    language = _read_language(json_object(data, "language_config"), LLAMA_DEFAULTS)
+    head = section_params(data, "gen_head_config", "vision_head")
     return JanusConfig(
         understanding=vision,
         aligner=_deepseek_projector(data, "aligner_config"),
@@ -282,9 +267,9 @@ def _from_deepseek(data: Mapping[str, Any]) -> JanusConfig:
             aligner=_deepseek_projector(data, "gen_aligner_config"),
             head=GenHeadConfig(
                 kind="vision_head",
-                input_dim=_required(head, "n_embed"),  # the language model's width
-                hidden_dim=_required(head, "image_token_embed"),
-                output_dim=_required(head, "image_token_size"),
+                input_dim=required(head, "n_embed"),  # the language model's width
+                hidden_dim=required(head, "image_token_embed"),
+                output_dim=required(head, "image_token_size"),
             ),
         ),
         image=ImageConfig(image_size=vision.image_size),
@@ -292,15 +277,40 @@ def _from_deepseek(data: Mapping[str, Any]) -> JanusConfig:
     )
 
 
-def _deepseek_vision(data: Mapping[str, Any]) -> SiglipConfig:
-    """Read the vision encoder's config in DeepSeek's layout.
+def _from_janusflow(data: Mapping[str, Any], vae: VAEConfig) -> JanusConfig:
+    """Read a ``config.json`` of JanusFlow.
+
+    Args:
+        data: its content.
+        vae: the autoencoder, whose config is in another folder.
+
+    Raises:
+        ConfigError: an entry is missing or impossible.
+        UnsupportedModelError: a part of the model is not supported.
+    """
+    vision = _deepseek_vision(data, "vision_und_enc_config")
+    language = _read_language(json_object(data, "language_config"), LLAMA_DEFAULTS)
+    return JanusConfig(
+        understanding=vision,
+        aligner=BegunLinearConfig(
+            kind="begun_linear", input_dim=vision.width, output_dim=language.hidden_size
+        ),
+        language=language,
+        generation=read_flow_generation(data, vision.image_size, vae),
+        image=ImageConfig(image_size=vision.image_size),
+        dtype=_weight_dtype(data),
+    )
+
+
+def _deepseek_vision(data: Mapping[str, Any], section: str = "vision_config") -> SiglipConfig:
+    """Read the vision encoder's config in DeepSeek's layout, from the section of this name.
 
     Raises:
         ConfigError: an entry is missing or impossible.
         UnsupportedModelError: the encoder is unknown, its features are not the last layer's, or it
             has a pooling head.
     """
-    params = _section_params(data, "vision_config", "CLIPVisionTower")
+    params = section_params(data, section, "CLIPVisionTower")
     variant = params.get("model_name", "siglip_large_patch16_384")
     needed = ("image_size", "patch_size", "width", "layers", "heads", "mlp_ratio")
     sizes = _variant_sizes(SIGLIP_VARIANTS, variant, params, needed)
@@ -378,8 +388,8 @@ def _deepseek_codec(data: Mapping[str, Any]) -> VQConfig:
         ConfigError: an entry is missing or impossible.
         UnsupportedModelError: the codec is unknown.
     """
-    section = _json_object(data, "gen_vision_config")
-    params = _json_object(section, "params")
+    section = json_object(data, "gen_vision_config")
+    params = json_object(section, "params")
     variant = section.get("cls", "VQ-16")
     needed = ("ch", "ch_mult", "num_res_blocks", "z_channels")
     sizes = _variant_sizes(VQ_VARIANTS, variant, params, needed)
@@ -390,8 +400,8 @@ def _deepseek_codec(data: Mapping[str, Any]) -> VQConfig:
     sizes["ch_mult"] = tuple_if_list(sizes["ch_mult"])
     return VQConfig(
         kind="vq",
-        codebook_size=_required(params, "codebook_size", "image_token_size"),
-        codebook_dim=_required(params, "n_embed"),
+        codebook_size=required(params, "codebook_size", "image_token_size"),
+        codebook_dim=required(params, "n_embed"),
         **sizes,
     )
 
@@ -403,7 +413,7 @@ def _deepseek_projector(data: Mapping[str, Any], section: str) -> MLPConfig:
         ConfigError: an entry is missing or impossible.
         UnsupportedModelError: the projector is not an MLP with GELU.
     """
-    params = _section_params(data, section, "MlpProjector")
+    params = section_params(data, section, "MlpProjector")
     kind = params.get("projector_type", "mlp_gelu")
     if kind != "mlp_gelu":
         raise UnsupportedModelError(
@@ -411,8 +421,8 @@ def _deepseek_projector(data: Mapping[str, Any], section: str) -> MLPConfig:
         )
     return MLPConfig(
         kind="mlp_gelu",
-        input_dim=_required(params, "input_dim"),
-        output_dim=_required(params, "n_embed"),  # the language model's width
+        input_dim=required(params, "input_dim"),
+        output_dim=required(params, "n_embed"),  # the language model's width
         depth=params.get("depth", 1),
     )
 
@@ -500,7 +510,7 @@ def _weight_dtype(data: Mapping[str, Any]) -> Dtype:
     stored = (
         data.get("dtype")
         or data.get("torch_dtype")
-        or _json_object(data, "language_config").get("torch_dtype")
+        or json_object(data, "language_config").get("torch_dtype")
     )
     name = str(stored or "bfloat16").removeprefix("torch.")
     if name not in DTYPES:
@@ -515,11 +525,11 @@ def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
         ConfigError: an entry is missing or impossible.
         UnsupportedModelError: a part of the model is not supported.
     """
-    vision_data = _json_object(data, "vision_config")
+    vision_data = json_object(data, "vision_config")
     vision = _transformers_vision(vision_data)
-    codec = _json_object(data, "vq_config")
+    codec = json_object(data, "vq_config")
     # This layout may omit the epsilon, but no other size of the language model.
-    language = _read_language(_json_object(data, "text_config"), {"rms_norm_eps": 1e-6})
+    language = _read_language(json_object(data, "text_config"), {"rms_norm_eps": 1e-6})
     generation = _transformers_generation(codec, vision.image_size, language.hidden_size)
     if generation.tokens != vision.tokens:  # transformers has one number for both
         raise UnsupportedModelError(
@@ -563,8 +573,8 @@ def _transformers_generation(
     refuse_others(codec, "hidden_act", _EXACT_GELU, "image adaptor and head")
     for key in ("in_channels", "out_channels"):
         refuse_others(codec, key, (3,), "image codec")
-    codebook_size = _required(codec, "num_embeddings")
-    codebook_dim = _required(codec, "embed_dim")
+    codebook_size = required(codec, "num_embeddings")
+    codebook_dim = required(codec, "embed_dim")
     embedding_width = codec.get("projection_dim", hidden_size)
     return VQGenerationConfig(
         kind="vq",
@@ -573,10 +583,10 @@ def _transformers_generation(
             kind="vq",
             codebook_size=codebook_size,
             codebook_dim=codebook_dim,
-            ch=_required(codec, "base_channels"),
-            ch_mult=tuple_if_list(_required(codec, "channel_multiplier")),
-            num_res_blocks=_required(codec, "num_res_blocks"),
-            z_channels=_required(codec, "latent_channels"),
+            ch=required(codec, "base_channels"),
+            ch_mult=tuple_if_list(required(codec, "channel_multiplier")),
+            num_res_blocks=required(codec, "num_res_blocks"),
+            z_channels=required(codec, "latent_channels"),
         ),
         aligner=MLPConfig(
             kind="mlp_gelu",
@@ -605,14 +615,14 @@ def _transformers_vision(data: Mapping[str, Any]) -> SiglipConfig:
     refuse_others(data, "hidden_act", _EXACT_GELU, "vision encoder")
     refuse_others(data, "attention_bias", (True,), "vision encoder")
     refuse_others(data, "num_channels", (3,), "vision encoder")
-    width = _required(data, "hidden_size")
+    width = required(data, "hidden_size")
     config = SiglipConfig(
         kind="siglip",
-        image_size=_required(data, "image_size"),
-        patch_size=_required(data, "patch_size"),
+        image_size=required(data, "image_size"),
+        patch_size=required(data, "patch_size"),
         width=width,
-        layers=_required(data, "num_hidden_layers"),
-        heads=_required(data, "num_attention_heads"),
+        layers=required(data, "num_hidden_layers"),
+        heads=required(data, "num_attention_heads"),
         mlp_width=_mlp_width(width, data.get("mlp_ratio", 4.0)),
         layer_norm_eps=data.get("layer_norm_eps", 1e-6),
     )

@@ -116,7 +116,7 @@ def _size_notes(options: Mapping[str, Any], layout: Layout, size: int, file: str
         size: pixels per side of the encoder's images.
         file: the name of the options' file.
     """
-    if layout == "deepseek":
+    if layout != "transformers":
         return notes_on_others(options, "image_size", size, file)
     if options.get("size") == size:  # one number for both sides
         return []

@@ -125,6 +125,18 @@ _DEEPSEEK_PARAMS: dict[str, Collection[str]] = {
         """
     ),
 }
+_UVIT = _names(
+    """
+    block_out_channels elementwise_affine elementwize_affine hidden_size in_channels input_channels
+    kernel_size layers_in_middle norm_eps num_extra_tensors out_channels padding stride upsamples
+    use_bias use_mid_block
+    """
+)
+_JANUSFLOW_PARAMS: dict[str, Collection[str]] = {
+    "vision_gen_dec_config": _UVIT,
+    "vision_gen_enc_config": _UVIT,
+    "vision_und_enc_config": _DEEPSEEK_PARAMS["vision_config"],
+}
 _TRANSFORMERS_SECTIONS: dict[str, Collection[str]] = {
     "text_config": _LLAMA,
     "vision_config": _names(
@@ -145,7 +157,7 @@ _TRANSFORMERS_SECTIONS: dict[str, Collection[str]] = {
 }
 _PROCESSOR = _names(
     """
-    add_special_token auto_map chat_template ignore_id image_end_tag image_processor
+    add_special_token auto_map chat_template ignore_id image_end_tag image_gen_tag image_processor
     image_start_tag image_tag mask_prompt num_image_tokens pad_tag processor_class sft_format
     use_default_system_prompt
     """
@@ -189,7 +201,7 @@ def option_notes(folder: Path, layout: Layout, config: Mapping[str, Any]) -> lis
     tokenizer = json_or_empty(folder / TOKENIZER_CONFIG_FILE)
     # DeepSeek's code does not read this file, so its options are not looked at.
     generation = json_or_empty(folder / GENERATION_FILE) if layout == "transformers" else {}
-    language = config.get("language_config") if layout == "deepseek" else None
+    language = config.get("language_config") if layout != "transformers" else None
 
     unknown = {
         "config.json": list(_unknown_in_config(config, layout)),
@@ -237,7 +249,7 @@ def _unknown_in_config(config: Mapping[str, Any], layout: Layout) -> Iterator[st
         for name, known in sections.items():
             yield from _unknown(config.get(name), (*any_model, *known), f"{name}.")
         return
-    sections = _DEEPSEEK_PARAMS
+    sections = _JANUSFLOW_PARAMS if layout == "janusflow" else _DEEPSEEK_PARAMS
     # Some fine-tunes repeat the language model's options at the top.
     yield from _unknown(config, (*any_model, *_LLAMA, *sections, "language_config"))
     yield from _unknown(config.get("language_config"), (*any_model, *_LLAMA), "language_config.")

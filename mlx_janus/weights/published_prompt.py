@@ -47,6 +47,7 @@ _TAGS = {
     "image_end": "image_end_tag",
     "pad": "pad_tag",
 }
+_GENERATION_TAG = "<｜begin▁of▁generation｜>"  # of JanusFlow, if its processor names no other
 # In transformers' layout: in ``tokenizer_config.json``.
 _TOKENS = {"image": "image_token", "image_start": "boi_token", "image_end": "eoi_token"}
 
@@ -119,7 +120,12 @@ def read_prompt(
     prompt = _with_tokens(config.prompt, special_tokens, _BOS_AND_EOS)
     prompt = _with_tokens(prompt, tokenizer_config, _BOS_AND_EOS)  # takes precedence
     additional = _additional_tokens(tokenizer_config, special_tokens)
-    if layout == "deepseek":
+    if layout == "janusflow":
+        with errors_about(folder / PROCESSOR_FILE):
+            prompt = _with_flow_pad(_with_tags(prompt, processor), folder)
+            additional[PROCESSOR_FILE] = _tags_of_flow(prompt, processor)
+        choice = RolesChoice("plain", "the roles of JanusFlow")
+    elif layout == "deepseek":
         with errors_about(folder / PROCESSOR_FILE):
             prompt = _with_tags(prompt, processor)
         choice = _roles_by_signs(folder, prompt.image, processor, additional, config)
@@ -135,12 +141,8 @@ def read_prompt(
         choice = RolesChoice(given, "as requested")
     named = _named_tokens(tokenizer_config, special_tokens)
     added = dict.fromkeys(itertools.chain(named, *additional.values()))  # without duplicates
-    return PublishedPrompt(
-        prompt=prompt.with_roles(choice.roles),
-        roles=choice,
-        added_tokens=tuple(added),
-        notes=(*choice.notes(), *notes),
-    )
+    prompt = prompt.with_roles(choice.roles)
+    return PublishedPrompt(prompt, choice, tuple(added), (*choice.notes(), *notes))
 
 
 # Control tokens
@@ -216,6 +218,30 @@ def _with_tags(prompt: PromptConfig, processor: Mapping[str, Any]) -> PromptConf
         if value is not None and not (isinstance(value, str) and value):
             raise ConfigError(f"{tag} must be text, got {shorten(value)}")
     return _with_tokens(prompt, processor, _TAGS)
+
+
+def _with_flow_pad(prompt: PromptConfig, folder: Path) -> PromptConfig:
+    """Take eos as the pad token if the tokenizer has no pad token, as JanusFlow's processor does.
+
+    Raises:
+        ConfigError: ``tokenizer.json`` is missing or malformed.
+    """
+    return prompt if prompt.pad in _token_ids(folder) else replace(prompt, pad=prompt.eos)
+
+
+def _tags_of_flow(prompt: PromptConfig, processor: Mapping[str, Any]) -> list[str]:
+    """Return the tags of JanusFlow's processor, in the order in which it adds missing ones.
+
+    A tag that ``tokenizer.json`` lacks is a row of the embedding that the model was trained with,
+    so the order counts.
+
+    Raises:
+        ConfigError: the tag of generation is not text.
+    """
+    generation_tag = processor.get("image_gen_tag") or _GENERATION_TAG
+    if not isinstance(generation_tag, str):
+        raise ConfigError(f"image_gen_tag must be text, got {shorten(generation_tag)}")
+    return [prompt.image, generation_tag, prompt.image_start, prompt.image_end]
 
 
 def _with_ids(prompt: PromptConfig, folder: Path) -> tuple[PromptConfig, list[str]]:

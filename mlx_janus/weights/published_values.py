@@ -11,7 +11,8 @@ from ..config import read_model_json
 from ..errors import ConfigError, UnsupportedModelError
 from ..sections import shorten
 
-Layout = Literal["deepseek", "transformers"]
+Layout = Literal["deepseek", "janusflow", "transformers"]
+"""Whose names a folder's files use. JanusFlow's are DeepSeek's, with other parts."""
 
 
 def json_or_empty(path: Path) -> dict[str, Any]:
@@ -97,3 +98,48 @@ def errors_about(path: Path) -> Iterator[None]:
         if str(path.parent) in str(error):
             raise
         raise ConfigError(f"{path}: {error}") from None
+
+
+def json_object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the value of a key that must hold a JSON object.
+
+    Raises:
+        ConfigError: the key is missing, or holds anything else.
+    """
+    value = data.get(key)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key!r} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def section_params(data: Mapping[str, Any], section: str, kind: str) -> Mapping[str, Any]:
+    """Return the ``params`` of a section of DeepSeek's config.
+
+    Args:
+        data: the config.
+        section: the section's name.
+        kind: the class in DeepSeek's code, which the section names as ``cls``.
+
+    Raises:
+        ConfigError: the section or its ``params`` is not a JSON object.
+        UnsupportedModelError: the section names another class.
+    """
+    part = json_object(data, section)
+    found = part.get("cls")
+    if found and kind not in str(found):  # DeepSeek's code accepts any name with this part
+        raise UnsupportedModelError(
+            f"names {str(found)[:60]!r} as the class in {section}; only {kind!r} is supported"
+        )
+    return json_object(part, "params")
+
+
+def required(data: Mapping[str, Any], *keys: str) -> Any:
+    """Return the value of the first of these keys that is present and not null.
+
+    Raises:
+        ConfigError: all of them are missing or null.
+    """
+    for key in keys:
+        if data.get(key) is not None:
+            return data[key]
+    raise ConfigError(f"{' or '.join(map(repr, keys))} is missing")

@@ -18,6 +18,13 @@ of image tokens and in the distribution of answers.
   the remaining divergence. They are a small part of a large model, so ``faithful`` keeps them
   float. That is better than groups of 32 everywhere.
 
+In JanusFlow, only the language model and the vision encoder's adaptor are quantized. On a small
+model with the structure of JanusFlow, the linear layers of each part were quantized alone, and the
+latents after eight steps compared. In 4 bits, the U-ViT's encoder changes them as much (0.21,
+relative rms) as the whole language model (0.24), and its adaptor half as much (0.12), though they
+have a sixth and a sixtieth of its weights. In 8 bits, each part of the U-ViT changes them by 0.002
+to 0.007, but that saves 70 MB of a model of 2 GB.
+
 None of MLX's small float types came as close in images as integers of similar size. A group's scale
 in nvfp4 is a float of 8 bits, whose range is too small for small weights. Without a further scale
 for each layer, quantization changes weights of 0.004 by 0.24 (relative rms), and makes weights of

@@ -9,10 +9,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..config import CONVERTED_MODEL_TYPE, JanusConfig, read_model_json
-from ..errors import ConfigError, OutputError
+from ..errors import ConfigError, OutputError, UnsupportedModelError
 from ..files import MAX_JSON_FILE, read_bounded
 from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from . import hub
@@ -28,12 +29,14 @@ from .conversions import (
     weight_hashes,
 )
 from .convert import ConvertOptions, Source, convert_checkpoint, plan_conversion
-from .folder import Progress, is_converted, source_hashes
+from .folder import Progress, hash_files, is_converted, source_hashes
 from .footprint import check_memory
 from .load import choose_dtype, with_quantization
 from .names import SHORT_NAMES, TINY, ModelName, resolve_short_name, understand_name
 from .published import read_published, read_published_sizes
 from .safetensors_files import weight_files
+from .vae_files import VAESource
+from .vae_sources import VAEPlace, find_vae_of, with_vae
 
 __all__ = [
     "NO_MODEL",
@@ -49,10 +52,15 @@ __all__ = [
 _LOG = logging.getLogger("mlx_janus")
 
 
-def find_source(name: str | os.PathLike[str], revision: str | None = None) -> Source:
+def find_source(
+    name: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    vae: str | os.PathLike[str] | None = None,
+) -> Source:
     """Find the model folder of a name that ``understand_name`` knows; download missing files.
 
-    A local folder is not checked.
+    A local folder is not checked. ``vae`` is the name of JanusFlow's autoencoder; None: SDXL's.
 
     Raises:
         HubError: the Hub has no such model or is out of reach, or the name is a local folder, which
@@ -64,10 +72,42 @@ def find_source(name: str | os.PathLike[str], revision: str | None = None) -> So
     """
     found = understand_name(name, revision)
     if found.folder is not None:
-        return _local_source(found, found.folder)
+        source = _local_source(found, found.folder)
+        return replace(source, vae=_fetch_vae(_sizes_if_readable(found.folder), vae))
     model = _find_on_hub(found)
-    _read_sizes(model)  # refuses a model of another family before its weights are downloaded
-    return Source(hub.fetch(model), model.repo_id, model.revision)
+    # The configs refuse models of other families before any weights are downloaded.
+    autoencoder = _fetch_vae(_read_sizes(model), vae)
+    return Source(hub.fetch(model), model.repo_id, model.revision, autoencoder)
+
+
+def _fetch_vae(config: JanusConfig | None, name: str | os.PathLike[str] | None) -> VAESource | None:
+    """Return the autoencoder of a PyTorch model, if the model needs one; download missing files.
+
+    Args:
+        config: the model's config; None: the model is converted already.
+        name: the name of the autoencoder; None: SDXL's.
+
+    Raises:
+        JanusError: as for ``find_source``.
+    """
+    place = find_vae_of(config, name)
+    if place is None or config is None:
+        return None
+    with_vae(config, place)  # refuses another autoencoder
+    return place.fetch()
+
+
+def _sizes_if_readable(folder: Path) -> JanusConfig | None:
+    """Return the config of a PyTorch model folder.
+
+    Returns:
+        None for a converted folder, and for one whose config cannot be used: the conversion
+        reports it.
+    """
+    try:
+        return read_published_sizes(folder / "config.json")[0]
+    except (ConfigError, UnsupportedModelError):
+        return None
 
 
 def find_converted(
@@ -78,6 +118,7 @@ def find_converted(
     dtype: str | None = None,
     revision: str | None = None,
     low_memory: bool = False,
+    vae: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Return the converted folder of a model; convert a PyTorch model into the cache if needed.
@@ -85,23 +126,26 @@ def find_converted(
     A model of another family, or one that does not fit in memory, is refused before its weights are
     downloaded or converted. Weights are not converted again if the cache has them, even if the
     source was moved or its other files have changed. ``dtype`` and ``low_memory`` only affect the
-    memory check. To record the use of a folder in the cache, the modification time of its
-    ``config.json`` is set to now.
+    memory check. ``vae`` is the name of JanusFlow's autoencoder; None: SDXL's. To record the use of
+    a folder in the cache, the modification time of its ``config.json`` is set to now.
 
     Raises:
         OutOfMemoryError: the model does not fit in memory.
-        OptionError: ``bits``, ``recipe`` or ``dtype`` is not allowed.
+        OptionError: ``bits``, ``recipe``, ``dtype`` or ``vae`` is not allowed.
         JanusError: as for ``find_source`` and ``convert_checkpoint``.
     """
     found = understand_name(name, revision)
     options = ConvertOptions(bits=bits, recipe=recipe)
     place, config, added_tokens = _find_place(found)
+    vae_place = find_vae_of(config, vae)
     if config is None:  # the model is converted already
         return place.folder if isinstance(place, Source) else hub.fetch(place)
+    config = with_vae(config, vae_place)
     if isinstance(place, Source):
         state = _state_of_folder(place, config, added_tokens, options)
     else:
         state = _state_on_hub(place, found.revision, options)
+    state = _state_with_vae(state, vae_place)
     quantized = with_quantization(config, bits, found.shown, recipe)
     check_memory(quantized, choose_dtype(config, dtype), found.shown, low_memory=low_memory)
     if cached := find_conversion(state):
@@ -110,7 +154,7 @@ def find_converted(
         return cached
     _make_cache_folder(state.folder.parent)
     try:
-        return _convert_or_reuse(place, quantized, state, progress)
+        return _convert_or_reuse(place, quantized, state, progress, vae_place)
     except OutputError:
         # Another process may have written the same folder first. Then that folder is used.
         if not _is_complete(state.folder):
@@ -195,6 +239,13 @@ def _state_on_hub(
     return SourceState(model.repo_id, branch, model.repo_id, commit, (commit,), options)
 
 
+def _state_with_vae(state: SourceState, place: VAEPlace | None) -> SourceState:
+    """Return the state of a source together with its autoencoder, if it has one elsewhere."""
+    if place is None:
+        return state
+    return replace(state, facts=(*state.facts, place.facts()))
+
+
 def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
     """Return the config of a PyTorch model on the Hub, or None if the model is a converted one.
 
@@ -247,6 +298,7 @@ def _convert_or_reuse(
     config: JanusConfig,
     state: SourceState,
     progress: Progress | None,
+    vae: VAEPlace | None,
 ) -> Path:
     """Convert a source into the cache, or reuse weights in the cache; return the folder.
 
@@ -255,6 +307,7 @@ def _convert_or_reuse(
         config: the config with the quantization; its prompt and preprocessing are not used.
         state: the source's state.
         progress: called during the hashing and the conversion; None: report nothing.
+        vae: the autoencoder of another repository, if the model needs one.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -268,11 +321,14 @@ def _convert_or_reuse(
         if reused:
             return reused
         source = Source(hub.fetch(place), place.repo_id, place.revision)
+    source = replace(source, vae=vae.fetch() if vae else None)
     hashes = None
     if candidates:
         # Only for its errors: weights that do not fit the config are refused before the hashing.
         plan_conversion(source, state.options)
-        hashes = source_hashes(source.folder, progress or (lambda *_: None))
+        report = progress or (lambda *_: None)
+        hashes = source_hashes(source.folder, report)
+        hashes |= hash_files(source.other_files, report)
         reused = _reuse(source, candidates, weight_hashes(hashes), state)
         if reused:
             return reused
@@ -334,7 +390,8 @@ def _reuse(
     """
     if all(candidate.source_hashes != hashes for candidate in candidates):
         return None
-    published = read_published(source.folder)
+    vae = source.vae.folder if source.vae else None
+    published = read_published(source.folder, vae=vae)
     options = state.options
     config = with_quantization(published.config, options.bits, source.folder, options.recipe)
     path = source.folder / TOKENIZER_FILE

@@ -15,7 +15,14 @@ from ..processing.tokenizer import TOKENIZER_FILE
 from ..threads import compute, note_use
 from .checkpoint import same_bits
 from .convert import ConversionPlan, ConvertOptions, Source, plan_conversion
-from .folder import Progress, open_converted, source_hashes, stamped_hashes
+from .folder import (
+    NOT_WEIGHTS,
+    Progress,
+    hash_files,
+    open_converted,
+    source_hashes,
+    stamped_hashes,
+)
 
 
 def verify_conversion(source: Source, converted: Path, progress: Progress | None = None) -> int:
@@ -65,8 +72,10 @@ def _check_hashes(
         CheckpointError: a file has changed or is new, or the stamp has no hashes.
     """
     stamped = set(map(str, stamped_hashes(converted, stamp).values()))
-    for name, digest in source_hashes(source.folder, progress).items():
-        is_weights = name not in ("config.json", TOKENIZER_FILE)
+    hashes = source_hashes(source.folder, progress)
+    hashes |= hash_files(source.other_files, progress)
+    for name, digest in hashes.items():
+        is_weights = name not in NOT_WEIGHTS
         if is_weights and digest not in stamped:
             raise CheckpointError(
                 f"{source.folder / name} is not the file that {converted} was made from"

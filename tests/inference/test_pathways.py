@@ -107,6 +107,7 @@ class ColourPathway:
     """An ``ImagePathway``."""
 
     preview_every = 1
+    option_names = ("steps", "exact")
 
     def __init__(self, janus: LoadedModel):
         self.janus = janus

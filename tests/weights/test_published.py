@@ -529,7 +529,7 @@ def test_version_1_configs_that_are_off(tmp_path: Path, edit: Edit, word: str) -
             "layers must be a JSON object",
         ),
         (_set("generation", "temperature", to=-1), "temperature"),
-        (_set("generation", "kind", to="flow"), "generation: kind must be .*'vq', got 'flow'"),
+        (_set("generation", "kind", to="gan"), "generation: kind must be .*'vq', got 'gan'"),
         (_set("generation", "kind", to=[]), "generation: kind must be .*'vq'"),
         (_set("generation", "image_size", to=10**12), "generation: image_size must be"),
         (_set("generation", "image_size", to=30), "generation: image_size must be a multiple of"),

@@ -1,0 +1,94 @@
+"""The networks of the flow pathway: U-ViT, its adaptors to the language model, and the decoder."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx import nn
+
+from ..config import FlowGenerationConfig, JanusConfig
+from ..errors import UnsupportedModelError
+from .backbone import cache_bytes
+from .flow_uvit import UViTDecoder, UViTEncoder
+from .flow_vae import LatentDecoder
+from .parts import GenerationParts
+
+
+def _build(config: JanusConfig) -> dict[str, nn.Module]:
+    """Return the networks with random weights, by their names in the checkpoint."""
+    flow = flow_config(config)
+    uvit = flow.uvit
+    latent_channels = flow.vae.z_channels
+    norm_eps = config.language.rms_norm_eps
+    return {
+        "vision_gen_enc_model": UViTEncoder(uvit, latent_channels),
+        "vision_gen_enc_aligner": nn.Linear(uvit.channels, uvit.hidden_size),
+        "vision_gen_dec_aligner_norm": nn.RMSNorm(uvit.hidden_size, eps=norm_eps),
+        "vision_gen_dec_aligner": nn.Linear(uvit.hidden_size, uvit.channels),
+        "vision_gen_dec_model": UViTDecoder(uvit, latent_channels),
+        "vae": LatentDecoder(flow.vae),
+    }
+
+
+def flow_config(config: JanusConfig) -> FlowGenerationConfig:
+    """Return the section of the config that describes the flow pathway.
+
+    Raises:
+        UnsupportedModelError: the model's image pathway is not a flow.
+    """
+    if not isinstance(config.generation, FlowGenerationConfig):
+        raise UnsupportedModelError("this model does not generate images by a rectified flow")
+    return config.generation
+
+
+def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: int) -> int:
+    """Estimate the bytes of one image while it is generated: its KV cache and activations.
+
+    A pass reads all positions of the image. Its largest arrays are the scores of attention, and
+    those inside a block of the decoder or of the language model. They are counted in float32,
+    three times, since an operation holds its input and its output.
+
+    Args:
+        config: the model's config.
+        prompt_tokens: tokens of the image's prompt.
+        rows: rows of the batch for the image, 2 with guidance and 1 without.
+        itemsize: bytes of a number in the cache.
+    """
+    flow = flow_config(config)
+    language = config.language
+    read = flow.positions + 1  # positions of a pass: one is the time's
+    length = prompt_tokens + read
+    scores = language.num_attention_heads * length * read
+    widest = max(language.intermediate_size, 8 * flow.uvit.channels)
+    activations = rows * max(scores, read * widest)
+    kv_bytes = cache_bytes(language, rows, length, itemsize)
+    return kv_bytes + 3 * mx.float32.size * activations
+
+
+def _pixel_bytes(config: JanusConfig) -> int:
+    """Estimate the bytes of the decoder's activations while it decodes one image.
+
+    They are a multiple of the bytes of the largest activation: the blocks of the highest resolution
+    begin with the channels of the level before. The factors are those of the VQ codec.
+    """
+    flow = flow_config(config)
+    channels = max(flow.vae.level_channels[:2])
+    activation_bytes = mx.float32.size * flow.image_size**2 * channels
+    factor = 13 if mx.default_device().type == mx.DeviceType.cpu else 12
+    return activation_bytes * factor
+
+
+FLOW_PARTS = GenerationParts(
+    build=_build,
+    step_parts=(
+        "vision_gen_enc_model",
+        "vision_gen_enc_aligner",
+        "vision_gen_dec_aligner_norm",
+        "vision_gen_dec_aligner",
+        "vision_gen_dec_model",
+    ),
+    pixel_paths=lambda _: ("vae",),
+    keeps_type=("vae",),  # not cast by conversion, computed in float32
+    sensitive=(),  # 75 of the 1300 million numbers of a step: quantizing them saves little memory
+    image_bytes=_image_bytes,
+    pixel_bytes=_pixel_bytes,
+)
