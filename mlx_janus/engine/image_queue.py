@@ -133,7 +133,7 @@ class ImageScheduler:
         running_count = len(self._batch.jobs)
         image_bytes = self._bytes_per_image([*self.running, *candidates])
         # ``fitting`` counts the memory that is free now, so running images have lowered it already.
-        # They may still grow. So their number is subtracted too: rather too few images than too many.
+        # They may still grow, so their number is subtracted too: at worst, too few images start.
         fitting = images_that_fit(self._janus, image_bytes, answer_bytes)
         if not running_count:  # start one image in any case, since no other image will free memory
             fitting = max(fitting, 1)
