@@ -58,5 +58,7 @@ CLIENTS = (
     ),
     Client("promptfoo", "js_promptfoo.mjs", ("promptfoo@0.121.20",), heavy=True),
     Client("playwright", "py_extension.py", ("playwright==1.65.2",)),
-    Client("open-webui", "py_open_webui.py", ("open-webui==0.12.4",), heavy=True),
+    Client(
+        "open-webui", "py_open_webui.py", ("open-webui==0.12.4", "playwright==1.65.2"), heavy=True
+    ),
 )
