@@ -184,8 +184,7 @@ def test_tokens_are_those_of_the_model_among_the_allowed(tiny: Janus, temperatur
 def test_an_answer_of_one_token_is_cut(tiny: Janus) -> None:
     result = tiny.generate_text(QUESTION, schema="json", max_tokens=1)
     assert len(result.tokens) == 1
-    assert result.text.startswith("{")
-    assert result.finish_reason == ("stop" if result.text == "{}" else "length")
+    assert result.finish_reason == "length"
 
 
 def test_log_probabilities_are_the_models_own(tiny: Janus) -> None:
