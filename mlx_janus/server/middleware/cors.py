@@ -22,9 +22,9 @@ class CORSHeadersMiddleware(CORSMiddleware):
     def __init__(self, app: ASGIApp, settings: Settings):
         super().__init__(
             app,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
-            expose_headers=("Retry-After", "X-Request-ID"),
+            expose_headers=("Retry-After", "X-Request-ID", "Mcp-Session-Id"),
             allow_private_network=True,
         )
         self._settings = settings
