@@ -6,6 +6,7 @@ The middlewares in front of it check the Host, the Origin, the key and the size 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,9 +95,8 @@ class MCPEndpoint:
 
     def __init__(self, service: Service):
         self._service = service
-        self._manager: StreamableHTTPSessionManager | None = None
-        self._started = asyncio.Event()
-        self._sessions: asyncio.Task[None] | None = None
+        self._sessions: asyncio.Task[None] | None = None  # None: no request so far
+        self._manager: asyncio.Future[StreamableHTTPSessionManager] | None = None
         self._open_posts = 0  # requests whose reply has not ended
         self._no_posts = asyncio.Event()
         self._no_posts.set()
@@ -129,10 +129,9 @@ class MCPEndpoint:
     async def _running_manager(self) -> StreamableHTTPSessionManager:
         """Return the manager of the sessions. The first call starts it."""
         if self._manager is None:
-            self._manager = self._create_manager()
+            self._manager = asyncio.get_running_loop().create_future()
             self._sessions = asyncio.create_task(self._run_sessions(self._manager))
-        await self._started.wait()
-        return self._manager
+        return await asyncio.shield(self._manager)
 
     def _create_manager(self) -> StreamableHTTPSessionManager:
         from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -146,9 +145,21 @@ class MCPEndpoint:
             max_sessions=_MAX_SESSIONS,
         )
 
-    async def _run_sessions(self, manager: StreamableHTTPSessionManager) -> None:
-        """Run the sessions until the engine has ended and the last replies are sent."""
+    async def _run_sessions(self, started: asyncio.Future[StreamableHTTPSessionManager]) -> None:
+        """Run the sessions until the engine has ended and the last replies are sent.
+
+        Args:
+            started: gets the manager, or the error of starting it.
+        """
+        try:
+            # Importing the package takes a second, in which the loop serves other requests.
+            manager = await asyncio.to_thread(self._create_manager)
+        except Exception as error:
+            started.set_exception(error)
+            return
         async with manager.run():
-            self._started.set()
+            started.set_result(manager)
             await self._service.engine.ended.wait()
-            await asyncio.wait({asyncio.create_task(self._no_posts.wait())}, timeout=_LAST_REPLIES)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_REPLIES):
+                    await self._no_posts.wait()
