@@ -207,6 +207,7 @@ def _answer_content(event: Answered) -> list[ContentBlock]:
     result = event.result
     content: list[ContentBlock] = [TextContent(text=result.text)]
     if result.finish_reason == "length":
-        cut = f"The answer was cut after {len(result.tokens)} tokens: raise max_tokens for more."
+        tokens = f"{len(result.tokens)} tokens"
+        cut = f"The answer was cut after {tokens}, by max_tokens or the model's context."
         content.append(TextContent(text=cut))
     return content

@@ -167,13 +167,15 @@ def test_the_schemas_say_what_is_accepted(janus: Local) -> None:
         assert not tool.annotations.destructive_hint
         assert all("description" in each for each in tool.input_schema["properties"].values())
     drawing, asking, _ = listed
-    assert drawing.annotations is not None and not drawing.annotations.read_only_hint  # it saves
-    assert asking.annotations is not None and asking.annotations.read_only_hint
+    assert drawing.annotations is not None
+    assert not drawing.annotations.read_only_hint
+    assert asking.annotations is not None
+    assert asking.annotations.read_only_hint
     validator = jsonschema_rs.validator_for(drawing.input_schema)
     assert validator.is_valid({"prompt": "x", "n": 4, "seed": 0, "cfg_weight": 2.5})
     for wrong in ({}, {"prompt": ""}, {"prompt": "x", "n": 5}, {"prompt": "x", "seed": None}):
         assert not validator.is_valid(wrong)
-    assert list(drawing.input_schema["properties"])[0] == "prompt"
+    assert next(iter(drawing.input_schema["properties"])) == "prompt"
 
 
 def test_a_model_may_leave_an_argument_null(janus: Local) -> None:
@@ -204,8 +206,8 @@ def test_progress_grows_to_the_end(janus: Local) -> None:
 
 
 def test_a_cut_answer_says_so(janus: Local) -> None:
-    line = text_of(janus.call(ASK, image=str(PICTURE), question=QUESTION, max_tokens=1))
-    assert line == "The answer was cut after 1 tokens: raise max_tokens for more."
+    line = text_of(janus.call(ASK, image=str(PICTURE), question=QUESTION, max_tokens=2))
+    assert line == "The answer was cut after 2 tokens, by max_tokens or the model's context."
 
 
 def test_a_cancelled_call_stops_and_the_next_is_served(janus: Local) -> None:
