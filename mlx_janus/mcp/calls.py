@@ -34,6 +34,7 @@ from .tools import (
 )
 
 _SAMPLING = ("cfg_weight", "temperature")
+_MAX_RESULT = 1_000_000  # characters of base64; Claude Desktop refuses results above 1 MB
 _EDIT_SAMPLING = (*_SAMPLING, "cfg_weight2")
 
 
@@ -142,11 +143,7 @@ class ToolCalls:
                     drawn.append(event)
         drawn.sort(key=lambda event: event.index)  # images may have finished in any order
         images = [event.image for event in drawn]
-        content: list[ContentBlock] = []
-        for image in images:
-            file = await asyncio.to_thread(encode_image, image.image, image.metadata)
-            data = base64.b64encode(file).decode("ascii")
-            content.append(ImageContent(data=data, mime_type="image/png"))
+        content: list[ContentBlock] = [*await asyncio.to_thread(_image_content, images)]
         paths = [await self._host.save(image) for image in images]
         files = [str(path) for path in paths if path is not None]
         content.append(TextContent(text=_describe(images, files)))
@@ -189,6 +186,18 @@ def _drawing_request(
         images=tuple(images),
         with_progress=progress.wanted,
     )
+
+
+def _image_content(images: Sequence[GeneratedImage]) -> list[ImageContent]:
+    """Return images as content: as PNGs with their settings, or as JPEGs if those are too large."""
+    files = [encode_image(image.image, image.metadata) for image in images]
+    mime_type = "image/png"
+    encoded = [base64.b64encode(file).decode("ascii") for file in files]
+    if sum(map(len, encoded)) > _MAX_RESULT:
+        files = [encode_image(image.image, {}, ".jpg") for image in images]
+        mime_type = "image/jpeg"
+        encoded = [base64.b64encode(file).decode("ascii") for file in files]
+    return [ImageContent(data=data, mime_type=mime_type) for data in encoded]
 
 
 def _describe(images: Sequence[GeneratedImage], files: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from mcp.server.session import ServerSession
 T = TypeVar("T")
 
 _INTERVAL = 0.1  # seconds between two notifications
-_HEARTBEAT = 5.0  # seconds of waiting after which a client is told that the call is alive
+_HEARTBEAT = 5.0  # seconds of waiting after which a notification says that the call is alive
 _HEARTBEAT_STEP = 0.001  # growth of the progress, which must never stay the same
 
 
@@ -38,7 +38,7 @@ class ProgressReporter:
             await self._send(done, total, message)
 
     async def wait(self, awaitable: Awaitable[T], message: str) -> T:
-        """Await a result. Meanwhile send a notification every few seconds.
+        """Await a result, and send a notification every few seconds until then.
 
         Clients may give up a call from which they hear nothing.
         """

@@ -16,7 +16,7 @@ ASK = "ask_about_image"
 EDIT = "edit_image"
 MAX_IMAGES = 4  # images of one call, drawn or given
 _MAX_SEED = 2**53 - 1  # clients in JavaScript hold whole numbers exactly up to this one
-_MAX_TOKENS = 4096  # tokens of an answer
+MAX_TOKENS = 4096  # tokens of an answer
 _IMAGE = (
     "The path of an image file, an https address, or the image itself as data:image/png;base64,... "
     "A server that is reached over HTTP reads no paths, and addresses only if it allows them."
@@ -79,7 +79,7 @@ class EditArguments(_DrawingArguments):
     """Arguments of ``edit_image``."""
 
     images: _Images = Field(
-        description=f"The images to change, all for one result. {_IMAGE}",
+        description=f"The images to change, which together give one result. {_IMAGE}",
     )
     prompt: _Text = Field(description="How to change the images.")
     cfg_weight2: _Weight | _Missing = Field(
@@ -94,7 +94,7 @@ class AskArguments(_Arguments):
 
     image: _Text = Field(description=_IMAGE)
     question: _Text = Field(description="A question about the image, or an instruction.")
-    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = Field(
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] = Field(
         default=512, description="Maximum length of the answer, in tokens."
     )
     temperature: _Temperature = Field(

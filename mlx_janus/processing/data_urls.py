@@ -57,7 +57,7 @@ def decode_base64(text: str) -> bytes:
 
 
 def as_data_url(text: str) -> str:
-    """Return the data URL of an image that is given in base64 only; any other text as it is.
+    """Put a data URL's head before the base64 of an image; return any other text unchanged.
 
     The text must have the first bytes of a known format, so the path of a file is not changed.
     """

@@ -19,6 +19,7 @@ import mlx_janus
 import pytest
 
 from mlx_janus.commands import mcp
+from mlx_janus.errors import JanusError
 from mlx_janus.mcp.tools import ASK, EDIT, GENERATE
 from tests.support.golden import FIXTURES
 from tests.support.mcp_client import Connection, Notification, command, error_text
@@ -28,6 +29,7 @@ PICTURE = str(FIXTURES / "picture.png")
 PRINTING = """
 import os, sys
 from mlx_janus.commands import mcp
+from mlx_janus.errors import JanusError
 load = mcp.load_pipeline
 def load_loudly(arguments):
     print("junk of Python"); os.write(1, b"junk of C\\n"); sys.stdout.flush()
@@ -133,3 +135,11 @@ def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path: Path) -> None
     line = error_line(call(mcp.main, "-o", tmp_path / "file" / "images"))
     assert "cannot be made" in line
     assert "--output-dir" in line
+
+
+def test_a_bug_is_an_internal_error_whose_traceback_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert mcp._explain(ValueError("secret")) == "internal error: ValueError"
+    assert "ValueError: secret" in caplog.text
+    assert mcp._explain(JanusError("pass bits=4")) == "pass --bits 4"

@@ -19,7 +19,7 @@ from mcp_types import CallToolResult
 
 from mlx_janus.engine.tickets import Counts
 from mlx_janus.errors import JanusError
-from mlx_janus.mcp import progress, protocol
+from mlx_janus.mcp import calls, progress, protocol
 from mlx_janus.mcp.protocol import create_server
 from mlx_janus.mcp.stdio import LocalHost
 from mlx_janus.mcp.tools import ASK, EDIT, GENERATE
@@ -190,6 +190,21 @@ def test_an_image_is_changed(janus: Local) -> None:
     assert "seeds 8, 9" in text_of(result)
 
 
+def test_images_that_are_too_large_for_programs_become_jpegs(
+    janus: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = janus.call(GENERATE, prompt="a star", seed=3).content[0]
+    assert one.type == "image"
+    assert one.mime_type == "image/png"
+    monkeypatch.setattr(calls, "_MAX_RESULT", len(one.data) + 10)
+    *images, _ = janus.call(GENERATE, prompt="a star", seed=3, n=2).content
+    assert len(images) == 2
+    for image in images:
+        assert image.type == "image"
+        assert image.mime_type == "image/jpeg"
+        assert base64.b64decode(image.data).startswith(b"\xff\xd8")
+
+
 def test_progress_grows_to_the_end(janus: Local) -> None:
     told: list[Notification] = []
     janus.call(GENERATE, told, prompt="a red circle", n=2)
@@ -221,7 +236,7 @@ def test_a_cancelled_call_stops_and_the_next_is_served(janus: Local) -> None:
 
 def test_calls_at_once_take_turns(janus: Local) -> None:
     results: list[str] = []
-    calls = [
+    threads = [
         threading.Thread(
             target=lambda seed=seed: results.append(
                 text_of(janus.call(GENERATE, prompt="a star", seed=seed))
@@ -229,10 +244,10 @@ def test_calls_at_once_take_turns(janus: Local) -> None:
         )
         for seed in range(3)
     ]
-    for call in calls:
-        call.start()
-    for call in calls:
-        call.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert len(results) == 3
 
 
