@@ -105,7 +105,7 @@ def test_a_page_of_an_allowed_site_may_keep_its_session() -> None:
             "/mcp",
             headers={
                 "Origin": site,
-                "Access-Control-Request-Method": "DELETE",
+                "Access-Control-Request-Method": "POST",
                 "Access-Control-Request-Headers": "mcp-session-id",
             },
         )

@@ -22,7 +22,7 @@ class CORSHeadersMiddleware(CORSMiddleware):
     def __init__(self, app: ASGIApp, settings: Settings):
         super().__init__(
             app,
-            allow_methods=("GET", "POST", "DELETE"),
+            allow_methods=("GET", "POST"),
             allow_headers=("*",),
             expose_headers=("Retry-After", "X-Request-ID", "Mcp-Session-Id"),
             allow_private_network=True,
