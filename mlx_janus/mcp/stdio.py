@@ -18,7 +18,7 @@ from mcp.server.stdio import stdio_server
 from PIL import Image
 
 from ..engine.engine import Engine
-from ..engine.messages import Event
+from ..engine.messages import Event, StoppingError
 from ..inference.results import GeneratedImage
 from ..processing.data_urls import as_data_url, base64_part, decode_base64
 from ..processing.images import decode_image, open_image, resize_and_pad
@@ -117,6 +117,8 @@ class LocalHost:
         """Start an engine and return it. Report on stderr how it went."""
         try:
             await engine.start()
+        except StoppingError:  # the client has left while the model was loading
+            raise
         except Exception as error:
             self._report(f"Error: {self.explain(error)}")
             raise

@@ -273,6 +273,18 @@ def test_a_client_is_answered_while_the_model_loads(monkeypatch: pytest.MonkeyPa
     assert janus.reports == ["janus-tiny is ready"]
 
 
+def test_a_client_that_leaves_while_the_model_loads_is_no_failure() -> None:
+    left = threading.Event()
+
+    def load() -> JanusPipeline:
+        assert left.wait(60)
+        return tiny()
+
+    with local(load) as janus:
+        threading.Timer(0.2, left.set).start()
+    assert janus.reports == []
+
+
 def test_a_model_that_cannot_be_loaded_is_tried_again() -> None:
     failures = iter([JanusError("the network is gone: try again"), JanusError("still gone")])
 
