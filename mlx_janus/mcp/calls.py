@@ -13,10 +13,17 @@ from mcp_types import ContentBlock, ImageContent, TextContent
 from ..decode.sampling import random_seed
 from ..decode.text import TextOptions
 from ..engine.engine import CANNOT_EDIT, Engine
-from ..engine.messages import Answered, AnswerRequest, DrawingRequest, Drawn, Piece, Progress
-from ..engine.messages import Event as EngineEvent
-from ..engine.messages import Request as EngineRequest
-from ..errors import OptionError
+from ..engine.messages import (
+    Answered,
+    AnswerRequest,
+    DrawingRequest,
+    Drawn,
+    Event,
+    Piece,
+    Progress,
+    Request,
+)
+from ..errors import OptionError, OutputError
 from ..inference.pathway import EditingPathway, ImageOptions
 from ..inference.results import GeneratedImage
 from ..processing.prompts import Turn
@@ -144,18 +151,28 @@ class ToolCalls:
         drawn.sort(key=lambda event: event.index)  # images may have finished in any order
         images = [event.image for event in drawn]
         content: list[ContentBlock] = [*await asyncio.to_thread(_image_content, images)]
-        paths = [await self._host.save(image) for image in images]
-        files = [str(path) for path in paths if path is not None]
-        content.append(TextContent(text=_describe(images, files)))
-        return content
+        line = f"{_describe(images)}{await self._save(images)}."
+        return [*content, TextContent(text=line)]
+
+    async def _save(self, images: Sequence[GeneratedImage]) -> str:
+        """Save images if the host saves any. Return the end of the line about them.
+
+        Images that cannot be saved are sent all the same.
+        """
+        try:
+            paths = [await self._host.save(image) for image in images]
+        except OutputError as error:
+            return f"; not saved: {error}"
+        files = ", ".join(str(path) for path in paths if path is not None)
+        return f"; saved as {files}" if files else ""
 
     async def _engine(self, progress: ProgressReporter) -> Engine:
         """Return the engine, when its model is loaded."""
         return await progress.wait(self._host.engine(), "loading the model")
 
     async def _events(
-        self, engine: Engine, request: EngineRequest, progress: ProgressReporter
-    ) -> AsyncGenerator[EngineEvent, None]:
+        self, engine: Engine, request: Request, progress: ProgressReporter
+    ) -> AsyncGenerator[Event, None]:
         """Yield the events of a request. Closing the generator cancels the request."""
         ticket = engine.submit(request)
         record = self._host.recorder()
@@ -200,15 +217,13 @@ def _image_content(images: Sequence[GeneratedImage]) -> list[ImageContent]:
     return [ImageContent(data=data, mime_type=mime_type) for data in encoded]
 
 
-def _describe(images: Sequence[GeneratedImage], files: Sequence[str]) -> str:
-    """Return the line about drawn images: their number, size, seeds and files."""
+def _describe(images: Sequence[GeneratedImage]) -> str:
+    """Return the beginning of the line about drawn images: their number, size and seeds."""
     width, height = images[0].image.size
     seeds = ", ".join(str(image.seed) for image in images)
     if len(images) == 1:
-        line = f"One image of {width} x {height} pixels, seed {seeds}"
-    else:
-        line = f"{len(images)} images of {width} x {height} pixels, seeds {seeds}"
-    return f"{line}; saved as {', '.join(files)}." if files else f"{line}."
+        return f"One image of {width} x {height} pixels, seed {seeds}"
+    return f"{len(images)} images of {width} x {height} pixels, seeds {seeds}"
 
 
 def _answer_content(event: Answered) -> list[ContentBlock]:

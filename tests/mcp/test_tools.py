@@ -273,6 +273,15 @@ def test_a_client_is_answered_while_the_model_loads(monkeypatch: pytest.MonkeyPa
     assert janus.reports == ["janus-tiny is ready"]
 
 
+def test_an_image_that_cannot_be_saved_is_sent(tmp_path: Path) -> None:
+    with local(tiny, tmp_path / "gone") as janus:
+        result = janus.call(GENERATE, prompt="a star", seed=1)
+    assert result.content[0].type == "image"
+    line = text_of(result)
+    assert line.startswith("One image of 64 x 64 pixels, seed 1; not saved: ")
+    assert "make the folder" in line
+
+
 def test_a_client_that_leaves_while_the_model_loads_is_no_failure() -> None:
     left = threading.Event()
 
