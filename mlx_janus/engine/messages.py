@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from PIL import Image
 
@@ -24,6 +25,7 @@ class AnswerRequest:
             following numbers.
         system: system prompt; None: the model's own, "": none.
         n: the number of answers.
+        with_progress: whether reading the prompt adds ``Progress`` events.
     """
 
     turns: tuple[Turn, ...]
@@ -31,6 +33,7 @@ class AnswerRequest:
     options: TextOptions
     system: str | None = None
     n: int = 1
+    with_progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class DrawingRequest:
         partial_images: the maximum number of previews of each image, evenly spaced over its steps.
             A preview is skipped if a newer one replaces it before it is decoded.
         images: the images to change, upright and RGB. Each result is made from all of them.
+        with_progress: whether each step adds a ``Progress`` event.
     """
 
     prompt: str
@@ -53,6 +57,7 @@ class DrawingRequest:
     n: int = 1
     partial_images: int = 0
     images: tuple[Image.Image, ...] = ()
+    with_progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,21 @@ class Drawn:
     input_image_tokens: int = 0  # those of the prompt's tokens that stand for images to change
 
 
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a request that has ``with_progress``.
+
+    While an answer's prompt is read, ``done`` counts the positions of the prompt. While images are
+    drawn, it counts the steps of all images of the request.
+    """
+
+    stage: Literal["read", "draw"]
+    done: int
+    total: int
+
+
 Request = AnswerRequest | DrawingRequest
-Event = Piece | Answered | Partial | Drawn
+Event = Piece | Answered | Partial | Drawn | Progress
 
 
 class BusyError(JanusError):
