@@ -794,17 +794,20 @@ def test_a_history_that_cannot_be_kept_is_done_without(here: Path, terminal: Any
     one.leave()
 
 
-# Steps slow enough to stop one, and the same tokens.
+# The first drawing and the first answer are slow enough to stop them. Tokens stay the same.
 SLOWLY = """
 import time
 from mlx_janus.inference import text_generation, vq_pathway
-def slowly(steps):
-    for step in steps:
-        time.sleep(0.2)
-        yield step
-draw, answer = vq_pathway.draw_tokens, text_generation.answer_tokens
-vq_pathway.draw_tokens = lambda *arguments: slowly(draw(*arguments))
-text_generation.answer_tokens = lambda *arguments, **options: slowly(answer(*arguments, **options))
+def slow_at_first(make_steps, seconds):
+    waits = [seconds]
+    def slowly(*arguments, **options):
+        wait = waits.pop() if waits else 0
+        for step in make_steps(*arguments, **options):
+            time.sleep(wait)
+            yield step
+    return slowly
+vq_pathway.draw_tokens = slow_at_first(vq_pathway.draw_tokens, 0.05)
+text_generation.answer_tokens = slow_at_first(text_generation.answer_tokens, 0.2)
 """
 
 
