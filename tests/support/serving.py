@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from mlx_janus.server.app import create_app
 from mlx_janus.server.connections import uvicorn_config
 from mlx_janus.server.settings import Settings
 from tests.support.fake_engine import FakeEngine
-from tests.support.programs import ROOT
+from tests.support.programs import environment
 
 CHAT, DRAW = "/v1/chat/completions", "/v1/images/generations"
 EDIT = "/v1/images/edits"
@@ -61,7 +60,7 @@ def started(
     code = f"{program}\nfrom mlx_janus.commands.serve import main\nmain(prog_name='serve')"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--port", "0", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | (env or {}),
+        env=environment(OPENBLAS_NUM_THREADS="1") | (env or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

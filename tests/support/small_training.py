@@ -1,4 +1,4 @@
-"""Janus-Tiny's training at small sizes: the same stages, with steps that take a few milliseconds."""
+"""Janus-Tiny's training at small sizes: the same stages, in quick steps."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -35,7 +34,6 @@ from mlx_janus.training.tiny.encoder import EncoderStage, edges, outlines, patch
 from mlx_janus.training.tiny.joint import JointStage, build_model
 from mlx_janus.training.tiny.recipe import (
     CODEC,
-    ENCODER,
     CodecRecipe,
     EncoderRecipe,
     JointRecipe,
@@ -44,7 +42,7 @@ from mlx_janus.training.tiny.recipe import (
 from mlx_janus.training.tiny.train import average_weights
 from mlx_janus.training.tiny.vocabulary import train_tokenizer
 from mlx_janus.worlds import shapes
-from tests.support.programs import ROOT, call, error_line, run
+from tests.support.programs import call, environment, error_line, run
 from tests.support.small_training import SMALL_CODEC, SMALL_ENCODER, small_config
 
 
@@ -246,14 +244,9 @@ def start_training(folder: Path, processes: int) -> subprocess.Popen[str]:
     arguments = [*TRAIN, "--processes", str(processes), "--output", str(folder)]
     for stage in STAGES[1:]:
         arguments += [f"--{stage}-steps", "1"]
-    environment = os.environ | {
-        "PYTHONPATH": f"{startup}{os.pathsep}{ROOT}",
-        "MLX_DISABLE_COMPILE": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
     return subprocess.Popen(
         [sys.executable, *arguments],
-        env=environment,
+        env=environment(startup, MLX_DISABLE_COMPILE="1", OPENBLAS_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
