@@ -584,7 +584,7 @@ def test_an_interrupt_after_another_signal_ends_at_once_while_the_model_loads(fi
 def test_a_signal_while_the_model_loads_ends_after_the_piece_that_is_read(
     number: int, code: int, said: str
 ) -> None:
-    with loading("time.sleep(1); return load(arguments)") as process:
+    with loading("time.sleep(0.4); return load(arguments)") as process:
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=10)
     assert (process.returncode, stdout, stderr) == (code, "", said)
