@@ -524,7 +524,7 @@ def test_the_cache_is_held_once(layers: int, window: int) -> None:
     assert mx.get_peak_memory() - held < 1.2 * cache + 2_000_000
 
 
-def _distance_of_drawn_pictures(window: int, draws: int = 1500) -> float:
+def _distance_of_drawn_pictures(window: int) -> float:
     """Return chi-square of images drawn in windows, over the likely images and all the rest."""
     model, options = toy_model(), DrawOptions(cfg_weight=2.0, temperature=0.2)
     conditional, unconditional = [1, 2, 3, 4], [1, 0, 0, 4]
@@ -538,7 +538,7 @@ def _distance_of_drawn_pictures(window: int, draws: int = 1500) -> float:
     chances = np.array(mx.softmax(logits, axis=-1), dtype=np.float64)  # (81, 4, 3)
     p = np.take_along_axis(chances, pictures[..., None], axis=-1).prod((1, 2))
     assert p.sum() == pytest.approx(1, abs=1e-4)
-    seen = np.zeros(81)
+    draws, seen = 1500, np.zeros(81)
     # Each row is drawn as if alone. A draft is accepted if it is right in every row of the pass, so
     # windows have few rows.
     per_pass = 4 if window > 1 else 60
@@ -563,7 +563,7 @@ def test_a_guess_taken_unchecked_breaks_the_law(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         mlx_janus.decode.image, "_count_accepted", lambda chosen, _: chosen.shape[1]
     )
-    assert _distance_of_drawn_pictures(4, draws=600) < 1e-8
+    assert _distance_of_drawn_pictures(4) < 1e-8
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
