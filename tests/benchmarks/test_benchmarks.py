@@ -188,7 +188,7 @@ def test_the_measured_peak_grows_with_the_pictures_as_computed() -> None:
 
 
 def test_many_clients_of_a_server_each_get_what_is_theirs() -> None:
-    outcome = call(serving.main, "--clients", 8, "--seconds", 1, "--rounds", 1)
+    outcome = call(serving.main, "--clients", 8, "--seconds", 3, "--rounds", 1)
     assert outcome.code == 0, outcome.stderr
     assert "| lost, mixed up, failed | none |" in outcome.stdout
     answers, images = re.search(r"answers, images \| (\d+), (\d+)", outcome.stdout).groups()  # type: ignore[union-attr]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlx_janus.config import JanusConfig
-from mlx_janus.training.tiny import codec, recipe
+from mlx_janus.training.tiny import codec, recipe, vocabulary
 from mlx_janus.training.tiny.recipe import TinyRecipe
 
 SMALL_CODEC = replace(recipe.CODEC, codebook_size=128, ch=2, z_channels=16)
@@ -69,3 +69,4 @@ def install() -> None:
     ):
         setattr(recipe, name, small)
     codec._SURVEY_BATCHES = 10
+    vocabulary._SCENES = 400
