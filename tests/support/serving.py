@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -11,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 from urllib.parse import urlsplit
 
 import httpx
-import uvicorn
+import uvicorn.server
 
 from mlx_janus.server.app import create_app
 from mlx_janus.server.connections import uvicorn_config
@@ -27,6 +29,17 @@ EDIT = "/v1/images/edits"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
+class _Hurried:
+    """``asyncio`` for uvicorn's server, which asks ten times a second whether it is to end."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.01))
+
+
 @contextlib.contextmanager
 def served(engine: Any, **settings: Any) -> Iterator[str]:
     """The application over an engine, in a thread; gives its address."""
@@ -36,14 +49,15 @@ def served(engine: Any, **settings: Any) -> Iterator[str]:
     config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+    with mock.patch.object(uvicorn.server, "asyncio", _Hurried()):
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+            listener.close()
 
 
 @contextlib.contextmanager
