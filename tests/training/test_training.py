@@ -66,12 +66,15 @@ def joint_stage(prompts: Prompts, steps: int, batch: int = 4) -> JointStage:
     codec = CodecStage(SMALL_CODEC, CodecRecipe(), 0)
     encoder = EncoderStage(SMALL_ENCODER, EncoderRecipe(), 0)
     trainee = JanusWithHeads(build_model(config, codec.state(), encoder.state(), 0))
-    return JointStage(
-        trainee,
-        prompts,
-        JointRecipe(steps, answering_batch=batch, drawing_batch=2 * batch, warmup=5),
-        0,
+    recipe = JointRecipe(
+        steps,
+        answering_batch=batch,
+        drawing_batch=2 * batch,
+        rate=3e-3,  # a small model learns at higher rates
+        muon_rate=0.02,
+        warmup=5,
     )
+    return JointStage(trainee, prompts, recipe, 0)
 
 
 def test_thirty_steps_lower_both_losses(prompts: Prompts, tmp_path: Path) -> None:
