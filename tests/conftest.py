@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from tests.support.fake_engine import FakeEngine
 
 mx.set_default_device(mx.cpu)  # the reference's numbers are held in float32 on a CPU, on a Mac too
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over everything that the tests import."""
+    gc.collect()
+    gc.freeze()
 
 
 class _Hurried:

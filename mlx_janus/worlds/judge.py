@@ -115,10 +115,10 @@ def _read_region(
         return None
     y, x = ndimage.center_of_mass(mask)
 
-    normalised = _normalise(mask, x, y, area)
-    masks, shapes, size_ratios = _templates()
-    differences = masks - normalised.ravel()
-    squares = (differences**2).sum(1)
+    normalised = _normalise(mask, x, y, area).ravel()
+    masks, squared_norms, shapes, size_ratios = _templates()
+    # |m - n|^2 = |m|^2 - 2 m.n + |n|^2 needs no array of the differences, which is large.
+    squares = squared_norms - 2 * (masks @ normalised) + normalised @ normalised
     step = 2 * _REACH / _GRID  # between samples, in square roots of the object's area
     misfits = squares * step**2
     best = int(misfits.argmin())
@@ -150,8 +150,8 @@ def _normalise(mask: np.ndarray, x: float, y: float, area: float) -> np.ndarray:
 
 
 @functools.cache
-def _templates() -> tuple[np.ndarray, list[str], list[float]]:
-    """Return each template's normalised mask, the name of its shape, and its size ratio.
+def _templates() -> tuple[np.ndarray, np.ndarray, list[str], list[float]]:
+    """Return each template's normalised mask, its squared norm, its shape's name and size ratio.
 
     The size ratio is the size over the square root of the area, both in pixels.
     """
@@ -168,7 +168,8 @@ def _templates() -> tuple[np.ndarray, list[str], list[float]]:
         masks.append(normalised.ravel())
         shapes.append(thing.shape)
         size_ratios.append(thing.size / math.sqrt(area))
-    return np.array(masks), shapes, size_ratios
+    stacked = np.array(masks)
+    return stacked, (stacked**2).sum(1), shapes, size_ratios
 
 
 def _template_things() -> Iterator[Thing]:

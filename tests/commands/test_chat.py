@@ -6,7 +6,6 @@ import base64
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -27,7 +26,7 @@ from mlx_janus.decode.text import TextOptions
 from mlx_janus.inference import conversation
 from mlx_janus.processing.prompts import Turn
 from tests.support.golden import FIXTURES
-from tests.support.programs import INTERRUPTIBLE, ROOT, Outcome, call, error_line
+from tests.support.programs import INTERRUPTIBLE, Outcome, call, environment, error_line
 
 PICTURE = FIXTURES / "picture.png"
 READY = "deepseek-pro-bin is ready. /help lists the commands.\n"
@@ -384,7 +383,7 @@ def test_an_absent_model_ends_it() -> None:
 def start_piped(program: str, *arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -578,9 +577,8 @@ def test_ctrl_c_and_ctrl_d_on_a_terminal(model: Path) -> None:
         f"{INTERRUPTIBLE}import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
     )
     arguments = ["-c", program, "-m", str(model), "--max-tokens", "16000"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
     terminal = pexpect.spawn(
-        sys.executable, arguments, env=environment, encoding="utf-8", timeout=30
+        sys.executable, arguments, env=environment(TERM="dumb"), encoding="utf-8", timeout=30
     )
     try:
         terminal.expect_exact("is ready")
@@ -613,26 +611,21 @@ def test_ctrl_c_and_ctrl_d_on_a_terminal(model: Path) -> None:
 class Terminal:
     """The chat on a terminal of 100 by 40, and what is to be seen on it."""
 
-    def __init__(self, folder: Path, *flags: object, before: str = "", **environment: str) -> None:
+    def __init__(self, folder: Path, *flags: object, before: str = "", **more: str) -> None:
         pexpect, pyte = pytest.importorskip("pexpect"), pytest.importorskip("pyte")
         self.eof, self.timeout = pexpect.EOF, pexpect.TIMEOUT
         chat_program = "import runpy; runpy.run_module('mlx_janus.chat', run_name='__main__')"
         program = f"{INTERRUPTIBLE}{before}{chat_program}"
-        home = {
-            "PYTHONPATH": str(ROOT),
-            "XDG_STATE_HOME": str(folder / "state"),
-            "HOME": str(folder),
-        }
         self.child = pexpect.spawn(
             sys.executable,
             ["-c", program, *map(str, flags)],
-            env={
-                **os.environ,
-                **home,
-                "TERM": "xterm-256color",
-                "PROMPT_TOOLKIT_NO_CPR": "1",
-                **environment,
-            },
+            env=environment(
+                XDG_STATE_HOME=str(folder / "state"),
+                HOME=str(folder),
+                TERM="xterm-256color",
+                PROMPT_TOOLKIT_NO_CPR="1",
+            )
+            | more,
             encoding="utf-8",
             timeout=60,
             dimensions=(40, 100),
@@ -794,17 +787,20 @@ def test_a_history_that_cannot_be_kept_is_done_without(here: Path, terminal: Any
     one.leave()
 
 
-# Steps slow enough to stop one, and the same tokens.
+# The first drawing and the first answer are slow enough to stop them. Tokens stay the same.
 SLOWLY = """
 import time
 from mlx_janus.inference import text_generation, vq_pathway
-def slowly(steps):
-    for step in steps:
-        time.sleep(0.2)
-        yield step
-draw, answer = vq_pathway.draw_tokens, text_generation.answer_tokens
-vq_pathway.draw_tokens = lambda *arguments: slowly(draw(*arguments))
-text_generation.answer_tokens = lambda *arguments, **options: slowly(answer(*arguments, **options))
+def slow_at_first(make_steps, seconds):
+    waits = [seconds]
+    def slowly(*arguments, **options):
+        wait = waits.pop() if waits else 0
+        for step in make_steps(*arguments, **options):
+            time.sleep(wait)
+            yield step
+    return slowly
+vq_pathway.draw_tokens = slow_at_first(vq_pathway.draw_tokens, 0.05)
+text_generation.answer_tokens = slow_at_first(text_generation.answer_tokens, 0.2)
 """
 
 
@@ -947,9 +943,13 @@ def test_terminals_that_show_pixels_get_the_picture(
 def test_a_prompt_stays_out_of_a_redirected_answer(model: Path, here: Path) -> None:
     pexpect = pytest.importorskip("pexpect")
     line = f'"{sys.executable}" -m mlx_janus.chat -m "{model}" --max-tokens 8 >answers.txt'
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
     terminal = pexpect.spawn(
-        "bash", ["-c", line], env=environment, encoding="utf-8", timeout=30, cwd=str(here)
+        "bash",
+        ["-c", line],
+        env=environment(TERM="dumb"),
+        encoding="utf-8",
+        timeout=30,
+        cwd=str(here),
     )
     try:
         terminal.expect_exact("> ")

@@ -33,6 +33,7 @@ from tests.support.programs import (
     ROOT,
     Outcome,
     call,
+    environment,
     error_line,
     finish,
     run,
@@ -113,9 +114,8 @@ def test_draws_to_janus_png_and_keeps_what_is_there(model: Path, here: Path) -> 
 @pytest.mark.check
 def test_stdout_is_paths_and_stderr_progress(model: Path, here: Path) -> None:
     """In a process of its own: nothing that a library prints may join the paths."""
-    done = run(
-        "-m", "mlx_janus.generate", "-m", model, "-p", PROMPT, "--n", 2, "--seed", 3, cwd=here
-    )
+    words = ("-m", model, "-p", PROMPT, "--n", 2, "--seed", 3)
+    done = run("-m", "mlx_janus.generate", *words, cwd=here, transformers=True)
     assert (done.code, done.stdout) == (0, "janus-1.png\njanus-2.png\n")
     assert re.search(r"drawing: 100%.* 16/16 .*\d images/min", done.stderr)
     assert re.findall(r"seed (\d+)", done.stderr) == ["3", "4"]
@@ -770,7 +770,7 @@ def test_a_reader_that_leaves(model: Path, here: Path) -> None:
     arguments = ["-m", "mlx_janus.generate", "-m", model, "-p", PROMPT, "--n", 3, "--exact"]
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -802,9 +802,8 @@ def test_streams_that_take_nothing_or_are_closed(
 ) -> None:
     program = f'"{sys.executable}" -m mlx_janus.generate'
     line = f'{program} -m "{model}" -p Hello --text --max-tokens 3 {redirection}'
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60
+        ["bash", "-c", line], env=environment(), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == code
     assert done.stderr.startswith(stderr)

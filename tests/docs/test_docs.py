@@ -30,7 +30,7 @@ def test_the_page_of_the_library_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 6
     (tmp_path / "page.py").write_text("\n".join(blocks))
-    done = run("page.py", cwd=tmp_path)
+    done = run("page.py", cwd=tmp_path, transformers=True)
     assert done.code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("a red circle 1 ")

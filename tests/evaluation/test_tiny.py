@@ -44,9 +44,11 @@ def scores(janus: mlx_janus.JanusPipeline) -> dict[str, float]:
     attributes = measure_attributes(janus, sizes, 0, lambda *_: None)
     right = []
     for task in ("single object", "colours", "colour attribution"):
-        for i, wanted in enumerate(drawing_prompts(task, 4, 0)):
-            drawn = janus.generate_images(wanted.prompt, n=2, seed=10 * i)
-            right += [wanted.is_met(judge.read(image.image)) for image in drawn]
+        targets = drawing_prompts(task, 4, 0)
+        seeds = [10 * i for i in range(len(targets))]
+        drawn = janus.generate_images([one.prompt for one in targets], n=2, seed=seeds)
+        for i, image in enumerate(drawn):
+            right.append(targets[i // 2].is_met(judge.read(image.image)))
     return {
         "existence": float(np.mean([answers.accuracy for answers in existence.values()])),
         "attributes": float(np.mean(list(attributes.values()))),

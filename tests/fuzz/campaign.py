@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,10 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.programs import environment
+
 from .trial import MAX_WAIT, Failure, Order
 
 _HUNG = "Timeout ("  # in what faulthandler writes
-ROOT = Path(__file__).parents[2]
 WORKER = (sys.executable, "-m", "tests.fuzz.trial")
 
 
@@ -77,7 +77,7 @@ def _run_worker(orders: Sequence[Order], findings: Findings, done: Callable[[str
         worker = subprocess.Popen(
             [*WORKER, "orders.json"],
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+            env=environment(OPENBLAS_NUM_THREADS="1"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -44,7 +44,7 @@ SLOWLY = f"""{ON_CPU}
 import time
 from mlx_janus.decode.batch import DrawingBatch
 step = DrawingBatch.step
-DrawingBatch.step = lambda batch: (time.sleep(0.1), step(batch))[1]
+DrawingBatch.step = lambda batch: (time.sleep(0.05), step(batch))[1]
 """
 
 
@@ -540,7 +540,7 @@ def test_a_drawing_keeps_no_answer_waiting_and_is_finished_before_the_server_sto
             stranger.models.list()
         stream: Any = client.images.generate(prompt="a red circle", stream=True, partial_images=3)
         events = iter(stream)
-        next(events)  # 48 steps of 0.1 seconds are left
+        next(events)  # 48 steps of 0.05 seconds are left
         client.chat.completions.create(model="default", messages=[user(QUESTION)], max_tokens=2)
         assert health(server)["drawing"] == 1
         assert [next(events).partial_image_index for _ in range(2)] == [1, 2]
@@ -584,7 +584,7 @@ def test_an_interrupt_after_another_signal_ends_at_once_while_the_model_loads(fi
 def test_a_signal_while_the_model_loads_ends_after_the_piece_that_is_read(
     number: int, code: int, said: str
 ) -> None:
-    with loading("time.sleep(1); return load(arguments)") as process:
+    with loading("time.sleep(0.4); return load(arguments)") as process:
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=10)
     assert (process.returncode, stdout, stderr) == (code, "", said)

@@ -17,9 +17,23 @@ from unittest import mock
 import click
 
 ROOT = Path(__file__).parents[2]
+_STAND_INS = Path(__file__).parent / "stand_ins"
 
 # Shells start background jobs, perhaps these tests, with SIGINT ignored; children inherit that.
 INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
+def environment(*first: Path, transformers: bool = False, **more: str) -> dict[str, str]:
+    """Return the environment of a process that imports this package.
+
+    Args:
+        first: folders in which Python looks for modules before this package.
+        transformers: whether mlx_lm imports the real transformers, as for a user. That takes a
+            second, and mlx_lm uses it only in functions that this package does not call.
+        more: further variables.
+    """
+    folders = [*first, ROOT] if transformers else [*first, _STAND_INS, ROOT]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))} | more
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ def start(program: str, *arguments: object, cwd: Path | None = None) -> subproce
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -81,12 +95,12 @@ def finish(process: subprocess.Popen[str]) -> Outcome:
     return Outcome(process.returncode, out, err)
 
 
-def run(*arguments: object, cwd: Path | None = None) -> Outcome:
-    """Run ``python`` with these arguments to its end."""
+def run(*arguments: object, cwd: Path | None = None, transformers: bool = False) -> Outcome:
+    """Run ``python`` with these arguments to its end; see ``environment`` for ``transformers``."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment(transformers=transformers),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -128,7 +142,7 @@ def run_together(lines: Sequence[Sequence[str]]) -> dict[tuple[str, ...], tuple[
     """
     done = subprocess.run(
         [sys.executable, "-c", _TOGETHER],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment(),
         input="".join(f"{json.dumps(line)}\n" for line in lines),
         stdout=subprocess.PIPE,
         text=True,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -12,20 +12,32 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 from urllib.parse import urlsplit
 
 import httpx
-import uvicorn
+import uvicorn.server
 
 from mlx_janus.server.app import create_app
 from mlx_janus.server.connections import uvicorn_config
 from mlx_janus.server.settings import Settings
 from tests.support.fake_engine import FakeEngine
-from tests.support.programs import ROOT
+from tests.support.programs import environment
 
 CHAT, DRAW = "/v1/chat/completions", "/v1/images/generations"
 EDIT = "/v1/images/edits"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+class _Hurried:
+    """``asyncio`` for uvicorn's server, which asks ten times a second whether it is to end."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.01))
 
 
 @contextlib.contextmanager
@@ -37,14 +49,15 @@ def served(engine: Any, **settings: Any) -> Iterator[str]:
     config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+    with mock.patch.object(uvicorn.server, "asyncio", _Hurried()):
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+            listener.close()
 
 
 @contextlib.contextmanager
@@ -61,7 +74,7 @@ def started(
     code = f"{program}\nfrom mlx_janus.commands.serve import main\nmain(prog_name='serve')"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--port", "0", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | (env or {}),
+        env=environment(OPENBLAS_NUM_THREADS="1") | (env or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -35,7 +34,6 @@ from mlx_janus.training.tiny.encoder import EncoderStage, edges, outlines, patch
 from mlx_janus.training.tiny.joint import JointStage, build_model
 from mlx_janus.training.tiny.recipe import (
     CODEC,
-    ENCODER,
     CodecRecipe,
     EncoderRecipe,
     JointRecipe,
@@ -44,7 +42,8 @@ from mlx_janus.training.tiny.recipe import (
 from mlx_janus.training.tiny.train import average_weights
 from mlx_janus.training.tiny.vocabulary import train_tokenizer
 from mlx_janus.worlds import shapes
-from tests.support.programs import ROOT, call, error_line, run
+from tests.support.programs import call, environment, error_line, run
+from tests.support.small_training import SMALL_CODEC, SMALL_ENCODER, small_config
 
 
 @pytest.fixture(autouse=True)
@@ -58,20 +57,24 @@ def _uncompiled() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def prompts() -> Prompts:
     tokenizer = train_tokenizer(tiny_config(1000).prompt, 0)
-    config = tiny_config(tokenizer.get_vocab_size())
+    config = small_config(tokenizer.get_vocab_size())
     return Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
 
 
 def joint_stage(prompts: Prompts, steps: int, batch: int = 4) -> JointStage:
-    config = tiny_config(prompts.tokenizer.get_vocab_size())
-    codec, encoder = CodecStage(CODEC, CodecRecipe(), 0), EncoderStage(ENCODER, EncoderRecipe(), 0)
+    config = small_config(prompts.tokenizer.get_vocab_size())
+    codec = CodecStage(SMALL_CODEC, CodecRecipe(), 0)
+    encoder = EncoderStage(SMALL_ENCODER, EncoderRecipe(), 0)
     trainee = JanusWithHeads(build_model(config, codec.state(), encoder.state(), 0))
-    return JointStage(
-        trainee,
-        prompts,
-        JointRecipe(steps, answering_batch=batch, drawing_batch=2 * batch, warmup=5),
-        0,
+    recipe = JointRecipe(
+        steps,
+        answering_batch=batch,
+        drawing_batch=2 * batch,
+        rate=3e-3,  # a small model learns at higher rates
+        muon_rate=0.02,
+        warmup=5,
     )
+    return JointStage(trainee, prompts, recipe, 0)
 
 
 def test_thirty_steps_lower_both_losses(prompts: Prompts, tmp_path: Path) -> None:
@@ -123,12 +126,13 @@ def test_the_model_is_the_mean_of_the_last_two_stages(prompts: Prompts) -> None:
 
 
 def test_thirty_steps_of_the_codec_and_the_encoder_learn() -> None:
-    codec = CodecStage(CODEC, CodecRecipe(30, unquantized_steps=20, batch=4), 0)
+    recipe = CodecRecipe(30, unquantized_steps=20, batch=4, rate=0.01, muon_rate=0.04)
+    codec = CodecStage(SMALL_CODEC, recipe, 0)
     losses = [codec.step(k)["loss"] for k in range(20)]
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     measured = codec.step(20)
     assert measured["codes_in_use"] > 100
-    encoder = EncoderStage(ENCODER, EncoderRecipe(30, batch=8), 0)
+    encoder = EncoderStage(SMALL_ENCODER, EncoderRecipe(30, batch=2), 0)
     losses = [encoder.step(k)["loss"] for k in range(30)]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
@@ -157,8 +161,8 @@ def test_the_joint_stage_leaves_the_encoder_and_the_codec_as_they_are(prompts: P
 
 def test_every_stage_trains_compiled(prompts: Prompts) -> None:
     mx.enable_compile()  # the fixture turns it off for the other tests
-    codec = CodecStage(CODEC, CodecRecipe(2, unquantized_steps=1, batch=4), 0)
-    encoder = EncoderStage(ENCODER, EncoderRecipe(1, batch=1), 0)
+    codec = CodecStage(SMALL_CODEC, CodecRecipe(2, unquantized_steps=1, batch=1), 0)
+    encoder = EncoderStage(SMALL_ENCODER, EncoderRecipe(1, batch=1), 0)
     trainee = joint_stage(prompts, 1, 1).trainee
     recipe = JointRecipe(1, answering_batch=1, drawing_batch=1, placing=1.0)
     places = JointStage(trainee, prompts, recipe, 0, "places")
@@ -176,12 +180,10 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(
 ) -> None:
     def stage() -> CodecStage | EncoderStage | JointStage:
         if name == "codec":
-            return CodecStage(CODEC, CodecRecipe(12, unquantized_steps=6, batch=2), 0)
-        return (
-            EncoderStage(ENCODER, EncoderRecipe(12, batch=2), 0)
-            if name == "encoder"
-            else joint_stage(prompts, 12, 2)
-        )
+            return CodecStage(SMALL_CODEC, CodecRecipe(12, unquantized_steps=6, batch=1), 0)
+        if name == "encoder":
+            return EncoderStage(SMALL_ENCODER, EncoderRecipe(12, batch=1), 0)
+        return joint_stage(prompts, 12, 1)
 
     def kill(_: str, done: int, __: int, ___: object) -> None:
         if done == 11:
@@ -206,7 +208,7 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(
 
 def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     def stage() -> EncoderStage:
-        return EncoderStage(ENCODER, EncoderRecipe(2, batch=2), 0)
+        return EncoderStage(SMALL_ENCODER, EncoderRecipe(2, batch=1), 0)
 
     run_stage(stage(), tmp_path, recipe="one")
     with pytest.raises(CheckpointError, match="another recipe or seed"):
@@ -218,7 +220,7 @@ def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Pa
 
 
 def test_a_checkpoint_with_other_arrays_is_refused(tmp_path: Path) -> None:
-    stage = EncoderStage(ENCODER, EncoderRecipe(1, batch=2), 0)
+    stage = EncoderStage(SMALL_ENCODER, EncoderRecipe(1, batch=1), 0)
     run_stage(stage, tmp_path, recipe="one")
     path = checkpoint_file(tmp_path, "encoder")
     state, metadata = mx.load(str(path), return_metadata=True)
@@ -231,21 +233,23 @@ def test_a_checkpoint_with_other_arrays_is_refused(tmp_path: Path) -> None:
 
 TRAIN = ["-m", "mlx_janus", "train", "tiny", "--codec-steps", "12", "--checkpoint-every", "0"]
 STAGES = ("codec", "merged", "encoder", "drawing", "joint", "places")
+SMALL_SIZES = "from tests.support import small_training\n\nsmall_training.install()\n"
 
 
 def start_training(folder: Path, processes: int) -> subprocess.Popen[str]:
-    """A run of the command, of one step for every stage after the first."""
+    """A run of the command, of one step for every stage after the first.
+
+    Python runs ``sitecustomize.py`` first, also in the processes that the command starts.
+    """
+    startup = folder / "startup"
+    startup.mkdir(exist_ok=True)
+    (startup / "sitecustomize.py").write_text(SMALL_SIZES)
     arguments = [*TRAIN, "--processes", str(processes), "--output", str(folder)]
     for stage in STAGES[1:]:
         arguments += [f"--{stage}-steps", "1"]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "MLX_DISABLE_COMPILE": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
     return subprocess.Popen(
         [sys.executable, *arguments],
-        env=environment,
+        env=environment(startup, MLX_DISABLE_COMPILE="1", OPENBLAS_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -272,6 +276,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.check
 def test_the_command_trains_a_model(trained: Path) -> None:
     assert {line["stage"] for line in read_log(trained / "log.jsonl")} == set(STAGES)
+    assert (trained / "model" / "model.safetensors").stat().st_size < 1_000_000  # small sizes
     assert (trained / "losses.png").stat().st_size > 1000
     janus = mlx_janus.load(trained / "model")
     assert janus.generate_images("a red circle", seed=1)[0].image.size == (64, 64)
@@ -285,7 +290,7 @@ def test_the_command_survives_a_kill(tmp_path: Path, trained: Path) -> None:
         while not checkpoint_file(tmp_path, "codec").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
-            time.sleep(0.05)
+            time.sleep(0.01)
     finally:
         process.kill()
         process.communicate()
@@ -464,10 +469,10 @@ def test_the_tokenizer_reads_what_it_has_never_seen(prompts: Prompts) -> None:
 
 
 def test_the_log_forgets_a_line_that_a_kill_cut(tmp_path: Path) -> None:
-    run_stage(EncoderStage(ENCODER, EncoderRecipe(1, batch=2), 0), tmp_path, recipe="one")
+    run_stage(EncoderStage(SMALL_ENCODER, EncoderRecipe(1, batch=1), 0), tmp_path, recipe="one")
     log = tmp_path / "log.jsonl"
     log.write_text(log.read_text() + '{"stage": "enc')
-    run_stage(EncoderStage(ENCODER, EncoderRecipe(1, batch=2), 0), tmp_path, recipe="one")
+    run_stage(EncoderStage(SMALL_ENCODER, EncoderRecipe(1, batch=1), 0), tmp_path, recipe="one")
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1]
 
 
