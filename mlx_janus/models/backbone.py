@@ -101,6 +101,29 @@ def add_rows(cache: RaggedCache, other: RaggedCache) -> None:
         layer.extend(other_layer)
 
 
+def to_ragged_cache(cache: Cache) -> RaggedCache:
+    """Move the contents of a cache of one row, which becomes empty, into a new ragged cache."""
+    ragged = []
+    for layer in cache:
+        moved = BatchKVCache([0])
+        moved.state = (
+            layer.keys,
+            layer.values,
+            mx.array([layer.offset]),
+            mx.array([0]),
+            layer.offset,
+        )
+        layer.state = (None, None, 0)
+        ragged.append(moved)
+    return ragged
+
+
+def take_out_row(cache: RaggedCache, row: int, other: Cache) -> None:
+    """Replace the contents of ``other`` by a copy of one row, without its padding."""
+    for layer, other_layer in zip(cache, other, strict=True):
+        other_layer.state = layer.extract(row).state
+
+
 def fill_cache(
     cache: Cache,
     config: LlamaConfig,
@@ -120,8 +143,8 @@ def fill_cache(
         layer.state = (keys, values, positions)
 
 
-def trim_cache(cache: Cache, positions: int) -> None:
-    """Remove the last ``positions`` positions from a cache."""
+def trim_cache(cache: Cache | RaggedCache, positions: int) -> None:
+    """Remove the last ``positions`` positions from each row of a cache."""
     for layer in cache:
         layer.trim(positions)
 
