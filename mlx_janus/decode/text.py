@@ -220,7 +220,8 @@ def _answer_in_grammar(
             yield from TokenScores(log_softmax(own_logits), tokens, options.top_logprobs).read()
         else:
             yield AnswerToken(token)
-        own_logits = next_logits
+        if room:
+            own_logits = next_logits
     if constraint.complete:
         yield AnswerToken(constraint.end)
 
