@@ -6,6 +6,7 @@ its seed and positions. So the other answers can change it only through rounding
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from typing import cast
@@ -20,7 +21,6 @@ from ..models.backbone import (
     keep_rows,
     take_out_row,
     to_ragged_cache,
-    trim_cache,
 )
 from ..models.janus import JanusModel
 from .constraint import Constraint
@@ -150,11 +150,15 @@ class BatchAnswer(Iterator[AnswerToken]):
         return token
 
     def add(self, token: int) -> None:
-        """Add the newest token. If the answer is complete JSON at its end, an end token follows.
+        """Add the newest token, unless the answer has failed.
+
+        If the answer is complete JSON at its end, an end token follows.
 
         Raises:
             OptionError: the grammar has become too complex.
         """
+        if self.error is not None:
+            return
         if self._constraint is not None:
             self._constraint.add(token)
         self._ids.append(token)
@@ -299,50 +303,39 @@ class AnswerBatch:
     def _advance(self) -> None:
         """Do the work of ``step``.
 
-        The pass over the newest tokens is queued before they are read. Masks of the next tokens are
-        computed during the pass.
+        The pass over the newest tokens is built before they are read, and started after that. A
+        pass that starts during the previous one could not write into the cache in place, because
+        the previous one still reads it. Masks of the next tokens are computed during the pass.
         """
         answers = self.answers
         tokens = self._tokens
         # Answers that end with their newest token need no further pass.
         self.remove([answer for answer in answers if not answer.room])
-        self._queue_pass()
-        self._add_tokens(answers, cast(list[int], tokens.tolist()))
+        before_pass = [layer.state for layer in self._cache]
+        logits = self._pass_over(self._tokens)
+        ids = cast(list[int], tokens.tolist())  # waits for the previous pass
+        allowed = _allowed_tokens(answers, ids)
+        if any(allowed[answer] != ids[index] for index, answer in enumerate(answers)):
+            for layer, state in zip(self._cache, before_pass, strict=True):
+                layer.state = state
+            kept = [allowed[answer] for answer in self.answers]
+            logits = self._pass_over(mx.array(kept, tokens.dtype))
+        del before_pass  # otherwise the pass would copy the cache
+        mx.async_eval(logits)
+        self._logits = logits
+        for answer in answers:
+            with _ended_by_errors(answer):
+                answer.add(allowed[answer])
         self.remove([answer for answer in self.answers if answer.error or answer.complete])
         self._choose_next_tokens()
 
-    def _queue_pass(self) -> None:
-        """Start the pass that reads the newest tokens."""
+    def _pass_over(self, tokens: mx.array) -> mx.array:
+        """Return the logits after the newest tokens, (n,): (n, V), not evaluated."""
         if not self.answers:
-            return
-        embeddings = self._model.embed_text(self._tokens[:, None])
+            return mx.zeros((0, 0))
+        embeddings = self._model.embed_text(tokens[:, None])
         hidden = self._model.hidden_states(embeddings, self._cache)
-        self._logits = self._model.text_logits(hidden[:, 0])
-        mx.async_eval(self._logits)
-
-    def _add_tokens(self, answers: Sequence[BatchAnswer], ids: Sequence[int]) -> None:
-        """Add its newest token to every answer.
-
-        If a grammar refuses a token, the pass is repeated with another one.
-
-        Args:
-            answers: the answers of the newest tokens, including those that have just left.
-            ids: the newest tokens.
-        """
-        accepted = {}
-        for answer, token in zip(answers, ids, strict=True):
-            try:
-                accepted[answer] = answer.allowed_token(token)
-                answer.add(accepted[answer])
-            except Exception as error:
-                answer.error = error
-                accepted[answer] = token
-        read = dict(zip(answers, ids, strict=True))
-        if any(accepted[answer] != read[answer] for answer in self.answers):
-            trim_cache(self._cache, 1)
-            kept = [accepted[answer] for answer in self.answers]
-            self._tokens = mx.array(kept, self._tokens.dtype)
-            self._queue_pass()
+        return self._model.text_logits(hidden[:, 0])
 
     def _choose_next_tokens(self) -> None:
         """Choose the tokens after the newest ones, which become the newest ones."""
@@ -351,15 +344,36 @@ class AnswerBatch:
         assert self._logits is not None  # ``_queue_pass`` has set it
         prepared = []
         for index, answer in enumerate(self.answers):
-            try:
+            with _ended_by_errors(answer):
                 prepared.append(answer.prepare(self._logits[index : index + 1]))
-            except Exception as error:
-                answer.error = error
         self.remove([answer for answer in self.answers if answer.error])
         if self.answers:
             self._tokens = _choose(self._logits, prepared, self.answers)
             self._logits = None
             mx.async_eval(self._tokens, *(answer.next_key for answer in self.answers))
+
+
+@contextlib.contextmanager
+def _ended_by_errors(answer: BatchAnswer) -> Iterator[None]:
+    """Keep an error of the block as the error that ends an answer."""
+    try:
+        yield
+    except Exception as error:
+        answer.error = error
+
+
+def _allowed_tokens(answers: Sequence[BatchAnswer], ids: Sequence[int]) -> dict[BatchAnswer, int]:
+    """Return each answer's newest token, or another one where a grammar refuses it.
+
+    Args:
+        answers: the answers.
+        ids: their newest tokens.
+    """
+    allowed = dict(zip(answers, ids, strict=True))
+    for answer, token in zip(answers, ids, strict=True):
+        with _ended_by_errors(answer):
+            allowed[answer] = answer.allowed_token(token)
+    return allowed
 
 
 def _choose(

@@ -143,8 +143,8 @@ def fill_cache(
         layer.state = (keys, values, positions)
 
 
-def trim_cache(cache: Cache | RaggedCache, positions: int) -> None:
-    """Remove the last ``positions`` positions from each row of a cache."""
+def trim_cache(cache: Cache, positions: int) -> None:
+    """Remove the last ``positions`` positions from a cache."""
     for layer in cache:
         layer.trim(positions)
 

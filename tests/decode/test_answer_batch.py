@@ -180,7 +180,7 @@ def test_logits_do_not_depend_on_the_other_rows(janus: JanusPipeline) -> None:
         assert np.abs(found - wanted).max() < 1e-4 * wanted.std()
 
 
-def test_a_grammar_that_refuses_tokens_repeats_the_pass_for_all(
+def test_a_grammar_that_refuses_tokens_changes_no_other_answer(
     janus: JanusPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = []

@@ -150,7 +150,7 @@ def test_a_pass_that_fails_ends_the_answers_of_the_batch_only(
         tickets = [engine.submit(lasting(picture, 1)) for picture in pictures[:2]]
         drawing = asyncio.create_task(events(engine.submit(draw("a star", 3))))
         await asyncio.gather(*map(anext, tickets))
-        monkeypatch.setattr(AnswerBatch, "_queue_pass", failing)
+        monkeypatch.setattr(AnswerBatch, "_pass_over", failing)
         for ticket in tickets:
             with pytest.raises(MemoryError):
                 await events(ticket)
