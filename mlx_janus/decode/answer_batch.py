@@ -19,6 +19,8 @@ from ..models.backbone import (
     add_rows,
     cache_arrays,
     keep_rows,
+    restore,
+    snapshot,
     take_out_row,
     to_ragged_cache,
 )
@@ -189,7 +191,8 @@ class AnswerBatch:
         self._cache: RaggedCache = []  # KV cache with one row for each answer
         # The newest tokens, (n,): neither added to the answers nor read by the model yet.
         self._tokens = mx.zeros((0,), mx.uint32)
-        self._logits: mx.array | None = None  # (n, V), of the tokens after those
+        # (n, V), of the tokens after those. Only during a step.
+        self._logits: mx.array | None = None
 
     def add(
         self,
@@ -311,13 +314,12 @@ class AnswerBatch:
         tokens = self._tokens
         # Answers that end with their newest token need no further pass.
         self.remove([answer for answer in answers if not answer.room])
-        before_pass = [layer.state for layer in self._cache]
+        before_pass = snapshot(self._cache)
         logits = self._pass_over(self._tokens)
         ids = cast(list[int], tokens.tolist())  # waits for the previous pass
         allowed = _allowed_tokens(answers, ids)
         if any(allowed[answer] != ids[index] for index, answer in enumerate(answers)):
-            for layer, state in zip(self._cache, before_pass, strict=True):
-                layer.state = state
+            restore(self._cache, before_pass)
             kept = [allowed[answer] for answer in self.answers]
             logits = self._pass_over(mx.array(kept, tokens.dtype))
         del before_pass  # otherwise the pass would copy the cache
@@ -328,6 +330,7 @@ class AnswerBatch:
                 answer.add(allowed[answer])
         self.remove([answer for answer in self.answers if answer.error or answer.complete])
         self._choose_next_tokens()
+        self._logits = None
 
     def _pass_over(self, tokens: mx.array) -> mx.array:
         """Return the logits after the newest tokens, (n,): (n, V), not evaluated."""
@@ -341,7 +344,7 @@ class AnswerBatch:
         """Choose the tokens after the newest ones, which become the newest ones."""
         if not self.answers:
             return
-        assert self._logits is not None  # ``_queue_pass`` has set it
+        assert self._logits is not None  # ``_advance`` has set it
         prepared = []
         for index, answer in enumerate(self.answers):
             with _ended_by_errors(answer):
@@ -349,7 +352,6 @@ class AnswerBatch:
         self.remove([answer for answer in self.answers if answer.error])
         if self.answers:
             self._tokens = _choose(self._logits, prepared, self.answers)
-            self._logits = None
             mx.async_eval(self._tokens, *(answer.next_key for answer in self.answers))
 
 

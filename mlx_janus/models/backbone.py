@@ -124,6 +124,25 @@ def take_out_row(cache: RaggedCache, row: int, other: Cache) -> None:
         other_layer.state = layer.extract(row).state
 
 
+def snapshot(cache: RaggedCache) -> list[Any]:
+    """Return the contents of a cache before a pass, for ``restore``.
+
+    Delete them before the pass is evaluated: it would copy the arrays as long as they are held.
+    """
+    contents = []
+    for layer in cache:
+        keys, values, *positions = layer.state
+        # The pass replaces the contents of the array objects, so refer to them by other objects.
+        contents.append((keys[...], values[...], *positions))
+    return contents
+
+
+def restore(cache: RaggedCache, contents: Sequence[Any]) -> None:
+    """Undo a pass that was built but not evaluated."""
+    for layer, state in zip(cache, contents, strict=True):
+        layer.state = state
+
+
 def fill_cache(
     cache: Cache,
     config: LlamaConfig,

@@ -17,7 +17,14 @@ from mlx_janus.decode.grammar import Grammar, schema_grammar
 from mlx_janus.decode.logprobs import AnswerToken
 from mlx_janus.decode.text import TextOptions, answer_tokens
 from mlx_janus.errors import OptionError
-from mlx_janus.models.backbone import Cache, add_rows, cache_arrays, to_ragged_cache
+from mlx_janus.models.backbone import (
+    Cache,
+    add_rows,
+    cache_arrays,
+    restore,
+    snapshot,
+    to_ragged_cache,
+)
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.pipeline import JanusPipeline
 from mlx_janus.processing.prompts import Turn
@@ -274,3 +281,22 @@ def test_a_prompt_that_fails_does_not_touch_the_batch(
     with pytest.raises(ValueError, match="rms_norm"):
         batch.add(mx.zeros((4, 3)), broken.options, janus.model.make_cache())
     assert_same(list(answer), asked(1).alone(janus))
+
+
+def test_a_pass_that_was_built_can_be_undone(janus: JanusPipeline) -> None:
+    """A pass with a refused token is neither evaluated nor kept."""
+    batch = AnswerBatch(janus.model)
+    answers = [asked(number).join(batch, janus) for number in (1, 2)]
+    batch.step()
+    cache = batch._cache
+    mx.eval(cache_arrays(cache))
+    position = cache[0].size()
+    before = snapshot(cache)
+    other = janus.model.hidden_states(janus.model.embed_text(mx.array([[9], [9]])), cache)
+    restore(cache, before)
+    assert [layer.size() for layer in cache] == [position] * len(cache)
+    for array in cache_arrays(cache):
+        assert not np.array(array)[..., position, :].any()
+    del before, other
+    for number, answer in zip((1, 2), answers, strict=True):
+        assert_same(list(answer), asked(number).alone(janus))
