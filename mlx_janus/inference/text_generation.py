@@ -218,9 +218,9 @@ def answer_events(
     # The answer ends at the end of the context.
     room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
+    answer = _Answer(janus.prompts, options, prompt.continues)
     tokens = _start_answer(janus, embeddings[done:], options, cache, prompt.ids, batch)
     del embeddings  # otherwise they would be held until the end of the answer
-    answer = _Answer(janus.prompts, options, prompt.continues)
     first_at = 0.0  # time of the first token; 0: none yet
     try:
         if isinstance(tokens, BatchAnswer):
