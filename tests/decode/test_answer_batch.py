@@ -102,6 +102,7 @@ def assert_same(tokens: list[AnswerToken], wanted: list[AnswerToken]) -> None:
         assert [id_ for id_, _ in token.top] == [id_ for id_, _ in other.top]
 
 
+@pytest.mark.check
 def test_answers_join_at_any_step_and_each_is_as_alone(janus: JanusPipeline) -> None:
     """Different prompts, lengths, sampling and grammars; some are given up."""
     choice = random.Random(5)
@@ -109,7 +110,7 @@ def test_answers_join_at_any_step_and_each_is_as_alone(janus: JanusPipeline) -> 
     running: dict[BatchAnswer, Asked] = {}
     found: dict[BatchAnswer, list[AnswerToken]] = {}
     most = 0
-    waiting = [asked(number, choice.randint(1, 24)) for number in range(18)]
+    waiting = [asked(number, choice.randint(1, 16)) for number in range(14)]
     given_up = []
     while waiting or running:
         while waiting and len(running) < 6 and choice.random() < 0.6:
@@ -123,7 +124,7 @@ def test_answers_join_at_any_step_and_each_is_as_alone(janus: JanusPipeline) -> 
             token = next(answer, None)
             if token is not None:
                 found[answer].append(token)
-            if token is None or choice.random() < 0.01:
+            if token is None or choice.random() < 0.02:
                 answer.close()
                 wanted = running.pop(answer).alone(janus)
                 if token is not None:
