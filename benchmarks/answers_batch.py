@@ -177,9 +177,7 @@ def main(
     answers = Answers(model, prefix, options)
     comparisons = compare(answers, repeats)
     click.echo(f"Machine: {machine()}")
-    click.echo(
-        f"{name}, {model.dtype}: {count} answers of {tokens} tokens after {prefix} positions"
-    )
+    click.echo(f"{name}: {count} answers of {tokens} tokens after {prefix} positions")
     click.echo(f"largest difference of a logit: {answers.largest_difference():.1e} deviations\n")
     click.echo("| run | in a row, s | at once, s | share | share of CPU time | equal answers |")
     click.echo("|---|---|---|---|---|---|")
@@ -190,6 +188,9 @@ def main(
             f"| {number} | {row.wall:.2f} | {batch.wall:.2f} | {batch.wall / row.wall:.2f} "
             f"| {batch.cpu / row.cpu:.2f} | {run.equal} of {count} |"
         )
+    wall = np.median([run.at_once.wall / run.in_a_row.wall for run in comparisons])
+    cpu = np.median([run.at_once.cpu / run.in_a_row.cpu for run in comparisons])
+    click.echo(f"\nmedian share: {wall:.2f}, of CPU time {cpu:.2f}")
 
 
 if __name__ == "__main__":
