@@ -97,13 +97,7 @@ def answer_tokens(
     Raises:
         OptionError: the grammar becomes too complex during the answer.
     """
-    changes = LogitChanges(
-        options.logit_bias,
-        options.repetition_penalty,
-        options.presence_penalty,
-        options.frequency_penalty,
-        ids,
-    )
+    changes = answer_changes(options, ids)
     with weights_wired():
         if constraint is not None:
             yield from _answer_in_grammar(model, embeddings, options, changes, cache, constraint)
@@ -115,7 +109,18 @@ def answer_tokens(
             )
 
 
-def _choose(logprobs: mx.array, keys: mx.array, options: TextOptions) -> mx.array:
+def answer_changes(options: TextOptions, ids: Sequence[int]) -> LogitChanges:
+    """Return the bias and penalties of an answer to the prompt ``ids``."""
+    return LogitChanges(
+        options.logit_bias,
+        options.repetition_penalty,
+        options.presence_penalty,
+        options.frequency_penalty,
+        ids,
+    )
+
+
+def choose_tokens(logprobs: mx.array, keys: mx.array, options: TextOptions) -> mx.array:
     """Choose a token for each row of log-probabilities, as the options say.
 
     Args:
@@ -129,7 +134,7 @@ def _choose(logprobs: mx.array, keys: mx.array, options: TextOptions) -> mx.arra
     return choose(logprobs, keys, options.temperature, options.top_p, options.top_k, options.min_p)
 
 
-def _log_softmax(logits: mx.array) -> mx.array:
+def log_softmax(logits: mx.array) -> mx.array:
     """Return the log-probabilities of each row of logits."""
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
@@ -151,10 +156,10 @@ def _answer_one_by_one(
         """Choose the next token of one row, with the next key of the sequence."""
         nonlocal key
         key, step_key = mx.random.split(key)
-        tokens = _choose(logprobs, step_key[None], options)
+        tokens = choose_tokens(logprobs, step_key[None], options)
         if options.logprobs:
             own_logits = network.own_logits
-            own_logprobs = logprobs if own_logits is None else _log_softmax(own_logits)
+            own_logprobs = logprobs if own_logits is None else log_softmax(own_logits)
             scores.append(TokenScores(own_logprobs, tokens, options.top_logprobs))
         return tokens
 
@@ -200,8 +205,8 @@ def _answer_in_grammar(
         room = options.max_tokens - len(answer) - 1  # tokens that may follow this one
         next_logits = own_logits  # replaced if a token may follow
         while allowed is not None:
-            logprobs = _log_softmax(mx.where(allowed, logits, -mx.inf))
-            tokens = _choose(logprobs, step_key[None], options)
+            logprobs = log_softmax(mx.where(allowed, logits, -mx.inf))
+            tokens = choose_tokens(logprobs, step_key[None], options)
             if room:
                 hidden = model.hidden_states(model.embed_text(tokens[None]), cache)[0]
                 next_logits = model.text_logits(hidden)
@@ -213,10 +218,11 @@ def _answer_in_grammar(
         constraint.add(token)
         answer.append(token)
         if options.logprobs:
-            yield from TokenScores(_log_softmax(own_logits), tokens, options.top_logprobs).read()
+            yield from TokenScores(log_softmax(own_logits), tokens, options.top_logprobs).read()
         else:
             yield AnswerToken(token)
-        own_logits = next_logits
+        if room:
+            own_logits = next_logits
     if constraint.complete:
         yield AnswerToken(constraint.end)
 
@@ -295,9 +301,9 @@ class _WindowChoice:
         if self._changes:
             logits = self._changes.each_row(own_logits, [*answer, *draft])
         keys = mx.stack(self._step_keys[len(answer) : end])
-        tokens = _choose(_log_softmax(logits), keys, self._options)
+        tokens = choose_tokens(log_softmax(logits), keys, self._options)
         if self._options.logprobs:
-            return TokenScores(_log_softmax(own_logits), tokens, self._options.top_logprobs).read()
+            return TokenScores(log_softmax(own_logits), tokens, self._options.top_logprobs).read()
         return [AnswerToken(token) for token in cast(list[int], tokens.tolist())]
 
 

@@ -55,7 +55,7 @@ class Engine:
     """
 
     def __init__(
-        self, load: Callable[[], LoadedModel], *, max_waiting: int = 64, max_answers: int = 4
+        self, load: Callable[[], LoadedModel], *, max_waiting: int = 64, max_answers: int = 8
     ):
         self._load = load
         self._max_waiting = max_waiting

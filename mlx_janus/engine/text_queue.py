@@ -9,6 +9,7 @@ from functools import cached_property
 
 import mlx.core as mx
 
+from ..decode.answer_batch import AnswerBatch
 from ..inference.loaded import LoadedModel
 from ..inference.prefix_cache import ImageFeatureCache, Key, PrefixCache, image_digest
 from ..inference.text_generation import Finished, PromptRead, Token
@@ -53,24 +54,24 @@ class TextScheduler:
         self.running: list[TextTask] = []
         self._janus = janus
         self._max_running = max_running
+        self._batch = AnswerBatch(janus.model)
         self._features = ImageFeatureCache(janus, _MAX_IMAGE_FEATURES)
         self._prefix_caches: list[PrefixCache] = []  # the most recently used one is the last
 
     @property
     def needed_bytes(self) -> int:
         """Peak bytes of the running answers, including memory that they hold already."""
-        return self._sum_peak_bytes(self.running)
+        return self._peak_bytes(self.running)
 
-    def _sum_peak_bytes(self, tasks: Sequence[TextTask]) -> int:
-        """Return the peak bytes of the KV caches of several requests."""
-        return sum(self._peak_bytes(task) for task in tasks)
+    def _peak_bytes(self, tasks: Sequence[TextTask]) -> int:
+        """Return the bytes of the KV cache of several requests after the longest possible answers.
 
-    def _peak_bytes(self, task: TextTask) -> int:
-        """Return the bytes of a request's KV cache after the longest possible answer."""
+        All rows of the batch are as long as its longest one.
+        """
         config = self._janus.config.language
-        wanted = len(task.ids) + task.request.options.max_tokens
+        wanted = max((len(task.ids) + task.request.options.max_tokens for task in tasks), default=0)
         positions = min(wanted, config.max_position_embeddings)
-        return cache_bytes(config, 1, positions, self._janus.model.dtype.size)
+        return cache_bytes(config, len(tasks), positions, self._janus.model.dtype.size)
 
     def choose(self, images_running: bool, image_bytes: int) -> tuple[list[TextTask], bool]:
         """Take from the queue the requests that may start now.
@@ -88,7 +89,7 @@ class TextScheduler:
         chosen: list[TextTask] = []
         while self.waiting and len(self.running) + len(chosen) < self._max_running:
             answers = [*self.running, *chosen, self.waiting[0]]
-            needed = image_bytes + self._sum_peak_bytes(answers)
+            needed = image_bytes + self._peak_bytes(answers)
             anything_running = images_running or self.running or chosen
             if anything_running and not self._make_room(needed):
                 return chosen, True
@@ -117,11 +118,13 @@ class TextScheduler:
             self.running.append(task)
 
     def step(self) -> None:
-        """Advance every answer by a token, and read one image or one chunk of one prompt.
+        """Advance every answer by a token, and read one part of one image or of one prompt.
 
-        The other prompts wait, because reading several chunks in a round would delay the next token
-        of every answer. A failure ends only its own request.
+        A part of an image is a block of the encoder. The other prompts wait, because reading
+        several parts in a round would delay the next token of every answer. A failure ends only its
+        own request, except for a failure of the pass that all answers share.
         """
+        self._batch.step()
         first_reading = next((task for task in self.running if task.reading), None)
         for task in list(self.running):
             if task.reading and task is not first_reading:  # it waits until the first has been read
@@ -159,7 +162,7 @@ class TextScheduler:
         """Generate a request's answers one after the other, each from the best prefix cache.
 
         Yields:
-            None after each image, each chunk of the prompt and each token, so that the scheduler
+            None after each part of an image or of the prompt, and each token, so that the scheduler
                 can advance the other requests.
         """
         request = task.request
@@ -178,10 +181,11 @@ class TextScheduler:
                 options,
                 step=_PREFILL_STEP,
                 continues=request.turns[-1].role == "assistant",
+                batch=self._batch,
             )
             try:
                 for event in events:
-                    task.reading = isinstance(event, PromptRead)
+                    task.reading = isinstance(event, PromptRead) and event.done < event.total
                     if isinstance(event, PromptRead) and request.with_progress:
                         task.ticket.add_event(Progress("read", event.done, event.total))
                     # With log-probabilities, a token without text is a piece, too.

@@ -6,7 +6,7 @@ import gc
 import re
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import mlx.core as mx
@@ -282,6 +282,22 @@ class LoadedModel:
                 mx.eval(encoded)
                 features.append(encoded)
         return features
+
+    def encode_in_parts(self, pixels: np.ndarray) -> Generator[None, None, mx.array]:
+        """Encode one image in short parts; return the same features as ``encode`` does for it.
+
+        Args:
+            pixels: the pixels as preprocessed for the encoder, (H, W, 3).
+
+        Yields:
+            None after each part, such as a block of the encoder.
+        """
+        self.load_weights_for("encode")
+        batch = mx.array(pixels)[None]  # (1, H, W, 3)
+        for encoded in self.model.understand_in_parts(batch):
+            mx.eval(encoded)
+            yield
+        return encoded[0]
 
     def close(self) -> None:
         """Free the model's memory and end its thread, after a running step has ended.

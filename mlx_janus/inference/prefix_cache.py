@@ -27,6 +27,7 @@ from .loaded import LoadedModel, Stopwatch
 from .text_generation import Finished, Prompt, TextEvent, answer_events
 
 if TYPE_CHECKING:
+    from ..decode.answer_batch import AnswerBatch
     from ..decode.text import TextOptions
 
 Key = int | tuple[str, int]
@@ -89,8 +90,9 @@ class ImageFeatureCache:
         Returns:
             (positions, hidden) arrays. Together they have a row for each image position, in order.
         """
-        for _ in self.encode(keys, images, stopwatch):  # encodes an image in each iteration
-            pass
+        for digest in self._unencoded(keys):
+            pixels = preprocess(images[digest], self._janus.config.image)
+            self._features[digest] = self._janus.encode([pixels], stopwatch)[0]
         image_keys = [key for key in keys if isinstance(key, tuple)]
         features = []
         for digest, group in itertools.groupby(image_keys, key=operator.itemgetter(0)):
@@ -102,28 +104,33 @@ class ImageFeatureCache:
         return features
 
     def encode(
-        self,
-        keys: Sequence[Key],
-        images: Mapping[str, Image.Image],
-        stopwatch: Stopwatch | None = None,
-    ) -> Iterator[None]:
-        """Encode those images among ``keys`` that are not held yet, and yield after each.
+        self, keys: Sequence[Key], images: Mapping[str, Image.Image]
+    ) -> Generator[None, None, None]:
+        """Encode those images among ``keys`` that are not held yet, in short parts.
 
         More images than the limit may be held afterwards, until the next ``features_at``.
 
         Args:
             keys: keys of positions of a prompt.
             images: the images of these positions, by digest.
-            stopwatch: times the encoding; None: no timing.
+
+        Yields:
+            None after each part, such as a block of the encoder.
+        """
+        for digest in self._unencoded(keys):
+            pixels = preprocess(images[digest], self._janus.config.image)
+            self._features[digest] = yield from self._janus.encode_in_parts(pixels)
+
+    def _unencoded(self, keys: Sequence[Key]) -> Iterator[str]:
+        """Yield the digests among ``keys`` whose features are not held; the caller encodes each.
+
+        All images of ``keys`` become the most recently used ones.
         """
         # A dict drops repeated digests and keeps their order.
         digests = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))
         for digest in digests:
             if digest not in self._features:
-                pixels = preprocess(images[digest], self._janus.config.image)
-                features = self._janus.encode([pixels], stopwatch)
-                self._features[digest] = features[0]
-                yield
+                yield digest
             self._features.move_to_end(digest)  # now the most recently used
 
 
@@ -186,6 +193,7 @@ class PrefixCache:
         *,
         step: int = PREFILL_STEP,
         continues: bool = False,
+        batch: AnswerBatch | None = None,
     ) -> Generator[TextEvent, None, None]:
         """Read the uncached part of a prompt, and answer. Closing the generator ends the answer.
 
@@ -200,6 +208,8 @@ class PrefixCache:
             options: sampling and length.
             step: prompt positions read between two events.
             continues: whether the prompt ends with the beginning of the answer.
+            batch: generates the answer, as ``answer_events`` says. It holds the positions of this
+                cache until the answer ends.
 
         Yields:
             The events of ``answer_events``: progress in the prompt, tokens, and the result.
@@ -209,7 +219,7 @@ class PrefixCache:
         cached = len(self.keys)  # prompt positions in the cache
         features = partial(feature_cache.features_at, keys[cached:], images)
         prompt = Prompt(ids, features, cache, cached, step, continues)
-        events = answer_events(self._janus, prompt, options)
+        events = answer_events(self._janus, prompt, options, batch)
         consistent = False  # whether all layers hold the same positions
         try:
             for event in events:

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import mlx.core as mx
 import numpy as np
 
+from ..decode.answer_batch import AnswerBatch, BatchAnswer
 from ..decode.grammar import schema_grammar
 from ..decode.logprobs import AnswerToken
 from ..decode.prefill import prefill
@@ -179,13 +180,25 @@ class Prompt:
 
 
 def answer_events(
-    janus: LoadedModel, prompt: Prompt, options: TextOptions
+    janus: LoadedModel,
+    prompt: Prompt,
+    options: TextOptions,
+    batch: AnswerBatch | None = None,
 ) -> Generator[TextEvent, None, None]:
     """Answer a prompt. Closing the generator ends the answer within a step.
 
+    Args:
+        janus: the model.
+        prompt: the prompt.
+        options: sampling and length.
+        batch: generates the answer together with others, unless it has ``lookup``. The events up
+            to the last ``PromptRead`` add the answer to the batch; then each step of the batch
+            makes one more ``Token`` ready. None: the answer is generated alone.
+
     Yields:
-        ``PromptRead`` after each part of ``prompt.step`` positions, except after the last part;
-        ``Token`` for each token of the answer, except for an end token; then ``Finished``.
+        ``PromptRead`` after each part of ``prompt.step`` positions, except after the last part,
+        and in a batch after the last part, too; ``Token`` for each token of the answer, except for
+        an end token; then ``Finished``.
     """
     if prompt.reset_peak:
         mx.reset_peak_memory()
@@ -198,23 +211,20 @@ def answer_events(
     cache = prompt.cache or janus.model.make_cache()
     embeddings = embed_prompt(janus, prompt.ids[prompt.read :], features)
     del features  # otherwise they would be held until the end of the answer
-    done = 0  # positions of ``embeddings`` that ``prefill`` reads; ``answer_tokens`` reads the rest
+    done = 0  # positions of ``embeddings`` that ``prefill`` reads; ``_start_answer`` reads the rest
     for done, _ in prefill(janus.model, embeddings[None], cache, prompt.step, unread=prompt.step):
         yield PromptRead(prompt.read + done, len(prompt.ids))
         janus.load_weights_for("answer")  # another task may have freed them
     # The answer ends at the end of the context.
     room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
-    constraint = None
-    if options.grammar is not None:
-        constraint = janus.grammars.constraint(options.grammar, options.max_tokens)
-    tokens = answer_tokens(
-        janus.model, embeddings[done:], options, cache, ids=prompt.ids, constraint=constraint
-    )
-    del embeddings  # otherwise they would be held until the end of the answer
     answer = _Answer(janus.prompts, options, prompt.continues)
+    tokens = _start_answer(janus, embeddings[done:], options, cache, prompt.ids, batch)
+    del embeddings  # otherwise they would be held until the end of the answer
     first_at = 0.0  # time of the first token; 0: none yet
     try:
+        if isinstance(tokens, BatchAnswer):
+            yield PromptRead(len(prompt.ids), len(prompt.ids))
         for token in tokens:
             first_at = first_at or time.perf_counter()
             event = answer.add(token)
@@ -227,6 +237,34 @@ def answer_events(
         tokens.close()
     text = answer.finish()
     yield Finished(text, answer.result(prompt, first_at - started, time.perf_counter() - first_at))
+
+
+def _start_answer(
+    janus: LoadedModel,
+    embeddings: mx.array,
+    options: TextOptions,
+    cache: Cache,
+    ids: Sequence[int],
+    batch: AnswerBatch | None,
+) -> Generator[AnswerToken, None, None] | BatchAnswer:
+    """Return an iterator over the tokens of an answer; in a batch, read its prompt first.
+
+    Args:
+        janus: the model.
+        embeddings: (L, hidden), the part of the prompt that ``cache`` does not hold.
+        options: sampling and length.
+        cache: a KV cache that holds the beginning of the prompt, and grows.
+        ids: the prompt's ids.
+        batch: as for ``answer_events``.
+    """
+    constraint = None
+    if options.grammar is not None:
+        constraint = janus.grammars.constraint(options.grammar, options.max_tokens)
+    if batch is None or options.lookup:
+        return answer_tokens(
+            janus.model, embeddings, options, cache, ids=ids, constraint=constraint
+        )
+    return batch.add(embeddings, options, cache, ids=ids, constraint=constraint)
 
 
 class _Answer:

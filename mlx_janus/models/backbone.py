@@ -101,6 +101,48 @@ def add_rows(cache: RaggedCache, other: RaggedCache) -> None:
         layer.extend(other_layer)
 
 
+def to_ragged_cache(cache: Cache) -> RaggedCache:
+    """Move the contents of a cache of one row, which becomes empty, into a new ragged cache."""
+    ragged = []
+    for layer in cache:
+        moved = BatchKVCache([0])
+        moved.state = (
+            layer.keys,
+            layer.values,
+            mx.array([layer.offset]),
+            mx.array([0]),
+            layer.offset,
+        )
+        layer.state = (None, None, 0)
+        ragged.append(moved)
+    return ragged
+
+
+def take_out_row(cache: RaggedCache, row: int, other: Cache) -> None:
+    """Replace the contents of ``other`` by a copy of one row, without its padding."""
+    for layer, other_layer in zip(cache, other, strict=True):
+        other_layer.state = layer.extract(row).state
+
+
+def snapshot(cache: RaggedCache) -> list[Any]:
+    """Return the contents of a cache before a pass, for ``restore``.
+
+    Delete them before the pass is evaluated: it would copy the arrays as long as they are held.
+    """
+    contents = []
+    for layer in cache:
+        keys, values, *positions = layer.state
+        # The pass replaces the contents of the array objects, so refer to them by other objects.
+        contents.append((keys[...], values[...], *positions))
+    return contents
+
+
+def restore(cache: RaggedCache, contents: Sequence[Any]) -> None:
+    """Undo a pass that was built but not evaluated."""
+    for layer, state in zip(cache, contents, strict=True):
+        layer.state = state
+
+
 def fill_cache(
     cache: Cache,
     config: LlamaConfig,

@@ -6,7 +6,7 @@ the checkpoint's names; those of the pathway come from its ``GenerationParts``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -90,6 +90,16 @@ class JanusModel(nn.Module):
         """
         features = self.vision_model(pixels)
         return self.aligner(features)
+
+    def understand_in_parts(self, pixels: mx.array) -> Iterator[mx.array]:
+        """Encode images as ``understand`` does, and yield the state after each part.
+
+        A part is a block of the encoder, or the adaptor. The states are not evaluated; the last
+        one is the result.
+        """
+        for features in self.vision_model.parts(pixels):
+            yield features
+        yield self.aligner(features)
 
     def embed_text(self, ids: mx.array) -> mx.array:
         """Embed token ids: (B, L) -> (B, L, hidden)."""

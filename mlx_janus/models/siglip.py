@@ -7,6 +7,8 @@ are one matrix.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import mlx.core as mx
 from mlx import nn
 
@@ -115,6 +117,18 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: the images do not have the size that the config names.
         """
+        for x in self.parts(pixels):
+            encoded = x
+        return encoded
+
+    def parts(self, pixels: mx.array) -> Iterator[mx.array]:
+        """Encode images in parts: yield the patches' states after each block, not evaluated.
+
+        The last ones are the result of ``__call__``.
+
+        Raises:
+            ValueError: the images do not have the size that the config names.
+        """
         side = self.image_size
         if pixels.shape[1:] != (side, side, 3):
             raise ValueError(f"pixels must be (N, {side}, {side}, 3), got {pixels.shape}")
@@ -122,7 +136,8 @@ class VisionTransformer(nn.Module):
         x = self.embed(pixels)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+            yield x
+        yield self.norm(x)
 
 
 class SiglipVisionTower(nn.Module):
@@ -144,6 +159,20 @@ class SiglipVisionTower(nn.Module):
         Raises:
             ValueError: the images do not have the size that the config names.
         """
-        if self.pixel_mean is not None and self.pixel_std is not None:
-            pixels = (pixels - mx.array(self.pixel_mean)) / mx.array(self.pixel_std)
-        return self.vision_tower(pixels)
+        return self.vision_tower(self._normalized(pixels))
+
+    def parts(self, pixels: mx.array) -> Iterator[mx.array]:
+        """Encode images in parts: yield the patches' states after each block, not evaluated.
+
+        The last ones are the result of ``__call__``.
+
+        Raises:
+            ValueError: the images do not have the size that the config names.
+        """
+        return self.vision_tower.parts(self._normalized(pixels))
+
+    def _normalized(self, pixels: mx.array) -> mx.array:
+        """Normalise pixels by the config's mean and deviation, if it has them."""
+        if self.pixel_mean is None or self.pixel_std is None:
+            return pixels
+        return (pixels - mx.array(self.pixel_mean)) / mx.array(self.pixel_std)

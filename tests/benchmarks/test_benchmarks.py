@@ -15,6 +15,7 @@ import pytest
 
 import mlx_janus
 from benchmarks import (
+    answers_batch,
     bench,
     best_of,
     grammar,
@@ -271,3 +272,12 @@ def test_the_cost_of_a_schema_is_measured(capsys: pytest.CaptureFixture[str]) ->
     rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if "|" in line]
     assert rows[2:5] == ["| mask", "| end in reach", "| add a token"]
     assert rows[-2:] == ["| words", "| schema"]
+
+
+def test_answers_at_once_are_compared_with_answers_in_a_row() -> None:
+    sizes = ("--answers", 3, "--tokens", 4, "--prefix", 5, "--repeats", 2)
+    outcome = call(answers_batch.main, *sizes)
+    assert outcome.code == 0, outcome.stderr
+    rows = [line for line in outcome.stdout.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 2
+    assert all(row.endswith("| 3 of 3 |") for row in rows)

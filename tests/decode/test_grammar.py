@@ -359,3 +359,7 @@ def test_a_missing_package_is_named(tiny: Janus, monkeypatch: pytest.MonkeyPatch
         tiny.generate_text(QUESTION, schema="json")
     assert str(caught.value) == f"schema needs the package llguidance: {install_command('schema')}"
     assert tiny.generate_text(QUESTION, max_tokens=1).tokens
+
+
+def test_an_answer_by_a_schema_may_have_one_token(tiny: Janus) -> None:
+    assert len(answer(tiny, ANYTHING, max_tokens=1).tokens) == 1

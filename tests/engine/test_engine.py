@@ -437,9 +437,11 @@ def test_earlier_turns_and_pictures_are_not_read_again(
     pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    understand = JanusModel.understand
+    understand = JanusModel.understand_in_parts
     monkeypatch.setattr(
-        JanusModel, "understand", lambda self, x: (seen.append(len(x)), understand(self, x))[1]
+        JanusModel,
+        "understand_in_parts",
+        lambda self, x: (seen.append(len(x)), understand(self, x))[1],
     )
 
     async def work(engine: Engine) -> list[int]:
@@ -469,9 +471,11 @@ def test_what_is_kept_of_earlier_questions_is_bounded(
     monkeypatch.setattr(text_queue, "_MAX_PREFIX_CACHES", 2)
     monkeypatch.setattr(text_queue, "_MAX_IMAGE_FEATURES", 2)
     seen: list[int] = []
-    understand = JanusModel.understand
+    understand = JanusModel.understand_in_parts
     monkeypatch.setattr(
-        JanusModel, "understand", lambda self, x: (seen.append(len(x)), understand(self, x))[1]
+        JanusModel,
+        "understand_in_parts",
+        lambda self, x: (seen.append(len(x)), understand(self, x))[1],
     )
 
     async def cached(engine: Engine, number: int) -> int:
