@@ -15,7 +15,7 @@ from ..processing.prompts import Turn
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """A request for answers to the last turn of a conversation.
+    """A request for answers to the last turn of a conversation, or for text that continues a text.
 
     Args:
         turns: messages. If the last one is the assistant's, the answers continue its text.
@@ -24,6 +24,8 @@ class AnswerRequest:
             following numbers.
         system: system prompt; None: the model's own, "": none.
         n: the number of answers.
+        plain: a text to continue, which the model reads without a template and in place of the
+            turns; None: there are turns.
     """
 
     turns: tuple[Turn, ...]
@@ -31,6 +33,12 @@ class AnswerRequest:
     options: TextOptions
     system: str | None = None
     n: int = 1
+    plain: str | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the prompt ends with the beginning of the answers."""
+        return self.plain is not None or self.turns[-1].role == "assistant"
 
 
 @dataclass(frozen=True)

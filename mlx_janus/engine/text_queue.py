@@ -177,7 +177,7 @@ class TextScheduler:
                 images,
                 options,
                 step=_PREFILL_STEP,
-                continues=request.turns[-1].role == "assistant",
+                continues=request.continues,
             )
             try:
                 for event in events:
