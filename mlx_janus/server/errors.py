@@ -223,6 +223,10 @@ _NESTED_FIELDS = {
     "data",
     "media_type",
     "output",
+    "format",
+    "arguments",
+    "call_id",
+    "input",
 }
 
 

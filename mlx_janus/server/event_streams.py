@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import BaseModel
@@ -132,21 +132,26 @@ async def _wait_for_disconnect(request: HTTPRequest) -> None:
         pass
 
 
-def server_sent_event(data: BaseModel | str, event: str | None = None) -> bytes:
+def server_sent_event(data: BaseModel | Mapping[str, Any] | str, event: str | None = None) -> bytes:
     """Encode one server-sent event.
 
     Args:
         data: an object, which is sent as JSON, or one line of text.
         event: the event's name, if it has one.
     """
-    text = data if isinstance(data, str) else data.model_dump_json()
+    if isinstance(data, BaseModel):
+        text = data.model_dump_json()
+    elif isinstance(data, str):
+        text = data
+    else:
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     name = f"event: {event}\n" if event else ""
     return f"{name}data: {text}\n\n".encode()
 
 
 def _error_event(error: APIError) -> bytes:
     """Return an error as an encoded event of the name "error"."""
-    return server_sent_event(json.dumps(error.body), "error")
+    return server_sent_event(error.body, "error")
 
 
 class EventStream(StreamingResponse):

@@ -21,6 +21,7 @@ from ..schema import (
     SchemaFormat,
     SystemMessage,
     TextPart,
+    ToolMessage,
     UserMessage,
 )
 from .schema import (
@@ -100,7 +101,7 @@ def _to_messages(body: PromptFields) -> list[Message]:
         if message.role == "assistant":
             messages.append(_answer(message, place))
         else:
-            messages += _question(message, place)
+            messages.append(_question(message, place))
     return messages
 
 
@@ -118,21 +119,28 @@ def _answer(message: MessageParam, place: str) -> AssistantMessage:
     return AssistantMessage(role="assistant", content=[*parts] or None, tool_calls=calls or None)
 
 
-def _question(message: MessageParam, place: str) -> list[Message]:
-    """Return a message of the user, after the results of tools that it begins with.
+def _question(message: MessageParam, place: str) -> UserMessage | ToolMessage:
+    """Return a message of the user, which begins with the results of tools that it has.
+
+    Results without any text join the question before them, since a question cannot be empty.
 
     Args:
         message: the message.
         place: the field that holds its content.
     """
     if isinstance(message.content, str):
-        return [UserMessage(role="user", content=message.content)]
+        return UserMessage(role="user", content=message.content)
     parts: list[_Part] = []
+    has_results = False
     for index, block in enumerate(message.content):
         if isinstance(block, ToolResultBlock):
+            has_results = True
             parts += _result_parts(block, f"{place}[{index}].content")
     parts += _parts(message.content, place)
-    return [UserMessage(role="user", content=[*parts])]
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    if has_results and len(texts) == len(parts) and not "".join(texts).strip():
+        return ToolMessage(role="tool", content="")
+    return UserMessage(role="user", content=[*parts])
 
 
 def _result_parts(block: ToolResultBlock, place: str) -> list[_Part]:

@@ -206,4 +206,4 @@ def _encode_error(error: APIError) -> bytes:
 
 def _encode(event: dict[str, Any]) -> bytes:
     """Return an event as a server-sent event of its type."""
-    return server_sent_event(json.dumps(event, ensure_ascii=False), event["type"])
+    return server_sent_event(event, event["type"])

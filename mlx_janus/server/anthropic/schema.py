@@ -56,18 +56,15 @@ class ToolUseBlock(RequestPart):
     input: dict[str, Any]
 
 
+ResultBlock = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
+
+
 class ToolResultBlock(RequestPart):
     """The result of a tool. It joins the next question."""
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: (
-        str
-        | Annotated[
-            list[Annotated[TextBlock | ImageBlock, Field(discriminator="type")]], SHORT_LIST
-        ]
-        | None
-    ) = None
+    content: str | Annotated[list[ResultBlock], SHORT_LIST] | None = None
     is_error: bool | None = Field(default=None, description="Ignored.")
 
 

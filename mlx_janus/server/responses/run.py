@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -297,7 +296,7 @@ def _dump(part: Any) -> dict[str, Any]:
 
 def _encode(event: dict[str, Any]) -> bytes:
     """Return an event as a server-sent event of its type."""
-    return server_sent_event(json.dumps(event, ensure_ascii=False), event["type"])
+    return server_sent_event(event, event["type"])
 
 
 def _new_id(kind: str) -> str:
