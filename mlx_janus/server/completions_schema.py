@@ -42,7 +42,9 @@ class _UnsupportedFields(RequestBody):
 class CompletionRequest(_UnsupportedFields, SamplingFields):
     """A text for the model to continue, without a chat's template."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)] = Field(
+    prompt: (
+        str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+    ) = Field(
         description="A text to continue, or several, each of which gets its own answers. Token ids "
         "are not supported."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
 from ..request_parts import SHORT_LIST, OnlyNeutral, RequestBody, RequestPart
 from ..schema import (
@@ -29,6 +29,7 @@ from ..schema import (
 )
 
 LOGPROBS = "message.output_text.logprobs"  # the value of ``include`` that has an effect
+_MAX_METADATA = 16  # values of ``metadata``, as in OpenAI's API
 
 # Requests
 
@@ -250,6 +251,13 @@ class AllowedTools(RequestPart):
     tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
 
+def _check_metadata(metadata: Any) -> Any:
+    """Refuse too much metadata, before an error for each value is collected."""
+    if isinstance(metadata, dict) and len(metadata) > _MAX_METADATA:
+        raise ValueError(f"{len(metadata)} values are too many: send at most {_MAX_METADATA}")
+    return metadata
+
+
 class _UnsupportedFields(RequestBody):
     """Unsupported fields that would change an answer, and fields that need stored responses."""
 
@@ -266,7 +274,9 @@ class _UnsupportedFields(RequestBody):
 class ResponsesRequest(_UnsupportedFields, SamplingFields):
     """A conversation for the model to continue, by an answer, a call or an image."""
 
-    input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES)] = Field(
+    input: (
+        str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    ) = Field(
         description="A question, or the conversation so far. If it ends with an answer, the model "
         "continues it.",
     )
@@ -308,7 +318,10 @@ class ResponsesRequest(_UnsupportedFields, SamplingFields):
         default=None,
         description=f"`{LOGPROBS}` adds log-probabilities. Other values have no effect.",
     )
-    metadata: dict[str, str] | None = Field(default=None, description="Returned in the reply.")
+    metadata: (
+        Annotated[dict[str, str], BeforeValidator(_check_metadata), Field(max_length=_MAX_METADATA)]
+        | None
+    ) = Field(default=None, description="Returned in the reply.")
 
 
 # Replies
