@@ -35,7 +35,10 @@ WEATHER: dict[str, Any] = {
         "additionalProperties": False,
     },
 }
-NO_INPUT: dict[str, Any] = {"name": "stop", "input_schema": {"type": "object", "properties": {}}}
+NO_INPUT: dict[str, Any] = {
+    "name": "stop",
+    "input_schema": {"type": "object", "properties": {}, "additionalProperties": False},
+}
 
 
 class Scene(pydantic.BaseModel):
@@ -138,13 +141,17 @@ def test_an_answer_is_the_librarys(
     assert events[-2]["usage"]["cache_read_input_tokens"] == expected.prompt_tokens - 1
 
 
-def test_why_an_answer_ends(plain: httpx.Client, janus: mlx_janus.JanusPipeline) -> None:
-    whole = janus.generate_text("Hello").text
+def test_why_an_answer_ends(
+    plain: httpx.Client, janus: mlx_janus.JanusPipeline, picture: Image.Image
+) -> None:
+    whole = janus.generate_text(QUESTION, picture).text
     word = whole.split()[1]
-    cut = plain.post(MESSAGES, json={**HELLO, "stop_sequences": ["never", word]}).json()
+    content = [shown(picture), {"type": "text", "text": QUESTION}]
+    body = {"messages": [{"role": "user", "content": content}]}
+    cut = plain.post(MESSAGES, json={**body, "stop_sequences": ["never", word]}).json()
     assert cut["content"][0]["text"] == whole[: whole.index(word)]
     assert (cut["stop_reason"], cut["stop_sequence"]) == ("stop_sequence", word)
-    short = plain.post(MESSAGES, json={**HELLO, "max_tokens": 2}).json()
+    short = plain.post(MESSAGES, json={**body, "max_tokens": 2}).json()
     assert (short["stop_reason"], short["stop_sequence"]) == ("max_tokens", None)
     sampling = {"temperature": 1.0, "top_p": 0.9, "top_k": 20, "seed": 4}
     sampled = plain.post(MESSAGES, json={**HELLO, **sampling}).json()
