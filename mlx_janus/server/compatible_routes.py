@@ -19,8 +19,9 @@ from .anthropic.schema import (
 from .completions import complete_text
 from .completions_schema import Completion, CompletionRequest
 from .errors import ANTHROPIC_PATH, APIError
+from .responses.reply_schema import ResponsesReply
 from .responses.route import create_response
-from .responses.schema import ResponsesReply, ResponsesRequest
+from .responses.schema import ResponsesRequest
 from .routing import ERROR_RESPONSES, JSONRoute, event_stream, streamed_responses
 from .service import Service
 from .tokens import (

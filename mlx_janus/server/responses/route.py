@@ -24,8 +24,9 @@ from ..schema import (
 from ..service import Service
 from .conversation import ResponsesInput, read_input
 from .drawing import Drawing, check_drawing, images_to_change, make_drawing
+from .reply_schema import ResponsesReply
 from .run import ResponseRun
-from .schema import LOGPROBS, NamedSchemaFormat, ResponsesReply, ResponsesRequest
+from .schema import LOGPROBS, NamedSchemaFormat, ResponsesRequest
 from .tools import ToolPlan, plan_tools
 
 if TYPE_CHECKING:

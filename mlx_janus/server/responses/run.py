@@ -16,7 +16,7 @@ from ..event_streams import TicketGroup, server_sent_event
 from ..schema import ChatTokenLogprob, Delta, ToolCallDelta
 from ..structured_answers import CallReader
 from .drawing import Drawing
-from .schema import (
+from .reply_schema import (
     IncompleteDetails,
     InputDetails,
     OutputCall,
