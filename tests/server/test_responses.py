@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -458,6 +459,23 @@ def test_mistakes_are_refused_by_name(
         error = refusal(plain.post(RESPONSES, json={"input": "Hello", **fields}), status)
     assert error["param"] == param
     assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    "mistakes",
+    [
+        {"input": [1] * 100_000},
+        {"input": "Hello", "metadata": {str(number): 1 for number in range(100_000)}},
+        {"input": "Hello", "tools": [1] * 100_000},
+    ],
+)
+def test_many_mistakes_cost_no_more_than_one(mistakes: dict[str, Any]) -> None:
+    with served(FakeEngine(mlx_janus.load("tiny").config)) as url, to(url) as plain:
+        content = json.dumps(mistakes).encode()
+        started_at = time.perf_counter()
+        reply = plain.post(RESPONSES, content=content, headers={"Content-Type": "application/json"})
+        assert time.perf_counter() - started_at < 5
+        assert refusal(reply, 400)
 
 
 def test_nothing_is_stored(server: ServerProcess, client: openai.OpenAI) -> None:
