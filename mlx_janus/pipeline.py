@@ -270,8 +270,8 @@ class JanusPipeline(LoadedModel):
         part of each prompt.
 
         Args:
-            turns: messages. If the last one is the assistant's, the answer continues its text. A
-                ``{image}`` in their texts is ordinary text.
+            turns: messages. If the last one is the assistant's, the answer continues its text.
+                ``{image}`` in a message is ordinary text.
             images: the images of all turns, in order.
             options: sampling, length and stop strings.
             system: system prompt; None: the model's own, "": none.
@@ -280,8 +280,8 @@ class JanusPipeline(LoadedModel):
             An iterator over pieces of text; the last one has the result.
 
         Raises:
-            PromptError: the last turn is not the user's, a question has no words and no images, or
-                the conversation does not fit into the context.
+            PromptError: no turn is the user's, a question has neither text nor images, or the
+                conversation does not fit into the context.
             ImageError: an image cannot be read.
             OptionError: ``images`` has more or fewer images than the turns together, or an option
                 does not suit the model.

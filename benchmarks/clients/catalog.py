@@ -58,5 +58,8 @@ CLIENTS = (
         ("ai@6.0.326", "@ai-sdk/openai-compatible@2.0.92", "@ai-sdk/openai@3.0.141"),
     ),
     Client("promptfoo", "js_promptfoo.mjs", ("promptfoo@0.121.20",), heavy=True),
-    Client("open-webui", "py_open_webui.py", ("open-webui==0.12.4",), heavy=True),
+    Client("playwright", "py_extension.py", ("playwright==1.65.2",)),
+    Client(
+        "open-webui", "py_open_webui.py", ("open-webui==0.12.4", "playwright==1.65.2"), heavy=True
+    ),
 )

@@ -64,6 +64,7 @@ class Outcome:
 def running_server(folder: Path) -> Iterator[Server]:
     """Start the server on a free port; its log goes into the folder."""
     command = [sys.executable, "-m", "mlx_janus", "serve", "--port", "0", "--log-requests"]
+    command += ["--cors-origin", "chrome-extension://*"]
     for name in ALIASES:
         command += ["--model-alias", name]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

@@ -147,7 +147,7 @@ def _refuse_mixed_options(ctx: click.Context) -> str | None:
     values = ctx.params
     if asks(values):
         flag = _first_given(ctx, _DRAWING_ONLY)
-        return flag and f"{flag} does not go with answering: {_way_to_images(values)}."
+        return flag and f"{flag} does not go with answering: {_drawing_hint(values)}."
     flag = _first_given(ctx, _ASKING_ONLY)
     if edits(values):
         return flag and (
@@ -173,8 +173,8 @@ def _first_given(ctx: click.Context, names: Sequence[str]) -> str | None:
     return None
 
 
-def _way_to_images(values: Mapping[str, Any]) -> str:
-    """Return the advice for a question with an option of drawing."""
+def _drawing_hint(values: Mapping[str, Any]) -> str:
+    """Say how to get an image, for a question with an option that only drawing takes."""
     if values["images"] and values["text"]:
         return "leave --text out to change the images"
     if values["images"]:

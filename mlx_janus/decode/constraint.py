@@ -177,10 +177,10 @@ class GrammarCompiler:
         return Constraint(matcher, self._vocabulary, grammar, max_tokens)
 
     def _matcher(self, grammar: Grammar) -> LLMatcher:
-        """Return the compiled grammar at its start.
+        """Return the grammar's matcher, which has read no token yet. Copy it before use.
 
         Raises:
-            OptionError: as for ``constraint``.
+            OptionError: what :meth:`constraint` raises.
         """
         check_installed(grammar.subject)
         matcher = self._find(grammar)

@@ -199,6 +199,7 @@ def _answer_in_grammar(
         logits = changes(own_logits, mx.array(answer, mx.int32)) if changes else own_logits
         key, step_key = mx.random.split(key)
         room = options.max_tokens - len(answer) - 1  # tokens that may follow this one
+        next_logits = own_logits  # replaced if a token may follow
         while allowed is not None:
             logprobs = _log_softmax(mx.where(allowed, logits, -mx.inf))
             tokens = _choose(logprobs, step_key[None], options)

@@ -132,8 +132,8 @@ class ImageScheduler:
             return None
         running_count = len(self._batch.jobs)
         image_bytes = self._bytes_per_image([*self.running, *candidates])
-        # Fewer images may start than would fit, because running images count twice: their memory is
-        # not free, and their number is subtracted from ``fitting`` below.
+        # ``fitting`` counts the memory that is free now, so running images have lowered it already.
+        # They may still grow, so their number is subtracted too: at worst, too few images start.
         fitting = images_that_fit(self._janus, image_bytes, answer_bytes)
         if not running_count:  # start one image in any case, since no other image will free memory
             fitting = max(fitting, 1)

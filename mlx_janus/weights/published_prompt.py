@@ -308,7 +308,7 @@ def _id_notes(folder: Path, prompt: PromptConfig, ids: Mapping[str, int]) -> lis
 
 
 def _end_ids(folder: Path) -> Any:
-    """Return the ids that end an answer in transformers' layout, an unchecked JSON value.
+    """Read the ids that end an answer, unchecked, from a folder in transformers' layout.
 
     Without ``generation_config.json``, transformers takes the ids from the language model's config.
     A list there is returned. A single id there may be the default of LlamaConfig, which ends no

@@ -41,16 +41,19 @@ class VAEPlace:
         """Return JSON values that change whenever its files may have changed.
 
         Raises:
-            CheckpointError: the weights are missing.
+            CheckpointError: the config or the weights are missing.
         """
         if self.model is not None:
             return [self.model.repo_id, self.model.revision]
         assert self.folder is not None
-        path = self.folder / VAE_FILE
-        if not path.is_file():
-            raise CheckpointError(f"{self.folder} lacks {VAE_FILE}: {VAE_ADVICE}")
-        status = path.stat()
-        return [status.st_size, status.st_mtime_ns]
+        facts: list[object] = []
+        for name in ("config.json", VAE_FILE):
+            path = self.folder / name
+            if not path.is_file():
+                raise CheckpointError(f"{self.folder} lacks {name}: {VAE_ADVICE}")
+            status = path.stat()
+            facts += [status.st_size, status.st_mtime_ns]
+        return facts
 
     def fetch(self) -> VAESource:
         """Return the folder with its files; on the Hub, download those that are missing.

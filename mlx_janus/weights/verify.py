@@ -77,9 +77,8 @@ def _check_hashes(
     for name, digest in hashes.items():
         is_weights = name not in NOT_WEIGHTS
         if is_weights and digest not in stamped:
-            raise CheckpointError(
-                f"{source.folder / name} is not the file that {converted} was made from"
-            )
+            file = source.other_files.get(name, source.folder / name)
+            raise CheckpointError(f"{file} is not the file that {converted} was made from")
 
 
 def _check_tokenizer(source: Source, converted: Path, plan: ConversionPlan) -> None:

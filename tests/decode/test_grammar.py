@@ -181,6 +181,12 @@ def test_tokens_are_those_of_the_model_among_the_allowed(tiny: Janus, temperatur
     assert len(seen) > 1 or temperature == 0
 
 
+def test_an_answer_of_one_token_is_cut(tiny: Janus) -> None:
+    result = tiny.generate_text(QUESTION, schema="json", max_tokens=1)
+    assert len(result.tokens) == 1
+    assert result.finish_reason == "length"
+
+
 def test_log_probabilities_are_the_models_own(tiny: Janus) -> None:
     result = tiny.generate_text(QUESTION, schema={"enum": [7, 8]}, logprobs=True, top_logprobs=1)
     assert result.logprobs is not None

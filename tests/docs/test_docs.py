@@ -36,6 +36,7 @@ def test_the_page_of_the_library_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert lines[0].startswith("a red circle 1 ")
     assert lines[5].startswith("red stop ")
     assert "blue" in lines
+    assert any(line.startswith("{'shape': ") for line in lines)
     assert re.search(r"^\d+ of \d+ tokens were read before$", done.stdout, re.MULTILINE)
     assert {"circle.png", "blue.png", "talk.json"} <= {path.name for path in tmp_path.iterdir()}
     assert lines[-1] == "(1, 64, 1024) (1, 64, 426)"

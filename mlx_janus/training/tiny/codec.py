@@ -316,7 +316,7 @@ def _loss(
 
     Returns:
         The loss, and by name: squared_error and commitment (scalars), vectors (B * h * w,
-        codebook_dim) and ids (B * h * w,), which are all 0 if not quantized.
+        codebook_dim) and ids (B * h * w,). If not quantized, the commitment and all ids are 0.
     """
     pixels = batch["pixels"]
     z = _encode(model, pixels)
