@@ -192,7 +192,6 @@ def _answer_in_grammar(
     answer: list[int] = []
     hidden = prefill_all(model, embeddings[None], cache, PREFILL_STEP)  # (1, hidden)
     own_logits = model.text_logits(hidden)  # (1, V)
-    next_logits = own_logits  # replaced by every token but the last
     while len(answer) < options.max_tokens and not constraint.ended:
         mx.async_eval(own_logits)
         allowed: mx.array | None = constraint.mask()
