@@ -197,11 +197,18 @@ def test_blocks_as_a_conversation() -> None:
             ]
             reply = plain.post(MESSAGES, json={"messages": messages, "max_tokens": 5})
             assert reply.status_code == 200, reply.text
+        later = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, question]
+        reply = plain.post(MESSAGES, json={"messages": [question, *later], "max_tokens": 5})
+        assert reply.status_code == 200, reply.text
+        later[0]["content"] = [shown(Image.new("RGB", (9, 9)))]
+        error = error_of(plain.post(MESSAGES, json={"messages": [question, *later]}), 400)
+        assert "messages[1].content: instructions have no images" in error["message"]
     turns = [[(turn.role, turn.text) for turn in request.turns] for request in engine.asked]  # type: ignore[union-attr]
     assert turns == [
         [("user", "How many?"), ("user", "7")],
         [("user", "How many?"), ("assistant", "Let me see."), ("user", "7\nWell?")],
         [("user", "How many?\n")],
+        [("user", "How many?"), ("user", "Be brief.\nHow many?")],
     ]
 
 

@@ -47,7 +47,7 @@ def to_chat(body: PromptFields) -> ChatRequest:
     """Return the chat request that asks for the same answer, or has the same prompt.
 
     Raises:
-        APIError: a tool is not the client's own.
+        APIError: a tool is not the client's own, or instructions have an image.
     """
     fields = {}
     if isinstance(body, MessagesRequest):
@@ -90,7 +90,11 @@ def _to_function(tool: CustomTool, index: int) -> FunctionTool:
 
 
 def _to_messages(body: PromptFields) -> list[Message]:
-    """Return the system prompt and the conversation as a chat's messages."""
+    """Return the system prompt and the conversation as a chat's messages.
+
+    Raises:
+        APIError: instructions have an image.
+    """
     messages: list[Message] = []
     system = body.system
     if system is not None:
@@ -98,11 +102,33 @@ def _to_messages(body: PromptFields) -> list[Message]:
         messages.append(SystemMessage(role="system", content="\n\n".join(texts)))
     for index, message in enumerate(body.messages):
         place = f"messages[{index}].content"
-        if message.role == "assistant":
+        if message.role == "system":
+            messages.append(_instructions(message, place))
+        elif message.role == "assistant":
             messages.append(_answer(message, place))
         else:
             messages.append(_question(message, place))
     return messages
+
+
+def _instructions(message: MessageParam, place: str) -> SystemMessage:
+    """Return instructions amid the conversation.
+
+    Args:
+        message: the instructions.
+        place: the field that holds its content.
+
+    Raises:
+        APIError: they have an image.
+    """
+    if isinstance(message.content, str):
+        return SystemMessage(role="system", content=message.content)
+    parts = _parts(message.content, place)
+    texts = [part for part in parts if isinstance(part, TextPart)]
+    if len(texts) < len(parts):
+        reason = "instructions have no images: put the image into a message of the user"
+        raise APIError(400, f"{place}: {reason}", param=place)
+    return SystemMessage(role="system", content=texts)
 
 
 def _answer(message: MessageParam, place: str) -> AssistantMessage:

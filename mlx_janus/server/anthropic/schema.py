@@ -81,9 +81,9 @@ Block = Annotated[
 
 
 class MessageParam(RequestPart):
-    """A message of the user or an earlier answer."""
+    """A message of the user, an earlier answer, or instructions amid the conversation."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | Annotated[list[Block], SHORT_LIST]
 
 
