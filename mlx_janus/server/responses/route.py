@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ...engine.tickets import Ticket
 
 _FORMAT_FIELD = "text.format"
+_STORED_FIELDS = ("previous_response_id", "conversation", "prompt", "background")
 _FIELDS = {"messages": "input"}  # names of a chat's fields -> names here
 
 
@@ -48,7 +49,9 @@ async def create_response(
     """
     service.check_model(body.model)
     if field := body.unsupported_field():
-        fix = "leave it out, and send the whole conversation as input"
+        fix = "leave it out"
+        if field in _STORED_FIELDS:
+            fix = "nothing is stored here, so send the whole conversation as input"
         raise APIError(400, f"{field} is not supported: {fix}", param=field)
     plan = plan_tools(body)
     found = read_input(body)
