@@ -293,18 +293,25 @@ def test_the_items_as_a_conversation() -> None:
         [user("How many?"), call, result],
         [user("How many?"), words, call, result],
         [{"role": "developer", "content": "Be kind."}, {"type": "reasoning"}, user("Hello")],
+        [user("Draw"), drawn_item(Image.new("RGB", (9, 9))), user("And?")],
+        [user("Draw"), drawn_item(Image.new("RGB", (9, 9)))],
     ]
     with served(engine) as url, to(url) as plain:
         for conversation in conversations:
             reply = plain.post(RESPONSES, json={"input": conversation, "instructions": "Be brief."})
             assert reply.status_code == 200, reply.text
-    turns = [[(turn.role, turn.text) for turn in request.turns] for request in engine.asked]  # type: ignore[union-attr]
-    assert turns == [
-        [("user", "How many?\n7")],
-        [("user", "How many?"), ("assistant", "Let me see."), ("user", "7")],
-        [("user", "Hello")],
+    turns = [
+        [(turn.role, turn.text, turn.images) for turn in request.turns]  # type: ignore[union-attr]
+        for request in engine.asked
     ]
-    systems = [request.system for request in engine.asked]  # type: ignore[union-attr]
+    assert turns == [
+        [("user", "How many?\n7", 0)],
+        [("user", "How many?", 0), ("assistant", "Let me see.", 0), ("user", "7", 0)],
+        [("user", "Hello", 0)],
+        [("user", "Draw", 0), ("user", "And?", 1)],
+        [("user", "Draw", 1)],  # the Agents SDK asks so after an image
+    ]
+    systems = [request.system for request in engine.asked[:3]]  # type: ignore[union-attr]
     assert systems == ["Be brief.", "Be brief.", "Be brief.\n\nBe kind."]
 
 

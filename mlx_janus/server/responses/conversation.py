@@ -54,7 +54,8 @@ def read_input(body: ResponsesRequest) -> ResponsesInput:
 
     - An earlier call of a function becomes an answer without text, which the prompt leaves out.
     - The result of a function joins the next question. After an answer in words it is a question.
-    - An image that was generated earlier is an image of an answer.
+    - An image that was generated earlier is an image of an answer, which is shown with the next
+      question. Without a next question, it is shown with the last one, and the answer is about it.
 
     Raises:
         APIError: an item refers to a stored one, or a message of the system has an image.
@@ -83,7 +84,30 @@ def read_input(body: ResponsesRequest) -> ResponsesInput:
         elif isinstance(item, ReferenceItem):
             fix = "send the item itself; many clients do so with store: false"
             raise APIError(400, f"this server stores no items: {fix}", param=place)
+    _show_last_images(found.messages)
     return found
+
+
+def _show_last_images(messages: list[Message]) -> None:
+    """Move generated images that end a conversation into the question before them."""
+    images: list[LocatedImage] = []
+    while messages and (shown := _generated_images(messages[-1])):
+        images = [*shown, *images]
+        messages.pop()
+    question = messages[-1] if messages else None
+    if images and isinstance(question, UserMessage):
+        assert not isinstance(question.content, str)  # ``_add_message`` makes parts of a text
+        messages[-1] = UserMessage(role="user", content=[*images, *question.content])
+    elif images:
+        messages.append(AssistantMessage(role="assistant", content=[*images]))
+
+
+def _generated_images(message: Message) -> list[LocatedImage]:
+    """Return the images of an answer that has nothing else; [] for another message."""
+    if not isinstance(message, AssistantMessage) or not isinstance(message.content, list):
+        return []
+    images = [part for part in message.content if isinstance(part, LocatedImage)]
+    return images if len(images) == len(message.content) else []
 
 
 def _add_message(found: ResponsesInput, item: MessageItem, place: str) -> None:
