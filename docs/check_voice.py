@@ -30,6 +30,7 @@ PATHS = (
     "docs/commands.md",
     "docs/lab-notes.md",
     "docs/library.md",
+    "docs/mcp.md",
     "docs/models.md",
     "docs/reference.md",
     "docs/safety.md",

@@ -14,6 +14,7 @@ COMMANDS = (
     "caption",
     "chat",
     "serve",
+    "mcp",
     "convert",
     "evaluate",
     "train",

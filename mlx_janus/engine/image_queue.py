@@ -13,7 +13,7 @@ from ..inference.loaded import LoadedModel
 from ..inference.pathway import Canvas, ImageJob, InputImages
 from ..inference.pathways import pathway_of
 from ..processing.images import preprocess
-from .messages import DrawingRequest, Drawn, Partial
+from .messages import DrawingRequest, Drawn, Partial, Progress
 from .tickets import Ticket
 
 MAX_RUNNING_IMAGES = 16  # images generated at the same time
@@ -30,6 +30,7 @@ class ImageTask:
     inputs: InputImages | None = None  # the images to change; None before the first image starts
     started_images: int = 0
     finished_images: int = 0
+    reported_steps: int = 0  # of the newest ``Progress`` event
     running_jobs: dict[ImageJob, int] = field(default_factory=dict)
     """For each running image, its index in the request."""
     preview_numbers: dict[int, int] = field(default_factory=dict)
@@ -223,6 +224,7 @@ class ImageScheduler:
             index = task.running_jobs.pop(job)
             self._pending_previews.pop(job, None)
             self._pending_images.append(self._make_pending_image(task, index, canvas))
+        self._report_progress()
         for job in self._batch.jobs:
             task = self._task_of[job]
             number = task.preview_numbers.get(self._batch.steps_done(job))
@@ -232,6 +234,19 @@ class ImageScheduler:
                 pending = self._make_pending_preview(task, index, number, canvas)
                 self._pending_previews[job] = pending  # replaces an older preview
         self._decode_one()
+
+    def _report_progress(self) -> None:
+        """Send the number of steps done to each request that asks for it and has advanced."""
+        for task in self.running:
+            if not task.request.with_progress:
+                continue
+            complete = task.finished_images
+            complete += sum(pending.task is task for pending in self._pending_images)
+            steps = self._pathway.steps(task.request.options)
+            done = complete * steps + sum(map(self._batch.steps_done, task.running_jobs))
+            if done > task.reported_steps:
+                task.reported_steps = done
+                task.ticket.add_event(Progress("draw", done, task.request.n * steps))
 
     def _decode_one(self) -> None:
         """Decode the first finished image in the queue or, if there is none, the first preview.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from PIL import Image
 
@@ -26,6 +27,7 @@ class AnswerRequest:
         n: the number of answers.
         plain: a text to continue, which the model reads without a template and in place of the
             turns; None: there are turns.
+        with_progress: whether reading the prompt adds ``Progress`` events.
     """
 
     turns: tuple[Turn, ...]
@@ -34,6 +36,7 @@ class AnswerRequest:
     system: str | None = None
     n: int = 1
     plain: str | None = None
+    with_progress: bool = False
 
     @property
     def continues(self) -> bool:
@@ -53,6 +56,7 @@ class DrawingRequest:
         partial_images: the maximum number of previews of each image, evenly spaced over its steps.
             A preview is skipped if a newer one replaces it before it is decoded.
         images: the images to change, upright and RGB. Each result is made from all of them.
+        with_progress: whether each step adds a ``Progress`` event.
     """
 
     prompt: str
@@ -61,6 +65,7 @@ class DrawingRequest:
     n: int = 1
     partial_images: int = 0
     images: tuple[Image.Image, ...] = ()
+    with_progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,21 @@ class Drawn:
     input_image_tokens: int = 0  # those of the prompt's tokens that stand for images to change
 
 
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a request that has ``with_progress``.
+
+    While an answer's prompt is read, ``done`` counts the positions of the prompt. While images are
+    drawn, it counts the steps of all images of the request.
+    """
+
+    stage: Literal["read", "draw"]
+    done: int
+    total: int
+
+
 Request = AnswerRequest | DrawingRequest
-Event = Piece | Answered | Partial | Drawn
+Event = Piece | Answered | Partial | Drawn | Progress
 
 
 class BusyError(JanusError):

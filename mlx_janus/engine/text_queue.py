@@ -15,7 +15,7 @@ from ..inference.text_generation import Finished, PromptRead, Token
 from ..memory import available_memory
 from ..models.backbone import cache_bytes
 from ..weights.footprint import SAFE_SHARE
-from .messages import Answered, AnswerRequest, Piece
+from .messages import Answered, AnswerRequest, Piece, Progress
 from .tickets import Ticket
 
 _PREFILL_STEP = 256  # positions of a prompt read in one round
@@ -182,6 +182,8 @@ class TextScheduler:
             try:
                 for event in events:
                     task.reading = isinstance(event, PromptRead)
+                    if isinstance(event, PromptRead) and request.with_progress:
+                        task.ticket.add_event(Progress("read", event.done, event.total))
                     # With log-probabilities, a token without text is a piece, too.
                     if isinstance(event, Token) and (event.text or event.logprob):
                         task.ticket.add_event(Piece(index, event.text, event.logprobs))

@@ -25,6 +25,7 @@ from .form_schema import edit_body_schema
 from .image_edits import default_edit_sampling, edit_images
 from .image_generations import default_sampling, generate_images
 from .image_store import PATH as IMAGES_PATH
+from .mcp_route import add_mcp_route
 from .metrics import Metrics
 from .middleware.api_key import is_public
 from .middleware.stack import middleware_stack
@@ -83,6 +84,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(_image_router(service))
     app.include_router(_model_router(service))
     app.include_router(_server_router(service))
+    add_mcp_route(app, service)
     if settings.api_key is not None:
         _add_key_to_openapi(app)
     return app

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
-import re
-import string
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from starlette.requests import Request as HTTPRequest
 
 from ..config import ImageConfig
 from ..errors import ImageError
+from ..processing.data_urls import base64_part, decode_base64, too_large
 from ..processing.images import decode_image, resize_and_pad
 from ..processing.saved_images import encode_image
 from .errors import APIError, to_api_error
@@ -25,10 +23,6 @@ from .schema import MAX_INPUT_IMAGES
 from .settings import Settings
 
 _MAX_FETCHES = 4  # downloads at once; each takes a thread
-_DATA_URL = re.compile(
-    r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)?(;[a-z0-9=.-]{1,40})?;base64,",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -118,17 +112,11 @@ class ImageReader:
         Raises:
             ImageError: this is not the data URL of an image, or the image is too large.
         """
-        prefix = _DATA_URL.match(url)
-        if prefix is None:
+        encoded = base64_part(url, self._settings.image_limit)
+        if encoded is None:
             alternative = " or an https address" if self._settings.allow_url_images else ""
             rule = f"an image must be given as data:image/png;base64,...{alternative}"
             raise ImageError(f"{rule}, got {url[:30]!r}")
-        encoded = url[prefix.end() :]
-        # A quick check before decoding: four characters are three bytes, and up to two characters
-        # are padding. Line breaks and spaces do not count. _decode checks the exact size.
-        characters = len(encoded) - sum(map(encoded.count, string.whitespace))
-        if characters * 3 // 4 > self._settings.image_limit + 2:
-            raise self._too_large()
         return encoded
 
     def _decode(self, data: str | bytes) -> Image.Image:
@@ -138,21 +126,11 @@ class ImageReader:
             ImageError: the base64 or the image is damaged, or the image is too large.
         """
         if isinstance(data, str):
-            try:
-                text = "".join(data.split())  # some clients break the base64 into lines
-                padding = "=" * (-len(text) % 4)  # some clients leave the padding out
-                data = base64.b64decode(text + padding, validate=True)
-            except (binascii.Error, ValueError):  # ValueError: not ASCII
-                message = "the image's base64 is damaged or cut short: send it again"
-                raise ImageError(message) from None
+            data = decode_base64(data)
         if len(data) > self._settings.image_limit:
-            raise self._too_large()
+            raise too_large(self._settings.image_limit)
         image = decode_image(data, "the image")
         return resize_and_pad(image, self._config)
-
-    def _too_large(self) -> ImageError:
-        limit = f"{self._settings.image_limit / 1e6:g} MB"
-        return ImageError(f"the image is larger than {limit}: make it smaller")
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ COMMANDS = (
     "mlx_janus.convert",
     "mlx_janus caption",
     "mlx_janus serve",
+    "mlx_janus mcp",
     "mlx_janus evaluate",
     "mlx_janus train",
 )
@@ -1206,6 +1207,7 @@ def test_the_group_runs_the_commands(model: Path, here: Path) -> None:
         "caption",
         "chat",
         "serve",
+        "mcp",
         "convert",
         "evaluate",
         "train",

@@ -24,7 +24,7 @@ class CORSHeadersMiddleware(CORSMiddleware):
             app,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("Retry-After", "X-Request-ID"),
+            expose_headers=("Retry-After", "X-Request-ID", "Mcp-Session-Id"),
             allow_private_network=True,
         )
         self._settings = settings

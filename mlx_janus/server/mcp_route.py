@@ -1,0 +1,165 @@
+"""``/mcp``: the tools over MCP's streamable HTTP transport, on the same engine as the other routes.
+
+The middlewares in front of it check the Host, the Origin, the key and the size of the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from PIL import Image
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ..engine.messages import Event, StoppingError
+from ..inference.results import GeneratedImage
+from ..mcp.package import is_installed
+from ..processing.data_urls import as_data_url
+from .errors import to_api_error
+from .images import ImageSource
+from .service import Service
+
+if TYPE_CHECKING:
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+    from ..engine.engine import Engine
+
+PATH = "/mcp"
+_MAX_SESSIONS = 256  # clients at the same time; a further one is refused
+_IDLE_SECONDS = 30 * 60.0  # of a session without requests, after which it ends
+_LAST_REPLIES = 5.0  # seconds for the replies of the last calls when the server stops
+
+
+def add_mcp_route(app: FastAPI, service: Service) -> None:
+    """Add the route, if the extra "mcp" is installed."""
+    if is_installed():
+        endpoint = MCPEndpoint(service)
+        route = Route(PATH, endpoint, include_in_schema=False)
+        endpoint.route = route
+        app.router.routes.append(route)
+
+
+class ServerHost:
+    """A ``Host`` on the parts that the server's routes share.
+
+    Args:
+        service: the engine, the reader of images and the metrics.
+    """
+
+    saves_images = False
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def engine(self) -> Engine:
+        """Return the engine, which was started before the server."""
+        return self._service.engine
+
+    async def read_image(self, source: str, engine: Engine) -> Image.Image:
+        """Return the image of a data URL or base64, or of an address if the settings allow it.
+
+        Raises:
+            APIError: the image cannot be read, or is a path.
+        """
+        content = as_data_url(source)
+        return await self._service.image_reader.read(ImageSource(content, "image"))
+
+    async def save(self, image: GeneratedImage) -> Path | None:
+        """Save nothing: the client may be on another machine."""
+        return None
+
+    def recorder(self) -> Callable[[Event], None]:
+        """Return a function that adds the events of one request to the metrics."""
+        return self._service.metrics.event_recorder()
+
+    def explain(self, error: Exception) -> str:
+        """Return the message that the other routes would reply with."""
+        return to_api_error(error).detail
+
+
+class MCPEndpoint:
+    """An ASGI application for ``/mcp``. Its sessions end when the engine has ended.
+
+    The first request starts them, so a server that nobody uses over MCP imports nothing of it.
+
+    Args:
+        service: the parts of the server.
+    """
+
+    route: Route | None = None  # shown in the access log
+
+    def __init__(self, service: Service):
+        self._service = service
+        self._sessions: asyncio.Task[None] | None = None  # None: no request so far
+        self._manager: asyncio.Future[StreamableHTTPSessionManager] | None = None
+        self._open_posts = 0  # requests whose reply has not ended
+        self._no_posts = asyncio.Event()
+        self._no_posts.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request.
+
+        Raises:
+            StoppingError: the server is stopping.
+        """
+        scope["route"] = self.route
+        if self._service.engine.stopping:
+            raise StoppingError
+        manager = await self._running_manager()
+        is_post = scope["method"] == "POST"  # a GET is a stream that has no end of its own
+        self._count_posts(is_post)
+        try:
+            await manager.handle_request(scope, receive, send)
+        finally:
+            self._count_posts(-is_post)
+
+    def _count_posts(self, change: int) -> None:
+        """Change the number of open requests."""
+        self._open_posts += change
+        if self._open_posts:
+            self._no_posts.clear()
+        else:
+            self._no_posts.set()
+
+    async def _running_manager(self) -> StreamableHTTPSessionManager:
+        """Return the manager of the sessions. The first call starts it."""
+        if self._manager is None:
+            self._manager = asyncio.get_running_loop().create_future()
+            self._sessions = asyncio.create_task(self._run_sessions(self._manager))
+        return await asyncio.shield(self._manager)
+
+    def _create_manager(self) -> StreamableHTTPSessionManager:
+        from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+        from ..mcp.protocol import create_server
+
+        return StreamableHTTPSessionManager(
+            create_server(ServerHost(self._service)),
+            max_request_body_size=self._service.settings.body_limit,
+            session_idle_timeout=_IDLE_SECONDS,
+            max_sessions=_MAX_SESSIONS,
+        )
+
+    async def _run_sessions(self, started: asyncio.Future[StreamableHTTPSessionManager]) -> None:
+        """Run the sessions until the engine has ended and the last replies are sent.
+
+        Args:
+            started: gets the manager, or the error of starting it.
+        """
+        try:
+            # Importing the package takes a second, in which the loop serves other requests.
+            manager = await asyncio.to_thread(self._create_manager)
+        except Exception as error:
+            started.set_exception(error)
+            return
+        async with manager.run():
+            started.set_result(manager)
+            await self._service.engine.ended.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_REPLIES):
+                    await self._no_posts.wait()
