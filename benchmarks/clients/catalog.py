@@ -29,6 +29,7 @@ class Client:
 
 CLIENTS = (
     Client("openai", "py_openai.py", ("openai==3.57.0", "aiohttp==3.14.5")),
+    Client("anthropic", "py_anthropic.py", ("anthropic==2.14.0",)),
     Client("litellm", "py_litellm.py", ("litellm==1.108.7",)),
     Client("litellm-proxy", "py_litellm_proxy.py", ("litellm[proxy]==1.108.7",)),
     Client(

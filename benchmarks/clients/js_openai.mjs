@@ -60,7 +60,12 @@ trial("images, DALL-E's requests, stream", async () => {
 });
 
 trial("parse", () => ask({ response_format: { type: "json_object" } }), { lacks: "structured answers" });
-trial("responses", () => client.responses.create({ model, input: "Hello" }), { lacks: "/v1/responses" });
-trial("completions", () => client.completions.create({ model, prompt: "Hello" }), { lacks: "/v1/completions" });
+trial("responses, stream", async () => {
+  check((await client.responses.create({ model, input: "Hello" })).output_text.length > 0);
+  const kinds = [];
+  for await (const event of await client.responses.create({ model, input: "Hello", stream: true })) kinds.push(event.type);
+  check(kinds[0] === "response.created" && kinds.at(-1) === "response.completed", kinds);
+});
+trial("completions", async () => check((await client.completions.create({ model, prompt: "A red" })).choices[0].text));
 
 await run();

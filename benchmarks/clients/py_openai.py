@@ -256,14 +256,43 @@ def _required():
     )
 
 
-@trial("responses", lacks="/v1/responses")
+def input_message():
+    """Return a question about an image in the form of Responses."""
+    image = {"type": "input_image", "image_url": IMAGE_URL, "detail": "auto"}
+    return {"role": "user", "content": [image, {"type": "input_text", "text": COLOR}]}
+
+
+@trial("responses: answer, stream, second turn")
 def _responses():
-    client.responses.create(model=MODEL, input="Hello")
+    answer = client.responses.create(model=MODEL, input=[input_message()])
+    check_red(answer.output_text)
+    with client.responses.stream(model=MODEL, input=[input_message()]) as stream:
+        for _ in stream:
+            pass
+        check_red(stream.get_final_response().output_text)
+    question = {"role": "user", "content": "How many shapes are there?"}
+    conversation = [input_message(), *answer.output, question]
+    assert client.responses.create(model=MODEL, input=conversation).output_text
 
 
-@trial("completions", lacks="/v1/completions")
+@trial("responses: image_generation, with previews")
+def _response_images():
+    tool = {"type": "image_generation", "partial_images": 2}
+    events = list(
+        client.responses.create(
+            model=MODEL, input="a red circle", tools=[tool], tool_choice=tool, stream=True
+        )
+    )
+    kinds = [event.type for event in events]
+    assert kinds.count("response.image_generation_call.partial_image") == 2
+    check_image(events[-1].response.output[0].result)
+
+
+@trial("completions")
 def _completions():
-    client.completions.create(model=MODEL, prompt="Hello")
+    assert client.completions.create(model=MODEL, prompt="A red", n=2).choices[1].text
+    chunks = list(client.completions.create(model=MODEL, prompt="A red", stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks)
 
 
 @trial("images.edit")

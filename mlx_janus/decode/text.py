@@ -350,16 +350,18 @@ class StopStrings:
     """
 
     def __init__(self, stop: Sequence[str]):
+        self.found: str | None = None  # the stop string that was found
         self._stop = tuple(stop)
         self._held = ""  # text that is held back
 
     def add(self, text: str) -> tuple[str, bool]:
         """Add text; return the text that is safe to show, and whether a stop string was found."""
         self._held += text
-        starts = [self._held.find(stop) for stop in self._stop]
-        found_starts = [start for start in starts if start >= 0]
+        starts = {stop: self._held.find(stop) for stop in self._stop}  # -1: it is not there
+        found_starts = {stop: start for stop, start in starts.items() if start >= 0}
         if found_starts:
-            safe_text = self._held[: min(found_starts)]
+            self.found = min(found_starts, key=lambda stop: found_starts[stop])
+            safe_text = self._held[: found_starts[self.found]]
             self._held = ""
             return safe_text, True
         safe_length = len(self._held) - self._unsafe_length()

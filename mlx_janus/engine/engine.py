@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..config import JanusConfig
@@ -24,6 +24,7 @@ from ..inference.pathway import EditingPathway, ImagePathway
 from ..inference.pathways import pathway_of
 from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import weights_wired
+from ..processing.prompts import Turn
 from ..threads import ComputingThread, note_use
 from .image_queue import ImageScheduler, ImageTask
 from .messages import AnswerRequest, BusyError, DrawingRequest, Request, StoppingError
@@ -189,6 +190,47 @@ class Engine:
             self._changed.notify()
         return ticket
 
+    def conversation_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
+        """Return the token ids of a conversation, even if it does not fit into the context.
+
+        Any thread may call this.
+
+        Args:
+            turns: messages. If the last one is the assistant's, it is the beginning of the answer.
+            system: system prompt; None: the model's own, "": none.
+
+        Raises:
+            PromptError: there is no question, a question is empty, or the texts have far more
+                characters than the context holds.
+        """
+        self._check_length(*(turn.text for turn in turns), system or "")
+        return self._janus.prompts.answering(turns, system)
+
+    def text_ids(self, text: str, *, with_bos: bool = True) -> list[int]:
+        """Return the token ids of a text without a template, even if it exceeds the context.
+
+        Any thread may call this.
+
+        Args:
+            text: the text.
+            with_bos: whether bos comes first, as in a prompt.
+
+        Raises:
+            PromptError: the text has far more characters than the context holds.
+        """
+        self._check_length(text)
+        prompts = self._janus.prompts
+        return prompts.plain(text) if with_bos else prompts.encode(text)
+
+    def spelling(self, token_id: int) -> str:
+        """Return the text of a token; U+FFFD stands for incomplete characters."""
+        return self._janus.prompts.spelling(token_id)[0]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, control tokens included."""
+        text: str = self._janus.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
     def check_grammar(self, grammar: Grammar) -> None:
         """Compile the grammar of an answer, in any thread.
 
@@ -241,6 +283,9 @@ class Engine:
         given = len(request.images)
         if given != expected:
             raise OptionError(f"the turns show {expected} images, {given} were given")
+        if request.plain is not None:
+            self._check_length(request.plain)
+            return TextTask(ticket, request, self._janus.plain_ids(request.plain))
         self._check_length(*(turn.text for turn in request.turns), request.system or "")
         return TextTask(ticket, request, self._janus.answering_ids(request.turns, request.system))
 

@@ -16,7 +16,7 @@ from ..processing.prompts import Turn
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """A request for answers to the last turn of a conversation.
+    """A request for answers to the last turn of a conversation, or for text that continues a text.
 
     Args:
         turns: messages. If the last one is the assistant's, the answers continue its text.
@@ -25,6 +25,8 @@ class AnswerRequest:
             following numbers.
         system: system prompt; None: the model's own, "": none.
         n: the number of answers.
+        plain: a text to continue, which the model reads without a template and in place of the
+            turns; None: there are turns.
         with_progress: whether reading the prompt adds ``Progress`` events.
     """
 
@@ -33,7 +35,13 @@ class AnswerRequest:
     options: TextOptions
     system: str | None = None
     n: int = 1
+    plain: str | None = None
     with_progress: bool = False
+
+    @property
+    def continues(self) -> bool:
+        """Whether the prompt ends with the beginning of the answers."""
+        return self.plain is not None or self.turns[-1].role == "assistant"
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ class TextScheduler:
                 images,
                 options,
                 step=_PREFILL_STEP,
-                continues=request.turns[-1].role == "assistant",
+                continues=request.continues,
                 batch=self._batch,
             )
             try:

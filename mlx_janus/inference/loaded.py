@@ -252,7 +252,22 @@ class LoadedModel:
                 Unicode, or the context has no room for an answer.
             OptionError: ``system`` is not text.
         """
-        ids = self.prompts.answering(turns, system)
+        return self._within_context(self.prompts.answering(turns, system))
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Return the token ids of a text that the model continues, without a template.
+
+        Raises:
+            PromptError: the text is not Unicode, or the context has no room for an answer.
+        """
+        return self._within_context(self.prompts.plain(text))
+
+    def _within_context(self, ids: list[int]) -> list[int]:
+        """Return the ids of a prompt.
+
+        Raises:
+            ContextLengthError: the context has no room for an answer.
+        """
         context = self.config.language.max_position_embeddings
         if len(ids) >= context:
             raise ContextLengthError(

@@ -53,6 +53,7 @@ class TextResult:
     cached_tokens: int = 0  # positions of the prompt that were in the prefix cache
     first_token_seconds: float = 0.0  # time to first token, images and prompt included
     logprobs: tuple[TokenLogprob, ...] | None = None  # one for each of ``tokens``; None: not asked
+    stop: str | None = None  # the stop string that ended the answer; None: none did
 
 
 @dataclass(frozen=True)

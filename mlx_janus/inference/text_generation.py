@@ -350,6 +350,7 @@ class _Answer:
             cached_tokens=prompt.read,
             first_token_seconds=prompt_seconds,
             logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
+            stop=self._stop_strings.found,
         )
 
     def _append(self, text: str) -> str:

@@ -224,6 +224,14 @@ class Prompts:
         _bos, *ids = self._encode(segments)
         return ids
 
+    def plain(self, text: str) -> list[int]:
+        """Return the ids of a text without a template: bos and the text.
+
+        Raises:
+            PromptError: the text is not Unicode.
+        """
+        return [self.special.bos, *self.encode(text)]
+
     def drawing(self, text: str) -> list[int]:
         """Return the ids of a prompt for an image, from bos to image_start.
 

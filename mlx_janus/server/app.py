@@ -6,21 +6,20 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
-from fastapi.routing import APIRoute
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ..version import __version__
-from .bodies import JSON, media_type, parse_json
 from .chat_completions import DEFAULT_MAX_TOKENS, complete_chat
+from .compatible_routes import compatible_router
 from .errors import APIError, handle_http_exception, handle_validation_error
 from .form_schema import edit_body_schema
 from .image_edits import default_edit_sampling, edit_images
@@ -30,10 +29,10 @@ from .mcp_route import add_mcp_route
 from .metrics import Metrics
 from .middleware.api_key import is_public
 from .middleware.stack import middleware_stack
+from .routing import ERROR_RESPONSES, JSONRoute, streamed_responses
 from .schema import (
     ChatCompletion,
     ChatRequest,
-    ErrorReply,
     Health,
     ImageRequest,
     ImagesReply,
@@ -54,10 +53,6 @@ _IMAGE_EVENTS_DESCRIPTION = (
     "Server-sent events: image_generation.partial_image and image_generation.completed."
 )
 _EDIT_EVENTS_DESCRIPTION = "Server-sent events: image_edit.partial_image and image_edit.completed."
-_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorReply, "description": "The request is refused."},
-    "5XX": {"model": ErrorReply, "description": "The server cannot complete the request."},
-}
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
@@ -85,6 +80,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     )
     app.include_router(_generation_router(service))
     app.include_router(_edit_router(service))
+    app.include_router(compatible_router(service))
     app.include_router(_image_router(service))
     app.include_router(_model_router(service))
     app.include_router(_server_router(service))
@@ -94,48 +90,14 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     return app
 
 
-class _StrictRequest(Request):
-    """A request whose body must be JSON without NaN, lone surrogates or excessive depth."""
-
-    async def json(self) -> Any:
-        """Parse the body. FastAPI calls this before it validates the result.
-
-        Raises:
-            APIError: the body is not JSON, or has NaN, a lone surrogate or excessive depth (400).
-        """
-        return parse_json(await self.body())
-
-
-class _JSONRoute(APIRoute):
-    """A route that accepts only JSON, so that no form on another site's page can use it."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return a handler that checks the content type (415) and then calls FastAPI's handler."""
-        handle_with_fastapi = super().get_route_handler()
-
-        async def handle_json(request: Request) -> Response:
-            if media_type(request.headers) != JSON:
-                raise APIError(415, "the body must be JSON: send 'Content-Type: application/json'")
-            return await handle_with_fastapi(_StrictRequest(request.scope, request.receive))
-
-        return handle_json
-
-
-def _stream_and_error_responses(stream_description: str) -> dict[int | str, dict[str, Any]]:
-    """Return a route's OpenAPI responses, by status: the streamed reply and the errors."""
-    # The schema has no type: some tools take it as that of the stream, others as that of an event.
-    events = {"schema": {"description": stream_description}}
-    return {200: {"content": {"text/event-stream": events}}, **_ERROR_RESPONSES}
-
-
 def _generation_router(service: Service) -> APIRouter:
     """Return a router with the routes that generate text and images."""
-    router = APIRouter(prefix="/v1", route_class=_JSONRoute, tags=["generation"])
+    router = APIRouter(prefix="/v1", route_class=JSONRoute, tags=["generation"])
 
     @router.post(
         "/chat/completions",
         response_model=ChatCompletion,
-        responses=_stream_and_error_responses(_CHUNKS_DESCRIPTION),
+        responses=streamed_responses(_CHUNKS_DESCRIPTION),
     )
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer the last message of a conversation. `stream` sends the answer piece by piece."""
@@ -144,7 +106,7 @@ def _generation_router(service: Service) -> APIRouter:
     @router.post(
         "/images/generations",
         response_model=ImagesReply,
-        responses=_stream_and_error_responses(_IMAGE_EVENTS_DESCRIPTION),
+        responses=streamed_responses(_IMAGE_EVENTS_DESCRIPTION),
     )
     async def create_image(body: ImageRequest, request: Request) -> Response:
         """Generate images from a prompt. `stream` sends each image once it is finished."""
@@ -163,7 +125,7 @@ def _edit_router(service: Service) -> APIRouter:
     @router.post(
         "/images/edits",
         response_model=ImagesReply,
-        responses=_stream_and_error_responses(_EDIT_EVENTS_DESCRIPTION),
+        responses=streamed_responses(_EDIT_EVENTS_DESCRIPTION),
         openapi_extra={"requestBody": edit_body_schema()},
     )
     async def edit_image(request: Request) -> Response:
@@ -175,7 +137,7 @@ def _edit_router(service: Service) -> APIRouter:
 
 def _model_router(service: Service) -> APIRouter:
     """Return a router with the routes that list and describe the served model."""
-    router = APIRouter(responses=_ERROR_RESPONSES, tags=["server"])
+    router = APIRouter(responses=ERROR_RESPONSES, tags=["server"])
 
     def describe(name: str) -> ServedModel:
         defaults = ModelDefaults(
@@ -204,7 +166,7 @@ def _model_router(service: Service) -> APIRouter:
 
 def _image_router(service: Service) -> APIRouter:
     """Return a router with the route that serves generated images."""
-    router = APIRouter(responses=_ERROR_RESPONSES, tags=["generation"])
+    router = APIRouter(responses=ERROR_RESPONSES, tags=["generation"])
 
     @_get_and_head(
         router,
@@ -226,7 +188,7 @@ def _image_router(service: Service) -> APIRouter:
 
 def _server_router(service: Service) -> APIRouter:
     """Return a router with the routes for the server's state and for the web page."""
-    router = APIRouter(responses=_ERROR_RESPONSES, tags=["server"])
+    router = APIRouter(responses=ERROR_RESPONSES, tags=["server"])
     engine = service.engine
     page, page_headers = _read_page()
 
@@ -312,12 +274,17 @@ def _add_key_to_openapi(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = openapi_without_key()
-        scheme = HTTPBearer().model.model_dump(by_alias=True, exclude_none=True, mode="json")
-        document.setdefault("components", {})["securitySchemes"] = {"key": scheme}
+        schemes = {"key": HTTPBearer(), "x_api_key": APIKeyHeader(name="X-API-Key")}
+        document.setdefault("components", {})["securitySchemes"] = {
+            name: scheme.model.model_dump(by_alias=True, exclude_none=True, mode="json")
+            for name, scheme in schemes.items()
+        }
         for path, operations in document["paths"].items():
             for operation in operations.values():
-                # In OpenAPI, [] means that no key is needed; {"key": []} names the scheme above.
-                operation["security"] = [] if is_public(path) else [{"key": []}]
+                # In OpenAPI, [] means that no key is needed; {"key": []} names a scheme above, of
+                # which one is enough.
+                needed: list[dict[str, list[str]]] = [{name: []} for name in schemes]
+                operation["security"] = [] if is_public(path) else needed
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from ..decode.text import TextOptions
 from ..engine.messages import Answered, AnswerRequest, Event, Piece
 from ..inference.results import TextResult, TokenLogprob
 from ..limits import MAX_SEED, MAX_TOKENS
-from .conversations import read_conversation
+from .conversations import Conversation, read_conversation
 from .errors import APIError
 from .event_streams import EventStream, collect_events, server_sent_event
 from .schema import (
@@ -62,13 +62,9 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
         APIError: the request is refused, the client leaves, or a reply that is not streamed fails.
             A stream reports a failure in its last event.
     """
-    service.check_model(body.model)
-    if field := body.unsupported_field():
-        raise APIError(400, f"{field} is not supported: leave it out", param=field)
-    _check_bias(body, service.engine.config.language.vocab_size)
-    form = await read_form(body, service)
-    engine_request = await _to_engine_request(body, form, service, request)
-    ticket = service.submit(engine_request, param="messages")
+    answers = await begin_answers(body, request, service)
+    ticket = answers.ticket
+    form = answers.form
     record = service.metrics.event_recorder()
     common_fields = _CommonFields(
         id=f"chatcmpl-{secrets.token_hex(12)}",
@@ -78,35 +74,72 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
     )
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        readers = [CallReader(form.tools) for _ in range(engine_request.n)]
+        readers = [CallReader(form.tools) for _ in range(answers.request.n)]
         chunks = _chunks(ticket, common_fields, readers, with_usage, record)
         return EventStream(chunks, ticket, service.settings.heartbeat_seconds)
     events = await collect_events(ticket, request, record, param="messages")
     return JSONResponse(_completion(events, common_fields, form).model_dump())
 
 
-async def _to_engine_request(
-    body: ChatRequest, form: AnswerForm, service: Service, request: HTTPRequest
-) -> AnswerRequest:
-    """Convert the body to the engine's request.
+@dataclass(frozen=True)
+class Answers:
+    """The answers to a request, while the engine generates them."""
+
+    ticket: Ticket
+    request: AnswerRequest
+    form: AnswerForm
+
+
+async def begin_answers(
+    body: ChatRequest,
+    request: HTTPRequest,
+    service: Service,
+    format_field: str = "response_format",
+) -> Answers:
+    """Check a request, and hand it to the engine.
 
     Images are read last, so that no image is downloaded for a body that is refused here.
+
+    Args:
+        body: the request.
+        request: the client's HTTP request.
+        service: the server's parts.
+        format_field: the client's name of the field ``response_format``, for messages.
 
     Raises:
         APIError: the request is refused, an image cannot be read, or the client leaves.
     """
+    service.check_model(body.model)
+    if field := body.unsupported_field():
+        raise APIError(400, f"{field} is not supported: leave it out", param=field)
+    check_bias(body, service.engine.config.language.vocab_size)
+    form = await read_form(body, service, format_field)
     n = body.n or 1
-    options = replace(_text_options(body, n), grammar=form.grammar)
-    conversation = read_conversation(body.messages)
+    options = replace(text_options(body, n), grammar=form.grammar)
+    conversation = read_prompt(body, form, service)
     images = await service.image_reader.read_all(conversation.images, request, param="messages")
-    system = conversation.system
+    engine_request = AnswerRequest(
+        tuple(conversation.turns), images, options, conversation.system, n
+    )
+    ticket = service.submit(engine_request, param="messages")
+    return Answers(ticket, engine_request, form)
+
+
+def read_prompt(body: ChatRequest, form: AnswerForm, service: Service) -> Conversation:
+    """Return a request's conversation, with the tools at the end of the system prompt.
+
+    Raises:
+        APIError: the conversation has no question.
+    """
+    conversation = read_conversation(body.messages)
     if form.tools:
+        system = conversation.system
         own = service.engine.config.prompt.system if system is None else system
-        system = form.system(own)
-    return AnswerRequest(tuple(conversation.turns), images, options, system, n)
+        conversation.system = form.system(own)
+    return conversation
 
 
-def _text_options(body: ChatRequest, n: int) -> TextOptions:
+def text_options(body: ChatRequest, n: int) -> TextOptions:
     """Return the options for ``n`` answers, with the seed of the first answer.
 
     The other answers use the following numbers as seeds. A body without a seed gets a random one.
@@ -146,7 +179,7 @@ def _sampling_options(body: SamplingFields) -> dict[str, Any]:
     return given
 
 
-def _check_bias(body: ChatRequest, vocabulary: int) -> None:
+def check_bias(body: ChatRequest, vocabulary: int) -> None:
     """Refuse a bias of tokens that the model does not have.
 
     Args:
@@ -189,7 +222,7 @@ def _choice(answer: Answered, reader: CallReader) -> Choice:
         index=answer.index,
         message=message,
         finish_reason=_finish_reason(answer.result, reader),
-        logprobs=_choice_logprobs(answer.result.logprobs),
+        logprobs=choice_logprobs(answer.result.logprobs),
     )
 
 
@@ -222,7 +255,7 @@ async def _chunks(
         record(event)
         if isinstance(event, Piece):
             delta = readers[event.index].add(event.text)
-            logprobs = _choice_logprobs(event.logprobs or None)
+            logprobs = choice_logprobs(event.logprobs or None)
             yield encode_chunk(ChunkChoice(index=event.index, delta=delta, logprobs=logprobs))
         elif isinstance(event, Answered):
             results.append(event.result)
@@ -238,7 +271,7 @@ async def _chunks(
     yield server_sent_event("[DONE]")
 
 
-def _choice_logprobs(tokens: Sequence[TokenLogprob] | None) -> ChoiceLogprobs | None:
+def choice_logprobs(tokens: Sequence[TokenLogprob] | None) -> ChoiceLogprobs | None:
     """Return log-probabilities as a part of the reply; None if they were not asked for."""
     if tokens is None:
         return None

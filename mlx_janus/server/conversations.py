@@ -21,6 +21,7 @@ from .images import ImageSource
 from .schema import (
     AssistantMessage,
     ImagePart,
+    LocatedImage,
     Message,
     SystemMessage,
     TextPart,
@@ -194,6 +195,8 @@ def _parts(message: Message, content_field: str) -> list[Part]:
             parts.append(part.text)
         elif isinstance(part, ImagePart):
             url_field = f"{content_field}[{index}].image_url.url"
+            if isinstance(part, LocatedImage):
+                url_field = part.field
             parts.append(ImageSource(part.image_url.url, url_field))
     return parts
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -26,6 +27,15 @@ from .schema import ErrorKind, ErrorReply, ErrorText
 
 _LOG = logging.getLogger("mlx_janus.server")
 CLIENT_LEFT = 499  # nginx's status for a client that left: never sent, only counted and logged
+ANTHROPIC_PATH = "/v1/messages"  # the routes of Anthropic's API are here and below
+_ANTHROPIC_KINDS = {  # status -> the type of Anthropic's error object
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 _DEFAULT_CODES = {  # status -> ``APIError.code``
     401: "invalid_api_key",
     404: "not_found",
@@ -76,9 +86,38 @@ class APIError(HTTPException):
         text = ErrorText(message=one_line(self.detail), type=kind, param=self.param, code=self.code)
         return ErrorReply(error=text).model_dump()
 
-    def response(self) -> JSONResponse:
-        """Return the reply."""
-        return JSONResponse(self.body, self.status_code, self.headers)
+    def response(self, path: str = "") -> JSONResponse:
+        """Return the reply to a request for a path; "": an unknown path."""
+        body = self.anthropic_body if is_anthropic(path) else self.body
+        return JSONResponse(body, self.status_code, self.headers)
+
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """Anthropic's error object, for the routes of its API. It has no place for ``param``."""
+        kind = _ANTHROPIC_KINDS.get(self.status_code)
+        if kind is None:
+            kind = "api_error" if self.status_code >= 500 else "invalid_request_error"
+        return {"type": "error", "error": {"type": kind, "message": one_line(self.detail)}}
+
+
+def is_anthropic(path: str) -> bool:
+    """Return whether a path is one of Anthropic's API."""
+    return path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/")
+
+
+@contextlib.contextmanager
+def renamed_fields(names: Mapping[str, str]) -> Iterator[None]:
+    """Rename the fields that errors of the context name.
+
+    Args:
+        names: the client's names, by the names of the chat request that its body was turned into.
+    """
+    try:
+        yield
+    except APIError as error:
+        if error.param is not None:
+            error.param = names.get(error.param, error.param)
+        raise
 
 
 def client_left() -> APIError:
@@ -133,19 +172,20 @@ def _log_internal_error(error: Exception) -> None:
 
 async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
     """Reply to an ``APIError`` or to an HTTP exception of Starlette."""
+    path = request.url.path
     if isinstance(error, APIError):
-        return error.response()
+        return error.response(path)
     assert isinstance(error, HTTPException)
     # For these two statuses, Starlette's own text is only the status's name.
     messages = {
-        404: f"there is no {request.url.path!r}: /openapi.json lists the routes",
-        405: f"{request.url.path!r} does not support {request.method}",
+        404: f"there is no {path!r}: /openapi.json lists the routes",
+        405: f"{path!r} does not support {request.method}",
     }
     message = messages.get(error.status_code, str(error.detail))
-    return APIError(error.status_code, message, headers=error.headers).response()
+    return APIError(error.status_code, message, headers=error.headers).response(path)
 
 
-async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
+async def handle_validation_error(request: Request, error: Exception) -> JSONResponse:
     """Reply to a body that does not match the schema.
 
     The status is 400, as in OpenAI's API. FastAPI's default would be 422.
@@ -164,12 +204,30 @@ async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
     field = _field_path(chosen["loc"])
     # The schema's own checks raise ValueErrors, and pydantic puts "Value error, " before the text.
     reason = chosen["msg"].removeprefix("Value error, ")
-    return APIError(400, f"{field or 'the body'}: {reason}", param=field).response()
+    message = f"{field or 'the body'}: {reason}"
+    return APIError(400, message, param=field).response(request.url.path)
 
 
-# The names of the fields inside messages and ``stream_options``. Any other name that pydantic's
-# location has inside them is the name of a union's branch.
-_NESTED_FIELDS = {"role", "content", "type", "text", "image_url", "url", "detail", "include_usage"}
+# The names of the fields inside messages, items and ``stream_options``. Any other name that
+# pydantic's location has inside them is the name of a union's branch.
+_NESTED_FIELDS = {
+    "role",
+    "content",
+    "type",
+    "text",
+    "image_url",
+    "url",
+    "detail",
+    "include_usage",
+    "source",
+    "data",
+    "media_type",
+    "output",
+    "format",
+    "arguments",
+    "call_id",
+    "input",
+}
 
 
 def _field_path(location: Sequence[int | str]) -> str | None:

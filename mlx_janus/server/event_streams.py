@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request as HTTPRequest
@@ -18,10 +18,36 @@ from starlette.types import Receive, Scope, Send
 
 from ..engine.messages import Event
 from ..errors import JanusError
-from .errors import client_left, to_api_error
+from .errors import APIError, client_left, to_api_error
 
 if TYPE_CHECKING:
     from ..engine.tickets import Ticket
+
+_Result = TypeVar("_Result")
+_COMMENT = b": still at work\n\n"  # the colon marks a comment
+
+
+class Cancellable(Protocol):
+    """One request in the engine, or several."""
+
+    def cancel(self) -> None:
+        """Cancel all that has not ended."""
+
+
+class TicketGroup:
+    """The tickets of one HTTP request, which are cancelled together."""
+
+    def __init__(self) -> None:
+        self._tickets: list[Ticket] = []
+
+    def add(self, ticket: Ticket) -> None:
+        """Add a ticket."""
+        self._tickets.append(ticket)
+
+    def cancel(self) -> None:
+        """Cancel all tickets that have not ended."""
+        for ticket in self._tickets:
+            ticket.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -67,20 +93,37 @@ async def collect_events(
             events.append(event)
         return events
 
-    collecting = asyncio.create_task(collect())
+    return await complete_unless_left(collect(), ticket, request, param)
+
+
+async def complete_unless_left(
+    work: Coroutine[Any, Any, _Result], ticket: Cancellable, request: HTTPRequest, param: str
+) -> _Result:
+    """Return the result of a coroutine, which is cancelled as soon as the client leaves.
+
+    Args:
+        work: a coroutine that reads the ticket.
+        ticket: cancelled at the end.
+        request: the client's request, whose body has been read.
+        param: a field of the body. The error names it if the engine refuses a prompt or an option.
+
+    Raises:
+        APIError: the request fails, or the client leaves.
+    """
+    working = asyncio.create_task(work)
     disconnect = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({collecting, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if not collecting.done():
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
             raise client_left()
-        return collecting.result()
+        return working.result()
     except JanusError as error:
         raise to_api_error(error, param) from None
     finally:
         ticket.cancel()  # does nothing to a request that has ended
-        collecting.cancel()
+        working.cancel()
         disconnect.cancel()
-        await asyncio.gather(collecting, disconnect, return_exceptions=True)
+        await asyncio.gather(working, disconnect, return_exceptions=True)
 
 
 async def _wait_for_disconnect(request: HTTPRequest) -> None:
@@ -89,16 +132,26 @@ async def _wait_for_disconnect(request: HTTPRequest) -> None:
         pass
 
 
-def server_sent_event(data: BaseModel | str, event: str | None = None) -> bytes:
+def server_sent_event(data: BaseModel | Mapping[str, Any] | str, event: str | None = None) -> bytes:
     """Encode one server-sent event.
 
     Args:
         data: an object, which is sent as JSON, or one line of text.
         event: the event's name, if it has one.
     """
-    text = data if isinstance(data, str) else data.model_dump_json()
+    if isinstance(data, BaseModel):
+        text = data.model_dump_json()
+    elif isinstance(data, str):
+        text = data
+    else:
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     name = f"event: {event}\n" if event else ""
     return f"{name}data: {text}\n\n".encode()
+
+
+def _error_event(error: APIError) -> bytes:
+    """Return an error as an encoded event of the name "error"."""
+    return server_sent_event(error.body, "error")
 
 
 class EventStream(StreamingResponse):
@@ -109,16 +162,25 @@ class EventStream(StreamingResponse):
     Args:
         events: the ticket's events, encoded by ``server_sent_event``.
         ticket: the request in the engine, cancelled after the last event or when the client leaves.
-        heartbeat_seconds: seconds without an event after which a comment is sent, so that no proxy
-            closes the connection.
+        heartbeat_seconds: seconds without an event after which a heartbeat is sent, so that no
+            proxy closes the connection.
+        encode_error: encodes an error as the last event.
+        heartbeat: the encoded heartbeat, by default a comment.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], ticket: Ticket, heartbeat_seconds: float
+        self,
+        events: AsyncGenerator[bytes, None],
+        ticket: Cancellable,
+        heartbeat_seconds: float,
+        *,
+        encode_error: Callable[[APIError], bytes] = _error_event,
+        heartbeat: bytes = _COMMENT,
     ):
-        self._events = _add_heartbeats(_catch_error(events), heartbeat_seconds)
+        caught = _catch_error(events, encode_error)
+        self._events = _add_heartbeats(caught, heartbeat_seconds, heartbeat)
         self._ticket = ticket
         # Without this header nginx would buffer the events.
         super().__init__(self._events, headers={"X-Accel-Buffering": "no"})
@@ -132,28 +194,30 @@ class EventStream(StreamingResponse):
             await self._events.aclose()  # Starlette may leave the generator open
 
 
-async def _catch_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
-    """Yield the events; turn an exception into a last event, named "error"."""
+async def _catch_error(
+    events: AsyncGenerator[bytes, None], encode_error: Callable[[APIError], bytes]
+) -> AsyncGenerator[bytes]:
+    """Yield the events; turn an exception into a last event."""
     try:
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
     except Exception as error:
-        yield server_sent_event(json.dumps(to_api_error(error).body), "error")
+        yield encode_error(to_api_error(error))
 
 
 async def _add_heartbeats(
-    events: AsyncGenerator[bytes, None], seconds: float
+    events: AsyncGenerator[bytes, None], seconds: float, heartbeat: bytes
 ) -> AsyncGenerator[bytes]:
-    """Yield the events, and a comment after every ``seconds`` without an event."""
+    """Yield the events, and a heartbeat after every ``seconds`` without an event."""
     next_event: asyncio.Task[bytes] | None = None  # waits for the next event
     try:
         while True:
-            # After a comment, keep the same task, because cancelling it would end ``events``.
+            # After a heartbeat, keep the same task, because cancelling it would end ``events``.
             next_event = next_event or asyncio.create_task(_next(events))
             done, _ = await asyncio.wait({next_event}, timeout=seconds)
             if not done:
-                yield b": still at work\n\n"  # the colon marks a comment
+                yield heartbeat
                 continue
             try:
                 event = next_event.result()

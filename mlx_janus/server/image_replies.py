@@ -80,12 +80,12 @@ async def reply_with_images(
         APIError: the engine refuses the request, the client leaves, or a reply that is not streamed
             fails. A stream reports a failure in its last event.
     """
-    reply_format = _reply_format(body, service)
+    reply_format = choose_format(body, service)
     ticket = service.submit(engine_request, param="prompt")
     record = service.metrics.event_recorder()
     common_fields = _CommonFields(
         output_format=reply_format.name,
-        size=_size_text(reply_format.side or service.engine.config.image_size),
+        size=size_text(reply_format.side or service.engine.config.image_size),
     )
     if body.stream:
         events = _image_events(
@@ -127,7 +127,7 @@ def check_fields(body: ImageFields, service: Service) -> None:
     service.check_model(body.model)
     if field := body.unsupported_field():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
-    _reply_format(body, service)
+    choose_format(body, service)
 
 
 @dataclass(frozen=True)
@@ -170,12 +170,12 @@ def _wants_url(body: ImageFields) -> bool:
     return body.response_format == "url"
 
 
-def _size_text(side: int) -> str:
+def size_text(side: int) -> str:
     """Return the width and height of square images as text, such as "384x384"."""
     return f"{side}x{side}"
 
 
-def _reply_format(body: ImageFields, service: Service) -> ReplyFormat:
+def choose_format(body: ImageFields, service: Service) -> ReplyFormat:
     """Return the format and size of the reply's images.
 
     The model's images are square. For one of OpenAI's sizes, they keep the model's own size, or are
@@ -184,7 +184,7 @@ def _reply_format(body: ImageFields, service: Service) -> ReplyFormat:
     Raises:
         APIError: the size is neither the model's nor one of OpenAI's.
     """
-    own_size = _size_text(service.engine.config.image_size)
+    own_size = size_text(service.engine.config.image_size)
     if body.size not in (None, "auto", own_size, *OPENAI_SIZES):
         message = (
             f"size must be 'auto', the model's own '{own_size}' or one of OpenAI's, "

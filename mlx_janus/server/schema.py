@@ -8,19 +8,9 @@ result on other servers, but is not supported here, is refused unless its value 
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from ..limits import (
     ALL_TOKENS,
@@ -36,15 +26,18 @@ from ..limits import (
     MIN_REPETITION_PENALTY,
     RANDOM_SEED,
 )
+from .request_parts import SHORT_LIST as _SHORT_LIST
+from .request_parts import OnlyNeutral as _OnlyNeutral
+from .request_parts import RequestBody as _Request
+from .request_parts import RequestPart as _RequestPart
 
 MAX_ANSWERS = 16  # answers of one request
 MAX_GENERATED_IMAGES = 16  # images of one reply
 MAX_INPUT_IMAGES = 16  # images that one request contains or links to
 MAX_STOPS = 256  # stop strings
 NO_LIMIT = -1  # as a maximum number of tokens: no limit but the model's context
-_MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
-_MAX_PARTS = 256  # parts of a message
-_MAX_TOOLS = 128  # functions of a request
+MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
+MAX_TOOLS = 128  # functions of a request
 _MAX_BIASED_TOKENS = 4096  # tokens of ``logit_bias``
 _MAX_ID_DIGITS = 9  # digits of a token id, more than any vocabulary needs
 
@@ -101,8 +94,6 @@ LogitBias = Annotated[
 ]
 ImageFormat = Literal["png", "jpeg", "webp"]
 NonEmptyText = Annotated[str, Field(min_length=1)]
-# Without fail_fast, collecting an error for each of a million parts takes minutes.
-_SHORT_LIST = Field(max_length=_MAX_PARTS, fail_fast=True)
 
 _MODEL_NAME = (
     "Name of the model, as `/v1/models` lists it, or `default`. Default: the served model."
@@ -119,12 +110,6 @@ _CREATED = "Creation time of the reply, in seconds since 1970."
 def _is_none(value: object) -> bool:
     """Return whether a field is None; pydantic then leaves it out of the reply."""
     return value is None
-
-
-class _RequestPart(BaseModel):
-    """A part of a body: strings are not accepted as numbers, and unknown fields are dropped."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
 
 # Requests
@@ -160,6 +145,12 @@ class ImagePart(_RequestPart):
 
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(_to_image_url)]
+
+
+class LocatedImage(ImagePart):
+    """An image of a message that was translated from another API."""
+
+    field: str  # the field of the body that holds the image
 
 
 class RefusalPart(_RequestPart):
@@ -290,41 +281,6 @@ class NamedTool(_RequestPart):
     function: FunctionName
 
 
-class _OnlyNeutral:
-    """An annotation of an unsupported field: only values that would have no effect are accepted.
-
-    Args:
-        values: the values without effect. None, the value of an absent field, is added.
-    """
-
-    def __init__(self, *values: Any):
-        self.neutral_values = (None, *values)
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """Return the field's JSON schema for ``/openapi.json``; pydantic calls this."""
-        field_schema = handler(schema)
-        values = ", ".join(f"`{json.dumps(value)}`" for value in self.neutral_values)
-        field_schema["description"] = f"Not supported. Accepted without effect: {values}."
-        return field_schema
-
-
-class _Request(_RequestPart):
-    """The body of a request. Subclasses annotate unsupported fields with ``_OnlyNeutral``."""
-
-    def unsupported_field(self) -> str | None:
-        """Name the first unsupported field whose value would change the result; None: no field."""
-        for name, field in type(self).model_fields.items():
-            for annotation in field.metadata:
-                if (
-                    isinstance(annotation, _OnlyNeutral)
-                    and getattr(self, name) not in annotation.neutral_values
-                ):
-                    return name
-        return None
-
-
 class _UnsupportedChatFields(_Request):
     """Unsupported fields that would change an answer: OpenAI's, then those of other servers."""
 
@@ -403,7 +359,7 @@ class ChatRequest(_UnsupportedChatFields, SamplingFields):
 
     messages: list[Message] = Field(
         min_length=1,
-        max_length=_MAX_MESSAGES,
+        max_length=MAX_MESSAGES,
         fail_fast=True,
         description="The conversation so far. If it ends with an answer, the model continues it.",
     )
@@ -436,7 +392,7 @@ class ChatRequest(_UnsupportedChatFields, SamplingFields):
     response_format: (
         Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] | None
     ) = Field(default=None, description="Form of the answers. Default: any text.")
-    tools: Annotated[list[FunctionTool], Field(max_length=_MAX_TOOLS, fail_fast=True)] | None = (
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = (
         Field(default=None, description="Functions that an answer may call. Default: none.")
     )
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(

@@ -56,14 +56,21 @@ class AnswerForm:
         return "\n\n".join(filter(None, [own, _instructions(self.tools, self.grammar)]))
 
 
-async def read_form(body: ChatRequest, service: Service) -> AnswerForm:
+async def read_form(
+    body: ChatRequest, service: Service, format_field: str = "response_format"
+) -> AnswerForm:
     """Return the form of a request's answers, with its grammar compiled.
+
+    Args:
+        body: the request.
+        service: the server's parts.
+        format_field: the client's name of the field ``response_format``, for messages.
 
     Raises:
         APIError: the fields contradict each other, or a schema is refused.
     """
     try:
-        form = _form(body)
+        form = _form(body, format_field)
         if form.grammar is not None:
             if importlib.util.find_spec("llguidance") is None:
                 reason = "this server cannot do it: its package llguidance is not installed"
@@ -71,12 +78,12 @@ async def read_form(body: ChatRequest, service: Service) -> AnswerForm:
             # In a thread, because a large schema takes up to a second.
             await asyncio.to_thread(service.engine.check_grammar, form.grammar)
     except OptionError as error:
-        field = "tools" if str(error).startswith("tools") else "response_format"
+        field = "tools" if str(error).startswith("tools") else format_field
         raise APIError(400, str(error), param=field) from None
     return form
 
 
-def _form(body: ChatRequest) -> AnswerForm:
+def _form(body: ChatRequest, format_field: str) -> AnswerForm:
     """Return the form of a request's answers.
 
     Raises:
@@ -91,8 +98,8 @@ def _form(body: ChatRequest) -> AnswerForm:
         allows_words = body.tool_choice in (None, "auto")
         if allows_words and not is_text:
             fix = 'leave one of them out, or set tool_choice to "none" or "required"'
-            reason = f"JSON as response_format does not go with tools: {fix}"
-            raise APIError(400, reason, param="response_format")
+            reason = f"JSON as {format_field} does not go with tools: {fix}"
+            raise APIError(400, reason, param=format_field)
         return AnswerForm(call_grammar(tools, allows_words=allows_words), tools)
     if is_text:
         return AnswerForm()
@@ -102,7 +109,7 @@ def _form(body: ChatRequest) -> AnswerForm:
         given = wanted.json_schema.json_schema
         schema = ANY_OBJECT if given is None else given
         lenient = not wanted.json_schema.strict
-    return AnswerForm(schema_grammar(schema, lenient=lenient, subject="response_format"))
+    return AnswerForm(schema_grammar(schema, lenient=lenient, subject=format_field))
 
 
 def _tools(body: ChatRequest) -> tuple[Tool, ...]:

@@ -25,6 +25,10 @@ from benchmarks.clients.catalog import CLIENTS
 from mlx_janus.commands import serve
 from mlx_janus.processing.saved_images import read_metadata
 from mlx_janus.server import connections as listening
+from mlx_janus.server.anthropic.schema import MessagesRequest
+from mlx_janus.server.completions_schema import CompletionRequest
+from mlx_janus.server.request_parts import RequestBody
+from mlx_janus.server.responses.schema import ResponsesRequest
 from mlx_janus.server.schema import ChatRequest, EditRequest, ImageRequest
 from mlx_janus.server.settings import Settings
 from tests.support.fake_engine import FakeEngine
@@ -112,7 +116,7 @@ def test_the_examples_in_python(server: str, tmp_path: Path) -> None:
     }
     assert {line.split()[0] for line in lines[5:-2]} == names
     assert lines[-2] == "changed with seed 1"
-    written = names | {"shapes-1.png", "shapes-2.png", "changed.png"}
+    written = names | {"shapes-1.png", "shapes-2.png", "changed.png", "triangle.jpg"}
     assert {path.name for path in tmp_path.iterdir()} == written
     with Image.open(tmp_path / "star-0-step-0.png") as partial:
         assert partial.size == (64, 64)
@@ -169,11 +173,17 @@ def test_the_routes_and_the_metrics_are_all_named(
 
 
 @pytest.mark.parametrize(
-    ("name", "body"), [("chat", ChatRequest), ("images", ImageRequest), ("edits", EditRequest)]
+    ("name", "body"),
+    [
+        ("chat", ChatRequest),
+        ("responses", ResponsesRequest),
+        ("completions", CompletionRequest),
+        ("messages", MessagesRequest),
+        ("images", ImageRequest),
+        ("edits", EditRequest),
+    ],
 )
-def test_the_fields_are_the_schemas_own(
-    name: str, body: type[ChatRequest | ImageRequest | EditRequest]
-) -> None:
+def test_the_fields_are_the_schemas_own(name: str, body: type[RequestBody]) -> None:
     described = body.model_json_schema()["properties"]
     refused = {
         field
@@ -196,13 +206,20 @@ def test_fields_without_effect_are_accepted_and_those_refused_are_named() -> Non
             ("chat", CHAT, HELLO),
             ("images", DRAW, draw),
             ("edits", EDIT, edit),
+            ("responses", "/v1/responses", {"input": "Hello"}),
+            ("completions", "/v1/completions", {"prompt": "Hello"}),
+            ("messages", "/v1/messages", HELLO),
         ):
             table = fields(name)
             ignored = dict.fromkeys(table["accepted, without effect"], "a value")
             assert client.post(path, json=body | ignored).status_code == 200
             for field in table["refused"]:
-                error = refusal(client.post(path, json=body | {field: "a value"}), 400)
-                assert error["param"] == field
+                reply = client.post(path, json=body | {field: "a value"})
+                if name == "messages":  # Anthropic's errors name no field but in the message
+                    assert reply.status_code == 400
+                    assert f"{field} is not supported" in reply.json()["error"]["message"]
+                else:
+                    assert refusal(reply, 400)["param"] == field
 
 
 def fields(name: str) -> dict[str, set[str]]:

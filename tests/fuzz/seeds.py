@@ -275,6 +275,51 @@ def requests() -> list[bytes]:
         draw + as_json(drawing | further),
         draw + as_json(streamed),
         edit + as_json(drawing | {"images": changed, "cfg_weight2": 2.5}),
+        *_other_apis(image["image_url"]["url"], schema),
+    ]
+
+
+def _other_apis(url: str, schema: dict[str, object]) -> list[bytes]:
+    """Return bodies for the routes of other APIs than chat, each after its path.
+
+    Args:
+        url: an image's data URL.
+        schema: a JSON Schema.
+    """
+    shown = {"type": "input_image", "image_url": url}
+    asked = {"role": "user", "content": [shown, {"type": "input_text", "text": "And?"}]}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c", "output": "7"}
+    drawn = {"type": "image_generation_call", "result": url.partition(",")[2]}
+    function = {"type": "function", "name": "f", "parameters": schema}
+    drawing = {"type": "image_generation", "partial_images": 1, "action": "edit"}
+    json_format = {"format": {"type": "json_schema", "name": "a", "schema": schema}}
+    source = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
+    block = {"type": "image", "source": source}
+    used = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+    returned = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
+    talk = [
+        {"role": "user", "content": [block, {"type": "text", "text": "And?"}]},
+        {"role": "assistant", "content": [used]},
+        {"role": "user", "content": [returned]},
+    ]
+    tool = {"name": "f", "input_schema": schema}
+    message = {"messages": talk, "max_tokens": 9, "tools": [tool], "tool_choice": {"type": "any"}}
+    prompts = {"prompt": ["a", "b"], "n": 2, "logprobs": 1, "stream": True}
+    return [
+        path.encode() + b" json\n" + as_json(body)
+        for path, body in (
+            ("/v1/responses", {"input": [asked, call, result], "instructions": "Be brief."}),
+            ("/v1/responses", {"input": [asked, drawn, asked], "tools": [function, drawing]}),
+            ("/v1/responses", {"input": "a star", "tools": [drawing], "tool_choice": "required"}),
+            ("/v1/responses", {"input": [asked], "text": json_format, "stream": True}),
+            ("/v1/completions", prompts),
+            ("/v1/messages", message),
+            ("/v1/messages", {"messages": talk[:1], "system": "Be brief.", "stream": True}),
+            ("/v1/messages/count_tokens", message),
+            ("/v1/tokenize", {"prompt": "a", "return_token_strs": True}),
+            ("/v1/detokenize", {"tokens": [1, 2]}),
+        )
     ]
 
 

@@ -304,8 +304,11 @@ def test_stop_strings_in_any_pieces(pieces: list[str], stop: list[str]) -> None:
     assert hit == any(s in whole for s in stop)
     assert whole.startswith(shown)
     assert not any(s in shown for s in stop)
-    if not hit:
-        assert shown == whole
+    if hit:
+        assert stream.found in stop
+        assert whole.startswith(shown + stream.found)
+    else:
+        assert (shown, stream.found) == (whole, None)
 
 
 def test_previews_show_every_image_of_a_group_and_decode_each_once(

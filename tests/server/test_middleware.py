@@ -48,7 +48,8 @@ def test_a_key_is_asked_for(engine: FakeEngine) -> None:
         client.headers["Authorization"] = "Bearer s3cret"
         assert client.post(CHAT, json=HELLO).status_code == 200
         assert client.get("/openapi.json").json()["paths"]["/v1/models"]["get"]["security"] == [
-            {"key": []}
+            {"key": []},
+            {"x_api_key": []},  # as Anthropic's clients send it
         ]
         assert client.get("/health", headers={"Host": "janus.example.org"}).status_code == 200
 
@@ -57,6 +58,10 @@ def test_a_key_given_twice(engine: FakeEngine) -> None:
     with served(engine, api_key="s3cret") as url, to(url) as client:
         headers = [("Authorization", "Bearer s3cret"), ("Authorization", "Bearer wrong")]
         refusal(client.get("/v1/models", headers=headers), 401)
+        headers = [("X-API-Key", "s3cret"), ("X-API-Key", "s3cret")]
+        refusal(client.get("/v1/models", headers=headers), 401)
+        headers = [("X-API-Key", "s3cret"), ("Authorization", "Bearer some-default")]
+        assert client.get("/v1/models", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,12 @@ from tests.support.serving import CHAT, refusal, served, to
 
 OPERATIONS = {
     "/v1/chat/completions": "post",
+    "/v1/responses": "post",
+    "/v1/completions": "post",
+    "/v1/messages": "post",
+    "/v1/messages/count_tokens": "post",
+    "/v1/tokenize": "post",
+    "/v1/detokenize": "post",
     "/v1/images/generations": "post",
     "/v1/images/edits": "post",
     "/images/{name}": "get",

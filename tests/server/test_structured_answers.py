@@ -145,6 +145,11 @@ def test_auto_is_decided_by_the_first_token(client: openai.OpenAI) -> None:
     assert never.message.tool_calls is None
 
 
+def test_an_answer_of_one_token(client: openai.OpenAI) -> None:
+    reply = ask(client, tools=[STOP], max_tokens=1)
+    assert reply.usage.completion_tokens == 1
+
+
 def test_the_prompt_has_the_tools_and_no_schema() -> None:
     engine = FakeEngine(mlx_janus.load("tiny").config)
     messages = [{"role": "system", "content": "Be kind."}, *QUESTION]

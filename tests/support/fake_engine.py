@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from mlx_janus.errors import PromptError
 from mlx_janus.inference.pathway import ImagePathway
 from mlx_janus.inference.pathways import pathway_of
 from mlx_janus.inference.results import GeneratedImage, TextResult
+from mlx_janus.processing.prompts import Turn
 
 
 @dataclass
@@ -69,6 +70,25 @@ class FakeEngine:
 
     def check_grammar(self, grammar: Grammar) -> None:
         """As ``Engine.check_grammar``; it refuses nothing."""
+
+    def conversation_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
+        """As ``Engine.conversation_ids``; each word is a token, and each image four."""
+        if not any(turn.role == "user" for turn in turns):
+            raise PromptError("there is no question: add a message of the user")
+        words = " ".join([system or "", *(turn.text for turn in turns)]).split()
+        return list(range(len(words) + 4 * sum(turn.images for turn in turns)))
+
+    def text_ids(self, text: str, *, with_bos: bool = True) -> list[int]:
+        """As ``Engine.text_ids``; each word is a token."""
+        return list(range(len(text.split()) + with_bos))
+
+    def spelling(self, token_id: int) -> str:
+        """As ``Engine.spelling``."""
+        return str(token_id)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """As ``Engine.text_of``."""
+        return " ".join(map(str, ids))
 
     def submit(self, request: Request) -> FakeTicket:
         """As ``Engine.submit``."""

@@ -9,6 +9,7 @@ import time
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..errors import is_anthropic
 from ..metrics import Metrics
 from .base import HTTPMiddleware
 
@@ -53,7 +54,10 @@ class AccessLogMiddleware(HTTPMiddleware):
             nonlocal status, bytes_out
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                if is_anthropic(scope["path"]):
+                    headers["Request-ID"] = request_id  # the header that Anthropic's clients read
             bytes_out += len(message.get("body", b""))
             await send(message)
 

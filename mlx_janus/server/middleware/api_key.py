@@ -26,7 +26,8 @@ class APIKeyMiddleware(CheckMiddleware):
 
     Args:
         app: the application inside.
-        key: ASCII text, expected as ``Authorization: Bearer KEY``.
+        key: ASCII text, expected as ``Authorization: Bearer KEY`` or, as Anthropic's clients send
+            it, as ``X-API-Key: KEY``.
     """
 
     def __init__(self, app: ASGIApp, key: str):
@@ -41,10 +42,18 @@ class APIKeyMiddleware(CheckMiddleware):
         """
         if is_public(scope["path"]) and scope["method"] in ("GET", "HEAD"):
             return
-        values = [value for name, value in scope["headers"] if name == b"authorization"]
-        # Several headers are refused like a missing one, since it is unclear which one counts.
-        authorization = values[0] if len(values) == 1 else b""
-        scheme, _, key = authorization.partition(b" ")
-        if not (hmac.compare_digest(key.strip(), self._key) and scheme.lower() == b"bearer"):
+        scheme, _, key = _header(scope, b"authorization").partition(b" ")
+        is_bearer = hmac.compare_digest(key.strip(), self._key) and scheme.lower() == b"bearer"
+        is_plain = hmac.compare_digest(_header(scope, b"x-api-key").strip(), self._key)
+        if not (is_bearer or is_plain):
             message = "the key is wrong or missing: send it as 'Authorization: Bearer KEY'"
             raise APIError(401, message, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    """Return the value of a header; b"" if it is missing.
+
+    Several headers of one name count as missing, since it is unclear which one counts.
+    """
+    values = [value for header, value in scope["headers"] if header == name]
+    return values[0] if len(values) == 1 else b""

@@ -9,7 +9,7 @@ from .base import HTTPMiddleware
 
 
 class ErrorMiddleware(HTTPMiddleware):
-    """OpenAI's error object as the reply to every exception of the application inside."""
+    """An error object as the reply to every exception of the application inside."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request. Turn an exception into a reply, unless a reply has begun.
@@ -30,4 +30,4 @@ class ErrorMiddleware(HTTPMiddleware):
             api_error = to_api_error(error)  # logs an internal error, even after a reply has begun
             if reply_begun:  # a second is impossible: make uvicorn break off the first
                 raise ConnectionAbortedError from None
-            await api_error.response()(scope, receive, send)
+            await api_error.response(scope["path"])(scope, receive, send)

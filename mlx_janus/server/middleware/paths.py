@@ -10,7 +10,18 @@ from .base import HTTPMiddleware
 
 _PREFIX = "/v1"
 # Under _PREFIX.
-_ROUTES = ("/chat/completions", "/images/generations", "/images/edits", "/models")
+_ROUTES = (
+    "/chat/completions",
+    "/completions",
+    "/responses",
+    "/messages",
+    "/images/generations",
+    "/images/edits",
+    "/images/variations",
+    "/models",
+    "/tokenize",
+    "/detokenize",
+)
 
 
 class PathMiddleware(HTTPMiddleware):

@@ -1,0 +1,1 @@
+"""``/v1/responses``, OpenAI's Responses API: an answer, a call of a function, or an image."""
