@@ -262,14 +262,6 @@ def test_an_engine_that_was_never_started_can_be_closed() -> None:
     asyncio.run(main())
 
 
-def test_a_model_in_low_memory_is_refused() -> None:
-    with pytest.raises(OptionError, match="low_memory"):
-        served(
-            lambda engine: events(engine.submit(draw("a star", 1))),
-            lambda: mlx_janus.load("tiny", low_memory=True),
-        )
-
-
 @pytest.mark.parametrize(
     ("request_", "error"),
     [
