@@ -62,7 +62,6 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
         APIError: the request is refused, the client leaves, or a reply that is not streamed fails.
             A stream reports a failure in its last event.
     """
-    service.check_model(body.model)
     if field := body.unsupported_field():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
     _check_bias(body, service.engine.config.language.vocab_size)
@@ -99,7 +98,7 @@ async def _to_engine_request(
     options = replace(_text_options(body, n), grammar=form.grammar)
     conversation = read_conversation(body.messages)
     images = await service.image_reader.read_all(conversation.images, request, param="messages")
-    system = conversation.system
+    system = service.system(conversation.system)
     if form.tools:
         own = service.engine.config.prompt.system if system is None else system
         system = form.system(own)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request as HTTPRequest
@@ -22,6 +22,8 @@ from .errors import client_left, to_api_error
 
 if TYPE_CHECKING:
     from ..engine.tickets import Ticket
+
+T = TypeVar("T")
 
 
 @contextlib.asynccontextmanager
@@ -42,6 +44,29 @@ async def watch_client(request: HTTPRequest) -> AsyncIterator[Callable[[], None]
     finally:
         disconnect.cancel()
         await asyncio.gather(disconnect, return_exceptions=True)
+
+
+async def unless_client_leaves(work: Coroutine[Any, Any, T], request: HTTPRequest) -> T:
+    """Return the result of a coroutine, which is cancelled if the client leaves first.
+
+    Args:
+        work: the coroutine.
+        request: the client's request, whose body has been read.
+
+    Raises:
+        APIError: the client has left.
+    """
+    working = asyncio.create_task(work)
+    disconnect = asyncio.create_task(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise client_left()
+        return working.result()
+    finally:
+        working.cancel()
+        disconnect.cancel()
+        await asyncio.gather(working, disconnect, return_exceptions=True)
 
 
 async def collect_events(
