@@ -238,7 +238,7 @@ def test_the_settings_of_other_programs_are_well_formed() -> None:
     with serve.main.make_context(
         "serve", module[3:]
     ) as context:  # left, it takes back what --quiet did to logging
-        assert context.params["model"] == "janus-pro-1b"
+        assert context.params["model"] == ("janus-pro-1b",)
     model = json.loads(marked("vlmevalkit"))["model"]["janus-pro-1b"]
     assert model["api_base"] == f"{ADDRESS}/v1/chat/completions"
 
