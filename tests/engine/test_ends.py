@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mlx_janus
 from mlx_janus.decode import batch
 from mlx_janus.decode.batch import DrawingBatch
 from mlx_janus.decode.text import TextOptions
