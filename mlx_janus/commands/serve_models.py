@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ def offered_models(options: Mapping[str, Any]) -> list[OfferedModel]:
     models = [_named_model(arguments, value) for value in given]
     if folder is not None:
         models += _models_in(arguments, folder, models)
-    _check_names(models)
+    _check_names(models, [*options["served_names"], *options["model_aliases"]])
     if len(models) > 1:
         for option in ("revision", "vae"):
             if options[option]:
@@ -130,13 +130,19 @@ def _is_usable(entry: FoundFolder) -> bool:
     return not faults
 
 
-def _check_names(models: list[OfferedModel]) -> None:
-    """Refuse names of which a request could not choose a model.
+def _check_names(models: Sequence[OfferedModel], names_of_first: Sequence[str]) -> None:
+    """Refuse names by which a request could not choose a model.
+
+    Args:
+        models: the models.
+        names_of_first: further names of the first model.
 
     Raises:
         click.UsageError: a name is reserved, or belongs to two models.
     """
-    places: dict[str, str] = {}  # by name
+    # The model of each name.
+    places = dict.fromkeys(names_of_first, str(models[0].arguments.model))
+    places.pop(models[0].name, None)  # its own name may be given twice
     for model in models:
         place = str(model.arguments.model)
         if model.name == _RESERVED_NAME:

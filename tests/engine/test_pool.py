@@ -142,7 +142,7 @@ def test_an_unloaded_model_leaves_no_memory_and_no_thread() -> None:
         return janus
 
     async def work(pool: EnginePool) -> None:
-        a, b = pool.models
+        _, b = pool.models
         gc.collect()
         mx.clear_cache()
         held = mx.get_active_memory()
