@@ -6,6 +6,8 @@ import asyncio
 import base64
 import io
 import json
+import shutil
+import signal
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -21,9 +23,10 @@ from mlx_janus.errors import CheckpointError, HubError, OutOfMemoryError
 from mlx_janus.pipeline import JanusPipeline
 from mlx_janus.server.app import create_app
 from mlx_janus.server.settings import Settings
+from mlx_janus.weights.names import TINY
 from tests.support.engines import some_pictures, tiny
 from tests.support.fake_engine import FakeEngine
-from tests.support.serving import CHAT, DRAW, EDIT, HELLO, refusal, served, to
+from tests.support.serving import CHAT, DRAW, EDIT, HELLO, refusal, served, started, to, wait_until
 
 Load = Callable[[], JanusPipeline]
 
@@ -347,3 +350,26 @@ def test_the_servers_system_prompt_is_for_conversations_without_one(own: str | N
     start = engine.config.prompt.system if own is None else own
     assert called is not None
     assert called.startswith(f"{start}\n\nYou can call" if start else "You can call")
+
+
+def test_the_command_serves_them_and_unloads_them_without_requests(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(TINY, copy)
+    words = ("-m", "tiny", "-m", f"other={copy}", "--idle-unload", "0.02")
+    with started(*words) as server, to(server.url) as client:
+
+        def states() -> dict[str, str]:
+            listed = client.get("/v1/models").json()["data"]
+            return {entry["id"]: entry["state"] for entry in listed}
+
+        assert set(states()) == {"janus-tiny", "other"}
+        for name in ("other", "tiny"):
+            reply = client.post(CHAT, json=HELLO | {"model": name, "max_tokens": 2})
+            assert text_of(reply)
+            wait_until(lambda: set(states().values()) == {"unloaded"})
+        assert client.get("/health").json()["loaded"] == 0
+        code, stderr = server.stop(signal.SIGTERM)
+    assert code == 0
+    assert "janus-tiny is ready" in stderr
+    assert "1 further model is loaded when a request needs it" in stderr
+    assert "Traceback" not in stderr
