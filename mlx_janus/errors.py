@@ -89,7 +89,18 @@ class OptionError(JanusError, ValueError):
 
 
 class OutOfMemoryError(JanusError):
-    """The model or the request needs more memory than is available."""
+    """The model or the request needs more memory than is available.
+
+    Args:
+        message: the message.
+        needed: bytes that are needed; 0: unknown.
+        free: bytes that are available.
+    """
+
+    def __init__(self, message: str = "", *, needed: int = 0, free: int = 0):
+        super().__init__(message)
+        self.needed = needed
+        self.free = free
 
 
 class HubError(JanusError):

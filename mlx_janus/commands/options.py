@@ -153,6 +153,8 @@ def refuse_two_revisions(ctx: click.Context, param: click.Parameter, value: Any)
 
     values = {**ctx.params, param.name: value}
     name = values.get("model") or values.get("source")  # the source of ``convert``
+    if isinstance(name, tuple):  # of ``serve``, which refuses --revision for several models
+        name = name[0].rpartition("=")[2]  # without a given name
     revision = values.get("revision")
     if not name or not revision or Path(name).exists():  # a path has no revision in its name
         return value
@@ -281,19 +283,14 @@ version_option = click.version_option(
     __version__, "-V", "--version", message="mlx_janus %(version)s"
 )
 
-weights_options = stack(
-    click.option(
-        "-m",
-        "--model",
-        metavar="MODEL",
-        callback=refuse_two_revisions,
-        shell_complete=complete_folders,
-        help="Model to use: a converted folder, a PyTorch model folder, a Hub id such as "
-        "deepseek-ai/Janus-Pro-1B, its page's address, or a short name: janus-1.3b, janus-pro-1b, "
-        "janus-pro-7b, janus-4o-7b, janusflow-1.3b or tiny. A PyTorch model is converted once, "
-        "into a cache.  "
-        "[default: Janus-Tiny, which is part of the package]",
-    ),
+MODEL_HELP = (
+    "Model to use: a converted folder, a PyTorch model folder, a Hub id such as "
+    "deepseek-ai/Janus-Pro-1B, its page's address, or a short name: janus-1.3b, janus-pro-1b, "
+    "janus-pro-7b, janus-4o-7b, janusflow-1.3b or tiny. A PyTorch model is converted once, "
+    "into a cache."
+)
+
+loading_options = stack(
     bits_option,
     recipe_option,
     click.option(
@@ -311,13 +308,30 @@ weights_options = stack(
     vae_option,
 )
 
-model_options = stack(
-    weights_options,
+weights_options = stack(
     click.option(
-        "--low-memory",
-        is_flag=True,
-        help="Keep one part of the model in memory at a time, and read the others when needed.",
+        "-m",
+        "--model",
+        metavar="MODEL",
+        callback=refuse_two_revisions,
+        shell_complete=complete_folders,
+        help=f"{MODEL_HELP}  [default: Janus-Tiny, which is part of the package]",
     ),
+    loading_options,
+)
+
+low_memory_option = click.option(
+    "--low-memory",
+    is_flag=True,
+    help="Keep one part of the model in memory at a time, and read the others when needed.",
+)
+
+model_options = stack(weights_options, low_memory_option)
+
+system_option = click.option(
+    "--system",
+    metavar="TEXT",
+    help='System prompt for answers; "" for none.  [default: the model\'s own]',
 )
 
 SETTINGS: dict[str, click.ParamType] = {
@@ -406,10 +420,6 @@ answering_options = stack(
         metavar="N",
         help="Maximum number of tokens in an answer.  [default: 512]",
     ),
-    click.option(
-        "--system",
-        metavar="TEXT",
-        help='System prompt for answers; "" for none.  [default: the model\'s own]',
-    ),
+    system_option,
     penalty_options,
 )

@@ -1,4 +1,4 @@
-"""``mlx-janus serve``: serve one model through OpenAI's HTTP API and a web page."""
+"""``mlx-janus serve``: serve models through OpenAI's HTTP API and a web page."""
 
 from __future__ import annotations
 
@@ -6,19 +6,32 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import OptionError
 from .arguments import LoadArguments, load_pipeline
-from .options import quiet_option, version_option, weights_options
+from .options import (
+    MODEL_HELP,
+    FiniteRange,
+    complete_folders,
+    loading_options,
+    low_memory_option,
+    quiet_option,
+    refuse_two_revisions,
+    system_option,
+    version_option,
+)
 from .progress import byte_progress
 from .runner import Command, import_mlx, note, say
+from .serve_models import OfferedModel, offered_models
 from .wording import flags_in_log_messages, to_flags
 
 if TYPE_CHECKING:
+    from ..engine.pool import ModelSource
     from ..pipeline import JanusPipeline
     from ..server.settings import Settings
 
@@ -26,7 +39,33 @@ _KEY_VARIABLE = "MLX_JANUS_API_KEY"  # in the environment
 
 
 @click.command(cls=Command)
-@weights_options
+@click.option(
+    "-m",
+    "--model",
+    metavar="[NAME=]MODEL",
+    multiple=True,
+    callback=refuse_two_revisions,
+    shell_complete=complete_folders,
+    help=f"{MODEL_HELP} NAME is the name to serve it under. May be repeated: the first model is "
+    "loaded at once and is the default of requests, the others are loaded when a request needs "
+    "them.  [default: Janus-Tiny, which is part of the package]",
+)
+@click.option(
+    "--models-from",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Serve every Janus model in this folder, under the names of their folders.",
+)
+@loading_options
+@low_memory_option
+@click.option(
+    "--idle-unload",
+    type=FiniteRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Unload a model after this time without requests; the next request loads it again.  "
+    "[default: never]",
+)
+@system_option
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -68,14 +107,14 @@ _KEY_VARIABLE = "MLX_JANUS_API_KEY"  # in the environment
     "served_names",
     multiple=True,
     metavar="NAME",
-    help="Name of the model in lists and replies, instead of its own. May be repeated.",
+    help="Name of the first model in lists and replies, instead of its own. May be repeated.",
 )
 @click.option(
     "--model-alias",
     "model_aliases",
     multiple=True,
     metavar="NAME",
-    help="A further name that requests may give the model, such as gpt-4o. May be repeated.",
+    help="A further name that requests may give the first model, such as gpt-4o. May be repeated.",
 )
 @click.option(
     "--upscale-to-size",
@@ -88,7 +127,8 @@ _KEY_VARIABLE = "MLX_JANUS_API_KEY"  # in the environment
     default=64,
     show_default=True,
     metavar="N",
-    help="Number of requests that may wait. Further requests are refused with status 429.",
+    help="Number of requests that may wait for each model. Further requests are refused with "
+    "status 429.",
 )
 @click.option(
     "--log-requests",
@@ -100,7 +140,7 @@ _KEY_VARIABLE = "MLX_JANUS_API_KEY"  # in the environment
 @version_option
 @click.pass_context
 def main(ctx: click.Context, /, **options: Any) -> None:
-    """Serve one model to clients of OpenAI's API and to a browser.
+    """Serve models to clients of OpenAI's API and to a browser.
 
     Routes: /v1/chat/completions, /v1/images/generations, /v1/models, /health, /metrics,
     /openapi.json, and the web page at /. The address is printed to stdout when the server is ready.
@@ -112,29 +152,27 @@ def main(ctx: click.Context, /, **options: Any) -> None:
       mlx-janus serve
       mlx-janus serve -m deepseek-ai/Janus-Pro-1B --port 8000
       mlx-janus serve -m janus-pro-7b --bits 4 --cors-origin https://chat.example.org
+      mlx-janus serve -m janus-pro-1b -m big=./janus-pro-7b-mlx --idle-unload 30
+      mlx-janus serve --models-from ~/models
       MLX_JANUS_API_KEY=$(openssl rand -hex 24) mlx-janus serve -m janus-pro-1b --host 0.0.0.0
     """
     from ..server.run import run_server
 
     settings = _server_settings(options)
-    arguments = LoadArguments.from_options(options)
-
-    def load() -> JanusPipeline:
-        """Load the model in the context of this command, which holds --quiet."""
-        # The server calls this in another thread, where click has no current context.
-        with ctx.scope(cleanup=False):
-            return load_pipeline(arguments)
-
+    models = offered_models(options)
     if "*" in settings.cors_origins and settings.api_key is None:
         note("without a key, --cors-origin '*' allows apps and extensions, but no web page")
     if settings.log_requests:
         _log_requests()
     stopped_by = run_server(
         settings,
-        load,
+        [_source(ctx, model) for model in models],
         queue=options["queue"],
-        prepare=lambda: _download_and_convert(arguments),
-        ready=_greet,
+        idle_seconds=None if options["idle_unload"] is None else 60 * options["idle_unload"],
+        # In low-memory mode the weights of one task are held, so those of one model only.
+        max_loaded=1 if options["low_memory"] else None,
+        prepare=lambda: _prepare(models),
+        ready=lambda name, url: _greet(name, url, len(models)),
     )
     if stopped_by == signal.SIGINT:
         raise KeyboardInterrupt  # exit as every command does after Ctrl-C
@@ -166,6 +204,7 @@ def _server_settings(options: Mapping[str, Any]) -> Settings:
             cors_origins=options["cors_origins"],
             served_names=options["served_names"],
             model_aliases=options["model_aliases"],
+            system=options["system"],
             upscale_to_size=options["upscale_to_size"],
             most_requests=most_requests,
             most_connections=2 * most_requests,
@@ -173,6 +212,27 @@ def _server_settings(options: Mapping[str, Any]) -> Settings:
         )
     except OptionError as error:
         raise click.UsageError(f"{to_flags(str(error))}.") from None
+
+
+def _source(ctx: click.Context, model: OfferedModel) -> ModelSource:
+    """Return a model as the server loads it."""
+    import_mlx()
+    from ..engine.pool import ModelSource
+
+    def load() -> JanusPipeline:
+        """Load the model in the context of this command, which holds --quiet."""
+        # The server calls this in another thread, where click has no current context.
+        with ctx.scope(cleanup=False):
+            return load_pipeline(model.arguments)
+
+    return ModelSource(load, model.name, model.aliases)
+
+
+def _prepare(models: Sequence[OfferedModel]) -> None:
+    """Download and convert the models that are not converted when they are loaded."""
+    for model in models:
+        if model.prepared:
+            _download_and_convert(model.arguments)
 
 
 def _download_and_convert(arguments: LoadArguments) -> None:
@@ -189,14 +249,18 @@ def _download_and_convert(arguments: LoadArguments) -> None:
             recipe=arguments.recipe,
             dtype=arguments.dtype,
             revision=arguments.revision,
+            low_memory=arguments.low_memory,
             vae=arguments.vae,
             progress=progress,
         )
 
 
-def _greet(name: str, url: str) -> None:
-    """Print that the model ``name`` is ready, and the server's address."""
+def _greet(name: str, url: str, count: int) -> None:
+    """Print that the model ``name``, the first of ``count``, is ready, and the server's address."""
     note(f"{name} is ready: a web page at the address below, OpenAI's API under /v1. Ctrl-C stops.")
+    if count > 1:
+        further = "1 further model is" if count == 2 else f"{count - 1} further models are"
+        note(f"{further} loaded when a request needs it: /v1/models has the names.")
     click.echo(url)
 
 

@@ -1,1 +1,1 @@
-"""Many requests on one model: a text scheduler, an image scheduler and one thread."""
+"""Many requests on one model or several: for each, two schedulers (text, images) and a thread."""

@@ -14,7 +14,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from mlx.utils import tree_flatten
 
 from ..config import JanusConfig
 from ..decode.grammar import Grammar
@@ -49,6 +51,9 @@ class _Schedulers:
 class Engine:
     """A thread that serves the requests of an event loop with one model.
 
+    A model in low-memory mode holds the weights of one task at a time. So it answers one request at
+    a time, generates no images meanwhile, and sends no previews.
+
     Args:
         load: returns the model; called in the thread.
         max_waiting: the maximum number of waiting requests.
@@ -70,6 +75,11 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] | None = None
         self._schedulers: _Schedulers | None = None
+        self._frees_model = False  # whether the thread frees the model when it ends
+        self._last_answered = False  # in low-memory mode: whether answers ran last, not images
+        self.unfinished = 0  # requests that have not ended; only the event loop changes this
+        # Called on the event loop when the last unfinished request has ended.
+        self.on_idle: Callable[[], None] = lambda: None
         self.failure: BaseException | None = None  # the error that stopped the thread's rounds
         self.ended = asyncio.Event()  # set after the thread's last round, not if loading failed
 
@@ -110,21 +120,27 @@ class Engine:
 
         All are 0 until the model is loaded.
         """
-        if self._schedulers is None:
+        schedulers = self._schedulers
+        if schedulers is None:
             return Counts()
-        text = self._schedulers.text
-        images = self._schedulers.images
+        text = schedulers.text
+        images = schedulers.images
         return Counts(
             waiting=len(text.waiting) + images.waiting_requests,
             answering=len(text.running),
             drawing=images.running_images,
         )
 
+    @property
+    def weight_bytes(self) -> int:
+        """The bytes of all weights of the model. In low-memory mode, fewer are held."""
+        return sum(array.nbytes for _, array in tree_flatten(self._janus.model.parameters()))
+
     async def start(self) -> None:
         """Start the thread, and wait until it has loaded the model and its weights. Call it once.
 
         Raises:
-            JanusError: the model cannot be loaded, or is in low-memory mode.
+            JanusError: the model cannot be loaded.
             StoppingError: the engine was closed while loading.
         """
         self._loop = asyncio.get_running_loop()
@@ -145,6 +161,14 @@ class Engine:
         self._stop_within(seconds)
         if self._thread.ident is not None:  # it was started
             await asyncio.to_thread(self._thread.join)
+
+    async def unload(self) -> None:
+        """Close the engine at once and free the model's memory.
+
+        The model is closed, so nothing else may use it. Call this when no request is unfinished.
+        """
+        self._frees_model = True
+        await self.close(0)
 
     def _stop_within(self, seconds: float) -> None:
         """Refuse new requests, and end the running ones after some seconds.
@@ -177,7 +201,7 @@ class Engine:
             raise StoppingError
         if self.counts.waiting >= self._max_waiting:
             raise BusyError(self._retry_after())
-        ticket = Ticket(on_cancel=self._wake, on_end=self._durations.append)
+        ticket = Ticket(on_cancel=self._wake, on_end=self._note_end)
         task = self._create_task(ticket, request)
         with self._changed:
             # Check again under the lock: after the engine has stopped, nothing reads the queue.
@@ -187,6 +211,7 @@ class Engine:
                 schedulers.text.waiting.append(task)
             else:
                 schedulers.images.waiting.append(task)
+            self.unfinished += 1
             self._changed.notify()
         return ticket
 
@@ -249,6 +274,17 @@ class Engine:
         mean = sum(self._durations) / len(self._durations)
         return min(max(math.ceil(mean), 1), _LONGEST_WAIT)
 
+    def _note_end(self, seconds: float) -> None:
+        """Note that a request has ended after some seconds. The engine's thread calls this."""
+        self._durations.append(seconds)
+        self._call_on_loop(self._count_end)
+
+    def _count_end(self) -> None:
+        """Count the end of a request, on the event loop."""
+        self.unfinished -= 1
+        if not self.unfinished:
+            self.on_idle()
+
     def _wake(self) -> None:
         """Wake the thread after a request was cancelled."""
         with self._changed:
@@ -299,6 +335,8 @@ class Engine:
         pathway = self.pathway
         check_int("partial_images", request.partial_images, 0, pathway.steps(request.options))
         self._check_length(request.prompt)
+        if self._janus.low_memory:  # a preview would read the decoder's weights, then the others
+            request = replace(request, partial_images=0)
         if not request.images:
             return ImageTask(ticket, request, pathway.prompt_ids(request.prompt))
         if not isinstance(pathway, EditingPathway):
@@ -353,24 +391,33 @@ class Engine:
                     self._stop_at = time.monotonic() if self._stop_at is None else self._stop_at
                 self._end_all(schedulers, self.failure or StoppingError())
             finally:
+                if self._frees_model:
+                    janus = schedulers.janus
+                    del schedulers  # its batches and caches refer to the network
+                    self._schedulers = None
+                    janus.close()
                 self._call_on_loop(self.ended.set)
 
     def _load_schedulers(self) -> _Schedulers:
-        """Load the model and the weights of all tasks, and create the schedulers.
+        """Load the model and its weights, and create the schedulers.
+
+        In low-memory mode, the weights are read when a request needs them.
 
         Raises:
             StoppingError: the engine was closed while loading.
-            OptionError: the model is in low-memory mode.
         """
         janus = self._load()
-        if janus.low_memory:
-            raise OptionError("a server holds all parts of a model: leave low_memory out")
-        for task in TASKS:
-            if self.stopping:
-                raise StoppingError
-            janus.load_weights_for(task)
+        try:
+            for task in () if janus.low_memory else TASKS:
+                if self.stopping:
+                    raise StoppingError
+                janus.load_weights_for(task)
+        except BaseException:
+            janus.close()  # the error's traceback would keep the weights that were read
+            raise
+        max_answers = 1 if janus.low_memory else self._max_answers
         self._schedulers = _Schedulers(
-            janus, TextScheduler(janus, self._max_answers), ImageScheduler(janus)
+            janus, TextScheduler(janus, max_answers), ImageScheduler(janus)
         )
         return self._schedulers
 
@@ -422,18 +469,45 @@ class Engine:
         with self._changed:
             end_waiting(text.waiting, stopping=self.stopping)
             end_waiting(images.waiting, stopping=self.stopping)
-            images_running = bool(images.running)
-            answers, answer_waits = text.choose(images_running, images.needed_bytes)
-            text.start(answers)
-            # While an answer waits for memory, start no image: images that start one after another
-            # might take all memory that is freed, and the answer would wait for ever.
-            chosen = None if answer_waits else images.choose(text.needed_bytes)
+            chosen = self._start_requests(schedulers)
         if chosen is not None:
             image_task, count = chosen
             images.start(image_task, count)
         images.step()
         text.step()
         return bool(text.running or images.running)
+
+    def _start_requests(self, schedulers: _Schedulers) -> tuple[ImageTask, int] | None:
+        """Start waiting answers, and choose the images to start, which ``choose`` describes."""
+        text = schedulers.text
+        images = schedulers.images
+        if schedulers.janus.low_memory:
+            return self._start_in_low_memory(schedulers)
+        answers, answer_waits = text.choose(bool(images.running), images.needed_bytes)
+        text.start(answers)
+        # While an answer waits for memory, start no image: images that start one after another
+        # might take all memory that is freed, and the answer would wait for ever.
+        return None if answer_waits else images.choose(text.needed_bytes)
+
+    def _start_in_low_memory(self, schedulers: _Schedulers) -> tuple[ImageTask, int] | None:
+        """Start answers or choose images, as ``_start_requests`` does, but never both.
+
+        Answers and images need different weights, and a change between them reads weights from the
+        disk. So they take turns: the requests that run are finished first.
+        """
+        text = schedulers.text
+        images = schedulers.images
+        if images.running:
+            return images.choose(0, new_requests=not text.waiting)
+        answers_next = text.waiting and not (self._last_answered and images.waiting)
+        if not text.running and answers_next:
+            answers, _ = text.choose(images_running=False, image_bytes=0)
+            text.start(answers)
+            self._last_answered = True
+        if text.running:
+            return None
+        self._last_answered = False
+        return images.choose(0)
 
     def _end_all(self, schedulers: _Schedulers, error: BaseException) -> None:
         """End the running requests with ``error`` and the waiting ones with a StoppingError."""

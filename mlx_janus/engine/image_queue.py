@@ -112,7 +112,9 @@ class ImageScheduler:
         longest = max(len(task.ids) for task in tasks)
         return max(self._pathway.bytes_per_image(longest, task.request.options) for task in tasks)
 
-    def choose(self, answer_bytes: int) -> tuple[ImageTask, int] | None:
+    def choose(
+        self, answer_bytes: int, *, new_requests: bool = True
+    ) -> tuple[ImageTask, int] | None:
         """Choose the images to start next. They belong to one request, which joins ``running``.
 
         The free places in the batch are given out one by one. Each goes to the request with the
@@ -121,6 +123,7 @@ class ImageScheduler:
 
         Args:
             answer_bytes: peak bytes of the running answers.
+            new_requests: whether requests without a started image may start.
 
         Returns:
             A request and the number of its images to start; None if no image may start. While a
@@ -128,7 +131,8 @@ class ImageScheduler:
         """
         if self._starting is not None:
             return None
-        candidates = [task for task in (*self.running, *self.waiting) if task.waiting_images]
+        waiting = self.waiting if new_requests else ()
+        candidates = [task for task in (*self.running, *waiting) if task.waiting_images]
         if not candidates:
             return None
         running_count = len(self._batch.jobs)

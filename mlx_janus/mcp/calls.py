@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from typing import Any
 
 from mcp_types import ContentBlock, ImageContent, TextContent
@@ -40,6 +41,8 @@ from .tools import (
     check_arguments,
 )
 
+_Tool = Callable[[Engine, ProgressReporter], Awaitable[list[ContentBlock]]]
+
 _SAMPLING = ("cfg_weight", "temperature")
 _MAX_RESULT = 1_000_000  # characters of base64; Claude Desktop refuses results above 1 MB
 _EDIT_SAMPLING = (*_SAMPLING, "cfg_weight2")
@@ -71,28 +74,38 @@ class ToolCalls:
             OptionError: there is no such tool, or an argument is wrong.
             Exception: the call fails. ``Host.explain`` describes the error.
         """
+        run = self._checked(name, arguments)
+        async with AsyncExitStack() as stack:
+            entering = stack.enter_async_context(self._host.engine())
+            engine = await progress.wait(entering, "loading the model")
+            return await run(engine, progress)
+
+    def _checked(self, name: str, arguments: dict[str, Any] | None) -> _Tool:
+        """Return a tool with its arguments, which have been checked.
+
+        Raises:
+            OptionError: there is no such tool, or an argument is wrong.
+        """
         if name == GENERATE:
-            return await self._generate(check_arguments(GenerateArguments, arguments), progress)
+            return partial(self._generate, check_arguments(GenerateArguments, arguments))
         if name == EDIT:
-            return await self._edit(check_arguments(EditArguments, arguments), progress)
+            return partial(self._edit, check_arguments(EditArguments, arguments))
         if name == ASK:
-            return await self._ask(check_arguments(AskArguments, arguments), progress)
+            return partial(self._ask, check_arguments(AskArguments, arguments))
         raise OptionError(f"there is no tool {name!r}: use {GENERATE}, {ASK} or {EDIT}")
 
     async def _generate(
-        self, arguments: GenerateArguments, progress: ProgressReporter
+        self, arguments: GenerateArguments, engine: Engine, progress: ProgressReporter
     ) -> list[ContentBlock]:
         """Draw images from a prompt."""
-        engine = await self._engine(progress)
         sampling = {name: getattr(arguments, name) for name in _SAMPLING}
         options = engine.pathway.options(sampling)  # a None takes the model's default
         return await self._draw(engine, _drawing_request(arguments, options, progress), progress)
 
     async def _edit(
-        self, arguments: EditArguments, progress: ProgressReporter
+        self, arguments: EditArguments, engine: Engine, progress: ProgressReporter
     ) -> list[ContentBlock]:
         """Draw images from given ones and a prompt."""
-        engine = await self._engine(progress)
         pathway = engine.pathway
         if not isinstance(pathway, EditingPathway):
             raise OptionError(CANNOT_EDIT)
@@ -105,9 +118,10 @@ class ToolCalls:
         request = _drawing_request(arguments, options, progress, images)
         return await self._draw(engine, request, progress)
 
-    async def _ask(self, arguments: AskArguments, progress: ProgressReporter) -> list[ContentBlock]:
+    async def _ask(
+        self, arguments: AskArguments, engine: Engine, progress: ProgressReporter
+    ) -> list[ContentBlock]:
         """Answer a question about an image."""
-        engine = await self._engine(progress)
         options = TextOptions(
             max_tokens=arguments.max_tokens,
             temperature=arguments.temperature,
@@ -165,10 +179,6 @@ class ToolCalls:
             return f"; not saved: {error}"
         files = ", ".join(str(path) for path in paths if path is not None)
         return f"; saved as {files}" if files else ""
-
-    async def _engine(self, progress: ProgressReporter) -> Engine:
-        """Return the engine, when its model is loaded."""
-        return await progress.wait(self._host.engine(), "loading the model")
 
     async def _events(
         self, engine: Engine, request: Request, progress: ProgressReporter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +20,10 @@ class Host(Protocol):
     saves_images: bool
     """Whether ``save`` writes files."""
 
-    async def engine(self) -> Engine:
-        """Return the started engine. Wait while its model is loading.
+    def engine(self) -> AbstractAsyncContextManager[Engine]:
+        """Return a context with the started engine. Entering it waits while the model is loading.
+
+        In the context, and while submitted requests run, the model stays loaded.
 
         Raises:
             JanusError: the model cannot be loaded.

@@ -67,7 +67,7 @@ async def _can_edit(host: Host) -> bool:
     """Return whether the model can change images; True if it is not loaded within seconds."""
     try:
         async with asyncio.timeout(_LISTING_WAIT):
-            engine = await host.engine()
+            async with host.engine() as engine:
+                return isinstance(engine.pathway, EditingPathway)
     except Exception:  # a timeout, or a failure that a call of a tool will report
         return True
-    return isinstance(engine.pathway, EditingPathway)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,8 +125,9 @@ class LocalHost:
         self._report(f"{engine.name} is ready")
         return engine
 
-    async def engine(self) -> Engine:
-        """Return the started engine. If the last attempt has failed, try to load again.
+    @contextlib.asynccontextmanager
+    async def engine(self) -> AsyncIterator[Engine]:
+        """Yield the started engine. If the last attempt has failed, try to load again.
 
         Raises:
             Exception: the model cannot be loaded.
@@ -135,7 +136,7 @@ class LocalHost:
         if loading is None or (loading.done() and not _has_started(loading)):
             self.start_loading()
         assert self._loading is not None
-        return await asyncio.shield(self._loading)  # a cancelled call must not stop the loading
+        yield await asyncio.shield(self._loading)  # a cancelled call must not stop the loading
 
     async def read_image(self, source: str, engine: Engine) -> Image.Image:
         """Return an image in the size of the vision encoder, upright and RGB.

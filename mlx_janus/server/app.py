@@ -17,16 +17,16 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from ..engine.pool import EnginePool
 from ..version import __version__
-from .chat_completions import DEFAULT_MAX_TOKENS, complete_chat
+from .chat_completions import complete_chat
 from .compatible_routes import compatible_router
 from .errors import APIError, handle_http_exception, handle_validation_error
 from .form_schema import edit_body_schema
-from .image_edits import default_edit_sampling, edit_images
-from .image_generations import default_sampling, generate_images
+from .image_edits import edit_images, read_edit
+from .image_generations import generate_images
 from .image_store import PATH as IMAGES_PATH
 from .mcp_route import add_mcp_route
-from .metrics import Metrics
 from .middleware.api_key import is_public
 from .middleware.stack import middleware_stack
 from .routing import ERROR_RESPONSES, JSONRoute, streamed_responses
@@ -36,11 +36,10 @@ from .schema import (
     Health,
     ImageRequest,
     ImagesReply,
-    ModelDefaults,
     ModelList,
     ServedModel,
 )
-from .service import Service
+from .served_models import ServedModels
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -55,42 +54,43 @@ _IMAGE_EVENTS_DESCRIPTION = (
 _EDIT_EVENTS_DESCRIPTION = "Server-sent events: image_edit.partial_image and image_edit.completed."
 
 
-def create_app(engine: Engine, settings: Settings) -> FastAPI:
+def create_app(engines: Engine | EnginePool, settings: Settings) -> FastAPI:
     """Return the server's FastAPI application.
 
     Args:
-        engine: runs the model. The caller starts and closes the engine.
+        engines: the engine of one model, or those of several. The caller starts and closes them.
         settings: access and limits.
     """
-    service = Service(engine, settings, Metrics(engine))
+    pool = engines if isinstance(engines, EnginePool) else EnginePool.of_engine(engines)
+    models = ServedModels(pool, settings)
     # The parser of forms would log each damaged one, whose client is told by the reply.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     app = FastAPI(
         title="mlx_janus",
         version=__version__,
-        description="OpenAI's API for one Janus model: answers about images, and image generation.",
+        description="OpenAI's API for Janus models: answers about images, and image generation.",
         docs_url=None,  # FastAPI's documentation pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,  # an unknown path is 404, with or without a final slash
-        middleware=middleware_stack(settings, service.metrics),
+        middleware=middleware_stack(settings, models.metrics),
         exception_handlers={
             HTTPException: handle_http_exception,
             RequestValidationError: handle_validation_error,
         },
     )
-    app.include_router(_generation_router(service))
-    app.include_router(_edit_router(service))
-    app.include_router(compatible_router(service))
-    app.include_router(_image_router(service))
-    app.include_router(_model_router(service))
-    app.include_router(_server_router(service))
-    add_mcp_route(app, service)
+    app.include_router(_generation_router(models))
+    app.include_router(_edit_router(models))
+    app.include_router(compatible_router(models))
+    app.include_router(_image_router(models))
+    app.include_router(_model_router(models))
+    app.include_router(_server_router(models))
+    add_mcp_route(app, models)
     if settings.api_key is not None:
         _add_key_to_openapi(app)
     return app
 
 
-def _generation_router(service: Service) -> APIRouter:
+def _generation_router(models: ServedModels) -> APIRouter:
     """Return a router with the routes that generate text and images."""
     router = APIRouter(prefix="/v1", route_class=JSONRoute, tags=["generation"])
 
@@ -101,7 +101,8 @@ def _generation_router(service: Service) -> APIRouter:
     )
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer the last message of a conversation. `stream` sends the answer piece by piece."""
-        return await complete_chat(body, request, service)
+        async with models.use(body.model, request) as service:
+            return await complete_chat(body, request, service)
 
     @router.post(
         "/images/generations",
@@ -110,12 +111,13 @@ def _generation_router(service: Service) -> APIRouter:
     )
     async def create_image(body: ImageRequest, request: Request) -> Response:
         """Generate images from a prompt. `stream` sends each image once it is finished."""
-        return await generate_images(body, request, service)
+        async with models.use(body.model, request) as service:
+            return await generate_images(body, request, service)
 
     return router
 
 
-def _edit_router(service: Service) -> APIRouter:
+def _edit_router(models: ServedModels) -> APIRouter:
     """Return a router with the route that changes images, which takes forms and JSON.
 
     A form on another site's page could use it, but ``SameOriginMiddleware`` refuses such pages.
@@ -130,41 +132,39 @@ def _edit_router(service: Service) -> APIRouter:
     )
     async def edit_image(request: Request) -> Response:
         """Change images as a prompt says. `stream` sends each result once it is finished."""
-        return await edit_images(request, service)
+        body, sources = await read_edit(request)
+        async with models.use(body.model, request) as service:
+            return await edit_images(body, sources, request, service)
 
     return router
 
 
-def _model_router(service: Service) -> APIRouter:
-    """Return a router with the routes that list and describe the served model."""
+def _model_router(models: ServedModels) -> APIRouter:
+    """Return a router with the routes that list and describe the served models."""
     router = APIRouter(responses=ERROR_RESPONSES, tags=["server"])
-
-    def describe(name: str) -> ServedModel:
-        defaults = ModelDefaults(
-            answers={"temperature": 0, "top_p": 1, "max_tokens": DEFAULT_MAX_TOKENS},
-            images=default_sampling(service.engine),
-            edits=default_edit_sampling(service.engine),
-        )
-        return ServedModel(id=name, created=service.started_at, defaults=defaults)
 
     # Without its own route, "/v1/models/" would ask for a model of the name "".
     @_get_and_head(router, "/v1/models/", include_in_schema=False)
     @_get_and_head(router, "/v1/models")
     async def list_models() -> ModelList:
-        """List the server's one model under each of its names."""
-        return ModelList(data=[describe(name) for name in service.names])
+        """List the server's models, each under all of its names."""
+        data = []
+        for model in models.pool.models:
+            data += [models.describe(model, name) for name in models.names(model)]
+        return ModelList(data=data)
 
     @_get_and_head(router, "/v1/models/{name:path}")  # path: the name of a model may have slashes
     async def retrieve_model(name: str) -> ServedModel:
         """Describe the model of this name."""
-        service.check_model(name)
+        model = models.find(name)
+        names = models.names(model)
         # For an alias or "default", which are in no list, reply with the list's first name.
-        return describe(name if name in service.names else service.names[0])
+        return models.describe(model, name if name in names else names[0])
 
     return router
 
 
-def _image_router(service: Service) -> APIRouter:
+def _image_router(models: ServedModels) -> APIRouter:
     """Return a router with the route that serves generated images."""
     router = APIRouter(responses=ERROR_RESPONSES, tags=["generation"])
 
@@ -176,7 +176,7 @@ def _image_router(service: Service) -> APIRouter:
     )
     async def get_image(name: str) -> Response:
         """Return a generated image, whose address an earlier reply gave."""
-        image = service.images.get(name)
+        image = models.images.get(name)
         if image is None:
             raise APIError(404, "there is no such image: it is kept for an hour only")
         # Any site's page may show the image, because nobody can guess its name.
@@ -186,10 +186,10 @@ def _image_router(service: Service) -> APIRouter:
     return router
 
 
-def _server_router(service: Service) -> APIRouter:
+def _server_router(models: ServedModels) -> APIRouter:
     """Return a router with the routes for the server's state and for the web page."""
     router = APIRouter(responses=ERROR_RESPONSES, tags=["server"])
-    engine = service.engine
+    pool = models.pool
     page, page_headers = _read_page()
 
     @_get_and_head(
@@ -199,13 +199,15 @@ def _server_router(service: Service) -> APIRouter:
     )
     async def health(response: Response) -> Health:
         """Report the load. Status 503 means that the server is stopping and refuses requests."""
-        counts = engine.counts
-        stopping = engine.stopping
+        counts = pool.counts
+        stopping = pool.stopping
         if stopping:
             response.status_code = 503
         return Health(
             status="stopping" if stopping else "ok",
-            model=service.names[0],
+            model=models.names(models.first)[0],
+            models=len(pool.models),
+            loaded=len(pool.loaded),
             waiting=counts.waiting,
             answering=counts.answering,
             drawing=counts.drawing,
@@ -220,7 +222,7 @@ def _server_router(service: Service) -> APIRouter:
     async def metrics() -> Response:
         """Report metrics in Prometheus' text format."""
         return Response(
-            service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+            models.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
 
     @_get_and_head(router, "/", response_class=HTMLResponse)

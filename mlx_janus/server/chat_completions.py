@@ -109,7 +109,6 @@ async def begin_answers(
     Raises:
         APIError: the request is refused, an image cannot be read, or the client leaves.
     """
-    service.check_model(body.model)
     if field := body.unsupported_field():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
     check_bias(body, service.engine.config.language.vocab_size)
@@ -132,6 +131,7 @@ def read_prompt(body: ChatRequest, form: AnswerForm, service: Service) -> Conver
         APIError: the conversation has no question.
     """
     conversation = read_conversation(body.messages)
+    conversation.system = service.system(conversation.system)
     if form.tools:
         system = conversation.system
         own = service.engine.config.prompt.system if system is None else system

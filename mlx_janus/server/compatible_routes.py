@@ -23,7 +23,7 @@ from .responses.reply_schema import ResponsesReply
 from .responses.route import create_response
 from .responses.schema import ResponsesRequest
 from .routing import ERROR_RESPONSES, JSONRoute, event_stream, streamed_responses
-from .service import Service
+from .served_models import ServedModels
 from .tokens import (
     DetokenizeReply,
     DetokenizeRequest,
@@ -39,17 +39,17 @@ _ANTHROPIC_ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def compatible_router(service: Service) -> APIRouter:
+def compatible_router(models: ServedModels) -> APIRouter:
     """Return a router with the routes of APIs other than chat."""
     router = APIRouter()
-    router.include_router(_text_router(service))
-    router.include_router(_messages_router(service))
-    router.include_router(_token_router(service))
+    router.include_router(_text_router(models))
+    router.include_router(_messages_router(models))
+    router.include_router(_token_router(models))
     router.include_router(_refusing_router())
     return router
 
 
-def _text_router(service: Service) -> APIRouter:
+def _text_router(models: ServedModels) -> APIRouter:
     """Return a router with OpenAI's other routes for text."""
     router = APIRouter(prefix="/v1", route_class=JSONRoute, tags=["generation"])
 
@@ -60,7 +60,8 @@ def _text_router(service: Service) -> APIRouter:
     )
     async def create_openai_response(body: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation, call a function or draw an image. Nothing is stored."""
-        return await create_response(body, request, service)
+        async with models.use(body.model, request) as service:
+            return await create_response(body, request, service)
 
     @router.post(
         "/completions",
@@ -69,12 +70,13 @@ def _text_router(service: Service) -> APIRouter:
     )
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continue texts, which are read without a chat's template."""
-        return await complete_text(body, request, service)
+        async with models.use(body.model, request) as service:
+            return await complete_text(body, request, service)
 
     return router
 
 
-def _messages_router(service: Service) -> APIRouter:
+def _messages_router(models: ServedModels) -> APIRouter:
     """Return a router with the routes of Anthropic's API."""
     router = APIRouter(prefix=ANTHROPIC_PATH, route_class=JSONRoute, tags=["generation"])
 
@@ -88,31 +90,35 @@ def _messages_router(service: Service) -> APIRouter:
     )
     async def create_anthropic_message(body: MessagesRequest, request: Request) -> Response:
         """Answer the last message of a conversation, in the form of Anthropic's API."""
-        return await create_message(body, request, service)
+        async with models.use(body.model, request) as service:
+            return await create_message(body, request, service)
 
     @router.post("/count_tokens", responses=_ANTHROPIC_ERRORS)
-    async def count_message_tokens(body: CountRequest) -> CountReply:
+    async def count_message_tokens(body: CountRequest, request: Request) -> CountReply:
         """Count the tokens of a conversation's prompt, images and tools included."""
-        return await count_tokens(body, service)
+        async with models.use(body.model, request) as service:
+            return await count_tokens(body, service)
 
     return router
 
 
-def _token_router(service: Service) -> APIRouter:
+def _token_router(models: ServedModels) -> APIRouter:
     """Return a router with the routes for token ids."""
     router = APIRouter(
         prefix="/v1", route_class=JSONRoute, responses=ERROR_RESPONSES, tags=["tokens"]
     )
 
     @router.post("/tokenize")
-    async def tokenize_prompt(body: TokenizeRequest) -> TokenizeReply:
+    async def tokenize_prompt(body: TokenizeRequest, request: Request) -> TokenizeReply:
         """Return the token ids of a text or of a conversation's prompt."""
-        return await tokenize(body, service)
+        async with models.use(body.model, request) as service:
+            return await tokenize(body, service)
 
     @router.post("/detokenize")
-    async def detokenize_ids(body: DetokenizeRequest) -> DetokenizeReply:
+    async def detokenize_ids(body: DetokenizeRequest, request: Request) -> DetokenizeReply:
         """Return the text of token ids."""
-        return await detokenize(body, service)
+        async with models.use(body.model, request) as service:
+            return await detokenize(body, service)
 
     return router
 

@@ -50,7 +50,6 @@ async def complete_text(
         APIError: the request is refused, the client leaves, or a reply that is not streamed fails.
             A stream reports a failure in its last event.
     """
-    service.check_model(body.model)
     if field := body.unsupported_field():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
     group = TicketGroup()

@@ -14,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from ..engine.messages import BusyError, StoppingError
+from ..engine.pool import LoadError
 from ..errors import (
     ContextLengthError,
+    HubError,
     ImageError,
     JanusError,
     OptionError,
@@ -23,6 +25,7 @@ from ..errors import (
     PromptError,
     one_line,
 )
+from ..memory import format_size
 from .schema import ErrorKind, ErrorReply, ErrorText
 
 _LOG = logging.getLogger("mlx_janus.server")
@@ -36,6 +39,7 @@ _ANTHROPIC_KINDS = {  # status -> the type of Anthropic's error object
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+_RETRY_LOADING = {"Retry-After": "30"}  # seconds, for a model that cannot be loaded at present
 _DEFAULT_CODES = {  # status -> ``APIError.code``
     401: "invalid_api_key",
     404: "not_found",
@@ -138,6 +142,8 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
     """
     if isinstance(error, APIError):
         return error
+    if isinstance(error, LoadError):
+        return _to_load_api_error(error)
     if isinstance(error, BusyError):
         return APIError(429, str(error), headers={"Retry-After": str(error.retry_after)})
     if isinstance(error, StoppingError):
@@ -158,6 +164,26 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
         )
     _log_internal_error(error)
     return APIError(500, "internal error", code="internal_error")
+
+
+def _to_load_api_error(error: LoadError) -> APIError:
+    """Convert the error of a model that cannot be loaded. The pool has logged the reason.
+
+    The reply does not have the reason, since it may name files of this machine.
+    """
+    start = f"the model {error.name!r}"
+    cause = error.cause
+    if isinstance(cause, OutOfMemoryError | MemoryError):
+        sizes = ""
+        if isinstance(cause, OutOfMemoryError) and cause.needed:
+            needed = format_size(cause.needed)
+            sizes = f": it needs {needed} and {format_size(cause.free)} are free"
+        message = f"{start} does not fit into memory{sizes}"
+        return APIError(503, message, param="model", code="out_of_memory", headers=_RETRY_LOADING)
+    message = f"{start} cannot be loaded: the server's log has the reason"
+    if isinstance(cause, HubError):  # perhaps only out of reach
+        return APIError(503, message, param="model", code="model_failed", headers=_RETRY_LOADING)
+    return APIError(500, message, param="model", code="model_failed")
 
 
 def _log_internal_error(error: Exception) -> None:

@@ -70,6 +70,29 @@ async def watch_client(request: HTTPRequest) -> AsyncIterator[Callable[[], None]
         await asyncio.gather(disconnect, return_exceptions=True)
 
 
+async def unless_client_leaves(work: Coroutine[Any, Any, _Result], request: HTTPRequest) -> _Result:
+    """Return the result of a coroutine, which is cancelled if the client leaves first.
+
+    Args:
+        work: the coroutine.
+        request: the client's request, whose body has been read.
+
+    Raises:
+        APIError: the client has left.
+    """
+    working = asyncio.create_task(work)
+    disconnect = asyncio.create_task(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise client_left()
+        return working.result()
+    finally:
+        working.cancel()
+        disconnect.cancel()
+        await asyncio.gather(working, disconnect, return_exceptions=True)
+
+
 async def collect_events(
     ticket: Ticket, request: HTTPRequest, record: Callable[[Event], None], param: str
 ) -> list[Event]:

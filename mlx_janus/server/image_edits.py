@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,24 +30,39 @@ _IMAGE_FIELD = re.compile(r"images?(\[\d*\])?")  # names of a form's images: "im
 _Body = TypeVar("_Body", bound=BaseModel)
 
 
-async def edit_images(request: HTTPRequest, service: Service) -> Response:
+async def read_edit(request: HTTPRequest) -> tuple[EditFields, list[ImageSource]]:
+    """Return the fields and the images of a request that changes images.
+
+    Raises:
+        APIError: the body is neither a form nor JSON, or is damaged.
+        RequestValidationError: a field is missing or has a wrong value.
+    """
+    kind = media_type(request.headers)
+    if kind == FORM:
+        return _read_form(await read_form(request))
+    if kind == JSON:
+        return _read_json(parse_json(await request.body()))
+    raise APIError(415, f"the body must be a form or JSON: send 'Content-Type: {FORM}'")
+
+
+async def edit_images(
+    body: EditFields, sources: Sequence[ImageSource], request: HTTPRequest, service: Service
+) -> Response:
     """Change images as a prompt says, and reply in one object or as a stream with previews.
 
     The images are read last, so that none is decoded for a body that is refused here.
+
+    Args:
+        body: the fields of the request.
+        sources: the images to change.
+        request: the client's HTTP request.
+        service: the model and the server's parts.
 
     Raises:
         APIError: the request is refused, the client leaves, or a reply that is not streamed fails.
             A stream reports a failure in its last event.
         OptionError: the model does not support an option.
-        RequestValidationError: a field is missing or has a wrong value.
     """
-    kind = media_type(request.headers)
-    if kind == FORM:
-        body, sources = _read_form(await read_form(request))
-    elif kind == JSON:
-        body, sources = _read_json(parse_json(await request.body()))
-    else:
-        raise APIError(415, f"the body must be a form or JSON: send 'Content-Type: {FORM}'")
     if body.mask is not None:
         message = "mask is not supported: the model changes an image as a whole, so leave it out"
         raise APIError(400, message, param="mask")

@@ -119,12 +119,11 @@ def _store(file: bytes, reply_format: ReplyFormat, request: HTTPRequest, service
 
 
 def check_fields(body: ImageFields, service: Service) -> None:
-    """Refuse a body whose model, size or other fields this server does not support.
+    """Refuse a body whose size or other fields the model or this server does not support.
 
     Raises:
-        APIError: the model is not served (404), or a field is not supported (400).
+        APIError: a field is not supported (400).
     """
-    service.check_model(body.model)
     if field := body.unsupported_field():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
     choose_format(body, service)

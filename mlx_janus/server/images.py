@@ -33,6 +33,11 @@ class ImageSource:
     field: str
 
 
+def decoding_thread() -> ThreadPoolExecutor:
+    """Return a thread that decodes one image at a time."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="image-decoder")
+
+
 class ImageReader:
     """A reader of the images that requests contain or link to.
 
@@ -42,12 +47,15 @@ class ImageReader:
     Args:
         settings: the limits, and whether https addresses are fetched.
         config: the vision encoder's preprocessing; images are returned in the encoder's small size.
+        decoder: the thread, which the readers of several models share; None: one for this reader.
     """
 
-    def __init__(self, settings: Settings, config: ImageConfig):
+    def __init__(
+        self, settings: Settings, config: ImageConfig, decoder: ThreadPoolExecutor | None = None
+    ):
         self._settings = settings
         self._config = config
-        self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image-decoder")
+        self._decoder = decoder or decoding_thread()
         self._fetch_slots = asyncio.Semaphore(_MAX_FETCHES)
 
     async def read_all(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from ..mcp.package import is_installed
 from ..processing.data_urls import as_data_url
 from .errors import to_api_error
 from .images import ImageSource
-from .service import Service
+from .served_models import ServedModels
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -35,10 +35,10 @@ _IDLE_SECONDS = 30 * 60.0  # of a session without requests, after which it ends
 _LAST_REPLIES = 5.0  # seconds for the replies of the last calls when the server stops
 
 
-def add_mcp_route(app: FastAPI, service: Service) -> None:
+def add_mcp_route(app: FastAPI, models: ServedModels) -> None:
     """Add the route, if the extra "mcp" is installed."""
     if is_installed():
-        endpoint = MCPEndpoint(service)
+        endpoint = MCPEndpoint(models)
         route = Route(PATH, endpoint, include_in_schema=False)
         endpoint.route = route
         app.router.routes.append(route)
@@ -48,17 +48,27 @@ class ServerHost:
     """A ``Host`` on the parts that the server's routes share.
 
     Args:
-        service: the engine, the reader of images and the metrics.
+        models: the server's models, of which the tools use the first, and its metrics.
     """
 
     saves_images = False
 
-    def __init__(self, service: Service):
-        self._service = service
+    def __init__(self, models: ServedModels):
+        self._models = models
 
-    async def engine(self) -> Engine:
-        """Return the engine, which was started before the server."""
-        return self._service.engine
+    @contextlib.asynccontextmanager
+    async def engine(self) -> AsyncIterator[Engine]:
+        """Yield the engine of the first model; load the model if it was unloaded.
+
+        Raises:
+            JanusError: the model cannot be loaded.
+        """
+        model = self._models.first
+        engine = await self._models.pool.acquire(model)
+        try:
+            yield engine
+        finally:
+            self._models.pool.release(model)
 
     async def read_image(self, source: str, engine: Engine) -> Image.Image:
         """Return the image of a data URL or base64, or of an address if the settings allow it.
@@ -67,7 +77,8 @@ class ServerHost:
             APIError: the image cannot be read, or is a path.
         """
         content = as_data_url(source)
-        return await self._service.image_reader.read(ImageSource(content, "image"))
+        reader = self._models.service(self._models.first, engine).image_reader
+        return await reader.read(ImageSource(content, "image"))
 
     async def save(self, image: GeneratedImage) -> Path | None:
         """Save nothing: the client may be on another machine."""
@@ -75,7 +86,7 @@ class ServerHost:
 
     def recorder(self) -> Callable[[Event], None]:
         """Return a function that adds the events of one request to the metrics."""
-        return self._service.metrics.event_recorder()
+        return self._models.metrics.event_recorder()
 
     def explain(self, error: Exception) -> str:
         """Return the message that the other routes would reply with."""
@@ -83,18 +94,18 @@ class ServerHost:
 
 
 class MCPEndpoint:
-    """An ASGI application for ``/mcp``. Its sessions end when the engine has ended.
+    """An ASGI application for ``/mcp``. Its sessions end when the models have ended.
 
     The first request starts them, so a server that nobody uses over MCP imports nothing of it.
 
     Args:
-        service: the parts of the server.
+        models: the server's models.
     """
 
     route: Route | None = None  # shown in the access log
 
-    def __init__(self, service: Service):
-        self._service = service
+    def __init__(self, models: ServedModels):
+        self._models = models
         self._sessions: asyncio.Task[None] | None = None  # None: no request so far
         self._manager: asyncio.Future[StreamableHTTPSessionManager] | None = None
         self._open_posts = 0  # requests whose reply has not ended
@@ -108,7 +119,7 @@ class MCPEndpoint:
             StoppingError: the server is stopping.
         """
         scope["route"] = self.route
-        if self._service.engine.stopping:
+        if self._models.pool.stopping:
             raise StoppingError
         manager = await self._running_manager()
         is_post = scope["method"] == "POST"  # a GET is a stream that has no end of its own
@@ -139,14 +150,14 @@ class MCPEndpoint:
         from ..mcp.protocol import create_server
 
         return StreamableHTTPSessionManager(
-            create_server(ServerHost(self._service)),
-            max_request_body_size=self._service.settings.body_limit,
+            create_server(ServerHost(self._models)),
+            max_request_body_size=self._models.settings.body_limit,
             session_idle_timeout=_IDLE_SECONDS,
             max_sessions=_MAX_SESSIONS,
         )
 
     async def _run_sessions(self, started: asyncio.Future[StreamableHTTPSessionManager]) -> None:
-        """Run the sessions until the engine has ended and the last replies are sent.
+        """Run the sessions until the models have ended and the last replies are sent.
 
         Args:
             started: gets the manager, or the error of starting it.
@@ -159,7 +170,7 @@ class MCPEndpoint:
             return
         async with manager.run():
             started.set_result(manager)
-            await self._service.engine.ended.wait()
+            await self._models.pool.wait_for_end()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_REPLIES):
                     await self._no_posts.wait()

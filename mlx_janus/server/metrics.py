@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ..engine.messages import Answered, Drawn, Event, Piece
 
 if TYPE_CHECKING:
-    from ..engine.engine import Engine
+    from ..engine.pool import EnginePool
 
 # Seconds: upper bounds of the histograms' buckets.
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -19,16 +19,20 @@ _GAUGES = {  # name of a field of ``Counts`` -> description
     "answering": "Answers being generated.",
     "drawing": "Images being generated.",
 }
+_MODEL_GAUGES = {  # name of a property of ``EnginePool`` that is a list -> name, description
+    "models": ("models", "Models that requests can use."),
+    "loaded": ("models_loaded", "Models in memory."),
+}
 
 
 class Metrics:
     """Counters, histograms and gauges of one server, in a registry of their own.
 
     Args:
-        engine: the gauges show its counts, which are read at each scrape.
+        pool: the gauges show its counts and models, which are read at each scrape.
     """
 
-    def __init__(self, engine: Engine):
+    def __init__(self, pool: EnginePool):
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "mlx_janus_requests",
@@ -61,7 +65,10 @@ class Metrics:
         for name, description in _GAUGES.items():
             gauge = Gauge(f"mlx_janus_{name}", description, registry=self._registry)
             # ``name=name`` binds this name. Otherwise all gauges would read the last name's count.
-            gauge.set_function(lambda name=name: getattr(engine.counts, name))  # type: ignore[misc]
+            gauge.set_function(lambda name=name: getattr(pool.counts, name))  # type: ignore[misc]
+        for field, (name, description) in _MODEL_GAUGES.items():
+            gauge = Gauge(f"mlx_janus_{name}", description, registry=self._registry)
+            gauge.set_function(lambda field=field: len(getattr(pool, field)))  # type: ignore[misc]
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

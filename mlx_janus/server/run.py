@@ -1,4 +1,4 @@
-"""The server as a process: its socket, the engine, uvicorn, and the signals that stop them."""
+"""The server as a process: its socket, the engines, uvicorn, and the signals that stop them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import JanusError
 from ..installation import install_command
 from .settings import Settings, is_loopback
 
 if TYPE_CHECKING:
-    from ..engine.engine import Engine
+    from ..engine.pool import EnginePool, ModelSource
     from ..pipeline import JanusPipeline
     from .connections import StopSignals
 
@@ -32,21 +32,26 @@ Ready = Callable[[str, str], None]
 
 def run_server(
     settings: Settings,
-    load: Load,
+    load: Load | Sequence[ModelSource],
     *,
     queue: int = 64,
+    idle_seconds: float | None = None,
+    max_loaded: int | None = None,
     prepare: Callable[[], None] = lambda: None,
     ready: Ready = lambda _name, _url: None,
 ) -> int:
-    """Serve one model until SIGINT or SIGTERM. Call it in the main thread.
+    """Serve one model or several until SIGINT or SIGTERM. Call it in the main thread.
 
     Args:
         settings: address, access and limits.
-        load: returns the model; called in the engine's thread.
+        load: returns the model, and is called in the engine's thread; or the sources of several
+            models. The first one is loaded at once, and the others when a request needs them.
         queue: number of requests that may wait.
-        prepare: downloads and converts the model if needed. It is called after the address is bound
+        idle_seconds: seconds without requests after which a model is unloaded; None: never.
+        max_loaded: the maximum number of loaded models; None: as many as fit into memory.
+        prepare: downloads and converts models if needed. It is called after the address is bound
             and before ``load``, in this thread, so that Ctrl-C interrupts it.
-        ready: called when connections are accepted.
+        ready: called with the first model's name when connections are accepted.
 
     Returns:
         The number of the signal that stopped the server.
@@ -59,7 +64,8 @@ def run_server(
     with _bound_socket(settings) as listener:
         _check_packages()
         prepare()
-        return asyncio.run(_serve(load, settings, listener, queue, ready))
+        limits = {"max_waiting": queue, "idle_seconds": idle_seconds, "max_loaded": max_loaded}
+        return asyncio.run(_serve(load, settings, listener, limits, ready))
 
 
 def _return_freed_memory() -> None:
@@ -126,61 +132,72 @@ def _check_packages() -> None:
 
 
 async def _serve(
-    load: Load, settings: Settings, listener: socket.socket, queue: int, ready: Ready
+    load: Load | Sequence[ModelSource],
+    settings: Settings,
+    listener: socket.socket,
+    limits: dict[str, Any],
+    ready: Ready,
 ) -> int:
     """Serve until a signal arrives, and return the signal's number.
 
+    Args:
+        load: as for ``run_server``.
+        settings: address, access and limits.
+        listener: the bound socket.
+        limits: keyword arguments of the pool.
+        ready: as for ``run_server``.
+
     Raises:
-        JanusError: the model cannot be loaded, or the engine failed.
+        JanusError: the first model cannot be loaded, or an engine failed.
     """
-    from ..engine.engine import Engine
+    from ..engine.pool import EnginePool, ModelSource
     from .app import create_app
     from .connections import GRACE, StoppableServer, StopSignals, uvicorn_config
 
-    engine = Engine(load, max_waiting=queue)
+    pool = EnginePool([ModelSource(load)] if callable(load) else load, **limits)
     with StopSignals() as signals:
         try:
-            if not await _start_engine(engine, signals):
+            if not await _start_pool(pool, signals):
                 return signals.first
             # Silence uvicorn's own log, because this package logs the errors itself.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             server = StoppableServer(
-                uvicorn_config(create_app(engine, settings), settings),
-                close_engine=lambda: engine.close(GRACE),
-                on_ready=lambda: ready(engine.name, _url(settings, listener)),
+                uvicorn_config(create_app(pool, settings), settings),
+                close_engine=lambda: pool.close(GRACE),
+                on_ready=lambda: ready(pool.models[0].name, _url(settings, listener)),
             )
-            # Stop at a signal, and also if the engine's thread has failed (``ended``), so that a
-            # supervisor can restart the server.
+            # Stop at a signal, and also if an engine's thread has failed, so that a supervisor can
+            # restart the server.
             stoppers = [
                 asyncio.create_task(server.stop_after(event))
-                for event in (signals.arrived, engine.ended)
+                for event in (signals.arrived, pool.failed)
             ]
             await server.serve(sockets=[listener])
             for task in stoppers:
                 task.cancel()
-            if engine.failure is not None:
+            if pool.failure is not None:
                 raise JanusError("the model's thread failed (see above): start the server again")
             return signals.first
         finally:
-            # 0 seconds of grace. This does nothing if the server has closed the engine.
-            await engine.close(0)
+            # 0 seconds of grace. This does nothing if the server has closed the pool.
+            await pool.close(0)
 
 
-async def _start_engine(engine: Engine, signals: StopSignals) -> bool:
-    """Start the engine, which loads the model. Return whether it started.
+async def _start_pool(pool: EnginePool, signals: StopSignals) -> bool:
+    """Start the pool, which loads the first model. Return whether it started.
 
-    If a signal arrives first, close the engine and return False. Closing waits while the engine's
+    If a signal arrives first, close the pool and return False. Closing waits while the engine's
     thread loads the model or the weights of one task, because loading cannot be interrupted.
 
     Raises:
         JanusError: the model cannot be loaded.
     """
-    starting = asyncio.create_task(engine.start())
+    starting = asyncio.create_task(pool.start())
     signal_arrived = asyncio.create_task(signals.arrived.wait())
     await asyncio.wait({starting, signal_arrived}, return_when=asyncio.FIRST_COMPLETED)
     signal_arrived.cancel()
     if signals.first:
-        await engine.close(0)
+        await pool.close(0)
         await asyncio.gather(starting, return_exceptions=True)
         return False
     await starting

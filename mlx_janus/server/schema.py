@@ -782,18 +782,32 @@ class ModelDefaults(BaseModel):
     )
 
 
+Capability = Literal["answers", "images", "edits"]
+"""An ability of a model: answering, generating images, or changing images."""
+
+
 class ServedModel(BaseModel):
-    """A model that this server runs."""
+    """A model that this server offers."""
 
     id: str = Field(description="The name to send as `model`.")
     object: Literal["model"] = "model"
     created: int = Field(description="Start time of the server, in seconds since 1970.")
     owned_by: str = "mlx_janus"
-    defaults: ModelDefaults
+    root: str = Field(description="The model's first name. Its other names have the same `root`.")
+    state: Literal["loaded", "loading", "unloaded", "failed"] = Field(
+        description="A request loads a model that is `unloaded`, or `failed` to load before."
+    )
+    loaded: bool = Field(description="Whether the model is in memory.")
+    capabilities: list[Capability] | None = Field(
+        description="`null`: not known before the model is loaded for the first time."
+    )
+    defaults: ModelDefaults | None = Field(
+        description="`null`: not known before the model is loaded for the first time."
+    )
 
 
 class ModelList(BaseModel):
-    """The list of the models that this server runs. There is always exactly one."""
+    """The list of the models that this server offers. The first one is the default."""
 
     object: Literal["list"] = "list"
     data: list[ServedModel]
@@ -803,7 +817,9 @@ class Health(BaseModel):
     """The state of the server and its load."""
 
     status: Literal["ok", "stopping"] = Field(description="`stopping` if new requests are refused.")
-    model: str
+    model: str = Field(description="The default model.")
+    models: int = Field(description="Models that requests can use.")
+    loaded: int = Field(description="Models in memory.")
     waiting: int = Field(description="Requests in the queue.")
     answering: int = Field(description="Answers being generated.")
     drawing: int = Field(description="Images being generated.")

@@ -1,56 +1,54 @@
-"""The parts of a server that its routes share."""
+"""The parts of a server that a request to one of its models needs."""
 
 from __future__ import annotations
 
 import hashlib
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..engine.messages import Request
 from ..errors import JanusError
 from ..version import __version__
-from .errors import APIError, to_api_error
+from .errors import to_api_error
 from .image_store import ImageStore
 from .images import ImageReader
 from .metrics import Metrics
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from ..engine.engine import Engine
     from ..engine.tickets import Ticket
-
-DEFAULT_MODEL = "default"  # a name that every server accepts for its model
 
 
 @dataclass
 class Service:
-    """An engine with the settings and the metrics of its server.
+    """A loaded model, with the settings, the metrics and the stores of its server.
+
+    ``ServedModels.use`` gives it to a request.
 
     Args:
-        engine: an engine that is started before the first request.
+        engine: the model's engine.
         settings: the server's settings.
         metrics: the server's metrics.
-        started_at: start of the server, in seconds since 1970.
+        names: the model's names in lists. Replies have the first one.
         images: generated images that clients fetch by URL.
+        decoder: the server's thread that decodes the images of requests.
     """
 
     engine: Engine
     settings: Settings
     metrics: Metrics
-    started_at: int = field(default_factory=lambda: int(time.time()))
-    images: ImageStore = field(default_factory=ImageStore)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The model's names in lists. Replies have the first one."""
-        return self.settings.served_names or (self.engine.name,)
+    names: tuple[str, ...]
+    images: ImageStore
+    decoder: ThreadPoolExecutor
 
     @cached_property
     def image_reader(self) -> ImageReader:
         """The reader of the requests' images. It needs the config of the loaded model."""
-        return ImageReader(self.settings, self.engine.config.image)
+        return ImageReader(self.settings, self.engine.config.image, self.decoder)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -62,16 +60,13 @@ class Service:
         identity = f"{__version__} {self.engine.name} {self.engine.config}"
         return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
-    def check_model(self, name: str | None) -> None:
-        """Refuse the name of a model that is not served. A request without a name (None) passes.
+    def system(self, given: str | None) -> str | None:
+        """Return the system prompt of a conversation; None: the model's own.
 
-        Raises:
-            APIError: the model is not served (404).
+        Args:
+            given: the system prompt that the request brings; None: it brings none.
         """
-        aliases = self.settings.model_aliases
-        if name not in (None, DEFAULT_MODEL, self.engine.name, *self.names, *aliases):
-            message = f"there is no model {name!r} here: use {self.names[0]!r}, or leave it out"
-            raise APIError(404, message, param="model", code="model_not_found")
+        return self.settings.system if given is None else given
 
     def submit(self, request: Request, param: str) -> Ticket:
         """Hand a request to the engine and return its ticket.

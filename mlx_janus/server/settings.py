@@ -25,8 +25,9 @@ class Settings:
         cors_origins: sites, desktop apps and extensions that may use the server from a browser,
             such as "https://chat.example.org" or "chrome-extension://*"; see
             ``origins.check_pattern``. ``origins.APPS`` need not be named.
-        served_names: the model's names in lists and replies; empty: its own name.
-        model_aliases: further names of the model that requests may use; lists leave them out.
+        served_names: the first model's names in lists and replies; empty: its own name.
+        model_aliases: further names of the first model that requests may use; lists leave them out.
+        system: system prompt of conversations that bring none; None: the model's own, "": none.
         upscale_to_size: enlarge images to the size that a request asks for, if it is a size that
             OpenAI's API offers.
         body_limit: most bytes of one request's body.
@@ -55,6 +56,7 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     served_names: tuple[str, ...] = ()
     model_aliases: tuple[str, ...] = ()
+    system: str | None = None
     upscale_to_size: bool = False
     body_limit: int = 64_000_000
     bodies_limit: int = 256_000_000

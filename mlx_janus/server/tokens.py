@@ -74,7 +74,6 @@ async def tokenize(body: TokenizeRequest, service: Service) -> TokenizeReply:
         APIError: there is neither a text nor a conversation, or both; the conversation has no
             question; or the texts are far longer than the context.
     """
-    service.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise APIError(400, "send one of prompt and messages", param="prompt")
     engine = service.engine
@@ -115,7 +114,6 @@ async def detokenize(body: DetokenizeRequest, service: Service) -> DetokenizeRep
     Raises:
         APIError: an id is beyond the vocabulary.
     """
-    service.check_model(body.model)
     vocabulary = service.engine.config.language.vocab_size
     highest = max(body.tokens, default=0)
     if highest >= vocabulary:

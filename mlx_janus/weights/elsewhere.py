@@ -57,8 +57,16 @@ def list_elsewhere() -> list[FoundFolder]:
     """
     found = []
     for root in model_folders():
-        found += [entry for entry in _entries_in(root) if _may_be_janus(entry)]
+        found += list_in(root)
     return found
+
+
+def list_in(root: Path) -> list[FoundFolder]:
+    """Return the folders in a folder that hold a Janus model, complete or not.
+
+    The folder itself, the folders in an owner's folder, and a cache of the Hub count too.
+    """
+    return [entry for entry in _entries_in(root) if _may_be_janus(entry)]
 
 
 def find_elsewhere(name: str) -> Path | None:

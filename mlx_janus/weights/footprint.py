@@ -130,7 +130,9 @@ def check_memory(
     advice = _first_that_fits(variants, dtype, free)
     raise OutOfMemoryError(
         f"{name} needs {format_size(needed)} of memory and {format_size(free)} are free: "
-        f"{advice or 'close other programs, or take a smaller model'}"
+        f"{advice or 'close other programs, or take a smaller model'}",
+        needed=needed,
+        free=free,
     )
 
 

@@ -249,13 +249,16 @@ def test_the_versions_are_those_that_the_clients_are_run_with() -> None:
 
 def test_the_settings_of_other_programs_are_well_formed() -> None:
     job = plistlib.loads(marked("launchd").encode())
-    assert f"{job['Label']}.plist" in PAGE
+    file = ROOT / "examples" / f"{job['Label']}.plist"
+    assert file.read_text(encoding="utf-8") == marked("launchd")
+    assert f"(../examples/{file.name})" in PAGE
     module = job["ProgramArguments"][1:]
     assert module[:3] == ["-m", "mlx_janus", "serve"]
     with serve.main.make_context(
         "serve", module[3:]
     ) as context:  # left, it takes back what --quiet did to logging
-        assert context.params["model"] == "janus-pro-1b"
+        assert context.params["model"] == ("janus-pro-1b",)
+        assert context.params["idle_unload"] == 30
     model = json.loads(marked("vlmevalkit"))["model"]["janus-pro-1b"]
     assert model["api_base"] == f"{ADDRESS}/v1/chat/completions"
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mlx_janus
 from mlx_janus.decode import batch
 from mlx_janus.decode.batch import DrawingBatch
 from mlx_janus.decode.text import TextOptions
@@ -260,14 +259,6 @@ def test_an_engine_that_was_never_started_can_be_closed() -> None:
         await Engine(tiny).close()
 
     asyncio.run(main())
-
-
-def test_a_model_in_low_memory_is_refused() -> None:
-    with pytest.raises(OptionError, match="low_memory"):
-        served(
-            lambda engine: events(engine.submit(draw("a star", 1))),
-            lambda: mlx_janus.load("tiny", low_memory=True),
-        )
 
 
 @pytest.mark.parametrize(

@@ -699,7 +699,7 @@ def test_a_name_of_this_machine_that_is_not() -> None:
         (("--api-key", "two words"), "without spaces"),
         (("--cors-origin", "https://*"), "lets every web page use the server: set a key"),
         (("--cors-origin", "example.org"), "'example.org' is not an origin"),
-        (("--low-memory",), "No such option"),
+        (("--idle-unload", "0"), "--idle-unload"),
         (("--port", "70000"), "65535"),
         (("--host", ""), "the host is empty"),
         (("--api-key", ""), "1 to 512 letters"),

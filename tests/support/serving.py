@@ -163,6 +163,8 @@ def still_works(client: httpx.Client, engine: FakeEngine) -> None:
     assert client.get("/health").json() == {
         "status": "ok",
         "model": "fake",
+        "models": 1,
+        "loaded": 1,
         "waiting": 0,
         "answering": 0,
         "drawing": 0,

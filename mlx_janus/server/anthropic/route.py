@@ -75,7 +75,6 @@ def _check(body: PromptFields, service: Service) -> None:
     Raises:
         APIError: the model is not served (404), or a field is not supported (400).
     """
-    service.check_model(body.model)
     if field := body.unsupported_field():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
 

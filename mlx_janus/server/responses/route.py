@@ -47,7 +47,6 @@ async def create_response(
             A stream reports a failure in its last two events.
         OptionError: the model does not support an option of the image.
     """
-    service.check_model(body.model)
     if field := body.unsupported_field():
         fix = "leave it out"
         if field in _STORED_FIELDS:
