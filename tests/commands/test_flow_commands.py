@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import mlx_janus
-from mlx_janus.commands import caption, chat, convert, generate
+from mlx_janus.commands import caption, chat, convert, evaluate, generate
 from tests.support.flow import VAE, source
 from tests.support.golden import FIXTURES
 from tests.support.programs import call, error_line
@@ -143,3 +143,8 @@ def test_a_server_draws_and_answers(flow_folder: Path) -> None:
         assert reply["choices"][0]["message"]["content"] == answer.text
         refused = client.post(EDIT, json={"prompt": "a red fox", "images": [url]})
         assert "cannot change images" in refusal(refused, 400)["message"]
+
+
+def test_the_benchmark_of_shapes_refuses_it_at_once(flow_folder: Path) -> None:
+    line = error_line(call(evaluate.main, "shapes", "-m", flow_folder))
+    assert "this model does not generate image tokens" in line
