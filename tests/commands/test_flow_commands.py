@@ -61,7 +61,7 @@ def test_options_of_another_kind_of_drawing_are_refused(
         (("--vae", VAE), "leave --vae out"),
         (("--plan",), "cannot draw by a plan, as models that draw image tokens can"),
         (("--reflect", 1), "cannot draw again after a judgement, as models that draw image"),
-        (("--image", PICTURE), "generates images from prompts only"),
+        (("--image", PICTURE, "-o", "changed.png"), "generates images from prompts only"),
     ):
         line = error_line(call(generate.main, "-m", flow_folder, "-p", "a fox", *flags))
         assert message in line

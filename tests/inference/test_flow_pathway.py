@@ -175,7 +175,6 @@ def test_options_of_a_flow_are_refused_by_name(pro: Any, choice: dict[str, Any])
         ({"latents": "noise"}, "latents must be numbers"),
         ({"latents": np.full((1, 8, 8, 4), np.nan)}, "latents must be finite"),
         ({"images": [picture(0)]}, "from prompts only: leave images out"),
-        ({"images": [picture(0)], "best_of": 2}, "from prompts only: leave images out"),
         ({"plan": True}, "cannot draw by a plan, as models that draw image tokens can"),
         ({"plan": "a fox, red"}, "cannot draw by a plan, as models that draw image tokens can"),
         ({"reflect": 1}, "cannot draw again after a judgement, as models that draw image tokens"),
