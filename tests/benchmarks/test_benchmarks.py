@@ -24,6 +24,7 @@ from benchmarks import (
     memory_table,
     peers,
     serving,
+    stages,
     windows,
 )
 from benchmarks.parts import Setup
@@ -191,7 +192,10 @@ def test_the_measured_peak_grows_with_the_pictures_as_computed() -> None:
 
 
 def test_a_flow_is_converted_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    def here(command: list[str], **_: object) -> SimpleNamespace:
+        return SimpleNamespace(stdout=call(flow.main, *command[2:]).stdout)
+
+    monkeypatch.setattr(stages, "subprocess", SimpleNamespace(run=here, PIPE=subprocess.PIPE))
     outcome = call(flow.main, "--model", "tiny", "--work", tmp_path, "--steps", 1)
     assert outcome.code == 0, outcome.stderr
     rows = [line.split(" | ")[0] for line in outcome.stdout.splitlines() if " | " in line]
