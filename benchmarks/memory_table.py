@@ -20,6 +20,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a bare script
 
+from benchmarks import published_flow
 from benchmarks.published_files import deepseek_config, write_json
 from benchmarks.published_shapes import MODELS, deepseek_tensors
 
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     from mlx_janus.config import JanusConfig
     from mlx_janus.models.janus import JanusModel
 
-PUBLISHED = {"Janus-1.3B": "1.3b", "Janus-Pro-1B": "1b", "Janus-Pro-7B": "7b"}
+FLOW = "flow-1.3b"  # JanusFlow, which has other parts than the shapes in ``MODELS``
+PUBLISHED = {
+    "Janus-1.3B": "1.3b",
+    "Janus-Pro-1B": "1b",
+    "Janus-Pro-7B": "7b",
+    "JanusFlow-1.3B": FLOW,
+}
 MACS = (8, 16, 24)  # GiB
 SHARE = 2 / 3  # part of a Mac's memory; macOS recommends at least this much to the GPU by default
 _PROMPT = 256  # tokens before the measured images
@@ -39,10 +46,19 @@ def published_config(model: str) -> JanusConfig:
     """Return the ``JanusConfig`` that ``load`` reads from the published ``config.json``."""
     from mlx_janus.weights.published import read_published_sizes
 
+    if model == FLOW:
+        return read_published_sizes(published_flow.CONFIG)[0]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         write_json(path, deepseek_config(MODELS[model]))
         return read_published_sizes(path)[0]
+
+
+def download_bytes(model: str) -> int:
+    """Return the bytes of the published weights; JanusFlow's include its autoencoder."""
+    if model == FLOW:
+        return published_flow.download_bytes()
+    return sum(tensor.bytes for tensor in deepseek_tensors(MODELS[model].sizes))
 
 
 def needs(model: str, dtype: str) -> list[int]:
@@ -72,10 +88,9 @@ def print_tables(dtype: str) -> None:
             array.size
             for _, array in tree_flatten(JanusModel(published_config(model)).parameters())
         )
-        download = sum(tensor.bytes for tensor in deepseek_tensors(MODELS[model].sizes))
         row = [
             f"{parameters / 1e9:.2f} billion",
-            *(f"{size / 1e9:.1f} GB" for size in (download, *needed[name])),
+            *(f"{size / 1e9:.1f} GB" for size in (download_bytes(model), *needed[name])),
         ]
         print(f"| {name} | {' | '.join(row)} |")
     print(

@@ -93,9 +93,7 @@ def tensor_bits(tensor: Tensor, seed: int = 0) -> np.ndarray:
 Progress = Callable[[int], Any]  # receives the bytes written
 
 
-def _write_safetensors(
-    path: Path, tensors: Iterable[Tensor], seed: int, progress: Progress
-) -> None:
+def write_safetensors(path: Path, tensors: Iterable[Tensor], seed: int, progress: Progress) -> None:
     """Write a safetensors file with sorted tensors, as the safetensors library does."""
     ordered = sorted(tensors, key=lambda t: t.name)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -234,13 +232,13 @@ def _shards(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 def _write_weights(folder: Path, model: Model, layout: str, seed: int, progress: Progress) -> None:
     if layout == "transformers":
-        _write_safetensors(
+        write_safetensors(
             folder / "model.safetensors", transformers_tensors(model.sizes), seed, progress
         )
         return
     tensors = list(deepseek_tensors(model.sizes))
     if model.safetensors:
-        _write_safetensors(folder / "model.safetensors", tensors, seed, progress)
+        write_safetensors(folder / "model.safetensors", tensors, seed, progress)
         return
     shards = _shards(tensors)
     if len(shards) == 1:

@@ -12,10 +12,7 @@ one run.
 
 from __future__ import annotations
 
-import json
-import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -161,18 +158,6 @@ def stages(model: str) -> dict[str, Callable[[Path], Facts]]:
     return found
 
 
-def run_stage(name: str, model: str, work: Path) -> None:
-    """Run one stage in a child process; print one JSON line."""
-    import mlx_janus  # noqa: F401  # OpenBLAS before MLX
-
-    started = time.perf_counter()
-    facts = stages(model)[name](work)
-    seconds = time.perf_counter() - started
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
-    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"stage": name, "wall_s": seconds, "peak_rss": peak, **facts}))
-
-
 def print_tables(results: dict[str, Facts], model: str) -> None:
     """Print the results as Markdown tables."""
     from benchmarks.machine import machine
@@ -236,27 +221,20 @@ def _gb(value: float) -> str:
 def main(model: str, work: Path, only: tuple[str, ...], table: bool, stage: str | None) -> None:
     """Measure conversion, answers and images with random weights of a published shape."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from benchmarks import stages as runs
+
     if stage:
-        run_stage(stage, model, work)
+        import mlx_janus  # noqa: F401  # OpenBLAS before MLX
+
+        runs.report_stage(stage, lambda: stages(model)[stage](work))
         return
-    if unknown := set(only) - set(stages(model)):
-        raise click.UsageError(
-            f"no stage {', '.join(sorted(unknown))}: there are {', '.join(stages(model))}."
-        )
     work.mkdir(parents=True, exist_ok=True)
     log = work / f"results-{model}.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    results = {facts["stage"]: facts for facts in lines}
-    for name in () if table else stages(model):
-        if name in only or (not only and name not in results):
-            click.echo(f"{name} ...", err=True)
-            command = [sys.executable, __file__, "--model", model]
-            command += ["--work", str(work), "--stage", name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            results[name] = json.loads(done.stdout.splitlines()[-1])
-            with log.open("a") as file:
-                file.write(json.dumps(results[name]) + "\n")
-            click.echo(json.dumps(results[name]), err=True)
+    if table:
+        print_tables(runs.read_results(log), model)
+        return
+    command = [__file__, "--model", model, "--work", str(work)]
+    results = runs.run_stages(list(stages(model)), command, log, only)
     print_tables(results, model)
 
 

@@ -161,6 +161,7 @@ def measure(
         raise JanusError(
             f"{janus.name} draws {side} pixels a side; this benchmark's pictures have {shapes.SIDE}"
         )
+    defaults = token_config(janus.config)
     sizes = sizes or Sizes()
     progress = progress or (lambda *_: None)
     existence = measure_existence(janus, sizes, seed, progress)
@@ -168,7 +169,6 @@ def measure(
     guided = measure_drawing(janus, sizes, seed, progress)
     unguided = measure_drawing(janus, sizes, seed, progress, cfg_weight=1.0)  # 1 is no guidance
     codec = measure_codec(janus, sizes, seed, progress)
-    defaults = token_config(janus.config)
     return {
         "model": janus.name,
         "seed": seed,

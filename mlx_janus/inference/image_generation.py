@@ -61,7 +61,7 @@ def image_jobs(
     """
     pathway = pathway_of(janus)
     n = check_int("n", n, 1, MAX_IMAGES)
-    chosen = _without_neutral_values(choices)
+    chosen = without_neutral_values(choices)
     starts = _starts(pathway, chosen.pop("latents", None), n)
     if inputs is None:
         options = pathway.options(chosen)
@@ -122,7 +122,7 @@ def _first_seeds(seed: Seed, prompts: int, n: int) -> list[int]:
     return seeds
 
 
-def _without_neutral_values(choices: Mapping[str, Any]) -> dict[str, Any]:
+def without_neutral_values(choices: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options by name, without those that have no effect: None and neutral values.
 
     So a model without nucleus sampling accepts ``top_p=1.0`` instead of refusing the option.

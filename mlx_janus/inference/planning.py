@@ -70,7 +70,9 @@ def choose_plan(janus: LoadedModel, plan: object, *, edits: bool) -> bool | str:
     if plan is not False and edits:
         raise OptionError("plan is for drawing prompts: leave plan or images out")
     if plan is not False and not can_plan:
-        raise OptionError("this model cannot draw by a plan: leave plan out")
+        raise OptionError(
+            "this model cannot draw by a plan, as models that draw image tokens can: leave plan out"
+        )
     return plan
 
 

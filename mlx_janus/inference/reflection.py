@@ -71,7 +71,10 @@ def check_reflect(janus: LoadedModel, reflect: object, *, edits: bool) -> int:
     if rounds and edits:
         raise OptionError("reflect is for drawing prompts: leave reflect or images out")
     if rounds and not isinstance(pathway_of(janus), ReasoningPathway):
-        raise OptionError("this model cannot draw again after a judgement: leave reflect out")
+        raise OptionError(
+            "this model cannot draw again after a judgement, as models that draw image tokens can: "
+            "leave reflect out"
+        )
     return rounds
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 import numpy as np
 
+from ..config import VQGenerationConfig
 from ..decode.image import DrawOptions, draw_tokens, text_rows
 from ..inference.loaded import TASKS
 from ..models.vq_parts import token_config
@@ -33,7 +34,8 @@ _CODEC_BOUND = 2e-4  # deviation of the codec's pixels between two devices
 def check_model(name: str, device: str) -> Iterator[Check]:
     """Yield checks of a model: cached steps, finite numbers, the CPU's numbers, and its speed.
 
-    If it is Janus-Pro-1B, its first image tokens are compared with the known ones.
+    If it is Janus-Pro-1B, its first image tokens are compared with the known ones. Of a model that
+    draws no image tokens, only the language model and the vision encoder are checked.
 
     Args:
         name: a name that ``load`` knows. A published model is downloaded and converted if needed.
@@ -44,6 +46,9 @@ def check_model(name: str, device: str) -> Iterator[Check]:
             janus.load_weights_for(task)
         precision = ", ".join(janus.precision.values())
         yield _check_cache(janus, device, precision)
+        if not isinstance(janus.config.generation, VQGenerationConfig):
+            yield from _check_understanding(janus, device, precision)
+            return
         yield _check_pixels(janus, device, precision)
         if device != "cpu":
             yield from compare_with_cpu(janus, device, precision)
@@ -78,6 +83,28 @@ def _check_cache(janus: JanusPipeline, device: str, precision: str) -> Check:
     dtype = str(model.dtype).removeprefix("mlx.core.")
     bound = float_bound(dtype, "gpu")  # type: ignore[arg-type]
     return judge(PART, "steps with a cache", device, precision, deviation, bound)
+
+
+def _check_understanding(janus: JanusPipeline, device: str, precision: str) -> Iterator[Check]:
+    """Yield the checks of a model that draws no image tokens, without those of drawing."""
+    model = janus.model
+    side = model.config.understanding.image_size
+    pixels = mx.array(np.random.default_rng(0).uniform(-1, 1, (1, side, side, 3)), mx.float32)
+    with on_device(device):
+        features = model.understand(pixels)
+        mx.eval(features)
+    if device == "cpu":
+        finite = bool(mx.isfinite(features).all())
+        status: Status = "ok" if finite else "fail"
+        text = "features are finite" if finite else "features are not finite"
+        yield Check(PART, "vision encoder", device, precision, status, text)
+    else:
+        with on_device("cpu"):
+            deviation = relative_rms(features, model.understand(pixels))
+        bound = _compared_bound(model.dtype)
+        yield judge(PART, "vision encoder and the CPU's", device, precision, deviation, bound)
+    text = "skipped: only the drawing of image tokens is checked and timed"
+    yield Check(PART, "drawing", device, precision, "ok", text)
 
 
 def _check_pixels(janus: JanusPipeline, device: str, precision: str) -> Check:

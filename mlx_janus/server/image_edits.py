@@ -13,10 +13,16 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request as HTTPRequest
 
 from ..engine.messages import DrawingRequest
-from ..inference.pathway import EditingPathway, ImageOptions
+from ..inference.pathway import EditingPathway
 from .bodies import FORM, JSON, Form, media_type, parse_json, read_form
 from .errors import APIError
-from .image_replies import EventTypes, check_fields, image_numbers, reply_with_images
+from .image_replies import (
+    EventTypes,
+    check_fields,
+    chosen_options,
+    image_numbers,
+    reply_with_images,
+)
 from .images import ImageSource
 from .schema import EditFields, EditRequest
 from .service import Service
@@ -24,7 +30,7 @@ from .service import Service
 if TYPE_CHECKING:
     from ..engine.engine import Engine
 
-_SAMPLING_FIELDS = ("cfg_weight", "cfg_weight2", "temperature", "top_p")
+_SAMPLING_FIELDS = ("cfg_weight", "cfg_weight2", "temperature", "top_p", "steps")
 _EVENT_TYPES = EventTypes("image_edit.partial_image", "image_edit.completed")
 _IMAGE_FIELD = re.compile(r"images?(\[\d*\])?")  # names of a form's images: "image", "image[]"
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -63,12 +69,16 @@ async def edit_images(
             A stream reports a failure in its last event.
         OptionError: the model does not support an option.
     """
+    pathway = service.engine.pathway
+    if not isinstance(pathway, EditingPathway):
+        message = "this model cannot change images: it generates them from prompts only"
+        raise APIError(400, message, param="image")
     if body.mask is not None:
         message = "mask is not supported: the model changes an image as a whole, so leave it out"
         raise APIError(400, message, param="mask")
     check_fields(body, service)
-    options = _options(body, service.engine)
-    numbers = image_numbers(body)
+    options = chosen_options(body, _SAMPLING_FIELDS, pathway.edit_options)
+    numbers = image_numbers(body, service.engine.pathway.steps(options))
     if not sources:
         raise APIError(400, "there is no image: send the file as 'image'", param="image")
     images = await service.image_reader.read_all(sources, request, param="image")
@@ -83,21 +93,6 @@ def default_edit_sampling(engine: Engine) -> dict[str, float] | None:
         return None
     metadata = pathway.edit_options({}).metadata()
     return {name: float(metadata[name]) for name in _SAMPLING_FIELDS if name in metadata}
-
-
-def _options(body: EditFields, engine: Engine) -> ImageOptions:
-    """Return the options of changing images that a body gives.
-
-    Raises:
-        APIError: the model cannot change images (400).
-        OptionError: the model does not support an option.
-    """
-    pathway = engine.pathway
-    if not isinstance(pathway, EditingPathway):
-        message = "this model cannot change images: it generates them from prompts only"
-        raise APIError(400, message, param="image")
-    sampling = {name: getattr(body, name) for name in _SAMPLING_FIELDS}
-    return pathway.edit_options(sampling)  # a None takes the default
 
 
 def _read_json(data: Any) -> tuple[EditFields, list[ImageSource]]:

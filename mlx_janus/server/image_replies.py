@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request as HTTPRequest
 
 from ..decode.sampling import random_seed
 from ..engine.messages import DrawingRequest, Drawn, Event, Partial
+from ..errors import OptionError
+from ..inference.image_generation import without_neutral_values
+from ..inference.pathway import ImageOptions
 from ..limits import MAX_SEED
-from .errors import APIError
+from .errors import APIError, to_api_error
 from .event_streams import EventStream, collect_events, server_sent_event
 from .image_store import PATH as IMAGES_PATH
 from .images import ReplyFormat
@@ -138,11 +141,36 @@ class ImageNumbers:
     partial_images: int
 
 
-def image_numbers(body: ImageFields) -> ImageNumbers:
+def chosen_options(
+    body: ImageFields, names: Sequence[str], check: Callable[[Mapping[str, Any]], ImageOptions]
+) -> ImageOptions:
+    """Return the options of a body, checked; one that is left out takes the model's default.
+
+    Args:
+        body: the client's request.
+        names: the fields that are options.
+        check: ``ImagePathway.options``, or ``EditingPathway.edit_options``.
+
+    Raises:
+        APIError: the model does not support an option, which the error names.
+    """
+    chosen = without_neutral_values({name: getattr(body, name) for name in names})
+    try:
+        return check(chosen)
+    except OptionError as error:
+        refused = next((name for name in names if str(error).startswith(f"{name} ")), None)
+        raise to_api_error(error, refused) from None
+
+
+def image_numbers(body: ImageFields, steps: int) -> ImageNumbers:
     """Return the numbers of a request for images.
 
     The seed is the first image's, random if the body has none. The other images use the following
-    numbers.
+    numbers. An image has at most one preview a step.
+
+    Args:
+        body: the client's request.
+        steps: the number of steps of an image.
 
     Raises:
         APIError: the last image's seed would be too large.
@@ -156,7 +184,7 @@ def image_numbers(body: ImageFields) -> ImageNumbers:
             param="seed",
         )
     partial_images = (body.partial_images or 0) if body.stream else 0  # only streams have previews
-    return ImageNumbers(n, seed, partial_images)
+    return ImageNumbers(n, seed, min(partial_images, steps))
 
 
 def _wants_url(body: ImageFields) -> bool:

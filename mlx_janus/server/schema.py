@@ -1,9 +1,10 @@
 """Bodies of requests and replies, as OpenAI defines them; the source of ``/openapi.json``.
 
 Fields beyond OpenAI's: ``top_k``, ``min_p`` and ``repetition_penalty`` of a chat request; ``seed``,
-``cfg_weight``, ``cfg_weight2``, ``temperature`` and ``top_p`` of an image request; ``index`` and
-``seed`` of a generated image. Unknown fields of a request are ignored. A field that changes the
-result on other servers, but is not supported here, is refused unless its value changes nothing.
+``cfg_weight``, ``cfg_weight2``, ``temperature``, ``top_p`` and ``steps`` of an image request;
+``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored. A field that
+changes the result on other servers, but is not supported here, is refused unless its value changes
+nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..limits import (
     MAX_PENALTY,
     MAX_REPETITION_PENALTY,
     MAX_SEED,
+    MAX_STEPS,
     MAX_TEMPERATURE,
     MAX_TOKENS,
     MAX_TOP_K,
@@ -411,7 +413,6 @@ class _UnsupportedImageFields(_Request):
     negative_prompt: Annotated[Any, _OnlyNeutral("")] = None
     guidance_scale: Annotated[Any, _OnlyNeutral()] = None
     cfg_scale: Annotated[Any, _OnlyNeutral()] = None
-    steps: Annotated[Any, _OnlyNeutral()] = None
     num_inference_steps: Annotated[Any, _OnlyNeutral()] = None
     width: Annotated[Any, _OnlyNeutral()] = None
     height: Annotated[Any, _OnlyNeutral()] = None
@@ -465,9 +466,16 @@ class ImageFields(_UnsupportedImageFields):
         "Default: the model's own.",
     )
     temperature: Temperature | None = Field(
-        default=None, description="Sampling temperature. Default: the model's own."
+        default=None,
+        description="Sampling temperature, for a model that draws image tokens. Default: the "
+        "model's own.",
     )
     top_p: TopP | None = Field(default=None, description=_TOP_P)
+    steps: Annotated[WholeNumber, Field(ge=1, le=MAX_STEPS)] | None = Field(
+        default=None,
+        description="Steps from noise to an image, for a model that draws by a rectified flow: "
+        "more are slower and finer. Default: the model's own.",
+    )
 
 
 class ImageRequest(ImageFields):

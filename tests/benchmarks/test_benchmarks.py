@@ -18,19 +18,23 @@ from benchmarks import (
     answers_batch,
     bench,
     best_of,
+    flow,
     grammar,
     house,
     machine,
     memory_table,
     peers,
     serving,
+    stages,
     windows,
 )
 from benchmarks.parts import Setup
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
+from mlx_janus.decode.flow import FlowDrawing
 from mlx_janus.weights.footprint import task_memory
 from mlx_janus.weights.sources import TINY
+from tests.support.golden import rms_error
 from tests.support.programs import ROOT, call
 
 OURS = ("drawing", "answering", "batch", "first-token", "bytes", "memory", "vq-decode", "passes")
@@ -186,6 +190,44 @@ def test_the_measured_peak_grows_with_the_pictures_as_computed() -> None:
         task_memory(sizes, "float32", pictures=4)["draw"] - task_memory(sizes, "float32")["draw"]
     )
     assert four - one == pytest.approx(cache, rel=0.5)
+
+
+def test_a_flow_is_converted_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(command: list[str], **_: object) -> SimpleNamespace:
+        return SimpleNamespace(stdout=call(flow.main, *command[2:]).stdout)
+
+    monkeypatch.setattr(stages, "subprocess", SimpleNamespace(run=here, PIPE=subprocess.PIPE))
+    outcome = call(flow.main, "--model", "tiny", "--work", tmp_path, "--steps", 1)
+    assert outcome.code == 0, outcome.stderr
+    rows = [line.split(" | ")[0] for line in outcome.stdout.splitlines() if " | " in line]
+    for row in ("| checkpoint", "| convert", "| decode", "| draw-short", "| draw-long", "| kept"):
+        assert row in rows
+    again = call(flow.main, "--work", tmp_path, "--table")
+    assert again.stdout == outcome.stdout
+
+
+def test_both_ways_to_a_velocity_are_one(flow_folder: Path) -> None:
+    """The benchmark's loop without a kept prompt computes what the loop with one does."""
+    janus = mlx_janus.load(flow_folder, dtype="float32")
+    ids = janus.pathway.prompt_ids(flow.PROMPTS["short"])[:-1]
+    pad = janus.prompts.special.pad
+    noise = mx.random.normal((1, 8, 8, 4), key=mx.random.key(0))
+    drawing = FlowDrawing(janus.model, [ids], pad, noise, janus.pathway.options({"steps": 4}))
+    whole = flow._velocity_of_whole(drawing, ids, pad)
+    drawing.step()
+    assert rms_error(whole, drawing.predicted - noise) < 1e-5
+
+
+def test_the_memory_table_has_janusflow() -> None:
+    outcome = call(memory_table.main)
+    assert outcome.code == 0, outcome.stderr
+    (row,) = [line for line in outcome.stdout.splitlines() if line.startswith("| JanusFlow-1.3B")]
+    parameters, download, *forms = row.strip("| ").split(" | ")[1:]
+    assert (parameters, download) == ("2.08 billion", "4.4 GB")
+    sizes = [float(form.removesuffix(" GB")) for form in forms]
+    assert sizes == sorted(sizes, reverse=True)
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert " | ".join([parameters, download, *forms]) in page
 
 
 def test_many_clients_of_a_server_each_get_what_is_theirs() -> None:

@@ -15,10 +15,17 @@ from mlx_janus.decode import flow as decode_flow
 from mlx_janus.decode.flow import FlowDrawing, flow_velocity, seed_noise
 from mlx_janus.engine.engine import Engine
 from mlx_janus.engine.messages import DrawingRequest, Drawn, Partial
-from mlx_janus.errors import ContextLengthError, ImageError, OptionError, PromptError
+from mlx_janus.errors import (
+    ContextLengthError,
+    ImageError,
+    OptionError,
+    OutOfMemoryError,
+    PromptError,
+)
 from mlx_janus.inference import image_generation
 from mlx_janus.inference.results import read_settings
 from mlx_janus.models.janus import JanusModel
+from mlx_janus.weights import footprint
 from mlx_janus.weights.footprint import required_memory, task_memory
 from tests.support.flow import PROMPT, drawing_at, noise, picture
 from tests.support.golden import rms_error
@@ -167,7 +174,10 @@ def test_options_of_a_flow_are_refused_by_name(pro: Any, choice: dict[str, Any])
         ({"latents": noise().transpose(0, 3, 1, 2)[:1]}, r"got \(1, 4, 8, 8\)"),
         ({"latents": "noise"}, "latents must be numbers"),
         ({"latents": np.full((1, 8, 8, 4), np.nan)}, "latents must be finite"),
-        ({"images": [picture(0)]}, "leave images out"),
+        ({"images": [picture(0)]}, "from prompts only: leave images out"),
+        ({"plan": True}, "cannot draw by a plan, as models that draw image tokens can"),
+        ({"plan": "a fox, red"}, "cannot draw by a plan, as models that draw image tokens can"),
+        ({"reflect": 1}, "cannot draw again after a judgement, as models that draw image tokens"),
     ],
 )
 def test_wrong_values_are_refused(flow: Any, choice: dict[str, Any], message: str) -> None:
@@ -299,7 +309,34 @@ def test_images_leave_a_batch(flow: Any) -> None:
     assert rms_error(finished[jobs[2]].finish().latents, alone.latents) < SAME
 
 
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_the_best_images_are_kept(flow_folder: Path, low_memory: bool) -> None:
+    """The half of the model that understands images scores them; the flow draws as ever."""
+    janus = mlx_janus.load(flow_folder, low_memory=low_memory)
+    begin = np.stack([np.array(seed_noise(seed, (8, 8, 4))) for seed in (4, 5, 6)])
+    best = janus.generate_images(PROMPT, n=2, best_of=3, seed=4, steps=2, latents=begin)
+    assert [image.rank for image in best] == [1, 2]
+    assert best[0].score >= best[1].score
+    drawn = {image.seed: image for image in janus.generate_images(PROMPT, n=3, seed=4, steps=2)}
+    for image in best:
+        assert image.tokens is None
+        assert rms_error(image.latents, drawn[image.seed].latents) < SAME
+
+
 # Memory
+
+
+def test_a_model_that_does_not_fit_is_refused(
+    flow_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = mlx_janus.load(flow_folder).config
+    needed = required_memory(config, "float32")
+    low = required_memory(config, "float32", low_memory=True)
+    room = (max(needed.values()) + max(low.values())) // 2
+    monkeypatch.setattr(footprint, "available_memory", lambda: room)
+    with pytest.raises(OutOfMemoryError, match=r"low_memory=True needs .* and fits"):
+        mlx_janus.load(flow_folder)
+    mlx_janus.load(flow_folder, low_memory=True).close()
 
 
 def test_memory_is_counted(flow: Any) -> None:
@@ -325,3 +362,15 @@ def test_the_estimate_holds(flow: Any) -> None:
     used = (mx.get_peak_memory() - before) / 2
     estimate = flow.pathway.bytes_per_image(35, options)
     assert used < estimate < 10 * used
+
+
+def test_the_estimate_of_decoding_holds(flow: Any) -> None:
+    latents = mx.array(noise())[:1]
+    mx.eval(flow.model.vae(latents))  # loads the weights
+    mx.synchronize()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(flow.model.vae(latents))
+    used = mx.get_peak_memory() - before
+    assert used < flow.pathway.decoding_bytes() < 1.5 * used

@@ -213,6 +213,27 @@ def test_a_step(flow: Any, step: int) -> None:
     close_to(nchw(guided), f"flow.step{step}.guided", OWN_TIME)
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_the_stages_of_a_later_step(flow: Any, step: int) -> None:
+    model = flow.model
+    drawing = drawing_at(flow, step)
+    read = drawing._prompt_length
+    time = model.vision_gen_enc_model.time_embed(drawing._times[step][None])
+    close_to(mx.concatenate([time] * 2), f"flow.step{step}.t_emb", OWN_TIME)
+    latents = mx.concatenate([drawing.latents] * 2)
+    encoded = model.vision_gen_enc_model(latents, time)
+    patches = model.vision_gen_enc_aligner(encoded.reshape(4, 16, -1))
+    if step == 1:
+        close_to(nchw(encoded[:2]), "flow.step1.enc", OWN_TIME)
+        close_to(patches[:2], "flow.step1.z_emb", OWN_TIME)
+    sequence = mx.concatenate([mx.broadcast_to(time, (4, 1, 64)), patches], axis=1)
+    mask = decode_flow._pass_mask(read, 17, images=2, rows=2)
+    hidden = model.hidden_states(sequence, drawing._cache, mask)[:, 1:]
+    close_to(hidden, f"flow.step{step}.hidden", OWN_TIME)
+    normed = model.vision_gen_dec_aligner_norm(want()[f"flow.step{step}.hidden"])
+    close_to(model.vision_gen_dec_aligner(normed), f"flow.step{step}.dec_in")
+
+
 @pytest.mark.parametrize(
     ("name", "steps", "weight"),
     [

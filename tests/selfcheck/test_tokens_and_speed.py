@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -92,6 +93,13 @@ def test_a_model_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = {check.about: check for check in model_part.check_model("tiny", "cpu")}
     assert {check.status for check in checks.values()} == {"ok"}
     assert checks["smoke test"].text == "skipped: only Janus-Pro-1B has known tokens"
+
+
+def test_a_model_without_image_tokens_is_checked(flow_folder: Path) -> None:
+    checks = list(model_part.check_model(str(flow_folder), "cpu"))
+    assert [check.about for check in checks] == ["steps with a cache", "vision encoder", "drawing"]
+    assert {check.status for check in checks} == {"ok"}
+    assert checks[-1].text == "skipped: only the drawing of image tokens is checked and timed"
 
 
 def test_a_models_networks_are_compared_with_the_cpus(

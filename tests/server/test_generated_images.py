@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,8 +17,10 @@ from PIL import Image
 
 from mlx_janus.processing.saved_images import read_metadata
 from mlx_janus.server.image_store import ImageStore
+from mlx_janus.weights.published import read_published_sizes
 from tests.support.fake_engine import FakeEngine
-from tests.support.serving import CHAT, DRAW, HELLO, refusal, served, to
+from tests.support.golden import FIXTURES
+from tests.support.serving import CHAT, DRAW, EDIT, HELLO, refusal, served, to
 
 OWN = "64x64"
 
@@ -176,3 +179,77 @@ def test_other_names_of_the_model() -> None:
         other = refusal(client.post(CHAT, json=HELLO | {"model": "gpt-5"}), 404)
         assert "use 'janus'" in other["message"]
         assert client.get("/health").json()["model"] == "janus"
+
+
+# A model that draws by a rectified flow
+
+
+@pytest.fixture(scope="module")
+def flow_server() -> Iterator[tuple[FakeEngine, str]]:
+    """An engine with JanusFlow's config, and the address of its server."""
+    config, _ = read_published_sizes(FIXTURES / "config_janusflow_1.3b.json")
+    engine = FakeEngine(config)
+    with served(engine) as url:
+        yield engine, url
+
+
+def test_a_flow_takes_steps(flow_server: tuple[FakeEngine, str]) -> None:
+    engine, url = flow_server
+    engine.reset()
+    with to(url) as client:
+        defaults = client.get("/v1/models").json()["data"][0]["defaults"]
+        assert defaults["images"] == {"cfg_weight": 2, "steps": 30}
+        assert defaults["edits"] is None
+        draw(client)
+        draw(client, steps=4.0, cfg_weight=3, top_p=1.0)
+        few = {"prompt": "a fox", "steps": 3, "stream": True, "partial_images": 8}
+        assert client.post(DRAW, json=few).status_code == 200
+    own, chosen, streamed = engine.asked
+    assert (own.options.steps, own.options.cfg_weight) == (30, 2)
+    assert (chosen.options.steps, chosen.options.cfg_weight) == (4, 3)
+    assert streamed.partial_images == 3  # at most one a step
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"temperature": 0.5}, "temperature is no option of a model that draws by a rectified"),
+        ({"top_p": 0.5}, "top_p is no option of a model that draws by a rectified"),
+        ({"steps": 0}, "greater than or equal to 1"),
+        ({"steps": 1001}, "less than or equal to 1000"),
+        ({"steps": 2.5}, "valid integer"),
+        ({"size": "512x384"}, "the model's own '384x384'"),
+        ({"mask": "data:"}, "mask is not supported"),
+        ({"image": "data:"}, "image is not supported"),
+    ],
+)
+def test_fields_that_a_flow_has_not_are_refused_by_name(
+    flow_server: tuple[FakeEngine, str], field: dict[str, Any], words: str
+) -> None:
+    engine, url = flow_server
+    engine.reset()
+    with to(url) as client:
+        error = refusal(client.post(DRAW, json={"prompt": "a fox"} | field), 400)
+    assert words in error["message"]
+    assert error["param"] == next(iter(field))
+    assert not engine.asked
+
+
+def test_a_flow_says_that_it_changes_no_images(flow_server: tuple[FakeEngine, str]) -> None:
+    """A mask is no reason then: without it, the request would be refused too."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    files = {name: ("a.png", file.getvalue()) for name in ("image", "mask")}
+    with to(flow_server[1]) as client:
+        error = refusal(client.post(EDIT, data={"prompt": "a fox"}, files=files), 400)
+    assert error["message"] == (
+        "this model cannot change images: it generates them from prompts only"
+    )
+
+
+def test_steps_are_refused_by_name_where_image_tokens_are_drawn(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    error = refusal(client.post(DRAW, json={"prompt": "a fox", "steps": 4}), 400)
+    assert (error["param"], engine.asked) == ("steps", [])
+    assert "steps is no option of a model that draws image tokens" in error["message"]

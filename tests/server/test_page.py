@@ -23,8 +23,10 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from mlx_janus.engine.messages import AnswerRequest, DrawingRequest, Request
 from mlx_janus.errors import PromptError
 from mlx_janus.processing.saved_images import read_metadata
+from mlx_janus.weights.published import read_published_sizes
 from tests.support.browser import Visits, find_browser, hand_over, launched
 from tests.support.fake_engine import FakeEngine, FakeTicket
+from tests.support.golden import FIXTURES
 from tests.support.serving import served, started, wait_until
 
 expect.set_options(timeout=20_000)
@@ -729,6 +731,7 @@ def test_settings_show_the_servers_defaults_and_are_kept(page: Page, config: Any
         field = page.get_by_label(label)
         expect(field).to_have_attribute("placeholder", value)
         expect(field).to_have_accessible_description(re.compile(r"\w+.* \w+.*\."))
+    expect(page.get_by_label("Steps")).to_be_hidden()
     page.get_by_label("Guidance").fill("3")
     page.keyboard.press("Escape")
     choose(page, "Generate")
@@ -740,6 +743,31 @@ def test_settings_show_the_servers_defaults_and_are_kept(page: Page, config: Any
     expect(page.get_by_label("Guidance")).to_have_value("3")
     page.get_by_role("button", name="Use the defaults").click()
     expect(page.get_by_label("Guidance")).to_have_value("")
+
+
+def test_a_flow_has_steps_and_no_temperature(visits: Visits) -> None:
+    config, _ = read_published_sizes(FIXTURES / "config_janusflow_1.3b.json")
+    engine = FakeEngine(config)
+    with served(engine) as address:
+        page = visits.open(address)
+        kept = json.dumps({"draw_temperature": "0.5"})  # chosen for another model
+        page.evaluate("(kept) => localStorage.setItem('janus-settings', kept)", kept)
+        page.reload()
+        page.get_by_role("button", name="Settings").click()
+        steps = page.get_by_label("Steps")
+        expect(steps).to_have_attribute("placeholder", "30")
+        expect(steps).to_have_accessible_description(re.compile("1 to 1000; more are slower"))
+        expect(page.get_by_label("Image temperature")).to_be_hidden()
+        expect(page.get_by_label("Guidance")).to_have_attribute("placeholder", "2")
+        steps.fill("1001")
+        assert not steps.evaluate("(field) => field.checkValidity()")
+        steps.fill("3")
+        page.get_by_role("button", name="Done").click()
+        generate(page, "an owl")
+        settled(page)
+        expect(page.locator("figure .image")).to_have_count(1)
+    (request,) = drawings(engine)
+    assert request.options.steps == 3
 
 
 # Changing images

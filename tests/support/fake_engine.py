@@ -140,7 +140,7 @@ def _events(engine: FakeEngine, request: Request) -> list[Event]:
         grey = Image.new("RGB", (side, side), "grey")
         events += [Partial(index, number, grey) for number in range(request.partial_images)]
         metadata = {"prompt": request.prompt, "seed": str(request.seed + index)}
-        tokens = np.zeros(engine.config.generation.tokens, np.int32)
+        tokens = np.zeros(engine.pathway.steps(request.options), np.int32)
         events.append(
             Drawn(
                 index,

@@ -91,7 +91,6 @@ def make_drawing(
         APIError: the size is not supported, or the seed is too large.
         OptionError: the model does not support an option.
     """
-    numbers, file_format = _checked(body, tool, service)
     sampling: dict[str, Any] = {name: getattr(tool, name) for name in _SAMPLING_FIELDS}
     pathway = service.engine.pathway
     if images:
@@ -99,6 +98,7 @@ def make_drawing(
         options = pathway.edit_options({**sampling, "cfg_weight2": tool.cfg_weight2})
     else:
         options = pathway.options(sampling)  # a None takes the model's default
+    numbers, file_format = _checked(body, tool, pathway.steps(options), service)
     request = DrawingRequest(prompt, options, **numbers, images=tuple(images))
     side = file_format.side or service.engine.config.image_size
     return Drawing(request, file_format, size_text(side))
@@ -115,9 +115,15 @@ def check_drawing(body: ResponsesRequest, tool: ImageTool, service: Service) -> 
 
 
 def _checked(
-    body: ResponsesRequest, tool: ImageTool, service: Service
+    body: ResponsesRequest, tool: ImageTool, steps: int, service: Service
 ) -> tuple[dict[str, Any], ReplyFormat]:
     """Return the numbers of the engine's request, and the format of its image.
+
+    Args:
+        body: the request.
+        tool: the settings of the image.
+        steps: the number of steps of the image.
+        service: the server's parts.
 
     Raises:
         APIError: the size is not supported, or the seed is too large.
@@ -132,7 +138,7 @@ def _checked(
         seed=body.seed,
     )
     try:
-        return asdict(image_numbers(fields)), choose_format(fields, service)
+        return asdict(image_numbers(fields, steps)), choose_format(fields, service)
     except APIError as error:
         if error.param == "size":
             error.param = "tools"
