@@ -36,7 +36,7 @@ Key = int | tuple[str, int]
 def image_digest(image: Image.Image) -> str:
     """Return the SHA-256 of an image's size and pixels, in hexadecimal."""
     digest = hashlib.sha256(f"{image.size}".encode())
-    for _, band in bands(image):  # the bytes of the whole image would take as much memory again
+    for _, band in bands(image):  # in bands, because ``tobytes`` copies
         digest.update(band.tobytes())
     return digest.hexdigest()
 
@@ -57,7 +57,8 @@ class ImageFeatureCache:
         self._limit = limit
         # (tokens, hidden) for each digest, the most recently used last.
         self._features: OrderedDict[str, mx.array] = OrderedDict()
-        janus.caches.add(self)  # emptied when the model is closed
+        # Emptied when the model is closed.
+        janus.caches.add(self)
 
     def clear(self) -> None:
         """Forget all features."""
@@ -124,7 +125,8 @@ class ImageFeatureCache:
                 features = self._janus.encode([pixels], stopwatch)
                 self._features[digest] = features[0]
                 yield
-            self._features.move_to_end(digest)  # now the most recently used
+            # The image is now the most recently used one.
+            self._features.move_to_end(digest)
 
 
 class PrefixCache:
@@ -141,7 +143,8 @@ class PrefixCache:
         self.keys: list[Key] = []
         self._janus = janus
         self._cache: Cache | None = None
-        janus.caches.add(self)  # emptied when the model is closed
+        # Emptied when the model is closed.
+        janus.caches.add(self)
 
     def clear(self) -> None:
         """Empty the KV cache."""
