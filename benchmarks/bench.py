@@ -45,7 +45,11 @@ PARTS: dict[str, Callable[[Setup], Iterable[Row]]] = {
 
 
 def measure(setup: Setup, names: Iterable[str]) -> tuple[list[Row], list[str]]:
-    """Return the rows of these parts, and a line for each part without rows."""
+    """Measure parts by name.
+
+    Returns:
+        The rows of the table, and a line for each part that failed or whose peer is not installed.
+    """
     rows: list[Row] = []
     missing: list[str] = []
     for name in names:
@@ -72,7 +76,7 @@ def table(rows: Iterable[Row]) -> list[str]:
 def report(result: str, command: str) -> str:
     """Return a section for ``benchmarks/RESULTS.md``: the machine, the command and its result.
 
-    It has no path of the home folder, which would tell the user's name.
+    The path of the home folder becomes "~", because it may contain the user's name.
 
     Args:
         result: Markdown below the line about the machine.
@@ -86,7 +90,7 @@ def report(result: str, command: str) -> str:
 
 
 def command_line(context: click.Context) -> str:
-    """Return the command line without the report's file."""
+    """Return the command line that was given, without the option --report."""
     words = ["python benchmarks/bench.py"]
     for parameter in context.command.params:
         name = str(parameter.name)

@@ -51,6 +51,7 @@ def judge_prompts(
     """
     for number, task in enumerate(TASKS):
         for i, target in enumerate(drawing_prompts(task, prompts, seed)):
+            # No two prompts share a seed: each has 100, and each task 10 million.
             first_seed = 10_000_000 * (number + 1) + 100 * i + seed
             drawn = janus.generate_images(target.prompt, n=_DRAWN, seed=first_seed)
             images = [result.image for result in drawn]
@@ -70,12 +71,16 @@ def _scores(
 
 
 def share_right(prompt: JudgedPrompt, n: int, choice: str) -> float:
-    """Return the share of right choices among each ``n`` images of a prompt.
+    """Return how often the right image is chosen, when one of ``n`` is chosen.
+
+    The images of the prompt are split into groups of ``n``. The result is the share of groups whose
+    chosen image is right.
 
     Args:
         prompt: the prompt.
-        n: images in a group; the groups do not overlap.
-        choice: "chance", "judge", or the name of a wording.
+        n: images in a group.
+        choice: the way to choose: "chance", "judge" (a right image if there is one), or the name of
+            a wording (the image of the highest score).
     """
     if choice == "chance":
         return float(np.mean(prompt.right))

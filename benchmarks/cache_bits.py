@@ -37,10 +37,16 @@ LAST = 16  # positions compared
 
 
 def quantized(cache: list, bits: int | None, width: int) -> list:
-    """Quantize the keys and values of a cache to ``bits``; None returns the cache unchanged."""
+    """Quantize the keys and values of a cache.
+
+    Args:
+        cache: the KV cache.
+        bits: bits of a number; None: return the cache unchanged.
+        width: numbers in a key or value of one head.
+    """
     if bits is None:
         return cache
-    group = next(g for g in (64, 32) if width % g == 0)
+    group = next(g for g in (64, 32) if width % g == 0)  # the group size must divide the width
     return [layer.to_quantized(group_size=group, bits=bits) for layer in cache]
 
 
@@ -67,6 +73,7 @@ def last_logits(model: JanusModel, embeddings: mx.array, bits: int | None) -> mx
     cache = model.make_cache()
     mx.eval(model.hidden_states(embeddings[None, :-LAST], cache))
     cache = quantized(cache, bits, model.config.language.head_dim)
+    # One position at a time, (1, 1, hidden).
     hidden = [model.hidden_states(embeddings[None, -i, None], cache) for i in range(LAST, 0, -1)]
     return model.text_logits(mx.concatenate(hidden, axis=1))[0]
 
@@ -90,6 +97,7 @@ def step_seconds(
         started = time.perf_counter()
         mx.eval(model.text_logits(model.hidden_states(one, cache)))
         times.append(time.perf_counter() - started)
+    # The first step also compiles.
     return float(np.median(times[1:])), size
 
 

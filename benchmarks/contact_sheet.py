@@ -57,7 +57,7 @@ def main(
     side = janus.config.image_size * (_SCALE if janus.config.image_size < 200 else 1)
     width = n * (side + _GAP) + 2 * _GAP
     height = side + _LINE + 2 * _GAP
-    rows = -(-len(prompts) // columns)
+    rows = -(-len(prompts) // columns)  # rounded up
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)

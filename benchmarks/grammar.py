@@ -61,7 +61,10 @@ ANSWER = {
 
 
 def made_up_vocabulary(size: int) -> Vocabulary:
-    """Return all bytes and random words, with and without a space before them."""
+    """Return a vocabulary of ``size`` tokens, the last of which ends an answer.
+
+    The others are all bytes, pieces of JSON, and random words with and without a space before them.
+    """
     choice = random.Random(0)
     tokens = {bytes([byte]): None for byte in range(256)}
     tokens |= dict.fromkeys(map(str.encode, ('"}', '"},', '":"', '":', '{"', '"]', ', "', "},{")))
@@ -71,13 +74,14 @@ def made_up_vocabulary(size: int) -> Vocabulary:
     spelled = list(tokens)
 
     def spelling(token: int) -> tuple[str, bytes | None]:
+        """Return the text of a token, which is not needed here, and its bytes."""
         return ("<end>", None) if token == size - 1 else ("", spelled[token])
 
     return Vocabulary(size, spelling, lambda text: list(text.encode()), size - 1, {size - 1})
 
 
 def timed(function: Callable[[], object], seconds: list[float]) -> None:
-    """Call a function and note the time."""
+    """Call a function, and append the seconds that it takes to a list."""
     started = time.perf_counter()
     function()
     seconds.append(time.perf_counter() - started)
@@ -91,7 +95,7 @@ def measure_masks(size: int) -> None:
     grammar = schema_grammar(CAPTION)
     timed(lambda: compiler.check(schema_grammar("json")), building)
     timed(lambda: compiler.check(grammar), compiling)
-    constraint = compiler.constraint(grammar, 900)
+    constraint = compiler.constraint(grammar, 900)  # 900: maximum of tokens
     masks: list[float] = []
     checks: list[float] = []
     adds: list[float] = []
@@ -114,6 +118,7 @@ def measure_answers(model: str, tokens: int) -> None:
     janus = mlx_janus.load(model)
     print(f"| {janus.name} | tokens/s | CPU, ms a token |\n|---|---|---|")
     forms: dict[str, dict[str, Any]] = {
+        # The bias suppresses end tokens, so that the answer has all ``tokens``.
         "words": {"logit_bias": dict.fromkeys(janus.prompts.end_ids, -100)},
         "schema": {"schema": CAPTION},
     }

@@ -1,7 +1,8 @@
 """Compare ways to sum in the codec, error and time: ``python benchmarks/group_norm.py``.
 
-The errors are those of the reference's values for an image with flat regions, which the tests keep,
-and of float64 for images of one colour, at the published size with random weights.
+For an image with flat regions, the error is the deviation from the reference's values, which the
+tests keep. For images of one colour, it is the deviation from float64, at the published size with
+random weights.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class MLXGroupNorm(GroupNorm):
 
 
 class RowsGroupNorm(GroupNorm):
-    """GroupNorm with means of entire rows, and then of these means."""
+    """GroupNorm that averages each entire row, and then the rows' means."""
 
     def __call__(self, x: mx.array) -> mx.array:
         shape = x.shape
@@ -55,12 +56,12 @@ def mean_of_rows(x: mx.array) -> mx.array:
 
 
 def attend_at_once(scores: mx.array, values: mx.array) -> mx.array:
-    """Attention with sums over all pixels at once, in place of ``vq.attend_by_rows``."""
+    """Attend with sums over all pixels at once, in place of ``vq.attend_by_rows``."""
     return mx.softmax(scores, axis=-1) @ values.flatten(1, 2)
 
 
 def replace_norms(model: nn.Module, norm: type[GroupNorm]) -> None:
-    """Replace every norm of a model."""
+    """Replace the class of every norm of a model."""
     for _, module in model.named_modules():
         if isinstance(module, GroupNorm):
             module.__class__ = norm
@@ -73,7 +74,13 @@ def rms_error(ours: mx.array, reference: mx.array) -> float:
 
 
 def flat_errors(model: VQModel, colour: tuple[float, ...], token: int) -> dict[str, list[float]]:
-    """Return the errors of encoding one colour and decoding one token, for each way to sum."""
+    """Return the errors of each way to sum, by name: [encoder's, decoder's].
+
+    Args:
+        model: the codec.
+        colour: RGB from -1 to 1, of all pixels to encode.
+        token: the token at all positions to decode.
+    """
     pixels = mx.broadcast_to(mx.array(colour), (1, 384, 384, 3))
     ids = mx.full((1, 24 * 24), token, mx.int32)
     weights = model.parameters()
@@ -87,7 +94,7 @@ def flat_errors(model: VQModel, colour: tuple[float, ...], token: int) -> dict[s
         ("nn.GroupNorm", MLXGroupNorm, attend_at_once),
         ("means of rows", RowsGroupNorm, attend_at_once),
         ("means in pieces", GroupNorm, attend_at_once),
-        ("means in pieces, attention by rows", GroupNorm, by_rows),
+        ("means in pieces, attention by rows", GroupNorm, by_rows),  # last: leaves it as it was
     ):
         replace_norms(model, norm)
         vq.attend_by_rows = attend
@@ -132,7 +139,7 @@ def main() -> None:
         mx.eval(x)
         theirs = MLXGroupNorm(32, shape[-1], eps=1e-6)
         ours = GroupNorm(32, shape[-1], eps=1e-6)
-        pairs = [(seconds(theirs, x), seconds(ours, x)) for _ in range(8)][1:]
+        pairs = [(seconds(theirs, x), seconds(ours, x)) for _ in range(8)][1:]  # the first compiles
         ratio = median(a / b for a, b in pairs)
         milliseconds = 1e3 * median(b for _, b in pairs)
         print(f"{shape}: nn.GroupNorm takes {ratio:.1f} times as long, {milliseconds:.1f} ms ours")

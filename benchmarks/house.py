@@ -89,6 +89,14 @@ def imports(trees: dict[str, ast.Module], packages: set[str]) -> dict[str, set[s
 
 
 def _targets(node: ast.ImportFrom, here: str, trees: dict[str, ast.Module]) -> Iterator[str]:
+    """Yield the modules of ``trees`` that an import such as ``from .a import b`` imports.
+
+    Args:
+        node: the import.
+        here: the package of the module that has the import. Each dot after the first leads to the
+            parent of a package.
+        trees: the modules by name.
+    """
     parents = here.split(".")[: len(here.split(".")) - node.level + 1] if node.level else []
     base = ".".join([*parents, *([node.module] if node.module else [])])
     for alias in node.names:
@@ -107,6 +115,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     groups = []
 
     def visit(name: str) -> None:
+        """Visit a module and those that it reaches; append each group that is complete."""
         order[name] = low[name] = len(order)
         stack.append(name)
         for target in sorted(graph[name]):
@@ -196,6 +205,7 @@ def report(package: Path) -> list[str]:
     codes = sources(package)
     trees = {name: ast.parse(code) for name, code in codes.items()}
     packages = {name for name in trees if (package.parent / Path(*name.split("."))).is_dir()}
+    # The imports of the top package itself do not count: every module imports it implicitly.
     rings = circles(imports(trees, packages - {package.name}) | {package.name: set()})
     all_functions = functions(trees)
     by_length = sorted(all_functions, key=lambda f: -f.lines)
@@ -217,6 +227,7 @@ def report(package: Path) -> list[str]:
 
 
 def _density_lines(found: Density) -> Iterator[str]:
+    """Yield the lines of a report about the density of the code."""
     yield f"code lines: {found.lines}"
     yield f"tokens a code line: {found.tokens / max(found.lines, 1):.2f}"
     yield f"parallel assignments in 1,000 code lines: {found.per_thousand(found.parallel):.1f}"

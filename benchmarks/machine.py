@@ -99,7 +99,8 @@ def _blas() -> str:
     except (OSError, AttributeError):
         return "reference BLAS"
     describe.restype = ctypes.c_char_p
-    return " ".join(describe().decode().split()[:2])  # the rest lists build options
+    # The words after the first two are build options.
+    return " ".join(describe().decode().split()[:2])
 
 
 def _our_version() -> str:

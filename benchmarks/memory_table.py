@@ -62,7 +62,11 @@ def download_bytes(model: str) -> int:
 
 
 def needs(model: str, dtype: str) -> list[int]:
-    """Return the bytes for one image, generated or asked about: float, 8 bits, 4 bits."""
+    """Return the bytes that a model needs for one image, generated or asked about.
+
+    Returns:
+        One number for each of ``BITS``: float, 8 bits, 4 bits.
+    """
     from mlx_janus.weights.footprint import required_memory
     from mlx_janus.weights.load import with_quantization
 
@@ -103,7 +107,13 @@ def print_tables(dtype: str) -> None:
 
 
 def widest(sizes: list[int], room: float, dtype: str) -> str:
-    """Return the name of the widest weights that fit."""
+    """Return the name of the widest weights that fit.
+
+    Args:
+        sizes: bytes needed with each of ``BITS``.
+        room: bytes available.
+        dtype: the name of the float weights.
+    """
     names = (dtype, *list(BITS)[1:])
     return next(
         (name for name, size in zip(names, sizes, strict=True) if size <= room), "does not fit"
@@ -111,7 +121,11 @@ def widest(sizes: list[int], room: float, dtype: str) -> str:
 
 
 def peak(cell: str) -> int:
-    """Return MLX's peak bytes for a cell of the measured table: "1b float32 8-bits draw 4"."""
+    """Return MLX's peak bytes for a cell of the measured table.
+
+    Args:
+        cell: shape, dtype, weights, task and number of images: "1b float32 8-bits draw 4".
+    """
     import mlx.core as mx
 
     from benchmarks.random_model import random_model
@@ -159,6 +173,7 @@ def print_measured(shape: str, dtype: str) -> None:
     from mlx_janus.weights.load import with_quantization
 
     def measured(form: str, task: str, pictures: int) -> str:
+        """Measure the peak of a cell in its own process, and return it as text."""
         cell = f"{shape} {dtype} {form.replace(' ', '-')} {task} {pictures}"
         click.echo(f"{cell} ...", err=True)
         command = [sys.executable, __file__, "--cell", cell]

@@ -63,6 +63,7 @@ class FusedAttention(nn.Module):
         self.o_proj = attention.o_proj
         self.rope = attention.rope
         self.scale = attention.scale
+        # The heads of q are before the first of these indices, those of k before the second.
         self.ends = (attention.n_heads, attention.n_heads + attention.n_kv_heads)
         self.head_dim = attention.head_dim
 
@@ -165,10 +166,12 @@ def operations(model: JanusModel) -> int:
     make_cache = JanusModel.make_cache
 
     def kept(self: JanusModel, positions: int | None = None) -> Cache:
+        """Make a cache, and keep it in ``caches``."""
         caches.append(make_cache(self, positions))
         return caches[-1]
 
     found: list[mx.array] = []
+    # A fused function would be exported as many nodes, so plain arithmetic takes its place.
     with (
         patch.object(mx.fast, "rms_norm", lambda x, *_: mx.abs(x)),
         patch.object(mx.fast, "rope", lambda x, *_, **__: mx.abs(x)),

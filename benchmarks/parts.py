@@ -104,6 +104,7 @@ def first_token(setup: Setup) -> Iterator[Row]:
     patches = model.config.understanding.tokens
 
     def ours(length: int, pixels: mx.array | None) -> Iterator[float]:
+        """Yield the seconds to our first token, with an image at the first positions, if any."""
         for _ in range(setup.repeats):
             started = time.perf_counter()
             embeddings = model.embed_text(mx.arange(length)[None] % 100)[0]
@@ -112,6 +113,7 @@ def first_token(setup: Setup) -> Iterator[Row]:
             yield _first(answer_tokens(model, embeddings, TextOptions(max_tokens=1)), started)
 
     def bare(length: int) -> Iterator[float]:
+        """Yield the seconds to mlx-lm's first token."""
         for _ in range(setup.repeats):
             yield _first(generate_step(mx.arange(length) % 100, model.language_model, max_tokens=1))
 
@@ -295,6 +297,7 @@ def answer(setup: Setup) -> Iterator[float]:
 
 
 def _bare_answering(setup: Setup) -> Iterator[float]:
+    """Yield the seconds of each step of mlx-lm's own loop."""
     loop = generate_step(mx.arange(PROMPT), setup.model.language_model, max_tokens=setup.steps + 2)
     return _timed(loop, setup.steps)
 
@@ -317,6 +320,10 @@ def _bare_drawing(setup: Setup) -> Iterator[float]:
 
 
 def _timed(stream: Any, steps: int) -> Iterator[float]:
+    """Yield the seconds of each of ``steps`` items of a stream, its queued work included.
+
+    The first item is not timed, because it includes the prompt.
+    """
     next(stream)
     mx.synchronize()
     for _ in range(steps):

@@ -67,6 +67,7 @@ def mlx_vlm(setup: Setup) -> Iterator[Row]:
     cache = setup.model.make_cache()
 
     def steps() -> Iterator[float]:
+        """Yield the seconds of each of mlx-vlm's answering steps."""
         token = mx.argmax(theirs(mx.arange(PROMPT)[None], cache=cache).logits[:, -1:], axis=-1)
         mx.eval(token)
         for _ in range(setup.steps):
@@ -83,6 +84,15 @@ def mlx_vlm(setup: Setup) -> Iterator[Row]:
 
 
 def _need(package: str, install: str) -> None:
+    """Check that a package is installed.
+
+    Args:
+        package: its name in imports.
+        install: the arguments of ``pip install``, for the message.
+
+    Raises:
+        PeerMissingError: the package is not installed.
+    """
     if importlib.util.find_spec(package) is None:
         raise PeerMissingError(f"{package} is not installed: pip install {install}")
 
@@ -125,6 +135,7 @@ def _torch_body(theirs: Any) -> Any:
 
     body = theirs.model.language_model
     known = inspect.signature(body.forward).parameters
+    # The name of the argument depends on the release of transformers.
     name = next(name for name in ("cache", "past_key_values") if name in known)
     keywords = {name: DynamicCache(), "use_cache": True}
 
@@ -135,6 +146,7 @@ def _torch_body(theirs: Any) -> Any:
 
 
 def _torch_drawing(theirs: Any, torch: Any, steps: int) -> Iterator[float]:
+    """Yield the seconds of each of transformers' image steps, guided and sampled."""
     read = _torch_body(theirs)
     embed = theirs.get_input_embeddings()
     hidden = read(embed(torch.ones((2, PROMPT), dtype=torch.long, device=theirs.device)))
@@ -149,6 +161,7 @@ def _torch_drawing(theirs: Any, torch: Any, steps: int) -> Iterator[float]:
 
 
 def _torch_answering(theirs: Any, torch: Any, steps: int) -> Iterator[float]:
+    """Yield the seconds of each of transformers' answering steps."""
     read = _torch_body(theirs)
     embed = theirs.get_input_embeddings()
     hidden = read(embed(torch.ones((1, PROMPT), dtype=torch.long, device=theirs.device)))
@@ -156,5 +169,5 @@ def _torch_answering(theirs: Any, torch: Any, steps: int) -> Iterator[float]:
         started = time.perf_counter()
         token = theirs.lm_head(hidden).argmax(-1)
         hidden = read(embed(token))
-        hidden.sum().item()
+        hidden.sum().item()  # waits for the device
         yield time.perf_counter() - started

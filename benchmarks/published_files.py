@@ -48,6 +48,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def _llama_config(s: Sizes) -> dict[str, Any]:
+    """Return the language model's sizes by transformers' names."""
     return {
         "hidden_size": s.hidden,
         "intermediate_size": s.intermediate,
@@ -61,9 +62,12 @@ def _llama_config(s: Sizes) -> dict[str, Any]:
 
 
 def deepseek_config(model: Model) -> dict[str, Any]:
-    """Return ``config.json``: parts by the names of their variants, Llama's non-default sizes."""
+    """Return the content of ``config.json`` in DeepSeek's layout.
+
+    It names the variants of the parts, and has those sizes of Llama that differ from its defaults.
+    """
     s = model.sizes
-    named = Sizes()
+    named = Sizes()  # of the named variants
     vision: dict[str, Any] = {
         "image_size": s.image_size,
         "model_name": "siglip_large_patch16_384",
@@ -108,6 +112,7 @@ def deepseek_config(model: Model) -> dict[str, Any]:
 
 
 def _transformers_config(s: Sizes, ids: Callable[[str], int]) -> dict[str, Any]:
+    """Return the content of ``config.json`` in transformers' layout; ``ids`` gives a token's id."""
     text = {
         **_llama_config(s),
         "attention_bias": False,
@@ -173,6 +178,7 @@ def _transformers_config(s: Sizes, ids: Callable[[str], int]) -> dict[str, Any]:
 def _special_tokens(model: Model) -> list[str]:
     """Return the special tokens in the order of their ids, which begin after the vocabulary."""
     image_tokens = [f"<image_token_{i}>" for i in range(model.sizes.grid**2)]
+    # In Janus-1.3B, 13 other tokens are between eos and pad.
     between = [] if model.pro else [f"<filler_{model.entries + i}>" for i in range(2, 15)]
     own = _PRO_SPECIAL if model.pro else []
     return [BOS, EOS, *between, PAD, IMAGE_START, *image_tokens, IMAGE_END, *own]

@@ -74,7 +74,10 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """A bf16 tensor of normals. With ``of``, it is the ``part``-th equal piece of that tensor."""
+    """A bfloat16 tensor of normally distributed values.
+
+    If ``of`` is given, the values are those of that tensor, or of its ``part``-th equal piece.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -95,7 +98,15 @@ class Tensor:
 def _linear(
     name: str, outputs: int, inputs: int, *kernel: int, bias: bool = True
 ) -> Iterator[Tensor]:
-    """Yield a linear layer's tensors or, with a kernel, a convolution's."""
+    """Yield the tensors of a linear layer or of a convolution.
+
+    Args:
+        name: the layer.
+        outputs: channels of the output.
+        inputs: channels of the input.
+        kernel: height and width of a convolution's kernel; none for a linear layer.
+        bias: whether the layer has a bias.
+    """
     yield Tensor(
         f"{name}.weight", (outputs, inputs, *kernel), std=(inputs * math.prod(kernel)) ** -0.5
     )
@@ -104,19 +115,22 @@ def _linear(
 
 
 def _norm(name: str, width: int, bias: bool = True) -> Iterator[Tensor]:
+    """Yield the tensors of a normalization."""
     yield Tensor(f"{name}.weight", (width,), mean=1.0, std=0.05)
     if bias:
         yield Tensor(f"{name}.bias", (width,), std=0.02)
 
 
 def _mlp(name: str, width: int, ratio: int) -> Iterator[Tensor]:
+    """Yield the tensors of an MLP whose hidden layer is ``ratio`` times as wide."""
     yield from _linear(f"{name}.fc1", ratio * width, width)
     yield from _linear(f"{name}.fc2", width, ratio * width)
 
 
 def _siglip(name: str, s: Sizes) -> Iterator[Tensor]:
+    """Yield the tensors of SigLIP, the vision encoder."""
     width = s.width
-    # the standard deviation is that of the patches' own embeddings
+    # The standard deviation is that of the embedded patches, to which the positions are added.
     yield Tensor(f"{name}.pos_embed", (1, s.grid**2, width), std=0.5)
     yield from _linear(f"{name}.patch_embed.proj", width, 3, s.patch_size, s.patch_size)
     for i in range(s.vision_layers):
@@ -137,6 +151,7 @@ def _siglip(name: str, s: Sizes) -> Iterator[Tensor]:
 
 
 def _res(name: str, inputs: int, outputs: int) -> Iterator[Tensor]:
+    """Yield the tensors of a residual block of the codec, by its numbers of channels."""
     yield from _norm(f"{name}.norm1", inputs)
     yield from _linear(f"{name}.conv1", outputs, inputs, 3, 3)
     yield from _norm(f"{name}.norm2", outputs)
@@ -146,12 +161,14 @@ def _res(name: str, inputs: int, outputs: int) -> Iterator[Tensor]:
 
 
 def _attention(name: str, width: int) -> Iterator[Tensor]:
+    """Yield the tensors of an attention block of the codec."""
     yield from _norm(f"{name}.norm", width)
     for part in ("q", "k", "v", "proj_out"):
         yield from _linear(f"{name}.{part}", width, width, 1, 1)
 
 
 def _middle(name: str, width: int) -> Iterator[Tensor]:
+    """Yield the tensors of the codec's blocks at the lowest resolution."""
     yield from _res(f"{name}.mid.0", width, width)
     yield from _attention(f"{name}.mid.1", width)
     yield from _res(f"{name}.mid.2", width, width)
@@ -160,9 +177,17 @@ def _middle(name: str, width: int) -> Iterator[Tensor]:
 def _levels(
     name: str, inputs: int, widths: list[int], blocks: int, lowest: int, change: str
 ) -> Iterator[Tensor]:
-    """Yield residual levels, with attention at the ``lowest`` resolution.
+    """Yield the tensors of the levels of the codec's encoder or decoder.
 
     Every level except the last ends with a change of resolution.
+
+    Args:
+        name: the encoder or decoder.
+        inputs: channels of the input.
+        widths: channels of each level.
+        blocks: residual blocks of each level.
+        lowest: index of the level of the lowest resolution, which has attention blocks, too.
+        change: "downsample" or "upsample".
     """
     for i, width in enumerate(widths):
         level = f"{name}.conv_blocks.{i}"
@@ -177,6 +202,7 @@ def _levels(
 
 
 def _codec(name: str, s: Sizes) -> Iterator[Tensor]:
+    """Yield the tensors of the image codec: encoder, decoder and codebook."""
     widths = [s.ch * mult for mult in s.ch_mult]
     top = widths[-1]
     yield from _linear(f"{name}.encoder.conv_in", s.ch, 3, 3, 3)
@@ -198,6 +224,7 @@ def _codec(name: str, s: Sizes) -> Iterator[Tensor]:
 
 
 def _llama(name: str, s: Sizes) -> Iterator[Tensor]:
+    """Yield the tensors of the language model."""
     yield Tensor(f"{name}.model.embed_tokens.weight", (s.vocab, s.hidden))
     for i in range(s.layers):
         layer = f"{name}.model.layers.{i}"
@@ -258,7 +285,11 @@ _TO_TRANSFORMERS = [
 
 
 def transformers_tensors(s: Sizes) -> Iterator[Tensor]:
-    """Yield every tensor of transformers' layout: other names, q, k, v split, no unused tensors."""
+    """Yield every tensor of transformers' layout.
+
+    The values are those of DeepSeek's layout. The names differ, q, k and v of the vision encoder
+    are separate tensors, and unused tensors are left out.
+    """
     for tensor in deepseek_tensors(s):
         if ".attn_pool." in tensor.name or tensor.name.endswith(".codebook_used"):
             continue

@@ -51,13 +51,14 @@ MAX_SHARD = 10_000_000_000  # bytes; transformers' "10GB", its default for the p
 
 
 def _block(tensor: Tensor, seed: int) -> np.ndarray:
-    """Return up to ``BLOCK`` normals as the bits of bf16, rounded to nearest even."""
+    """Return the first ``BLOCK`` values of a tensor, or all of fewer, as the bits of bfloat16."""
     digest = hashlib.sha256(tensor.name.encode()).digest()
     random = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
     values = random.standard_normal(min(tensor.count, BLOCK), dtype=np.float32)
     values *= np.float32(tensor.std)
     values += np.float32(tensor.mean)
     bits = values.view(np.uint32)
+    # The upper 16 bits of a float32 are a bfloat16. This rounds to the nearest, ties to even.
     bits += 0x7FFF + ((bits >> 16) & 1)
     return (bits >> 16).astype(np.uint16)
 
@@ -72,10 +73,10 @@ def tensor_chunks(tensor: Tensor, seed: int = 0) -> Iterator[np.ndarray]:
             yield tensor_bits(tensor.of, seed).reshape(-1)[start : start + tensor.count]
         return
     block = _block(tensor, seed)
-    left = tensor.count
+    left = tensor.count  # values still to yield
     shift = 0
     while left:
-        for piece in (block[shift:], block[:shift]):
+        for piece in (block[shift:], block[:shift]):  # the block, rolled by ``shift``
             piece = piece[:left]
             left -= piece.size
             if piece.size:
@@ -131,6 +132,12 @@ class _Pickle:
         return bytes(self.code + b".")
 
     def _tensor(self, tensor: Tensor, key: str) -> None:
+        """Write a tensor: a call of torch's function with its storage, offset, shape and strides.
+
+        Args:
+            tensor: the tensor.
+            key: the name of its storage, an entry of the zip file.
+        """
         self._remembered("storage function", b"ctorch._utils\n_rebuild_tensor_v2\n")
         self.code += b"(("
         self._remembered("storage", _string("storage"))
@@ -152,22 +159,32 @@ class _Pickle:
         self._put()
 
     def _tuple(self, items: tuple[int, ...]) -> None:
+        """Write a tuple of integers, and put it into the memo."""
         body = b"".join(map(_integer, items))
         short = {1: b"\x85", 2: b"\x86", 3: b"\x87"}.get(len(items))
         self.code += body + short if short else b"(" + body + b"t"
         self._put()
 
     def _string(self, text: str) -> None:
+        """Write a string, and put it into the memo."""
         self.code += _string(text)
         self._put()
 
     def _put(self) -> None:
+        """Put the last value into the memo under the next number."""
         short = self.puts < 256
         self.code += struct.pack("<cB" if short else "<cI", b"q" if short else b"r", self.puts)
         self.puts += 1
 
     def _remembered(self, what: str, code: bytes) -> None:
-        """Write ``code`` once, then recall it. The first tensor has all: numbers are below 256."""
+        """Write a value the first time, and later its number in the memo.
+
+        All such values are in the first tensor, so their numbers are below 256: one byte.
+
+        Args:
+            what: a name of the value.
+            code: the pickle of the value.
+        """
         if what in self.memo:
             self.code += b"h" + struct.pack("<B", self.memo[what])
             return
@@ -177,11 +194,13 @@ class _Pickle:
 
 
 def _string(text: str) -> bytes:
+    """Return the pickle of a string, without a memo number."""
     data = text.encode()
     return b"X" + struct.pack("<I", len(data)) + data
 
 
 def _integer(value: int) -> bytes:
+    """Return the shortest pickle of an integer of 0 or more."""
     if value < 1 << 8:
         return b"K" + struct.pack("<B", value)
     if value < 1 << 16:
@@ -194,6 +213,7 @@ def _write_torch(path: Path, tensors: list[Tensor], seed: int, progress: Progres
     with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
         def entry(name: str, size: int, chunks: Iterable[Any]) -> None:
+            """Write an entry of ``size`` bytes, whose data begin at a multiple of 64."""
             info = zipfile.ZipInfo(f"{path.stem}/{name}")
             info.file_size = size
             zip64 = size > 1 << 30
@@ -203,9 +223,11 @@ def _write_torch(path: Path, tensors: list[Tensor], seed: int, progress: Progres
             with archive.open(info, "w", force_zip64=zip64) as out:
                 for chunk in chunks:
                     out.write(chunk)
-            info.extra = b""  # padding belongs before the data, not in the directory
+            # The padding belongs before the data, and not into the directory of the zip file.
+            info.extra = b""
 
         def data(tensor: Tensor) -> Iterator[np.ndarray]:
+            """Yield the values of a tensor in chunks, and report each as written."""
             for chunk in tensor_chunks(tensor, seed):
                 yield chunk
                 progress(chunk.nbytes)
@@ -231,6 +253,7 @@ def _shards(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def _write_weights(folder: Path, model: Model, layout: str, seed: int, progress: Progress) -> None:
+    """Write the weight files of a model and, if there are several, their index."""
     if layout == "transformers":
         write_safetensors(
             folder / "model.safetensors", transformers_tensors(model.sizes), seed, progress

@@ -52,7 +52,13 @@ def make_checkpoint(work: Path, model: str) -> Facts:
 
 
 def convert(work: Path, model: str, kind: str) -> Facts:
-    """Convert the source to a kind: bits or a float type."""
+    """Convert the source.
+
+    Args:
+        work: the working folder.
+        model: the shape.
+        kind: "8bit" or "4bit" to quantize, "float32", or "bf16", the source's own type.
+    """
     from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
 
     source = Source(work / f"janus-{model}-random", f"random {model}")
@@ -104,7 +110,7 @@ def draw(work: Path, model: str, width: str) -> Facts:
     kind, dtype, _, positions = WIDTHS[width]
     janus = mlx_janus.load(work / f"{model}-{kind}", dtype=dtype)
     started = time.perf_counter()
-    marks = []
+    marks = []  # the time after each step; the last step also decodes the image
     for step in janus.stream_images(PROMPT, seed=0):
         marks.append(time.perf_counter())
         if step.images:
@@ -133,12 +139,12 @@ def decode(work: Path, model: str) -> Facts:
 
     janus = mlx_janus.load(work / f"{model}-bf16", dtype="float32")
     mx.eval(janus.model.decoding_arrays())
-    before = mx.get_active_memory()
+    held = mx.get_active_memory()  # bytes, with the codec's weights
     mx.reset_peak_memory()
     started = time.perf_counter()
     tokens = mx.zeros((1, janus.config.generation.tokens), dtype=mx.int32)
     mx.eval(janus.model.decode_image_tokens(tokens))
-    return {"decode_s": time.perf_counter() - started, "activations": mx.get_peak_memory() - before}
+    return {"decode_s": time.perf_counter() - started, "activations": mx.get_peak_memory() - held}
 
 
 def stages(model: str) -> dict[str, Callable[[Path], Facts]]:
@@ -176,6 +182,7 @@ def print_tables(results: dict[str, Facts], model: str) -> None:
 
 
 def _print_answers(answers: dict[str, Facts]) -> None:
+    """Print the table of the answers, if there are any."""
     if not answers:
         return
     print("\n| answer about a photograph | prompt | first token | each further ", end="")
@@ -188,6 +195,7 @@ def _print_answers(answers: dict[str, Facts]) -> None:
 
 
 def _print_images(draws: dict[str, Facts]) -> None:
+    """Print the table of the generated images, if there are any."""
     if not draws:
         return
     print("\n| generate | positions | step, median | VQ decode | image ", end="")

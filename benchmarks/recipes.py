@@ -79,7 +79,7 @@ class Sequences:
 
 
 def make_sequences(janus: mlx_janus.JanusPipeline, pictures: int, seed: int = 0) -> Sequences:
-    """Make ``pictures`` captioned images, and conversations about the same number of others."""
+    """Make ``pictures`` captioned images, and conversations about as many other images."""
     random = np.random.default_rng([seed, 31])
     prompts = janus.prompts
     captions = []
@@ -148,7 +148,12 @@ def plans(config: JanusConfig, *, sensitivity: bool) -> dict[str, QuantizationCo
 
 
 class Comparison:
-    """Comparisons of quantized models with the float model."""
+    """Comparisons of quantized models with the float model.
+
+    Args:
+        model: folder of the float model.
+        pictures: images for each task.
+    """
 
     def __init__(self, model: str | Path, pictures: int):
         self.name = model
@@ -206,7 +211,10 @@ class Comparison:
 
 
 def scores(janus: mlx_janus.JanusPipeline, sizes: Sizes) -> list[str]:
-    """Return the benchmark's means of existence and attributes, and drawing overall."""
+    """Return the cells of a model's scores in the shapes benchmark.
+
+    They are the means of existence and of attributes, and the overall score of drawing.
+    """
     existence = measure_existence(janus, sizes, 0, lambda *_: None).values()
     attributes = measure_attributes(janus, sizes, 0, lambda *_: None).values()
     drawn = measure_drawing(janus, sizes, 0, lambda *_: None)["overall"]

@@ -171,6 +171,7 @@ async def load(
     deadline = time.monotonic() + seconds
 
     async def client_work(number: int) -> None:
+        """Send requests until the deadline; if the server refuses one, wait as it asks."""
         random = np.random.default_rng(number)
         async with api(url) as client:
             while time.monotonic() < deadline:
@@ -186,6 +187,7 @@ async def load(
                     found.wrong[type(error).__name__] += 1
 
     async def one(client: AsyncOpenAI, random: np.random.Generator) -> None:
+        """Send a random request, and compare its reply with the library's."""
         if random.random() < 0.6:
             question = questions[random.integers(len(questions))]
             text, took = await ask(client, question)
@@ -199,23 +201,27 @@ async def load(
             found.seconds["image"].append(took)
             found.wrong["another image"] += not np.array_equal(pixels, wish.pixels)
 
-    async def watch() -> None:
-        while True:
-            found.memory.append(process.memory_info().rss)
-            await asyncio.sleep(1)
-
-    watching = asyncio.create_task(watch())
+    watching = asyncio.create_task(_watch_memory(process, found.memory))
     await asyncio.gather(*map(client_work, range(clients)))
     watching.cancel()
     return found
 
 
+async def _watch_memory(process: psutil.Process, memory: list[int]) -> None:
+    """Append the resident bytes of a process to a list, every second."""
+    while True:
+        memory.append(process.memory_info().rss)
+        await asyncio.sleep(1)
+
+
 async def first_words(
     url: str, questions: list[Question], wishes: list[Wish], rounds: int
 ) -> dict[str, float]:
-    """Return the median seconds to an answer's first characters, idle and during image generation.
+    """Measure the time to an answer's first characters, idle and during image generation.
 
-    The seconds of the images are returned too.
+    Returns:
+        Median seconds: "alone" and "beside N" to the first characters, without other requests and
+        while N images are generated; "drawing of N" to the end of these images.
     """
     times: dict[str, list[float]] = {
         "alone": [],
@@ -244,6 +250,7 @@ async def together(url: str, wishes: list[Wish], rounds: int) -> tuple[float, fl
     async with api(url) as client:
 
         async def timed(name: str, work: Callable[[], Awaitable[Any]]) -> None:
+            """Wait for some work, and append its seconds to the times of ``name``."""
             started = time.perf_counter()
             await work()
             times[name].append(time.perf_counter() - started)

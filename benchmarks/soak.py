@@ -89,6 +89,7 @@ class Misbehaving:
         return await asyncio.open_connection(parts.hostname, parts.port)
 
     async def _leave_a_stream(self, random: np.random.Generator) -> None:
+        """Begin to stream an image, and leave after the first bytes."""
         prompt = f"a red circle {random.integers(1 << 30)}"
         body = {"prompt": prompt, "stream": True, "partial_images": 4}
         async with (
@@ -99,6 +100,7 @@ class Misbehaving:
                 return
 
     async def _leave_half_a_request(self, random: np.random.Generator) -> None:
+        """Send a part of the announced body, and close the connection."""
         _, writer = await self._connect()
         head = f"POST {_CHAT} HTTP/1.1\r\nHost: {urlsplit(self._url).netloc}\r\n"
         writer.write(f"{head}Content-Length: 5000000\r\n\r\n".encode())
@@ -107,11 +109,13 @@ class Misbehaving:
         writer.close()
 
     async def _stay_idle(self, random: np.random.Generator) -> None:
+        """Connect, send nothing for up to three seconds, and close the connection."""
         _, writer = await self._connect()
         await asyncio.sleep(float(random.uniform(0, 3)))
         writer.close()
 
     async def _read_nothing(self, random: np.random.Generator) -> None:
+        """Ask for four images, and abort the connection without reading the reply."""
         _, writer = await self._connect()
         body = json.dumps({"prompt": "a blue star", "n": 4, "seed": int(random.integers(99))})
         head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {urlsplit(self._url).netloc}\r\n"
@@ -126,12 +130,14 @@ class Misbehaving:
             await client.post(_CHAT, json={"messages": _HELLO, "stop": [1] * 100_000})
 
     async def _send_garbage(self, random: np.random.Generator) -> None:
+        """Send random bytes, which are no HTTP request, and close the connection."""
         _, writer = await self._connect()
         writer.write(random.bytes(int(random.integers(1, 100_000))))
         await writer.drain()
         writer.close()
 
     async def _send_a_large_image(self, random: np.random.Generator) -> None:
+        """Ask about an image that takes much memory when decoded."""
         url = self._large[int(random.integers(len(self._large)))]
         content = [{"type": "image_url", "image_url": {"url": url}}]
         async with self._client() as client:

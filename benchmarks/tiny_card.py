@@ -81,7 +81,7 @@ def stages(log: Path) -> list[str]:
 
 
 def compared(files: tuple[Path, ...]) -> list[str]:
-    """Return a line for each file of scores, with the mean of every part."""
+    """Return a line for each file of scores, with the score of every part of the benchmark."""
     lines = []
     for file in files:
         scores: dict[str, Any] = json.loads(file.read_text())

@@ -75,6 +75,7 @@ def prose(path: Path) -> Iterator[Text]:
     """Yield the prose of a Markdown page, or of a Python file."""
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
+        # Code becomes empty lines, so that the numbers of the other lines stay the same.
         without_code = _CODE.sub(lambda code: "\n" * code[0].count("\n"), source)
         for number, line in enumerate(without_code.splitlines(), 1):
             yield Text(f"{path}:{number}", line)
@@ -89,7 +90,7 @@ def prose(path: Path) -> Iterator[Text]:
 
 
 def _prose_of(node: ast.AST) -> str | None:
-    """Return the docstring, help text or bare string of a node, None if it has none."""
+    """Return the docstring, help text or bare string of a node; None: it has none."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return ast.get_docstring(node)
     is_help = isinstance(node, ast.keyword) and node.arg in _HELP
@@ -109,7 +110,10 @@ def idioms(text: Text) -> Iterator[tuple[str, str]]:
 
 
 def files(paths: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files at some paths, relative to the clone."""
+    """Yield the files at some paths, which are relative to the clone.
+
+    A folder stands for all Python files in it.
+    """
     for name in paths:
         path = ROOT / name
         yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]

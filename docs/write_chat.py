@@ -34,7 +34,7 @@ TYPED = (
 
 
 def screen() -> pyte.Screen:
-    """Return the screen after the last answer."""
+    """Run a chat on a pseudo-terminal, type ``TYPED``, and return the screen at the end."""
     shown = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.Stream(shown)
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def screen() -> pyte.Screen:
             dimensions=(ROWS, COLUMNS),
             cwd=folder,
         )
-        for line in (*TYPED, None):
+        for line in (*TYPED, None):  # None: wait for the last answer, and type nothing
             _wait(child, stream, shown)
             if line is not None:
                 child.send(f"{line}\r")
@@ -63,7 +63,16 @@ def screen() -> pyte.Screen:
 
 
 def _wait(child: pexpect.spawn, stream: pyte.Stream, shown: pyte.Screen) -> None:
-    """Wait until the prompt is on the last line and the output has ended."""
+    """Show the program's output until it has ended, with the prompt on the last line.
+
+    Args:
+        child: the program.
+        stream: draws the output on the screen.
+        shown: the screen.
+
+    Raises:
+        TimeoutError: no prompt appeared in two minutes.
+    """
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
@@ -93,6 +102,7 @@ def drawn(shown: pyte.Screen) -> str:
 
 
 def _colour(name: str) -> str:
+    """Return a cell's colour for rich: "#" and the six hexadecimal digits; "": the default."""
     with contextlib.suppress(ValueError):
         if len(name) == 6 and int(name, 16) >= 0:
             return f"#{name}"

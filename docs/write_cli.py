@@ -20,7 +20,7 @@ _WIDTH = 100
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the Markdown of docs/cli.md: the help text of each command."""
     parts = [
         "# Commands\n",
         "Written by `python docs/write_cli.py` from the commands' own `--help`.\n",
@@ -34,6 +34,12 @@ def page() -> str:
 
 
 def _section(command: click.Command, path: str) -> list[str]:
+    """Return the section of a command, and the sections of its subcommands.
+
+    Args:
+        command: the command. For ``main``, ``page`` adds the subcommands itself.
+        path: the words of the command line, such as "mlx-janus models add".
+    """
     context = click.Context(
         command,
         info_name=path,

@@ -44,23 +44,23 @@ SEED = 4
 
 
 def talk(page: Page) -> None:
-    """Ask about the example's image, and generate two."""
-    done = "article:nth-of-type({})[aria-busy=false]"
+    """Ask about the page's example image, then generate two images, and scroll to the end."""
+    complete_message = "article:nth-of-type({})[aria-busy=false]"  # a selector, by number from 1
     page.get_by_role("button", name="What do you see?").click()
-    page.locator(done.format(1)).wait_for()
+    page.locator(complete_message.format(1)).wait_for()
     page.get_by_role("form", name="Message").get_by_text("Generate", exact=True).click()
     page.get_by_label("Images", exact=True).fill("2")
     page.get_by_label("Seed", exact=True).fill(str(SEED))
     prompt = page.get_by_role("textbox", name="Prompt")
     prompt.fill(PROMPT)
     prompt.press("Enter")
-    page.locator(done.format(2)).wait_for()
+    page.locator(complete_message.format(2)).wait_for()
     page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
     page.mouse.move(0, 0)
 
 
 def small(png: bytes) -> Image.Image:
-    """Reduce to 256 colours: a third of the bytes, without a visible difference."""
+    """Return a PNG with 256 colours: a third of the bytes, without a visible difference."""
     return Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
 
 

@@ -74,7 +74,11 @@ def cut_numbers() -> dict[str, np.ndarray]:
 
 
 def planned_groups() -> dict[str, str]:
-    """Return the group size of every quantized layer, as JSON by model and bits."""
+    """Return the bits and group size of every quantized layer, by model and bits.
+
+    Returns:
+        For a key such as "tiny.4", JSON text: an object with [bits, group size] for each layer.
+    """
     from mlx_janus.config import JanusConfig
     from mlx_janus.weights.names import TINY
     from mlx_janus.weights.quantize import plan_quantization

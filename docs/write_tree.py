@@ -58,6 +58,10 @@ def whole_tree() -> Iterator[str]:
 
 
 def _table(title: str, folder: Path) -> Iterator[str]:
+    """Yield the lines of a package's section: its title, its sentence, and a table of its modules.
+
+    A package without modules has no table.
+    """
     yield f"## {title}\n"
     yield f"{first_sentence(folder)}.\n"
     files = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]

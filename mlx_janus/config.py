@@ -274,14 +274,14 @@ SYSTEM_PROMPT = (
 
 
 def check_roles(roles: str | None) -> Roles | None:
-    """Return the value of the option ``roles``, which may be None.
+    """Check the value of the option ``roles``, and return it.
 
     Raises:
-        OptionError: the value is not one of ``ROLES``.
+        OptionError: the value is neither None nor one of ``ROLES``.
     """
     if roles is None:
         return None
-    for name in ROLES:
+    for name in ROLES:  # the loop gives the result the type ``Roles``
         if name == roles:
             return name
     raise OptionError(f"roles must be {' or '.join(map(repr, ROLES))}, got {shorten(roles)}")

@@ -17,9 +17,13 @@ def one_line(text: str) -> str:
 
 
 def escape(text: str, longest: int) -> str:
-    """Return a text with printable characters only, cut in the middle if it is too long.
+    """Escape the characters of a text that are not printable, and cut its middle if it is too long.
 
-    Others are escaped: a text from a file may hold line breaks and a terminal's control sequences.
+    A text from a file may hold line breaks, and control sequences of a terminal.
+
+    Args:
+        text: the text.
+        longest: maximum number of characters of the result.
     """
     if text.isprintable() and len(text) <= longest:
         return text

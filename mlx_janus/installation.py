@@ -79,7 +79,7 @@ def _requirements(extra: str) -> list[str]:
     """Return the requirements of an extra, such as "uvicorn>=0.34,<0.55"."""
     try:
         lines = metadata.requires(_NAME) or []
-    except metadata.PackageNotFoundError:
+    except metadata.PackageNotFoundError:  # the clone is only on Python's path
         return [f"{_NAME}[{extra}]"]
     marker = re.compile(rf"""extra == ['"]{extra}['"]""")
     # A line is "requirement; marker".
@@ -108,7 +108,7 @@ def _installer() -> _Installer:
 
 
 def _installed_by_uv() -> bool:
-    """Return whether uv installed this package. Its environments have no pip."""
+    """Return whether uv installed this package. Environments that uv makes have no pip."""
     try:
         name = metadata.distribution(_NAME).read_text("INSTALLER")
     except metadata.PackageNotFoundError:

@@ -57,7 +57,8 @@ def materialize(arrays: Iterable[mx.array], check: Callable[[], None] = lambda: 
         if sum(map(_peak_bytes, batch)) > _BATCH_BYTES:
             _read_batch(batch, check)
             batch = []
-    _read_batch(batch, check)  # the last batch is smaller, and may be empty
+    # The last batch may be small or empty.
+    _read_batch(batch, check)
 
 
 def _peak_bytes(array: mx.array) -> int:

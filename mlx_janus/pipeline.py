@@ -154,8 +154,8 @@ class JanusPipeline(LoadedModel):
     streams take turns step by step, so a stream that is paused, closed or no longer used does not
     block the others. Any thread may advance and close a stream, one thread at a time.
 
-    In low-memory mode, a change between streams reads weights from disk again, so read one
-    stream to its end before starting the next.
+    In low-memory mode, changing from one stream to another reads weights from disk again, so read
+    one stream to its end before starting the next.
     """
 
     def __enter__(self) -> Self:
@@ -320,8 +320,8 @@ class JanusPipeline(LoadedModel):
     ) -> list[AnswerScore]:
         """Return how likely the model finds each of given answers to a question.
 
-        Choosing the answer of the highest ``logprob`` asks the model to choose, whatever it would
-        say by itself. An end token does not count.
+        To let the model choose among the answers, take the one with the highest ``logprob``. The
+        scores do not include an end token.
 
         Args:
             prompt: the question, with ``{image}`` marks as for ``generate_text``.

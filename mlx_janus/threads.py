@@ -85,7 +85,8 @@ class Call:
                 raise SystemExit
             raise self.error
         finally:
-            self.error = None  # else the traceback and this frame would keep each other alive
+            # Otherwise the error's traceback and this frame would keep each other alive.
+            self.error = None
 
     def check(self) -> None:
         """Check that a caller waits for this call.
@@ -188,7 +189,8 @@ class _State:
         self.running: set[ComputingThread] = set()  # started and not ended
         self.used = False  # whether MLX has evaluated anything for this package
         self.forked = False  # whether this process was forked from one whose ``used`` was True
-        self.ending = False  # whether the program is ending
+        # Whether the program is ending.
+        self.ending = False
 
     def check(self) -> None:
         """Check that this process may compute.

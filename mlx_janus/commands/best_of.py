@@ -40,6 +40,7 @@ def _has_seed(template: str | None) -> bool:
 
 
 def _keeps_more_than_drawn(values: Mapping[str, Any]) -> bool:
+    """Return whether --n is above --best-of."""
     return values["best_of"] is not None and (values["n"] or 1) > values["best_of"]
 
 
@@ -65,13 +66,15 @@ BEST_OF_RULES: tuple[Rule, ...] = (
 def files_by_rank(
     images: Sequence[PlannedImage], drawn: int, kept: int
 ) -> list[list[PlannedImage]]:
-    """Return the files of each line of prompts, in the order of ranks.
+    """Return the first ``kept`` planned images of each line of prompts.
+
+    They give the kept images their files: the best image of a line gets the first one.
 
     Args:
-        images: the planned images of a folder, ``drawn`` for each line. The first has the seed from
-            which the line's images are drawn.
-        drawn: images that are drawn of each line.
-        kept: the best of them, which get the first names.
+        images: the planned images of a folder, ``drawn`` for each line. The seed of a line's first
+            image is the seed from which its images are drawn.
+        drawn: number of images to draw of each line.
+        kept: number of images to keep of each line.
     """
     return [list(images[start : start + kept]) for start in range(0, len(images), drawn)]
 
@@ -86,7 +89,7 @@ def without_existing(
     lines: Sequence[Sequence[PlannedImage]],
     paths: dict[tuple[str, int], Path],
 ) -> Iterator[ImageStep]:
-    """Yield the steps without the images whose files exist, and note the files of the others.
+    """Yield the steps without the images whose files exist; store the files of the others.
 
     Args:
         steps: the steps of ``best_of``, with the kept images of each line in the order of ranks.

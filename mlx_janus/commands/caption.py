@@ -185,14 +185,14 @@ class _Captioner:
         }
 
     def _answer(self, text: str) -> Record:
-        """Return the fields of an answer: its text, or its value if it is JSON.
+        """Return the fields of an answer: its text or, with --schema, its JSON value.
 
-        Both are there if JSON was cut; the value is then None.
+        If the JSON was cut, the value is None, and the text is added.
         """
         if "schema" not in self._arguments:
             return {"text": text}
         value = json_value(text)
-        is_cut = value is None and text != "null"
+        is_cut = value is None and text != "null"  # null is a complete value
         return {"json": value} | ({"text": text} if is_cut else {})
 
 
@@ -246,7 +246,8 @@ def _image_sources(path: str) -> list[str]:
         return _images_in(Path(path))
     if glob.has_magic(path) and not Path(path).exists():
         return _files_matching(path)
-    return [str(Path(path))]  # "./a.png" becomes "a.png", the same image
+    # ``Path`` turns "./a.png" into "a.png", so that the same image has one name.
+    return [str(Path(path))]
 
 
 def _images_in(folder: Path) -> list[str]:

@@ -73,7 +73,8 @@ class Chat:
         self.conversation: Conversation = janus.conversation(system)
         self.attached: list[Image.Image] = []  # images for the next question
         self._seen: list[Picture] = []  # attached, drawn and changed images, in this order
-        self.last_result: TextResult | None = None  # of the last answer; None before the first
+        # The result of the last answer; None before the first.
+        self.last_result: TextResult | None = None
 
     def ask(self, question: str) -> None:
         """Ask a question about the attached images, and print the answer while it is generated.
@@ -82,8 +83,8 @@ class Chat:
         fails, the chat stays as it was, and the images stay attached.
 
         Raises:
-            PromptError: the question is empty, does not fit into the context, or has another number
-                of marks than of images.
+            PromptError: the question is empty, does not fit into the context, or has marks, but not
+                one for each image.
         """
         arguments = TextArguments.from_options(self.settings).keywords()
         try:
@@ -198,7 +199,8 @@ class Chat:
             is_attached = any(seen.image is image for image in self.attached)
             if is_attached or seen.digest in digests:
                 return seen.image
-        return pictures[-1].image if pictures else None  # of a conversation that was loaded
+        # The images of a conversation that was loaded are not in ``_seen``.
+        return pictures[-1].image if pictures else None
 
     def seed(self, argument: str) -> None:
         """Set the seed; without an argument, seeds are random again."""

@@ -22,7 +22,7 @@ _NEEDS_CHECK = ("parts", "model", "report")  # options of --check
 
 
 def _refuse_without_check(ctx: click.Context) -> str | None:
-    """Refuse an option of --check without --check, and return the message; None: not refused."""
+    """Return the message that refuses an option of --check without --check; None: it is allowed."""
     if ctx.params["check"]:
         return None
     for name in _NEEDS_CHECK:
@@ -94,7 +94,10 @@ def main(
 
 
 def _run_checks(parts: Sequence[str], model: str | None, report: str | None, as_json: bool) -> int:
-    """Run the self-check, print its results, and return the exit code."""
+    """Run the self-check, print its results, and return the exit code.
+
+    If ``report`` is a file name, also write a report in Markdown there.
+    """
     import_mlx()
     from ..selfcheck.report import facts, line, markdown, summary
     from ..selfcheck.run import PARTS, run_parts

@@ -38,8 +38,9 @@ editing_options = stack(
 def read_sources(names: Sequence[str]) -> list[str | bytes]:
     """Check that images can be read, and return them for ``JanusPipeline.stream_images``.
 
-    A file stays a name, which the metadata of a changed image record. Images on stdin, on the web
-    and in pipes become bytes, since a second reading would find no image or another one.
+    A file stays a name, because the metadata of a changed image record the name. An image on stdin,
+    on the web or in a pipe becomes bytes, because reading it again could give another image or
+    none.
 
     Args:
         names: files, https addresses, or "-" for stdin.
@@ -51,7 +52,7 @@ def read_sources(names: Sequence[str]) -> list[str | bytes]:
 
     sources: list[str | bytes] = []
     for name in names:
-        # Opening or decoding an image only raises the error of one that cannot be read.
+        # Open or decode the image only to check that it can be read.
         data = _read_once(name)
         if data is None:
             open_image(name)
@@ -63,7 +64,7 @@ def read_sources(names: Sequence[str]) -> list[str | bytes]:
 
 
 def _read_once(name: str) -> bytes | None:
-    """Return the bytes of an image on stdin, on the web or in a pipe; None: it is a file."""
+    """Read an image on stdin, on the web or in a pipe, and return its bytes; None: it is a file."""
     from ..processing.file_names import local_path
 
     if name == STDIN:
@@ -140,4 +141,5 @@ def _hashes(sources: Sequence[str | bytes]) -> list[str | None]:
     """Return the SHA-256 of each image of ``read_sources``; None: a file that cannot be read."""
     from ..inference.input_records import record_of
 
-    return [record_of(source, (0, 0)).sha256 for source in sources]
+    any_size = (0, 0)  # the hash does not depend on it
+    return [record_of(source, any_size).sha256 for source in sources]

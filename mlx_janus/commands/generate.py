@@ -479,7 +479,7 @@ def _stream_folder(
     Args:
         janus: the model.
         job: the job.
-        images: the first planned image of each prompt to draw.
+        images: planned images. Each gives a prompt, and the seed of the first image drawn of it.
         sources: the images to change, if any.
         options: arguments of ``stream_images`` in place of the job's.
     """

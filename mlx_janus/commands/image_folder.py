@@ -57,8 +57,8 @@ def plan_images(
 ) -> list[PlannedImage]:
     """List the images of a folder, ``n`` for every prompt, in the order of the prompts.
 
-    The copy number of an image counts the images of its prompt from 1. Where the prompt repeats,
-    it goes on counting.
+    The copy number of an image counts the images of its prompt from 1. If the prompt is repeated on
+    another line, the count continues there.
 
     Args:
         layout: the folder, and the rule for names and seeds.

@@ -183,7 +183,7 @@ def _drawing_hint(values: Mapping[str, Any]) -> str:
 
 
 def _refuse_text_output(ctx: click.Context) -> str | None:
-    """Refuse the file of a text as the file of a changed image, and return the message."""
+    """Return the message that refuses a text file as the file of a changed image; None: none is."""
     output = ctx.params["output"]
     if not edits(ctx.params) or not output.lower().endswith(_TEXT_SUFFIXES):
         return None
@@ -212,7 +212,7 @@ def _to_stdout(values: Mapping[str, Any]) -> bool:
 
 
 def _last_seed(values: Mapping[str, Any]) -> int:
-    """Return the seed of a prompt's last image. Without --seed, the seeds are counted from 0."""
+    """Return the seed of a prompt's last image. Without --seed, the first is taken as 0."""
     return (values["seed"] or 0) + (values["best_of"] or values["n"] or 1) - 1
 
 
@@ -284,7 +284,8 @@ def read_job(ctx: click.Context) -> AskJob | DrawJob:
     Raises:
         PromptError: stdin has no prompt, or is not text.
         ImageError: the image of --config-from cannot be read, or does not store its settings.
-        click.UsageError: the file of prompts has no prompt, or is not text.
+        click.UsageError: the file of prompts has no prompt, or is not text. Or the image of
+            --config-from was made from images, and none is given.
     """
     from .inputs import read_prompt
 
@@ -304,15 +305,14 @@ def read_job(ctx: click.Context) -> AskJob | DrawJob:
 def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
     """Return the job to draw the prompts of --prompt and those of --prompts-file.
 
-    If neither option is given, the prompt is the one stored in the image of --config-from. With
-    images, the prompts say how to change them.
+    If neither option is given, the prompt is the one stored in the image of --config-from.
 
     Args:
         ctx: click's context.
         prompts: the prompts of --prompt.
 
     Raises:
-        click.UsageError: the image of --config-from was made from images, and none is given.
+        ImageError, click.UsageError: as for ``read_job``.
     """
     values = ctx.params
     arguments = EditArguments if values["images"] else ImageArguments
@@ -401,9 +401,9 @@ def _stored_values(origin: Origin, ctx: click.Context) -> dict[str, Any]:
 def _stored_reasoning(
     origin: Origin, values: Mapping[str, Any], prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the plan and the rounds stored in ``origin``, unless the command line gives them.
+    """Return the values of --plan and --reflect: the command line's, or those stored in ``origin``.
 
-    Its plan is for its own prompt. Another prompt gets a new plan.
+    A stored plan is for the stored prompt. For other prompts, new plans are written.
 
     Args:
         origin: the image of --config-from.
@@ -412,11 +412,13 @@ def _stored_reasoning(
     """
     plan: bool | str | None = values["plan"]
     if plan is None:
-        plan = origin.plan is not None
+        plan = origin.plan is not None  # True: write new plans
         if plan and set(prompts) == {origin.prompt}:
             plan = origin.plan
     reflect = values["reflect"]
-    return {"plan": plan, "reflect": origin.reflect or None if reflect is None else reflect}
+    if reflect is None:
+        reflect = origin.reflect or None  # None leaves the option out
+    return {"plan": plan, "reflect": reflect}
 
 
 def _with_settings_of(

@@ -39,7 +39,8 @@ def read_origin(file: str) -> Origin:
     """Read an image's settings from its metadata.
 
     Raises:
-        ImageError: the file is not an image, or its settings are missing or not valid.
+        ImageError: the file is not an image, its settings are missing or not valid, or the image
+            began from given latents.
     """
     from ..inference.results import read_settings
 

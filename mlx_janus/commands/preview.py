@@ -29,7 +29,8 @@ def can_show() -> bool:
     on_terminal = sys.stdout is not None and sys.stdout.isatty()  # stdout is None if closed
     if no_colours or not on_terminal:
         return False
-    return (sys.stdout.encoding or "").lower().startswith("utf")  # Unicode has block characters
+    # Unicode has the block characters.
+    return (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 class TerminalPreview:
@@ -126,7 +127,8 @@ class TerminalPreview:
         self._last_count = len(images)
         self._console.print(preview, end="")
         if replaced is not None:
-            replaced.cleanup()  # a kitty terminal stores the image until this call
+            # A kitty terminal stores the last preview until this call.
+            replaced.cleanup()
 
 
 def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:

@@ -61,7 +61,8 @@ def stage_bars(unit: str) -> Iterator[Progress]:
                 bar.close()
             current_stage = stage
             bar = progress_bar(stage, unit, total)
-        bar.update(done - bar.n)  # tqdm wants the increase, not the total
+        # tqdm wants the increase, not the total.
+        bar.update(done - bar.n)
 
     try:
         yield report
@@ -114,19 +115,20 @@ def follow_drawing(
                 with tqdm.external_write_mode(file=sys.stderr):
                     on_finished(image)
             if preview is not None and step.images:
-                preview.keep()  # ``on_finished`` may have printed lines below the preview
+                # ``on_finished`` may have printed lines below the preview.
+                preview.keep()
 
 
 class _WritingNote:
-    """A note on a bar while the model writes a plan or a judgement."""
+    """A note on the progress bar while the model writes a plan or a judgement."""
 
     def __init__(self, bar: Any):
         self._bar = bar
-        self._tokens = 0  # of the text so far
+        self._tokens = 0  # tokens of the text so far
         self._shown = 0.0  # time of the last update; 0: none so far
 
     def show(self, step: ImageStep) -> None:
-        """Count a step's token, and show the number at intervals."""
+        """Count the token of a step, if any, and show the count at intervals."""
         self._tokens += bool(step.text)
         now = time.monotonic()
         if self._bar.disable or now - self._shown < self._bar.mininterval:
@@ -137,7 +139,7 @@ class _WritingNote:
         self._bar.set_postfix_str(f"text token {self._tokens}")
 
     def end(self) -> None:
-        """Show the title of the drawing again."""
+        """Show the title "drawing" again, and reset the count of tokens."""
         if self._tokens:
             self._bar.set_description_str("drawing", refresh=False)
         self._tokens = 0

@@ -189,7 +189,8 @@ def _former_path() -> str:
     try:
         return os.readlink("/proc/self/cwd").removesuffix(" (deleted)")  # noqa: PTH115  Linux only
     except OSError:  # not on Linux
-        return os.environ.get("PWD", "")  # set by the shell
+        # The shell has set PWD.
+        return os.environ.get("PWD", "")
 
 
 def require_train_extra(*packages: str) -> None:

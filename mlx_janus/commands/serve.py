@@ -175,7 +175,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
         ready=lambda name, url: _greet(name, url, len(models)),
     )
     if stopped_by == signal.SIGINT:
-        raise KeyboardInterrupt  # exit as every command does after Ctrl-C
+        # Exit as every command does after Ctrl-C.
+        raise KeyboardInterrupt
 
 
 def _server_settings(options: Mapping[str, Any]) -> Settings:

@@ -174,7 +174,7 @@ def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
 def _option_words(context: click.Context) -> list[str]:
     """Return the options of this command as words of a command line, to run the command again.
 
-    Options without a value (None) are left out, and so is the only flag, --beside, which is off.
+    Options without a value (None) are left out, and so is --beside, the only flag, as it is off.
     """
     words = []
     for option in context.command.params:

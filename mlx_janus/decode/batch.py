@@ -31,7 +31,7 @@ class BatchImage:
     seed: int
     options: DrawOptions
     _chosen: list[tuple[mx.array, int]] = field(default_factory=list, repr=False)
-    """For each token so far: the tokens of all images at a step, and this image's index in them."""
+    """For each token so far: the tokens of all images at that step, and this image's index."""
 
     def __len__(self) -> int:
         """Return the number of tokens so far."""
@@ -84,15 +84,15 @@ class DrawingBatch:
     def start(
         self, rows: Sequence[Row], images: Sequence[BatchImage]
     ) -> Generator[None, None, None]:
-        """Start images of one prompt, which is read once for all of them, in parts.
+        """Start images of one prompt. The prompt is read in parts, once for all images.
 
-        The images join the batch after the last part. Between two parts the batch may advance, and
-        other images may leave or join. If the batch's cache cannot be extended, all images of the
-        batch are lost and the error is raised.
+        The images join the batch after the last part. Between two parts, the caller may advance the
+        batch, and add or remove other images. If the batch's cache cannot be extended, all images
+        of the batch are lost and the error is raised.
 
         Args:
-            rows: the prompt's rows, as many as the options of each image need. They end with
-                begin-of-image, and all have one length.
+            rows: the prompt's rows, as many as the options of each image need. All end with
+                begin-of-image, and have the same length.
             images: new images, whose options need equal numbers of rows.
 
         Yields:
@@ -103,6 +103,7 @@ class DrawingBatch:
         prompt_of_row = []  # for each row of the new images, the index of its prompt in ``rows``
         for index in range(len(rows)):
             prompt_of_row += [index] * count
+        # The first rows of all images come first, then their second rows, and so on.
         image_rows = [tuple(range(i, len(prompt_of_row), count)) for i in range(count)]
         cache = model.make_ragged_cache(len(rows))
         embeddings = mx.stack([row.embed(model) for row in rows])
@@ -197,7 +198,7 @@ class DrawingBatch:
         if self.images:
             self._next_tokens = self._choose_next_tokens()
             mx.async_eval(self._next_tokens)  # starts the pass without waiting for it
-        mx.eval(tokens)
+        mx.eval(tokens)  # waits for the added tokens
         self._steps_done += 1
         if self._steps_done % _CLEAR_EVERY == 0:
             mx.clear_cache()
@@ -242,6 +243,7 @@ def _choose_tokens(
     chosen = []
     order: list[int] = []  # for each token in ``chosen``, the index of its image
     for options, members in groups.items():
+        # The first rows of all members, then their second rows, and so on.
         row_lists = zip(*(image_rows[index] for index in members), strict=True)
         guided = options.guided([logits[mx.array(rows)] for rows in row_lists])
         group_keys = keys[mx.array(members)]

@@ -76,8 +76,8 @@ def seed_noise(seed: int, shape: tuple[int, int, int]) -> mx.array:
 def step_times(steps: int, dtype: mx.Dtype) -> list[float]:
     """Return the time of each step, from 0 to just below 1000.
 
-    In bfloat16 they are rounded to it, as in the reference, which was used in this type only: 333.3
-    becomes 334. This moves an image visibly.
+    If ``dtype`` is bfloat16, the times are rounded to bfloat16: 333.3 becomes 334. The reference
+    rounds them, too, and without the rounding an image looks different.
     """
     times = [step / steps * _TIMES for step in range(steps)]
     if dtype != mx.bfloat16:
@@ -109,7 +109,10 @@ class FlowDrawing:
         self.steps_done = 0
         self.latents = noise.astype(mx.float32)
         self.predicted = self.latents
-        """The latents to which the images would move in a straight line from the last step on."""
+        """The latents that the images would reach at the velocity of the last step.
+
+        Before the first step, they are the noise.
+        """
         self._model = model
         self._prompt_length = len(prompts[0])
         self._cache = self._read_prompts(prompts, pad)
@@ -118,11 +121,14 @@ class FlowDrawing:
         ).astype(model.dtype)
 
     def _read_prompts(self, prompts: Sequence[Sequence[int]], pad: int) -> Cache:
-        """Read the prompts, each once; return a cache of all conditional rows, then the others."""
+        """Read the prompts, and return their KV cache. Equal rows are read only once.
+
+        The cache has the conditional rows of all images first, then their unconditional rows.
+        """
         model = self._model
         rows = [tuple(prompt) for prompt in prompts]
         if self.options.rows == 2:
-            rows += [(prompt[0], *[pad] * (len(prompt) - 1)) for prompt in prompts]
+            rows += [(prompt[0], *[pad] * (len(prompt) - 1)) for prompt in prompts]  # bos and pads
         distinct = list(dict.fromkeys(rows))
         positions = self._prompt_length + 1 + flow_config(model.config).positions
         cache = model.make_cache(positions)
@@ -137,7 +143,7 @@ class FlowDrawing:
     def step(self) -> None:
         """Advance every image by a step, and evaluate the latents."""
         velocity = self._guided_velocity()
-        done = self.steps_done / self.options.steps
+        done = self.steps_done / self.options.steps  # share of the way, 0 to 1
         self.predicted = self.latents + (1 - done) * velocity
         self.latents = self.latents + velocity / self.options.steps
         mx.eval(self.latents, self.predicted)
@@ -150,7 +156,7 @@ class FlowDrawing:
         mask = _pass_mask(self._prompt_length, self._positions, len(self.latents), rows)
         latents = mx.concatenate([self.latents] * rows)
         velocity = flow_velocity(self._model, latents, time, self._cache, mask)
-        trim_cache(self._cache, self._positions)
+        trim_cache(self._cache, self._positions)  # back to the prompt
         if rows == 1:
             return velocity
         conditional, unconditional = mx.split(velocity, 2)
@@ -164,6 +170,7 @@ class FlowDrawing:
     def keep(self, indices: Sequence[int]) -> None:
         """Keep the images at these indices, and drop the others."""
         count = len(self.latents)
+        # The conditional rows of the kept images, then their unconditional rows.
         rows = [index + count * row for row in range(self.options.rows) for index in indices]
         self._cache = take_rows(self._cache, rows)
         kept = mx.array(list(indices))
@@ -194,7 +201,7 @@ def flow_velocity(
     patches = model.vision_gen_enc_aligner(encoded.reshape(rows, height * width, -1))
     times = mx.broadcast_to(time[:, None], (rows, 1, time.shape[-1]))
     sequence = mx.concatenate([times, patches], axis=1)
-    hidden = model.hidden_states(sequence, cache, mask)[:, 1:]
+    hidden = model.hidden_states(sequence, cache, mask)[:, 1:]  # without the time's position
     hidden = model.vision_gen_dec_aligner_norm(hidden)
     decoded = model.vision_gen_dec_aligner(hidden).reshape(rows, height, width, -1)
     return model.vision_gen_dec_model(decoded, encoded, time).astype(mx.float32)
@@ -203,8 +210,8 @@ def flow_velocity(
 def _pass_mask(prompt_length: int, positions: int, images: int, rows: int) -> mx.array | None:
     """Return the mask of a pass, bool; None if every row is causal.
 
-    Conditional rows are causal. Unconditional rows are causal too, but attend to only the first
-    position of the prompt, bos.
+    Conditional rows are causal. Unconditional rows are causal, too, but of the prompt they attend
+    to the first position only, bos.
 
     Args:
         prompt_length: P, positions of each row in the cache.
@@ -213,7 +220,7 @@ def _pass_mask(prompt_length: int, positions: int, images: int, rows: int) -> mx
         rows: rows of each image, 1 or 2.
 
     Returns:
-        (rows * n, 1, L, P + L).
+        (rows * n, 1, L, P + L), the conditional rows first.
     """
     if rows == 1:
         return None

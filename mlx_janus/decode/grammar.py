@@ -17,7 +17,7 @@ from ..installation import install_command
 ANY_OBJECT = "json"  # as a schema: any JSON object
 MAX_SCHEMA_BYTES = 1 << 16  # bytes of a schema as JSON, or of all schemas of a request
 _MAX_DEPTH = 64  # objects and lists inside each other in a schema
-# Without this, where only one text can follow, only one of its spellings in tokens could.
+# Where only one text can follow, allow every way to split it into tokens, not a single one.
 _HEAD = '%llguidance {"no_forcing": true}'
 # A space may precede an answer, because most tokens that begin a word begin with a space.
 _SPACE = '" "?'
@@ -89,7 +89,8 @@ def call_grammar(tools: Sequence[Tool], *, allows_words: bool = False) -> Gramma
             "{", so the first token that is not a space decides.
 
     Raises:
-        OptionError: the parameters of a tool are too deep, or those of all tools too large.
+        OptionError: the parameters of a tool are too deep or hold a value that JSON does not have,
+            or the parameters of all tools are too large.
     """
     rules = []
     texts = []
@@ -188,7 +189,7 @@ def _check_size(texts: Sequence[str], subject: str) -> None:
     Raises:
         OptionError: they have more than ``MAX_SCHEMA_BYTES``.
     """
-    size = sum(map(len, texts))
+    size = sum(map(len, texts))  # bytes, as ``json.dumps`` writes ASCII
     if size > MAX_SCHEMA_BYTES:
         raise OptionError(
             f"{subject} is too large: {size} bytes of JSON, at most {MAX_SCHEMA_BYTES} are allowed"

@@ -345,4 +345,5 @@ def _count_accepted(chosen: np.ndarray, draft: np.ndarray) -> int:
     if correct.all():
         return chosen.shape[1]
     first_wrong = int(correct.argmin())  # argmin of booleans: the first False
-    return first_wrong + 1  # the token chosen at this position still follows only correct drafts
+    # The token chosen in place of the wrong draft still follows only correct drafts.
+    return first_wrong + 1

@@ -47,7 +47,8 @@ def derive_seed(seed: int, purpose: str) -> int:
         purpose: a name of the sampling; another name gives another seed.
     """
     digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") & MAX_SEED  # MAX_SEED is a mask of 63 ones
+    # MAX_SEED is a mask of 63 ones.
+    return int.from_bytes(digest[:8], "big") & MAX_SEED
 
 
 def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.array) -> mx.array:
@@ -68,7 +69,7 @@ def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.arr
 def position_keys(seeds: Sequence[int], positions: int) -> mx.array:
     """Return one random key for every image and position: (n, positions, 2).
 
-    The keys depend on ``positions``, so always pass the number of an entire image.
+    The keys depend on ``positions``, so always pass the number of tokens of an entire image.
 
     Args:
         seeds: the seeds of n images.
@@ -154,4 +155,5 @@ def choose(
         return mx.argmax(logits, axis=-1)
     scaled = scale_logits(logits, temperature, top_p, top_k, min_p)
     noise = gumbel_noise(keys, logits.shape[-1])
-    return mx.argmax(scaled + noise, axis=-1)  # Gumbel-max trick: a sample from softmax(scaled)
+    # Gumbel-max trick: a sample from softmax(scaled).
+    return mx.argmax(scaled + noise, axis=-1)

@@ -41,7 +41,8 @@ class _LanguageModel:
         # (1, V), the newest logits without the changes; None if there are no changes
         self.own_logits: mx.array | None = None
         self._changes = changes
-        self._answer = mx.array([], mx.int32)  # tokens of the answer that were read
+        # The answer's tokens that the model has read.
+        self._answer = mx.array([], mx.int32)
 
     def make_cache(self) -> Cache:
         return self.model.make_cache()
@@ -50,6 +51,8 @@ class _LanguageModel:
         self, inputs: mx.array, cache: Cache | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
         """Return the logits of each position; with changes, only the logits of the last position.
+
+        With changes, B is 1, and the call stores the read tokens and the logits without changes.
 
         Args:
             inputs: (B, L) token ids of the answer, read only if there are no ``input_embeddings``.
@@ -187,10 +190,11 @@ def _answer_in_grammar(
     cache: Cache | None,
     constraint: Constraint,
 ) -> Generator[AnswerToken, None, None]:
-    """Run the loop with a mask in each step. If the answer is complete, the last token is an end.
+    """Run the loop with a mask in each step. A complete answer is followed by its end token.
 
     The next pass is queued before the chosen token is read, and the mask is computed during that
-    pass. The random keys are those of ``_answer_one_by_one``.
+    pass. If the constraint refuses the token, the cache drops it, and another token is chosen. The
+    random keys are those of ``_answer_one_by_one``.
     """
     cache = cache or model.make_cache()
     key = mx.random.key(options.seed)
@@ -277,7 +281,8 @@ class _WindowChoice:
         self._options = options
         self._changes = changes
         self._key = mx.random.key(options.seed)
-        self._step_keys: list[mx.array] = []  # one for each position of the answer
+        # The random keys of the answer's first positions.
+        self._step_keys: list[mx.array] = []
 
     def choose(
         self, hidden: mx.array, answer: Sequence[int], draft: Sequence[int]

@@ -23,15 +23,16 @@ from .pathway import ImageJob, InputImages
 from .results import GeneratedImage, ImageStep
 from .scoring import score_answers
 
-_ENCODED_TOGETHER = 16  # images between two changes of weights, in low-memory mode
+_ENCODED_TOGETHER = 16  # images to encode before they are scored, in low-memory mode
 
 
 @dataclass(frozen=True)
 class Wording:
-    """A question by which an image is scored; ``{prompt}`` is the place of the prompt.
+    """A question by which an image is scored; the prompt is inserted at ``{prompt}``.
 
-    An open question gives the log-probability of the prompt as the answer. A yes-no question gives
-    the log-odds of yes: its log-probability less that of no, each summed over its spellings.
+    An open question does not name the prompt. Its score is the log-probability of the prompt as the
+    answer. A yes-no question names the prompt. Its score is log P(yes) - log P(no), where each
+    probability is the sum over the spellings of the word.
     """
 
     question: str
@@ -70,8 +71,8 @@ def check_selection(
     """Check a request for the best ``n`` of ``best_of`` images of each prompt.
 
     Raises:
-        OptionError: ``best_of`` is no integer from 1 to ``MAX_BEST_OF``, ``n`` is above it, or
-            there are images to change.
+        OptionError: ``best_of`` is no integer from 1 to ``MAX_BEST_OF``, ``n`` is no integer from 1
+            to ``best_of``, or there are images to change.
         PromptError: a question about a prompt does not fit into the context.
     """
     drawn = check_int("best_of", best_of, 1, MAX_BEST_OF)
@@ -110,11 +111,12 @@ def score_images(
     Scores of one prompt can be compared with each other, and those of several prompts cannot.
     """
     ids = question_ids(janus, prompt, wording)
-    # In low-memory mode, encoding and answering free each other's weights.
+    # In low-memory mode, encoding an image frees the weights that scoring needs, and the reverse.
+    # So several images are encoded before the weights change.
     step = _ENCODED_TOGETHER if janus.low_memory else 1
     for start in range(0, len(images), step):
-        some = images[start : start + step]
-        pixels = [preprocess(image, janus.config.image) for image in some]
+        encoded_now = images[start : start + step]
+        pixels = [preprocess(image, janus.config.image) for image in encoded_now]
         for features in janus.encode(pixels):
             yield _score(janus, ids, features, prompt, wording)
 
@@ -122,10 +124,18 @@ def score_images(
 def _score(
     janus: LoadedModel, ids: Sequence[int], features: mx.array, prompt: str, wording: Wording
 ) -> float:
-    """Return the score of an image by its features, (tokens, hidden), and the question's ids."""
+    """Return the score of an image.
+
+    Args:
+        janus: the model.
+        ids: the question.
+        features: the encoded image, (tokens, hidden).
+        prompt: the prompt of the image.
+        wording: the wording of the question.
+    """
 
     def encoded(_: Stopwatch) -> list[mx.array]:
-        return [features]
+        return [features]  # already encoded, so there is nothing to time
 
     if wording.yes_no:
         yes, no = score_answers(janus, ids, encoded, ["yes", "no"], spellings=True)
@@ -140,7 +150,7 @@ class Draw(Protocol):
     def __call__(
         self, jobs: Sequence[ImageJob], *, reset_peak: bool
     ) -> Generator[ImageStep, None, None]:
-        """Return the steps. ``reset_peak``: whether MLX's peak memory is counted from the first."""
+        """Return the steps. ``reset_peak``: whether the first step resets MLX's peak memory."""
 
 
 def best_of_steps(
@@ -157,7 +167,7 @@ def best_of_steps(
     Raises:
         JanusError: as ``draw``.
     """
-    draw(jobs, reset_peak=False).close()  # only checks the request
+    draw(jobs, reset_peak=False).close()  # checks the request, and generates nothing
     return _chosen(janus, jobs, selection, draw)
 
 
@@ -166,8 +176,8 @@ def _chosen(
 ) -> Generator[ImageStep, None, None]:
     """Generate and score the images of each prompt, and yield the best ones, best first.
 
-    One prompt follows the other, so memory holds the images of one. Closing the generator ends the
-    work.
+    The images of a prompt are scored before those of the next prompt are drawn. So memory holds all
+    images of one prompt only. Closing the generator ends the work.
 
     Args:
         janus: the model.
@@ -176,8 +186,8 @@ def _chosen(
         draw: generates images.
 
     Yields:
-        A step without images after each step of generating, and after each image is decoded and
-            scored; then one for each image that is kept.
+        A step without images after each step of generating, after each image is decoded, and after
+            each image is scored; then a step with each image that is kept.
     """
     done = 0  # steps of earlier prompts
     kept: list[GeneratedImage] = []
@@ -187,14 +197,14 @@ def _chosen(
         drawing = draw(group, reset_peak=start == 0)
         stream = _candidates(janus, group, selection.wording, drawing)
         candidates: list[GeneratedImage] = []
-        index = 0
-        total = 0
+        index = 0  # steps done for this prompt
+        total = 0  # steps of this prompt
         try:
             for step in stream:
                 index = step.index
                 total = step.total
                 candidates += step.images
-                # The other prompts are expected to take as many steps.
+                # Each later prompt is expected to take as many steps as this one.
                 yield replace(step, index=done + index, total=done + (1 + later) * total, images=())
         finally:
             stream.close()
@@ -220,8 +230,8 @@ def _candidates(
         drawing: the steps that generate them.
 
     Yields:
-        A step after each step of generating, and after each image is decoded and scored. The steps
-            of scoring have the scored image. A preview shows only the images in progress.
+        A step after each step of generating, after each image is decoded, and after each image is
+            scored. A step of scoring has the scored image. A preview shows only unfinished images.
     """
     images: list[GeneratedImage] = []
     index = 0
@@ -229,13 +239,14 @@ def _candidates(
     try:
         for step in drawing:
             images += step.images
-            index = step.index + len(images)  # decoding an image is a step, too
-            total = step.total + 2 * len(jobs)
+            index = step.index + len(images)  # decoding an image counts as a step
+            total = step.total + 2 * len(jobs)  # each image is decoded and scored
             yield ImageStep(index, total, (), partial(_in_progress, step, len(images)))
     finally:
         drawing.close()
     scores = score_images(janus, jobs[0].prompt, [image.image for image in images], wording)
     for image, score in zip(images, scores, strict=True):
+        # No image is unfinished now, so the preview is an empty list.
         index += 1
         yield ImageStep(index, total, (replace(image, score=score),), list)
 

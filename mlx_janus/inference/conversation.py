@@ -92,7 +92,7 @@ class _Asked:
 
     history: tuple[Message, ...]  # the messages before the question
     question: Message  # with the images generated since the previous question
-    replaced: tuple[Message, ...] = ()  # the old question and answer that the new ones replace
+    replaced: tuple[Message, ...] = ()  # question and old answer, if it is answered again
 
 
 class Conversation:
@@ -147,7 +147,7 @@ class Conversation:
 
         Raises:
             PromptError: the question has no words and no images, does not fit into the context, or
-                has another number of marks than of images.
+                has marks, but not one for each image.
             ImageError: an image cannot be read.
             OptionError: a number is out of range, or a value has the wrong type.
             ConversationError: another answer is being streamed, or ``messages`` was changed after
@@ -188,7 +188,10 @@ class Conversation:
         return pathway_of(self._janus).option_names
 
     def draw(self, prompt: str, **options: Any) -> list[GeneratedImage]:
-        """Generate images for the next question; arguments as for ``stream_drawing``."""
+        """Generate images and return them; the next question will be about them.
+
+        Arguments and exceptions are those of ``stream_drawing``.
+        """
         images: list[GeneratedImage] = []
         for step in self.stream_drawing(prompt, **options):
             images += step.images
@@ -216,7 +219,10 @@ class Conversation:
     def edit(
         self, prompt: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
     ) -> list[GeneratedImage]:
-        """Change images for the next question; arguments as for ``stream_edit``."""
+        """Change images and return the results; the next question will be about them.
+
+        Arguments and exceptions are those of ``stream_edit``.
+        """
         changed: list[GeneratedImage] = []
         for step in self.stream_edit(prompt, images, **options):
             changed += step.images
@@ -300,21 +306,21 @@ class Conversation:
 
         ``reset`` and ``load`` empty the cache. ``undo`` leaves it as it is until the next question.
         """
-        return len(self._prefix_cache.keys)  # one key for each position
+        # There is one key for each position.
+        return len(self._prefix_cache.keys)
 
     # Order of actions
 
     def _refuse_during_answer(self) -> None:
-        """Check that no answer is being streamed.
+        """Check that no answer is being streamed; first wait for streams that are being closed.
 
         Raises:
-            ConversationError: one is.
+            ConversationError: an answer is being streamed.
         """
         if self._answering or self._drawings:
-            # An interrupted or dropped stream, of an answer or of a drawing, is closed in the
-            # model's thread. An empty call waits for that: until then, a closed answer counts as
-            # being given, and a closed drawing as being made (``reset`` reads both). If the call
-            # fails, the model cannot be used any more, so nothing is being streamed.
+            # The model's thread closes an interrupted or dropped stream, and only then updates
+            # ``_answering`` or ``_drawings``. An empty call waits until it has done so. The call
+            # fails if the model cannot be used any more; then there is nothing to wait for.
             with contextlib.suppress(JanusError):
                 self._janus.thread.call(lambda: None)
         if self._answering:
@@ -379,7 +385,9 @@ class Conversation:
             self._drawings -= 1
 
     def _answer(self, asked: _Asked, options: TextOptions) -> ThreadStream[TextChunk]:
-        """Build the prompt now, so that this call raises errors in it; return the answer's stream.
+        """Build the prompt, and return the stream of the answer.
+
+        The prompt is built now, so that this call raises its errors, not the stream.
 
         Raises:
             PromptError: the question does not fit into the context.
@@ -410,7 +418,9 @@ class Conversation:
         ids = self._prompt_ids(exchanges[forgotten:], question)
         limit = context - room  # positions that the prompt may take
         if forgotten < len(exchanges) and len(ids) > limit:
-            limit = context - 2 * room  # so that the next question need not drop exchanges again
+            # Make more room than this answer needs, so that the next question need not drop
+            # exchanges again.
+            limit = context - 2 * room
 
             def fits(count: int) -> bool:
                 """Return whether the prompt fits without the oldest ``count`` exchanges."""
@@ -456,7 +466,9 @@ class Conversation:
     def _stream_answer(
         self, asked: _Asked, ids: list[int], forgotten: int, options: TextOptions
     ) -> Generator[TextChunk, None, None]:
-        """Answer a question; at the end, insert question and answer where it was asked.
+        """Answer a question; when the answer is complete, add both to ``messages``.
+
+        They are placed after the messages before the question, and before later drawings.
 
         Args:
             asked: the question.
@@ -497,8 +509,8 @@ class Conversation:
         """Return an answer's tokens if later prompts can contain them; None: encode the text.
 
         Generated tokens are in the KV cache, and the ids of the encoded text may differ from them.
-        The tokens cannot be used if a stop string cut the text, because they go on after the cut.
-        Nor can they if one is the image placeholder, which would take the place of an image.
+        The tokens cannot be used in two cases. If a stop string cut the text, the tokens go on
+        after the cut. If a token is the image placeholder, it would take the place of an image.
         """
         same_text = self._prompts.decode(result.tokens).strip() == result.text.strip()
         if same_text and self._prompts.special.image not in result.tokens:

@@ -36,7 +36,7 @@ class FlowPathway:
         self._config = flow_config(janus.config)
 
     def options(self, choices: Mapping[str, Any]) -> FlowOptions:
-        """Check options given by name. One that is None or missing takes the model's default.
+        """Check options given by name. An option that is None or missing takes the model's default.
 
         Raises:
             OptionError: a value is out of range, or an option is unknown.
@@ -61,7 +61,7 @@ class FlowPathway:
             The latents of each image, (h, w, z_channels), float32.
 
         Raises:
-            OptionError: they have another shape, or are not finite numbers.
+            OptionError: the latents have another shape, or are not finite numbers.
         """
         shape = (n, *self._config.latent_shape)
         try:
@@ -126,7 +126,10 @@ class FlowPathway:
 
 
 def _start(janus: LoadedModel, jobs: Sequence[ImageJob], options: FlowOptions) -> FlowDrawing:
-    """Read the prompts of images, and return their drawing before the first step."""
+    """Load the weights for drawing, read the prompts of images, and return their drawing.
+
+    The drawing has done no step yet.
+    """
     janus.load_weights_for("draw")
     shape = flow_config(janus.config).latent_shape
     noise = [
@@ -139,19 +142,20 @@ def _start(janus: LoadedModel, jobs: Sequence[ImageJob], options: FlowOptions) -
 
 
 class FlowCanvas:
-    """A ``Canvas`` of latents, at the step that the drawing has done now.
+    """A ``Canvas`` of an image's latents, as they are when the canvas is made.
 
     Args:
         janus: the model.
         job: the image.
         drawing: the drawing of which the image is a part.
-        index: the index of the image there.
+        index: the index of the image in the drawing.
     """
 
     def __init__(self, janus: LoadedModel, job: ImageJob, drawing: FlowDrawing, index: int):
         self._janus = janus
         self._job = job
-        # The drawing replaces its arrays at each step, so these stay as they are now.
+        # The drawing replaces its arrays at each step, and never changes one in place. So these
+        # arrays stay as they are now.
         self._all_latents = drawing.latents
         self._all_predicted = drawing.predicted
         self._index = index
@@ -160,7 +164,7 @@ class FlowCanvas:
     def preview(self) -> Image.Image:
         """Decode the latents to which the image would move in a straight line from its last step.
 
-        The image is complete and blurred, and becomes sharper with each step.
+        The preview shows the whole image, blurred at first and sharper with each step.
         """
         return _decode(self._janus, self._all_predicted[self._index])
 
@@ -197,10 +201,10 @@ def _decode(janus: LoadedModel, latents: mx.array) -> Image.Image:
 
 
 class FlowBatch:
-    """An ``ImageBatch``: images that were added together share a pass, and others follow.
+    """An ``ImageBatch`` in groups: only images that were started together share a pass.
 
-    A pass reads several hundred positions of each image, so it is as fast for few images as for
-    many. Nothing would be gained by joining images of different prompts and steps.
+    A pass reads several hundred positions of each image, so a pass of few images uses the device as
+    well as a pass of many. Joining groups of different prompts and steps would gain nothing.
     """
 
     def __init__(self, janus: LoadedModel):
@@ -216,7 +220,7 @@ class FlowBatch:
         """Start images that have one prompt and equal options.
 
         Yields:
-            Nothing: a prompt is much shorter than an image, and is read at once.
+            Nothing, because the prompt is read in one part: it is much shorter than an image.
         """
         drawing = _start(self._janus, jobs, jobs[0].options)  # type: ignore[arg-type]
         self._groups.append((drawing, list(jobs)))
@@ -242,7 +246,7 @@ class FlowBatch:
             if drawing.complete:
                 for i, job in enumerate(members):
                     finished[job] = FlowCanvas(self._janus, job, drawing, i)
-        self._groups = [group for group in self._groups if not group[0].complete]
+        self._groups = [(drawing, jobs) for drawing, jobs in self._groups if not drawing.complete]
         return finished
 
     def steps_done(self, job: ImageJob) -> int:
@@ -256,7 +260,11 @@ class FlowBatch:
         return FlowCanvas(self._janus, job, drawing, index)
 
     def _find(self, job: ImageJob) -> tuple[FlowDrawing, int]:
-        """Return the drawing of a running image, and the image's index there."""
+        """Return the drawing of a running image, and the image's index in it.
+
+        Raises:
+            KeyError: the image is not in the batch.
+        """
         for drawing, members in self._groups:
             if job in members:
                 return drawing, members.index(job)

@@ -21,6 +21,7 @@ from .pathway import (
     Canvas,
     EditingPathway,
     ImageJob,
+    ImageOptions,
     ImagePathway,
     InputImages,
     LatentPathway,
@@ -47,28 +48,23 @@ def image_jobs(
 
     Args:
         janus: the model.
-        prompt: one or several prompts.
-        n: images of each prompt.
-        seed: the seed of each prompt's first image; each further image has the next higher seed. A
-            sequence has a seed for each prompt. None and -1: a random seed.
+        prompt: a prompt or several.
+        n: number of images of each prompt.
+        seed: the seed of a prompt's first image, one for all prompts or a sequence of one for each;
+            None and -1: random. Each further image of a prompt has the next higher seed.
         choices: options of image generation by name; None: the model's default.
         inputs: images to change, if any.
 
     Raises:
         PromptError: there is no prompt, or one is empty or does not fit into the context.
         OptionError: a number is out of range, a prompt is no text, there are not as many seeds as
-            prompts, or the model has no such option.
+            prompts, the model has no such option, or it cannot change images.
     """
     pathway = pathway_of(janus)
     n = check_int("n", n, 1, MAX_IMAGES)
     chosen = without_neutral_values(choices)
     starts = _starts(pathway, chosen.pop("latents", None), n)
-    if inputs is None:
-        options = pathway.options(chosen)
-    elif isinstance(pathway, EditingPathway):
-        options = pathway.edit_options(chosen)
-    else:
-        raise OptionError("this model generates images from prompts only: leave images out")
+    options = _check_options(pathway, chosen, inputs)
     texts = as_strings("prompt", prompt)
     if not texts:
         raise PromptError("there is no prompt: say what to draw")
@@ -87,11 +83,27 @@ def image_jobs(
     return jobs
 
 
+def _check_options(
+    pathway: ImagePathway, choices: Mapping[str, Any], inputs: InputImages | None
+) -> ImageOptions:
+    """Check the options of generating images, or of changing ``inputs``; return them.
+
+    Raises:
+        OptionError: a value is out of range, the model has no such option, or there are ``inputs``
+            and the model cannot change images.
+    """
+    if inputs is None:
+        return pathway.options(choices)
+    if isinstance(pathway, EditingPathway):
+        return pathway.edit_options(choices)
+    raise OptionError("this model generates images from prompts only: leave images out")
+
+
 def _starts(pathway: ImagePathway, latents: Any, n: int) -> Sequence[np.ndarray | None]:
     """Return the latents from which each of n images begins; None: from the noise of its seed.
 
     Raises:
-        OptionError: the model's images do not begin from latents, or these are not valid.
+        OptionError: the model's images do not begin from latents, or the latents are not valid.
     """
     if latents is None:
         return [None] * n
@@ -170,8 +182,8 @@ def generate_steps(
         finally:
             stream.close()
         mx.clear_cache()
-        # The canvases of the group's last step are complete. A preview may finish an image before
-        # its own step does, so the result is kept.
+        # The canvases of the group's last step are complete. A preview may decode an image before
+        # the loop below reaches it. ``cache`` keeps the result, so that it is not decoded again.
         finishing = [cache(canvas.finish) for canvas in canvases]
         for i, finish in enumerate(finishing):
             image = finish()
@@ -229,8 +241,8 @@ def images_that_fit(janus: LoadedModel, bytes_per_image: int, reserved: int = 0)
         bytes_per_image: memory of one image while it is generated.
         reserved: bytes of the free memory to leave unused.
     """
-    # Low-memory mode frees the language model's weights before it decodes an image, which then
-    # uses their memory.
+    # Low-memory mode frees the language model's weights before it decodes an image. Decoding then
+    # uses the memory of these weights.
     decoding_bytes = 0 if janus.low_memory else pathway_of(janus).decoding_bytes()
     usable_bytes = SAFE_SHARE * available_memory() - reserved - decoding_bytes
     return max(int(usable_bytes / bytes_per_image), 0)

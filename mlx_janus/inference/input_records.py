@@ -19,7 +19,7 @@ from ..processing.file_names import local_path
 from ..processing.images import ImageSource
 
 _TASK = "edit"  # the value of "task" in the metadata of a changed image
-_CROP = {True: "yes", False: "no"}
+_CROP = {True: "yes", False: "no"}  # the value of "crop", by whether the result was cut
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_edit(metadata: Mapping[str, str]) -> dict[str, Any]:
         return {"cfg_weight2": None, "crop": None, "inputs": ()}
     if metadata["task"] != _TASK:
         raise ValueError
-    by_word = {word: value for value, word in _CROP.items()}
+    cropped_by_word = {word: cropped for cropped, word in _CROP.items()}
     items = parse_json(metadata["inputs"])
     records = tuple(InputRecord(**item) for item in items)
     texts = [value for record in records for value in asdict(record).values()]
@@ -81,6 +81,6 @@ def read_edit(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError  # a changed image has at least one input, and its facts are texts
     return {
         "cfg_weight2": float(metadata["cfg_weight2"]),
-        "crop": by_word[metadata["crop"]],
+        "crop": cropped_by_word[metadata["crop"]],
         "inputs": records,
     }

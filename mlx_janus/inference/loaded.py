@@ -109,7 +109,8 @@ class LoadedModel:
         self.caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()  # emptied by ``close``
         self._files = files
         self._loaded_tasks: set[Task] = set()  # tasks whose weights are all held
-        self._held: set[str] = set()  # names of all weights that may be held
+        # The names of all weights that may be in memory.
+        self._held: set[str] = set()
 
     @property
     def model(self) -> JanusModel:
@@ -156,7 +157,8 @@ class LoadedModel:
     def trained_for_plans(self) -> bool:
         """Whether the model was trained to write a plan before it draws, as T2I-R1 was.
 
-        The files of T2I-R1 are those of a Janus-Pro. So the name of the converted model decides.
+        The files of T2I-R1 look like those of a Janus-Pro, so the name of the model that was
+        converted decides.
         """
         return _TRAINED_FOR_PLANS.search(self._source) is not None
 
@@ -228,8 +230,9 @@ class LoadedModel:
             turns: messages, as for ``answering_ids``.
 
         Raises:
-            OptionError: ``logit_bias`` has an id beyond the vocabulary, or the grammar is refused,
-                needs a package that is not installed, or is for an answer that has begun.
+            OptionError: ``logit_bias`` has an id beyond the vocabulary. Or the grammar is refused,
+                needs a package that is not installed, or is given although ``turns`` end with the
+                beginning of the answer.
         """
         options.check_vocabulary(self.config.language.vocab_size)
         grammar = options.grammar
@@ -241,7 +244,7 @@ class LoadedModel:
         self.grammars.check(grammar)
 
     def answering_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
-        """Return the token ids of a conversation, up to where the model goes on.
+        """Return the token ids of a conversation; the model continues after the last id.
 
         Args:
             turns: messages. If the last one is the assistant's, it is the beginning of the answer.

@@ -165,7 +165,7 @@ class ModelThread:
         def close() -> None:
             """Close the generator. If it is running a step, queue this function again."""
             running = inspect.getgeneratorstate(generator) == inspect.GEN_RUNNING
-            if running and worker is not None:  # garbage collection during the step calls this
+            if running and worker is not None:  # garbage collection during the step called this
                 worker.calls.put(Call(close))
                 return
             self._generators.discard(generator)
@@ -220,7 +220,8 @@ class ThreadStream(Iterator[T], Generic[T]):
         # Closes the generator if the stream is garbage collected or fails. The stream is open as
         # long as ``_finalizer.alive``.
         self._finalizer = weakref.finalize(self, thread.close_stream, generator, wait=False)
-        self._finalizer.atexit = False  # at exit, the thread ends without it
+        # At exit, the thread ends without this finalizer.
+        self._finalizer.atexit = False
 
     def __iter__(self) -> ThreadStream[T]:
         return self

@@ -106,11 +106,12 @@ class ImageBatch(Protocol):
     def start(self, jobs: Sequence[ImageJob]) -> Generator[None, None, None]:
         """Start images that have one prompt and equal options.
 
-        Reading the prompt may take long. Between two parts of it, the batch may advance, and other
-        images may leave. The images are in the batch after the last part.
+        Reading the prompt may take long, so it is read in parts. Between two parts, the caller may
+        advance the batch and remove other images. The new images are in the batch after the last
+        part.
 
         Yields:
-            None between two parts.
+            None between two parts of the prompt.
         """
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:
@@ -136,7 +137,7 @@ class ImagePathway(Protocol):
     """Names of the options that ``options`` knows."""
 
     def options(self, choices: Mapping[str, Any]) -> ImageOptions:
-        """Check options given by name. One that is None or missing takes the model's default.
+        """Check options given by name. An option that is None or missing takes the model's default.
 
         Raises:
             OptionError: a value is out of range, or this pathway has no such option.
@@ -176,10 +177,13 @@ class ImagePathway(Protocol):
 
 @runtime_checkable
 class EditingPathway(Protocol):
-    """What an ``ImagePathway`` has too if it can change images: jobs may have ``inputs``."""
+    """The further methods of an ``ImagePathway`` that can change images.
+
+    Its jobs may have ``inputs``.
+    """
 
     tokens_per_input: int
-    """Tokens of a prompt for each image that it changes."""
+    """Tokens that each input image adds to a prompt."""
 
     def edit_options(self, choices: Mapping[str, Any]) -> ImageOptions:
         """Check options of changing images, as ``ImagePathway.options`` does.
@@ -189,7 +193,7 @@ class EditingPathway(Protocol):
         """
 
     def edit_prompt_ids(self, prompt: str, images: int) -> list[int]:
-        """Return the token ids of a prompt that changes a number of images.
+        """Return the token ids of a prompt that asks for a change to ``images`` input images.
 
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
@@ -198,19 +202,22 @@ class EditingPathway(Protocol):
 
 @runtime_checkable
 class LatentPathway(Protocol):
-    """What an ``ImagePathway`` has too if its images move from noise: jobs may have ``latents``."""
+    """The further method of an ``ImagePathway`` whose images begin as latents.
+
+    Its jobs may have ``latents``.
+    """
 
     def starts(self, latents: Any, n: int) -> list[np.ndarray]:
         """Check the latents from which n images begin, and return those of each image.
 
         Raises:
-            OptionError: they have a wrong shape, or are not finite numbers.
+            OptionError: the latents have a wrong shape, or are not finite numbers.
         """
 
 
 @runtime_checkable
 class ReasoningPathway(Protocol):
-    """What an ``ImagePathway`` has too if it can draw by plans and judgements."""
+    """The further methods of an ``ImagePathway`` that can draw by plans and judgements."""
 
     def prompt_ids_in(self, prompts: Prompts, prompt: str) -> list[int]:
         """Return the token ids of an image's prompt in other templates than the model's own.
@@ -220,19 +227,19 @@ class ReasoningPathway(Protocol):
         """
 
     def temperature(self, options: Any) -> float:
-        """Return the temperature of the sampling, which is that of plans and judgements too."""
+        """Return the sampling temperature of images. Plans and judgements have it, too."""
 
     def redraw_prompt_ids(self, ids: Sequence[int], judgement: Sequence[int]) -> list[int]:
         """Return the token ids of a prompt after which an image is drawn again.
 
-        The job of the ids has the earlier image in ``ImageJob.earlier``.
+        The job with these ids must have the earlier image in ``ImageJob.earlier``.
 
         Args:
             ids: the prompt of the earlier image.
             judgement: the ids between the earlier image and the new one.
 
         Raises:
-            PromptError: they leave no room in the context for an image.
+            PromptError: the ids leave no room in the context for an image.
         """
 
 

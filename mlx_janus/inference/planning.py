@@ -59,7 +59,8 @@ def choose_plan(janus: LoadedModel, plan: object, *, edits: bool) -> bool | str:
         edits: whether images are to be changed.
 
     Raises:
-        OptionError: the value has a wrong type, or the request or the model cannot have a plan.
+        OptionError: the value has a wrong type. Or it asks for a plan, and images are to be
+            changed or the model cannot draw by a plan.
     """
     if not isinstance(plan, bool | str | None):
         kind = type(plan).__name__
@@ -122,7 +123,7 @@ def write_plan(
         job: the image.
         ids: ``plan_ids`` of its prompt.
         temperature: the sampling temperature.
-        make_job: makes the result of a plan.
+        make_job: makes the job that draws by a plan.
 
     Yields:
         Pieces of the plan.
@@ -134,7 +135,7 @@ def write_plan(
     options = TextOptions(
         max_tokens=MAX_PLAN_TOKENS, temperature=temperature, top_k=TOP_K, seed=seed
     )
-    prompt = Prompt(ids, lambda _: [], reset_peak=False)
+    prompt = Prompt(ids, lambda _: [], reset_peak=False)  # without images
     tokens: tuple[int, ...] = ()
     events = answer_events(janus, prompt, options)
     try:
@@ -154,6 +155,7 @@ def write_plan(
         except ContextLengthError:
             if not tokens:
                 raise
+            # Drop the last sixteenth of the plan, and try again.
             tokens = tokens[: -max(len(tokens) // 16, 1)]
 
 
@@ -180,7 +182,8 @@ def planned_steps(
         The steps. Each image begins with those that write its plan, which have ``stage`` "plan".
 
     Raises:
-        ContextLengthError: a prompt is too long to ask for a plan, or to draw even without one.
+        ContextLengthError: the context has no room for the question for a plan, or for the prompt
+            and an image, even without a plan.
     """
     requests = {}
     for prompt, job in {job.prompt: job for job in jobs}.items():
@@ -205,7 +208,7 @@ def _plan_and_draw(
     done = 0  # steps of the images so far
     finished: list[GeneratedImage] = []
     for number, job in enumerate(jobs):
-        later = steps_per_image * (len(jobs) - number - 1)
+        later = steps_per_image * (len(jobs) - number - 1)  # steps of the images after this one
         total = done + steps_per_image + later
         earlier = [image.image for image in finished]
         pieces = write_plan(janus, job, requests[job.prompt], temperature, partial(make_job, job))
@@ -217,6 +220,7 @@ def _plan_and_draw(
                 preview = partial(_joined_preview, earlier, step)
                 yield replace(step, index=done + step.index, total=total, _preview=preview)
                 finished += step.images
+        # Steps up to this image; images that were drawn again have more than expected.
         done = total - later
 
 

@@ -37,7 +37,7 @@ Key = int | tuple[str, int]
 def image_digest(image: Image.Image) -> str:
     """Return the SHA-256 of an image's size and pixels, in hexadecimal."""
     digest = hashlib.sha256(f"{image.size}".encode())
-    for _, band in bands(image):  # the bytes of the whole image would take as much memory again
+    for _, band in bands(image):  # in bands, because ``tobytes`` copies
         digest.update(band.tobytes())
     return digest.hexdigest()
 
@@ -58,7 +58,8 @@ class ImageFeatureCache:
         self._limit = limit
         # (tokens, hidden) for each digest, the most recently used last.
         self._features: OrderedDict[str, mx.array] = OrderedDict()
-        janus.caches.add(self)  # emptied when the model is closed
+        # Emptied when the model is closed.
+        janus.caches.add(self)
 
     def clear(self) -> None:
         """Forget all features."""
@@ -148,7 +149,8 @@ class PrefixCache:
         self.keys: list[Key] = []
         self._janus = janus
         self._cache: Cache | None = None
-        janus.caches.add(self)  # emptied when the model is closed
+        # Emptied when the model is closed.
+        janus.caches.add(self)
 
     def clear(self) -> None:
         """Empty the KV cache."""

@@ -21,7 +21,7 @@ def reasoned_steps(
     reflect: int = 0,
     reset_peak: bool = True,
 ) -> Steps:
-    """Check the options of reasoning, and return the steps that generate the images of jobs.
+    """Check ``plan`` and ``reflect``, and return the steps that generate the images of jobs.
 
     Args:
         janus: the model.
@@ -31,7 +31,7 @@ def reasoned_steps(
         reset_peak: whether MLX's peak memory is counted from the first step.
 
     Raises:
-        OptionError: an option is out of range, or does not suit the model or images to change.
+        OptionError: an option is out of range, or does not suit the model or a change of images.
         PromptError: a prompt does not fit into the context.
     """
     edits = jobs[0].inputs is not None
@@ -44,23 +44,23 @@ def reasoned_steps(
     temperature = pathway.temperature(jobs[0].options)
 
     def make_job(job: ImageJob, text: str) -> ImageJob:
-        """Return the job that draws by a plan."""
+        """Return the job that draws by a plan; with ``reflect``, check the room for judgements."""
         planned = planned_job(janus, job, text)
         return check_room(janus, planned) if rounds else planned
 
     def draw(jobs: Sequence[ImageJob]) -> Steps:
-        """Draw the images of a part of the request."""
+        """Return the steps that draw images and, with ``reflect``, judge them."""
         if rounds:
             return reflected_steps(janus, jobs, rounds, temperature, reset_peak=False)
         return generate_steps(janus, jobs, reset_peak=False)
 
     if chosen is True:
         return planned_steps(janus, jobs, temperature, make_job, draw, reset_peak=reset_peak)
-    if chosen is not False:  # it is the plan
+    if chosen is not False:  # ``chosen`` is the text of the plan
         jobs = _jobs_by_plan(jobs, chosen, make_job)
     if not rounds:
         return generate_steps(janus, jobs, reset_peak=reset_peak)
-    for job in {job.prompt: job for job in jobs}.values():
+    for job in {job.prompt: job for job in jobs}.values():  # one job of each prompt
         check_room(janus, job)
     return reflected_steps(janus, jobs, rounds, temperature, reset_peak=reset_peak)
 
@@ -68,7 +68,7 @@ def reasoned_steps(
 def _jobs_by_plan(
     jobs: Sequence[ImageJob], plan: str, make_job: Callable[[ImageJob, str], ImageJob]
 ) -> list[ImageJob]:
-    """Return the jobs that draw by a given plan. Each prompt is laid out only once."""
-    of_prompts = {job.prompt: job for job in jobs}
-    planned = {prompt: make_job(job, plan) for prompt, job in of_prompts.items()}
+    """Return the jobs that draw by a given plan. The ids of each prompt are made only once."""
+    job_of_prompt = {job.prompt: job for job in jobs}
+    planned = {prompt: make_job(job, plan) for prompt, job in job_of_prompt.items()}
     return [replace(planned[job.prompt], seed=job.seed) for job in jobs]

@@ -52,7 +52,7 @@ class Judgement:
     words: str  # the answer
 
     def round_of(self, image: Image.Image) -> DrawingRound:
-        """Return the round of a drawing with this judgement."""
+        """Return the round of a drawing: ``image``, and this judgement of it."""
         return DrawingRound(image, self.matches, self.words, self.probability)
 
 
@@ -65,7 +65,8 @@ def check_reflect(janus: LoadedModel, reflect: object, *, edits: bool) -> int:
         edits: whether images are to be changed.
 
     Raises:
-        OptionError: the value is out of range, or the request or the model cannot have rounds.
+        OptionError: the value is out of range. Or it is above 0, and images are to be changed or
+            the model cannot judge images.
     """
     rounds = check_int("reflect", reflect, 0, MAX_REFLECT)
     if rounds and edits:
@@ -79,15 +80,15 @@ def check_reflect(janus: LoadedModel, reflect: object, *, edits: bool) -> int:
 
 
 def judge_ids(janus: LoadedModel, ids: Sequence[int]) -> list[int]:
-    """Return the token ids that a judgement follows.
+    """Return the token ids of the question for a judgement: prompt, image and question.
 
     Args:
         janus: the model.
         ids: the prompt of the image, which ends with image_start.
     """
     prompts = janus.prompts
-    places = [prompts.special.image] * prompts.image_tokens
-    return [*ids, *places, *prompts.after_image(_QUESTION)]
+    placeholders = [prompts.special.image] * prompts.image_tokens
+    return [*ids, *placeholders, *prompts.after_image(_QUESTION)]
 
 
 def redraw_job(
@@ -118,16 +119,20 @@ def redraw_job(
 
 
 def check_room(janus: LoadedModel, job: ImageJob) -> ImageJob:
-    """Return a job whose context has room for the longest judgement and another image.
+    """Check that the context has room for the longest judgement of an image and another image.
+
+    Returns:
+        The job that was given.
 
     Raises:
-        ContextLengthError: it has not.
+        ContextLengthError: the context has no room.
     """
     context = janus.config.language.max_position_embeddings
-    longest = [janus.prompts.special.eos] * MAX_JUDGEMENT_TOKENS
+    longest = [janus.prompts.special.eos] * MAX_JUDGEMENT_TOKENS  # any id: only the number counts
     fits = len(judge_ids(janus, job.ids)) + len(longest) <= context
+    any_image = Image.new("RGB", (1, 1))
     try:
-        redraw_job(janus, job, Image.new("RGB", (1, 1)), longest, seed=0)
+        redraw_job(janus, job, any_image, longest, seed=0)
     except ContextLengthError:
         fits = False
     if not fits:
@@ -169,7 +174,7 @@ def judge(
     options = TextOptions(max_tokens=MAX_JUDGEMENT_TOKENS - 1, temperature=temperature, seed=seed)
     prompt = Prompt(
         ids=[*all_ids, first],
-        features=lambda _: [],
+        features=lambda _: [],  # the image is in the cache
         cache=cache,
         read=len(all_ids),
         continues=True,
@@ -204,11 +209,11 @@ def _choose_verdict(
     Returns:
         The chosen token, whether it is Yes, and the probability of Yes against No.
     """
-    # The last token represents an answer of several tokens, as in Janus-Pro-R1's code.
+    # If an answer has several tokens, its last one represents it, as in Janus-Pro-R1's code.
     answers = [janus.prompts.encode(answer)[-1] for answer in _ANSWERS]
     logits = janus.model.text_logits(hidden)[:, mx.array(answers)].astype(mx.float32)  # (1, 2)
     key = mx.random.key(derive_seed(seed, "verdict"))
-    chosen = cast(int, choose(logits, key[None], temperature).item())
+    chosen = cast(int, choose(logits, key[None], temperature).item())  # 0: Yes; 1: No
     probability = cast(float, mx.softmax(logits, axis=-1)[0, 0].item())
     return answers[chosen], chosen == 0, probability
 
@@ -233,7 +238,7 @@ def reflected_steps(
 
     Yields:
         The steps of the drawings and, with ``stage`` "judge", of the judgements. The total grows
-            when an image is drawn again. Images are finished in the order of the jobs' groups.
+            when an image is drawn again. Images are finished in the order of ``group_jobs``.
     """
     if reset_peak:
         mx.reset_peak_memory()
@@ -264,7 +269,8 @@ class _Reflection:
         self._later = groups * self._steps  # steps of the groups that have not begun
         self._done = 0  # steps
         self._finished: list[Image.Image] = []
-        self._drawing: Callable[[], list[Image.Image]] = list  # the preview of the newest drawings
+        # Returns the preview of the newest drawings.
+        self._drawing: Callable[[], list[Image.Image]] = list
 
     def draw_group(self, jobs: Sequence[ImageJob]) -> Steps:
         """Draw a group of images in all their rounds, and yield the steps."""
@@ -285,10 +291,10 @@ class _Reflection:
             unmatched = list(redraws)
             if not unmatched:
                 break
-            again = yield from self._draw(list(redraws.values()))
-            for job, image_again in zip(unmatched, again, strict=True):
-                drawings[job].append(image_again)
-        self._drawing = list
+            redrawn = yield from self._draw(list(redraws.values()))
+            for job, redrawn_image in zip(unmatched, redrawn, strict=True):
+                drawings[job].append(redrawn_image)
+        self._drawing = list  # no image is in progress
         for job in jobs:
             if job in unmatched:  # the last drawing is not judged
                 rounds[job].append(DrawingRound(drawings[job][-1].image, None))
@@ -310,7 +316,8 @@ class _Reflection:
                 self._done = start + step.index
                 total = start + step.total + self._later
                 images |= {(image.prompt, image.seed): image for image in step.images}
-                stage: Stage = "judge" if step.images else "draw"  # finished drawings are judged
+                # The first finished drawing ends the group's drawing, and its judgements follow.
+                stage: Stage = "judge" if step.images else "draw"
                 self._drawing = step.preview
                 yield ImageStep(self._done, total, (), self._preview_function(), stage)
         return [images[job.prompt, job.seed] for job in jobs]
@@ -333,24 +340,25 @@ class _Reflection:
 def _preview(
     finished: list[Image.Image], unfinished: Callable[[], list[Image.Image]]
 ) -> list[Image.Image]:
+    """Return the finished images, and then the preview of the unfinished ones."""
     return finished + unfinished()
 
 
 def _result(
-    drawings: Sequence[GeneratedImage], rounds: Sequence[DrawingRound], most: int
+    drawings: Sequence[GeneratedImage], rounds: Sequence[DrawingRound], reflect: int
 ) -> GeneratedImage:
-    """Return the last drawing of an image as the image, with its rounds.
+    """Return the finished image: its last drawing, with the seed of the first and all rounds.
 
     Args:
         drawings: the drawings of one image, in order.
         rounds: the same drawings, judged.
-        most: how often an image is judged and drawn again, at most.
+        reflect: how often an image is judged and drawn again, at most.
     """
     first = drawings[0]
     return replace(
         drawings[-1],
         seed=first.seed,
-        metadata=first.metadata | rounds_metadata(rounds, most),
+        metadata=first.metadata | rounds_metadata(rounds, reflect),
         passes=sum(drawing.passes for drawing in drawings),
         steps=sum(drawing.steps for drawing in drawings),
         rounds=tuple(rounds),

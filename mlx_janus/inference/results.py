@@ -35,7 +35,7 @@ class TokenLogprob:
     text: str  # with U+FFFD for bytes that are no complete character
     utf8: bytes | None  # the token's bytes; None: a control token, or an id without a token
     logprob: float  # natural logarithm, at most 0
-    top: tuple[TokenLogprob, ...] = ()  # the likeliest tokens, likeliest first, themselves without
+    top: tuple[TokenLogprob, ...] = ()  # the likeliest tokens, likeliest first; their ``top`` is ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TextChunk:
     text: str  # may be empty if ``logprobs`` is not
     result: TextResult | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
-    """With ``logprobs=True``, of the tokens after those of the piece before; each is in one piece.
+    """With ``logprobs=True``, one for each token that was generated since the previous piece.
 
     Characters may be held back, so a token's text may be part of a later piece.
     """
@@ -106,7 +106,7 @@ class GeneratedImage:
         return f"<GeneratedImage {self.prompt!r}, seed {self.seed}, {width}x{height}>"
 
     def _repr_png_(self) -> bytes:
-        """Show the image in a notebook."""
+        """Return the image as a PNG with its metadata, for a notebook to show."""
         return encode_image(self.image, self.metadata)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -187,19 +187,19 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         prompt, seed, cfg_weight, temperature, top_p, steps, model (its name) and upscale (1: not
-        enlarged). An image of a rectified flow has steps, and its temperature and top_p are None;
-        for image tokens it is the other way round. Also plan (None: none) and reflect (0: none);
-        dtype of the weights (None in files of early releases), bits or recipe if the weights were
-        quantized, and roles if others than the model's own were requested (None otherwise). Of a
-        changed image, also the entries of ``input_records.read_edit``.
+        enlarged). For a rectified flow, temperature and top_p are None; for image tokens, steps is
+        None. Also plan (None: none) and reflect (0: none); dtype of the weights (None in files of
+        early releases), bits or recipe if the weights were quantized, and roles if others than the
+        model's own were requested (None otherwise). Also the entries of ``input_records.read_edit``
+        about a changed image.
 
     Raises:
         ImageError: the file is not an image, its settings are missing or not valid, or the image
             began from given latents, which the file does not have.
     """
     chunks = _drawing_chunks(path)
-    # The group is the factor. A file without this chunk was not upscaled: the pattern matches "",
-    # and the group is None.
+    # Group 1 is the factor. A file without this chunk was not upscaled: then the pattern matches
+    # "", and group 1 is None.
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
     try:
         if upscale is None:

@@ -135,13 +135,13 @@ def _score_rows(
     longest = max(map(len, rows))
     states = mx.broadcast_to(last_hidden[:, None], (count, 1, last_hidden.shape[-1]))
     if longest > 1:
-        # The last token of a text predicts nothing here, so it is not read. A pad's id does not
-        # matter: the states before it do not depend on it.
+        # The last token of a text predicts no token of the text, so it is not read. Shorter rows
+        # are padded at the end with id 0. Any id would do: no state depends on later positions.
         padded = [[*row[:-1], *[0] * (longest - len(row))] for row in rows]
         embeddings = janus.model.embed_text(mx.array(padded, mx.int32))
         copies = take_rows(cache, [0] * count)
         states = mx.concatenate([states, janus.model.hidden_states(embeddings, copies)], axis=1)
-    # The states that predict a token, of all rows one after the other.
+    # The indices of the states that predict a token, in the states of all rows joined.
     places = [row * longest + k for row, ids in enumerate(rows) for k in range(len(ids))]
     targets = [token for ids in rows for token in ids]
     flat = states.reshape(count * longest, -1)
@@ -155,7 +155,13 @@ def _score_rows(
 
 
 def _logprobs(janus: LoadedModel, states: mx.array, targets: Sequence[int]) -> Iterator[float]:
-    """Yield the log-probability of each target, predicted by its state, (n, hidden)."""
+    """Yield the log-probability of each target token.
+
+    Args:
+        janus: the model.
+        states: the states that predict the n targets, (n, hidden).
+        targets: n token ids.
+    """
     for start in range(0, len(targets), _LOGIT_ROWS):
         part = slice(start, start + _LOGIT_ROWS)
         logits = janus.model.text_logits(states[part])
@@ -184,9 +190,11 @@ def _combine(
     sums = {text: math.fsum(logprobs[text]) for text in spellings}
     likeliest = max(sums, key=lambda text: sums[text])
     highest = sums[likeliest]
+    # The log of the sum of the probabilities. ``highest`` is taken out, or all could become 0.
     total = highest + math.log(math.fsum(math.exp(value - highest) for value in sums.values()))
     scores = []
     for token, logprob in zip(tokens[likeliest], logprobs[likeliest], strict=True):
         text, utf8 = janus.prompts.spelling(token)
         scores.append(TokenLogprob(token, text, utf8, logprob))
-    return AnswerScore(answer, min(total, 0.0), likeliest, tuple(scores))
+    total = min(total, 0.0)  # rounding may have given more than 0
+    return AnswerScore(answer, total, likeliest, tuple(scores))

@@ -78,7 +78,7 @@ def text_options(
             ``top_logprobs`` is given without ``logprobs``, or ``lookup`` with ``schema``.
     """
     choice: dict[str, Any] = dict(sampling)
-    if choice.get("logit_bias") is None:
+    if choice.get("logit_bias") is None:  # missing, or None for the default
         choice.pop("logit_bias", None)
     schema = choice.pop("schema", None)
     if schema is not None:
@@ -285,7 +285,8 @@ class _Answer:
         self._end_ids = prompts.end_ids
         self._wants_logprobs = options.logprobs
         self._continues = continues
-        self._stop_strings = StopStrings(options.stop)  # a filter of the text
+        # Filters the text.
+        self._stop_strings = StopStrings(options.stop)
 
     def add(self, token: AnswerToken) -> Token | None:
         """Add a token; return it with the characters that are safe to show now.
@@ -356,7 +357,7 @@ class _Answer:
     def _append(self, text: str) -> str:
         """Append text to the answer, and return it.
 
-        White space at the start of the answer is dropped, unless the prompt begins the answer.
+        White space at its start is dropped, unless the prompt ends with the beginning of an answer.
         """
         at_start = not self._text and not self._continues
         if at_start:

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class ToStep(Protocol):
-    """Makes a step that writes a piece of text."""
+    """A function that makes the step of a piece of text."""
 
     def __call__(self, *, text: str) -> ImageStep: ...
 
@@ -20,7 +20,7 @@ class ToStep(Protocol):
 def text_steps(
     pieces: Generator[str, None, Result], to_step: ToStep
 ) -> Generator[ImageStep, None, Result]:
-    """Turn the pieces of a text into steps, and return the result of ``pieces``."""
+    """Yield a step for each piece of a text, and return the result of the generator ``pieces``."""
     with contextlib.closing(pieces):
         while True:
             try:

@@ -52,7 +52,7 @@ class VQPathway:
         self.tokens_per_input = 4 + janus.config.understanding.tokens + self._config.tokens
 
     def options(self, choices: Mapping[str, Any]) -> DrawOptions:
-        """Check options given by name. One that is None or missing takes the model's default.
+        """Check options given by name. An option that is None or missing takes the model's default.
 
         Raises:
             OptionError: a value is out of range, an option is unknown, or ``exact`` is combined
@@ -61,7 +61,7 @@ class VQPathway:
         return DrawOptions(**self._choose(choices, _OPTIONS))
 
     def edit_options(self, choices: Mapping[str, Any]) -> EditOptions:
-        """Check options of changing images. One that is None or missing takes the default.
+        """Check options of changing images. An option that is None or missing takes its default.
 
         Raises:
             OptionError: as for ``options``.
@@ -106,7 +106,7 @@ class VQPathway:
         return self._with_room(prompts.drawing(prompt))
 
     def temperature(self, options: DrawOptions) -> float:
-        """Return the temperature of the sampling, which is that of plans and judgements too."""
+        """Return the sampling temperature of images. Plans and judgements have it, too."""
         return options.temperature
 
     def redraw_prompt_ids(self, ids: Sequence[int], judgement: Sequence[int]) -> list[int]:
@@ -119,13 +119,13 @@ class VQPathway:
             judgement: the ids between the earlier image and the new one.
 
         Raises:
-            PromptError: they leave no room in the context for an image.
+            PromptError: the ids leave no room in the context for an image.
         """
         slot = [self._janus.prompts.special.pad] * self._config.tokens
         return self._with_room([*ids, *slot, *judgement])
 
     def edit_prompt_ids(self, prompt: str, images: int) -> list[int]:
-        """Return the token ids of a prompt that changes a number of images.
+        """Return the token ids of a prompt that asks for a change to ``images`` input images.
 
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
@@ -133,10 +133,10 @@ class VQPathway:
         return self._with_room(self._janus.prompts.editing(prompt, images, self._config.tokens))
 
     def _with_room(self, ids: list[int]) -> list[int]:
-        """Return the ids of a prompt after which the context has room for an image.
+        """Check that the context has room for an image after a prompt; return the prompt's ids.
 
         Raises:
-            ContextLengthError: it has not.
+            ContextLengthError: the context has no room for an image.
         """
         length = len(ids)
         image_tokens = self._config.tokens
@@ -211,20 +211,20 @@ class VQPathway:
         if window is None:
             # With several images a pass has many rows already, so a wide window gains little.
             window = 1 if len(jobs) > 1 else find_window(model, options.rows)
-        first_jobs: dict[object, int] = {}  # by ids and images of a prompt, its index
+        indices: dict[object, int] = {}  # index in ``prompts``, by the prompt's ids and images
         prompts: list[list[Row]] = []  # without repeats
         images: list[tuple[int, int]] = []  # for each image, the index of its prompt and the seed
         for job in jobs:
             key = (tuple(job.ids), job.inputs, job.earlier)
-            if key not in first_jobs:
-                first_jobs[key] = len(prompts)
+            if key not in indices:
+                indices[key] = len(prompts)
                 prompts.append(self._rows(job, options))
-            images.append((first_jobs[key], job.seed))
+            images.append((indices[key], job.seed))
         self._janus.load_weights_for("draw")
         return draw_tokens(model, prompts, images, options, window)
 
     def _rows(self, job: ImageJob, options: DrawOptions) -> list[Row]:
-        """Return the rows of an image's prompt, as ``_read_rows`` does in parts."""
+        """Return the rows of an image's prompt: run ``_read_rows`` without a pause."""
         steps = self._read_rows(job, options)
         while True:
             try:
@@ -240,7 +240,7 @@ class VQPathway:
         has only padding.
 
         Yields:
-            None after each encoding of an image that the prompt changes.
+            None after each input image is encoded as features, and after each is encoded as tokens.
         """
         if job.earlier is not None:
             return self._redraw_rows(job.ids, job.earlier, options)
@@ -250,6 +250,7 @@ class VQPathway:
             return text_rows(job.ids, unconditional, options)
         full, part = yield from self._embed_with_images(job.ids, job.inputs)
         rows: list[Row] = [EmbeddedRow(full)]
+        # This row lacks the tokens of the input images, and so their details.
         if isinstance(options, EditOptions) and options.cfg_weight2 != 0:
             rows.append(EmbeddedRow(part))
         if options.cfg_weight != 1:
@@ -267,14 +268,15 @@ class VQPathway:
         janus = self._janus
         janus.load_weights_for("tokenize")
         pixels = np.asarray(earlier.image, np.float32) / 255
-        tokens = janus.model.encode_image_tokens(mx.array((pixels - 0.5) / 0.5)[None])
+        normalized = (pixels - 0.5) / 0.5  # in [-1, 1]
+        tokens = janus.model.encode_image_tokens(mx.array(normalized)[None])
         embedded_tokens = janus.model.embed_image_tokens(tokens)[0]  # (tokens, hidden)
         mx.eval(embedded_tokens)
         janus.load_weights_for("draw")
         start = earlier.prompt_tokens
         unconditional = [*janus.prompts.unconditional(ids[:start]), *ids[start:]]
         rows: list[Row] = []
-        for row_ids in (ids, unconditional)[: options.rows]:
+        for row_ids in (ids, unconditional)[: options.rows]:  # without guidance, there is one row
             row = janus.model.embed_text(mx.array(list(row_ids)))
             row[start : start + len(embedded_tokens)] = embedded_tokens.astype(row.dtype)
             mx.eval(row)
@@ -287,7 +289,7 @@ class VQPathway:
         """Embed a prompt that changes images, as Janus-4o was trained.
 
         Yields:
-            None after each encoding of an image.
+            None after each image is encoded as features, and after each is encoded as tokens.
 
         Returns:
             full: (L, hidden), with the features of the vision encoder in the places of the image
@@ -484,4 +486,5 @@ class TokenBatch:
         image = self._images_by_job[job]
         count = len(image)  # the canvas keeps this number of tokens, while the image grows
         read_tokens = partial(image.tokens, count)
-        return TokenCanvas(self._janus, job, read_tokens, passes=count)  # a pass for each token
+        # In a batch, each pass adds one token.
+        return TokenCanvas(self._janus, job, read_tokens, passes=count)

@@ -34,9 +34,9 @@ def build_llama(config: LlamaConfig) -> Llama:
 
 
 def masked_states(body: Any, embeddings: mx.array, cache: Any, mask: mx.array) -> mx.array:
-    """Run the body of a Llama with a mask of its own, as ``JanusModel.hidden_states`` says.
+    """Run the body of a Llama with an attention mask, as ``JanusModel.hidden_states`` describes it.
 
-    Positions are counted from the beginning of the cache, masked ones included.
+    Rotary embeddings count positions from the beginning of the cache. Masked positions count too.
     """
     hidden = embeddings
     for layer, layer_cache in zip(body.layers, cache, strict=True):

@@ -14,7 +14,7 @@ from .parts import GenerationParts
 
 
 def _build(config: JanusConfig) -> dict[str, nn.Module]:
-    """Return the networks with random weights, by their names in the checkpoint."""
+    """Return the networks with random weights, by their attribute names in ``JanusModel``."""
     flow = flow_config(config)
     uvit = flow.uvit
     latent_channels = flow.vae.z_channels
@@ -43,9 +43,9 @@ def flow_config(config: JanusConfig) -> FlowGenerationConfig:
 def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: int) -> int:
     """Estimate the bytes of one image while it is generated: its KV cache and activations.
 
-    A pass reads all positions of the image. Its largest arrays are the scores of attention, and
-    those inside a block of the decoder or of the language model. They are counted in float32,
-    three times, since an operation holds its input and its output.
+    A pass reads all positions of the image. Its largest arrays are the scores of attention, or
+    those inside a block of the decoder or of the language model. The largest is counted three times
+    in float32, for the two inputs and the output of an operation.
 
     Args:
         config: the model's config.
@@ -55,13 +55,14 @@ def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: i
     """
     flow = flow_config(config)
     language = config.language
-    read = flow.positions + 1  # positions of a pass: one is the time's
-    length = prompt_tokens + read
-    scores = language.num_attention_heads * length * read
+    pass_positions = flow.positions + 1  # 1: the position of the time
+    length = prompt_tokens + pass_positions
+    scores = language.num_attention_heads * length * pass_positions
+    # The decoder has 2 * channels outside its blocks, and 4 times as many inside.
     widest = max(language.intermediate_size, 8 * flow.uvit.channels)
-    activations = rows * max(scores, read * widest)
+    largest = rows * max(scores, pass_positions * widest)  # numbers in the largest array
     kv_bytes = cache_bytes(language, rows, length, itemsize)
-    return kv_bytes + 3 * mx.float32.size * activations
+    return kv_bytes + 3 * mx.float32.size * largest
 
 
 def _pixel_bytes(config: JanusConfig) -> int:
@@ -72,6 +73,8 @@ def _pixel_bytes(config: JanusConfig) -> int:
     (``benchmarks/flow.py``), and more at smaller ones. On a GPU, it is that of the VQ codec.
     """
     flow = flow_config(config)
+    # ``level_channels`` begins with the highest resolution, which the decoder computes last. The
+    # first block there still gets the channels of the level before, which come second.
     channels = max(flow.vae.level_channels[:2])
     activation_bytes = mx.float32.size * flow.image_size**2 * channels
     factor = 10 if mx.default_device().type == mx.DeviceType.cpu else 12

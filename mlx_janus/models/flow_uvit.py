@@ -27,14 +27,14 @@ _LONGEST_PERIOD = 10_000  # of the sinusoids, in units of the time, without the 
 
 
 def time_features(times: Sequence[float], size: int) -> mx.array:
-    """Return cosines and then sines of times from 0 to 1000: (n, size), float32.
+    """Return sinusoidal time embeddings, cosines and then sines: (n, size), float32.
 
-    The angles are computed in float32, as the reference does. Near 1000 they have an error of up to
-    6e-5, so other orders of the operations give other numbers.
+    The angles are computed in float32, as in the reference. Near the time 1000 an angle has a
+    rounding error of up to 6e-5, so another order of the operations would give other numbers.
 
     Args:
-        times: n times.
-        size: number of features, which is even.
+        times: n times from 0 to 1000.
+        size: numbers in an embedding; even.
     """
     half = size // 2
     exponents = -np.float32(math.log(_LONGEST_PERIOD)) * np.arange(half, dtype=np.float32)
@@ -52,7 +52,7 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def __call__(self, features: mx.array) -> mx.array:
-        """Embed ``time_features``: (B, size) -> (B, width)."""
+        """Transform the results of ``time_features``: (B, size) -> (B, width)."""
         hidden = self.linear_1(features)
         return self.linear_2(nn.silu(hidden))
 
@@ -66,8 +66,12 @@ class GlobalResponseNorm(nn.Module):
         self.bias = mx.zeros((channels,))
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Scale each channel by its norm over the grid: (B, H, W, C) -> (B, H, W, C)."""
+        """Scale each channel by its norm over the grid: (B, H, W, C) -> (B, H, W, C).
+
+        The norm is divided by the mean norm of all channels.
+        """
         y = x.astype(mx.float32)
+        # Sum each row and then the rows, since rounding errors are smaller in shorter sums.
         norms = mx.sqrt((y * y).sum(2, keepdims=True).sum(1, keepdims=True))  # (B, 1, 1, C)
         relative = norms / (norms.mean(-1, keepdims=True) + _GRN_EPS)
         return (self.bias + (self.weight * relative + 1) * y).astype(x.dtype)
@@ -108,14 +112,14 @@ class ConvNextBlock(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Blocks of one resolution; the class gives them their name in the checkpoint."""
+    """The blocks of one resolution, which the checkpoint names ``res_blocks``."""
 
     def __init__(self, count: int, channels: int, config: UViTConfig):
         super().__init__()
         self.res_blocks = [ConvNextBlock(channels, config) for _ in range(count)]
 
     def __call__(self, x: mx.array, time: mx.array) -> mx.array:
-        """Apply the blocks one after the other, as ``ConvNextBlock`` does."""
+        """Apply the blocks one after the other; the arguments are those of ``ConvNextBlock``."""
         for block in self.res_blocks:
             x = block(x, time)
         return x
@@ -137,7 +141,9 @@ class UViTEncoder(nn.Module):
         self.mid_block = Blocks(config.encoder_blocks, config.channels, config)
 
     def __call__(self, z: mx.array, time: mx.array) -> mx.array:
-        """Encode latents: (B, h, w, z_channels) -> (B, H, W, channels), one for each patch.
+        """Encode latents: (B, h, w, z_channels) -> (B, H, W, channels).
+
+        H and W count patches.
 
         Args:
             z: latents.
@@ -159,7 +165,8 @@ class Unpatch(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Return latents: (B, H, W, 2 * channels) -> (B, h, w, z_channels).
 
-        Each patch has z_channels * patch_size * patch_size numbers, in this order.
+        The convolution gives z_channels * patch_size * patch_size numbers for each patch, in the
+        order channel, row, column.
         """
         x = self.unpatch_conv(self.norm(x))
         B, H, W, _ = x.shape
@@ -180,7 +187,7 @@ class UViTDecoder(nn.Module):
         super().__init__()
         self.input_norm = nn.RMSNorm(config.channels, eps=config.norm_eps)
         self.mid_block = Blocks(config.decoder_blocks, 2 * config.channels, config)
-        self.out_convs = [Unpatch(config, z_channels)]
+        self.out_convs = [Unpatch(config, z_channels)]  # a list of one, as in the checkpoint
 
     def __call__(self, x: mx.array, skip: mx.array, time: mx.array) -> mx.array:
         """Return velocities: (B, H, W, channels) -> (B, h, w, z_channels).

@@ -35,7 +35,7 @@ GENERATION: dict[str, GenerationParts] = {"flow": FLOW_PARTS, "vq": VQ_PARTS}
 
 
 def generation_parts(config: JanusConfig) -> GenerationParts:
-    """Return the record of the networks of the config's image pathway."""
+    """Return the record ``GenerationParts`` of the image pathway that the config names."""
     return GENERATION[config.generation.kind]
 
 
@@ -85,8 +85,8 @@ class JanusModel(nn.Module):
     def understand(self, pixels: mx.array) -> mx.array:
         """Encode images for the language model: (N, H, W, 3) -> (N, embeddings, hidden).
 
-        The embeddings of an image are those of its patches, and before them the adaptor's own, if
-        it has one.
+        An image has one embedding for each patch. In JanusFlow, a learned embedding of the adaptor
+        comes before them.
         """
         features = self.vision_model(pixels)
         return self.aligner(features)

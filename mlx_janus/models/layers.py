@@ -83,13 +83,17 @@ _TOP_EXPONENT = 6  # stored weights are below 2 ** 7, and the largest is at leas
 class ScaledLinear(nn.QuantizedLinear):
     """A quantized linear layer with one more scale, ``layer_scale``, that applies to all weights.
 
-    The scales of nvfp4's groups are floats of 8 bits, 2 ** -9 or more: groups of small weights
-    would lose precision, or become zero. So the stored weights are the real ones divided by a
-    power of two, which brings the group scales into the range where they have all their bits.
+    A group scale of nvfp4 is a float of 8 bits, and the smallest one is 2 ** -9. Without
+    ``layer_scale``, groups of small weights would lose precision or become zero. So the stored
+    weights are the real weights divided by ``layer_scale``, a power of two. This brings the group
+    scales into the range where floats of 8 bits have their full precision.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Multiply: (..., input width) -> (..., output width)."""
+        """Multiply: (..., input width) -> (..., output width).
+
+        The input is scaled in place of the weights, which gives the same product.
+        """
         return super().__call__(x * self.layer_scale)
 
     @classmethod
@@ -115,6 +119,7 @@ def layer_scale_of(weight: mx.array) -> mx.array:
     largest = mx.maximum(weight.max(), -weight.min()).reshape(1).astype(mx.float32)
     # A float32 has its exponent, plus 127, in bits 23 to 30. The sign bit is 0 here.
     exponent = (largest.view(mx.int32) >> 23) - 127
+    # After the division, the largest weight has the exponent ``_TOP_EXPONENT``.
     exponent = mx.clip(exponent - _TOP_EXPONENT, -24, 15)  # powers of two that float16 has
     scale = ((exponent + 127) << 23).view(mx.float32)
     return scale.astype(weight.dtype)

@@ -143,8 +143,8 @@ class VisionTransformer(nn.Module):
 class SiglipVisionTower(nn.Module):
     """A wrapper that gives the encoder its name in the checkpoint, ``vision_tower``.
 
-    If the config has ``pixel_mean`` and ``pixel_std``, it also normalises the pixels by them, in
-    addition to the preprocessing of images.
+    If the config has ``pixel_mean`` and ``pixel_std``, it normalises the pixels by them, although
+    the preprocessing has already normalised them.
     """
 
     def __init__(self, config: SiglipConfig):

@@ -28,7 +28,7 @@ class GroupNorm(nn.GroupNorm):
 
     MLX's CPU backend adds a group's values one after the other. Over a flat region it adds the same
     value thousands of times, so that all rounding errors have one sign and the variance is wrong by
-    1e-5. Averaging pieces of 16 values, and then their means, avoids this.
+    1e-5. Averaging pieces of about 16 values, and then their means, avoids this.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -133,10 +133,14 @@ class AttnBlock(nn.Module):
 
 
 def attend_by_rows(scores: mx.array, values: mx.array) -> mx.array:
-    """Return means of all pixels, weighted by softmax: (B, L, H * W), (B, H, W, C) -> (B, L, C).
+    """Return means of ``values``, weighted by the softmax of ``scores``: (B, L, C).
 
-    Both sums, of the weights and of the weighted pixels, are taken row by row, for the same reason
+    Both sums, of the weights and of the weighted values, are taken row by row, for the same reason
     as the means of ``GroupNorm``: over a flat region all summands are equal.
+
+    Args:
+        scores: (B, L, H * W), for L queries.
+        values: (B, H, W, C).
     """
     B, H, W, _ = values.shape
     highest = mx.stop_gradient(scores.max(-1, keepdims=True))  # it cancels in the quotient
@@ -273,8 +277,8 @@ class Decoder(nn.Module):
 
     Args:
         config: the sizes.
-        attention: whether the blocks of the lowest resolution attend too, in addition to the block
-            before them.
+        attention: whether an attention block follows each residual block of the first level. The
+            attention block in ``mid`` is there in either case.
     """
 
     def __init__(self, config: CodecConfig, *, attention: bool = True):
@@ -320,7 +324,7 @@ class VectorQuantizer(nn.Module):
         self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
 
     def look_up(self, ids: mx.array) -> mx.array:
-        """Return the unit vectors of image tokens: (...) -> (..., codebook_dim)."""
+        """Return the codebook rows of image tokens, normalised: (...) -> (..., codebook_dim)."""
         rows = self.embedding(ids)
         return normalize(rows)
 
@@ -331,11 +335,12 @@ class VectorQuantizer(nn.Module):
         """
         vectors = normalize(vectors)
         codebook = normalize(self.embedding.weight)
-        # |v - r|^2 = |v|^2 + |r|^2 - 2 v.r. The norms are not all 1: a codebook may have zero rows.
-        vector_norms = (vectors * vectors).sum(-1, keepdims=True)
-        row_norms = (codebook * codebook).sum(-1)
+        # |v - r|^2 = |v|^2 + |r|^2 - 2 v.r. The norms are not all 1, because a row of zeros stays
+        # zero when it is normalised.
+        squared_vector_norms = (vectors * vectors).sum(-1, keepdims=True)
+        squared_row_norms = (codebook * codebook).sum(-1)
         products = vectors @ codebook.T
-        squared_distances = vector_norms + row_norms - 2 * products
+        squared_distances = squared_vector_norms + squared_row_norms - 2 * products
         return mx.argmin(squared_distances, axis=-1)
 
 

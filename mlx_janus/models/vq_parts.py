@@ -72,8 +72,8 @@ def _pixel_bytes(config: JanusConfig) -> int:
     """Estimate the bytes of the codec's activations while it decodes one image.
 
     They are a multiple of the bytes of one activation at full resolution. On a CPU, the factor is
-    13: ``benchmarks/bench.py`` measured it, and it is rounded up. On a GPU, it is estimated as 12.
-    Encoding an image, to change it, takes no more: 11 on a CPU.
+    13, as ``benchmarks/bench.py`` measured it, rounded up. On a GPU, it is estimated as 12.
+    Encoding an image takes no more memory than decoding one: its factor is 11 on a CPU.
     """
     pathway = token_config(config)
     # In float32, for a square image, with the base number of channels.

@@ -27,6 +27,7 @@ def local_path(name: str) -> str:
     if address is not None:
         host, path = address.groups(default="")
         if _is_this_machine(host):
+            # Unquote bytes, because the name of a file may not be UTF-8.
             return os.fsdecode(unquote_to_bytes(os.fsencode(path)))
     # The address of another machine, or one without an absolute path.
     if address is not None or name[:7].lower() == "file://":

@@ -227,19 +227,19 @@ def letterbox(size: tuple[int, int], config: ImageConfig) -> Box:
         size: width and height of the image, in pixels.
         config: the sizes of the preprocessing.
     """
-    square = config.image_size
+    background_side = config.image_size
     longest = max(size)
 
     def scale(side: int) -> int:
         """Return the pixels of a side after scaling."""
         # DeepSeek's code divides, multiplies and truncates in this order. Rounding would make a
         # side one pixel longer in half of all images.
-        scaled = int(side / longest * square)
-        return min(max(scaled, config.min_size), square)
+        scaled = int(side / longest * background_side)
+        return min(max(scaled, config.min_size), background_side)
 
     width, height = map(scale, size)
-    left = (square - width) // 2
-    top = (square - height) // 2
+    left = (background_side - width) // 2
+    top = (background_side - height) // 2
     return left, top, left + width, top + height
 
 
@@ -402,7 +402,7 @@ def _add_heic_decoder() -> None:
 
 @contextlib.contextmanager
 def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
-    """Turn every exception in a ``with`` body into an ``ImageError``, and ignore its warnings.
+    """Turn exceptions in a ``with`` body into ``ImageError``, and ignore warnings in the body.
 
     Only one thread at a time can be in the body, since warning filters belong to the whole process.
 

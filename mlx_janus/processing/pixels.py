@@ -85,7 +85,7 @@ def _grey_range(image: Image.Image) -> tuple[float, float]:
 
 
 def bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield the bands of an image from top to bottom, each after the number of its first row."""
+    """Yield the bands of an image from top to bottom, as pairs: number of the first row, band."""
     width, height = image.size
     for top in range(0, height, _ROWS):
         yield top, image.crop((0, top, width, min(top + _ROWS, height)))

@@ -66,7 +66,10 @@ class Turn:
 
     @property
     def pieces(self) -> list[str]:
-        """The text before the first image, between each two images, and after the last image."""
+        """The text before the first image, between each two images, and after the last image.
+
+        Without ``places``, it consists of the line breaks after the images, and the whole text.
+        """
         if self.places is not None:
             bounds = itertools.pairwise((0, *self.places, len(self.text)))
             return [self.text[start:end] for start, end in bounds]
@@ -122,9 +125,10 @@ class Prompts:
     Args:
         tokenizer: a tokenizer of the ``tokenizers`` library, which is not changed.
         config: roles, separators and the spellings of the control tokens.
-        image_tokens: positions that one image takes in an answering prompt.
-        with_start: whether image_start comes before these positions. A model with an embedding of
-            its own in this place does without.
+        image_tokens: positions of one image in an answering prompt, without image_start and
+            image_end.
+        with_start: whether image_start comes before these positions. It does not in JanusFlow,
+            where the first position has a learned embedding instead.
 
     Raises:
         ConfigError: a control token is missing, or the tokenizer is not byte-level, loses text or
@@ -194,8 +198,8 @@ class Prompts:
     def answering(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
         """Return the ids of a conversation, from bos to the point where the model continues it.
 
-        An image takes the ids image_start, unless the model has an embedding in its place,
-        ``image_tokens`` times image, and image_end.
+        Each image becomes image_start (only if ``with_start``), ``image_tokens`` times image, and
+        image_end.
 
         Args:
             turns: the messages. If the last one is the assistant's, it is the beginning of the
@@ -244,16 +248,16 @@ class Prompts:
         return self._encode(segments)
 
     def editing(self, text: str, images: int, image_tokens: int) -> list[int]:
-        """Return the ids of a prompt that changes images, from bos to image_start.
+        """Return the ids of a prompt that asks for a change to images, from bos to image_start.
 
-        Janus-4o was trained with prompts of this form. Each image has two slots, one after the
-        other: image positions for the features of the vision encoder, and pads for its image
+        Janus-4o was trained with prompts of this form. Each input image has two slots, one after
+        the other: image positions for the features of the vision encoder, and pads for the image's
         tokens. The instruction follows all slots, without a space.
 
         Args:
             text: the instruction.
-            images: number of images, 1 or more.
-            image_tokens: image tokens of one image.
+            images: number of input images, 1 or more.
+            image_tokens: number of image tokens of one input image.
 
         Raises:
             PromptError: the text is empty or not Unicode.
@@ -328,7 +332,8 @@ class Prompts:
     def _answering_segments(self, turns: Sequence[Turn], system: str | None) -> list[str]:
         """Return the segments of an answering prompt, without bos.
 
-        Whitespace is stripped from both ends of the prompt.
+        If the last turn is the assistant's, its text is the beginning of the answer. Whitespace is
+        stripped from both ends of the prompt.
 
         Raises:
             PromptError: no turn is the user's, or a question has neither text nor images.
@@ -404,14 +409,15 @@ class Prompts:
     def _control_ids(self, spelling: str) -> list[int]:
         """Return the ids that stand for a control token: its own id, or all ids of an image.
 
-        The image token becomes the start of an image, ``image_tokens`` positions and the end.
+        The image token becomes image_start (only if ``with_start``), ``image_tokens`` times image,
+        and image_end.
         """
         if spelling == self.config.image:
             start = [self.special.image_start] if self._with_start else []
             positions = [self.special.image] * self.image_tokens
             return [*start, *positions, self.special.image_end]
         found = self._prompt_tokenizer.token_id(spelling)
-        assert found is not None  # a _Control is made only of tokens that __init__ has found
+        assert found is not None  # ``PromptTokenizer`` has checked that the tokens exist
         return [found]
 
 

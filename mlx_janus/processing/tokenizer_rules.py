@@ -22,7 +22,8 @@ _KINDS: Mapping[str, frozenset[str]] = {
     "post_processor": frozenset({"ByteLevel", "TemplateProcessing"}),
 }
 """Accepted kinds of rules, by the part of the file. A "Sequence" of them is accepted too."""
-_MEMBERS = ("normalizers", "pretokenizers", "decoders", "processors")  # of a "Sequence"
+_MEMBERS = ("normalizers", "pretokenizers", "decoders", "processors")
+"""Keys of a "Sequence" that hold its rules. Which one is used depends on the part of the file."""
 _MAX_RULES = 32  # rules in a part; Janus has 7
 _MAX_PATTERN = 4096  # characters of a pattern; the longest of Janus has about 400
 _MAX_REPEATS = 1  # repeats in one alternative of a pattern, as in Janus
@@ -129,7 +130,8 @@ def _check_pattern(pattern: Any) -> None:
     # A digit after an escaped backslash is no reference, so remove escaped backslashes.
     if _BACK_REFERENCE.search(regex.replace(r"\\", "")):
         raise RuleError(f"the pattern {_shown(regex)} refers to a group")
-    # In the outline, every "(", "*" and "|" is an operator, since those in atoms are replaced.
+    # In the outline, every "(", "*" and "|" is an operator, since "x" stands for each escaped
+    # character and each class.
     outline = _ATOM.sub("x", regex)
     if _REPEATED_GROUP.search(outline):
         raise RuleError(f"the pattern {_shown(regex)} repeats a group")

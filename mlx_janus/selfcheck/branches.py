@@ -79,8 +79,8 @@ def check_convolution(device: str, convolve: Callable[..., mx.array] | None = No
 
     Args:
         device: the name in the check.
-        convolve: called with a layer and its input; None: the codec's own function. On a GPU, that
-            calls ``nn.Conv2d.__call__``, which a test can pass here on a CPU.
+        convolve: called with a layer and its input; None: the codec's ``Conv2d.__call__``. On a
+            GPU, it only calls ``nn.Conv2d.__call__``. A test passes the latter on a CPU.
     """
     run = convolve or Conv2d.__call__
     random = np.random.default_rng(0)
@@ -112,14 +112,17 @@ def _convolve_in_numpy(x: np.ndarray, weight: np.ndarray, stride: int, padding: 
 
 
 def check_wired_limit(device: str) -> Check:
-    """Check that overlapping blocks raise the wired limit, and that the last one restores it."""
+    """Check that overlapping ``weights_wired`` blocks raise MLX's wired limit.
+
+    The limit must be the device's memory inside the blocks, and be restored after the last one.
+    """
     about = "wired limit"
     if not memory.is_metal():
         with memory.weights_wired():
             pass
         return Check(PART, about, device, "", "ok", "none: only Apple silicon has one")
-    size = memory.device_memory()
-    before = _wired_limit()
+    size = memory.device_memory()  # the right limit inside
+    before = _wired_limit()  # the right limit after
     outer = memory.weights_wired()
     outer.__enter__()
     with memory.weights_wired():

@@ -33,7 +33,7 @@ class Check:
     status: Status
     text: str  # the result as words
     deviation: float | None = None  # relative rms; None: the check compares no numbers
-    bound: float | None = None  # largest deviation that is right; None: as above
+    bound: float | None = None  # largest deviation that is right; None: there is no deviation
     reason: str = ""  # the reason for the bound
 
 

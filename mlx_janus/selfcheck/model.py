@@ -70,7 +70,7 @@ def is_pro_1b(janus: JanusPipeline) -> bool:
 def _check_cache(janus: JanusPipeline, device: str, precision: str) -> Check:
     """Compare the hidden states of one pass over a text with those of single steps with a cache.
 
-    The bound is that of a GPU, on a CPU too.
+    The bound on a CPU is that of a GPU, too, because one pass and single steps round differently.
     """
     model = janus.model
     embeddings = model.embed_text(mx.array([janus.prompts.drawing(SMOKE_PROMPT)]))
@@ -121,7 +121,7 @@ def _check_pixels(janus: JanusPipeline, device: str, precision: str) -> Check:
 
 
 def compare_with_cpu(janus: JanusPipeline, device: str, precision: str) -> Iterator[Check]:
-    """Yield the deviations between the outputs of a model's networks on a device and on the CPU.
+    """Yield checks of the deviations of a model's networks on a device from those on the CPU.
 
     Both devices compute with the same weights, in the same precision.
     """
@@ -137,7 +137,7 @@ def compare_with_cpu(janus: JanusPipeline, device: str, precision: str) -> Itera
         """Return the image logits of the first positions of a prompt."""
         return model.image_logits(model.hidden_states(model.embed_text(ids)))
 
-    network_bound = _compared_bound(model.dtype)
+    network_bound = _two_device_bound(model.dtype)
     codec_bound = Bound(_CODEC_BOUND, 10 * _CODEC_BOUND, "float32; 10 times as much may be TF32")
     networks: dict[str, tuple[Callable[[], mx.array], Bound]] = {
         "vision encoder and the CPU's": (lambda: model.understand(pixels), network_bound),
@@ -153,10 +153,11 @@ def compare_with_cpu(janus: JanusPipeline, device: str, precision: str) -> Itera
         yield judge(PART, about, device, precision, deviation, bound)
 
 
-def _compared_bound(dtype: mx.Dtype) -> Bound:
-    """Return the bound of a network in a float type, between two devices.
+def _two_device_bound(dtype: mx.Dtype) -> Bound:
+    """Return the bound of a network's deviation between two devices, in a float type.
 
-    The devices round differently in every layer.
+    It is wider than that of the part "numbers", whose small model has few layers: the devices round
+    differently in every layer.
     """
     name = str(dtype).removeprefix("mlx.core.")
     bound = float_bound(name, "gpu")  # type: ignore[arg-type]

@@ -61,7 +61,11 @@ def float_bound(dtype: Dtype, device: str) -> Bound:
 
 
 def stage_bound(stage: Stage, precision: Precision, device: str) -> Bound:
-    """Return the bound of a stage in a precision. Quantization widens it by the change it makes."""
+    """Return the bound of a stage in a precision.
+
+    It is the bound of the float type. For quantized weights, the change that quantization makes is
+    added.
+    """
     bound = float_bound("float32" if stage.weights == "float32" else precision.dtype, device)
     if precision.bits is None or stage.weights in ("float32", "float"):
         return bound
@@ -115,7 +119,7 @@ def _check_types(model: JanusModel, device: str, precision: Precision) -> Check:
     cache = model.make_cache()
     hidden = model.hidden_states(model.embed_text(mx.array([[1, 2]])), cache)
     pixels = model.decode_image_tokens(mx.zeros((1, 16), mx.int32))
-    found = {
+    found = {  # the type, and the right type
         "hidden states": (hidden.dtype, wanted),
         "KV cache": (cache[0].keys.dtype, wanted),
         "pixels": (pixels.dtype, mx.float32),

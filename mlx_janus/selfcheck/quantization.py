@@ -73,7 +73,7 @@ def _check_groups(name: str, folder: Path, bits: int, device: str) -> Check:
     except Exception as error:
         return failed(PART, about, device, f"{bits} bits", error)
     wanted = recorded_groups(name, bits)
-    found = {}
+    found = {}  # [bits, group size], by the layer's path
     for path, layer in _quantized_layers(model).items():
         # The width of the layer's input. A packed item holds 32 bits of weights.
         width = layer.weight.shape[-1] * 32 // layer.bits

@@ -60,7 +60,7 @@ def recorded_groups(model: str, bits: int) -> dict[str, list[int]]:
 def load_at(folder: Path, precision: Precision) -> JanusModel:
     """Load a converted folder on the default device, and read its weights.
 
-    The folder must not be quantized. The memory is not checked.
+    The folder must not be quantized. Whether the weights fit into memory is not checked.
     """
     config = JanusConfig.load(folder / "config.json")
     plan = plan_quantization(config, precision.bits)

@@ -78,7 +78,7 @@ def _image_head(model: JanusModel, numbers: Numbers) -> Iterator[Pair]:
 def _drawing(model: JanusModel, numbers: Numbers) -> Iterator[Pair]:
     """Yield hidden states and guided logits of 16 positions, through the KV cache.
 
-    Each step reads the reference's token, so that one wrong choice does not change the others.
+    Each step reads the reference's token, so that a wrong choice does not change later positions.
     """
     cache = model.make_cache()
     embeddings = model.embed_text(mx.array(numbers["gen.tokens"]))

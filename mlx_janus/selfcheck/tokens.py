@@ -39,7 +39,8 @@ class Generated:
 def check_tokens(device: str) -> Iterator[Check]:
     """Yield checks of an image and an answer on a device, against those on the CPU.
 
-    On the CPU, the image is generated with another window, and the answer with prompt lookup.
+    If the device is the CPU itself, its second image has another window, and its second answer
+    prompt lookup. Neither should change a token.
     """
     try:
         expected = generate("cpu")

@@ -20,7 +20,7 @@ NO_MODEL = (
 
 _HUB_HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com"}
 _OTHER_REPOSITORIES = {"spaces": "a space", "datasets": "a data set", "collections": "a collection"}
-# A part of an address's path after which a revision stands.
+# Parts of an address's path that come before a revision.
 _BEFORE_REVISION = ("tree", "blob", "resolve", "raw", "commit", "commits")
 
 
@@ -40,11 +40,11 @@ def split_revision(text: str) -> tuple[str, str | None]:
     """Split a model's name into its Hub id or short name, and its revision.
 
     Args:
-        text: the name, which is not a folder's.
+        text: the name. The caller has found no folder of this name.
 
     Returns:
-        The Hub id or short name, and the revision; None if the name has no revision. A Hub id is
-        checked only if the name is an address.
+        The Hub id or short name; and the revision, None if the name has none. The form of the Hub
+        id is checked only if the name is an address.
 
     Raises:
         CheckpointError: the name is the address of anything but a model on the Hub, or ends in "@".
@@ -67,6 +67,8 @@ def split_revision(text: str) -> tuple[str, str | None]:
 def _read_address(text: str) -> tuple[str, str | None] | None:
     """Return the Hub id and the revision in an address; None if the text is no address.
 
+    The revision is None if the address has none.
+
     Raises:
         CheckpointError: the address is not of a model on the Hub.
     """
@@ -75,6 +77,7 @@ def _read_address(text: str) -> tuple[str, str | None] | None:
         parts = text[len("hf://") :].removeprefix("models/").split("/")
         base, _, revision = "/".join(parts[:2]).partition("@")
         return _checked_id(base.split("/"), "hf://"), unquote(revision) or None
+    # An address of git by SSH, such as git@hf.co:owner/name, becomes one with a scheme.
     if match := re.fullmatch(r"git@(?P<host>[\w.-]+):(?P<path>.+)", text):
         text = f"ssh://{match['host']}/{match['path']}"
     first_part = text.split("/")[0].lower()
@@ -99,7 +102,7 @@ def _read_address(text: str) -> tuple[str, str | None] | None:
 
 
 def _own_hub() -> set[str]:
-    """Return the host of the Hub that ``HF_ENDPOINT`` names, or an empty set."""
+    """Return a set with the host of the address ``HF_ENDPOINT``; it is empty if there is none."""
     from huggingface_hub import constants
 
     return {urlsplit(constants.ENDPOINT).hostname or ""} - {""}
@@ -131,6 +134,6 @@ def _revision_in(path_end: list[str]) -> str | None:
     """
     if len(path_end) < 2 or path_end[0] not in _BEFORE_REVISION:
         return None
-    revision = path_end[1:]  # and perhaps a file in the repository
-    is_reference = revision[0] == "refs" and len(revision) >= 3  # three parts: refs/pr/1
-    return "/".join(revision[:3]) if is_reference else revision[0]
+    rest = path_end[1:]  # the revision, and perhaps the path of a file
+    is_reference = rest[0] == "refs" and len(rest) >= 3  # three parts: refs/pr/1
+    return "/".join(rest[:3]) if is_reference else rest[0]

@@ -2,9 +2,9 @@
 
 A folder is written under a hidden name beside its final one, and renamed at the end. An earlier
 folder of that name first gets a hidden name too, and is removed last. Every hidden folder holds a
-mark: a file that only this module writes, with the folder's own name. By the mark, a folder that a
-killed process left behind is told from the folders of other programs and people, which are never
-touched.
+mark: a file that only this module writes, with the folder's own name. The mark shows that a folder
+was left behind by a killed process of this package. Folders of other programs and people have no
+mark, and are never touched.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ _NAME = re.compile(
 _LOG = logging.getLogger(__name__)
 
 State = Literal["partial", "complete", "old"]
-"""Of a hidden folder: being written or removed, written to its end, or moved aside."""
+"""State of a hidden folder.
+
+"partial": it is being written or removed; "complete": it is written to its end; "old": it is the
+earlier folder, moved aside.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,11 @@ class Leftover:
 
 
 def read_leftover(path: Path) -> Leftover | None:
-    """Return the facts of a hidden folder; None if it is not a folder of this module."""
+    """Return the facts of a hidden folder; None if this module did not make it.
+
+    The folder's mark, a small file, shows this. The mark holds the folder's name, so a copied or
+    renamed folder gives None.
+    """
     name = _NAME.fullmatch(path.name)
     if name is None or path.is_symlink():
         return None
@@ -75,6 +83,7 @@ def leftovers_of(output: Path) -> list[Leftover]:
         return []
     found = []
     for path in paths:
+        # Hidden names of an output "a.b" begin with ".a." too, so the whole name is compared below.
         leftover = read_leftover(path) if path.name.startswith(f".{output.name}.") else None
         if leftover and leftover.output_name == output.name and leftover.is_abandoned:
             found.append(leftover)
@@ -88,7 +97,7 @@ def move_aside(folder: Path, output_name: str) -> Path:
 
     Args:
         folder: the folder to remove.
-        output_name: the folder's name, or if it is hidden already, the name that it had before.
+        output_name: the folder's name, or ``Leftover.output_name`` if the folder is hidden already.
 
     Raises:
         OSError: the folder cannot be renamed.
@@ -179,8 +188,8 @@ def _put_in_place(folder: Path, output: Path, overwrite: bool) -> None:
     except BaseException as error:  # KeyboardInterrupt too
         if old.exists() and not output.exists():
             old.rename(output)
-        if folder.exists():  # not renamed, so ``output`` is the existing folder, which was marked
-            _remove_mark(output)
+        if folder.exists():  # not renamed, so ``output`` is still the existing folder
+            _remove_mark(output)  # which may have its mark already
         if not isinstance(error, OSError):
             raise
         raise OutputError(

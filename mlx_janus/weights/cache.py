@@ -51,10 +51,11 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 class ModelEntry:
     """A model on this machine.
 
-    The ``state`` "superseded" is a conversion whose sources use newer ones. "left over" is the
-    remainder of a killed conversion or removal. "unreadable" is a conversion that is damaged or
+    The ``state`` "superseded" is a conversion whose sources use newer conversions. "left over" is
+    the remainder of a killed conversion or removal. "unreadable" is a conversion that is damaged or
     from another release. "partly downloaded" is a download that lacks files. "unusable" is a model
-    whose config is unreadable or not supported, or another program's folder that lacks files.
+    whose config is unreadable or not supported. A model in another program's folder is "unusable"
+    also if it lacks files.
     """
 
     id: str  # 8 hexadecimal digits, or "tiny"
@@ -93,7 +94,7 @@ class ModelEntry:
 
 
 def list_models() -> list[ModelEntry]:
-    """Return every model on this machine, last used first and Janus-Tiny last.
+    """Return every model on this machine: the most recently used first, Janus-Tiny at the end.
 
     Conversions in progress are left out.
     """
@@ -129,14 +130,14 @@ def find_models(name: str) -> list[ModelEntry]:
     if is_folder(path):
         wanted.add(str(path.resolve()))
     else:
-        with suppress(CheckpointError):  # raised for the address of another site
+        with suppress(CheckpointError):  # such as for the address of another site
             repo_id, revision = split_revision(name)
             wanted.add(os.fspath(resolve_short_name(repo_id)))
             commit_start = revision or ""
     found = [
         entry
         for entry in list_models()
-        if not wanted.isdisjoint((entry.id, entry.source, str(entry.path), *entry.names))
+        if wanted & {entry.id, entry.source, str(entry.path), *entry.names}
         and entry.revision.startswith(commit_start)
     ]
     if not found:
@@ -162,10 +163,13 @@ def freed_bytes(entries: Iterable[ModelEntry]) -> int:
 
 
 def _unshared_bytes(folders: Iterable[Path]) -> int:
-    """Return the bytes of the files in folders, except files that also have a hard link outside."""
-    # Both by device and inode, which are the same for all hard links to a file.
-    links: Counter[tuple[int, int]] = Counter()  # number of links in these folders
-    statuses: dict[tuple[int, int], os.stat_result] = {}
+    """Return the bytes that removing folders would free.
+
+    A file with a hard link outside these folders is not counted.
+    """
+    # A file is identified by device and inode, which all of its hard links have in common.
+    links: Counter[tuple[int, int]] = Counter()  # by file: the number of its links in the folders
+    statuses: dict[tuple[int, int], os.stat_result] = {}  # by file
     for folder in folders:
         for path in folder.rglob("*"):
             with suppress(OSError):
@@ -174,6 +178,7 @@ def _unshared_bytes(folders: Iterable[Path]) -> int:
                     file = (status.st_dev, status.st_ino)
                     links[file] += 1
                     statuses[file] = status
+    # ``st_nlink`` counts all links to a file, on the entire file system.
     return sum(
         status.st_size for file, status in statuses.items() if links[file] >= status.st_nlink
     )
@@ -200,8 +205,8 @@ def remove_model(entry: ModelEntry) -> None:
                 f"{entry.path} cannot be removed: check the permissions of its folder"
             )
         return
-    # A left-over folder has a hidden name already, with the pid of an ended process. Its new name
-    # has the pid of this one.
+    # A left-over folder has a hidden name already, with the pid of an ended process. Its new hidden
+    # name has the pid of this process.
     leftover = read_leftover(entry.path)
     try:
         hidden = move_aside(entry.path, leftover.output_name if leftover else entry.path.name)
@@ -235,7 +240,10 @@ def check_removable(entry: ModelEntry) -> None:
 
 
 def _conversions() -> list[ModelEntry]:
-    """Return the cached conversions: complete ones, and those left over by an ended process."""
+    """Return the cached conversions: complete ones, and those left over by an ended process.
+
+    Complete conversions that no source uses any more have the state "superseded".
+    """
     entries = [*_complete_conversions(), *_left_over()]
     converted = [entry.path for entry in entries if entry.state == "converted"]
     superseded = superseded_folders(converted)
@@ -246,7 +254,10 @@ def _conversions() -> list[ModelEntry]:
 
 
 def _complete_conversions() -> Iterator[ModelEntry]:
-    """Yield the conversions in the cache, readable or not, except partial ones."""
+    """Yield the complete conversions in the cache, readable or not.
+
+    A folder that also holds files of others is left out.
+    """
     for folder in conversion_folders():
         with suppress(OSError):  # another process has just removed the folder
             if _holds_only_ours(folder):
@@ -303,17 +314,18 @@ def _read_conversion(folder: Path) -> ModelEntry:
     with suppress(JanusError):
         config = JanusConfig.load(folder / "config.json")
         # The stamp is the metadata of a weight file. It names the source that the weights were
-        # converted from. Sources that use the conversion have records, except in old releases.
+        # converted from. Each source that uses the conversion has a record. Conversions of old
+        # releases have no records, so the stamp takes the place of a record.
         _, stamp = read_safetensors_header(weight_files(folder)[0])
         records = records_of(folder)
-        last_record = records[0] if records else {"name": stamp.get("source"), **stamp}
+        newest_record = records[0] if records else {"name": stamp.get("source"), **stamp}
         names = [str(record.get(key)) for record in records for key in ("source", "name")]
         return replace(
             unreadable,
             state="converted",
             config=config,
-            source=str(last_record.get("name") or folder.name),
-            revision=str(last_record.get("revision", "")),
+            source=str(newest_record.get("name") or folder.name),
+            revision=str(newest_record.get("revision", "")),
             used=(folder / "config.json").stat().st_mtime,  # loading a model sets this time
             names=(*names, stamp.get("source", "")),
         )
@@ -330,7 +342,8 @@ def _downloads() -> Iterator[ModelEntry]:
             continue
         for revision in repo.revisions:
             entry = _read_download(repo, revision)
-            # A model of another family has no config here. A damaged Janus is listed by its name.
+            # The config is None for a model of another family, and for a damaged Janus. The name
+            # tells a damaged Janus, which is listed too.
             if entry.config or "janus" in repo.repo_id.lower():
                 yield entry
 
@@ -381,10 +394,10 @@ def _config_and_state(folder: Path, complete: State) -> tuple[JanusConfig | None
 
     Args:
         folder: the model folder.
-        complete: its state if it lacks nothing, "downloaded" or "elsewhere".
+        complete: the state if the folder lacks nothing, "downloaded" or "elsewhere".
 
     Returns:
-        The config is None if it cannot be read or is not supported.
+        The config, None if it cannot be read or is not supported; and the state.
     """
     try:
         config = read_sizes(folder)

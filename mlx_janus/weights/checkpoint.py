@@ -121,7 +121,7 @@ class PlannedTensor:
         array = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
         if array.ndim == 4:
             array = mx.contiguous(array.transpose(0, 2, 3, 1))  # a convolution: OIHW to OHWI
-        array = array.reshape(self.shape)  # position embeddings may lack the batch axis
+        array = array.reshape(self.shape)  # see ``_has_other_axes`` for the shapes in files
         if array.dtype == mx.float64:
             # Apple's GPUs have no float64, so the CPU converts it.
             array = array.astype(mx.float32, stream=mx.cpu)
@@ -171,8 +171,8 @@ def source_tensors(folder: Path) -> dict[str, SourceTensor]:
 def _are_equal(a: SourceTensor, b: SourceTensor) -> bool:
     """Return whether two stored tensors have the same shape, type and bits.
 
-    A tensor with a stride of 0 repeats its items, so it can be larger than its file. It counts as
-    different, because reading it could take any amount of memory.
+    A tensor that is larger than its file counts as different. It repeats its items by a stride of
+    0, so reading it could take any amount of memory.
 
     Raises:
         CheckpointError: a file is missing, unreadable or cut short, or a tensor's type is not
@@ -216,8 +216,8 @@ def _check_index(index: Path, tensors: Mapping[str, SourceTensor]) -> None:
 def deepseek_name(name: str) -> str:
     """Turn transformers' name of a tensor into DeepSeek's.
 
-    DeepSeek joins q, k and v into one tensor, ``qkv``, and transformers does not. The names
-    returned for them end in ``.qkv.q.weight`` and so on.
+    DeepSeek joins q, k and v into one tensor, ``qkv``. transformers stores three tensors. Their
+    returned names end in ``.qkv.q.weight``, ``.qkv.k.weight`` and so on.
     """
     name = _apply_rules("transformers", name)
     match = re.fullmatch(
@@ -254,7 +254,7 @@ def plan_tensors(
         config: the model's sizes.
         layout: whose names the files use.
         folder: the model folder, for errors and for its ``config.json``.
-        left_out: beginning of the names of parameters that are not planned; "": none is.
+        left_out: beginning of the names of the parameters to leave out; "": leave none out.
 
     Raises:
         CheckpointError: a tensor is missing, surplus, not of the config's shape, or not of floats;
@@ -292,9 +292,10 @@ def plan_tensors(
 
 
 def _complete_tied(found: dict[str, SourceTensor]) -> None:
-    """Give both names of a tied weight its source, in place.
+    """Add a tied weight to ``found`` under its second name, if it has only one name there.
 
-    Most files store it once, as the embedding, and some as the head. The model has both parameters.
+    Most files store the weight as the embedding, and some as the head. The model has two
+    parameters, with the same source.
     """
     for stored, absent in (_TIED, _TIED[::-1]):
         if stored in found:
@@ -363,7 +364,7 @@ def _source_names(name: str, found: Mapping[str, SourceTensor]) -> list[str]:
 
 
 def _shown(names: list[str]) -> str:
-    """Return names as a message shows them: "'first' and 2 more", cut to 100 characters."""
+    """Return the first name, cut to 100 characters, and the number of others: "'a' and 2 more"."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{names[0][:100]!r}{more}"
 
@@ -385,7 +386,8 @@ def _check_sources(tensor: PlannedTensor, folder: Path) -> None:
         rows = sum(shape[0] for shape in shapes if shape)
         got = (rows, *shapes[0][1:])
     same_shapes = all(shape == shapes[0] for shape in shapes)
-    if not same_shapes or (got != wanted and not _has_other_axes(tensor.name, got, wanted)):
+    fits = got == wanted or _has_other_axes(tensor.name, got, wanted)
+    if not (same_shapes and fits):
         if len(wanted) == 4 and got == tensor.shape:
             raise CheckpointError(
                 f"{folder}: {tensor.name} is in MLX's layout already: another program has "
@@ -405,9 +407,9 @@ def _check_sources(tensor: PlannedTensor, folder: Path) -> None:
 def _has_other_axes(name: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Return whether a stored shape differs from the wanted one only by axes of length 1.
 
-    transformers stores position embeddings without the batch axis, JanusFlow stores the vectors of
-    its response norms with three more axes, and diffusers stores 1 x 1 convolutions of attention
-    as matrices.
+    Three cases are accepted. transformers stores position embeddings without the batch axis.
+    JanusFlow stores the vectors of its response norms with three more axes. diffusers stores 1 x 1
+    convolutions of attention as matrices.
 
     Args:
         name: the parameter's name.
@@ -434,8 +436,8 @@ def read_plan(
         folder: the model folder.
         config: the model's sizes.
         layout: whose names the files use.
-        others: tensors of other folders by their names in the model, if it needs any.
-        left_out: beginning of the names of parameters that are not planned; "": none is.
+        others: tensors of other folders, by their names in the model; None: there are none.
+        left_out: beginning of the names of the parameters to leave out; "": leave none out.
 
     Raises:
         CheckpointError: a file is missing or damaged, or its tensors do not fit the config. The

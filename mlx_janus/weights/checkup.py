@@ -20,8 +20,9 @@ def find_faults(folder: Path, *, headers: bool = False) -> list[str]:
 
     Args:
         folder: a converted folder, or a PyTorch model folder.
-        headers: whether to read the headers of the weight files and the tokenizer too. They are
-            read only if the quick checks, of the config and the file names, find no fault.
+        headers: whether to check the content of the tokenizer and the headers of the weight files
+            too. They are checked only if the quick checks, of the config and the file names, find
+            no fault.
 
     Returns:
         An empty list if no fault is found. A damaged value inside a tensor is never found.
@@ -59,7 +60,7 @@ def read_sizes(folder: Path) -> JanusConfig:
 
 
 def _check_config(folder: Path) -> None:
-    """Check a folder's config. In a PyTorch model folder, several files hold parts of it.
+    """Check a folder's config. In a PyTorch model folder, several files hold parts of the config.
 
     Raises:
         ConfigError, UnsupportedModelError: the config cannot be used.
@@ -82,7 +83,7 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _check_headers(folder: Path) -> None:
-    """Check the tensors in the headers of the weight files, and the content of the tokenizer.
+    """Check the tensors by the headers of the weight files, and the content of the tokenizer.
 
     Raises:
         JanusError: the tensors or the tokenizer do not fit the config, or a file is damaged.
@@ -93,4 +94,6 @@ def _check_headers(folder: Path) -> None:
         prepare_tokenizer(folder / TOKENIZER_FILE, config.prompt)
         return
     source = Source(folder, folder.name)
-    plan_conversion(source, ConvertOptions(), alone=True).prepare_tokenizer(source)
+    # ``alone``: JanusFlow's autoencoder is always in another folder, so its absence is no fault.
+    plan = plan_conversion(source, ConvertOptions(), alone=True)
+    plan.prepare_tokenizer(source)

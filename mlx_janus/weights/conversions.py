@@ -74,7 +74,7 @@ class SourceState:
         """Hash of the source's name and the precision. It stays when the source's content changes.
 
         If several conversions have a record with this slot, the source uses the conversion with the
-        newest one.
+        newest of these records.
         """
         return _digest([self.source, self.branch, self._precision])
 
@@ -87,7 +87,7 @@ class SourceState:
     def folder(self) -> Path:
         """The conversion's folder in the cache, whether or not it exists."""
         label = self.name.replace("/", "--").encode(errors="replace")[:_MAX_LABEL]
-        parts = [label.decode(errors="ignore")]
+        parts = [label.decode(errors="ignore")]  # drops a character that was cut in two
         if self._precision:
             parts.append(self.options.recipe or f"{self.options.bits}bit")
         parts.append(_digest([self.slot, self.state]))
@@ -95,7 +95,10 @@ class SourceState:
 
     @property
     def _precision(self) -> object:
-        """The bits, or the recipe and its rule, which releases may change; None: not quantized."""
+        """The precision as a JSON value: the bits, or None if nothing is quantized.
+
+        With a recipe, it is the recipe and its rule, because a release may change the rule.
+        """
         rule = choose_rule(self.options.bits, self.options.recipe)
         if rule and self.options.recipe:
             return [self.options.recipe, asdict(rule)]
@@ -113,7 +116,7 @@ def _digest(value: object) -> str:
 def find_conversion(source: SourceState) -> Path | None:
     """Return the conversion of a source in the cache, or None if there is none.
 
-    To record this use, the modification time of the conversion's ``config.json`` is set to now.
+    ``_note_use`` records this use in the conversion's folder.
     """
     found = source.folder if is_converted(source.folder) else _find_by_record(source)
     if found:
@@ -122,7 +125,10 @@ def find_conversion(source: SourceState) -> Path | None:
 
 
 def _find_by_record(source: SourceState) -> Path | None:
-    """Return the conversion with a record of this source in this state, or None."""
+    """Return the conversion with a record of this source in this state, or None.
+
+    Its folder may be named after another source that has the same content.
+    """
     for folder in conversion_folders():
         record = _read_record(_record_path(folder, source.slot))
         if record.get("state") == source.state and is_converted(folder):
@@ -185,7 +191,7 @@ def _read_record(path: Path) -> Mapping[str, Any]:
 
 
 def records_of(folder: Path) -> list[Mapping[str, Any]]:
-    """Return the records of a conversion, the last used first."""
+    """Return the records of a conversion, the most recently used first."""
     times = _record_times(folder)
     names = sorted(times, key=lambda name: times[name], reverse=True)
     return [_read_record(folder / name) for name in names]
@@ -209,7 +215,8 @@ def superseded_folders(folders: Iterable[Path]) -> set[Path]:
     has the same content.
     """
     records = {folder: _record_times(folder) for folder in folders}
-    newest: dict[str, int] = {}  # time of the newest record, by its file name, which has the slot
+    # The time of the newest record of each slot, by the record's file name, which holds the slot.
+    newest: dict[str, int] = {}
     for times in records.values():
         for name, time in times.items():
             newest[name] = max(time, newest.get(name, 0))
@@ -232,7 +239,7 @@ def superseded_folders(folders: Iterable[Path]) -> set[Path]:
 def _content(folder: Path) -> object:
     """Return a value that is equal for conversions with the same config, weights and tokenizer.
 
-    For a damaged conversion this is its folder, which equals no other.
+    For a damaged conversion the value is its folder, which equals no other value.
     """
     try:
         config = JanusConfig.load(folder / "config.json")
@@ -292,7 +299,7 @@ def weight_hashes(hashes: Mapping[str, str]) -> tuple[str, ...]:
 def _weight_values(config: JanusConfig) -> JanusConfig:
     """Return a config that keeps only the values that affect the weights.
 
-    All other values are the same in every result, so that two results can be compared.
+    All other values are replaced by constants, so that two results can be compared.
     """
     generation = config.generation
     if isinstance(generation, VQGenerationConfig):
@@ -315,10 +322,11 @@ def reuse_weights(
     tokenizer: str,
     source: SourceState,
 ) -> Path | None:
-    """Return a conversion that has, or links to, the weights of a candidate.
+    """Return a conversion of the source that shares its weights with a candidate.
 
     A candidate with the same config and tokenizer is returned itself. Otherwise a new folder is
-    written. Its weight files are hard links to the candidate's and take no space.
+    written. Its weight files are hard links to the candidate's and take no space. The source is
+    recorded as a user of the returned conversion.
 
     Args:
         candidates: the conversions to choose from, from ``conversions_like``.
@@ -360,7 +368,8 @@ def _link_conversion(
 ) -> None:
     """Write the conversion of a source, with hard links to the weight files of another conversion.
 
-    Where the file system has no hard links, the files are copied.
+    Where the file system has no hard links, the files are copied. The source is then recorded as a
+    user of the new conversion.
 
     Raises:
         OutputError: the folder cannot be written.

@@ -106,9 +106,9 @@ def convert_checkpoint(
 ) -> Conversion:
     """Convert a PyTorch model folder to ``output``, a folder that ``load`` reads.
 
-    After an error, nothing of the output is left behind. ``progress`` is called in this thread, and
-    an error that it raises ends the conversion. ``hashes`` is the result of ``source_hashes``;
-    None: compute it here.
+    After an error, nothing of the output is left behind. ``progress`` is called in the caller's
+    thread, and an error that it raises ends the conversion. ``hashes`` has the hashes of the
+    source's files, as ``source_hashes`` and ``hash_files`` return them; None: compute them here.
 
     Raises:
         ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
@@ -127,7 +127,7 @@ def _convert(
     progress: Progress,
     hashes: Mapping[str, str] | None,
 ) -> Conversion:
-    """Convert a model in this thread, as ``convert_checkpoint`` says."""
+    """Do the work of ``convert_checkpoint``, in a thread that may compute with MLX."""
     _refuse_converted(source.folder)
     _refuse_source_in_output(source.folder, output)
     check_output(output, overwrite=options.overwrite)
@@ -272,7 +272,7 @@ def plan_conversion(
     if published.layout == "janusflow" and vae is None and not alone:
         raise CheckpointError(f"{source.folder} has its autoencoder elsewhere: {VAE_ADVICE}")
     others = vae_tensors(vae) if vae else {}
-    left_out = "" if vae else VAE_PREFIX
+    left_out = "" if vae else VAE_PREFIX  # no other model has parameters with this prefix
     tensors = read_plan(source.folder, config, published.layout, others, left_out)
     # The config records one type for all float weights. Without ``options.dtype``, each weight
     # keeps its own type, and the config records that of the language model's last norm.

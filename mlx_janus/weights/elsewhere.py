@@ -35,7 +35,7 @@ def model_folders() -> list[Path]:
     """Return the existing folders in which other programs keep models.
 
     ``MLX_JANUS_MODELS`` replaces the default folders: paths separated by ":". If it is empty, there
-    are no folders. The Hub's cache that is in use is left out, since huggingface_hub reads it.
+    are no folders. The Hub's cache in use is left out, since huggingface_hub lists its models.
     """
     from huggingface_hub import constants
 
@@ -73,7 +73,7 @@ def find_elsewhere(name: str) -> Path | None:
     """Return the folder of a usable model of another program, or None if there is none.
 
     Args:
-        name: "owner/name", or "name" for a folder without an owner's.
+        name: "owner/name", or "name" if the folder has no owner's folder above it.
     """
     parts = name.split("/")
     # Too many parts, or one that is empty, hidden or "..".
@@ -109,9 +109,9 @@ def _entries_in(root: Path) -> Iterator[FoundFolder]:
 
 
 def _cached_in(root: Path) -> Iterator[FoundFolder]:
-    """Yield a commit of each model in ``root``, if it is a cache of the Hub.
+    """Yield a commit of each model in ``root``, if ``root`` is a cache of the Hub.
 
-    It is the commit of the branch main, or else the only commit.
+    The commit is that of the branch main, or else the only commit.
     """
     for repo in repos_in(root):
         try:

@@ -193,7 +193,19 @@ def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
 
 
 def hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
-    """Hash files; return the hexadecimal SHA-256 of each by the names that are given."""
+    """Hash files, and check the entries of ``.bin`` files by their checksums.
+
+    Args:
+        files: paths of the files, by any names.
+        progress: called with the hashed bytes.
+
+    Returns:
+        The hexadecimal SHA-256 of each file, by the same names.
+
+    Raises:
+        CheckpointError: a ``.bin`` file is damaged.
+        OSError: a file cannot be read.
+    """
     total_bytes = sum(file.stat().st_size for file in files.values())
     done_bytes = 0
     hashes = {}
@@ -214,11 +226,11 @@ def hash_files(files: Mapping[str, Path], progress: Progress) -> dict[str, str]:
 
 
 def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
-    """Return the SHA-256 of the files of a conversion's source, by file name, from its stamp.
+    """Return the SHA-256 of each file of a conversion's source, by file name.
 
     Args:
         converted: the converted folder, for the message.
-        stamp: its stamp.
+        stamp: the folder's stamp, which records the hashes.
 
     Raises:
         CheckpointError: the stamp records no hashes.

@@ -47,7 +47,8 @@ def answering_cache_bytes(config: JanusConfig, itemsize: int) -> int:
 
     ``itemsize`` is the number of bytes of a float.
     """
-    tokens = 2 * _PROMPT_TOKENS + config.embeddings_per_image  # question, answer and image
+    # A question, an answer of the same length, and an image.
+    tokens = 2 * _PROMPT_TOKENS + config.embeddings_per_image
     return cache_bytes(config.language, 1, tokens, itemsize)
 
 
@@ -87,10 +88,11 @@ def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict
 def required_memory(
     config: JanusConfig, dtype: Dtype, *, low_memory: bool = False
 ) -> dict[str, int]:
-    """Estimate the bytes of memory for "drawing" an image and for "answering" about an image.
+    """Estimate the bytes of memory for "drawing" and for "answering", by these names.
 
-    Each of the two consists of two tasks of ``task_memory``. In low-memory mode, only one task's
-    weights are in memory at a time, so only the larger task counts.
+    "drawing" consists of the tasks "draw" and "decode" of ``task_memory``, for one image.
+    "answering" consists of "encode" and "answer". In low-memory mode, the weights of only one task
+    at a time are in memory. So the larger task counts, instead of the sum of both.
     """
     tasks = task_memory(config, dtype)
     combine = max if low_memory else sum
@@ -156,7 +158,7 @@ def _first_that_fits(
 def _smaller_variants(
     config: JanusConfig, *, low_memory: bool, quantized: bool
 ) -> Iterator[tuple[str, JanusConfig, bool]]:
-    """Yield ways to load a model in less memory, the best first.
+    """Yield ways to load a model in less memory, those with the smallest loss of quality first.
 
     The arguments are those of ``check_memory``. Each way is a tuple: the options as text for a
     message, the config of the quantized model, and the value of the option ``low_memory``.

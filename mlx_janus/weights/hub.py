@@ -86,12 +86,13 @@ def find(repo_id: str, revision: str | None = None) -> HubModel:
 
 
 def _with_inner(model: HubModel) -> HubModel:
-    """Return a model whose files are those of the subfolder with its config.
+    """Return a model with only the files of the subfolder that holds it.
 
-    If the repository itself has a config, the model is returned unchanged.
+    File names become relative to the subfolder. If no subfolder holds the model, it is returned
+    unchanged.
 
     Raises:
-        CheckpointError: several subfolders have a config.
+        CheckpointError: several subfolders may hold the model.
     """
     inner = choose_inner(model.repo_id, model.files)
     if not inner:
@@ -120,7 +121,8 @@ def fetch_config(model: HubModel) -> Path:
 def fetch(model: HubModel) -> Path:
     """Download a model's config, tokenizer and weights; return the folder that holds them.
 
-    Weights are downloaded in one form: safetensors if the repository has them, else ``.bin``.
+    Weights are downloaded in one form: safetensors if the repository has them, else ``.bin``. The
+    commit of the model's branch is recorded for offline use.
 
     Raises:
         CheckpointError: the repository has no weights, or lacks a file that its index lists.
@@ -154,6 +156,8 @@ def fetch_small_files(model: HubModel) -> Path:
 def fetch_named(model: HubModel, names: list[str]) -> Path:
     """Download files of a repository by their names; return the folder that holds them.
 
+    The commit of the model's branch is recorded for offline use.
+
     Raises:
         HubError: no access, the download broke off, or the Hub is out of reach and the cache lacks
             a file.
@@ -170,8 +174,8 @@ def has_blobs(model: HubModel, names: Iterable[str]) -> bool:
     """Return whether the cache has all of these large files, whichever commit they came with.
 
     Args:
-        model: a commit.
-        names: names of its files. A file whose hash is not known counts as missing.
+        model: the commit that has the files.
+        names: names of the files. A file whose hash is not known counts as missing.
     """
     blobs = _repo_folder(model.repo_id) / "blobs"
     hashes = [model.hashes.get(name) for name in names]

@@ -13,7 +13,7 @@ _LOG_IN = "run `hf auth login` with an account that may read it"
 
 
 class OutOfReachError(HubError):
-    """The Hub did not respond, or cannot respond now. The cache may hold the model."""
+    """Failure to reach the Hub, at least for now. The cache may hold the model."""
 
 
 def why_unreachable() -> str:

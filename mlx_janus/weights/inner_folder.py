@@ -18,7 +18,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 def configs_in(names: Iterable[str]) -> list[str]:
     """Return the subfolders that hold a ``config.json``, in the order of their names.
 
-    Hidden folders and those below ``_DEPTH`` levels are left out.
+    Hidden folders, and folders more than ``_DEPTH`` levels deep, are left out.
 
     Args:
         names: paths of files, relative to the folder or repository.
@@ -55,8 +55,8 @@ def holds_config(folder: Path) -> bool:
 def find_inner_model(folder: Path) -> Path | None:
     """Return the subfolder that holds the model of a folder without a config.
 
-    It is the only subfolder with a Janus model. If there is none, it is the only one with a config,
-    which tells of which family the model is when it is read.
+    It is the only subfolder with a Janus model. If no subfolder has one, it is the only subfolder
+    with a config. Reading that config later gives an error that names the model's family.
 
     Returns:
         None if no subfolder has a config.
@@ -82,7 +82,10 @@ def find_inner_model(folder: Path) -> Path | None:
 
 
 def model_folder(folder: Path) -> Path:
-    """Return the folder itself, or the only subfolder with a model if it has no config."""
+    """Return the subfolder that holds the model of a folder without a config.
+
+    The folder itself is returned if it has a config, or if no or several subfolders may be meant.
+    """
     if (folder / "config.json").is_file():
         return folder
     try:
@@ -94,16 +97,16 @@ def model_folder(folder: Path) -> Path:
 def choose_inner(repo_id: str, names: Iterable[str]) -> str:
     """Return the subfolder of a Hub repository that holds its model; "": no subfolder does.
 
-    A repository with a config has its model there. Else a subfolder with a config and weights is
-    looked for.
+    If the repository itself has a config, no subfolder does. Otherwise, the only subfolder with a
+    config and weights does.
 
     Args:
         repo_id: owner/name, for the message.
         names: paths of all files in the repository.
 
     Raises:
-        CheckpointError: several subfolders have both. Their files are not downloaded to find out
-            which one is a Janus model.
+        CheckpointError: several subfolders have a config and weights. Their configs are not
+            downloaded to find out which one is a Janus model.
     """
     names = set(names)
     if "config.json" in names:

@@ -22,8 +22,8 @@ from .quantize import choose_rule, plan_by_rule, quantize_model
 def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
     """Choose the type of the float weights in memory.
 
-    If ``dtype`` is None, the type is float32 on a CPU, since half precision is slow there, and the
-    config's on a GPU.
+    If ``dtype`` is None, the type on a GPU is that of the config. On a CPU it is float32, since
+    half precision is slow there.
 
     Raises:
         OptionError: ``dtype`` is not float32, bfloat16 or float16.
@@ -117,7 +117,7 @@ class WeightFiles:
     @classmethod
     @computing
     def of(cls, folder: Path) -> WeightFiles:
-        """Record a converted folder and its present stamp."""
+        """Return the record of a converted folder with its present stamp."""
         _, stamp = open_converted(folder)
         return cls(folder, stamp)
 

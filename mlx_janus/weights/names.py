@@ -62,7 +62,8 @@ def understand_name(name: str | os.PathLike[str], revision: str | None = None) -
     """Understand a model's name. The Hub is not asked.
 
     A folder at this path comes first. If no revision is named, a usable folder of another program
-    comes next. The Hub comes last.
+    comes next. The Hub comes last. If nothing is at the path, ``recover`` first puts back a folder
+    that a killed conversion to this path left behind.
 
     Args:
         name: a folder, a file:// address, a Hub id with or without ``@revision``, a short name, the
@@ -70,7 +71,7 @@ def understand_name(name: str | os.PathLike[str], revision: str | None = None) -
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        HubError: the name is a folder, which cannot have a ``revision``.
+        HubError: a revision is named, but the name is a folder outside the Hub's cache.
         OptionError: the name has another revision than ``revision``.
         CheckpointError: the name is no folder and no Hub id, or the folder holds several models or
             lacks the revision.
@@ -125,7 +126,7 @@ def _understand_folder(path: Path, revision: str | None) -> ModelName:
     names; without a revision, that of the branch main, or else the only one.
 
     Raises:
-        HubError: there is a revision, and the folder is not a model's in the Hub's cache.
+        HubError: there is a revision, but the folder is not a model's folder in the Hub's cache.
         CheckpointError: the folder is in the Hub's cache and holds no such commit, or it holds no
             model itself but several folders of models.
     """

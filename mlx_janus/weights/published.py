@@ -101,10 +101,11 @@ def read_published(folder: Path, roles: str | None = None, *, vae: Path | None =
     Args:
         folder: the model folder.
         roles: one of ``ROLES`` to use in place of the folder's, or None.
-        vae: the folder of JanusFlow's autoencoder; None: the sizes of SDXL's. Other models ignore
-            it.
+        vae: the folder of JanusFlow's autoencoder; None: the sizes of SDXL's autoencoder are used.
+            For other models the folder has no effect.
 
     Raises:
+        CheckpointError: the folder ``vae`` holds no autoencoder.
         ConfigError: ``config.json`` or ``tokenizer.json`` is missing, a file is malformed, or a
             value is impossible.
         UnsupportedModelError: the model is of another family, or has a part or an option that is
@@ -116,13 +117,13 @@ def read_published(folder: Path, roles: str | None = None, *, vae: Path | None =
     prompt = read_prompt(folder, layout, config, roles)
     with errors_about(folder / GENERATION_FILE):
         generation = replace(config.generation, **_read_guidance(folder))
-    option_data = read_model_json(folder / "config.json")
+    config_json = read_model_json(folder / "config.json")  # with options that ``config`` lacks
     return Published(
         config=replace(config, image=image, prompt=prompt.prompt, generation=generation),
         layout=layout,
         roles=prompt.roles,
         added_tokens=prompt.added_tokens,
-        notes=(*prompt.notes, *image_notes, *option_notes(folder, layout, option_data)),
+        notes=(*prompt.notes, *image_notes, *option_notes(folder, layout, config_json)),
     )
 
 
@@ -143,10 +144,11 @@ def read_published_sizes(path: Path, vae: Path | None = None) -> tuple[JanusConf
 
     Args:
         path: the file.
-        vae: the folder of JanusFlow's autoencoder; None: the sizes of SDXL's. Other models ignore
-            it.
+        vae: the folder of JanusFlow's autoencoder; None: the sizes of SDXL's autoencoder are used.
+            For other models the folder has no effect.
 
     Raises:
+        CheckpointError: the folder ``vae`` holds no autoencoder.
         ConfigError: the file is missing or malformed, or a size is impossible.
         UnsupportedModelError: the model is of another family, or has a part that is not supported.
     """
@@ -202,7 +204,7 @@ def _family(data: Mapping[str, Any]) -> str:
 
 
 def _is_show_o(data: Mapping[str, Any], family: str) -> bool:
-    """Return whether a config is of Show-o, by its class, or by its options if it names no class.
+    """Return whether a config is of Show-o, by its class or family, or else by its options.
 
     Args:
         data: the content of ``config.json``.
@@ -234,7 +236,8 @@ def _mlp_width(width: Any, ratio: Any) -> int:
     """Return the width of an encoder's MLP: ``ratio`` times the encoder's width.
 
     Raises:
-        ConfigError: a value is not a number (a bool does not count), or the product is not finite.
+        ConfigError: a value is not a number (a bool does not count) or is too large for a float, or
+            the product is not finite.
     """
     are_numbers = type(width) in (int, float) and type(ratio) in (int, float)
     # An integer above the largest float would raise an OverflowError in a product with a float.
@@ -303,7 +306,7 @@ def _from_janusflow(data: Mapping[str, Any], vae: VAEConfig) -> JanusConfig:
 
 
 def _deepseek_vision(data: Mapping[str, Any], section: str = "vision_config") -> SiglipConfig:
-    """Read the vision encoder's config in DeepSeek's layout, from the section of this name.
+    """Read the vision encoder's config in DeepSeek's layout, from the section named ``section``.
 
     Raises:
         ConfigError: an entry is missing or impossible.

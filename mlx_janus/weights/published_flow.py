@@ -51,7 +51,8 @@ def read_flow_generation(
 
     Raises:
         ConfigError: an entry is missing or impossible.
-        UnsupportedModelError: an option is not supported, or the autoencoder has other latents.
+        UnsupportedModelError: an option is not supported, or the autoencoder's latents have another
+            number of channels.
     """
     encoder = section_params(data, "vision_gen_enc_config", "ShallowUViTEncoder")
     decoder = section_params(data, "vision_gen_dec_config", "ShallowUViTDecoder")
@@ -83,19 +84,21 @@ def read_flow_generation(
 
 
 def _refuse_other_uvit(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> None:
-    """Refuse a U-ViT whose options are not supported, or whose two halves do not fit.
+    """Refuse a U-ViT with unsupported options, or whose encoder and decoder do not fit together.
 
     Raises:
         ConfigError: an entry is missing or impossible.
-        UnsupportedModelError: an option is not supported, or the halves differ.
+        UnsupportedModelError: an option is not supported, or a size that the encoder and decoder
+            share differs.
     """
     channels = _only_level(encoder)
     patch_size = required(encoder, "kernel_size")
     upsamples = required(decoder, "upsamples")
-    refuse_others(encoder, "stride", (patch_size,), "U-ViT")
+    refuse_others(encoder, "stride", (patch_size,), "U-ViT")  # patches do not overlap
     refuse_others(encoder, "padding", (0,), "U-ViT")
     if type(upsamples) is not int or not 0 <= upsamples <= 6:
         raise ConfigError(f"upsamples must be a whole number from 0 to 6, got {shorten(upsamples)}")
+    # Each upsampling doubles the sides. Together they undo the encoder's patches.
     refuse_others(encoder, "kernel_size", (2**upsamples,), "U-ViT")
     for part in (encoder, decoder):
         refuse_others(part, "use_mid_block", (True,), "U-ViT")
@@ -116,7 +119,7 @@ def _only_level(params: Mapping[str, Any]) -> Any:
     """Return the channels of a U-ViT's only level, an unchecked JSON value.
 
     Raises:
-        ConfigError: they are missing or no list.
+        ConfigError: they are missing, not a list, or an empty list.
         UnsupportedModelError: there are several levels.
     """
     channels = required(params, "block_out_channels")
@@ -166,10 +169,10 @@ def _refuse_other_vae(data: Mapping[str, Any]) -> None:
     scale = data.get("scaling_factor")
     if scale is None:
         scale = _OLDER_SCALING_FACTOR
-    is_number = type(scale) is float  # an int is never close, and may be too large for a float
-    if not is_number or not math.isclose(scale, _SCALING_FACTOR, rel_tol=1e-4):
+    is_float = type(scale) is float  # an int is never close, and may be too large for a float
+    if not is_float or not math.isclose(scale, _SCALING_FACTOR, rel_tol=1e-4):
         family = "not SDXL's"
-        if is_number and math.isclose(scale, _OLDER_SCALING_FACTOR, rel_tol=1e-4):
+        if is_float and math.isclose(scale, _OLDER_SCALING_FACTOR, rel_tol=1e-4):
             family = "that of Stable Diffusion 1 and not SDXL's"
         raise UnsupportedModelError(
             f"is of an autoencoder with scaling_factor {shorten(scale)}, {family} "

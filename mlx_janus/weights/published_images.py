@@ -129,7 +129,8 @@ def _with_background(
     """Return the preprocessing with the colour of the padding, and notes for the user.
 
     As in the reference, the colour is ``image.mean`` times 255. If ``background_color`` is neither
-    this colour nor the published models', somebody has chosen it. So it is followed, with a note.
+    this colour nor that of the published models, somebody has chosen it. Then it is used, and a
+    note tells so.
 
     Args:
         image: the preprocessing, with the mean that the file gives.
@@ -145,8 +146,8 @@ def _with_background(
     if given is None or given in (mean_colour, ImageConfig.background):
         return replace(image, background=mean_colour), []
     image = replace(image, background=given)
-    note = f"{file}: background_color {list(given)} is used; DeepSeek's code pads with the colour "
-    return image, [f"{note}of image_mean, {list(mean_colour)}"]
+    reference = f"DeepSeek's code pads with the colour of image_mean, {list(mean_colour)}"
+    return image, [f"{file}: background_color {list(given)} is used; {reference}"]
 
 
 def _with_rescaling(image: ImageConfig, options: Mapping[str, Any], layout: Layout) -> ImageConfig:

@@ -199,7 +199,8 @@ def option_notes(folder: Path, layout: Layout, config: Mapping[str, Any]) -> lis
         ConfigError: a file is malformed.
     """
     tokenizer = json_or_empty(folder / TOKENIZER_CONFIG_FILE)
-    # DeepSeek's code does not read this file, so its options are not looked at.
+    # In transformers' layout, the options of ``generate`` are in ``generation_config.json``.
+    # DeepSeek's code does not read this file, and takes them from ``language_config``.
     generation = json_or_empty(folder / GENERATION_FILE) if layout == "transformers" else {}
     language = config.get("language_config") if layout != "transformers" else None
 
@@ -275,7 +276,7 @@ def _unknown(options: Any, known: Collection[str], prefix: str = "") -> list[str
 def _not_neutral(
     options: Any, neutral: Mapping[str, Collection[Any]], prefix: str = ""
 ) -> list[str]:
-    """Return the options with a value that would change something, as "option value".
+    """Return the options with a value that would change something, as texts such as "top_k 5".
 
     Args:
         options: any JSON value; if it is not an object, the list is empty.

@@ -112,13 +112,12 @@ def read_prompt(
     tokenizer_config = json_or_empty(folder / TOKENIZER_CONFIG_FILE)
     special_tokens = json_or_empty(folder / SPECIAL_TOKENS_FILE)
     processor = json_or_empty(folder / PROCESSOR_FILE)
-    notes = notes_on_others(
-        processor, "num_image_tokens", config.understanding.tokens, PROCESSOR_FILE
-    )
+    tokens = config.understanding.tokens
+    notes = notes_on_others(processor, "num_image_tokens", tokens, PROCESSOR_FILE)
     with errors_about(folder / TOKENIZER_CONFIG_FILE):
         refuse_others(tokenizer_config, "add_eos_token", (False,))
     prompt = _with_tokens(config.prompt, special_tokens, _BOS_AND_EOS)
-    prompt = _with_tokens(prompt, tokenizer_config, _BOS_AND_EOS)  # takes precedence
+    prompt = _with_tokens(prompt, tokenizer_config, _BOS_AND_EOS)  # this file takes precedence
     additional = _additional_tokens(tokenizer_config, special_tokens)
     if layout == "janusflow":
         with errors_about(folder / PROCESSOR_FILE):
@@ -169,7 +168,7 @@ def _with_tokens(
 def _named_tokens(
     tokenizer_config: Mapping[str, Any], special_tokens: Mapping[str, Any]
 ) -> list[str]:
-    """Return the special tokens that have a key of their own, in the order of transformers.
+    """Return the special tokens that have a key of their own, in the order of transformers' code.
 
     bos and eos are left out. They are never added, because a tokenizer that lacks them is another
     model's.
@@ -185,7 +184,7 @@ def _named_tokens(
 def _additional_tokens(
     tokenizer_config: Mapping[str, Any], special_tokens: Mapping[str, Any]
 ) -> dict[str, list[str]]:
-    """Return the additional special tokens that a folder names, by file, in the order there.
+    """Return the additional special tokens that a folder names, by file, in the file's order.
 
     transformers 5 calls them ``extra_special_tokens``, and writes them into
     ``tokenizer_config.json`` only.
@@ -232,8 +231,8 @@ def _with_flow_pad(prompt: PromptConfig, folder: Path) -> PromptConfig:
 def _tags_of_flow(prompt: PromptConfig, processor: Mapping[str, Any]) -> list[str]:
     """Return the tags of JanusFlow's processor, in the order in which it adds missing ones.
 
-    A tag that ``tokenizer.json`` lacks is a row of the embedding that the model was trained with,
-    so the order counts.
+    The processor gives each tag that ``tokenizer.json`` lacks the next free id. The model was
+    trained with these ids, so the order counts.
 
     Raises:
         ConfigError: the tag of generation is not text.
@@ -245,7 +244,7 @@ def _tags_of_flow(prompt: PromptConfig, processor: Mapping[str, Any]) -> list[st
 
 
 def _with_ids(prompt: PromptConfig, folder: Path) -> tuple[PromptConfig, list[str]]:
-    """Replace control tokens by those whose ids are in transformers' ``generation_config.json``.
+    """Take ``stop_ids`` and the pad token from the ids in transformers' ``generation_config.json``.
 
     The ids of ``eos_token_id`` end an answer in addition to eos. The token of ``pad_token_id``
     fills the unconditional row of guidance.
@@ -373,9 +372,9 @@ def _roles_by_signs(
 
     The signs, from the strongest to the weakest:
 
-    1. ``<|User|>`` after the placeholder: Janus-Pro. The processor of 1.3B puts the placeholder
-       last.
-    2. The format ``deepseek_old``: 1.3B.
+    1. ``<|User|>`` after the placeholder: Janus-Pro. In Janus-1.3B, the processor puts the
+       placeholder last.
+    2. The format ``deepseek_old``: Janus-1.3B.
     3. ``<|User|>`` in any place: Janus-Pro.
     4. The sizes of the language model.
 
@@ -401,7 +400,7 @@ def _roles_by_signs(
         user_place = places[file][_PRO_USER]
         placeholder_place = places[file].get(placeholder)
         is_after_placeholder = placeholder_place is not None and placeholder_place < user_place
-        if is_after_placeholder or not is_old:
+        if is_after_placeholder or not is_old:  # sign 1; or sign 3, if sign 2 is absent
             return RolesChoice("pro", f"{file} has {_PRO_USER}", says_old if is_old else "")
     if is_old:
         doubt = f"{with_user[0]} has {_PRO_USER}" if with_user else ""

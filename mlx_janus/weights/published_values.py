@@ -45,7 +45,8 @@ def refuse_others(
 ) -> None:
     """Refuse an option whose value is not one of ``allowed``.
 
-    This is for options that change the reference's numbers. A missing option and null are accepted.
+    It is for options that change the numbers that a model computes. A missing option and null are
+    accepted.
 
     Args:
         data: the object that may have the option.
@@ -68,7 +69,7 @@ def refuse_others(
 def notes_on_others(data: Mapping[str, Any], key: str, used: Any, file: str) -> list[str]:
     """Return a note for the user if an option contradicts the value that is used.
 
-    The reference would fail with another value of such an option. So another value is taken for a
+    The reference works with only one value of such an option, so another value is taken for a
     mistake.
 
     Args:

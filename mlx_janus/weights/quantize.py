@@ -270,8 +270,8 @@ def quantize_model(model: JanusModel, quantization: QuantizationConfig) -> None:
 def quantize_array(weight: mx.array, layer: LayerBits) -> dict[str, mx.array]:
     """Quantize a float weight of shape (out, in), and return the resulting arrays by name.
 
-    They are the packed weight, the scales of its groups, in the affine mode their biases, and the
-    scale of the layer if it is ``scaled``.
+    They are "weight", packed; "scales", one for each group; "biases" in the affine mode, one for
+    each group; and "layer_scale" if the layer is ``scaled``.
     """
     arrays = {}
     if layer.scaled:
@@ -279,7 +279,8 @@ def quantize_array(weight: mx.array, layer: LayerBits) -> dict[str, mx.array]:
         weight = weight / scale
         arrays["layer_scale"] = scale
     parts = mx.quantize(weight, group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
-    return dict(zip(("weight", "scales", "biases"), parts, strict=False)) | arrays  # 2 or 3 parts
+    names = ("weight", "scales", "biases")  # only the affine mode has biases
+    return dict(zip(names, parts, strict=False)) | arrays
 
 
 def bits_per_weight(layer: LayerBits, scale_bits: int = 16) -> float:

@@ -132,13 +132,13 @@ def _why_no_weights(folder: Path) -> str:
         "holds no weights: model.safetensors or pytorch_model.bin, or an index of either, "
         "is expected"
     )
-    others = [name for name in _names_in(folder) if not name.startswith(_NO_WEIGHTS)]
-    for name in others:
+    candidates = [name for name in _names_in(folder) if not name.startswith(_NO_WEIGHTS)]
+    for name in candidates:
         if name.endswith((".safetensors", ".bin")):
             is_bin = name.endswith(".bin")
             expected = "pytorch_model.bin" if is_bin else "model.safetensors"
             return f"{problem}; if {name[:80]} holds all of them, rename it to {expected}"
-    for name in others:
+    for name in candidates:
         if name.endswith((".gguf", ".pth", ".pt", ".ckpt")):
             return f"{problem}, and {name[:80]} is of a form that is not read"
     return problem
@@ -196,7 +196,8 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
             f"{path} is no whole safetensors file ({reason}): download it again"
         ) from None
     metadata = header.pop("__metadata__", None) or {}
-    # Only an empty tensor can have a long side, since the data would be larger than the file.
+    # Only an empty tensor can have so long a side. The data of any other tensor would be larger
+    # than the file, and ``safe_open`` refuses this.
     too_long = [name for name in names if max(header[name]["shape"], default=0) > _MAX_SIDE]
     if too_long:
         raise CheckpointError(

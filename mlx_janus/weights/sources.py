@@ -65,7 +65,8 @@ def find_source(
     Raises:
         HubError: the Hub has no such model or is out of reach, or the name is a local folder, which
             cannot have a ``revision``.
-        OptionError: the name has another revision than ``revision``.
+        OptionError: the name has another revision than ``revision``, or ``vae`` is given for a
+            model that needs no separate autoencoder.
         CheckpointError: the name is no folder and no Hub id, or the model's files are incomplete.
         ConfigError, UnsupportedModelError: the Hub's model is not a Janus.
         OutputError: the download cannot be written.
@@ -75,16 +76,17 @@ def find_source(
         source = _local_source(found, found.folder)
         return replace(source, vae=_fetch_vae(_sizes_if_readable(found.folder), vae))
     model = _find_on_hub(found)
-    # The configs refuse models of other families before any weights are downloaded.
+    # Reading the configs refuses models of other families before any weights are downloaded.
     autoencoder = _fetch_vae(_read_sizes(model), vae)
     return Source(hub.fetch(model), model.repo_id, model.revision, autoencoder)
 
 
 def _fetch_vae(config: JanusConfig | None, name: str | os.PathLike[str] | None) -> VAESource | None:
-    """Return the autoencoder of a PyTorch model, if the model needs one; download missing files.
+    """Return the autoencoder of a PyTorch model, or None if it needs none; download missing files.
 
     Args:
-        config: the model's config; None: the model is converted already.
+        config: the model's config; None: the model is converted already, or its config cannot be
+            used.
         name: the name of the autoencoder; None: SDXL's.
 
     Raises:
@@ -93,7 +95,7 @@ def _fetch_vae(config: JanusConfig | None, name: str | os.PathLike[str] | None) 
     place = find_vae_of(config, name)
     if place is None or config is None:
         return None
-    with_vae(config, place)  # refuses another autoencoder
+    with_vae(config, place)  # only for its errors: it refuses an autoencoder that does not fit
     return place.fetch()
 
 
@@ -101,8 +103,8 @@ def _sizes_if_readable(folder: Path) -> JanusConfig | None:
     """Return the config of a PyTorch model folder.
 
     Returns:
-        None for a converted folder, and for one whose config cannot be used: the conversion
-        reports it.
+        None for a converted folder, and for one whose config cannot be used. The conversion of such
+        a folder reports the error.
     """
     try:
         return read_published_sizes(folder / "config.json")[0]
@@ -191,7 +193,7 @@ def _find_place(
 def _local_source(found: ModelName, folder: Path) -> Source:
     """Return the source in a folder on this machine.
 
-    The folder is logged if the model is shown under another name than the folder's.
+    The folder is logged if the model's name does not tell it.
     """
     if found.inner:
         _LOG.warning("%s: the model is taken from its folder %s", found.shown, found.inner)
@@ -205,9 +207,9 @@ def _state_of_folder(
 ) -> SourceState:
     """Return the state of a PyTorch folder.
 
-    The facts are the config that conversion reads from the JSON files, the hash of the tokenizer,
-    and the name, size and modification time of each weight file. So a file that conversion does not
-    read has no effect, and neither has the white space in a JSON file.
+    The facts are the config that conversion reads from the JSON files; the hash of
+    ``tokenizer.json``; ``added_tokens``; and the name, size and modification time of each weight
+    file. So a file that conversion does not read has no effect. White space in a config has none.
     """
     files: list[object] = []
     for file in weight_files(source.folder):
@@ -227,7 +229,7 @@ def _state_of_folder(
 def _state_on_hub(
     model: hub.HubModel, revision: str | None, options: ConvertOptions
 ) -> SourceState:
-    """Return the state of a model on the Hub, which is its commit.
+    """Return the state of a model on the Hub. Its only fact is the commit.
 
     Args:
         model: the model.
@@ -240,7 +242,11 @@ def _state_on_hub(
 
 
 def _state_with_vae(state: SourceState, place: VAEPlace | None) -> SourceState:
-    """Return the state of a source together with its autoencoder, if it has one elsewhere."""
+    """Return the state of a source with the facts of its autoencoder added.
+
+    ``place`` is None if no autoencoder of another repository is needed. The state is then returned
+    unchanged.
+    """
     if place is None:
         return state
     return replace(state, facts=(*state.facts, place.facts()))
@@ -265,7 +271,7 @@ def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
 def _find_on_hub(found: ModelName) -> hub.HubModel:
     """Find a model on the Hub by a name that is not a folder's.
 
-    The model's subfolder is logged, if it is in one.
+    If the model is in a subfolder of its repository, the subfolder is logged.
 
     Raises:
         CheckpointError: several subfolders may hold the model.
@@ -322,7 +328,7 @@ def _convert_or_reuse(
             return reused
         source = Source(hub.fetch(place), place.repo_id, place.revision)
     source = replace(source, vae=vae.fetch() if vae else None)
-    hashes = None
+    hashes = None  # None: ``convert_checkpoint`` computes them
     if candidates:
         # Only for its errors: weights that do not fit the config are refused before the hashing.
         plan_conversion(source, state.options)
@@ -350,7 +356,8 @@ def _reuse_earlier_commit(
     """Return a conversion that reuses the weights of an earlier commit of a model.
 
     The Hub gives the hashes of large files, so equal weights are found without a download. If a new
-    commit changes only the tokenizer, only the small files are downloaded.
+    commit changes only the tokenizer, only the small files are downloaded. The new commit is then
+    recorded in the Hub's cache for offline use.
 
     Returns:
         None if no candidate has the weights of this commit.
@@ -377,13 +384,16 @@ def _reuse_earlier_commit(
 def _reuse(
     source: Source, candidates: list[CachedWeights], hashes: tuple[str, ...], state: SourceState
 ) -> Path | None:
-    """Return a conversion that reuses a candidate's weights; None if no candidate has the source's.
+    """Return a conversion that reuses a candidate's weights.
 
     Args:
         source: the source; only its small files are read.
         candidates: the conversions to choose from.
         hashes: SHA-256 of the source's weight files, sorted.
         state: the source's state.
+
+    Returns:
+        None if no candidate has the source's weights.
 
     Raises:
         JanusError: as for ``convert_checkpoint``.
@@ -405,7 +415,7 @@ def _reuse(
 def _is_complete(folder: Path) -> bool:
     """Return whether a folder holds a converted model; False if its config cannot be read.
 
-    A conversion gets its folder's name only when it is complete, so its config is enough to know.
+    A conversion gets its folder's name only when it is complete, so checking its config is enough.
     """
     try:
         return is_converted(folder)

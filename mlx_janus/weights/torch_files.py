@@ -207,7 +207,8 @@ class EntryChecksums:
         self._path = path
         with _open_checkpoint(path) as file:
             entries = _read_directory(path, file)
-        # Entries that have not been compared so far, in the file's order.
+        # Entries that have not been compared so far, in the file's order. Entries without a
+        # checksum or content are left out.
         self._entries = sorted(
             (entry, name) for name, entry in entries.items() if entry.crc and entry.size
         )
@@ -334,7 +335,12 @@ class _BoundedFile(io.FileIO):
 
 @contextlib.contextmanager
 def _open_checkpoint(path: Path) -> Iterator[_BoundedFile]:
-    """Open a checkpoint, and turn errors of reading it into ``CheckpointError``."""
+    """Yield a checkpoint, open for reading.
+
+    Raises:
+        CheckpointError: the file is missing or not a regular file; or it cannot be read, here or in
+            the caller's ``with`` block.
+    """
     try:
         # Check the kind of file before opening it, since opening a pipe could block forever.
         if not stat.S_ISREG(path.stat().st_mode):
@@ -574,8 +580,8 @@ def _locate(
         entries: places of the zip's entries.
 
     Raises:
-        CheckpointError: the storage is missing or too small, or the tensor has too many dimensions
-            or too long a side.
+        CheckpointError: the storage is missing or too small, or the tensor's shape and strides do
+            not agree, have too many dimensions or too long a side.
     """
     storage, offset, shape, strides = record
 
@@ -599,7 +605,8 @@ def _locate(
     counted_items = math.prod(max(side, 1) for side in shape)
     if max(shape, default=0) > _MAX_SIDE or counted_items >= _MAX_ITEMS:
         raise tensor_error("has a side that is too long for MLX")
-    # Stride 0 repeats an item: also refuse a tensor with more items than its storage.
+    # A stride of 0 repeats items, so a tensor may have more items than it spans. It must not have
+    # more items than its storage either.
     needed_items = max(math.prod(shape), offset + _spanned_items(shape, strides))
     if 0 not in shape and needed_items > storage.size:
         raise tensor_error("reaches beyond its storage")

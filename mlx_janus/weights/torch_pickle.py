@@ -110,8 +110,8 @@ def quote(value: object) -> str:
 
     For a value that is not text, return the name of its type.
     """
-    # Cut a long text before quoting it. With its quotation marks, the rest has more than 80
-    # characters, so that "..." is added.
+    # Cut a long text before quoting it. The 81 characters that are left still exceed the limit, so
+    # that "..." is added.
     text = repr(value[:81]) if isinstance(value, str) else type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -308,11 +308,11 @@ def _rebuild(name: str, arguments: tuple[Any, ...]) -> Any:
     """Return the result of a call in the pickle, without calling anything.
 
     Args:
-        name: the function: one of the three that ``torch.save`` writes.
+        name: the function's name, one of ``_ALLOWED_GLOBALS``.
         arguments: the function's arguments.
 
     Raises:
-        RefusedError: ``name`` is another function, or the number of arguments is wrong.
+        RefusedError: tensor files do not call this function, or not with this number of arguments.
         DamagedError: an argument has a wrong type or value.
     """
     if name == _ORDERED_DICT and not arguments:

@@ -43,8 +43,8 @@ def upload_converted(
 ) -> str:
     """Upload a converted folder and its model card in one commit; return the repository's URL.
 
-    The repository is created if it does not exist. Weights of an earlier upload are replaced; other
-    files are kept.
+    The repository is created if it does not exist. Weights of an earlier upload are deleted. Other
+    files are kept, or replaced by files of the same name.
 
     Args:
         folder: a converted folder.
@@ -68,7 +68,8 @@ def upload_converted(
         with tempfile.TemporaryDirectory() as name:
             staged = Path(name)
             for file in folder.iterdir():
-                if not RECORD_NAME.fullmatch(file.name):  # records name folders of this machine
+                # Records are left out, since they contain names of folders on this machine.
+                if not RECORD_NAME.fullmatch(file.name):
                     (staged / file.name).symlink_to(file.resolve())
             (staged / "README.md").write_text(card, encoding="utf-8")
             message = f"Convert {source.name} with mlx_janus {__version__}"

@@ -19,14 +19,17 @@ DEFAULT_VAE = "stabilityai/sdxl-vae"
 
 @dataclass(frozen=True)
 class VAEPlace:
-    """An autoencoder on this machine or on the Hub; exactly one of the two is not None."""
+    """An autoencoder in a folder of this machine, or on the Hub.
+
+    Exactly one of ``folder`` and ``model`` is not None.
+    """
 
     name: str
     folder: Path | None = None
     model: hub.HubModel | None = None
 
     def read(self) -> VAEConfig:
-        """Read its sizes. On the Hub, only ``config.json`` is downloaded.
+        """Read the autoencoder's sizes. On the Hub, only ``config.json`` is downloaded.
 
         Raises:
             CheckpointError, ConfigError, UnsupportedModelError: it is not SDXL's autoencoder.
@@ -38,7 +41,7 @@ class VAEPlace:
         return read_vae(hub.fetch_config(self.model).parent)
 
     def facts(self) -> list[object]:
-        """Return JSON values that change whenever its files may have changed.
+        """Return JSON values that change whenever the autoencoder's files may have changed.
 
         Raises:
             CheckpointError: the config or the weights are missing.
@@ -56,7 +59,7 @@ class VAEPlace:
         return facts
 
     def fetch(self) -> VAESource:
-        """Return the folder with its files; on the Hub, download those that are missing.
+        """Return the folder of the autoencoder's files; on the Hub, download missing ones.
 
         Raises:
             HubError: the Hub is out of reach, or the download broke off.
@@ -70,14 +73,15 @@ class VAEPlace:
 
 
 def find_vae(name: str | os.PathLike[str] | None = None) -> VAEPlace:
-    """Find an autoencoder. Nothing is downloaded.
+    """Find an autoencoder. Nothing is downloaded, and a folder is not checked.
 
     Args:
         name: a folder, or a Hub id with or without ``@revision``; None: SDXL's.
 
     Raises:
         HubError: the Hub has no such repository, or is out of reach.
-        CheckpointError: the name is no folder and no Hub id, or the repository lacks the files.
+        CheckpointError: the name is no folder and no Hub id, or the repository lacks the config or
+            the weights of an autoencoder.
     """
     found = understand_name(DEFAULT_VAE if name is None else name)
     if found.folder is not None:
@@ -91,11 +95,11 @@ def find_vae(name: str | os.PathLike[str] | None = None) -> VAEPlace:
 
 
 def find_vae_of(config: JanusConfig | None, name: str | os.PathLike[str] | None) -> VAEPlace | None:
-    """Find the autoencoder of a PyTorch model, if the model has one elsewhere.
+    """Find the autoencoder of a PyTorch model; return None if the model needs no separate one.
 
     Args:
         config: the model's config; None: the model is converted already.
-        name: the name of the autoencoder, as for ``find_vae``.
+        name: the name of the autoencoder; None: SDXL's, if the model needs one.
 
     Raises:
         OptionError: a name is given, and the model needs no autoencoder.
@@ -113,6 +117,7 @@ def with_vae(config: JanusConfig, place: VAEPlace | None) -> JanusConfig:
     """Return a config with the sizes of an autoencoder; without one, return the config itself.
 
     Raises:
+        CheckpointError: the autoencoder's latents have another number of channels.
         JanusError: as for ``VAEPlace.read``.
     """
     if place is None or not isinstance(config.generation, FlowGenerationConfig):

@@ -39,7 +39,7 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
 
 
 def _verify(source: Source, converted: Path, progress: Progress) -> int:
-    """Compare in this thread, as ``verify_conversion`` says."""
+    """Do the work of ``verify_conversion``, in a thread that may compute with MLX."""
     if not converted.is_dir():
         raise CheckpointError(
             f"{converted} is not a folder: convert the model first, then verify it"
@@ -64,9 +64,10 @@ def _check_hashes(
 ) -> None:
     """Check by hashes that the weight files have not changed since the conversion read them.
 
-    A file may have been renamed. The hashes of the config and the tokenizer are not compared: a
-    conversion in the cache may have the weight files of another one, with the hashes of that one's
-    config and tokenizer. ``_verify`` compares their content.
+    A renamed file is accepted. The hashes of the config and the tokenizer are not compared, because
+    a conversion in the cache may share the weight files of another conversion. The stamp in these
+    files has the hashes of the other conversion's config and tokenizer. ``_verify`` compares the
+    content of the config and the tokenizer.
 
     Raises:
         CheckpointError: a file has changed or is new, or the stamp has no hashes.
@@ -101,10 +102,13 @@ def _compare_arrays(
     converted: Path,
     progress: Progress,
 ) -> int:
-    """Convert the source again and compare it with the stored arrays; return their number.
+    """Convert the source again, and compare the results with the stored arrays.
 
-    One tensor at a time is converted. Its arrays are then removed from ``arrays``, so any that are
-    left at the end are surplus.
+    One tensor at a time is converted. The arrays of the same names are then removed from
+    ``arrays``, so any that are left at the end are surplus.
+
+    Returns:
+        The number of arrays.
 
     Raises:
         CheckpointError: an array differs, is missing or is surplus.

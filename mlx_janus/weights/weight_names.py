@@ -46,11 +46,10 @@ def shards_without_index(names: Iterable[str]) -> list[str]:
             key = (match["suffix"], match["stem"], match["count"])
             sets[key][int(match["number"])] = name
     for suffix in ("safetensors", "bin"):
-        of_suffix = {key: shards for key, shards in sets.items() if key[0] == suffix}
         complete = [
             list(shards.values())
-            for key, shards in of_suffix.items()
-            if _has_all_numbers(shards, int(key[2]))
+            for (own_suffix, _, count), shards in sets.items()
+            if own_suffix == suffix and _has_all_numbers(shards, int(count))
         ]
         if len(complete) > 1:
             raise CheckpointError(
@@ -76,7 +75,7 @@ def _has_all_numbers(numbers: Collection[int], count: int) -> bool:
 
 
 def _first_missing(suffix: str, stem: str, count: str, shards: dict[int, str]) -> str:
-    """Return the name of the first missing shard of a set, which has one.
+    """Return the name of the first missing shard of an incomplete set, counted from 1.
 
     Args:
         suffix: "safetensors" or "bin".
@@ -84,7 +83,7 @@ def _first_missing(suffix: str, stem: str, count: str, shards: dict[int, str]) -
         count: the number of shards, with the leading zeros that it has in the names.
         shards: names of the present shards by number.
     """
-    candidates = range(1, len(shards) + 2)
+    candidates = range(1, len(shards) + 2)  # one more than there are shards, so one is missing
     missing = next(number for number in candidates if number not in shards)
     number = str(missing).zfill(len(count))
     return f"{stem}-{number}-of-{count}.{suffix}"
