@@ -101,7 +101,7 @@ def _check_understanding(janus: JanusPipeline, device: str, precision: str) -> I
     else:
         with on_device("cpu"):
             deviation = relative_rms(features, model.understand(pixels))
-        bound = _compared_bound(model.dtype)
+        bound = _two_device_bound(model.dtype)
         yield judge(PART, "vision encoder and the CPU's", device, precision, deviation, bound)
     text = "skipped: only the drawing of image tokens is checked and timed"
     yield Check(PART, "drawing", device, precision, "ok", text)
