@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -14,6 +16,7 @@ from starlette.requests import Request as HTTPRequest
 from ..decode.sampling import random_seed
 from ..decode.text import TextOptions
 from ..engine.messages import Answered, AnswerRequest, Event, Piece
+from ..errors import JanusError
 from ..inference.results import TextResult, TokenLogprob
 from ..limits import MAX_SEED, MAX_TOKENS
 from .conversations import Conversation, read_conversation
@@ -37,11 +40,12 @@ from .schema import (
     Usage,
 )
 from .service import Service
-from .structured_answers import AnswerForm, CallReader, read_form
+from .structured_answers import AnswerForm, CallReader, answer_form
 
 if TYPE_CHECKING:
     from ..engine.tickets import Ticket
 
+_LOG = logging.getLogger("mlx_janus.server")
 DEFAULT_MAX_TOKENS = 512  # tokens of an answer, if the request gives no number
 
 
@@ -112,10 +116,9 @@ async def begin_answers(
     if field := body.unsupported_field():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
     check_bias(body, service.engine.config.language.vocab_size)
-    form = await read_form(body, service, format_field)
+    form, conversation = await read_prompt(body, service, format_field)
     n = body.n or 1
     options = replace(text_options(body, n), grammar=form.grammar)
-    conversation = read_prompt(body, form, service)
     images = await service.image_reader.read_all(conversation.images, request, param="messages")
     engine_request = AnswerRequest(
         tuple(conversation.turns), images, options, conversation.system, n
@@ -124,7 +127,33 @@ async def begin_answers(
     return Answers(ticket, engine_request, form)
 
 
-def read_prompt(body: ChatRequest, form: AnswerForm, service: Service) -> Conversation:
+async def read_prompt(
+    body: ChatRequest, service: Service, format_field: str = "response_format"
+) -> tuple[AnswerForm, Conversation]:
+    """Return the form of a request's answers, and its conversation.
+
+    The tools are at the end of the conversation's system prompt. Tools that the model need not call
+    are left out if the prompt would not fit into the context with them: some clients send dozens.
+
+    Args:
+        body: the request.
+        service: the server's parts.
+        format_field: the client's name of the field ``response_format``, for messages.
+
+    Raises:
+        APIError: the conversation has no question, or the form is refused.
+    """
+    form = await answer_form(body, service, format_field)
+    conversation = _with_tools(body, form, service)
+    may_leave_out = form.allows_words and bool(form.tools)
+    if may_leave_out and not await asyncio.to_thread(_fits, conversation, service):
+        _LOG.warning("the context has no room for %d tools: left out", len(form.tools))
+        form = AnswerForm()
+        conversation = _with_tools(body, form, service)
+    return form, conversation
+
+
+def _with_tools(body: ChatRequest, form: AnswerForm, service: Service) -> Conversation:
     """Return a request's conversation, with the tools at the end of the system prompt.
 
     Raises:
@@ -137,6 +166,15 @@ def read_prompt(body: ChatRequest, form: AnswerForm, service: Service) -> Conver
         own = service.engine.config.prompt.system if system is None else system
         conversation.system = form.system(own)
     return conversation
+
+
+def _fits(conversation: Conversation, service: Service) -> bool:
+    """Return whether the context has room for a conversation and one more token."""
+    try:
+        ids = service.engine.conversation_ids(conversation.turns, conversation.system)
+    except JanusError:  # far too long, or a mistake that ``submit`` reports
+        return False
+    return len(ids) < service.engine.config.language.max_position_embeddings
 
 
 def text_options(body: ChatRequest, n: int) -> TextOptions:

@@ -45,6 +45,11 @@ class AnswerForm:
     grammar: Grammar | None = None
     tools: tuple[Tool, ...] = ()
 
+    @property
+    def allows_words(self) -> bool:
+        """Whether an answer may be words."""
+        return self.grammar is None or self.grammar.allows_words
+
     def system(self, own: str) -> str:
         """Return the system prompt with the tools at its end.
 
@@ -56,7 +61,7 @@ class AnswerForm:
         return "\n\n".join(filter(None, [own, _instructions(self.tools, self.grammar)]))
 
 
-async def read_form(
+async def answer_form(
     body: ChatRequest, service: Service, format_field: str = "response_format"
 ) -> AnswerForm:
     """Return the form of a request's answers, with its grammar compiled.

@@ -16,7 +16,6 @@ from .errors import APIError, to_api_error
 from .request_parts import RequestPart
 from .schema import MAX_MESSAGES, MAX_TOOLS, ChatRequest, FunctionTool, Message
 from .service import Service
-from .structured_answers import read_form
 
 _MAX_IDS = 1_000_000  # token ids of a request
 
@@ -99,8 +98,7 @@ async def chat_ids(chat: ChatRequest, service: Service) -> list[int]:
         APIError: the conversation has no question, the tools are refused, or the texts are far
             longer than the context.
     """
-    form = await read_form(chat, service)
-    conversation = read_prompt(chat, form, service)
+    _, conversation = await read_prompt(chat, service)
     ids = service.engine.conversation_ids
     try:
         return await asyncio.to_thread(ids, conversation.turns, conversation.system)

@@ -129,6 +129,21 @@ def test_a_call_that_is_demanded(client: openai.OpenAI, choice: Any) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ""
 
 
+def test_tools_without_room_are_left_out(client: openai.OpenAI) -> None:
+    """Open WebUI sends 36 tools with each question, which exceed Janus-Tiny's context."""
+    words = "a long description " * 100
+    many = [
+        {"type": "function", "function": {"name": f"tool_{i}", "description": words}}
+        for i in range(12)
+    ]
+    plain = ask(client)
+    reply = ask(client, tools=many)
+    assert reply.choices[0].message.content == plain.choices[0].message.content
+    assert reply.usage.prompt_tokens == plain.usage.prompt_tokens
+    with pytest.raises(openai.BadRequestError, match="context length"):
+        ask(client, tools=many, tool_choice="required")
+
+
 def test_auto_is_decided_by_the_first_token(client: openai.OpenAI) -> None:
     brace = mlx_janus.load("tiny").prompts.encode("{")[0]
     words = ask(client, tools=[WEATHER, STOP], max_tokens=20).choices[0]
