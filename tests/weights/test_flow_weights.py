@@ -200,7 +200,7 @@ def test_another_autoencoder_is_refused_before_weights_come(fake_hub: FakeHub, v
         ({"scaling_factor": 0.18215}, "that of Stable Diffusion 1 and not SDXL's"),
         ({"scaling_factor": None}, "that of Stable Diffusion 1 and not SDXL's"),
         ({"scaling_factor": 1.5305}, "scaling_factor 1.5305, not SDXL's"),
-        ({"scaling_factor": 10**400}, "not SDXL's"),
+        ({"scaling_factor": 1}, "not SDXL's"),
         ({"_class_name": "AutoencoderTiny"}, "of 'AutoencoderTiny', not of an AutoencoderKL"),
         ({"act_fn": "relu"}, "act_fn 'relu' in its autoencoder"),
         ({"use_post_quant_conv": False}, "use_post_quant_conv False"),
@@ -212,6 +212,12 @@ def test_another_autoencoder_is_refused_before_weights_come(fake_hub: FakeHub, v
 def test_other_autoencoders_are_refused(vae: Path, values: dict[str, Any], message: str) -> None:
     change(vae / "config.json", **values)
     with pytest.raises(UnsupportedModelError, match=re.escape(message)):
+        read_published(FOLDER, vae=vae)
+
+
+def test_a_scale_beyond_all_numbers_is_refused(vae: Path) -> None:
+    change(vae / "config.json", scaling_factor=10**400)
+    with pytest.raises(ConfigError, match="beyond 64 bits"):
         read_published(FOLDER, vae=vae)
 
 
