@@ -24,7 +24,7 @@ from .loaded import LoadedModel
 from .pathway import ImageJob, ReasoningPathway
 from .pathways import pathway_of
 from .results import GeneratedImage, ImageStep
-from .text_generation import Finished, Prompt, Token, answer_events
+from .text_generation import Prompt, answer_events, answer_pieces
 from .text_steps import text_steps
 
 Steps = Generator[ImageStep, None, None]
@@ -136,16 +136,7 @@ def write_plan(
         max_tokens=MAX_PLAN_TOKENS, temperature=temperature, top_k=TOP_K, seed=seed
     )
     prompt = Prompt(ids, lambda _: [], reset_peak=False)  # without images
-    tokens: tuple[int, ...] = ()
-    events = answer_events(janus, prompt, options)
-    try:
-        for event in events:
-            if isinstance(event, Token):
-                yield event.text
-            elif isinstance(event, Finished):
-                tokens = event.result.tokens
-    finally:
-        events.close()
+    tokens = yield from answer_pieces(answer_events(janus, prompt, options))
     mx.clear_cache()
     while True:
         # White space at the start is kept, as in T2I-R1. An image file cannot store NUL.

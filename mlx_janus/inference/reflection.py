@@ -30,7 +30,7 @@ from .loaded import LoadedModel
 from .pathway import EarlierImage, ImageJob, ReasoningPathway
 from .pathways import pathway_of
 from .results import DrawingRound, GeneratedImage, ImageStep, Stage, rounds_metadata
-from .text_generation import Finished, Prompt, Token, answer_events, embed_prompt
+from .text_generation import Prompt, answer_events, answer_pieces, embed_prompt
 from .text_steps import text_steps
 
 MAX_JUDGEMENT_TOKENS = 80
@@ -181,16 +181,7 @@ def judge(
         reset_peak=False,
     )
     yield janus.prompts.decode([first])
-    later: tuple[int, ...] = ()
-    events = answer_events(janus, prompt, options)
-    try:
-        for event in events:
-            if isinstance(event, Token):
-                yield event.text
-            elif isinstance(event, Finished):
-                later = event.result.tokens
-    finally:
-        events.close()
+    later = yield from answer_pieces(answer_events(janus, prompt, options))
     tokens = (first, *later)
     return Judgement(matches, probability, tokens, janus.prompts.decode(tokens))
 

@@ -146,6 +146,25 @@ def answer_chunks(events: Generator[TextEvent, None, None]) -> Generator[TextChu
         events.close()
 
 
+def answer_pieces(
+    events: Generator[TextEvent, None, None],
+) -> Generator[str, None, tuple[int, ...]]:
+    """Yield the text of an answer's tokens, and return the tokens.
+
+    Closing this generator closes ``events``.
+    """
+    tokens: tuple[int, ...] = ()
+    try:
+        for event in events:
+            if isinstance(event, Token):
+                yield event.text
+            elif isinstance(event, Finished):
+                tokens = event.result.tokens
+    finally:
+        events.close()
+    return tokens
+
+
 def last_result(chunks: ThreadStream[TextChunk]) -> TextResult:
     """Read the stream of an answer to its end, and return the result."""
     with contextlib.closing(chunks):

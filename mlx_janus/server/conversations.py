@@ -19,6 +19,7 @@ from ..processing.prompts import Turn
 from .errors import APIError
 from .images import ImageSource
 from .schema import (
+    MAX_MESSAGES,
     AssistantMessage,
     ImagePart,
     LocatedImage,
@@ -47,6 +48,25 @@ class _Pending:
 
     texts: list[str] = field(default_factory=list)
     images: list[ImageSource] = field(default_factory=list)
+
+
+def check_message_count(messages: Sequence[Message], field_name: str) -> None:
+    """Check the messages that a request of another form was turned into.
+
+    Args:
+        messages: the messages.
+        field_name: the client's name of the field that they come from.
+
+    Raises:
+        APIError: there is no message, or more than ``MAX_MESSAGES``.
+    """
+    if not messages:
+        reason = "there is no message: add one of the user"
+    elif len(messages) > MAX_MESSAGES:
+        reason = f"there are {len(messages)} messages, but a request has at most {MAX_MESSAGES}"
+    else:
+        return
+    raise APIError(400, f"{field_name}: {reason}", param=field_name)
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:

@@ -11,6 +11,7 @@ from PIL import Image
 
 import mlx_janus
 from mlx_janus.commands import generate
+from tests.support.images import pixels, png_text
 from tests.support.programs import Outcome, call
 
 PROMPT = "a red circle"
@@ -34,21 +35,10 @@ def draw(*arguments: object) -> Outcome:
     return done
 
 
-def facts(path: str | Path) -> dict[str, str]:
-    with Image.open(path) as image:
-        image.load()
-        return dict(image.text)  # type: ignore[attr-defined]
-
-
-def pixels(path: str | Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.array(image)
-
-
 def test_the_best_image_is_saved_with_its_score() -> None:
     done = draw("-p", PROMPT, "--best-of", 3)
     assert done.stdout == "janus.png\n"
-    stored = facts("janus.png")
+    stored = png_text("janus.png")
     assert (stored["best_of"], stored["rank"]) == ("3", "1")
     assert f"seed {stored['seed']}, score {float(stored['score']):.2f}" in done.stderr
     with mlx_janus.load("model") as janus:
@@ -66,7 +56,7 @@ def test_all_images_are_kept_in_the_order_of_their_ranks() -> None:
     assert scores == sorted(scores, reverse=True)
     assert sorted(image["seed"] for image in images) == [3, 4, 5]
     for image in images:
-        stored = facts(image["path"])
+        stored = png_text(image["path"])
         assert stored["rank"] == str(image["rank"])
         assert float(stored["score"]) == pytest.approx(image["score"], rel=1e-4)
     plain = json.loads(draw("-p", PROMPT, "--json", "-o", "plain.png").stdout)
@@ -80,7 +70,7 @@ def test_the_best_image_is_drawn_again_from_its_file() -> None:
     )
     assert again.code == 0, again.stderr
     assert np.array_equal(pixels("again.png"), pixels("best.png"))
-    assert "best_of" not in facts("again.png")  # it was not chosen again
+    assert "best_of" not in png_text("again.png")  # it was not chosen again
 
 
 def test_several_images_do_not_go_to_stdout() -> None:
@@ -120,7 +110,7 @@ def test_a_missing_rank_of_a_folder_is_drawn_and_the_others_are_kept() -> None:
     Path(paths[1]).unlink()
     assert draw(*options).stdout == f"{paths[1]}\n"
     assert np.array_equal(pixels(paths[1]), second)
-    assert facts(paths[1])["rank"] == "2"
+    assert png_text(paths[1])["rank"] == "2"
     assert len(list(Path("out").iterdir())) == 2
 
 

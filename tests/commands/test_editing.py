@@ -18,6 +18,7 @@ from PIL import Image
 import mlx_janus
 from mlx_janus.commands import editing, generate
 from tests.support.golden import FIXTURES
+from tests.support.images import png_text
 from tests.support.programs import Outcome, call, error_line, run
 
 PROMPT = "make it night"
@@ -39,12 +40,6 @@ def change(model: Path, *arguments: object, **inputs: Any) -> Outcome:
     done = call(generate.main, *words, *arguments, **inputs)
     assert done.code == 0, done.stderr
     return done
-
-
-def facts(path: str) -> dict[str, str]:
-    with Image.open(path) as image:
-        image.load()
-        return dict(image.text)  # type: ignore[attr-defined]
 
 
 def same(path: str, expected: Image.Image) -> bool:
@@ -69,7 +64,7 @@ def test_the_images_are_the_librarys(model: Path, pro: mlx_janus.JanusPipeline) 
 
 def test_a_change_is_repeated_from_its_file(model: Path) -> None:
     change(model, "--seed", 5, "--cfg-weight2", 2, "-o", "night.png")
-    stored = facts("night.png")
+    stored = png_text("night.png")
     photo = hashlib.sha256(Path("photo.png").read_bytes()).hexdigest()
     assert stored["task"] == "edit"
     assert json.loads(stored["inputs"]) == [{"name": "photo.png", "sha256": photo, "size": "64x40"}]
@@ -79,7 +74,7 @@ def test_a_change_is_repeated_from_its_file(model: Path) -> None:
     again = call(generate.main, *words, "-i", "away/moved.png")
     assert "was made from other images" not in again.stderr
     inputs = stored["inputs"].replace("photo.png", "moved.png")
-    assert facts("again.png") == stored | {"inputs": inputs}
+    assert png_text("again.png") == stored | {"inputs": inputs}
     assert same("again.png", Image.open("night.png"))
     other = call(generate.main, *words, "-i", OTHER)
     assert other.code == 0
@@ -98,7 +93,7 @@ def test_json_previews_and_larger_images(model: Path) -> None:
     with Image.open("steps/step-0008.png") as preview, Image.open("night.png") as night:
         assert (preview.width * 2, preview.height * 2) == night.size
         assert night.width > night.height
-    assert facts("night.png")["upscale"] == "2 (Lanczos)"
+    assert png_text("night.png")["upscale"] == "2 (Lanczos)"
 
 
 def test_several_prompts_change_into_a_folder(model: Path) -> None:
@@ -121,7 +116,7 @@ def test_an_image_through_pipes(model: Path, monkeypatch: pytest.MonkeyPatch) ->
     change(model, "--seed", 5, "-o", "named.png")
     assert same("piped.png", Image.open("named.png"))
     photo = hashlib.sha256(data).hexdigest()
-    assert json.loads(facts("piped.png")["inputs"]) == [{"sha256": photo, "size": "64x40"}]
+    assert json.loads(png_text("piped.png")["inputs"]) == [{"sha256": photo, "size": "64x40"}]
     out = io.TextIOWrapper(io.BytesIO())
     monkeypatch.setattr(generate.click, "echo", lambda text, nl: out.buffer.write(text))
     change(model, "--seed", 5, "-o", "-", "-q")
@@ -139,7 +134,7 @@ def test_images_of_the_web_and_of_pipes_are_read_once(
     writer.start()
     change(model, "-i", "https://example.org/a.png?key=secret", "-i", "pipe", "-o", "night.png")
     writer.join()
-    inputs = json.loads(facts("night.png")["inputs"])
+    inputs = json.loads(png_text("night.png")["inputs"])
     photo = hashlib.sha256(data).hexdigest()
     assert inputs[0]["name"] == "photo.png"
     assert inputs[1:] == [{"sha256": photo, "size": "64x40"}] * 2

@@ -19,6 +19,7 @@ from mlx_janus import errors
 from mlx_janus.commands import convert, generate
 from mlx_janus.processing.saved_images import save_image
 from tests.support.golden import FIXTURES
+from tests.support.images import pixels, png_text
 from tests.support.programs import ROOT, Outcome, call, error_line
 
 PROMPT = "a lighthouse in a storm, “Ärger”"
@@ -39,17 +40,6 @@ def draw(model: Path, *arguments: object) -> Outcome:
     return done
 
 
-def facts(path: str) -> dict[str, str]:
-    with Image.open(path) as image:
-        image.load()
-        return dict(image.text)  # type: ignore[attr-defined]
-
-
-def pixels(path: str) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.array(image)
-
-
 # Again
 
 
@@ -57,12 +47,12 @@ def test_a_picture_is_drawn_again_from_its_file(model: Path) -> None:
     choice = ("--cfg-weight", 3.14159265, "--temperature", 0.9, "--top-p", 0.8)
     draw(model, "-p", PROMPT, "--seed", 5, "-n", 2, *choice, "-o", "a.png")
     again = draw(model, "--config-from", "a-2.png", "-o", "b.png")
-    assert facts("b.png") == facts("a-2.png")
-    assert (facts("b.png")["seed"], facts("b.png")["cfg_weight"]) == ("6", "3.14159265")
+    assert png_text("b.png") == png_text("a-2.png")
+    assert (png_text("b.png")["seed"], png_text("b.png")["cfg_weight"]) == ("6", "3.14159265")
     assert np.array_equal(pixels("b.png"), pixels("a-2.png"))
     assert "was drawn by" not in again.stderr
     draw(model, "--config-from", "a-2.png", "--seed", 5, "--top-p", 1, "-p", "a fox", "-o", "c.png")
-    assert facts("c.png") == facts("a-2.png") | {"seed": "5", "top_p": "1", "prompt": "a fox"}
+    assert png_text("c.png") == png_text("a-2.png") | {"seed": "5", "top_p": "1", "prompt": "a fox"}
 
 
 def test_a_picture_of_another_model_is_drawn_with_the_one_that_is_named(model: Path) -> None:
@@ -74,7 +64,7 @@ def test_a_picture_of_another_model_is_drawn_with_the_one_that_is_named(model: P
         f"a.png was drawn by {who(model.name)}, this is {who('other')}: only the same model"
         in done.stderr
     )
-    assert facts("janus.png")["model"] == "other"
+    assert png_text("janus.png")["model"] == "other"
 
 
 @pytest.mark.parametrize(
@@ -89,20 +79,19 @@ def test_a_picture_is_drawn_again_in_its_precision(
     model: Path, flags: tuple[object, ...], said: dict[str, str]
 ) -> None:
     draw(model, "-p", PROMPT, "--seed", 5, *flags, "-o", "a.png")
-    assert {
-        name: facts("a.png")[name] for name in ("bits", "recipe", "dtype") if name in facts("a.png")
-    } == said
+    text = png_text("a.png")
+    assert {name: text[name] for name in ("bits", "recipe", "dtype") if name in text} == said
     again = draw(model, "--config-from", "a.png", "-o", "b.png")
-    assert facts("b.png") == facts("a.png")
+    assert png_text("b.png") == png_text("a.png")
     assert np.array_equal(pixels("b.png"), pixels("a.png"))
     assert "was drawn by" not in again.stderr
 
 
 def test_a_picture_is_drawn_again_with_its_roles(model: Path) -> None:
     draw(model, "-p", PROMPT, "--seed", 5, "--roles", "plain", "-o", "a.png")
-    assert facts("a.png")["roles"] == "plain"
+    assert png_text("a.png")["roles"] == "plain"
     again = draw(model, "--config-from", "a.png", "-o", "b.png")
-    assert facts("b.png") == facts("a.png")
+    assert png_text("b.png") == png_text("a.png")
     assert np.array_equal(pixels("b.png"), pixels("a.png"))
     assert "was drawn by" not in again.stderr
     draw(model, "-p", PROMPT, "--seed", 5, "-o", "own.png")
@@ -132,7 +121,7 @@ def test_the_precision_that_is_asked_for_prevails_and_is_said(model: Path) -> No
         f"by {name} --bits 4 --dtype float32, this is {name} --recipe light --dtype float32: only"
         in other.stderr
     )
-    assert "bits" not in facts("b.png")
+    assert "bits" not in png_text("b.png")
     call(
         convert.main, FIXTURES / "deepseek-pro-bin", "light", "--recipe", "light"
     )  # is that already, and stays so
@@ -147,7 +136,7 @@ def test_the_precision_that_is_asked_for_prevails_and_is_said(model: Path) -> No
 
 def test_a_picture_of_a_release_that_did_not_say_its_precision(model: Path) -> None:
     draw(model, "-p", PROMPT, "--seed", 5, "-o", "a.png")
-    chunks = facts("a.png")
+    chunks = png_text("a.png")
     del chunks["dtype"]
     save_image(Image.open("a.png"), "b.png", chunks)
     assert "was drawn by" not in draw(model, "--config-from", "b.png", "-o", "c.png").stderr
@@ -168,7 +157,7 @@ def test_files_that_say_nothing_of_a_drawing() -> None:
 )
 def test_settings_that_were_changed(model: Path, change: dict[str, str | None]) -> None:
     draw(model, "-p", "a fox", "-o", "a.png")
-    chunks = facts("a.png") | change
+    chunks = png_text("a.png") | change
     save_image(
         Image.open("a.png"),
         "b.png",
@@ -188,11 +177,11 @@ def test_pictures_are_enlarged_and_say_so(model: Path) -> None:
     plain = Image.open("plain.png")
     expected = plain.resize((3 * plain.width, 3 * plain.height), Image.Resampling.LANCZOS)
     assert np.array_equal(pixels("large.png"), np.array(expected))
-    assert facts("large.png") == facts("plain.png") | {"upscale": "3 (Lanczos)"}
+    assert png_text("large.png") == png_text("plain.png") | {"upscale": "3 (Lanczos)"}
     draw(model, "--config-from", "large.png", "-o", "again.png")
     assert np.array_equal(pixels("again.png"), pixels("large.png"))
     draw(model, "--config-from", "large.png", "--upscale", 1, "-o", "small.png")
-    assert facts("small.png") == facts("plain.png")
+    assert png_text("small.png") == png_text("plain.png")
 
 
 def test_the_librarys_pictures_are_enlarged_by_whole_numbers_up_to_four(
@@ -228,7 +217,7 @@ def test_previews_show_what_is_there_so_far(model: Path) -> None:
     grey = [(pixels(f"on/the/way/{name}") == 127).all(axis=(1, 2)).sum() for name in names]
     height = pixels("a.png").shape[0]
     assert grey == [height // 2, height // 4]
-    assert facts("on/the/way/step-0006.png") == {"step": "6 of 16"}
+    assert png_text("on/the/way/step-0006.png") == {"step": "6 of 16"}
 
 
 def test_previews_of_several_pictures_leave_finished_ones_out(model: Path) -> None:

@@ -28,6 +28,7 @@ from mlx_janus.commands import caption, chat, convert, generate, progress
 from mlx_janus.config import JanusConfig
 from mlx_janus.weights.footprint import required_memory
 from tests.support.golden import FIXTURES, FOLDERS
+from tests.support.images import pixels, png_text
 from tests.support.programs import (
     INTERRUPTIBLE,
     ROOT,
@@ -74,17 +75,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def facts(path: Path) -> dict[str, str]:
-    with Image.open(path) as image:
-        image.load()
-        return dict(image.text)  # type: ignore[attr-defined]
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.array(image)
-
-
 def draw(model: Path, *arguments: object) -> Outcome:
     return call(generate.main, "-m", model, "-p", PROMPT, *arguments)
 
@@ -107,7 +97,7 @@ def test_draws_to_janus_png_and_keeps_what_is_there(model: Path, here: Path) -> 
     second = draw(model, "--seed", 6)
     assert (second.code, second.stdout) == (0, "janus_2.png\n")
     assert (here / "janus.png").read_bytes() == before
-    assert facts(here / "janus_2.png")["seed"] == "6"
+    assert png_text(here / "janus_2.png")["seed"] == "6"
     assert names(here) == ["janus.png", "janus_2.png"]
 
 
@@ -132,7 +122,7 @@ def test_several_pictures_have_following_names_and_seeds(
     assert done.stdout.splitlines() == [str(path) for path in paths]
     expected = pro.generate_images(PROMPT, n=3, seed=40, cfg_weight=3.5, top_p=0.9)
     for seed, path, image in zip((40, 41, 42), paths, expected, strict=True):
-        assert facts(path) == {
+        assert png_text(path) == {
             "prompt": PROMPT,
             "seed": str(seed),
             "cfg_weight": "3.5",
@@ -164,7 +154,7 @@ def test_a_file_of_prompts_is_drawn_into_a_folder_and_resumed(
     assert {name: (Path("out/deep") / name).read_bytes() for name in names} == before
     done = call(generate.main, *words)
     assert (done.code, done.stdout) == (0, "")
-    seeds = [int(facts(Path("out/deep") / name)["seed"]) for name in names]
+    seeds = [int(png_text(Path("out/deep") / name)["seed"]) for name in names]
     assert seeds[0] == seeds[2] + 1
     assert abs(seeds[1] - seeds[2]) > 1
     for name, seed, prompt in zip(
@@ -191,7 +181,7 @@ def test_all_prompts_may_start_from_one_seed(model: Path, here: Path) -> None:
     words = ("-m", model, "-p", "a fox", "-p", "an owl", "-p", "a fox", "--seed", 5, "--same-seeds")
     assert call(generate.main, *words, "-n", 2).code == 0
     names = ["a-fox", "a-fox-2", "a-fox-3", "a-fox-4", "an-owl", "an-owl-2"]
-    seeds = [int(facts(Path("janus") / f"{name}.png")["seed"]) for name in names]
+    seeds = [int(png_text(Path("janus") / f"{name}.png")["seed"]) for name in names]
     assert seeds == [5, 6, 7, 8, 5, 6]
 
 
@@ -203,7 +193,7 @@ def test_images_are_named_as_benchmarks_want_them(model: Path, here: Path) -> No
     assert call(generate.main, *words).code == 0
     files = sorted(str(path) for path in Path("out").rglob("*.png"))
     assert files == [f"out/0000{line}/samples/000{image}.png" for line in "01" for image in "01"]
-    assert facts(Path(files[2]))["prompt"] == "an owl"
+    assert png_text(Path(files[2]))["prompt"] == "an owl"
     Path(files[2]).unlink()
     assert call(generate.main, *words).stdout == f"{files[2]}\n"
     Path("prompts.txt").write_text("a hen\na fox\nan owl\n")
@@ -219,11 +209,11 @@ def test_several_prompts_and_pictures_of_each_resume_in_the_middle(model: Path, 
     stem = "ein-schlo-a6a5aef56a"
     names = ["a-fox-2.png", "a-fox.png", f"{stem}-2.png", f"{stem}.png"]
     assert sorted(p.name for p in Path("janus").iterdir()) == names
-    seeds = [int(facts(Path("janus") / name)["seed"]) for name in names]
+    seeds = [int(png_text(Path("janus") / name)["seed"]) for name in names]
     assert (seeds[0] - seeds[1], seeds[2] - seeds[3]) == (1, 1)
     (Path("janus") / names[1]).unlink()
     assert call(generate.main, *words).stdout.split() == [str(Path("janus") / names[1])]
-    assert facts(Path("janus") / names[1])["seed"] == str(seeds[1])
+    assert png_text(Path("janus") / names[1])["seed"] == str(seeds[1])
 
 
 def test_prompts_that_cannot_be_read(here: Path) -> None:
@@ -295,12 +285,12 @@ def test_windows_and_lookups_change_time_alone(model: Path, here: Path) -> None:
 
 def test_a_random_seed_is_shown_stored_and_repeats(model: Path, here: Path) -> None:
     done = draw(model)
-    seed = facts(here / "janus.png")["seed"]
+    seed = png_text(here / "janus.png")["seed"]
     assert f"seed {seed}\n" in done.stderr
     draw(model, "--seed", seed, "-o", "again.png")
     assert np.array_equal(pixels(here / "janus.png"), pixels(here / "again.png"))
     draw(model, "-o", "other.png")
-    assert facts(here / "other.png")["seed"] != seed
+    assert png_text(here / "other.png")["seed"] != seed
 
 
 def test_defaults_are_the_models_own(model: Path, here: Path, tmp_path: Path) -> None:
@@ -309,12 +299,18 @@ def test_defaults_are_the_models_own(model: Path, here: Path, tmp_path: Path) ->
     config["generation"] |= {"cfg_weight": 2.5, "temperature": 0.5}
     (other / "config.json").write_text(json.dumps(config))
     draw(other, "-o", "own.png")
-    assert (facts(here / "own.png")["cfg_weight"], facts(here / "own.png")["temperature"]) == (
+    assert (
+        png_text(here / "own.png")["cfg_weight"],
+        png_text(here / "own.png")["temperature"],
+    ) == (
         "2.5",
         "0.5",
     )
     draw(other, "-o", "given.png", "--cfg-weight", 0, "--temperature", 0)
-    assert (facts(here / "given.png")["cfg_weight"], facts(here / "given.png")["temperature"]) == (
+    assert (
+        png_text(here / "given.png")["cfg_weight"],
+        png_text(here / "given.png")["temperature"],
+    ) == (
         "0",
         "0",
     )
@@ -903,7 +899,7 @@ def test_a_stopped_drawing_keeps_what_is_finished(model: Path, tmp_path: Path) -
     assert {"janus-1.png", *done.stdout.split()} <= written
     assert written <= {f"janus-{i}.png" for i in range(1, 500)}
     for name in written:
-        assert f"janus-{int(facts(tmp_path / name)['seed']) + 1}.png" == name
+        assert f"janus-{int(png_text(tmp_path / name)['seed']) + 1}.png" == name
 
 
 def test_no_show_goes_with_answering(model: Path) -> None:

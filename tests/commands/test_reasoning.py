@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mlx_janus.commands import generate
 from mlx_janus.commands.progress import follow_drawing
@@ -16,6 +15,7 @@ from mlx_janus.inference import planning, reflection
 from mlx_janus.inference.results import ImageStep
 from mlx_janus.weights.convert import Source, convert_checkpoint
 from tests.support.golden import FIXTURES
+from tests.support.images import pixels, png_text
 from tests.support.programs import Outcome, call
 
 SHORT = 12  # tokens of a text, for quick tests
@@ -36,22 +36,11 @@ def draw(model: Path, *arguments: object) -> Outcome:
     return done
 
 
-def chunks(path: str) -> dict[str, str]:
-    with Image.open(path) as image:
-        image.load()
-        return dict(image.text)  # type: ignore[attr-defined]
-
-
-def pixels(path: str) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.array(image)
-
-
 def test_a_plan_stands_in_the_file_and_the_json(model: Path) -> None:
     done = draw(model, "-p", "a fox", "--plan", "--seed", 3, "-n", 2, "--json", "-o", "a.png")
     images = json.loads(done.stdout)["images"]
     for number, image in enumerate(images, 1):
-        assert image["plan"] == chunks(f"a-{number}.png")["plan"]
+        assert image["plan"] == png_text(f"a-{number}.png")["plan"]
         assert "rounds" not in image
     assert images[0]["plan"] != images[1]["plan"]
 
@@ -63,23 +52,23 @@ def test_an_image_is_drawn_again_without_planning_again(
     with monkeypatch.context() as patch:
         patch.delattr(planning, "write_plan")
         draw(model, "--config-from", "a.png", "-o", "b.png")
-    assert chunks("b.png") == chunks("a.png")
+    assert png_text("b.png") == png_text("a.png")
     assert np.array_equal(pixels("b.png"), pixels("a.png"))
     draw(model, "--config-from", "a.png", "--no-plan", "-o", "c.png")
-    assert "plan" not in chunks("c.png")
+    assert "plan" not in png_text("c.png")
     draw(model, "--config-from", "a.png", "-p", "a cup", "-o", "d.png")
-    assert chunks("d.png")["plan"] != chunks("a.png")["plan"]  # of another prompt
+    assert png_text("d.png")["plan"] != png_text("a.png")["plan"]  # of another prompt
     draw(model, "--config-from", "a.png", "--plan", "-o", "e.png")
-    assert chunks("e.png") == chunks("a.png")
+    assert png_text("e.png") == png_text("a.png")
 
 
 def test_an_image_without_a_plan_is_drawn_again_without_one(model: Path) -> None:
     convert_checkpoint(Source(FIXTURES / "deepseek-pro-bin", "CaraJ/T2I-R1"), Path("t2i"))
     draw(Path("t2i"), "-p", "a fox", "--no-plan", "--seed", 3, "-o", "a.png")
     draw(Path("t2i"), "--config-from", "a.png", "-o", "b.png")
-    assert chunks("b.png") == chunks("a.png")
+    assert png_text("b.png") == png_text("a.png")
     draw(Path("t2i"), "-p", "a fox", "--seed", 3, "-o", "c.png")
-    assert "plan" in chunks("c.png")
+    assert "plan" in png_text("c.png")
 
 
 def test_rounds_stand_in_the_file_and_the_json(model: Path) -> None:
@@ -89,13 +78,13 @@ def test_rounds_stand_in_the_file_and_the_json(model: Path) -> None:
     assert image["rounds"][0]["matches"] is False
     assert image["rounds"][0]["words"]
     assert 0 < image["rounds"][0]["probability"] < 0.5
-    stored = chunks("a.png")
+    stored = png_text("a.png")
     assert stored["reflect"] == "2"
     assert [one["words"] for one in json.loads(stored["rounds"])] == [
         one["words"] for one in image["rounds"]
     ]
     draw(model, "--config-from", "a.png", "-o", "b.png")
-    assert chunks("b.png") == stored
+    assert png_text("b.png") == stored
     assert np.array_equal(pixels("b.png"), pixels("a.png"))
 
 
@@ -111,16 +100,16 @@ def test_several_prompts_have_plans_in_a_folder(model: Path) -> None:
     done = draw(model, "-p", "a fox", "-p", "a cup", "--plan", "--seed", 1, "-o", "folder")
     paths = done.stdout.split()
     assert len(paths) == 2
-    assert all(chunks(path)["plan"] for path in paths)
+    assert all(png_text(path)["plan"] for path in paths)
 
 
 def test_a_drawing_with_rounds_lends_its_settings_to_a_change(model: Path) -> None:
     draw(model, "-p", "a fox", "--plan", "--reflect", 1, "--seed", 3, "-o", "a.png")
     draw(model, "--config-from", "a.png", "-i", "a.png", "-o", "b.png")
-    assert {"plan", "reflect", "rounds"}.isdisjoint(chunks("b.png"))
+    assert {"plan", "reflect", "rounds"}.isdisjoint(png_text("b.png"))
     draw(model, "--config-from", "a.png", "--reflect", 0, "-o", "c.png")
-    assert "rounds" not in chunks("c.png")
-    assert chunks("c.png")["plan"] == chunks("a.png")["plan"]
+    assert "rounds" not in png_text("c.png")
+    assert png_text("c.png")["plan"] == png_text("a.png")["plan"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,15 @@ from tests.support.serving import ServerProcess, refusal, served, started, to, w
 
 PICTURE = FIXTURES / "picture.png"
 QUESTION = "what is in the picture?"
-IDLE = {"status": "ok", "model": "janus-tiny", "waiting": 0, "answering": 0, "drawing": 0}
+IDLE = {
+    "status": "ok",
+    "model": "janus-tiny",
+    "models": 1,
+    "loaded": 1,
+    "waiting": 0,
+    "answering": 0,
+    "drawing": 0,
+}
 INITIALIZE: dict[str, Any] = {
     "jsonrpc": "2.0",
     "id": 1,

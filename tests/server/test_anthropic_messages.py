@@ -217,6 +217,12 @@ def test_blocks_as_a_conversation() -> None:
     [
         ({"max_tokens": 0}, 400, "invalid_request_error", "max_tokens: an answer has one token"),
         ({"messages": []}, 400, "invalid_request_error", "messages: "),
+        (
+            {"messages": [{"role": "user", "content": "x"}] * 4096, "system": "Be brief."},
+            400,
+            "invalid_request_error",
+            "at most 4096",
+        ),
         ({"model": "claude-9"}, 404, "not_found_error", "there is no model"),
         ({"mcp_servers": [{}]}, 400, "invalid_request_error", "mcp_servers is not supported"),
         (

@@ -628,6 +628,28 @@ def test_a_reload_keeps_what_was_received(page: Page, engine: FakeEngine) -> Non
     expect(settled(page).locator("figcaption")).to_contain_text("Not finished")
 
 
+# A preview that arrives while a conversation is being written: it replaces the one before it.
+PREVIEW_DURING_A_WRITE = """async () => {
+  const [exchange] = current.exchanges, index = IDBIndex.prototype, read = index.getAllKeys;
+  const later = {...exchange.drawn[0], id: "later"};
+  index.getAllKeys = function (...values) {
+    const request = read.apply(this, values);
+    exchange.drawn = [later];
+    return request;
+  };
+  await keep();
+  index.getAllKeys = read;
+}"""
+
+
+def test_an_image_that_comes_while_a_conversation_is_written_is_kept(page: Page) -> None:
+    draw(page, "an owl")
+    settled(page)
+    page.evaluate(PREVIEW_DURING_A_WRITE)
+    page.reload()
+    expect(settled(page).locator("figure img")).to_be_visible()
+
+
 # Images and prompts
 
 

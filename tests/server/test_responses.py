@@ -440,6 +440,12 @@ def drawn_item(image: Image.Image) -> dict[str, Any]:
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "store: false"),
         ({"input": [{"type": "web_search_call"}]}, "input[0]", "the type of an item is message"),
         ({"input": []}, "input", "at least 1"),
+        ({"input": [{"type": "image_generation_call"}]}, "input", "there is no message"),
+        (
+            {"input": [{"role": "user", "content": "x"}] * 4096, "instructions": "Be brief."},
+            "input",
+            "at most 4096",
+        ),
         ({"input": " "}, "input", "the question is empty"),
         ({"input": [{"role": "assistant", "content": "x"}]}, "input", "no question"),
         ({"input": "circle " * 2000}, "input", "maximum context length"),

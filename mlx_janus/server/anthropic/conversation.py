@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..conversations import check_message_count
 from ..errors import APIError
 from ..schema import (
     AssistantMessage,
@@ -93,7 +94,7 @@ def _to_messages(body: PromptFields) -> list[Message]:
     """Return the system prompt and the conversation as a chat's messages.
 
     Raises:
-        APIError: instructions have an image.
+        APIError: instructions have an image, or there are too many messages.
     """
     messages: list[Message] = []
     system = body.system
@@ -108,6 +109,7 @@ def _to_messages(body: PromptFields) -> list[Message]:
             messages.append(_answer(message, place))
         else:
             messages.append(_question(message, place))
+    check_message_count(messages, "messages")
     return messages
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..conversations import check_message_count
 from ..errors import APIError
 from ..images import ImageSource
 from ..schema import (
@@ -58,7 +59,8 @@ def read_input(body: ResponsesRequest) -> ResponsesInput:
       question. Without a next question, it is shown with the last one, and the answer is about it.
 
     Raises:
-        APIError: an item refers to a stored one, or a message of the system has an image.
+        APIError: an item refers to a stored one, a message of the system has an image, or there are
+            no or too many messages.
     """
     found = ResponsesInput()
     if body.instructions:
@@ -85,6 +87,7 @@ def read_input(body: ResponsesRequest) -> ResponsesInput:
             fix = "send the item itself; many clients do so with store: false"
             raise APIError(400, f"this server stores no items: {fix}", param=place)
     _show_last_images(found.messages)
+    check_message_count(found.messages, "input")
     return found
 
 
