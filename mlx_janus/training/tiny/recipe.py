@@ -23,11 +23,12 @@ from ...worlds.shapes import SIDE
 class CodecRecipe:
     """The image codec's stage."""
 
-    steps: int = 2000
-    unquantized_steps: int = 300  # first steps, before the codebook is initialised
+    steps: int = 6000
+    unquantized_steps: int = 250  # first steps, before the codebook is initialised
     batch: int = 8
-    rate: float = 3e-3  # AdamW's highest learning rate
-    muon_rate: float | None = 0.01  # Muon's highest learning rate; None: AdamW only
+    rate: float = 1e-3  # AdamW's highest learning rate
+    muon_rate: float | None = 0.002  # Muon's highest learning rate; None: AdamW only
+    open_share: float = 0.5  # share of images from ``worlds/open_scenes.py``
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class TinyRecipe:
     seed: int = 0
     codec: CodecRecipe = field(default_factory=CodecRecipe)
     merged: CodecRecipe = field(
-        default_factory=lambda: CodecRecipe(360, unquantized_steps=0, rate=1.5e-3, muon_rate=None)
+        default_factory=lambda: CodecRecipe(360, unquantized_steps=0, rate=3e-4, muon_rate=None)
     )
     encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
     drawing: JointRecipe = field(
@@ -91,12 +92,12 @@ class TinyRecipe:
 
 CODEC = VQConfig(
     kind="vq",
-    codebook_size=1024,
+    codebook_size=4096,
     codebook_dim=8,
     ch=8,
-    ch_mult=(1, 2, 4, 8),
+    ch_mult=(1, 2, 4, 12),
     num_res_blocks=1,
-    z_channels=64,
+    z_channels=96,
     norm_groups=1,
 )
 ENCODER = SiglipConfig(
