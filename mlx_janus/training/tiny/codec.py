@@ -379,8 +379,8 @@ def _plain_patches(pixels: np.ndarray, cell: int, least: float = _FIGURE) -> np.
     B, S, _ = is_figure.shape
     grid = S // cell
     cells = is_figure.reshape(B, grid, cell, grid, cell)
-    plain: np.ndarray = ~cells.any((2, 4))
-    return plain.astype(np.float32)
+    shows_figure = np.asarray(cells.any((2, 4)))
+    return (~shows_figure).astype(np.float32)
 
 
 def _plain_variance(z: mx.array, plain: mx.array) -> mx.array:
