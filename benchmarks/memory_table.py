@@ -48,11 +48,11 @@ def published_config(model: str) -> JanusConfig:
 def needs(model: str, dtype: str) -> list[int]:
     """Return the bytes for one image, generated or asked about: float, 8 bits, 4 bits."""
     from mlx_janus.weights.footprint import required_memory
-    from mlx_janus.weights.load import with_bits
+    from mlx_janus.weights.load import with_quantization
 
     config = published_config(model)
     return [
-        max(required_memory(with_bits(config, bits, Path(model)), dtype).values())
+        max(required_memory(with_quantization(config, bits, Path(model)), dtype).values())
         for bits in BITS.values()
     ]
 
@@ -141,7 +141,7 @@ def print_measured(shape: str, dtype: str) -> None:
     from benchmarks.random_model import config
     from benchmarks.real_size import machine
     from mlx_janus.weights.footprint import required_memory, task_memory
-    from mlx_janus.weights.load import with_bits
+    from mlx_janus.weights.load import with_quantization
 
     def measured(form: str, task: str, pictures: int) -> str:
         cell = f"{shape} {dtype} {form.replace(' ', '-')} {task} {pictures}"
@@ -162,7 +162,7 @@ def print_measured(shape: str, dtype: str) -> None:
     click.echo("|---|---|---|---|---|---|---|")
     for name, find in ((shape, measured), ("7b", lambda *_: "-")):
         for form, bits in BITS.items():
-            sizes = with_bits(config(MODELS[name].sizes), bits, Path(name))
+            sizes = with_quantization(config(MODELS[name].sizes), bits, Path(name))
             row = [
                 f"{find(form, task, n)} / {_gigabytes(task_memory(sizes, dtype, pictures=n)[task])}"
                 for task, n in cells

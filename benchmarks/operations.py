@@ -100,8 +100,10 @@ def plain(_: JanusModel) -> Iterator[None]:
 @contextmanager
 def compiled_choice(_: JanusModel) -> Iterator[None]:
     """Compile the choice of a token, as on a GPU."""
-    picker = image._picker
-    with patch.object(image, "_picker", lambda options, compiled: picker(options, compiled=True)):
+    make_sampler = image._make_sampler
+    with patch.object(
+        image, "_make_sampler", lambda options, compiled: make_sampler(options, compiled=True)
+    ):
         yield
 
 

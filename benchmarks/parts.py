@@ -26,7 +26,7 @@ from benchmarks import windows as janus_tiny
 from mlx_janus.config import JanusConfig
 from mlx_janus.decode.image import DrawOptions, draw_tokens
 from mlx_janus.decode.text import TextOptions, answer_tokens
-from mlx_janus.decode.window import ACCEPTED, time_passes
+from mlx_janus.decode.window import MEAN_ACCEPTED, time_passes
 from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
 from mlx_janus.memory import available_memory, materialize
 from mlx_janus.models.janus import JanusModel
@@ -214,7 +214,7 @@ def passes(setup: Setup) -> Iterator[Row]:
     """Compare passes of several positions with a pass of one, in the middle of an image."""
     materialize(setup.model.drawing_arrays().values())
     times = time_passes(setup.model, 2)
-    for width in ACCEPTED:
+    for width in MEAN_ACCEPTED:
         if width in times and width > 1:
             yield Row(
                 f"pass of {width} positions, two rows",

@@ -24,14 +24,14 @@ from mlx_janus.config import (
     VQGenerationConfig,
 )
 from mlx_janus.models.janus import JanusModel
-from mlx_janus.weights.load import with_bits
+from mlx_janus.weights.load import with_quantization
 from mlx_janus.weights.quantize import quantize_model
 
 
 def random_model(shape: str, dtype: Dtype, bits: int | None = None) -> JanusModel:
     """Build a model of a published shape with lazy random weights; the codec's are float32."""
     sizes = replace(config(MODELS[shape].sizes), dtype=dtype)
-    model = JanusModel(with_bits(sizes, bits, Path(shape)))
+    model = JanusModel(with_quantization(sizes, bits, Path(shape)))
     for name, part in model.children().items():
         if name != "gen_vision_model":
             part.set_dtype(getattr(mx, dtype))

@@ -48,7 +48,7 @@ from mlx_janus.weights.footprint import weight_bytes
 from mlx_janus.weights.quantize import (
     Precision,
     Rule,
-    bits_a_weight,
+    bits_per_weight,
     plan_by_rule,
     plan_quantization,
     quantize_model,
@@ -177,7 +177,7 @@ class Comparison:
         modules = dict(self.janus.model.named_modules())
         sizes = [modules[layer.path].weight.size for layer in plan.layers]
         total = sum(
-            size * bits_a_weight(layer) for size, layer in zip(sizes, plan.layers, strict=True)
+            size * bits_per_weight(layer) for size, layer in zip(sizes, plan.layers, strict=True)
         )
         return total / sum(sizes)
 

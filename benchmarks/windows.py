@@ -21,7 +21,7 @@ import mlx_janus
 import numpy as np
 
 from benchmarks.real_size import machine
-from mlx_janus.decode.window import ACCEPTED
+from mlx_janus.decode.window import MEAN_ACCEPTED
 from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
 from mlx_janus.inference.window_timing import find_window
 
@@ -68,7 +68,7 @@ def main(model: str | None, prompts: int, rounds: int) -> None:
 
 def measure(janus: mlx_janus.JanusPipeline, texts: Sequence[str], rounds: int) -> list[Window]:
     """Generate every prompt at every window, ``rounds`` times with new noise; window 1 is first."""
-    widths = [width for width in ACCEPTED if width < janus.config.generation.tokens]
+    widths = [width for width in MEAN_ACCEPTED if width < janus.config.generation.tokens]
     seconds: dict[int, list[float]] = {width: [] for width in widths}
     passes: dict[int, list[int]] = {width: [] for width in widths}
     unlike: dict[int, int] = dict.fromkeys(widths, 0)

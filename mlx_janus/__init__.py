@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
     from .pipeline import JanusPipeline, load
 
-_HOMES = {  # the module of each name, imported on first use
+_MODULES = {  # public name -> its module, imported on first use
     "Conversation": "inference.conversation",
     "GeneratedImage": "inference.results",
     "ImageStep": "inference.results",
@@ -51,11 +51,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    """Import and return a public name on its first use (PEP 562).
+
+    Raises:
+        AttributeError: the package has no such name.
+    """
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    module = importlib.import_module(f".{_HOMES[name]}", __name__)
+    module = importlib.import_module(f".{_MODULES[name]}", __name__)
     return getattr(module, name)
 
 

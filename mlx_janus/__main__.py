@@ -19,7 +19,7 @@ COMMANDS = (
     "train",
     "models",
     "doctor",
-)  # modules of `commands`
+)  # names of the commands, and of their modules in `commands`
 
 
 class LazyGroup(Group):
@@ -29,9 +29,11 @@ class LazyGroup(Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a command, and return the command; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f".commands.{cmd_name}", __package__).main
+        module = importlib.import_module(f".commands.{cmd_name}", __package__)
+        command: click.Command = module.main
         return command
 
 

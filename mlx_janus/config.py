@@ -19,9 +19,10 @@ from .limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE
 from .sections import LATER, Fault, JsonError, Section, number_field, read_json, shorten, size_field
 
 FORMAT_VERSION = 2
-READ_VERSIONS = (1, 2)
-"""Format versions that this release reads. Version 1 had no ``generation`` section."""
-MODEL_TYPE = "mlx_janus"
+READABLE_VERSIONS = (1, 2)
+"""Format versions that this release reads. Version 1 had several sections for the VQ pathway."""
+CONVERTED_MODEL_TYPE = "mlx_janus"
+"""Value of ``model_type`` in a converted folder's ``config.json``."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[str, ...] = typing.get_args(Dtype)
@@ -38,7 +39,7 @@ GROUP_SIZES = (32, 64, 128)
 
 _MAX_DEPTH = 512  # layers
 _MAX_SIDE = 8192  # pixels
-# The fix for each fault of a file, added to the error's message.
+# The advice for each fault of a file, at the end of the error's message.
 _ADVICE: dict[Fault, str] = {
     "missing": "download the whole model folder",
     "too large": "it is no config file",
@@ -215,7 +216,9 @@ class GenerationConfig(Section):
             raise self.error("image_size", self.image_size, f"a whole number from 1 to {_MAX_SIDE}")
 
     def check_against(self, language: LlamaConfig) -> None:
-        """Refuse sizes that do not fit the language model. The base class accepts all.
+        """Refuse sizes that do not fit the language model.
+
+        This base class accepts all sizes: subclasses check their own.
 
         Raises:
             ConfigError: a size does not fit; the message gives the right one.
@@ -247,14 +250,19 @@ class VQGenerationConfig(GenerationConfig):
             )
 
     def check_against(self, language: LlamaConfig) -> None:
-        """Refuse an adaptor or a head whose width is not the language model's."""
+        """Refuse an adaptor or a head whose width is not the language model's hidden size.
+
+        Raises:
+            ConfigError: a width does not fit; the message gives the right one.
+        """
         hidden = language.hidden_size
-        for name, value in (
-            ("aligner.output_dim", self.aligner.output_dim),
-            ("head.input_dim", self.head.input_dim),
-        ):
-            if value != hidden:
-                raise self.error(name, value, f"the language hidden size {hidden}")
+        widths = {
+            "aligner.output_dim": self.aligner.output_dim,
+            "head.input_dim": self.head.input_dim,
+        }
+        for name, width in widths.items():
+            if width != hidden:
+                raise self.error(name, width, f"the language hidden size {hidden}")
 
     @property
     def grid(self) -> int:
@@ -316,19 +324,19 @@ class JanusConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         hidden = self.language.hidden_size
-        width = self.understanding.width
-        side = self.understanding.image_size
-        if self.aligner.input_dim != width:
+        vision_width = self.understanding.width
+        vision_size = self.understanding.image_size
+        if self.aligner.input_dim != vision_width:
             raise self.error(
-                "aligner.input_dim", self.aligner.input_dim, f"the vision width {width}"
+                "aligner.input_dim", self.aligner.input_dim, f"the vision width {vision_width}"
             )
         if self.aligner.output_dim != hidden:
             raise self.error(
                 "aligner.output_dim", self.aligner.output_dim, f"the language hidden size {hidden}"
             )
-        if self.image.image_size != side:
+        if self.image.image_size != vision_size:
             raise self.error(
-                "image.image_size", self.image.image_size, f"the vision image size {side}"
+                "image.image_size", self.image.image_size, f"the vision image size {vision_size}"
             )
         self.generation.check_against(self.language)
 
@@ -342,63 +350,67 @@ class JanusConfig(Section):
         """Read a converted folder's ``config.json``.
 
         Raises:
-            ConfigError: the file is unreadable or not JSON, an entry is missing or unknown, or a
-                value is impossible.
-            UnsupportedModelError: the file is not of a converted model, or this release does not
-                read its format version.
+            ConfigError: the file is missing, unreadable or not JSON, an entry is missing or
+                unknown, or a value is not allowed.
+            UnsupportedModelError: the model is not a converted one, or this release cannot read its
+                format version.
         """
         data = read_model_json(path)
-        if data.pop("model_type", None) != MODEL_TYPE:
+        if data.pop("model_type", None) != CONVERTED_MODEL_TYPE:
             raise UnsupportedModelError(f"{path} is no converted mlx_janus model")
         version = data.pop("format_version", None)
-        # A bool is refused explicitly, since ``True in (1, 2)`` holds.
-        if version not in READ_VERSIONS or isinstance(version, bool):
+        # ``True in (1, 2)`` holds, so a bool needs a check of its own.
+        if version not in READABLE_VERSIONS or isinstance(version, bool):
             raise UnsupportedModelError(
                 f"{path} has format version {shorten(version)}, "
                 f"this release reads {FORMAT_VERSION}: convert again"
             )
         try:
-            return cls.from_dict(_upgrade(data) if version == 1 else data)
+            return cls.from_dict(_upgrade_from_version_1(data) if version == 1 else data)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
     def dump(self, path: Path) -> None:
-        """Write ``config.json``."""
-        data = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **self.to_dict()}
+        """Write the config as a converted folder's ``config.json``."""
+        header = {"model_type": CONVERTED_MODEL_TYPE, "format_version": FORMAT_VERSION}
+        data = header | self.to_dict()
         path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _upgrade(data: dict[str, Any]) -> dict[str, Any]:
-    """Turn the content of a version 1 file into version 2, with one section for the VQ pathway.
+def _upgrade_from_version_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a version 1 ``config.json`` in the form of version 2.
 
-    Only the entries that move are checked here; the constructors of the sections check the values.
+    Version 1 has four sections for the VQ pathway: the codec (named ``generation``), the adaptor,
+    the head, and the defaults of drawing. Version 2 has them in one section, ``generation``. Values
+    are not checked here, since the constructors of the sections check them.
 
     Raises:
-        ConfigError: a section is missing, or ``drawing`` has other entries.
+        ConfigError: a section is missing, or ``drawing`` has an unknown entry.
     """
-    # Entries of version 2's section ``generation``: the same sections in version 1.
-    renamed = {"codec": "generation", "aligner": "gen_aligner", "head": "gen_head"}
+    old_names = {"codec": "generation", "aligner": "gen_aligner", "head": "gen_head"}
     generation: dict[str, Any] = {"kind": "vq"}
     # In version 1, generated images have the size of those that the vision encoder reads.
     if isinstance(data.get("understanding"), dict):
         generation["image_size"] = data["understanding"].get("image_size")
-    for new, old in renamed.items():
-        if old not in data:
-            raise ConfigError(f"config.json lacks {old!r}")
-        generation[new] = data[old]
-    drawing = data.get("drawing", {})
+    for new_name, old_name in old_names.items():
+        if old_name not in data:
+            raise ConfigError(f"config.json lacks {old_name!r}")
+        generation[new_name] = data[old_name]
+    drawing = data.get("drawing", {})  # may be absent
     if not isinstance(drawing, dict) or set(drawing) - {"cfg_weight", "temperature"}:
-        raise ConfigError(f"drawing must hold cfg_weight and temperature, got {shorten(drawing)}")
-    replaced = (*renamed.values(), "drawing")
-    kept = {name: value for name, value in data.items() if name not in replaced}
+        raise ConfigError(
+            f"drawing must hold only cfg_weight and temperature, got {shorten(drawing)}"
+        )
+    moved = (*old_names.values(), "drawing")
+    kept = {name: section for name, section in data.items() if name not in moved}
     return kept | {"generation": generation | drawing}
 
 
 def read_model_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a model folder.
+    """Read a JSON file of a model folder, such as ``config.json``.
 
     Raises:
-        ConfigError: the file is missing, unreadable, too large, not JSON, or not an object.
+        ConfigError: the file is missing, unreadable, too large, or does not hold a JSON object.
     """
     try:
         return read_json(path)

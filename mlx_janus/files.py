@@ -21,16 +21,16 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def draft_beside(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
-    """Yield the path of a hidden draft next to ``path``, for the caller to write and rename.
+    """Yield a path for a temporary file, the draft of ``path``. The caller writes and renames it.
 
-    A draft that was not renamed is removed at the end; only a kill can leave one behind. A draft's
-    name does not contain the name of ``path``, which may already have the maximum length.
+    A draft that was not renamed is removed at the end, so only a killed process leaves one behind.
+    The draft is a hidden file in the same folder.
 
     Args:
         path: the final file.
-        suffix: suffix of the draft. The default hides the draft from searches by suffix; MLX needs
-            a suffix that it knows.
+        suffix: suffix of the draft. MLX writes only files with a suffix that it knows.
     """
+    # The name leaves out the name of ``path``, which may already have the maximum length.
     draft = path.parent / f".mlx_janus-{secrets.token_hex(8)}{suffix}"
     try:
         yield draft

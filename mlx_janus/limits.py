@@ -20,12 +20,12 @@ MAX_UPSCALE = 4  # factor of width and height
 def check_number(
     name: str, value: Any, low: float, high: float, *, above_low: bool = False
 ) -> float:
-    """Return a number in [low, high], or in (low, high] with ``above_low``, as a Python number.
+    """Check that an option's value is a number in [low, high], and return it as a Python number.
 
-    Numbers of NumPy are accepted.
+    With ``above_low``, the range is (low, high]. NumPy's numbers are accepted.
 
     Raises:
-        OptionError: the value is no number in this range, or a bool.
+        OptionError: the value is not a number in this range, or is a bool.
     """
     number = _to_python(value, (int, float), Real)
     if number is None or not low <= number <= high or (above_low and number == low):
@@ -35,10 +35,12 @@ def check_number(
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:
-    """Return an integer in [low, high] as a Python integer. Integers of NumPy are accepted.
+    """Check that an option's value is an integer in [low, high], and return it as a Python int.
+
+    NumPy's integers are accepted.
 
     Raises:
-        OptionError: the value is no integer in this range, or a bool.
+        OptionError: the value is not an integer in this range, or is a bool.
     """
     number = _to_python(value, (int,), Integral)
     if number is None or not low <= number <= high:
@@ -46,26 +48,25 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-def _to_python(value: Any, types: tuple[type, ...], kind: type) -> Any:
-    """Turn a number of NumPy into one of Python.
+def _to_python(value: Any, builtin_types: tuple[type, ...], accepted: type) -> Any:
+    """Return a number as a Python number, or None if the value is not a number.
 
     Args:
         value: any value.
-        types: Python's types that are returned unchanged; others are converted to the last one.
-        kind: abstract type of the numbers that are accepted.
-
-    Returns:
-        A Python number; None for a bool, and for a value that is not of ``kind``.
+        builtin_types: types of the result. Numbers of other types, such as NumPy's, are converted
+            to the last one.
+        accepted: abstract type of the accepted numbers. A bool is not accepted, although Python
+            counts it as an integer.
     """
-    if type(value) in types:
+    if type(value) in builtin_types:
         return value
-    if isinstance(value, bool) or not isinstance(value, kind):
+    if isinstance(value, bool) or not isinstance(value, accepted):
         return None
-    return types[-1](value)
+    return builtin_types[-1](value)
 
 
 def check_text(name: str, value: Any) -> str:
-    """Return the value if it is text.
+    """Check that an option's value is a str, and return it.
 
     Raises:
         OptionError: the value has another type.
@@ -76,6 +77,6 @@ def check_text(name: str, value: Any) -> str:
 
 
 def set_checked(record: object, **values: object) -> None:
-    """Set fields in the ``__post_init__`` of a frozen dataclass, which refuses assignments."""
+    """Set fields of a frozen dataclass in its ``__post_init__``, where plain assignment fails."""
     for name, value in values.items():
         object.__setattr__(record, name, value)

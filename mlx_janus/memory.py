@@ -10,15 +10,15 @@ from functools import lru_cache
 import mlx.core as mx
 import psutil
 
-_READ_AHEAD = 256_000_000  # bytes of weights that are read and cast together
-_READING = threading.Lock()  # held while a batch of weights is read
+_BATCH_BYTES = 256_000_000  # bytes of weights that are read and cast together
+_READ_LOCK = threading.Lock()  # held while a batch of weights is read
 
 
 def device_memory() -> int:
     """Return the bytes that MLX can use: a GPU's recommended working set, or a CPU's memory."""
     if mx.default_device().type == mx.DeviceType.gpu:
         info = mx.device_info()
-        # The names of the entries depend on the platform.
+        # The platform decides which of these entries exists.
         size = (
             info.get("max_recommended_working_set_size")
             or info.get("total_memory")
@@ -32,9 +32,9 @@ def device_memory() -> int:
 def available_memory() -> int:
     """Return the bytes that are free for new arrays.
 
-    On a GPU this is ``device_memory`` minus the memory that MLX uses. macOS frees memory on demand,
-    so macOS's own figure of free memory would refuse models that fit. On a CPU this is the system's
-    free memory plus MLX's cache.
+    On a GPU this is ``device_memory`` minus the memory of MLX's arrays. macOS's own figure of free
+    memory is not used: it is too low, since macOS frees memory on demand. On a CPU this is the
+    system's free memory plus MLX's cache, which MLX reuses for new arrays.
     """
     if mx.default_device().type == mx.DeviceType.gpu:
         return max(device_memory() - mx.get_active_memory(), 0)
@@ -42,42 +42,44 @@ def available_memory() -> int:
 
 
 def materialize(arrays: Iterable[mx.array], check: Callable[[], None] = lambda: None) -> None:
-    """Read and cast weights in small batches, so that few are in memory in both types.
+    """Read and cast lazy weights from disk into memory.
 
-    Weights are lazy on a stream that all threads share (``weight_stream``). A lock lets only one
-    thread at a time evaluate them.
+    Small batches are read, so that few weights are in memory both as stored and as cast. Threads
+    take turns at each batch, since they share the stream of the weights.
 
     Args:
         arrays: the weights.
-        check: called before each batch. An error of ``check`` stops the reading.
+        check: called before each batch. If it raises an error, no more batches are read.
     """
     batch: list[mx.array] = []
     for array in arrays:
         batch.append(array)
-        if sum(map(_peak_bytes, batch)) > _READ_AHEAD:
-            _read(batch, check)
+        if sum(map(_peak_bytes, batch)) > _BATCH_BYTES:
+            _read_batch(batch, check)
             batch = []
-    _read(batch, check)  # the last batch is smaller, and may be empty
+    _read_batch(batch, check)  # the last batch is smaller, and may be empty
 
 
 def _peak_bytes(array: mx.array) -> int:
-    """Return the most bytes that reading a weight can take."""
-    # Packed weights may be quantized while they are read, from floats up to eight times as large.
+    """Return the largest number of bytes that reading a weight can take."""
+    # uint32 arrays are packed weights. They may be quantized while they are read, and the floats
+    # then take up to eight times the bytes.
     return array.nbytes * (8 if array.dtype == mx.uint32 else 1)
 
 
-def _read(batch: list[mx.array], check: Callable[[], None]) -> None:
+def _read_batch(batch: list[mx.array], check: Callable[[], None]) -> None:
     """Call ``check``, then evaluate a batch, while no other thread reads weights."""
-    with _READING:
-        check()  # inside the lock: to wait for the lock may take long
+    with _READ_LOCK:
+        check()  # with the lock held, since the check must not be old when the reading begins
         mx.eval(batch)
 
 
 @lru_cache
 def weight_stream(device: mx.DeviceType) -> mx.Stream:
-    """Return the stream of lazy weights, which any thread can evaluate.
+    """Return a device's stream for lazy weights, always the same one.
 
-    On an ordinary stream, only the thread that created a lazy array can evaluate it.
+    Any thread can evaluate a lazy array of this stream. On an ordinary stream, only the thread that
+    created the array can.
     """
     return mx.new_thread_unsafe_stream(device)
 
@@ -86,32 +88,33 @@ def _is_metal() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu and mx.metal.is_available()
 
 
-_WIRED = threading.Lock()  # guards ``_wired`` and MLX's limit of wired memory
-_wired: list[int] = []  # the original limit, once per caller inside ``weights_wired``
+_WIRED_LIMIT_LOCK = threading.Lock()  # guards ``_original_limits`` and MLX's wired limit
+_original_limits: list[int] = []  # MLX's original wired limit, once per open ``weights_wired``
 
 
 @contextlib.contextmanager
 def weights_wired() -> Iterator[None]:
-    """Wire MLX's memory on Apple silicon, up to the recommended working set. Elsewhere, do nothing.
+    """Let MLX wire memory during a block, up to the recommended working set, on Apple silicon.
 
-    macOS does not page out wired memory. Without this, a model near the size of the memory is read
-    from the disk again and again. Callers may overlap and leave in any order, as generators do.
+    macOS does not page out wired memory. Without wiring, a model almost as large as the memory is
+    read from the disk again and again. On other platforms, nothing is done. Blocks may overlap and
+    end in any order, as those in generators do.
     """
     if not _is_metal():
         yield
         return
-    with _WIRED:
-        # The first caller raises the limit and stores the original, which ``set_wired_limit``
-        # returns. Later callers store it too, so whoever leaves last can restore it.
-        _wired.append(_wired[0] if _wired else mx.set_wired_limit(device_memory()))
+    with _WIRED_LIMIT_LOCK:
+        # The first block raises the limit; ``set_wired_limit`` returns the previous one.
+        original = _original_limits[0] if _original_limits else mx.set_wired_limit(device_memory())
+        _original_limits.append(original)
     try:
         yield
     finally:
-        with _WIRED:
-            before = _wired.pop()
-            if not _wired:
+        with _WIRED_LIMIT_LOCK:
+            _original_limits.pop()
+            if not _original_limits:  # this was the last open block
                 mx.synchronize()  # the limit must not change during a computation
-                mx.set_wired_limit(before)
+                mx.set_wired_limit(original)
 
 
 def format_size(size: float) -> str:

@@ -29,7 +29,7 @@ from .limits import check_text
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn
 from .weights.load import WeightFiles, load_model
-from .weights.sources import NO_MODEL, TINY, find_converted, resolve
+from .weights.sources import NO_MODEL, TINY, find_converted, resolve_short_name
 
 if TYPE_CHECKING:
     from .decode.text import TextOptions
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .weights.folder import Progress
 
 _LOG = logging.getLogger("mlx_janus")  # Python prints its warnings to stderr by default
-_EMBEDDED = (
+_NO_MODEL_WARNING = (
     "No model is named: this is Janus-Tiny, which knows coloured shapes and nothing else. "
     'For a real one: path_or_hub_id="deepseek-ai/Janus-Pro-1B"'
 )
@@ -64,8 +64,8 @@ def load(
         recipe: a named quantization in place of ``bits``. "light", "balanced" and "faithful" choose
             the bits of each layer, from the smallest model to the closest to the float model;
             "mxfp4", "mxfp8" and "nvfp4" are MLX's small float formats.
-        dtype: "float32", "bfloat16", "float16" or an MLX dtype; None: the model's own, and float32
-            on a CPU.
+        dtype: "float32", "bfloat16", "float16" or an MLX dtype; None: float32 on a CPU, otherwise
+            the model's own.
         revision: branch, tag or commit on the Hub.
         low_memory: hold only the weights of the current task in memory. The tasks are: read images,
             answer, generate image tokens, and decode them to pixels. Weights are read from disk
@@ -76,18 +76,18 @@ def load(
         JanusError: the model is missing, unsupported, damaged, or too large for the memory. Each
             case has a subclass in ``mlx_janus.errors``.
     """
-    source = resolve(_embedded(revision) if path_or_hub_id is None else path_or_hub_id)
-    named = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # str of mx.Dtype
+    source = resolve_short_name(_use_tiny(revision) if path_or_hub_id is None else path_or_hub_id)
+    dtype_name = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
     folder = find_converted(
         source,
         bits=bits,
         recipe=recipe,
-        dtype=named,
+        dtype=dtype_name,
         revision=revision,
         low_memory=low_memory,
         progress=progress,
     )
-    model = load_model(folder, bits=bits, recipe=recipe, dtype=named, low_memory=low_memory)
+    model = load_model(folder, bits=bits, recipe=recipe, dtype=dtype_name, low_memory=low_memory)
     prompts = Prompts.load(
         folder, model.config.prompt, image_tokens=model.config.understanding.tokens
     )
@@ -95,15 +95,15 @@ def load(
     return JanusPipeline(model, prompts, name=_display_name(source), files=files)
 
 
-def _embedded(revision: str | None) -> Path:
+def _use_tiny(revision: str | None) -> Path:
     """Return the folder of Janus-Tiny, and log a warning that no model is named.
 
     Raises:
-        OptionError: a revision is given.
+        OptionError: ``revision`` is not None, although only models on the Hub have revisions.
     """
     if revision is not None:
         raise OptionError(f"a revision is of a model on the Hub: {NO_MODEL}")
-    _LOG.warning(_EMBEDDED)
+    _LOG.warning(_NO_MODEL_WARNING)
     return TINY
 
 
@@ -135,7 +135,7 @@ class JanusPipeline(LoadedModel):
 
     @property
     def pathway(self) -> ImagePathway:
-        """The model's way to generate images, for code below this API."""
+        """The model's way to generate images, for the package's own engine and commands."""
         return pathway_of(self)
 
     # Generating text
@@ -161,14 +161,14 @@ class JanusPipeline(LoadedModel):
                 model reads them in this order, before the question.
             max_tokens: the maximum length of the answer.
             temperature: randomness of sampling; 0 always takes the most likely token.
-            top_p: nucleus sampling: sample from the smallest set of tokens whose probabilities sum
-                to at least this; 1 samples from all tokens.
+            top_p: threshold of nucleus sampling, which samples from the smallest set of tokens
+                whose probabilities sum to at least this; 1: from all tokens.
             seed: seed of the sampling, an integer; None: a random one. The same seed gives the same
                 answer.
             system: system prompt; None: the model's own, "": none.
             stop: a string or several that end the answer; they are not part of it.
-            lookup: prompt lookup decoding: draft tokens to copy from earlier text in each pass.
-                The answer is the same, in fewer passes if it repeats earlier text.
+            lookup: number of draft tokens that prompt lookup decoding copies from earlier text in
+                each pass. The answer is the same, in fewer passes if it repeats earlier text.
 
         Returns:
             The answer, with its token counts and speeds.
@@ -226,9 +226,10 @@ class JanusPipeline(LoadedModel):
         options: TextOptions,
         system: str | None = None,
     ) -> ThreadStream[TextChunk]:
-        """Answer the last turn of a conversation that is read from its beginning.
+        """Answer the last turn of a conversation, and stream the answer in pieces.
 
-        Use ``conversation`` instead to read only the new part of each prompt.
+        Each call reads the entire conversation. Use ``conversation`` instead to read only the new
+        part of each prompt.
 
         Args:
             turns: messages, the last one the user's.
@@ -243,17 +244,17 @@ class JanusPipeline(LoadedModel):
             PromptError: the last turn is not the user's, a question has no words and no images, or
                 the conversation does not fit into the context.
             ImageError: an image cannot be read.
-            OptionError: the number of images differs from the number that the turns show.
+            OptionError: ``images`` has more or fewer images than the turns together.
         """
-        shown = sum(turn.images for turn in turns)
-        if shown != len(images):
-            raise OptionError(f"the turns show {shown} images, {len(images)} were given")
+        expected = sum(turn.images for turn in turns)
+        if expected != len(images):
+            raise OptionError(f"the turns show {expected} images, {len(images)} were given")
         ids = self.answering_ids(turns, system)
         pixels = [preprocess(open_image(image), self.config.image) for image in images]
 
-        def features(watch: Stopwatch) -> list[mx.array]:
-            """Encode the images, in the model's thread at the stream's first step."""
-            return self.encode(pixels, watch)
+        def features(stopwatch: Stopwatch) -> list[mx.array]:
+            """Encode the images. The stream's first step calls this in the model's thread."""
+            return self.encode(pixels, stopwatch)
 
         events = answer_events(self, Prompt(ids, features), options)
         return self.thread.stream(answer_chunks(events))
@@ -286,23 +287,25 @@ class JanusPipeline(LoadedModel):
             prompt: a prompt or several.
             n: images of each prompt. Images whose prompts have the same length in tokens are
                 generated together, as far as memory allows.
-            seed: seed of each prompt's first image, an integer; the other images have the next
-                ones. None: a random one.
-            cfg_weight: classifier-free guidance: how closely to follow the prompt; 1: no guidance.
-                None: the model's own (5 for the published models).
+            seed: seed of each prompt's first image, an integer; each further image has the next
+                higher seed. None: a random seed.
+            cfg_weight: weight of classifier-free guidance; images follow the prompt more closely
+                the higher it is. 1: no guidance; None: the model's own (5 for the published
+                models).
             temperature: randomness of sampling, as in ``generate_text``; None: the model's own.
             top_p: nucleus sampling, as in ``generate_text``.
-            exact: generate one image at a time, token by token, so that rounding never differs.
-            window: positions read in one pass; it changes the speed, and rounding. None: for one
-                image the fastest by a stored timing, for several 1.
+            exact: generate one image at a time, token by token, so that an image never depends on
+                the rounding of other images or of a window.
+            window: number of positions that one pass reads; it changes the speed and the rounding.
+                None: 1 for several images; for one image, the fastest by a stored timing.
 
         Returns:
-            The images in the order of the prompts, those of a prompt in the order of their seeds.
+            The images in the order of the prompts, and for each prompt in the order of the seeds.
 
         Raises:
-            PromptError: a prompt is empty or does not fit into the context, or there is none.
+            PromptError: a prompt is empty or does not fit into the context, or there is no prompt.
             OptionError: an argument has a wrong type, a number is out of range, or ``exact`` is
-                combined with a window.
+                combined with a window above 1.
         """
         steps = self.stream_images(
             prompt,

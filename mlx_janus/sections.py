@@ -30,7 +30,7 @@ def size_field(
     low: int = 1,
     high: int = _MAX_SIZE,
 ) -> Any:
-    """Declare a field: a whole number from ``low`` to ``high``, or a tuple of such numbers."""
+    """Return a dataclass field for an integer in [low, high], or for a tuple of such integers."""
     limits = {"low": low, "high": high}
     return field(default=default, metadata=limits)
 
@@ -41,7 +41,7 @@ def number_field(
     low: float = 0.0,
     high: float = 1e9,
 ) -> Any:
-    """Declare a field: a finite number from ``low`` to ``high``, or a tuple of such numbers."""
+    """Return a dataclass field for a float in [low, high], or for a tuple of such floats."""
     limits = {"low": low, "high": high}
     return field(default=default, metadata=limits)
 
@@ -65,24 +65,25 @@ class Section:
         for f in fields(self):
             value = getattr(self, f.name)
             hint = hints[f.name]
-            refuse = functools.partial(self._refuse, f.name)  # adds the field's name
+            refuse = functools.partial(self._refuse, f.name)  # the error names this field
             _check(value, hint, f.metadata, refuse)
 
     def _refuse(self, name: str, value: Any, allowed: str) -> typing.NoReturn:
-        """Raise the error of a field whose value is not allowed."""
+        """Raise the error that ``error`` returns."""
         raise self.error(name, value, allowed)
 
     @classmethod
     def error(cls, name: str, value: Any, allowed: str) -> ConfigError:
-        """Return the error of a field whose value is not allowed; ``allowed`` says which are."""
+        """Return the error of a field with a wrong value; ``allowed`` describes the right ones."""
         return ConfigError(f"{cls.title}: {name} must be {allowed}, got {shorten(value)}")
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Build a section from parsed JSON. Unknown keys are refused, so that no size is ignored.
+        """Build a section from parsed JSON.
 
         Raises:
-            ConfigError: not an object, an entry is missing or unknown, or a value is out of range.
+            ConfigError: the data is not an object, an entry is missing or unknown, or a value has a
+                wrong type or is out of range.
         """
         if not isinstance(data, dict):
             raise ConfigError(f"{cls.title} must be a JSON object, got {shorten(data)}")
@@ -103,7 +104,7 @@ class Section:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values, without ``LATER`` fields at their default."""
+        """Return the fields as JSON values by name, without ``LATER`` fields at their default."""
         values = {}
         for f in fields(self):
             value = getattr(self, f.name)
@@ -113,7 +114,7 @@ class Section:
 
 
 def _is_required(f: dataclasses.Field[Any]) -> bool:
-    """Return whether a section needs a value for a field, as it has no default."""
+    """Return whether a dataclass field has no default, so that it needs a value."""
     missing = dataclasses.MISSING
     return f.default is missing and f.default_factory is missing
 
@@ -129,31 +130,34 @@ def shorten(value: Any) -> str:
 # Checking: one function per kind of hint
 
 Refuse = Callable[[Any, str], typing.NoReturn]
-"""Raises the error of a value. Called with the value, and the allowed values as text."""
+"""Raises an error about a value. Its arguments are the value, and the allowed values as text."""
 Range = Mapping[str, Any]
 """Metadata of a field: either both "low" and "high", or neither."""
 
 
 def _check(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
     """Refuse a value that does not match its type hint or is outside its range."""
-    kind = typing.get_origin(hint) or hint
+    kind = typing.get_origin(hint) or hint  # tuple for tuple[int, ...], int for int
     check = _CHECKS.get(kind, _check_type)
     check(value, hint, limits, refuse)
 
 
 def _check_union(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
-    """Check a value as the union member that is exactly its type, or else as the first member."""
+    """Check a value against one member of a union: its exact type, or else the first member.
+
+    None is accepted if the union allows it.
+    """
     if value is None and type(None) in typing.get_args(hint):
         return
-    members = _members(hint)
-    own = next((member for member in members if type(value) is member), members[0])
-    _check(value, own, limits, refuse)
+    members = _union_members(hint)
+    member = next((m for m in members if type(value) is m), members[0])
+    _check(value, member, limits, refuse)
 
 
 def _check_tuple(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
-    """Refuse an empty tuple, a wrong length, or a wrong item; all items have one type hint."""
-    item_hints = typing.get_args(hint)
-    # tuple[int, ...] allows any length but 0, tuple[int, int] only 2.
+    """Refuse a value that is not a tuple, has the wrong number of items, or has a wrong item."""
+    item_hints = typing.get_args(hint)  # all the same; only the first is used
+    # tuple[int, ...] allows one or more items, tuple[int, int] exactly two.
     length = None if item_hints[-1] is Ellipsis else len(item_hints)
     allowed = f"a list of {length or 'one or more'} values"
     if not isinstance(value, tuple) or not value:
@@ -172,8 +176,11 @@ def _check_literal(value: Any, hint: Any, _: Range, refuse: Refuse) -> None:
 
 
 def _check_float(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
-    """Refuse a value that is no number, or outside its range; NaN and infinity are outside any."""
-    if type(value) is not int:  # JSON may spell 1.0 as 1
+    """Refuse a value that is not a number or is out of range.
+
+    An int is accepted too, since JSON may spell 1.0 as 1. NaN and infinity are always out of range.
+    """
+    if type(value) is not int:
         _check_type(value, hint, limits, refuse)
     low = limits.get("low", -_MAX_NUMBER)
     high = limits.get("high", _MAX_NUMBER)
@@ -182,7 +189,7 @@ def _check_float(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_int(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
-    """Refuse a value that is no int, or outside its range; without a range, any int is allowed."""
+    """Refuse a value that is not an int or is out of range. Without a range, any int is allowed."""
     _check_type(value, hint, limits, refuse)
     if "low" not in limits:
         return
@@ -193,9 +200,10 @@ def _check_int(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_type(value: Any, hint: Any, _: Range, refuse: Refuse) -> None:
-    """Refuse a value of another type than exactly ``hint``: a bool is no int.
+    """Refuse a value whose type is not exactly ``hint``, such as a bool where an int is needed.
 
-    A section may be of a subclass. A hint that is no class, such as ``Any``, allows every value.
+    For a section, a subclass is allowed. A hint that is not a class, such as ``Any``, allows every
+    value.
     """
     if not isinstance(hint, type) or type(value) is hint:
         return
@@ -214,7 +222,7 @@ _CHECKS: dict[Any, Callable[[Any, Any, Range, Refuse], None]] = {
 }
 
 
-def _members(union: Any) -> tuple[Any, ...]:
+def _union_members(union: Any) -> tuple[Any, ...]:
     """Return the members of a union, without None."""
     hints = typing.get_args(union)
     return tuple(hint for hint in hints if hint is not type(None))
@@ -224,18 +232,19 @@ def _members(union: Any) -> tuple[Any, ...]:
 
 
 def _from_json(value: Any, hint: Any) -> Any:
-    """Turn lists into tuples and objects into sections, as the type hint says.
+    """Turn a JSON list into a tuple, or a JSON object into a section, if the type hint is one.
 
-    Other values are returned unchanged, also wrong ones: the section's constructor refuses those.
+    Any other value is returned unchanged. If it is wrong, the section's constructor refuses it
+    later.
 
     Raises:
-        ConfigError: as for ``Section.from_dict``, in a section inside the value.
+        ConfigError: a section inside the value cannot be built.
     """
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        member = _pick_member(_members(hint), value)
+        member = _pick_member(_union_members(hint), value)
         return _from_json(value, member)
     if origin is tuple and isinstance(value, list):
         item_hint = typing.get_args(hint)[0]
@@ -247,9 +256,10 @@ def _from_json(value: Any, hint: Any) -> Any:
 
 
 def _pick_variant(section: type[Section], value: Any) -> type[Section]:
-    """Pick the subclass whose ``kind`` matches the value's; the section if it has no subclasses.
+    """Return the class to build from a JSON value: the subclass with the value's ``kind``.
 
-    A value that is no dict also gets the section, whose ``from_dict`` refuses it.
+    A section without subclasses is returned itself. A value that is not a JSON object also gets the
+    section itself, whose ``from_dict`` then refuses the value.
 
     Raises:
         ConfigError: there are subclasses, but none has the value's ``kind``.
@@ -268,24 +278,30 @@ def _pick_variant(section: type[Section], value: Any) -> type[Section]:
 
 
 def _kinds(section: type[Section]) -> tuple[str, ...]:
-    """Return the values that a section's ``kind`` allows; none if it has no ``kind``."""
+    """Return the values that the field ``kind`` of a section allows.
+
+    They are the literals of its type hint. The tuple is empty if a section has no such field.
+    """
     hints = typing.get_type_hints(section)
     return typing.get_args(hints.get("kind"))
 
 
-def _pick_member(hints: tuple[Any, ...], value: Any) -> Any:
-    """Pick the union member whose ``kind`` matches the value's; the first if none does."""
+def _pick_member(members: tuple[Any, ...], value: Any) -> Any:
+    """Return the union member that allows the ``kind`` of a JSON value, or else the first member.
+
+    A value without a ``kind`` also gets the first member.
+    """
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind is None:
-        return hints[0]
-    for hint in hints:
-        if kind in _kinds(hint):
-            return hint
-    return hints[0]
+        return members[0]
+    for member in members:
+        if kind in _kinds(member):
+            return member
+    return members[0]
 
 
 def _to_json(value: Any) -> Any:
-    """Turn sections into objects and tuples into lists, at every depth."""
+    """Turn sections into dicts and tuples into lists, at every depth."""
     if isinstance(value, Section):
         return value.to_dict()
     if isinstance(value, tuple):
@@ -301,7 +317,7 @@ Fault = Literal["missing", "unreadable", "too large", "invalid", "no object"]
 class JsonError(ConfigError):
     """A file that does not hold a JSON object.
 
-    The message gives the reason only. The fix depends on the file, so callers add it by ``advise``.
+    The message gives only the reason. The fix depends on the file, so callers add it by ``advise``.
 
     Args:
         reason: the message.
@@ -313,7 +329,7 @@ class JsonError(ConfigError):
         self.fault = fault
 
     def advise(self, advice: Mapping[Fault, str]) -> str:
-        """Return the reason, followed by the advice for this fault if there is any."""
+        """Return the message with the advice for this fault, if ``advice`` has any, at its end."""
         if self.fault not in advice:
             return str(self)
         fix = advice[self.fault]
@@ -324,7 +340,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file of at most 64 MiB.
 
     Raises:
-        JsonError: the file is missing, unreadable, too large, not JSON, or not an object.
+        JsonError: the file is missing, unreadable, too large, or does not hold a JSON object.
     """
     try:
         size = path.stat().st_size

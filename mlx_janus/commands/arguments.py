@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .progress import byte_progress
 from .runner import import_mlx
-from .wording import logging_in_flags
+from .wording import flags_in_log_messages
 
 if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Arguments of a library function, under its names. None selects the library's default."""
+    """Keyword arguments of a library function. None selects the library's default."""
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Make arguments of the values whose names are fields; ignore all other values."""
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """Make arguments from a command's options. Ignore options that are not fields."""
         names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+        return cls(**{name: value for name, value in options.items() if name in names})
 
     def keywords(self) -> dict[str, Any]:
-        """Return the fields other than None, to be passed as ``**keywords`` to the library."""
+        """Return the fields that are not None, by name, to be passed to the library function."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -72,6 +72,6 @@ def load_pipeline(arguments: LoadArguments) -> JanusPipeline:
     from ..pipeline import load
 
     options = arguments.keywords()
-    model = options.pop("model", None)  # positional in ``load``, under another name
-    with byte_progress() as progress, logging_in_flags():
+    model = options.pop("model", None)  # passed by position: ``load`` calls it path_or_hub_id
+    with byte_progress() as progress, flags_in_log_messages():
         return load(model, progress=progress, **options)

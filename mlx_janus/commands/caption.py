@@ -29,7 +29,7 @@ from .runner import Command, note, say
 if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
 
-QUESTION = "Describe the picture."
+DEFAULT_QUESTION = "Describe the picture."
 
 _RULES = (
     refuse_if(lambda values: not values["question"].strip(), "--prompt is empty: ask something."),
@@ -43,7 +43,7 @@ _RULES = (
     "-p",
     "--prompt",
     "question",
-    default=QUESTION,
+    default=DEFAULT_QUESTION,
     show_default=True,
     metavar="TEXT",
     help="Question to ask about each image.",
@@ -76,49 +76,51 @@ def main(paths: tuple[str, ...], question: str, output: Path | None, **options: 
     listed: list[str] = []
     for path in paths:
         listed += _image_files(path)
-    images = list(dict.fromkeys(listed))  # each once
-    lines = None if output is None else JsonLines(output, "captions", keys=("path", "prompt"))
-    done = set() if lines is None else _captioned(lines, question)
-    missing = [image for image in images if image not in done]
-    there = len(images) - len(missing)
-    if there:
-        note(f"{there} of {len(images)} images are in {output} already")
+    images = list(dict.fromkeys(listed))  # without duplicates
+    captions = None if output is None else JsonLines(output, "captions", keys=("path", "prompt"))
+    captioned = set() if captions is None else _captioned_images(captions, question)
+    missing = [image for image in images if image not in captioned]
+    skipped = len(images) - len(missing)
+    if skipped:
+        note(f"{skipped} of {len(images)} images are in {output} already")
     if not missing:
         return
-    janus = load_pipeline(LoadArguments.of(options))
-    caption = _Captioner(janus, question, TextArguments.of(options))
-    failed = _caption_all(missing, caption, lines)
+    janus = load_pipeline(LoadArguments.from_options(options))
+    captioner = _Captioner(janus, question, TextArguments.from_options(options))
+    failed = _caption_all(missing, captioner, captions)
     if failed:
         raise JanusError(f"{failed} of {len(missing)} images could not be read")
 
 
-def _captioned(lines: JsonLines, question: str) -> set[str]:
-    """Return the images that a file already has captions for.
+def _captioned_images(captions: JsonLines, question: str) -> set[str]:
+    """Return the paths of the images that already have a caption in the file ``captions``.
 
     An incomplete last line is removed from the file.
 
     Raises:
-        OutputError: the file cannot be read or written, has other content than captions, or
-            answers another question.
+        OutputError: the file cannot be read or written, contains anything other than captions, or
+            its captions answer another question.
     """
 
-    def check(record: Record) -> None:
-        asked = record["prompt"]
+    def check_question(caption: Record) -> None:
+        """Refuse a caption that answers another question."""
+        asked = caption["prompt"]
         if asked != question:
+            file = captions.path
             raise OutputError(
-                f"{lines.path} answers another question, {asked!r}: name another file with --output"
+                f"{file} answers another question, {asked!r}: name another file with --output"
             )
 
-    return {str(record["path"]) for record in lines.resume(check)}
+    return {str(caption["path"]) for caption in captions.resume(check_question)}
 
 
 class _Captioner:
-    """A function that asks the model one question about an image and returns the record.
+    """A callable that asks the model about an image file. The question is always the same.
 
     Args:
         janus: the model.
-        question: the question, the same for every image.
-        arguments: sampling options; without a seed, all images share one random seed.
+        question: the question.
+        arguments: sampling options. If they have no seed, one random seed is chosen for all images.
     """
 
     def __init__(self, janus: JanusPipeline, question: str, arguments: TextArguments):
@@ -129,10 +131,11 @@ class _Captioner:
         self._seed = random_seed() if arguments.seed is None else arguments.seed
         self._arguments = replace(arguments, seed=self._seed).keywords()
 
-    def __call__(self, image: str) -> Record:
-        result = self._janus.generate_text(self._question, image, **self._arguments)
+    def __call__(self, path: str) -> Record:
+        """Ask about the image file ``path``, and return the answer with its settings."""
+        result = self._janus.generate_text(self._question, path, **self._arguments)
         return {
-            "path": image,
+            "path": path,
             "text": result.text,
             "tokens": list(result.tokens),
             "finish_reason": result.finish_reason,
@@ -142,31 +145,40 @@ class _Captioner:
         }
 
 
-def _caption_all(images: Sequence[str], caption: _Captioner, lines: JsonLines | None) -> int:
-    """Write a line for every image, report unreadable ones on stderr, and return their number."""
+def _caption_all(paths: Sequence[str], captioner: _Captioner, captions: JsonLines | None) -> int:
+    """Write the caption of each image file, and name the files that cannot be read on stderr.
+
+    Args:
+        paths: the image files.
+        captioner: makes a caption.
+        captions: the file to append the captions to; None: print them to stdout.
+
+    Returns:
+        The number of files that cannot be read.
+    """
     failed = 0
-    output = lines_to_stdout() if lines is None else lines.append()
-    # The bar is hidden while a line is written: stdout may be the same terminal.
-    with output as write, progress_bar("captions", "image", len(images)) as bar:
-        for image in images:
+    output = lines_to_stdout() if captions is None else captions.append()
+    # The bar is hidden while a line is written, because stdout may be the same terminal.
+    with output as write, progress_bar("captions", "image", len(paths)) as bar:
+        for path in paths:
             try:
-                record = caption(image)
+                caption = captioner(path)
             except ImageError as error:
                 failed += 1
                 with bar.external_write_mode(file=sys.stderr):
                     say(str(error))
             else:
                 with bar.external_write_mode(file=sys.stderr):
-                    write(record)
+                    write(caption)
             bar.update(1)
     return failed
 
 
 def _image_files(path: str) -> list[str]:
-    """List the images of a path: a file, a folder or a pattern.
+    """List the image files of ``path``, which is a file, a folder or a pattern.
 
-    A name that exists is not a pattern, even with "*" or "[" in it. A file that does not exist is
-    listed, and fails when it is read.
+    An existing file is not a pattern, even with "*" or "[" in its name. A file that does not exist
+    is listed too, and fails when it is read.
 
     Raises:
         ImageError: a folder has no images, or no file matches the pattern.
@@ -174,15 +186,15 @@ def _image_files(path: str) -> list[str]:
     if Path(path).is_dir():
         return _images_in(Path(path))
     if glob.has_magic(path) and not Path(path).exists():
-        return _matches(path)
-    return [str(Path(path))]
+        return _files_matching(path)
+    return [str(Path(path))]  # "./a.png" becomes "a.png", the same image
 
 
 def _images_in(folder: Path) -> list[str]:
     """List the images of a folder, sorted by name, without hidden files and subfolders.
 
     Raises:
-        ImageError: there are none.
+        ImageError: the folder has no images.
     """
     from ..processing.images import SUFFIXES
 
@@ -194,13 +206,14 @@ def _images_in(folder: Path) -> list[str]:
     return found
 
 
-def _matches(pattern: str) -> list[str]:
-    """List the files that match a pattern, in which ``**`` stands for any folders.
+def _files_matching(pattern: str) -> list[str]:
+    """List the files that match a pattern, in which ``**`` matches any number of folders.
 
     Raises:
-        ImageError: there are none.
+        ImageError: no file matches.
     """
-    names = glob.glob(pattern, recursive=True)  # noqa: PTH207  pathlib's accepts no absolute path
+    # pathlib's glob accepts no absolute pattern.
+    names = glob.glob(pattern, recursive=True)  # noqa: PTH207
     found = sorted(name for name in names if Path(name).is_file())
     if not found:
         raise ImageError(f"{pattern} matches no file: check the pattern")

@@ -40,13 +40,15 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """A conversation with its settings, and the images attached to the next question.
+    """A conversation in the terminal, with its settings and the images for the next question.
+
+    Each chat command, such as /retry, has a method that takes the text after the command.
 
     Args:
         janus: the model.
         settings: value of each name in ``SETTINGS``; None: the default.
         system: system prompt; None: the model's own, "": none.
-        show: whether to show previews in the terminal; None: if the terminal can show them.
+        show_previews: whether drawings are previewed in the terminal; None: if it can show them.
     """
 
     def __init__(
@@ -54,72 +56,74 @@ class Chat:
         janus: JanusPipeline,
         settings: dict[str, Any],
         system: str | None = None,
-        show: bool | None = None,
+        show_previews: bool | None = None,
     ):
         self.janus = janus
         self.settings = settings
-        self.show = show
-        self.talk: Conversation = janus.conversation(system)
-        self.waiting: list[Image.Image] = []  # attached to the next question
-        self.result: TextResult | None = None  # result of the last answer
+        self.show_previews = show_previews
+        self.conversation: Conversation = janus.conversation(system)
+        self.attached: list[Image.Image] = []  # images for the next question
+        self.last_result: TextResult | None = None  # of the last answer; None before the first
 
     def ask(self, question: str) -> None:
-        """Print the answer to a question about the attached images, while it is generated.
+        """Ask a question about the attached images, and print the answer while it is generated.
 
         If the answer is stopped or fails, the chat stays as it was, and the images stay attached.
 
         Raises:
             PromptError: the question is empty, or does not fit into the context.
         """
-        arguments = TextArguments.of(self.settings).keywords()
+        arguments = TextArguments.from_options(self.settings).keywords()
         try:
-            stream = self.talk.stream(question, self.waiting, **arguments)
+            stream = self.conversation.stream(question, self.attached, **arguments)
         except PromptError as error:
-            advice = "; /reset forgets the conversation" if self.talk.messages else ""
+            advice = "; /reset forgets the conversation" if self.conversation.messages else ""
             raise PromptError(f"{error}{advice}") from None
         self._print_answer(stream)
-        self.waiting = []
+        self.attached = []
 
     def retry(self, _: str) -> None:
         """Answer the last question again, with another random seed unless a seed is set."""
-        arguments = TextArguments.of(self.settings).keywords()
-        self._print_answer(self.talk.regenerate(**arguments))
+        arguments = TextArguments.from_options(self.settings).keywords()
+        self._print_answer(self.conversation.regenerate(**arguments))
 
     def _print_answer(self, stream: Iterator[TextChunk]) -> None:
-        """Print an answer and keep its result in ``result``.
+        """Print an answer while it is generated, and keep its result in ``last_result``.
 
-        Print a note if the answer was cut, or if the context lost old questions.
+        Then say if the answer was cut at its maximum length, and if the model no longer reads the
+        oldest questions because the context is full.
         """
-        before = self.talk.forgotten  # the stream may increase it
+        forgotten_before = self.conversation.forgotten  # questions dropped from the context
         result = None
         try:
             for chunk in stream:
                 result = chunk.result
                 click.echo(chunk.text, nl=False)
         finally:
-            click.echo()  # also ends the line of a ^C
-        assert result is not None  # a stream has at least one chunk
-        self.result = result
+            click.echo()  # end the line, also after Ctrl-C
+        assert result is not None  # the last chunk has the result
+        self.last_result = result
         note_if_cut(result)
-        if self.talk.forgotten > before:
-            count = self.talk.forgotten
-            say(f"The context is full: the first {count} questions are no longer read.")
+        forgotten = self.conversation.forgotten
+        if forgotten > forgotten_before:
+            say(f"The context is full: the first {forgotten} questions are no longer read.")
 
-    def image(self, argument: str) -> None:
-        """Attach the images of one or more file names to the next question.
+    def attach_images(self, argument: str) -> None:
+        """Attach image files to the next question. If a file cannot be read, attach none.
 
-        If one cannot be read, none is attached.
+        Args:
+            argument: one or more file names, quoted as in a shell.
 
         Raises:
-            JanusError: there is no file name.
+            JanusError: there is no file name, quotes do not match, or a file cannot be read.
         """
         from ..processing.images import open_image
 
         paths = split_paths(argument)
         if not paths:
             raise JanusError("/image needs a file: /image photo.jpg")
-        self.waiting += [open_image(expand_home(path)) for path in paths]
-        count = len(self.waiting)
+        self.attached += [open_image(expand_home(path)) for path in paths]
+        count = len(self.attached)
         say(f"{count} image{'s' if count != 1 else ''} attached to your next question.")
 
     def draw(self, prompt: str) -> None:
@@ -128,31 +132,33 @@ class Chat:
         The model sees the image with the next question.
         """
 
-        def finished(image: GeneratedImage) -> None:
+        def save_image(image: GeneratedImage) -> None:
             click.echo(str(image.save(Path("janus.png"))))
             say(f"seed {image.seed}")
 
-        arguments = ImageArguments.of(self.settings).keywords()
-        steps = self.talk.stream_drawing(prompt, **arguments)
-        follow_drawing(steps, 1, finished, terminal_preview(self.show))
+        arguments = ImageArguments.from_options(self.settings).keywords()
+        steps = self.conversation.stream_drawing(prompt, **arguments)
+        follow_drawing(steps, 1, save_image, terminal_preview(self.show_previews))
 
     def seed(self, argument: str) -> None:
         """Set the seed; without an argument, seeds are random again."""
         self.set(f"seed {argument or 'random'}")
 
     def set(self, argument: str) -> None:
-        """Change a setting, such as with "seed 7"; without an argument, list all settings.
+        """Change a setting and print it.
 
-        A name without a value restores the default, as the values "default" and "random" do.
+        Args:
+            argument: name and value, such as "seed 7". A name without a value, or with the value
+                "default" or "random", restores the default. An empty argument lists all settings.
 
         Raises:
-            JanusError: there is no such setting, or the value does not suit it.
+            JanusError: there is no such setting, or it does not allow the value.
         """
         name, _, text = argument.partition(" ")
         if not name:
             for key in SETTINGS:
                 value = self.settings.get(key)
-                say(f"{key} {_UNSET.get(key, 'default') if value is None else value}")
+                say(f"{key} {_WORD_FOR_UNSET.get(key, 'default') if value is None else value}")
             return
         if name not in SETTINGS:
             raise JanusError(f"there is no setting {name}: it must be one of {', '.join(SETTINGS)}")
@@ -161,60 +167,74 @@ class Chat:
             self.settings[name] = None
         else:
             try:
+                # None, None: the value belongs to no parameter and no context of click.
                 self.settings[name] = SETTINGS[name].convert(text, None, None)
             except click.ClickException as error:
                 raise JanusError(f"{name}: {error.message}") from None
-        say(f"{name} {text or _UNSET.get(name, 'default')}")
+        say(f"{name} {text or _WORD_FOR_UNSET.get(name, 'default')}")
 
     def system(self, text: str) -> None:
-        """Set the system prompt ("none" for none) unless ``text`` is empty, and print it."""
+        """Set the system prompt to ``text``, unless that is empty, and print the prompt in use.
+
+        The text "none" removes the system prompt.
+        """
         if text:
-            self.talk.system = "" if text == "none" else text
-        current = self.janus.config.prompt.system if self.talk.system is None else self.talk.system
-        say(f"system prompt: {current or 'none'}")
+            self.conversation.system = "" if text == "none" else text
+        in_use = self.conversation.system
+        if in_use is None:
+            in_use = self.janus.config.prompt.system  # the model's own
+        say(f"system prompt: {in_use or 'none'}")
 
     def undo(self, _: str) -> None:
         """Remove the last exchange or drawing."""
-        message = self.talk.undo()
+        message = self.conversation.undo()
         say(f"Removed: {message.text}")
 
     def save(self, argument: str) -> None:
-        """Save the conversation to a JSON file, janus.json by default."""
+        """Save the conversation to the JSON file ``argument``, by default janus.json."""
         name = argument or "janus.json"
-        path = self.talk.save(expand_home(name if name.endswith(".json") else f"{name}.json"))
-        say(f"Saved {len(self.talk.messages)} messages to {path}.")
+        if not name.endswith(".json"):
+            name += ".json"
+        path = self.conversation.save(expand_home(name))
+        say(f"Saved {len(self.conversation.messages)} messages to {path}.")
 
     def load(self, argument: str) -> None:
-        """Replace the conversation with a saved one, and drop the attached images.
+        """Replace the conversation with a saved one, and detach the images.
+
+        Args:
+            argument: the file's name, quoted as in a shell.
 
         Raises:
-            JanusError: there is no file name.
+            JanusError: there is no file name, or the file is no saved conversation or is damaged.
         """
         if not argument:
             raise JanusError("/load needs a file: /load janus.json")
-        self.talk.load(expand_home(split_paths(argument)[0]))
-        self.waiting = []
-        say(f"Loaded {len(self.talk.messages)} messages.")
+        name = split_paths(argument)[0]  # further names are ignored
+        self.conversation.load(expand_home(name))
+        self.attached = []
+        say(f"Loaded {len(self.conversation.messages)} messages.")
 
     def stats(self, _: str) -> None:
         """Print speed and memory of the last answer, if any, and the used part of the context."""
         from ..memory import format_size
 
-        if self.result is not None:
-            done = self.result
-            read = done.prompt_tokens - done.cached_tokens
-            rate = f", {done.generation_tps:.1f} per second" if done.generation_tps else ""
-            say(f"{len(done.tokens)} token{'s' if len(done.tokens) != 1 else ''}{rate}")
-            delay = f"first token after {done.first_token_seconds:.2f} s"
-            say(f"{read} of {done.prompt_tokens} prompt tokens read, {delay}")
-            say(f"peak memory {format_size(done.peak_memory)}")
+        answer = self.last_result
+        if answer is not None:
+            count = len(answer.tokens)
+            speed = answer.generation_tps  # tokens per second; 0: too few tokens to measure it
+            rate = f", {speed:.1f} per second" if speed else ""
+            say(f"{count} token{'s' if count != 1 else ''}{rate}")
+            read = answer.prompt_tokens - answer.cached_tokens
+            delay = f"first token after {answer.first_token_seconds:.2f} s"
+            say(f"{read} of {answer.prompt_tokens} prompt tokens read, {delay}")
+            say(f"peak memory {format_size(answer.peak_memory)}")
         context = self.janus.config.language.max_position_embeddings
-        say(f"{self.talk.context_used} of {context} context tokens used")
+        say(f"{self.conversation.context_used} of {context} context tokens used")
 
     def reset(self, _: str) -> None:
         """Forget the conversation and the attached images."""
-        self.talk.reset()
-        self.waiting = []
+        self.conversation.reset()
+        self.attached = []
         say("The conversation is forgotten.")
 
     def help(self, _: str) -> None:
@@ -222,11 +242,11 @@ class Chat:
         say(HELP)
 
 
-_UNSET = {"seed": "random"}  # the words for unset settings, other than "default"
+_WORD_FOR_UNSET = {"seed": "random"}  # any other unset setting is called "default"
 _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
     "/image": (
         "FILE...",
-        Chat.image,
+        Chat.attach_images,
         "attach images to the next question (or drop files on the terminal)",
     ),
     "/draw": (
@@ -273,41 +293,42 @@ def main(**options: Any) -> None:
       python -m mlx_janus.chat -m models/janus-pro-1b --temperature 0.7
       python -m mlx_janus.chat --load janus.json
     """
-    janus = load_pipeline(LoadArguments.of(options))
-    settings = {name: options.get(name) for name in SETTINGS}
+    janus = load_pipeline(LoadArguments.from_options(options))
+    settings = {name: options.get(name) for name in SETTINGS}  # cfg_weight has no option
     chat = Chat(janus, settings, options["system"], options["show"])
     if options["saved"] is not None:
-        chat.load(shlex.quote(options["saved"]))  # one name: ``load`` splits it as a shell does
+        chat.load(shlex.quote(options["saved"]))  # ``load`` removes the quotes
     say(f"{janus.name} is ready. /help lists the commands.")
-    _talk(chat, line_reader(_VOCABULARY))
+    _run_lines(chat, line_reader(_VOCABULARY))
 
 
-def _talk(chat: Chat, read: Callable[[], str]) -> None:
-    """Run every line of ``read`` until the input ends or the user leaves.
+def _run_lines(chat: Chat, read_line: Callable[[], str]) -> None:
+    """Read and run the user's lines until the input ends or the user leaves.
 
-    Ctrl-C at the prompt prints a hint. ``_act`` handles Ctrl-C during an answer or a drawing.
+    In a terminal, Ctrl-C at the prompt prints a hint. Otherwise it ends the program.
     """
     while True:
         try:
-            line = read().strip()
-            if line.split(None, 1)[:1] in (["/quit"], ["/exit"]):
+            line = read_line().strip()
+            words = line.split()
+            if words and words[0] in ("/quit", "/exit"):
                 return
-            if line:
+            if words:
                 with without_echo():
-                    _act(chat, line)
+                    _run_line(chat, line)
         except EOFError:
             return
         except KeyboardInterrupt:
-            if not sys.stdin.isatty():  # not interactive: Ctrl-C ends the program
+            if not sys.stdin.isatty():
                 raise
             say("\nCtrl-D leaves.")
 
 
-def _act(chat: Chat, line: str) -> None:
-    """Run one line. Errors that a user can mend do not end the chat.
+def _run_line(chat: Chat, line: str) -> None:
+    """Run one line of the user. Print an error that the user can mend, and go on.
 
-    Ctrl-C ends only the answer or drawing, unless stdin is not a terminal. Bugs and a closed stdout
-    are raised.
+    In a terminal, Ctrl-C ends only the answer or drawing. Otherwise it ends the program, as bugs
+    and a closed stdout do.
     """
     try:
         _dispatch(chat, line)
@@ -315,7 +336,7 @@ def _act(chat: Chat, line: str) -> None:
         if not sys.stdin.isatty():
             raise
         say("stopped")
-    except BrokenPipeError:  # nobody reads stdout any more: end the program
+    except BrokenPipeError:  # nobody reads stdout any more
         raise
     except Exception as error:
         message = explain(error)
@@ -327,15 +348,16 @@ def _act(chat: Chat, line: str) -> None:
 def _dispatch(chat: Chat, line: str) -> None:
     """Run a command, attach files dropped on the terminal, or ask a question.
 
-    An unknown command only prints a hint.
+    For an unknown command, print a hint.
     """
     command, *rest = line.split(None, 1)
     argument = rest[0] if rest else ""
     if command in _COMMANDS:
-        _COMMANDS[command][1](chat, argument)
+        _, run, _ = _COMMANDS[command]
+        run(chat, argument)
     elif dropped := dropped_files(line):
-        chat.image(shlex.join(dropped))
-    elif command.startswith("/") and "/" not in command[1:]:  # /etc/hosts may begin a question
+        chat.attach_images(shlex.join(dropped))
+    elif command.startswith("/") and "/" not in command[1:]:  # "/etc/hosts" may begin a question
         say(f"There is no {command[:40]}. /help lists the commands.")
     else:
         chat.ask(line)

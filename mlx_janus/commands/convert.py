@@ -12,7 +12,7 @@ from ..config import DTYPES, GROUP_SIZES
 from .options import (
     bits_option,
     complete_folders,
-    goes_with,
+    flag_needs,
     recipe_option,
     refuse_if,
     version_option,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _CONVERSION_ONLY = ("bits", "recipe", "group_size", "dtype", "overwrite")  # not with --verify
 
 
-def _no_repository(ctx: click.Context) -> str | None:
-    """Return why --upload is refused: its value is not owner/name. None if it is, or is absent."""
+def _why_upload_refused(ctx: click.Context) -> str | None:
+    """Return why the value of --upload is refused; None if it is owner/name or not given."""
     from ..weights.hub import HUB_ID
 
     name = ctx.params["upload"]
@@ -43,9 +43,9 @@ _RULES = (
         "--verify checks OUTPUT as it was made: "
         "leave out --bits, --recipe, --group-size, --dtype and --overwrite.",
     ),
-    goes_with("--group-size", "--bits", "add --bits 4 or 8, or leave it out"),
-    goes_with("--private", "--upload", "name a repository"),
-    _no_repository,
+    flag_needs("--group-size", "--bits", "add --bits 4 or 8, or leave it out"),
+    flag_needs("--private", "--upload", "name a repository"),
+    _why_upload_refused,
 )
 
 
@@ -117,18 +117,22 @@ def main(
         check_upload(upload)
     if not verify:
         check_output(output, overwrite=options.overwrite)  # before anything is downloaded
-    found = find_source(source, revision)
+    found_source = find_source(source, revision)
     if verify:
-        _verify(found, output)
+        _verify(found_source, output)
     else:
-        _convert(found, output, options)
+        _convert(found_source, output, options)
     if upload:  # also after --verify, so that a folder made earlier can be uploaded
-        again = f"try again with --verify --upload {upload}, which does not convert again"
-        click.echo(upload_converted(output, found, upload, private=private, again=again))
+        advice = f"try again with --verify --upload {upload}, which does not convert again"
+        click.echo(upload_converted(output, found_source, upload, private=private, again=advice))
 
 
 def _verify(source: Source, output: Path) -> None:
-    """Compare the folder ``output`` with its source; say on stderr how many tensors it compared."""
+    """Check that the folder ``output`` matches its source, and print a summary to stderr.
+
+    Raises:
+        JanusError: they differ, or one of them cannot be read.
+    """
     from ..weights.verify import verify_conversion
 
     with byte_progress() as progress:
@@ -141,13 +145,13 @@ def _convert(source: Source, output: Path, options: ConvertOptions) -> None:
     from ..weights.convert import convert_checkpoint
 
     with byte_progress() as progress:
-        made = convert_checkpoint(source, output, options, progress)
-    for line in _summary(made):
+        conversion = convert_checkpoint(source, output, options, progress)
+    for line in _summary(conversion):
         say(line)
 
 
 def _convert_options(values: Mapping[str, Any]) -> ConvertOptions:
-    """Make the converter's options from click's values by parameter name."""
+    """Make the converter's options from click's values, given by parameter name."""
     from ..weights.convert import ConvertOptions
     from ..weights.quantize import DEFAULT_GROUP_SIZE
 
@@ -160,17 +164,20 @@ def _convert_options(values: Mapping[str, Any]) -> ConvertOptions:
     )
 
 
-def _summary(made: Conversion) -> list[str]:
-    """Return lines about the written files and their quantization."""
+def _summary(conversion: Conversion) -> list[str]:
+    """Return lines for the user about the written files and their quantization."""
     from ..memory import format_size
 
-    lines = [f"Wrote {made.path}: {made.tensors} tensors, {format_size(made.size)}."]
-    quantization = made.config.quantization
-    if quantization is not None:
-        kept = ", ".join(quantization.kept_float or ()) or "none"
+    size = format_size(conversion.size)
+    lines = [f"Wrote {conversion.path}: {conversion.tensors} tensors, {size}."]
+    quantization = conversion.config.quantization
+    if quantization is None:
+        return lines
+    if quantization.recipe:
         method = f"by {quantization.choice}"  # "by the recipe light"
-        if not quantization.recipe:
-            method = f"to {quantization.choice} (heads and adaptors to 8)"  # "to 4 bits (...)"
-        lines.append(f"Quantized {len(quantization.layers)} layers {method}.")
-        lines.append(f"Layers too narrow to be quantized, kept float: {kept}.")
+    else:
+        method = f"to {quantization.choice} (heads and adaptors to 8)"  # "to 4 bits (...)"
+    kept_float = ", ".join(quantization.kept_float or ()) or "none"
+    lines.append(f"Quantized {len(quantization.layers)} layers {method}.")
+    lines.append(f"Layers too narrow to be quantized, kept float: {kept_float}.")
     return lines

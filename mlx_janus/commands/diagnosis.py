@@ -40,7 +40,7 @@ class Finding:
 def diagnose() -> list[Finding]:
     """Check versions, package, device, memory, BLAS, disks and the models on this machine.
 
-    A check that raises becomes a finding.
+    If a check raises an exception, its finding describes the exception, and the others still run.
     """
     checks: dict[str, Callable[[], Finding]] = {
         "versions": _versions,
@@ -57,15 +57,19 @@ def diagnose() -> list[Finding]:
         try:
             findings.append(check())
         except Exception as error:  # a broken installation can fail in any way
-            findings.append(_failed_check(about, error))
+            findings.append(_finding_from_exception(about, error))
     return findings
 
 
-def _failed_check(about: str, error: Exception) -> Finding:
-    """Turn the error of a check into a finding.
+def _finding_from_exception(about: str, error: Exception) -> Finding:
+    """Return the finding of a check that raised an exception.
 
-    The package cannot work if "versions" or "package" raises. If another check raises, only its
-    fact is not known.
+    If the check is "versions" or "package", the package cannot work. If it is any other, the
+    finding only says that the result is not known.
+
+    Args:
+        about: name of the check.
+        error: the exception.
     """
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if about in ("versions", "package"):
@@ -89,20 +93,20 @@ def _versions() -> Finding:
 
 
 def _package() -> Finding:
-    """Import the modules that loading needs, and read the headers of the included model."""
+    """Check that the modules for loading can be imported, and that Janus-Tiny can be opened."""
     from .. import pipeline
     from ..config import JanusConfig
     from ..weights.folder import open_converted
     from ..weights.sources import TINY
 
-    JanusConfig.load(TINY / "config.json")
+    JanusConfig.load(TINY / "config.json")  # raises if the file is damaged
     arrays, _ = open_converted(TINY)
     where = Path(pipeline.__file__).parent
     return Finding("package", "ok", f"{where}, with Janus-Tiny in {len(arrays)} arrays")
 
 
 def _device() -> Finding:
-    """Name the GPU, or warn that MLX computes on the CPU."""
+    """Report the GPU's name, or warn that MLX computes on the CPU."""
     import mlx.core as mx
 
     if mx.default_device().type == mx.DeviceType.gpu:
@@ -123,18 +127,21 @@ def _memory() -> Finding:
     total = psutil.virtual_memory().total
     free = available_memory()
     text = f"{format_size(total)}, of which {format_size(free)} are free for a model"
-    if _on_metal():  # the GPU's limit decides, which the check "wired limit" compares
+    if _on_metal():  # the check "wired limit" compares the GPU's own limit
         return Finding("memory", "ok", text)
-    large = _too_large(free)
-    if not large:
+    too_large = _models_too_large(free)
+    if not too_large:
         return Finding("memory", "ok", text)
-    entry, needed = large[0]
+    entry, needed = too_large[0]  # the model with the largest need
     text += f"; {entry.source} needs {format_size(needed)}"
     return Finding("memory", "warn", text, "close other programs, or pass --bits 8 or --bits 4")
 
 
 def _wired_limit() -> Finding:
-    """Compare the GPU memory that macOS allows with the needs of the models on this machine."""
+    """Compare the wired limit with the needs of the models on this machine.
+
+    The wired limit is the amount of memory that macOS lets the GPU use.
+    """
     import psutil
 
     from ..memory import device_memory, format_size
@@ -145,14 +152,15 @@ def _wired_limit() -> Finding:
     total = psutil.virtual_memory().total
     setting = f"iogpu.wired_limit_mb={_wired_limit_setting()}"
     text = f"the GPU may hold {format_size(limit)} of {format_size(total)} ({setting})"
-    large = _too_large(limit)
-    if not large:
+    too_large = _models_too_large(limit)
+    if not too_large:
         return Finding("wired limit", "ok", text)
-    entry, needed = large[0]
+    entry, needed = too_large[0]  # the model with the largest need
     advice = f"for {entry.source}, pass --bits 8 or --bits 4"
-    if needed <= total - _SYSTEM_SHARE:  # a higher limit would do, and leave macOS its share
-        most = (total - _SYSTEM_SHARE) >> 20  # MiB
-        advice += f", or until the next restart: sudo sysctl iogpu.wired_limit_mb={most}"
+    highest = total - _SYSTEM_SHARE  # the highest limit that leaves macOS its own memory
+    if needed <= highest:
+        mebibytes = highest >> 20
+        advice += f", or until the next restart: sudo sysctl iogpu.wired_limit_mb={mebibytes}"
     text += f"; {entry.source} needs {format_size(needed)}"
     return Finding("wired limit", "warn", text, advice)
 
@@ -165,7 +173,10 @@ def _on_metal() -> bool:
 
 
 def _wired_limit_setting() -> str:
-    """Return the setting of the wired limit, in MiB; "0": macOS's own choice; "?": not known."""
+    """Return macOS's setting of the wired limit as text.
+
+    It is a number of MiB, "0" if macOS chooses the limit, or "?" if the setting cannot be read.
+    """
     command = ["/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"]
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
@@ -174,41 +185,44 @@ def _wired_limit_setting() -> str:
 
 
 def _blas() -> Finding:
-    """Check that MLX uses OpenBLAS on Linux, which must be loaded before MLX is imported."""
+    """Check that MLX uses a fast BLAS library.
+
+    On macOS this is Accelerate. On Linux it is OpenBLAS, if that is loaded before MLX is imported.
+    """
     if platform.system() != "Linux":
         return Finding("BLAS", "ok", "Accelerate")
     try:
-        ctypes.CDLL("libopenblas.so.0")
+        ctypes.CDLL("libopenblas.so.0")  # raises if OpenBLAS is not installed
     except OSError:
         advice = "sudo apt-get install libopenblas0"
         return Finding("BLAS", "warn", "reference BLAS, which is slow", advice)
-    if _mlx_was_first():
+    if _mlx_imported_first():
         text = "reference BLAS, which is slow: MLX was imported before OpenBLAS was loaded"
         return Finding("BLAS", "warn", text, "import mlx_janus before mlx and mlx_lm")
     return Finding("BLAS", "ok", "OpenBLAS, loaded before MLX")
 
 
-def _mlx_was_first() -> bool:
+def _mlx_imported_first() -> bool:
     """Return whether MLX was imported before this package.
 
     This package loads OpenBLAS when it is imported, and MLX keeps the BLAS that it finds at its own
     import.
     """
-    order = list(sys.modules)
-    return "mlx.core" in order and order.index("mlx.core") < order.index("mlx_janus")
+    modules = list(sys.modules)  # in the order of their import
+    return "mlx.core" in modules and modules.index("mlx.core") < modules.index("mlx_janus")
 
 
 def _disk() -> Finding:
-    """Check the free disk space of the caches of conversions and of downloads.
+    """Check the free disk space of two caches: of conversions, and of downloads from the Hub.
 
-    Each must have room for the smallest published model.
+    Each cache must have room for the smallest published model.
     """
     from huggingface_hub import constants
 
     from ..memory import format_size
     from ..weights.sources import cache_folder
 
-    free: dict[Path, int] = {}
+    free: dict[Path, int] = {}  # bytes by cache folder
     for folder in (cache_folder(), Path(constants.HF_HUB_CACHE)):
         # A cache that does not exist yet will be made on the disk of its nearest existing parent.
         existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
@@ -222,7 +236,7 @@ def _disk() -> Finding:
 
 
 def _models() -> Finding:
-    """Count the models in the caches by state, and name one that only takes up space."""
+    """Count the models on this machine by state, and advise to remove an unusable one."""
     from ..memory import format_size
     from ..weights.cache import freed_bytes, list_models
 
@@ -237,22 +251,23 @@ def _models() -> Finding:
     return Finding("models", "warn", text, advice)
 
 
-def _too_large(limit: int) -> list[tuple[ModelEntry, int]]:
-    """Return the models on this machine that need more bytes of memory than the limit.
+def _models_too_large(limit: int) -> list[tuple[ModelEntry, int]]:
+    """Return the models on this machine that need more memory than ``limit`` bytes.
 
     Returns:
-        (model, needed bytes), the largest need first, one model for each configuration.
+        Pairs of a model and the bytes that it needs, the largest need first. Models with equal
+        configurations need the same memory, so only one of them is listed.
     """
     from ..weights.cache import list_models
     from ..weights.footprint import required_memory
     from ..weights.load import choose_dtype
 
-    needs: dict[JanusConfig, tuple[ModelEntry, int]] = {}  # one entry of each configuration
+    needs: dict[JanusConfig, tuple[ModelEntry, int]] = {}
     for entry in list_models():
-        if entry.config is None:
+        if entry.config is None:  # its configuration cannot be read
             continue
         dtype = choose_dtype(entry.config, None)
-        most = max(required_memory(entry.config, dtype).values())  # drawing or answering
-        needs[entry.config] = (entry, most)
-    large = [need for need in needs.values() if need[1] > limit]
-    return sorted(large, key=lambda need: -need[1])
+        needed = max(required_memory(entry.config, dtype).values())  # for drawing or answering
+        needs[entry.config] = (entry, needed)
+    too_large = [(entry, needed) for entry, needed in needs.values() if needed > limit]
+    return sorted(too_large, key=lambda pair: -pair[1])

@@ -39,13 +39,13 @@ def main(as_json: bool) -> int:
         facts = [dataclasses.asdict(finding) for finding in findings]
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
-        _print(findings)
+        _print_findings(findings)
     return int(any(finding.status == "fail" for finding in findings))
 
 
-def _print(findings: Sequence[Finding]) -> None:
-    """Print a line for each finding, then the advice of those that have some."""
-    width = max(len(finding.about) for finding in findings)
+def _print_findings(findings: Sequence[Finding]) -> None:
+    """Print a line for each finding, then the advice of each finding that has advice."""
+    width = max(len(finding.about) for finding in findings)  # columns for the checks' names
     for finding in findings:
         click.echo(f"{finding.about:{width}}  {finding.status:4}  {finding.text}")
     with_advice = [finding for finding in findings if finding.advice]

@@ -82,8 +82,8 @@ def shapes(
 
     if output:  # fail now, not after the measurement
         check_writable(output)
-    janus = load_pipeline(LoadArguments.of(options))
-    sizes = Sizes()  # numbers of test images and prompts
+    janus = load_pipeline(LoadArguments.from_options(options))
+    sizes = Sizes()  # default numbers of test images and prompts
     if pictures is not None:
         sizes = replace(sizes, pictures=pictures)
     if prompts is not None:

@@ -37,31 +37,36 @@ if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
 
 
-def _not_blank(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the prompts unchanged; click calls this for ``--prompt``.
+def _check_prompts(
+    _: click.Context, __: click.Parameter, prompts: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Check the values of --prompt and return them unchanged. click calls this function.
 
     Raises:
         click.BadParameter: a prompt is empty or only spaces.
     """
-    if not all(value.strip() for value in values):
+    if not all(prompt.strip() for prompt in prompts):
         raise click.BadParameter("is empty: say what to draw, or ask something.")
-    return values
+    return prompts
 
 
-def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the images' names unchanged; click calls this for ``--image``.
+def _check_image_names(
+    _: click.Context, __: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Check the values of --image and return them unchanged. click calls this function.
 
     Raises:
-        click.BadParameter: a name is empty, or an address other than https, such as "file://...".
+        click.BadParameter: a name is empty, or is a URL that does not begin with "https://".
     """
-    for value in values:
-        if not value:
+    for name in names:
+        if not name:
             raise click.BadParameter("is empty: name an image.")
-        if (found := re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", value)) and found[1] != "https":
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name)  # None: a file, or - for stdin
+        if scheme and scheme[0] != "https://":
             raise click.BadParameter(
-                f"{found[0]} is not read: give a file, or an address that begins with https://."
+                f"{scheme[0]} is not read: give a file, or an address that begins with https://."
             )
-    return values
+    return names
 
 
 @click.command(cls=Command, rules=RULES)
@@ -71,7 +76,7 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     "prompts",
     multiple=True,
     metavar="TEXT",
-    callback=_not_blank,
+    callback=_check_prompts,
     help="Prompt for images, or question to answer; - reads it from stdin. May be repeated to draw "
     "several prompts together.",
 )
@@ -94,7 +99,7 @@ def _not_web(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     "images",
     multiple=True,
     metavar="FILE",
-    callback=_not_web,
+    callback=_check_image_names,
     shell_complete=complete_files,
     help="Image to ask about: a file, an https address, or - for stdin. May be repeated.",
 )
@@ -212,7 +217,7 @@ def ask(job: AskJob) -> None:
     # Read the images first: a bad file fails before minutes are spent on the model.
     images = [read_image(source) for source in job.images]
     janus = load_pipeline(job.load)
-    # Choose a random seed here, not in the library, to print it.
+    # Choose a random seed here, not in the library, so that it can be printed.
     seed = random_seed() if job.arguments.seed is None else job.arguments.seed
     arguments = replace(job.arguments, seed=seed)
     result = None
@@ -224,18 +229,19 @@ def ask(job: AskJob) -> None:
     assert result is not None  # the last chunk of a stream has it
     if job.as_json:
         seconds = round(time.perf_counter() - started, 3)
-        click.echo(json.dumps(_facts(result, seed, seconds, janus.name), ensure_ascii=False))
+        answer = _answer_object(result, seed, seconds, janus.name)
+        click.echo(json.dumps(answer, ensure_ascii=False))
         return
     click.echo()
     note_if_cut(result)
-    if job.arguments.temperature:  # without randomness the seed changes nothing
+    if job.arguments.temperature:  # at 0, the default, the seed has no effect
         note(f"seed {seed}")
 
 
-def _facts(result: TextResult, seed: int, seconds: float, model: str) -> dict[str, Any]:
-    """Return the JSON object about an answer that took ``seconds``.
+def _answer_object(result: TextResult, seed: int, seconds: float, model: str) -> dict[str, Any]:
+    """Return the JSON object about an answer of ``model``, which took ``seconds``.
 
-    In the names, "tps" means tokens per second. ``peak_memory`` is in bytes.
+    In the keys, "tps" means tokens per second. ``peak_memory`` is in bytes.
     """
     return {
         "text": result.text,
@@ -257,29 +263,31 @@ def _facts(result: TextResult, seed: int, seconds: float, model: str) -> dict[st
 
 def draw(job: DrawJob) -> None:
     """Draw the images of one prompt, and save them to files."""
-    from ..processing.png import free_paths
+    from ..processing.png import numbered_paths
 
     output = job.output or Path("janus.png")
-    paths = iter(free_paths(output, job.n))
+    paths = iter(numbered_paths(output, job.n))
     check_writable(output)
     if job.previews:
         make_folder(job.previews.folder, "--preview-dir")
     janus = _load_to_draw(job)
-    report = _ImageReport(job)
+    writer = _ImageWriter(job)
     steps: Iterable[ImageStep] = janus.stream_images(
         job.prompts[0], n=job.n, **job.arguments.keywords()
     )
     if job.previews:
-        steps = _with_previews(steps, job, job.previews, janus.pathway.preview_every)
-    report.draw(steps, job.n, lambda _: next(paths))
-    report.end(janus.name)
+        steps = _save_previews(steps, job.n, job.previews, janus.pathway.preview_every)
+    # The images are finished in the order of their seeds, so each gets the next path.
+    writer.draw(steps, job.n, lambda _: next(paths))
+    writer.finish(janus.name)
 
 
 def _load_to_draw(job: DrawJob) -> JanusPipeline:
-    """Load the model, and print a note if it is not the one that drew the --config-from image.
+    """Load the model, and print a note if another model drew the image of --config-from.
 
-    ``job.load`` asks for the quantization of that image. A model that is already quantized
-    differently refuses this. It is then loaded by ``job.fallback``, which does not ask for it.
+    ``job.load`` asks for the quantization with which that image was drawn. A model folder that is
+    already quantized in another way refuses this. It is then loaded with ``job.fallback``, which
+    asks for no quantization.
 
     Raises:
         OptionError: the model refuses an option, and there is no fallback.
@@ -291,57 +299,57 @@ def _load_to_draw(job: DrawJob) -> JanusPipeline:
             raise
         janus = load_pipeline(job.fallback)
     if job.origin is not None:
-        _note_if_other(job.origin, janus)
+        _note_if_drawn_by_another(job.origin, janus)
     return janus
 
 
-def _note_if_other(origin: Origin, janus: JanusPipeline) -> None:
-    """Print a note if another model or precision drew the origin, the --config-from image.
+def _note_if_drawn_by_another(origin: Origin, janus: JanusPipeline) -> None:
+    """Print a note if another model or precision drew ``origin``, the image of --config-from.
 
-    Early releases stored no precision: if the origin has none, only the names are compared.
+    An image of an early release does not store the precision. Then only the names are compared.
     """
-    precision_fields = janus.precision if origin.dtype else {}
-    before = _with_flags(origin.model, vars(origin))
-    now = _with_flags(janus.name, precision_fields)
-    if before != now:
-        difference = f"{origin.file} was drawn by {before}, this is {now}"
+    precision = janus.precision if origin.dtype else {}
+    drawn_by = _name_with_flags(origin.model, vars(origin))
+    loaded = _name_with_flags(janus.name, precision)
+    if drawn_by != loaded:
+        difference = f"{origin.file} was drawn by {drawn_by}, this is {loaded}"
         note(f"{difference}: only the same model and precision draw the same image")
 
 
-def _with_flags(model: str, fields: Mapping[str, Any]) -> str:
+def _name_with_flags(model: str, values: Mapping[str, Any]) -> str:
     """Return a model's name with the flags of its precision: "'a/b' --bits 4 --dtype float16".
 
-    The name may come from a stranger's file, so its control characters are escaped.
-
     Args:
-        model: the name.
-        fields: values of bits, recipe and dtype. A value that is None or missing gives no flag.
-            Other fields are ignored.
+        model: the name. It may come from a stranger's file, so its control characters are escaped.
+        values: values of bits, recipe and dtype, by name. A value that is None or missing gives no
+            flag. Values with other names are ignored.
     """
     names = ("bits", "recipe", "dtype")
-    flags = [f"--{name} {fields[name]}" for name in names if fields.get(name)]
+    flags = [f"--{name} {values[name]}" for name in names if values.get(name)]
     return " ".join([repr(model), *flags])
 
 
-def _with_previews(
-    steps: Iterable[ImageStep], job: DrawJob, previews: Previews, row: int
+def _save_previews(
+    steps: Iterable[ImageStep], n: int, previews: Previews, tokens_per_row: int
 ) -> Iterator[ImageStep]:
-    """Yield the steps, and save the unfinished images every ``previews.every`` tokens.
+    """Yield the steps unchanged, and save the unfinished images at regular intervals.
 
     Args:
         steps: steps of the drawing.
-        job: the job, for the number of images.
-        previews: folder and interval.
-        row: image tokens in one row of the image: the interval if ``previews.every`` is None.
+        n: number of images.
+        previews: folder, and interval in image tokens.
+        tokens_per_row: the interval if ``previews.every`` is None.
     """
     from ..processing.png import save_png
 
-    every = previews.every or row
-    finished = 0  # images finished so far: ``step.preview`` returns them before the unfinished ones
+    every = previews.every or tokens_per_row
+    finished = 0  # images finished so far
     for step in steps:
+        # A step with finished images adds no tokens. It has the index of the step before.
         if step.index % every == 0 and not step.images:
-            for number, image in enumerate(step.preview()[finished:], finished + 1):
-                suffix = f"-{number}" if job.n > 1 else ""
+            unfinished = step.preview()[finished:]  # the finished images come first
+            for number, image in enumerate(unfinished, finished + 1):
+                suffix = f"-{number}" if n > 1 else ""
                 path = previews.folder / f"step-{step.index:04d}{suffix}.png"
                 save_png(image, path, {"step": f"{step.index} of {step.total}"})
         finished += len(step.images)
@@ -354,68 +362,75 @@ def _with_previews(
 def draw_into_folder(job: DrawJob) -> None:
     """Draw the images of all prompts into a folder, except images whose files exist.
 
-    An image's seed is the first seed plus its number among its prompt's images, from 0. A later run
-    with the same seed therefore completes the folder with the same images.
+    The images of a prompt have consecutive seeds, and the first image of every prompt has the same
+    seed. So a later run with that seed completes the folder with the same images.
     """
     from ..decode.sampling import random_seed
 
     folder = job.output or Path("janus")
     files = image_files(folder, job.prompts, job.n)
     missing = [file for file in files if not file.path.exists()]
-    there = len(files) - len(missing)
-    if there:
-        note(f"{there} of {len(files)} images exist already")
+    existing = len(files) - len(missing)
+    if existing:
+        note(f"{existing} of {len(files)} images exist already")
     if not missing:
-        _ImageReport(job).end(None)
+        _ImageWriter(job).finish(None)
         return
     make_folder(folder)
     janus = _load_to_draw(job)
     seed = job.arguments.seed
-    first = random_seed() if seed is None else seed
-    # Each generated image has its prompt and seed, which together identify its file.
-    paths = {(file.prompt, first + file.index): file.path for file in missing}
-    report = _ImageReport(job)
+    first_seed = random_seed() if seed is None else seed
+    # The prompt and the seed of a generated image together identify its file.
+    paths = {(file.prompt, first_seed + file.index): file.path for file in missing}
+    writer = _ImageWriter(job)
     for call in plan_calls(missing, job.n):
-        arguments = replace(job.arguments, seed=first + call.index)
+        arguments = replace(job.arguments, seed=first_seed + call.index)
         steps = janus.stream_images(call.prompts, n=call.n, **arguments.keywords())
         count = call.n * len(call.prompts)
-        report.draw(steps, count, lambda image: paths[image.prompt, image.seed])
-    report.end(janus.name)
+        writer.draw(steps, count, lambda image: paths[image.prompt, image.seed])
+    writer.finish(janus.name)
 
 
 # Saving
 
 
-class _ImageReport:
-    """A reporter that saves images and prints their paths, or one JSON object about all of them.
+class _ImageWriter:
+    """A writer that saves images and prints their paths, or one JSON object about all of them.
 
     Args:
-        job: only the enlargement, the terminal preview and the choice of JSON are used.
+        job: the job. Only its options ``upscale``, ``show`` and ``as_json`` are used.
     """
 
     def __init__(self, job: DrawJob):
         self._job = job
-        self._show = False if job.as_json else job.show  # a preview would be mixed into the JSON
-        self._facts: list[dict[str, Any]] = []
+        # Previews are printed to stdout, where they would be mixed into the JSON.
+        self._show_previews = False if job.as_json else job.show
+        self._saved: list[dict[str, Any]] = []  # a JSON object about each saved image
         self._started = time.perf_counter()
-        self._peak = 0  # bytes of memory
+        self._peak_memory = 0  # bytes
 
     def draw(
-        self, steps: Iterable[ImageStep], n: int, path: Callable[[GeneratedImage], Path]
+        self, steps: Iterable[ImageStep], n: int, path_of: Callable[[GeneratedImage], Path]
     ) -> None:
-        """Draw ``n`` images in all; save each to the file that ``path`` returns for it."""
+        """Run the steps of a drawing, and save its images.
+
+        Args:
+            steps: steps of the drawing.
+            n: number of images that the steps draw in all.
+            path_of: returns the file for an image.
+        """
         import mlx.core as mx
 
-        preview = terminal_preview(self._show)
-        follow_drawing(steps, n, lambda image: self._save(image, path(image)), preview)
-        self._peak = max(self._peak, mx.get_peak_memory())
+        preview = terminal_preview(self._show_previews)
+        follow_drawing(steps, n, lambda image: self._save(image, path_of(image)), preview)
+        self._peak_memory = max(self._peak_memory, mx.get_peak_memory())
 
     def _save(self, image: GeneratedImage, path: Path) -> None:
-        """Save an image and keep its facts for the JSON object; without JSON, print its path."""
-        saved = image.upscaled(self._job.upscale).save(path)
-        self._facts.append(
+        """Save an image and add it to the JSON object. Without --json, print its path and seed."""
+        saved_path = image.upscaled(self._job.upscale).save(path)
+        self._saved.append(
             {
-                "path": str(saved),
+                "path": str(saved_path),
                 "prompt": image.prompt,
                 "seed": image.seed,
                 "passes": image.passes,
@@ -423,10 +438,10 @@ class _ImageReport:
             }
         )
         if not self._job.as_json:
-            click.echo(str(saved))
+            click.echo(str(saved_path))
             note(f"seed {image.seed}")
 
-    def end(self, model: str | None) -> None:
+    def finish(self, model: str | None) -> None:
         """Print the JSON object if the job wants one.
 
         Args:
@@ -434,10 +449,10 @@ class _ImageReport:
         """
         if not self._job.as_json:
             return
-        facts = {
-            "images": self._facts,
-            "seconds": round(time.perf_counter() - self._started, 3),
-            "peak_memory": self._peak,
+        report = {
+            "images": self._saved,
+            "seconds": round(time.perf_counter() - self._started, 3),  # without loading
+            "peak_memory": self._peak_memory,
             "model": model,
         }
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        click.echo(json.dumps(report, ensure_ascii=False))

@@ -28,12 +28,16 @@ class DrawCall:
 
 
 def image_files(folder: Path, prompts: Sequence[str], n: int) -> list[ImageFile]:
-    """List the files of ``n`` images of each prompt, such as "0002-a-red-circle-1.png"."""
+    """List the files of ``n`` images of each prompt.
+
+    The first image of the second prompt has a name such as "0002-a-red-circle-1.png", or
+    "0002-a-red-circle.png" if ``n`` is 1.
+    """
     files = []
-    for number, prompt in enumerate(prompts, 1):
+    for prompt_number, prompt in enumerate(prompts, 1):
         for index in range(n):
             suffix = f"-{index + 1}" if n > 1 else ""
-            path = folder / f"{number:04d}-{_slug(prompt)}{suffix}.png"
+            path = folder / f"{prompt_number:04d}-{_slug(prompt)}{suffix}.png"
             files.append(ImageFile(prompt, index, path))
     return files
 
@@ -41,20 +45,20 @@ def image_files(folder: Path, prompts: Sequence[str], n: int) -> list[ImageFile]
 def plan_calls(missing: Sequence[ImageFile], n: int) -> Iterator[DrawCall]:
     """Yield the calls that draw the missing files.
 
-    Prompts whose ``n`` images are all missing share one call. The others share a call for each
-    index, which draws image ``index`` of the prompts that lack it.
+    One call draws the prompts of which all ``n`` images are missing. For the other prompts, there
+    is one call per index. It draws image ``index`` of every prompt that lacks this image.
 
     Args:
         missing: the files to draw; different files of one prompt have different indices.
         n: images of each prompt.
     """
-    count = Counter(file.prompt for file in missing)
-    all_missing = tuple(prompt for prompt in count if count[prompt] == n)
-    if all_missing:
-        yield DrawCall(all_missing, 0, n)
-    some_missing = [file for file in missing if count[file.prompt] < n]
+    missing_images = Counter(file.prompt for file in missing)
+    whole_prompts = tuple(prompt for prompt, count in missing_images.items() if count == n)
+    if whole_prompts:
+        yield DrawCall(whole_prompts, 0, n)
+    single_files = [file for file in missing if missing_images[file.prompt] < n]
     for index in range(n):
-        prompts = tuple(file.prompt for file in some_missing if file.index == index)
+        prompts = tuple(file.prompt for file in single_files if file.index == index)
         if prompts:
             yield DrawCall(prompts, index, 1)
 
@@ -64,4 +68,5 @@ def _slug(prompt: str) -> str:
 
     Returns "picture" for a prompt without any of a-z and 0-9, such as one in Chinese.
     """
-    return "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:40].strip("-") or "picture"
+    words = re.findall(r"[a-z0-9]+", prompt.lower())
+    return "-".join(words)[:40].strip("-") or "picture"

@@ -25,7 +25,7 @@ def read_image(source: str) -> Image.Image:
     from ..processing.images import decode_image, open_image
 
     if source == STDIN:
-        return decode_image(_stdin(), "the image on stdin")
+        return decode_image(_read_stdin(), "the image on stdin")
     if source.startswith("https://"):
         return decode_image(fetch(source), source)
     return open_image(source)
@@ -38,7 +38,7 @@ def read_prompt() -> str:
         PromptError: stdin is empty or not text.
     """
     try:
-        text = _stdin().decode("utf-8-sig").strip()
+        text = _read_stdin().decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise PromptError("the prompt on stdin is not UTF-8 text: save it as UTF-8") from None
     if not text:
@@ -46,5 +46,5 @@ def read_prompt() -> str:
     return text
 
 
-def _stdin() -> bytes:
+def _read_stdin() -> bytes:
     return b"" if sys.stdin is None else sys.stdin.buffer.read()  # sys.stdin is None if closed

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from ..limits import MAX_SEED
 from .arguments import ImageArguments, LoadArguments, TextArguments
-from .options import STDIN, goes_with, refuse_if
+from .options import STDIN, flag_needs, refuse_if
 from .runner import Rule
 
 _DRAWING_ONLY = (
@@ -29,8 +29,8 @@ _DRAWING_ONLY = (
     "preview_every",
 )
 _ASKING_ONLY = ("max_tokens", "system", "lookup")
-# Options whose values --config-from takes from the file, unless they are given.
-_REPEATED = ("seed", "cfg_weight", "temperature", "top_p", "upscale")
+# Options whose values --config-from takes from the image, unless the command line gives them.
+_STORED_OPTIONS = ("seed", "cfg_weight", "temperature", "top_p", "upscale")
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,18 @@ def asks(values: Mapping[str, Any]) -> bool:
 # Rules for combinations of options
 
 
-def _of_one_kind(ctx: click.Context) -> str | None:
-    """Refuse drawing options with a question, and answering options without one.
+def _refuse_mixed_options(ctx: click.Context) -> str | None:
+    """Refuse drawing options in a command that answers, and answering options in one that draws.
 
     Returns:
         The message of the refusal; None if nothing is refused.
     """
     asking = asks(ctx.params)
-    # Defaults are no reason to refuse: only options on the command line count.
-    for name in _DRAWING_ONLY if asking else _ASKING_ONLY:
-        typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if not typed or ctx.params[name] is False:  # scripts may pass --no-show in every case
+    unsuitable = _DRAWING_ONLY if asking else _ASKING_ONLY
+    for name in unsuitable:
+        given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE  # not a default
+        # False means --no-show, which scripts may pass in every case.
+        if not given or ctx.params[name] is False:
             continue
         flag = f"--{name.replace('_', '-')}"
         if asking:
@@ -114,11 +115,11 @@ def _of_one_kind(ctx: click.Context) -> str | None:
     return None
 
 
-def _readers_of_stdin(values: Mapping[str, Any]) -> int:
+def _count_stdin_readers(values: Mapping[str, Any]) -> int:
     """Count the prompts, images and prompt files that are read from stdin."""
     count = [*values["prompts"], *values["images"]].count(STDIN)
-    file = values["prompts_file"]
-    # click has opened the file. A stdin that other Python code has replaced may have no name.
+    file = values["prompts_file"]  # an open file; None: not given
+    # stdin has the name "<stdin>", or no name if Python code has replaced ``sys.stdin``.
     if file is not None and getattr(file, "name", "<stdin>") == "<stdin>":
         count += 1
     return count
@@ -129,12 +130,12 @@ def _many_prompts(values: Mapping[str, Any]) -> bool:
 
 
 def _last_seed(values: Mapping[str, Any]) -> int:
-    """Return the seed of a prompt's last image; a random first seed counts as 0."""
+    """Return the seed of a prompt's last image, as if the first seed were 0 without --seed."""
     return (values["seed"] or 0) + (values["n"] or 1) - 1
 
 
 RULES: tuple[Rule, ...] = (
-    _of_one_kind,
+    _refuse_mixed_options,
     refuse_if(
         lambda values: asks(values) and len(values["prompts"]) > 1,
         "one question at a time: give --prompt once.",
@@ -144,14 +145,14 @@ RULES: tuple[Rule, ...] = (
         "Missing option '-p' / '--prompt'.",
     ),
     refuse_if(
-        lambda values: _readers_of_stdin(values) > 1,
+        lambda values: _count_stdin_readers(values) > 1,
         "stdin can be read once: give - to only one option.",
     ),
     refuse_if(
         lambda values: _last_seed(values) > MAX_SEED,
         f"the last image's seed would be above {MAX_SEED}: take a smaller --seed.",
     ),
-    goes_with("--preview-every", "--preview-dir", "name a folder"),
+    flag_needs("--preview-every", "--preview-dir", "name a folder"),
     refuse_if(
         lambda values: values["preview_dir"] and _many_prompts(values),
         "--preview-dir needs exactly one prompt: leave one of them out.",
@@ -164,12 +165,12 @@ RULES: tuple[Rule, ...] = (
 
 
 def read_job(ctx: click.Context) -> AskJob | DrawJob:
-    """Return the job of a command line; read its prompts and the image of --config-from.
+    """Return the job of a command line. Read the prompts, and the settings for --config-from.
 
     Raises:
-        PromptError: stdin holds no prompt, or is not text.
+        PromptError: stdin has no prompt, or is not text.
         ImageError: the image of --config-from cannot be read, or does not store its settings.
-        click.UsageError: the file of prompts is empty or not text.
+        click.UsageError: the file of prompts has no prompt, or is not text.
     """
     from .inputs import read_prompt
 
@@ -178,30 +179,34 @@ def read_job(ctx: click.Context) -> AskJob | DrawJob:
     if not asks(values):
         return _draw_job(ctx, prompts)
     return AskJob(
-        load=LoadArguments.of(values),
-        prompt=prompts[0],
+        load=LoadArguments.from_options(values),
+        prompt=prompts[0],  # ``RULES`` allow exactly one
         images=values["images"],
-        arguments=TextArguments.of(values),
+        arguments=TextArguments.from_options(values),
         as_json=values["as_json"],
     )
 
 
 def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
-    """Return the job to draw the prompts of --prompt and of --prompts-file together.
+    """Return the job to draw the prompts of --prompt and those of --prompts-file.
 
-    If there are none, the prompt is the one stored in the image of --config-from.
+    Without either option, draw the prompt that is stored in the image of --config-from.
+
+    Args:
+        ctx: click's context.
+        prompts: the prompts of --prompt.
     """
     values = ctx.params
-    load = LoadArguments.of(values)
+    load = LoadArguments.from_options(values)
     fallback = None
     origin = None
     if values["config_from"]:
         origin = _read_origin(values["config_from"])
-        load, fallback = _in_precision_of(origin, load)
-        values = values | _repeated(ctx, origin)
+        load, fallback = _with_precision_of(origin, load)
+        values = values | _stored_values(origin, ctx)
     file = values["prompts_file"]
     if file:
-        prompts += _read_lines(file)
+        prompts += _read_prompt_lines(file)
     elif not prompts and origin is not None:
         prompts = (origin.prompt,)
     return DrawJob(
@@ -209,7 +214,7 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
         fallback=fallback,
         prompts=tuple(dict.fromkeys(prompts)),  # in order, without duplicates
         n=values["n"] or 1,
-        arguments=ImageArguments.of(values),
+        arguments=ImageArguments.from_options(values),
         output=values["output"],
         into_folder=file is not None or len(prompts) > 1,
         upscale=values["upscale"],
@@ -231,22 +236,31 @@ def _read_origin(file: str) -> Origin:
     return Origin(file=file, **read_settings(file))
 
 
-def _repeated(ctx: click.Context, origin: Origin) -> dict[str, Any]:
-    """Return the origin's values of the sampling options and --upscale that were not given."""
-    is_default = {
-        name: ctx.get_parameter_source(name) is ParameterSource.DEFAULT for name in _REPEATED
-    }
-    return {name: getattr(origin, name) for name in _REPEATED if is_default[name]}
+def _stored_values(origin: Origin, ctx: click.Context) -> dict[str, Any]:
+    """Return the values stored in ``origin`` for options that the command line does not give.
+
+    Args:
+        origin: the image of --config-from.
+        ctx: click's context, which knows the options on the command line.
+    """
+    values = {}
+    for name in _STORED_OPTIONS:
+        if ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
+            values[name] = getattr(origin, name)
+    return values
 
 
-def _in_precision_of(
+def _with_precision_of(
     origin: Origin, load: LoadArguments
 ) -> tuple[LoadArguments, LoadArguments | None]:
-    """Return arguments with the origin's precision, and a fallback without its quantization.
+    """Complete ``load`` so that the model has the precision that ``origin`` was drawn with.
 
-    Options of the command line take precedence over the origin's values. The fallback is for a
-    model that is already quantized differently. With --bits or --recipe it is None: the user then
-    sees the error about such a model.
+    Options of the command line take precedence.
+
+    Returns:
+        The completed arguments, and a fallback without the origin's quantization, for a model that
+        is already quantized in another way. The fallback is None with --bits or --recipe, so that
+        the user sees the error about such a model.
     """
     load = replace(load, dtype=load.dtype or origin.dtype)
     if load.bits or load.recipe:
@@ -254,11 +268,11 @@ def _in_precision_of(
     return replace(load, bits=origin.bits, recipe=origin.recipe), load
 
 
-def _read_lines(file: TextIO) -> tuple[str, ...]:
-    """Return the lines of a prompt file that are not empty.
+def _read_prompt_lines(file: TextIO) -> tuple[str, ...]:
+    """Return the prompts of a file, which has one on each line. Empty lines are ignored.
 
     Raises:
-        click.UsageError: there are none, or the file is not UTF-8.
+        click.UsageError: the file has no prompt, or is not UTF-8.
     """
     try:
         lines = [line.strip() for line in file]

@@ -30,7 +30,7 @@ class JsonLines:
     Args:
         path: the file, which need not exist.
         kind: a name for the records in messages, such as "captions".
-        keys: the keys of every record; each line begins with the first.
+        keys: the keys of every record. Each line begins with the first key.
     """
 
     path: Path
@@ -41,10 +41,11 @@ class JsonLines:
         """Return the records of an earlier run, if any, and remove an incomplete last line.
 
         Args:
-            check: called with each record; raises if the record belongs to another run.
+            check: called with each record; raises an error to refuse the file.
 
         Raises:
-            OutputError: the file cannot be read or written, or has other content.
+            OutputError: the file cannot be read or written, or contains anything other than
+                records with these keys.
         """
         if self.path.is_dir():
             raise OutputError(
@@ -55,27 +56,29 @@ class JsonLines:
             return []
         with self._as_output_errors():
             data = self.path.read_bytes()
-        *lines, rest = data.split(b"\n")  # rest: an incomplete last line, or nothing
-        beginning = f'{{"{self.keys[0]}": '.encode()
-        # The rest must be the start of a record. It may be shorter than ``beginning``.
-        if not (rest.startswith(beginning) or beginning.startswith(rest)):
-            raise self._other_content()
+        # ``incomplete`` is empty if the file ends with a newline.
+        *lines, incomplete = data.split(b"\n")
+        beginning = f'{{"{self.keys[0]}": '.encode()  # of every line
+        # The incomplete line may be shorter than ``beginning``.
+        if not (incomplete.startswith(beginning) or beginning.startswith(incomplete)):
+            raise self._wrong_content()
         records = []
-        for line in filter(bytes.strip, lines):
-            record = self._parse(line)
-            check(record)
-            records.append(record)
-        if rest:  # only now: a file that is refused stays unchanged
+        for line in lines:
+            if line.strip():
+                record = self._parse(line)
+                check(record)
+                records.append(record)
+        if incomplete:  # cut it last, so that a refused file stays unchanged
             with self._as_output_errors():
-                os.truncate(self.path, len(data) - len(rest))
+                os.truncate(self.path, len(data) - len(incomplete))
         return records
 
     @contextlib.contextmanager
     def append(self) -> Iterator[Write]:
-        """Yield a function that appends a record to the file; the file is closed at the end.
+        """Open the file, yield a function that appends a record to it, and close the file.
 
         Raises:
-            OutputError: the file cannot be written, also when the function is called.
+            OutputError: the file cannot be written. The function raises this too.
         """
         with self._as_output_errors():
             file = self.path.open("ab", buffering=0)
@@ -83,7 +86,7 @@ class JsonLines:
         def write(record: Mapping[str, Any]) -> None:
             line = _encode(record)
             with self._as_output_errors():
-                while line:  # a disk that fills up writes a part, then fails
+                while line:  # an almost full disk writes only a part at first, and then fails
                     line = line[file.write(line) :]
 
         with file:
@@ -93,17 +96,17 @@ class JsonLines:
         """Return the record of a line.
 
         Raises:
-            OutputError: the line is not a JSON object with all keys.
+            OutputError: the line is not a JSON object with all of ``keys``.
         """
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError):
-            raise self._other_content() from None
+        except (ValueError, RecursionError):  # RecursionError: nested too deeply
+            raise self._wrong_content() from None
         if not isinstance(record, dict) or not all(key in record for key in self.keys):
-            raise self._other_content()
+            raise self._wrong_content()
         return record
 
-    def _other_content(self) -> OutputError:
+    def _wrong_content(self) -> OutputError:
         return OutputError(f"{self.path} is not a file of {self.kind}: name another with --output")
 
     @contextlib.contextmanager
@@ -124,9 +127,12 @@ def lines_to_stdout() -> Iterator[Write]:
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:
-    """Return a record as a line of JSON, in UTF-8 where its text allows, else with escapes."""
+    """Return a record as one line of JSON in UTF-8.
+
+    If the record has a file name that is not valid Unicode, the line is in ASCII with escapes.
+    """
     try:
-        text = json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a file name that is not Unicode: ASCII escapes keep it
-        text = json.dumps(record).encode()
-    return text + b"\n"
+        line = json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        line = json.dumps(record).encode()
+    return line + b"\n"

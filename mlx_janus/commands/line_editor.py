@@ -29,7 +29,7 @@ class Vocabulary:
     Args:
         commands: completed at the beginning of a line.
         files_after: commands followed by file names.
-        words_after: commands followed by one of some words, with those words.
+        words_after: for a command, the words of which one may follow it.
     """
 
     commands: tuple[str, ...]
@@ -40,9 +40,11 @@ class Vocabulary:
 def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
     """Return a function that reads the next line of stdin, and raises EOFError at the end.
 
-    If stdin is a terminal, the function prints a prompt, on stderr if stdout is redirected: a file
-    or pipe gets only answers. If both are a terminal with a movable cursor, lines can be edited.
-    From this call on, bytes of stdin that are not valid text are replaced.
+    If stdin is a terminal, the function prints a prompt. If stdout is redirected, the prompt is
+    printed to stderr, so that the file or pipe gets only answers. If stdin and stdout are a
+    terminal with a movable cursor, lines can be edited.
+
+    This call also makes stdin replace bytes that are not valid text.
 
     Raises:
         JanusError: stdin is closed.
@@ -54,8 +56,10 @@ def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
     if not sys.stdin.isatty():
         return input
     if sys.stdout is None or not sys.stdout.isatty():
-        return _read_beside_pipe
-    return _line_editor(vocabulary) if _can_edit() else lambda: input(_PROMPT)
+        return _read_with_prompt_on_stderr
+    if not _can_edit():
+        return lambda: input(_PROMPT)
+    return _line_editor(vocabulary)
 
 
 @contextlib.contextmanager
@@ -69,24 +73,25 @@ def without_echo() -> Iterator[None]:
         return
     import termios
 
-    before = termios.tcgetattr(sys.stdin)
-    flags = before[3]  # termios: local flags, of which ECHO is one
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], flags & ~termios.ECHO, *before[4:]])
+    with_echo = termios.tcgetattr(sys.stdin)
+    hidden = list(with_echo)
+    hidden[3] &= ~termios.ECHO  # item 3: the local flags
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, hidden)
     try:
         yield
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, with_echo)
 
 
 def _can_edit() -> bool:
     """Return whether stdin and stdout are a terminal with a movable cursor."""
     streams = (sys.stdin, sys.stdout)
-    smart = os.environ.get("TERM", "dumb") != "dumb"
-    return smart and all(stream is not None and stream.isatty() for stream in streams)
+    movable_cursor = os.environ.get("TERM", "dumb") != "dumb"
+    return movable_cursor and all(stream is not None and stream.isatty() for stream in streams)
 
 
-def _read_beside_pipe() -> str:
-    """Read a line of stdin, with the prompt on stderr, as stdout is redirected."""
+def _read_with_prompt_on_stderr() -> str:
+    """Print the prompt to stderr, because stdout is redirected, and read a line of stdin."""
     click.echo(_PROMPT, nl=False, err=True)
     return input()
 
@@ -94,14 +99,15 @@ def _read_beside_pipe() -> str:
 def _line_editor(vocabulary: Vocabulary) -> Callable[[], str]:
     """Return the function of prompt_toolkit that reads a line, with completion and a history.
 
-    The history is kept in a file that only this user can read, if it can be written.
+    The history is kept in a file that only this user can read. If the file cannot be written, the
+    history is lost when the program ends.
     """
     from platformdirs import user_state_path
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory
 
     class TolerantHistory(FileHistory):
-        """A history that still works if its file does not, such as on a full disk."""
+        """A history that ignores errors of its file, such as on a full disk."""
 
         def load_history_strings(self) -> Iterable[str]:
             try:
@@ -116,13 +122,13 @@ def _line_editor(vocabulary: Vocabulary) -> Callable[[], str]:
     file = user_state_path("mlx_janus", appauthor=False) / "chat_history"
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
+        file.touch(mode=0o600)  # only the user may read it
     session: PromptSession[str] = PromptSession(
         _PROMPT,
         history=TolerantHistory(str(file)),
         completer=_completer(vocabulary),
         complete_while_typing=False,
-        enable_suspend=True,
+        enable_suspend=True,  # by Ctrl-Z
     )
     return session.prompt
 
@@ -132,8 +138,10 @@ def _completer(vocabulary: Vocabulary) -> Completer:
     from prompt_toolkit.completion import Completer, PathCompleter, WordCompleter
     from prompt_toolkit.document import Document
 
+    # ``sentence`` compares the entire text: for prompt_toolkit, "/" is not a part of a word.
     commands = WordCompleter(list(vocabulary.commands), sentence=True)
     files = PathCompleter(expanduser=True)
+    # The completer of each command's arguments.
     arguments: dict[str, Completer] = dict.fromkeys(vocabulary.files_after, files)
     for command, words in vocabulary.words_after.items():
         arguments[command] = WordCompleter(list(words))
@@ -144,13 +152,13 @@ def _completer(vocabulary: Vocabulary) -> Completer:
         def get_completions(
             self, document: Document, complete_event: CompleteEvent
         ) -> Iterable[Completion]:
-            command, space, rest = document.text_before_cursor.partition(" ")
-            inner = arguments.get(command) if space else commands
-            if inner is None:  # a question, or a command without arguments to complete
+            command, space, argument = document.text_before_cursor.partition(" ")
+            completer = arguments.get(command) if space else commands
+            if completer is None:  # a question, or a command without arguments to complete
                 return []
-            # Complete only the part that ``inner`` knows, as if it were the entire line.
-            text = rest if space else command
-            return inner.get_completions(Document(text, len(text)), complete_event)
+            # Give the completer only the command or its argument, as if that were the entire line.
+            text = argument if space else command
+            return completer.get_completions(Document(text, len(text)), complete_event)
 
     return LineCompleter()
 
@@ -173,9 +181,9 @@ def split_paths(text: str) -> list[str]:
 
 
 def dropped_files(line: str) -> list[str]:
-    """Return the files of a line that consists of full paths; [] for any other line.
+    """Return the files of a line that has only full paths of existing files; [] for other lines.
 
-    A terminal types the full paths of files that are dropped on it, with quotes or backslashes.
+    If the user drops files on a terminal, it types their full paths, with quotes or backslashes.
     """
     if not line.startswith(("/", "'/", '"/')):
         return []

@@ -48,7 +48,8 @@ def main(context: click.Context, as_json: bool) -> None:
 
     entries = list_models()
     if as_json:
-        click.echo(json.dumps([_facts(entry) for entry in entries], indent=1, ensure_ascii=False))
+        objects = [_json_object(entry) for entry in entries]
+        click.echo(json.dumps(objects, indent=1, ensure_ascii=False))
         return
     for line in _table([_TITLES, *map(_row, entries)]):
         click.echo(line)
@@ -102,15 +103,15 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
 
     found = find_models(model)
     chosen = [entry for entry in found if downloads or not entry.is_download]
-    if not chosen:
+    if not chosen:  # there are only downloads
         place = "the Hub's cache, which other programs share"
         raise JanusError(f"{model} is in {place}: pass --downloads to remove it")
-    for entry in chosen:  # all of them, before the first is removed
+    for entry in chosen:  # check all of them before the first is removed
         check_removable(entry)
     for entry in chosen:
         say(f"{entry.id}  {entry.source}, {entry.state}: {entry.path}")
     size = format_size(freed_bytes(chosen))
-    if not yes and not _confirmed(size):
+    if not yes and not _user_confirms(size):
         say("Nothing was removed.")
         return 1
     for entry in chosen:
@@ -119,11 +120,14 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
     return 0
 
 
-def _confirmed(size: str) -> bool:
-    """Ask whether to remove models of a total size.
+def _user_confirms(size: str) -> bool:
+    """Ask the user whether to remove the models, and return the answer.
+
+    Args:
+        size: the total size of the models, such as "2.1 GB".
 
     Raises:
-        JanusError: nobody can answer, since stdin is not a terminal.
+        JanusError: nobody can answer, because stdin is not a terminal.
     """
     if not _on_terminal():
         raise JanusError(f"there is no terminal to confirm the removal of {size}: pass --yes")
@@ -135,20 +139,25 @@ def _on_terminal() -> bool:
 
 
 def _row(entry: ModelEntry) -> tuple[str, ...]:
-    """Return the cells of a model, in the order of ``_TITLES``; empty if not known."""
+    """Return a model's row of the table, with a cell for each of ``_TITLES``.
+
+    A cell is empty if its value is not known.
+    """
     from ..memory import format_size
 
-    used = time.strftime("%Y-%m-%d", time.localtime(entry.used)) if entry.used else ""
-    # The recipe, the bits, "-" for a float model, or nothing for an unreadable one.
+    last_used = time.strftime("%Y-%m-%d", time.localtime(entry.used)) if entry.used else ""
+    # "" for an unreadable model, otherwise the recipe, the bits, or "-" for float weights.
     bits = "" if entry.config is None else entry.recipe or str(entry.bits or "-")
     size = format_size(entry.size)
     commit = entry.revision[:8]
-    return (entry.id, entry.source, commit, entry.state, bits, entry.dtype or "", size, used)
+    return (entry.id, entry.source, commit, entry.state, bits, entry.dtype or "", size, last_used)
 
 
-def _facts(entry: ModelEntry) -> dict[str, Any]:
-    """Return a model's object for --json; None if not known."""
-    used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.used)) if entry.used else None
+def _json_object(entry: ModelEntry) -> dict[str, Any]:
+    """Return a model's object for --json. A value that is not known is None."""
+    last_used = None
+    if entry.used:
+        last_used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.used))
     return {
         "id": entry.id,
         "model": entry.source,
@@ -158,13 +167,13 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
         "recipe": entry.recipe,
         "dtype": entry.dtype,
         "bytes": entry.size,
-        "last_used": used,
+        "last_used": last_used,
         "path": str(entry.path),
     }
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return one line per row, with columns as wide as their widest cells."""
+    """Return the rows as lines of text, with each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

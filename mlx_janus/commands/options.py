@@ -27,6 +27,7 @@ class FiniteRange(click.FloatRange):
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert as ``FloatRange`` does, which accepts "nan" and "inf", and then refuse these."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
@@ -34,48 +35,48 @@ class FiniteRange(click.FloatRange):
 
 
 def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
-    """Return one decorator that applies several; the first becomes the outermost."""
+    """Return one decorator that applies several, as if they were written above the function."""
 
-    def apply(function: Decorated) -> Decorated:
-        for decorator in reversed(decorators):  # the outermost is applied last
+    def apply_all(function: Decorated) -> Decorated:
+        for decorator in reversed(decorators):  # the first one is applied last
             function = decorator(function)
         return function
 
-    return apply
+    return apply_all
 
 
 # Rules
 
 
-def refuse_if(broken: Callable[[Mapping[str, Any]], object], reason: str) -> Rule:
-    """Return a rule that refuses some command lines, with a reason.
+def refuse_if(condition: Callable[[Mapping[str, Any]], object], reason: str) -> Rule:
+    """Return a rule that refuses a command line if its options meet a condition.
 
     Args:
-        broken: called with the options' values; returns something true to refuse them.
-        reason: the message.
+        condition: called with the values of the options, by name.
+        reason: the message of the refusal.
     """
 
     def rule(ctx: click.Context) -> str | None:
-        return reason if broken(ctx.params) else None
+        return reason if condition(ctx.params) else None
 
     return rule
 
 
-def goes_with(flag: str, other: str, fix: str) -> Rule:
-    """Return a rule that refuses ``flag``, such as "--bits", without the flag ``other``.
+def flag_needs(flag: str, needed_flag: str, fix: str) -> Rule:
+    """Return a rule that refuses one flag, such as "--private", without another, "--upload".
 
     Args:
         flag: the flag to refuse.
-        other: the flag that it needs.
+        needed_flag: the flag without which it is refused.
         fix: advice, the end of the message.
     """
-    name = _parameter(flag)
-    needed = _parameter(other)
-    reason = f"{flag} needs {other}: {fix}."
-    return refuse_if(lambda values: values[name] and not values[needed], reason)
+    name = _parameter_name(flag)
+    needed_name = _parameter_name(needed_flag)
+    reason = f"{flag} needs {needed_flag}: {fix}."
+    return refuse_if(lambda values: values[name] and not values[needed_name], reason)
 
 
-def _parameter(flag: str) -> str:
+def _parameter_name(flag: str) -> str:
     """Return click's name of a flag's parameter: "--group-size" gives "group_size"."""
     return flag.removeprefix("--").replace("-", "_")
 
@@ -84,20 +85,21 @@ def _parameter(flag: str) -> str:
 
 
 def whole_number(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    """Convert the value of an option to an integer: click's choices are text."""
+    """Convert an option's choice, which click gives as text, to an integer."""
     return None if value is None else int(value)
 
 
 def _refuse_both(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Refuse --bits together with --recipe: both choose how to quantize.
+    """Return the value of --bits or --recipe. Refuse both together: both say how to quantize.
 
-    click calls this for each option in turn. The second call finds the first option's value in
-    ``ctx.params``.
+    click calls this function once for each of the two options. The second call finds the value of
+    the first option in ``ctx.params``.
 
     Raises:
         click.UsageError: both options are given.
     """
-    if value and any(ctx.params.get(name) for name in ("bits", "recipe") if name != param.name):
+    other = "recipe" if param.name == "bits" else "bits"
+    if value and ctx.params.get(other):
         raise click.UsageError("--recipe does not go with --bits: give one of them.")
     return value
 

@@ -11,7 +11,7 @@ from ..errors import OutputError
 def check_writable(path: Path, flag: str = "--output") -> None:
     """Check that a file can be written at ``path``, the value of the option ``flag``.
 
-    Only the folder that holds the file is checked: the file may exist.
+    Only the folder of the file is checked. The file itself may exist.
 
     Raises:
         OutputError: the folder does not exist or is not writable.

@@ -14,7 +14,7 @@ from PIL import Image
 from ..inference.results import ImageStep
 
 SHARE = 0.1  # largest share of the drawing time for previews
-_ROWS = 20  # rows of the terminal, at most
+_MAX_ROWS = 20  # rows of the terminal for a preview
 _GAP = 4  # pixels between images
 _MAX_IMAGES = 4  # images side by side
 
@@ -24,36 +24,36 @@ def can_show() -> bool:
 
     NO_COLOR turns colours off (https://no-color.org).
     """
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
-    if plain or sys.stdout is None or not sys.stdout.isatty():
+    no_colours = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    if no_colours or sys.stdout is None or not sys.stdout.isatty():
         return False
-    return (sys.stdout.encoding or "").lower().startswith("utf")
+    return (sys.stdout.encoding or "").lower().startswith("utf")  # UTF has block characters
 
 
 class TerminalPreview:
-    """Previews of one drawing, with its images side by side; each replaces the previous preview.
+    """Previews of one drawing, with its images side by side. A preview replaces the one before.
 
-    The first preview of a process queries the terminal's capabilities and waits briefly. Keys typed
-    during that wait may be lost.
+    The first object of this class asks the terminal for its capabilities and waits for the answer.
+    Keys typed during that wait may be lost.
     """
 
     def __init__(self) -> None:
         from rich.console import Console
 
-        # Set this first: on import, textual-image logs its guesses with a traceback.
+        # On import, textual-image logs its guesses about the terminal with tracebacks. Hide these.
         logging.getLogger("textual_image").setLevel(logging.ERROR)
         from textual_image.renderable import Image as Renderable
 
         self._console = Console(file=sys.stdout, color_system="truecolor", legacy_windows=False)
-        # Query the size of a cell now, which is then cached: a query at the first preview would
-        # swallow keys that are typed until then.
+        # Measuring queries the size of a character cell from the terminal. textual-image keeps it.
+        # Ask now: at the first preview, the query would swallow the keys typed until then.
         self._console.measure(Renderable(Image.new("RGB", (1, 1))))
-        self._renderable: Any = Renderable
-        self._shown: Any = None  # the last preview
-        self._rows = 0  # rows of the last preview; 0: none yet
+        self._renderable: Any = Renderable  # the class
+        self._last_preview: Any = None  # None before the first preview
+        self._last_rows = 0  # its rows in the terminal; 0 before the first
+        self._last_seconds = 0.0  # time that it took; 0 before the first
+        self._total_seconds = 0.0  # time that all previews took
         self._started = time.monotonic()
-        self._spent = 0.0  # seconds for all previews
-        self._last = 0.0  # seconds for the last preview; 0: none yet
 
     def is_due(self, step: ImageStep) -> bool:
         """Return whether another preview fits into a tenth of the drawing time (``SHARE``).
@@ -61,42 +61,47 @@ class TerminalPreview:
         A preview is expected to take as long as the last one. The first one is due after an eighth
         of the steps.
         """
-        if not self._last:
+        if not self._last_seconds:
             return step.index >= step.total // 8
-        return self._spent + self._last <= SHARE * (time.monotonic() - self._started)
+        drawing_seconds = time.monotonic() - self._started
+        return self._total_seconds + self._last_seconds <= SHARE * drawing_seconds
 
-    def look(self, step: ImageStep) -> None:
-        """Show the unfinished images of a step, and measure the time, for ``is_due``."""
+    def show_step(self, step: ImageStep) -> None:
+        """Show the images of a step, and measure the time that this takes, for ``is_due``."""
         started = time.monotonic()
         images = step.preview()
         try:
             self.show(images)
-        except KeyboardInterrupt:  # end the interrupted escape sequence, and reset the colours
+        except KeyboardInterrupt:
+            # End the interrupted escape sequence, and reset the colours.
             self._console.file.write("\x1b\\\x1b[0m")
             raise
-        self._last = time.monotonic() - started
-        self._spent += self._last
+        self._last_seconds = time.monotonic() - started
+        self._total_seconds += self._last_seconds
 
     def show(self, images: Sequence[Image.Image]) -> None:
         """Show at most four of the images, in place of the last preview if there is one."""
         from rich.control import Control
 
         images = images[:_MAX_IMAGES]
-        if self._rows:
-            self._console.control(Control.move(0, -self._rows))  # to the last preview's first row
-        before = self._shown
-        rows_in_width = self._console.width // (2 * len(images))  # a cell is twice as high as wide
+        if self._last_rows:  # move the cursor up to the last preview's first row
+            self._console.control(Control.move(0, -self._last_rows))
+        # The images must fit into the terminal's width. A cell is twice as high as wide.
+        rows_for_width = self._console.width // (2 * len(images))
         # Leave four rows of the terminal for other lines, such as the progress bar.
-        self._rows = max(min(_ROWS, self._console.height - 4, rows_in_width), 1)
-        self._shown = self._renderable(_side_by_side(images), width="auto", height=self._rows)
-        self._console.print(self._shown, end="")
-        if before is not None:
-            before.cleanup()  # a kitty terminal keeps each image until it is told to free it
+        rows = max(min(_MAX_ROWS, self._console.height - 4, rows_for_width), 1)
+        preview = self._renderable(_side_by_side(images), width="auto", height=rows)
+        replaced = self._last_preview
+        self._last_preview = preview
+        self._last_rows = rows
+        self._console.print(preview, end="")
+        if replaced is not None:
+            replaced.cleanup()  # a kitty terminal keeps an image until this call
 
 
 def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """Return one image of several, in a row from left to right with gaps of ``_GAP``."""
-    width = sum(image.width + _GAP for image in images) - _GAP
+    """Join several images into one, from left to right with gaps of ``_GAP`` pixels."""
+    width = sum(image.width + _GAP for image in images) - _GAP  # no gap after the last image
     row = Image.new("RGB", (width, max(image.height for image in images)))
     left = 0
     for image in images:

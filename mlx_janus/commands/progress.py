@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """A function called with a stage, the amount done and the total."""
 
-_ON_TERMINAL = 0.2  # seconds between two updates of a bar
-_IN_LOG = 10.0  # seconds between two lines of a bar in a file
+_TERMINAL_INTERVAL = 0.2  # seconds between two updates of a bar
+_LOG_INTERVAL = 10.0  # seconds between two lines of a bar in a file
 
 
 def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
@@ -27,7 +27,7 @@ def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
     Args:
         title: text before the bar.
         unit: name of one unit; "B": bytes, shown as kB, MB and so on.
-        total: units in all; None: not known at first.
+        total: number of units; None: set later.
     """
     from tqdm import tqdm
 
@@ -39,23 +39,27 @@ def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
         total=total,
         file=sys.stderr,
         disable=sys.stderr is None or is_quiet(),  # stderr is None if closed
-        mininterval=_ON_TERMINAL if on_terminal else _IN_LOG,
+        mininterval=_TERMINAL_INTERVAL if on_terminal else _LOG_INTERVAL,
     )
 
 
 @contextlib.contextmanager
 def stage_bars(unit: str) -> Iterator[Progress]:
-    """Yield a function that reports progress in units; each stage has a bar of its own."""
-    stage = ""
+    """Yield a function that shows the progress of one stage after another, each on its own bar.
+
+    Args:
+        unit: name of one unit, as for ``progress_bar``.
+    """
+    current_stage = ""
     bar: Any = None
 
-    def report(name: str, done: int, total: int) -> None:
-        nonlocal stage, bar
-        if name != stage:
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal current_stage, bar
+        if stage != current_stage:
             if bar is not None:
                 bar.close()
-            stage = name
-            bar = progress_bar(name, unit, total)
+            current_stage = stage
+            bar = progress_bar(stage, unit, total)
         bar.update(done - bar.n)  # tqdm takes the increase
 
     try:
@@ -67,7 +71,7 @@ def stage_bars(unit: str) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def byte_progress() -> Iterator[Progress]:
-    """Yield a function that reports progress in bytes; each stage has a bar of its own."""
+    """Yield a function that shows the progress in bytes of one stage after another."""
     with stage_bars("B") as report:
         yield report
 
@@ -75,7 +79,7 @@ def byte_progress() -> Iterator[Progress]:
 def follow_drawing(
     steps: Iterable[ImageStep],
     n: int,
-    finished: Callable[[GeneratedImage], None],
+    on_finished: Callable[[GeneratedImage], None],
     preview: TerminalPreview | None = None,
 ) -> None:
     """Run the steps of a drawing, with a progress bar and previews.
@@ -83,8 +87,8 @@ def follow_drawing(
     Args:
         steps: steps of the drawing.
         n: number of images.
-        finished: called with each finished image, while the bar is hidden.
-        preview: shows the unfinished images; None: no previews.
+        on_finished: called with each finished image, while the bar is hidden.
+        preview: shows the images while they are drawn; None: no previews.
     """
     from tqdm import tqdm
 
@@ -92,30 +96,32 @@ def follow_drawing(
     with progress_bar("drawing", "token") as bar:
         for step in steps:
             bar.total = step.total
-            per_minute = 60 * n * step.index / step.total / (time.perf_counter() - started)
+            images_done = n * step.index / step.total  # unfinished images count as fractions
+            per_minute = 60 * images_done / (time.perf_counter() - started)
             bar.set_postfix_str(f"{per_minute:.2f} images/min", refresh=False)
-            bar.update(step.index - bar.n)
-            # Finished images are always previewed, however much time previews have taken.
-            done = step.index == step.total and bool(step.images)
-            if preview is not None and (preview.is_due(step) or done):
-                with tqdm.external_write_mode(file=sys.stderr):  # hides the bar meanwhile
-                    preview.look(step)
+            bar.update(step.index - bar.n)  # tqdm takes the increase
+            # At the end, show the finished images, however much time the previews have taken.
+            at_end = step.index == step.total and bool(step.images)
+            if preview is not None and (preview.is_due(step) or at_end):
+                with tqdm.external_write_mode(file=sys.stderr):  # hides the bar during the preview
+                    preview.show_step(step)
             for image in step.images:
                 with tqdm.external_write_mode(file=sys.stderr):
-                    finished(image)
+                    on_finished(image)
 
 
 def terminal_preview(show: bool | None) -> TerminalPreview | None:
     """Return a preview for one drawing, or None.
 
     Args:
-        show: value of ``show_option``; None: show it if the terminal can, unless the command is
-            quiet.
+        show: True for --show, False for --no-show. None: return a preview if the terminal can show
+            it and the command is not quiet.
     """
     from .preview import TerminalPreview, can_show
 
-    wanted = can_show() and not is_quiet() if show is None else show
-    return TerminalPreview() if wanted else None
+    if show is None:
+        show = can_show() and not is_quiet()
+    return TerminalPreview() if show else None
 
 
 def note_if_cut(result: TextResult) -> None:

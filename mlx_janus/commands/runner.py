@@ -30,7 +30,7 @@ _QUIET = "mlx_janus.quiet"  # key in a context's ``meta``
 
 
 class _ExitCodes:
-    """A mixin for click's commands and groups: errors become a line on stderr and an exit code.
+    """A mixin for click's commands and groups that turns errors into a message and an exit code.
 
     Bugs keep their traceback. In a call from Python with ``standalone_mode=False``, all errors are
     raised, and the process is left as it is.
@@ -41,15 +41,20 @@ class _ExitCodes:
         super().__init__(*args, context_settings=settings, **extra)  # type: ignore[call-arg]
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run the command line and exit; without ``standalone_mode``, return the command's value.
+
+        A command may return its exit code. Any other value means success.
+        """
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)  # type: ignore[misc]
         _prepare_process()
         try:
+            # Without click's standalone mode, which would handle the errors and exit itself.
             code = super().main(*args, standalone_mode=False, **extra)  # type: ignore[misc]
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
-        except (KeyboardInterrupt, click.Abort):  # click has already ended the line of the ^C
+        except (KeyboardInterrupt, click.Abort):  # click has printed a line break after the ^C
             say("stopped")
             sys.exit(130)
         except BrokenPipeError:  # the reader of stdout has closed it, as `| head` does
@@ -59,7 +64,7 @@ class _ExitCodes:
             message = explain(error)
             if message is None:
                 raise
-            if isinstance(error, OSError):  # perhaps of stdout, such as on a full disk
+            if isinstance(error, OSError):  # perhaps stdout failed, such as on a full disk
                 _drop_stdout()
             say(f"Error: {message}")
             sys.exit(1)
@@ -70,8 +75,8 @@ class Command(_ExitCodes, click.Command):
     """A click command with this package's exit codes.
 
     Args:
-        rules: checked in order before the command runs. The first reason ends the command with exit
-            code 2.
+        rules: checked in order before the command runs. The first rule that gives a reason ends
+            the command with exit code 2.
     """
 
     def __init__(self, *args: Any, rules: Sequence[Rule] = (), **extra: Any):
@@ -79,6 +84,11 @@ class Command(_ExitCodes, click.Command):
         self.rules = tuple(rules)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Check the rules, and run the command.
+
+        Raises:
+            click.UsageError: a rule refuses the command line.
+        """
         for rule in self.rules:
             reason = rule(ctx)
             if reason is not None:
@@ -94,18 +104,17 @@ class Group(_ExitCodes, click.Group):
 
 
 def _prepare_process() -> None:
-    """Prepare the standard streams and SIGTERM.
+    """Open closed standard streams, handle SIGTERM, and print unencodable characters as "?".
 
-    Closed streams are opened on the null device. Otherwise the next opened file would get a closed
-    stream's number: MLX treats number 0 as a failure, and libraries would print into a file with
-    number 1 or 2. SIGTERM exits through Python, so that temporary files are removed. Characters
-    that the encoding lacks are printed as "?".
+    Closed streams are opened on the null device. Otherwise the next file to be opened would get
+    their file descriptors. MLX takes the descriptor 0 for a failure, and libraries would print into
+    a file with the descriptor 1 or 2.
     """
-    for number in range(3):
+    for descriptor in (0, 1, 2):
         try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            os.fstat(descriptor)
+        except OSError:  # closed
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     with contextlib.suppress(ValueError):  # only the main thread may set a handler
         signal.signal(signal.SIGTERM, _exit_on_sigterm)
     for stream in (sys.stdout, sys.stderr):
@@ -119,31 +128,31 @@ def _exit_on_sigterm(*_: object) -> None:
 
 
 def import_mlx() -> None:
-    """Import MLX, and delay Ctrl-C and SIGTERM until that is done.
+    """Import MLX, and delay Ctrl-C and SIGTERM until the import is done.
 
     A signal's exception during MLX's initialisation would abort the process. Blocking the signals
     is not enough: another thread, such as one of OpenBLAS, would receive them, and Python would
     still interrupt this thread.
 
-    Only the main thread may set signal handlers: in any other thread, nothing is imported.
+    Only the main thread may set signal handlers. In any other thread, this function does nothing.
     """
     if "mlx.core" in sys.modules or threading.current_thread() is not threading.main_thread():
         return
     received: list[int] = []
-    before = {}  # handlers by signal, to be restored
+    old_handlers = {}  # by signal
     for stop in (signal.SIGINT, signal.SIGTERM):
-        before[stop] = signal.signal(stop, lambda number, _: received.append(number))
+        old_handlers[stop] = signal.signal(stop, lambda number, _: received.append(number))
     try:
         import mlx.core  # noqa: F401
     finally:
-        for stop, handler in before.items():
+        for stop, handler in old_handlers.items():
             signal.signal(stop, handler)
     for number in received:
         signal.raise_signal(number)
 
 
 def require_train_extra(*packages: str) -> None:
-    """Check that some packages of the extra "train" are installed.
+    """Check that the named packages, which the extra "train" installs, are installed.
 
     Raises:
         JanusError: a package is missing.
@@ -164,10 +173,10 @@ def _drop_stdout() -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line for an error that a user can mend; None for a bug."""
+    """Return a one-line message about an error that the user can mend; None for a bug."""
     text = " ".join(str(error).split())
     if isinstance(error, JanusError):
-        return to_flags(text)  # the library names its keywords, users know the flags
+        return to_flags(text)  # the library names Python keywords, which here are flags
     if isinstance(error, OSError):
         reason = error.strerror or text
         return f"{error.filename}: {reason}" if error.filename else reason
@@ -176,7 +185,9 @@ def explain(error: BaseException) -> str | None:
     out_of_memory = from_mlx and any(word in text for word in ("alloc", "Memory"))
     if out_of_memory or isinstance(error, MemoryError):
         return "there is not enough memory: close other programs, or pass --bits 4"
-    return f"MLX failed: {text}" if from_mlx else None
+    if from_mlx:
+        return f"MLX failed: {text}"
+    return None
 
 
 def say(message: str) -> None:
@@ -197,14 +208,15 @@ def is_quiet() -> bool:
 
 
 def be_quiet(ctx: click.Context) -> None:
-    """Hide notes and progress bars, including the Hub's, until the command ends."""
+    """Hide notes and progress bars, including huggingface_hub's, until the command ends.
+
+    A process may run several commands, so the settings are restored when the context closes.
+    """
     ctx.meta[_QUIET] = True
     log = logging.getLogger("mlx_janus")
-    # A process may run several commands, so the end of this command restores the log level and,
-    # below, the environment variable. Hub code reads the variable when it is imported.
     ctx.call_on_close(lambda level=log.level: log.setLevel(level))
     log.setLevel(logging.ERROR)
-    hub_switch = "HF_HUB_DISABLE_PROGRESS_BARS"
+    hub_switch = "HF_HUB_DISABLE_PROGRESS_BARS"  # read when huggingface_hub is imported
     if hub_switch not in os.environ:  # a user's own choice stays
         ctx.call_on_close(lambda: os.environ.pop(hub_switch, None))
         os.environ[hub_switch] = "1"

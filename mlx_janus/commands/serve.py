@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
     from ..server.settings import Settings
 
-_KEY = "MLX_JANUS_API_KEY"  # an environment variable
+_KEY_VARIABLE = "MLX_JANUS_API_KEY"  # in the environment
 
 
 @click.command(cls=Command)
@@ -45,7 +45,7 @@ _KEY = "MLX_JANUS_API_KEY"  # an environment variable
 @click.option(
     "--api-key",
     metavar="KEY",
-    envvar=_KEY,
+    envvar=_KEY_VARIABLE,
     help="Key that every request must send. `ps` shows it to other users, unless you set "
     "MLX_JANUS_API_KEY instead. Required for a HOST that other machines can reach.",
 )
@@ -96,12 +96,12 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     """
     from ..server.run import run_server
 
-    settings = _settings(options)
-    arguments = LoadArguments.of(options)
+    settings = _server_settings(options)
+    arguments = LoadArguments.from_options(options)
 
     def load() -> JanusPipeline:
-        # The server loads in another thread. click's context, which holds --quiet, is known only
-        # in the main thread unless it is entered here.
+        # The server calls this in another thread. There click has no current context, which holds
+        # --quiet, unless it is entered.
         with ctx.scope(cleanup=False):
             return load_pipeline(arguments)
 
@@ -118,7 +118,7 @@ def main(ctx: click.Context, /, **options: Any) -> None:
         raise KeyboardInterrupt  # exit as every command does after Ctrl-C
 
 
-def _settings(options: Mapping[str, Any]) -> Settings:
+def _server_settings(options: Mapping[str, Any]) -> Settings:
     """Make the server's settings from click's values.
 
     Raises:
@@ -131,8 +131,9 @@ def _settings(options: Mapping[str, Any]) -> Settings:
         host = host[1:-1]
     key = options["api_key"]
     if key is None:
-        key = os.environ.get(_KEY)  # click ignores an empty variable, which must be refused
-    requests = max(256, options["queue"] + 64)  # those in the queue, and others being handled
+        # click ignores an empty variable. Pass it on, so that ``Settings`` refuses it.
+        key = os.environ.get(_KEY_VARIABLE)
+    most_requests = max(256, options["queue"] + 64)  # waiting or being handled
     try:
         return Settings(
             host=host,
@@ -140,8 +141,8 @@ def _settings(options: Mapping[str, Any]) -> Settings:
             api_key=key,
             allow_url_images=options["allow_url_images"],
             cors_origins=options["cors_origins"],
-            most_requests=requests,
-            most_connections=2 * requests,
+            most_requests=most_requests,
+            most_connections=2 * most_requests,
             log_requests=options["log_requests"],
         )
     except OptionError as error:
@@ -149,11 +150,11 @@ def _settings(options: Mapping[str, Any]) -> Settings:
 
 
 def _download_and_convert(arguments: LoadArguments) -> None:
-    """Make the model's converted folder if there is none; Janus-Tiny (model None) has one."""
+    """Download and convert the model, unless its converted folder is in the cache."""
     import_mlx()
     from ..weights.sources import find_converted
 
-    if arguments.model is None:
+    if arguments.model is None:  # Janus-Tiny, which is part of the package
         return
     with byte_progress() as progress:
         find_converted(
@@ -181,5 +182,5 @@ def _log_requests() -> None:
 
     log = logging.getLogger("mlx_janus.server.requests")
     log.addHandler(PrintingHandler())
-    log.propagate = False  # otherwise a handler of a parent would print each line again
+    log.propagate = False  # otherwise a parent logger might print each line again
     log.setLevel(logging.INFO)

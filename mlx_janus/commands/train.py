@@ -128,21 +128,21 @@ def tiny(
     from ..training.loop import LOG_FILE
     from ..training.tiny.plot import plot_log
     from ..training.tiny.train import MODEL_FOLDER, train_tiny
-    from ..training.two_processes import COUNT, end_with_parent, run_side_by_side, two_are_faster
+    from ..training.two_processes import end_with_parent, run_side_by_side, two_are_faster
 
     recipe = _recipe(seed, steps)
     output.mkdir(parents=True, exist_ok=True)
-    # To train in two processes, this process starts both by the same command with --beside, and
-    # waits. Neither starts others.
+    # To train in two processes, this process runs its own command twice more, with --beside, and
+    # waits. A process with --beside trains, and starts no others.
     if beside:
         end_with_parent()
-    elif processes == COUNT or (processes is None and two_are_faster()):  # COUNT: 2
+    elif processes == 2 or (processes is None and two_are_faster()):
         command = [sys.executable, "-m", "mlx_janus", "train", "tiny"]
         run_side_by_side([*command, *_option_words(context), "--beside"])
         return
     with _StepBar() as bar:
         train_tiny(output, recipe, every=checkpoint_every, report=bar.report)
-    if mx.distributed.init().rank():  # the second process: the first one reports
+    if mx.distributed.init().rank() > 0:  # the second process: only the first one reports
         return
     plot_log(output / LOG_FILE, output / "losses.png")
     click.echo(str(output / MODEL_FOLDER))
@@ -150,11 +150,11 @@ def tiny(
 
 
 def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
-    """Return Janus-Tiny's recipe with some numbers of steps changed.
+    """Return Janus-Tiny's training recipe, with the numbers of steps from the command line.
 
     Args:
         seed: seed of the training.
-        steps: numbers of steps by option, such as ``codec_steps``; None keeps the recipe's number.
+        steps: number of steps by option, such as ``codec_steps``; None keeps the recipe's number.
     """
     from ..training.tiny.recipe import TinyRecipe
 
@@ -162,7 +162,8 @@ def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
     for name, count in steps.items():
         if count is not None:
             stage = name.removesuffix("_steps")
-            recipe = replace(recipe, **{stage: replace(getattr(recipe, stage), steps=count)})
+            changed = replace(getattr(recipe, stage), steps=count)
+            recipe = replace(recipe, **{stage: changed})
     # Without this, a short training of the codec would end before its first quantized step.
     codec = recipe.codec
     if codec.unquantized_steps >= codec.steps:
@@ -171,15 +172,15 @@ def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
 
 
 def _option_words(context: click.Context) -> list[str]:
-    """Return the options of this call as words of a command line, to run it in two processes.
+    """Return the options of this command as words of a command line, to run the command again.
 
-    Options without a value (None) and flags that are off are left out.
+    Options without a value (None) and flags that are off (False) are left out.
     """
     words = []
     for option in context.command.params:
         value = context.params[str(option.name)]
         if value is not None and value is not False:  # 0 is a value
-            words += [option.opts[0], str(value)]
+            words += [option.opts[0], str(value)]  # opts: the option's names, such as --seed
     return words
 
 
@@ -198,16 +199,17 @@ class _StepBar:
             self.bar.close()
 
     def report(self, stage: str, done: int, total: int, measured: dict[str, float]) -> None:
-        """Show that step ``done`` of a stage has ended; a new stage replaces the bar.
+        """Show that step ``done`` of a stage has ended. A new stage gets a new bar.
 
-        The first report of a resumed stage may be of a later step than 1.
+        If an earlier run was interrupted in the stage, the first report is of a later step than 1.
         """
         if stage != self.stage:
             self.__exit__()  # close the bar of the stage before
             self.stage = stage
             self.bar = progress_bar(stage, "step", total)
             self.bar.update(done - 1)  # steps of an earlier run
-            self.bar.unpause()  # count the time from now
+            self.bar.unpause()  # measure the speed from now on
+        # The gradient's norm ("norm") is only written to the log.
         shown = {key: f"{value:.3g}" for key, value in measured.items() if key != "norm"}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(1)

@@ -25,7 +25,7 @@ _VALUE = r'\.\.\.|True|\d+|"[\w./-]+"'
 _KEYWORD = rf"(?:{'|'.join(_FLAGS)})=(?:{_VALUE})"
 # A keyword follows a space. A file name that looks like a keyword is in quotes, or starts the
 # message.
-_KEYWORDS = re.compile(rf"(?<= ){_KEYWORD}(?:, {_KEYWORD})*(?=[\s,;:.)]|$)")
+_KEYWORD_LIST = re.compile(rf"(?<= ){_KEYWORD}(?:, {_KEYWORD})*(?=[\s,;:.)]|$)")
 
 
 def to_flags(message: str) -> str:
@@ -34,11 +34,16 @@ def to_flags(message: str) -> str:
     A keyword is replaced if it is in ``_FLAGS``, follows a space, and has a literal value, or
     ``...`` for any value.
     """
-    return _KEYWORDS.sub(lambda found: " ".join(map(_to_flag, found[0].split(", "))), message)
+
+    def flags(found: re.Match[str]) -> str:
+        keywords = found[0].split(", ")
+        return " ".join(_to_flag(keyword) for keyword in keywords)
+
+    return _KEYWORD_LIST.sub(flags, message)
 
 
 def _to_flag(keyword: str) -> str:
-    """Return the flag of one keyword: ``bits=8`` becomes ``--bits 8``, ``bits=...`` ``--bits``."""
+    """Return the flag of one keyword: ``--bits 8`` for ``bits=8``, ``--bits`` for ``bits=...``."""
     name, _, value = keyword.partition("=")
     if value in ("True", "..."):
         return _FLAGS[name]
@@ -47,21 +52,25 @@ def _to_flag(keyword: str) -> str:
 
 
 @contextlib.contextmanager
-def logging_in_flags() -> Iterator[None]:
+def flags_in_log_messages() -> Iterator[None]:
     """Replace keywords with flags in messages of the logger "mlx_janus" during the context.
 
     Loggers below it, such as "mlx_janus.server", are not changed.
     """
     log = logging.getLogger("mlx_janus")
-    log.addFilter(_spell_flags)
+    log.addFilter(_replace_keywords)
     try:
         yield
     finally:
-        log.removeFilter(_spell_flags)
+        log.removeFilter(_replace_keywords)
 
 
-def _spell_flags(record: logging.LogRecord) -> bool:
-    """Rewrite a log record; True keeps it in the log."""
+def _replace_keywords(record: logging.LogRecord) -> bool:
+    """Replace keywords with flags in a log record.
+
+    Returns:
+        True, so that the logger keeps the record.
+    """
     record.msg = to_flags(record.getMessage())
-    record.args = ()  # ``getMessage`` has put them into the message
+    record.args = ()  # ``getMessage`` has put the arguments into the message
     return True

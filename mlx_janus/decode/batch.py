@@ -31,26 +31,26 @@ class BatchImage:
     seed: int
     options: DrawOptions
     _chosen: list[tuple[mx.array, int]] = field(default_factory=list, repr=False)
-    """For each token: the tokens of all images at that step, and this image's index among them."""
+    """For each token of this image: all images' tokens at its step, and the image's index there."""
 
     def __len__(self) -> int:
         """Return the number of tokens so far."""
         return len(self._chosen)
 
     def append(self, tokens: mx.array, index: int) -> None:
-        """Append the token at ``index`` of a step's tokens."""
+        """Append the token at ``index`` of ``tokens``, all images' tokens at a step."""
         self._chosen.append((tokens, index))
 
     def tokens(self, count: int | None = None) -> np.ndarray:
-        """Return the first ``count`` tokens in raster order, (n,) int32; None: all so far."""
+        """Return the first ``count`` tokens, or all so far, in raster order: (n,) int32."""
         ids = []
         for tokens, index in self._chosen[:count]:
             ids.append(np.array(tokens)[index])
         return np.array(ids, np.int32)
 
 
-class Rows(NamedTuple):
-    """The batch rows of one image; without guidance, both are the same row."""
+class RowPair(NamedTuple):
+    """Indices of one image's rows in a batch; without guidance, both indices are equal."""
 
     conditional: int
     unconditional: int
@@ -66,24 +66,26 @@ class DrawingBatch:
     def __init__(self, model: JanusModel):
         self.images: list[BatchImage] = []
         self._model = model
-        self._tokens = token_config(model.config).tokens
-        self._steps = 0
+        self._tokens_per_image = token_config(model.config).tokens
+        self._steps_done = 0
         self._clear()
 
     def _clear(self) -> None:
-        """Forget all images, as none are left or an error made their caches inconsistent."""
+        """Forget all images: none are left, or an error made their rows inconsistent."""
         self.images = []
         self._cache: RaggedCache = []  # KV cache of all rows
-        self._rows: list[Rows] = []  # the rows of each image
+        self._row_pairs: list[RowPair] = []  # one for each image
         self._keys = mx.zeros((0, 0, 2), mx.uint32)  # (n, positions, 2): random keys
-        self._next = mx.zeros((0,), mx.uint32)  # (n,): tokens chosen but not read yet
+        # (n,): tokens chosen, but neither added to the images nor read by the model
+        self._next_tokens = mx.zeros((0,), mx.uint32)
 
     def add(
         self, ids: Sequence[int], unconditional: Sequence[int], images: Sequence[BatchImage]
     ) -> None:
         """Start images of one prompt, which is read once for all of them.
 
-        If the cache cannot be extended, the error is raised and the batch loses all its images.
+        If the batch's cache cannot be extended, all images of the batch are lost and the error is
+        raised.
 
         Args:
             ids: the prompt, ending with begin-of-image.
@@ -92,156 +94,161 @@ class DrawingBatch:
         """
         model = self._model
         count = len(images)
-        guided = images[0].options.rows == 2  # a conditional and an unconditional row
+        with_guidance = images[0].options.rows == 2
         prompts = [list(ids)]
-        copies = [0] * count  # for each row, the index of its prompt
-        rows = [Rows(i, i) for i in range(count)]
-        if guided:
+        prompt_of_row = [0] * count  # for each row, the index of its prompt
+        pairs = [RowPair(i, i) for i in range(count)]
+        if with_guidance:
             prompts.append(list(unconditional))
-            copies += [1] * count
-            rows = [Rows(i, i + count) for i in range(count)]
+            prompt_of_row += [1] * count
+            pairs = [RowPair(i, i + count) for i in range(count)]
         cache = model.make_ragged_cache(len(prompts))
         embeddings = model.embed_text(mx.array(prompts))
         hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)
-        keep_rows(cache, copies)  # copies each prompt's row, once for each image
-        keys = position_keys([image.seed for image in images], self._tokens)
-        logits = model.image_logits(hidden[mx.array(copies)])
-        first = _choose(logits, keys[:, 0], images, rows)
-        mx.async_eval(first, keys, cache_arrays(cache))
-        self._join(cache, rows, keys, first, images)
+        keep_rows(cache, prompt_of_row)  # copies the row of each prompt for each image
+        keys = position_keys([image.seed for image in images], self._tokens_per_image)
+        logits = model.image_logits(hidden[mx.array(prompt_of_row)])
+        first_tokens = _choose_tokens(logits, keys[:, 0], images, pairs)
+        mx.async_eval(first_tokens, keys, cache_arrays(cache))
+        self._join(cache, pairs, keys, first_tokens, images)
 
     def _join(
         self,
         cache: RaggedCache,
-        rows: list[Rows],
+        pairs: list[RowPair],
         keys: mx.array,
-        first: mx.array,
+        first_tokens: mx.array,
         images: Sequence[BatchImage],
     ) -> None:
-        """Append images whose prompt is read, and the rows of these images, to the batch.
+        """Append new images, whose prompt was read into a cache of their own, to the batch.
 
         Args:
-            cache: holds the prompt in the rows of these images only.
-            rows: the rows of each image in ``cache``.
-            keys: a random key for each image and position, (n, positions, 2).
-            first: the first token of each image, (n,).
-            images: the images.
+            cache: the cache of the new images only.
+            pairs: the rows of each new image in ``cache``.
+            keys: a random key for each new image and position, (n, positions, 2).
+            first_tokens: the first token of each new image, (n,).
+            images: the new images.
         """
         if not self.images:
             self._cache = cache
-            self._rows = rows
+            self._row_pairs = pairs
             self._keys = keys
-            self._next = first
+            self._next_tokens = first_tokens
         else:
+            # The new rows come after the rows that the batch has.
+            offset = 1 + max(max(pair) for pair in self._row_pairs)
             try:
                 add_rows(self._cache, cache)
             except BaseException:  # some layers may have the new rows, others not
                 self._clear()
                 raise
-            offset = 1 + max(max(pair) for pair in self._rows)
-            moved = [Rows(pair.conditional + offset, pair.unconditional + offset) for pair in rows]
-            self._rows = [*self._rows, *moved]
+            moved = [
+                RowPair(pair.conditional + offset, pair.unconditional + offset) for pair in pairs
+            ]
+            self._row_pairs = [*self._row_pairs, *moved]
             self._keys = mx.concatenate([self._keys, keys])
-            self._next = mx.concatenate([self._next, first])
+            self._next_tokens = mx.concatenate([self._next_tokens, first_tokens])
         self.images = [*self.images, *images]
 
     def remove(self, images: Sequence[BatchImage]) -> None:
-        """Remove images from the batch, complete or not; ignore those that are not in it.
+        """Remove images, complete or not; ignore images that are not in the batch.
 
-        If the cache cannot be reduced, the error is raised and the batch loses all its images.
+        If the rows cannot be removed from the cache, all images of the batch are lost and the error
+        is raised.
         """
-        gone = set(images)
-        kept = [i for i, image in enumerate(self.images) if image not in gone]
+        removed = set(images)
+        kept = [i for i, image in enumerate(self.images) if image not in removed]  # indices
         if len(kept) == len(self.images):
             return
         if not kept:
             self._clear()
             return
-        pairs = [self._rows[i] for i in kept]
-        rows = sorted({row for pair in pairs for row in pair})
+        pairs = [self._row_pairs[i] for i in kept]
+        kept_rows = sorted({row for pair in pairs for row in pair})
         try:
-            keep_rows(self._cache, rows)
+            keep_rows(self._cache, kept_rows)
         except BaseException:  # some layers may have lost rows, others not
             self._clear()
             raise
-        moved = {row: new for new, row in enumerate(rows)}
-        self._rows = [Rows(moved[pair.conditional], moved[pair.unconditional]) for pair in pairs]
+        new_row = {old: new for new, old in enumerate(kept_rows)}
+        moved = [RowPair(new_row[pair.conditional], new_row[pair.unconditional]) for pair in pairs]
+        self._row_pairs = moved
         self._keys = self._keys[mx.array(kept)]
-        self._next = self._next[mx.array(kept)]
+        self._next_tokens = self._next_tokens[mx.array(kept)]
         self.images = [self.images[i] for i in kept]
 
     def step(self) -> list[BatchImage]:
-        """Add the next token to every image; the next pass is already running on return.
+        """Add a token to every image, and start the pass that chooses the tokens after these.
 
         Returns:
-            The images that are complete now, which have left the batch.
+            The images that are complete now. They are removed from the batch.
         """
         if not self.images:
             return []
-        tokens = self._next
+        tokens = self._next_tokens
         for index, image in enumerate(self.images):
             image.append(tokens, index)
-        complete = [image for image in self.images if len(image) == self._tokens]
+        complete = [image for image in self.images if len(image) == self._tokens_per_image]
         self.remove(complete)
         if self.images:
-            self._next = self._following()
-            mx.async_eval(self._next)
+            self._next_tokens = self._choose_next_tokens()
+            mx.async_eval(self._next_tokens)  # does not wait
         mx.eval(tokens)
-        self._steps += 1
-        if self._steps % _CLEAR_EVERY == 0:
+        self._steps_done += 1
+        if self._steps_done % _CLEAR_EVERY == 0:
             mx.clear_cache()
         return complete
 
-    def _following(self) -> mx.array:
-        """Read the tokens chosen last, and return the next ones: (n,)."""
+    def _choose_next_tokens(self) -> mx.array:
+        """Read the newest token of every image, and choose the one after it: (n,)."""
         model = self._model
-        owners: dict[int, int] = {}  # row to the index of its image
-        for index, pair in enumerate(self._rows):
-            owners[pair.conditional] = index
-            owners[pair.unconditional] = index
-        images_of_rows = [owners[row] for row in range(len(owners))]
-        tokens = self._next[mx.array(images_of_rows)]
-        embeddings = model.embed_image_tokens(tokens[:, None])
+        image_of_row: dict[int, int] = {}  # indices
+        for index, pair in enumerate(self._row_pairs):
+            image_of_row[pair.conditional] = index
+            image_of_row[pair.unconditional] = index
+        images_by_row = [image_of_row[row] for row in range(len(image_of_row))]
+        row_tokens = self._next_tokens[mx.array(images_by_row)]
+        embeddings = model.embed_image_tokens(row_tokens[:, None])
         hidden = model.hidden_states(embeddings, self._cache)
         logits = model.image_logits(hidden[:, 0])
-        positions = mx.array([len(image) for image in self.images])
-        keys = self._keys[mx.arange(len(self.images)), positions]
-        return _choose(logits, keys, self.images, self._rows)
+        next_positions = mx.array([len(image) for image in self.images])
+        keys = self._keys[mx.arange(len(self.images)), next_positions]
+        return _choose_tokens(logits, keys, self.images, self._row_pairs)
 
 
-def _choose(
-    logits: mx.array, keys: mx.array, images: Sequence[BatchImage], rows: Sequence[Rows]
+def _choose_tokens(
+    logits: mx.array, keys: mx.array, images: Sequence[BatchImage], pairs: Sequence[RowPair]
 ) -> mx.array:
-    """Choose a token for every image by its own options.
+    """Choose a token for each of n images, with the guidance and sampling of its options.
 
     Args:
-        logits: (rows, codes).
+        logits: (rows, codebook size).
         keys: a random key for each image, (n, 2).
-        images: n images.
-        rows: the rows of each image in ``logits``.
+        images: the images.
+        pairs: the rows of each image in ``logits``.
 
     Returns:
         The tokens, (n,).
     """
-    guided = logits[mx.array([pair.conditional for pair in rows])]
-    if any(pair.conditional != pair.unconditional for pair in rows):
-        unconditional = logits[mx.array([pair.unconditional for pair in rows])]
+    image_logits = logits[mx.array([pair.conditional for pair in pairs])]
+    if any(pair.conditional != pair.unconditional for pair in pairs):  # an image has guidance
+        unconditional = logits[mx.array([pair.unconditional for pair in pairs])]
         # An image without guidance has one row and weight 1, so that ``guide`` returns its logits.
         weights = mx.array([image.options.cfg_weight for image in images], logits.dtype)
-        guided = guide(guided, unconditional, weights[:, None])
-    # ``choose`` takes one temperature and top_p, so images are grouped by them.
+        image_logits = guide(image_logits, unconditional, weights[:, None])
+    # ``choose`` takes one temperature and one top_p, so group the indices of images by these two.
     groups: dict[tuple[float, float], list[int]] = {}
     for index, image in enumerate(images):
         sampling = (image.options.temperature, image.options.top_p)
         groups.setdefault(sampling, []).append(index)
     if len(groups) == 1:
         ((temperature, top_p),) = groups
-        return choose(guided, keys, temperature, top_p)
+        return choose(image_logits, keys, temperature, top_p)
     chosen = []
-    order: list[int] = []
+    order: list[int] = []  # for each token in ``chosen``, the index of its image
     for (temperature, top_p), members in groups.items():
-        places = mx.array(members)
-        chosen.append(choose(guided[places], keys[places], temperature, top_p))
+        indices = mx.array(members)
+        chosen.append(choose(image_logits[indices], keys[indices], temperature, top_p))
         order += members
-    # From the order of the groups back to that of the images.
-    return mx.concatenate(chosen)[mx.array(np.argsort(order))]
+    by_image = mx.array(np.argsort(order))
+    return mx.concatenate(chosen)[by_image]

@@ -42,20 +42,20 @@ PREFILL_STEP = 512
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """Guidance and sampling of image tokens.
+    """Options of generating images as tokens: guidance, sampling and the width of a pass.
 
-    Without guidance, at ``cfg_weight`` 1, no unconditional row is computed. Temperature 0 takes the
-    most likely token.
+    At ``cfg_weight`` 1 there is no guidance, so no unconditional row is computed. Temperature 0
+    takes the most likely token.
 
     Raises:
-        OptionError: an option is out of its range, or ``window`` is above 1 although ``exact``.
+        OptionError: an option is out of its range, or ``exact`` has a ``window`` above 1.
     """
 
     cfg_weight: float = 5.0
     temperature: float = 1.0
     top_p: float = 1.0
     exact: bool = False  # generate each image separately, token by token
-    window: int | None = None  # positions read in one pass; None: the fastest by a timing
+    window: int | None = None  # positions read in one pass; None: the fastest, by timing
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -66,16 +66,16 @@ class DrawOptions:
             self,
             cfg_weight=check_number("cfg_weight", self.cfg_weight, 0, MAX_CFG_WEIGHT),
             temperature=check_number("temperature", self.temperature, 0, MAX_TEMPERATURE),
-            top_p=check_number("top_p", self.top_p, 0, 1, above_low=True),
+            top_p=check_number("top_p", self.top_p, 0, 1, above_low=True),  # 0 is refused
         )
 
     @property
     def rows(self) -> int:
-        """Rows of the batch for one image."""
+        """Rows of the batch for one image: 1 without guidance, else 2."""
         return 1 if self.cfg_weight == 1 else 2
 
     def metadata(self) -> dict[str, str]:
-        """Return the options as an image file records them, with all the digits that were typed."""
+        """Return guidance and sampling for an image file's metadata, with up to 15 digits each."""
         names = ("cfg_weight", "temperature", "top_p")
         return {name: f"{getattr(self, name):.15g}" for name in names}
 
@@ -88,55 +88,55 @@ def draw_tokens(
     options: DrawOptions,
     window: int = 1,
 ) -> Iterator[mx.array]:
-    """Generate the image tokens of several images at once, in raster order.
+    """Generate the tokens of several images at once, in raster order.
 
-    With a ``window`` above 1, a pass reads draft tokens of the positions ahead and chooses a token
-    for each of them. The noise of a position is fixed, so its token depends only on the tokens
-    before it. Tokens chosen after correct drafts equal the plain loop's and are accepted, the rest
-    become the next draft: Jacobi decoding, as in arXiv 2410.01699, but of a deterministic map.
-    Wider passes round differently, which matters where two logits are almost equal.
+    A ``window`` above 1 means Jacobi decoding (arXiv 2410.01699) with fixed noise. A pass reads
+    draft tokens of the positions ahead and chooses a token for each of them. Tokens chosen after
+    correct drafts are accepted and equal those of window 1, except where rounding decides between
+    two almost equal logits. The other tokens become the next drafts.
 
     Args:
         model: the weights.
         prompts: ids of each prompt, ending with begin-of-image; all of one length.
         unconditional: ids of the unconditional rows, of the same length.
-        images: for each image the index of its prompt, and its seed.
+        images: for each image, the index of its prompt and its seed.
         options: guidance and sampling.
-        window: positions read in one pass; 1 for the plain loop.
+        window: positions read in one pass; 1 reads no draft tokens.
 
     Yields:
         (n, k) accepted tokens of a pass, evaluated. At window 1, the next pass is already running.
     """
-    own = token_config(model.config)  # the model's number of image tokens and its grid
-    pick = _picker(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
-    keys = position_keys([seed for _, seed in images], own.tokens)
-    owners = [prompt for prompt, _ in images]
-    cache, hidden = _read_prompts(model, prompts, unconditional, owners, options)
+    config = token_config(model.config)
+    positions = config.tokens
+    sample = _make_sampler(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
+    keys = position_keys([seed for _, seed in images], positions)
+    prompt_indices = [index for index, _ in images]
+    cache, hidden = _read_prompts(model, prompts, unconditional, prompt_indices, options)
 
-    def choices(hidden: mx.array, position: int) -> mx.array:
+    def choose_tokens(hidden: mx.array, position: int) -> mx.array:
         """Choose the W tokens from ``position`` on: (rows * n, W, hidden) -> (n, W)."""
-        ahead = keys[:, position : position + hidden.shape[1]]
-        return pick(model.image_logits(hidden), ahead)
+        window_keys = keys[:, position : position + hidden.shape[1]]
+        return sample(model.image_logits(hidden), window_keys)
 
     def choose_next(tokens: mx.array, position: int) -> mx.array:
         """Read (n, W) tokens, and choose the token after each: (n, W), from ``position`` on."""
-        every_row = mx.concatenate([tokens] * options.rows)
-        embeddings = model.embed_image_tokens(every_row)
-        return choices(model.hidden_states(embeddings, cache), position)
+        tokens_of_rows = mx.concatenate([tokens] * options.rows)
+        embeddings = model.embed_image_tokens(tokens_of_rows)
+        return choose_tokens(model.hidden_states(embeddings, cache), position)
 
-    first = choices(hidden, 0)
+    first = choose_tokens(hidden, 0)
     with weights_wired():
         if window > 1:
-            yield from _in_windows(first, own.tokens, window, own.grid, cache, choose_next)
+            yield from _draw_in_windows(first, positions, window, config.grid, cache, choose_next)
         else:
-            yield from _one_by_one(first, own.tokens, choose_next)
+            yield from _draw_one_by_one(first, positions, choose_next)
 
 
 def _read_prompts(
     model: JanusModel,
     prompts: Sequence[Sequence[int]],
     unconditional: Sequence[int],
-    owners: Sequence[int],
+    prompt_indices: Sequence[int],
     options: DrawOptions,
 ) -> tuple[Cache, mx.array]:
     """Read each prompt once, even if several images share it.
@@ -145,42 +145,48 @@ def _read_prompts(
         model: the weights.
         prompts: ids of each prompt, all of one length.
         unconditional: ids of the unconditional rows, of the same length.
-        owners: the index of each image's prompt.
+        prompt_indices: the index of each image's prompt.
         options: tell whether there are unconditional rows.
 
     Returns:
-        A cache with ``options.rows`` rows for each image, the conditional ones first, and the
-        hidden states of the prompts' last position, (rows, 1, hidden), in the same order.
+        A cache with ``options.rows`` rows for each image, the conditional rows of all images first,
+        and the hidden states of each row's last position, (rows, 1, hidden).
     """
-    read_once = [list(ids) for ids in prompts]
-    rows = list(owners)
+    distinct_prompts = [list(ids) for ids in prompts]
+    prompt_of_row = list(prompt_indices)
     if options.rows == 2:
         # The unconditional prompt is appended below, so its index is the present length.
-        rows += [len(read_once)] * len(owners)
-        read_once.append(list(unconditional))
+        prompt_of_row += [len(distinct_prompts)] * len(prompt_indices)
+        distinct_prompts.append(list(unconditional))
     cache = model.make_cache(len(unconditional) + token_config(model.config).tokens)
-    embeddings = model.embed_text(mx.array(read_once))
+    embeddings = model.embed_text(mx.array(distinct_prompts))
     hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)[:, None]
-    if rows != list(range(len(read_once))):  # else each prompt has one image: nothing to copy
-        cache = take_rows(cache, rows)
-        hidden = hidden[mx.array(rows)]
+    if prompt_of_row != list(range(len(distinct_prompts))):  # else each row has its own prompt
+        cache = take_rows(cache, prompt_of_row)
+        hidden = hidden[mx.array(prompt_of_row)]
     return cache, hidden
 
 
-def _one_by_one(
+def _draw_one_by_one(
     tokens: mx.array, positions: int, choose_next: Callable[[mx.array, int], mx.array]
 ) -> Iterator[mx.array]:
-    """Run the plain loop, from (n, 1) tokens of position 0.
+    """Yield the (n, 1) tokens of each position.
 
-    Each pass is queued before the tokens of the previous one are read.
+    Each pass is queued before the tokens of the previous one are evaluated.
+
+    Args:
+        tokens: (n, 1) tokens of position 0.
+        positions: tokens of an image.
+        choose_next: reads (n, 1) tokens into the cache, and chooses the tokens at the position that
+            is its second argument.
     """
     mx.async_eval(tokens)
     for position in range(1, positions):
-        following = choose_next(tokens, position)
-        mx.async_eval(following)
+        next_tokens = choose_next(tokens, position)
+        mx.async_eval(next_tokens)
         mx.eval(tokens)
         yield tokens
-        tokens = following
+        tokens = next_tokens
         if position % _CLEAR_EVERY == 0:
             mx.clear_cache()
     mx.eval(tokens)
@@ -188,23 +194,26 @@ def _one_by_one(
 
 
 @lru_cache(16)
-def _picker(options: DrawOptions, *, compiled: bool) -> Callable[[mx.array, mx.array], mx.array]:
-    """Return guidance and sampling as one function.
+def _make_sampler(
+    options: DrawOptions, *, compiled: bool
+) -> Callable[[mx.array, mx.array], mx.array]:
+    """Return a function that applies guidance and chooses tokens.
 
-    The function maps (rows * n, W, codes) logits and (n, W, 2) keys to (n, W) tokens. Compiling it
-    makes a GPU launch fewer kernels. On a CPU, compiling would run a C++ compiler for seconds.
+    The function maps (rows * n, W, codebook size) logits and (n, W, 2) keys to (n, W) tokens. On a
+    GPU, compiling it saves kernel launches. On a CPU, compiling would run a C++ compiler for
+    seconds.
     """
 
-    def pick(logits: mx.array, keys: mx.array) -> mx.array:
+    def sample(logits: mx.array, keys: mx.array) -> mx.array:
         if options.rows == 2:  # the conditional rows of all images, then the unconditional ones
             half = len(logits) // 2
             logits = guide(logits[:half], logits[half:], options.cfg_weight)
         return choose(logits, keys, options.temperature, options.top_p)
 
-    return mx.compile(pick) if compiled else pick
+    return mx.compile(sample) if compiled else sample
 
 
-def _in_windows(
+def _draw_in_windows(
     first: mx.array,
     positions: int,
     window: int,
@@ -212,47 +221,52 @@ def _in_windows(
     cache: Cache,
     choose_next: Callable[[mx.array, int], mx.array],
 ) -> Iterator[mx.array]:
-    """Run the loop with draft tokens. A batch advances by the tokens accepted in all its images.
+    """Yield the accepted tokens of each pass, (n, k). Passes read draft tokens.
+
+    All images advance together, by the tokens that are accepted in every one of them.
 
     Args:
         first: (n, 1) tokens of position 0.
         positions: tokens of an image.
         window: positions read in one pass.
-        columns: tokens in a row of an image; the first draft of a token is the one above it.
-        cache: holds the prompt.
-        choose_next: reads (n, W) tokens into the cache, the first of them accepted, and chooses the
-            token after each.
+        columns: tokens in a row of an image.
+        cache: the KV cache, which holds the prompt and grows.
+        choose_next: reads (n, W) tokens into the cache, and chooses the token after each. Its
+            second argument is the position of the first token that it chooses.
     """
     mx.eval(first)
     yield first
-    tokens = np.zeros((len(first), positions), np.int32)  # accepted up to ``done``, then draft
+    tokens = np.zeros((len(first), positions), np.int32)  # accepted, then drafts, then unset
     tokens[:, 0] = np.array(first)[:, 0]
-    done = 1
+    done = 1  # positions with an accepted token
     drafted = 1  # positions with an accepted or a draft token
     while done < positions:
         end = min(done + window, positions)  # this pass chooses tokens from done to end - 1
-        for position in range(drafted, end - 1):  # positions that no earlier pass chose for
+        for position in range(drafted, end - 1):  # positions without a draft token
+            # Copy the token above, or in the first row the token to the left.
             back = columns if position >= columns else 1
             tokens[:, position] = tokens[:, position - back]
-        read = mx.array(tokens[:, done - 1 : end - 1])
-        found = np.array(choose_next(read, done))
-        accepted = _count_accepted(found, tokens[:, done : end - 1])
-        tokens[:, done:end] = found  # accepted tokens, then the next draft
-        trim_cache(cache, end - done - accepted)  # the draft tokens from the first wrong one on
-        yield mx.array(found[:, :accepted])
+        newest_and_drafts = mx.array(tokens[:, done - 1 : end - 1])
+        chosen = np.array(choose_next(newest_and_drafts, done))
+        accepted = _count_accepted(chosen, tokens[:, done : end - 1])
+        tokens[:, done:end] = chosen  # accepted tokens, then the next drafts
+        trim_cache(cache, end - done - accepted)  # remove the first wrong draft and those after it
+        yield mx.array(chosen[:, :accepted])
         done += accepted
         drafted = end
 
 
 def _count_accepted(chosen: np.ndarray, draft: np.ndarray) -> int:
-    """Count the positions whose chosen tokens follow only correct drafts, in every image.
+    """Count the positions whose tokens were chosen after correct drafts only, in every image.
+
+    The first token was chosen after an accepted token, so the count is at least 1.
 
     Args:
         chosen: (n, W) tokens that the pass chose.
-        draft: (n, W - 1) tokens that the pass read, at the same positions except the last.
+        draft: (n, W - 1) drafts that the pass read, for the same positions except the last.
     """
     correct = (chosen[:, :-1] == draft).all(axis=0)
     if correct.all():
         return chosen.shape[1]
-    # argmin finds the first wrong draft. The token chosen in its place follows only correct ones.
-    return int(correct.argmin()) + 1
+    first_wrong = int(correct.argmin())  # argmin of booleans: the first False
+    return first_wrong + 1  # the token chosen at this position still follows only correct drafts

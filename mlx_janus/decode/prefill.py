@@ -11,7 +11,12 @@ from ..models.janus import JanusModel
 
 
 def prefill(
-    model: JanusModel, embeddings: mx.array, cache: Cache | RaggedCache, step: int, *, keep: int = 0
+    model: JanusModel,
+    embeddings: mx.array,
+    cache: Cache | RaggedCache,
+    step: int,
+    *,
+    unread: int = 0,
 ) -> Iterator[tuple[int, mx.array]]:
     """Read a prompt in chunks.
 
@@ -20,15 +25,16 @@ def prefill(
         embeddings: (B, L, hidden).
         cache: grows by the positions read; it is evaluated when a chunk is yielded.
         step: positions in a chunk.
-        keep: stop as soon as at most this many positions are left; 0 reads all.
+        unread: stop as soon as at most this many positions are unread; 0: read all.
 
     Yields:
         After each chunk, the number of positions read so far, and the hidden states of the last
-        position read, (B, hidden), not evaluated. Nothing if at most ``keep`` positions are given.
+        position read, (B, hidden), not evaluated. Nothing is yielded for a prompt of at most
+        ``unread`` positions.
     """
     length = embeddings.shape[1]
-    done = 0
-    while length - done > keep:
+    done = 0  # positions read
+    while length - done > unread:
         chunk = embeddings[:, done : done + step]
         hidden = model.hidden_states(chunk, cache)[:, -1]
         mx.eval(cache_arrays(cache))
@@ -39,10 +45,16 @@ def prefill(
 def prefill_all(
     model: JanusModel, embeddings: mx.array, cache: Cache | RaggedCache, step: int
 ) -> mx.array:
-    """Read an entire prompt, (B, L, hidden), of at least one position.
+    """Read an entire prompt in chunks of ``step`` positions.
+
+    Args:
+        model: the weights.
+        embeddings: (B, L, hidden), with L at least 1.
+        cache: grows by L positions.
+        step: positions in a chunk.
 
     Returns:
-        The hidden states of the prompt's last position, (B, hidden), evaluated.
+        The hidden states of the last position, (B, hidden), evaluated.
     """
     for _, hidden in prefill(model, embeddings, cache, step):
         last = hidden

@@ -35,13 +35,13 @@ def pick_seed(seed: int | None) -> int:
 
 
 def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.array) -> mx.array:
-    """Apply classifier-free guidance: u + weight * (c - u), c conditional, u unconditional.
+    """Apply classifier-free guidance: unconditional + weight * (conditional - unconditional).
 
     Args:
-        conditional: (n, ..., V) logits that follow the prompt.
-        unconditional: (n, ..., V) logits that do not.
-        weight: one for all rows, or an array that broadcasts over them. 1 returns the conditional
-            logits, 0 the unconditional ones.
+        conditional: (n, ..., V) logits given the prompt.
+        unconditional: (n, ..., V) logits without the prompt.
+        weight: a number, or an array that broadcasts to the shape of the logits. 1 gives the
+            conditional logits, 0 the unconditional ones.
 
     Returns:
         (n, ..., V) guided logits.
@@ -52,7 +52,11 @@ def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.arr
 def position_keys(seeds: Sequence[int], positions: int) -> mx.array:
     """Return one random key for every image and position: (n, positions, 2).
 
-    The keys depend on ``positions``: always pass the number of tokens of an entire image.
+    Another number of positions gives other keys, so always pass that of an entire image.
+
+    Args:
+        seeds: the seeds of n images.
+        positions: tokens of an image.
     """
     keys = []
     for seed in seeds:
@@ -62,7 +66,10 @@ def position_keys(seeds: Sequence[int], positions: int) -> mx.array:
 
 
 def gumbel_noise(keys: mx.array, size: int) -> mx.array:
-    """Return the noise of each key, independent of the other keys: (..., 2) -> (..., size)."""
+    """Return ``size`` numbers of Gumbel noise for each random key: (..., 2) -> (..., size).
+
+    The noise of a key does not depend on the other keys.
+    """
 
     def noise_of(key: mx.array) -> mx.array:
         return mx.random.gumbel((size,), key=key)
@@ -73,29 +80,28 @@ def gumbel_noise(keys: mx.array, size: int) -> mx.array:
 
 
 def scale_logits(logits: mx.array, temperature: float, top_p: float) -> mx.array:
-    """Apply a temperature above 0 and nucleus sampling's mask to (..., V) logits.
+    """Apply the temperature, which must be above 0, and nucleus sampling to (..., V) logits.
 
     Nucleus sampling: tokens outside the smallest set with probability ``top_p`` get minus infinity.
 
     Returns:
-        (..., V): scaled logits. With ``top_p`` below 1, log-probabilities, normalized before the
-            mask.
+        (..., V) scaled logits if ``top_p`` is 1, else log-probabilities.
     """
     scaled = logits * (1.0 / temperature)
     if top_p >= 1.0:
         return scaled
-    total = mx.logsumexp(scaled, axis=-1, keepdims=True)
-    return apply_top_p(scaled - total, top_p)  # takes log-probabilities
+    log_probabilities = scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)
+    return apply_top_p(log_probabilities, top_p)
 
 
 def choose(logits: mx.array, keys: mx.array, temperature: float, top_p: float = 1.0) -> mx.array:
-    """Choose one token a row: the most likely at temperature 0, else a sample by the row's key.
+    """Choose a token for each row of V logits: the most likely at temperature 0, else a sample.
 
     Args:
         logits: (..., V), float32.
-        keys: (..., 2).
+        keys: (..., 2), a random key for each row.
         temperature: 0 or more.
-        top_p: nucleus sampling, see ``scale_logits``.
+        top_p: nucleus sampling: probability of the smallest set of tokens to sample from.
 
     Returns:
         (...) token ids.

@@ -25,14 +25,14 @@ from ..models.janus import JanusModel
 from .prefill import prefill_all
 from .sampling import choose
 
-_LONGEST = 4  # tokens of the n-gram that a draft continues, at most
-_SHORTEST = 2  # tokens of that n-gram, at least
+_LONGEST_NGRAM = 4  # tokens of the n-gram that a draft continues, at most
+_SHORTEST_NGRAM = 2  # tokens of that n-gram, at least
 PREFILL_STEP = 2048  # positions of a prompt read at once, as in mlx-lm
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Options of an answer: its sampling, and where it ends at the latest.
+    """Options of an answer: sampling, length, stop strings and draft tokens.
 
     Raises:
         OptionError: a number has a wrong type or is out of range, or a stop string is empty or not
@@ -51,16 +51,16 @@ class TextOptions:
             self,
             max_tokens=check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS),
             temperature=check_number("temperature", self.temperature, 0, MAX_TEMPERATURE),
-            top_p=check_number("top_p", self.top_p, 0, 1, above_low=True),
+            top_p=check_number("top_p", self.top_p, 0, 1, above_low=True),  # 0 is refused
             seed=check_int("seed", self.seed, 0, MAX_SEED),
             lookup=check_int("lookup", self.lookup, 0, MAX_LOOKUP),
         )
-        if not all(isinstance(s, str) and s for s in self.stop):
+        if not all(isinstance(text, str) and text for text in self.stop):
             raise OptionError(f"stop must be strings that are not empty, got {self.stop!r}")
 
 
 class _LanguageModel:
-    """The language model as ``generate_step`` calls it, with float32 logits."""
+    """An adapter that lets mlx-lm's ``generate_step`` call the language model."""
 
     def __init__(self, model: JanusModel):
         self.model = model
@@ -72,9 +72,16 @@ class _LanguageModel:
     def __call__(
         self, inputs: mx.array, cache: Cache | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
-        """Return the logits after each position of the embeddings; if None, of the ids."""
-        embeddings = self.model.embed_text(inputs) if input_embeddings is None else input_embeddings
-        return self.model.text_logits(self.model.hidden_states(embeddings, cache))
+        """Return the logits of each position.
+
+        Args:
+            inputs: (B, L) token ids, read only if there are no ``input_embeddings``.
+            cache: the KV cache.
+            input_embeddings: (B, L, hidden).
+        """
+        if input_embeddings is None:
+            input_embeddings = self.model.embed_text(inputs)
+        return self.model.text_logits(self.model.hidden_states(input_embeddings, cache))
 
 
 def answer_tokens(
@@ -84,36 +91,41 @@ def answer_tokens(
     cache: Cache | None = None,
     *,
     ids: Sequence[int] = (),
-    **loop: Any,
+    **step_arguments: Any,
 ) -> Iterator[int]:
     """Yield ``options.max_tokens`` token ids of an answer.
 
-    The loop ignores end tokens and ``options.stop``: to end it within a step, close the generator.
+    Neither an end token nor ``options.stop`` ends the loop: the caller closes the generator.
 
     Args:
         model: the weights.
-        embeddings: (L, hidden), the prompt with its images in place.
+        embeddings: (L, hidden), the part of the prompt that ``cache`` does not hold.
         options: sampling and length. ``lookup`` gives the same tokens, except for rounding, in
             fewer passes.
-        cache: the KV cache of everything before ``embeddings``, if anything; it grows.
-        ids: the prompt's ids, to copy drafts from; used only if ``options.lookup``.
-        loop: further arguments of mlx-lm's ``generate_step``; used only without ``options.lookup``.
+        cache: a KV cache that holds the beginning of the prompt, and grows; None: a new cache.
+        ids: the prompt's ids, from which drafts are copied. Only ``options.lookup`` uses them.
+        step_arguments: further arguments of mlx-lm's ``generate_step``, which is not called with
+            ``options.lookup``.
     """
     with weights_wired():
         if options.lookup:
             yield from _answer_in_windows(model, embeddings, options, cache, list(ids))
         else:
-            yield from _answer_one_by_one(model, embeddings, options, cache, **loop)
+            yield from _answer_one_by_one(model, embeddings, options, cache, **step_arguments)
 
 
 def _answer_one_by_one(
-    model: JanusModel, embeddings: mx.array, options: TextOptions, cache: Cache | None, **loop: Any
+    model: JanusModel,
+    embeddings: mx.array,
+    options: TextOptions,
+    cache: Cache | None,
+    **step_arguments: Any,
 ) -> Iterator[int]:
     """Run mlx-lm's loop with a sampler whose noise depends only on the seed and the position."""
     key = mx.random.key(options.seed)
 
     def sampler(logprobs: mx.array) -> mx.array:
-        """Choose the next token. One key a token, so ``lookup`` gives the same tokens."""
+        """Choose the next token of one row, with the next key of the sequence."""
         nonlocal key
         key, step_key = mx.random.split(key)
         return choose(logprobs, step_key[None], options.temperature, options.top_p)
@@ -125,7 +137,7 @@ def _answer_one_by_one(
         sampler=sampler,
         prompt_cache=cache,
         input_embeddings=embeddings,
-        **loop,
+        **step_arguments,
     )
     for token, _ in steps:
         yield int(token)
@@ -136,51 +148,57 @@ def _answer_in_windows(
     embeddings: mx.array,
     options: TextOptions,
     cache: Cache | None,
-    known: list[int],
+    known_ids: list[int],
 ) -> Iterator[int]:
     """Run the loop with draft tokens (prompt lookup decoding).
 
-    A pass reads the last token and the draft. The noise of a position is fixed, as for images, so
-    tokens chosen after correct drafts equal those of the plain loop and are accepted. ``known``
-    holds the prompt's ids, and grows by the answer's.
+    A pass reads the newest token and a draft. The noise of a position depends only on the seed, so
+    tokens chosen after correct drafts equal those of ``_answer_one_by_one``, and are accepted.
+    ``known_ids`` holds the prompt's ids, and grows by the answer's ids.
     """
     cache = cache or model.make_cache()
-    keys = [mx.random.key(options.seed)]  # one a position; the last is split for the next position
+    key = mx.random.key(options.seed)
+    step_keys: list[mx.array] = []  # one for each position of the answer
 
-    def choices(hidden: mx.array, position: int) -> list[int]:
-        """Choose the tokens at ``position`` and after it, one for each row of (W, hidden)."""
+    def choose_tokens(hidden: mx.array, position: int) -> list[int]:
+        """Choose W tokens of the answer, from ``position`` on, by (W, hidden) states."""
+        nonlocal key
         end = position + len(hidden)
-        while len(keys) <= end:
-            following, step_key = mx.random.split(keys.pop())
-            keys.append(step_key)
-            keys.append(following)
+        while len(step_keys) < end:
+            key, step_key = mx.random.split(key)
+            step_keys.append(step_key)
         logits = model.text_logits(hidden)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        ahead = mx.stack(keys[position:end])
-        chosen = choose(logprobs, ahead, options.temperature, options.top_p)
+        window_keys = mx.stack(step_keys[position:end])
+        chosen = choose(logprobs, window_keys, options.temperature, options.top_p)
         return cast(list[int], chosen.tolist())
 
-    found = choices(prefill_all(model, embeddings[None], cache, PREFILL_STEP), 0)
-    done = 0
+    accepted = choose_tokens(prefill_all(model, embeddings[None], cache, PREFILL_STEP), 0)
+    done = 0  # tokens of the answer so far
     while True:
-        for token in found:
-            known.append(token)
+        for token in accepted:
+            known_ids.append(token)
             done += 1
             yield token
             if done == options.max_tokens:
                 return
-        draft = draft_tokens(known, min(options.lookup, options.max_tokens - done - 1))
-        read = model.embed_text(mx.array([[known[-1], *draft]]))
-        chosen = choices(model.hidden_states(read, cache)[0], done)
-        accepted = _count_accepted(chosen, draft)
-        found = chosen[:accepted]
-        trim_cache(cache, len(chosen) - accepted)  # remove the wrong draft tokens
+        # A pass chooses one token more than it reads draft tokens.
+        draft = draft_tokens(known_ids, min(options.lookup, options.max_tokens - done - 1))
+        newest_and_draft = model.embed_text(mx.array([[known_ids[-1], *draft]]))
+        chosen = choose_tokens(model.hidden_states(newest_and_draft, cache)[0], done)
+        accepted = chosen[: _count_accepted(chosen, draft)]
+        trim_cache(cache, len(chosen) - len(accepted))  # remove the wrong draft tokens
 
 
 def _count_accepted(chosen: Sequence[int], draft: Sequence[int]) -> int:
-    """Return how many chosen tokens follow only correct draft tokens, at least 1.
+    """Return how many tokens were chosen after correct draft tokens only.
 
-    The first follows an accepted token, so there is one chosen token more than in the draft.
+    Args:
+        chosen: tokens that a pass chose, for the position of each draft token and the next one.
+        draft: draft tokens that the pass read.
+
+    Returns:
+        At least 1, as the first token was chosen after no draft token.
     """
     for index, token in enumerate(draft):
         if token != chosen[index]:
@@ -188,27 +206,30 @@ def _count_accepted(chosen: Sequence[int], draft: Sequence[int]) -> int:
     return len(chosen)
 
 
-def draft_tokens(known: Sequence[int], most: int) -> list[int]:
-    """Copy up to ``most`` tokens that followed the last earlier occurrence of the final n-gram.
+def draft_tokens(known_ids: Sequence[int], max_count: int) -> list[int]:
+    """Guess the next tokens: copy those after the last earlier occurrence of the final n-gram.
 
-    The longest n-gram that occurred before is used; if none did, the draft is empty.
+    The longest final n-gram that occurs earlier is used.
+
+    Returns:
+        At most ``max_count`` token ids; none if no final n-gram occurs earlier.
     """
-    for length in range(_LONGEST, _SHORTEST - 1, -1):
-        if len(known) <= length:
+    for length in range(_LONGEST_NGRAM, _SHORTEST_NGRAM - 1, -1):
+        if len(known_ids) <= length:
             continue
-        end = list(known[-length:])
-        for start in range(len(known) - length - 1, -1, -1):
-            after = start + length
-            if list(known[start:after]) == end:
-                return list(known[after : after + most])
+        final_ngram = list(known_ids[-length:])
+        for start in range(len(known_ids) - length - 1, -1, -1):  # the latest occurrence first
+            end = start + length
+            if list(known_ids[start:end]) == final_ngram:
+                return list(known_ids[end : end + max_count])
     return []
 
 
 class StopStrings:
     """A filter that cuts a stream of text at its first stop string.
 
-    The stop string and the text after it are dropped. Characters that may turn out to begin a stop
-    string are held back.
+    The stop string and the text after it are dropped. Characters that may be the start of a stop
+    string are held back until more text decides.
     """
 
     def __init__(self, stop: Sequence[str]):
@@ -216,29 +237,30 @@ class StopStrings:
         self._held = ""
 
     def add(self, text: str) -> tuple[str, bool]:
-        """Add text; return the text that is safe to show, and whether a stop string was met."""
+        """Add text; return the text that is safe to show, and whether a stop string was found."""
         self._held += text
         starts = [self._held.find(stop) for stop in self._stop]
-        found = [start for start in starts if start >= 0]
-        if found:
-            shown = self._held[: min(found)]
+        found_starts = [start for start in starts if start >= 0]
+        if found_starts:
+            safe_text = self._held[: min(found_starts)]
             self._held = ""
-            return shown, True
-        safe = len(self._held) - self._unsafe()
-        shown = self._held[:safe]
-        self._held = self._held[safe:]
-        return shown, False
+            return safe_text, True
+        safe_length = len(self._held) - self._unsafe_length()
+        safe_text = self._held[:safe_length]
+        self._held = self._held[safe_length:]
+        return safe_text, False
 
     def finish(self) -> str:
-        """Return the held text at the end of the stream."""
-        shown = self._held
+        """Return the text that is still held back when the stream ends."""
+        text = self._held
         self._held = ""
-        return shown
+        return text
 
-    def _unsafe(self) -> int:
-        """Return the length of the longest end of the held text that begins a stop string."""
-        longest = max((len(s) - 1 for s in self._stop), default=0)
+    def _unsafe_length(self) -> int:
+        """Return the length of the longest end of the held text that may begin a stop string."""
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
         for length in range(min(longest, len(self._held)), 0, -1):
-            if any(s.startswith(self._held[-length:]) for s in self._stop):
+            end = self._held[-length:]
+            if any(stop.startswith(end) for stop in self._stop):
                 return length
         return 0

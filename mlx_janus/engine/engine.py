@@ -30,14 +30,14 @@ from .messages import AnswerRequest, BusyError, DrawingRequest, Request, Stoppin
 from .text_queue import TextScheduler, TextTask
 from .tickets import Counts, Ticket, end_waiting
 
-_MAX_CHARACTERS = 32
-"""Characters of a prompt for each position of the context; longer prompts are not tokenized."""
+_MAX_CHARACTERS_PER_POSITION = 32
+"""Characters of a prompt for each position of the context. Longer prompts are refused."""
 _LONGEST_WAIT = 60  # seconds: the maximum of Retry-After
 
 
 @dataclass(frozen=True)
 class _Schedulers:
-    """The loaded model and the schedulers over it."""
+    """The loaded model and the schedulers that use it."""
 
     janus: LoadedModel
     text: TextScheduler
@@ -49,18 +49,20 @@ class Engine:
 
     Args:
         load: returns the model; called in the thread.
-        waiting: the maximum number of waiting requests.
-        answers: the maximum number of answers generated at the same time.
+        max_waiting: the maximum number of waiting requests.
+        max_answers: the maximum number of requests that are answered at the same time.
     """
 
-    def __init__(self, load: Callable[[], LoadedModel], *, waiting: int = 64, answers: int = 4):
+    def __init__(
+        self, load: Callable[[], LoadedModel], *, max_waiting: int = 64, max_answers: int = 4
+    ):
         self._load = load
-        self._most_waiting = waiting
-        self._most_answers = answers
+        self._max_waiting = max_waiting
+        self._max_answers = max_answers
         self._changed = threading.Condition()  # lock of the waiting queues; wakes the thread
-        # Monotonic time at which running requests are ended; None: the engine is not stopping.
+        # Time of time.monotonic() at which running requests are ended; None: not stopping.
         self._stop_at: float | None = None
-        # Seconds of recent requests; the first value is a guess.
+        # Seconds that recent requests took; the first value is a guess.
         self._durations: deque[float] = deque([1.0], maxlen=16)
         self._thread = threading.Thread(target=self._run, name="mlx_janus device", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,12 +104,19 @@ class Engine:
 
     @property
     def counts(self) -> Counts:
-        """The numbers of waiting requests, running answers and running images; 0 before loading."""
+        """The numbers of waiting requests, running answers and running images.
+
+        All are 0 until the model is loaded.
+        """
         if self._schedulers is None:
             return Counts()
         text = self._schedulers.text
         images = self._schedulers.images
-        return Counts(len(text.waiting) + images.waiting_requests, len(text.running), images.images)
+        return Counts(
+            waiting=len(text.waiting) + images.waiting_requests,
+            answering=len(text.running),
+            drawing=images.running_images,
+        )
 
     async def start(self) -> None:
         """Start the thread, and wait until it has loaded the model and its weights. Call it once.
@@ -127,17 +136,20 @@ class Engine:
         The thread ends the waiting requests and lets the running ones finish.
 
         Args:
-            seconds: time for the running requests; then those left end with a StoppingError.
+            seconds: time for the running requests to finish. Unfinished ones then end with a
+                StoppingError.
         """
         with self._changed:  # a second close() may shorten the time, never extend it
-            end = time.monotonic() + seconds
-            self._stop_at = end if self._stop_at is None else min(end, self._stop_at)
+            stop_at = time.monotonic() + seconds
+            self._stop_at = stop_at if self._stop_at is None else min(stop_at, self._stop_at)
             self._changed.notify()
         if self._thread.ident is not None:  # it was started
             await asyncio.to_thread(self._thread.join)
 
     def submit(self, request: Request) -> Ticket:
-        """Queue a request, on the event loop, and return the ticket that yields its events.
+        """Queue a request, and return the ticket that yields its events.
+
+        Call this on the event loop.
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
@@ -148,12 +160,12 @@ class Engine:
         schedulers = self._schedulers
         if self.stopping or schedulers is None:
             raise StoppingError
-        if self.counts.waiting >= self._most_waiting:
+        if self.counts.waiting >= self._max_waiting:
             raise BusyError(self._retry_after())
-        ticket = Ticket(self._wake, self._durations.append)
-        task = self._checked(ticket, request)
+        ticket = Ticket(on_cancel=self._wake, on_end=self._durations.append)
+        task = self._create_task(ticket, request)
         with self._changed:
-            # The engine may stop after the first check: then nothing reads the queue.
+            # Check again under the lock: after the engine has stopped, nothing reads the queue.
             if self.stopping:
                 raise StoppingError
             if isinstance(task, TextTask):
@@ -164,7 +176,10 @@ class Engine:
         return ticket
 
     def _retry_after(self) -> int:
-        """Return the mean duration of recent requests in seconds, from 1 to ``_LONGEST_WAIT``."""
+        """Return the seconds after which a client that is refused should try again.
+
+        This is the mean duration of recent requests, at least 1 and at most ``_LONGEST_WAIT``.
+        """
         mean = sum(self._durations) / len(self._durations)
         return min(max(math.ceil(mean), 1), _LONGEST_WAIT)
 
@@ -173,37 +188,42 @@ class Engine:
         with self._changed:
             self._changed.notify()
 
-    def _checked(self, ticket: Ticket, request: Request) -> TextTask | ImageTask:
+    def _create_task(self, ticket: Ticket, request: Request) -> TextTask | ImageTask:
         """Check a request, tokenize its prompt and return its task.
-
-        A request takes ``n`` seeds in a row, so the last seed must be in range too.
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
             OptionError: a number is out of range, or the images do not match the turns.
         """
-        check_int("n", request.n, 1, MAX_IMAGES)  # for answers too
+        check_int("n", request.n, 1, MAX_IMAGES)  # the number of images or of answers
+        max_seed = MAX_SEED - request.n + 1  # the request takes ``n`` consecutive seeds
         if isinstance(request, AnswerRequest):
-            check_int("seed", request.options.seed, 0, MAX_SEED - request.n + 1)
-            return self._checked_text(ticket, request)
-        check_int("seed", request.seed, 0, MAX_SEED - request.n + 1)
-        return self._checked_images(ticket, request)
+            check_int("seed", request.options.seed, 0, max_seed)
+            return self._create_text_task(ticket, request)
+        check_int("seed", request.seed, 0, max_seed)
+        return self._create_image_task(ticket, request)
 
-    def _checked_text(self, ticket: Ticket, request: AnswerRequest) -> TextTask:
-        """Check the number of images and the prompt's length for answers, and tokenize the prompt.
+    def _create_text_task(self, ticket: Ticket, request: AnswerRequest) -> TextTask:
+        """Check a request for answers, tokenize its prompt and return its task.
 
         Raises:
-            OptionError: the number of images is not that of the turns.
+            PromptError: the prompt is empty, or does not fit into the context.
+            OptionError: the turns have another number of images than the request.
         """
-        shown = sum(turn.images for turn in request.turns)
+        expected = sum(turn.images for turn in request.turns)
         given = len(request.images)
-        if shown != given:
-            raise OptionError(f"the turns show {shown} images, {given} were given")
+        if given != expected:
+            raise OptionError(f"the turns show {expected} images, {given} were given")
         self._check_length(*(turn.text for turn in request.turns), request.system or "")
         return TextTask(ticket, request, self._janus.answering_ids(request.turns, request.system))
 
-    def _checked_images(self, ticket: Ticket, request: DrawingRequest) -> ImageTask:
-        """Check the number of previews and the prompt's length, and tokenize the prompt."""
+    def _create_image_task(self, ticket: Ticket, request: DrawingRequest) -> ImageTask:
+        """Check a request for images, tokenize its prompt and return its task.
+
+        Raises:
+            PromptError: the prompt is empty, or does not fit into the context.
+            OptionError: the number of previews is out of range.
+        """
         check_int("partial_images", request.partial_images, 0, self.pathway.steps(request.options))
         self._check_length(request.prompt)
         return ImageTask(ticket, request, self.pathway.prompt_ids(request.prompt))
@@ -211,12 +231,15 @@ class Engine:
     def _check_length(self, *texts: str) -> None:
         """Refuse a prompt that would take long to tokenize and cannot fit into the context.
 
+        Args:
+            texts: all texts of the prompt.
+
         Raises:
             PromptError: the texts have too many characters together.
         """
-        most = _MAX_CHARACTERS * self.config.language.max_position_embeddings
+        positions = self.config.language.max_position_embeddings
         length = sum(len(text) for text in texts)
-        if length > most:
+        if length > _MAX_CHARACTERS_PER_POSITION * positions:
             raise PromptError(
                 f"the prompt is {length} characters long, far more than fits into the context: "
                 "shorten it"
@@ -225,38 +248,39 @@ class Engine:
     # The device's thread
 
     def _run(self) -> None:
-        """Load the model, serve requests until the engine stops, and end those that are left.
+        """Load the model, serve requests until the engine stops, and end the unfinished requests.
 
-        ``start`` raises an error of loading. An error of a round is kept in ``failure`` and raised.
-        The thread's streams are cleared at its end, or the process may abort when it exits.
+        If loading fails, ``start`` raises the error. If a later round fails, ``failure`` keeps the
+        error, and the thread ends with it.
         """
+        # Without clear_streams at the thread's end, the process may abort when it exits.
         try:
-            schedulers = self._prepare()
+            schedulers = self._load_schedulers()
         except BaseException as error:
             self._stop_at = time.monotonic()
-            self._tell_start(error)
+            self._finish_start(error)
             mx.clear_streams()
             return
-        self._tell_start(None)
+        self._finish_start(None)
         try:
             while self._wait_for_work(schedulers):
                 with weights_wired():
-                    while self._round(schedulers):
+                    while self._run_round(schedulers):
                         pass
         except BaseException as error:
             self.failure = error
             raise
         finally:
             try:
-                with self._changed:
+                with self._changed:  # from now on, ``submit`` refuses requests
                     self._stop_at = time.monotonic() if self._stop_at is None else self._stop_at
                 self._end_all(schedulers, self.failure or StoppingError())
             finally:
-                self._tell(self.ended.set)
+                self._call_on_loop(self.ended.set)
                 mx.clear_streams()
 
-    def _prepare(self) -> _Schedulers:
-        """Load the model and the weights of all tasks.
+    def _load_schedulers(self) -> _Schedulers:
+        """Load the model and the weights of all tasks, and create the schedulers.
 
         Raises:
             StoppingError: the engine was closed while loading.
@@ -270,17 +294,17 @@ class Engine:
                 raise StoppingError
             janus.load_weights_for(task)
         self._schedulers = _Schedulers(
-            janus, TextScheduler(janus, self._most_answers), ImageScheduler(janus)
+            janus, TextScheduler(janus, self._max_answers), ImageScheduler(janus)
         )
         return self._schedulers
 
-    def _tell_start(self, error: BaseException | None) -> None:
-        """Let ``start`` return on the event loop, or raise the error of loading the model."""
+    def _finish_start(self, error: BaseException | None) -> None:
+        """Make ``start`` return, or raise the error of loading the model."""
         started = self._started
         assert started is not None
 
-        def tell() -> None:
-            """Complete the future here, on the event loop: asyncio's futures belong to it."""
+        def complete() -> None:
+            """Complete the future that ``start`` awaits. asyncio allows this only on the loop."""
             if started.done():  # ``start`` was cancelled
                 return
             if error is None:
@@ -288,26 +312,27 @@ class Engine:
             else:
                 started.set_exception(error)
 
-        self._tell(tell)
+        self._call_on_loop(complete)
 
-    def _tell(self, callback: Callable[[], object]) -> None:
-        """Run a callback on the event loop; do nothing if the loop is closed."""
+    def _call_on_loop(self, callback: Callable[[], object]) -> None:
+        """Schedule a callback on the event loop; do nothing if the loop is closed."""
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback)
 
     def _wait_for_work(self, schedulers: _Schedulers) -> bool:
-        """Sleep until requests wait or the engine is stopping; return False if it is stopping."""
+        """Sleep until a request waits or the engine is stopping; return False if it is stopping."""
         with self._changed:
             self._changed.wait_for(
                 lambda: schedulers.text.waiting or schedulers.images.waiting or self.stopping
             )
             return not self.stopping
 
-    def _round(self, schedulers: _Schedulers) -> bool:
-        """Drop cancelled requests, start waiting ones and advance the running ones.
+    def _run_round(self, schedulers: _Schedulers) -> bool:
+        """End cancelled requests, start waiting ones and advance the running ones by a step.
 
-        While the engine is stopping, waiting requests are ended; after ``_stop_at``, all are.
+        While the engine is stopping, waiting requests are ended. After ``_stop_at``, running
+        requests are ended too.
 
         Returns:
             Whether any request is still running.
@@ -321,12 +346,14 @@ class Engine:
         with self._changed:
             end_waiting(text.waiting, stopping=self.stopping)
             end_waiting(images.waiting, stopping=self.stopping)
-            answers, answer_waits = text.choose(bool(images.running), images.needs)
+            images_running = bool(images.running)
+            answers, answer_waits = text.choose(images_running, images.needed_bytes)
             text.start(answers)
             # While an answer waits for memory, no image starts, or the answer might wait for ever.
-            next_images = None if answer_waits else images.choose(text.needs)
-        if next_images is not None:
-            images.start(*next_images)
+            chosen = None if answer_waits else images.choose(text.needed_bytes)
+        if chosen is not None:
+            image_task, count = chosen
+            images.start(image_task, count)
         images.step()
         text.step()
         return bool(text.running or images.running)

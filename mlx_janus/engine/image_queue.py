@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from ..inference.pathways import pathway_of
 from .messages import DrawingRequest, Drawn, Partial
 from .tickets import Ticket
 
-MOST = 16  # images generated at the same time
+MAX_RUNNING_IMAGES = 16  # images generated at the same time
 
 
 @dataclass(eq=False)
@@ -25,17 +25,17 @@ class ImageTask:
     ticket: Ticket
     request: DrawingRequest
     ids: list[int]  # the prompt's tokens
-    started: int = 0  # number of images
-    finished: int = 0  # number of images
-    running: dict[ImageJob, int] = field(default_factory=dict)
-    """Running images to their indices in the request."""
-    preview_at: dict[int, int] = field(default_factory=dict)
-    """Numbers of steps after which an image is previewed, to the numbers of the previews."""
+    started_images: int = 0
+    finished_images: int = 0
+    running_jobs: dict[ImageJob, int] = field(default_factory=dict)
+    """Running image -> its index in the request."""
+    preview_numbers: dict[int, int] = field(default_factory=dict)
+    """Number of an image's steps -> number of the preview that is due after these steps."""
 
     @property
-    def left(self) -> int:
-        """The number of images that wait."""
-        return self.request.n - self.started
+    def waiting_images(self) -> int:
+        """The number of images that have not been started."""
+        return self.request.n - self.started_images
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class _Decoding:
     """A queued decoding of an image, for a preview or at its end."""
 
     task: ImageTask
-    work: Callable[[], None]
+    decode: Callable[[], None]  # decodes the image and sends it to the client
 
 
 class ImageScheduler:
     """A scheduler for image requests. All running images form one batch.
 
-    Requests with waiting images take turns.
+    Requests whose images wait take turns.
 
     Args:
         janus: the model.
@@ -57,204 +57,222 @@ class ImageScheduler:
 
     def __init__(self, janus: LoadedModel):
         self.waiting: deque[ImageTask] = deque()  # requests without a started image
-        self.running: list[ImageTask] = []  # in order of arrival
+        self.running: list[ImageTask] = []  # the other requests, in order of arrival
         self._janus = janus
         self._pathway = pathway_of(janus)
         self._batch = self._pathway.batch()
-        self._owners: dict[ImageJob, ImageTask] = {}  # the request of each image in the batch
-        self._finishing: deque[_Decoding] = deque()  # of finished images
-        self._previews: dict[ImageJob, _Decoding] = {}  # the newest of each image
+        self._task_of: dict[ImageJob, ImageTask] = {}  # the request of each image in the batch
+        self._final_decodings: deque[_Decoding] = deque()  # of images after their last step
+        self._preview_decodings: dict[ImageJob, _Decoding] = {}  # each image's newest preview
 
     @property
-    def images(self) -> int:
-        """The number of running images, including those that wait for decoding."""
-        return len(self._batch.jobs) + len(self._finishing)
+    def running_images(self) -> int:
+        """The number of running images, including those that wait for their final decoding."""
+        return len(self._batch.jobs) + len(self._final_decodings)
 
     @property
     def waiting_requests(self) -> int:
-        """The number of requests that wait and have no running image."""
+        """The number of requests with waiting images and no running image."""
         # The event loop reads this while the engine's thread changes ``running``, so copy it first.
-        idle = [task for task in tuple(self.running) if task.left and not task.running]
+        running = tuple(self.running)
+        idle = [task for task in running if task.waiting_images and not task.running_jobs]
         return len(self.waiting) + len(idle)
 
     @property
-    def needs(self) -> int:
+    def needed_bytes(self) -> int:
         """Peak bytes of the running images, including memory that they hold already."""
         count = len(self._batch.jobs)
         return count * self._bytes_per_image(self.running) if count else 0
 
     def _bytes_per_image(self, tasks: Sequence[ImageTask]) -> int:
-        """Return the most bytes an image of ``tasks`` needs, padded to the longest prompt."""
+        """Return the peak bytes of one image in a batch of these requests.
+
+        Every prompt counts as if it had the length of the longest. Of different options, those
+        that need most memory count.
+        """
         longest = max(len(task.ids) for task in tasks)
         return max(self._pathway.bytes_per_image(longest, task.request.options) for task in tasks)
 
-    def choose(self, reserved: int) -> tuple[ImageTask, int] | None:
-        """Choose the images to start next.
+    def choose(self, answer_bytes: int) -> tuple[ImageTask, int] | None:
+        """Choose the images to start next. They belong to one request, which joins ``running``.
 
-        The request with the fewest running images is chosen; of several, the earliest. It joins
-        ``running``.
+        The request with the fewest images gets the next free place in the batch; of several, the
+        earliest gets it. Only the request with the first of these places starts images now. The
+        others follow in later calls.
 
         Args:
-            reserved: peak bytes of the running answers.
+            answer_bytes: peak bytes of the running answers.
 
         Returns:
             A request and the number of its images to start; None if no image may start.
         """
-        asking = [task for task in (*self.running, *self.waiting) if task.left]
-        if not asking:
+        candidates = [task for task in (*self.running, *self.waiting) if task.waiting_images]
+        if not candidates:
             return None
-        running = len(self._batch.jobs)
-        needed = self._bytes_per_image([*self.running, *asking])
-        # Cautious: running images count twice. The memory that they hold is not free, and ``room``
-        # subtracts their number. So fewer images may start than would fit.
-        fit = images_that_fit(self._janus, needed, reserved)
-        if not running:  # start one without a memory check, or it might wait for ever
-            fit = max(fit, 1)
-        room = min(MOST, fit) - running
-        chosen: dict[ImageTask, int] = {}
-        for _ in range(room):
-            open_tasks = [task for task in asking if task.left > chosen.get(task, 0)]
-            if not open_tasks:
+        running_count = len(self._batch.jobs)
+        image_bytes = self._bytes_per_image([*self.running, *candidates])
+        # This is cautious, because running images count twice: their memory is not free, and their
+        # number is subtracted below. So fewer images may start than would fit.
+        fitting = images_that_fit(self._janus, image_bytes, answer_bytes)
+        if not running_count:  # start one image without a memory check, or it might wait for ever
+            fitting = max(fitting, 1)
+        places = min(MAX_RUNNING_IMAGES, fitting) - running_count
+        new_images: Counter[ImageTask] = Counter()  # number of images to start, by request
+        for _ in range(places):
+            remaining = [task for task in candidates if task.waiting_images > new_images[task]]
+            if not remaining:
                 break
-            task = min(open_tasks, key=lambda task: len(task.running) + chosen.get(task, 0))
-            chosen[task] = chosen.get(task, 0) + 1
-        if not chosen:
+            task = min(remaining, key=lambda task: len(task.running_jobs) + new_images[task])
+            new_images[task] += 1
+        if not new_images:
             return None
-        task = next(iter(chosen))  # one request a call: the next call reads another's prompt
+        task = next(iter(new_images))  # the first only, since the batch reads one prompt at a time
         if task in self.waiting:
             self.waiting.remove(task)
             self.running.append(task)
-        return task, chosen[task]
+        return task, new_images[task]
 
     def start(self, task: ImageTask, count: int) -> None:
-        """Start ``count`` images of a request.
+        """Start the next ``count`` images of a request.
 
-        A failure ends this request, and any other whose running images the batch lost.
+        A failure ends this request, and any other request whose running images the batch lost.
         """
         request = task.request
-        jobs: dict[ImageJob, int] = {}
-        for index in range(task.started, task.started + count):
+        jobs: dict[ImageJob, int] = {}  # new image -> its index in the request
+        for index in range(task.started_images, task.started_images + count):
             seed = request.seed + index
             jobs[ImageJob(request.prompt, task.ids, seed, request.options)] = index
-        task.started += count
-        task.preview_at = _preview_at(request, self._pathway.steps(request.options))
+        task.started_images += count
+        task.preview_numbers = _preview_numbers(request, self._pathway.steps(request.options))
         try:
             self._batch.add(list(jobs))
         except Exception as error:
             self.drop([task], error)
-            self._end_lost(error)  # the batch may have lost other requests' images too
+            self._end_tasks_with_lost_images(error)
         else:
-            task.running |= jobs
-            self._owners |= dict.fromkeys(jobs, task)
+            task.running_jobs |= jobs
+            self._task_of |= dict.fromkeys(jobs, task)
 
     def step(self) -> None:
-        """Advance every image by a step, and decode one finished image or else one preview.
+        """Advance every image by a step, then decode one finished image or, if none, one preview.
 
         If the step fails, all requests with a running image end with the error.
         """
         try:
             finished = self._batch.step()
-        except Exception as error:  # the cache's layers may differ now: give up the batch
+        except Exception as error:
+            # The layers of its KV cache may hold different positions now, so begin a new batch.
             self._batch = self._pathway.batch()
-            self._end_lost(error)
+            self._end_tasks_with_lost_images(error)
             return
         for job, canvas in finished.items():
-            task = self._owners.pop(job)
-            index = task.running.pop(job)
-            self._previews.pop(job, None)
-            self._finishing.append(self._finisher(task, index, canvas))
+            task = self._task_of.pop(job)
+            index = task.running_jobs.pop(job)
+            self._preview_decodings.pop(job, None)
+            self._final_decodings.append(self._final_decoding(task, index, canvas))
         for job in self._batch.jobs:
-            task = self._owners[job]
-            number = task.preview_at.get(self._batch.steps_done(job))
+            task = self._task_of[job]
+            number = task.preview_numbers.get(self._batch.steps_done(job))
             if number is not None:
-                index = task.running[job]
+                index = task.running_jobs[job]
                 canvas = self._batch.canvas(job)
-                self._previews[job] = self._previewer(task, index, number, canvas)
+                decoding = self._preview_decoding(task, index, number, canvas)
+                self._preview_decodings[job] = decoding  # replaces an older preview
         self._decode_one()
 
     def _decode_one(self) -> None:
-        """Decode the first finished image, or else the first preview.
+        """Decode the first finished image or, if there is none, the first preview.
 
-        Decodes no more than one, since decoding delays every answer. A failure ends only the
+        Only one image is decoded, since decoding delays every answer. A failure ends only the
         image's request.
         """
-        if self._finishing:
-            decoding = self._finishing.popleft()
-        elif self._previews:
-            decoding = self._previews.pop(next(iter(self._previews)))
+        if self._final_decodings:
+            decoding = self._final_decodings.popleft()
+        elif self._preview_decodings:
+            decoding = self._preview_decodings.pop(next(iter(self._preview_decodings)))
         else:
             return
         try:
-            decoding.work()
+            decoding.decode()
         except Exception as error:
             self.drop([decoding.task], error)
 
-    def _finisher(self, task: ImageTask, index: int, canvas: Canvas) -> _Decoding:
-        """Return the decoding of a finished image; the last one of a request also ends it."""
+    def _final_decoding(self, task: ImageTask, index: int, canvas: Canvas) -> _Decoding:
+        """Return the decoding of a finished image. A request ends with its last decoding."""
 
-        def work() -> None:
+        def decode() -> None:
             image = canvas.finish()
-            task.finished += 1
-            task.ticket.tell(Drawn(index, image, len(task.ids)))
-            if task.finished == task.request.n:
+            task.finished_images += 1
+            task.ticket.add_event(Drawn(index, image, prompt_tokens=len(task.ids)))
+            if task.finished_images == task.request.n:
                 self.drop([task])
 
-        return _Decoding(task, work)
+        return _Decoding(task, decode)
 
-    def _previewer(self, task: ImageTask, index: int, number: int, canvas: Canvas) -> _Decoding:
-        """Return the decoding of an image's preview with this number."""
-        return _Decoding(task, lambda: task.ticket.tell(Partial(index, number, canvas.preview())))
+    def _preview_decoding(
+        self, task: ImageTask, index: int, number: int, canvas: Canvas
+    ) -> _Decoding:
+        """Return the decoding of preview ``number`` of the request's image ``index``."""
+
+        def decode() -> None:
+            task.ticket.add_event(Partial(index, number, canvas.preview()))
+
+        return _Decoding(task, decode)
 
     def drop(self, tasks: Sequence[ImageTask], error: BaseException | None = None) -> None:
         """End requests, finished or not, and remove their images from the batch.
 
         Args:
             tasks: requests in ``running``.
-            error: the reason, told to the client; None: the requests end without an error.
+            error: the reason, raised by the requests' tickets; None: they end without an error.
         """
         for task in tasks:
-            if task not in self.running:  # has ended already, as a failure below lost its images
+            if task not in self.running:  # an earlier failure of ``remove`` has ended it
                 continue
-            jobs = list(task.running)
+            jobs = list(task.running_jobs)
             self._forget(task)
             task.ticket.end(error)
             try:
                 self._batch.remove(jobs)
-            except Exception as failure:  # the batch may have lost other requests' images
-                self._end_lost(failure)
+            except Exception as failure:
+                self._end_tasks_with_lost_images(failure)
         if tasks:
             mx.clear_cache()
 
     def drop_all(self, error: BaseException) -> None:
-        """End every request in ``running`` with an error, and begin a new, empty batch."""
+        """End every request in ``running`` with an error, and replace the batch by an empty one."""
         self._batch = self._pathway.batch()
         self.drop(list(self.running), error)
 
-    def _end_lost(self, error: BaseException) -> None:
-        """End the requests that lost a running image when the batch failed with ``error``.
+    def _end_tasks_with_lost_images(self, error: BaseException) -> None:
+        """End the requests whose running images were lost when the batch failed with ``error``.
 
-        A request that only waits, for a turn or for decoding, has lost none and is kept.
+        A request that has no running image, but waits for its turn or for decoding, continues.
         """
         kept = set(self._batch.jobs)
-        for task in [task for task in self.running if not kept.issuperset(task.running)]:
+        for task in [task for task in self.running if not kept.issuperset(task.running_jobs)]:
             self.drop([task], error)
 
     def _forget(self, task: ImageTask) -> None:
-        """Remove a request from all lists and queues here. Its images stay in the batch."""
+        """Remove a request from the lists and queues of this scheduler, but not from the batch."""
         self.running.remove(task)
-        for job in task.running:
-            self._owners.pop(job, None)
-            self._previews.pop(job, None)
-        task.running.clear()
-        self._finishing = deque(
-            decoding for decoding in self._finishing if decoding.task is not task
+        for job in task.running_jobs:
+            self._task_of.pop(job, None)
+            self._preview_decodings.pop(job, None)
+        task.running_jobs.clear()
+        self._final_decodings = deque(
+            decoding for decoding in self._final_decodings if decoding.task is not task
         )
 
 
-def _preview_at(request: DrawingRequest, steps: int) -> dict[int, int]:
-    """Return the numbers of steps after which an image is previewed, to the previews' numbers.
+def _preview_numbers(request: DrawingRequest, steps: int) -> dict[int, int]:
+    """Return the number of each preview, by the number of steps after which it is due.
 
-    Previews are evenly spaced. The last step has no preview, as the image is finished then.
+    Previews are evenly spaced. There is none after the last step, when the image is finished.
+
+    Args:
+        request: the request; ``partial_images`` is the maximum number of previews.
+        steps: steps of one image.
     """
-    most = min(request.partial_images, steps - 1)
-    return {steps * (number + 1) // (most + 1): number for number in range(most)}
+    count = min(request.partial_images, steps - 1)
+    return {steps * (number + 1) // (count + 1): number for number in range(count)}

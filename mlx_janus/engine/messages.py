@@ -20,7 +20,8 @@ class AnswerRequest:
     Args:
         turns: messages, the last one the user's.
         images: the images of all turns, in order, upright and RGB.
-        options: sampling and length. The seed is the first answer's; the others have the next ones.
+        options: sampling and length. The seed is the first answer's; the other answers use the
+            following numbers.
         system: system prompt; None: the model's own, "": none.
         n: the number of answers.
     """
@@ -39,7 +40,7 @@ class DrawingRequest:
     Args:
         prompt: the description of the images.
         options: options of the model's pathway.
-        seed: the first image's; the others have the next ones.
+        seed: seed of the first image; the other images use the following numbers.
         n: the number of images.
         partial_images: the maximum number of previews of each image, evenly spaced over its steps.
             A preview is skipped if a newer one replaces it before it is decoded.

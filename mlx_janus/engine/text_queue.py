@@ -19,9 +19,9 @@ from .messages import Answered, AnswerRequest, Piece
 from .tickets import Ticket
 
 _PREFILL_STEP = 256  # positions of a prompt read in one round
-_FEATURES = 32  # images whose features are kept
-_PREFIXES = 8  # prefix caches kept
-_PREFIX_SHARE = 1 / 8  # share of the free memory for prefix caches
+_MAX_IMAGE_FEATURES = 32  # images whose features are kept
+_MAX_PREFIX_CACHES = 8  # prefix caches kept
+_PREFIX_CACHE_SHARE = 1 / 8  # share of the free memory for prefix caches
 
 
 @dataclass(eq=False)
@@ -30,9 +30,9 @@ class TextTask:
 
     ticket: Ticket
     request: AnswerRequest
-    ids: list[int]  # the prompt
-    steps: Generator[None, None, None] | None = None  # None: waiting
-    reading: bool = True  # still reads images or the prompt: no answer is being generated
+    ids: list[int]  # the prompt's tokens
+    steps: Generator[None, None, None] | None = None  # None: the request is waiting
+    reading: bool = True  # whether images or the prompt are still being read
 
     @cached_property
     def digests(self) -> list[str]:
@@ -45,50 +45,52 @@ class TextScheduler:
 
     Args:
         janus: the model.
-        most: the maximum number of requests running at the same time.
+        max_running: the maximum number of requests running at the same time.
     """
 
-    def __init__(self, janus: LoadedModel, most: int):
+    def __init__(self, janus: LoadedModel, max_running: int):
         self.waiting: deque[TextTask] = deque()
         self.running: list[TextTask] = []
         self._janus = janus
-        self._most = most
-        self._features = ImageFeatureCache(janus, _FEATURES)
-        self._prefixes: list[PrefixCache] = []  # the most recently used one last
+        self._max_running = max_running
+        self._features = ImageFeatureCache(janus, _MAX_IMAGE_FEATURES)
+        self._prefix_caches: list[PrefixCache] = []  # the most recently used one is the last
 
     @property
-    def needs(self) -> int:
+    def needed_bytes(self) -> int:
         """Peak bytes of the running answers, including memory that they hold already."""
-        return self._sum_needs(self.running)
+        return self._sum_peak_bytes(self.running)
 
-    def _sum_needs(self, tasks: Sequence[TextTask]) -> int:
+    def _sum_peak_bytes(self, tasks: Sequence[TextTask]) -> int:
         """Return the peak bytes of the KV caches of several requests."""
-        return sum(self._needs(task) for task in tasks)
+        return sum(self._peak_bytes(task) for task in tasks)
 
-    def _needs(self, task: TextTask) -> int:
-        """Return the bytes of a request's KV cache at the greatest length of an answer."""
+    def _peak_bytes(self, task: TextTask) -> int:
+        """Return the bytes of a request's KV cache after the longest possible answer."""
         config = self._janus.config.language
         wanted = len(task.ids) + task.request.options.max_tokens
         positions = min(wanted, config.max_position_embeddings)
         return cache_bytes(config, 1, positions, self._janus.model.dtype.size)
 
-    def choose(self, others: bool, reserved: int) -> tuple[list[TextTask], bool]:
+    def choose(self, images_running: bool, image_bytes: int) -> tuple[list[TextTask], bool]:
         """Take from the queue the requests that may start now.
 
         If nothing is running, the first request starts without a memory check: no other request
         would free memory for it, so it would wait for ever.
 
         Args:
-            others: whether images are running, which will free memory when they finish.
-            reserved: peak bytes of those images.
+            images_running: whether images are running, which will free memory when they finish.
+            image_bytes: peak bytes of those images.
 
         Returns:
             The requests to start, and whether the next one in the queue waits for memory.
         """
         chosen: list[TextTask] = []
-        while self.waiting and len(self.running) + len(chosen) < self._most:
-            needed = reserved + self._sum_needs([*self.running, *chosen, self.waiting[0]])
-            if (others or self.running or chosen) and not self._make_room(needed):
+        while self.waiting and len(self.running) + len(chosen) < self._max_running:
+            answers = [*self.running, *chosen, self.waiting[0]]
+            needed = image_bytes + self._sum_peak_bytes(answers)
+            anything_running = images_running or self.running or chosen
+            if anything_running and not self._make_room(needed):
                 return chosen, True
             chosen.append(self.waiting.popleft())
         return chosen, False
@@ -96,31 +98,31 @@ class TextScheduler:
     def _make_room(self, needed: int) -> bool:
         """Free prefix caches, the oldest first, until ``needed`` bytes fit; return whether they do.
 
-        If the bytes would not fit even without these caches, all of them are kept.
+        If the bytes would not fit even without the prefix caches, keep all of these.
         """
-        held = sum(prefix.nbytes for prefix in self._prefixes)
-        if needed > SAFE_SHARE * (available_memory() + held):
+        cached = sum(prefix_cache.nbytes for prefix_cache in self._prefix_caches)
+        if needed > SAFE_SHARE * (available_memory() + cached):
             return False
-        while self._prefixes and needed > SAFE_SHARE * available_memory():
-            del self._prefixes[0]
+        while self._prefix_caches and needed > SAFE_SHARE * available_memory():
+            del self._prefix_caches[0]
             mx.clear_cache()
         return True
 
     def start(self, tasks: Sequence[TextTask]) -> None:
         """Start chosen requests."""
         for task in tasks:
-            task.steps = self._answer(task)
+            task.steps = self._answer_steps(task)
             self.running.append(task)
 
     def step(self) -> None:
         """Advance every answer by a token, and read one image or one chunk of one prompt.
 
         The other prompts wait: reading several chunks in a round would delay the next token
-        of every answer. A failure ends only its request.
+        of every answer. A failure ends only its own request.
         """
-        reader = next((task for task in self.running if task.reading), None)
+        first_reading = next((task for task in self.running if task.reading), None)
         for task in list(self.running):
-            if task.reading and task is not reader:
+            if task.reading and task is not first_reading:
                 continue
             assert task.steps is not None
             try:
@@ -131,7 +133,13 @@ class TextScheduler:
                 self.drop([task], error)
 
     def drop(self, tasks: Sequence[TextTask], error: BaseException | None = None) -> None:
-        """End running requests, with ``error`` or a failure to close the answer, if any."""
+        """End running requests.
+
+        Args:
+            tasks: requests in ``running``.
+            error: the reason, raised by the requests' tickets. None: they end without an error,
+                unless closing the answer fails.
+        """
         for task in tasks:
             self.running.remove(task)
             assert task.steps is not None
@@ -145,55 +153,66 @@ class TextScheduler:
         if tasks:
             mx.clear_cache()
 
-    def _answer(self, task: TextTask) -> Generator[None, None, None]:
+    def _answer_steps(self, task: TextTask) -> Generator[None, None, None]:
         """Generate a request's answers one after the other, each from the best prefix cache.
 
         Yields:
-            After each encoded image, chunk of the prompt, and token, so that other requests get a
-                turn.
+            None after each encoded image, chunk of the prompt, and token, so that other requests
+                get a turn.
         """
         request = task.request
-        keys = self._features.keys(task.ids, task.digests)
-        shown = dict(zip(task.digests, request.images, strict=True))  # images by hash
+        keys = self._features.keys(task.ids, task.digests)  # contents of the prompt's positions
+        images = dict(zip(task.digests, request.images, strict=True))
         for index in range(request.n):
             options = replace(request.options, seed=request.options.seed + index)
-            prefix = self._take(keys)
-            # Only the images of positions that the prefix cache does not hold.
-            yield from self._features.encode(keys[prefix.common(keys) :], shown)
-            events = prefix.answer(
-                task.ids, keys, self._features, shown, options, step=_PREFILL_STEP
+            prefix_cache = self._take_prefix_cache(keys)
+            # Encode only the images of positions that the prefix cache does not hold.
+            yield from self._features.encode(keys[prefix_cache.common_length(keys) :], images)
+            events = prefix_cache.answer(
+                task.ids, keys, self._features, images, options, step=_PREFILL_STEP
             )
             try:
                 for event in events:
                     task.reading = isinstance(event, PromptRead)
                     if not isinstance(event, PromptRead) and event.text:
-                        task.ticket.tell(Piece(index, event.text))
+                        task.ticket.add_event(Piece(index, event.text))
                     if isinstance(event, Finished):
-                        task.ticket.tell(Answered(index, event.result))
+                        task.ticket.add_event(Answered(index, event.result))
                     yield
             finally:
                 events.close()
-                self._keep(prefix)
+                self._keep_prefix_cache(prefix_cache)
 
-    def _take(self, keys: Sequence[Key]) -> PrefixCache:
-        """Take the prefix cache that shares most positions with a prompt, or a new one.
+    def _take_prefix_cache(self, keys: Sequence[Key]) -> PrefixCache:
+        """Take the prefix cache with the longest common prefix with a prompt, or return a new one.
 
-        A cache that would lose more than half of its positions is left for other prompts.
+        Only this common prefix of the cache can be used again. A cache that would lose more than
+        half of its positions is left for other prompts.
+
+        Args:
+            keys: the contents of the prompt's positions.
         """
-        common = {prefix: prefix.common(keys) for prefix in self._prefixes}
-        fitting = [prefix for prefix, length in common.items() if 2 * length >= len(prefix.keys)]
+        common_lengths = {cache: cache.common_length(keys) for cache in self._prefix_caches}
+        fitting = [
+            cache for cache, length in common_lengths.items() if 2 * length >= len(cache.keys)
+        ]
         if not fitting:
             return PrefixCache(self._janus)
-        best = max(fitting, key=lambda prefix: common[prefix])
-        self._prefixes.remove(best)
+        best = max(fitting, key=lambda cache: common_lengths[cache])
+        self._prefix_caches.remove(best)
         return best
 
-    def _keep(self, prefix: PrefixCache) -> None:
-        """Keep a prefix cache as the most recently used; forget the oldest beyond the limits."""
-        if not prefix.keys:  # a failed pass has emptied it
+    def _keep_prefix_cache(self, prefix_cache: PrefixCache) -> None:
+        """Keep a prefix cache as the most recently used one, and forget the oldest ones.
+
+        At most ``_MAX_PREFIX_CACHES`` are kept, in a share of the free memory.
+        """
+        if not prefix_cache.keys:  # a failed pass has emptied it
             return
-        self._prefixes.append(prefix)
-        held = sum(kept.nbytes for kept in self._prefixes)
-        room = _PREFIX_SHARE * (available_memory() + held)
-        while len(self._prefixes) > _PREFIXES or (self._prefixes and held > room):
-            held -= self._prefixes.pop(0).nbytes
+        self._prefix_caches.append(prefix_cache)
+        cached = sum(kept.nbytes for kept in self._prefix_caches)
+        max_bytes = _PREFIX_CACHE_SHARE * (available_memory() + cached)
+        while len(self._prefix_caches) > _MAX_PREFIX_CACHES or (
+            self._prefix_caches and cached > max_bytes
+        ):
+            cached -= self._prefix_caches.pop(0).nbytes

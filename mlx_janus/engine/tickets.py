@@ -26,9 +26,9 @@ class Ticket(AsyncIterator[Event]):
     def __init__(self, on_cancel: Callable[[], None], on_end: Callable[[float], None]):
         self.cancelled = False
         self.ended = False  # the engine has sent the end of the events
-        self._made = time.monotonic()  # when the request was submitted
+        self._submitted_at = time.monotonic()
         self._loop = asyncio.get_running_loop()
-        # None is the end of the events, an exception their end by a failure
+        # After the events: None, or the error of a failed request.
         self._events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
         self._on_cancel = on_cancel
         self._on_end = on_end
@@ -39,18 +39,18 @@ class Ticket(AsyncIterator[Event]):
 
         Raises:
             StopAsyncIteration: the events have ended.
-            BaseException: the error of a failed request, raised once.
+            BaseException: the request failed. The error is raised once; then the events have ended.
         """
         if self._all_read:
             raise StopAsyncIteration
-        event = await self._events.get()
-        if event is None:
+        item = await self._events.get()
+        if item is None:
             self._all_read = True
             raise StopAsyncIteration
-        if isinstance(event, BaseException):
+        if isinstance(item, BaseException):
             self._all_read = True
-            raise event
-        return event
+            raise item
+        return item
 
     def cancel(self) -> None:
         """Cancel the request, which stops within a step. Further calls do nothing."""
@@ -60,23 +60,25 @@ class Ticket(AsyncIterator[Event]):
 
     # Called in the engine's thread
 
-    def tell(self, event: Event) -> None:
-        """Add an event."""
+    def add_event(self, event: Event) -> None:
+        """Add an event for the reader."""
         self._put(event)
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the events, with an error if there is one, and call ``on_end``.
+        """End the events and call ``on_end``. Further calls do nothing.
 
-        Further calls do nothing.
+        Args:
+            error: the error to raise in the reader; None: the request did not fail.
         """
         if not self.ended:
             self.ended = True
-            self._on_end(time.monotonic() - self._made)
+            self._on_end(time.monotonic() - self._submitted_at)
             self._put(error)
 
-    def _put(self, event: Event | BaseException | None) -> None:
+    def _put(self, item: Event | BaseException | None) -> None:
+        """Add an item to the queue, on the event loop."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads the events
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._events.put_nowait, item)
 
 
 @dataclass(frozen=True)
@@ -88,20 +90,20 @@ class Counts:
     drawing: int = 0
 
 
-class _Work(Protocol):
-    """An item of a queue: a request with its ticket."""
+class _HasTicket(Protocol):
+    """A request in a queue, with its ticket."""
 
     ticket: Ticket
 
 
-Work = TypeVar("Work", bound=_Work)
+Task = TypeVar("Task", bound=_HasTicket)
 
 
-def end_waiting(queue: deque[Work], *, stopping: bool) -> None:
+def end_waiting(queue: deque[Task], *, stopping: bool) -> None:
     """Remove and end a queue's cancelled requests, or all requests if the engine is stopping.
 
-    Only the stopping of the engine is reported as an error.
+    If the engine is stopping, all end with a StoppingError. Otherwise they end without an error.
     """
-    for work in [work for work in queue if stopping or work.ticket.cancelled]:
-        queue.remove(work)
-        work.ticket.end(StoppingError() if stopping else None)
+    for task in [task for task in queue if stopping or task.ticket.cancelled]:
+        queue.remove(task)
+        task.ticket.end(StoppingError() if stopping else None)

@@ -14,7 +14,7 @@ import numpy as np
 
 
 def kl_divergence(reference: mx.array, other: mx.array) -> mx.array:
-    """Return KL(p || q) = sum p (log p - log q), in nats: 0 if equal, unbounded above."""
+    """Return KL(p || q) = sum p (log p - log q), in nats: 0 if p = q, without an upper bound."""
     log_p = _log_softmax(reference)
     log_q = _log_softmax(other)
     terms = mx.exp(log_p) * (log_p - log_q)
@@ -22,9 +22,10 @@ def kl_divergence(reference: mx.array, other: mx.array) -> mx.array:
 
 
 def overlap(reference: mx.array, other: mx.array) -> mx.array:
-    """Return 1 - TV(p, q) = sum min(p, q), from 0 to 1: 1 if equal.
+    """Return sum min(p, q), from 0 to 1: 1 if p = q.
 
-    It is the largest share of tokens that can be the same when both models are sampled.
+    This is 1 minus the total variation distance, and the highest probability with which samples of
+    p and q can be the same token.
     """
     log_p = _log_softmax(reference)
     log_q = _log_softmax(other)
@@ -34,9 +35,9 @@ def overlap(reference: mx.array, other: mx.array) -> mx.array:
 
 def top1_agreement(reference: mx.array, other: mx.array) -> mx.array:
     """Return 1.0 where both models have the same top-1 token, else 0.0."""
-    first = reference.argmax(axis=-1)
-    second = other.argmax(axis=-1)
-    return (first == second).astype(mx.float32)
+    reference_top = reference.argmax(axis=-1)
+    other_top = other.argmax(axis=-1)
+    return (reference_top == other_top).astype(mx.float32)
 
 
 @dataclass(frozen=True)
@@ -49,28 +50,29 @@ class Divergence:
 
 
 def mean_divergence(pairs: Iterable[tuple[mx.array, mx.array]]) -> Divergence:
-    """Average the divergences over all positions of some batches.
+    """Average the three measures of ``Divergence`` over all positions of all batches.
 
     Args:
-        pairs: reference and other logits, (..., V) each, float32; at least one position.
+        pairs: for each batch, the reference logits and the other logits: (..., V) each, float32.
+            All batches together have at least one position.
     """
     batches = []
     for reference, other in pairs:
-        columns = []  # one per measure, over the batch's positions
+        columns = []  # for each measure, its value at every position
         for measure in (kl_divergence, overlap, top1_agreement):
             values = np.array(measure(reference, other))
             columns.append(values.reshape(-1))
-        batches.append(np.stack(columns, axis=1))
+        batches.append(np.stack(columns, axis=1))  # (positions, measures)
     rows = np.concatenate(batches).astype(np.float64)
-    kl, shared, top1 = rows.mean(axis=0)
+    mean_kl, mean_overlap, mean_top1 = rows.mean(axis=0)
     return Divergence(
-        kl=float(kl),
-        overlap=float(shared),
-        top1=float(top1),
+        kl=float(mean_kl),
+        overlap=float(mean_overlap),
+        top1=float(mean_top1),
     )
 
 
 def _log_softmax(logits: mx.array) -> mx.array:
     """Return log-probabilities over the last axis."""
-    total = mx.logsumexp(logits, axis=-1, keepdims=True)
-    return logits - total
+    log_total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    return logits - log_total

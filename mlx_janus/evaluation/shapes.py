@@ -31,11 +31,11 @@ from ..worlds import judge, language, shapes
 if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
 
-# POPE's ways to pick an absent object
-NEGATIVES = ("random", "popular", "adversarial")
-ATTRIBUTES = ("colour", "shape", "number", "position")
+# POPE's strategies to choose an absent object
+STRATEGIES = ("random", "popular", "adversarial")
+ATTRIBUTES = ("colour", "shape", "number", "position")  # keys of ``language.TOPICS``
 TASKS = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
-_POPULAR = 4  # number of popular objects: the most frequent ones that a scene lacks
+_POPULAR_COUNT = 4  # the most frequent absent objects, of which "popular" chooses one
 
 Progress = Callable[[str, int, int], None]
 """Called with a part's name, its finished items and all its items."""
@@ -45,7 +45,7 @@ Progress = Callable[[str, int, int], None]
 class Sizes:
     """Numbers of images and prompts in each part."""
 
-    pictures: int = 200  # images of existence, used for each of NEGATIVES; questions per attribute
+    pictures: int = 200  # images of existence, the same for each strategy; questions per attribute
     prompts: int = 24  # prompts per drawing task
     drawn: int = 4  # images per prompt
     reconstructed: int = 400  # images for the codec
@@ -58,61 +58,71 @@ class YesNoScores:
     accuracy: float
     f1: float  # of "yes"
     yes_rate: float  # share of questions answered with "yes"
-    questions: int
+    questions: int  # number of questions
 
 
 @dataclass(frozen=True)
 class DrawingTarget:
-    """A prompt, and the objects of a right image: their names and their relative position."""
+    """A prompt, and the objects that an image of it must show."""
 
     prompt: str
-    things: tuple[language.Name, ...]  # a colour of "" stands for any
+    things: tuple[language.Name, ...]  # shapes and colours; a colour of "" means any
     relation: str | None = None  # of the first thing to the second; None: any
 
     def is_met(self, found: Sequence[judge.Detection]) -> bool:
-        """Return whether the found objects are exactly ``things``, in ``relation`` if it is set."""
+        """Return whether an image's objects are exactly ``things``, in ``relation`` if it is set.
+
+        Args:
+            found: the objects that the judge finds in the image.
+        """
         if len(found) != len(self.things):
             return False
         if self.relation is None:
             return _match_one_to_one(self.things, found)
         first, second = self.things  # only prompts for two objects have a relation
         for a, b in permutations(found, 2):
-            fits = _fits(first, a) and _fits(second, b)
+            fits = _fits(a, first) and _fits(b, second)
             if fits and _is_related(a, b, self.relation):
                 return True
         return False
 
 
-def _fits(name: language.Name, one: judge.Detection) -> bool:
-    """Return whether a found object has a name's shape, and its colour if the name has one."""
+def _fits(detection: judge.Detection, name: language.Name) -> bool:
+    """Return whether a found object has the shape and colour of a name; "" means any."""
     shape, colour = name
-    if one.shape != shape:
+    if detection.shape != shape:
         return False
-    return colour in ("", one.colour)
+    return colour in ("", detection.colour)
 
 
 def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Detection]) -> bool:
     """Return whether wanted names and found objects match one to one.
 
-    Every found object is tried for the first name. Otherwise a name without colour could take the
-    only object that fits another name.
+    A name without a colour fits several objects, and one of these may be the only one that fits
+    another name. Therefore every object that fits the first name is tried.
     """
     if not names:
         return not found
-    first, *rest = names
-    for i, one in enumerate(found):
-        if not _fits(first, one):
+    first_name, *other_names = names
+    for i, detection in enumerate(found):
+        if not _fits(detection, first_name):
             continue
-        others = [*found[:i], *found[i + 1 :]]
-        if _match_one_to_one(rest, others):
+        others_found = [*found[:i], *found[i + 1 :]]
+        if _match_one_to_one(other_names, others_found):
             return True
     return False
 
 
 def _is_related(a: judge.Detection, b: judge.Detection, relation: str) -> bool:
-    """Return whether ``a`` is "left of", "right of", "above" or "below" ``b``, by GenEval's rule.
+    """Return whether ``a`` has a relation to ``b``, by GenEval's rule.
 
-    The centres' offset in the relation's direction must exceed half of their distance.
+    From the centre of ``b`` to that of ``a``, the offset in the relation's direction must be more
+    than half of the distance.
+
+    Args:
+        a: a found object.
+        b: another found object.
+        relation: one of ``language.RELATIONS``.
     """
     dx = a.x - b.x
     dy = a.y - b.y
@@ -122,8 +132,8 @@ def _is_related(a: judge.Detection, b: judge.Detection, relation: str) -> bool:
         "above": -dy,  # y grows down
         "below": dy,
     }
-    length = np.hypot(dx, dy)
-    return bool(offsets[relation] > 0.5 * length)
+    distance = np.hypot(dx, dy)
+    return bool(offsets[relation] > 0.5 * distance)
 
 
 def measure(
@@ -133,12 +143,12 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure all parts; return plain values for JSON.
+    """Run all parts of the benchmark, and return their scores as plain values for JSON.
 
     Args:
         janus: the model.
-        sizes: numbers of images and prompts.
-        seed: seed of scenes, questions and drawings.
+        sizes: numbers of images and prompts; None for the defaults.
+        seed: seed of scenes, questions and generated images.
         progress: called after every item.
 
     Raises:
@@ -162,7 +172,7 @@ def measure(
         "model": janus.name,
         "seed": seed,
         "sizes": asdict(sizes),
-        "existence": {kind: asdict(scores) for kind, scores in existence.items()},
+        "existence": {strategy: asdict(scores) for strategy, scores in existence.items()},
         "attributes": attributes,
         "drawing": guided,
         "drawing_unguided": unguided,
@@ -173,19 +183,19 @@ def measure(
 
 
 def table(scores: Mapping[str, Any]) -> list[str]:
-    """Format the scores of ``measure`` as the lines of Markdown tables."""
+    """Format the scores that ``measure`` returns as lines of Markdown: one table for each part."""
     lines = ["| existence | accuracy | F1 | yes-rate |", "|---|---|---|---|"]
-    for kind, one in scores["existence"].items():
-        accuracy = one["accuracy"]
-        f1 = one["f1"]
-        yes_rate = one["yes_rate"]
-        lines.append(f"| {kind} | {accuracy:.1%} | {f1:.1%} | {yes_rate:.1%} |")
+    for strategy, yes_no_scores in scores["existence"].items():
+        accuracy = yes_no_scores["accuracy"]
+        f1 = yes_no_scores["f1"]
+        yes_rate = yes_no_scores["yes_rate"]
+        lines.append(f"| {strategy} | {accuracy:.1%} | {f1:.1%} | {yes_rate:.1%} |")
 
     attributes = scores["attributes"]
     mean = sum(attributes.values()) / len(attributes)
     lines += ["", "| attributes | right |", "|---|---|"]
-    for about, share in attributes.items():
-        lines.append(f"| {about} | {share:.1%} |")
+    for attribute, share in attributes.items():
+        lines.append(f"| {attribute} | {share:.1%} |")
     lines.append(f"| mean | {mean:.1%} |")
 
     guidance = scores["guidance"]
@@ -213,110 +223,125 @@ def measure_existence(
     seed: int,
     progress: Progress,
 ) -> dict[str, YesNoScores]:
-    """Measure POPE's scores on scenes held out of training, for each of ``NEGATIVES``."""
+    """Measure POPE's scores on held-out scenes, for each strategy to choose an absent object."""
     random = np.random.default_rng([seed, 11])  # 11: random numbers of this part only
     held_out = _held_out_scenes(random)
     scenes = list(islice(held_out, sizes.pictures))
     popular = _by_popularity(scenes)
     done = 0
-    total = len(NEGATIVES) * len(scenes)
+    total = len(STRATEGIES) * len(scenes)
     results = {}
-    for kind in NEGATIVES:
+    for strategy in STRATEGIES:
         outcomes = []
         for scene in scenes:
-            outcomes += _ask_about_present_and_absent(janus, scene, kind, popular, random)
+            outcomes += _ask_about_present_and_absent(janus, scene, strategy, popular, random)
             done += 1
             progress("existence", done, total)
-        results[kind] = _score_yes_no(outcomes)
+        results[strategy] = _score_yes_no(outcomes)
     return results
 
 
 def _by_popularity(scenes: Sequence[shapes.Scene]) -> list[language.Name]:
-    """List the names in some scenes: those in most scenes first, equally frequent ones sorted."""
+    """List the names (shape, colour) that occur in these scenes, the most frequent first.
+
+    A name's frequency is the number of scenes that have it. Equally frequent names are sorted.
+    """
     counts: Counter[language.Name] = Counter()
     for scene in scenes:
         names = {thing.name for thing in scene.things}
         counts.update(names)
 
-    def frequent_first(name: language.Name) -> tuple[int, language.Name]:
+    def sort_key(name: language.Name) -> tuple[int, language.Name]:
         return -counts[name], name
 
-    return sorted(counts, key=frequent_first)
+    return sorted(counts, key=sort_key)
 
 
 def _ask_about_present_and_absent(
     janus: JanusPipeline,
     scene: shapes.Scene,
-    kind: str,
+    strategy: str,
     popular: Sequence[language.Name],
     random: np.random.Generator,
 ) -> list[tuple[bool, bool | None]]:
-    """Ask whether a scene holds a present and an absent object; return a pair for each question.
+    """Ask the model whether a scene has a present object, then whether it has an absent one.
 
-    A pair is the truth and the answer; an answer that is neither yes nor no is None. The present
-    object is a combination held out of training if the scene has one.
+    An object that is held out of training is the first choice for the present one.
 
     Args:
         janus: the model.
         scene: the scene.
-        kind: the way to pick the absent object, one of ``NEGATIVES``.
+        strategy: how to choose the absent object, one of ``STRATEGIES``.
         popular: the objects of all scenes, the most frequent first.
         random: source of all choices.
+
+    Returns:
+        For each question, whether the object is present, and the model's answer: True for "yes",
+        False for "no", None for any other text.
     """
     meanings = {"yes": True, "no": False}
     names = sorted({thing.name for thing in scene.things})
     held_out = [name for name in names if name in shapes.HELD_OUT]
-    present = _pick(random, held_out or names)
-    absent = _absent_name(kind, names, popular, random)
+    present = _choose(random, held_out or names)
+    absent = _choose_absent(strategy, names, popular, random)
     outcomes = []
-    for name, truth in ((present, True), (absent, False)):
+    for name, is_present in ((present, True), (absent, False)):
         shape, colour = name
-        question = language.existence_question(shape, colour, yes=truth)
+        question = language.existence_question(shape, colour, yes=is_present)
         answer = _answer(janus, scene, question)
-        outcomes.append((truth, meanings.get(answer)))
+        outcomes.append((is_present, meanings.get(answer)))
     return outcomes
 
 
-def _absent_name(
-    kind: str,
+def _choose_absent(
+    strategy: str,
     present: Sequence[language.Name],
     popular: Sequence[language.Name],
     random: np.random.Generator,
 ) -> language.Name:
-    """Pick an absent object in one of the ways of ``NEGATIVES``.
+    """Choose an absent object.
 
-    If that way finds none, any absent object is picked.
+    Args:
+        strategy: one of ``STRATEGIES``. If it finds no object, any absent one is chosen.
+        present: the objects of the scene.
+        popular: the objects of all scenes, the most frequent first.
+        random: source of all choices.
     """
     absent = language.absent_names(present)
     candidates = absent
-    if kind == "popular":
-        missing = [name for name in popular if name not in present]
-        candidates = missing[:_POPULAR]
-    elif kind == "adversarial":
+    if strategy == "popular":
+        absent_and_popular = [name for name in popular if name not in present]
+        candidates = absent_and_popular[:_POPULAR_COUNT]
+    elif strategy == "adversarial":
         candidates = language.near_misses(absent, present)
-    return _pick(random, candidates or absent)
+    return _choose(random, candidates or absent)
 
 
-def _pick(random: np.random.Generator, names: Sequence[language.Name]) -> language.Name:
-    """Pick one name."""
+def _choose(random: np.random.Generator, names: Sequence[language.Name]) -> language.Name:
+    """Choose one of the names with equal probability."""
     index = int(random.integers(len(names)))
     return names[index]
 
 
 def _score_yes_no(outcomes: Sequence[tuple[bool, bool | None]]) -> YesNoScores:
-    """Score one or more pairs of truth and answer; None, neither yes nor no, is a wrong answer."""
+    """Score the answers to one or more yes-or-no questions.
+
+    Args:
+        outcomes: for each question, whether "yes" is right, and the answer: True for "yes", False
+            for "no", None for any other text, which counts as wrong.
+    """
     questions = len(outcomes)
     right = 0
     true_positives = 0
     answered_yes = 0
     truly_yes = 0
-    for truth, answer in outcomes:
-        right += answer is truth
-        true_positives += truth and answer is True
+    for is_yes, answer in outcomes:
+        right += answer is is_yes
+        true_positives += is_yes and answer is True
         answered_yes += answer is True
-        truly_yes += truth
-    # F1 is 2 TP / (2 TP + FP + FN). TP + FP counts the answers "yes"; TP + FN counts the questions
-    # whose true answer is "yes".
+        truly_yes += is_yes
+    # F1 is 2 TP / (2 TP + FP + FN). TP + FP counts the answers "yes", and TP + FN counts the
+    # questions to which "yes" is right.
     f1_divisor = answered_yes + truly_yes
     return YesNoScores(
         accuracy=right / questions,
@@ -332,52 +357,49 @@ def measure_attributes(
     seed: int,
     progress: Progress,
 ) -> dict[str, float]:
-    """Measure the share of right answers for each attribute, on scenes held out of training."""
+    """Measure the share of right answers to questions about each attribute of held-out scenes."""
     random = np.random.default_rng([seed, 12])  # 12: random numbers of this part only
     done = 0
     total = len(ATTRIBUTES) * sizes.pictures
     results = {}
-    for about in ATTRIBUTES:
+    for attribute in ATTRIBUTES:
         right = 0
-        questions = _held_out_questions(random, about)
+        questions = _held_out_questions(random, attribute)
         for scene, question in islice(questions, sizes.pictures):
             answer = _answer(janus, scene, question)
             right += answer == question.answer
             done += 1
             progress("attributes", done, total)
-        results[about] = right / sizes.pictures
+        results[attribute] = right / sizes.pictures
     return results
 
 
 def _held_out_scenes(random: np.random.Generator) -> Iterator[shapes.Scene]:
-    """Yield held-out scenes without end, alternately of the splits "scenes" and "pairs"."""
-    made = 0
+    """Yield held-out scenes without end, in turn of the splits "scenes" and "pairs"."""
+    yielded = 0
     while True:
-        split: shapes.Split = "pairs" if made % 2 else "scenes"
+        split: shapes.Split = "pairs" if yielded % 2 else "scenes"
         scene = shapes.sample_scene(random, split=split)
         if scene.things:
-            made += 1
+            yielded += 1
             yield scene
 
 
 def _held_out_questions(
     random: np.random.Generator,
-    about: str,
+    attribute: str,
 ) -> Iterator[tuple[shapes.Scene, language.Question]]:
-    """Yield held-out scenes without end, each with a question about an attribute.
-
-    Scenes that allow no such question are left out.
-    """
+    """Yield held-out scenes without end, each with a question about an attribute."""
     for scene in _held_out_scenes(random):
         try:
-            question = language.question(scene, random, about)
-        except ValueError:
+            question = language.question(scene, random, attribute)
+        except ValueError:  # the scene allows no question about the attribute
             continue
         yield scene, question
 
 
 def _answer(janus: JanusPipeline, scene: shapes.Scene, question: language.Question) -> str:
-    """Return the model's answer in lower case without a full stop."""
+    """Return the model's answer to a question about a scene, in lower case without a full stop."""
     image = shapes.render(scene)
     result = janus.generate_text(question.text, image, max_tokens=48)
     answer = result.text.strip()
@@ -396,17 +418,16 @@ def drawing_prompts(
 ) -> list[DrawingTarget]:
     """Make the prompts of a task.
 
-    The tasks "colours", "position" and "colour attribution" name colours, so that their prompts can
-    ask for combinations held out of training. The prompts of the other tasks name only shapes, and
-    no shape is held out: "single object" and "counting" go through all their prompts in turn, "two
-    objects" samples two different shapes.
+    The prompts of "colours", "position" and "colour attribution" name colours, so that they can ask
+    for combinations held out of training. The prompts of "single object", "counting" and "two
+    objects" name only shapes, none of which is held out.
 
     Args:
         task: one of ``TASKS``.
         count: number of prompts.
-        seed: seed of the choice.
-        held_out: True to name only combinations held out of training; False to name only those that
-            occur in training, so that settings can be chosen without the held-out ones.
+        seed: seed of the prompts.
+        held_out: in prompts with colours, True to name only combinations held out of training;
+            False to name only combinations of training, to choose settings on.
     """
     random = np.random.default_rng([seed, 13, TASKS.index(task)])
     makers = {
@@ -415,60 +436,60 @@ def drawing_prompts(
         "counting": _counting,
         "colours": _colours,
         "position": _position,
-        "colour attribution": _attribution,
+        "colour attribution": _colour_attribution,
     }
     make = makers[task]
-    return [make(i, random, held_out) for i in range(count)]
+    return [make(index, random, held_out) for index in range(count)]
 
 
-def _single_object(i: int, *_: Any) -> DrawingTarget:
-    """Ask for one shape: "a circle".
+def _single_object(index: int, *_: Any) -> DrawingTarget:
+    """Make prompt number ``index`` for one object: "a circle".
 
-    Prompt number ``i`` changes the shape; every fourth one also changes the wording.
+    The four shapes take turns; after each round the wording changes.
     """
-    shape = shapes.SHAPES[i % 4]
-    text = _worded(shape, i // 4)
+    shape = shapes.SHAPES[index % 4]
+    text = _word_prompt(shape, index // 4)
     return DrawingTarget(text, ((shape, ""),))
 
 
-def _two_objects(i: int, random: np.random.Generator, *_: Any) -> DrawingTarget:
-    """Ask for two shapes: "a circle and a star"."""
+def _two_objects(index: int, random: np.random.Generator, *_: Any) -> DrawingTarget:
+    """Make a random prompt for two objects of different shapes: "a circle and a star"."""
     chosen = random.choice(shapes.SHAPES, 2, replace=False).tolist()
     phrases = [language.with_article(shape) for shape in chosen]
     things = tuple((shape, "") for shape in chosen)
     return DrawingTarget(language.listed(phrases), things)
 
 
-def _counting(i: int, *_: Any) -> DrawingTarget:
-    """Ask for several of one shape: "three stars".
+def _counting(index: int, *_: Any) -> DrawingTarget:
+    """Make prompt number ``index`` for several objects of one shape: "three stars".
 
-    Prompt number ``i`` changes the shape; every fourth one also changes the number, from 2 to 4.
+    The four shapes take turns; after each round the number of objects changes, from 2 to 4.
     """
-    shape = shapes.SHAPES[i % 4]
-    n = 2 + i // 4 % 3
-    text = language.counted(n, shape)
-    return DrawingTarget(text, ((shape, ""),) * n)
+    shape = shapes.SHAPES[index % 4]
+    objects = 2 + index // 4 % 3
+    text = language.counted(objects, shape)
+    return DrawingTarget(text, ((shape, ""),) * objects)
 
 
-def _colours(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
-    """Ask for one coloured shape: "a purple circle".
+def _colours(index: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
+    """Make prompt number ``index`` for one coloured object: "a purple circle".
 
-    With ``held_out``, prompt number ``i`` takes the four held-out names in turn. Otherwise the name
-    is that of a thing in a random training scene.
+    With ``held_out``, the four held-out pairs of shape and colour take turns. Otherwise the pair is
+    that of a random training scene.
     """
     if held_out:
         names = sorted(shapes.HELD_OUT)
-        name = names[i % len(names)]
+        name = names[index % len(names)]
     else:
         scene = shapes.sample_scene(random, "single")
         name = scene.things[0].name
     shape, colour = name
-    text = _worded(f"{colour} {shape}", i // 4)
+    text = _word_prompt(f"{colour} {shape}", index // 4)
     return DrawingTarget(text, (name,))
 
 
-def _worded(noun: str, i: int) -> str:
-    """Word a prompt for one object in one of five ways; ``i`` counts through them."""
+def _word_prompt(noun: str, wording: int) -> str:
+    """Word a prompt for one object; there are five wordings, and number 5 is the first again."""
     text = language.with_article(noun)
     wordings = (
         text,
@@ -477,46 +498,46 @@ def _worded(noun: str, i: int) -> str:
         f"there is {text}",
         f"draw {text}",
     )
-    return wordings[i % len(wordings)]
+    return wordings[wording % len(wordings)]
 
 
-def _position(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
-    """Ask for two objects in a relative position: "a red circle above a blue star".
+def _position(index: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
+    """Make prompt number ``index`` for two objects in a relation: "a red circle above a blue star".
 
-    Prompt number ``i`` takes the four relations in turn. The names are those of a sampled scene,
-    but not the positions.
+    The four relations take turns. Shapes and colours are those of a sampled scene.
     """
-    a, b = _two_things(i, random, held_out)
+    a, b = _sample_two_things(index, random, held_out)
     subject = language.phrase(a)
     landmark = language.phrase(b)
-    relation = language.RELATIONS[i % 4]
+    relation = language.RELATIONS[index % 4]
     names = (a.name, b.name)
     return DrawingTarget(f"{subject} {relation} {landmark}", names, relation)
 
 
-def _attribution(i: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
-    """Ask for two objects with their colours: "a red circle and a blue star"."""
-    things = _two_things(i, random, held_out)
+def _colour_attribution(index: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
+    """Make prompt number ``index`` for two coloured objects: "a red circle and a blue star"."""
+    things = _sample_two_things(index, random, held_out)
     phrases = [language.phrase(thing) for thing in things]
     names = tuple(thing.name for thing in things)
     return DrawingTarget(language.listed(phrases), names)
 
 
-def _two_things(
-    i: int,
+def _sample_two_things(
+    index: int,
     random: np.random.Generator,
     held_out: bool,
 ) -> tuple[shapes.Thing, shapes.Thing]:
-    """Sample two things of different shape and colour.
+    """Sample two things that differ in shape and in colour.
 
     Args:
-        i: number of the sample. Held-out samples alternate between the two held-out splits.
-        random: the generator.
-        held_out: whether to sample from held-out scenes, not from training scenes.
+        index: number of the sample; held-out samples are of the splits "scenes" and "pairs" in
+            turn.
+        random: source of all randomness.
+        held_out: True to sample a held-out scene, False to sample a training scene.
     """
     split: shapes.Split = "train"
     if held_out:
-        split = "pairs" if i % 2 else "scenes"
+        split = "pairs" if index % 2 else "scenes"
     while True:
         scene = shapes.sample_scene(random, "two", split)
         a, b = scene.things
@@ -531,9 +552,9 @@ def measure_drawing(
     progress: Progress,
     *,
     held_out: bool = True,
-    **choice: Any,
+    **options: Any,
 ) -> dict[str, float]:
-    """Measure the share of right images for each task, and their mean as "overall".
+    """Measure the share of right images for each task, and the mean of all tasks as "overall".
 
     Args:
         janus: the model.
@@ -542,7 +563,7 @@ def measure_drawing(
         progress: called after every prompt.
         held_out: whether prompts with colours name combinations held out of training; see
             ``drawing_prompts``.
-        choice: options of ``generate_images``, such as ``cfg_weight``, instead of its defaults.
+        options: options of ``generate_images``, such as ``cfg_weight``, instead of its defaults.
     """
     done = 0
     total = len(TASKS) * sizes.prompts
@@ -551,16 +572,17 @@ def measure_drawing(
         right = 0
         targets = drawing_prompts(task, sizes.prompts, seed, held_out=held_out)
         for i, target in enumerate(targets):
-            # Image k has this seed plus k: prompts of up to 100 images never share a seed.
+            # Image k of a prompt has the seed ``first_seed + k``. With at most 100 images per
+            # prompt, no two images have the same seed.
             first_seed = 1_000_000 * (number + 1) + 100 * i + seed
             drawn = janus.generate_images(
                 target.prompt,
                 n=sizes.drawn,
                 seed=first_seed,
-                **choice,
+                **options,
             )
-            for one in drawn:
-                found = judge.read(one.image)
+            for result in drawn:
+                found = judge.read(result.image)
                 right += target.is_met(found)
             done += 1
             progress("drawing", done, total)
@@ -579,7 +601,12 @@ def measure_codec(
     seed: int,
     progress: Progress,
 ) -> dict[str, float]:
-    """Measure the codec: PSNR in dB, and how often the judge is right before and after coding."""
+    """Measure the image codec on random scenes.
+
+    Returns:
+        The mean PSNR in dB, and the share of images that the judge reads right, for the images
+        before coding and for their reconstructions.
+    """
     import mlx.core as mx
 
     random = np.random.default_rng([seed, 14])  # 14: random numbers of this part only
@@ -596,8 +623,8 @@ def measure_codec(
         decoded = np.array(output[0]).clip(-1, 1)
         errors = decoded - pixels
         squared_error = float((errors**2).mean())
-        noise = max(squared_error, 1e-10)  # more than 0, as a divisor
-        # PSNR needs the squared range of the values: 2 squared, as they are from -1 to 1.
+        noise = max(squared_error, 1e-10)  # never 0, because it is a divisor
+        # PSNR divides the square of the values' range by the noise. The range is 2, from -1 to 1.
         psnr.append(10 * np.log10(4 / noise))
         values = (decoded + 1) * 127.5
         reconstruction = values.round().astype(np.uint8)
@@ -612,29 +639,29 @@ def measure_codec(
 
 
 def is_read_right(scene: shapes.Scene, image: Any) -> bool:
-    """Return whether the judge finds exactly the things of a scene, each near its place.
+    """Return whether the judge finds exactly the things of a scene, each near its true place.
 
     Args:
         scene: the scene.
-        image: its image, as for ``judge.read``.
+        image: an image of the scene, as ``judge.read`` takes it.
     """
     found = judge.read(image)
-    names_found = Counter(one.name for one in found)
+    names_found = Counter(detection.name for detection in found)
     names = Counter(thing.name for thing in scene.things)
     if names_found != names:
         return False
-    far = shapes.SMALLEST / 2  # pixels
-    return all(_distance_to_nearest(thing, found) < far for thing in scene.things)
+    too_far = shapes.SMALLEST / 2  # pixels
+    return all(_distance_to_nearest(thing, found) < too_far for thing in scene.things)
 
 
 def _distance_to_nearest(thing: shapes.Thing, found: Sequence[judge.Detection]) -> float:
-    """Return the distance in pixels from a thing to the nearest object of its name.
+    """Return the distance in pixels from a thing to the nearest found object of the same name.
 
-    There must be such an object.
+    At least one found object must have this name.
     """
     distances = []
-    for one in found:
-        if one.name == thing.name:
-            distance = np.hypot(one.x - thing.x, one.y - thing.y)
+    for detection in found:
+        if detection.name == thing.name:
+            distance = np.hypot(detection.x - thing.x, detection.y - thing.y)
             distances.append(float(distance))
     return min(distances)

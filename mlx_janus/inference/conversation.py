@@ -74,11 +74,14 @@ Exchange = tuple[Message, Message]
 class Conversation:
     """A conversation with one model, made by ``JanusPipeline.conversation``.
 
-    An answer or a drawing that is stopped or fails leaves the conversation as it was.
+    An exchange is a question and its answer. A drawing is a message with the images that the model
+    generated from one prompt. An answer or a drawing that is stopped or fails leaves the
+    conversation as it was.
 
     Args:
         janus: the model.
-        system: system prompt; None: the model's own, "": none. It can be changed at any time.
+        system: system prompt; None: the model's own, "": none. This attribute can be changed at any
+            time.
     """
 
     def __init__(self, janus: LoadedModel, system: str | None = None):
@@ -86,10 +89,10 @@ class Conversation:
         self.messages: list[Message] = []
         self.forgotten = 0  # number of oldest exchanges that no longer fit into the context
         self._janus = janus
-        self._prompts = janus.prompts
+        self._prompts = janus.prompts  # tokenizer and templates
         self._answering = False  # whether an answer is being streamed
-        self._prefix = PrefixCache(janus)
-        self._features = ImageFeatureCache(janus)
+        self._prefix_cache = PrefixCache(janus)
+        self._feature_cache = ImageFeatureCache(janus)
 
     # Asking and generating
 
@@ -116,57 +119,61 @@ class Conversation:
             PromptError: the question has no words and no images, or does not fit into the context.
             ImageError: an image cannot be read.
             OptionError: a number is out of range, or a value has the wrong type.
-            ConversationError: another answer is being streamed. The first item raises this error.
+            ConversationError: another answer is being streamed. The stream raises this error when
+                its first piece is read.
         """
         check_text("text", text)
         given = [Picture(open_image(image)) for image in as_images(images)]
-        question = Message("user", text, (*self._new_drawings(), *given))
+        question = Message("user", text, (*self._pictures_since_question(), *given))
         return self._answer(self.messages, question, text_options(**options))
 
     def regenerate(self, **options: Any) -> ThreadStream[TextChunk]:
-        """Stream another answer to the last question, to replace the present answer.
+        """Answer the last question again, and stream the new answer.
 
-        At its end, the new answer also removes the drawings made after the question.
+        When complete, the new answer replaces all messages after the question: the old answer and
+        any drawings.
 
         Args:
             options: as for ``stream``.
 
         Raises:
-            ConversationError: there is no question, or another answer is being streamed. The first
-                item raises the latter.
+            ConversationError: there is no question. The stream raises this error, too, when its
+                first piece is read while another answer is being streamed.
             PromptError: the question does not fit into the context.
-            OptionError: a number is out of range.
+            OptionError: a number is out of range, or a value has the wrong type.
         """
-        at = self._last_question()
-        return self._answer(self.messages[:at], self.messages[at], text_options(**options))
+        index = self._last_question_index()
+        history = self.messages[:index]
+        return self._answer(history, self.messages[index], text_options(**options))
 
-    def draw(self, prompt: str, **choice: Any) -> list[GeneratedImage]:
+    def draw(self, prompt: str, **options: Any) -> list[GeneratedImage]:
         """Generate images for the next question; arguments as for ``stream_drawing``."""
         images: list[GeneratedImage] = []
-        for step in self.stream_drawing(prompt, **choice):
+        for step in self.stream_drawing(prompt, **options):
             images += step.images
         return images
 
-    def stream_drawing(self, prompt: str, **choice: Any) -> ThreadStream[ImageStep]:
+    def stream_drawing(self, prompt: str, **options: Any) -> ThreadStream[ImageStep]:
         """Generate images step by step; the next question will be about them.
 
         Args:
             prompt: the description of the images.
-            choice: ``n``, ``seed`` and the options of ``JanusPipeline.stream_images``.
+            options: keyword arguments of ``JanusPipeline.stream_images``, such as ``n`` and
+                ``seed``.
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: a number is out of range.
+            OptionError: an option is unknown, has the wrong type or is out of range.
         """
         check_text("prompt", prompt)
-        n = choice.pop("n", 1)
-        seed = choice.pop("seed", None)
-        jobs = image_jobs(self._janus, prompt, n, seed, choice)
+        n = options.pop("n", 1)
+        seed = options.pop("seed", None)
+        jobs = image_jobs(self._janus, prompt, n, seed, options)
         steps = generate_steps(self._janus, jobs)
-        return self._janus.thread.stream(self._draw(prompt, n, steps))
+        return self._janus.thread.stream(self._add_drawing(prompt, n, steps))
 
     def undo(self) -> Message:
-        """Remove the last exchange, or the last drawing if no question followed it.
+        """Remove the last drawing if no question follows it, otherwise the last exchange.
 
         Returns:
             The removed question or drawing.
@@ -176,126 +183,132 @@ class Conversation:
         """
         if self.messages and self.messages[-1].role == "drawing":
             return self.messages.pop()
-        at = self._last_question()
-        message = self.messages[at]
-        del self.messages[at:]
-        return message
+        index = self._last_question_index()
+        question = self.messages[index]
+        del self.messages[index:]
+        return question
 
     def reset(self) -> None:
         """Remove all messages; keep the system prompt."""
         self.messages = []
         self.forgotten = 0
-        self._prefix = PrefixCache(self._janus)
-        self._features = ImageFeatureCache(self._janus)
+        self._prefix_cache = PrefixCache(self._janus)
+        self._feature_cache = ImageFeatureCache(self._janus)
 
     @property
     def context_used(self) -> int:
-        """Positions that the KV cache holds.
+        """The number of positions in the KV cache.
 
         ``reset`` and ``load`` empty the cache. ``undo`` leaves it as it is until the next question.
         """
-        return len(self._prefix.keys)
+        return len(self._prefix_cache.keys)  # one key for each position
 
     # Laying out the prompt
 
-    def _new_drawings(self) -> list[Picture]:
+    def _pictures_since_question(self) -> list[Picture]:
         """Return the images generated since the last question, in order."""
         pictures: list[Picture] = []
         for message in reversed(self.messages):
-            if message.role != "drawing":
+            if message.role != "drawing":  # the answer to the last question
                 break
             pictures = [*message.pictures, *pictures]
         return pictures
 
-    def _last_question(self) -> int:
+    def _last_question_index(self) -> int:
         """Return the index of the last question in ``messages``.
 
         Raises:
             ConversationError: there is no question.
         """
-        questions = [at for at, message in enumerate(self.messages) if message.role == "user"]
-        if not questions:
+        indices = [i for i, message in enumerate(self.messages) if message.role == "user"]
+        if not indices:
             raise ConversationError("nothing was asked yet: ask something first")
-        return questions[-1]
+        return indices[-1]
 
-    def _draw(
+    def _add_drawing(
         self, prompt: str, count: int, steps: Generator[ImageStep, None, None]
     ) -> Generator[ImageStep, None, None]:
-        """Pass on the steps of a drawing, and append its message when all images are finished.
+        """Yield the steps that generate ``count`` images, and append their message to ``messages``.
 
-        The message is appended before the last step is yielded, as the caller may stop there.
+        The message is appended before the last step is yielded, because the caller may stop there.
         """
         pictures: list[Picture] = []
         try:
-            for step in steps:  # ``step.images`` has the images that this step finished
+            for step in steps:
+                # ``step.images`` has the images that this step finished, often none.
                 pictures += [Picture(image.image, image.metadata) for image in step.images]
-                if step.images and len(pictures) == count:
+                if step.images and len(pictures) == count:  # this is the last step
                     self.messages.append(Message("drawing", prompt, tuple(pictures)))
                 yield step
         finally:
             steps.close()
 
     def _answer(
-        self, before: Sequence[Message], question: Message, options: TextOptions
+        self, history: Sequence[Message], question: Message, options: TextOptions
     ) -> ThreadStream[TextChunk]:
-        """Lay out the prompt now, so that errors are raised here, and stream the answer.
+        """Build the prompt now, so that this call raises its errors; return the answer's stream.
 
         Args:
-            before: the messages before the question.
+            history: the messages before the question.
             question: the question, with the images generated since the previous question.
             options: sampling and length.
 
         Raises:
             PromptError: the question does not fit into the context.
         """
-        ids, forgotten = self._fit(before, question, options.max_tokens)
-        chunks = self._stream_answer(list(before), question, ids, forgotten, options)
+        ids, forgotten = self._fit_prompt(history, question, options.max_tokens)
+        chunks = self._stream_answer(list(history), question, ids, forgotten, options)
         return self._janus.thread.stream(chunks)
 
-    def _fit(
-        self, before: Sequence[Message], question: Message, max_tokens: int
+    def _fit_prompt(
+        self, history: Sequence[Message], question: Message, max_tokens: int
     ) -> tuple[list[int], int]:
-        """Lay out a prompt that leaves room for an answer, by dropping the oldest exchanges.
+        """Build the prompt of a question, without the oldest exchanges if the context is too short.
 
-        Exchanges dropped for an earlier question stay dropped.
+        Exchanges left out of an earlier prompt are left out again.
 
         Returns:
-            The prompt's ids, and the number of exchanges dropped, earlier ones included.
+            The prompt's ids, and the number of exchanges left out.
 
         Raises:
-            PromptError: the question does not fit, even alone.
+            PromptError: the question does not fit, even without earlier exchanges.
         """
         context = self._janus.config.language.max_position_embeddings
-        room = min(max_tokens, context // 4)  # positions kept free for the answer
-        exchanges = _exchanges(before)
-        start = min(self.forgotten, len(exchanges))  # undoing may have left fewer exchanges
-        ids = self._ids(exchanges[start:], question)
-        most = context - room  # positions that the prompt may take
-        while start < len(exchanges) and len(ids) > most:
-            start += 1
-            most = context - 2 * room  # leave headroom, or the next question would trim again
-            ids = self._ids(exchanges[start:], question)
+        room = min(max_tokens, context // 4)  # positions to keep free for the answer
+        exchanges = _exchanges(history)
+        forgotten = min(self.forgotten, len(exchanges))  # ``undo`` may have removed some of them
+        ids = self._prompt_ids(exchanges[forgotten:], question)
+        limit = context - room  # positions that the prompt may take
+        while forgotten < len(exchanges) and len(ids) > limit:
+            forgotten += 1
+            limit = context - 2 * room  # so that the next question need not drop exchanges again
+            ids = self._prompt_ids(exchanges[forgotten:], question)
+        # A prompt longer than ``limit`` is accepted if a position is left for the answer.
         if len(ids) >= context:
             raise PromptError(
                 f"the question is {len(ids)} tokens long, images included, and the model's context "
                 f"{context}: shorten it, or show fewer images"
             )
-        return ids, start
+        return ids, forgotten
 
-    def _ids(self, exchanges: Sequence[Exchange], question: Message) -> list[int]:
-        """Return the ids of exchanges and the next question, up to the assistant's answer."""
+    def _prompt_ids(self, exchanges: Sequence[Exchange], question: Message) -> list[int]:
+        """Return the token ids of a prompt: the system prompt, earlier exchanges and a question.
+
+        They end where the answer to the question begins.
+        """
         questions = [earlier for earlier, _ in exchanges]
         questions.append(question)
         turns = [Turn("user", message.text, len(message.pictures)) for message in questions]
-        ids = self._prompts.answering(turns[:1], self.system)
-        for (_, answer), turn in zip(exchanges, turns[1:], strict=True):
+        ids = self._prompts.answering(turns[:1], self.system)  # system prompt and first question
+        # Then each answer and the question after it.
+        for (_, answer), next_turn in zip(exchanges, turns[1:], strict=True):
             ids += self._answer_ids(answer)
             ids.append(self._prompts.special.eos)
-            ids += self._prompts.following(turn)
+            ids += self._prompts.following(next_turn)
         return ids
 
     def _answer_ids(self, answer: Message) -> Sequence[int]:
-        """Return an answer's own tokens, or encode its text if there are none."""
+        """Return an answer's tokens as generated or, if the message has none, encode its text."""
         if answer.tokens is not None:
             return answer.tokens
         text = answer.text.strip()
@@ -304,16 +317,16 @@ class Conversation:
 
     def _stream_answer(
         self,
-        before: list[Message],
+        history: list[Message],
         question: Message,
         ids: list[int],
         forgotten: int,
         options: TextOptions,
     ) -> Generator[TextChunk, None, None]:
-        """Answer a question; at the end, set ``messages`` to ``before``, question and answer.
+        """Answer a question; at the end, set ``messages`` to history, question and answer.
 
         Args:
-            before: the messages before the question.
+            history: the messages before the question.
             question: the question.
             ids: the prompt.
             forgotten: the number of oldest exchanges that the prompt leaves out.
@@ -327,35 +340,36 @@ class Conversation:
                 "an answer is still being given: read it to its end, or close it"
             )
         pictures: list[Picture] = []
-        for earlier, _ in _exchanges(before)[forgotten:]:
+        for earlier, _ in _exchanges(history)[forgotten:]:
             pictures += earlier.pictures
         pictures += question.pictures
         digests = [picture.digest for picture in pictures]
-        keys = self._features.keys(ids, digests)
+        keys = self._feature_cache.keys(ids, digests)
         images = {picture.digest: picture.image for picture in pictures}
-        stream = answer_chunks(self._prefix.answer(ids, keys, self._features, images, options))
+        events = self._prefix_cache.answer(ids, keys, self._feature_cache, images, options)
+        chunks = answer_chunks(events)
         self._answering = True
         try:
-            for chunk in stream:
-                if chunk.result is not None:
-                    tokens = self._own_tokens(chunk.result)
+            for chunk in chunks:
+                if chunk.result is not None:  # the last chunk
+                    tokens = self._reusable_tokens(chunk.result)
                     answer = Message("assistant", chunk.result.text, tokens=tokens)
-                    self.messages = [*before, question, answer]
+                    self.messages = [*history, question, answer]
                     self.forgotten = forgotten
                 yield chunk
         finally:
-            stream.close()
+            chunks.close()
             self._answering = False
 
-    def _own_tokens(self, result: TextResult) -> tuple[int, ...] | None:
-        """Return an answer's own tokens for the next prompt; None if its text must be encoded.
+    def _reusable_tokens(self, result: TextResult) -> tuple[int, ...] | None:
+        """Return an answer's tokens if later prompts can contain them; None: encode the text.
 
-        With its own tokens, the model reads exactly what it wrote, and the KV cache still applies.
-        The text is encoded if a stop string cut it shorter than the tokens. It is also encoded if
-        a token is the image placeholder, which would claim a position of an image.
+        Generated tokens are in the KV cache, and the ids of the encoded text may differ from them.
+        They cannot be used if a stop string cut the text, because then they say more than the text.
+        The image placeholder cannot be used either, because it would take the place of an image.
         """
-        complete = self._prompts.decode(result.tokens).strip() == result.text.strip()
-        if complete and self._prompts.special.image not in result.tokens:
+        same_text = self._prompts.decode(result.tokens).strip() == result.text.strip()
+        if same_text and self._prompts.special.image not in result.tokens:
             return result.tokens
         return None
 
@@ -368,21 +382,21 @@ class Conversation:
             path: the JSON file. An existing file is replaced only if it is a conversation.
 
         Returns:
-            The path.
+            The path of the JSON file.
 
         Raises:
             OutputError: the file or an image cannot be written, or ``path`` is an existing file
                 that is no conversation.
         """
         path = Path(path)
-        _check_target(path)
+        _check_save_path(path)
         try:
             content = {
                 "format": _FORMAT,
                 "version": _VERSION,
                 "model": self._janus.name,
                 "system": self.system,
-                "messages": [self._as_json(message, path) for message in self.messages],
+                "messages": [self._save_message(message, path) for message in self.messages],
             }
             write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1))
         except OSError as error:
@@ -392,10 +406,12 @@ class Conversation:
         return path
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Replace this conversation by a saved one. Only the file and its PNGs are read.
+        """Replace the messages and the system prompt by those of a saved conversation.
+
+        An error leaves this conversation unchanged.
 
         Args:
-            path: the JSON file.
+            path: the JSON file. The PNGs of its images must be in the same folder.
 
         Raises:
             ConversationError: the file is no conversation, is damaged or has token ids of another
@@ -412,7 +428,8 @@ class Conversation:
         messages = data.get("messages")
         if not isinstance(system, str | None) or not isinstance(messages, list):
             raise ConversationError(f"{path} is damaged: system must be text, messages a list")
-        loaded = [self._from_json(item, path) for item in messages]
+        loaded = [self._load_message(item, path) for item in messages]
+        # Questions and answers alternate; drawings may be anywhere between them.
         roles = [message.role for message in loaded if message.role != "drawing"]
         if roles != ["user", "assistant"] * (len(roles) // 2):
             raise ConversationError(f"{path} is damaged: questions and answers must take turns")
@@ -420,8 +437,8 @@ class Conversation:
         self.system = system
         self.messages = loaded
 
-    def _as_json(self, message: Message, path: Path) -> dict[str, Any]:
-        """Return a message as JSON for the file ``path``; save its images in the same folder."""
+    def _save_message(self, message: Message, path: Path) -> dict[str, Any]:
+        """Save a message's images in the folder of ``path``; return the message as JSON."""
         item: dict[str, Any] = {"role": message.role, "text": message.text}
         if message.pictures:
             item["pictures"] = [_save_picture(picture, path) for picture in message.pictures]
@@ -429,20 +446,21 @@ class Conversation:
             item["tokens"] = list(message.tokens)
         return item
 
-    def _from_json(self, item: Any, path: Path) -> Message:
-        """Check a message of the file ``path``, and return it with its images.
+    def _load_message(self, item: Any, path: Path) -> Message:
+        """Check a message from the JSON file ``path``, and return it with its images.
 
         Raises:
-            ConversationError: the message is damaged or of another model, or an image is missing.
+            ConversationError: the message or an image is damaged, an image is missing, or the
+                tokens are of another model.
         """
         if not _has_role_and_text(item):
             raise ConversationError(f"{path} is damaged: a message needs a role and a text")
         role = item["role"]
-        names = item.get("pictures", [])
+        names = item.get("pictures", [])  # of PNG files
         tokens = item.get("tokens")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConversationError(f"{path} is damaged: pictures must be file names")
-        if tokens is not None and (role != "assistant" or not self._are_tokens(tokens)):
+        if tokens is not None and (role != "assistant" or not self._are_text_tokens(tokens)):
             raise ConversationError(
                 f"{path} is damaged, or of another model: tokens must be ids of an answer"
             )
@@ -451,22 +469,25 @@ class Conversation:
         pictures = tuple(_load_picture(name, path) for name in names)
         return Message(role, item["text"], pictures, None if tokens is None else tuple(tokens))
 
-    def _are_tokens(self, tokens: Any) -> bool:
-        """Return whether a JSON value is a list of token ids that this model can generate."""
+    def _are_text_tokens(self, tokens: Any) -> bool:
+        """Return whether a JSON value is a list of this model's token ids, without images."""
         if not isinstance(tokens, list):
             return False
-        top = self._janus.config.language.vocab_size
-        in_range = all(type(token) is int and 0 <= token < top for token in tokens)
+        size = self._janus.config.language.vocab_size
+        # ``isinstance`` would accept true and false, as bool is a subclass of int.
+        in_range = all(type(token) is int and 0 <= token < size for token in tokens)
         return in_range and self._prompts.special.image not in tokens
 
 
 def _exchanges(messages: Sequence[Message]) -> list[Exchange]:
-    """Return the questions with their answers.
+    """Return each question with its answer.
 
-    Drawings are left out, as the next question includes their images.
+    Drawings are left out, because the question after a drawing includes its images.
     """
-    said = [message for message in messages if message.role != "drawing"]
-    return list(zip(said[::2], said[1::2], strict=True))
+    texts = [message for message in messages if message.role != "drawing"]
+    questions = texts[::2]
+    answers = texts[1::2]
+    return list(zip(questions, answers, strict=True))
 
 
 def _has_role_and_text(item: Any) -> bool:
@@ -476,11 +497,11 @@ def _has_role_and_text(item: Any) -> bool:
     )
 
 
-def _check_target(path: Path) -> None:
-    """Refuse to save to ``path`` if that would replace anything other than a conversation.
+def _check_save_path(path: Path) -> None:
+    """Check that ``path`` is a new file in an existing folder, or a saved conversation to replace.
 
     Raises:
-        OutputError: ``path`` is something else, or its folder does not exist.
+        OutputError: ``path`` is a folder or another file, or its folder does not exist.
     """
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} is not a folder: make it first")
@@ -489,16 +510,16 @@ def _check_target(path: Path) -> None:
     if not path.exists():
         return
     try:
-        ours = read_json(path).get("format") == _FORMAT
+        is_conversation = read_json(path).get("format") == _FORMAT
     except JsonError:
-        ours = False
-    if not ours:
+        is_conversation = False
+    if not is_conversation:
         raise OutputError(f"{path} is there already and no conversation: choose another name")
 
 
 def _save_picture(picture: Picture, path: Path) -> str:
-    """Write an image as a PNG in the folder of ``path`` unless it exists; return its file name."""
-    # The name holds the image's hash: a file of this name is taken to be the same image.
+    """Write a PNG in the folder of ``path``, unless it is there already; return its file name."""
+    # The name contains the image's hash, so an existing file of this name has the same image.
     target = path.with_name(f"{path.stem}-{picture.digest[:16]}.png")
     if not target.exists():
         save_png(picture.image, target, picture.metadata)
@@ -508,7 +529,7 @@ def _save_picture(picture: Picture, path: Path) -> str:
 def _load_picture(name: str, path: Path) -> Picture:
     """Read an image and its metadata from the PNG ``name`` in the folder of ``path``.
 
-    A name with a folder is refused, so that a saved conversation cannot show files elsewhere.
+    A name with a folder is refused, so that a saved conversation cannot read files elsewhere.
 
     Raises:
         ConversationError: the name is refused, or the image is missing or damaged.
@@ -518,10 +539,11 @@ def _load_picture(name: str, path: Path) -> Picture:
     source = path.with_name(name)
     try:
         with Image.open(source, formats=["PNG"]) as file:
-            chunks = [(key, value) for key, value in file.info.items() if isinstance(value, str)]
-        metadata = {str(key): value for key, value in chunks}
+            # Text chunks have string values; other entries, such as the resolution, have not.
+            texts = [(key, value) for key, value in file.info.items() if isinstance(value, str)]
+        metadata = {str(key): value for key, value in texts}
         return Picture(open_image(source), metadata)
-    except (ImageError, OSError, ValueError, SyntaxError) as error:
+    except (ImageError, OSError, ValueError, SyntaxError) as error:  # the last one is PIL's
         raise ConversationError(
             f"{source}, an image of {path.name}, cannot be read: {error}"
         ) from None

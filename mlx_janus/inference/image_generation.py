@@ -28,45 +28,45 @@ def image_jobs(
     seed: int | None,
     choices: Mapping[str, Any],
 ) -> list[ImageJob]:
-    """Check a request and return its jobs: ``n`` images of each prompt.
+    """Check a request for images, and return a job for each image.
 
     Args:
         janus: the model.
         prompt: one or several prompts.
         n: images of each prompt.
-        seed: the seed of each prompt's first image, the others have the next ones; None: random.
-        choices: options of the model's pathway, by name.
+        seed: the seed of each prompt's first image; each further image has the next higher seed.
+            None: a random seed.
+        choices: options of image generation by name; None: the model's default.
 
     Raises:
         PromptError: there is no prompt, or one is empty or does not fit into the context.
-        OptionError: a number is out of range, a prompt is no text, or an option is not the
-            pathway's.
+        OptionError: a number is out of range, a prompt is no text, or the model has no such option.
     """
     pathway = pathway_of(janus)
     n = check_int("n", n, 1, MAX_IMAGES)
-    options = pathway.options(_explicit(choices))
-    first = pick_seed(seed)
-    check_int("seed", first, 0, MAX_SEED - n + 1)
+    options = pathway.options(_without_neutral_values(choices))
+    first_seed = pick_seed(seed)
+    check_int("seed", first_seed, 0, MAX_SEED - n + 1)  # the last seed must be in range, too
     jobs = []
     for text in as_strings("prompt", prompt):
         ids = pathway.prompt_ids(text)
-        jobs += [ImageJob(text, ids, first + i, options) for i in range(n)]
+        jobs += [ImageJob(text, ids, first_seed + i, options) for i in range(n)]
     if not jobs:
         raise PromptError("there is no prompt: say what to draw")
     return jobs
 
 
-def _explicit(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the choices except for None and neutral values, which have no effect.
+def _without_neutral_values(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by name, without those that have no effect: None and neutral values.
 
-    So a pathway without nucleus sampling accepts ``top_p`` 1. Types are compared too: True equals
-    1.0, but the pathway must refuse it.
+    So a model without nucleus sampling accepts ``top_p=1.0`` instead of refusing the option.
     """
-    neutral = {"top_p": 1.0, "exact": False}
+    neutral_values = {"top_p": 1.0, "exact": False}
     kept = {}
     for name, value in choices.items():
-        default = neutral.get(name)
-        is_neutral = type(value) is type(default) and value == default
+        neutral = neutral_values.get(name)
+        # ``top_p=True`` equals 1.0, but is kept, so that the check of its type refuses it later.
+        is_neutral = type(value) is type(neutral) and value == neutral
         if value is not None and not is_neutral:
             kept[name] = value
     return kept
@@ -77,83 +77,101 @@ def generate_steps(
 ) -> Generator[ImageStep, None, None]:
     """Generate the images of jobs with equal options, those with the shortest prompts first.
 
-    Yields a step without images for each step of a group, then one step for each finished image.
-    Closing the generator ends the drawing; later groups are not begun. MLX's peak memory is reset
-    at the start.
+    Closing the generator ends the work on all groups. MLX's peak memory is reset at the start.
+
+    Yields:
+        For each group of images, an ``ImageStep`` without images after each step of the group, and
+        then one for each finished image.
     """
     mx.reset_peak_memory()
     pathway = pathway_of(janus)
     janus.load_weights_for("draw")
     options = jobs[0].options
-    groups = _groups(janus, pathway, jobs)
+    groups = _group_jobs(janus, pathway, jobs)
     total = pathway.steps(options) * len(groups)
     done = 0  # steps
     finished: list[GeneratedImage] = []
     for group in groups:
-        canvases: Sequence[Canvas] = []
+        canvases: Sequence[Canvas] = []  # the group's images in progress
         stream = pathway.generate(group, options)
         try:
             for canvases in stream:
                 done += 1
-                yield ImageStep(done, total, (), _previewer(janus, finished, canvases))
+                yield ImageStep(done, total, (), _preview_function(janus, finished, canvases))
         finally:
             stream.close()
         mx.clear_cache()
-        for canvas in canvases:  # those of the group's last step, so they are complete
-            finished.append(canvas.finish())
-            yield ImageStep(done, total, (finished[-1],), _previewer(janus, finished, ()))
+        for canvas in canvases:  # of the group's last step, so they are complete
+            image = canvas.finish()
+            finished.append(image)
+            yield ImageStep(done, total, (image,), _preview_function(janus, finished, ()))
 
 
 def sort_by_prompt(
     images: Sequence[GeneratedImage], prompts: Sequence[str]
 ) -> list[GeneratedImage]:
-    """Return images in the order of their prompts, and then of their seeds."""
-    order: dict[str, int] = {}
+    """Return images sorted by prompt, in the order of ``prompts``, and then by seed."""
+    ranks: dict[str, int] = {}
     for text in prompts:
-        order.setdefault(text, len(order))
-    return sorted(images, key=lambda image: (order[image.prompt], image.seed))
+        ranks.setdefault(text, len(ranks))  # a repeated prompt keeps its first rank
+    return sorted(images, key=lambda image: (ranks[image.prompt], image.seed))
 
 
-def _groups(
+def _group_jobs(
     janus: LoadedModel, pathway: ImagePathway, jobs: Sequence[ImageJob]
 ) -> list[list[ImageJob]]:
-    """Split jobs into groups whose prompts have one length and that fit into memory."""
+    """Split jobs into groups that fit into memory; a group's prompts have one length in tokens.
+
+    Args:
+        janus: the model.
+        pathway: the model's way to generate images, which estimates their memory.
+        jobs: images with equal options.
+
+    Returns:
+        The groups, those with the shortest prompts first.
+    """
     groups = []
     for length in sorted({len(job.ids) for job in jobs}):
         same_length = [job for job in jobs if len(job.ids) == length]
         options = same_length[0].options
-        size = 1  # images in a group; always 1 with ``exact``
+        size = 1  # images in a group; ``exact`` generates each image separately
         if not options.exact:
-            needed = pathway.bytes_per_image(length, options)
-            size = max(images_that_fit(janus, needed), 1)
+            bytes_per_image = pathway.bytes_per_image(length, options)
+            size = max(images_that_fit(janus, bytes_per_image), 1)  # if none fits, still try one
         for start in range(0, len(same_length), size):
             groups.append(same_length[start : start + size])
     return groups
 
 
 def images_that_fit(janus: LoadedModel, bytes_per_image: int, reserved: int = 0) -> int:
-    """Return how many images can be generated at once in the free memory; 0 if none fits.
+    """Return how many images can be generated together in the free memory; 0 if none fits.
 
     Args:
         janus: the model.
         bytes_per_image: memory of one image while it is generated.
         reserved: bytes of the free memory to leave unused.
     """
-    # In low-memory mode, the weights of the language model are freed before an image is decoded.
-    decoding = 0 if janus.low_memory else pathway_of(janus).decoding_bytes()
-    room = SAFE_SHARE * available_memory() - reserved - decoding
-    return max(int(room / bytes_per_image), 0)
+    # Low-memory mode frees the language model's weights before it decodes an image, which then
+    # uses their memory.
+    decoding_bytes = 0 if janus.low_memory else pathway_of(janus).decoding_bytes()
+    usable_bytes = SAFE_SHARE * available_memory() - reserved - decoding_bytes
+    return max(int(usable_bytes / bytes_per_image), 0)
 
 
-def _previewer(
+def _preview_function(
     janus: LoadedModel, finished: Sequence[GeneratedImage], canvases: Sequence[Canvas]
 ) -> Callable[[], list[Image.Image]]:
-    """Return the function behind ``ImageStep.preview``, which any thread may call.
+    """Return the function that ``ImageStep.preview`` calls, for use in any thread.
 
-    Unfinished images are decoded in the model's thread. If all are finished, the function does not
-    need the model, and works even after the model is closed.
+    It returns the finished images, and decodes those in progress in the model's thread. If none is
+    in progress, it does not need the model, and works even after the model is closed.
+
+    Args:
+        janus: the model.
+        finished: the images finished so far.
+        canvases: the images in progress, if any.
     """
-    ready = [image.image for image in finished]
+    ready = [image.image for image in finished]  # a copy, because the caller extends ``finished``
 
     def preview() -> list[Image.Image]:
         return ready + [canvas.preview() for canvas in canvases]

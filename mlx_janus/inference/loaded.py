@@ -44,13 +44,13 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._since = 0.0
+        self._started = 0.0  # time of the last entry
 
     def __enter__(self) -> None:
-        self._since = time.perf_counter()
+        self._started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._since
+        self.seconds += time.perf_counter() - self._started
 
 
 class LoadedModel:
@@ -62,8 +62,8 @@ class LoadedModel:
         model: the network; its weights are read when a task needs them.
         prompts: the tokenizer and templates.
         name: the model's name, for the metadata of images.
-        files: the files to read weights from again in low-memory mode, where only the weights of
-            the current task are held; None: hold all weights.
+        files: turns on low-memory mode, which holds only the weights of the current task, and reads
+            weights from these files again when a task needs them. None: hold all weights.
 
     Raises:
         ConfigError: the tokenizer has ids beyond the model's vocabulary.
@@ -72,11 +72,11 @@ class LoadedModel:
     def __init__(
         self, model: JanusModel, prompts: Prompts, *, name: str, files: WeightFiles | None = None
     ):
-        top = max(prompts.tokenizer.get_vocab(with_added_tokens=True).values())
+        highest_id = max(prompts.tokenizer.get_vocab(with_added_tokens=True).values())
         size = model.config.language.vocab_size
-        if top >= size:
+        if highest_id >= size:
             raise ConfigError(
-                f"the tokenizer's id {top} is beyond the model's vocabulary of {size}: "
+                f"the tokenizer's id {highest_id} is beyond the model's vocabulary of {size}: "
                 "tokenizer.json and config.json do not belong together"
             )
         self._model: JanusModel | None = model  # None: closed
@@ -85,7 +85,7 @@ class LoadedModel:
         self.thread = ModelThread()
         self.caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()  # emptied by ``close``
         self._files = files
-        self._ready: set[Task] = set()  # tasks whose weights are held; at most one in low memory
+        self._loaded_tasks: set[Task] = set()  # tasks whose weights are held
 
     @property
     def model(self) -> JanusModel:
@@ -110,7 +110,7 @@ class LoadedModel:
 
     @property
     def precision(self) -> dict[str, str]:
-        """The dtype, and the bits or the recipe of a quantized model, as in image metadata."""
+        """The dtype and, if quantized, the bits or the recipe, by their keys in image metadata."""
         fields = {"dtype": str(self.config.dtype)}
         quantization = self.config.quantization
         if quantization is None:
@@ -129,30 +129,30 @@ class LoadedModel:
 
         In low-memory mode, first free the previous task's weights that this task does not need.
         """
-        if task in self._ready:
+        if task in self._loaded_tasks:
             return
-        arrays = self._arrays(task)
-        if self._files:
-            held = {name for ready in self._ready for name in self._arrays(ready)}
-            if idle := held - set(arrays):  # weights that both tasks need stay
-                self._files.free(self.model, idle)
-            self._ready.clear()
-        materialize(arrays.values(), self.thread.check)
-        self._ready.add(task)
+        weights = self._weights_of(task)
+        if self._files:  # low-memory mode
+            held = {name for loaded in self._loaded_tasks for name in self._weights_of(loaded)}
+            if unneeded := held - set(weights):
+                self._files.free(self.model, unneeded)
+            self._loaded_tasks.clear()
+        materialize(weights.values(), self.thread.check)
+        self._loaded_tasks.add(task)
 
-    def _arrays(self, task: Task) -> dict[str, mx.array]:
+    def _weights_of(self, task: Task) -> dict[str, mx.array]:
         """Return the weights that a task needs, by name."""
         model = self.model
-        tasks: dict[Task, Callable[[], dict[str, mx.array]]] = {
+        collectors: dict[Task, Callable[[], dict[str, mx.array]]] = {
             "encode": model.encoding_arrays,
             "answer": model.answering_arrays,
             "draw": model.drawing_arrays,
             "decode": model.decoding_arrays,
         }
-        return tasks[task]()
+        return collectors[task]()
 
     def answering_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
-        """Return the ids of a conversation, up to the assistant's next answer.
+        """Return the token ids of a conversation, up to the beginning of the next answer.
 
         Args:
             turns: messages, the last one the user's.
@@ -173,34 +173,37 @@ class LoadedModel:
         return ids
 
     def encode(
-        self, pixels: Sequence[np.ndarray], watch: Stopwatch | None = None
+        self, images: Sequence[np.ndarray], stopwatch: Stopwatch | None = None
     ) -> list[mx.array]:
-        """Return the evaluated features of each preprocessed image, (tokens, hidden).
+        """Encode images, and return the evaluated features of each, (tokens, hidden).
 
         Args:
-            pixels: preprocessed images, (H, W, 3) each.
-            watch: times the encoding, without the loading of weights.
+            images: the pixels of each image as preprocessed for the encoder, (H, W, 3).
+            stopwatch: times the encoding, but not the loading of weights; None: no timing.
         """
-        if not pixels:
+        if not images:
             return []
         self.load_weights_for("encode")
         features = []
-        with watch or Stopwatch():
-            for image in pixels:  # one at a time: the encoder's activations are large
-                features.append(self.model.understand(mx.array(image)[None])[0])
-                mx.eval(features[-1])
+        with stopwatch or Stopwatch():
+            for image in images:  # one at a time, because the encoder's activations are large
+                batch = mx.array(image)[None]  # (1, H, W, 3)
+                encoded = self.model.understand(batch)[0]
+                mx.eval(encoded)
+                features.append(encoded)
         return features
 
     def close(self) -> None:
-        """Free the model's memory and end its thread; later calls raise an error.
+        """Free the model's memory and end its thread, after a running step has ended.
 
-        A running step ends first. Other models and the program's own arrays are left alone.
+        Later calls that need the model raise ``JanusError``; a second ``close`` does nothing.
+        Arrays of other models and of the program stay valid.
         """
         self.thread.close()
         if self._model is None:
             return
         self._model = None
-        self._ready.clear()
+        self._loaded_tasks.clear()
         for cache in list(self.caches):
             cache.clear()
         gc.collect()  # parts of a network refer to each other, so only the collector frees them

@@ -23,7 +23,7 @@ from ..errors import JanusError
 
 CLOSED = "the model is closed: load it again"
 T = TypeVar("T")
-_END = object()  # a step returns this when the generator has ended
+_END = object()  # a stream's step returns this when the generator has ended
 
 
 class _Abandoned(BaseException):
@@ -49,14 +49,14 @@ class _Call:
             self.error = error
         finally:
             self.function = None  # frees the arrays that the function holds
-            if not self.abandoned:
+            if not self.abandoned:  # otherwise no thread waits
                 self.done.put(None)
 
     def wait(self) -> Any:
-        """Wait for the call; return its result or raise its error."""
+        """Wait until the call has ended; return the function's result or raise its error."""
         try:
             self.done.get()
-        except BaseException:  # Ctrl-C; a running function ends at its next ``check``
+        except BaseException:  # Ctrl-C; the function ends when it calls ``ModelThread.check`` next
             self.abandoned = True
             raise
         if self.error is None:
@@ -68,37 +68,43 @@ class _Call:
 
 
 class _Worker:
-    """The thread and its queue of calls.
+    """A model's thread and its queue of calls.
 
-    It has no reference to the model, so an unused model can be collected.
+    It has no reference to the model, so an unused model can be garbage collected.
     """
 
     def __init__(self) -> None:
         self.calls: SimpleQueue[_Call | None] = SimpleQueue()  # None ends the thread
         self.current: _Call | None = None  # the running call
-        self.ending = False  # the program ends: waiting calls are not run
-        self._device = mx.default_device()
+        self.ending = False  # whether the program ends; waiting calls are not run then
+        self._device = mx.default_device()  # of the creating thread
         self.thread = threading.Thread(target=self._run, name="mlx_janus model", daemon=True)
 
     def start(self) -> None:
-        """Start the thread. At exit, ``_end_all`` ends a thread that still runs."""
+        """Start the thread. If it still runs at exit, ``_end_all_threads`` ends it."""
         _RUNNING.add(self)
         self.thread.start()
 
     def stop(self) -> None:
-        """Make the thread end after the waiting calls; do not wait for that."""
+        """Make the thread end after the calls in its queue; return without waiting for the end."""
         self.calls.put(None)
 
     def _run(self) -> None:
-        """Run calls one after the other until None, on the device of the worker's creator."""
+        """Run the calls of the queue one after the other; end when None is queued.
+
+        MLX's default device is that of the thread that created the worker.
+        """
         if mx.default_device() != self._device:
             mx.set_default_device(self._device)
         try:
             while (call := self.calls.get()) is not None:
                 self.current = call
-                call.abandoned |= self.ending
+                if self.ending:
+                    call.abandoned = True  # so that ``run`` skips the function
                 call.run()
-                self.current = call = None  # or the result would be kept until the next call
+                # Drop the call, or its result would stay in memory until the next call.
+                self.current = None
+                call = None
         finally:
             mx.clear_streams()  # else the process may abort at exit
             _RUNNING.discard(self)
@@ -108,7 +114,7 @@ _RUNNING: set[_Worker] = set()  # workers whose threads have started and not end
 
 
 @atexit.register
-def _end_all() -> None:
+def _end_all_threads() -> None:
     """End the threads of all models before the interpreter exits.
 
     Waits until running calls have ended; Ctrl-C ends the process without waiting.
@@ -117,7 +123,7 @@ def _end_all() -> None:
         for worker in list(_RUNNING):
             worker.ending = True
             if (call := worker.current) is not None:
-                call.abandoned = True
+                call.abandoned = True  # its next ``ModelThread.check`` ends it
             worker.stop()
         for worker in list(_RUNNING):
             worker.thread.join()
@@ -132,38 +138,38 @@ class ModelThread:
     """A thread that runs calls and steps of streams one at a time; the first call starts it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # held to start, stop or queue a call, never during work
-        self._worker: _Worker | None = None
+        self._lock = threading.Lock()  # for ``_worker`` and ``_closed``; not held during calls
+        self._worker: _Worker | None = None  # None: not started, or closed
         self._closed = False
         self._pid = os.getpid()  # a forked process has another pid, and lacks the thread
         # Stops the worker when this ``ModelThread`` is garbage collected.
-        self._end: weakref.finalize[Any, Any] | None = None
-        # Generators of streams, which ``close`` closes.
-        self._open: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        # The generators of all streams, for ``close`` to close them.
+        self._generators: weakref.WeakSet[Generator[Any, None, None]] = weakref.WeakSet()
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the model's thread and return its result.
 
-        An exception of the function is raised in the calling thread. Ctrl-C in that thread abandons
-        the call: the function ends at its next ``check``.
+        An exception of the function is raised in the calling thread. Ctrl-C in the calling thread
+        abandons the call, and the function ends when it calls ``check`` next.
 
         Raises:
             JanusError: the model is closed, or was loaded before this process was forked.
         """
         worker = self._worker
         if worker is not None and worker.thread is threading.current_thread():
-            return function()  # a queued call could not run before this one returns
+            return function()  # called in the model's thread, which must not wait for itself
         call = _Call(function)
         self._queue(call)
         return cast(T, call.wait())
 
     def stream(self, generator: Generator[T, None, None]) -> ThreadStream[T]:
         """Wrap a generator so that each of its steps runs in the model's thread."""
-        self._open.add(generator)
+        self._generators.add(generator)
         return ThreadStream(self, generator)
 
     def check(self) -> None:
-        """Raise an exception that ends the current call, if the call is abandoned.
+        """End the current call by an exception if the call is abandoned.
 
         Long work, such as loading weights, calls this between its parts. Outside the model's
         thread, this does nothing.
@@ -178,37 +184,36 @@ class ModelThread:
             raise _Abandoned
 
     def close(self) -> None:
-        """End every stream, and the thread after the waiting calls; later calls raise an error.
+        """Finish the calls in the queue, close all streams, and end the thread.
 
-        Waits until the thread has ended, unless this runs in that thread. A second ``close`` does
-        nothing.
+        Waits until the thread has ended, unless this runs in that thread. After that, ``call``
+        raises ``JanusError``, and a second ``close`` does nothing.
         """
         with self._lock:
             self._closed = True
             worker = self._worker
             self._worker = None
-            if self._end is not None:
-                self._end.detach()  # the worker is stopped here instead
+            if self._finalizer is not None:
+                self._finalizer.detach()  # the worker is stopped below instead
             if worker is not None:
-                for generator in list(self._open):
+                for generator in list(self._generators):
                     worker.calls.put(_Call(generator.close))
                 worker.stop()
         if worker is not None and worker.thread is not threading.current_thread():
             worker.thread.join()
 
     def discard(self, generator: Generator[Any, None, None]) -> None:
-        """Close a generator in the model's thread without waiting for it.
+        """Close a stream's generator in the model's thread; return without waiting.
 
-        Takes no lock, so it is safe during garbage collection, even in a thread that holds the
-        lock.
+        Takes no lock, because garbage collection may call this in a thread that holds the lock.
         """
         worker = self._worker
         if worker is None or os.getpid() != self._pid:
-            return  # the generator never ran, or its thread has ended or is in another process
+            return  # the generator never ran, its thread was closed, or this process was forked
         worker.calls.put(_Call(generator.close))
 
     def _queue(self, call: _Call) -> None:
-        """Queue a call; the first call starts the thread.
+        """Put a call into the thread's queue; the first call also starts the thread.
 
         Raises:
             JanusError: the model is closed, or was loaded before this process was forked.
@@ -226,8 +231,8 @@ class ModelThread:
                 worker = _Worker()
                 worker.start()
                 self._worker = worker
-                self._end = weakref.finalize(self, worker.stop)
-                self._end.atexit = False  # at exit, `_end_all` stops the worker and waits
+                self._finalizer = weakref.finalize(self, worker.stop)
+                self._finalizer.atexit = False  # ``_end_all_threads`` stops the worker at exit
             self._worker.calls.put(call)
 
 
@@ -241,40 +246,40 @@ class ThreadStream(Iterator[T], Generic[T]):
     def __init__(self, thread: ModelThread, generator: Generator[T, None, None]):
         self._thread = thread
         self._generator = generator
-        # Closes the generator if the stream is garbage collected or fails. ``_drop.alive`` means
-        # that the stream is open.
-        self._drop = weakref.finalize(self, thread.discard, generator)
-        self._drop.atexit = False
+        # Closes the generator if the stream is garbage collected or fails. The stream is open as
+        # long as ``_finalizer.alive``.
+        self._finalizer = weakref.finalize(self, thread.discard, generator)
+        self._finalizer.atexit = False  # at exit, the thread ends without it
 
     def __iter__(self) -> ThreadStream[T]:
         return self
 
     def __next__(self) -> T:
-        """Run a step in the model's thread, and return the item.
+        """Run the generator's next step in the model's thread, and return the item it yields.
 
-        An exception of the step is raised here and ends the stream.
+        An exception in the step ends the stream and is raised here.
 
         Raises:
             StopIteration: the stream has ended, failed or been closed.
         """
-        if not self._drop.alive:  # the stream has ended, failed or been closed
+        if not self._finalizer.alive:  # the stream has ended, failed or been closed
             raise StopIteration
         try:
-            value = self._thread.call(lambda: next(self._generator, _END))
+            item = self._thread.call(lambda: next(self._generator, _END))
         except BaseException:
-            self._drop()
+            self._finalizer()  # closes the generator
             raise
-        if value is _END:
-            self._drop.detach()
+        if item is _END:
+            self._finalizer.detach()  # there is nothing to close
             raise StopIteration
-        return cast(T, value)
+        return cast(T, item)
 
     def close(self) -> None:
         """Close the generator after any step in progress, and wait until it is closed.
 
         The stream then yields no further items. Does nothing if the stream has ended.
         """
-        if self._drop.detach() is None:  # the stream has ended, failed or been closed
+        if self._finalizer.detach() is None:  # the stream has ended, failed or been closed
             return
-        with contextlib.suppress(JanusError):  # the model is closed already
+        with contextlib.suppress(JanusError):  # the model is closed, or this process was forked
             self._thread.call(self._generator.close)

@@ -63,13 +63,13 @@ class ImageBatch(Protocol):
         """The running images; after an error, some may be missing."""
 
     def add(self, jobs: Sequence[ImageJob]) -> None:
-        """Start images of one prompt and equal options."""
+        """Start images that have one prompt and equal options."""
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:
         """Remove running images."""
 
     def step(self) -> dict[ImageJob, Canvas]:
-        """Advance every image by a step; return the complete ones, which leave the batch."""
+        """Advance every image by a step; remove the complete ones, and return their canvases."""
 
     def steps_done(self, job: ImageJob) -> int:
         """Return the number of steps that an image has done."""
@@ -85,14 +85,14 @@ class ImagePathway(Protocol):
     """Steps between two previews that differ enough to be worth decoding."""
 
     def options(self, choices: Mapping[str, Any]) -> ImageOptions:
-        """Check choices by name; None and missing ones take the model's own defaults.
+        """Check options given by name; None and missing ones take the model's own defaults.
 
         Raises:
             OptionError: a value is out of range, or this pathway has no such option.
         """
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Return the ids of an image's prompt.
+        """Return the token ids of an image's prompt.
 
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
@@ -115,15 +115,16 @@ class ImagePathway(Protocol):
         Closing the generator ends the generation within a step.
 
         Yields:
-            After each step the canvas of every image, in the order of the jobs.
+            After each step, a ``Canvas`` of every image in its present state, in the order of
+                ``jobs``.
         """
 
     def batch(self) -> ImageBatch:
         """Return an empty batch."""
 
 
-def describe(janus: LoadedModel, job: ImageJob) -> dict[str, str]:
-    """Return the metadata from which an image can be generated again."""
+def image_metadata(janus: LoadedModel, job: ImageJob) -> dict[str, str]:
+    """Return the metadata of a generated image, from which it can be generated again."""
     return {
         "prompt": job.prompt,
         "seed": str(job.seed),

@@ -37,7 +37,10 @@ def image_digest(image: Image.Image) -> str:
 
 
 class ImageFeatureCache:
-    """The features of encoded images, by content.
+    """The vision encoder's features of images, by the image's hash (digest).
+
+    A key is the content of one position of a prompt: a token id, or a (digest, index) pair at the
+    index-th position of an image.
 
     Args:
         janus: the model that encodes.
@@ -47,7 +50,8 @@ class ImageFeatureCache:
     def __init__(self, janus: LoadedModel, limit: int | None = None):
         self._janus = janus
         self._limit = limit
-        self._features: OrderedDict[str, mx.array] = OrderedDict()  # (tokens, hidden)
+        # (tokens, hidden) for each digest, the most recently used last.
+        self._features: OrderedDict[str, mx.array] = OrderedDict()
         janus.caches.add(self)  # emptied when the model is closed
 
     def clear(self) -> None:
@@ -58,8 +62,8 @@ class ImageFeatureCache:
         """Return the key of each position of a prompt.
 
         Args:
-            ids: the prompt.
-            digests: the hashes of its images, in order.
+            ids: the prompt, with a placeholder id at each position of an image.
+            digests: the hashes of the prompt's images, in order.
         """
         prompts = self._janus.prompts
         # One (digest, index) for each placeholder, in order.
@@ -67,49 +71,61 @@ class ImageFeatureCache:
         placeholder = prompts.special.image
         return [next(image_keys) if token == placeholder else token for token in ids]
 
-    def rows(
-        self, keys: Sequence[Key], shown: Mapping[str, Image.Image], watch: Stopwatch
+    def features_at(
+        self, keys: Sequence[Key], images: Mapping[str, Image.Image], stopwatch: Stopwatch
     ) -> list[mx.array]:
-        """Return the features at the images' positions, encoding new images.
+        """Return the features at the image positions of ``keys``; encode images if necessary.
 
         Args:
-            keys: positions to read.
-            shown: the images among them, by digest.
-            watch: times the encoding.
+            keys: keys of consecutive positions of a prompt.
+            images: the images of these positions, by digest.
+            stopwatch: times the encoding.
 
         Returns:
-            A (positions, hidden) array for each image, in order.
+            (positions, hidden) arrays, in the order of the positions.
         """
-        for _ in self.encode(keys, shown, watch):
+        for _ in self.encode(keys, images, stopwatch):
             pass
         image_keys = [key for key in keys if isinstance(key, tuple)]
-        rows = []
-        for digest, group in itertools.groupby(image_keys, operator.itemgetter(0)):
+        features = []
+        for digest, group in itertools.groupby(image_keys, key=operator.itemgetter(0)):
             indices = [index for _, index in group]
-            rows.append(self._features[digest][mx.array(indices)])
-        # Forget only now: this prompt may show more images than the limit.
+            features.append(self._features[digest][mx.array(indices)])
+        # Forget images only now, because this prompt may show more images than the limit.
         while self._limit is not None and len(self._features) > self._limit:
             self._features.popitem(last=False)
-        return rows
+        return features
 
     def encode(
-        self, keys: Sequence[Key], shown: Mapping[str, Image.Image], watch: Stopwatch | None = None
+        self,
+        keys: Sequence[Key],
+        images: Mapping[str, Image.Image],
+        stopwatch: Stopwatch | None = None,
     ) -> Iterator[None]:
-        """Encode the new images among ``keys``, and yield after each.
+        """Encode those images among ``keys`` that are not held yet, and yield after each.
 
-        This may exceed the limit: ``rows`` forgets the surplus.
+        More images than the limit may be held afterwards, until the next ``features_at``.
+
+        Args:
+            keys: keys of positions of a prompt.
+            images: the images of these positions, by digest.
+            stopwatch: times the encoding; None: no timing.
         """
-        wanted = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))
-        for digest in wanted:
+        digests = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))  # no repeats
+        for digest in digests:
             if digest not in self._features:
-                pixels = preprocess(shown[digest], self._janus.config.image)
-                (self._features[digest],) = self._janus.encode([pixels], watch)
+                pixels = preprocess(images[digest], self._janus.config.image)
+                features = self._janus.encode([pixels], stopwatch)
+                self._features[digest] = features[0]
                 yield
             self._features.move_to_end(digest)
 
 
 class PrefixCache:
     """A KV cache and the keys of the positions that it holds.
+
+    A key is the content of one position: a token id, or an image's hash (digest) and an index in
+    the image.
 
     Args:
         janus: the model.
@@ -122,21 +138,21 @@ class PrefixCache:
         janus.caches.add(self)  # emptied when the model is closed
 
     def clear(self) -> None:
-        """Forget everything that was read."""
+        """Empty the KV cache."""
         self.keys = []
         self._cache = None
 
     @property
     def nbytes(self) -> int:
         """The bytes of the KV cache."""
-        if not self._cache or not self._cache[0].offset:
+        if not self._cache or not self._cache[0].offset:  # no arrays before the first position
             return 0
         return sum(array.nbytes for array in cache_arrays(self._cache))
 
-    def common(self, keys: Sequence[Key]) -> int:
-        """Return the length of the common prefix with a prompt.
+    def common_length(self, keys: Sequence[Key]) -> int:
+        """Return the length of the prefix that the cache and a prompt have in common.
 
-        The last position of the prompt never counts: it must be read to get its logits.
+        The prompt's last position is not counted, because it must be read to get its logits.
         """
         length = 0
         for held, wanted in zip(self.keys, keys, strict=False):
@@ -146,47 +162,48 @@ class PrefixCache:
         return min(length, len(keys) - 1)
 
     def _trim_to(self, keys: Sequence[Key]) -> Cache:
-        """Trim the cache to the common prefix with a prompt, and return it."""
+        """Trim the KV cache to the prefix that it has in common with a prompt, and return it."""
         cache = self._cache or self._janus.model.make_cache()
         self._cache = cache
-        self.keys = self.keys[: self.common(keys)]
-        trim_cache(cache, cache[0].offset - len(self.keys))
+        self.keys = self.keys[: self.common_length(keys)]
+        surplus = cache[0].offset - len(self.keys)
+        trim_cache(cache, surplus)
         return cache
 
     def answer(
         self,
         ids: Sequence[int],
         keys: Sequence[Key],
-        images: ImageFeatureCache,
-        shown: Mapping[str, Image.Image],
+        feature_cache: ImageFeatureCache,
+        images: Mapping[str, Image.Image],
         options: TextOptions,
         *,
         step: int = PREFILL_STEP,
     ) -> Generator[TextEvent, None, None]:
-        """Read the new part of a prompt and answer. Closing the generator ends the answer.
+        """Read the uncached part of a prompt, and answer. Closing the generator ends the answer.
 
-        A failed or interrupted pass empties the cache: its layers may hold different positions.
+        A failed or interrupted pass empties the cache, as its layers may hold different positions.
 
         Args:
             ids: the prompt.
-            keys: the keys of the prompt.
-            images: the features at the images' positions.
-            shown: the prompt's images, by digest.
+            keys: the keys of the prompt's positions.
+            feature_cache: encodes the prompt's images.
+            images: the prompt's images, by digest.
             options: sampling and length.
             step: prompt positions read between two events.
 
         Yields:
-            The events of ``answer_events``.
+            The events of ``answer_events``: progress in the prompt, tokens, and the result.
         """
-        known: list[Key] = [*keys]  # will grow by the answer's tokens; the cache may hold fewer
+        known: list[Key] = [*keys]  # the answer's tokens are added when it is complete
         cache = self._trim_to(keys)
-        read = len(self.keys)
+        read = len(self.keys)  # prompt positions in the cache
 
-        def features(watch: Stopwatch) -> list[mx.array]:
-            return images.rows(keys[read:], shown, watch)
+        def features(stopwatch: Stopwatch) -> list[mx.array]:
+            return feature_cache.features_at(keys[read:], images, stopwatch)
 
         events = answer_events(self._janus, Prompt(ids, features, cache, read, step), options)
-        consistent = False  # all layers hold the same positions
+        consistent = False  # whether all layers hold the same positions
         try:
             for event in events:
                 if isinstance(event, Finished):
@@ -198,8 +215,8 @@ class PrefixCache:
             raise
         finally:
             events.close()
-            self.keys = known[: cache[0].offset] if consistent else []
-            if consistent:  # after an early close, ``known`` lacks the answer's tokens
+            if consistent:  # after an early close, the cache also holds tokens not in ``known``
+                self.keys = known[: cache[0].offset]
                 trim_cache(cache, cache[0].offset - len(self.keys))
             else:
-                self._cache = None
+                self.clear()

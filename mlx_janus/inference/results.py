@@ -65,16 +65,16 @@ class GeneratedImage:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Save as a PNG with ``metadata`` as text chunks.
 
-        An existing file is never replaced: the name gets a number instead.
+        An existing file is never replaced: the new file's name gets a number instead.
 
         Args:
-            path: a name that ends in .png; a name without a suffix gets it.
+            path: a path that ends in .png; a path without a suffix gets .png.
 
         Returns:
             The path of the new file.
 
         Raises:
-            OutputError: the file cannot be written, or the name has another suffix.
+            OutputError: the file cannot be written, or the path has another suffix.
         """
         return save_png(self.image, Path(path), self.metadata)
 
@@ -84,7 +84,7 @@ class GeneratedImage:
         The metadata record the factor.
 
         Args:
-            factor: 1 to 4; 1 returns the image itself.
+            factor: 1 to 4; 1 returns the same object.
 
         Raises:
             OptionError: the factor is not an integer from 1 to 4.
@@ -112,10 +112,11 @@ class ImageStep:
     _preview: Callable[[], list[Image.Image]] = field(repr=False)
 
     def preview(self) -> list[Image.Image]:
-        """Return the images started so far, in seed order; the missing parts are grey.
+        """Return the images finished so far, and those in progress with their missing parts grey.
 
-        This decodes each unfinished image. In low-memory mode it also loads the codec's weights,
-        and the next step loads the language model's again.
+        A step with ``images`` returns the finished ones only. Each image in progress is decoded
+        now. In low-memory mode this loads the image decoder's weights, and the next step loads the
+        language model's again.
         """
         return self._preview()
 
@@ -125,8 +126,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: not
-        enlarged); and for the weights dtype (None in files of early releases), bits and recipe
-        (None: not quantized in this way).
+        enlarged); also dtype of the weights (None in files of early releases), and bits or recipe
+        if the weights were quantized (None otherwise).
 
     Raises:
         ImageError: the file is not an image, or its settings are missing or not valid.
@@ -136,7 +137,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ImageError(
             f"{path} carries no settings of a drawing: give a PNG as mlx_janus wrote it"
         )
-    # A file without this chunk was not upscaled: the pattern matches "", and its group is None.
+    # The group is the factor. A file without this chunk was not upscaled: the pattern matches "",
+    # and the group is None.
     upscale = re.fullmatch(rf"(?:([2-{MAX_UPSCALE}]) \(Lanczos\))?", chunks.get("upscale", ""))
     dtype = chunks.get("dtype")
     bits = chunks.get("bits")
@@ -147,7 +149,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             and bits in (None, *map(str, BITS))
             and recipe in (None, *RECIPES)
         )
-        if upscale is None or not supported or (bits and recipe):
+        if upscale is None or not supported or (bits and recipe):  # never both
             raise ValueError
         return {
             "prompt": chunks["prompt"],

@@ -74,11 +74,11 @@ def as_strings(name: str, value: Sequence[str] | str) -> tuple[str, ...]:
     """Return one string or several as a tuple.
 
     Args:
-        name: the argument's name, for the error.
+        name: the argument's name, for the error message.
         value: a string or several.
 
     Raises:
-        OptionError: the value is something else.
+        OptionError: the value is neither a string nor strings only.
     """
     if isinstance(value, str):
         return (value,)
@@ -88,7 +88,7 @@ def as_strings(name: str, value: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def embed_prompt(janus: LoadedModel, ids: Sequence[int], features: Sequence[mx.array]) -> mx.array:
-    """Embed a prompt with its images.
+    """Embed a prompt, with the features of its images in place of the placeholders.
 
     Args:
         janus: the model.
@@ -96,20 +96,21 @@ def embed_prompt(janus: LoadedModel, ids: Sequence[int], features: Sequence[mx.a
         features: (positions, hidden) of each image, in order.
 
     Returns:
-        (L, hidden).
+        The embeddings, (L, hidden).
     """
     embeddings = janus.model.embed_text(mx.array(list(ids), mx.int32)[None])[0]
     if features:
-        places = np.flatnonzero(np.array(ids) == janus.prompts.special.image)
-        rows = mx.concatenate(list(features))
-        embeddings[mx.array(places)] = rows.astype(embeddings.dtype)
+        positions = np.flatnonzero(np.array(ids) == janus.prompts.special.image)
+        image_embeddings = mx.concatenate(list(features))
+        embeddings[mx.array(positions)] = image_embeddings.astype(embeddings.dtype)
     return embeddings
 
 
 def answer_chunks(events: Generator[TextEvent, None, None]) -> Generator[TextChunk, None, None]:
-    """Turn events into pieces of text, without ``PromptRead``. The last piece has the result.
+    """Turn the events of an answer into pieces of its text; the last piece has the result.
 
-    Closing this generator closes ``events``.
+    ``PromptRead`` events and tokens that complete no character yield nothing. Closing this
+    generator closes ``events``.
     """
     try:
         for event in events:
@@ -122,7 +123,7 @@ def answer_chunks(events: Generator[TextEvent, None, None]) -> Generator[TextChu
 
 
 def last_result(chunks: ThreadStream[TextChunk]) -> TextResult:
-    """Read a stream to its end and return its result."""
+    """Read the stream of an answer to its end, and return the result."""
     with contextlib.closing(chunks):
         for chunk in chunks:
             if chunk.result is not None:
@@ -155,42 +156,43 @@ def answer_events(
     """Answer a prompt. Closing the generator ends the answer within a step.
 
     Yields:
-        ``PromptRead`` after each part while more than ``prompt.step`` positions are unread,
-        ``Token`` for each token except the end token, then ``Finished``.
+        ``PromptRead`` after each part of ``prompt.step`` positions, except after the last part;
+        ``Token`` for each token of the answer, except for the end token; then ``Finished``.
     """
     mx.reset_peak_memory()
-    watch = Stopwatch()
-    encoded = prompt.features(watch)
+    stopwatch = Stopwatch()
+    features = prompt.features(stopwatch)
     janus.load_weights_for("answer")
-    # The time to the first token includes encoding images, but not loading weights until here.
-    started = time.perf_counter() - watch.seconds
+    # The time to the first token counts from here, plus the time to encode the images. So it does
+    # not include the time to load weights.
+    started = time.perf_counter() - stopwatch.seconds
     cache = prompt.cache or janus.model.make_cache()
-    embeddings = embed_prompt(janus, prompt.ids[prompt.read :], encoded)
-    del encoded  # or it would be held until the end of the answer
-    done = 0  # ``answer_tokens`` reads the last positions itself, as it needs their logits
-    for done, _ in prefill(janus.model, embeddings[None], cache, prompt.step, keep=prompt.step):
+    embeddings = embed_prompt(janus, prompt.ids[prompt.read :], features)
+    del features  # otherwise they would be held until the end of the answer
+    done = 0  # positions of ``embeddings`` that ``prefill`` reads; ``answer_tokens`` reads the rest
+    for done, _ in prefill(janus.model, embeddings[None], cache, prompt.step, unread=prompt.step):
         yield PromptRead(prompt.read + done, len(prompt.ids))
         janus.load_weights_for("answer")  # another stream may have freed them
     room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
-    stream = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
-    del embeddings  # or they would be held until the end of the answer
+    tokens = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
+    del embeddings  # otherwise they would be held until the end of the answer
     eos = janus.prompts.special.eos
     answer = _Answer(janus.prompts.detokenizer(), eos, options.stop)
-    first = 0.0  # time of the first token; 0: none yet
+    first_at = 0.0  # time of the first token; 0: none yet
     try:
-        for token in stream:
-            first = first or time.perf_counter()
+        for token in tokens:
+            first_at = first_at or time.perf_counter()
             text = answer.add(token)
             if token != eos:
                 yield Token(token, text)
             if answer.ended:
                 break
-            janus.load_weights_for("answer")
+            janus.load_weights_for("answer")  # another stream may have freed them
     finally:
-        stream.close()  # type: ignore[attr-defined]
-    rest = answer.finish()
-    yield Finished(rest, answer.result(prompt, first - started, time.perf_counter() - first))
+        tokens.close()  # type: ignore[attr-defined]
+    text = answer.finish()
+    yield Finished(text, answer.result(prompt, first_at - started, time.perf_counter() - first_at))
 
 
 class _Answer:
@@ -200,13 +202,13 @@ class _Answer:
     """
 
     def __init__(self, detokenizer: Detokenizer, eos: int, stop: Sequence[str]):
-        self.ended = False  # by the model or a stop string
+        self.ended = False  # whether the end token or a stop string ended it
         self._tokens: list[int] = []
         self._text = ""
-        self._cut = False  # by a stop string
+        self._cut_by_stop = False  # whether a stop string ended it
         self._detokenizer = detokenizer
         self._eos = eos
-        self._stops = StopStrings(stop)
+        self._stop_strings = StopStrings(stop)  # a filter of the text
 
     def add(self, token: int) -> str:
         """Add a token, and return the characters that are safe to show now.
@@ -217,41 +219,50 @@ class _Answer:
             self.ended = True
             return ""
         self._tokens.append(token)
-        text, self._cut = self._stops.add(self._detokenizer.add(token))
-        self.ended = self._cut
-        return self._show(text)
+        completed = self._detokenizer.add(token)
+        text, self._cut_by_stop = self._stop_strings.add(completed)
+        self.ended = self._cut_by_stop
+        return self._append(text)
 
     def finish(self) -> str:
-        """Return the characters held back at the end of the answer, up to a stop string."""
-        if self._cut:  # the characters held back come after the stop string
-            return ""
-        text, cut = self._stops.add(self._detokenizer.finish())
-        self.ended = self.ended or cut
-        return self._show(text if cut else text + self._stops.finish())
+        """End the answer, and return its last characters, which ``add`` has held back.
 
-    def result(self, prompt: Prompt, prompt_seconds: float, seconds: float) -> TextResult:
-        """Return the finished answer.
+        ``add`` holds back incomplete characters, and text that may begin a stop string.
+        """
+        if self._cut_by_stop:  # anything held back is after the stop string
+            return ""
+        text, cut_by_stop = self._stop_strings.add(self._detokenizer.finish())
+        if cut_by_stop:
+            self.ended = True
+        else:
+            text += self._stop_strings.finish()
+        return self._append(text)
+
+    def result(
+        self, prompt: Prompt, prompt_seconds: float, generation_seconds: float
+    ) -> TextResult:
+        """Return the finished answer with its statistics.
 
         Args:
             prompt: the prompt.
             prompt_seconds: time to the first token.
-            seconds: time after the first token.
+            generation_seconds: time after the first token.
         """
-        later_tokens = max(len(self._tokens) - 1, 0)
+        later_tokens = max(len(self._tokens) - 1, 0)  # tokens after the first
         return TextResult(
             text=self._text,
             tokens=tuple(self._tokens),
             finish_reason="stop" if self.ended else "length",
             prompt_tokens=len(prompt.ids),
             prompt_tps=(len(prompt.ids) - prompt.read) / prompt_seconds,
-            generation_tps=later_tokens / seconds if seconds > 0 else 0.0,
+            generation_tps=later_tokens / generation_seconds if generation_seconds > 0 else 0.0,
             peak_memory=mx.get_peak_memory(),
             cached_tokens=prompt.read,
             first_token_seconds=prompt_seconds,
         )
 
-    def _show(self, text: str) -> str:
-        """Add characters to the answer, but no white space at its beginning; return those added."""
+    def _append(self, text: str) -> str:
+        """Append text to the answer, but no leading white space; return the appended text."""
         text = text if self._text else text.lstrip()
         self._text += text
         return text

@@ -16,16 +16,16 @@ from ..errors import OptionError, PromptError
 from ..models.vq_parts import VQ_PARTS, token_config
 from ..processing.images import to_image
 from .loaded import LoadedModel
-from .pathway import Canvas, ImageJob, describe
+from .pathway import Canvas, ImageJob, image_metadata
 from .results import GeneratedImage
 from .window_timing import find_window
 
-_BACKGROUND = (127, 127, 127)  # grey, where a preview has no token so far
-_CHOICES = ("cfg_weight", "temperature", "top_p", "exact", "window")
+_GREY = (127, 127, 127)  # RGB of the parts of a preview that have no token so far
+_OPTIONS = ("cfg_weight", "temperature", "top_p", "exact", "window")
 
 
 class VQPathway:
-    """An ``ImagePathway`` that generates images as tokens of a codebook.
+    """An ``ImagePathway`` that generates images as tokens of a codebook, in raster order.
 
     Args:
         janus: the model.
@@ -33,21 +33,21 @@ class VQPathway:
 
     def __init__(self, janus: LoadedModel):
         self._janus = janus
-        self._config = token_config(janus.config)
-        self.preview_every = self._config.grid  # a row of tokens
+        self._config = token_config(janus.config)  # the section on image tokens
+        self.preview_every = self._config.grid  # steps between two previews: a row
 
     def options(self, choices: Mapping[str, Any]) -> DrawOptions:
-        """Check options of guidance and sampling, by name; None takes the default.
+        """Check options given by name; None and missing ones take the model's own defaults.
 
         Raises:
-            OptionError: a value is out of range, an option belongs to another pathway, or ``exact``
-                is combined with a window.
+            OptionError: a value is out of range, an option is unknown, or ``exact`` is combined
+                with a window above 1.
         """
         chosen = {name: value for name, value in choices.items() if value is not None}
-        foreign = sorted(set(chosen) - set(_CHOICES))
-        if foreign:
+        unknown = sorted(set(chosen) - set(_OPTIONS))
+        if unknown:
             raise OptionError(
-                f"{foreign[0]} is no option of a model that draws image tokens: leave it out"
+                f"{unknown[0]} is no option of a model that draws image tokens: leave it out"
             )
         defaults = {
             "cfg_weight": self._config.cfg_weight,
@@ -57,31 +57,32 @@ class VQPathway:
         return DrawOptions(**values)
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt, ending with begin-of-image.
+        """Return the token ids of a prompt, ending with the begin-of-image token.
 
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
         """
         ids = self._janus.prompts.drawing(prompt)
         length = len(ids)
-        image = self._config.tokens
+        image_tokens = self._config.tokens
         context = self._janus.config.language.max_position_embeddings
-        if length + image > context:
+        if length + image_tokens > context:
             raise PromptError(
-                f"the prompt is {length} tokens long and an image takes {image}, "
+                f"the prompt is {length} tokens long and an image takes {image_tokens}, "
                 f"more than the model's context of {context}: shorten it"
             )
         return ids
 
     def steps(self, options: DrawOptions) -> int:
-        """Return the number of tokens of one image."""
+        """Return the number of steps of one image: one for each token."""
         return self._config.tokens
 
     def bytes_per_image(self, prompt_tokens: int, options: DrawOptions) -> int:
-        """Return the bytes of an image's KV cache and logits."""
+        """Return the bytes of an image's KV cache and logits while it is generated."""
         model = self._janus.model
-        itemsize = model.dtype.size
-        return VQ_PARTS.image_bytes(model.config, prompt_tokens, options.rows, itemsize)
+        itemsize = model.dtype.size  # bytes of a number in the KV cache
+        batch_rows = options.rows  # 2 with guidance, otherwise 1
+        return VQ_PARTS.image_bytes(model.config, prompt_tokens, batch_rows, itemsize)
 
     def decoding_bytes(self) -> int:
         """Return the bytes of activations while one image is decoded."""
@@ -92,52 +93,59 @@ class VQPathway:
         jobs: Sequence[ImageJob],
         options: DrawOptions,
     ) -> Generator[Sequence[Canvas], None, None]:
-        """Load the weights for drawing, and generate images together.
+        """Load the weights of this task, and generate images together.
 
         Each step adds a token to each image. One pass of the model may accept the tokens of several
         steps.
 
         Yields:
-            After each step the canvas of every image, in the order of the jobs.
+            After each step, a ``TokenCanvas`` of every image with its tokens so far, in the order
+                of ``jobs``.
         """
         janus = self._janus
         columns: list[mx.array] = []  # for each position, the tokens of all n images, (n,)
         passes = 0
         janus.load_weights_for("draw")
-        stream = self._start(jobs, options)
+        blocks = self._start_drawing(jobs, options)
         try:
-            for block in stream:
+            for block in blocks:  # (n, accepted)
                 passes += 1
                 accepted = block.shape[1]
                 for column in mx.split(block, accepted, axis=1):
                     columns.append(column[:, 0])
-                    count = len(columns)
+                    count = len(columns)  # stays with the canvases, while ``columns`` grows
                     canvases = []
-                    for index, job in enumerate(jobs):  # ``columns`` grows: canvases keep a count
-                        tokens = partial(_tokens_of, columns, count, index)
-                        canvas = TokenCanvas(janus, job, tokens, passes)
+                    for index, job in enumerate(jobs):
+                        read_tokens = partial(_tokens_of, columns, count, index)
+                        canvas = TokenCanvas(janus, job, read_tokens, passes)
                         canvases.append(canvas)
                     yield canvases
                 janus.load_weights_for("draw")  # a preview or another stream may have freed them
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            blocks.close()  # type: ignore[attr-defined]
 
-    def _start(self, jobs: Sequence[ImageJob], options: DrawOptions) -> Iterator[mx.array]:
-        """Start ``draw_tokens`` for jobs of equal options; each prompt is read only once."""
+    def _start_drawing(self, jobs: Sequence[ImageJob], options: DrawOptions) -> Iterator[mx.array]:
+        """Return an iterator over the image tokens that each pass accepts, (n, accepted).
+
+        Args:
+            jobs: n images, whose prompts have the same length. Equal prompts are read only once.
+            options: options of all images.
+        """
         model = self._janus.model
         # The window is the number of positions that one pass reads.
         window = 1 if options.exact else options.window
-        if window is None:  # the rows of several images already make a pass wide
+        if window is None:
+            # With several images a pass has many rows already, so a wide window gains little.
             window = 1 if len(jobs) > 1 else find_window(model, options.rows)
-        prompts: list[list[int]] = []
-        images: list[tuple[int, int]] = []  # the index of the prompt, and the seed
+        prompts: list[list[int]] = []  # without repeats
+        images: list[tuple[int, int]] = []  # for each image, the index of its prompt and the seed
         for job in jobs:
             if job.ids not in prompts:
                 prompts.append(job.ids)
             index = prompts.index(job.ids)
             images.append((index, job.seed))
-        first = prompts[0]  # all have one length, so one row of pads serves them all
-        unconditional = self._janus.prompts.unconditional(first)
+        # It depends only on the length of a prompt, so it is the same for all.
+        unconditional = self._janus.prompts.unconditional(prompts[0])
         return draw_tokens(model, prompts, unconditional, images, options, window)
 
     def batch(self) -> TokenBatch:
@@ -149,11 +157,11 @@ def _tokens_of(columns: list[mx.array], count: int, index: int) -> np.ndarray:
     """Return the first ``count`` tokens of one of n images, (count,) int32.
 
     Args:
-        columns: for each position, the tokens of all images, (n,).
+        columns: for each position, the tokens of all n images, (n,).
         count: number of positions, at least 1.
         index: index of the image.
     """
-    rows = mx.stack(columns[:count], axis=1)
+    rows = mx.stack(columns[:count], axis=1)  # (n, count)
     tokens = np.array(rows[index])
     return tokens.astype(np.int32)
 
@@ -164,70 +172,68 @@ class TokenCanvas:
     Args:
         janus: the model.
         job: the image.
-        tokens: returns the image's tokens so far, (n,) int32, in raster order.
-        passes: the passes of the language model so far.
+        read_tokens: returns the image's tokens so far, (count,) int32, in raster order.
+        passes: number of passes of the language model up to these tokens.
     """
 
     def __init__(
         self,
         janus: LoadedModel,
         job: ImageJob,
-        tokens: Callable[[], np.ndarray],
+        read_tokens: Callable[[], np.ndarray],
         passes: int,
     ):
         self._janus = janus
         self._job = job
-        self._tokens = tokens
+        self._read_tokens = read_tokens
         self._passes = passes
 
     def finish(self) -> GeneratedImage:
-        """Decode all tokens."""
+        """Decode all tokens of a complete image."""
         job = self._job
-        tokens = self._tokens()
-        grid = token_config(self._janus.config).grid
-        image = _decode(self._janus, tokens, (grid, grid))
-        facts = describe(self._janus, job)
-        steps = len(tokens)
+        tokens = self._read_tokens()
+        side = token_config(self._janus.config).grid  # tokens
+        image = _decode(self._janus, tokens, (side, side))
         return GeneratedImage(
-            image,
-            tokens,
-            job.seed,
-            job.prompt,
-            facts,
-            self._passes,
-            steps=steps,
+            image=image,
+            tokens=tokens,
+            seed=job.seed,
+            prompt=job.prompt,
+            metadata=image_metadata(self._janus, job),
+            passes=self._passes,
+            steps=len(tokens),
         )
 
     def preview(self) -> Image.Image:
-        """Decode the rows of tokens so far; the rest of the image is grey."""
+        """Decode the tokens so far; the parts of the image without tokens are grey."""
         config = token_config(self._janus.config)
-        tokens = self._tokens()
+        tokens = self._read_tokens()
         count = len(tokens)
         columns = config.grid
-        rows = -(-count // columns)
-        # The decoder needs entire rows: repeat the last token, and paint over it in the end.
+        rows = -(-count // columns)  # rounded up
+        # The decoder needs complete rows, so the last row is filled with copies of the last token.
+        # Grey is painted over them below.
         missing = rows * columns - count
         padding = np.repeat(tokens[-1:], missing)
         filled = np.concatenate([tokens, padding])
         decoded = _decode(self._janus, filled, (rows, columns))
         size = (config.image_size, config.image_size)
-        canvas = Image.new("RGB", size, _BACKGROUND)
+        canvas = Image.new("RGB", size, _GREY)
         canvas.paste(decoded, (0, 0))
         if missing:
-            side = config.codec.downsampling
+            side = config.codec.downsampling  # pixels of a token
             left = (columns - missing) * side
             top = (rows - 1) * side
             right = columns * side
             bottom = rows * side
-            canvas.paste(_BACKGROUND, (left, top, right, bottom))
+            canvas.paste(_GREY, (left, top, right, bottom))
         return canvas
 
 
 def _decode(janus: LoadedModel, tokens: np.ndarray, grid: tuple[int, int]) -> Image.Image:
     """Decode (rows * columns,) tokens to an image; ``grid`` is (rows, columns).
 
-    Only one image at a time: the decoder's activations are the largest of all. In low-memory mode,
-    loading the decoder's weights frees those of other tasks.
+    In low-memory mode, this frees the weights of other tasks and loads the decoder's.
     """
     janus.load_weights_for("decode")
     batch = mx.array(tokens[None])
@@ -244,53 +250,53 @@ class TokenBatch:
     def __init__(self, janus: LoadedModel):
         self._janus = janus
         self._batch = DrawingBatch(janus.model)
-        self._images: dict[ImageJob, BatchImage] = {}
+        self._images_by_job: dict[ImageJob, BatchImage] = {}
 
     @property
     def jobs(self) -> Sequence[ImageJob]:
-        """The running images; an error in the model may have lost some."""
+        """The jobs of the running images; after an error in the model, some may be missing."""
         running = set(self._batch.images)
-        return [job for job, image in self._images.items() if image in running]
+        return [job for job, image in self._images_by_job.items() if image in running]
 
     def add(self, jobs: Sequence[ImageJob]) -> None:
-        """Start images of one prompt, which is read once for all of them."""
-        ids = jobs[0].ids
+        """Start images that have one prompt, which is read once for all of them."""
+        ids = jobs[0].ids  # the same for all jobs
         unconditional = self._janus.prompts.unconditional(ids)
         images = {}
         for job in jobs:
             images[job] = BatchImage(job.seed, job.options)  # type: ignore[arg-type]
         self._batch.add(ids, unconditional, list(images.values()))
-        self._images |= images
+        self._images_by_job |= images
 
     def remove(self, jobs: Sequence[ImageJob]) -> None:
-        """Remove images from the batch."""
+        """Remove images from the batch; ignore those that are not in it."""
         images = []
         for job in jobs:
-            if job in self._images:
-                images.append(self._images.pop(job))
+            if job in self._images_by_job:
+                images.append(self._images_by_job.pop(job))
         self._batch.remove(images)
 
     def step(self) -> dict[ImageJob, Canvas]:
-        """Add the next token to every image; return the canvases of those that are now complete.
+        """Add the next token to every image; remove complete images, and return their canvases.
 
-        Complete images leave the batch. The next pass is already running on return.
+        The model already computes the following tokens when this returns.
         """
         complete = set(self._batch.step())
         finished = {}
-        for job, image in self._images.items():
+        for job, image in self._images_by_job.items():
             if image in complete:
                 finished[job] = self.canvas(job)
         for job in finished:
-            del self._images[job]
+            del self._images_by_job[job]
         return finished
 
     def steps_done(self, job: ImageJob) -> int:
         """Return the number of tokens of an image so far."""
-        return len(self._images[job])
+        return len(self._images_by_job[job])
 
     def canvas(self, job: ImageJob) -> Canvas:
-        """Return an image as it is now."""
-        image = self._images[job]
-        count = len(image)
-        tokens = partial(image.tokens, count)
-        return TokenCanvas(self._janus, job, tokens, passes=count)
+        """Return the canvas of an image with its tokens so far."""
+        image = self._images_by_job[job]
+        count = len(image)  # the canvas keeps this number of tokens, while the image grows
+        read_tokens = partial(image.tokens, count)
+        return TokenCanvas(self._janus, job, read_tokens, passes=count)  # a pass for each token

@@ -24,32 +24,30 @@ WINDOWS_FILE = "windows.json"
 
 
 def find_window(model: JanusModel, rows: int) -> int:
-    """Return the fastest window, the positions read in one pass, to generate one image.
+    """Return the fastest window (number of positions that one pass reads) to generate one image.
 
-    The window is timed once for each model, device and precision, and stored in ``windows.json`` in
-    the cache folder. Remove that file to time again.
+    Windows are timed once for each model, device and precision. The fastest is stored in
+    ``windows.json`` in the cache folder. Remove that file to time them again.
 
     Args:
-        model: the weights.
-        rows: rows of the batch, 2 with guidance and 1 without.
+        model: the model, with its weights.
+        rows: rows of the batch for one image, 2 with guidance and 1 without.
     """
     path = cache_folder() / WINDOWS_FILE
-    key = _key(model, rows)
-    known = _read(path)
-    window = known.get(key)
+    key = _timing_key(model, rows)
+    window = _read_windows(path).get(key)
     if isinstance(window, int) and 1 <= window <= MAX_WINDOW:
         return window
-    window = best_window(time_passes(model, rows))
-    # Read the file again: another process may have stored its windows during the timing.
-    _write(path, _read(path) | {key: window})
+    seconds = time_passes(model, rows)  # of a pass, by window
+    window = best_window(seconds)
+    # Read the file again, because another process may have stored windows during the timing.
+    _write_windows(path, _read_windows(path) | {key: window})
     return window
 
 
-def _key(model: JanusModel, rows: int) -> str:
-    """Return a hash of everything that the timing depends on.
-
-    The arrays of the first layer show the dtype and the quantization as loaded.
-    """
+def _timing_key(model: JanusModel, rows: int) -> str:
+    """Return a hash of everything that the time of a pass depends on."""
+    # One layer is enough to tell the dtype and the quantization of the weights as loaded.
     layer = model.language_model.layers[0]
     parameters = tree_flatten(layer.parameters())
     facts = [
@@ -62,17 +60,17 @@ def _key(model: JanusModel, rows: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the stored windows by key; none if the file is missing or damaged."""
+def _read_windows(path: Path) -> dict[str, Any]:
+    """Return the stored windows by timing key; an empty dict if the file is missing or damaged."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        windows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return windows if isinstance(windows, dict) else {}
 
 
-def _write(path: Path, known: dict[str, Any]) -> None:
-    """Write the file atomically; if that fails, the next process times again."""
+def _write_windows(path: Path, windows: dict[str, Any]) -> None:
+    """Store windows by timing key; ignore a failure, so that the next process times them again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(known, indent=1))
+        write_atomically(path, json.dumps(windows, indent=1))

@@ -21,20 +21,21 @@ RaggedCache = list[BatchKVCache]
 
 
 def build_llama(config: LlamaConfig) -> Llama:
-    """Return mlx-lm's Llama with these sizes and random weights."""
-    sizes = config.to_dict()
-    sizes["model_type"] = sizes.pop("kind")
-    sizes["tie_word_embeddings"] = False
-    args = ModelArgs.from_dict(sizes)
+    """Return mlx-lm's Llama with the config's sizes and random weights."""
+    fields = config.to_dict()
+    fields["model_type"] = fields.pop("kind")  # mlx-lm has another name for this field
+    fields["tie_word_embeddings"] = False
+    args = ModelArgs.from_dict(fields)
     return Llama(args)
 
 
 def make_cache(config: LlamaConfig, positions: int | None = None) -> Cache:
-    """Return an empty KV cache, one entry a layer.
+    """Return an empty KV cache, one ``KVCache`` per layer.
 
     Args:
-        config: the sizes.
-        positions: positions to allocate at the first pass; None: 256 at a time as the cache grows.
+        config: the language model's sizes.
+        positions: positions for which the first pass allocates memory; None: memory is allocated
+            for 256 positions at a time, as the cache grows.
     """
     cache = []
     for _ in range(config.num_hidden_layers):
@@ -45,37 +46,42 @@ def make_cache(config: LlamaConfig, positions: int | None = None) -> Cache:
 
 
 def take_rows(cache: Cache, rows: Sequence[int]) -> Cache:
-    """Copy these rows of a cache that is not empty, in this order; a row may be repeated."""
-    taken = []
-    places = mx.array(list(rows))
+    """Return a new cache with copies of the given rows, in the given order.
+
+    Args:
+        cache: a cache that holds at least one position.
+        rows: indices of batch rows; an index may be repeated.
+    """
+    copied_layers = []
+    indices = mx.array(list(rows))
     for layer in cache:
         copy = KVCache()
         copy.step = layer.step
-        keys = layer.keys[places]
-        values = layer.values[places]
+        keys = layer.keys[indices]
+        values = layer.values[indices]
         copy.state = (keys, values, layer.offset)
-        taken.append(copy)
-    return taken
+        copied_layers.append(copy)
+    return copied_layers
 
 
 def make_ragged_cache(config: LlamaConfig, rows: int) -> RaggedCache:
-    """Return an empty cache of ``rows`` rows; ``add_rows`` and ``keep_rows`` change the rows."""
+    """Return an empty cache of ``rows`` rows, which ``add_rows`` and ``keep_rows`` can change."""
     cache = []
     for _ in range(config.num_hidden_layers):
-        padding = [0] * rows  # positions of padding at the left of each row
-        cache.append(BatchKVCache(padding))
+        left_padding = [0] * rows  # positions of padding in each row
+        cache.append(BatchKVCache(left_padding))
     return cache
 
 
 def keep_rows(cache: RaggedCache, rows: Sequence[int]) -> None:
-    """Keep only these rows of a cache, in this order; a row may be repeated."""
-    places = mx.array(list(rows))
+    """Replace a cache's rows by the rows at the given indices; an index may be repeated."""
+    indices = mx.array(list(rows))
     for layer in cache:
-        layer.filter(places)
+        layer.filter(indices)
 
 
 def add_rows(cache: RaggedCache, other: RaggedCache) -> None:
-    """Append the rows of another cache to a cache."""
+    """Append the rows of ``other`` to ``cache``."""
     for layer, other_layer in zip(cache, other, strict=True):
         layer.extend(other_layer)
 
@@ -87,12 +93,13 @@ def fill_cache(
     positions: int,
     dtype: mx.Dtype,
 ) -> None:
-    """Fill an empty cache with zeros for ``positions`` positions, to time the next pass."""
+    """Fill an empty cache with zeros for ``positions`` positions, so that a pass can be timed."""
     heads = config.num_key_value_heads
-    for layer in cache:  # whole steps, as passes would have allocated them
-        steps = -(-positions // layer.step)  # rounded up
-        room = steps * layer.step
-        shape = (rows, heads, room, config.head_dim)
+    for layer in cache:
+        # Passes allocate memory in steps, so round the positions up to entire steps.
+        steps = -(-positions // layer.step)
+        allocated = steps * layer.step
+        shape = (rows, heads, allocated, config.head_dim)
         keys = mx.zeros(shape, dtype)
         values = mx.zeros(shape, dtype)
         layer.state = (keys, values, positions)
@@ -105,7 +112,7 @@ def trim_cache(cache: Cache, positions: int) -> None:
 
 
 def cache_arrays(cache: Cache | RaggedCache) -> Sequence[mx.array]:
-    """Return all key and value arrays; evaluate them to finish a prefill."""
+    """Return the key and value arrays of all layers. Evaluating them finishes a prefill."""
     arrays = []
     for layer in cache:
         arrays += [layer.keys, layer.values]
@@ -113,9 +120,10 @@ def cache_arrays(cache: Cache | RaggedCache) -> Sequence[mx.array]:
 
 
 def cache_bytes(config: LlamaConfig, rows: int, positions: int, itemsize: int) -> int:
-    """Return the bytes of a KV cache, in steps of 256 positions as mlx-lm allocates it."""
-    steps = -(-positions // KVCache.step)  # rounded up
+    """Return the bytes of a KV cache whose numbers take ``itemsize`` bytes each."""
+    # mlx-lm allocates memory in steps of 256 positions, so round up to entire steps.
+    steps = -(-positions // KVCache.step)
     allocated = steps * KVCache.step
-    width = config.num_key_value_heads * config.head_dim
-    keys = rows * allocated * config.num_hidden_layers * width * itemsize
-    return 2 * keys  # and values
+    numbers_per_position = config.num_key_value_heads * config.head_dim
+    key_bytes = rows * allocated * config.num_hidden_layers * numbers_per_position * itemsize
+    return 2 * key_bytes  # keys and values

@@ -12,74 +12,77 @@ from __future__ import annotations
 import mlx.core as mx
 from mlx import nn
 
-_BAND = 48_000_000  # bytes of windows unfolded at once
+_BAND_BYTES = 48_000_000  # bytes of unfolded rows in memory at once
 
 
-def unfold(x: mx.array) -> mx.array:
-    """Put three neighbours of a row side by side: (B, H + 2, W + 2, C) -> (B, H + 2, W, 3 * C)."""
+def _unfold_rows(x: mx.array) -> mx.array:
+    """Join each pixel and the next two of its row: (B, H + 2, W + 2, C) -> (B, H + 2, W, 3 * C)."""
     W = x.shape[2] - 2
-    neighbours = [x[:, :, j : j + W] for j in range(3)]
-    return mx.concatenate(neighbours, axis=-1)
+    shifted = [x[:, :, j : j + W] for j in range(3)]
+    return mx.concatenate(shifted, axis=-1)
 
 
-def _rows(windows: mx.array, i: int) -> mx.array:
-    """Select the unfolded rows for kernel row ``i``: (B, H + 2, W, 3 * C) -> (B * H * W, 3 * C)."""
-    H = windows.shape[1] - 2
-    width = windows.shape[-1]
-    rows = windows[:, i : H + i]
-    return rows.reshape(-1, width)
+def _rows_for_kernel_row(unfolded: mx.array, i: int) -> mx.array:
+    """Select the rows that kernel row ``i`` multiplies: (B, H + 2, W, 3 * C) -> (B * H * W, 3 * C).
+
+    ``unfolded`` is from ``_unfold_rows``.
+    """
+    H = unfolded.shape[1] - 2
+    channels = unfolded.shape[-1]  # 3 * C
+    rows = unfolded[:, i : H + i]
+    return rows.reshape(-1, channels)
 
 
-def _padded(x: mx.array) -> mx.array:
+def _pad_border(x: mx.array) -> mx.array:
     """Add a border of one zero pixel: (B, H, W, C) -> (B, H + 2, W + 2, C)."""
-    widths = [
+    border = [
         (0, 0),
         (1, 1),
         (1, 1),
         (0, 0),
     ]
-    return mx.pad(x, widths)
+    return mx.pad(x, border)
 
 
-def _product(padded: mx.array, weight: mx.array) -> mx.array:
-    """Convolve without padding: (B, H + 2, W + 2, C), (O, 3, 3, C) -> (B, H, W, O)."""
+def _convolve_padded(padded: mx.array, weight: mx.array) -> mx.array:
+    """Convolve padded images: (B, H + 2, W + 2, C), (O, 3, 3, C) -> (B, H, W, O)."""
     B = padded.shape[0]
     H = padded.shape[1] - 2
     W = padded.shape[2] - 2
-    outputs = weight.shape[0]
-    windows = unfold(padded)
-    kernel = weight.reshape(outputs, 3, -1)
-    out = _rows(windows, 0) @ kernel[:, 0].T
+    channels_out = weight.shape[0]
+    unfolded = _unfold_rows(padded)
+    kernel = weight.reshape(channels_out, 3, -1)  # (O, kernel rows, 3 * C)
+    out = _rows_for_kernel_row(unfolded, 0) @ kernel[:, 0].T
     for i in (1, 2):
-        rows = _rows(windows, i)
+        rows = _rows_for_kernel_row(unfolded, i)
         kernel_row = kernel[:, i].T
-        out = mx.addmm(out, rows, kernel_row)
-    return out.reshape(B, H, W, outputs)
+        out = mx.addmm(out, rows, kernel_row)  # out + rows @ kernel_row
+    return out.reshape(B, H, W, channels_out)
 
 
-def _in_bands(x: mx.array, weight: mx.array) -> mx.array:
-    """Convolve with one pixel of zero padding, in bands of rows if the image is large.
+def _convolve_in_bands(x: mx.array, weight: mx.array) -> mx.array:
+    """Convolve with one pixel of zero padding: (B, H, W, C), (O, 3, 3, C) -> (B, H, W, O).
 
-    A band bounds the memory of the windows that are unfolded at once.
+    A large image is convolved in bands of rows, to limit the memory of unfolded rows.
     """
     B, H, W, C = x.shape
-    padded = _padded(x)
-    row_bytes = B * W * 3 * C * x.itemsize
-    height = max(_BAND // row_bytes, 1)
-    if height >= H:
-        return _product(padded, weight)
+    padded = _pad_border(x)
+    unfolded_row_bytes = B * W * 3 * C * x.itemsize
+    band_height = max(_BAND_BYTES // unfolded_row_bytes, 1)
+    if band_height >= H:
+        return _convolve_padded(padded, weight)
     bands = []
-    for top in range(0, H, height):
-        bottom = top + height + 2  # in padded rows: a window reaches one row above and one below
+    for top in range(0, H, band_height):
+        bottom = top + band_height + 2  # a band needs the padded row above it and the one below
         band = padded[:, top:bottom]
-        bands.append(_product(band, weight))
+        bands.append(_convolve_padded(band, weight))
     return mx.concatenate(bands, axis=1)
 
 
 @mx.custom_function
 def _convolve(x: mx.array, weight: mx.array) -> mx.array:
-    """Convolve with one pixel of zero padding: (B, H, W, C), (O, 3, 3, C) -> (B, H, W, O)."""
-    return _in_bands(x, weight)
+    """Convolve with one pixel of zero padding; ``_convolve_vjp`` returns the gradients."""
+    return _convolve_in_bands(x, weight)
 
 
 @_convolve.vjp
@@ -88,52 +91,54 @@ def _convolve_vjp(
     cotangent: mx.array,
     _: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """Return the gradients of the input and the kernel, from ``cotangent``, the output's."""
+    """Return the gradients of the input and of the kernel; ``cotangent`` is the output's gradient.
+
+    Shapes: input (B, H, W, C), kernel (O, 3, 3, C), output (B, H, W, O).
+    """
     x, weight = primals
 
+    # The input's gradient is the output's, convolved with the rotated kernel.
     rotated = weight[:, ::-1, ::-1]  # by 180 degrees
-    rotated = rotated.transpose(3, 1, 2, 0)  # inputs and outputs change places
-    x_gradient = _in_bands(cotangent, rotated)
+    rotated = rotated.transpose(3, 1, 2, 0)  # swap input and output channels: (C, 3, 3, O)
+    x_gradient = _convolve_in_bands(cotangent, rotated)
 
-    outputs = weight.shape[0]
-    columns = cotangent.reshape(-1, outputs).T
-    windows = unfold(_padded(x))
-    gradients = []
+    channels_out = weight.shape[0]
+    output_gradient = cotangent.reshape(-1, channels_out).T  # (O, B * H * W)
+    unfolded = _unfold_rows(_pad_border(x))
+    row_gradients = []
     for i in range(3):  # the rows of the kernel
-        gradient = columns @ _rows(windows, i)
-        gradients.append(gradient)
-    weight_gradient = mx.stack(gradients, axis=1)
+        row_gradient = output_gradient @ _rows_for_kernel_row(unfolded, i)  # (O, 3 * C)
+        row_gradients.append(row_gradient)
+    weight_gradient = mx.stack(row_gradients, axis=1)
     return x_gradient, weight_gradient.reshape(weight.shape)
 
 
 class Conv2d(nn.Conv2d):
     """An ``nn.Conv2d`` with bias, fast on a CPU too.
 
-    Its kernel is 1, 3 with padding 1, or 3 with stride 2 and no padding.
+    Its kernel is 1 x 1, 3 x 3 with padding 1, or 3 x 3 with stride 2 and no padding.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Convolve: (B, H, W, C) -> (B, H', W', O)."""
+        """Convolve: (B, H, W, C) -> (B, h, w, O)."""
         if mx.default_device().type == mx.DeviceType.gpu:
             return super().__call__(x)
-        outputs, size, _, _ = self.weight.shape  # (O, k, k, C)
+        channels_out, size, _, _ = self.weight.shape  # (O, size, size, C)
         if size == 3 and self.padding == (1, 1):
             return _convolve(x, self.weight) + self.bias
-        windows = x if size == 1 else _strided_windows(x)
-        kernel = self.weight.reshape(outputs, -1)
+        windows = x if size == 1 else _strided_windows(x)  # a 1 x 1 window is the pixel itself
+        kernel = self.weight.reshape(channels_out, -1)
         return windows @ kernel.T + self.bias
 
 
 def _strided_windows(x: mx.array) -> mx.array:
     """Unfold the 3 x 3 windows of stride 2, without padding: (B, H, W, C) -> (B, h, w, 9 * C)."""
     _, H, W, _ = x.shape
-    # Twice the number of windows in each direction, as every second pixel begins a window.
-    height = (H - 1) // 2 * 2
-    width = (W - 1) // 2 * 2
-    windows = []
+    h = (H - 1) // 2  # windows in a column
+    w = (W - 1) // 2  # windows in a row
+    pixels = []  # for each pixel of a window, this pixel of all windows: (B, h, w, C)
     for i in range(3):
-        rows = x[:, i : i + height : 2]
+        rows = x[:, i : i + 2 * h : 2]
         for j in range(3):
-            window = rows[:, :, j : j + width : 2]
-            windows.append(window)
-    return mx.concatenate(windows, axis=-1)
+            pixels.append(rows[:, :, j : j + 2 * w : 2])
+    return mx.concatenate(pixels, axis=-1)

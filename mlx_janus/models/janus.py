@@ -27,13 +27,20 @@ GENERATION: dict[str, GenerationParts] = {"vq": VQ_PARTS}
 
 
 def generation_parts(config: JanusConfig) -> GenerationParts:
-    """Return the record of the networks that a config's pathway adds."""
+    """Return the record of the networks that the config's image pathway adds to the model."""
     return GENERATION[config.generation.kind]
 
 
 def keeps_type(config: JanusConfig, name: str) -> bool:
-    """Return whether a weight keeps its type: it is stored as it was and computed in float32."""
-    part = name.partition(".")[0]
+    """Return whether conversion keeps the type of a weight, instead of casting it.
+
+    Such a weight is cast to float32 when it is loaded.
+
+    Args:
+        config: the model's config.
+        name: the weight's name, such as ``gen_vision_model.quantize.embedding.weight``.
+    """
+    part = name.partition(".")[0]  # the network that the weight belongs to
     return part in generation_parts(config).keeps_type
 
 
@@ -53,9 +60,9 @@ class JanusModel(nn.Module):
         build_aligner = ADAPTORS[config.aligner.kind]
         self.aligner = build_aligner(config.aligner)
 
-        generation = generation_parts(config)
-        networks = generation.build(config)
-        for name, network in networks.items():
+        parts = generation_parts(config)
+        image_networks = parts.build(config)
+        for name, network in image_networks.items():
             setattr(self, name, network)
 
         build_language = LANGUAGE[config.language.kind]
@@ -81,7 +88,8 @@ class JanusModel(nn.Module):
         """Return an empty KV cache for ``hidden_states``.
 
         Args:
-            positions: allocate memory for this many positions at once; None: as the cache grows.
+            positions: allocate memory for this many positions at once; None: allocate it in parts,
+                as the cache grows.
         """
         return make_cache(self.config.language, positions)
 
@@ -94,9 +102,9 @@ class JanusModel(nn.Module):
         embeddings: mx.array,
         cache: Cache | RaggedCache | None = None,
     ) -> mx.array:
-        """Run the causal language model up to its final norm: (B, L, hidden) -> (B, L, hidden).
+        """Run the language model without its head: (B, L, hidden) -> (B, L, hidden), normalised.
 
-        The cache, if there is one, grows by L positions.
+        ``cache`` holds the positions before the embeddings, and grows by L positions.
         """
         body = self.language_model.model
         return body(None, cache, embeddings)  # None: the embeddings replace token ids
@@ -111,7 +119,7 @@ class JanusModel(nn.Module):
     def embed_image_tokens(self, ids: mx.array) -> mx.array:
         """Embed image tokens: (B, L) -> (B, L, hidden).
 
-        The table is a separate one, not the codec's codebook.
+        The embedding table is not the codec's codebook.
         """
         embeddings = self.gen_embed(ids)
         return self.gen_aligner(embeddings)
@@ -130,7 +138,7 @@ class JanusModel(nn.Module):
 
         Args:
             ids: image tokens in raster order.
-            grid: rows and columns; a square by default.
+            grid: rows and columns of tokens; None: the tokens form a square.
         """
         return self.gen_vision_model.decode_code(ids, grid)
 
@@ -141,26 +149,26 @@ class JanusModel(nn.Module):
     # The weights of each task
 
     def drawing_arrays(self) -> dict[str, mx.array]:
-        """Return the weights of one step of generating an image; no encoder, no ``lm_head``."""
+        """Return the weights that one step of generating an image computes with."""
         parts = generation_parts(self.config)
-        return self._arrays("language_model.model", *parts.step)
+        return self._arrays_of("language_model.model", *parts.step_parts)
 
     def decoding_arrays(self) -> dict[str, mx.array]:
         """Return the weights that turn a finished image into pixels."""
         parts = generation_parts(self.config)
-        names = parts.pixels(self.config)
-        return self._arrays(*names)
+        paths = parts.pixel_paths(self.config)
+        return self._arrays_of(*paths)
 
     def encoding_arrays(self) -> dict[str, mx.array]:
         """Return the weights that read an image."""
-        return self._arrays("vision_model", "aligner")
+        return self._arrays_of("vision_model", "aligner")
 
     def answering_arrays(self) -> dict[str, mx.array]:
         """Return the weights that answer a prompt, without those that read its images."""
-        return self._arrays("language_model")
+        return self._arrays_of("language_model")
 
-    def _arrays(self, *paths: str) -> dict[str, mx.array]:
-        """Return the weights of the modules at these paths, by their names in the entire model."""
+    def _arrays_of(self, *paths: str) -> dict[str, mx.array]:
+        """Return the weights of the modules at the given paths, by their names in this model."""
         arrays: dict[str, mx.array] = {}
         for path in paths:
             module = attrgetter(path)(self)

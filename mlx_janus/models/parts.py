@@ -19,14 +19,14 @@ class GenerationParts:
 
     build: Callable[[JanusConfig], dict[str, nn.Module]]
     """Returns the parts of a new model by name, in the order of their attributes."""
-    step: tuple[str, ...]
+    step_parts: tuple[str, ...]
     """Parts that a step computes with, in addition to the body of the language model."""
-    pixels: Callable[[JanusConfig], tuple[str, ...]]
-    """Paths of the modules that turn a finished image into pixels."""
+    pixel_paths: Callable[[JanusConfig], tuple[str, ...]]
+    """Returns the paths of the modules that turn a finished image into pixels."""
     keeps_type: tuple[str, ...]
-    """Parts that conversion does not cast, computed in float32: half precision overflows there."""
-    careful: tuple[str, ...]
-    """Parts that get a recipe's bits for careful parts: guidance magnifies their errors."""
+    """Parts that conversion does not cast. They are computed in float32, as float16 overflows."""
+    sensitive: tuple[str, ...]
+    """Parts that are quantized to more bits, because guidance magnifies their errors."""
     image_bytes: Callable[[JanusConfig, int, int, int], int]
     """Returns the bytes of one image while it is generated.
 

@@ -52,6 +52,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(config.mlp_width, config.width)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Transform each position: (B, L, D) -> (B, L, D)."""
         hidden = self.fc1(x)
         hidden = nn.gelu(hidden)
         return self.fc2(hidden)
@@ -68,6 +69,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Apply attention and then the MLP, each with a residual connection."""
         h = self.norm1(x)
         x = x + self.attn(h)
         h = self.norm2(x)
@@ -75,17 +77,17 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """The embedding of patches, in raster order."""
+    """The embedding of an image's patches, in raster order."""
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
-        side = config.patch_size
+        side = config.patch_size  # pixels; a stride of one side, so that patches do not overlap
         self.proj = nn.Conv2d(3, config.width, side, stride=side)
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        """Embed patches: (N, S, S, 3) -> (N, patches, width)."""
+        """Embed the patches of N square images: (N, side, side, 3) -> (N, patches, width)."""
         x = self.proj(pixels)
-        N, H, W, D = x.shape
+        N, H, W, D = x.shape  # H and W in patches
         return x.reshape(N, H * W, D)
 
 
@@ -101,15 +103,15 @@ class VisionTransformer(nn.Module):
         self.norm = layer_norm(config)
 
     def embed(self, pixels: mx.array) -> mx.array:
-        """Embed patches and their positions: (N, S, S, 3) -> (N, patches, width)."""
+        """Embed patches and their positions: (N, side, side, 3) -> (N, patches, width)."""
         patches = self.patch_embed(pixels)
         return patches + self.pos_embed
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        """Encode images: (N, S, S, 3) -> (N, patches, width).
+        """Encode images: (N, side, side, 3) -> (N, patches, width).
 
         Raises:
-            ValueError: the pixels have another size than the config's.
+            ValueError: the images do not have the size that the config names.
         """
         side = self.image_size
         if pixels.shape[1:] != (side, side, 3):
@@ -122,16 +124,16 @@ class VisionTransformer(nn.Module):
 
 
 class SiglipVisionTower(nn.Module):
-    """The encoder under the name that the checkpoint gives it."""
+    """A wrapper that gives the encoder its name in the checkpoint, ``vision_tower``."""
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
         self.vision_tower = VisionTransformer(config)
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        """Encode images: (N, S, S, 3) in about [-1, 1] -> (N, patches, width).
+        """Encode images: (N, side, side, 3) in about [-1, 1] -> (N, patches, width).
 
         Raises:
-            ValueError: the pixels have another size than the config's.
+            ValueError: the images do not have the size that the config names.
         """
         return self.vision_tower(pixels)

@@ -39,13 +39,13 @@ class GroupNorm(nn.GroupNorm):
 
 
 def mean_by_rows(x: mx.array) -> mx.array:
-    """Average each group, row by row first: (B, H, W, G, c) -> (B, 1, 1, G, 1).
+    """Return the mean of each group: (B, H, W, G, c) -> (B, 1, 1, G, 1).
 
-    G is the number of groups, c the number of channels in a group.
+    G is the number of groups, c the number of channels in a group. Each row is averaged first.
     """
-    rows = x.mean(2, keepdims=True)
-    channels = rows.mean(1, keepdims=True)
-    return channels.mean(4, keepdims=True)
+    row_means = x.mean(2, keepdims=True)  # (B, H, 1, G, c)
+    channel_means = row_means.mean(1, keepdims=True)  # (B, 1, 1, G, c)
+    return channel_means.mean(4, keepdims=True)
 
 
 def group_norm(channels: int, config: VQConfig) -> GroupNorm:
@@ -66,13 +66,15 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = Conv2d(channels_in, channels_out, 1)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Apply the block: (B, H, W, channels_in) -> (B, H, W, channels_out)."""
         h = self.norm1(x)
         h = nn.silu(h)
         h = self.conv1(h)
         h = self.norm2(h)
         h = nn.silu(h)
         h = self.conv2(h)
-        if "nin_shortcut" in self:  # only a block that changes the number of channels has one
+        # An MLX module is a dict of its parts. A block that keeps the channels has no shortcut.
+        if "nin_shortcut" in self:
             x = self.nin_shortcut(x)
         return h + x
 
@@ -91,11 +93,11 @@ class AttnBlock(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Attend: (B, H, W, C) -> (B, H, W, C)."""
         B, H, W, C = x.shape
-        one_head = (B, 1, H * W, C)
+        attention_shape = (B, 1, H * W, C)  # (B, heads, positions, channels of a head)
         h = self.norm(x)
-        q = self.q(h).reshape(one_head)
-        k = self.k(h).reshape(one_head)
-        v = self.v(h).reshape(one_head)
+        q = self.q(h).reshape(attention_shape)
+        k = self.k(h).reshape(attention_shape)
+        v = self.v(h).reshape(attention_shape)
         scale = C**-0.5
         h = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
         h = h.reshape(B, H, W, C)
@@ -112,7 +114,7 @@ class Upsample(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Upsample: (B, H, W, C) -> (B, 2 * H, 2 * W, C)."""
         B, H, W, C = x.shape
-        x = x[:, :, None, :, None, :]
+        x = x[:, :, None, :, None, :]  # (B, H, 1, W, 1, C)
         x = mx.broadcast_to(x, (B, H, 2, W, 2, C))
         x = x.reshape(B, 2 * H, 2 * W, C)
         return self.conv(x)
@@ -127,46 +129,45 @@ class Downsample(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Downsample: (B, H, W, C) -> (B, H // 2, W // 2, C)."""
-        widths = [
+        padding = [
             (0, 0),
             (0, 1),
             (0, 1),
             (0, 0),
         ]
-        padded = mx.pad(x, widths)
+        padded = mx.pad(x, padding)
         return self.conv(padded)
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and the change to the next.
+    """The blocks of one resolution, and the change to the next resolution.
 
-    With ``attention``, an attention block follows each residual block. The encoder or decoder sets
-    ``downsample`` or ``upsample``, except on the last level.
+    With ``attention``, an attention block follows each residual block. ``Encoder`` adds a
+    ``downsample`` layer and ``Decoder`` an ``upsample`` layer, except to their last level.
     """
 
     def __init__(
         self,
         channels_in: int,
         channels_out: int,
-        blocks: int,
+        block_count: int,
         attention: bool,
         config: VQConfig,
     ):
         super().__init__()
         self.res = []
-        before = channels_in
-        for _ in range(blocks):
-            block = ResnetBlock(before, channels_out, config)
+        for _ in range(block_count):
+            block = ResnetBlock(channels_in, channels_out, config)
             self.res.append(block)
-            before = channels_out
+            channels_in = channels_out  # for the next block
         if attention:
-            self.attn = [AttnBlock(channels_out, config) for _ in range(blocks)]
+            self.attn = [AttnBlock(channels_out, config) for _ in range(block_count)]
 
     def __call__(self, x: mx.array) -> mx.array:
         """Run the blocks, then the change of resolution, if the level has one."""
         for i, block in enumerate(self.res):
             x = block(x)
-            if "attn" in self:  # a module is a dict of its parts
+            if "attn" in self:  # an MLX module is a dict of its parts
                 x = self.attn[i](x)
         if "downsample" in self:
             return self.downsample(x)
@@ -175,8 +176,8 @@ class Level(nn.Module):
         return x
 
 
-def middle(channels: int, config: VQConfig) -> list[nn.Module]:
-    """Return the blocks after the encoder's levels and before the decoder's."""
+def middle_blocks(channels: int, config: VQConfig) -> list[nn.Module]:
+    """Return blocks for the lowest resolution, after an encoder's levels or before a decoder's."""
     return [
         ResnetBlock(channels, channels, config),
         AttnBlock(channels, config),
@@ -189,23 +190,23 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQConfig):
         super().__init__()
-        widths = [config.ch * m for m in config.ch_mult]
-        blocks = config.num_res_blocks
-        last = len(widths) - 1
+        level_channels = [config.ch * multiple for multiple in config.ch_mult]
+        block_count = config.num_res_blocks
+        last = len(level_channels) - 1
         self.conv_in = Conv2d(3, config.ch, 3, padding=1)
         self.conv_blocks = []
-        before = config.ch
-        for i, width in enumerate(widths):
-            attention = i == last
-            level = Level(before, width, blocks, attention, config)
+        channels_in = config.ch
+        for i, channels_out in enumerate(level_channels):
+            attention = i == last  # only the lowest resolution attends
+            level = Level(channels_in, channels_out, block_count, attention, config)
             if i != last:
-                level.downsample = Downsample(width)
+                level.downsample = Downsample(channels_out)
             self.conv_blocks.append(level)
-            before = width
-        width = widths[-1]
-        self.mid = middle(width, config)
-        self.norm_out = group_norm(width, config)
-        self.conv_out = Conv2d(width, config.z_channels, 3, padding=1)
+            channels_in = channels_out  # for the next level
+        channels = level_channels[-1]
+        self.mid = middle_blocks(channels, config)
+        self.norm_out = group_norm(channels, config)
+        self.conv_out = Conv2d(channels, config.z_channels, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Encode pixels: (N, H, W, 3) -> (N, h, w, z_channels).
@@ -223,33 +224,36 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The mirror of the encoder, with one more residual block in each level.
+    """The network from latents to pixels; levels are in order from low to high resolution.
 
-    Levels are in order from low to high resolution.
+    It mirrors the encoder, but each level has one more residual block.
     """
 
     def __init__(self, config: VQConfig):
         super().__init__()
-        widths = [config.ch * m for m in reversed(config.ch_mult)]
-        blocks = config.num_res_blocks + 1
-        last = len(widths) - 1
-        before = widths[0]
-        self.conv_in = Conv2d(config.z_channels, before, 3, padding=1)
-        self.mid = middle(before, config)
+        level_channels = [config.ch * multiple for multiple in reversed(config.ch_mult)]
+        block_count = config.num_res_blocks + 1
+        last = len(level_channels) - 1
+        channels_in = level_channels[0]
+        self.conv_in = Conv2d(config.z_channels, channels_in, 3, padding=1)
+        self.mid = middle_blocks(channels_in, config)
         self.conv_blocks = []
-        for i, width in enumerate(widths):
-            attention = i == 0
-            level = Level(before, width, blocks, attention, config)
+        for i, channels_out in enumerate(level_channels):
+            attention = i == 0  # only the lowest resolution attends
+            level = Level(channels_in, channels_out, block_count, attention, config)
             if i != last:
-                level.upsample = Upsample(width)
+                level.upsample = Upsample(channels_out)
             self.conv_blocks.append(level)
-            before = width
-        width = widths[-1]
-        self.norm_out = group_norm(width, config)
-        self.conv_out = Conv2d(width, 3, 3, padding=1)
+            channels_in = channels_out  # for the next level
+        channels = level_channels[-1]
+        self.norm_out = group_norm(channels, config)
+        self.conv_out = Conv2d(channels, 3, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Decode latents: (N, h, w, z_channels) -> (N, H, W, 3)."""
+        """Decode latents: (N, h, w, z_channels) -> (N, H, W, 3).
+
+        Each level except the last doubles the height and the width.
+        """
         x = self.conv_in(x)
         for block in self.mid:
             x = block(x)
@@ -272,32 +276,31 @@ class VectorQuantizer(nn.Module):
         rows = self.embedding(ids)
         return normalize(rows)
 
-    def nearest(self, z: mx.array) -> mx.array:
-        """Return the index of each latent's nearest row: (..., codebook_dim) -> (...).
+    def nearest(self, vectors: mx.array) -> mx.array:
+        """Return the index of each vector's nearest codebook row: (..., codebook_dim) -> (...).
 
-        Latents and rows are normalised; the first of equally near rows wins.
+        Vectors and rows are normalised first. Of equally near rows, the first one wins.
         """
-        z = normalize(z)
+        vectors = normalize(vectors)
         codebook = normalize(self.embedding.weight)
-        # |z - e|^2 = |z|^2 + |e|^2 - 2 z.e. The norms are not all 1: a codebook may have zero rows.
-        latent_norms = (z * z).sum(-1, keepdims=True)
+        # |v - r|^2 = |v|^2 + |r|^2 - 2 v.r. The norms are not all 1: a codebook may have zero rows.
+        vector_norms = (vectors * vectors).sum(-1, keepdims=True)
         row_norms = (codebook * codebook).sum(-1)
-        products = z @ codebook.T
-        distance = latent_norms + row_norms - 2 * products
-        return mx.argmin(distance, axis=-1)
+        products = vectors @ codebook.T
+        squared_distances = vector_norms + row_norms - 2 * products
+        return mx.argmin(squared_distances, axis=-1)
 
 
 def normalize(x: mx.array) -> mx.array:
     """Scale to unit length along the last axis, as torch's ``F.normalize`` does (eps 1e-12)."""
     norm = mx.linalg.norm(x, axis=-1, keepdims=True)
-    length = mx.maximum(norm, 1e-12)
-    return x / length
+    return x / mx.maximum(norm, 1e-12)
 
 
 class VQModel(nn.Module):
     """The codec: images to tokens and back.
 
-    Each level except the last halves or doubles the size: H = h * 2 ** (levels - 1); W likewise.
+    An image of H x W pixels is a grid of h x w tokens, where H / h and W / w are 2 ** (levels - 1).
     """
 
     def __init__(self, config: VQConfig):
@@ -310,7 +313,7 @@ class VQModel(nn.Module):
 
     @staticmethod
     def decoding_parts() -> tuple[str, ...]:
-        """Return the names of the children that decode tokens."""
+        """Return the names of the modules that decode tokens."""
         return ("decoder", "quantize", "post_quant_conv")
 
     def decode_code(self, ids: mx.array, grid: tuple[int, int] | None = None) -> mx.array:
@@ -318,7 +321,7 @@ class VQModel(nn.Module):
 
         Args:
             ids: image tokens in raster order.
-            grid: rows and columns; a square by default.
+            grid: rows and columns of tokens; None: the tokens form a square.
 
         Raises:
             ValueError: the tokens do not fill the grid.
@@ -328,15 +331,15 @@ class VQModel(nn.Module):
         h, w = grid or (side, side)
         if h * w != count:
             raise ValueError(f"{count} tokens do not fill a {h} x {w} grid")
-        z = self.quantize.look_up(ids)
-        z = z.reshape(N, h, w, -1)
-        z = self.post_quant_conv(z)
-        return self.decoder(z)
+        vectors = self.quantize.look_up(ids)
+        vectors = vectors.reshape(N, h, w, -1)
+        latents = self.post_quant_conv(vectors)
+        return self.decoder(latents)
 
     def encode(self, pixels: mx.array) -> mx.array:
         """Encode pixels in [-1, 1] as tokens in raster order: (N, H, W, 3) -> (N, h * w)."""
         latents = self.encoder(pixels)
-        z = self.quant_conv(latents)
-        ids = self.quantize.nearest(z)
+        vectors = self.quant_conv(latents)  # (N, h, w, codebook_dim)
+        ids = self.quantize.nearest(vectors)
         N = pixels.shape[0]
         return ids.reshape(N, -1)

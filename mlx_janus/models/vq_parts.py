@@ -21,61 +21,71 @@ HEADS: dict[str, Callable[[Any], nn.Module]] = {"vision_head": GenHead}
 
 def _build(config: JanusConfig) -> dict[str, nn.Module]:
     """Return the networks with random weights, by their names in the checkpoint."""
-    own = token_config(config)
-    codec = CODECS[own.codec.kind]
-    aligner = ADAPTORS[own.aligner.kind]
-    head = HEADS[own.head.kind]
+    pathway = token_config(config)
+    build_codec = CODECS[pathway.codec.kind]
+    build_aligner = ADAPTORS[pathway.aligner.kind]
+    build_head = HEADS[pathway.head.kind]
     return {
-        "gen_vision_model": codec(own.codec),
-        "gen_aligner": aligner(own.aligner),
-        "gen_head": head(own.head),
-        "gen_embed": nn.Embedding(own.codec.codebook_size, own.aligner.input_dim),
+        "gen_vision_model": build_codec(pathway.codec),
+        "gen_aligner": build_aligner(pathway.aligner),
+        "gen_head": build_head(pathway.head),
+        "gen_embed": nn.Embedding(pathway.codec.codebook_size, pathway.aligner.input_dim),
     }
 
 
 def token_config(config: JanusConfig) -> VQGenerationConfig:
-    """Return the config's section of the VQ pathway.
+    """Return the section of the config that describes the VQ pathway.
 
     Raises:
-        UnsupportedModelError: the model has another pathway.
+        UnsupportedModelError: the model's image pathway is not VQ.
     """
     if not isinstance(config.generation, VQGenerationConfig):
         raise UnsupportedModelError("this model does not generate image tokens")
     return config.generation
 
 
-def _pixels(config: JanusConfig) -> tuple[str, ...]:
-    """Return the paths of the codec's decoding parts, which exclude its encoder."""
-    codec = CODECS[token_config(config).codec.kind]
-    return tuple(f"gen_vision_model.{name}" for name in codec.decoding_parts())
+def _pixel_paths(config: JanusConfig) -> tuple[str, ...]:
+    """Return the paths of the codec's modules that decode tokens; its encoder is not among them."""
+    codec_class = CODECS[token_config(config).codec.kind]
+    return tuple(f"gen_vision_model.{name}" for name in codec_class.decoding_parts())
 
 
 def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: int) -> int:
-    """Return the bytes of an image's KV cache and of four copies of a step's float32 logits."""
-    own = token_config(config)
-    cache = cache_bytes(config.language, rows, prompt_tokens + own.tokens, itemsize)
-    copy = 4 * rows * own.codec.codebook_size  # 4 bytes a float
-    return cache + 4 * copy
+    """Estimate the bytes of one image: its KV cache and four arrays of float32 logits.
+
+    Guidance and sampling hold several such arrays at once.
+
+    Args:
+        config: the model's config.
+        prompt_tokens: tokens of the image's prompt.
+        rows: rows of the batch for the image, 2 with guidance and 1 without.
+        itemsize: bytes of a number in the cache.
+    """
+    pathway = token_config(config)
+    cache = cache_bytes(config.language, rows, prompt_tokens + pathway.tokens, itemsize)
+    logits = mx.float32.size * rows * pathway.codec.codebook_size
+    return cache + 4 * logits
 
 
 def _pixel_bytes(config: JanusConfig) -> int:
-    """Estimate the bytes of the decoder's activations, as a multiple of the widest.
+    """Estimate the bytes of the decoder's activations, as a multiple of one activation's bytes.
 
-    On a CPU, ``benchmarks/bench.py`` measured a factor of 13, rounded up. The 12 of a GPU is an
-    estimate.
+    On a CPU, the factor is the one that ``benchmarks/bench.py`` measured, rounded up to 13. On a
+    GPU, the factor of 12 is an estimate.
     """
-    own = token_config(config)
-    widest = 4 * own.image_size**2 * own.codec.ch
+    pathway = token_config(config)
+    # One float32 activation at the full resolution, with the base number of channels.
+    activation = mx.float32.size * pathway.image_size**2 * pathway.codec.ch
     factor = 13 if mx.default_device().type == mx.DeviceType.cpu else 12
-    return widest * factor
+    return activation * factor
 
 
 VQ_PARTS = GenerationParts(
     build=_build,
-    step=("gen_head", "gen_aligner", "gen_embed"),  # computed at every image token
-    pixels=_pixels,
+    step_parts=("gen_head", "gen_aligner", "gen_embed"),  # computed at every image token
+    pixel_paths=_pixel_paths,
     keeps_type=("gen_vision_model",),  # not cast by conversion, computed in float32
-    careful=("gen_head", "gen_aligner"),  # quantized to at least 8 bits
+    sensitive=("gen_head", "gen_aligner"),  # quantized to at least 8 bits
     image_bytes=_image_bytes,
     pixel_bytes=_pixel_bytes,
 )

@@ -42,7 +42,7 @@ class FileLike(Protocol):
 ImageSource: TypeAlias = (
     str | os.PathLike[Any] | bytes | bytearray | memoryview | Image.Image | FileLike | ArrayLike
 )
-Read = TypeVar("Read")
+Result = TypeVar("Result")
 
 MAX_PIXELS = 100_000_000  # pixels of one image
 _ROWS = 256  # rows of a 16- or 32-bit grey image that are converted at once
@@ -71,7 +71,9 @@ _WARNING_FILTERS_LOCK = threading.Lock()
 
 
 def as_images(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
-    """Return the images as a list; a single image, such as one array, becomes a list of one.
+    """Return one image or several as a list. A single image becomes a list of one.
+
+    An array or an open file is one image, although both can be iterated.
 
     Raises:
         OptionError: the value is neither an image nor iterable.
@@ -88,11 +90,11 @@ def as_images(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
 def open_image(source: ImageSource) -> Image.Image:
     """Read an image as upright, opaque, 8-bit RGB.
 
-    EXIF orientation is applied, and transparency is laid over white. An animation gives its first
-    frame, a PIL image the frame it is at. 16-bit grey is scaled to 8 bits. Float grey is read as
-    [0, 1] if all its values lie in that range, otherwise as [0, 255] if they lie in that one. Other
-    float grey, and integers outside 16 bits, are stretched from their lowest to their highest
-    value. A PIL image is not modified.
+    EXIF orientation is applied, and transparent pixels are laid over white. Only the first frame of
+    an animation is read, or the current frame of a PIL image. 16-bit grey is scaled to 8 bits. The
+    range of float grey is [0, 1] or [0, 255]: the first of these that holds all values. Grey with
+    other values, float or integer, is stretched from its lowest to its highest value. A PIL image
+    is not modified.
 
     Raises:
         ImageError: the image is missing, unreadable, empty, damaged, in an unsupported format, or
@@ -101,7 +103,7 @@ def open_image(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         name = "the PIL image given"
-        with _as_image_errors(name, b""):
+        with _as_image_errors(name, b""):  # no file, so no first bytes
             return _upright_rgb(source, name)
     if isinstance(source, bytes | bytearray | memoryview):
         return decode_image(bytes(source), "the image given as bytes")
@@ -122,7 +124,7 @@ def _is_array(source: object) -> bool:
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
-    """Return the image of an (H, W, 3) or (H, W, 4) array of uint8.
+    """Convert an (H, W, 3) or (H, W, 4) array of uint8 to a PIL image.
 
     Raises:
         ImageError: the array has another shape or type, or no pixels.
@@ -139,14 +141,14 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
 
 
 def _read_open_file(file: Any) -> bytes:
-    """Read the rest of an open file.
+    """Return the bytes from an open file's position to its end.
 
     Raises:
-        ImageError: the file is open as text, at its end, or cannot be read.
+        ImageError: the file is open as text, is at its end, or cannot be read.
     """
     try:
         data = file.read()
-    except (OSError, ValueError) as error:  # ValueError: closed
+    except (OSError, ValueError) as error:  # ValueError: the file is closed
         raise ImageError(f"the open file cannot be read ({error}): open it again") from None
     if not isinstance(data, bytes):
         raise ImageError("the open file gives text: open it in binary mode ('rb')")
@@ -161,14 +163,14 @@ def decode_image(data: bytes, name: str, *, max_pixels: int | None = None) -> Im
     Args:
         data: the file's content.
         name: the image's name in error messages.
-        max_pixels: limit of width times height, below 100 megapixels; None: 100 megapixels.
+        max_pixels: largest width times height; None: 100 megapixels.
 
     Raises:
         ImageError: the data is empty, damaged, in an unsupported format, or above the limit.
     """
     file = io.BytesIO(data)
-    read = functools.partial(_upright_rgb, max_pixels=max_pixels)
-    return _decode(file, printable(name), read)
+    to_rgb = functools.partial(_upright_rgb, max_pixels=max_pixels)
+    return _open_and_read(file, printable(name), to_rgb)
 
 
 def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float32]:
@@ -190,16 +192,18 @@ def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float3
 
 
 def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
-    """Scale the longest side to S and pad to S x S with the background colour, centred.
+    """Scale an image until its longest side is S, and centre it on an S x S background.
 
-    S is the config's ``image_size``. A side shorter than its ``min_size`` is stretched to that.
+    S is the config's ``image_size``. A side that would be shorter than the config's ``min_size`` is
+    stretched to that length.
     """
     size = config.image_size
     longest = max(image.size)
 
     def scale(side: int) -> int:
-        # The reference truncates, in this order of operations. Rounding would make a side one pixel
-        # longer for half of all images.
+        """Return the pixels of a side after scaling."""
+        # DeepSeek's code divides, multiplies and truncates in this order. Rounding would make a
+        # side one pixel longer in half of all images.
         scaled = int(side / longest * size)
         return min(max(scaled, config.min_size), size)
 
@@ -213,46 +217,52 @@ def resize_and_pad(image: Image.Image, config: ImageConfig) -> Image.Image:
 
 
 def to_image(pixels: npt.NDArray[Any]) -> Image.Image:
-    """Convert the VQ decoder's output to RGB: (H, W, 3) unclipped floats of about [-1, 1].
+    """Convert the VQ decoder's output to an RGB image.
 
-    Truncates to bytes, as the reference's ``generation_inference.py`` does. NaN becomes 0.
+    The output has the shape (H, W, 3), with floats around [-1, 1]. They are scaled to [0, 255],
+    clipped and truncated, as in DeepSeek's ``generation_inference.py``. NaN becomes 0.
     """
     floats = np.asarray(pixels, dtype=np.float32)
     values = (floats + 1) / 2 * 255
     clipped = np.clip(values, 0, 255)
-    finite = np.nan_to_num(clipped, copy=False)
+    finite = np.nan_to_num(clipped, copy=False)  # clipping keeps NaN
     return Image.fromarray(finite.astype(np.uint8))
 
 
 # Files
 
 
-def read_file(path: str | os.PathLike[Any], read: Callable[[Image.Image, str], Read]) -> Read:
-    """Open an image file and return the result of ``read``.
+def read_file(path: str | os.PathLike[Any], read: Callable[[Image.Image, str], Result]) -> Result:
+    """Open an image file, call ``read`` with the image, and return its result.
 
     Args:
-        path: the file; a pipe is read to its end first, since decoders seek.
-        read: called with the image, not yet decoded, and the image's name for error messages.
+        path: the file. A pipe is read to its end first, since decoders seek.
+        read: called with the image, whose pixels are not decoded so far, and with the image's name
+            for error messages.
 
     Raises:
         ImageError: the file cannot be opened, or ``read`` fails.
     """
     text = os.fsdecode(path)
     name = printable(text)
-    with _opened(text, name) as file:
-        return _decode(file, name, read)
+    with _open_seekable(text, name) as file:
+        return _open_and_read(file, name, read)
 
 
 @contextlib.contextmanager
-def _opened(path: str, name: str) -> Iterator[BinaryIO]:
-    """Open a file for reading, in a form that can seek.
+def _open_seekable(path: str, name: str) -> Iterator[BinaryIO]:
+    """Yield an open file that can seek.
+
+    Args:
+        path: the file.
+        name: the file's name in error messages.
 
     Raises:
         ImageError: the file cannot be opened, or the block inside raises an OSError or ValueError.
     """
     try:
         with Path(path).open("rb") as file:
-            # A pipe (/dev/stdin, a shell's process substitution) cannot seek.
+            # A pipe (/dev/stdin, a shell's process substitution) cannot seek, so it is copied.
             yield file if file.seekable() else io.BytesIO(file.read())
     except FileNotFoundError:
         if path.startswith(("http://", "https://")):
@@ -265,16 +275,16 @@ def _opened(path: str, name: str) -> Iterator[BinaryIO]:
         raise ImageError(
             f"{name} may not be read: allow it with chmod +r, or copy the file"
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL character
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f"{name} cannot be opened ({reason}): check the path") from None
 
 
-def _decode(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Read]) -> Read:
-    """Open an image and return the result of ``read``.
+def _open_and_read(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Result]) -> Result:
+    """Open the image in a file, call ``read`` with the image and its name, and return the result.
 
     ``Image.open`` reads only the header. ``read`` decodes the pixels, so its errors are turned into
-    ``ImageError`` as well.
+    ``ImageError`` too.
 
     Raises:
         ImageError: the file is empty or cannot be opened as an image, or ``read`` fails.
@@ -292,19 +302,19 @@ def _decode(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Read])
 
 @contextlib.contextmanager
 def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
-    """Turn every exception of the block inside into an ``ImageError``, and drop its warnings.
+    """Turn every exception inside a block into an ``ImageError``, and ignore warnings there.
 
     Only one thread at a time can be inside, since warning filters belong to the whole process.
 
     Args:
         name: the image's name in the message.
-        head: the file's first bytes; empty if there is no file.
+        head: the file's first bytes, which help to name the problem; empty if there is no file.
     """
     try:
         with _WARNING_FILTERS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except ImageError:  # from the block inside, which has found the reason itself
+    except ImageError:  # already has a good message
         raise
     except Image.DecompressionBombError:
         raise _too_large(name) from None
@@ -312,18 +322,22 @@ def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
         raise ImageError(f"{name} {_why_unidentified(head)}") from None
     except MemoryError:
         raise ImageError(f"{name} needs too much memory: make the image smaller") from None
-    except Exception as error:  # decoders of damaged data raise nearly every kind
+    except Exception as error:  # decoders raise many kinds of exceptions for damaged data
         raise ImageError(f"{name} is damaged or cut short: download or export it again") from error
 
 
 def _why_unidentified(head: bytes) -> str:
-    """Return why no decoder accepts a file with this beginning, and the fix."""
+    """Return why no decoder accepts a file with these first bytes, and the fix.
+
+    The text is the end of a sentence that begins with the file's name.
+    """
+    # PNG, JPEG, GIF and TIFF in both byte orders. These are supported, so the file must be damaged.
     signatures = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
     if head.startswith(signatures) or head[8:12] == b"WEBP":
         return "is damaged or cut short: download or export it again"
     if b"<svg" in head.lower():
         return "is an SVG drawing, which is not supported: export it as PNG"
-    brand = head[8:11]
+    brand = head[8:11]  # in the format of HEIC, AVIF and some videos
     if head[4:8] == b"ftyp" and brand in (b"hei", b"hev", b"mif", b"msf", b"avi"):
         return "is a HEIC or AVIF image that cannot be read here: export it as JPEG or PNG"
     if head.startswith(b"%PDF"):
@@ -332,10 +346,15 @@ def _why_unidentified(head: bytes) -> str:
 
 
 def check_size(image: Image.Image, name: str, max_pixels: int | None = None) -> None:
-    """Refuse an image without pixels, or with more than ``max_pixels``; None: 100 megapixels.
+    """Refuse an image that has no pixels or too many.
+
+    Args:
+        image: its pixels need not be decoded.
+        name: the image's name in error messages.
+        max_pixels: largest width times height; None: 100 megapixels.
 
     Raises:
-        ImageError: the size is outside the limits.
+        ImageError: the image has no pixels or too many.
     """
     width, height = image.size
     if width < 1 or height < 1:
@@ -350,7 +369,13 @@ def _too_large(
     size: tuple[int, int] | None = None,
     max_pixels: int | None = None,
 ) -> ImageError:
-    """Return the error for too many pixels; ``size`` is None if PIL refused to open the image."""
+    """Return the error for an image with too many pixels.
+
+    Args:
+        name: the image's name.
+        size: width and height; None if they are unknown, since PIL refused to open the image.
+        max_pixels: the limit; None: 100 megapixels.
+    """
     limit = max_pixels or MAX_PIXELS
     megapixels = limit // 10**6
     found = ""
@@ -362,7 +387,7 @@ def _too_large(
 
 def printable(text: str) -> str:
     """Return a path or a name as one line: escaped, and cut in the middle above 300 characters."""
-    characters = (c if c.isprintable() else repr(c)[1:-1] for c in text)
+    characters = (c if c.isprintable() else repr(c)[1:-1] for c in text)  # repr without quotes
     line = "".join(characters)
     if len(line) <= 300:
         return line
@@ -375,10 +400,14 @@ def printable(text: str) -> str:
 
 
 def _upright_rgb(image: Image.Image, name: str, max_pixels: int | None = None) -> Image.Image:
-    """Decode an opened image and return it as upright, opaque, 8-bit RGB."""
+    """Decode an opened image and return it as upright, opaque, 8-bit RGB.
+
+    Raises:
+        ImageError: the image has no pixels, or more than ``max_pixels`` (None: 100 megapixels).
+    """
     check_size(image, name, max_pixels)  # before the pixels take memory
     image.load()
-    check_size(image, name, max_pixels)  # the frame of an ICO may be larger than its header says
+    check_size(image, name, max_pixels)  # an ICO's image may be larger than its header says
     try:
         exif = image.getexif()
         orientation = exif.get(ExifTags.Base.Orientation, 1)
@@ -388,18 +417,18 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int | None = None) -
     result = _opaque_rgb(image)
     if transpose is not None:
         result = result.transpose(transpose)
-    # With the copied info, a second open_image would rotate the result again, or make one of its
-    # colours transparent.
+    # PIL copies ``info``: EXIF orientation and a transparent colour. Both have been applied, and
+    # must not be applied again if the result is passed to open_image.
     result.info.clear()
     return result
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:
     """Convert a decoded image to RGB, laid over white where it is transparent."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _deep_grey(image)
+    if image.mode == "F" or image.mode.startswith("I"):  # more than 8 bits per pixel
+        return _deep_grey_to_rgb(image)
     if image.has_transparency_data:
-        # PIL converts La (grey, multiplied by its alpha) only to LA, so RGBA takes two steps.
+        # PIL cannot convert La (grey multiplied by its alpha) to RGBA, but it can convert LA.
         straight = image.convert("LA") if image.mode == "La" else image
         white = Image.new("RGBA", image.size, "white")
         opaque = Image.alpha_composite(white, straight.convert("RGBA"))
@@ -407,41 +436,44 @@ def _opaque_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _deep_grey(image: Image.Image) -> Image.Image:
+def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
     """Convert grey of 16 or 32 bits to RGB. PIL's own conversion would clip it to [0, 255]."""
     values = np.asarray(image)
     black, white = _grey_range(values, image.mode)
-    # A PNG's tRNS chunk: the one grey value whose pixels are transparent, thus white here.
+    # In a PNG, an int: the grey value whose pixels are transparent (tRNS chunk). They become white.
     transparent = image.info.get("transparency")
     grey = np.empty(values.shape, np.uint8)
-    span = (white - black) or 1.0  # an image of one value becomes black
-    # The complete image as 64-bit numbers would take eight times its memory.
+    span = (white - black) or 1.0  # 1: an image of a single value becomes black
+    # Some rows at a time, since the whole image as 64-bit floats would take much memory.
     for start in range(0, len(values), _ROWS):
         band = slice(start, start + _ROWS)
         rows = values[band].astype(np.float64)
         finite = np.nan_to_num(rows, nan=black, posinf=white, neginf=black)
         scaled = (finite - black) / span
-        grey[band] = scaled * 255 + 0.5  # rounds, since the assignment truncates
+        grey[band] = scaled * 255 + 0.5  # + 0.5 rounds, since the assignment truncates
         if isinstance(transparent, int):
             grey[band][rows == transparent] = 255
     return Image.fromarray(grey).convert("RGB")
 
 
 def _grey_range(values: npt.NDArray[Any], mode: str) -> tuple[float, float]:
-    """Return the grey values that become black and white; PIL's mode is "F" or begins with "I"."""
+    """Return the grey values that become black and white.
+
+    ``mode`` is PIL's mode of the image: "F" for floats, otherwise one of integers.
+    """
     usual_whites: tuple[float, ...]
     if mode == "F":
         finite = np.isfinite(values)
         if not finite.any():
-            return 0.0, 1.0  # nothing to measure; any range will do
+            return 0.0, 1.0  # any range will do, since no value is finite
         low = float(values.min(where=finite, initial=np.inf))
         high = float(values.max(where=finite, initial=-np.inf))
         usual_whites = (1.0, 255.0)
     else:
         low = float(values.min())
         high = float(values.max())
-        usual_whites = (65535.0,)  # PIL holds some 16-bit images as 32-bit integers
-    # The narrowest usual range that holds all values is taken. Without one, they are stretched.
+        usual_whites = (65535.0,)  # 16 bits, which PIL may hold as 32-bit integers
+    # Take the narrowest usual range that holds all values, or else the range of the values.
     for white in usual_whites:
         if low >= 0 and high <= white:
             return 0.0, white

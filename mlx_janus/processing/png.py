@@ -29,27 +29,28 @@ def read_text_chunks(path: str | os.PathLike[Any]) -> dict[str, str]:
 
 
 def _text_chunks(image: Image.Image, name: str) -> dict[str, str]:
-    """Return the text chunks of an opened image. All of it is read, as some follow the pixels.
+    """Return the text chunks of an opened image; {} if its format has none.
 
     Raises:
         ImageError: the image has no pixels, or more than 100 million.
     """
     check_size(image, name)
-    image.load()
+    image.load()  # also reads the chunks that follow the pixels
     return {key: str(value) for key, value in getattr(image, "text", {}).items()}
 
 
 def png_bytes(image: Image.Image, text: Mapping[str, str]) -> bytes:
-    """Return the bytes of a PNG file with text chunks, which are sorted by key.
+    """Return the bytes of a PNG file with the text chunks of ``text``, sorted by key.
 
     Raises:
         OSError: PNG cannot hold the image's mode.
     """
     chunks = PngImagePlugin.PngInfo()
     for key, value in sorted(text.items()):
-        # NUL would end the text chunk, so it is dropped. A lone surrogate (an undecodable byte of a
-        # command line) cannot be encoded: "replace" turns it into "?".
-        chunks.add_text(key, value.replace("\0", "").encode("utf-8", "replace").decode("utf-8"))
+        # A PNG's text must not contain NUL, so NULs are dropped. A lone surrogate, such as an
+        # undecodable byte of a command line, cannot be encoded: it becomes "?".
+        valid = value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+        chunks.add_text(key, valid)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
@@ -58,14 +59,14 @@ def png_bytes(image: Image.Image, text: Mapping[str, str]) -> bytes:
 def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str]) -> Path:
     """Write a PNG with text chunks, and return the path of the file that was written.
 
-    An existing file is kept: ``out.png`` becomes ``out_2.png``, then ``out_3.png``. A path without
-    a suffix gets ``.png``. The file appears complete, and processes that save to one path at the
-    same time each get their own.
+    A path without a suffix gets ``.png``. An existing file is kept: if ``out.png`` exists, the new
+    file is ``out_2.png``, then ``out_3.png``. The file appears complete or not at all. Processes
+    that save to the same path at the same time write different files.
 
     Args:
         image: in a mode that PNG can hold.
         path: a file in an existing folder.
-        text: stored by sorted key, as Latin-1 if possible, otherwise as UTF-8.
+        text: text chunks by key. They are stored as Latin-1 if possible, otherwise as UTF-8.
 
     Raises:
         OutputError: the path is a folder or has another suffix, its folder is missing, there is no
@@ -77,16 +78,15 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], text: Mapping[str
         with draft_beside(target) as draft:
             with draft.open("xb") as file:
                 file.write(data)
-            # write_atomically is not used, as it would replace an existing file.
             return _move_to_free_name(draft, target)
     except (OSError, ValueError) as error:
         raise OutputError(_why_not_written(error, target)) from error
 
 
-def free_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
-    """Return file names for n images: ``[out.png]``, or ``out-1.png`` to ``out-n.png``.
+def numbered_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
+    """Return paths for n images: ``out.png`` for one, or ``out-1.png`` to ``out-n.png``.
 
-    Files of these names may exist: ``save_png`` keeps them and writes under the next unused name.
+    The files may exist already: ``save_png`` keeps them and chooses another name.
 
     Raises:
         OutputError: the path is a folder or has another suffix.
@@ -98,7 +98,7 @@ def free_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
 
 
 def _with_png_suffix(path: Path) -> Path:
-    """Return a path with the suffix ``.png``, added if it has none.
+    """Return a path with the suffix ``.png``, which is added if the path has no suffix.
 
     Raises:
         OutputError: the path is a folder or has another suffix.
@@ -106,7 +106,7 @@ def _with_png_suffix(path: Path) -> Path:
     try:
         is_folder = path.is_dir()
     except OSError:
-        is_folder = False  # the later write fails too, with a message that gives the reason
+        is_folder = False  # writing the file will fail too, with a message that gives the reason
     if is_folder:
         raise OutputError(
             f"{printable(str(path))} is a folder: give the name of a file in it, such as janus.png"
@@ -122,10 +122,11 @@ def _with_png_suffix(path: Path) -> Path:
 
 
 def _move_to_free_name(draft: Path, target: Path) -> Path:
-    """Move a finished file to the first unused name, and return its new path.
+    """Move the finished file ``draft`` to the first unused name, and return its new path.
 
-    An empty file, created exclusively, reserves the name; the draft then replaces it. A hard link
-    would need no empty file, but not every file system has hard links.
+    The names are ``target``, then target_2, target_3 and so on. An empty file, created exclusively,
+    reserves a name; the draft then replaces it. A hard link would need no empty file, but not every
+    file system has hard links.
     """
     for i in itertools.count(1):
         candidate = target if i == 1 else target.with_name(f"{target.stem}_{i}{target.suffix}")
@@ -135,9 +136,9 @@ def _move_to_free_name(draft: Path, target: Path) -> Path:
             continue
         try:
             return draft.replace(candidate)
-        except BaseException:  # Ctrl-C too
+        except BaseException:  # includes Ctrl-C
             with contextlib.suppress(OSError):
-                if draft.exists():  # if the draft is gone, the move succeeded: keep the file
+                if draft.exists():  # otherwise the move has succeeded, so the file is kept
                     candidate.unlink()
             raise
     raise AssertionError("itertools.count ends")  # pragma: no cover

@@ -45,8 +45,8 @@ class Turn:
         if self.role not in ("user", "assistant"):
             raise OptionError(f"a turn's role must be 'user' or 'assistant', got {self.role!r}")
         if self.role == "assistant" and self.images != 0:
-            rule = "images of the assistant's turn must be 0 (only the user shows images)"
-            raise OptionError(f"{rule}, got {self.images}")
+            problem = "images of the assistant's turn must be 0 (only the user shows images)"
+            raise OptionError(f"{problem}, got {self.images}")
         if self.images < 0:
             raise OptionError(f"images of the user's turn must be 0 or more, got {self.images}")
 
@@ -58,6 +58,7 @@ class _Control(str):
 
 
 def _is_control(segment: str) -> bool:
+    """Return whether a segment is a control token rather than plain text."""
     return isinstance(segment, _Control)
 
 
@@ -65,7 +66,7 @@ class Prompts:
     """A model's prompt templates over its tokenizer.
 
     Args:
-        tokenizer: the tokenizer; copied rather than changed if a control token is not special.
+        tokenizer: a tokenizer of the ``tokenizers`` library, which is not changed.
         config: roles, separators and the spellings of the control tokens.
         image_tokens: positions that one image takes in an answering prompt.
 
@@ -80,15 +81,17 @@ class Prompts:
             raise OptionError(f"image_tokens must be 1 or more, got {image_tokens}")
         self.config = config
         self.image_tokens = image_tokens
-        self._tokenizer = PromptTokenizer(tokenizer, config)
-        self.tokenizer = self._tokenizer.tokenizer  # of the ``tokenizers`` library, for callers
-        self.special = self._tokenizer.special  # ids of the control tokens
-        self._user = self._role(config.user)
-        self._assistant = self._role(config.assistant)
+        self._prompt_tokenizer = PromptTokenizer(tokenizer, config)
+        self.tokenizer = self._prompt_tokenizer.tokenizer  # for callers: the library's tokenizer
+        self.special = self._prompt_tokenizer.special  # ids of the control tokens
+        self._user = self._role_segment(config.user)
+        self._assistant = self._role_segment(config.assistant)
 
     @classmethod
     def load(cls, folder: Path, config: PromptConfig, *, image_tokens: int) -> Prompts:
-        """Read ``tokenizer.json`` of a model folder.
+        """Return the prompt templates over the ``tokenizer.json`` of a model folder.
+
+        The arguments are those of the class.
 
         Raises:
             ConfigError: the file is missing, not JSON or not a tokenizer, or the tokenizer lacks a
@@ -105,24 +108,25 @@ class Prompts:
     def answering(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
         """Return the ids of a conversation, from bos to the beginning of the assistant's answer.
 
-        Each image is image_start, ``image_tokens`` times the image id, image_end.
+        An image takes the ids image_start, ``image_tokens`` times image, and image_end.
 
         Args:
-            turns: the messages, the last one the user's.
-            system: system prompt; None: the model's own, "": none.
+            turns: the messages; the last one is the user's.
+            system: system prompt; None is the model's own, "" is none.
 
         Raises:
             PromptError: there is no turn, the last one is not the user's, a question has neither
                 text nor images, or a text is not Unicode.
-            OptionError: ``system`` is not text.
+            OptionError: ``system`` is not a str.
         """
         segments = self._answering_segments(turns, system)
         return self._encode(segments)
 
     def following(self, turn: Turn) -> list[int]:
-        """Return the ids of a further question, to the beginning of the assistant's answer.
+        """Return the ids to append to a conversation for its next question.
 
-        They have no bos: append them after the eos of the last answer.
+        They follow the eos of the last answer, so they have no bos. They end at the beginning of
+        the assistant's answer.
 
         Raises:
             PromptError: the question has neither text nor images, or its text is not Unicode.
@@ -133,9 +137,9 @@ class Prompts:
         return ids
 
     def drawing(self, text: str) -> list[int]:
-        """Return the ids of a prompt to draw: bos first, image_start last.
+        """Return the ids of a prompt for an image, from bos to image_start.
 
-        Guidance uses them as its conditional row.
+        They are the conditional row of classifier-free guidance.
 
         Raises:
             PromptError: the text is empty or not Unicode.
@@ -144,51 +148,56 @@ class Prompts:
         return self._encode(segments)
 
     def unconditional(self, ids: Sequence[int]) -> list[int]:
-        """Return guidance's unconditional row: ``ids``, with pad between the first and the last."""
-        pads = [self.special.pad] * (len(ids) - 2)
+        """Return the unconditional row of classifier-free guidance for a conditional row.
+
+        Every id between the first and the last is replaced by pad.
+        """
         first = ids[:1]
+        pads = [self.special.pad] * (len(ids) - 2)
         last = ids[1:][-1:]  # empty if the first id is the only one
         return [*first, *pads, *last]
 
     def render_answering(self, turns: Sequence[Turn], system: str | None = None) -> str:
-        """Return ``answering``'s template as text: no bos, one placeholder for each image."""
+        """Return the text of an answering prompt, without bos and with a placeholder per image."""
         segments = self._answering_segments(turns, system)
         return "".join(segments)
 
     def render_drawing(self, text: str) -> str:
-        """Return the template of ``drawing`` as text, without bos."""
+        """Return the text of a drawing prompt, without bos."""
         segments = self._drawing_segments(text)
         return "".join(segments)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of plain text: no bos, no template, and no control token.
+        """Return the ids of plain text, without bos and without control tokens.
 
         Raises:
             PromptError: the text is not Unicode.
         """
-        return self._tokenizer.encode(text)
+        return self._prompt_tokenizer.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids. Special tokens and ids beyond the vocabulary are skipped."""
-        return self._tokenizer.decode(ids)
+        return self._prompt_tokenizer.decode(ids)
 
     def detokenizer(self) -> Detokenizer:
-        """Return a decoder that takes one id at a time."""
-        return self._tokenizer.detokenizer()
+        """Return a new streaming decoder, which takes one id at a time."""
+        return self._prompt_tokenizer.detokenizer()
 
-    def _role(self, name: str) -> str:
-        """Return the segment of a role: a control token if it is an added token, otherwise text."""
-        if self._tokenizer.is_added(name):
+    def _role_segment(self, name: str) -> str:
+        """Return a role's name as a segment: a control token if it is an added token, else text."""
+        if self._prompt_tokenizer.is_added(name):
             return _Control(name)
         return name  # Janus-1.3B's roles are ordinary words
 
     def _answering_segments(self, turns: Sequence[Turn], system: str | None) -> list[str]:
-        """Return the segments of ``answering``: all but bos, stripped at both ends.
+        """Return the segments of an answering prompt, without bos.
+
+        Whitespace is stripped from both ends of the prompt.
 
         Raises:
             PromptError: there is no turn, the last one is not the user's, or a question has neither
                 text nor images.
-            OptionError: ``system`` is not text.
+            OptionError: ``system`` is not a str.
         """
         if not turns or turns[-1].role != "user":
             raise PromptError("the last message must be the user's: add a question")
@@ -202,14 +211,14 @@ class Prompts:
         return _strip(segments)
 
     def _turn_segments(self, turn: Turn) -> list[str]:
-        """Return the segments of one message, from its role to its eos or separator.
+        """Return the segments of one message. An answer ends with eos, a question with a separator.
 
         Raises:
             PromptError: a question has neither text nor images.
         """
         text = turn.text.strip()
         if turn.role == "assistant":
-            # In an empty answer eos follows the colon directly, as when it was generated.
+            # A model that answers nothing generates eos directly after the colon, without a space.
             answer = f": {text}" if text else ":"
             eos = _Control(self.config.eos)
             return [self._assistant, answer, eos]
@@ -221,7 +230,9 @@ class Prompts:
         return [self._user, ": ", *images, question]
 
     def _drawing_segments(self, text: str) -> list[str]:
-        """Return the segments of ``drawing``: all but bos, stripped before image_start.
+        """Return the segments of a drawing prompt, without bos.
+
+        Whitespace is stripped from both ends of the text before image_start.
 
         Raises:
             PromptError: the text is empty.
@@ -235,37 +246,40 @@ class Prompts:
         return [*_strip(template), image_start]
 
     def _encode(self, segments: Iterable[str]) -> list[int]:
-        """Return bos and the ids of segments; adjacent plain ones are encoded as one text."""
+        """Return bos and the ids of segments. Adjacent plain segments are encoded as one text."""
         ids = [self.special.bos]
         groups = itertools.groupby(segments, _is_control)
         for is_control, group in groups:
             if is_control:
-                for spelling in group:
-                    ids += self._control_ids(spelling)
+                for control in group:
+                    ids += self._control_ids(control)
             else:
                 text = "".join(group)
                 ids += self.encode(text)
         return ids
 
     def _control_ids(self, spelling: str) -> list[int]:
-        """Return the id of a control token, or all ids of an image for its placeholder."""
+        """Return the ids of a control token: one id, or all ids of an image for its placeholder."""
         if spelling == self.config.image:
             placeholders = [self.special.image] * self.image_tokens
             return [self.special.image_start, *placeholders, self.special.image_end]
-        found = self._tokenizer.token_id(spelling)
+        found = self._prompt_tokenizer.token_id(spelling)
         assert found is not None  # a _Control is made only of tokens that __init__ has found
         return [found]
 
 
 def _strip(segments: Sequence[str]) -> list[str]:
-    """Strip both ends of the rendered prompt, as the reference does, but never a control token."""
+    """Strip whitespace from both ends of a prompt, up to the first and the last control token.
+
+    DeepSeek's code also strips the rendered prompt.
+    """
     stripped = list(segments)
-    ends = ((0, str.lstrip), (-1, str.rstrip))
+    ends = ((0, str.lstrip), (-1, str.rstrip))  # index of the outermost segment, and its method
     for end, strip in ends:
         while stripped and not _is_control(stripped[end]):
             text = strip(stripped[end])
             if text:
                 stripped[end] = text
                 break
-            del stripped[end]  # it was only spaces: strip its neighbour
+            del stripped[end]  # it was only whitespace, so strip the next segment too
     return stripped

@@ -40,8 +40,8 @@ class PromptTokenizer:
     """A tokenizer that knows its model's control tokens.
 
     Args:
-        tokenizer: used as it is, or copied if a control token is not special or if it truncates or
-            pads.
+        tokenizer: a tokenizer of the ``tokenizers`` library. It is not changed: if a control token
+            is not special, or if it truncates or pads, a copy is made and used.
         config: spellings of the control tokens.
 
     Raises:
@@ -51,17 +51,20 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, config: PromptConfig) -> None:
         self.special = _special_ids(tokenizer, config)
-        self.tokenizer = _mark_controls(tokenizer, config)
+        self.tokenizer = _with_special_controls(tokenizer, config)
         added = self.tokenizer.get_added_tokens_decoder().values()
         self._added = frozenset(token.content for token in added)
         self._special_spellings = frozenset(token.content for token in added if token.special)
-        self._plain = _copy(self.tokenizer)  # a copy, since the next line changes how it encodes
-        # The library's name for this: encode the spelling of a special token as ordinary text.
-        self._plain.encode_special_tokens = True
-        self._check_plain()
+        # A second tokenizer, for plain text. In spite of its name, ``encode_special_tokens`` makes
+        # the library encode the spelling of a special token as ordinary text.
+        self._text_encoder = _copy(self.tokenizer)
+        self._text_encoder.encode_special_tokens = True
+        self._check_plain_text()
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of plain text: no bos, and no control token even if the text spells one.
+        """Return the ids of plain text, without bos.
+
+        The spelling of a control token in the text is encoded as ordinary characters.
 
         Raises:
             PromptError: the text is not Unicode.
@@ -71,9 +74,10 @@ class PromptTokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            wrong = f"the prompt holds {text[error.start]!r}, which is not Unicode text"
-            raise PromptError(f"{wrong}: type it again, or save it as UTF-8") from None
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+            # Only a lone surrogate, such as an undecodable byte of a command line, fails.
+            problem = f"the prompt holds {text[error.start]!r}, which is not Unicode text"
+            raise PromptError(f"{problem}: type it again, or save it as UTF-8") from None
+        ids: list[int] = self._text_encoder.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -81,22 +85,23 @@ class PromptTokenizer:
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def detokenizer(self) -> Detokenizer:
-        """Return a decoder that takes one id at a time."""
+        """Return a new streaming decoder, which takes one id at a time."""
         return Detokenizer(self.tokenizer, self._special_spellings)
 
     def is_added(self, spelling: str) -> bool:
-        """Return whether this is the spelling of an added token."""
+        """Return whether the tokenizer has an added token with this spelling."""
         return spelling in self._added
 
     def token_id(self, spelling: str) -> int | None:
         """Return the id of a token by its spelling; None if there is no such token."""
         return self.tokenizer.token_to_id(spelling)
 
-    def _check_plain(self) -> None:
-        """Check that plain text keeps its characters and encodes as no control token.
+    def _check_plain_text(self) -> None:
+        """Check that encoding plain text loses no characters and gives no control token.
 
         Raises:
-            ConfigError: the tokenizer is not byte-level, or recognises a control token.
+            ConfigError: the tokenizer is not byte-level, loses text, or encodes the spelling of a
+                control token as that token.
         """
         text = self.decode(self.encode(_SAMPLE))
         if not isinstance(self.tokenizer.decoder, decoders.ByteLevel) or text.strip() != _SAMPLE:
@@ -114,15 +119,15 @@ class PromptTokenizer:
 
 
 class Detokenizer:
-    """A streaming decoder from ids, one at a time, to complete characters.
+    """A streaming decoder: it takes one id at a time and returns complete characters.
 
-    The pieces of ``add`` and ``finish``, joined, equal ``Tokenizer.decode`` of all the ids at once,
-    for any ids: both turn invalid bytes into U+FFFD. The cost of an id does not grow with the
-    number of ids before it.
+    The joined results of ``add`` and ``finish`` equal ``Tokenizer.decode`` of all ids at once, for
+    any ids: both turn invalid bytes into U+FFFD. The cost of an id does not grow with the number of
+    ids before it.
 
     Args:
         tokenizer: a byte-level tokenizer.
-        skipped: spellings of the tokens that give no text.
+        skipped: spellings of the special tokens, which give no text.
     """
 
     def __init__(self, tokenizer: Tokenizer, skipped: frozenset[str]) -> None:
@@ -131,22 +136,21 @@ class Detokenizer:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token_id: int) -> str:
-        """Return the characters that this id completes; "" while a character is incomplete."""
-        # A model may have more ids than its tokenizer. For an id beyond the tokenizer's, ``token``
-        # is None, and there is no text.
+        """Return the characters that this id completes; "" if it completes none."""
         token = self._tokenizer.id_to_token(int(token_id))
+        # ``token`` is None for an id beyond the vocabulary: a model may have more ids.
         if token is None or token in self._skipped:
             return ""
         return self._utf8.decode(_token_bytes(token))
 
     def finish(self) -> str:
-        """Return the rest: U+FFFD if the last character is incomplete, otherwise "".
+        """End the text. Return U+FFFD if its last character is incomplete, otherwise "".
 
         The next ``add`` begins another text.
         """
-        rest = self._utf8.decode(b"", final=True)
+        replacement = self._utf8.decode(b"", final=True)
         self._utf8.reset()
-        return rest
+        return replacement
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -158,38 +162,45 @@ def read_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises bare Exceptions
-        read_model_json(path)  # raises a plainer error for a file that is missing or not JSON
+        read_model_json(path)  # raises a better error if the file is missing or not JSON
         reason = " ".join(str(error).split())[:120]
         fix = "download the model's own"
         raise ConfigError(f"{path} is not a tokenizer ({reason}): {fix}") from None
 
 
 def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
-    """Return ``tokenizer.json`` for a converted folder; equal input gives equal text.
+    """Return the content of ``tokenizer.json`` for a converted folder.
 
-    Adds the image placeholder if it is absent, as in Janus-1.3B, with the next free id, as in the
-    reference. Flags the control tokens as special, and drops truncation and padding.
+    The control tokens are flagged as special, and truncation and padding are dropped. Equal
+    arguments give equal text.
+
+    Args:
+        tokenizer_json: the source's file.
+        config: spellings of the control tokens.
 
     Raises:
-        ConfigError: the file is missing, not JSON, not a tokenizer, lacks another control token,
-            contradicts itself, loses text, or is not byte-level.
+        ConfigError: the file is missing, not JSON or not a tokenizer; or the tokenizer lacks a
+            control token other than the image placeholder, contradicts itself, loses text, or is
+            not byte-level.
     """
     tokenizer = read_tokenizer(tokenizer_json)
+    # Janus-1.3B's file lacks the image placeholder, which gets the next free id as in DeepSeek's
+    # code.
     if tokenizer.token_to_id(config.image) is None:
         tokenizer.add_special_tokens([AddedToken(config.image, normalized=False, special=True)])
     try:
-        # PromptTokenizer checks the tokenizer, so that none is written that cannot be loaded.
+        # The constructor also checks the tokenizer, so that every written one can be loaded.
         return PromptTokenizer(tokenizer, config).tokenizer.to_str()
     except ConfigError as error:
         raise ConfigError(f"{tokenizer_json}: {error}") from None
 
 
 def _copy(tokenizer: Tokenizer) -> Tokenizer:
-    """Copy a tokenizer through JSON.
+    """Copy a tokenizer by writing it as JSON and reading that.
 
     Raises:
-        ConfigError: the copy fails or numbers added tokens differently, since the vocabulary has
-            holes.
+        ConfigError: the JSON cannot be read, or the copy's added tokens have other ids. The library
+            renumbers added tokens if the vocabulary has unused ids.
     """
     try:
         copy = Tokenizer.from_str(tokenizer.to_str())
@@ -201,16 +212,18 @@ def _copy(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _contradiction(reason: str) -> ConfigError:
+    """Return the error for a tokenizer that contradicts itself."""
     fix = "it is damaged, download it again"
     return ConfigError(f"the tokenizer contradicts itself ({reason}): {fix}")
 
 
 def _added_spellings(tokenizer: Tokenizer) -> dict[int, str]:
+    """Return the spellings of the added tokens, by id."""
     return {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
 
 
 def _control_spellings(config: PromptConfig) -> dict[str, str]:
-    """Return the spellings of every model's control tokens, by field of ``SpecialIds``."""
+    """Return the spelling of the control token of each field of ``SpecialIds``."""
     return {
         "bos": config.bos,
         "eos": config.eos,
@@ -239,12 +252,12 @@ def _special_ids(tokenizer: Tokenizer, config: PromptConfig) -> SpecialIds:
     return SpecialIds(**ids)
 
 
-def _mark_controls(tokenizer: Tokenizer, config: PromptConfig) -> Tokenizer:
-    """Return the tokenizer with its control tokens special, and without truncation and padding.
+def _with_special_controls(tokenizer: Tokenizer, config: PromptConfig) -> Tokenizer:
+    """Return a tokenizer whose control tokens are special, and which does not truncate or pad.
 
-    A changed tokenizer is a copy. Control tokens are those of the template, every added token
-    ``<...>``, and the roles if they are added tokens. Other added tokens, such as ``ø`` in
-    DeepSeek's vocabulary, stay ordinary characters.
+    The tokenizer itself is returned if nothing has to change, otherwise a changed copy. Control
+    tokens are those of ``SpecialIds``, every added token ``<...>``, and the roles if they are added
+    tokens. Other added tokens, such as ``ø`` in DeepSeek's vocabulary, stay ordinary characters.
     """
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     controls = set(_control_spellings(config).values())
@@ -252,20 +265,20 @@ def _mark_controls(tokenizer: Tokenizer, config: PromptConfig) -> Tokenizer:
         in_brackets = spelling[:1] == "<" and spelling[-1:] == ">"
         if in_brackets or spelling in (config.user, config.assistant):
             controls.add(spelling)
-    unmarked = sorted(s for s in controls if s not in added or not added[s].special)
-    if not (unmarked or tokenizer.truncation or tokenizer.padding):
+    not_special = sorted(s for s in controls if s not in added or not added[s].special)
+    if not (not_special or tokenizer.truncation or tokenizer.padding):
         return tokenizer
-    tokenizer = _copy(tokenizer)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.add_special_tokens([_as_special(s, added.get(s)) for s in unmarked])
-    return tokenizer
+    changed = _copy(tokenizer)
+    changed.no_truncation()
+    changed.no_padding()
+    changed.add_special_tokens([_as_special(s, added.get(s)) for s in not_special])
+    return changed
 
 
 def _as_special(spelling: str, token: AddedToken | None) -> AddedToken:
-    """Return a special token with the other settings of ``token``.
+    """Return a token as a special one, otherwise with the settings that it has.
 
-    ``token`` is None if the spelling is in the vocabulary, but not as an added token.
+    ``token`` is None if the spelling is in the vocabulary, but is not an added token.
     """
     if token is None:
         return AddedToken(spelling, normalized=False, special=True)
@@ -280,21 +293,25 @@ def _as_special(spelling: str, token: AddedToken | None) -> AddedToken:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Map each character of a token to its byte: the inverse of GPT-2's ``bytes_to_unicode``.
+    """Return the byte of each character in a token: the inverse of GPT-2's ``bytes_to_unicode``.
 
-    A byte-level tokenizer writes every byte as a printable character.
+    A byte-level tokenizer writes every byte as a printable character. That is the character with
+    the byte's code if it is printable, otherwise one from code 256 on.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-_BYTES = _byte_alphabet()
+_BYTE_OF_CHARACTER = _byte_alphabet()
 
 
 def _token_bytes(token: str) -> bytes:
-    """Return a token's bytes. An added token may be ordinary text, which is encoded as UTF-8."""
+    """Return the bytes of a token's text.
+
+    An added token may be ordinary text instead of the byte alphabet. It is encoded as UTF-8.
+    """
     try:
-        return bytes(_BYTES[c] for c in token)
+        return bytes(_BYTE_OF_CHARACTER[c] for c in token)
     except KeyError:
         return token.encode()

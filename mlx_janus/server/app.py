@@ -42,20 +42,22 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
-_NO_PAGE = "<!doctype html><title>mlx_janus</title><p>The page is not installed.</p>"
-_CHUNKS = "Server-sent events: chat.completion.chunk objects, then `[DONE]`."
-_IMAGE_EVENTS = "Server-sent events: image_generation.partial_image and image_generation.completed."
-_ERRORS: dict[int | str, dict[str, Any]] = {
+_PLACEHOLDER_PAGE = "<!doctype html><title>mlx_janus</title><p>The page is not installed.</p>"
+_CHUNKS_DESCRIPTION = "Server-sent events: chat.completion.chunk objects, then `[DONE]`."
+_IMAGE_EVENTS_DESCRIPTION = (
+    "Server-sent events: image_generation.partial_image and image_generation.completed."
+)
+_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request is refused."},
     "5XX": {"model": ErrorReply, "description": "The server cannot complete the request."},
 }
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """Return the application.
+    """Return the server's FastAPI application.
 
     Args:
-        engine: runs the model; the caller starts and closes it.
+        engine: runs the model. The caller starts and closes the engine.
         settings: access and limits.
     """
     service = Service(engine, settings, Metrics(engine))
@@ -63,33 +65,34 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         title="mlx_janus",
         version=__version__,
         description="OpenAI's API for one Janus model: answers about images, and image generation.",
-        docs_url=None,  # the documentation pages load scripts of other hosts
+        docs_url=None,  # this page and the next load scripts from other hosts
         redoc_url=None,
-        redirect_slashes=False,
+        redirect_slashes=False,  # an unknown path is 404, with or without a final slash
         middleware=middleware_stack(settings, service.metrics),
         exception_handlers={
             HTTPException: handle_http_exception,
             RequestValidationError: handle_validation_error,
         },
     )
-    app.include_router(_generation_routes(service))
-    app.include_router(_model_routes(service))
-    app.include_router(_server_routes(service))
+    app.include_router(_generation_router(service))
+    app.include_router(_model_router(service))
+    app.include_router(_server_router(service))
     if settings.api_key is not None:
-        _describe_key(app)
+        _add_key_to_openapi(app)
     return app
 
 
 class _StrictRequest(Request):
-    """A request that refuses JSON with NaN, lone surrogates, or excessive depth."""
+    """A request whose body must be JSON without NaN, lone surrogates or excessive depth."""
 
     async def json(self) -> Any:
-        """Return the body's value; FastAPI calls this before it validates the body.
+        """Parse the body. FastAPI calls this before it validates the result.
 
         Raises:
-            APIError: the body is not JSON, or has one of the refused contents.
+            APIError: the body is not JSON, or has NaN, a lone surrogate or excessive depth (400).
         """
         try:
+            # from_json always refuses lone surrogates and excessive depth.
             return from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:
             raise APIError(400, f"the body is not JSON: {error}") from None
@@ -99,31 +102,33 @@ class _JSONRoute(APIRoute):
     """A route that accepts only JSON, which the forms of web pages cannot send."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's handler, after a check that refuses other types with status 415."""
-        handle = super().get_route_handler()
+        """Return FastAPI's handler, preceded by a check of the content type (status 415)."""
+        handle_with_fastapi = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
             content_type = request.headers.get("content-type", "")
-            media_type = content_type.partition(";")[0].strip().lower()
+            media_type = content_type.partition(";")[0].strip().lower()  # without "; charset=..."
             if media_type != "application/json":
                 raise APIError(415, "the body must be JSON: send 'Content-Type: application/json'")
-            return await handle(_StrictRequest(request.scope, request.receive))
+            return await handle_with_fastapi(_StrictRequest(request.scope, request.receive))
 
         return handle_json
 
 
-def _streamed_or_errors(description: str) -> dict[int | str, dict[str, Any]]:
-    """Return OpenAPI's description of the streamed reply and the errors of a route."""
-    events = {"schema": {"type": "string", "description": description}}
-    return {200: {"content": {"text/event-stream": events}}, **_ERRORS}
+def _stream_and_error_responses(stream_description: str) -> dict[int | str, dict[str, Any]]:
+    """Return a route's OpenAPI responses, by status: the streamed reply and the errors."""
+    events = {"schema": {"type": "string", "description": stream_description}}
+    return {200: {"content": {"text/event-stream": events}}, **_ERROR_RESPONSES}
 
 
-def _generation_routes(service: Service) -> APIRouter:
-    """Return the routes that use the model."""
+def _generation_router(service: Service) -> APIRouter:
+    """Return a router with the routes that generate text and images."""
     router = APIRouter(prefix="/v1", route_class=_JSONRoute, tags=["generation"])
 
     @router.post(
-        "/chat/completions", response_model=ChatCompletion, responses=_streamed_or_errors(_CHUNKS)
+        "/chat/completions",
+        response_model=ChatCompletion,
+        responses=_stream_and_error_responses(_CHUNKS_DESCRIPTION),
     )
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer the last message of a conversation. `stream` sends the answer piece by piece."""
@@ -132,7 +137,7 @@ def _generation_routes(service: Service) -> APIRouter:
     @router.post(
         "/images/generations",
         response_model=ImagesReply,
-        responses=_streamed_or_errors(_IMAGE_EVENTS),
+        responses=_stream_and_error_responses(_IMAGE_EVENTS_DESCRIPTION),
     )
     async def create_image(body: ImageRequest, request: Request) -> Response:
         """Generate images from a prompt. `stream` sends each image once it is finished."""
@@ -141,21 +146,22 @@ def _generation_routes(service: Service) -> APIRouter:
     return router
 
 
-def _model_routes(service: Service) -> APIRouter:
-    """Return the routes about the served model."""
-    router = APIRouter(responses=_ERRORS, tags=["server"])
+def _model_router(service: Service) -> APIRouter:
+    """Return a router with the routes that list and describe the served model."""
+    router = APIRouter(responses=_ERROR_RESPONSES, tags=["server"])
     engine = service.engine
 
     def served_model() -> ServedModel:
-        return ServedModel(id=engine.name, created=service.since)
+        return ServedModel(id=engine.name, created=service.started_at)
 
-    @_get(router, "/v1/models/", include_in_schema=False)
-    @_get(router, "/v1/models")
+    # Without its own route, "/v1/models/" would ask for a model of the name "".
+    @_get_and_head(router, "/v1/models/", include_in_schema=False)
+    @_get_and_head(router, "/v1/models")
     async def list_models() -> ModelList:
         """List the models. A server has exactly one."""
         return ModelList(data=[served_model()])
 
-    @_get(router, "/v1/models/{name:path}")
+    @_get_and_head(router, "/v1/models/{name:path}")  # path: the name of a model may have slashes
     async def retrieve_model(name: str) -> ServedModel:
         """Describe the model of this name."""
         if name not in (engine.name, DEFAULT_MODEL):
@@ -166,19 +172,19 @@ def _model_routes(service: Service) -> APIRouter:
     return router
 
 
-def _server_routes(service: Service) -> APIRouter:
-    """Return the routes about the server, and the page."""
-    router = APIRouter(responses=_ERRORS, tags=["server"])
+def _server_router(service: Service) -> APIRouter:
+    """Return a router with the routes for the server's state and for the web page."""
+    router = APIRouter(responses=_ERROR_RESPONSES, tags=["server"])
     engine = service.engine
-    page, page_headers = _page()
+    page, page_headers = _read_page()
 
-    @_get(
+    @_get_and_head(
         router,
         "/health",
         responses={503: {"model": Health, "description": "The server is stopping."}},
     )
     async def health(response: Response) -> Health:
-        """Report the load, and whether requests are accepted: status 503 if the server stops."""
+        """Report the load. Status 503 means that the server is stopping and refuses requests."""
         counts = engine.counts
         stopping = engine.stopping
         if stopping:
@@ -191,7 +197,7 @@ def _server_routes(service: Service) -> APIRouter:
             drawing=counts.drawing,
         )
 
-    @_get(
+    @_get_and_head(
         router,
         "/metrics",
         response_class=Response,
@@ -203,7 +209,7 @@ def _server_routes(service: Service) -> APIRouter:
             service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
 
-    @_get(router, "/", response_class=HTMLResponse)
+    @_get_and_head(router, "/", response_class=HTMLResponse)
     async def show_page() -> Response:
         """Return a web page for chatting and for generating images."""
         return HTMLResponse(page, headers=page_headers)
@@ -211,48 +217,55 @@ def _server_routes(service: Service) -> APIRouter:
     return router
 
 
-def _get(router: APIRouter, path: str, **options: Any) -> Callable[[_Handler], _Handler]:
+def _get_and_head(router: APIRouter, path: str, **options: Any) -> Callable[[_Handler], _Handler]:
     """Return a decorator that adds a GET route, and a HEAD route that /openapi.json leaves out."""
 
-    def add(handle: _Handler) -> _Handler:
+    def add_routes(handle: _Handler) -> _Handler:
         router.head(path, **options | {"include_in_schema": False})(handle)
         return router.get(path, **options)(handle)
 
-    return add
+    return add_routes
 
 
-def _page() -> tuple[str, dict[str, str]]:
-    """Return the page and its headers, whose policy allows only the page's own style and script."""
+def _read_page() -> tuple[str, dict[str, str]]:
+    """Return the web page and the headers to send with it.
+
+    The Content-Security-Policy header allows only the page's own styles and scripts.
+    """
     resource = files(__package__) / "page.html"
-    text = resource.read_text(encoding="utf-8") if resource.is_file() else _NO_PAGE
+    text = resource.read_text(encoding="utf-8") if resource.is_file() else _PLACEHOLDER_PAGE
 
-    def hashes(tag: str) -> str:
-        """Return the policy's sources for a tag: the hashes of the page's elements of this tag."""
+    def hash_sources(tag: str) -> str:
+        """Return the hashes of the page's elements with a tag, as the policy lists them."""
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
         sources = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
-        return " ".join(sources) or "'none'"  # the stand-in page has neither style nor script
+        return " ".join(sources) or "'none'"  # the placeholder page has neither tag
 
     policy = (
-        f"default-src 'none'; style-src {hashes('style')}; script-src {hashes('script')}; "
+        f"default-src 'none'; "
+        f"style-src {hash_sources('style')}; script-src {hash_sources('script')}; "
         "connect-src 'self'; img-src 'self' data: blob:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return text, {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
 
 
-def _describe_key(app: FastAPI) -> None:
-    """Describe in /openapi.json which routes need the key. The middleware checks the key."""
+def _add_key_to_openapi(app: FastAPI) -> None:
+    """Describe the API key in /openapi.json, and list which routes need it.
+
+    This is documentation only: a middleware checks the key.
+    """
     openapi_without_key = app.openapi
 
     def openapi() -> dict[str, Any]:
-        description = openapi_without_key()
+        document = openapi_without_key()
         scheme = HTTPBearer().model.model_dump(by_alias=True, exclude_none=True, mode="json")
-        description.setdefault("components", {})["securitySchemes"] = {"key": scheme}
-        for path, item in description["paths"].items():
-            for operation in item.values():
-                # [] is OpenAPI's "none needed"; {"key": []} names the scheme above.
+        document.setdefault("components", {})["securitySchemes"] = {"key": scheme}
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                # In OpenAPI, [] means that no key is needed; {"key": []} names the scheme above.
                 operation["security"] = [] if path in PUBLIC_PATHS else [{"key": []}]
-        return description
+        return document
 
     app.openapi = openapi  # type: ignore[method-assign]

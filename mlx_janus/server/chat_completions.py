@@ -48,8 +48,8 @@ _DEFAULT_MAX_TOKENS = 512  # tokens of an answer, if the request gives no number
 
 
 @dataclass(frozen=True)
-class _Identity:
-    """The fields of a reply that are the same in all chunks of a stream."""
+class _CommonFields:
+    """The fields of a reply that all chunks of a stream repeat."""
 
     id: str
     created: int
@@ -61,13 +61,14 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
     """Answer a conversation, in one object or as a stream.
 
     Raises:
-        APIError: the request is refused or fails, or the client leaves.
+        APIError: the request is refused, the client leaves, or a reply that is not streamed fails.
+            A stream reports a failure in its last event.
     """
     service.check_model(body.model)
     engine_request = await _to_engine_request(body, service.image_reader, request)
-    ticket = service.submit(engine_request, "messages")
+    ticket = service.submit(engine_request, param="messages")
     record = service.metrics.event_recorder()
-    identity = _Identity(
+    common_fields = _CommonFields(
         id=f"chatcmpl-{secrets.token_hex(12)}",
         created=int(time.time()),
         model=service.engine.name,
@@ -75,10 +76,10 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
     )
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        chunks = _chunks(ticket, identity, engine_request.n, with_usage, record)
+        chunks = _chunks(ticket, common_fields, engine_request.n, with_usage, record)
         return EventStream(chunks, ticket, service.settings.heartbeat_seconds)
-    events = await collect_events(ticket, request, record, "messages")
-    return JSONResponse(_completion(events, identity).model_dump())
+    events = await collect_events(ticket, request, record, param="messages")
+    return JSONResponse(_completion(events, common_fields).model_dump())
 
 
 async def _to_engine_request(
@@ -86,24 +87,24 @@ async def _to_engine_request(
 ) -> AnswerRequest:
     """Convert the body to the engine's request.
 
-    Images are read last, so that none is downloaded for a body that is refused here.
+    Images are read last, so that no image is downloaded for a body that is refused here.
 
     Raises:
         APIError: the request is refused, an image cannot be read, or the client leaves.
     """
-    if field := body.refused():
+    if field := body.unsupported_field():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
     n = body.n or 1
-    options = _options(body, n)
-    system, rest = _split_system(body.messages)
+    options = _text_options(body, n)
+    system, dialogue = _split_system_prompt(body.messages)
     turns: list[Turn] = []
-    urls: list[tuple[str, str]] = []
-    for number, message in rest:
-        message_urls = _image_urls(message, f"messages[{number}].content")
+    urls: list[tuple[str, str]] = []  # each URL with the field of the body that holds it
+    for index, message in dialogue:
+        message_urls = _image_urls(message, f"messages[{index}].content")
         role: Literal["user", "assistant"] = (
             "user" if isinstance(message, UserMessage) else "assistant"
         )
-        turns.append(Turn(role, _text(message), len(message_urls)))
+        turns.append(Turn(role, _message_text(message), images=len(message_urls)))
         urls += message_urls
     if not turns or turns[-1].role != "user":
         raise APIError(400, "the last message must be the user's: add a question", param="messages")
@@ -117,13 +118,13 @@ async def _to_engine_request(
     return AnswerRequest(tuple(turns), images, options, system, n)
 
 
-def _options(body: ChatRequest, n: int) -> TextOptions:
-    """Return the options of n answers, with the first of n consecutive seeds.
+def _text_options(body: ChatRequest, n: int) -> TextOptions:
+    """Return the options for ``n`` answers, with the seed of the first answer.
 
-    A body without a seed gets a random one. The default temperature is 0.
+    The other answers use the following numbers as seeds. A body without a seed gets a random one.
 
     Raises:
-        APIError: the last seed is too large.
+        APIError: the last answer's seed would be too large.
     """
     seed = random_seed() if body.seed is None else body.seed
     if seed + n - 1 > MAX_SEED:
@@ -144,13 +145,13 @@ def _options(body: ChatRequest, n: int) -> TextOptions:
 async def _read_images(
     urls: Sequence[tuple[str, str]], reader: ImageReader, request: HTTPRequest
 ) -> tuple[Image, ...]:
-    """Read images in order; stop when the client leaves.
+    """Read images in order. If the client leaves, stop after the current image.
 
-    The current image is finished first: its thread cannot be stopped, and two images must not be
-    decoded at once.
+    The current image is not cancelled: that would release the reader's lock while the thread still
+    decodes the image, and a second image could then be decoded at the same time.
 
     Args:
-        urls: URL of each image, and the field of the body that holds it.
+        urls: each image's URL, with the field of the body that holds it.
         reader: reads one image.
         request: the client's request.
 
@@ -158,60 +159,66 @@ async def _read_images(
         APIError: an image cannot be read, or the client leaves.
     """
     images: list[Image] = []
-    async with watch_client(request) as check_client:
+    async with watch_client(request) as raise_if_client_left:
         for url, field in urls:
             images.append(await reader.read(url, field))
-            check_client()
+            raise_if_client_left()
     return tuple(images)
 
 
-def _split_system(
+def _split_system_prompt(
     messages: Sequence[Message],
 ) -> tuple[str | None, list[tuple[int, UserMessage | AssistantMessage]]]:
-    """Return the system prompt, and each other message after its index in the body.
+    """Return the system prompt, and the messages of the user and the model with their indices.
 
-    The system prompt joins all system messages with blank lines; None: there are none. Error
-    messages need the indices.
+    The system prompt joins all system messages with blank lines. It is None if there are none. The
+    indices are those in the body; error messages need them.
 
     Raises:
-        APIError: a system message follows one of the other messages.
+        APIError: a system message follows a message of the user or the model.
     """
     instructions: list[str] = []
-    rest: list[tuple[int, UserMessage | AssistantMessage]] = []
-    for number, message in enumerate(messages):
+    dialogue: list[tuple[int, UserMessage | AssistantMessage]] = []
+    for index, message in enumerate(messages):
         if not isinstance(message, SystemMessage):
-            rest.append((number, message))
-        elif rest:
+            dialogue.append((index, message))
+        elif dialogue:
             raise APIError(
                 400,
                 "instructions must come before all other messages",
-                param=f"messages[{number}].role",
+                param=f"messages[{index}].role",
             )
         else:
-            instructions.append(_text(message))
-    return ("\n\n".join(instructions) if instructions else None), rest
+            instructions.append(_message_text(message))
+    system = "\n\n".join(instructions) if instructions else None
+    return system, dialogue
 
 
-def _text(message: Message) -> str:
-    """Return a message's text: its text parts as lines, and "" for an answer without content."""
+def _message_text(message: Message) -> str:
+    """Return a message's text. Text parts become lines; an answer without content becomes ""."""
     if isinstance(message.content, str):
         return message.content
     return "\n".join(part.text for part in message.content or () if isinstance(part, TextPart))
 
 
-def _image_urls(message: Message, field: str) -> list[tuple[str, str]]:
-    """Return the URL of each image of a message, and the field of the body that holds it."""
+def _image_urls(message: Message, content_field: str) -> list[tuple[str, str]]:
+    """Return the URL of each image in a message, with the field of the body that holds it.
+
+    Args:
+        message: a message of the user or the model.
+        content_field: the field that holds the message's content, such as "messages[0].content".
+    """
     if isinstance(message.content, str):
         return []
     return [
-        (part.image_url.url, f"{field}[{number}].image_url.url")
-        for number, part in enumerate(message.content or ())
+        (part.image_url.url, f"{content_field}[{index}].image_url.url")
+        for index, part in enumerate(message.content or ())
         if isinstance(part, ImagePart)
     ]
 
 
-def _completion(events: Sequence[Event], identity: _Identity) -> ChatCompletion:
-    """Return the reply as one object, its answers sorted by index: they finish in any order."""
+def _completion(events: Sequence[Event], common_fields: _CommonFields) -> ChatCompletion:
+    """Return all answers as one object, sorted by index."""
     answers = [event for event in events if isinstance(event, Answered)]
     answers.sort(key=lambda answer: answer.index)
     choices = [
@@ -223,40 +230,45 @@ def _completion(events: Sequence[Event], identity: _Identity) -> ChatCompletion:
         for answer in answers
     ]
     usage = _usage([answer.result for answer in answers])
-    return ChatCompletion(**asdict(identity), choices=choices, usage=usage)
+    return ChatCompletion(**asdict(common_fields), choices=choices, usage=usage)
 
 
 async def _chunks(
-    ticket: Ticket, identity: _Identity, n: int, with_usage: bool, record: Callable[[Event], None]
+    ticket: Ticket,
+    common_fields: _CommonFields,
+    n: int,
+    with_usage: bool,
+    record: Callable[[Event], None],
 ) -> AsyncGenerator[bytes, None]:
     """Yield the encoded events of a streamed reply; the last one is "[DONE]".
 
     Args:
         ticket: the request in the engine.
-        identity: the fields that all chunks have in common.
+        common_fields: the fields that all chunks repeat.
         n: number of answers.
         with_usage: whether to add a chunk with the token counts at the end.
         record: called with each of the engine's events.
     """
 
-    def chunk(*choices: ChunkChoice, usage: Usage | None = None) -> bytes:
-        fields = asdict(identity)
+    def encode_chunk(*choices: ChunkChoice, usage: Usage | None = None) -> bytes:
+        fields = asdict(common_fields)
         return server_sent_event(ChatCompletionChunk(**fields, choices=list(choices), usage=usage))
 
-    # As in OpenAI's streams, an answer begins with a chunk that has only the role.
+    # As in OpenAI's streams, each answer begins with a chunk that has the role and no text.
     for index in range(n):
-        yield chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+        yield encode_chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
     results = []
     async for event in ticket:
         record(event)
         if isinstance(event, Piece):
-            yield chunk(ChunkChoice(index=event.index, delta=Delta(content=event.text)))
+            yield encode_chunk(ChunkChoice(index=event.index, delta=Delta(content=event.text)))
         elif isinstance(event, Answered):
             results.append(event.result)
             reason = _finish_reason(event.result)
-            yield chunk(ChunkChoice(index=event.index, delta=Delta(), finish_reason=reason))
+            yield encode_chunk(ChunkChoice(index=event.index, delta=Delta(), finish_reason=reason))
     if with_usage:
-        yield chunk(usage=_usage(results))
+        # As in OpenAI's streams, this chunk has no choices.
+        yield encode_chunk(usage=_usage(results))
     yield server_sent_event("[DONE]")
 
 
@@ -265,10 +277,10 @@ def _finish_reason(result: TextResult) -> FinishReason:
 
 
 def _usage(results: Sequence[TextResult]) -> Usage:
-    """Count the tokens of a request.
+    """Count the tokens of a request's answers and of its prompt, which counts once.
 
-    The prompt counts once for all answers. The cached tokens are those of the answer that began
-    first. It has the fewest, since later answers read the complete prompt from the cache.
+    The count of cached tokens is the lowest of any answer. Later answers usually have more, because
+    they find in the cache the prompt that the first answer read.
     """
     prompt_tokens = results[0].prompt_tokens
     completion_tokens = sum(len(result.tokens) for result in results)

@@ -40,10 +40,11 @@ _LOG = logging.getLogger("mlx_janus.server")
 
 
 def uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
-    """Return uvicorn's configuration: HTTP only, without access log and Server header."""
+    """Return uvicorn's configuration: HTTP only, no access log and no Server header."""
 
+    # uvicorn makes a protocol object for each connection, so the limits are class attributes.
     class Protocol(_LimitedProtocol):
-        seconds = settings.body_seconds
+        client_seconds = settings.body_seconds
         max_connections = _allowed_connections(settings.most_connections)
 
     return Config(
@@ -63,31 +64,31 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
 def _allowed_connections(wanted: int) -> int:
     """Return the number of connections, at most ``wanted``, that the limit of open files allows.
 
-    The process's own soft limit is raised first, as far as the system lets it.
+    First raise the process's soft limit, as far as the system allows it.
     """
-    if sys.platform == "win32":
+    if sys.platform == "win32":  # it has no such limit
         return wanted
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = wanted + _BACKLOG + _OTHER_FILES
-    if soft == resource.RLIM_INFINITY or soft >= files:
+    needed_files = wanted + _BACKLOG + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed_files:
         return wanted
-    raised = files if hard == resource.RLIM_INFINITY else min(files, hard)
+    new_soft = needed_files if hard == resource.RLIM_INFINITY else min(needed_files, hard)
     with contextlib.suppress(OSError, ValueError):  # the system may enforce a lower limit
-        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (new_soft, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(wanted, max(soft - _BACKLOG - _OTHER_FILES, 1))
 
 
 def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
-    """Make a loop log a line a minute, not tracebacks, while it cannot accept connections."""
-    last_warning = float("-inf")
+    """Make a loop log one warning a minute, not tracebacks, while it cannot accept connections."""
+    last_warning = float("-inf")  # the loop's time in seconds
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         nonlocal last_warning
         error = context.get("exception")
-        # asyncio names the socket when accept() fails. Any other report is handled as usual.
+        # asyncio reports a failed accept() with the socket. Any other report is handled as usual.
         if not (
             "socket" in context and isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES
         ):
@@ -102,23 +103,23 @@ def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
 class _LimitedProtocol(H11Protocol):
     """A connection that is closed if its client is too slow to send a request or to read a reply.
 
-    The server's own time for a reply is not limited, nor is the time for sending a reply while the
-    client keeps reading it. A subclass sets ``seconds`` and ``max_connections``.
+    The time that the server takes for a reply is not limited. A client that keeps reading may take
+    any time for the whole reply. A subclass sets ``client_seconds`` and ``max_connections``.
     """
 
-    seconds: float  # time for the client to send a request, or to read some of a reply
+    client_seconds: float  # seconds for the client to send a request, or to read some of a reply
     max_connections: int
     _timer: asyncio.TimerHandle | None = None  # None: not running
     _unsent = 0  # bytes in the write buffer when the timer was started
 
     def connection_made(self, transport: Any) -> None:
-        """Close a connection above the limit; start the timer of any other."""
+        """Close the connection if there are too many; otherwise start its timer."""
         super().connection_made(transport)  # adds this connection to self.connections
         if len(self.connections) > self.max_connections:
             transport.abort()
             return
-        # By default the system buffers megabytes of a reply, and this process cannot tell whether
-        # the client reads them.
+        # By default the system buffers megabytes of a reply, and the timer cannot tell whether the
+        # client reads them.
         with contextlib.suppress(OSError):  # the connection may be closed already
             transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER
@@ -147,7 +148,7 @@ class _LimitedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Reply with OpenAI's error object to malformed HTTP, unless another reply has begun."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no reply has begun
             reply = APIError(400, "this is not a valid HTTP request").response()
             headers = [*reply.raw_headers, (b"connection", b"close")]
             head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
@@ -158,23 +159,24 @@ class _LimitedProtocol(H11Protocol):
 
     def _update_timer(self) -> None:
         """Run the timer while the server waits for the client, and only then."""
-        # ``cycle``: the last request with its reply; ``write_paused``: the client reads too slowly.
+        # ``cycle`` is the last request with its reply.
         making_reply = self.cycle is not None and not self.cycle.response_complete
-        if making_reply and not (self.flow.write_paused or self.transport.is_closing()):
-            self._stop_timer()  # the client waits for the server, which may take its time
+        client_must_read = self.flow.write_paused or self.transport.is_closing()
+        if making_reply and not client_must_read:
+            self._stop_timer()  # the client waits for the server, whose time is not limited
         elif self._timer is None:
             self._start_timer()
 
     def _start_timer(self) -> None:
         self._unsent = self.transport.get_write_buffer_size()
-        self._timer = self.loop.call_later(self.seconds, self._on_timeout)
+        self._timer = self.loop.call_later(self.client_seconds, self._on_timeout)
 
     def _on_timeout(self) -> None:
-        """Close the connection, unless the client has read some of a reply in the meantime."""
+        """Close the connection, unless the client has read some of the reply in the meantime."""
         if self.transport.get_write_buffer_size() < self._unsent:
             self._start_timer()
         else:
-            self.transport.abort()  # close() would wait until the client has read the rest
+            self.transport.abort()  # close() would wait for the client to read the remaining bytes
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -185,60 +187,67 @@ class _LimitedProtocol(H11Protocol):
 class StopSignals:
     """A context manager that handles SIGINT and SIGTERM.
 
-    The first signal sets the event ``came``. A later SIGINT ends the process at once. Enter the
+    The first signal sets the event ``arrived``. A later SIGINT ends the process at once. Enter the
     context in the main thread, on the loop that waits for the event.
     """
 
     def __init__(self) -> None:
-        self.number = 0  # number of the first signal; 0: no signal so far
-        self.came = asyncio.Event()  # set by the first signal
+        self.first = 0  # number of the first signal; 0: no signal so far
+        self.arrived = asyncio.Event()  # set by the first signal
 
     def __enter__(self) -> StopSignals:
         self._loop = asyncio.get_running_loop()
-        self._previous = {
+        self._previous_handlers = {
             number: signal.signal(number, self._handle)
             for number in (signal.SIGINT, signal.SIGTERM)
         }
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         """Handle a signal. Python calls this in the main thread, between any two operations."""
-        if self.number and number == signal.SIGINT:
+        if self.first and number == signal.SIGINT:
             os.write(2, b"\nstopped\n")  # not print, which the signal may have interrupted
             os._exit(_INTERRUPTED)
-        self.number = self.number or number  # a later SIGTERM changes nothing
-        self._loop.call_soon_threadsafe(self.came.set)  # unlike a plain call, this wakes the loop
+        self.first = self.first or number  # a later SIGTERM changes nothing
+        # Unlike a plain call of set(), this wakes the loop.
+        self._loop.call_soon_threadsafe(self.arrived.set)
 
 
 class StoppableServer(Server):
-    """A server that stops together with its engine. Signals are left to its caller.
+    """A server that stops together with its engine. Its caller handles signals.
 
     Args:
         config: uvicorn's configuration.
-        close: closes the engine and lets running requests finish.
-        ready: called when connections are accepted.
+        close_engine: closes the engine and gives running requests time to finish.
+        on_ready: called when connections are accepted.
     """
 
     def __init__(
-        self, config: Config, close: Callable[[], Awaitable[None]], ready: Callable[[], None]
+        self,
+        config: Config,
+        close_engine: Callable[[], Awaitable[None]],
+        on_ready: Callable[[], None],
     ):
         super().__init__(config)
-        self._close = close
-        self._ready = ready
+        self._close_engine = close_engine
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept connections, then call ``ready``."""
+        """Start to accept connections, then call ``on_ready``."""
         warn_of_failed_accepts(asyncio.get_running_loop())
         await super().startup(sockets)
-        self._ready()
+        self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop the server and the engine together: queued requests fail, running ones finish."""
-        await asyncio.gather(self._close(), super().shutdown(sockets))
+        """Stop the server and the engine together.
+
+        Queued requests fail. Running requests get time to finish.
+        """
+        await asyncio.gather(self._close_engine(), super().shutdown(sockets))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

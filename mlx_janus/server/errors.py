@@ -19,7 +19,7 @@ from .schema import ErrorKind, ErrorReply, ErrorText
 _LOG = logging.getLogger("mlx_janus.server")
 CLIENT_LEFT = 499  # nginx's status for a client that left: never sent, only counted and logged
 _MAX_MESSAGE = 400  # characters kept of a message, which may repeat parts of the request
-_CODES = {  # a status to its default ``APIError.code``
+_DEFAULT_CODES = {  # status -> ``APIError.code``
     401: "invalid_api_key",
     404: "not_found",
     405: "method_not_allowed",
@@ -36,8 +36,8 @@ class APIError(HTTPException):
     Args:
         status: the HTTP status.
         message: one sentence for a person: the mistake and the allowed values.
-        param: the field of the body that caused it.
-        code: for programs; None: the default of the status, if it has one.
+        param: the field of the body that caused the error; None: no particular field.
+        code: the error's name for programs; None: the status's default, if there is one.
         headers: headers of the reply.
     """
 
@@ -52,11 +52,11 @@ class APIError(HTTPException):
     ):
         super().__init__(status, message, dict(headers or {}))
         self.param = param
-        self.code = code or _CODES.get(status)
+        self.code = code or _DEFAULT_CODES.get(status)
 
     @property
     def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
+        """OpenAI's error object, as the JSON body of the reply."""
         kind: ErrorKind = "invalid_request_error"
         if self.status_code == 429:
             kind = "rate_limit_error"
@@ -78,14 +78,14 @@ def client_left() -> APIError:
 
 
 def to_api_error(error: Exception, param: str | None = None) -> APIError:
-    """Convert an exception to an API error.
+    """Convert an exception to an API error. Return an ``APIError`` unchanged.
 
     The reply describes the client's own mistakes, a full queue, a shutdown and a lack of memory.
-    Any other error is logged, and the reply is "internal error".
+    Any other error is logged, and its reply says only "internal error".
 
     Args:
         error: any exception.
-        param: the field of the body that a refused prompt, image or option came from.
+        param: the field of the body that holds the prompt, image or option, if that is refused.
     """
     if isinstance(error, APIError):
         return error
@@ -94,7 +94,8 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
     if isinstance(error, StoppingError):
         return APIError(503, str(error), code="shutting_down")
     if isinstance(error, PromptError | ImageError | OptionError):
-        return APIError(400, " ".join(str(error).split()), param=param)
+        message = " ".join(str(error).split())  # one line
+        return APIError(400, message, param=param)
     if isinstance(error, OutOfMemoryError | MemoryError):
         return APIError(
             503,
@@ -106,9 +107,9 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
 
 
 def _log_internal_error(error: Exception) -> None:
-    """Log where an error was raised.
+    """Log an error's type and the lines where it was raised.
 
-    Only our own errors' messages are logged: others may repeat parts of the request.
+    The message is logged only for this package's errors. Others may repeat parts of the request.
     """
     reason = f": {error}" if isinstance(error, JanusError) else ""
     places = "".join(traceback.format_tb(error.__traceback__))
@@ -116,11 +117,11 @@ def _log_internal_error(error: Exception) -> None:
 
 
 async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Reply to an HTTP exception, Starlette's or ours."""
+    """Reply to an ``APIError`` or to an HTTP exception of Starlette."""
     if isinstance(error, APIError):
         return error.response()
     assert isinstance(error, HTTPException)
-    # For these two statuses, Starlette's own text is only the name of the status.
+    # For these two statuses, Starlette's own text is only the status's name.
     messages = {
         404: f"there is no {request.url.path!r}: /openapi.json lists the routes",
         405: f"{request.url.path!r} does not support {request.method}",
@@ -130,27 +131,37 @@ async def handle_http_exception(request: Request, error: Exception) -> JSONRespo
 
 
 async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
-    """Reply 400 to a body that does not match the schema, as OpenAI does; FastAPI's own is 422."""
+    """Reply to a body that does not match the schema.
+
+    The status is 400, as in OpenAI's API. FastAPI's default would be 422.
+    """
     assert isinstance(error, RequestValidationError)
-    # A union reports an error for each branch. The intended branch is the one that matched deepest.
-    # Among equally deep ones, it is one whose value is only too long or too short.
-    intended = max(
-        error.errors(),
-        key=lambda one: (len(one["loc"]), one["type"].startswith(("too_", "string_too_"))),
-    )
-    field = _field_path(intended["loc"])
-    reason = intended["msg"].removeprefix("Value error, ")
+
+    def relevance(mistake: dict[str, Any]) -> tuple[int, bool]:
+        """Return the mistake's depth in the body, and whether only a length is wrong."""
+        only_length = mistake["type"].startswith(("too_", "string_too_"))
+        return len(mistake["loc"]), only_length
+
+    # For a union, pydantic reports the mistakes of every branch. Reply with the deepest mistake,
+    # since the client probably meant its branch. Among equally deep ones, prefer a wrong length.
+    chosen = max(error.errors(), key=relevance)
+    field = _field_path(chosen["loc"])
+    reason = chosen["msg"].removeprefix("Value error, ")
     return APIError(400, f"{field or 'the body'}: {reason}", param=field).response()
 
 
-# Fields inside messages and options. Any other name in there is that of a union's branch.
-_FIELDS = {"role", "content", "type", "text", "image_url", "url", "detail", "include_usage"}
+# The fields inside messages and ``stream_options``. In a location of pydantic, any other name
+# there is a union's branch.
+_NESTED_FIELDS = {"role", "content", "type", "text", "image_url", "url", "detail", "include_usage"}
 
 
 def _field_path(location: Sequence[int | str]) -> str | None:
     """Return a field's path, such as "messages[0].content", from a location of pydantic.
 
-    Pydantic's location also names the branches of unions, which are left out.
+    Pydantic's location also names the branches of unions. The path leaves these names out.
+
+    Returns:
+        The path; None if the location is the body itself.
     """
     path = ""
     after_index = False
@@ -159,8 +170,8 @@ def _field_path(location: Sequence[int | str]) -> str | None:
             path += f"[{part}]"
         elif not path:
             path = part
-        # Directly after an index, even the name of a field, such as "text", is that of a branch.
-        elif part in _FIELDS and not after_index:
+        # Directly after an index, "text" or "image_url" is a branch, not the field of that name.
+        elif part in _NESTED_FIELDS and not after_index:
             path += f".{part}"
         after_index = isinstance(part, int)
     return path or None

@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def watch_client(request: HTTPRequest) -> AsyncIterator[Callable[[], None]]:
-    """Watch a client; yield a function that raises an ``APIError`` once the client has left.
+    """Watch a client; yield a function that raises an ``APIError`` if the client has left.
 
     Args:
-        request: the client's request, with its body read.
+        request: the client's request, whose body has been read.
     """
     disconnect = asyncio.create_task(_wait_for_disconnect(request))
 
-    def check() -> None:
+    def raise_if_client_left() -> None:
         if disconnect.done():
             raise client_left()
 
     try:
-        yield check
+        yield raise_if_client_left
     finally:
         disconnect.cancel()
         await asyncio.gather(disconnect, return_exceptions=True)
@@ -51,9 +51,9 @@ async def collect_events(
 
     Args:
         ticket: the request in the engine.
-        request: the client's request, with its body read.
+        request: the client's request, whose body has been read.
         record: called with each event.
-        param: the field of the body that an error is about.
+        param: the field of the body that an error reply names.
 
     Raises:
         APIError: the request fails, or the client leaves.
@@ -66,24 +66,24 @@ async def collect_events(
             events.append(event)
         return events
 
-    work = asyncio.create_task(collect())
+    collecting = asyncio.create_task(collect())
     disconnect = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({work, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
+        await asyncio.wait({collecting, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
             raise client_left()
-        return work.result()
+        return collecting.result()
     except JanusError as error:
         raise to_api_error(error, param) from None
     finally:
         ticket.cancel()  # does nothing to a request that has ended
-        work.cancel()
+        collecting.cancel()
         disconnect.cancel()
-        await asyncio.gather(work, disconnect, return_exceptions=True)
+        await asyncio.gather(collecting, disconnect, return_exceptions=True)
 
 
 async def _wait_for_disconnect(request: HTTPRequest) -> None:
-    """Return once the client has left; ignore the server's other messages."""
+    """Return once the client has left; ignore other ASGI messages."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -92,7 +92,7 @@ def server_sent_event(data: BaseModel | str, event: str | None = None) -> bytes:
     """Encode one server-sent event.
 
     Args:
-        data: an object, or text of one line.
+        data: an object, which is sent as JSON, or one line of text.
         event: the event's name, if it has one.
     """
     text = data if isinstance(data, str) else data.model_dump_json()
@@ -101,13 +101,15 @@ def server_sent_event(data: BaseModel | str, event: str | None = None) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """A reply of server-sent events. An error becomes the last event, as the status is sent first.
+    """A reply of server-sent events.
+
+    An error becomes the last event, because the status has been sent by then.
 
     Args:
         events: the ticket's events, encoded by ``server_sent_event``.
         ticket: the request in the engine, cancelled after the last event or when the client leaves.
-        heartbeat_seconds: pause after which a comment is sent, so that no proxy closes the
-            connection.
+        heartbeat_seconds: seconds without an event after which a comment is sent, so that no proxy
+            closes the connection.
     """
 
     media_type = "text/event-stream"
@@ -115,7 +117,7 @@ class EventStream(StreamingResponse):
     def __init__(
         self, events: AsyncGenerator[bytes, None], ticket: Ticket, heartbeat_seconds: float
     ):
-        self._events = _with_heartbeats(_with_error(events), heartbeat_seconds)
+        self._events = _add_heartbeats(_catch_error(events), heartbeat_seconds)
         self._ticket = ticket
         # Without this header nginx would buffer the events.
         super().__init__(self._events, headers={"X-Accel-Buffering": "no"})
@@ -129,7 +131,7 @@ class EventStream(StreamingResponse):
             await self._events.aclose()  # Starlette may leave them open if the client left
 
 
-async def _with_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
+async def _catch_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
     """Yield the events; turn an exception into a last event, named "error"."""
     try:
         async with contextlib.aclosing(events):
@@ -139,29 +141,29 @@ async def _with_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[byt
         yield server_sent_event(json.dumps(to_api_error(error).body), "error")
 
 
-async def _with_heartbeats(
+async def _add_heartbeats(
     events: AsyncGenerator[bytes, None], seconds: float
 ) -> AsyncGenerator[bytes]:
     """Yield the events, and a comment after every ``seconds`` without an event."""
-    next_event: asyncio.Task[bytes] | None = None
+    waiting: asyncio.Task[bytes] | None = None  # waits for the next event
     try:
         while True:
-            # After a pause, wait for the same task: cancelling it would end ``events``.
-            next_event = next_event or asyncio.create_task(_next(events))
-            done, _ = await asyncio.wait({next_event}, timeout=seconds)
+            # After a comment, keep the same task: cancelling it would end ``events``.
+            waiting = waiting or asyncio.create_task(_next(events))
+            done, _ = await asyncio.wait({waiting}, timeout=seconds)
             if not done:
-                yield b": still at work\n\n"
+                yield b": still at work\n\n"  # the colon marks a comment
                 continue
             try:
-                event = next_event.result()
+                event = waiting.result()
             except StopAsyncIteration:
                 return
-            next_event = None
+            waiting = None
             yield event
     finally:
-        if next_event is not None:
-            next_event.cancel()
-            await asyncio.gather(next_event, return_exceptions=True)
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
         await events.aclose()
 
 

@@ -26,7 +26,7 @@ _DATA_URL = re.compile(
 
 
 class ImageReader:
-    """A reader of the images that requests name.
+    """A reader of the images that requests contain or link to.
 
     It decodes one image at a time, so that memory holds only one large image.
 
@@ -42,21 +42,21 @@ class ImageReader:
         self._fetch_slots = asyncio.Semaphore(_MAX_FETCHES)
 
     async def read(self, url: str, field: str) -> Image.Image:
-        """Return an image, scaled and padded for the vision encoder.
+        """Download or decode an image. Return it scaled and padded for the vision encoder.
 
         Args:
             url: a data URL or an https address.
-            field: the field of the body that holds the URL, for errors.
+            field: the field of the body that holds the URL. Errors name the field.
 
         Raises:
             APIError: the image is too large or damaged, the download fails or is not allowed, or
-                the URL is of another kind.
+                the URL is neither a data URL nor an https address.
         """
         try:
             if url[:8].lower() == "https://":
                 data: str | bytes = await self._fetch(url)
             else:
-                data = self._base64_of(url)
+                data = self._data_url_base64(url)
             async with self._decode_lock:
                 return await asyncio.to_thread(self._decode, data)
         except ImageError as error:
@@ -76,22 +76,22 @@ class ImageReader:
         async with self._fetch_slots:
             return await asyncio.to_thread(fetch_public, url, max_bytes=self._settings.image_limit)
 
-    def _base64_of(self, url: str) -> str:
+    def _data_url_base64(self, url: str) -> str:
         """Return the base64 part of a data URL.
 
         Raises:
-            ImageError: the URL is of another kind, or the image is too large.
+            ImageError: this is not the data URL of an image, or the image is too large.
         """
-        found = _DATA_URL.match(url)
-        if found is None:
-            allowed = " or an https address" if self._settings.allow_url_images else ""
-            rule = f"an image must be given as data:image/png;base64,...{allowed}"
+        prefix = _DATA_URL.match(url)
+        if prefix is None:
+            alternative = " or an https address" if self._settings.allow_url_images else ""
+            rule = f"an image must be given as data:image/png;base64,...{alternative}"
             raise ImageError(f"{rule}, got {url[:30]!r}")
-        # A cheap bound before decoding: up to two characters of the base64 are padding. _decode
-        # checks the exact size.
-        if (len(url) - found.end()) * 3 // 4 > self._settings.image_limit + 2:
+        # A quick check before decoding: four characters are three bytes, and up to two characters
+        # are padding. _decode checks the exact size.
+        if (len(url) - prefix.end()) * 3 // 4 > self._settings.image_limit + 2:
             raise self._too_large()
-        return url[found.end() :]
+        return url[prefix.end() :]
 
     def _decode(self, data: str | bytes) -> Image.Image:
         """Decode a file's bytes, or their base64, to an image of the vision encoder's size.
@@ -102,7 +102,7 @@ class ImageReader:
         if isinstance(data, str):
             try:
                 text = "".join(data.split())  # some clients break the base64 into lines
-                padding = "=" * (-len(text) % 4)  # and some leave the padding out
+                padding = "=" * (-len(text) % 4)  # some clients leave the padding out
                 data = base64.b64decode(text + padding, validate=True)
             except (binascii.Error, ValueError):  # ValueError: not ASCII
                 message = "the image's base64 is damaged or cut short: send it again"
@@ -117,7 +117,7 @@ class ImageReader:
         return ImageError(f"the image is larger than {limit}: make it smaller")
 
 
-async def to_base64(image: Image.Image, text: dict[str, str]) -> str:
+async def png_base64(image: Image.Image, text_chunks: dict[str, str]) -> str:
     """Return an image as a PNG with text chunks, in base64."""
-    data = await asyncio.to_thread(png_bytes, image, text)
+    data = await asyncio.to_thread(png_bytes, image, text_chunks)
     return base64.b64encode(data).decode("ascii")

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
 
 # Seconds: upper bounds of the histograms' buckets.
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_GAUGES = {  # fields of the engine's counts
+_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_GAUGES = {  # name of a field of ``Counts`` -> description
     "waiting": "Requests in the queue.",
     "answering": "Answers being generated.",
     "drawing": "Images being generated.",
@@ -25,7 +25,7 @@ class Metrics:
     """Counters, histograms and gauges of one server, in a registry of their own.
 
     Args:
-        engine: the gauges show the engine's counts, read at each scrape.
+        engine: the gauges show its counts, which are read at each scrape.
     """
 
     def __init__(self, engine: Engine):
@@ -36,17 +36,17 @@ class Metrics:
             ("method", "route", "status"),
             registry=self._registry,
         )
-        self._seconds = Histogram(
+        self._request_seconds = Histogram(
             "mlx_janus_request_seconds",
             "Seconds from a request's headers to the end of its reply.",
             ("route",),
-            buckets=_SECONDS,
+            buckets=_BUCKETS,
             registry=self._registry,
         )
-        self._first_token = Histogram(
+        self._first_token_seconds = Histogram(
             "mlx_janus_first_token_seconds",
             "Seconds from a chat request to its answer's first characters, queueing included.",
-            buckets=_SECONDS,
+            buckets=_BUCKETS,
             registry=self._registry,
         )
         self._prompt_tokens = Counter(
@@ -60,7 +60,7 @@ class Metrics:
         self._images = Counter("mlx_janus_pictures", "Images generated.", registry=self._registry)
         for name, description in _GAUGES.items():
             gauge = Gauge(f"mlx_janus_{name}", description, registry=self._registry)
-            # name=name: a plain ``name`` would be the last one for all gauges.
+            # ``name=name`` binds this name. Otherwise all gauges would read the last name's count.
             gauge.set_function(lambda name=name: getattr(engine.counts, name))  # type: ignore[misc]
 
     def text(self) -> bytes:
@@ -68,35 +68,35 @@ class Metrics:
         return generate_latest(self._registry)
 
     def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count a request, and record its ``seconds``, at the end of the reply."""
+        """Count a request whose reply has ended, and record the seconds that it took."""
         self._requests.labels(method, route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        self._request_seconds.labels(route).observe(seconds)
 
     def event_recorder(self) -> EventRecorder:
         """Return a recorder for the events of one request; its clock starts now."""
         return EventRecorder(
-            self._first_token, self._prompt_tokens, self._answer_tokens, self._images
+            self._first_token_seconds, self._prompt_tokens, self._answer_tokens, self._images
         )
 
 
 class EventRecorder:
-    """A function that counts the events of one request.
+    """A callable that counts the events of one request.
 
     Args:
-        first_token: observes the seconds to the first characters of the request's first answer.
-        prompt_tokens: counted once for all answers of the request.
-        answer_tokens: counted for every answer.
-        images: counted when they are finished.
+        first_token_seconds: receives the seconds until the first answer begins.
+        prompt_tokens: grows by the prompt's tokens, once for all answers.
+        answer_tokens: grows by the tokens of every answer.
+        images: grows by one for every finished image.
     """
 
     def __init__(
         self,
-        first_token: Histogram,
+        first_token_seconds: Histogram,
         prompt_tokens: Counter,
         answer_tokens: Counter,
         images: Counter,
     ):
-        self._first_token = first_token
+        self._first_token_seconds = first_token_seconds
         self._prompt_tokens = prompt_tokens
         self._answer_tokens = answer_tokens
         self._images = images
@@ -104,10 +104,11 @@ class EventRecorder:
         self._answer_begun = False  # whether any answer of the request has begun
 
     def __call__(self, event: Event) -> None:
-        """Count one event; without a ``Piece`` of text, ``Answered`` begins the answer."""
+        """Count one event."""
+        # An answer without text has no ``Piece``: ``Answered`` is its first event.
         if isinstance(event, Piece | Answered) and not self._answer_begun:
             self._answer_begun = True
-            self._first_token.observe(time.perf_counter() - self._started)
+            self._first_token_seconds.observe(time.perf_counter() - self._started)
         if isinstance(event, Answered):
             if event.index == 0:  # the answers of a request share one prompt
                 self._prompt_tokens.inc(event.result.prompt_tokens)

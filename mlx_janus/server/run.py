@@ -42,42 +42,44 @@ def run_server(
         ready: called when connections are accepted.
 
     Returns:
-        The signal's number.
+        The number of the signal that stopped the server.
 
     Raises:
         JanusError: the address cannot be bound or needs a key, a package is missing, the model
             cannot be loaded, or the engine failed.
     """
-    with _listening(settings) as listener:
+    with _bound_socket(settings) as listener:
         _check_packages()
         prepare()
         return asyncio.run(_serve(load, settings, listener, queue, ready))
 
 
 @contextlib.contextmanager
-def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """Yield a bound socket that does not accept connections yet.
+def _bound_socket(settings: Settings) -> Iterator[socket.socket]:
+    """Yield a socket that is bound to the address but does not accept connections yet.
 
     Raises:
-        JanusError: the host has no address, the address is in use or not of this machine, or other
-            machines can reach it and no key is set.
+        JanusError: the host has no address, its address is in use or belongs to another machine, or
+            other machines can reach it although no key is set.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
         )[0]
-        # Settings checks only the name: even "localhost" may resolve to another address.
+        # ``Settings`` has checked only the name, but even "localhost" may have an address that is
+        # not loopback.
         if settings.api_key is None and not is_loopback(str(address[0])):
             found = f"{settings.host} is {address[0]}, which other machines can reach"
             raise JanusError(f"{found}: set a key with api_key=...")
         listener = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # UnicodeError: an empty or a very long part of a name
+    except (OSError, UnicodeError) as error:  # UnicodeError: an empty or too long part of a name
         reason = error.strerror if isinstance(error, OSError) else "it is not a name"
         message = f"{settings.host} is not an address to listen on ({reason}): check host=..."
         raise JanusError(message) from None
     with listener:
         try:
-            # Lets a server restart at once on its port. On Windows, it would let two share one.
+            # This lets a server restart at once on the same port. On Windows, the option would let
+            # two servers share a port.
             if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
@@ -89,7 +91,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 def _check_packages() -> None:
-    """Refuse to start without the server's packages, before minutes are spent on a model.
+    """Check that the server's packages are installed, before minutes are spent on a model.
 
     Raises:
         JanusError: a package is missing.
@@ -115,44 +117,48 @@ async def _serve(
     from .app import create_app
     from .connections import GRACE, StoppableServer, StopSignals, uvicorn_config
 
-    engine = Engine(load, waiting=queue)
+    engine = Engine(load, max_waiting=queue)
     with StopSignals() as signals:
         try:
-            if not await _loaded(engine, signals):
-                return signals.number
-            # The engine and the connections log uvicorn's errors in their own words.
+            if not await _start_engine(engine, signals):
+                return signals.first
+            # Silence uvicorn's own log, because this package logs the errors itself.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             server = StoppableServer(
                 uvicorn_config(create_app(engine, settings), settings),
-                close=lambda: engine.close(GRACE),
-                ready=lambda: ready(engine.name, _address(settings, listener)),
+                close_engine=lambda: engine.close(GRACE),
+                on_ready=lambda: ready(engine.name, _url(settings, listener)),
             )
-            # Stop at a signal (``came``), and also if the engine's thread fails (``ended``): then a
+            # Stop at a signal, and also if the engine's thread has failed (``ended``), so that a
             # supervisor can restart the server.
-            watching = [
+            stoppers = [
                 asyncio.create_task(server.stop_after(event))
-                for event in (signals.came, engine.ended)
+                for event in (signals.arrived, engine.ended)
             ]
             await server.serve(sockets=[listener])
-            for task in watching:
+            for task in stoppers:
                 task.cancel()
             if engine.failure is not None:
                 raise JanusError("the model's thread failed (see above): start the server again")
-            return signals.number
+            return signals.first
         finally:
             await engine.close(0)  # does nothing if the server has closed the engine
 
 
-async def _loaded(engine: Engine, signals: StopSignals) -> bool:
-    """Load the model. Return False if a signal arrives first.
+async def _start_engine(engine: Engine, signals: StopSignals) -> bool:
+    """Start the engine, which loads the model. Return False if a signal arrives first.
 
-    In that case, close the engine, which waits until the read of weights in progress ends.
+    In that case, close the engine. This waits while the thread loads the model or the weights of
+    one task, which cannot be interrupted.
+
+    Raises:
+        JanusError: the model cannot be loaded.
     """
     starting = asyncio.create_task(engine.start())
-    stopping = asyncio.create_task(signals.came.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if signals.number:
+    signal_arrived = asyncio.create_task(signals.arrived.wait())
+    await asyncio.wait({starting, signal_arrived}, return_when=asyncio.FIRST_COMPLETED)
+    signal_arrived.cancel()
+    if signals.first:
         await engine.close(0)
         await asyncio.gather(starting, return_exceptions=True)
         return False
@@ -160,6 +166,7 @@ async def _loaded(engine: Engine, signals: StopSignals) -> bool:
     return True
 
 
-def _address(settings: Settings, listener: socket.socket) -> str:
+def _url(settings: Settings, listener: socket.socket) -> str:
+    """Return the server's URL, with the port that the system chose for port 0."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{listener.getsockname()[1]}"

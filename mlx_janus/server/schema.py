@@ -122,23 +122,23 @@ class StreamOptions(_RequestPart):
 
 
 class _OnlyNeutral:
-    """An annotation that marks an unsupported field and lists the values that change nothing.
+    """An annotation of an unsupported field: only values that would have no effect are accepted.
 
     Args:
         values: the values without effect. None, the value of an absent field, is added.
     """
 
     def __init__(self, *values: Any):
-        self.values = (None, *values)
+        self.neutral_values = (None, *values)
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         """Return the field's JSON schema for ``/openapi.json``; pydantic calls this."""
-        described = handler(schema)
-        values = ", ".join(f"`{json.dumps(value)}`" for value in self.values)
-        described["description"] = f"Not supported. Accepted without effect: {values}."
-        return described
+        field_schema = handler(schema)
+        values = ", ".join(f"`{json.dumps(value)}`" for value in self.neutral_values)
+        field_schema["description"] = f"Not supported. Accepted without effect: {values}."
+        return field_schema
 
 
 class _UnsupportedFields(_RequestPart):
@@ -166,11 +166,14 @@ class _UnsupportedFields(_RequestPart):
     guided_grammar: Annotated[Any, _OnlyNeutral()] = None
     structured_outputs: Annotated[Any, _OnlyNeutral()] = None
 
-    def refused(self) -> str | None:
-        """Return the name of the first unsupported field that would change the answer, or None."""
+    def unsupported_field(self) -> str | None:
+        """Return the first unsupported field whose value would change the answer, or None."""
         for name, field in type(self).model_fields.items():
-            for mark in field.metadata:  # pydantic keeps the marks of Annotated there
-                if isinstance(mark, _OnlyNeutral) and getattr(self, name) not in mark.values:
+            for annotation in field.metadata:
+                if (
+                    isinstance(annotation, _OnlyNeutral)
+                    and getattr(self, name) not in annotation.neutral_values
+                ):
                     return name
         return None
 

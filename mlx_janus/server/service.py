@@ -31,34 +31,34 @@ class Service:
         engine: an engine that is started before the first request.
         settings: the server's settings.
         metrics: the server's metrics.
-        since: start of the server, in seconds since 1970.
+        started_at: start of the server, in seconds since 1970.
     """
 
     engine: Engine
     settings: Settings
     metrics: Metrics
-    since: int = field(default_factory=lambda: int(time.time()))
+    started_at: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
     def image_reader(self) -> ImageReader:
-        """The reader of the requests' images, which needs the loaded model's sizes."""
+        """The reader of the requests' images. It needs the config of the loaded model."""
         return ImageReader(self.settings, self.engine.config.image)
 
     @cached_property
     def fingerprint(self) -> str:
         """OpenAI's ``system_fingerprint``.
 
-        It differs for another model, precision or release, since the same seed may then give
-        another answer.
+        The fingerprint changes with the model, its precision and this package's release, because
+        the same seed may then give another answer.
         """
-        facts = f"{__version__} {self.engine.name} {self.engine.config}"
-        return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
+        identity = f"{__version__} {self.engine.name} {self.engine.config}"
+        return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def check_model(self, name: str | None) -> None:
-        """Refuse the name of a model that is not served.
+        """Refuse the name of a model that is not served. None, no name, is accepted.
 
         Raises:
-            APIError: 404.
+            APIError: the model is not served (404).
         """
         if name not in (None, DEFAULT_MODEL, self.engine.name):
             message = f"there is no model {name!r} here: use {self.engine.name!r}, or leave it out"
@@ -69,7 +69,7 @@ class Service:
 
         Args:
             request: the request.
-            param: the field of the body that an error is about.
+            param: the field of the body that the error names if the request is refused.
 
         Raises:
             APIError: the engine refuses the request.

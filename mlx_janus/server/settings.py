@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from ..errors import OptionError
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"  # a part of a host name, between dots
-# Group "six" is an IPv6 address.
 _ORIGIN = re.compile(
-    rf"https?://(\[(?P<six>[0-9a-f:.]+)\]|{_LABEL}(\.{_LABEL})*)(:(?P<port>[1-9]\d{{0,4}}))?"
+    rf"https?://(\[(?P<ipv6>[0-9a-f:.]+)\]|{_LABEL}(\.{_LABEL})*)(:(?P<port>[1-9]\d{{0,4}}))?"
 )
 _KEY = re.compile(r"[!-~]{1,512}")  # printable ASCII without spaces
 
@@ -23,7 +22,7 @@ class Settings:
     Args:
         host: address or name to listen on. Without a key it must be a loopback address.
         port: port to listen on; 0: any free port.
-        api_key: key that requests must send, except those that read the page ``/`` or ``/health``;
+        api_key: key that every request must send, except to read the page ``/`` or ``/health``;
             None: no key.
         allow_url_images: fetch images from https addresses that a request names.
         cors_origins: sites whose pages may use the server from a browser, such as
@@ -60,6 +59,7 @@ class Settings:
     log_requests: bool = False
 
     def __post_init__(self) -> None:
+        """Check the key, the host and the sites."""
         if self.api_key is not None and not _KEY.fullmatch(self.api_key):
             raise OptionError(
                 "the key, of api_key=... or MLX_JANUS_API_KEY, must be 1 to 512 letters, digits "
@@ -80,20 +80,23 @@ class Settings:
 
 def _is_origin(text: str) -> bool:
     """Return whether a text is an origin in the form that browsers send."""
-    found = _ORIGIN.fullmatch(text)
-    # A missing port counts as 1, which is valid.
-    if found is None or int(found["port"] or 1) > 65535:
+    match = _ORIGIN.fullmatch(text)
+    if match is None:
         return False
-    try:
-        return found["six"] is None or bool(ipaddress.IPv6Address(found["six"]))
-    except ValueError:
+    if match["port"] is not None and int(match["port"]) > 65535:
         return False
+    if match["ipv6"] is not None:
+        try:
+            ipaddress.IPv6Address(match["ipv6"])
+        except ValueError:
+            return False
+    return True
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a name or an address, without a port, is loopback."""
-    name = host.strip("[]").lower()
+    """Return whether a host's name or address, without a port, is loopback."""
+    host = host.strip("[]").lower()  # an IPv6 address may have brackets
     try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"

@@ -27,7 +27,7 @@ from ..files import draft_beside, write_atomically
 from ..weights.safetensors_files import write_safetensors
 
 LOG_FILE = "log.jsonl"
-_LOG_EVERY = 10  # steps averaged into one line
+_LOG_EVERY = 10  # steps whose means are one line of the log
 
 Batch = Mapping[str, Any]
 """Named arrays of one step, NumPy's or MLX's."""
@@ -49,30 +49,30 @@ class Stage(Protocol):
         """Return every array that the next step depends on."""
 
     def restore(self, state: dict[str, mx.array]) -> None:
-        """Continue from a state that ``state`` returned.
+        """Continue from arrays that ``state()`` returned earlier.
 
         Raises:
-            KeyError, ValueError: the state has other arrays than this stage.
+            KeyError, ValueError: an array is missing, surplus or misshaped.
         """
 
 
 class Learner:
-    """A module with its optimizer: AdamW, or Muon for the inner matrices and AdamW for the rest.
+    """A module with its optimizer: AdamW, and optionally Muon for the inner matrices.
 
-    Muon (Jordan et al., 2024) orthogonalises the update of a matrix. MLX's Muon adds weight decay
-    to the gradient before normalising it, which would shrink every matrix with a small gradient to
-    nothing; therefore Muon has no weight decay here (docs/lab-notes.md).
+    Muon (Jordan et al., 2024) orthogonalises the update of a matrix. MLX's Muon adds the weight
+    decay to the gradient and then normalises the sum. Where the gradient is small, the decay would
+    shrink the matrix to nothing. Therefore Muon has no weight decay here (docs/lab-notes.md).
 
     Both learning rates have a linear warm-up and a cosine decay. Gradients are clipped to norm 1.
 
     Args:
-        model: its trainable parameters are trained.
+        model: the module; frozen parameters are not trained.
         rate: AdamW's highest learning rate.
-        steps: number of steps until the end of the cosine.
-        warmup: number of steps in which the rates rise.
-        muon_rate: Muon's highest learning rate; None for AdamW alone.
-        decay: AdamW's weight decay.
-        final_rate: learning rate at the end, as a share of the highest.
+        steps: number of all training steps; the cosine decay ends after them.
+        warmup: number of first steps, in which the learning rates rise.
+        muon_rate: Muon's highest learning rate; None to train everything with AdamW.
+        weight_decay: AdamW's weight decay.
+        final_rate: last learning rate, as a share of the highest.
     """
 
     def __init__(
@@ -83,47 +83,50 @@ class Learner:
         steps: int,
         warmup: int,
         muon_rate: float | None,
-        decay: float = 0.01,
+        weight_decay: float = 0.01,
         final_rate: float = 0.02,
     ):
-        def schedule(top: float) -> Callable[[mx.array], mx.array]:
-            """Return a function of the step: a learning rate that rises to ``top``, then falls.
+        def schedule(highest: float) -> Callable[[mx.array], mx.array]:
+            """Return a function from the step to the learning rate, which is at most ``highest``.
 
-            It rises from 1% of ``top`` and falls to ``final_rate`` of ``top``.
+            The first rate is 1% of ``highest``.
             """
-            first = top * 0.01
-            rise = optim.linear_schedule(first, top, warmup)
-            remaining = max(steps - warmup, 1)
-            last = top * final_rate
-            fall = optim.cosine_decay(top, remaining, last)
+            first = highest * 0.01
+            last = highest * final_rate
+            rise = optim.linear_schedule(first, highest, warmup)
+            falling_steps = max(steps - warmup, 1)  # MLX refuses 0
+            fall = optim.cosine_decay(highest, falling_steps, last)
             return optim.join_schedules([rise, fall], [warmup])
 
         self.model = model
-        self.optimizer: optim.Optimizer = optim.AdamW(
+        adamw = optim.AdamW(
             schedule(rate),
             betas=[0.9, 0.98],
-            weight_decay=decay,
+            weight_decay=weight_decay,
         )
+        self.optimizer: optim.Optimizer = adamw
         if muon_rate is not None:
-            inner = optim.Muon(
+            muon = optim.Muon(
                 schedule(muon_rate),
                 momentum=0.95,
                 weight_decay=0.0,
             )
-            # The first optimizer gets the parameters that fit the condition, the last all others.
-            optimizers = [inner, self.optimizer]
-            self.optimizer = optim.MultiOptimizer(optimizers, [_is_inner_matrix])
+            # Muon gets the parameters that fit the condition, and AdamW all others.
+            self.optimizer = optim.MultiOptimizer([muon, adamw], [_is_inner_matrix])
         self.optimizer.init(model.trainable_parameters())
 
     def update(self, gradients: Any) -> mx.array:
-        """Apply one optimizer step and return the norm of the gradients before clipping."""
+        """Clip the gradients, apply one optimizer step, and return the norm before clipping."""
         clipped, norm = optim.clip_grad_norm(gradients, 1.0)
         self.optimizer.update(self.model, clipped)
         mx.eval(self.model.parameters(), self.optimizer.state)
         return norm
 
     def state(self) -> dict[str, mx.array]:
-        """Return the parameters as ``model.*`` and the optimizer's state as ``optimizer.*``."""
+        """Return the arrays to save.
+
+        The parameters are named ``model.*``, and the optimizer's state ``optimizer.*``.
+        """
         state = {}
         for name, value in tree_flatten(self.model.parameters()):
             state[f"model.{name}"] = value
@@ -132,16 +135,17 @@ class Learner:
         return state
 
     def restore(self, state: dict[str, mx.array]) -> None:
-        """Continue from a state that ``state`` returned.
+        """Continue from arrays that ``state()`` returned earlier.
 
         Raises:
-            ValueError: the state has other parameters than the model.
+            ValueError: a parameter of the model is missing, surplus or misshaped.
         """
         weights = part_of(state, "model.")
         self.model.load_weights(list(weights.items()), strict=True)
         optimizer_state = part_of(state, "optimizer.")
         self.optimizer.state = tree_unflatten(list(optimizer_state.items()))
-        # Read the arrays now: a later step may run in another thread, which cannot read lazy ones.
+        # Read the arrays from the file now, because a later step may run in another thread, and
+        # that thread could not read them.
         mx.eval(self.model.parameters(), self.optimizer.state)
 
 
@@ -149,57 +153,58 @@ def compiled_gradient(
     model: nn.Module,
     loss: Callable[[Any, dict[str, mx.array]], Any],
 ) -> Callable[[Batch], Any]:
-    """Return ``nn.value_and_grad`` of ``loss(model, batch)`` as one compiled function of a batch.
+    """Return a compiled function that computes a loss and its gradients on a batch.
 
-    Compiling takes some seconds on a CPU and then saves time in every step. For a batch
-    with other shapes, the function is compiled again.
+    Compiling takes some seconds on a CPU and then saves time in every step. MLX compiles again for
+    a batch whose arrays have other shapes.
 
     Args:
         model: every call uses its parameters at the time of the call.
-        loss: returns the value to minimise, or a tuple that begins with that value. It must not
-            compute the same expression twice if one of the two is returned: MLX 0.32 then fails to
-            compile.
+        loss: a function of the model and the batch. It returns the value to minimise, or a tuple
+            that begins with that value. It must not compute an expression twice and return one of
+            the two results: MLX 0.32 then fails to compile.
 
     Returns:
-        A function from a batch to the result of ``loss`` and the gradients of the trainable
-        parameters.
+        A function from a batch to a pair: the result of ``loss``, and the gradients of the
+        trainable parameters.
     """
     # Tracing leaves placeholders in a module's parameters. A copy is traced, so that the model
     # stays usable and several functions of one model can be compiled.
     traced = copy.deepcopy(model)
 
     @mx.compile
-    def gradient(parameters: Any, arrays: dict[str, mx.array]) -> Any:
+    def compiled(parameters: Any, arrays: dict[str, mx.array]) -> Any:
         traced.update(parameters)
-        differentiated = nn.value_and_grad(traced, loss)
-        return differentiated(traced, arrays)
+        value_and_gradients = nn.value_and_grad(traced, loss)
+        return value_and_gradients(traced, arrays)
 
-    def call(batch: Batch) -> Any:
+    def call_compiled(batch: Batch) -> Any:
+        """Convert a batch to MLX's arrays and call the compiled function."""
         arrays = {}
         for name, value in batch.items():
             arrays[name] = mx.array(value)
-        return gradient(model.parameters(), arrays)
+        return compiled(model.parameters(), arrays)
 
-    return call
+    return call_compiled
 
 
 def _is_inner_matrix(path: str, array: mx.array) -> bool:
     """Return whether Muon updates a parameter: a matrix or kernel from features to features.
 
-    Vectors, embeddings, output heads, and the codec's first and last convolutions stay with AdamW.
+    AdamW updates vectors, embeddings, output heads, and the codec's first and last convolutions.
 
     Args:
         path: the parameter's dotted name.
-        array: the parameter.
+        array: the parameter, or its gradient, which has the same shape.
     """
-    outer = ("embed", "head", "conv_in", "conv_out")  # parts of the names of AdamW's matrices
     if array.ndim < 2:
         return False
-    return not any(word in path for word in outer)
+    outer = ("embed", "head", "conv_in", "conv_out")  # parts of the dotted names
+    return not any(part in path for part in outer)
 
 
 def part_of(state: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
-    """Select the arrays whose names start with a prefix, and remove the prefix."""
+    """Select the arrays whose names start with a prefix, and remove the prefix from the names."""
     selected = {}
     for name, value in state.items():
         if name.startswith(prefix):
@@ -224,10 +229,10 @@ def run_stage(
     """Run a stage from its checkpoint, or else from its first step, to its end.
 
     Args:
-        stage: left in its final state.
+        stage: the stage to run; it is left in its final state.
         folder: holds ``checkpoints/`` and the log.
-        recipe: everything that the result depends on, as text; a checkpoint of another recipe is
-            refused.
+        recipe: everything that the result depends on, as text. A checkpoint that was saved with
+            another recipe is refused.
         every: least number of seconds between two checkpoints. The last step always saves one.
         report: called after every step, if this process writes.
         writes: whether this process writes the checkpoints and the log. Where two processes share
@@ -239,18 +244,18 @@ def run_stage(
     """
     path = checkpoint_file(folder, stage.name)
     done, spent = _resume(stage, path, recipe)
-    records = _Records(stage, folder, recipe, every=every, spent=spent) if writes else None
+    recorder = _Recorder(stage, folder, recipe, every=every, spent=spent) if writes else None
     try:
-        if records:
-            # Steps after the checkpoint run again: without this, the log would hold them twice.
-            _cut_log(records.log, stage.name, done)
+        if recorder:
+            # The steps after the checkpoint run again, so their lines in the log must go.
+            _cut_log(recorder.log, stage.name, done)
         while done < stage.steps:
             measured = stage.step(done)
             done += 1
-            if records and report:
+            if recorder and report:
                 report(stage.name, done, stage.steps, measured)
-            if records:
-                records.add(done, measured)
+            if recorder:
+                recorder.add(done, measured)
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be written ({error.strerror}): free some space, then run it again"
@@ -258,17 +263,17 @@ def run_stage(
 
 
 def load_state(folder: Path, stage: str) -> dict[str, mx.array]:
-    """Load the final state of a finished stage."""
+    """Load the arrays of a finished stage's last checkpoint."""
     return dict(mx.load(str(checkpoint_file(folder, stage))))  # type: ignore[arg-type]
 
 
-class _Records:
-    """The checkpoint and the log of a running stage.
+class _Recorder:
+    """Writer of the checkpoint and the log of a running stage.
 
     Args:
         stage: the running stage.
         folder: holds ``checkpoints/`` and the log.
-        recipe: stored in the checkpoint.
+        recipe: text that is stored in the checkpoint.
         every: least number of seconds between two checkpoints.
         spent: seconds that earlier processes spent on this stage.
     """
@@ -279,44 +284,51 @@ class _Records:
         self._stage = stage
         self._recipe = recipe
         self._every = every
-        self._measured: list[dict[str, float]] = []  # since the last line of the log
-        self._saved = time.monotonic()
-        self._started = time.monotonic() - spent  # counts earlier processes too
+        self._measured: list[dict[str, float]] = []  # measurements since the log's last line
+        now = time.monotonic()
+        self._saved = now  # time of the last checkpoint, or of the start
+        self._started = now - spent  # as if this process had run the stage from its first step
 
     def add(self, done: int, measured: dict[str, float]) -> None:
-        """Record a step; write a line of the log, and then a checkpoint, when one is due.
+        """Record a finished step.
+
+        Every ``_LOG_EVERY`` steps and after the last one, this appends a line to the log. Then it
+        saves a checkpoint, if the step is the last or enough time has passed.
 
         Args:
             done: number of finished steps, including the recorded one.
             measured: the step's measurements.
         """
         self._measured.append(measured)
-        last = done == self._stage.steps
+        is_last = done == self._stage.steps
         # A checkpoint is saved only right after a line, so that the log has all steps before it.
-        if not last and done % _LOG_EVERY:
+        if not is_last and done % _LOG_EVERY:
             return
         seconds = time.monotonic() - self._started
-        _log(self.log, self._stage.name, done, seconds, self._measured)
+        _append_to_log(self.log, self._stage.name, done, seconds, self._measured)
         self._measured = []
         since_saved = time.monotonic() - self._saved
-        if last or since_saved > self._every:
-            facts = {
+        if is_last or since_saved > self._every:
+            metadata = {
                 "steps": str(done),
                 "seconds": f"{seconds:.1f}",
                 "recipe": self._recipe,
             }
             state = self._stage.state()
-            _save(self._checkpoint, state, facts)
+            _save(self._checkpoint, state, metadata)
             self._saved = time.monotonic()
 
 
 def _resume(stage: Stage, path: Path, recipe: str) -> tuple[int, float]:
-    """Restore a stage from its checkpoint; return its finished steps and the seconds they took.
+    """Restore a stage from its checkpoint.
 
-    Without a checkpoint, the stage is unchanged and both numbers are 0.
+    Returns:
+        The number of finished steps, and the seconds that they took. Both are 0 if there is no
+        checkpoint; the stage is then unchanged.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, of another recipe, or of another version.
+        CheckpointError: the checkpoint is damaged, or was saved with another recipe or by another
+            version of the stage.
     """
     if not path.exists():
         return 0, 0.0
@@ -344,44 +356,44 @@ def _resume(stage: Stage, path: Path, recipe: str) -> tuple[int, float]:
 
 
 def _save(path: Path, state: dict[str, mx.array], metadata: dict[str, str]) -> None:
-    """Write a checkpoint atomically: a kill meanwhile leaves the earlier checkpoint whole."""
+    """Write a checkpoint atomically, so that a kill never damages the earlier checkpoint."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with draft_beside(path, path.suffix) as draft:
+    with draft_beside(path, path.suffix) as draft:  # MLX writes only to a suffix that it knows
         write_safetensors(draft, state, metadata)
         draft.replace(path)
 
 
-def _log(
+def _append_to_log(
     path: Path,
     stage: str,
-    step: int,
+    done: int,
     seconds: float,
     measured: Sequence[dict[str, float]],
 ) -> None:
-    """Append one line with the means of the measurements of consecutive steps.
+    """Append one line with the means of several steps' measurements.
 
     Means are rounded to 5 significant digits.
 
     Args:
         path: the log.
         stage: the stage's name.
-        step: number of finished steps.
+        done: number of finished steps.
         seconds: time spent on the stage so far.
         measured: one dictionary per step. The mean of a key is over the steps that have the key.
     """
-    values: dict[str, list[float]] = {}
-    for of_step in measured:
-        for key, value in of_step.items():
-            values.setdefault(key, []).append(value)
+    values_by_key: dict[str, list[float]] = {}
+    for measured_in_step in measured:
+        for key, value in measured_in_step.items():
+            values_by_key.setdefault(key, []).append(value)
     line: dict[str, Any] = {
         "stage": stage,
-        "step": step,
+        "step": done,
         "seconds": round(seconds, 1),
     }
-    for key, numbers in values.items():
-        mean = np.mean(numbers)
+    for key, values in values_by_key.items():
+        mean = np.mean(values)
         line[key] = float(f"{mean:.5g}")
-    with _locked(path), path.open("a", encoding="utf-8") as file:
+    with _log_lock(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -389,36 +401,41 @@ def _cut_log(path: Path, stage: str, done: int) -> None:
     """Drop a stage's lines about steps after ``done``, and any line that a kill cut short.
 
     The lines of other stages stay, since all stages of a run share the log.
+
+    Args:
+        path: the log.
+        stage: the stage's name.
+        done: number of steps whose lines stay.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    with _log_lock(path):
         if not path.exists():
             return
         kept = []
         for line in read_log(path):
-            is_other = line["stage"] != stage
-            if is_other or line["step"] <= done:
+            is_of_other_stage = line["stage"] != stage
+            if is_of_other_stage or line["step"] <= done:
                 kept.append(json.dumps(line) + "\n")
         write_atomically(path, "".join(kept))
 
 
-def _locked(path: Path) -> FileLock:
-    """Return the lock to hold while the log is changed.
+def _log_lock(path: Path) -> FileLock:
+    """Return the lock that a process must hold while it changes the log.
 
     Two processes may each run a stage with the same log. Without the lock, one could rewrite the
     log while the other appends to it.
     """
-    lock = path.with_name(f".{path.name}.lock")
-    return FileLock(lock)
+    lock_file = path.with_name(f".{path.name}.lock")
+    return FileLock(lock_file)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read a log's lines, except those that a kill cut short."""
-    lines = []
+    """Read the lines of a log, each a dictionary; skip a line that a kill cut short."""
+    records = []
     text = path.read_text(encoding="utf-8")
     for line in text.splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            records.append(json.loads(line))
+        except ValueError:  # not whole
             continue
-    return lines
+    return records

@@ -1,6 +1,6 @@
 """The two losses of Janus: cross-entropy of answers and of image tokens.
 
-They are those of the paper (arXiv 2410.13848, section 3.3). B is the batch size, L the number of
+The paper defines them (arXiv 2410.13848, section 3.3). B is the batch size, L the number of
 positions, M the number of selected positions, n the number of image tokens.
 """
 
@@ -13,7 +13,7 @@ from ..models.janus import JanusModel
 
 
 def select_positions(hidden: mx.array, positions: mx.array) -> mx.array:
-    """Select some positions of every row: (B, L, hidden), (B, M) -> (B, M, hidden)."""
+    """Select M hidden states of every row: (B, L, hidden), (B, M) -> (B, M, hidden)."""
     B, M = positions.shape
     width = hidden.shape[-1]
     indices = positions[..., None]
@@ -26,21 +26,21 @@ def weighted_cross_entropy(
     targets: mx.array,
     weights: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """Return the weighted mean cross-entropy in nats, and the weighted share of right top-1 tokens.
+    """Return the weighted mean cross-entropy in nats, and the weighted top-1 accuracy.
 
     Args:
         logits: (B, M, vocabulary).
         targets: (B, M) token ids.
-        weights: (B, M), 0 for padding; not all 0.
+        weights: (B, M), 0 for padding. At least one weight must not be 0.
     """
     total = weights.sum()
     losses = nn.losses.cross_entropy(logits, targets)
     weighted_losses = losses * weights
     loss = weighted_losses.sum() / total
-    best = logits.argmax(-1)
-    weighted_hits = (best == targets) * weights
-    right = weighted_hits.sum() / total
-    return loss, right
+    predicted = logits.argmax(-1)
+    weighted_hits = (predicted == targets) * weights
+    accuracy = weighted_hits.sum() / total
+    return loss, accuracy
 
 
 def image_token_loss(
@@ -48,17 +48,17 @@ def image_token_loss(
     hidden: mx.array,
     tokens: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """Return the mean cross-entropy of image tokens in nats, and the share of right top-1 tokens.
+    """Return the mean cross-entropy of image tokens in nats, and the top-1 accuracy.
 
     Args:
-        model: its image head predicts the tokens.
+        model: the model whose image head predicts the tokens.
         hidden: (B, n, hidden) from ``image_token_states``.
-        tokens: (B, n).
+        tokens: (B, n), the correct tokens.
     """
     logits = model.image_logits(hidden)  # (B, n, codes)
     losses = nn.losses.cross_entropy(logits, tokens)
-    best = logits.argmax(-1)
-    hits = best == tokens
+    predicted = logits.argmax(-1)
+    hits = predicted == tokens
     return losses.mean(), hits.mean()
 
 
@@ -68,15 +68,15 @@ def image_token_states(
     starts: mx.array,
     tokens: mx.array,
 ) -> mx.array:
-    """Run the model on captions followed by their images' tokens -> (B, n, hidden).
+    """Return the hidden states that predict the image tokens of captions: (B, n, hidden).
 
-    State ``k`` of a row is the one from which token ``k`` is predicted: it has read the caption and
-    the correct tokens before ``k`` (teacher forcing).
+    State ``k`` of a row predicts token ``k``. The model has then read the caption and the correct
+    tokens before ``k`` (teacher forcing).
 
     Args:
-        model: the language model and its drawing parts.
-        ids: (B, L) captions, padded at the end.
-        starts: (B,) positions of begin-of-image, where each row's image begins.
+        model: the model that reads the captions and the tokens.
+        ids: (B, L) token ids of the captions, padded at the end.
+        starts: (B,) position of each caption's last token, begin-of-image.
         tokens: (B, n) image tokens.
     """
     B, n = tokens.shape
@@ -84,14 +84,15 @@ def image_token_states(
     positions = starts[:, None] + offsets  # (B, n); token k is predicted at positions[:, k]
     text = model.embed_text(ids)
     width = text.shape[-1]
-    room = mx.zeros((B, n - 1, width))  # enough for the image after the longest caption
-    embeddings = mx.concatenate([text, room], axis=1)
+    space = mx.zeros((B, n - 1, width))  # enough for the image tokens after the longest caption
+    embeddings = mx.concatenate([text, space], axis=1)
 
-    # Captions differ in length: write each row's image over its padding, right after its start.
+    # Captions differ in length. Each row's image tokens replace its padding, right after
+    # begin-of-image.
     inputs = tokens[:, :-1]  # the last token is predicted, but nothing is predicted from it
     image = model.embed_image_tokens(inputs)
-    places = positions[:, 1:, None]
-    places = mx.broadcast_to(places, image.shape)
-    embeddings = mx.put_along_axis(embeddings, places, image, axis=1)
+    input_positions = positions[:, 1:, None]
+    input_positions = mx.broadcast_to(input_positions, image.shape)
+    embeddings = mx.put_along_axis(embeddings, input_positions, image, axis=1)
     hidden = model.hidden_states(embeddings)
     return select_positions(hidden, positions)

@@ -22,18 +22,19 @@ import mlx.core as mx
 
 from ..errors import JanusError
 
-COUNT = 2  # processes, each of which computes one half of a step
+_PROCESS_COUNT = 2  # processes, each of which computes one half of a step
 _GRACE = 5.0  # seconds that one process gets to end by itself after the other failed
 
 
 def two_are_faster() -> bool:
     """Return whether training is faster in two processes than in this one.
 
-    True if MLX uses a CPU with two cores or more, unless this process is already one of two.
+    True if MLX uses a CPU with two cores or more, and this process is not already one of two.
     """
+    cores = os.cpu_count() or 1  # None if unknown
     return (
         mx.default_device() == mx.cpu
-        and (os.cpu_count() or 1) >= COUNT
+        and cores >= _PROCESS_COUNT
         and mx.distributed.init().size() == 1
     )
 
@@ -41,35 +42,36 @@ def two_are_faster() -> bool:
 def run_side_by_side(command: Sequence[str]) -> None:
     """Run a command in two processes that find each other through ``mx.distributed.init()``.
 
-    They end when this process ends, for whatever reason, if they call ``end_with_parent`` first.
-    The first process shares this one's stdout and stderr. The second one's output is hidden; if
-    only the second fails, its last line becomes the error.
+    A process that calls ``end_with_parent`` ends when the calling process ends. The first of the
+    two processes shares the caller's stdout and stderr. The output of the second is hidden; if only
+    the second fails, the last line of its output becomes the error message.
 
     Raises:
         JanusError: the second process failed.
         SystemExit: the first process failed. The code is its exit code, or 128 + its signal.
     """
     with tempfile.TemporaryDirectory() as folder:
-        hosts = Path(folder) / "hosts.json"
+        hosts_file = Path(folder) / "hosts.json"
         # MLX's ring reads this file: for each process, a list of its addresses.
-        hosts.write_text(json.dumps([[address] for address in _free_addresses()]))
-        output = Path(folder) / "second"
-        with output.open("wb") as second:
-            processes = [
-                _start(command, rank, hosts, second if rank else None) for rank in range(COUNT)
-            ]
+        hosts_file.write_text(json.dumps([[address] for address in _free_addresses()]))
+        hidden_output = Path(folder) / "second"
+        with hidden_output.open("wb") as hidden:
+            first = _start(command, 0, hosts_file, None)
+            second = _start(command, 1, hosts_file, hidden)
+        processes = [first, second]
         try:
-            codes = _wait(processes)
+            first_code, second_code = _wait(processes)
         finally:
-            for process in processes:  # after a failure, the other may wait forever
+            for process in processes:  # if one failed, the other may wait for it forever
                 process.terminate()
             for process in processes:
                 process.wait()
-        if codes[0]:
+        if first_code:
             # -n: signal n ended the process; shells report this as 128 + n.
-            raise SystemExit(codes[0] if codes[0] > 0 else 128 - codes[0])
-        if codes[1]:
-            lines = output.read_text(errors="replace").strip().splitlines() or ["it was killed"]
+            raise SystemExit(first_code if first_code > 0 else 128 - first_code)
+        if second_code:
+            output = hidden_output.read_text(errors="replace")
+            lines = output.strip().splitlines() or ["it was killed"]
             raise JanusError(lines[-1].removeprefix("error: "))
 
 
@@ -81,16 +83,18 @@ def end_with_parent() -> None:
     """
 
     def watch() -> None:
-        # Nobody writes to the input: the read returns, or fails, only when the parent has ended.
+        """Wait for the end of the parent, then end this process."""
+        # Nobody writes to the standard input (0), so the read returns, or fails, only when the
+        # parent has ended.
         with contextlib.suppress(OSError, ValueError):
             os.read(0, 1)
-        os._exit(1)  # at once, from any thread, even if the main thread waits in MLX
+        os._exit(1)  # unlike sys.exit, it ends the process from any thread, at once
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def sum_over_processes(values: mx.array) -> mx.array:
-    """Return the sum of every process's array. All processes must call this in the same order."""
+    """Add up one array from each process. All processes must make these calls in one order."""
     return mx.distributed.all_sum(values, stream=mx.cpu)
 
 
@@ -100,14 +104,20 @@ def wait_for_all() -> None:
 
 
 def _start(
-    command: Sequence[str], rank: int, hosts: Path, output: BinaryIO | None
+    command: Sequence[str], rank: int, hosts_file: Path, output: BinaryIO | None
 ) -> subprocess.Popen[bytes]:
-    """Start one process, with its output in a file, or with this process's stdout and stderr.
+    """Start one process.
 
-    Its standard input is a pipe that closes when this process ends; ``end_with_parent`` waits for
-    that.
+    Its standard input is a pipe that closes when this process ends.
+
+    Args:
+        command: the program and its arguments.
+        rank: the process's number in MLX's ring, 0 or 1.
+        hosts_file: the addresses of all processes.
+        output: file for its stdout and stderr; None to share those of this process.
     """
-    ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
+    ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts_file)}
+    # One thread for NumPy, unless the user has set another number.
     environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, **ring}
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
@@ -117,16 +127,16 @@ def _start(
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
     """Wait until all processes have ended, and return their exit codes.
 
-    After a failure (a code other than 0) the other process gets ``_GRACE`` seconds; its code is
-    None if it is still running then.
+    If one fails, the other gets ``_GRACE`` seconds to end. Its code is None if it is still running
+    then.
     """
-    until = float("inf")
-    while time.monotonic() < until:
+    deadline = float("inf")
+    while time.monotonic() < deadline:
         codes = [process.poll() for process in processes]
         if None not in codes:
             break
-        if any(codes):
-            until = min(until, time.monotonic() + _GRACE)
+        if any(codes):  # one has failed: its code is neither 0 nor None
+            deadline = min(deadline, time.monotonic() + _GRACE)
         time.sleep(0.1)
     return codes
 
@@ -134,10 +144,13 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
 def _free_addresses() -> list[str]:
     """Return a free loopback address, as "host:port", for each process.
 
-    All sockets stay open until each has its port, so that no two get the same one.
+    All sockets stay open until each has its port, so that no two get the same port.
     """
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(COUNT)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+        addresses = []
+        for _ in range(_PROCESS_COUNT):
+            free = stack.enter_context(socket.socket())
+            free.bind(("127.0.0.1", 0))  # 0: any free port
+            host, port = free.getsockname()
+            addresses.append(f"{host}:{port}")
+        return addresses

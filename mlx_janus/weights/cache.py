@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from ..config import MODEL_TYPE, JanusConfig, read_model_json
+from ..config import CONVERTED_MODEL_TYPE, JanusConfig, read_model_json
 from ..errors import JanusError, OptionError, OutputError
 from .folder import OUR_FILES, partial_name
 from .published import read_published_sizes
 from .safetensors_files import read_safetensors_header, weight_files
-from .sources import TINY, cache_folder, resolve
+from .sources import TINY, cache_folder, resolve_short_name
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo, CachedRevisionInfo, HFCacheInfo
@@ -27,11 +27,12 @@ State = Literal[
     "converted", "left over", "unreadable", "downloaded", "partly downloaded", "in the package"
 ]
 
-# Folder names of conversions. Complete: the first 8 of 16 digits are the ID. Being written or
-# removed: the groups are the complete name, the writer's pid, and random digits that serve as ID.
-_COMPLETE = re.compile(r".+-([0-9a-f]{8})[0-9a-f]{8}")
-_PARTIAL = re.compile(r"\.(.+-[0-9a-f]{16})\.(\d+)\.([0-9a-f]{8})\.partial")
-_WEIGHTS = (".safetensors", ".bin")
+# Folder names of conversions: complete ones, and partial ones, which a process writes or removes.
+_COMPLETE = re.compile(r".+-(?P<id>[0-9a-f]{8})[0-9a-f]{8}")
+_PARTIAL = re.compile(
+    r"\.(?P<complete_name>.+-[0-9a-f]{16})\.(?P<pid>\d+)\.(?P<id>[0-9a-f]{8})\.partial"
+)
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ class ModelEntry:
     state: State
     config: JanusConfig | None  # None if it cannot be read
     size: int  # bytes on disk
-    used: (
-        float | None
-    )  # seconds since 1970: last load, or last access if the file system records it
+    # Seconds since 1970: last load, or last access if the file system records it.
+    used: float | None
     path: Path
 
     @property
@@ -83,25 +83,29 @@ def list_models() -> list[ModelEntry]:
     """
     found = [*_conversions(), *_downloads()]
     tiny = ModelEntry(
-        "tiny",
-        "janus-tiny",
-        "",
-        "in the package",
-        JanusConfig.load(TINY / "config.json"),
-        _size(TINY),
-        None,
-        TINY,
+        id="tiny",
+        source="janus-tiny",
+        revision="",
+        state="in the package",
+        config=JanusConfig.load(TINY / "config.json"),
+        size=_folder_bytes(TINY),
+        used=None,
+        path=TINY,
     )
-    return [*sorted(found, key=lambda entry: -(entry.used or 0)), tiny]
+    return [*sorted(found, key=lambda entry: entry.used or 0, reverse=True), tiny]
 
 
 def find_models(name: str) -> list[ModelEntry]:
-    """Return the models with this ID, Hub id, short name or path, or from a folder of this name.
+    """Return the models of this name on this machine.
+
+    Args:
+        name: a model's ID, Hub id, short name, path, or the name of the folder that it was
+            converted from.
 
     Raises:
-        OptionError: there is none.
+        OptionError: no model has this name.
     """
-    source = os.fspath(resolve(name))  # the Hub id or folder of a short name
+    source = os.fspath(resolve_short_name(name))  # a short name becomes its Hub id or folder
     found = [
         entry
         for entry in list_models()
@@ -115,42 +119,48 @@ def find_models(name: str) -> list[ModelEntry]:
 
 
 def freed_bytes(entries: Iterable[ModelEntry]) -> int:
-    """Return the bytes that removing models frees, without files shared with other revisions."""
+    """Return the bytes that removing these models would free.
+
+    Files that a download shares with a revision that stays are not counted.
+    """
     entries = list(entries)
     size = sum(entry.size for entry in entries if not entry.is_download)
     revisions = [entry.revision for entry in entries if entry.is_download]
-    scanned = _scan() if revisions else None
-    # ``delete_revisions`` only plans the deletion: nothing is deleted until its ``execute``.
-    return size + (scanned.delete_revisions(*revisions).expected_freed_size if scanned else 0)
+    scanned = _scan_hub_cache() if revisions else None
+    if scanned is None:
+        return size
+    plan = scanned.delete_revisions(*revisions)  # nothing is deleted until ``plan.execute``
+    return size + plan.expected_freed_size
 
 
 def remove_model(entry: ModelEntry) -> None:
     """Remove a conversion or a download from the disk.
 
-    A conversion is renamed first, so that a kill leaves nothing that looks like a model.
-    huggingface_hub removes a download: its snapshot first, then the files that it links to. It
-    keeps files that other revisions share.
+    A conversion is renamed first, so that an interrupted removal leaves nothing that looks like a
+    model. huggingface_hub removes a download, except for files that other revisions share.
 
     Raises:
-        OptionError: the model is part of the package.
-        OutputError: a process has a file of the model open, or the disk refuses.
+        OptionError: the model is Janus-Tiny, which is part of the package.
+        OutputError: a process has a file of the model open, or the removal fails.
     """
     check_removable(entry)
     if entry.is_download:
-        scanned = _scan()
+        scanned = _scan_hub_cache()
         if scanned:
             scanned.delete_revisions(entry.revision).execute()
-        if entry.path.exists():  # huggingface_hub only logs that it failed
+        if entry.path.exists():  # huggingface_hub only logs a failure
             raise OutputError(
                 f"{entry.path} cannot be removed: check the permissions of its folder"
             )
         return
-    # The new name of a left-over folder is made from the complete name that its own name contains.
+    # A left-over folder has a partial name already, with the pid of an ended process. Its new name
+    # has the pid of this one.
     partial = _PARTIAL.fullmatch(entry.path.name)
-    gone = partial_name(entry.path.with_name(partial[1] if partial else entry.path.name))
+    complete_name = partial["complete_name"] if partial else entry.path.name
+    renamed = partial_name(entry.path.with_name(complete_name))
     try:
-        entry.path.rename(gone)
-        shutil.rmtree(gone)
+        entry.path.rename(renamed)
+        shutil.rmtree(renamed)
     except OSError as error:
         raise OutputError(
             f"{entry.path} cannot be removed ({error.strerror}): check its permissions"
@@ -161,8 +171,8 @@ def check_removable(entry: ModelEntry) -> None:
     """Refuse to remove Janus-Tiny or a model in use.
 
     Raises:
-        OptionError: the model is part of the package.
-        OutputError: a process has a file of the model open, and may still read it.
+        OptionError: the model is Janus-Tiny, which is part of the package.
+        OutputError: a process has a file of the model open.
     """
     if entry.state == "in the package":
         raise OptionError("Janus-Tiny is a part of the package: there is nothing to remove")
@@ -177,7 +187,7 @@ def check_removable(entry: ModelEntry) -> None:
 
 
 def _conversions() -> Iterator[ModelEntry]:
-    """Yield the cached conversions, complete or left over by a process that has ended."""
+    """Yield the cached conversions: complete ones, and those left over by an ended process."""
     try:
         folders = [
             path for path in cache_folder().iterdir() if path.is_dir() and not path.is_symlink()
@@ -187,77 +197,94 @@ def _conversions() -> Iterator[ModelEntry]:
     for folder in folders:
         complete = _COMPLETE.fullmatch(folder.name)
         partial = _PARTIAL.fullmatch(folder.name)
-        with suppress(OSError):  # another process has just removed it
+        with suppress(OSError):  # another process has just removed the folder
             if not all(OUR_FILES.fullmatch(path.name) for path in folder.iterdir()):
                 continue  # another program's folder
             if complete:
-                yield _conversion(folder, complete[1])
-            elif partial and not psutil.pid_exists(int(partial[2])):
-                size = _size(folder)
-                used = folder.stat().st_mtime
-                yield ModelEntry(partial[3], partial[1], "", "left over", None, size, used, folder)
+                yield _read_conversion(folder, complete["id"])
+            elif partial and not psutil.pid_exists(int(partial["pid"])):  # else in progress
+                yield ModelEntry(
+                    id=partial["id"],
+                    source=partial["complete_name"],
+                    revision="",
+                    state="left over",
+                    config=None,
+                    size=_folder_bytes(folder),
+                    used=folder.stat().st_mtime,
+                    path=folder,
+                )
 
 
-def _conversion(folder: Path, id: str) -> ModelEntry:
-    """Return the entry of a conversion; "unreadable" if its config or weights are damaged.
+def _read_conversion(folder: Path, id: str) -> ModelEntry:
+    """Return the entry of a cached conversion.
 
-    Of the weights, only the header of the first file is read.
+    Its state is "unreadable" if its config, or the header of its first weight file, is damaged.
     """
-    size = _size(folder)
+    size = _folder_bytes(folder)
     used = folder.stat().st_mtime
     with suppress(JanusError):
         config = JanusConfig.load(folder / "config.json")
-        # The stamp is the file's metadata: the conversion writes its source there.
+        # The stamp, the metadata of a weight file, records the source of a conversion.
         _, stamp = read_safetensors_header(weight_files(folder)[0])
         source = stamp.get("source") or folder.name
         revision = stamp.get("revision", "")
         used = (folder / "config.json").stat().st_mtime  # loading a model sets this time
         return ModelEntry(id, source, revision, "converted", config, size, used, folder)
-    return ModelEntry(id, folder.name, "", "unreadable", None, size, used, folder)
+    return ModelEntry(
+        id=id,
+        source=folder.name,
+        revision="",
+        state="unreadable",
+        config=None,
+        size=size,
+        used=used,
+        path=folder,
+    )
 
 
 def _downloads() -> Iterator[ModelEntry]:
     """Yield the models in the Hub's cache, one for each downloaded commit."""
-    scanned = _scan()
-    for repo in scanned.repos if scanned else ():
-        for revision in repo.revisions if repo.repo_type == "model" else ():
+    scanned = _scan_hub_cache()
+    if scanned is None:
+        return
+    for repo in scanned.repos:
+        if repo.repo_type != "model":  # a data set or a space
+            continue
+        for revision in repo.revisions:
             with suppress(JanusError):  # another family's model, or one without a config
-                yield _download(repo, revision)
+                yield _read_download(repo, revision)
 
 
-def _download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelEntry:
-    """Return the entry of a downloaded commit, in a published layout or converted.
+def _read_download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelEntry:
+    """Return the entry of a downloaded commit, of a published model or an uploaded conversion.
 
     Raises:
-        JanusError: its config is missing, malformed, or of another family.
+        JanusError: the commit's config is missing, malformed, or of another family of models.
     """
     path = revision.snapshot_path / "config.json"
-    ours = read_model_json(path).get("model_type") == MODEL_TYPE
-    config = JanusConfig.load(path) if ours else read_published_sizes(path)[0]
+    converted = read_model_json(path).get("model_type") == CONVERTED_MODEL_TYPE
+    config = JanusConfig.load(path) if converted else read_published_sizes(path)[0]
     state: State = "partly downloaded"
-    with suppress(JanusError):
+    with suppress(JanusError):  # raised if a weight file is missing
         weight_files(revision.snapshot_path)
         state = "downloaded"
-    # Only weights tell the last use: listing models reads configs too.
-    times = [
-        file.blob_last_accessed for file in revision.files if file.file_path.suffix in _WEIGHTS
-    ]
-    used = max(times, default=revision.last_modified)
-    commit = revision.commit_hash
+    # Weight files tell the last use. Other files do not, because listing models reads configs too.
+    weights = [file for file in revision.files if file.file_path.suffix in _WEIGHT_SUFFIXES]
+    times = [file.blob_last_accessed for file in weights]
     return ModelEntry(
-        commit[:8],
-        repo.repo_id,
-        commit,
-        state,
-        config,
-        revision.size_on_disk,
-        used,
-        revision.snapshot_path,
+        id=revision.commit_hash[:8],
+        source=repo.repo_id,
+        revision=revision.commit_hash,
+        state=state,
+        config=config,
+        size=revision.size_on_disk,
+        used=max(times, default=revision.last_modified),
+        path=revision.snapshot_path,
     )
 
 
-def _scan() -> HFCacheInfo | None:
-    """Scan the Hub's cache; None if it is absent or unreadable."""
+def _scan_hub_cache() -> HFCacheInfo | None:
+    """Return huggingface_hub's list of the cached repositories, or None if it cannot read any."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -267,6 +294,6 @@ def _scan() -> HFCacheInfo | None:
         return None
 
 
-def _size(folder: Path) -> int:
+def _folder_bytes(folder: Path) -> int:
     """Return the bytes of all files in a folder, at any depth."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

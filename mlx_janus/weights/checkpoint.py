@@ -6,6 +6,7 @@ name a missing, surplus or misshaped tensor, with both shapes, before any weight
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class PlannedTensor:
     @property
     def source_bytes(self) -> int:
         """Bytes of the source tensors."""
-        return sum(_bytes(source) for source in self.sources)
+        return sum(_stored_bytes(source) for source in self.sources)
 
     @property
     def dtype(self) -> str:
@@ -98,52 +99,61 @@ class PlannedTensor:
         return "float32" if dtype == "float64" else dtype
 
     def read(self) -> mx.array:
-        """Read the parameter in MLX's layout and the stored type; float64 becomes float32."""
+        """Read the parameter, in MLX's layout and the type of ``dtype``."""
         parts = [source.read() for source in self.sources]
         array = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
         if array.ndim == 4:
             array = mx.contiguous(array.transpose(0, 2, 3, 1))  # a convolution: OIHW to OHWI
-        array = array.reshape(self.shape)  # may add the batch axis of position embeddings
+        array = array.reshape(self.shape)  # position embeddings may lack the batch axis
         if array.dtype == mx.float64:  # on the CPU: Apple's GPUs have no float64
             array = array.astype(mx.float32, stream=mx.cpu)
         mx.eval(array)
         return array
 
 
-def _bytes(tensor: SourceTensor) -> int:
-    """Return the bytes of a stored float tensor; a value of any other type counts as 4 bytes."""
-    size = {"bfloat16": 2, "float16": 2, "float64": 8}.get(tensor.dtype, 4)
-    for n in tensor.shape:
-        size *= n
-    return size
+def _stored_bytes(tensor: SourceTensor) -> int:
+    """Return the bytes of a tensor in its file.
+
+    Items of an unknown type count as 4 bytes. ``plan_tensors`` refuses such tensors.
+    """
+    item_bytes = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}.get(tensor.dtype, 4)
+    return math.prod(tensor.shape) * item_bytes
 
 
 def source_tensors(folder: Path) -> dict[str, SourceTensor]:
-    """Return every tensor of a model folder by its name in the file. Reads only headers.
+    """Return every tensor of a model folder by its stored name. Reads headers, but no values.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or a tensor is in two files, or in the
-            index but in no file.
+        CheckpointError: a file is missing or damaged, a tensor is in two files, or the index lists
+            a tensor that no file has.
         ConfigError: the index is not JSON.
     """
     tensors: dict[str, SourceTensor] = {}
-    holder: dict[str, Path] = {}  # file of each tensor
+    file_of: dict[str, Path] = {}  # by the tensor's name
     for path in weight_files(folder):
-        found = read_torch_file(path) if path.suffix == ".bin" else read_safetensors_header(path)[0]
-        for name, tensor in found.items():
+        entries: Mapping[str, SourceTensor]  # the tensors of this file
+        if path.suffix == ".bin":
+            entries = read_torch_file(path)
+        else:
+            entries, _ = read_safetensors_header(path)
+        for name, tensor in entries.items():
             if name in tensors:
                 raise CheckpointError(
-                    f"{name} stands in {holder[name].name} and in {path}: "
+                    f"{name} stands in {file_of[name].name} and in {path}: "
                     "the folder mixes two models"
                 )
             tensors[name] = tensor
-            holder[name] = path
+            file_of[name] = path
     _check_index(folder, tensors)
     return tensors
 
 
 def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
     """Check that a folder has every tensor that its index lists, if it has an index.
+
+    Args:
+        folder: the model folder.
+        tensors: the tensors of its weight files, by name.
 
     Raises:
         CheckpointError: a tensor is missing, or the index is damaged.
@@ -157,76 +167,83 @@ def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
                 raise CheckpointError(
                     f"{folder / file} lacks {name[:80]!r}, which {index} lists: download it again"
                 )
-        return  # weights are read in one form, so the other form's index does not matter
+        return  # ``tensors`` are of one form, so the index of the other form does not matter
 
 
 def deepseek_name(name: str) -> str:
     """Turn transformers' name of a tensor into DeepSeek's.
 
-    transformers stores q, k and v apart; the new names end in ``.qkv.q.weight`` and so on.
+    DeepSeek joins q, k and v into one tensor, ``qkv``, and transformers does not. The names
+    returned for them end in ``.qkv.q.weight`` and so on.
     """
     for pattern, replacement in _RENAME_RULES:
         name = pattern.sub(replacement, name)
     match = re.fullmatch(
-        r"(aligner|gen_aligner)\.(?:fc1|hidden_layers\.(\d+))\.(weight|bias)", name
+        r"(?P<aligner>aligner|gen_aligner)\.(fc1|hidden_layers\.(?P<hidden>\d+))\."
+        r"(?P<leaf>weight|bias)",
+        name,
     )
     if match:
-        # In DeepSeek's numbering, the activations between the linear layers count too.
-        place = 0 if match[2] is None else 2 * (int(match[2]) + 1)
-        name = f"{match[1]}.layers.{place}.{match[3]}"
+        # fc1 is the first linear layer and hidden_layers.0 the second. DeepSeek's numbers also
+        # count the activations between them.
+        linear = 0 if match["hidden"] is None else int(match["hidden"]) + 1
+        name = f"{match['aligner']}.layers.{2 * linear}.{match['leaf']}"
     return name
 
 
 def plan_tensors(
     tensors: Mapping[str, SourceTensor], config: JanusConfig, layout: Layout, folder: Path
 ) -> list[PlannedTensor]:
-    """Pair every parameter of the model with its source, in the model's order.
+    """Pair every parameter of the model with its source tensors, in the model's order.
 
     Args:
-        tensors: source tensors by their names in the files.
+        tensors: source tensors by their stored names.
         config: the model's sizes.
         layout: whose names the files use, DeepSeek's or transformers'.
         folder: the model folder, for errors and for transformers' ``config.json``.
 
     Raises:
         CheckpointError: a tensor is missing, surplus, not of the config's shape, or not of floats.
-        ConfigError: ``config.json`` cannot be read; it is read only for transformers' layout.
+        ConfigError: ``config.json``, which only transformers' layout needs, cannot be read.
     """
     rename = deepseek_name if layout == "transformers" else str  # ``str`` keeps a name
     renamed = {rename(name): tensor for name, tensor in tensors.items()}
     found = {name: tensor for name, tensor in renamed.items() if not _UNUSED.fullmatch(name)}
     embedding = "language_model.model.embed_tokens.weight"
     if layout == "transformers" and embedding in found and _is_tied(folder):
-        # transformers stores no tied head; this model has a separate one, read from the embedding.
+        # transformers does not store a tied head. This model has a head of its own, so it is read
+        # from the embedding.
         found.setdefault("language_model.lm_head.weight", found[embedding])
 
     planned: list[PlannedTensor] = []
     used: set[str] = set()
     missing: list[str] = []
-    for name, array in tree_flatten(JanusModel(config).parameters()):
-        keys = _source_keys(name, found)
-        if not all(key in found for key in keys):
+    for name, parameter in tree_flatten(JanusModel(config).parameters()):
+        source_names = _source_names(name, found)
+        if not all(source in found for source in source_names):
             missing.append(name)
             continue
-        used.update(keys)
-        planned.append(PlannedTensor(name, array.shape, tuple(found[key] for key in keys)))
+        used.update(source_names)
+        sources = tuple(found[source] for source in source_names)
+        planned.append(PlannedTensor(name, parameter.shape, sources))
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {_some(missing)}: the files are incomplete or of another model"
+            f"{folder} lacks {_shown(missing)}: the files are incomplete or of another model"
         )
     if surplus := sorted(set(found) - used):
         raise CheckpointError(
-            f"{folder} holds {_some(surplus)}, which no Janus has: the files are of another model"
+            f"{folder} holds {_shown(surplus)}, which no Janus has: the files are of another model"
         )
     for tensor in planned:
-        _check(tensor, folder)
+        _check_sources(tensor, folder)
     return planned
 
 
 def _is_tied(folder: Path) -> bool:
-    """Return whether ``lm_head`` shares its weight with the embedding.
+    """Return whether ``lm_head`` shares its weight with the embedding, as ``config.json`` says.
 
-    In ``config.json``, the entry of the whole model takes precedence over the language model's.
+    The entry of the entire model takes precedence over the language model's. Without either, the
+    answer is False.
 
     Raises:
         ConfigError: ``config.json`` cannot be read.
@@ -234,39 +251,47 @@ def _is_tied(folder: Path) -> bool:
     data = read_model_json(folder / "config.json")
     if "tie_word_embeddings" in data:
         return bool(data["tie_word_embeddings"])
-    text = data.get("text_config")
-    return isinstance(text, dict) and bool(text.get("tie_word_embeddings"))
+    language = data.get("text_config")
+    return isinstance(language, dict) and bool(language.get("tie_word_embeddings"))
 
 
-def _source_keys(name: str, found: Mapping[str, SourceTensor]) -> list[str]:
-    """Return the source names of a parameter: one, or three if q, k and v are stored apart."""
-    fused = re.fullmatch(r"(.+\.attn\.qkv)\.(weight|bias)", name)
+def _source_names(name: str, found: Mapping[str, SourceTensor]) -> list[str]:
+    """Return the names of a parameter's source tensors: one, or three if q, k and v are separate.
+
+    Args:
+        name: the parameter's name.
+        found: source tensors by DeepSeek's names.
+    """
+    fused = re.fullmatch(r"(?P<layer>.+\.attn\.qkv)\.(?P<leaf>weight|bias)", name)
     if fused and name not in found:
-        return [f"{fused[1]}.{part}.{fused[2]}" for part in "qkv"]
+        return [f"{fused['layer']}.{part}.{fused['leaf']}" for part in "qkv"]
     return [name]
 
 
-def _some(names: list[str]) -> str:
-    """Return the first name, cut to 100 characters, and the number of the others."""
+def _shown(names: list[str]) -> str:
+    """Name tensors for a message: "'first' and 2 more", the first cut to 100 characters."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{names[0][:100]!r}{more}"
 
 
-def _check(tensor: PlannedTensor, folder: Path) -> None:
+def _check_sources(tensor: PlannedTensor, folder: Path) -> None:
     """Check the shape and type of a parameter's source tensors.
 
     Raises:
         CheckpointError: the shapes do not match the config, or a type is not a float.
     """
-    rows, *rest = tensor.shape
-    if len(rest) == 3:
-        rest = [rest[2], rest[0], rest[1]]  # a convolution: OHWI to OIHW
-    wanted = (rows, *rest)
+    wanted = tensor.shape
+    if len(wanted) == 4:
+        out_channels, height, width, in_channels = wanted
+        wanted = (out_channels, in_channels, height, width)  # stored convolutions are OIHW
     shapes = [source.shape for source in tensor.sources]
-    # Joining q, k and v adds their rows. A scalar has no rows to add.
-    got = shapes[0] if len(shapes) == 1 else (sum(s[0] for s in shapes if s), *shapes[0][1:])
-    same_shapes = all(s == shapes[0] for s in shapes)  # of q, k and v
-    # transformers stores position embeddings without the batch axis
+    got = shapes[0]
+    if len(shapes) > 1:
+        # Joining q, k and v adds their rows. A scalar, which is refused below, has none.
+        rows = sum(shape[0] for shape in shapes if shape)
+        got = (rows, *shapes[0][1:])
+    same_shapes = all(shape == shapes[0] for shape in shapes)
+    # transformers stores position embeddings without the batch axis.
     lacks_batch = tensor.name.endswith(".pos_embed") and (1, *got) == wanted
     if not same_shapes or (got != wanted and not lacks_batch):
         raise CheckpointError(
@@ -281,11 +306,11 @@ def _check(tensor: PlannedTensor, folder: Path) -> None:
 
 
 def read_plan(folder: Path, config: JanusConfig, layout: Layout) -> list[PlannedTensor]:
-    """Read the headers of a folder and pair every parameter with its source.
+    """Read the headers of a model folder and pair every parameter with its source tensors.
 
     Raises:
-        CheckpointError: as for ``source_tensors`` and ``plan_tensors``; also for their
-            ``ConfigError``.
+        CheckpointError: a file is missing or damaged, or its tensors do not fit the config. The
+            ``ConfigError`` of an index or ``config.json`` becomes a ``CheckpointError`` too.
     """
     try:
         return plan_tensors(source_tensors(folder), config, layout, folder)

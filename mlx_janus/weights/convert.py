@@ -26,7 +26,7 @@ from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from .checkpoint import PlannedTensor, read_plan
 from .folder import Progress, atomic_folder, check_output, is_converted, make_stamp, source_hashes
 from .published import read_published_config
-from .quantize import DEFAULT_GROUP_SIZE, bits_a_weight, plan_quantization, quantize_array
+from .quantize import DEFAULT_GROUP_SIZE, bits_per_weight, plan_quantization, quantize_array
 from .safetensors_files import write_safetensors
 
 SHARD_BYTES = 1_000_000_000  # bytes per file of weights, unless one tensor is larger
@@ -79,28 +79,28 @@ def convert_checkpoint(
     options: ConvertOptions | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a PyTorch model folder to ``output``, a folder for ``load``.
+    """Convert a PyTorch model folder to ``output``, a folder that ``load`` reads.
+
+    After an error, nothing of the output is left behind.
 
     Raises:
         ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
-        OptionError: bits, group size, recipe or dtype is invalid, or both bits and recipe are set.
-        OutputError: the output exists already or cannot be written. Nothing is left behind.
+        OptionError: bits, group size or recipe is invalid, or both bits and recipe are set.
+        OutputError: the output exists already or cannot be written.
     """
     options = options or ConvertOptions()
-    progress = progress or (lambda *_: None)
+    progress = progress or (lambda *_: None)  # report nothing
     _refuse_converted(source.folder)
-    _check_apart(source.folder, output)
+    _refuse_source_in_output(source.folder, output)
     check_output(output, overwrite=options.overwrite)
     plan = plan_conversion(source, options)
     tokenizer = prepare_tokenizer(source.folder / TOKENIZER_FILE, plan.config.prompt)
     _check_space(output, sum(map(plan.converted_bytes, plan.tensors)))
     with atomic_folder(output, overwrite=options.overwrite) as folder:
-        stamp = make_stamp(
-            source.name, source.revision, options.dtype, source_hashes(source.folder, progress)
-        )
+        hashes = source_hashes(source.folder, progress)
+        stamp = make_stamp(source.name, source.revision, options.dtype, hashes)
         try:
-            # ``total`` is the number of arrays.
-            total = _write_shards(folder, plan, stamp, progress)
+            array_count = _write_shards(folder, plan, stamp, progress)
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
             plan.config.dump(folder / "config.json")
         except (OSError, RuntimeError) as error:  # RuntimeError: MLX cannot write a file
@@ -109,18 +109,24 @@ def convert_checkpoint(
                 f"{output} cannot be written ({reason}): free some space or choose another folder"
             ) from None
     size = sum(file.stat().st_size for file in output.iterdir())
-    return Conversion(output, plan.config, size, total)
+    return Conversion(output, plan.config, size, array_count)
 
 
 def _refuse_converted(folder: Path) -> None:
+    """Refuse a source that is a converted folder.
+
+    Raises:
+        CheckpointError: it is one.
+        ConfigError: ``config.json`` is too large, or not a JSON object.
+    """
     if is_converted(folder):
         raise CheckpointError(
             f"{folder} is converted already: load it as it is, or convert the original folder"
         )
 
 
-def _check_apart(source: Path, output: Path) -> None:
-    """Refuse an output that is the source or a folder above it: replacing it removes the source.
+def _refuse_source_in_output(source: Path, output: Path) -> None:
+    """Refuse an output that is the source or a folder above it: replacing it deletes the source.
 
     Raises:
         OutputError: the output is such a folder.
@@ -147,20 +153,23 @@ class ConversionPlan:
         return sum(tensor.source_bytes for tensor in self.tensors)
 
     @cached_property
-    def _layers(self) -> Mapping[str, LayerBits]:
-        """The quantized layers by their paths."""
+    def _quantized_layers(self) -> Mapping[str, LayerBits]:
+        """The quantized layers by their paths in the model; empty for a float conversion."""
         quantization = self.config.quantization
         return {layer.path: layer for layer in quantization.layers} if quantization else {}
 
     def convert(self, tensor: PlannedTensor) -> dict[str, mx.array]:
-        """Read and convert a parameter to named arrays: one, or two or three if it is quantized."""
+        """Read a parameter and convert it; return its arrays by name.
+
+        A float parameter has one array. A quantized one has two or three: weight, scales, biases.
+        """
         array = tensor.read()
         if self.dtype is not None and not keeps_type(self.config, tensor.name):
             array = array.astype(getattr(mx, self.dtype))
             mx.eval(array)
         path, _, leaf = tensor.name.rpartition(".")
-        layer = self._layers.get(path)
-        if leaf != "weight" or layer is None:
+        layer = self._quantized_layers.get(path)
+        if leaf != "weight" or layer is None:  # a quantized layer's own bias stays float
             return {tensor.name: array}
         parts = quantize_array(array, layer)
         # Evaluate now: lazy parts would keep the float weight in memory.
@@ -168,18 +177,20 @@ class ConversionPlan:
         return {f"{path}.{part}": value for part, value in parts.items()}
 
     def converted_bytes(self, tensor: PlannedTensor) -> int:
-        """Return the bytes of the arrays that ``convert`` returns."""
+        """Return the bytes of the arrays into which ``convert`` turns a parameter."""
         dtype: str = self.dtype or tensor.dtype
         if keeps_type(self.config, tensor.name):
             dtype = tensor.dtype
-        float_bits = 32 if dtype == "float32" else 16
-        layer = self._layers.get(tensor.name.removesuffix(".weight"))
-        bits = bits_a_weight(layer, float_bits) if layer else float_bits
+        float_bits = 32 if dtype == "float32" else 16  # bfloat16 or float16
+        layer = self._quantized_layers.get(tensor.name.removesuffix(".weight"))
+        bits = bits_per_weight(layer, float_bits) if layer else float_bits
         return int(math.prod(tensor.shape) * bits / 8)
 
 
 def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
-    """Pair every parameter with its source and choose its type and bits. Reads only headers.
+    """Pair every parameter with its source tensors, and choose its type and bits.
+
+    Reads the headers of the source's files, but no weights.
 
     Raises:
         ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
@@ -190,9 +201,10 @@ def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
         config, options.bits, options.group_size, recipe=options.recipe
     )
     tensors = read_plan(source.folder, config, layout)
-    # The config records one type for all float weights: without the option, that of the last norm.
-    stored = next(t.dtype for t in tensors if t.name == "language_model.model.norm.weight")
-    dtype: Any = options.dtype or stored
+    # The config records one type for all float weights. Without ``options.dtype``, each weight
+    # keeps its own type, and the config records that of the language model's last norm.
+    norm = next(tensor for tensor in tensors if tensor.name == "language_model.model.norm.weight")
+    dtype: Any = options.dtype or norm.dtype
     return ConversionPlan(
         replace(config, dtype=dtype, quantization=quantization), tensors, options.dtype
     )
@@ -201,66 +213,73 @@ def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
 def _write_shards(
     folder: Path, plan: ConversionPlan, stamp: dict[str, str], progress: Progress
 ) -> int:
-    """Convert all tensors and write them in shards; return the number of arrays.
+    """Convert all tensors and write them in shards.
 
     A shard has at most ``SHARD_BYTES``, unless one tensor is larger.
+
+    Returns:
+        The number of arrays in all shards.
     """
     shards: list[list[str]] = []  # names of the arrays in each shard
     pending: dict[str, mx.array] = {}  # arrays of the next shard
-    size = 0  # planned bytes of ``pending``
-    written = 0  # bytes of all shards
+    pending_bytes = 0
+    written_bytes = 0  # all shards so far
 
-    # Shards get temporary names at first: the final names contain the number of shards.
-
-    def flush() -> None:
+    def write_pending() -> None:
         """Write ``pending`` as the next shard, and free its memory."""
-        nonlocal written
+        nonlocal pending_bytes, written_bytes
+        # A temporary name, since the final names contain the number of shards.
         write_safetensors(folder / f"shard-{len(shards)}.safetensors", pending, stamp)
-        written += sum(array.nbytes for array in pending.values())
+        written_bytes += sum(array.nbytes for array in pending.values())
         shards.append(list(pending))
         pending.clear()
+        pending_bytes = 0
         mx.clear_cache()
 
-    done = 0
-    total = plan.source_bytes
-    progress("converting", 0, total)
+    done_bytes = 0  # source tensors so far
+    total_bytes = plan.source_bytes
+    progress("converting", 0, total_bytes)
     for tensor in plan.tensors:
-        more = plan.converted_bytes(tensor)
-        if pending and size + more > SHARD_BYTES:
-            # Flush before reading the tensor: memory never holds it and a full shard together.
-            flush()
-            size = 0
+        new_bytes = plan.converted_bytes(tensor)
+        # Write before reading the tensor, so that memory never holds it next to a full shard.
+        if pending and pending_bytes + new_bytes > SHARD_BYTES:
+            write_pending()
         pending.update(plan.convert(tensor))
-        size += more
-        done += tensor.source_bytes
-        progress("converting", done, total)
-    flush()
-    _name_shards(folder, shards, written)
+        pending_bytes += new_bytes
+        done_bytes += tensor.source_bytes
+        progress("converting", done_bytes, total_bytes)
+    write_pending()
+    _name_shards(folder, shards, written_bytes)
     return sum(map(len, shards))
 
 
-def _name_shards(folder: Path, shards: list[list[str]], size: int) -> None:
-    """Rename the shards to their final names, and write an index of them if there are several.
+def _name_shards(folder: Path, shards: list[list[str]], total_bytes: int) -> None:
+    """Rename the files ``shard-<i>`` to their final names; write an index if there are several.
 
     Args:
-        folder: the folder of the shards.
-        shards: names of the arrays in each shard.
-        size: bytes of all arrays.
+        folder: the folder of the files.
+        shards: names of the arrays in each file.
+        total_bytes: bytes of all arrays.
     """
     if len(shards) == 1:
         (folder / "shard-0.safetensors").rename(folder / "model.safetensors")
         return
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    weight_map: dict[str, str] = {}
-    for i, (name, shard) in enumerate(zip(names, shards, strict=True)):
+    weight_map: dict[str, str] = {}  # array name to file name
+    for i, (name, array_names) in enumerate(zip(names, shards, strict=True)):
         (folder / f"shard-{i}.safetensors").rename(folder / name)
-        weight_map |= dict.fromkeys(shard, name)
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        weight_map |= dict.fromkeys(array_names, name)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     text = json.dumps(index, indent=1) + "\n"
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
 def _check_space(output: Path, needed: int) -> None:
+    """Refuse a conversion that does not fit on the disk of ``output``. ``needed`` is in bytes.
+
+    Raises:
+        OutputError: the free space is too small.
+    """
     free = shutil.disk_usage(output.resolve().parent).free
     if needed > free:
         raise OutputError(

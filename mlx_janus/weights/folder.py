@@ -21,15 +21,15 @@ from pathlib import Path
 import mlx.core as mx
 import psutil
 
-from ..config import FORMAT_VERSION, MODEL_TYPE, READ_VERSIONS, Dtype, read_model_json
+from ..config import CONVERTED_MODEL_TYPE, FORMAT_VERSION, READABLE_VERSIONS, Dtype, read_model_json
 from ..errors import CheckpointError, ConfigError, OutputError
 from ..memory import weight_stream
 from ..processing.tokenizer import TOKENIZER_FILE
 from ..version import __version__
 from .safetensors_files import read_safetensors_header, weight_files
 
-STAMP = "mlx_janus_format"
-_STAMPS = tuple(map(str, READ_VERSIONS))
+_FORMAT_KEY = "mlx_janus_format"
+_READABLE_FORMATS = tuple(map(str, READABLE_VERSIONS))
 OUR_FILES = re.compile(
     r"config\.json|tokenizer\.json|(model.*|shard-\d+)\.safetensors"
     r"|model\.safetensors\.index\.json|\.DS_Store"
@@ -44,22 +44,24 @@ Progress = Callable[[str, int, int], None]
 
 
 def is_converted(folder: Path) -> bool:
-    """Return whether a folder is a converted one, by the model type in ``config.json``.
+    """Return whether a folder holds a converted model, by the model type in ``config.json``.
 
     Raises:
         ConfigError: ``config.json`` is too large, or not a JSON object.
     """
     path = folder / "config.json"
-    return path.is_file() and read_model_json(path).get("model_type") == MODEL_TYPE
+    return path.is_file() and read_model_json(path).get("model_type") == CONVERTED_MODEL_TYPE
 
 
 def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """Return the lazy arrays of a converted folder, and the stamp of its last weight file.
+    """Return the lazy arrays of a converted folder, and its stamp.
 
-    A conversion writes one stamp into all its files. Here each must only have a known format.
+    A conversion writes the same stamp, as metadata, into all its weight files. The stamp of the
+    last file is returned; of the others, only the format version is checked.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or lacks the stamp of a known format.
+        CheckpointError: a file is missing or damaged, or lacks the stamp of a format that can be
+            read.
     """
     try:
         files = weight_files(folder)
@@ -73,12 +75,12 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
                 f"{path} is no safetensors file: {folder} was not converted by mlx_janus"
             )
         _, stamp = read_safetensors_header(path)
-        if stamp.get(STAMP) not in _STAMPS:
+        if stamp.get(_FORMAT_KEY) not in _READABLE_FORMATS:
             raise CheckpointError(
                 f"{path} does not bear mlx_janus's stamp of format {FORMAT_VERSION}: "
                 "convert the original folder again"
             )
-        # Any thread can evaluate arrays of this stream.
+        # Any thread can evaluate lazy arrays of this stream.
         arrays.update(mx.load(str(path), stream=weight_stream(mx.DeviceType.cpu)))  # type: ignore[arg-type]
     return arrays, stamp
 
@@ -89,41 +91,56 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 def make_stamp(
     source: str, revision: str, dtype: Dtype | None, hashes: dict[str, str]
 ) -> dict[str, str]:
-    """Make the stamp of a conversion from the name, revision and file hashes of its source."""
+    """Return the stamp of a conversion: metadata for the header of each weight file.
+
+    Args:
+        source: name of the model's origin, such as a Hub id.
+        revision: the origin's commit on the Hub; "" if it has none.
+        dtype: type that the weights are cast to; None: each tensor keeps its own.
+        hashes: SHA-256 of the origin's files, by file name.
+    """
     return {
         "format": "mlx",
-        STAMP: str(FORMAT_VERSION),
+        _FORMAT_KEY: str(FORMAT_VERSION),
         "mlx_janus_version": __version__,
         "source": source,
         "revision": revision,
-        "dtype": dtype or "",  # the option; "" keeps each tensor's own type
+        "dtype": dtype or "",
         "source_sha256": json.dumps(hashes, sort_keys=True),
     }
 
 
 def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
-    """Hash the files that a conversion reads: file name to hexadecimal SHA-256."""
+    """Hash the weights, config and tokenizer of a PyTorch model folder.
+
+    Returns:
+        The hexadecimal SHA-256 of each file, by file name.
+    """
     files = [*weight_files(folder), folder / "config.json", folder / TOKENIZER_FILE]
-    total = sum(file.stat().st_size for file in files)
-    done = 0
+    total_bytes = sum(file.stat().st_size for file in files)
+    done_bytes = 0
     hashes = {}
-    block = bytearray(1 << 22)
+    block = bytearray(1 << 22)  # 4 MiB
     for file in files:
         digest = hashlib.sha256()
         with file.open("rb", buffering=0) as stream:
             while count := stream.readinto(block):
                 digest.update(memoryview(block)[:count])
-                done += count
-                progress("hashing", done, total)
+                done_bytes += count
+                progress("hashing", done_bytes, total_bytes)
         hashes[file.name] = digest.hexdigest()
     return hashes
 
 
 def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
-    """Return the file hashes of the source from a conversion's stamp.
+    """Return the hashes that a stamp records of the conversion's source, by file name.
+
+    Args:
+        converted: the converted folder, for the message.
+        stamp: its stamp.
 
     Raises:
-        CheckpointError: the stamp has none.
+        CheckpointError: the stamp records no hashes.
     """
     try:
         hashes = json.loads(stamp.get("source_sha256", ""))
@@ -142,15 +159,16 @@ def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
 def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that cannot be written or must not be replaced.
 
-    An empty folder is accepted. Any other must be a conversion, and needs ``overwrite``. Nothing is
-    replaced here.
+    A folder that does not exist or is empty is accepted. Any other needs ``overwrite``, and must
+    hold a converted model and no further files. This function only checks, and replaces nothing.
 
     Raises:
-        OutputError: the folder exists and ``overwrite`` is off, the folder is no conversion or also
-            holds other files, or its parent folder is missing.
+        OutputError: the folder is not accepted, or its parent folder is missing.
+        ConfigError: the folder's ``config.json`` is too large, or not a JSON object.
     """
     if not output.resolve().parent.is_dir():
         raise OutputError(f"{output.parent} is not a folder: make it first")
+    # ``lexists`` also finds a link to a missing folder, which must not be replaced.
     if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
@@ -169,22 +187,25 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 
 def partial_name(output: Path) -> Path:
-    """Return a new hidden path next to ``output`` for an unfinished folder, with this pid in it."""
+    """Return a new hidden path next to ``output``, for a folder being written or removed.
+
+    The name holds this process's pid, so that others can tell whether the process has ended.
+    """
     return output.parent / f".{output.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
 
 
 @contextlib.contextmanager
 def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary sibling of ``output``, renamed to it on success and removed on failure.
+    """Yield a temporary folder next to ``output``; rename it on success, remove it on failure.
 
-    With ``overwrite``, the rename replaces an existing folder. At first, the partial folders of
-    killed conversions to ``output`` are removed; a folder that one moved aside is moved back.
+    With ``overwrite``, the renamed folder replaces an existing one. Folders that killed conversions
+    to ``output`` left behind are cleaned up first.
 
     Raises:
-        OutputError: the folder cannot be created or renamed.
+        OutputError: the temporary folder cannot be created or renamed.
     """
     output = output.resolve()
-    _remove_stale(output)
+    _clean_up_killed(output)
     folder = partial_name(output)
     try:
         folder.mkdir()
@@ -194,17 +215,17 @@ def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         ) from None
     try:
         yield folder
-        _replace(folder, output, overwrite)
+        _put_in_place(folder, output, overwrite)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _replace(folder: Path, output: Path, overwrite: bool) -> None:
-    """Rename a finished folder to ``output``, and remove the folder that it replaces.
+def _put_in_place(folder: Path, output: Path, overwrite: bool) -> None:
+    """Rename a finished folder to ``output``. With ``overwrite``, replace an existing folder.
 
-    The replaced folder is first moved aside. If the rename to ``output`` then fails or is
-    interrupted, the replaced folder is moved back.
+    The existing folder is first moved aside, and removed at the end. If renaming the
+    finished folder fails or is interrupted, the existing folder is moved back.
 
     Raises:
         OutputError: a rename fails.
@@ -213,9 +234,10 @@ def _replace(folder: Path, output: Path, overwrite: bool) -> None:
     try:
         if overwrite and output.exists():
             output.rename(old)
-        # Fails if another process has just written the output; only an empty folder is replaced.
+        # A rename never replaces a folder with files. It fails if another process has just written
+        # the output.
         folder.rename(output)
-    except BaseException as error:
+    except BaseException as error:  # KeyboardInterrupt too
         if old.exists() and not output.exists():
             old.rename(output)
         if not isinstance(error, OSError):
@@ -226,18 +248,20 @@ def _replace(folder: Path, output: Path, overwrite: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _remove_stale(output: Path) -> None:
-    """Remove the partial folders of killed conversions to ``output``.
+def _clean_up_killed(output: Path) -> None:
+    """Remove the folders that killed conversions to ``output`` left next to it.
 
-    A name holds the pid of its conversion, so running ones are kept. A killed conversion
-    may have moved an older folder aside, to a name that ends in .old. This folder is moved back if
-    nothing has replaced it.
+    A folder that ends in .old is an earlier output, moved aside to be replaced. If ``output`` is
+    missing, it is moved back instead.
     """
+    # The names are .<output>.<pid>.<random digits>.<suffix>.
     for folder in output.parent.glob(f".{glob.escape(output.name)}.*.*.*"):
-        pid, _, kind = folder.name.split(".")[-3:]
-        if kind not in ("partial", "old") or not pid.isdigit() or psutil.pid_exists(int(pid)):
-            continue
-        if kind == "old" and not output.exists():
+        pid, _, suffix = folder.name.split(".")[-3:]
+        if suffix not in ("partial", "old") or not pid.isdigit():
+            continue  # another program's folder
+        if psutil.pid_exists(int(pid)):
+            continue  # the conversion is still running
+        if suffix == "old" and not output.exists():
             folder.rename(output)
         else:
             shutil.rmtree(folder, ignore_errors=True)

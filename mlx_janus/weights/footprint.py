@@ -22,42 +22,46 @@ SAFE_SHARE = 0.8
 
 _PROMPT_TOKENS = 256  # tokens of a typical prompt, without its images
 _GUIDED_ROWS = 2  # batch rows per image with guidance
-_SMALLER: dict[str, tuple[int | None, str | None]] = {
+_QUANTIZATIONS: dict[str, tuple[int | None, str | None]] = {
     "bits=8": (8, None),
     'recipe="balanced"': (None, "balanced"),
     "bits=4": (4, None),
     'recipe="light"': (None, "light"),
 }
-"""Bits and recipe by the option that a message advises, largest first."""
+"""Bits and recipe of each option that an error message may advise; the largest model is first."""
 
 
 def weight_bytes(arrays: Iterable[mx.array], itemsize: int) -> int:
-    """Sum the bytes of weights: ``itemsize`` for each float, the actual size of other arrays.
+    """Return the bytes of weights if each of their floats takes ``itemsize`` bytes.
 
-    The other arrays are packed: they hold quantized weights.
+    Arrays of integers hold packed quantized weights, and count with their own size.
     """
     return sum(
         a.size * itemsize if mx.issubdtype(a.dtype, mx.floating) else a.nbytes for a in arrays
     )
 
 
-def answering_cache(config: JanusConfig, itemsize: int) -> int:
-    """Estimate the bytes of the KV cache for a typical question about an image, and its answer."""
-    tokens = 2 * _PROMPT_TOKENS + config.understanding.tokens
+def answering_cache_bytes(config: JanusConfig, itemsize: int) -> int:
+    """Estimate the bytes of the KV cache for a typical question about an image, and its answer.
+
+    ``itemsize`` is the number of bytes of a float.
+    """
+    tokens = 2 * _PROMPT_TOKENS + config.understanding.tokens  # question, answer and image
     return cache_bytes(config.language, 1, tokens, itemsize)
 
 
 def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict[str, int]:
-    """Return the bytes of weights, KV caches and activations of each task.
+    """Estimate the bytes of memory that each task needs, by the task's name.
 
     The tasks are "encode" (read an image), "answer", "draw" (generate image tokens) and "decode"
-    (turn image tokens into pixels).
+    (turn image tokens into pixels). All need their weights, "answer" and "draw" also a KV cache,
+    and "decode" also activations.
 
     Args:
         config: the model's sizes and quantized layers.
-        dtype: type of the float weights and activations.
-        pictures: images whose tokens are generated together, in "draw". Images are encoded and
-            decoded one at a time.
+        dtype: type of the float weights, except the codec's, and of the KV caches.
+        pictures: number of images whose tokens are generated together. It only affects "draw",
+            since images are encoded and decoded one at a time.
     """
     model = JanusModel(config)  # its weights are lazy, so they take no memory here
     if config.quantization:
@@ -72,7 +76,7 @@ def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict
     per_image = parts.image_bytes(config, _PROMPT_TOKENS, _GUIDED_ROWS, itemsize)
     return {
         "encode": encoding,
-        "answer": answering + answering_cache(config, itemsize),
+        "answer": answering + answering_cache_bytes(config, itemsize),
         "draw": drawing + pictures * per_image,
         "decode": decoding + parts.pixel_bytes(config),
     }
@@ -81,17 +85,16 @@ def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict
 def required_memory(
     config: JanusConfig, dtype: Dtype, *, low_memory: bool = False
 ) -> dict[str, int]:
-    """Return the bytes for "drawing" and for "answering", each with one image.
+    """Estimate the bytes of memory for "drawing" an image and for "answering" about an image.
 
-    The bytes include weights, KV cache and activations. Drawing has the tasks "draw" and "decode",
-    answering "answer" and "encode". In low-memory mode, only one task's weights are in memory at a
-    time, so the larger task counts.
+    Each of the two consists of two tasks of ``task_memory``. In low-memory mode, only one task's
+    weights are in memory at a time, so only the larger task counts.
     """
     tasks = task_memory(config, dtype)
-    together = max if low_memory else sum
+    combine = max if low_memory else sum
     return {
-        "drawing": together([tasks["draw"], tasks["decode"]]),
-        "answering": together([tasks["answer"], tasks["encode"]]),
+        "drawing": combine([tasks["draw"], tasks["decode"]]),
+        "answering": combine([tasks["answer"], tasks["encode"]]),
     }
 
 
@@ -107,22 +110,24 @@ def check_memory(
 
     Args:
         config: the model's config, with the quantization that it would be loaded with.
-        dtype: type of its float weights.
-        name: the model's name, for the message.
-        low_memory: whether only the weights of one task at a time are in memory.
-        quantized: whether the stored weights are quantized, so that no fewer bits are possible.
+        dtype: type of its float weights in memory.
+        name: the model's name, for the error message.
+        low_memory: whether the weights of only one task at a time are in memory.
+        quantized: whether the stored weights are quantized. They cannot be quantized again, so the
+            message then advises no other bits or recipe.
 
     Raises:
-        OutOfMemoryError: the model does not fit; the message gives the needed and the free bytes,
-            and options that make it fit if there are any.
+        OutOfMemoryError: the model does not fit. The message gives the needed and the free memory,
+            and options that make the model fit if there are any.
     """
     needed = max(required_memory(config, dtype, low_memory=low_memory).values())
     free = available_memory()
     if needed <= free:
         return
     advice = "close other programs, or take a smaller model"
-    for options, form, low in _smaller_forms(config, low_memory=low_memory, quantized=quantized):
-        size = max(required_memory(form, dtype, low_memory=low).values())
+    variants = _smaller_variants(config, low_memory=low_memory, quantized=quantized)
+    for options, variant, low in variants:
+        size = max(required_memory(variant, dtype, low_memory=low).values())
         if size <= free:
             advice = f"{options} needs {format_size(size)} and fits"
             break
@@ -131,19 +136,20 @@ def check_memory(
     )
 
 
-def _smaller_forms(
+def _smaller_variants(
     config: JanusConfig, *, low_memory: bool, quantized: bool
 ) -> Iterator[tuple[str, JanusConfig, bool]]:
-    """Yield smaller forms of a model, best first: the options as text, config, ``low_memory``.
+    """Yield ways to load a model in less memory, the best first.
 
-    A model whose stored weights are ``quantized`` cannot be quantized again.
+    The arguments are those of ``check_memory``. Each way is a tuple: the options as text for a
+    message, the config of the quantized model, and the value of the option ``low_memory``.
     """
     if not low_memory:
         yield "low_memory=True", config, True
     if quantized:
         return
-    for options, (bits, recipe) in _SMALLER.items():
-        form = replace(config, quantization=plan_quantization(config, bits, recipe=recipe))
-        yield options, form, low_memory
+    for options, (bits, recipe) in _QUANTIZATIONS.items():
+        variant = replace(config, quantization=plan_quantization(config, bits, recipe=recipe))
+        yield options, variant, low_memory
         if not low_memory:
-            yield f"{options}, low_memory=True", form, True
+            yield f"{options}, low_memory=True", variant, True

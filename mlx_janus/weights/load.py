@@ -21,7 +21,8 @@ from .quantize import choose_rule, plan_by_rule, quantize_model
 def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
     """Choose the type of the float weights in memory.
 
-    The default is the model's own type; on a CPU it is float32, since half precision is slow there.
+    If ``dtype`` is None, the type is the config's; on a CPU it is float32, since half precision is
+    slow there.
 
     Raises:
         OptionError: ``dtype`` is not float32, bfloat16 or float16.
@@ -29,7 +30,7 @@ def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
     if dtype is None:
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         return "float32" if on_cpu else config.dtype
-    name = str(dtype).removeprefix("mlx.core.")
+    name = str(dtype).removeprefix("mlx.core.")  # the prefix of an mx.Dtype
     if name not in DTYPES:
         raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     return name  # type: ignore[return-value]
@@ -43,15 +44,16 @@ def load_model(
     dtype: str | mx.Dtype | None = None,
     low_memory: bool = False,
 ) -> JanusModel:
-    """Load a model from a converted folder. Its weights are lazy: computing with them reads them.
+    """Load a model from a converted folder. Its weights are lazy: they are read on first use.
 
     Args:
         folder: a folder that ``convert`` wrote.
         bits: 4 or 8 to quantize float weights while they are read; None keeps the stored weights.
         recipe: one of ``RECIPES`` to quantize float weights by; not together with ``bits``.
-        dtype: type to cast float weights to; the codec is always float32.
-        low_memory: whether the caller keeps only one task's weights in memory; the memory check
-            then counts the largest task.
+        dtype: type to cast float weights to; None chooses one by ``choose_dtype``. The codec is
+            always float32.
+        low_memory: whether the caller keeps the weights of only one task at a time in memory. The
+            memory check then counts only the largest task.
 
     Raises:
         CheckpointError: a file is missing or damaged; a tensor is missing, surplus, misshaped or
@@ -62,7 +64,7 @@ def load_model(
         OutOfMemoryError: the model does not fit in memory.
     """
     stored = JanusConfig.load(folder / "config.json")
-    config = with_bits(stored, bits, folder, recipe)
+    config = with_quantization(stored, bits, folder, recipe)
     chosen = choose_dtype(config, dtype)
     check_memory(
         config,
@@ -75,20 +77,21 @@ def load_model(
 
 
 def _read_model(folder: Path, config: JanusConfig) -> JanusModel:
-    """Build a model and fill it with a folder's lazy weights, quantized as ``config`` says.
+    """Build a model with a folder's lazy weights, quantized and cast as ``config`` says.
 
-    A folder that is quantized has the same quantization in ``config`` (``with_bits`` checks it).
+    If the folder is quantized already, ``config`` must have the same quantization.
     """
     stored = JanusConfig.load(folder / "config.json")
     model = JanusModel(config)
     arrays, _ = open_converted(folder)
-    any_thread = weight_stream(mx.default_device().type)  # any thread may evaluate the weights
-    with mx.stream(any_thread):
+    shared_stream = weight_stream(mx.default_device().type)  # any thread may evaluate its arrays
+    with mx.stream(shared_stream):
         if stored.quantization:
-            quantize_model(model, stored.quantization)  # makes room for the packed weights
+            # Packed weights can be loaded only into quantized layers.
+            quantize_model(model, stored.quantization)
         _load_strictly(model, arrays, config.dtype, folder)
         if config.quantization and not stored.quantization:
-            quantize_model(model, config.quantization)  # packs the float weights
+            quantize_model(model, config.quantization)  # quantizes the loaded float weights
     model.eval()
     return model
 
@@ -98,11 +101,11 @@ class WeightFiles:
     """The folder that a model was loaded from; freed weights are read from it again."""
 
     folder: Path
-    stamp: Mapping[str, str]
+    stamp: Mapping[str, str]  # metadata of the weight files, by which a replaced model is noticed
 
     @classmethod
     def of(cls, folder: Path) -> WeightFiles:
-        """Remember a converted folder and its present stamp."""
+        """Record a converted folder and its present stamp."""
         _, stamp = open_converted(folder)
         return cls(folder, stamp)
 
@@ -110,27 +113,33 @@ class WeightFiles:
         """Free the memory of the named weights, and make them lazy again, as after ``load_model``.
 
         Raises:
-            CheckpointError: the folder is missing or damaged, or holds another model now.
+            CheckpointError: the folder is missing or damaged, or its stamp has changed.
         """
         _, stamp = open_converted(self.folder)
         if stamp != self.stamp:
             raise CheckpointError(f"{self.folder} was replaced since it was loaded: load it again")
-        unread = dict(tree_flatten(_read_model(self.folder, model.config).parameters()))
+        unread_model = _read_model(self.folder, model.config)
+        unread = dict(tree_flatten(unread_model.parameters()))
         # Replacing the arrays releases their memory to MLX's cache, which is then emptied.
         model.load_weights([(name, unread[name]) for name in names], strict=False)
         mx.clear_cache()
 
 
-def with_bits(
+def with_quantization(
     config: JanusConfig, bits: int | None, folder: Path, recipe: str | None = None
 ) -> JanusConfig:
-    """Return the config quantized to ``bits`` or by a recipe.
+    """Return a config with the quantization by ``bits`` or a recipe added.
 
-    The config is returned unchanged if both are None, or if it is quantized in this way already.
-    ``folder`` is for messages.
+    The config is returned unchanged if both are None, or if it has this quantization already.
+
+    Args:
+        config: the model's config.
+        bits: 4 or 8, or None.
+        folder: the model's folder, for error messages.
+        recipe: one of ``RECIPES``, or None.
 
     Raises:
-        OptionError: bits or recipe is invalid, both are set, the folder is quantized differently,
+        OptionError: bits or recipe is invalid, both are set, the config has another quantization,
             or no layer is wide enough to quantize.
     """
     rule = choose_rule(bits, recipe)
@@ -151,10 +160,10 @@ def with_bits(
 def _load_strictly(
     model: JanusModel, arrays: dict[str, mx.array], dtype: Dtype, folder: Path
 ) -> None:
-    """Check the stored arrays against the model's parameters, and cast and load them.
+    """Check that stored arrays match the model's parameters, then cast and load them.
 
-    Arrays are lazy, so the check reads no weights and the cast happens when they are read. The cast
-    arrays replace those in ``arrays``.
+    Arrays are lazy, so the check reads no weights and the cast happens when they are read. The dict
+    ``arrays`` is changed: it gets the cast arrays.
 
     Raises:
         CheckpointError: an array is missing, surplus, misshaped or of a wrong type.

@@ -45,21 +45,21 @@ from ..models.janus import JanusModel, generation_parts
 
 DEFAULT_GROUP_SIZE = 64
 
-_FORMS: dict[QuantizationMode, tuple[tuple[int, ...], tuple[int, ...]]] = {
+_BITS_AND_GROUP_SIZES: dict[QuantizationMode, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "affine": ((4, 5, 6, 8), GROUP_SIZES),
     "mxfp4": ((4,), (32,)),
     "mxfp8": ((8,), (32,)),
     "nvfp4": ((4,), (16,)),
 }
-"""Bits and group sizes of each mode, as far as MLX supports them and this package uses them."""
+"""The bits and the group sizes, in ascending order, that this package allows for each mode."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Bits per weight, largest group of weights that share a scale, and mode of a layer."""
+    """The quantization that a rule asks for in a layer."""
 
-    bits: int
-    group_size: int = DEFAULT_GROUP_SIZE
+    bits: int  # per weight
+    group_size: int = DEFAULT_GROUP_SIZE  # largest number of weights that share a scale
     mode: QuantizationMode = "affine"
 
 
@@ -67,25 +67,28 @@ class Precision:
 class Rule:
     """The precision of every linear layer that is quantized."""
 
-    language: Precision  # the language model's, including lm_head
-    careful: Precision | None  # the adaptors' and the image head's; None keeps them float
-    # exceptions in the language model, by the last part of the path: q_proj, lm_head, ...
+    language: Precision  # for the language model, including lm_head
+    sensitive: Precision | None  # for the adaptors and the image head; None keeps them float
+    # Exceptions in the language model, by the last name in a layer's path: q_proj, lm_head, ...
     exceptions: Mapping[str, Precision] = field(default_factory=dict)
 
-    def of(self, path: str, careful_parts: Collection[str]) -> Precision | None:
+    def precision_of(self, path: str, sensitive_parts: Collection[str]) -> Precision | None:
         """Return the precision of a linear layer, or None to keep it float.
 
+        Layers outside the language model and the sensitive parts stay float.
+
         Args:
-            path: the layer's path in the model.
-            careful_parts: names of the model's adaptors and image heads, which get the precision
-                ``careful``. Layers of other parts, such as the vision encoder, stay float.
+            path: the layer's path in the model, such as "gen_head.output_mlp_projector".
+            sensitive_parts: names of the model's adaptors and image head.
         """
-        if path.startswith("language_model."):
-            return self.exceptions.get(path.rpartition(".")[2], self.language)
-        return self.careful if path.partition(".")[0] in careful_parts else None
+        part = path.partition(".")[0]
+        if part == "language_model":
+            layer_name = path.rpartition(".")[2]
+            return self.exceptions.get(layer_name, self.language)
+        return self.sensitive if part in sensitive_parts else None
 
 
-RULES = {  # the arguments of a ``Rule``: language, careful, exceptions
+RULES = {  # the arguments of a ``Rule``: language, sensitive, exceptions
     "light": Rule(Precision(4, 128), Precision(6)),
     "balanced": Rule(
         Precision(4), Precision(8), dict.fromkeys(("v_proj", "o_proj", "lm_head"), Precision(6))
@@ -105,7 +108,7 @@ def choose_rule(
     Args:
         bits: 4 or 8 bits per weight of the language model.
         recipe: one of ``RECIPES``.
-        group_size: 32, 64 or 128 with ``bits``; a recipe has its own.
+        group_size: 32, 64 or 128. It is ignored with a recipe, which has its own.
 
     Raises:
         OptionError: a value is invalid, or both bits and recipe are set.
@@ -122,7 +125,7 @@ def choose_rule(
         raise OptionError(f"bits must be 4 or 8, got {bits!r}")
     if group_size not in GROUP_SIZES:
         raise OptionError(f"group size must be 32, 64 or 128, got {group_size!r}")
-    return Rule(Precision(bits, group_size), Precision(8, group_size))
+    return Rule(language=Precision(bits, group_size), sensitive=Precision(8, group_size))
 
 
 def plan_quantization(
@@ -132,40 +135,44 @@ def plan_quantization(
     *,
     recipe: str | None = None,
 ) -> QuantizationConfig | None:
-    """Plan the bits and group size of every layer; None without ``bits`` and ``recipe``.
+    """Plan the bits and group size of every layer; return None if bits and recipe are None.
 
-    The arguments are those of ``choose_rule``. A quantized layer gets the largest group size, up
-    to the rule's, that its mode allows and that divides its input width. A layer without such a
-    size stays float, such as the first layer of ``gen_aligner``, which is 8 wide.
+    The options are those of ``choose_rule``. The group size is an upper limit: each layer gets the
+    largest allowed size that divides its input width. If there is none, the layer stays float. An
+    example is the first layer of ``gen_aligner``, whose input has a width of 8.
 
     Raises:
-        OptionError: a value is invalid, both bits and recipe are set, or no layer of the model is
-            wide enough.
+        OptionError: an option is invalid, both bits and recipe are set, or no layer of the model
+            is wide enough.
     """
     rule = choose_rule(bits, recipe, group_size)
     return plan_by_rule(config, rule, recipe) if rule else None
 
 
 def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> QuantizationConfig:
-    """Plan the bits and group size of every layer by a rule; ``recipe`` names it in the config.
+    """Plan the bits and group size of every layer by a rule.
+
+    ``recipe`` is the rule's name, which the config records; None if the rule has no name.
 
     Raises:
         OptionError: no layer of the model is wide enough.
     """
     layers: list[LayerBits] = []
     kept_float: list[str] = []  # layers that the rule quantizes, but that are too narrow
-    # The adaptors and the image head cost few bytes, and get the rule's precision ``careful``.
-    careful_parts = ("aligner", *generation_parts(config).careful)
-    for path, module in JanusModel(config).named_modules():
-        precision = rule.of(path, careful_parts) if isinstance(module, nn.Linear) else None
+    # The vision adaptor, then the image pathway's adaptor and head.
+    sensitive_parts = ("aligner", *generation_parts(config).sensitive)
+    for path, module in JanusModel(config).named_modules():  # its weights are lazy
+        if not isinstance(module, nn.Linear):
+            continue
+        precision = rule.precision_of(path, sensitive_parts)
         if precision is None:
             continue
-        group = _largest_group(module.weight.shape[-1], precision)
-        if group is None:
+        size = _largest_group_size(module.weight.shape[-1], precision)
+        if size is None:
             kept_float.append(path)
         else:
             layers.append(
-                LayerBits(path=path, bits=precision.bits, group_size=group, mode=precision.mode)
+                LayerBits(path=path, bits=precision.bits, group_size=size, mode=precision.mode)
             )
     if not layers:
         raise OptionError(
@@ -182,9 +189,12 @@ def plan_by_rule(config: JanusConfig, rule: Rule, recipe: str | None = None) -> 
     )
 
 
-def _largest_group(width: int, precision: Precision) -> int | None:
-    """Return the largest size up to the precision's that divides a width; None if none does."""
-    _, sizes = _FORMS[precision.mode]
+def _largest_group_size(width: int, precision: Precision) -> int | None:
+    """Return the largest allowed group size that divides a layer's input width, or None.
+
+    The precision's mode allows some sizes, and its ``group_size`` is their upper limit.
+    """
+    _, sizes = _BITS_AND_GROUP_SIZES[precision.mode]
     for size in reversed(sizes):  # largest first
         if size <= precision.group_size and width % size == 0:
             return size
@@ -192,53 +202,55 @@ def _largest_group(width: int, precision: Precision) -> int | None:
 
 
 def quantize_model(model: JanusModel, quantization: QuantizationConfig) -> None:
-    """Replace the listed layers by quantized ones, in place; float weights are quantized lazily.
+    """Replace the layers that ``quantization`` lists by quantized ones, in place and lazily.
 
     Raises:
-        ConfigError: the model has no such layer, or its width, bits and group size do not match.
+        ConfigError: a listed layer is not a linear layer of the model, its mode does not allow its
+            bits or group size, or the group size does not divide its input width.
     """
-    wanted = {layer.path: layer for layer in quantization.layers}
+    listed = {layer.path: layer for layer in quantization.layers}
     modules = dict(model.named_modules())
-    for path, layer in wanted.items():
+    for path, layer in listed.items():
         module = modules.get(path)
         if not isinstance(module, nn.Linear):
             raise ConfigError(
                 f"quantization lists {path!r}, which is no linear layer of this model"
             )
-        bits, groups = _FORMS[layer.mode]
-        possible = layer.bits in bits and layer.group_size in groups
-        if not possible or module.weight.shape[-1] % layer.group_size:
+        bits, group_sizes = _BITS_AND_GROUP_SIZES[layer.mode]
+        allowed = layer.bits in bits and layer.group_size in group_sizes
+        input_width = module.weight.shape[-1]
+        if not allowed or input_width % layer.group_size:
             raise ConfigError(
                 f"quantization of {path!r} with {layer.bits} bits "
                 f"in groups of {layer.group_size} ({layer.mode}) is off"
             )
 
-    def options_of(path: str, _: nn.Module) -> bool | dict[str, int | str]:
-        """Return MLX's options for a layer; False to leave it float."""
-        layer = wanted.get(path)
+    def layer_options(path: str, _: nn.Module) -> bool | dict[str, int | str]:
+        """Return the options of ``nn.quantize`` for a layer, or False to leave it float."""
+        layer = listed.get(path)
         if layer is None:
             return False
         return {"bits": layer.bits, "group_size": layer.group_size, "mode": layer.mode}
 
-    nn.quantize(model, class_predicate=options_of)
+    nn.quantize(model, class_predicate=layer_options)
 
 
 def quantize_array(weight: mx.array, layer: LayerBits) -> dict[str, mx.array]:
-    """Quantize a float weight, (out, in); return the parts by parameter name.
+    """Quantize a float weight of shape (out, in), and return the resulting arrays by name.
 
-    The parts are the packed weight, the scales and, in the affine mode, the biases.
+    They are the packed weight, the scales and, only in the affine mode, the biases.
     """
     parts = mx.quantize(weight, group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
-    return dict(zip(("weight", "scales", "biases"), parts, strict=False))
+    return dict(zip(("weight", "scales", "biases"), parts, strict=False))  # 2 or 3 parts
 
 
-def bits_a_weight(layer: LayerBits, scale_bits: int = 16) -> float:
-    """Return the bits per weight of a layer, including its share of the group's scale and bias.
+def bits_per_weight(layer: LayerBits, scale_bits: int = 16) -> float:
+    """Return the bits per weight of a quantized layer, including the scale and bias of each group.
 
     Args:
-        layer: bits, group size and mode.
-        scale_bits: bits of a scale, and of a bias, in the affine mode: those of the float type. The
-            other modes have a scale of 8 bits.
+        layer: the layer's bits, group size and mode.
+        scale_bits: bits of a scale, and also of a bias, in the affine mode. The other modes have
+            scales of 8 bits and no biases.
     """
     per_group = 2 * scale_bits if layer.mode == "affine" else 8
     return layer.bits + per_group / layer.group_size

@@ -20,7 +20,7 @@ WEIGHT_FORMS = (
     ("model.safetensors.index.json", "model.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin"),
 )
-"""File names, in order of preference: the index of several files, and a single file instead."""
+"""Names of an index of several files and of a single file. The preferred format is first."""
 
 SAFETENSORS_DTYPES = {
     "BF16": "bfloat16",
@@ -52,7 +52,9 @@ class SafetensorsEntry:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the weight files: safetensors before ``.bin``, an index before a single file.
+    """List the weight files of a folder.
+
+    Safetensors files are preferred to ``.bin`` files, and the files of an index to a single file.
 
     Raises:
         CheckpointError: there are no weights, or the index has no ``weight_map`` or names a file
@@ -82,6 +84,7 @@ def read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map: download it again")
     for file in set(map(str, weight_map.values())):
+        # The pattern has no slash, so the index cannot name a file outside its folder.
         if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", file):
             raise CheckpointError(
                 f"{path} points to {file[:80]!r}, which is no file of its own folder: refused"
@@ -94,10 +97,10 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], dict[str, str]]:
-    """Read the entries, by tensor name, and the metadata of a safetensors file.
+    """Read the header of a safetensors file; return its entries by tensor name, and its metadata.
 
-    The safetensors library checks the header against the file size, but does not give offsets. The
-    header is therefore parsed here again.
+    The safetensors library checks the header against the file size, but does not give offsets. So
+    the header is parsed a second time here.
 
     Raises:
         CheckpointError: the file is missing, unreadable, truncated, or has a wrong header.
@@ -121,7 +124,8 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
     entries = {}
     for name in sorted(names):
         entry = header[name]
-        # The file has the header's length in 8 bytes, the header, and the data.
+        # A file is the header's length in 8 bytes, the header, and then the data. Offsets in the
+        # header count from the beginning of the data.
         offset = 8 + length + entry["data_offsets"][0]
         dtype = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
         entries[name] = SafetensorsEntry(path, offset, tuple(entry["shape"]), dtype)
@@ -129,7 +133,7 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str]) -> None:
-    """Write a safetensors file whose name ends in ``.safetensors``.
+    """Write a safetensors file. Its name must end in ``.safetensors``, else MLX adds this suffix.
 
     Raises:
         OSError: the disk is full, which MLX does not always report.

@@ -25,15 +25,15 @@ def save_model(
     source: str,
     overwrite: bool = False,
 ) -> None:
-    """Write a converted folder atomically.
+    """Write a model in memory as a converted folder, atomically.
 
     Args:
         model: a model with float weights.
-        tokenizer: the text of ``tokenizer.json``.
+        tokenizer: the content of ``tokenizer.json``.
         output: the folder to create.
         dtype: type to store every weight in, including the codec's.
-        source: origin of the model, for the stamp.
-        overwrite: whether to replace the folder if it is a converted model.
+        source: origin of the model, recorded in the weight file.
+        overwrite: whether to replace ``output`` if it is a converted folder already.
 
     Raises:
         OutputError: the output must not be replaced, or cannot be written.

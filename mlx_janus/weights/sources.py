@@ -11,13 +11,13 @@ from pathlib import Path
 
 import platformdirs
 
-from ..config import MODEL_TYPE, JanusConfig, read_model_json
+from ..config import CONVERTED_MODEL_TYPE, JanusConfig, read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
 from . import hub
 from .convert import ConvertOptions, Source, convert_checkpoint
 from .folder import Progress, is_converted
 from .footprint import check_memory
-from .load import choose_dtype, with_bits
+from .load import choose_dtype, with_quantization
 from .published import read_published_config, read_published_sizes
 from .quantize import choose_rule
 from .safetensors_files import weight_files
@@ -47,8 +47,11 @@ def cache_folder() -> Path:
     return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("mlx_janus"))
 
 
-def resolve(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Replace a short name by its Hub id or folder; keep an existing folder and any other name."""
+def resolve_short_name(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Replace a short name by its Hub id or folder, unless a folder with this name exists.
+
+    Any other name is returned unchanged.
+    """
     known = SHORT_NAMES.get(os.fspath(name).lower())
     return name if known is None or _is_folder(Path(name)) else known
 
@@ -56,22 +59,23 @@ def resolve(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
 def find_source(name: str | os.PathLike[str], revision: str | None = None) -> Source:
     """Find the model folder of a path, a Hub id or a short name; download missing files.
 
-    A local folder is returned unread.
+    A local folder is not checked.
 
     Raises:
-        HubError: the Hub has no such model or is out of reach, or a folder is given a revision.
+        HubError: the Hub has no such model or is out of reach, or the name is a local folder, which
+            cannot have a ``revision``.
         CheckpointError: the name is no folder and no Hub id, or the model's files are incomplete.
         ConfigError, UnsupportedModelError: the Hub's model is not a Janus.
         OutputError: the download cannot be written.
     """
-    name = resolve(name)
-    path = _expanded(name)
+    name = resolve_short_name(name)
+    path = _expand_user(name)
     if _is_folder(path):
         if revision is not None:
             raise HubError(f"{path} is a folder, which has no revisions: leave revision out")
         return Source(path, path.resolve().name)
     model = _find_on_hub(name, revision)
-    _read_sizes(model)  # refuses a model of another family before its download
+    _read_sizes(model)  # refuses a model of another family before its weights are downloaded
     return Source(hub.fetch(model), model.repo_id, model.revision)
 
 
@@ -85,36 +89,37 @@ def find_converted(
     low_memory: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Find a converted folder; convert a PyTorch source into the cache unless it is there.
+    """Return the converted folder of a model; convert a PyTorch model into the cache if needed.
 
-    A model of another family, or one that does not fit in memory, is refused before it is
-    downloaded or converted; ``dtype`` and ``low_memory`` matter only to this check. In the cache,
-    the time of a folder's ``config.json`` is set to now: the last use of the folder.
+    A model of another family, or one that does not fit in memory, is refused before its weights are
+    downloaded or converted. ``dtype`` and ``low_memory`` only affect the memory check. A folder
+    found in the cache gets the present time as the modification time of its ``config.json``, which
+    records the last use.
 
     Raises:
         OutOfMemoryError: the model does not fit in memory.
         OptionError: ``bits``, ``recipe`` or ``dtype`` is not allowed.
         JanusError: as for ``find_source`` and ``convert_checkpoint``.
     """
-    name = resolve(name)
+    name = resolve_short_name(name)
     options = ConvertOptions(bits=bits, recipe=recipe)
-    path = _expanded(name)
+    path = _expand_user(name)
     if _is_folder(path):
-        source = find_source(name, revision)  # refuses a revision of a folder
+        source = find_source(name, revision)  # refuses a revision, as a folder has none
         if is_converted(path):
             return path
         config, _ = read_published_config(path)
-        cached = _cached(str(path.resolve()), _file_facts(path), options)
+        cached = _cache_path(str(path.resolve()), _fingerprint(path), options)
     else:
         model = _find_on_hub(name, revision)
         sizes = _read_sizes(model)
-        if sizes is None:  # a converted model
+        if sizes is None:  # the model on the Hub is converted already
             return hub.fetch(model)
         config = sizes
-        source = None
-        cached = _cached(model.repo_id, [model.revision], options)
-    wanted = with_bits(config, bits, path, recipe)
-    check_memory(wanted, choose_dtype(config, dtype), os.fspath(name), low_memory=low_memory)
+        source = None  # not downloaded so far
+        cached = _cache_path(model.repo_id, [model.revision], options)
+    quantized = with_quantization(config, bits, path, recipe)
+    check_memory(quantized, choose_dtype(config, dtype), os.fspath(name), low_memory=low_memory)
     if is_converted(cached):
         with contextlib.suppress(OSError):  # a cache may be read-only
             os.utime(cached / "config.json")
@@ -123,40 +128,42 @@ def find_converted(
     return _convert(source, cached, options, progress)
 
 
-def _file_facts(folder: Path) -> list[object]:
+def _fingerprint(folder: Path) -> list[object]:
     """Return the name, size and modification time of each weight and JSON file of a PyTorch folder.
 
-    A conversion depends on these files.
+    A change of any of these files can change the result of a conversion.
     """
-    facts: list[object] = []
+    files: list[object] = []
     for file in sorted({*weight_files(folder), *folder.glob("*.json")}):
         status = file.stat()
-        facts.append([file.name, status.st_size, status.st_mtime_ns])
-    return facts
+        files.append([file.name, status.st_size, status.st_mtime_ns])
+    return files
 
 
 def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
-    """Read the sizes of a PyTorch model on the Hub from its config; None for a converted model.
+    """Return the config of a PyTorch model on the Hub, or None if the model is a converted one.
+
+    Only ``config.json`` is downloaded, so the prompts and the preprocessing are the defaults.
 
     Raises:
         UnsupportedModelError: the model is of another family.
     """
     path = hub.fetch_config(model)
-    if read_model_json(path).get("model_type") == MODEL_TYPE:
+    if read_model_json(path).get("model_type") == CONVERTED_MODEL_TYPE:
         return None
     config, _ = read_published_sizes(path)
     return config
 
 
 def _is_folder(path: Path) -> bool:
-    """Return whether a path, which may be any name, is an existing folder."""
+    """Return whether a folder exists at a path, which may also be made from a Hub id."""
     try:
         return path.is_dir()
-    except OSError:  # a name too long for any folder
+    except OSError:  # the name is too long for a folder
         return False
 
 
-def _expanded(name: str | os.PathLike[str]) -> Path:
+def _expand_user(name: str | os.PathLike[str]) -> Path:
     """Replace a leading "~" with the home folder; keep the "~" of an unknown user."""
     # Path.expanduser would raise for an unknown user.
     return Path(os.path.expanduser(name))  # noqa: PTH111
@@ -170,7 +177,7 @@ def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubM
         HubError: the Hub has no such model, or is out of reach.
     """
     text = os.fspath(name)
-    too_long = len(text) > 200
+    too_long = len(text) > 200  # some systems raise an error for such a path
     if too_long or not hub.HUB_ID.fullmatch(text) or Path(text).exists():
         is_file = not too_long and Path(text).is_file()
         problem = "is a file" if is_file else "is neither a folder nor a Hub id"
@@ -178,25 +185,26 @@ def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubM
     return hub.find(text, revision)
 
 
-def _cached(source: str, facts: list[object], options: ConvertOptions) -> Path:
-    """Return the folder of a conversion in the cache.
+def _cache_path(source: str, fingerprint: list[object], options: ConvertOptions) -> Path:
+    """Return the folder of a conversion in the cache, whether or not it exists.
 
-    The folder's name ends in a hash, so that a changed source or recipe is converted again. The
-    hash covers a recipe's content too, as a release may change it.
+    Its name ends in a hash of the arguments. So a source that has changed gets another folder, and
+    is converted again.
 
     Args:
         source: Hub id, or path of the source folder.
-        facts: the source's commit, or the names, sizes and times of its files.
-        options: options of the conversion.
+        fingerprint: the source's commit, or the names, sizes and times of its files.
+        options: bits or recipe of the conversion.
     """
     rule = choose_rule(options.bits, options.recipe)
+    # Another release may have another rule for the same recipe, so the rule is hashed too.
     precision = [options.recipe, asdict(rule)] if rule and options.recipe else options.bits
-    key = json.dumps([source, facts, precision, _LAYOUT])
+    key = json.dumps([source, fingerprint, precision, _LAYOUT])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    depth = 2 if source.count("/") == 1 else 1  # owner and name, or the name of a folder
-    label = "--".join(Path(source).parts[-depth:])
-    quantized = f"{options.recipe or f'{options.bits}bit'}-" if rule else ""
-    return cache_folder() / f"{label}-{quantized}{digest}"
+    parts_in_label = 2 if source.count("/") == 1 else 1  # owner and name, or a folder's name
+    label = "--".join(Path(source).parts[-parts_in_label:])
+    quantization = f"{options.recipe or f'{options.bits}bit'}-" if rule else ""
+    return cache_folder() / f"{label}-{quantization}{digest}"
 
 
 def _convert(
@@ -204,7 +212,7 @@ def _convert(
 ) -> Path:
     """Convert a source into the cache folder ``cached``, and return that folder.
 
-    If another process has written the folder first, its result is accepted.
+    If another process writes the same folder first, its result is used.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -220,13 +228,16 @@ def _convert(
     try:
         convert_checkpoint(source, cached, options, progress)
     except OutputError:
-        if not _is_complete(cached):  # another process may have written it first
+        if not _is_complete(cached):
             raise
     return cached
 
 
 def _is_complete(folder: Path) -> bool:
-    """Return whether a folder is a converted one; False if its config cannot be read."""
+    """Return whether a folder holds a converted model; False if its config cannot be read.
+
+    Conversions appear complete or not at all, so its config is enough to know.
+    """
     try:
         return is_converted(folder)
     except ConfigError:

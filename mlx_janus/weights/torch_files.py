@@ -1,8 +1,8 @@
 """Reading PyTorch ``.bin`` checkpoints without torch and without unpickling.
 
-``torch.save`` of ``{name: tensor}`` writes a zip of uncompressed entries. ``<prefix>/data.pkl`` is
-a pickle that describes tensors as views of storages; ``<prefix>/data/<key>`` are the bytes of the
-storages. ``torch_pickle.py`` interprets the pickle and never executes it.
+``torch.save`` of ``{name: tensor}`` writes a zip of uncompressed entries. ``<root>/data.pkl`` is a
+pickle that describes tensors as views of storages. ``<root>/data/<key>`` holds the bytes of one
+storage. ``torch_pickle.py`` interprets the pickle and never executes it.
 
 Source: ``torch/serialization.py`` (``_save``, ``_load``) and ``torch/_utils.py``
 (``_rebuild_tensor_v2``).
@@ -24,7 +24,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError
-from .torch_pickle import DamagedError, RefusedError, TensorRecord, describe, interpret, quote
+from .torch_pickle import DamagedError, RefusedError, TensorRecord, interpret, quote, type_name
 
 _DTYPES: dict[str, mx.Dtype] = {
     "bfloat16": mx.bfloat16,
@@ -42,23 +42,24 @@ _DTYPES: dict[str, mx.Dtype] = {
     "bool": mx.bool_,
 }
 _ITEM_BYTES = {name: dtype.size for name, dtype in _DTYPES.items()}
-_CARRIERS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
-"""Types that bytes are read as, by bytes per item."""
+_UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
+"""Unsigned integer type of an item's width, by bytes per item."""
 
 _MAX_PICKLE = 64 << 20  # bytes of data.pkl; a 7B model's has about 200 kB
 _MAX_DIRECTORY = 16 << 20  # bytes of the zip's central directory; a 7B model's has about 100 kB
 _MAX_DIMS = 8  # dimensions of a tensor
 _MAX_SIDE = (1 << 31) - 1  # MLX stores sizes in 32 bits
+_MAX_ITEMS = 1 << 60  # items of a tensor: at 8 bytes each, its size is below 2^63 bytes
 _MAX_NAME = 1024  # characters of a tensor's name
 
 # Advice at the end of error messages.
-_AGAIN = "download it again"
+_DOWNLOAD_AGAIN = "download it again"
 _RESAVE = "re-save it with a current PyTorch, or download the safetensors form"
-_SAFER = "do not load it with PyTorch; use the safetensors form"
+_USE_SAFETENSORS = "do not load it with PyTorch; use the safetensors form"
 
 
-def _error(path: Path, problem: str, fix: str = _AGAIN) -> CheckpointError:
-    """Return an error that names the file, the problem and the fix; the caller raises it."""
+def _error(path: Path, problem: str, fix: str = _DOWNLOAD_AGAIN) -> CheckpointError:
+    """Return the error of a file, for the caller to raise: its path, the problem and the fix."""
     return CheckpointError(f"{path}: {problem}: {fix}")
 
 
@@ -90,129 +91,136 @@ class StoredTensor:
     @property
     def contiguous(self) -> bool:
         """Whether the items are stored in C order without gaps."""
-        expected = 1
+        expected_stride = 1  # the last dimension's
         for side, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if side > 1 and stride != expected:
+            if side > 1 and stride != expected_stride:  # a side of 1 may have any stride
                 return False
-            expected *= side
+            expected_stride *= side
         return True
 
     def read(self) -> mx.array:
         """Read the values into a C-contiguous array.
 
-        Bool, float64 and any tensor that is not contiguous need memory for a second copy. That of a
-        tensor with gaps includes the gaps. float64 becomes float32, since Apple's GPUs have no
-        float64; values out of its range become infinite. All other values are exact.
+        float64 is rounded to float32, since Apple's GPUs have no float64; values out of float32's
+        range become infinite. Values of other types are exact. Reading bool, float64 or a
+        non-contiguous tensor needs memory for a second copy, which includes any gaps between items.
 
         Raises:
             CheckpointError: the file is missing or unreadable, or was cut short after its header
                 was read.
         """
-        start = self.file_offset + self.storage_offset * _ITEM_BYTES[self.dtype]
+        item_bytes = _ITEM_BYTES[self.dtype]
+        # Bytes from the start of the file to the tensor's first item.
+        start = self.file_offset + self.storage_offset * item_bytes
         if self.contiguous or self.size == 0:
             return read_range(self.path, start, self.shape, self.dtype)
-        raw = np.empty(_extent(self.shape, self.strides), f"u{_ITEM_BYTES[self.dtype]}")
-        _fill(self.path, start, _bytes_of(raw))
-        # A side of 1 may have any stride, even one that NumPy cannot represent.
+        # Read the storage from the tensor's first item to its last, gaps included.
+        stored = np.empty(_spanned_items(self.shape, self.strides), f"u{item_bytes}")
+        _read_into(_writable_bytes(stored), self.path, start)
+        # View these items in the tensor's shape. A side of 1 needs no stride, and its stored stride
+        # may be too large for NumPy.
         sides = zip(self.shape, self.strides, strict=True)
-        steps = [0 if side == 1 else stride * raw.itemsize for side, stride in sides]
-        blank = _blank(self.shape, self.dtype)
-        target = np.frombuffer(_bytes_of(blank), raw.dtype).reshape(self.shape)
-        np.copyto(target, np.lib.stride_tricks.as_strided(raw, self.shape, steps))
-        return _typed(blank, self.dtype)
+        byte_strides = [0 if side == 1 else stride * item_bytes for side, stride in sides]
+        view = np.lib.stride_tricks.as_strided(stored, self.shape, byte_strides)
+        # Copy the view into an MLX array.
+        array = _unsigned_zeros(self.shape, self.dtype)
+        target = np.frombuffer(_writable_bytes(array), stored.dtype).reshape(self.shape)
+        np.copyto(target, view)
+        return _reinterpret(array, self.dtype)
 
 
 def read_range(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> mx.array:
     """Read an array from the bytes of a file, little-endian and in C order.
 
-    Only bool and float64 need memory for a second copy.
+    float64 is rounded to float32, since Apple's GPUs have no float64; values out of float32's range
+    become infinite. Reading bool or float64 needs memory for a second copy.
 
     Args:
         path: the file.
-        offset: bytes from the start of the file.
+        offset: bytes from the start of the file to the first item.
         shape: the array's shape; each side below 2^31.
-        dtype: type of the bytes, a key of ``_DTYPES``. float64 becomes float32, since Apple's GPUs
-            have no float64; values out of its range become infinite.
+        dtype: type of the stored items, a key of ``_DTYPES``.
 
     Raises:
         CheckpointError: the file is missing, unreadable or too short.
     """
-    blank = _blank(shape, dtype)
-    if blank.size:
-        _fill(path, offset, _bytes_of(blank))
-    return _typed(blank, dtype)
+    array = _unsigned_zeros(shape, dtype)
+    if array.size:
+        _read_into(_writable_bytes(array), path, offset)
+    return _reinterpret(array, dtype)
 
 
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a PyTorch checkpoint by name, in the file's order.
 
-    Reads the zip's headers and the pickle, but none of the values.
+    Reads the zip's headers and the pickle, but none of the tensors' values.
 
     Raises:
         CheckpointError: the file is missing, unreadable, damaged, truncated, compressed, encrypted,
-            big-endian, in the old format without a zip, or not a plain dict of tensors. Anything
-            else in the pickle is refused, and named in the message.
+            big-endian, in PyTorch's old format without a zip, or holds anything but a dict of
+            tensors.
     """
     path = Path(path)
     try:
-        # Call ``stat`` first: opening a pipe would block forever.
+        # Check the kind of file before opening it, since opening a pipe could block forever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise _error(path, "is no file", "name the .bin file itself")
         with _BoundedFile(path) as file:
-            spans = _read_directory(path, file)
-            prefix = _find_prefix(path, spans)
-            _check_byte_order(path, file, spans, prefix)
-            program = _read_entry(path, file, spans, f"{prefix}/data.pkl", _MAX_PICKLE)
+            entries = _read_directory(path, file)
+            root = _find_root(path, entries)
+            _check_byte_order(path, file, entries, root)
+            pickled = _read_entry(path, file, entries, f"{root}/data.pkl", _MAX_PICKLE)
     except FileNotFoundError:
         raise _error(path, "is missing", "download the whole model folder") from None
     except OSError as error:
         raise _error(
             path, f"cannot be read ({error.strerror})", "check the disk and its rights"
         ) from None
-    content = _read_records(path, program)
-    return {name: _locate(path, name, value, prefix, spans) for name, value in content.items()}
+    records = _read_records(path, pickled)
+    return {name: _locate(path, name, record, root, entries) for name, record in records.items()}
 
 
 # Bytes to arrays, on the CPU stream: a GPU could read them too early, and does not know float64.
 
 
-def _blank(shape: tuple[int, ...], dtype: str) -> mx.array:
-    """Make zeros that ``memoryview`` can overwrite: unsigned integers as wide as ``dtype``.
+def _unsigned_zeros(shape: tuple[int, ...], dtype: str) -> mx.array:
+    """Return an array of zeros, as unsigned integers with the item size of ``dtype``.
 
-    When they are filled, ``_typed`` reads them as ``dtype``.
+    The caller overwrites the zeros with the bytes of a file, which ``_reinterpret`` turns into
+    ``dtype``.
     """
-    blank = mx.zeros(shape, _CARRIERS[_ITEM_BYTES[dtype]], stream=mx.cpu)
-    mx.eval(blank)
-    return blank
+    zeros = mx.zeros(shape, _UNSIGNED[_ITEM_BYTES[dtype]], stream=mx.cpu)
+    mx.eval(zeros)
+    return zeros
 
 
-def _typed(blank: mx.array, dtype: str) -> mx.array:
-    """Return the items of a filled ``_blank`` as ``dtype``. Only float64 and bool are copied.
+def _reinterpret(unsigned: mx.array, dtype: str) -> mx.array:
+    """Reinterpret the bytes of unsigned integers as ``dtype``, and round float64 to float32.
 
-    float64 becomes float32.
+    Only bool and float64 are copied.
     """
     if dtype == "bool":
-        x = mx.not_equal(blank, 0, stream=mx.cpu)
+        x = mx.not_equal(unsigned, 0, stream=mx.cpu)
     else:
-        x = blank.view(_DTYPES[dtype], stream=mx.cpu)
+        x = unsigned.view(_DTYPES[dtype], stream=mx.cpu)
     if dtype == "float64":
         x = x.astype(mx.float32, stream=mx.cpu)
     mx.eval(x)
     return x
 
 
-def _bytes_of(array: Any) -> memoryview:
+def _writable_bytes(array: Any) -> memoryview:
     """Return the memory of an MLX or NumPy array as writable bytes."""
     return memoryview(array).cast("B")
 
 
-def _fill(path: Path, offset: int, target: memoryview) -> None:
+def _read_into(target: memoryview, path: Path, offset: int) -> None:
     """Fill ``target`` with the bytes of a file from ``offset`` on.
 
     Raises:
         CheckpointError: the file is missing, unreadable or too short.
     """
-    done = 0
+    done = 0  # bytes
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
@@ -229,8 +237,11 @@ def _fill(path: Path, offset: int, target: memoryview) -> None:
         ) from None
 
 
-def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Count the storage's items from a tensor's first to its last; 0 for an empty tensor."""
+def _spanned_items(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Count a storage's items from a tensor's first to its last, gaps included.
+
+    An empty tensor spans 0 items. ``strides`` are in items.
+    """
     if 0 in shape:
         return 0
     return 1 + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
@@ -239,11 +250,11 @@ def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 # The zip
 
 
-class _Span(NamedTuple):
-    """Offset and size of a zip entry's content, in bytes of the file."""
+class _ZipEntry(NamedTuple):
+    """The place of a zip entry's content in the file."""
 
-    start: int
-    size: int
+    start: int  # bytes from the start of the file
+    size: int  # bytes
 
 
 class _BoundedFile(io.FileIO):
@@ -255,11 +266,16 @@ class _BoundedFile(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY:
             raise zipfile.BadZipFile("the central directory is too large")
+        # ``FileIO.read`` returns None only for a non-blocking file, which this is not.
         return super().read(-1 if size is None else size) or b""
 
 
 # signature, version, flags, method, time, date, crc, two sizes, two lengths
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+# Flags of a zip entry.
+_ENCRYPTED = 0x1 | 0x40 | 0x2000  # encrypted content, strong encryption, masked header
+_DATA_DESCRIPTOR = 0x8  # the sizes may be stored after the content
+_UTF8_NAME = 0x800
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     NotImplementedError,
@@ -272,29 +288,32 @@ _ZIP_ERRORS = (
 """Errors that ``zipfile`` raises for damaged files."""
 
 
-def _check_byte_order(path: Path, file: _BoundedFile, spans: dict[str, _Span], prefix: str) -> None:
+def _check_byte_order(
+    path: Path, file: _BoundedFile, entries: dict[str, _ZipEntry], root: str
+) -> None:
     """Refuse a big-endian file. A file without a stated order is read as little-endian.
 
     Raises:
         CheckpointError: the stated order is not "little".
     """
-    name = f"{prefix}/byteorder"
-    if name not in spans:  # PyTorch before 2.1 did not write it
+    name = f"{root}/byteorder"
+    if name not in entries:  # PyTorch before 2.1 wrote none
         return
-    order = _read_entry(path, file, spans, name, 64)
+    order = _read_entry(path, file, entries, name, limit=64)
     if order != b"little":
         raise _error(path, f"its byte order is {order!r}, only b'little' is read", _RESAVE)
 
 
 def _check_head(path: Path, head: bytes) -> None:
-    """Refuse a file that does not start as a zip.
+    """Refuse a file that does not start as a zip does.
 
     Args:
         path: the file, for the message.
-        head: its first bytes.
+        head: the file's first bytes.
 
     Raises:
-        CheckpointError: the file is empty, a Git LFS pointer, a bare pickle, or another file.
+        CheckpointError: the file is empty, a Git LFS pointer, a bare pickle, or anything else that
+            is no zip.
     """
     if not head:
         raise _error(path, "is empty")
@@ -304,96 +323,102 @@ def _check_head(path: Path, head: bytes) -> None:
             "is a Git LFS pointer and not the weights",
             "run git lfs pull, or download the file itself",
         )
-    if head[0] == 0x80:
+    if head[0] == 0x80:  # PROTO, a pickle's first opcode
         raise _error(
             path, "is a bare pickle (PyTorch's format before 1.6), which is not read", _RESAVE
         )
     if not head.startswith(b"PK\x03\x04"):
-        raise _error(path, "is no PyTorch zip file", f"{_AGAIN}, or {_RESAVE}")
+        raise _error(path, "is no PyTorch zip file", f"{_DOWNLOAD_AGAIN}, or {_RESAVE}")
 
 
-def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _Span]:
-    """Return the place of every zip entry by name.
+def _read_directory(path: Path, file: _BoundedFile) -> dict[str, _ZipEntry]:
+    """Return the places of the zip's entries by name.
 
-    The central directory must agree with the local headers, and no two entries may overlap.
+    The central directory must agree with each entry's local header, and no two entries may overlap.
 
     Raises:
-        CheckpointError: the file is no zip, is damaged, or has a compressed, encrypted or repeated
-            entry.
+        CheckpointError: the file is no zip, is damaged, or has a compressed or encrypted entry or
+            two entries of one name.
     """
     _check_head(path, file.read(64))
     try:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
-            end = archive.start_dir
+            directory_start = archive.start_dir
     except _ZIP_ERRORS:
         raise _error(path, "is cut off or damaged (its zip directory cannot be read)") from None
-    spans: dict[str, _Span] = {}
-    bounds: list[tuple[int, int]] = []
+    entries: dict[str, _ZipEntry] = {}
+    ranges: list[tuple[int, int]] = []  # start and end of each entry, header included
     for info in infos:
-        if info.orig_filename in spans:
-            raise _error(path, f"holds the entry {quote(info.orig_filename)} twice")
-        span = _check_entry(path, file, info, end)
-        spans[info.orig_filename] = span
-        bounds.append((info.header_offset, span.start + span.size))
-    bounds.sort()
-    if any(before[1] > after[0] for before, after in itertools.pairwise(bounds)):
+        name = info.orig_filename  # as stored; zipfile cuts ``filename`` at a null character
+        if name in entries:
+            raise _error(path, f"holds the entry {quote(name)} twice")
+        entry = _check_entry(path, file, info, directory_start)
+        entries[name] = entry
+        ranges.append((info.header_offset, entry.start + entry.size))
+    ranges.sort()
+    if any(end > next_start for (_, end), (next_start, _) in itertools.pairwise(ranges)):
         raise _error(path, "is damaged (its zip entries overlap)")
-    return spans
+    return entries
 
 
-def _check_entry(path: Path, file: _BoundedFile, info: zipfile.ZipInfo, end: int) -> _Span:
-    """Check an entry against its local header, and return the place of its content.
+def _check_entry(
+    path: Path, file: _BoundedFile, info: zipfile.ZipInfo, directory_start: int
+) -> _ZipEntry:
+    """Check that a zip entry can be read, and return the place of its content.
 
-    ``end`` is the offset of the central directory.
+    Args:
+        path: the file, for messages.
+        file: the same file, open.
+        info: the entry in the central directory. The entry's local header must agree with it.
+        directory_start: bytes from the start of the file to the central directory.
 
     Raises:
         CheckpointError: the entry is encrypted, compressed or damaged.
     """
     name = quote(info.orig_filename)
-    # Flags 0x1, 0x40 and 0x2000 (together 0x2041): encryption. Flag 0x800 below: a name in UTF-8.
-    if info.flag_bits & 0x2041:
+    if info.flag_bits & _ENCRYPTED:
         raise _error(path, f"entry {name} is encrypted, which is not read", _RESAVE)
     if info.compress_type != zipfile.ZIP_STORED:
         raise _error(path, f"entry {name} is compressed, which is not read", _RESAVE)
     damaged = _error(path, f"is cut off or damaged (zip entry {name})")
-    if (
-        not 0 <= info.header_offset <= end - _LOCAL_HEADER.size
-        or info.compress_size != info.file_size
-    ):
+    header_fits = 0 <= info.header_offset <= directory_start - _LOCAL_HEADER.size
+    if not header_fits or info.compress_size != info.file_size:  # equal without compression
         raise damaged
     file.seek(info.header_offset)
     header = file.read(_LOCAL_HEADER.size)
     if len(header) != _LOCAL_HEADER.size:
         raise damaged
-    signature, _, flags, method, _, _, _, packed, size, name_length, extra_length = (
+    signature, _, flags, method, _, _, _, packed_size, size, name_length, extra_length = (
         _LOCAL_HEADER.unpack(header)
     )
     start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-    raw_name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
-    # Local sizes that are stored elsewhere: 0xFFFFFFFF if in the zip64 field, or 0 if in a data
-    # descriptor after the content (flag 8).
-    absent = {0xFFFFFFFF, 0} if flags & 8 else {0xFFFFFFFF}
-    agree = (
+    # A local size may be a placeholder: 0xFFFFFFFF if the zip64 field has the size, or 0 if a data
+    # descriptor after the content has it.
+    placeholders = {0xFFFFFFFF, 0} if flags & _DATA_DESCRIPTOR else {0xFFFFFFFF}
+    encoding = "utf-8" if info.flag_bits & _UTF8_NAME else "cp437"
+    headers_agree = (
         signature == b"PK\x03\x04"
         and method == zipfile.ZIP_STORED
-        and not flags & 0x2041
-        and {packed, size} <= {info.file_size, *absent}
-        and start + info.file_size <= end
-        and file.read(name_length) == raw_name
+        and not flags & _ENCRYPTED
+        and {packed_size, size} <= {info.file_size, *placeholders}
+        and start + info.file_size <= directory_start
+        and file.read(name_length) == info.orig_filename.encode(encoding)
     )
-    if not agree:
+    if not headers_agree:
         raise damaged
-    return _Span(start, info.file_size)
+    return _ZipEntry(start, info.file_size)
 
 
-def _find_prefix(path: Path, spans: dict[str, _Span]) -> str:
-    """Return the folder in the zip that holds ``data.pkl``. ``torch.save`` chooses its name.
+def _find_root(path: Path, entries: dict[str, _ZipEntry]) -> str:
+    """Return the name of the zip's root folder, which ``torch.save`` chooses.
+
+    It is the folder at the zip's top level that holds ``data.pkl``.
 
     Raises:
         CheckpointError: there is no such folder, or more than one.
     """
-    found = [name for name in spans if name.endswith("/data.pkl") and name.count("/") == 1]
+    found = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(found) != 1:
         raise _error(
             path,
@@ -404,23 +429,23 @@ def _find_prefix(path: Path, spans: dict[str, _Span]) -> str:
 
 
 def _read_entry(
-    path: Path, file: _BoundedFile, spans: dict[str, _Span], name: str, limit: int
+    path: Path, file: _BoundedFile, entries: dict[str, _ZipEntry], name: str, limit: int
 ) -> bytes:
-    """Read an entry of the zip, of at most ``limit`` bytes.
+    """Read the content of a zip entry.
 
     Raises:
-        CheckpointError: the entry is larger, or the file is cut off.
+        CheckpointError: the content has more than ``limit`` bytes, or the file is cut off.
     """
-    span = spans[name]
-    if span.size > limit:
+    entry = entries[name]
+    if entry.size > limit:
         raise _error(
             path,
-            f"{quote(name)} has {span.size} bytes, more than the {limit} that are read",
-            _SAFER,
+            f"{quote(name)} has {entry.size} bytes, more than the {limit} that are read",
+            _USE_SAFETENSORS,
         )
-    content = bytearray(span.size)
-    file.seek(span.start)
-    if file.readinto(content) != span.size:
+    content = bytearray(entry.size)
+    file.seek(entry.start)
+    if file.readinto(content) != entry.size:
         raise _error(path, "is cut off")
     return bytes(content)
 
@@ -428,73 +453,80 @@ def _read_entry(
 # The pickle
 
 
-def _read_records(path: Path, program: bytes) -> dict[str, TensorRecord]:
-    """Interpret the bytes of a data.pkl, which must describe a dict of tensors.
+def _read_records(path: Path, pickled: bytes) -> dict[str, TensorRecord]:
+    """Return the tensors that the bytes of ``data.pkl`` describe, by name.
 
     Raises:
-        CheckpointError: the pickle is refused, damaged, or describes something else.
+        CheckpointError: the pickle is refused or damaged, or describes anything but a dict of
+            tensors.
     """
     try:
-        result = interpret(program)
+        result = interpret(pickled)
     except RefusedError as refused:
-        raise _error(path, f"refused: the pickle {refused}", _SAFER) from None
+        raise _error(path, f"refused: the pickle {refused}", _USE_SAFETENSORS) from None
     except DamagedError as damaged:
         raise _error(path, f"its data.pkl is damaged ({damaged})") from None
     if type(result) is not dict:
         raise _error(
             path,
-            f"holds an object of type {describe(result)}, not a dict of tensors",
+            f"holds an object of type {type_name(result)}, not a dict of tensors",
             "save the model's state_dict()",
         )
-    for name, value in result.items():
+    for name, value in result.items():  # ``interpret`` accepts only strings as keys
         if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
             raise _error(path, f"the tensor name {quote(name)} is not printable, empty or too long")
         if type(value) is not TensorRecord:
             raise _error(
                 path,
-                f"entry {quote(name)} is of type {describe(value)}, not a tensor",
+                f"entry {quote(name)} is of type {type_name(value)}, not a tensor",
                 "save the state dict alone",
             )
     return result
 
 
 def _locate(
-    path: Path, name: str, tensor: TensorRecord, prefix: str, spans: dict[str, _Span]
+    path: Path, name: str, record: TensorRecord, root: str, entries: dict[str, _ZipEntry]
 ) -> StoredTensor:
-    """Check that a tensor is inside its storage, and the storage inside its zip entry.
+    """Return a tensor with its place in the file.
 
-    ``prefix`` is the folder in the zip, and ``spans`` are the places of the zip's entries.
+    Checks that the tensor fits its storage, and the storage its zip entry.
 
-    Returns:
-        The tensor with its place in the file.
+    Args:
+        path: the file.
+        name: the tensor's name, for messages.
+        record: the tensor in the pickle.
+        root: name of the zip's root folder.
+        entries: places of the zip's entries.
 
     Raises:
         CheckpointError: the storage is missing or too small, or the tensor has too many dimensions
             or too long a side.
     """
-    storage, offset, shape, strides = tensor
+    storage, offset, shape, strides = record
 
-    def fault(problem: str) -> CheckpointError:
+    def tensor_error(problem: str) -> CheckpointError:
+        """Return an error that names the tensor."""
         return _error(path, f"tensor {quote(name)} {problem}")
 
-    span = spans.get(f"{prefix}/data/{storage.key}")
-    if span is None:
-        raise fault(f"lies in the storage {quote(storage.key)}, which the file lacks")
-    if storage.size * _ITEM_BYTES[storage.dtype] > span.size:
-        raise fault(
+    entry = entries.get(f"{root}/data/{storage.key}")
+    if entry is None:
+        raise tensor_error(f"lies in the storage {quote(storage.key)}, which the file lacks")
+    if storage.size * _ITEM_BYTES[storage.dtype] > entry.size:
+        raise tensor_error(
             f"lies in a storage of {storage.size} {storage.dtype} items, "
-            f"of which the file has {span.size} bytes"
+            f"of which the file has {entry.size} bytes"
         )
     if len(shape) > _MAX_DIMS or len(shape) != len(strides):
-        raise fault(
+        raise tensor_error(
             f"has {len(shape)} sizes and {len(strides)} strides, "
             f"of which at most {_MAX_DIMS} each are read"
         )
-    # Count zeros as ones: MLX multiplies the other sides of an empty array too.
-    if max(shape, default=0) > _MAX_SIDE or math.prod(max(side, 1) for side in shape) >= 1 << 60:
-        raise fault("has a side that is too long for MLX")
-    # Stride 0 repeats an item: a tensor with more items than its storage is refused too.
-    needed = max(math.prod(shape), offset + _extent(shape, strides))
-    if 0 not in shape and needed > storage.size:
-        raise fault("reaches beyond its storage")
-    return StoredTensor(path, shape, storage.dtype, strides, offset, span.start, span.size)
+    # Count a side of 0 as 1, because MLX multiplies the other sides of an empty array too.
+    counted_items = math.prod(max(side, 1) for side in shape)
+    if max(shape, default=0) > _MAX_SIDE or counted_items >= _MAX_ITEMS:
+        raise tensor_error("has a side that is too long for MLX")
+    # Stride 0 repeats an item: also refuse a tensor with more items than its storage.
+    needed_items = max(math.prod(shape), offset + _spanned_items(shape, strides))
+    if 0 not in shape and needed_items > storage.size:
+        raise tensor_error("reaches beyond its storage")
+    return StoredTensor(path, shape, storage.dtype, strides, offset, entry.start, entry.size)

@@ -18,7 +18,7 @@ import pickletools
 import warnings
 from typing import Any, NamedTuple
 
-_STORAGES = {
+_STORAGE_DTYPES = {
     "BFloat16Storage": "bfloat16",
     "HalfStorage": "float16",
     "FloatStorage": "float32",
@@ -30,10 +30,15 @@ _STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-_TENSOR = "torch._utils._rebuild_tensor_v2"
-_PARAMETER = "torch._utils._rebuild_parameter"
+_REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
+_REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
 _ORDERED_DICT = "collections.OrderedDict"
-_GLOBALS = {_TENSOR, _PARAMETER, _ORDERED_DICT, *(f"torch.{name}" for name in _STORAGES)}
+_ALLOWED_GLOBALS = {
+    _REBUILD_TENSOR,
+    _REBUILD_PARAMETER,
+    _ORDERED_DICT,
+    *(f"torch.{name}" for name in _STORAGE_DTYPES),
+}
 
 _MAX_INSTRUCTIONS = 4_000_000  # a tensor takes about 25
 
@@ -63,8 +68,11 @@ class TensorRecord(NamedTuple):
     strides: tuple[int, ...]  # items
 
 
-def interpret(program: bytes) -> Any:
-    """Return the object that a pickle describes: a dict, a ``TensorRecord`` or a plain value.
+def interpret(pickled: bytes) -> Any:
+    """Return the object that the bytes of a pickle describe.
+
+    For a checkpoint it is a dict of ``TensorRecord``. For any other pickle it may be None, a bool,
+    number, string, tuple, list, dict, or one of this module's records.
 
     Raises:
         RefusedError: the pickle uses something that tensor files do not need.
@@ -74,29 +82,30 @@ def interpret(program: bytes) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pickletools warns about backslashes in names
-            for instruction, argument, _ in pickletools.genops(program):
+            for instruction, argument, _ in pickletools.genops(pickled):
                 if instruction.name == "STOP":
                     break
-                machine.step(instruction.name, argument)
+                machine.run(instruction.name, argument)
         (result,) = machine.stack  # a ValueError unless exactly one value is left
     except (ValueError, IndexError, KeyError, OverflowError, RecursionError, MemoryError):
         raise DamagedError("it does not run to its end") from None
-    if machine.outer:  # the result is above a mark that nothing has removed
+    if machine.metastack:  # a MARK without the instruction that removes it
         raise DamagedError("an open mark")
     return result
 
 
-def describe(value: Any) -> str:
-    """Name a type, or the type of a value, for messages."""
-    kind = value if isinstance(value, type) else type(value)
-    return kind.__name__.removesuffix("Record").strip("_").lower()
+def type_name(value: Any) -> str:
+    """Return the name of a type, or of a value's type, for messages: "tensor", "dict"."""
+    its_type = value if isinstance(value, type) else type(value)
+    return its_type.__name__.removesuffix("Record").strip("_").lower()
 
 
 def quote(value: object) -> str:
-    """Quote text of a file, for messages: at most 80 characters, on one line, escaped.
+    """Quote a text from a file for a message: escaped, on one line, of at most 80 characters.
 
-    A value that is not text is replaced by the name of its type.
+    For a value that is not text, return the name of its type.
     """
+    # Cut a long text before quoting it. More than 80 characters remain, so that "..." is added.
     text = repr(value[:81]) if isinstance(value, str) else type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -116,123 +125,149 @@ _PUSH_ARGUMENT = {
     "BINUNICODE",
     "SHORT_BINUNICODE",
 }
-_PUSH_CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_TUPLE_LENGTHS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Machine:
-    """Stack and memo of a pickle, with the instructions that tensor files use.
+    """The stack and memo of a pickle, with the instructions that tensor files use.
 
-    It calls only its own methods. Values are None, bool, int, float, str, tuple, list, dict and the
-    records above. They are never hashed (keys must be strings), compared or printed, so deep
-    nesting does no harm.
+    Values are None, bool, int, float, str, tuple, list, dict and this module's records. They are
+    never called. Nested values are never hashed, compared or printed either, so deep nesting does
+    no harm.
     """
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.outer: list[list[Any]] = []  # stacks below the marks
+        self.metastack: list[list[Any]] = []  # the stack below each open MARK
         self.memo: dict[int, Any] = {}
-        self.count = 0  # instructions so far
+        self.instruction_count = 0  # instructions so far
 
-    def step(self, name: str, argument: Any) -> None:
-        """Run one instruction, named as in ``pickletools``.
+    def run(self, name: str, argument: Any) -> None:
+        """Run one instruction.
+
+        Args:
+            name: the instruction's name in ``pickletools``.
+            argument: the value that follows the instruction in the pickle; None if it has none.
 
         Raises:
-            RefusedError: tensor files do not need the instruction, or there are too many.
+            RefusedError: tensor files do not need the instruction, or the pickle has too many.
             DamagedError: the operands are missing or of a wrong type.
+            IndexError, KeyError: the stack is empty, or the memo lacks the index.
         """
-        self.count += 1
-        if self.count > _MAX_INSTRUCTIONS:
+        self.instruction_count += 1
+        if self.instruction_count > _MAX_INSTRUCTIONS:
             raise RefusedError(f"has more than {_MAX_INSTRUCTIONS} instructions")
         stack = self.stack
         if name in _PUSH_ARGUMENT:
             stack.append(argument)
-        elif name in _PUSH_CONSTANT:
-            stack.append(_PUSH_CONSTANT[name])
-        elif name in _TUPLES:
-            stack.append(tuple(self.pop(_TUPLES[name])))
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _TUPLE_LENGTHS:
+            stack.append(tuple(self.pop(_TUPLE_LENGTHS[name])))
         elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             self.remember(len(self.memo) if name == "MEMOIZE" else argument)
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])
         elif name in ("GLOBAL", "INST"):
             self.push_global(argument.replace(" ", ".", 1))  # "module name" to "module.name"
-            if name == "INST":  # refused too, if the name itself was not
+            if name == "INST":  # an allowed global is refused here too: INST would call it
                 raise RefusedError("uses the instruction INST")
         else:
-            self.structure(name)
+            self.run_without_argument(name)
 
-    def structure(self, name: str) -> None:
-        """Run an instruction whose operands are on the stack.
+    def run_without_argument(self, name: str) -> None:
+        """Run an instruction that needs no argument, only the stack.
 
         Raises:
             RefusedError: tensor files do not need the instruction.
             DamagedError: the operands are missing or of a wrong type.
+            IndexError: the stack is empty, or there is no mark.
         """
         match name:
             case "PROTO" | "FRAME":
-                pass  # version and length, which do not matter here
+                pass  # the pickle's version and a length in bytes, which do not matter here
             case "MARK":
-                self.outer.append(self.stack)
+                self.metastack.append(self.stack)
                 self.stack = []
             case "TUPLE":
-                items = self.to_mark()  # before the append, since it replaces ``stack``
+                items = self.pop_to_mark()  # on its own line, since it replaces ``self.stack``
                 self.stack.append(tuple(items))
             case "EMPTY_DICT":
                 self.stack.append({})
             case "EMPTY_LIST":
                 self.stack.append([])
             case "APPEND" | "APPENDS":
-                items = self.pop(1) if name == "APPEND" else self.to_mark()
+                items = self.pop(1) if name == "APPEND" else self.pop_to_mark()
                 self.top(list).extend(items)
             case "SETITEM" | "SETITEMS":
-                self.set_items(self.pop(2) if name == "SETITEM" else self.to_mark())
+                self.set_items(self.pop(2) if name == "SETITEM" else self.pop_to_mark())
             case "STACK_GLOBAL":
                 self.push_global(".".join(_expect(word, str) for word in self.pop(2)))
             case "BINPERSID":  # a persistent id, which names a storage
                 self.stack.append(_make_storage(*self.pop(1)))
             case "REDUCE":
                 function, arguments = self.pop(2)
-                self.stack.append(_call(_expect(function, _Global).name, _expect(arguments, tuple)))
-            case "BUILD":  # drop a state dict's _metadata, the versions of its modules
-                self.pop(1)
-                self.top(dict)
+                function_name = _expect(function, _Global).name
+                self.stack.append(_rebuild(function_name, _expect(arguments, tuple)))
+            case "BUILD":  # gives a state dict its ``_metadata``, the versions of its modules
+                self.pop(1)  # drop the metadata
+                self.top(dict)  # a check only: nothing else may have metadata
             case _:
                 raise RefusedError(f"uses the instruction {name}")
 
     def pop(self, count: int) -> list[Any]:
-        """Remove and return the last ``count`` items of the stack; DamagedError if it has fewer."""
+        """Remove and return the last ``count`` items of the stack.
+
+        Raises:
+            DamagedError: the stack has fewer.
+        """
         if len(self.stack) < count:
             raise DamagedError("an empty stack")
         items = self.stack[-count:]
         del self.stack[-count:]
         return items
 
-    def to_mark(self) -> list[Any]:
-        """Remove and return the items above the last mark, and remove the mark."""
+    def pop_to_mark(self) -> list[Any]:
+        """Remove the last mark and the items above it; return the items.
+
+        Raises:
+            IndexError: there is no mark.
+        """
         items = self.stack
-        self.stack = self.outer.pop()
+        self.stack = self.metastack.pop()
         return items
 
     def top(self, kind: type) -> Any:
-        """Return the last item of the stack; DamagedError if it is not of this type."""
+        """Return the last item of the stack, which must be of this type.
+
+        Raises:
+            DamagedError: the item has another type.
+            IndexError: the stack is empty.
+        """
         return _expect(self.stack[-1], kind)
 
     def remember(self, index: int) -> None:
-        """Store the last item in the memo.
+        """Store the last item of the stack in the memo, under an index.
 
-        Memos are numbered from 0 on, so an index above the number of instructions is refused.
+        Memos are numbered 0, 1, 2 and so on, so an honest index is at most the number of
+        instructions so far.
 
         Raises:
-            RefusedError: the index is too high.
+            RefusedError: the index is higher.
+            IndexError: the stack is empty.
         """
-        if index > self.count:
+        if index > self.instruction_count:
             raise RefusedError(f"numbers its memo up to {index}")
         self.memo[index] = self.stack[-1]
 
     def push_global(self, name: str) -> None:
-        """Push a name if it is allowed; otherwise raise RefusedError."""
-        if name not in _GLOBALS:
+        """Push the name of a global, such as "collections.OrderedDict".
+
+        Raises:
+            RefusedError: tensor files do not need this global.
+        """
+        if name not in _ALLOWED_GLOBALS:
             escaped = quote(name)[1:-1]  # without its quotation marks
             raise RefusedError(f"asks for {escaped}")
         self.stack.append(_Global(name))
@@ -253,27 +288,32 @@ class _Machine:
 
 
 def _expect(value: Any, kind: type) -> Any:
-    """Return a value of exactly this type: a bool is not an int, a record is not a tuple.
+    """Return the value if it has exactly this type: a bool is no int, and a record no tuple.
 
     Raises:
         DamagedError: the value has another type.
     """
     if type(value) is not kind:
-        raise DamagedError(f"a {describe(value)} in place of a {describe(kind)}")
+        raise DamagedError(f"a {type_name(value)} in place of a {type_name(kind)}")
     return value
 
 
-def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    """Return the result of REDUCE for the three functions that ``torch.save`` writes.
+def _rebuild(name: str, arguments: tuple[Any, ...]) -> Any:
+    """Return the result of a call in the pickle, without calling anything.
+
+    Args:
+        name: the function: one of the three that ``torch.save`` writes.
+        arguments: the function's arguments.
 
     Raises:
-        RefusedError: another function, or another number of arguments.
+        RefusedError: ``name`` is another function, or the number of arguments is wrong.
+        DamagedError: an argument has a wrong type or value.
     """
     if name == _ORDERED_DICT and not arguments:
         return {}
-    if name == _TENSOR and len(arguments) in (6, 7):
+    if name == _REBUILD_TENSOR and len(arguments) in (6, 7):  # the last one is optional
         return _make_tensor(*arguments)
-    if name == _PARAMETER and len(arguments) == 3:  # tensor, requires_grad, hooks
+    if name == _REBUILD_PARAMETER and len(arguments) == 3:  # tensor, requires_grad, hooks
         return _expect(arguments[0], TensorRecord)
     raise RefusedError(f"calls {name} with {len(arguments)} arguments")
 
@@ -287,41 +327,48 @@ def _make_tensor(
     hooks: Any,
     metadata: Any = None,
 ) -> TensorRecord:
-    """Make a tensor from ``_rebuild_tensor_v2``'s arguments; ignore requires_grad and hooks.
+    """Make a tensor from the arguments of torch's ``_rebuild_tensor_v2``.
+
+    ``requires_grad`` and ``hooks`` are ignored.
 
     Raises:
         RefusedError: ``metadata`` is not empty.
         DamagedError: an argument has a wrong type, or a number is negative.
     """
-    if metadata:  # conjugate and negative bits: the stored values differ from the tensor's
+    if metadata:  # such as the conjugate bit: the stored values are not the tensor's own
         raise RefusedError("marks a tensor as negated, conjugated or otherwise special")
-    sizes = [_natural(item) for item in _expect(shape, tuple)]
-    steps = [_natural(item) for item in _expect(strides, tuple)]
+    sides = [_non_negative(side) for side in _expect(shape, tuple)]
+    item_strides = [_non_negative(stride) for stride in _expect(strides, tuple)]
     return TensorRecord(
-        _expect(storage, StorageRecord), _natural(offset), tuple(sizes), tuple(steps)
+        _expect(storage, StorageRecord), _non_negative(offset), tuple(sides), tuple(item_strides)
     )
 
 
-def _make_storage(identity: Any) -> StorageRecord:
+def _make_storage(persistent_id: Any) -> StorageRecord:
     """Make a storage from its persistent id: ("storage", type, key, device, items).
 
     Raises:
-        RefusedError: the id has another form, or the type is unknown.
+        RefusedError: the id has another form, or the storage's type is unknown.
         DamagedError: a part of the id has a wrong type, or the size is negative.
     """
-    if type(identity) is not tuple or len(identity) != 5:
+    if type(persistent_id) is not tuple or len(persistent_id) != 5:
         raise RefusedError("names a storage in an unknown way")
-    tag, kind, key, location, size = identity
+    tag, storage_type, key, device, size = persistent_id
     if type(tag) is not str or tag != "storage":
         raise RefusedError("names a storage in an unknown way")
-    _expect(location, str)
-    dtype = _STORAGES.get(_expect(kind, _Global).name.removeprefix("torch."))
+    _expect(device, str)
+    dtype = _STORAGE_DTYPES.get(_expect(storage_type, _Global).name.removeprefix("torch."))
     if dtype is None:
-        raise RefusedError(f"names a storage of type {kind.name}")
-    return StorageRecord(dtype, _expect(key, str), _natural(size))
+        raise RefusedError(f"names a storage of type {storage_type.name}")
+    return StorageRecord(dtype, _expect(key, str), _non_negative(size))
 
 
-def _natural(value: Any) -> int:
+def _non_negative(value: Any) -> int:
+    """Return a size, stride or offset from the pickle.
+
+    Raises:
+        DamagedError: the value is negative, or not an int.
+    """
     if _expect(value, int) < 0:
         raise DamagedError("a negative size, stride or offset")
     return int(value)

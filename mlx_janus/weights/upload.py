@@ -14,8 +14,8 @@ from .folder import open_converted
 from .hub import HUB_ID, fetch_card
 
 _LICENCE = ("license", "license_name", "license_link")  # keys in the metadata of a card
-_STALE = ["*.safetensors", "model.safetensors.index.json"]
-"""Files of an earlier upload to delete: their shards would be read together with the new ones."""
+_OLD_WEIGHTS = ["*.safetensors", "model.safetensors.index.json"]
+"""Files of an earlier upload to delete, so that none of its weights stay next to the new ones."""
 
 
 def check_upload(repo_id: str) -> None:
@@ -23,7 +23,7 @@ def check_upload(repo_id: str) -> None:
 
     Raises:
         OptionError: ``repo_id`` is no Hub id.
-        HubError: there is no token, or HF_HUB_OFFLINE is set.
+        HubError: no access token for the Hub is found, or HF_HUB_OFFLINE is set.
     """
     from huggingface_hub import constants, get_token
 
@@ -41,7 +41,7 @@ def check_upload(repo_id: str) -> None:
 def upload_converted(
     folder: Path, source: Source, repo_id: str, *, private: bool = False, again: str = "try again"
 ) -> str:
-    """Upload a converted folder and its card in one commit; return the repository's address.
+    """Upload a converted folder and its model card in one commit; return the repository's URL.
 
     The repository is created if it does not exist. Weights of an earlier upload are replaced; other
     files are kept.
@@ -50,20 +50,21 @@ def upload_converted(
         folder: a converted folder.
         source: the model that it was converted from.
         repo_id: owner/name of the repository.
-        private: whether to create a private repository; if False, the owner's default applies.
-        again: advice that ends the message about an interrupted upload.
+        private: whether a new repository is private; if False, the owner's default applies.
+        again: advice at the end of the error message about an interrupted upload.
 
     Raises:
         OptionError: ``repo_id`` is no Hub id.
-        HubError: there is no token, HF_HUB_OFFLINE is set, the Hub refuses, the upload breaks off,
-            or the repository exists and is public despite ``private``.
+        HubError: no access token for the Hub is found, HF_HUB_OFFLINE is set, the Hub refuses, the
+            upload is interrupted, or ``private`` is set but the repository is already public.
     """
     check_upload(repo_id)
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
     card = model_card(folder, source, repo_id)
     try:
-        # The card is not part of a converted folder, so a folder of links holds both.
+        # The card must not be written into the converted folder. So a temporary folder gets the
+        # card, and links to the converted files.
         with tempfile.TemporaryDirectory() as name:
             staged = Path(name)
             for file in folder.iterdir():
@@ -74,25 +75,27 @@ def upload_converted(
     except HfHubHTTPError as error:
         status = error.response.status_code
         login = "log in with `hf auth login` and a token that may write there"
+        # 404: the Hub also hides a private repository from a token without access.
         fix = login if status in (401, 403, 404) else again
         raise HubError(f"the Hub did not take {repo_id} (HTTP {status}): {fix}") from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        # The message's first line, or the error's type if the message is empty.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise HubError(f"the upload of {repo_id} broke off ({reason}): {again}") from error
 
 
 def _commit(folder: Path, repo_id: str, message: str, *, private: bool) -> str:
-    """Create the repository and upload a folder to it; return the repository's address.
+    """Create a repository unless it exists, and upload a folder in one commit; return its URL.
 
     Raises:
-        HubError: the repository exists and is public despite ``private``.
+        HubError: ``private`` is set, but the repository exists and is public.
     """
     from huggingface_hub import HfApi, get_token
 
     api = HfApi(token=get_token(), library_name="mlx_janus", library_version=__version__)
-    # private=None: the owner's default applies.
+    # private=None leaves the visibility of a new repository to the owner's default.
     address = api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
-    if private and not api.model_info(repo_id).private:  # the repository existed already
+    if private and not api.model_info(repo_id).private:
         raise HubError(
             f"{repo_id} is public: make it private in its settings, or leave private=True out"
         )
@@ -102,19 +105,20 @@ def _commit(folder: Path, repo_id: str, message: str, *, private: bool) -> str:
         folder_path=folder,
         commit_message=message,
         ignore_patterns=[".DS_Store"],
-        delete_patterns=_STALE,
+        delete_patterns=_OLD_WEIGHTS,
     )
     return str(address)
 
 
 def model_card(folder: Path, source: Source, repo_id: str) -> str:
-    """Return a README.md for a repository: origin, conversion and usage of a converted folder.
+    """Return the model card, a README.md, of a converted folder.
 
-    The licence is the one in the source's own card; without one it is "not stated".
+    It states the origin, the quantization, the licence and the usage. The licence is the
+    one in the source's card, if there is one.
     """
     config = JanusConfig.load(folder / "config.json")
-    base = source.name if source.revision else None  # a local folder has no revision and no Hub id
-    licence = _licence(source, base)
+    base = source.name if source.revision else None  # Hub id; a local folder has no revision
+    licence = _read_licence(source, base)
     origin = f"`{source.name}`"
     if base:
         origin = f"[{base}](https://huggingface.co/{base}), commit {source.revision}"
@@ -128,7 +132,7 @@ def model_card(folder: Path, source: Source, repo_id: str) -> str:
 
 {_precision_text(folder, config)}
 
-Licence of the weights: {_stated(licence)}. Converting a model does not change its licence.
+Licence of the weights: {_licence_text(licence)}. Converting a model does not change its licence.
 
 ## Use
 
@@ -150,7 +154,13 @@ janus.generate_images("a lighthouse in a storm")[0].save("lighthouse.png")
 
 
 def _metadata(config: JanusConfig, base: str | None, licence: dict[str, str]) -> str:
-    """Return the metadata of a model card, as YAML."""
+    """Return the metadata of a model card, as YAML.
+
+    Args:
+        config: config of the converted model.
+        base: Hub id of the source; None for a local folder.
+        licence: entries of the source's card by key, from ``_LICENCE``.
+    """
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
@@ -167,7 +177,7 @@ def _metadata(config: JanusConfig, base: str | None, licence: dict[str, str]) ->
 
 
 def _precision_text(folder: Path, config: JanusConfig) -> str:
-    """Describe how the weights were quantized and cast."""
+    """Return the card's paragraph about the quantization and the float type of the weights."""
     _, stamp = open_converted(folder)
     float_types = "Float weights are in the source's types."
     if stamp.get("dtype"):
@@ -191,30 +201,32 @@ def _precision_text(folder: Path, config: JanusConfig) -> str:
     )
 
 
-def _licence(source: Source, base: str | None) -> dict[str, str]:
-    """Read the licence from the source's card, and make a relative link absolute.
+def _read_licence(source: Source, base: str | None) -> dict[str, str]:
+    """Return the entries about the licence in the source's model card, by their keys.
 
+    A relative link is made absolute. The dict is empty if the card is missing or unreadable.
     ``base`` is the source's Hub id, or None for a local folder.
     """
     from huggingface_hub import metadata_load
 
     card = fetch_card(base, source.revision) if base else source.folder / "README.md"
     try:
-        stated: dict[str, Any] = (metadata_load(card) if card and card.is_file() else None) or {}
-    except Exception:  # a foreign card may fail in many ways, none of which must stop an upload
-        stated = {}
-    licence = {key: str(stated[key]) for key in _LICENCE if stated.get(key)}
+        metadata: Any = metadata_load(card) if card and card.is_file() else None
+        entries: dict[str, Any] = metadata or {}
+    except Exception:  # a card written by others may be malformed, which must not stop an upload
+        entries = {}
+    licence = {key: str(entries[key]) for key in _LICENCE if entries.get(key)}
     link = licence.get("license_link", "")
     if link and "://" not in link:
         if base is None:
-            del licence["license_link"]  # the link's target is not uploaded
+            del licence["license_link"]  # it links to a local file, which is not uploaded
         else:
             licence["license_link"] = f"https://huggingface.co/{base}/blob/{source.revision}/{link}"
     return licence
 
 
-def _stated(licence: dict[str, str]) -> str:
-    """Return the card's phrase about the licence."""
+def _licence_text(licence: dict[str, str]) -> str:
+    """Return the card's words about the licence, from the entries of ``_read_licence``."""
     names = ", ".join(licence[key] for key in ("license", "license_name") if key in licence)
     if not names:
         return "not stated by the source's card"

@@ -32,24 +32,24 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     arrays, stamp = open_converted(converted)
     _check_hashes(source, converted, stamp, progress)
     plan = plan_conversion(source, _options_of(config))
-    # The source does not determine ``dtype``, which is an option of the conversion.
+    # The plan's ``dtype`` is not compared, since it depends on an option of the conversion.
     if replace(plan.config, dtype=config.dtype) != config:
         raise CheckpointError(
             f"{converted / 'config.json'} does not say what {source.folder} says: convert again"
         )
     _check_tokenizer(source, converted, config)
-    # The stamp records ``dtype`` if it was given; else every tensor keeps its own type.
+    # The stamp holds the conversion's option ``dtype``; "" means that tensors keep their types.
     plan = replace(plan, config=config, dtype=config.dtype if stamp.get("dtype") else None)
-    return _compare(plan, arrays, source, converted, progress)
+    return _compare_arrays(plan, arrays, source, converted, progress)
 
 
 def _check_hashes(
     source: Source, converted: Path, stamp: dict[str, str], progress: Progress
 ) -> None:
-    """Check that the source's files are those that the conversion read, by their hashes.
+    """Check by hashes that the source's files have not changed since the conversion read them.
 
     Raises:
-        CheckpointError: a file is another.
+        CheckpointError: a file has changed or is new, or the stamp has no hashes.
     """
     stamped = stamped_hashes(converted, stamp)
     for name, digest in source_hashes(source.folder, progress).items():
@@ -60,10 +60,11 @@ def _check_hashes(
 
 
 def _check_tokenizer(source: Source, converted: Path, config: JanusConfig) -> None:
-    """Check that preparing the source's tokenizer again gives the converted one.
+    """Prepare the source's tokenizer again, and check that the converted folder has the same.
 
     Raises:
         CheckpointError: the converted tokenizer is missing or differs.
+        ConfigError: the source's tokenizer cannot be used.
     """
     path = converted / TOKENIZER_FILE
     prepared = prepare_tokenizer(source.folder / TOKENIZER_FILE, config.prompt).encode()
@@ -71,16 +72,17 @@ def _check_tokenizer(source: Source, converted: Path, config: JanusConfig) -> No
         raise CheckpointError(f"{path} differs from the source's: convert again")
 
 
-def _compare(
+def _compare_arrays(
     plan: ConversionPlan,
     arrays: dict[str, mx.array],
     source: Source,
     converted: Path,
     progress: Progress,
 ) -> int:
-    """Convert one tensor at a time and compare it with ``arrays``; return the number of arrays.
+    """Convert the source again and compare it with the stored arrays; return their number.
 
-    Each compared array is removed from ``arrays``, so the rest at the end is surplus.
+    One tensor at a time is converted. Its arrays are then removed from ``arrays``, so any that are
+    left at the end are surplus.
 
     Raises:
         CheckpointError: an array differs, is missing or is surplus.
@@ -105,7 +107,7 @@ def _compare(
 
 
 def _options_of(config: JanusConfig) -> ConvertOptions:
-    """Return the options that a converted folder was quantized with."""
+    """Return the options of the conversion that lead to a config's quantization."""
     quantization = config.quantization
     if quantization is None:
         return ConvertOptions()
@@ -115,8 +117,11 @@ def _options_of(config: JanusConfig) -> ConvertOptions:
 
 
 def _same_bits(a: mx.array, b: mx.array) -> bool:
-    """Return whether two arrays have the same shape, type and bits, so that NaNs are equal too."""
+    """Return whether two arrays have the same shape, type and bits.
+
+    Their bits are compared as integers, since a NaN does not equal itself.
+    """
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    integer = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[a.dtype.size]
-    return bool(mx.array_equal(a.view(integer), b.view(integer)).item())
+    integer_type = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[a.dtype.size]
+    return bool(mx.array_equal(a.view(integer_type), b.view(integer_type)).item())

@@ -1,4 +1,4 @@
-"""Texts about scenes of the shapes world: captions to draw from, and questions with their answers.
+"""Texts about scenes of the shapes world: captions to draw from, and questions with answers.
 
 Keep the order of random draws in every function. Janus-Tiny's training and the benchmark are
 reproduced from seeds, so a seed must go on giving the same texts.
@@ -24,44 +24,46 @@ _WORDINGS = {
     "above": ("above",),
     "below": ("below",),
 }
-# ``_any`` picks a repeated option more often, here and below.
+# Options are equally likely, here and below: one that is listed twice is chosen twice as often.
 _PREFIXES = ("", "", "", "there is ", "a picture of ", "draw ", "one ")
-_DETAILS = {"both": 0.68, "shape": 0.2, "colour": 0.12}  # shares of captions that name these
-_CLEAR = 2.0  # pixels: a thing this near to a boundary between two places has no clear place
+# Shares of captions that name each thing by its shape and colour, by its shape, or by its colour.
+_NAMED_BY = {"both": 0.68, "shape": 0.2, "colour": 0.12}
+_CLEARANCE = 2.0  # pixels: a thing this near to a boundary between two places has no clear place
 
 Name = tuple[str, str]
-"""Shape and colour; either may be "" for any."""
+"""Shape and colour of a thing; "" means any shape or any colour."""
 Option = TypeVar("Option")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene, its answer, and its topic, a key of ``MAKERS``."""
+    """A question about a scene, with its answer."""
 
     text: str
     answer: str
-    about: str
+    about: str  # a key of ``TOPICS``
 
 
 # Words and phrases
 
 
-def relation(a: Thing, b: Thing, clear: float = 8.0) -> str | None:
+def relation(a: Thing, b: Thing, least_distance: float = 8.0) -> str | None:
     """Return the relation of ``a`` to ``b``, one of ``RELATIONS``, or None if it is not obvious.
 
-    The axis on which the centres lie farther apart decides. The relation is not obvious if they are
-    close, or about as far apart on the other axis.
+    The axis with the longer distance between the centres decides. The relation is not obvious if
+    this distance is short, or if the distance on the other axis is about as long.
 
     Args:
         a: a thing.
-        b: another.
-        clear: least distance of the centres on the deciding axis, in pixels.
+        b: another thing.
+        least_distance: least distance of the centres on the deciding axis, in pixels.
     """
     dx = a.x - b.x
     dy = a.y - b.y
     longer = max(abs(dx), abs(dy))
     shorter = min(abs(dx), abs(dy))
-    if longer < clear or longer < 1.3 * shorter:
+    is_diagonal = longer < 1.3 * shorter
+    if longer < least_distance or is_diagonal:
         return None
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"
@@ -69,7 +71,8 @@ def relation(a: Thing, b: Thing, clear: float = 8.0) -> str | None:
 
 
 def place(thing: Thing) -> str:
-    """Return one of nine places: "at the top left", "at the left", "in the middle", ..."""
+    """Name the place of a thing, one of nine: "at the top left", "at the left", "in the middle"."""
+    # 0, 1 or 2; a centre on the right or bottom edge is in the last column or row too.
     column = min(int(3 * thing.x / SIDE), 2)
     row = min(int(3 * thing.y / SIDE), 2)
     vertical = ("top", "", "bottom")[row]
@@ -79,16 +82,17 @@ def place(thing: Thing) -> str:
 
 
 def is_place_clear(thing: Thing) -> bool:
-    """Return whether a thing's centre is more than ``_CLEAR`` pixels from all place boundaries."""
+    """Return whether a thing's centre is not too near to a boundary between two places."""
+    # The nine places are a grid of 3 x 3.
     for boundary in (SIDE / 3, SIDE * 2 / 3):
-        nearest = min(abs(thing.x - boundary), abs(thing.y - boundary))
-        if nearest <= _CLEAR:
+        distance = min(abs(thing.x - boundary), abs(thing.y - boundary))
+        if distance <= _CLEARANCE:
             return False
     return True
 
 
 def _are_places_clear(things: Iterable[Thing]) -> bool:
-    """Return whether each thing's place is clear."""
+    """Return whether each of these things has a clear place."""
     return all(map(is_place_clear, things))
 
 
@@ -119,14 +123,14 @@ def listed(phrases: Sequence[str]) -> str:
     return f"{beginning} and {last}"
 
 
-def _any(random: np.random.Generator, options: Sequence[Option]) -> Option:
-    """Pick one of the options with equal probability."""
+def _choose(random: np.random.Generator, options: Sequence[Option]) -> Option:
+    """Choose one of the options with equal probability."""
     index = int(random.integers(len(options)))
     return options[index]
 
 
-def _any_key(random: np.random.Generator, shares: Mapping[str, float]) -> str:
-    """Pick one key; a key's share is its probability."""
+def _choose_key(random: np.random.Generator, shares: Mapping[str, float]) -> str:
+    """Choose one key of ``shares``; a key's value is its probability."""
     keys = list(shares)
     probabilities = list(shares.values())
     return str(random.choice(keys, p=probabilities))
@@ -136,153 +140,162 @@ def _any_key(random: np.random.Generator, shares: Mapping[str, float]) -> str:
 
 
 def caption(scene: Scene, random: np.random.Generator) -> str:
-    """Word a prompt for a scene.
+    """Word a caption that names all things of a scene.
 
-    The caption names all things: mostly by shape and colour, else by one of the two. It sometimes
-    adds their places or their relative position. An empty scene has captions of its
-    own, such as "nothing".
+    In most captions, a thing is named by its shape and colour; in some, only by its shape or only
+    by its colour. Some captions of one or two things also say where the things are.
     """
     things = list(scene.things)
     if not things:
-        return _any(random, ("nothing", "an empty picture", "a plain picture"))
-    detail = _any_key(random, _DETAILS)  # how ``_noun`` names every thing of this caption
+        return _choose(random, ("nothing", "an empty picture", "a plain picture"))
+    named_by = _choose_key(random, _NAMED_BY)  # the same for every thing of a caption
     if len(things) == 1:
-        text = _name_one(things[0], detail, random)
+        text = _caption_for_one(things[0], named_by, random)
     elif len(things) == 2:
-        text = _name_two(things, detail, random)
+        text = _caption_for_two(things, named_by, random)
     else:
-        text = _count_alike(things, detail, random)
-    return _prefixed(text, random)
+        text = _caption_with_counts(things, named_by, random)
+    return _add_prefix(text, random)
 
 
-def _name_one(thing: Thing, detail: str, random: np.random.Generator) -> str:
-    """Name a thing, sometimes with its place."""
-    noun = _noun(thing, detail)
+def _caption_for_one(thing: Thing, named_by: str, random: np.random.Generator) -> str:
+    """Word a caption for one thing, sometimes with its place."""
+    noun = _noun(thing, named_by)
     text = with_article(noun)
     if random.random() < 0.2 and is_place_clear(thing):
         text += f" {place(thing)}"
     return text
 
 
-def _name_two(things: list[Thing], detail: str, random: np.random.Generator) -> str:
-    """Name two things, with their places, with their relative position, or with neither.
+def _caption_for_two(things: list[Thing], named_by: str, random: np.random.Generator) -> str:
+    """Word a caption for two things: with each one's place, with their relation, or with neither.
 
-    May reorder ``things`` in place.
+    This may change the order of the list ``things``.
     """
     if random.random() < 0.25 and _are_places_clear(things):
         random.shuffle(things)
         phrases = []
         for thing in things:
-            noun = _noun(thing, detail)
+            noun = _noun(thing, named_by)
             phrases.append(f"{with_article(noun)} {place(thing)}")
         return listed(phrases)
     first, second = things
     if random.random() < 0.55 and relation(first, second):
-        return _relate(things, detail, random)
-    return _count_alike(things, detail, random)
+        return _caption_with_relation(things, named_by, random)
+    return _caption_with_counts(things, named_by, random)
 
 
-def _relate(things: Sequence[Thing], detail: str, random: np.random.Generator) -> str:
-    """Name two things and the position of one relative to the other.
+def _caption_with_relation(
+    things: Sequence[Thing], named_by: str, random: np.random.Generator
+) -> str:
+    """Word a caption for two things that says where one is, relative to the other.
 
-    ``relation`` must not be None for the two. Swapping them only reverses it.
+    The two things must have an obvious ``relation``.
     """
     first, second = things
     if random.random() >= 0.5:
         first, second = second, first
-    how = relation(first, second)
-    assert how is not None
-    subject = _noun(first, detail)
-    landmark = _noun(second, detail)
-    words = _any(random, _WORDINGS[how])
-    return f"{with_article(subject)} {words} {with_article(landmark)}"
+    relation_name = relation(first, second)
+    assert relation_name is not None
+    subject = _noun(first, named_by)
+    landmark = _noun(second, named_by)
+    wording = _choose(random, _WORDINGS[relation_name])
+    return f"{with_article(subject)} {wording} {with_article(landmark)}"
 
 
-def _count_alike(things: Sequence[Thing], detail: str, random: np.random.Generator) -> str:
-    """List things in random order, equal nouns as one: "two red circles and a blue star"."""
-    counts = Counter(_noun(thing, detail) for thing in things)
+def _caption_with_counts(
+    things: Sequence[Thing], named_by: str, random: np.random.Generator
+) -> str:
+    """List things in random order, with a number for equal ones: "two red circles and a star"."""
+    counts = Counter(_noun(thing, named_by) for thing in things)
     nouns = list(counts)
     random.shuffle(nouns)
     phrases = [counted(counts[noun], noun) for noun in nouns]
     return listed(phrases)
 
 
-def _noun(thing: Thing, detail: str) -> str:
-    """Name a thing without article: "red circle", "circle" or "red shape".
+def _noun(thing: Thing, named_by: str) -> str:
+    """Name a thing without an article.
 
-    ``detail`` is a key of ``_DETAILS``.
+    Args:
+        thing: the thing.
+        named_by: "both" for "red circle", "shape" for "circle", "colour" for "red shape".
     """
     nouns = {
         "both": f"{thing.colour} {thing.shape}",
         "shape": thing.shape,
         "colour": f"{thing.colour} shape",
     }
-    return nouns[detail]
+    return nouns[named_by]
 
 
-def _prefixed(text: str, random: np.random.Generator) -> str:
-    """Put a random opening before a caption; "there is" becomes "there are" before a plural."""
-    prefix = _any(random, _PREFIXES)
-    if prefix == "one ":  # replaces "a" or "an"; any other caption stays as it is
-        article, noun = text.split(" ", 1)
-        return f"one {noun}" if article in ("a", "an") else text
-    plural = text.startswith(NUMBERS[2:])
-    if plural and prefix == "there is ":
+def _add_prefix(text: str, random: np.random.Generator) -> str:
+    """Put a random prefix, which may be empty, before a caption."""
+    prefix = _choose(random, _PREFIXES)
+    if prefix == "one ":  # it replaces "a" or "an", but not a number such as "two"
+        first_word, remaining = text.split(" ", 1)
+        return f"one {remaining}" if first_word in ("a", "an") else text
+    is_plural = text.startswith(NUMBERS[2:])  # "two" and more
+    if is_plural and prefix == "there is ":
         prefix = "there are "
     return f"{prefix}{text}"
 
 
 def describe(scene: Scene) -> str:
-    """Describe a scene: list the things in reading order with their places."""
+    """List the things of a scene in reading order, each with its place."""
     if not scene.things:
         return "nothing"
     phrases = [f"{phrase(thing)} {place(thing)}" for thing in scene.things]
     return listed(phrases)
 
 
-# Questions: a maker returns a question about a scene, or None if the scene allows none of its kind.
+# Questions: each function ``ask_...`` returns a question about a scene, or None if it finds none.
 
-_Maker = Callable[[Scene, np.random.Generator], Question | None]
+_AskFunction = Callable[[Scene, np.random.Generator], Question | None]
 
 
 def ask_existence(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask whether a shape, a colour or both exist; "yes" and "no" are equally likely.
+    """Ask whether a scene has a shape, a colour, or a shape in a colour.
 
-    Most absent pairs differ from a present one only in shape or only in colour. An absent
-    pair in ``HELD_OUT`` is never asked for: training would teach that it does not exist.
+    "yes" and "no" are equally likely. For "no", most pairs of shape and colour differ from a
+    present pair only in shape or only in colour. An absent pair in ``HELD_OUT`` is never used,
+    because training would teach that it does not exist.
     """
-    asked = _any(random, ("both", "both", "both", "shape", "colour"))
+    asked_for = _choose(random, ("both", "both", "both", "shape", "colour"))
     yes = bool(random.random() < 0.5)
     present = {thing.name for thing in scene.things}
-    if asked == "shape":
-        candidates = _shapes_to_ask(present, yes=yes)
-    elif asked == "colour":
-        candidates = _colours_to_ask(present, yes=yes)
+    if asked_for == "shape":
+        candidates = _shapes_to_ask_for(present, yes=yes)
+    elif asked_for == "colour":
+        candidates = _colours_to_ask_for(present, yes=yes)
     elif yes:
         candidates = sorted(present)
     else:
-        candidates = _absent_pairs_to_ask(present, random)
+        candidates = _absent_names_to_ask_for(present, random)
     if not candidates:
         return None
-    shape, colour = _any(random, candidates)
-    opening = _any(random, ("Is there", "Is there", "Do you see"))
+    shape, colour = _choose(random, candidates)
+    opening = _choose(random, ("Is there", "Is there", "Do you see"))
     return existence_question(shape, colour, yes=yes, opening=opening)
 
 
-def _shapes_to_ask(present: Collection[Name], *, yes: bool) -> list[Name]:
-    """List the shapes that are present if ``yes``, else those that are absent; in any colour."""
-    shown = {shape for shape, _ in present}
-    return [(shape, "") for shape in SHAPES if (shape in shown) == yes]
+def _shapes_to_ask_for(present: Collection[Name], *, yes: bool) -> list[Name]:
+    """List the present shapes if ``yes``, else the absent shapes, as names of any colour ("")."""
+    present_shapes = {shape for shape, _ in present}
+    return [(shape, "") for shape in SHAPES if (shape in present_shapes) == yes]
 
 
-def _colours_to_ask(present: Collection[Name], *, yes: bool) -> list[Name]:
-    """List the colours that are present if ``yes``, else those that are absent; in any shape."""
-    shown = {colour for _, colour in present}
-    return [("", colour) for colour in COLOURS if (colour in shown) == yes]
+def _colours_to_ask_for(present: Collection[Name], *, yes: bool) -> list[Name]:
+    """List the present colours if ``yes``, else the absent colours, as names of any shape ("")."""
+    present_colours = {colour for _, colour in present}
+    return [("", colour) for colour in COLOURS if (colour in present_colours) == yes]
 
 
-def _absent_pairs_to_ask(present: Collection[Name], random: np.random.Generator) -> list[Name]:
-    """List absent pairs that are not held out; often only their ``near_misses``, if any."""
+def _absent_names_to_ask_for(present: Collection[Name], random: np.random.Generator) -> list[Name]:
+    """List the pairs of shape and colour to ask for if the answer is "no".
+
+    These are the absent pairs that are not held out of training, or often only the near misses.
+    """
     absent = [name for name in absent_names(present) if name not in HELD_OUT]
     near = near_misses(absent, present)
     if near and random.random() < 0.6:
@@ -297,9 +310,9 @@ def absent_names(present: Collection[Name]) -> list[Name]:
 
 
 def near_misses(names: Iterable[Name], present: Collection[Name]) -> list[Name]:
-    """Select the names that share exactly one of shape and colour with a present name."""
+    """Select the names (shape, colour) that differ from a present one in exactly one of both."""
 
-    def is_near(name: Name) -> bool:
+    def is_near_miss(name: Name) -> bool:
         shape, colour = name
         for present_shape, present_colour in present:
             same_shape = shape == present_shape
@@ -308,7 +321,7 @@ def near_misses(names: Iterable[Name], present: Collection[Name]) -> list[Name]:
                 return True
         return False
 
-    return [name for name in names if is_near(name)]
+    return [name for name in names if is_near_miss(name)]
 
 
 def existence_question(
@@ -323,8 +336,8 @@ def existence_question(
     Args:
         shape: "" for any shape.
         colour: "" for any colour.
-        yes: whether the answer is "yes".
-        opening: the first words.
+        yes: True if the answer is "yes", False if it is "no".
+        opening: the first words of the question.
     """
     noun = f"{colour} {shape or 'shape'}".strip()
     text = f"{opening} {with_article(noun)}?"
@@ -333,54 +346,57 @@ def existence_question(
 
 
 def ask_colour(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for the colour of the only thing of some shape."""
+    """Ask for the colour of a thing whose shape occurs once in the scene."""
     counts = Counter(thing.shape for thing in scene.things)
-    once = [thing for thing in scene.things if counts[thing.shape] == 1]
-    if not once:
+    unique = [thing for thing in scene.things if counts[thing.shape] == 1]
+    if not unique:
         return None
-    thing = _any(random, once)
-    word = _any(random, ("color", "colour"))
-    usual = f"What {word} is the {thing.shape}?"
-    other = f"Which {word} does the {thing.shape} have?"
-    text = _any(random, (usual, usual, other))
+    thing = _choose(random, unique)
+    spelling = _choose(random, ("color", "colour"))
+    usual = f"What {spelling} is the {thing.shape}?"
+    other = f"Which {spelling} does the {thing.shape} have?"
+    text = _choose(random, (usual, usual, other))
     return Question(text, thing.colour, "colour")
 
 
 def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for the shape of the only thing of some colour."""
+    """Ask for the shape of a thing whose colour occurs once in the scene."""
     counts = Counter(thing.colour for thing in scene.things)
-    once = [thing for thing in scene.things if counts[thing.colour] == 1]
-    if not once:
+    unique = [thing for thing in scene.things if counts[thing.colour] == 1]
+    if not unique:
         return None
-    thing = _any(random, once)
-    forms = (
+    thing = _choose(random, unique)
+    wordings = (
         f"What shape is {thing.colour}?",
         f"Which shape is {thing.colour}?",
         f"What is the {thing.colour} shape?",
     )
-    text = _any(random, forms)
+    text = _choose(random, wordings)
     return Question(text, thing.shape, "shape")
 
 
 def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for the number of all things, or of one shape or colour, mostly a present one."""
-    counted_by = _any(random, ("all", "shape", "shape", "colour"))
+    """Ask for the number of all things, of the things of a shape, or of the things of a colour.
+
+    In few questions, this shape or colour is absent.
+    """
+    counted_by = _choose(random, ("all", "shape", "shape", "colour"))
     if counted_by == "all":
         return _ask_how_many(scene)
     options: Sequence[str]
     if counted_by == "shape":
-        ending = "s"
+        ending = "s"  # "How many stars are there?"
         options = SHAPES
         present = [thing.shape for thing in scene.things]
     else:
-        ending = " shapes"
+        ending = " shapes"  # "How many red shapes are there?"
         options = tuple(COLOURS)
         present = [thing.colour for thing in scene.things]
     if present and random.random() < 0.8:
         options = present  # with repeats, so a frequent one is asked for more often
-    choice = _any(random, options)
-    number = present.count(choice)
-    text = f"How many {choice}{ending} are there?"
+    asked_for = _choose(random, options)
+    number = present.count(asked_for)
+    text = f"How many {asked_for}{ending} are there?"
     return Question(text, NUMBERS[number], "number")
 
 
@@ -391,11 +407,11 @@ def _ask_how_many(scene: Scene) -> Question:
 
 
 def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for the place of a thing that occurs once and has a clear place."""
-    clear = [thing for thing in _unique_things(scene) if is_place_clear(thing)]
-    if not clear:
+    """Ask where a thing is. Its name must be unique in the scene, and its place must be clear."""
+    candidates = [thing for thing in _unique_things(scene) if is_place_clear(thing)]
+    if not candidates:
         return None
-    thing = _any(random, clear)
+    thing = _choose(random, candidates)
     text = f"Where is the {thing.colour} {thing.shape}?"
     return Question(text, place(thing), "position")
 
@@ -403,70 +419,70 @@ def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
 def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
     """Ask whether a thing is left of, right of, above or below another.
 
-    "yes" and "no" are equally likely; for "no", the question names the opposite of
-    the true relation.
+    "yes" and "no" are equally likely. Where "no" is right, the question names the opposite of the
+    true relation.
     """
-    related = []
+    candidates = []
     unique = _unique_things(scene)
     for a, b in permutations(unique, 2):
-        how = relation(a, b)
-        if how:
-            related.append((a, b, how))
-    if not related:
+        true_relation = relation(a, b)
+        if true_relation:
+            candidates.append((a, b, true_relation))
+    if not candidates:
         return None
-    a, b, how = _any(random, related)
+    a, b, asked_relation = _choose(random, candidates)
     answer = "yes"
     if random.random() >= 0.5:
         answer = "no"
-        how = _opposite(how)
-    wording = _any(random, _WORDINGS[how])
+        asked_relation = _opposite(asked_relation)
+    wording = _choose(random, _WORDINGS[asked_relation])
     text = f"Is the {a.colour} {a.shape} {wording} the {b.colour} {b.shape}?"
     return Question(text, answer, "position")
 
 
-def _opposite(how: str) -> str:
-    """Return the opposite of a relation: its partner in ``RELATIONS``, which lists pairs."""
-    index = RELATIONS.index(how)
-    return RELATIONS[index ^ 1]  # 0 and 1 change places, and so do 2 and 3
+def _opposite(relation_name: str) -> str:
+    """Return the opposite of a relation; ``RELATIONS`` lists opposites next to each other."""
+    index = RELATIONS.index(relation_name)
+    return RELATIONS[index ^ 1]  # 0 becomes 1, 1 becomes 0, 2 becomes 3, and 3 becomes 2
 
 
 def _unique_things(scene: Scene) -> list[Thing]:
-    """List the things whose shape and colour together occur once."""
+    """List the things whose combination of shape and colour occurs once in the scene."""
     counts = Counter(thing.name for thing in scene.things)
     return [thing for thing in scene.things if counts[thing.name] == 1]
 
 
 def ask_content(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for the thing at a place that holds no other, or for its colour or shape.
+    """Ask which thing is at a place, or which colour or shape it has.
 
-    All things of the scene must have clear places.
+    The place must hold only one thing, and all things of the scene must have clear places.
     """
     counts = Counter(map(place, scene.things))
-    alone = [thing for thing in scene.things if counts[place(thing)] == 1]
-    if not alone or not _are_places_clear(scene.things):
+    candidates = [thing for thing in scene.things if counts[place(thing)] == 1]
+    if not candidates or not _are_places_clear(scene.things):
         return None
-    thing = _any(random, alone)
+    thing = _choose(random, candidates)
     where = place(thing)
-    word = _any(random, ("color", "colour"))
-    answers = {
-        f"What {word} is the shape {where}?": thing.colour,
+    spelling = _choose(random, ("color", "colour"))
+    answer_by_text = {
+        f"What {spelling} is the shape {where}?": thing.colour,
         f"What shape is {where}?": thing.shape,
         f"What is {where}?": phrase(thing),
     }
-    text = _any(random, tuple(answers))
-    return Question(text, answers[text], "content")
+    text = _choose(random, tuple(answer_by_text))
+    return Question(text, answer_by_text[text], "content")
 
 
 def ask_description(scene: Scene, random: np.random.Generator) -> Question | None:
-    """Ask for all things in reading order, if each has a clear place."""
+    """Ask for a description of the scene. All its things must have clear places."""
     if not _are_places_clear(scene.things):
         return None
-    forms = ("Describe the picture.", "What is in the picture?", "What do you see?")
-    text = _any(random, forms)
+    wordings = ("Describe the picture.", "What is in the picture?", "What do you see?")
+    text = _choose(random, wordings)
     return Question(text, describe(scene), "description")
 
 
-MAKERS: dict[str, tuple[_Maker, ...]] = {
+TOPICS: dict[str, tuple[_AskFunction, ...]] = {
     "existence": (ask_existence,),
     "colour": (ask_colour,),
     "shape": (ask_shape,),
@@ -484,7 +500,7 @@ LOOKUPS = {
     "content": 0.15,
     "description": 0.14,
 }
-"""Shares of questions to begin training with: most are answered by finding one thing."""
+"""Shares of topics to begin training with: to answer, most questions need only one thing."""
 SHARES = {
     "existence": 0.27,
     "colour": 0.16,
@@ -494,7 +510,7 @@ SHARES = {
     "content": 0.06,
     "description": 0.03,
 }
-"""Shares of questions. Descriptions are few, because long answers would dominate the loss."""
+"""Shares of topics. Descriptions are few, because long answers would dominate the loss."""
 
 PLACES = {
     "existence": 0.14,
@@ -505,7 +521,7 @@ PLACES = {
     "content": 0.02,
     "description": 0.02,
 }
-"""Shares of questions to end training with: those that take longest to learn."""
+"""Shares of topics to end training with: most questions are of those that take longest to learn."""
 
 
 def question(
@@ -517,24 +533,25 @@ def question(
 ) -> Question:
     """Ask a question about a scene.
 
-    A function in ``MAKERS`` may find nothing to ask, so up to 20 attempts are made. Without
-    ``about``, the last resort is to ask how many shapes there are.
+    The functions in ``TOPICS`` may find no question, so this makes up to 20 attempts. If all fail
+    and ``about`` is None, the question is how many shapes there are.
 
     Args:
         scene: the scene.
         random: source of all randomness.
-        about: the topic, a key of ``MAKERS``; None for a random one.
+        about: the topic, a key of ``TOPICS``; None for a random one.
         shares: probability of each topic if ``about`` is None; they sum to 1.
 
     Raises:
-        ValueError: the scene allows no question about the topic (an empty scene has no colours).
+        ValueError: the scene allows no question about the topic. For example, an empty scene has
+            no colours.
     """
     for _ in range(20):
-        topic = about or _any_key(random, shares)
-        make = _any(random, MAKERS[topic])
-        made = make(scene, random)
-        if made is not None:
-            return made
+        topic = about or _choose_key(random, shares)
+        ask = _choose(random, TOPICS[topic])
+        asked = ask(scene, random)
+        if asked is not None:
+            return asked
     if about:
         raise ValueError(f"the scene allows no question about {about}")
     return _ask_how_many(scene)

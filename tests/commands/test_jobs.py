@@ -54,7 +54,7 @@ def job_of(jobs: list[Any], *words: object, stdin: bytes = b"") -> tuple[str, An
 
 def test_arguments_are_taken_by_name_and_left_to_the_library_if_not_given() -> None:
     values = {"bits": 4, "model": None, "prompt": "x", "low_memory": True}
-    load = LoadArguments.of(values)
+    load = LoadArguments.from_options(values)
     assert load == LoadArguments(bits=4, low_memory=True)
     assert load.keywords() == {"bits": 4, "low_memory": True}
     assert TextArguments(temperature=0.0, system="").keywords() == {

@@ -23,7 +23,13 @@ from mlx_janus.errors import HubError, OutputError
 from mlx_janus.weights import cache
 from mlx_janus.weights.cache import ModelEntry, find_models, freed_bytes, list_models, remove_model
 from mlx_janus.weights.convert import Source
-from mlx_janus.weights.sources import SHORT_NAMES, TINY, find_converted, find_source, resolve
+from mlx_janus.weights.sources import (
+    SHORT_NAMES,
+    TINY,
+    find_converted,
+    find_source,
+    resolve_short_name,
+)
 from mlx_janus.weights.upload import model_card, upload_converted
 from tests.support.fake_hub import TOKEN, FakeHub, Repo
 from tests.support.golden import FIXTURES
@@ -67,12 +73,12 @@ def test_short_names_stand_for_the_published_models_and_a_folder_here_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert resolve("Janus-Pro-7B") == "deepseek-ai/Janus-Pro-7B"
-    assert (resolve("janus-1.3b"), resolve("janus-pro-1b")) == (
+    assert resolve_short_name("Janus-Pro-7B") == "deepseek-ai/Janus-Pro-7B"
+    assert (resolve_short_name("janus-1.3b"), resolve_short_name("janus-pro-1b")) == (
         SHORT_NAMES["janus-1.3b"],
         SHORT_NAMES["janus-pro-1b"],
     )
-    assert resolve("someone/janus-pro-1b") == "someone/janus-pro-1b"
+    assert resolve_short_name("someone/janus-pro-1b") == "someone/janus-pro-1b"
     (tmp_path / "tiny").write_text("a file does not win")
     assert find_converted("tiny") == TINY
     assert mlx_janus.load("tiny").name == "janus-tiny"

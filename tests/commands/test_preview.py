@@ -58,7 +58,7 @@ def test_a_picture_that_is_cut_by_ctrl_c_leaves_no_open_sequence(
     monkeypatch.setattr(sys, "stdout", Cut())
     preview = TerminalPreview()
     with pytest.raises(KeyboardInterrupt):
-        preview.look(ImageStep(1, 8, (), lambda: [Image.new("RGB", (64, 64), "red")]))
+        preview.show_step(ImageStep(1, 8, (), lambda: [Image.new("RGB", (64, 64), "red")]))
     assert sys.stdout.getvalue().endswith("#1;2;9\x1b\\\x1b[0m")  # type: ignore[attr-defined]
 
 
@@ -79,7 +79,7 @@ def test_looking_takes_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch, co
         now += 0.5
         step = ImageStep(index, 576, (), look)
         if preview.is_due(step):
-            preview.look(step)
+            preview.show_step(step)
             looks.append(index)
     assert looks[0] == 72  # not before an eighth is there
     assert len(looks) > 1

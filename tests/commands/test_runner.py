@@ -11,7 +11,7 @@ from typing import Any
 import click
 import pytest
 
-from mlx_janus.commands.options import goes_with, quiet_option, refuse_if
+from mlx_janus.commands.options import flag_needs, quiet_option, refuse_if
 from mlx_janus.commands.runner import (
     Command,
     Group,
@@ -92,7 +92,7 @@ def test_what_a_person_can_act_on_is_explained(error: BaseException, line: str |
 
 def test_rules_are_checked_in_order_before_the_command_runs() -> None:
     rules = (
-        goes_with("--low-memory", "--model", "name one"),
+        flag_needs("--low-memory", "--model", "name one"),
         refuse_if(lambda values: values["model"] == "x", "x is no model."),
         refuse_if(lambda values: values["model"] in ("x", "y"), "neither is y."),
     )

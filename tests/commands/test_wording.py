@@ -14,7 +14,7 @@ import pytest
 
 import mlx_janus
 from mlx_janus.__main__ import main as group
-from mlx_janus.commands.wording import _FLAGS, logging_in_flags, to_flags
+from mlx_janus.commands.wording import _FLAGS, flags_in_log_messages, to_flags
 from mlx_janus.config import JanusConfig
 from mlx_janus.errors import JanusError
 from mlx_janus.server.settings import Settings
@@ -79,7 +79,7 @@ def _memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert_checkpoint(Source(SOURCE, "x"), tmp_path / "model")
-    monkeypatch.setitem(quantize._FORMS, "affine", ((8,), (1 << 20,)))
+    monkeypatch.setitem(quantize._BITS_AND_GROUP_SIZES, "affine", ((8,), (1 << 20,)))
     quantize.plan_quantization(JanusConfig.load(tmp_path / "model" / "config.json"), 8)
 
 
@@ -140,7 +140,7 @@ def test_the_library_speaks_python_and_the_commands_flags(
 
 def test_the_log_speaks_flags_while_a_command_runs(caplog: pytest.LogCaptureFixture) -> None:
     log = logging.getLogger("mlx_janus")
-    with logging_in_flags():
+    with flags_in_log_messages():
         log.warning("%s is small: take bits=%d", "it", 8)
     log.warning("take bits=8")
     assert caplog.messages == ["it is small: take --bits 8", "take bits=8"]

@@ -55,7 +55,7 @@ def test_closing_ends_what_waits_and_finishes_what_runs(
         assert isinstance((await events(answering))[-1], Answered)
         await closing
 
-    served(work, answers=1)
+    served(work, max_answers=1)
 
 
 def test_closing_at_once_ends_what_runs(pictures: list[Image.Image]) -> None:
@@ -94,7 +94,7 @@ def test_one_that_fails_takes_no_other_with_it(
         assert isinstance(answered[-1], Answered)
         monkeypatch.setattr(
             DrawingBatch,
-            "_following",
+            "_choose_next_tokens",
             lambda self: mx.zeros((2,))[5:, None, None] @ mx.zeros((3, 3)),
         )
         with pytest.raises(ValueError, match="matmul"):
@@ -218,7 +218,7 @@ def test_a_batch_that_fails_to_drop_an_image_ends_each_request_once(janus: Janus
             task = image_queue.ImageTask(
                 Ticket(lambda: None, lambda seconds: None), draw("a star", seed), []
             )
-            task.running = dict.fromkeys(image_jobs(janus, "a star", 1, seed, {}), 0)
+            task.running_jobs = dict.fromkeys(image_jobs(janus, "a star", 1, seed, {}), 0)
             scheduler.running.append(task)
         cancelled, also_cancelled, other = list(scheduler.running)
         scheduler.drop([cancelled, also_cancelled])

@@ -172,7 +172,7 @@ def test_whole_pictures_come_before_those_that_are_only_shown(
 
 
 def test_requests_with_pictures_that_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_queue, "MOST", 2)
+    monkeypatch.setattr(image_queue, "MAX_RUNNING_IMAGES", 2)
     order: list[str] = []
 
     async def follow(ticket: Ticket, name: str) -> None:
@@ -192,7 +192,7 @@ def test_requests_with_pictures_that_wait_take_turns(monkeypatch: pytest.MonkeyP
 def test_a_request_of_many_is_not_passed_by_those_that_come_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(image_queue, "MOST", 2)
+    monkeypatch.setattr(image_queue, "MAX_RUNNING_IMAGES", 2)
 
     async def work(engine: Engine) -> int:
         stop, others = asyncio.Event(), 0
@@ -215,7 +215,7 @@ def test_a_request_of_many_is_not_passed_by_those_that_come_after_it(
 
 
 def test_requests_of_many_pictures_wait_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_queue, "MOST", 2)
+    monkeypatch.setattr(image_queue, "MAX_RUNNING_IMAGES", 2)
 
     async def work(engine: Engine) -> None:
         tasks: list[asyncio.Task[list[Event]]] = []
@@ -231,7 +231,7 @@ def test_requests_of_many_pictures_wait_like_others(monkeypatch: pytest.MonkeyPa
         for task in tasks:
             task.cancel()
 
-    served(work, waiting=2)
+    served(work, max_waiting=2)
 
 
 def test_pictures_wait_for_memory(janus: JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +429,7 @@ def test_a_full_queue_refuses_until_somebody_leaves(pictures: list[Image.Image])
             assert isinstance((await events(ticket))[-1], Answered)
         assert await events(waiting[0]) == []
 
-    served(work, waiting=2, answers=1)
+    served(work, max_waiting=2, max_answers=1)
 
 
 def test_earlier_turns_and_pictures_are_not_read_again(
@@ -465,8 +465,8 @@ def test_earlier_turns_and_pictures_are_not_read_again(
 def test_what_is_kept_of_earlier_questions_is_bounded(
     pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_queue, "_PREFIXES", 2)
-    monkeypatch.setattr(text_queue, "_FEATURES", 2)
+    monkeypatch.setattr(text_queue, "_MAX_PREFIX_CACHES", 2)
+    monkeypatch.setattr(text_queue, "_MAX_IMAGE_FEATURES", 2)
     seen: list[int] = []
     understand = JanusModel.understand
     monkeypatch.setattr(

@@ -120,7 +120,7 @@ def test_a_folder_that_was_replaced_is_refused(tmp_path: Path) -> None:
 def test_what_does_not_fit_names_what_would(
     free: float, bits: int | None, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_module.with_bits(published_config("1b"), bits, Path())
+    config = load_module.with_quantization(published_config("1b"), bits, Path())
     monkeypatch.setattr(footprint, "available_memory", lambda: free * 1e9)
     with pytest.raises(OutOfMemoryError, match=advice):
         check_memory(config, "bfloat16", "model")

@@ -28,7 +28,7 @@ from mlx_janus.engine.messages import DrawingRequest, Drawn, Partial
 from mlx_janus.errors import ConfigError, OptionError
 from mlx_janus.inference import pathways
 from mlx_janus.inference.loaded import LoadedModel
-from mlx_janus.inference.pathway import Canvas, ImageJob, describe
+from mlx_janus.inference.pathway import Canvas, ImageJob, image_metadata
 from mlx_janus.inference.results import GeneratedImage
 from mlx_janus.limits import check_int
 from mlx_janus.models import janus as models
@@ -58,10 +58,10 @@ class ColourConfig(GenerationConfig):
 
 PARTS = GenerationParts(
     build=lambda config: {"colour_mover": nn.Linear(config.generation.width + 3, 3)},  # type: ignore[attr-defined]
-    step=("colour_mover",),
-    pixels=lambda _: (),
+    step_parts=("colour_mover",),
+    pixel_paths=lambda _: (),
     keeps_type=(),
-    careful=("colour_mover",),
+    sensitive=("colour_mover",),
     image_bytes=lambda config, prompt_tokens, rows, itemsize: 1000 * prompt_tokens,
     pixel_bytes=lambda config: 3 * config.image_size**2,
 )
@@ -97,7 +97,7 @@ class ColourCanvas:
 
     def finish(self) -> GeneratedImage:
         job = self.job
-        facts = describe(self.janus, job)
+        facts = image_metadata(self.janus, job)
         return GeneratedImage(
             self.preview(), None, job.seed, job.prompt, facts, self.step, self.step
         )

@@ -559,13 +559,13 @@ def test_compiled_choice_draws_the_same(
 ) -> None:
     """A GPU gets guidance, noise and choice compiled; a CPU compiles the same operations here."""
     plain = pro.generate_images("a cat", seed=3, cfg_weight=weight, top_p=0.9, window=1)[0]
-    picker, asked = draw_module._picker, []
+    picker, asked = draw_module._make_sampler, []
 
     def compiled(options: DrawOptions, *, compiled: bool) -> Any:
         asked.append(compiled)
         return picker(options, compiled=True)
 
-    monkeypatch.setattr(draw_module, "_picker", compiled)
+    monkeypatch.setattr(draw_module, "_make_sampler", compiled)
     again = pro.generate_images("a cat", seed=3, cfg_weight=weight, top_p=0.9, window=1)[0]
     assert asked == [False]  # on a CPU
     np.testing.assert_array_equal(again.tokens, plain.tokens)

@@ -29,7 +29,7 @@ from mlx_janus.config import ImageConfig
 from mlx_janus.errors import ImageError, OptionError, OutputError
 from mlx_janus.processing import images
 from mlx_janus.processing.images import open_image, preprocess, resize_and_pad, to_image
-from mlx_janus.processing.png import free_paths, save_png
+from mlx_janus.processing.png import numbered_paths, save_png
 from tests.support.golden import FIXTURES
 from tests.support.programs import ROOT
 
@@ -675,7 +675,7 @@ def test_suffixes(tmp_path, monkeypatch):
         with pytest.raises(OutputError, match=r"only \.png is written"):
             save_png(gradient(), tmp_path / name, {})
         with pytest.raises(OutputError, match=r"only \.png is written"):
-            free_paths(name, 2)
+            numbered_paths(name, 2)
     for folder in (tmp_path, "", "."):
         with pytest.raises(OutputError, match="is a folder"):
             save_png(gradient(), folder, {})
@@ -837,13 +837,13 @@ def test_an_image_that_png_cannot_hold(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_free_paths(tmp_path):
-    assert free_paths("a/out.png", 1) == [Path("a/out.png")]
-    assert free_paths("a/out.png", 3) == [
+def test_numbered_paths(tmp_path):
+    assert numbered_paths("a/out.png", 1) == [Path("a/out.png")]
+    assert numbered_paths("a/out.png", 3) == [
         Path("a/out-1.png"),
         Path("a/out-2.png"),
         Path("a/out-3.png"),
     ]
-    assert free_paths(Path("out"), 2) == [Path("out-1.png"), Path("out-2.png")]
+    assert numbered_paths(Path("out"), 2) == [Path("out-1.png"), Path("out-2.png")]
     with pytest.raises(OutputError, match="is a folder"):
-        free_paths(tmp_path, 2)
+        numbered_paths(tmp_path, 2)

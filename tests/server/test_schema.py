@@ -125,8 +125,8 @@ def test_what_is_not_known_is_not_kept() -> None:
 )
 def test_what_others_beside_openai_have(field: str, neutral: Any, other: Any) -> None:
     said = {"messages": [{"role": "user", "content": "x"}]}
-    assert ChatRequest.model_validate(said | {field: neutral}).refused() is None
-    assert ChatRequest.model_validate(said | {field: other}).refused() == field
+    assert ChatRequest.model_validate(said | {field: neutral}).unsupported_field() is None
+    assert ChatRequest.model_validate(said | {field: other}).unsupported_field() == field
 
 
 def test_a_seed_of_minus_one_is_a_random_one() -> None:

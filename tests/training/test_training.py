@@ -308,7 +308,7 @@ def test_matrices_with_small_gradients_do_not_shrink() -> None:
     mx.random.seed(0)
     model = nn.Linear(16, 16)
     before = mx.linalg.norm(model.weight).item()
-    learner = Learner(model, rate=1e-3, steps=200, warmup=5, muon_rate=0.01, decay=0.02)
+    learner = Learner(model, rate=1e-3, steps=200, warmup=5, muon_rate=0.01, weight_decay=0.02)
     for step in range(200):
         gradient = 1e-6 * mx.random.normal((16, 16), key=mx.random.key(step))
         learner.update({"weight": gradient, "bias": mx.zeros((16,))})
@@ -318,7 +318,7 @@ def test_matrices_with_small_gradients_do_not_shrink() -> None:
 @pytest.mark.parametrize("band", [48_000_000, 100_000])
 def test_matrix_products_are_convolutions(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions as matrix products, in bands or not, give MLX's own outputs and gradients."""
-    monkeypatch.setattr(convolution, "_BAND", band)
+    monkeypatch.setattr(convolution, "_BAND_BYTES", band)
     mx.random.seed(0)
     model = VQModel(CODEC)
     pixels = mx.random.uniform(-1, 1, (2, 64, 64, 3))

@@ -23,11 +23,11 @@ from mlx_janus.weights import convert as convert_module
 from mlx_janus.weights import footprint
 from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
 from mlx_janus.weights.footprint import required_memory
-from mlx_janus.weights.load import load_model, with_bits
+from mlx_janus.weights.load import load_model, with_quantization
 from mlx_janus.weights.quantize import (
     Precision,
     Rule,
-    bits_a_weight,
+    bits_per_weight,
     plan_by_rule,
     plan_quantization,
     quantize_model,
@@ -123,9 +123,9 @@ def test_bits_store_what_they_stored_before_there_were_recipes(tmp_path: Path) -
 
 
 def test_bits_of_a_weight_count_scales() -> None:
-    assert bits_a_weight(LayerBits("x", 4, 64)) == 4.5
-    assert bits_a_weight(LayerBits("x", 4, 64), 32) == 5.0
-    assert bits_a_weight(LayerBits("x", 4, 16, "nvfp4")) == 4.5
+    assert bits_per_weight(LayerBits("x", 4, 64)) == 4.5
+    assert bits_per_weight(LayerBits("x", 4, 64), 32) == 5.0
+    assert bits_per_weight(LayerBits("x", 4, 16, "nvfp4")) == 4.5
 
 
 # Folders
@@ -236,7 +236,7 @@ def test_where_memory_is_short_the_recipe_that_fits_is_named(
 ) -> None:
     config = JanusConfig.load(converted[PRO.name] / "config.json")
     sizes = [
-        max(required_memory(with_bits(config, bits, PRO, recipe), "float32").values())
+        max(required_memory(with_quantization(config, bits, PRO, recipe), "float32").values())
         for bits, recipe in ((4, None), (None, "light"))
     ]
     assert sizes[1] < sizes[0]

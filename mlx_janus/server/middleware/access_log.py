@@ -11,7 +11,7 @@ from ..metrics import Metrics
 from .base import HTTPMiddleware
 
 _LOG = logging.getLogger("mlx_janus.server.requests")
-# Any other method is logged as "other", since a client may invent names.
+# Any other method is counted as "other", since a client may invent names.
 _METHODS = ("GET", "POST", "OPTIONS", "HEAD")
 
 
@@ -20,7 +20,7 @@ class AccessLogMiddleware(HTTPMiddleware):
 
     Args:
         app: the application inside.
-        metrics: counters of the requests.
+        metrics: counts the requests.
         log_requests: whether each request is logged.
     """
 
@@ -30,7 +30,7 @@ class AccessLogMiddleware(HTTPMiddleware):
         self._log_requests = log_requests
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, then count and log it, even if it failed."""
+        """Serve a request, then count it and log it, even if it fails."""
         started = time.perf_counter()
         status = 0  # stays 0 if no reply begins
         bytes_in = 0

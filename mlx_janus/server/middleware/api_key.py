@@ -33,7 +33,7 @@ class APIKeyMiddleware(CheckMiddleware):
         if scope["path"] in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD"):
             return
         values = [value for name, value in scope["headers"] if name == b"authorization"]
-        # Several headers are refused like a missing one: it would be unclear which header counts.
+        # Several headers are refused like a missing one, since it is unclear which one counts.
         authorization = values[0] if len(values) == 1 else b""
         scheme, _, key = authorization.partition(b" ")
         if not (hmac.compare_digest(key.strip(), self._key) and scheme.lower() == b"bearer"):

@@ -37,7 +37,7 @@ class CheckMiddleware(HTTPMiddleware):
 
     @abstractmethod
     def check(self, scope: Scope) -> None:
-        """Refuse a request that must not pass.
+        """Check a request's headers; return if the request may pass.
 
         Raises:
             APIError: the request is refused.

@@ -16,9 +16,10 @@ _RETRY_AFTER = 5  # seconds, in the Retry-After header
 
 
 class BodyLimitMiddleware(HTTPMiddleware):
-    """Limits for POST requests, whose bodies are read completely before anything else happens.
+    """Limits for POST requests, whose complete bodies are read before the application is called.
 
-    The limits are: bytes of one body, bytes of all bodies together, requests at once, and seconds.
+    The limits are the bytes of one body, the bytes of all bodies together, the number of requests
+    at once, and the seconds for a body to arrive.
 
     Args:
         app: the application inside.
@@ -32,9 +33,9 @@ class BodyLimitMiddleware(HTTPMiddleware):
         self._held_bytes = 0  # bytes in the bodies of all open requests
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the body of a POST request within the limits, then serve the request from it.
+        """Read the body of a POST request within the limits, then serve the request.
 
-        The request and its body count until the end of the reply.
+        The request and its body count towards the limits until the end of the reply.
 
         Raises:
             APIError: a limit is exceeded, or the client leaves.
@@ -42,25 +43,25 @@ class BodyLimitMiddleware(HTTPMiddleware):
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        # A body is refused unread if its header says that it is too large. h11 has checked that the
-        # length is a number.
+        # Refuse a body before reading it if Content-Length is too large. h11 has checked that the
+        # header is a number.
         self._check_size(int(Headers(scope=scope).get("content-length", "0")))
         if self._open_requests >= self._settings.most_requests:
             raise _too_many_requests()
         body = bytearray()
         self._open_requests += 1
         try:
-            await self._read(body, receive)
+            await self._read_body(body, receive)
             await self.app(scope, _replay(bytes(body), receive), send)
         finally:
             self._open_requests -= 1
             self._held_bytes -= len(body)
 
-    async def _read(self, body: bytearray, receive: Receive) -> None:
-        """Append the request's body to ``body``.
+    async def _read_body(self, body: bytearray, receive: Receive) -> None:
+        """Read the request's body into ``body``, which is empty at first.
 
-        The bytes count in ``_held_bytes`` as they arrive. The caller subtracts them in the end,
-        also if this fails.
+        The bytes are added to ``_held_bytes`` as they arrive. The caller subtracts them when the
+        request ends, even if reading fails.
 
         Raises:
             APIError: a limit is exceeded, or the client leaves.
@@ -84,10 +85,10 @@ class BodyLimitMiddleware(HTTPMiddleware):
             raise APIError(408, f"the body did not arrive in {seconds} seconds") from None
 
     def _check_size(self, size: int) -> None:
-        """Check the bytes of one body.
+        """Refuse a body that has more bytes than the limit.
 
         Raises:
-            APIError: the body is larger than the limit.
+            APIError: the body is too large (413).
         """
         if size > self._settings.body_limit:
             limit = f"{self._settings.body_limit / 1e6:g} MB"
@@ -100,7 +101,10 @@ def _too_many_requests() -> APIError:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that gives a body read before, then the messages after it."""
+    """Return an ASGI ``receive`` that first gives a body, and then what ``receive`` gives.
+
+    So the application inside can read the body although it has been read already.
+    """
     pending: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

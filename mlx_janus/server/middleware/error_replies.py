@@ -12,7 +12,7 @@ class ErrorMiddleware(HTTPMiddleware):
     """OpenAI's error object as the reply to every exception of the application inside."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, and reply to an exception unless a reply has begun.
+        """Serve a request. Turn an exception into a reply, unless a reply has begun.
 
         Raises:
             ConnectionAbortedError: the application failed after its reply had begun.
@@ -28,6 +28,6 @@ class ErrorMiddleware(HTTPMiddleware):
             await self.app(scope, receive, watching_send)
         except Exception as error:
             api_error = to_api_error(error)  # logs an internal error, even after a reply has begun
-            if reply_begun:  # a second reply is impossible: uvicorn breaks this one off
+            if reply_begun:  # a second is impossible: make uvicorn break off the first
                 raise ConnectionAbortedError from None
             await api_error.response()(scope, receive, send)

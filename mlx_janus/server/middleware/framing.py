@@ -10,13 +10,13 @@ from .base import CheckMiddleware
 
 
 class FramingMiddleware(CheckMiddleware):
-    """A check for requests that state their length in two ways.
+    """A check for requests that state the length of their body in two ways.
 
-    A proxy in front of the server might use one of them, and the server the other.
+    A proxy in front of the server might use one of these lengths, and the server the other.
     """
 
     def check(self, scope: Scope) -> None:
-        """Refuse Content-Length together with Transfer-Encoding.
+        """Refuse a request with both Content-Length and Transfer-Encoding.
 
         Raises:
             APIError: the request has both headers.

@@ -24,8 +24,8 @@ class SameOriginMiddleware(CheckMiddleware):
 
     Args:
         app: the application inside.
-        settings: name the sites that are allowed. With a key, any Host is accepted: the pages of
-            other sites do not know the key.
+        settings: ``cors_origins`` lists the other sites that are allowed. If there is an
+            ``api_key``, any Host is accepted, because other sites' pages do not know the key.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings):
@@ -33,11 +33,11 @@ class SameOriginMiddleware(CheckMiddleware):
         self._settings = settings
 
     def check(self, scope: Scope) -> None:
-        """Refuse a foreign Host or Origin.
+        """Refuse a request whose Host or Origin header is foreign.
 
         Raises:
-            APIError: another site's page sent the request, or it does not have exactly one Host
-                header.
+            APIError: another site's page sent the request, or the request does not have exactly
+                one Host header.
         """
         headers = Headers(scope=scope)
         self._check_host(headers.getlist("host"))
@@ -47,7 +47,7 @@ class SameOriginMiddleware(CheckMiddleware):
         """Refuse a Host that is not this machine's own, unless requests need a key.
 
         Raises:
-            APIError: the Host is foreign (403), or there is not exactly one (400).
+            APIError: the Host is foreign (403), or there is not exactly one Host header (400).
         """
         if len(hosts) != 1:
             raise APIError(400, "there must be one Host header")
@@ -61,11 +61,7 @@ class SameOriginMiddleware(CheckMiddleware):
             )
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        """Refuse a request of another site's page.
-
-        The sites of --cors-origin are allowed. A browser's GET may have no Origin; then
-        Sec-Fetch-Site says whether another site's page sent it. Programs send neither header, and
-        pass. A link on another site may open the page ``/``.
+        """Refuse a request of another site's page, unless ``cors_origins`` allows the site.
 
         Raises:
             APIError: another site's page sent the request (403).
@@ -73,18 +69,27 @@ class SameOriginMiddleware(CheckMiddleware):
         origins = headers.getlist("origin")
         if origins:
             allowed = all(origin in self._settings.cors_origins for origin in origins)
-            if allowed or (len(origins) == 1 and _is_same_site(origins[0], headers["host"])):
+            # A browser sends one Origin header. Several are refused unless all are allowed.
+            own_page = len(origins) == 1 and _is_same_server(origins[0], headers["host"])
+            if allowed or own_page:
                 return
         else:
-            follows_link = scope["method"] == "GET" and scope["path"] == "/"
-            if follows_link or headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+            # A browser's GET may lack Origin: then Sec-Fetch-Site tells which site's page sent it.
+            # Programs send neither header and pass.
+            fetch_site = headers.get("sec-fetch-site", "none")
+            # A link on another site may open the web page.
+            opens_page = scope["method"] == "GET" and scope["path"] == "/"
+            if opens_page or fetch_site in ("none", "same-origin"):
                 return
         message = "other sites' pages may not use this server: name them with --cors-origin"
         raise APIError(403, message, code="wrong_origin")
 
 
 def _split_port(host: str) -> tuple[str, int | None]:
-    """Return a Host header's name, in lower case, and its port; "" and None if it is malformed."""
+    """Return the name, in lower case, and the port of a Host header.
+
+    The port is None if there is none. A malformed header gives "" and None.
+    """
     try:
         parts = urlsplit(f"//{host}")
         return (parts.hostname or ""), parts.port
@@ -92,15 +97,16 @@ def _split_port(host: str) -> tuple[str, int | None]:
         return "", None
 
 
-def _is_same_site(origin: str, host: str) -> bool:
-    """Return whether a page's Origin and the Host of its request name the same server."""
+def _is_same_server(origin: str, host: str) -> bool:
+    """Return whether an Origin and a Host header name the same host and port."""
     try:
         parts = urlsplit(origin)
         origin_port = parts.port
     except ValueError:
         return False
     default_port = _DEFAULT_PORTS.get(parts.scheme)
-    if default_port is None:  # such as the Origin "null" of a sandboxed page
+    if default_port is None:  # not http or https, such as the Origin "null" of a sandboxed page
         return False
     name, port = _split_port(host)
+    # Both headers may leave out the default port of the page's scheme.
     return (parts.hostname, origin_port or default_port) == (name, port or default_port)

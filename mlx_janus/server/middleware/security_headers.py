@@ -22,11 +22,13 @@ class SecurityHeadersMiddleware(HTTPMiddleware):
     """Security headers for every reply; a header that the reply sets itself is kept."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, and add the missing security headers to its reply."""
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)  # the web page sets its own policy
+                    headers.setdefault(name, value)  # keeps the web page's own policy
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

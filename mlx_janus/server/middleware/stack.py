@@ -34,11 +34,11 @@ def middleware_stack(settings: Settings, metrics: Metrics) -> list[Middleware]:
             expose_headers=("Retry-After",),
             allow_private_network=True,
         )
-        # The second ErrorMiddleware is inside of CORS, so that the allowed sites can read the
-        # errors as well.
+        # The second ErrorMiddleware is inside the CORS middleware, so that its replies get CORS
+        # headers and the allowed sites can read them.
         stack += [cors, Middleware(ErrorMiddleware)]
     if settings.api_key is not None:
         stack.append(Middleware(APIKeyMiddleware, key=settings.api_key))
-    # Innermost: if another check refuses a request, its body is not read.
+    # This is the innermost middleware, so that no body is read of a request that a check refuses.
     stack.append(Middleware(BodyLimitMiddleware, settings=settings))
     return stack

@@ -1,4 +1,4 @@
-"""Batches of the last stages: conversations about images, and captions with their images."""
+"""Batches of the last training stages: conversations about images, and captions with images."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ...worlds import language, shapes
 from .auxiliary_heads import placing_targets, tracking_targets
 
 IMAGE_AT = 5  # position of the first placeholder, after bos, <|User|>, ":", " ", begin-of-image
-_CAPTION = 24  # positions of a caption with its template; the few longer ones are worded again
-_CONVERSATION = 160  # positions of a conversation, at most
-_ANSWERS = 80  # positions of a conversation's answers, at most
-_TEMPLATE = 8  # positions of a question and its answer in addition to their words
+_CAPTION_LENGTH = 24  # tokens of a caption with its template; the few longer ones are worded again
+_CONVERSATION_LENGTH = 160  # tokens of a conversation, at most
+_ANSWERS_LENGTH = 80  # tokens of all answers in a conversation, at most
+_TEMPLATE_LENGTH = 8  # tokens that the template adds to a question and its answer, at most
 
 
 class ConversationBatch(TypedDict):
-    """Conversations about one image each, padded to one length."""
+    """Conversations, each about its own image, padded to one length."""
 
     pixels: np.ndarray  # (B, SIDE, SIDE, 3) in [-1, 1]
     ids: np.ndarray  # (B, L); the image's placeholders begin at IMAGE_AT in every row
-    positions: np.ndarray  # (B, M) positions that predict a token of the assistant
-    targets: np.ndarray  # (B, M) that token's id
-    weights: np.ndarray  # (B, M) 1.0, or 0.0 after a row's last answer
+    positions: np.ndarray  # (B, M) positions from which a token of an answer is predicted
+    targets: np.ndarray  # (B, M) ids of the predicted tokens
+    weights: np.ndarray  # (B, M) 1.0 for a token of an answer, 0.0 for the padding after them
     places: np.ndarray  # (B, L, 3) x, y and 1 where a thing is named, else zeros
 
 
@@ -47,34 +47,35 @@ def conversation_batch(
     size: int,
     shares: Mapping[str, float] = language.SHARES,
 ) -> ConversationBatch:
-    """Make conversations about one image each, filled with questions.
+    """Make conversations, each about its own image and filled with questions.
 
     Args:
         prompts: the model's tokenizer and template.
         random: source of all randomness.
         size: number of conversations.
-        shares: share of each kind of question.
+        shares: share of each question topic.
     """
     special = prompts.special
     kinds = random.choice(shapes.BUSY, size)
     scenes = [shapes.sample_scene(random, kind) for kind in kinds]
-    ids = np.full((size, _CONVERSATION), special.pad, np.int32)
-    positions = np.zeros((size, _ANSWERS), np.int32)
-    targets = np.zeros((size, _ANSWERS), np.int32)
-    weights = np.zeros((size, _ANSWERS), np.float32)
-    places = np.zeros((size, _CONVERSATION, 3), np.float32)
-    words = _word_ids(prompts)
+    ids = np.full((size, _CONVERSATION_LENGTH), special.pad, np.int32)
+    positions = np.zeros((size, _ANSWERS_LENGTH), np.int32)
+    targets = np.zeros((size, _ANSWERS_LENGTH), np.int32)
+    weights = np.zeros((size, _ANSWERS_LENGTH), np.float32)
+    places = np.zeros((size, _CONVERSATION_LENGTH, 3), np.float32)
+    word_ids = _word_ids(prompts)
     for row, scene in enumerate(scenes):
         conversation, is_answer = _conversation(prompts, scene, random, shares)
         length = len(conversation)
         ids[row, :length] = conversation
-        answers = np.flatnonzero(is_answer)[:_ANSWERS]
-        number = len(answers)
-        positions[row, :number] = answers - 1  # a token is predicted one position before its own
-        targets[row, :number] = ids[row, answers]
+        answered = np.flatnonzero(is_answer)[:_ANSWERS_LENGTH]  # positions of the answers' tokens
+        number = len(answered)
+        positions[row, :number] = answered - 1  # a token is predicted one position before its own
+        targets[row, :number] = ids[row, answered]
         weights[row, :number] = 1.0
-        places[row] = placing_targets(ids[row], scene, words)
-    before_images = ids[:, IMAGE_AT - 1]  # the losses put every row's image at IMAGE_AT
+        places[row] = placing_targets(ids[row], scene, word_ids)
+    # The loss puts every row's image features at IMAGE_AT, so each image must begin there.
+    before_images = ids[:, IMAGE_AT - 1]
     assert (before_images == special.image_start).all()
     return {
         "pixels": _pixels(scenes),
@@ -87,12 +88,12 @@ def conversation_batch(
 
 
 def _word_ids(prompts: Prompts) -> dict[str, int]:
-    """Return the first token id of each shape's and each colour's word."""
-    words = {}
-    for name in (*shapes.SHAPES, *shapes.COLOURS):
-        tokens = prompts.encode(f" {name}")
-        words[name] = tokens[0]
-    return words
+    """Return the first token id of each shape's and each colour's word, by word."""
+    word_ids = {}
+    for word in (*shapes.SHAPES, *shapes.COLOURS):
+        ids = prompts.encode(f" {word}")
+        word_ids[word] = ids[0]
+    return word_ids
 
 
 def _conversation(
@@ -101,15 +102,18 @@ def _conversation(
     random: np.random.Generator,
     shares: Mapping[str, float],
 ) -> tuple[list[int], list[bool]]:
-    """Make a conversation: its ids, and for each id whether it belongs to an answer or its eos."""
+    """Make a conversation about a scene.
+
+    Returns:
+        Its token ids, and for each id whether it belongs to an answer; an answer ends with eos.
+    """
     ids: list[int] = []
     is_answer: list[bool] = []
     turns: list[Turn] = []
     for question in _questions(prompts, scene, random, shares):
-        # Each prompt repeats the conversation so far, so only its new ids extend ``is_answer``.
-        images = 0 if turns else 1
+        images = 0 if turns else 1  # only the first question shows the image
         turns.append(Turn("user", question.text, images))
-        prompt = prompts.answering(turns)
+        prompt = prompts.answering(turns)  # begins with ``ids``, the conversation so far
         answer = prompts.encode(f" {question.answer}")
         answer = [*answer, prompts.special.eos]
         added = len(prompt) - len(ids)
@@ -126,31 +130,31 @@ def _questions(
     random: np.random.Generator,
     shares: Mapping[str, float],
 ) -> list[language.Question]:
-    """Ask questions about a scene until the next one would exceed ``_CONVERSATION`` positions."""
+    """Ask questions about a scene until the conversation could exceed ``_CONVERSATION_LENGTH``."""
     first = language.question(scene, random, shares=shares)
     asked = [first]
-    used = prompts.image_tokens + _TEMPLATE
-    used += _length(prompts, first)
+    length = prompts.image_tokens + _TEMPLATE_LENGTH
+    length += _longest_length(prompts, first)
     while True:
         question = language.question(scene, random, shares=shares)
-        used += _length(prompts, question)
-        if used > _CONVERSATION:
+        length += _longest_length(prompts, question)
+        if length > _CONVERSATION_LENGTH:
             return asked
         asked.append(question)
 
 
-def _length(prompts: Prompts, question: language.Question) -> int:
-    """Return an upper bound on the positions of a question with its answer."""
+def _longest_length(prompts: Prompts, question: language.Question) -> int:
+    """Return an upper bound on the number of tokens of a question with its answer."""
     text = prompts.encode(question.text)
     answer = prompts.encode(f" {question.answer}")
-    return len(text) + len(answer) + _TEMPLATE
+    return len(text) + len(answer) + _TEMPLATE_LENGTH
 
 
 def caption_batch(
     prompts: Prompts,
     random: np.random.Generator,
     size: int,
-    dropped: float,
+    dropped_share: float,
     kinds: Mapping[shapes.Kind, float] = shapes.KINDS,
 ) -> CaptionBatch:
     """Make captions with their images.
@@ -159,18 +163,18 @@ def caption_batch(
         prompts: the model's tokenizer and template.
         random: source of all randomness.
         size: number of captions.
-        dropped: share of captions replaced by pads, as guidance needs a model that draws without a
-            caption.
+        dropped_share: share of captions that pads replace, because guidance needs a model that
+            also draws without a caption.
         kinds: share of each kind of scene.
     """
     scenes = [shapes.sample_scene(random, kinds=kinds) for _ in range(size)]
     rows = []
     for scene in scenes:
-        row = _caption(prompts, scene, random)
-        if random.random() < dropped:
+        row = _caption_ids(prompts, scene, random)
+        if random.random() < dropped_share:
             row = prompts.unconditional(row)
         rows.append(row)
-    ids = np.full((size, _CAPTION), prompts.special.pad, np.int32)
+    ids = np.full((size, _CAPTION_LENGTH), prompts.special.pad, np.int32)
     starts = np.zeros(size, np.int32)
     for index, row in enumerate(rows):
         length = len(row)
@@ -189,16 +193,16 @@ def caption_batch(
     }
 
 
-def _caption(prompts: Prompts, scene: shapes.Scene, random: np.random.Generator) -> list[int]:
-    """Word a caption, and word it again while it is too long; return its ids."""
+def _caption_ids(prompts: Prompts, scene: shapes.Scene, random: np.random.Generator) -> list[int]:
+    """Return the token ids of a caption in its template; a caption that is too long is replaced."""
     while True:
         caption = language.caption(scene, random)
-        row = prompts.drawing(caption)
-        if len(row) <= _CAPTION:
-            return row
+        ids = prompts.drawing(caption)
+        if len(ids) <= _CAPTION_LENGTH:
+            return ids
 
 
 def _pixels(scenes: Sequence[shapes.Scene]) -> np.ndarray:
-    """Render scenes: (B, SIDE, SIDE, 3) in [-1, 1]."""
+    """Render scenes as one array: (B, SIDE, SIDE, 3) in [-1, 1]."""
     images = [shapes.pixels(scene) for scene in scenes]
     return np.stack(images)

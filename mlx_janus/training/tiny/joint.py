@@ -1,11 +1,11 @@
-"""The last three stages: the whole model on the paper's losses, except vision encoder and codec.
+"""The last three training stages: the whole model, with a frozen vision encoder and image codec.
 
 The losses are the cross-entropy of answers and of image tokens (arXiv 2410.13848, section 3.3). The
-vision encoder and the image codec are trained in earlier stages and stay frozen. The paper's last
-stage also trains the encoder, but here the gradients of a few answers per step undo the encoder's
-training (docs/lab-notes.md). The table of image embeddings starts as the codebook, so that similar
-codes have similar embeddings. Drawing two things takes longest to learn, so the first of these
-stages trains on captions only.
+vision encoder and the image codec are trained in earlier stages. The paper's last stage also trains
+the encoder, but here the gradients of a few answers per step undo the encoder's training
+(docs/lab-notes.md). The table of image embeddings starts as the codebook, so that similar codes
+have similar embeddings. Drawing two things takes longest to learn, so the first of these stages
+trains on captions only.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def build_model(
 ) -> JanusModel:
     """Create a model from the trained codec and vision encoder.
 
-    The table of image embeddings is a copy of the codebook. All other weights are random, and MLX's
-    global random seed is set for them.
+    The table of image embeddings starts as a copy of the codebook. All other weights are random;
+    this function sets MLX's global random seed for them.
 
     Args:
         config: the model's config.
@@ -63,7 +63,7 @@ def build_model(
     mx.random.seed(seed + 2)  # the earlier stages have ``seed`` and ``seed + 1``
     model = JanusModel(config)
     codec_weights = part_of(codec, "model.")
-    encoder_weights = part_of(encoder, "model.encoder.")
+    encoder_weights = part_of(encoder, "model.encoder.")  # without the heads of its training
     model.gen_vision_model.load_weights(list(codec_weights.items()), strict=True)
     model.vision_model.load_weights(list(encoder_weights.items()), strict=True)
     codebook = model.gen_vision_model.quantize.embedding
@@ -76,18 +76,20 @@ class _Half(NamedTuple):
 
     gradients: Any
     measured: Mapping[str, mx.array]  # by name, one of _MEASURED
-    positions: int  # ids and image tokens of the batch
+    positions: int  # text and image tokens of the batch, for the speed
 
 
 class JointStage:
-    """Trains a Janus model with auxiliary heads, except its vision encoder and its codec.
+    """A training stage: a Janus model learns with its auxiliary heads; some parts are frozen.
 
-    A step has two halves: conversations and captions, or captions twice. The step's gradient is the
-    mean over both halves. One process computes both halves; two processes (``mlx.launch -n 2``)
-    compute one each, with the same result.
+    A step has two halves. One is a batch of conversations and the other a batch of captions, or
+    both are batches of captions. The step's gradient is the mean over both halves. One process
+    computes both halves; two processes (``mlx.launch -n 2``) compute one each, with the same
+    result.
 
     Args:
-        trainee: changed in place: parts are frozen, and missing heads of the recipe are added.
+        trainee: the model and its heads. It is changed in place: parts are frozen, and heads that
+            the recipe needs are added.
         prompts: the model's tokenizer and template.
         recipe: steps, batches and learning rates.
         seed: seed of the batches and, as MLX's global seed, of new heads.
@@ -108,25 +110,25 @@ class JointStage:
         self._prompts = prompts
         self._recipe = recipe
         self._seeds = (seed, _BATCH_SEEDS[name])
-        mx.random.seed(seed + 3)
+        mx.random.seed(seed + 3)  # for the weights of new heads
         trainee.add_heads(
             tracking=recipe.tracking > 0,
             placing=recipe.placing > 0,
         )
-        _freeze_parts(trainee, answers=recipe.answering_batch > 0)
+        _freeze_parts(trainee, learns_answers=recipe.answering_batch > 0)
         self._learner = Learner(
             trainee,
             rate=recipe.rate,
             steps=recipe.steps,
             warmup=recipe.warmup,
             muon_rate=recipe.muon_rate,
-            decay=0.02,
+            weight_decay=0.02,
             final_rate=recipe.final_rate,
         )
         group = mx.distributed.init()
-        self._halves = range(2)[group.rank() :: group.size()]  # 0 and 1, or this process's one
-        text_loss = partial(answering_loss, placing=recipe.placing)
-        image_loss = partial(drawing_loss, tracking=recipe.tracking)
+        self._halves = range(2)[group.rank() :: group.size()]  # both, or only this process's half
+        text_loss = partial(answering_loss, placing_weight=recipe.placing)
+        image_loss = partial(drawing_loss, tracking_weight=recipe.tracking)
         self._text_gradient = compiled_gradient(trainee, text_loss)
         self._image_gradient = compiled_gradient(trainee, image_loss)
         mx.eval(trainee.parameters())
@@ -136,20 +138,21 @@ class JointStage:
         return self._learner.state()
 
     def restore(self, state: dict[str, mx.array]) -> None:
-        """Continue from a state that ``state`` returned."""
+        """Continue from arrays that ``state()`` returned earlier."""
         self._learner.restore(state)
 
     def step(self, index: int) -> dict[str, float]:
-        """Train on step ``index``; return the measurements for the log.
+        """Train on the batches of step ``index``, and return the measurements for the log.
 
-        They are the means of ``_MEASURED``, the gradient's norm before clipping ("norm") and the
-        speed ("tokens_per_second").
+        They are the means of ``_MEASURED``, the norm of the gradients before clipping ("norm") and
+        the speed ("tokens_per_second").
         """
         started = time.perf_counter()
-        halves = [self._half(index, half) for half in self._halves]
+        halves = [self._compute_half(index, half) for half in self._halves]
         gradients = _mean_gradients([half.gradients for half in halves])
-        gradients = nn.average_gradients(gradients)
-        # One memory layout, whether one process ran or two: other layouts round differently.
+        gradients = nn.average_gradients(gradients)  # over the processes
+        # Products of matrices round differently in another memory layout. With one layout, one
+        # process and two have the same result.
         gradients = tree_map(mx.contiguous, gradients)
         norm = self._learner.update(gradients)
         metrics = _mean_measurements([half.measured for half in halves])
@@ -161,20 +164,27 @@ class JointStage:
         metrics["tokens_per_second"] = float(positions) / seconds
         return metrics
 
-    def _half(self, index: int, half: int) -> _Half:
-        """Compute half 0 or 1 of step ``index``: half 0 is of conversations if there are any."""
+    def _compute_half(self, index: int, half: int) -> _Half:
+        """Compute the gradients of half 0 or 1 of step ``index``.
+
+        Half 0 is a batch of conversations if the recipe has any; all other halves are captions.
+        """
         seeds = [*self._seeds, index, half]
         random = np.random.default_rng(seeds)
-        answers = self._recipe.answering_batch > 0
-        if answers and half == 0:
-            result = self._conversations(random, index)
+        has_conversations = self._recipe.answering_batch > 0
+        if has_conversations and half == 0:
+            result = self._conversation_half(random, index)
         else:
-            result = self._captions(random)
+            result = self._caption_half(random)
         mx.eval(result.gradients, result.measured)
         return result
 
-    def _conversations(self, random: np.random.Generator, index: int) -> _Half:
-        """Compute half a step on conversations; the first steps have the shares of ``LOOKUPS``."""
+    def _conversation_half(self, random: np.random.Generator, index: int) -> _Half:
+        """Compute the gradients of a batch of conversations.
+
+        In the recipe's first ``lookup_steps`` steps, the question topics have other shares:
+        ``language.LOOKUPS``.
+        """
         recipe = self._recipe
         is_early = index < recipe.lookup_steps
         shares = language.LOOKUPS if is_early else recipe.shares
@@ -183,62 +193,65 @@ class JointStage:
         (_, measured), gradients = self._text_gradient(batch)
         return _Half(gradients, measured, batch["ids"].size)
 
-    def _captions(self, random: np.random.Generator) -> _Half:
-        """Compute half a step on captions.
+    def _caption_half(self, random: np.random.Generator) -> _Half:
+        """Compute the gradients of a batch of captions with their images.
 
-        Without conversations, both halves are captions, and each takes half of the step's number.
+        The recipe's ``drawing_batch`` is the number of captions in a step. A step without
+        conversations has two batches of captions, each with half of them.
         """
         recipe = self._recipe
         size = recipe.drawing_batch
         if not recipe.answering_batch:
             size = size // 2
-        dropped = recipe.dropped_prompts
         kinds = shapes.PAIRED if recipe.paired else shapes.KINDS
-        batch = caption_batch(self._prompts, random, size, dropped, kinds)
+        batch = caption_batch(self._prompts, random, size, recipe.dropped_prompts, kinds)
         (_, measured), gradients = self._image_gradient(batch)
-        tokens = token_config(self.trainee.janus.config)
-        positions = batch["ids"].size
-        positions += size * tokens.tokens
+        image_tokens = token_config(self.trainee.janus.config).tokens  # per image
+        positions = batch["ids"].size + size * image_tokens
         return _Half(gradients, measured, positions)
 
 
-def _freeze_parts(trainee: JanusWithHeads, *, answers: bool) -> None:
-    """Freeze the vision encoder, the codec, and without answers the parts that only answers use."""
+def _freeze_parts(trainee: JanusWithHeads, *, learns_answers: bool) -> None:
+    """Freeze the vision encoder and the codec, and train all other parts.
+
+    Unless ``learns_answers``, freeze also the parts that only answers use.
+    """
     janus = trainee.janus
-    trainee.unfreeze()
+    trainee.unfreeze()  # an earlier stage may have frozen other parts
     janus.gen_vision_model.freeze()
     janus.vision_model.freeze()
-    if not answers:
+    if not learns_answers:
         janus.aligner.freeze()
         janus.language_model.lm_head.freeze()
 
 
-def _mean_gradients(halves: Sequence[Any]) -> Any:
-    """Average the gradients of the halves that this process computed, one or both."""
-    if len(halves) == 1:
-        return halves[0]
-    return tree_map(lambda one, other: (one + other) / 2, *halves)
+def _mean_gradients(of_halves: Sequence[Any]) -> Any:
+    """Average the gradients of one or two halves: those that this process computed."""
+    if len(of_halves) == 1:
+        return of_halves[0]
+    return tree_map(lambda first, second: (first + second) / 2, *of_halves)
 
 
-def _mean_measurements(halves: Sequence[Mapping[str, mx.array]]) -> dict[str, float]:
-    """Average each measurement over the halves of a step that made it, in both processes.
+def _mean_measurements(of_halves: Sequence[Mapping[str, mx.array]]) -> dict[str, float]:
+    """Average each measurement over a step's halves, including that of the other process, if any.
 
-    A measurement that no half made is left out.
+    A half of captions has other measurements than a half of conversations. A mean is over the
+    halves that have the measurement, and a measurement that no half has is left out.
 
     Args:
-        halves: the measurements of each half that this process computed.
+        of_halves: the measurements of each half that this process computed, by name.
     """
     sums = mx.zeros((len(_MEASURED),))
     counts = mx.zeros((len(_MEASURED),))
-    for measured in halves:
+    for measured in of_halves:
         values = [measured.get(name, mx.zeros(())) for name in _MEASURED]
         present = [float(name in measured) for name in _MEASURED]
         sums = sums + mx.stack(values)
         counts = counts + mx.array(present)
-    own = mx.stack([sums, counts])  # all names, so that both processes add equal shapes
-    totals = np.array(sum_over_processes(own))
+    own = mx.stack([sums, counts])  # of every name, so that all processes have the same shape
+    total_sums, total_counts = np.array(sum_over_processes(own))
     means = {}
-    for name, total, count in zip(_MEASURED, *totals, strict=True):
+    for name, total, count in zip(_MEASURED, total_sums, total_counts, strict=True):
         if count:
             means[name] = float(total / count)
     return means
@@ -247,43 +260,43 @@ def _mean_measurements(halves: Sequence[Mapping[str, mx.array]]) -> dict[str, fl
 def answering_loss(
     trainee: JanusWithHeads,
     batch: Mapping[str, mx.array],
-    placing: float = 0.0,
+    placing_weight: float = 0.0,
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the loss of answers, and the measurements by name.
+    """Return the loss of answers, and measurements by name, for the log.
 
     Args:
         trainee: the model and its heads.
         batch: a ``ConversationBatch``.
-        placing: weight of the placing head's loss; 0: the head is not run.
+        placing_weight: weight of the placing head's loss; with 0, the head is not run.
     """
     janus = trainee.janus
     text = janus.embed_text(batch["ids"])
     features = janus.understand(batch["pixels"])
     image_end = IMAGE_AT + features.shape[1]
     # The image's features replace its placeholders, which begin at IMAGE_AT in every row.
-    before = text[:, :IMAGE_AT]
-    after = text[:, image_end:]
-    embeddings = mx.concatenate([before, features, after], axis=1)
+    text_before = text[:, :IMAGE_AT]
+    text_after = text[:, image_end:]
+    embeddings = mx.concatenate([text_before, features, text_after], axis=1)
     hidden, middle = _final_and_middle_states(janus, embeddings)
-    answers = select_positions(hidden, batch["positions"])
-    logits = janus.text_logits(answers)  # (B, M, vocabulary)
+    answer_states = select_positions(hidden, batch["positions"])
+    logits = janus.text_logits(answer_states)  # (B, M, vocabulary)
     targets = batch["targets"]
     weights = batch["weights"]
-    loss, right = weighted_cross_entropy(logits, targets, weights)
-    measured = {"text_loss": loss, "text_right": right}
-    if not placing:
+    loss, accuracy = weighted_cross_entropy(logits, targets, weights)
+    measured = {"text_loss": loss, "text_right": accuracy}
+    if not placing_weight:
         return loss, measured
     head = trainee.placing_head
-    assert head is not None
+    assert head is not None  # ``JointStage`` has added it
     placing_loss = head.loss(middle, batch["places"])
     measured["placing_loss"] = placing_loss
-    return loss + placing * placing_loss, measured
+    return loss + placing_weight * placing_loss, measured
 
 
 def _final_and_middle_states(model: JanusModel, embeddings: mx.array) -> tuple[mx.array, mx.array]:
-    """Return the result of ``model.hidden_states``, and the middle layer's output.
+    """Return the final hidden states, as ``model.hidden_states`` does, and the middle layer's.
 
-    The placing head reads the middle layer, so that the upper layers can use a place found there.
+    The placing head reads the middle layer, so that the layers after it can use the places.
     """
     llama = model.language_model.model
     hidden = embeddings
@@ -299,27 +312,27 @@ def _final_and_middle_states(model: JanusModel, embeddings: mx.array) -> tuple[m
 def drawing_loss(
     trainee: JanusWithHeads,
     batch: Mapping[str, mx.array],
-    tracking: float = 0.0,
+    tracking_weight: float = 0.0,
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the loss of image tokens, and the measurements by name.
+    """Return the loss of image tokens, and measurements by name, for the log.
 
     Args:
         trainee: the model and its heads.
         batch: a ``CaptionBatch``.
-        tracking: weight of the tracking head's loss; 0: the head is not run.
+        tracking_weight: weight of the tracking head's loss; with 0, the head is not run.
     """
     janus = trainee.janus
     ids = batch["ids"]
     starts = batch["starts"]
     tokens = janus.encode_image_tokens(batch["pixels"])  # (B, n)
-    tokens = mx.stop_gradient(tokens)
+    tokens = mx.stop_gradient(tokens)  # the codec is frozen
     hidden = image_token_states(janus, ids, starts, tokens)
-    loss, right = image_token_loss(janus, hidden, tokens)
-    measured = {"image_loss": loss, "image_right": right}
-    if not tracking:
+    loss, accuracy = image_token_loss(janus, hidden, tokens)
+    measured = {"image_loss": loss, "image_right": accuracy}
+    if not tracking_weight:
         return loss, measured
     head = trainee.tracking_head
-    assert head is not None
+    assert head is not None  # ``JointStage`` has added it
     tracking_loss = head.loss(
         hidden,
         owners=batch["owners"],
@@ -327,4 +340,4 @@ def drawing_loss(
         ahead=batch["ahead"],
     )
     measured["tracking_loss"] = tracking_loss
-    return loss + tracking * tracking_loss, measured
+    return loss + tracking_weight * tracking_loss, measured

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..loop import read_log
 
 _IMAGE_LOSS = ("image_loss", "loss of pictures, nats a token")
-_CURVES = (  # stage, key in the log, title
+_CURVES = (  # stage, key in the log's lines, title of the plot
     ("codec", "psnr", "reconstruction, dB"),
     ("merged", "psnr", "reconstruction, dB"),
     ("encoder", "shapes_right", "patches whose shape is right"),
@@ -22,22 +22,21 @@ _CURVES = (  # stage, key in the log, title
 
 
 def plot_log(log: Path, output: Path) -> None:
-    """Plot each stage's curves over its steps.
+    """Plot the ten curves of ``_CURVES``, each over the steps of its stage.
 
     Args:
-        log: the log's file.
-        output: the plot's file; its suffix tells the format.
+        log: file of the log.
+        output: file for the plot; its suffix sets the format.
     """
     from matplotlib.figure import Figure
 
     lines = read_log(log)
     figure = Figure(figsize=(16, 5.5), layout="constrained")
     for axes, (stage, key, title) in zip(figure.subplots(2, 5).flat, _CURVES, strict=True):
-        # The axes of a stage that has not begun stay empty, as the log has no lines of it.
-        shown = [line for line in lines if line["stage"] == stage and key in line]
-        steps = [line["step"] for line in shown]
-        values = [line[key] for line in shown]
-        if shown:
+        plotted = [line for line in lines if line["stage"] == stage and key in line]
+        steps = [line["step"] for line in plotted]
+        values = [line[key] for line in plotted]
+        if plotted:  # the axes of a stage that has not begun stay empty
             axes.plot(steps, values, linewidth=1)
         axes.set_title(f"{stage}: {title}", fontsize=9)
         axes.set_xlabel("steps", fontsize=8)

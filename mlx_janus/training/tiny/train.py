@@ -1,4 +1,4 @@
-"""The recipe of Janus-Tiny, from nothing to a folder that ``load`` takes."""
+"""The training of Janus-Tiny, from random weights to a model folder that ``load`` takes."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ def train_tiny(
 ) -> JanusModel:
     """Train Janus-Tiny, from its checkpoints if there are any, and write ``output/model``.
 
-    The first of two processes trains the codec while the second trains the encoder; then they
-    share every step.
+    If two processes run this function, the first trains the codec while the second trains the
+    vision encoder. Then both share every step.
 
     Args:
-        output: gets ``checkpoints/``, ``log.jsonl`` and ``model/``.
-        recipe: steps, batches, learning rates and seed; None for those of the model in the package.
-        every: seconds between checkpoints.
-        report: called in the first process, after every step.
+        output: folder that gets ``checkpoints/``, ``log.jsonl`` and ``model/``.
+        recipe: steps, batches, learning rates and seed; None for the recipe of the packaged model.
+        every: least number of seconds between two checkpoints of a stage.
+        report: called after every step, in the first process only.
 
     Returns:
-        The model; in the first process, with the averaged weights that are written.
+        The model. In the first process, its weights are those in ``output/model``: the mean of the
+        last two stages.
 
     Raises:
         CheckpointError: a checkpoint is damaged, or belongs to another recipe or seed.
@@ -67,9 +68,9 @@ def train_tiny(
     trainee = JanusWithHeads(janus)
     for name in JOINT_STAGES:
         stage = JointStage(trainee, prompts, getattr(recipe, name), seed, name)
-        needed = _without_later_stages(recipe, name)
-        run.stage(stage, config.to_dict(), needed, writes=run.is_first)
-    if run.is_first:  # the process that wrote the checkpoints: they exist for sure
+        used = _without_later_stages(recipe, name)
+        run.train_stage(stage, config.to_dict(), used, writes=run.is_first)
+    if run.is_first:  # this process wrote both checkpoints, so they exist
         joint = load_state(output, "joint")
         average_weights(janus, joint, load_state(output, "places"), recipe.share_of_last)
         folder = output / MODEL_FOLDER
@@ -93,22 +94,22 @@ class _Run:
         self._every = every
         self._report = report if self.is_first else None
 
-    def stage(self, stage: Stage, *depends_on: object, writes: bool = True) -> None:
+    def train_stage(self, stage: Stage, *depends_on: object, writes: bool = True) -> None:
         """Run a stage, from its checkpoint if there is one.
 
-        A checkpoint of another seed or of other values of ``depends_on`` is refused.
+        A checkpoint that was saved with another seed or other ``depends_on`` is refused.
 
         Args:
-            stage: left in its final state.
-            depends_on: everything except the seed that the stage's result depends on.
+            stage: the stage to run; it is left in its final state.
+            depends_on: configs and recipes on which the stage's result depends, besides the seed.
             writes: whether this process writes the stage's checkpoints and log.
         """
         values = [self._seed, *depends_on]
-        facts = json.dumps(values, default=asdict, sort_keys=True)
+        recipe = json.dumps(values, default=asdict, sort_keys=True)
         run_stage(
             stage,
             self.output,
-            recipe=facts,
+            recipe=recipe,
             every=self._every,
             report=self._report,
             writes=writes,
@@ -116,23 +117,27 @@ class _Run:
 
 
 def _train_codec_and_encoder(run: _Run, recipe: TinyRecipe) -> None:
-    """Train the codec in the first process and the encoder in the last, which may be the same."""
+    """Train the codec in the first process, and the vision encoder in the last.
+
+    A single process is both the first and the last.
+    """
     seed = recipe.seed
     if run.is_first:
         codec = CodecStage(CODEC, recipe.codec, seed)
-        run.stage(codec, CODEC.to_dict(), recipe.codec)
+        run.train_stage(codec, CODEC.to_dict(), recipe.codec)
         trained = load_state(run.output, "codec")
         merged = MergedCodecStage(CODEC, recipe.merged, seed, trained)
-        run.stage(merged, CODEC.to_dict(), recipe.codec, recipe.merged)
+        run.train_stage(merged, CODEC.to_dict(), recipe.codec, recipe.merged)
     if run.is_last:
         encoder = EncoderStage(ENCODER, recipe.encoder, seed)
-        run.stage(encoder, ENCODER.to_dict(), recipe.encoder)
+        run.train_stage(encoder, ENCODER.to_dict(), recipe.encoder)
 
 
 def _without_later_stages(recipe: TinyRecipe, name: str) -> TinyRecipe:
-    """Return the recipe with defaults for the stages after ``name``.
+    """Return a recipe with default values for the stages after stage ``name``.
 
-    The stage ``name`` does not depend on them, so changing them keeps its checkpoint valid.
+    Stage ``name`` does not depend on later stages, so its checkpoint stays valid when their values
+    change.
     """
     index = JOINT_STAGES.index(name)
     later = JOINT_STAGES[index + 1 :]
@@ -142,25 +147,25 @@ def _without_later_stages(recipe: TinyRecipe, name: str) -> TinyRecipe:
 
 def average_weights(
     model: JanusModel,
-    one: dict[str, mx.array],
-    other: dict[str, mx.array],
-    share: float,
+    earlier: dict[str, mx.array],
+    later: dict[str, mx.array],
+    later_share: float,
 ) -> None:
     """Load the weighted mean of two stages' weights into a model (Wortsman et al., 2022).
 
-    The mean answers questions about held-out combinations better than either stage.
+    The model then answers questions about held-out combinations better than after either stage.
 
     Args:
         model: changed in place.
-        one: final state of the earlier stage.
-        other: final state of the later stage.
-        share: weight of the later stage, from 0 to 1.
+        earlier: final state of the earlier stage.
+        later: final state of the later stage.
+        later_share: weight of the later stage in the mean, from 0 to 1.
     """
     # A stage's state also holds the training heads and the optimizer.
-    one = part_of(one, "model.janus.")
-    other = part_of(other, "model.janus.")
+    earlier_weights = part_of(earlier, "model.janus.")
+    later_weights = part_of(later, "model.janus.")
     means = []
     for name, _ in tree_flatten(model.parameters()):
-        mean = (1 - share) * one[name] + share * other[name]
+        mean = (1 - later_share) * earlier_weights[name] + later_share * later_weights[name]
         means.append((name, mean))
     model.load_weights(means, strict=True)

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from ...config import PromptConfig
 from ...worlds import language, shapes
 
-_SIZE = 480  # entries without control tokens: 256 bytes and 224 merges
+_VOCABULARY_SIZE = 480  # entries without control tokens: 256 bytes and 224 merges
 _SCENES = 4000  # scenes whose texts train the tokenizer
 _SHARES = {
     "existence": 0.27,
@@ -21,22 +21,28 @@ _SHARES = {
     "content": 0.08,
     "description": 0.11,
 }
-"""Question shares, apart from any stage's: changing a stage keeps the ids (docs/lab-notes.md)."""
+"""Shares of question topics for the tokenizer only.
+
+The training stages have their own, so that a change to a stage keeps the token ids
+(docs/lab-notes.md).
+"""
 
 
 def train_tokenizer(config: PromptConfig, seed: int) -> Tokenizer:
     """Train a tokenizer for ``Prompts``. The same seed gives the same tokenizer.
 
     Args:
-        config: the control tokens.
-        seed: seed of the texts.
+        config: the control tokens, and the separator between messages.
+        seed: seed of the training texts.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=_SIZE, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY_SIZE, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(_texts(config, seed), trainer)
     controls = (
         config.bos,
@@ -55,7 +61,7 @@ def train_tokenizer(config: PromptConfig, seed: int) -> Tokenizer:
 
 
 def _texts(config: PromptConfig, seed: int) -> Iterator[str]:
-    """Yield captions, questions and answers, each with the characters around it in prompts."""
+    """Yield captions, questions and answers, each with the characters next to it in a prompt."""
     random = np.random.default_rng([seed, 4])  # 4: random numbers of these texts only
     for _ in range(_SCENES):
         scene = shapes.sample_scene(random)
