@@ -223,12 +223,13 @@ class CodecStage:
 
 
 class MergedCodecStage(CodecStage):
-    """A second stage of a trained codec, after merging its codes of plain background.
+    """The codec's second stage: merge the codes of plain background, then train only the decoder.
 
-    Three quarters of an image are plain, and the codec spreads many similar codes over them. Its
-    choice among them is noise to the language model. A few of these codes are kept. The rows of the
-    others become zero, which is nearest to no vector, and the decoder adapts. Encoder and codebook
-    are not trained: the codes would spread again. Only the named scenes' backgrounds are merged.
+    Three quarters of a named scene are plain, and the codec spreads many similar codes over them.
+    Its choice among them is noise to the language model. A few of these codes are kept. The
+    codebook rows of the others are set to zero, so they are never chosen: vectors have unit length,
+    and some other row is always nearer. Encoder and codebook are not trained, because training
+    would spread the codes again. Codes for the backgrounds of open scenes are not merged.
 
     Args:
         config: the codec's sizes.
