@@ -31,7 +31,7 @@ def can_show() -> bool:
 
 
 class TerminalPreview:
-    """Previews of one drawing, with its images side by side. A preview replaces the one before.
+    """Previews of the images that one run generates, side by side. Each replaces the one before.
 
     The first object of this class asks the terminal for its capabilities and waits for the answer.
     Keys typed during that wait may be lost.
@@ -86,7 +86,8 @@ class TerminalPreview:
         images = images[:_MAX_IMAGES]
         if self._last_rows:  # move the cursor up to the last preview's first row
             self._console.control(Control.move(0, -self._last_rows))
-        # The images must fit into the terminal's width. A cell is twice as high as wide.
+        # The images must fit into the terminal's width. They are square, and a cell is twice as
+        # high as wide: n rows of an image take 2 * n columns.
         rows_for_width = self._console.width // (2 * len(images))
         # Leave four rows of the terminal for other lines, such as the progress bar.
         rows = max(min(_MAX_ROWS, self._console.height - 4, rows_for_width), 1)

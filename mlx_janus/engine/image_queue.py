@@ -49,7 +49,7 @@ class _Decoding:
 class ImageScheduler:
     """A scheduler for image requests. All running images form one batch.
 
-    Requests whose images wait take turns.
+    Requests take turns to add a waiting image to the batch.
 
     Args:
         janus: the model.
@@ -154,14 +154,16 @@ class ImageScheduler:
             self._task_of |= dict.fromkeys(jobs, task)
 
     def step(self) -> None:
-        """Advance every image by a step, then decode one finished image or, if none, one preview.
+        """Advance every running image by a step, then decode one finished image or one preview.
+
+        Decodings are queued, as only one is done after each step. Finished images come first.
 
         If the step fails, all requests with a running image end with the error.
         """
         try:
             finished = self._batch.step()
         except Exception as error:
-            # The layers of its KV cache may hold different positions now, so begin a new batch.
+            # The layers of the batch's KV cache may now differ in length, so begin a new batch.
             self._batch = self._pathway.batch()
             self._end_tasks_with_lost_images(error)
             return

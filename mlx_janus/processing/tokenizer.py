@@ -45,8 +45,8 @@ class PromptTokenizer:
         config: spellings of the control tokens.
 
     Raises:
-        ConfigError: a control token is missing, or the tokenizer loses text, contradicts itself or
-            is not byte-level.
+        ConfigError: a control token is missing, or the tokenizer is not byte-level, loses text or
+            gives a token two ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: PromptConfig) -> None:
@@ -179,9 +179,9 @@ def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
         config: spellings of the control tokens.
 
     Raises:
-        ConfigError: the file is missing, not JSON or not a tokenizer; or the tokenizer lacks a
-            control token other than the image placeholder, contradicts itself, loses text, or is
-            not byte-level.
+        ConfigError: the file is missing, not JSON or not a tokenizer; or the tokenizer is not
+            byte-level, loses text, gives a token two ids, or lacks a control token (the image
+            placeholder may be missing).
     """
     tokenizer = read_tokenizer(tokenizer_json)
     # Janus-1.3B's file lacks the image placeholder, which gets the next free id as in DeepSeek's
@@ -189,7 +189,8 @@ def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
     if tokenizer.token_to_id(config.image) is None:
         tokenizer.add_special_tokens([AddedToken(config.image, normalized=False, special=True)])
     try:
-        # The constructor also checks the tokenizer, so that every written one can be loaded.
+        # The constructor flags the control tokens, drops truncation and padding, and checks the
+        # tokenizer, so that the file can be loaded.
         return PromptTokenizer(tokenizer, config).tokenizer.to_str()
     except ConfigError as error:
         raise ConfigError(f"{tokenizer_json}: {error}") from None

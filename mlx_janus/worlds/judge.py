@@ -114,7 +114,7 @@ def _read_region(
     y, x = ndimage.center_of_mass(mask)
 
     normalised = _normalise(mask, x, y, area)
-    masks, labels, sizes = _templates()
+    masks, shapes, size_ratios = _templates()
     differences = masks - normalised.ravel()
     squares = (differences**2).sum(1)
     step = 2 * _REACH / _GRID  # between samples, in square roots of the object's area
@@ -122,9 +122,9 @@ def _read_region(
     best = int(misfits.argmin())
     misfit = float(misfits[best])
     return Detection(
-        shape=labels[best] if misfit < _ILL_FORMED else "none",
+        shape=shapes[best] if misfit < _ILL_FORMED else "none",
         colour=nearest_hue(core),
-        size=sizes[best] * math.sqrt(area),  # ``sizes`` are per square root of an area
+        size=size_ratios[best] * math.sqrt(area),
         x=x + 0.5,  # from pixel indices to coordinates, where pixel 0 is centred at 0.5
         y=y + 0.5,
         misfit=misfit,
@@ -149,10 +149,13 @@ def _normalise(mask: np.ndarray, x: float, y: float, area: float) -> np.ndarray:
 
 @functools.cache
 def _templates() -> tuple[np.ndarray, list[str], list[float]]:
-    """Return the templates' normalised masks, shapes, and sizes per square root of their area."""
+    """Return each template's normalised mask, the name of its shape, and its size ratio.
+
+    The size ratio is the size over the square root of the area, both in pixels.
+    """
     masks = []
-    labels = []
-    sizes = []
+    shapes = []
+    size_ratios = []
     for thing in _template_things():
         scene = Scene((thing,), (0, 0, 0))  # white on black: any channel is the mask
         values = np.asarray(render(scene), dtype=np.float64)
@@ -161,9 +164,9 @@ def _templates() -> tuple[np.ndarray, list[str], list[float]]:
         y, x = ndimage.center_of_mass(mask)
         normalised = _normalise(mask, x, y, area)
         masks.append(normalised.ravel())
-        labels.append(thing.shape)
-        sizes.append(thing.size / math.sqrt(area))
-    return np.array(masks), labels, sizes
+        shapes.append(thing.shape)
+        size_ratios.append(thing.size / math.sqrt(area))
+    return np.array(masks), shapes, size_ratios
 
 
 def _template_things() -> Iterator[Thing]:

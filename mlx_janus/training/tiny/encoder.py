@@ -256,18 +256,19 @@ def _neighbour_queries(
     distance: int,
     heads: int,
 ) -> np.ndarray:
-    """Return the weights from features of place to the queries of all heads.
+    """Return query weights of all heads, which act on the sines and cosines of a patch's position.
 
-    The heads in turn attend to the patch above, below, left and right, ``distance`` patches away.
-    With n features of place, the shape is (heads * n, n).
+    Head 0 attends to the patch ``distance`` patches above, head 1 below, head 2 left, head 3 right,
+    and so on again from head 4: a position's features, rotated by an offset, are those of the
+    position at that offset. With n such features, the shape is (heads * n, n).
     """
     above = _rotation(frequencies, -distance, 0)
     below = _rotation(frequencies, distance, 0)
     left = _rotation(frequencies, 0, -distance)
     right = _rotation(frequencies, 0, distance)
     neighbours = [above, below, left, right]
-    queries = [neighbours[head % 4] for head in range(heads)]
-    return np.concatenate(queries)
+    weights = [neighbours[head % 4] for head in range(heads)]
+    return np.concatenate(weights)
 
 
 def _patch_filters(config: SiglipConfig, place_width: int) -> np.ndarray:
