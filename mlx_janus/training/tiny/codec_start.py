@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ...models.convolution import Conv2d, unfold
+from ...models.convolution import Conv2d, unfold_rows
 from ...models.vq import Decoder, Encoder, GroupNorm, VQModel, normalize
 
 _COLOUR_CHANNELS = 6  # of the encoder: red, green, blue and their negatives
@@ -215,7 +215,7 @@ def _last_windows(decoder: Decoder, z: mx.array) -> mx.array:
     x = nn.silu(decoder.norm_out(x))
     height = x.shape[1]
     padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    unfolded = unfold(padded)
+    unfolded = unfold_rows(padded)
     rows = [unfolded[:, i : i + height] for i in range(3)]
     return mx.concatenate(rows, axis=-1)
 
