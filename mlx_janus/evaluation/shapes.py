@@ -288,7 +288,7 @@ def _ask_about_present_and_absent(
     for name, is_present in ((present, True), (absent, False)):
         shape, colour = name
         question = language.existence_question(shape, colour, yes=is_present)
-        answer = _answer(janus, scene, question)
+        answer = answer_to(janus, scene, question)
         outcomes.append((is_present, meanings.get(answer)))
     return outcomes
 
@@ -364,9 +364,9 @@ def measure_attributes(
     results = {}
     for attribute in ATTRIBUTES:
         right = 0
-        questions = _held_out_questions(random, attribute)
+        questions = held_out_questions(random, attribute)
         for scene, question in islice(questions, sizes.pictures):
-            answer = _answer(janus, scene, question)
+            answer = answer_to(janus, scene, question)
             right += answer == question.answer
             done += 1
             progress("attributes", done, total)
@@ -385,7 +385,7 @@ def _held_out_scenes(random: np.random.Generator) -> Iterator[shapes.Scene]:
             yield scene
 
 
-def _held_out_questions(
+def held_out_questions(
     random: np.random.Generator,
     attribute: str,
 ) -> Iterator[tuple[shapes.Scene, language.Question]]:
@@ -398,10 +398,18 @@ def _held_out_questions(
         yield scene, question
 
 
-def _answer(janus: JanusPipeline, scene: shapes.Scene, question: language.Question) -> str:
-    """Return the model's answer to a question about a scene, in lower case without a full stop."""
+def answer_to(
+    janus: JanusPipeline,
+    scene: shapes.Scene,
+    question: language.Question,
+    **options: Any,
+) -> str:
+    """Return the model's answer to a question about a scene, in lower case without a full stop.
+
+    ``options`` are more options of ``generate_text``, such as ``system``.
+    """
     image = shapes.render(scene)
-    result = janus.generate_text(question.text, image, max_tokens=48)
+    result = janus.generate_text(question.text, image, max_tokens=48, **options)
     answer = result.text.strip()
     return answer.lower().rstrip(".")
 

@@ -29,7 +29,7 @@ from ..loop import Learner, compiled_gradient, part_of
 from ..losses import image_token_loss, image_token_states, select_positions, weighted_cross_entropy
 from ..two_processes import sum_over_processes
 from .auxiliary_heads import JanusWithHeads
-from .batches import IMAGE_AT, caption_batch, conversation_batch
+from .batches import caption_batch, conversation_batch
 from .recipe import JointRecipe
 
 _BATCH_SEEDS = {"drawing": 5, "joint": 6, "places": 7}  # so that no stage repeats another's batches
@@ -272,11 +272,11 @@ def answering_loss(
     janus = trainee.janus
     text = janus.embed_text(batch["ids"])
     features = janus.understand(batch["pixels"])
-    image_end = IMAGE_AT + features.shape[1]
-    # The image's features replace its placeholders, which begin at IMAGE_AT in every row.
-    text_before = text[:, :IMAGE_AT]
-    text_after = text[:, image_end:]
-    embeddings = mx.concatenate([text_before, features, text_after], axis=1)
+    # The image's features replace its placeholders.
+    offsets = mx.arange(features.shape[1])
+    places = batch["images"][:, None] + offsets
+    places = mx.broadcast_to(places[..., None], features.shape)
+    embeddings = mx.put_along_axis(text, places, features, axis=1)
     hidden, middle = _final_and_middle_states(janus, embeddings)
     answer_states = select_positions(hidden, batch["positions"])
     logits = janus.text_logits(answer_states)  # (B, M, vocabulary)

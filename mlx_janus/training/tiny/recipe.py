@@ -57,7 +57,7 @@ class JointRecipe:
     shares: dict[str, float] = field(default_factory=lambda: dict(language.SHARES))
     paired: bool = True  # more scenes of two things or of one shape (``shapes.PAIRED``)
     tracking: float = 0.5  # weight of ``TrackingHead``'s loss
-    placing: float = 0.0  # weight of ``PlacingHead``'s loss
+    placing: float = 1.0  # weight of ``PlacingHead``'s loss
     dropped_prompts: float = 0.1  # share of captions turned into pads, for guidance
 
 
@@ -73,18 +73,17 @@ class TinyRecipe:
     encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
     drawing: JointRecipe = field(
         default_factory=lambda: JointRecipe(
-            3000, answering_batch=0, drawing_batch=48, final_rate=0.3, paired=False, tracking=0.0
+            3000, answering_batch=0, drawing_batch=48, final_rate=0.3, placing=0.0
         )
     )
     joint: JointRecipe = field(default_factory=JointRecipe)
     places: JointRecipe = field(
         default_factory=lambda: JointRecipe(
-            900,
+            1200,
             rate=6e-4,
             muon_rate=6e-3,
             lookup_steps=0,
             shares=dict(language.PLACES),
-            placing=1.0,
         )
     )
     share_of_last: float = 0.5  # weight of ``places`` in the final mean with ``joint``
