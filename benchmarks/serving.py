@@ -34,7 +34,7 @@ from openai import APIStatusError, AsyncOpenAI
 from PIL import Image
 
 from benchmarks.real_size import machine
-from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
+from mlx_janus.evaluation.drawing import TASKS, drawing_prompts
 from mlx_janus.processing.png import png_bytes
 from mlx_janus.worlds import shapes
 

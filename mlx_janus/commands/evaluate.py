@@ -78,7 +78,8 @@ def shapes(
     """
     require_train_extra("scipy")
     import_mlx()
-    from ..evaluation.shapes import Sizes, measure, table
+    from ..evaluation.shapes import measure, table
+    from ..evaluation.sizes import Sizes
 
     if output:  # fail now, not after the measurement
         check_writable(output)

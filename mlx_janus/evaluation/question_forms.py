@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..worlds import language, question_forms, shapes
-from .shapes import ATTRIBUTES, Progress, Sizes, answer_to, held_out_questions
+from .answers import ATTRIBUTES, answer_to, held_out_questions
+from .sizes import Progress, Sizes
 
 if TYPE_CHECKING:
     from ..pipeline import JanusPipeline

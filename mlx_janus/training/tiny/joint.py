@@ -26,7 +26,13 @@ from ...models.vq_parts import token_config
 from ...processing.prompts import Prompts
 from ...worlds import language, shapes
 from ..loop import Learner, compiled_gradient, part_of
-from ..losses import image_token_loss, image_token_states, select_positions, weighted_cross_entropy
+from ..losses import (
+    image_token_loss,
+    image_token_states,
+    insert_features,
+    select_positions,
+    weighted_cross_entropy,
+)
 from ..two_processes import sum_over_processes
 from .auxiliary_heads import JanusWithHeads
 from .batches import caption_batch, conversation_batch
@@ -272,11 +278,7 @@ def answering_loss(
     janus = trainee.janus
     text = janus.embed_text(batch["ids"])
     features = janus.understand(batch["pixels"])
-    # The image's features replace its placeholders.
-    offsets = mx.arange(features.shape[1])
-    places = batch["images"][:, None] + offsets
-    places = mx.broadcast_to(places[..., None], features.shape)
-    embeddings = mx.put_along_axis(text, places, features, axis=1)
+    embeddings = insert_features(text, features, batch["images"])
     hidden, middle = _final_and_middle_states(janus, embeddings)
     answer_states = select_positions(hidden, batch["positions"])
     logits = janus.text_logits(answer_states)  # (B, M, vocabulary)
