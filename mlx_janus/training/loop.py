@@ -21,6 +21,7 @@ import numpy as np
 from filelock import FileLock
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
+from safetensors import safe_open
 
 from ..errors import CheckpointError, OutputError
 from ..files import draft_beside, write_atomically
@@ -28,6 +29,7 @@ from ..weights.safetensors_files import write_safetensors
 
 LOG_FILE = "log.jsonl"
 _LOG_EVERY = 10  # steps whose means are one line of the log
+_POLL = 1.0  # seconds between two looks at another process's checkpoint
 
 Batch = Mapping[str, Any]
 """Named arrays of one step, NumPy's or MLX's."""
@@ -265,6 +267,27 @@ def run_stage(
 def load_state(folder: Path, stage: str) -> dict[str, mx.array]:
     """Load the arrays of a finished stage's last checkpoint."""
     return dict(mx.load(str(checkpoint_file(folder, stage))))  # type: ignore[arg-type]
+
+
+def wait_for_stage(folder: Path, stage: str, steps: int) -> None:
+    """Return as soon as another process has written the last checkpoint of a stage.
+
+    A barrier of ``mlx.core.distributed`` would keep a CPU core busy while it waits.
+
+    Args:
+        folder: holds ``checkpoints/``.
+        stage: the stage's name.
+        steps: its number of steps.
+    """
+    path = checkpoint_file(folder, stage)
+    while not path.exists() or _finished_steps(path) < steps:
+        time.sleep(_POLL)
+
+
+def _finished_steps(path: Path) -> int:
+    """Return the number of steps of a checkpoint, which another process may replace meanwhile."""
+    with safe_open(path, framework="numpy") as file:
+        return int(file.metadata()["steps"])
 
 
 class _Recorder:
