@@ -35,7 +35,7 @@ from PIL import Image
 
 from benchmarks.real_size import machine
 from mlx_janus.evaluation.drawing import TASKS, drawing_prompts
-from mlx_janus.processing.png import png_bytes
+from mlx_janus.processing.saved_images import encode_image
 from mlx_janus.worlds import shapes
 
 QUESTIONS = (
@@ -85,7 +85,7 @@ def known_outcomes(model: str) -> tuple[list[Question], list[Wish]]:
     for i in range(_POOL):
         image = shapes.render(shapes.sample_scene(random))
         text = QUESTIONS[i % len(QUESTIONS)]
-        url = "data:image/png;base64," + base64.b64encode(png_bytes(image, {})).decode()
+        url = "data:image/png;base64," + base64.b64encode(encode_image(image, {})).decode()
         questions.append(Question(text, url, janus.generate_text(text, image).text))
     prompts = [
         wanted.prompt for task in TASKS for wanted in drawing_prompts(task, _POOL // len(TASKS), 0)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from .errors import ConfigError, UnsupportedModelError
+from .files import POINTER_ADVICE
 from .limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE
 from .sections import LATER, Fault, JsonError, Section, number_field, read_json, shorten, size_field
 
@@ -43,6 +44,7 @@ _MAX_SIDE = 8192  # pixels
 _ADVICE: dict[Fault, str] = {
     "missing": "download the whole model folder",
     "too large": "it is no config file",
+    "pointer": POINTER_ADVICE,
     "invalid": "download it again",
 }
 
@@ -59,7 +61,7 @@ class SiglipConfig(Section):
     layers: int = size_field(high=_MAX_DEPTH)
     heads: int = size_field(high=4096)
     mlp_width: int = size_field()
-    layer_norm_eps: float = number_field(1e-6, high=1.0)
+    layer_norm_eps: float = number_field(1e-6, low=1e-12, high=1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,7 +99,7 @@ class VQConfig(Section):
     num_res_blocks: int = size_field(high=64)
     z_channels: int = size_field(high=65536)  # of latents, before projection to ``codebook_dim``
     norm_groups: int = size_field(32, high=1024)
-    norm_eps: float = number_field(1e-6, high=1.0)
+    norm_eps: float = number_field(1e-6, low=1e-12, high=1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,7 +153,7 @@ class LlamaConfig(Section):
     num_key_value_heads: int = size_field(high=4096)
     head_dim: int = size_field(high=_MAX_SIDE)
     max_position_embeddings: int = size_field(high=1 << 24)
-    rms_norm_eps: float = number_field(1e-6, high=1.0)
+    rms_norm_eps: float = number_field(1e-6, low=1e-12, high=1.0)
     rope_theta: float = number_field(10000.0, low=1.0, high=1e12)
 
     def __post_init__(self) -> None:
@@ -363,7 +365,7 @@ class JanusConfig(Section):
         if version not in READABLE_VERSIONS or isinstance(version, bool):
             raise UnsupportedModelError(
                 f"{path} has format version {shorten(version)}, "
-                f"this release reads {FORMAT_VERSION}: convert again"
+                f"this release reads {' and '.join(map(str, READABLE_VERSIONS))}: convert again"
             )
         try:
             return cls.from_dict(_upgrade_from_version_1(data) if version == 1 else data)

@@ -1,4 +1,7 @@
-"""Atomic writing: a file appears complete or not at all, even after a kill or on a full disk."""
+"""Atomic writing: a file appears complete or not at all, even after a kill or on a full disk.
+
+Also here: recognising the small text files that Git puts in place of large ones.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,21 @@ import contextlib
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+POINTER_ADVICE = "run git lfs pull, or download the file itself"
+"""The fix for a pointer file, at the end of an error message."""
+
+# First bytes of the pointers of Git LFS, of its predecessor Hawser, and of git-annex.
+_POINTER_HEADS = (b"version https://git-lfs", b"version https://hawser", b"/annex/objects/")
+
+
+def is_git_pointer(head: bytes) -> bool:
+    """Return whether a file is a pointer, which Git LFS puts in place of a large file.
+
+    Args:
+        head: the file's first bytes, at least 32 if it has as many.
+    """
+    return head.startswith(_POINTER_HEADS)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

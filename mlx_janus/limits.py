@@ -8,6 +8,7 @@ from typing import Any
 from .errors import OptionError
 
 MAX_SEED = 2**63 - 1
+RANDOM_SEED = -1  # a given seed that means: choose a random one
 MAX_TEMPERATURE = 1000
 MAX_CFG_WEIGHT = 1000  # weight of classifier-free guidance
 MAX_TOKENS = 1 << 20  # tokens per answer; no context is as long

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from .errors import OptionError
 from .inference.conversation import Conversation
-from .inference.image_generation import generate_steps, image_jobs, sort_by_prompt
+from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
 from .inference.pathways import pathway_of
@@ -28,8 +28,10 @@ from .inference.text_generation import (
 from .limits import check_text
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn
+from .weights.addresses import NO_MODEL
 from .weights.load import WeightFiles, load_model
-from .weights.sources import NO_MODEL, TINY, find_converted, resolve_short_name
+from .weights.names import TINY, understand_name
+from .weights.sources import find_converted
 
 if TYPE_CHECKING:
     from .decode.text import TextOptions
@@ -57,9 +59,9 @@ def load(
 
     Args:
         path_or_hub_id: a folder that ``convert`` wrote, a PyTorch model folder in DeepSeek's or
-            transformers' layout, or the Hub id of either ("deepseek-ai/Janus-Pro-1B", for short
-            "janus-pro-1b"). PyTorch models are converted once, into the cache folder. None:
-            Janus-Tiny, the small model inside the package; a warning is logged.
+            transformers' layout, or the Hub id, short name ("janus-pro-1b") or address of either,
+            with or without "@revision". PyTorch models are converted once, into the cache folder.
+            None: Janus-Tiny, the small model inside the package; a warning is logged.
         bits: 8 or 4 to quantize the language model; None: keep the model as it is.
         recipe: a named quantization in place of ``bits``. "light", "balanced" and "faithful" choose
             the bits of each layer, from the smallest model to the closest to the float model;
@@ -76,7 +78,7 @@ def load(
         JanusError: the model is missing, unsupported, damaged, or too large for the memory. Each
             case has a subclass in ``mlx_janus.errors``.
     """
-    source = resolve_short_name(_use_tiny(revision) if path_or_hub_id is None else path_or_hub_id)
+    source = _use_tiny(revision) if path_or_hub_id is None else path_or_hub_id
     dtype_name = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
     folder = find_converted(
         source,
@@ -92,7 +94,7 @@ def load(
         folder, model.config.prompt, image_tokens=model.config.understanding.tokens
     )
     files = WeightFiles.of(folder) if low_memory else None
-    return JanusPipeline(model, prompts, name=_display_name(source), files=files)
+    return JanusPipeline(model, prompts, name=understand_name(source, revision).shown, files=files)
 
 
 def _use_tiny(revision: str | None) -> Path:
@@ -105,15 +107,6 @@ def _use_tiny(revision: str | None) -> Path:
         raise OptionError(f"a revision is of a model on the Hub: {NO_MODEL}")
     _LOG.warning(_NO_MODEL_WARNING)
     return TINY
-
-
-def _display_name(path_or_hub_id: str | os.PathLike[str]) -> str:
-    """Return the name to show for a model: "janus-tiny", its folder's name, or its Hub id."""
-    # Path.expanduser would raise for an unknown user.
-    path = Path(os.path.expanduser(path_or_hub_id))  # noqa: PTH111
-    if path == TINY:
-        return "janus-tiny"
-    return path.resolve().name if path.is_dir() else os.fspath(path_or_hub_id)
 
 
 class JanusPipeline(LoadedModel):
@@ -163,8 +156,8 @@ class JanusPipeline(LoadedModel):
             temperature: randomness of sampling; 0 always takes the most likely token.
             top_p: threshold of nucleus sampling, which samples from the smallest set of tokens
                 whose probabilities sum to at least this; 1: from all tokens.
-            seed: seed of the sampling, an integer; None: a random one. The same seed gives the same
-                answer.
+            seed: seed of the sampling, an integer; None or -1: a random one. The same seed gives
+                the same answer.
             system: system prompt; None: the model's own, "": none.
             stop: a string or several that end the answer; they are not part of it.
             lookup: number of draft tokens that prompt lookup decoding copies from earlier text in
@@ -274,7 +267,7 @@ class JanusPipeline(LoadedModel):
         prompt: str | Sequence[str],
         *,
         n: int = 1,
-        seed: int | None = None,
+        seed: Seed = None,
         cfg_weight: float | None = None,
         temperature: float | None = None,
         top_p: float = 1.0,
@@ -288,7 +281,7 @@ class JanusPipeline(LoadedModel):
             n: images of each prompt. Images whose prompts have the same length in tokens are
                 generated together, as far as memory allows.
             seed: seed of each prompt's first image, an integer; each further image has the next
-                higher seed. None: a random seed.
+                higher seed. None or -1: a random seed. A list has one seed for each prompt.
             cfg_weight: weight of classifier-free guidance; images follow the prompt more closely
                 the higher it is. 1: no guidance; None: the model's own (5 for the published
                 models).
@@ -325,7 +318,7 @@ class JanusPipeline(LoadedModel):
         prompt: str | Sequence[str],
         *,
         n: int = 1,
-        seed: int | None = None,
+        seed: Seed = None,
         cfg_weight: float | None = None,
         temperature: float | None = None,
         top_p: float = 1.0,

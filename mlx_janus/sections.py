@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from .errors import ConfigError
+from .files import is_git_pointer
 
 _MAX_SIZE = 1 << 20  # far above any width or vocabulary, far below an overflow
 _MAX_NUMBER = 1e30  # largest absolute value of a float field without a range
@@ -311,7 +312,7 @@ def _to_json(value: Any) -> Any:
 
 # Files
 
-Fault = Literal["missing", "unreadable", "too large", "invalid", "no object"]
+Fault = Literal["missing", "unreadable", "too large", "pointer", "invalid", "no object"]
 
 
 class JsonError(ConfigError):
@@ -340,14 +341,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file of at most 64 MiB.
 
     Raises:
-        JsonError: the file is missing, unreadable, too large, or does not hold a JSON object.
+        JsonError: the file is missing, unreadable, too large, a Git LFS pointer, or does not hold a
+            JSON object.
     """
     try:
         size = path.stat().st_size
         if size > _MAX_FILE:
             raise JsonError(f"{path} is larger than {_MAX_FILE >> 20} MiB", "too large")
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
+        content = path.read_bytes()
+        if is_git_pointer(content):
+            raise JsonError(f"{path} is a Git LFS pointer and not the file itself", "pointer")
+        data = json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise JsonError(f"{path} is missing", "missing") from None
     except OSError as error:

@@ -43,9 +43,13 @@ class _Hurried:
 
 @pytest.fixture(autouse=True, scope="session")
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What ``load`` converts goes to a folder of this run, never to the user's cache."""
+    """What ``load`` converts goes to a folder of this run, never to the user's cache.
+
+    The user's other models are not looked for.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLX_JANUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MLX_JANUS_MODELS", "")
         yield
 
 

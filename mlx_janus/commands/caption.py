@@ -15,7 +15,10 @@ from ..errors import ImageError, JanusError, OutputError
 from .arguments import LoadArguments, TextArguments, load_pipeline
 from .jsonl import JsonLines, Record, lines_to_stdout
 from .options import (
+    STDIN,
+    STDOUT,
     answering_options,
+    check_image_sources,
     complete_files,
     model_options,
     quiet_option,
@@ -23,6 +26,7 @@ from .options import (
     sampling_options,
     version_option,
 )
+from .outputs import output_file
 from .progress import progress_bar
 from .runner import Command, note, say
 
@@ -38,7 +42,14 @@ _RULES = (
 
 
 @click.command(cls=Command, rules=_RULES)
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=complete_files)
+@click.argument(
+    "paths",
+    nargs=-1,
+    required=True,
+    metavar="PATH...",
+    callback=check_image_sources,
+    shell_complete=complete_files,
+)
 @click.option(
     "-p",
     "--prompt",
@@ -51,35 +62,43 @@ _RULES = (
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     metavar="FILE",
-    help="File to append the lines to; images already in it are skipped.  [default: stdout]",
+    help="File to append the lines to (- for stdout); images already in it are skipped.  "
+    "[default: stdout]",
 )
 @sampling_options
 @answering_options
 @model_options
 @quiet_option
 @version_option
-def main(paths: tuple[str, ...], question: str, output: Path | None, **options: Any) -> None:
+def main(paths: tuple[str, ...], question: str, output: str | None, **options: Any) -> None:
     """Ask one question about many images, and write one line of JSON for each answer.
 
-    PATH is an image, a folder (all images in it, sorted by name) or a pattern such as
-    'photos/**/*.jpg'. To resume after a stop, run the same command again: it asks only about images
-    that FILE lacks. Images that cannot be read are named on stderr, and the exit code is then 1.
+    PATH is an image, a folder (all images in it, sorted by name), a pattern such as
+    'photos/**/*.jpg', an https address, or - for an image on stdin. To resume after a stop, run the
+    same command again: it asks only about images that FILE lacks. Images that cannot be read are
+    named on stderr, and the exit code is then 1.
 
     \b
     Examples:
       mlx-janus caption -m models/janus-pro-1b photos -o captions.jsonl
       mlx-janus caption -m janus-pro-1b 'photos/**/*.jpg' -p "What animal is this?" -o animals.jsonl
       mlx-janus caption janus.png
+      curl https://example.org/photo.jpg | mlx-janus caption -
     """
     listed: list[str] = []
     for path in paths:
-        listed += _image_files(path)
+        listed += _image_sources(path)
     images = list(dict.fromkeys(listed))  # without duplicates
-    captions = None if output is None else JsonLines(output, "captions", keys=("path", "prompt"))
-    captioned = set() if captions is None else _captioned_images(captions, question)
-    missing = [image for image in images if image not in captioned]
+    captions = None
+    captioned: set[str] = set()
+    if output is not None and output != STDOUT:
+        file = output_file(output, "captions.jsonl")
+        captions = JsonLines(file, "captions", keys=("path", "prompt"))
+        captioned = _captioned_images(captions, question)
+    # An image on stdin has no name of its own: an earlier caption may be of another one.
+    missing = [image for image in images if image == STDIN or image not in captioned]
     skipped = len(images) - len(missing)
     if skipped:
         note(f"{skipped} of {len(images)} images are in {output} already")
@@ -131,11 +150,21 @@ class _Captioner:
         self._seed = random_seed() if arguments.seed is None else arguments.seed
         self._arguments = replace(arguments, seed=self._seed).keywords()
 
-    def __call__(self, path: str) -> Record:
-        """Ask about the image file ``path``, and return the answer with its settings."""
-        result = self._janus.generate_text(self._question, path, **self._arguments)
+    def __call__(self, source: str) -> Record:
+        """Ask about the image of a file, of an https address, or of stdin ("-").
+
+        Returns:
+            The answer with its settings.
+
+        Raises:
+            ImageError: the image cannot be fetched or read.
+        """
+        from .inputs import is_file, read_image
+
+        image = source if is_file(source) else read_image(source)
+        result = self._janus.generate_text(self._question, image, **self._arguments)
         return {
-            "path": path,
+            "path": source,
             "text": result.text,
             "tokens": list(result.tokens),
             "finish_reason": result.finish_reason,
@@ -145,24 +174,24 @@ class _Captioner:
         }
 
 
-def _caption_all(paths: Sequence[str], captioner: _Captioner, captions: JsonLines | None) -> int:
-    """Write the caption of each image file, and name the files that cannot be read on stderr.
+def _caption_all(images: Sequence[str], captioner: _Captioner, captions: JsonLines | None) -> int:
+    """Write the caption of each image, and name the images that cannot be read on stderr.
 
     Args:
-        paths: the image files.
+        images: files, https addresses, and "-" for stdin.
         captioner: makes a caption.
         captions: the file to append the captions to; None: print them to stdout.
 
     Returns:
-        The number of files that cannot be read.
+        The number of images that cannot be read.
     """
     failed = 0
     output = lines_to_stdout() if captions is None else captions.append()
     # The bar is hidden while a line is written, because stdout may be the same terminal.
-    with output as write, progress_bar("captions", "image", len(paths)) as bar:
-        for path in paths:
+    with output as write, progress_bar("captions", "image", len(images)) as bar:
+        for image in images:
             try:
-                caption = captioner(path)
+                caption = captioner(image)
             except ImageError as error:
                 failed += 1
                 with bar.external_write_mode(file=sys.stderr):
@@ -174,8 +203,8 @@ def _caption_all(paths: Sequence[str], captioner: _Captioner, captions: JsonLine
     return failed
 
 
-def _image_files(path: str) -> list[str]:
-    """List the image files of ``path``, which is a file, a folder or a pattern.
+def _image_sources(path: str) -> list[str]:
+    """List the images of ``path``: a file, a folder, a pattern, an https address, or "-" for stdin.
 
     An existing file is not a pattern, even with "*" or "[" in its name. A file that does not exist
     is listed too, and fails when it is read.
@@ -183,6 +212,12 @@ def _image_files(path: str) -> list[str]:
     Raises:
         ImageError: a folder has no images, or no file matches the pattern.
     """
+    from ..processing.file_names import local_path
+    from .inputs import is_file
+
+    if not is_file(path):
+        return [path]
+    path = local_path(path)
     if Path(path).is_dir():
         return _images_in(Path(path))
     if glob.has_magic(path) and not Path(path).exists():

@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import JanusError, PromptError
+from ..processing.file_names import names_folder
 from .arguments import ImageArguments, LoadArguments, TextArguments, load_pipeline
 from .line_editor import (
+    QUOTES,
     Vocabulary,
     dropped_files,
-    expand_home,
+    is_file,
     line_reader,
+    split_new_path,
+    split_one_path,
     split_paths,
+    typed_path,
     without_echo,
+    without_quotes,
 )
 from .options import (
     SETTINGS,
@@ -28,6 +34,7 @@ from .options import (
     show_option,
     version_option,
 )
+from .outputs import make_folder
 from .progress import follow_drawing, note_if_cut, terminal_preview
 from .runner import Command, explain, say
 
@@ -112,17 +119,20 @@ class Chat:
         """Attach image files to the next question. If a file cannot be read, attach none.
 
         Args:
-            argument: one or more file names, quoted as in a shell.
+            argument: one or more file names or https addresses, quoted as in a shell.
 
         Raises:
             JanusError: there is no file name, quotes do not match, or a file cannot be read.
         """
         from ..processing.images import open_image
+        from .inputs import is_web, read_image
 
-        paths = split_paths(argument)
-        if not paths:
+        names = split_paths(argument)
+        if not names:
             raise JanusError("/image needs a file: /image photo.jpg")
-        self.attached += [open_image(expand_home(path)) for path in paths]
+        self.attached += [
+            read_image(name) if is_web(name) else open_image(typed_path(name)) for name in names
+        ]
         count = len(self.attached)
         say(f"{count} image{'s' if count != 1 else ''} attached to your next question.")
 
@@ -171,7 +181,8 @@ class Chat:
                 self.settings[name] = SETTINGS[name].convert(text, None, None)
             except click.ClickException as error:
                 raise JanusError(f"{name}: {error.message}") from None
-        say(f"{name} {text or _WORD_FOR_UNSET.get(name, 'default')}")
+        is_unset = self.settings[name] is None
+        say(f"{name} {_WORD_FOR_UNSET.get(name, 'default') if is_unset else text}")
 
     def system(self, text: str) -> None:
         """Set the system prompt to ``text``, unless that is empty, and print the prompt in use.
@@ -191,26 +202,40 @@ class Chat:
         say(f"Removed: {message.text}")
 
     def save(self, argument: str) -> None:
-        """Save the conversation to the JSON file ``argument``, by default janus.json."""
-        name = argument or "janus.json"
+        """Save the conversation to a JSON file.
+
+        Args:
+            argument: the file's name, by default janus.json; ".json" may be left out. A folder gets
+                the file janus.json.
+
+        Raises:
+            JanusError: there are several names, or the file cannot be written.
+        """
+        name = typed_path(split_new_path("/save", argument)) or "janus.json"
+        if names_folder(name):
+            make_folder(Path(name), "/save")
+            name = str(Path(name, "janus.json"))
         if not name.endswith(".json"):
             name += ".json"
-        path = self.conversation.save(expand_home(name))
+        path = self.conversation.save(name)
         say(f"Saved {len(self.conversation.messages)} messages to {path}.")
 
     def load(self, argument: str) -> None:
         """Replace the conversation with a saved one, and detach the images.
 
         Args:
-            argument: the file's name, quoted as in a shell.
+            argument: the file's name, quoted as in a shell; ".json" may be left out.
 
         Raises:
-            JanusError: there is no file name, or the file is no saved conversation or is damaged.
+            JanusError: there is not exactly one file name, or the file is no saved conversation or
+                is damaged.
         """
         if not argument:
             raise JanusError("/load needs a file: /load janus.json")
-        name = split_paths(argument)[0]  # further names are ignored
-        self.conversation.load(expand_home(name))
+        name = _with_json(argument)
+        if not is_file(name):
+            name = _with_json(split_one_path("/load", argument))
+        self.conversation.load(typed_path(name))
         self.attached = []
         say(f"Loaded {len(self.conversation.messages)} messages.")
 
@@ -242,12 +267,17 @@ class Chat:
         say(HELP)
 
 
+def _with_json(name: str) -> str:
+    """Return a name with ".json" added if only that is an existing file."""
+    return f"{name}.json" if is_file(f"{name}.json") and not is_file(name) else name
+
+
 _WORD_FOR_UNSET = {"seed": "random"}  # any other unset setting is called "default"
 _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
     "/image": (
         "FILE...",
         Chat.attach_images,
-        "attach images to the next question (or drop files on the terminal)",
+        "attach images to the next question: files, also dropped ones, or https addresses",
     ),
     "/draw": (
         "PROMPT",
@@ -272,7 +302,10 @@ _VOCABULARY = Vocabulary(
 )
 HELP = "\n".join(
     [f"{f'{name} {argument}':16} {text}" for name, (argument, _, text) in _COMMANDS.items()]
-    + [f"{'/quit':16} leave (or press Ctrl-D); Ctrl-C stops an answer or a drawing"]
+    + [
+        f"{'/quit':16} leave (or press Ctrl-D); Ctrl-C stops an answer or a drawing",
+        f"{QUOTES:16} begin and end a question of several lines; Alt-Enter: one more line",
+    ]
 )
 
 
@@ -285,6 +318,9 @@ HELP = "\n".join(
 @version_option
 def main(**options: Any) -> None:
     """Chat with a model about images, and let it generate images.
+
+    A question of several lines is enclosed in triple quotes, on a terminal as in a pipe. On a
+    terminal, Alt-Enter, or Esc and then Enter, begins a new line too.
 
     \b
     Examples:
@@ -348,13 +384,23 @@ def _run_line(chat: Chat, line: str) -> None:
 def _dispatch(chat: Chat, line: str) -> None:
     """Run a command, attach files dropped on the terminal, or ask a question.
 
-    For an unknown command, print a hint.
+    For an unknown command, print a hint. A text in triple quotes is a question, or the argument of
+    the command before it.
+
+    Raises:
+        JanusError: the command fails, or takes no argument but has one.
     """
     command, *rest = line.split(None, 1)
     argument = rest[0] if rest else ""
-    if command in _COMMANDS:
-        _, run, _ = _COMMANDS[command]
-        run(chat, argument)
+    question = without_quotes(line)
+    if question is not None:
+        chat.ask(question)
+    elif command in _COMMANDS:
+        arguments, run, _ = _COMMANDS[command]
+        if argument and not arguments:
+            raise JanusError(f"{command} takes nothing after it: write only {command}")
+        in_quotes = without_quotes(argument)
+        run(chat, argument if in_quotes is None else in_quotes)
     elif dropped := dropped_files(line):
         chat.attach_images(shlex.join(dropped))
     elif command.startswith("/") and "/" not in command[1:]:  # "/etc/hosts" may begin a question

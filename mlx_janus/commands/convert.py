@@ -15,6 +15,7 @@ from .options import (
     flag_needs,
     recipe_option,
     refuse_if,
+    refuse_two_revisions,
     version_option,
     whole_number,
 )
@@ -37,6 +38,20 @@ def _why_upload_refused(ctx: click.Context) -> str | None:
     return None
 
 
+def _repository(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Return the owner/name in the address of a repository; any other value unchanged."""
+    from ..errors import CheckpointError
+    from ..weights.addresses import split_revision
+
+    if value is None:
+        return None
+    try:
+        name, revision = split_revision(value)
+    except CheckpointError:
+        return value
+    return value if revision else name
+
+
 _RULES = (
     refuse_if(
         lambda values: values["verify"] and any(values[name] for name in _CONVERSION_ONLY),
@@ -50,7 +65,7 @@ _RULES = (
 
 
 @click.command(cls=Command, rules=_RULES)
-@click.argument("source", shell_complete=complete_folders)
+@click.argument("source", callback=refuse_two_revisions, shell_complete=complete_folders)
 @click.argument("output", type=click.Path(path_type=Path))
 @bits_option
 @recipe_option
@@ -65,7 +80,12 @@ _RULES = (
     type=click.Choice(DTYPES),
     help="Float type of stored weights; the image codec keeps its own.  [default: the source's]",
 )
-@click.option("--revision", metavar="REV", help="Branch, tag or commit, if SOURCE is on the Hub.")
+@click.option(
+    "--revision",
+    metavar="REV",
+    callback=refuse_two_revisions,
+    help="Branch, tag or commit, if SOURCE is on the Hub.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is a converted model.")
 @click.option(
     "--verify", is_flag=True, help="Write nothing; compare OUTPUT with SOURCE, value by value."
@@ -73,6 +93,7 @@ _RULES = (
 @click.option(
     "--upload",
     metavar="REPO",
+    callback=_repository,
     help="Upload OUTPUT and a model card to this model repository on the Hub. A new repository is "
     "public, unless you give --private or your account's default is private.",
 )
@@ -93,10 +114,10 @@ def main(
 ) -> None:
     """Convert the PyTorch model SOURCE into the new folder OUTPUT.
 
-    SOURCE is a folder, a Hub id or a short name, in DeepSeek's or transformers' layout, with
-    .safetensors or .bin files. None of its code is run. OUTPUT appears only when it is complete.
-    The conversion needs less than 3.5 GB of memory for a model of any size. Nothing is uploaded
-    without --upload, which needs a token (`hf auth login`).
+    SOURCE is a folder, a Hub id, an address of the Hub or a short name, in DeepSeek's or
+    transformers' layout, with .safetensors or .bin files. None of its code is run. OUTPUT appears
+    only when it is complete. The conversion needs less than 3.5 GB of memory for a model of any
+    size. Nothing is uploaded without --upload, which needs a token (`hf auth login`).
 
     \b
     Examples:

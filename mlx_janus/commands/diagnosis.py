@@ -236,19 +236,43 @@ def _disk() -> Finding:
 
 
 def _models() -> Finding:
-    """Count the models on this machine by state, and advise to remove an unusable one."""
+    """Count the models on this machine by state; say what each unusable one lacks.
+
+    The advice has a line for each of them, and one for those of no use any more.
+    """
     from ..memory import format_size
     from ..weights.cache import freed_bytes, list_models
 
     entries = list_models()
     counts = Counter(entry.state for entry in entries)
     text = ", ".join(f"{count} {state}" for state, count in counts.items())
-    useless = [entry for entry in entries if entry.state in ("left over", "unreadable")]
-    if not useless:
-        return Finding("models", "ok", text)
-    size = format_size(freed_bytes(useless))
-    advice = f"mlx-janus models remove {useless[0].id} (one of {len(useless)}; {size} in total)"
-    return Finding("models", "warn", text, advice)
+    advice = []
+    useless = [entry for entry in entries if entry.state in ("left over", "superseded")]
+    if useless:
+        size = format_size(freed_bytes(useless))
+        advice.append(f"mlx-janus models prune removes {len(useless)} old conversions ({size})")
+    converted = {entry.source for entry in entries if entry.state == "converted"}
+    for entry in entries:
+        # A conversion needs only the config of its download.
+        is_needed = entry.state != "partly downloaded" or entry.source not in converted
+        if is_needed and entry not in useless and (fault := _fault_of(entry)):
+            advice.append(fault)
+    return Finding("models", "warn" if advice else "ok", text, "\n".join(advice))
+
+
+def _fault_of(entry: ModelEntry) -> str:
+    """Return what keeps a model from being used, and the fix; "" if nothing does."""
+    from ..weights.checkup import find_faults
+
+    faults = find_faults(entry.path, headers=True)
+    if not faults:
+        return ""
+    text = f"{entry.source} ({entry.id}) cannot be used: {'; '.join(faults)}"
+    if entry.place == "cache":
+        return f"{text}: mlx-janus models remove {entry.id}"
+    if entry.state == "partly downloaded":
+        return f"{text}; mlx-janus models add {entry.source} downloads it"
+    return text
 
 
 def _models_too_large(limit: int) -> list[tuple[ModelEntry, int]]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 def main(as_json: bool) -> int:
     """Check versions, device, memory, BLAS, disk and models, and give advice on problems.
 
+    For every model on this machine that cannot be used, the advice says what its folder lacks.
+
     The exit code is 1 if the package itself does not work, otherwise 0.
 
     \b
@@ -44,7 +46,10 @@ def main(as_json: bool) -> int:
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    """Print a line for each finding, then the advice of each finding that has advice."""
+    """Print a line for each finding, then the advice of each finding that has advice.
+
+    Advice of several lines is printed as several items.
+    """
     width = max(len(finding.about) for finding in findings)  # columns for the checks' names
     for finding in findings:
         click.echo(f"{finding.about:{width}}  {finding.status:4}  {finding.text}")
@@ -52,4 +57,5 @@ def _print_findings(findings: Sequence[Finding]) -> None:
     if with_advice:
         click.echo("\nWhat to do:")
     for finding in with_advice:
-        click.echo(f"- {finding.about}: {finding.advice}")
+        for line in finding.advice.splitlines():
+            click.echo(f"- {finding.about}: {line}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
 from .arguments import LoadArguments, load_pipeline
-from .options import model_options, version_option
-from .outputs import check_writable
+from .options import STDOUT, model_options, version_option
+from .outputs import check_writable, output_file
 from .progress import stage_bars
 from .runner import Command, Group, import_mlx, require_train_extra, say
 
@@ -53,15 +52,15 @@ def main() -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     metavar="FILE",
-    help="Also write the scores to this file, as JSON.",
+    help="Also write the scores to this file, as JSON. -: print only the JSON, to stdout.",
 )
 def shapes(
     seed: int,
     pictures: int | None,
     prompts: int | None,
-    output: Path | None,
+    output: str | None,
     **options: Any,
 ) -> None:
     """Measure a model on images of coloured shapes.
@@ -81,8 +80,10 @@ def shapes(
     from ..evaluation.shapes import measure, table
     from ..evaluation.sizes import Sizes
 
-    if output:  # fail now, not after the measurement
-        check_writable(output)
+    file = None
+    if output is not None and output != STDOUT:
+        file = output_file(output, "scores.json")
+        check_writable(file)  # fail now, not after the measurement
     janus = load_pipeline(LoadArguments.from_options(options))
     sizes = Sizes()  # default numbers of test images and prompts
     if pictures is not None:
@@ -91,8 +92,12 @@ def shapes(
         sizes = replace(sizes, prompts=prompts)
     with stage_bars("image") as progress:
         scores = measure(janus, sizes, seed=seed, progress=progress)
+    text = json.dumps(scores, indent=2)
+    if output == STDOUT:
+        click.echo(text)
+        return
     for line in table(scores):
         click.echo(line)
-    if output:
-        output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-        say(f"Wrote {output}.")
+    if file:
+        file.write_text(f"{text}\n", encoding="utf-8")
+        say(f"Wrote {file}.")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,13 @@ import click
 from ..errors import OptionError
 from ..limits import MAX_IMAGES, MAX_LOOKUP, MAX_TOKENS, MAX_UPSCALE, MAX_WINDOW
 from .arguments import load_pipeline
-from .image_folder import image_files, plan_calls
+from .image_folder import FolderLayout, check_existing, check_template, plan_images
+from .image_writer import ImageWriter
 from .jobs import RULES, AskJob, DrawJob, Origin, Previews, read_job
 from .options import (
     SETTINGS,
     answering_options,
+    check_image_sources,
     complete_files,
     complete_folders,
     model_options,
@@ -29,7 +30,7 @@ from .options import (
     version_option,
 )
 from .outputs import check_writable, make_folder
-from .progress import follow_drawing, note_if_cut, terminal_preview
+from .progress import note_if_cut
 from .runner import Command, note
 
 if TYPE_CHECKING:
@@ -50,23 +51,18 @@ def _check_prompts(
     return prompts
 
 
-def _check_image_names(
-    _: click.Context, __: click.Parameter, names: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Check the values of --image and return them unchanged. click calls this function.
+def _check_template(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Check the value of --name and return it unchanged. click calls this function.
 
     Raises:
-        click.BadParameter: a name is empty, or is a URL that does not begin with "https://".
+        click.BadParameter: the value is no template for the names of images.
     """
-    for name in names:
-        if not name:
-            raise click.BadParameter("is empty: name an image.")
-        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name)  # None: a file, or - for stdin
-        if scheme and scheme[0] != "https://":
-            raise click.BadParameter(
-                f"{scheme[0]} is not read: give a file, or an address that begins with https://."
-            )
-    return names
+    if value is not None:
+        try:
+            check_template(value)
+        except OptionError as error:
+            raise click.BadParameter(f"{error}.") from None
+    return value
 
 
 @click.command(cls=Command, rules=RULES)
@@ -82,9 +78,24 @@ def _check_image_names(
 )
 @click.option(
     "--prompts-file",
-    type=click.File(encoding="utf-8"),
+    type=click.File(encoding="utf-8-sig"),
     metavar="FILE",
-    help="Draw every line of this file (- for stdin). Images that exist already are skipped.",
+    help="Draw every line of this file (- for stdin), except comments, which begin with #. Images "
+    "that exist already are skipped. A line that repeats is drawn again, with another seed.",
+)
+@click.option(
+    "--same-seeds",
+    is_flag=True,
+    help="Start every prompt of several from --seed, with the same noise. Otherwise the seeds of a "
+    "prompt are made of --seed and its words.",
+)
+@click.option(
+    "--name",
+    callback=_check_template,
+    metavar="TEMPLATE",
+    help="Names of the images of several prompts, with fields in braces: {name}, {words}, "
+    "{prompt}, {copy}, {line}, {image}, {seed}; {line:05} has five digits, and {copy0}, {line0} "
+    "and {image0} count from 0. A suffix .jpg or .webp chooses the format.  [default: {name}]",
 )
 @click.option(
     "--config-from",
@@ -99,7 +110,7 @@ def _check_image_names(
     "images",
     multiple=True,
     metavar="FILE",
-    callback=_check_image_names,
+    callback=check_image_sources,
     shell_complete=complete_files,
     help="Image to ask about: a file, an https address, or - for stdin. May be repeated.",
 )
@@ -107,9 +118,10 @@ def _check_image_names(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     metavar="PATH",
-    help="File for the image, or folder for several prompts.  [default: janus.png, or janus]",
+    help="File for the image, folder (a name that ends in /, or an existing one) for janus.png, or "
+    "- for a PNG on stdout; with several prompts always a folder.  [default: janus.png, or janus]",
 )
 @click.option(
     "-n",
@@ -263,15 +275,18 @@ def _answer_object(result: TextResult, seed: int, seconds: float, model: str) ->
 
 def draw(job: DrawJob) -> None:
     """Draw the images of one prompt, and save them to files."""
-    from ..processing.png import numbered_paths
+    from ..processing.saved_images import numbered_paths
 
     output = job.output or Path("janus.png")
-    paths = iter(numbered_paths(output, job.n))
-    check_writable(output)
+    paths: Iterator[Path | None] = iter([None] if job.to_stdout else numbered_paths(output, job.n))
+    if job.makes_folder:
+        make_folder(output.parent)
+    if not job.to_stdout:
+        check_writable(output)
     if job.previews:
         make_folder(job.previews.folder, "--preview-dir")
     janus = _load_to_draw(job)
-    writer = _ImageWriter(job)
+    writer = ImageWriter(job)
     steps: Iterable[ImageStep] = janus.stream_images(
         job.prompts[0], n=job.n, **job.arguments.keywords()
     )
@@ -340,7 +355,7 @@ def _save_previews(
         previews: folder, and interval in image tokens.
         tokens_per_row: the interval if ``previews.every`` is None.
     """
-    from ..processing.png import save_png
+    from ..processing.saved_images import save_image
 
     every = previews.every or tokens_per_row
     finished = 0  # images finished so far
@@ -351,7 +366,7 @@ def _save_previews(
             for number, image in enumerate(unfinished, finished + 1):
                 suffix = f"-{number}" if n > 1 else ""
                 path = previews.folder / f"step-{step.index:04d}{suffix}.png"
-                save_png(image, path, {"step": f"{step.index} of {step.total}"})
+                save_image(image, path, {"step": f"{step.index} of {step.total}"})
         finished += len(step.images)
         yield step
 
@@ -362,97 +377,37 @@ def _save_previews(
 def draw_into_folder(job: DrawJob) -> None:
     """Draw the images of all prompts into a folder, except images whose files exist.
 
-    The images of a prompt have consecutive seeds, and the first image of every prompt has the same
-    seed. So a later run with that seed completes the folder with the same images.
+    ``image_folder`` has the rule for names and seeds. With the same seed, a later run completes the
+    folder with the same images.
     """
     from ..decode.sampling import random_seed
 
-    folder = job.output or Path("janus")
-    files = image_files(folder, job.prompts, job.n)
-    missing = [file for file in files if not file.path.exists()]
-    existing = len(files) - len(missing)
-    if existing:
-        note(f"{existing} of {len(files)} images exist already")
-    if not missing:
-        _ImageWriter(job).finish(None)
-        return
-    make_folder(folder)
-    janus = _load_to_draw(job)
+    layout = FolderLayout(job.output or Path("janus"), job.template, job.same_seeds)
     seed = job.arguments.seed
     first_seed = random_seed() if seed is None else seed
+    images = plan_images(layout, job.prompts, job.n, first_seed)
+    missing = [image for image in images if not image.path.exists()]
+    existing = [image for image in images if image.path.exists()]
+    check_existing(layout, existing)
+    if existing:
+        note(f"{len(existing)} of {len(images)} images exist already")
+    if not missing:
+        ImageWriter(job).finish(None)
+        return
+    make_folder(layout.folder)
+    janus = _load_to_draw(job)
+    prompts = [image.prompt for image in missing]
+    seeds = [image.seed for image in missing]
+    steps = janus.stream_images(prompts, **job.arguments.keywords() | {"seed": seeds})
     # The prompt and the seed of a generated image together identify its file.
-    paths = {(file.prompt, first_seed + file.index): file.path for file in missing}
-    writer = _ImageWriter(job)
-    for call in plan_calls(missing, job.n):
-        arguments = replace(job.arguments, seed=first_seed + call.index)
-        steps = janus.stream_images(call.prompts, n=call.n, **arguments.keywords())
-        count = call.n * len(call.prompts)
-        writer.draw(steps, count, lambda image: paths[image.prompt, image.seed])
+    paths = {(image.prompt, image.seed): image.path for image in missing}
+
+    def path_of(image: GeneratedImage) -> Path:
+        """Return the path for an image, and make its folder, which --name may have chosen."""
+        path = paths[image.prompt, image.seed]
+        make_folder(path.parent)
+        return path
+
+    writer = ImageWriter(job)
+    writer.draw(steps, len(missing), path_of)
     writer.finish(janus.name)
-
-
-# Saving
-
-
-class _ImageWriter:
-    """A writer that saves images and prints their paths, or one JSON object about all of them.
-
-    Args:
-        job: the job. Only its options ``upscale``, ``show`` and ``as_json`` are used.
-    """
-
-    def __init__(self, job: DrawJob):
-        self._job = job
-        # Previews are printed to stdout, where they would be mixed into the JSON.
-        self._show_previews = False if job.as_json else job.show
-        self._saved: list[dict[str, Any]] = []  # a JSON object about each saved image
-        self._started = time.perf_counter()
-        self._peak_memory = 0  # bytes
-
-    def draw(
-        self, steps: Iterable[ImageStep], n: int, path_of: Callable[[GeneratedImage], Path]
-    ) -> None:
-        """Run the steps of a drawing, and save its images.
-
-        Args:
-            steps: steps of the drawing.
-            n: number of images that the steps draw in all.
-            path_of: returns the file for an image.
-        """
-        import mlx.core as mx
-
-        preview = terminal_preview(self._show_previews)
-        follow_drawing(steps, n, lambda image: self._save(image, path_of(image)), preview)
-        self._peak_memory = max(self._peak_memory, mx.get_peak_memory())
-
-    def _save(self, image: GeneratedImage, path: Path) -> None:
-        """Save an image and add it to the JSON object. Without --json, print its path and seed."""
-        saved_path = image.upscaled(self._job.upscale).save(path)
-        self._saved.append(
-            {
-                "path": str(saved_path),
-                "prompt": image.prompt,
-                "seed": image.seed,
-                "passes": image.passes,
-                "tokens": None if image.tokens is None else image.tokens.tolist(),
-            }
-        )
-        if not self._job.as_json:
-            click.echo(str(saved_path))
-            note(f"seed {image.seed}")
-
-    def finish(self, model: str | None) -> None:
-        """Print the JSON object if the job wants one.
-
-        Args:
-            model: name of the model; None: no image was missing, so no model was loaded.
-        """
-        if not self._job.as_json:
-            return
-        report = {
-            "images": self._saved,
-            "seconds": round(time.perf_counter() - self._started, 3),  # without loading
-            "peak_memory": self._peak_memory,
-            "model": model,
-        }
-        click.echo(json.dumps(report, ensure_ascii=False))

@@ -1,72 +1,211 @@
-"""A folder of numbered images of many prompts, which a later run can complete."""
+"""A folder with the images of many prompts, which a later run can complete.
+
+Equal prompts count as one prompt with more images: if a prompt occurs twice and each time has four
+images, these have the copy numbers 1 to 8. The name and the seed of an image depend only on its
+prompt and its copy number, so they stay the same if other prompts are added, removed or moved.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import string
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import ImageError, OptionError, OutputError
+from ..limits import MAX_SEED
+
+DEFAULT_TEMPLATE = "{name}"
+_TEXT_FIELDS = ("name", "words", "prompt")
+_NUMBER_FIELDS = ("copy", "line", "image", "copy0", "line0", "image0", "seed")
+_WIDTH = re.compile(r"0[1-9]\d?d?")  # of a number with leading zeros, as in {line:05}
+_MAX_NAME = 255  # bytes of a file's name, in all common file systems
+
 
 @dataclass(frozen=True)
-class ImageFile:
-    """One image to draw, and its file."""
+class FolderLayout:
+    """The folder for the images of many prompts, and the rule for their names and seeds.
+
+    Args:
+        folder: the folder.
+        template: file name with fields in braces, as ``check_template`` accepts it.
+        same_seeds: whether all prompts start from the same seed. Otherwise every prompt has its
+            own first seed.
+    """
+
+    folder: Path
+    template: str = DEFAULT_TEMPLATE
+    same_seeds: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """An image of the folder, which may exist already."""
 
     prompt: str
-    index: int  # number among the prompt's images, from 0; its seed is the first seed plus this
+    seed: int
     path: Path
 
 
-@dataclass(frozen=True)
-class DrawCall:
-    """One call of the library: images ``index`` to ``index + n - 1`` of each prompt."""
-
-    prompts: tuple[str, ...]
-    index: int
-    n: int
-
-
-def image_files(folder: Path, prompts: Sequence[str], n: int) -> list[ImageFile]:
-    """List the files of ``n`` images of each prompt.
-
-    The first image of the second prompt has a name such as "0002-a-red-circle-1.png", or
-    "0002-a-red-circle.png" if ``n`` is 1.
-    """
-    files = []
-    for prompt_number, prompt in enumerate(prompts, 1):
-        for index in range(n):
-            suffix = f"-{index + 1}" if n > 1 else ""
-            path = folder / f"{prompt_number:04d}-{_slug(prompt)}{suffix}.png"
-            files.append(ImageFile(prompt, index, path))
-    return files
-
-
-def plan_calls(missing: Sequence[ImageFile], n: int) -> Iterator[DrawCall]:
-    """Yield the calls that draw the missing files.
-
-    One call draws the prompts of which all ``n`` images are missing. For the other prompts, there
-    is one call per index. It draws image ``index`` of every prompt that lacks this image.
+def plan_images(
+    layout: FolderLayout, prompts: Sequence[str], n: int, first_seed: int
+) -> list[PlannedImage]:
+    """List the images of a folder, ``n`` for every prompt, in the order of the prompts.
 
     Args:
-        missing: the files to draw; different files of one prompt have different indices.
+        layout: the folder, and the rule for names and seeds.
+        prompts: the prompts, which may repeat.
         n: images of each prompt.
+        first_seed: seed of a prompt's first image with ``layout.same_seeds``. Otherwise a hash of
+            the prompt is added to it.
+
+    Raises:
+        OutputError: two images have the same name, or a name is too long.
     """
-    missing_images = Counter(file.prompt for file in missing)
-    whole_prompts = tuple(prompt for prompt, count in missing_images.items() if count == n)
-    if whole_prompts:
-        yield DrawCall(whole_prompts, 0, n)
-    single_files = [file for file in missing if missing_images[file.prompt] < n]
-    for index in range(n):
-        prompts = tuple(file.prompt for file in single_files if file.index == index)
-        if prompts:
-            yield DrawCall(prompts, index, 1)
+    from ..processing.saved_images import with_suffix
+
+    template = str(with_suffix(Path(layout.template)))
+    copies: Counter[str] = Counter()
+    images = []
+    for line, prompt in enumerate(prompts, 1):
+        offset = 0 if layout.same_seeds else int(_digest(prompt)[:8], 16)
+        words = _words(prompt)
+        for image in range(1, n + 1):
+            copies[prompt] += 1
+            copy = copies[prompt]
+            seed = (first_seed + offset + copy - 1) % (MAX_SEED + 1)
+            name = template.format(
+                name=_unique_name(prompt, words, copy),
+                words=words,
+                prompt=_file_name(prompt),
+                copy=copy,
+                line=line,
+                image=image,
+                copy0=copy - 1,
+                line0=line - 1,
+                image0=image - 1,
+                seed=seed,
+            )
+            images.append(PlannedImage(prompt, seed, layout.folder / name))
+    _check_names(images)
+    return images
 
 
-def _slug(prompt: str) -> str:
-    """Return a prompt as part of a file name, such as "a-red-circle", of at most 40 characters.
+def check_template(template: str) -> None:
+    """Check a template of file names, such as "{line:04}-{words}".
+
+    Raises:
+        OptionError: the template has an unknown field or format, the suffix of no image format that
+            is written, or leads out of its folder.
+    """
+    from ..processing.saved_images import with_suffix
+
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError:
+        raise OptionError("has a brace without its partner: write {name}") from None
+    for _, field, width, conversion in parts:
+        if field is None:  # the part has only text
+            continue
+        if field not in _TEXT_FIELDS + _NUMBER_FIELDS:
+            known = ", ".join(_TEXT_FIELDS + _NUMBER_FIELDS)
+            raise OptionError(f"has no field {{{field}}}: it must be one of {known}")
+        may_have_width = field in _NUMBER_FIELDS
+        if conversion or (width and not (may_have_width and _WIDTH.fullmatch(width))):
+            example = "only a number has one, as in {line:05}"
+            raise OptionError(f"has a wrong width of {{{field}}}: {example}")
+    path = Path(template)
+    if template.endswith("/") or not path.name:
+        raise OptionError("names no file: end it with a file name, such as {name}")
+    if path.is_absolute() or ".." in path.parts:
+        raise OptionError("leads out of the folder: give a name in it")
+    try:
+        with_suffix(path)
+    except OutputError as error:
+        raise OptionError(str(error)) from None
+
+
+def check_existing(layout: FolderLayout, images: Sequence[PlannedImage]) -> None:
+    """Check that existing files show the prompts that they are named for.
+
+    Only a name with the prompt in it is sure to stay with this prompt. If a line is added to the
+    prompts, then line 2 may be another one than in the existing files.
+
+    Args:
+        layout: the folder, and the rule for names.
+        images: the images whose files exist. Files without a stored prompt are accepted.
+
+    Raises:
+        OutputError: a file shows another prompt.
+    """
+    from ..processing.saved_images import read_metadata, storable
+
+    fields = {field for _, field, _, _ in string.Formatter().parse(layout.template)}
+    if "name" in fields:
+        return
+    for image in images:
+        try:
+            stored = read_metadata(image.path).get("prompt")
+        except ImageError:  # some other file of this name, which is kept
+            continue
+        if stored is not None and stored != storable(image.prompt):
+            raise OutputError(
+                f"{image.path} shows another prompt, {stored!r}: "
+                "name another folder with --output, or put {name} into --name"
+            )
+
+
+def _check_names(images: Sequence[PlannedImage]) -> None:
+    """Check that file names differ, in any case of their letters, and that none is too long.
+
+    Raises:
+        OutputError: two are equal, or one is too long.
+    """
+    seen = set()
+    for image in images:
+        path = str(image.path)
+        key = unicodedata.normalize("NFC", path).casefold()  # macOS ignores both differences
+        if key in seen:
+            raise OutputError(f"--name gives two images the name {path}: add {{name}} to it")
+        seen.add(key)
+        length = max(len(os.fsencode(part)) for part in image.path.parts)
+        if length > _MAX_NAME:
+            raise OutputError(
+                f"--name gives a name of {length} bytes, and {_MAX_NAME} are possible: use {{name}}"
+            )
+
+
+def _words(prompt: str) -> str:
+    """Return a short form of a prompt for file names: "a-red-circle", at most 40 characters.
 
     Returns "picture" for a prompt without any of a-z and 0-9, such as one in Chinese.
     """
-    words = re.findall(r"[a-z0-9]+", prompt.lower())
-    return "-".join(words)[:40].strip("-") or "picture"
+    words = "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))
+    return words[:40].strip("-") or "picture"
+
+
+def _unique_name(prompt: str, words: str, copy: int) -> str:
+    """Return a name that no other prompt or copy has: "a-red-circle", then "a-red-circle-2".
+
+    A part of a hash of the prompt follows the words if they do not give the exact prompt. Also if
+    they end in something that could be a copy number or a hash.
+    """
+    ending = words.rpartition("-")[2]
+    is_exact = prompt == words.replace("-", " ") and not re.fullmatch(r"\d+|[0-9a-f]{10}", ending)
+    name = words if is_exact else f"{words}-{_digest(prompt)[:10]}"
+    return name if copy == 1 else f"{name}-{copy}"
+
+
+def _file_name(prompt: str) -> str:
+    """Return a prompt as a file name: slashes, control characters and a leading dot become "_"."""
+    return re.sub(r"^\.|[/\x00-\x1f\x7f]", "_", prompt)
+
+
+def _digest(prompt: str) -> str:
+    """Return a hash of a prompt, in hexadecimal."""
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+def is_file(source: str) -> bool:
+    """Return whether the source of an image is a file, not an https address or stdin ("-")."""
+    return source != STDIN and not is_web(source)
+
+
+def is_web(source: str) -> bool:
+    """Return whether the source of an image is an https address."""
+    return source[:8].lower() == "https://"
+
+
 def read_image(source: str) -> Image.Image:
     """Return the image of a file, of an https address, or of stdin ("-"), upright, opaque and RGB.
 
@@ -26,7 +36,7 @@ def read_image(source: str) -> Image.Image:
 
     if source == STDIN:
         return decode_image(_read_stdin(), "the image on stdin")
-    if source.startswith("https://"):
+    if is_web(source):
         return decode_image(fetch(source), source)
     return open_image(source)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,14 @@ from click.core import ParameterSource
 
 from ..limits import MAX_SEED
 from .arguments import ImageArguments, LoadArguments, TextArguments
-from .options import STDIN, flag_needs, refuse_if
+from .image_folder import DEFAULT_TEMPLATE
+from .options import STDIN, STDOUT, flag_needs, refuse_if
 from .runner import Rule
 
 _DRAWING_ONLY = (
     "prompts_file",
+    "same_seeds",
+    "name",
     "config_from",
     "output",
     "n",
@@ -75,7 +79,7 @@ class DrawJob:
 
     load: LoadArguments
     fallback: LoadArguments | None  # tried if the model's quantization contradicts ``load``
-    prompts: tuple[str, ...]  # without duplicates
+    prompts: tuple[str, ...]  # which may repeat in a folder
     n: int  # images of each prompt
     arguments: ImageArguments
     output: Path | None  # None: the default
@@ -85,6 +89,10 @@ class DrawJob:
     as_json: bool
     previews: Previews | None
     origin: Origin | None
+    makes_folder: bool = False  # whether to make the folder of ``output``, the file of one prompt
+    to_stdout: bool = False  # write the image to stdout; ``output`` is None
+    template: str = DEFAULT_TEMPLATE  # names of the images in a folder
+    same_seeds: bool = False  # whether all prompts of a folder start from one seed
 
 
 def asks(values: Mapping[str, Any]) -> bool:
@@ -129,6 +137,10 @@ def _many_prompts(values: Mapping[str, Any]) -> bool:
     return bool(values["prompts_file"]) or len(values["prompts"]) > 1
 
 
+def _to_stdout(values: Mapping[str, Any]) -> bool:
+    return bool(values["output"] == STDOUT)
+
+
 def _last_seed(values: Mapping[str, Any]) -> int:
     """Return the seed of a prompt's last image, as if the first seed were 0 without --seed."""
     return (values["seed"] or 0) + (values["n"] or 1) - 1
@@ -151,6 +163,23 @@ RULES: tuple[Rule, ...] = (
     refuse_if(
         lambda values: _last_seed(values) > MAX_SEED,
         f"the last image's seed would be above {MAX_SEED}: take a smaller --seed.",
+    ),
+    refuse_if(lambda values: "" in values["images"], "--image is empty: name an image."),
+    refuse_if(
+        lambda values: _to_stdout(values) and (_many_prompts(values) or (values["n"] or 1) > 1),
+        "--output - writes one image: name a file or a folder for several.",
+    ),
+    refuse_if(
+        lambda values: _to_stdout(values) and (values["as_json"] or values["show"]),
+        "--output - writes only the image to stdout: leave --json and --show out.",
+    ),
+    refuse_if(
+        lambda values: _to_stdout(values) and (sys.stdout is None or sys.stdout.isatty()),
+        "--output - needs a stdout that is a file or a pipe: add > image.png.",
+    ),
+    refuse_if(
+        lambda values: (values["name"] or values["same_seeds"]) and not _many_prompts(values),
+        "--name and --same-seeds are for several prompts: add --prompts-file FILE.",
     ),
     flag_needs("--preview-every", "--preview-dir", "name a folder"),
     refuse_if(
@@ -209,20 +238,47 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
         prompts += _read_prompt_lines(file)
     elif not prompts and origin is not None:
         prompts = (origin.prompt,)
+    into_folder = file is not None or len(prompts) > 1
+    output, makes_folder = _read_output(values["output"], into_folder)
     return DrawJob(
         load=load,
         fallback=fallback,
-        prompts=tuple(dict.fromkeys(prompts)),  # in order, without duplicates
+        prompts=prompts,
         n=values["n"] or 1,
         arguments=ImageArguments.from_options(values),
-        output=values["output"],
-        into_folder=file is not None or len(prompts) > 1,
+        output=output,
+        into_folder=into_folder,
         upscale=values["upscale"],
         show=values["show"],
         as_json=values["as_json"],
         previews=_previews(values),
         origin=origin,
+        makes_folder=makes_folder,
+        to_stdout=_to_stdout(values),
+        template=values["name"] or DEFAULT_TEMPLATE,
+        same_seeds=values["same_seeds"],
     )
+
+
+def _read_output(value: str | None, into_folder: bool) -> tuple[Path | None, bool]:
+    """Return the path that --output names, and whether its folder has to be made.
+
+    Args:
+        value: the value of --output; None: not given.
+        into_folder: whether the path is a folder for several prompts. Otherwise it is a file. If
+            the value names a folder then, the file is janus.png in this folder.
+
+    Raises:
+        ImageError: the value is a file:// address that is no file of this machine.
+    """
+    from ..processing.file_names import local_path, names_folder
+
+    if value is None or value == STDOUT:
+        return None, False
+    name = local_path(value)
+    if into_folder or not name or not names_folder(name):
+        return Path(name), False
+    return Path(name) / "janus.png", True
 
 
 def _previews(values: Mapping[str, Any]) -> Previews | None:
@@ -269,7 +325,9 @@ def _with_precision_of(
 
 
 def _read_prompt_lines(file: TextIO) -> tuple[str, ...]:
-    """Return the prompts of a file, which has one on each line. Empty lines are ignored.
+    """Return the prompts of a file, which has one on each line.
+
+    Empty lines are ignored, and comments: lines that begin with "#".
 
     Raises:
         click.UsageError: the file has no prompt, or is not UTF-8.
@@ -278,6 +336,7 @@ def _read_prompt_lines(file: TextIO) -> tuple[str, ...]:
         lines = [line.strip() for line in file]
     except UnicodeDecodeError:
         raise click.UsageError(f"{file.name} is not UTF-8 text: save it as UTF-8.") from None
-    if not any(lines):
+    prompts = tuple(line for line in lines if line and not line.startswith("#"))
+    if not prompts:
         raise click.UsageError(f"{file.name} holds no prompt: write one prompt per line.")
-    return tuple(line for line in lines if line)
+    return prompts

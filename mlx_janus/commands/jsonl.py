@@ -54,7 +54,7 @@ class JsonLines:
         check_writable(self.path)
         if not self.path.exists():
             return []
-        with self._as_output_errors():
+        with self._as_output_errors("read"):
             data = self.path.read_bytes()
         # ``incomplete`` is empty if the file ends with a newline.
         *lines, incomplete = data.split(b"\n")
@@ -110,13 +110,17 @@ class JsonLines:
         return OutputError(f"{self.path} is not a file of {self.kind}: name another with --output")
 
     @contextlib.contextmanager
-    def _as_output_errors(self) -> Iterator[None]:
-        """Turn an OSError inside the context into an OutputError that names the file."""
+    def _as_output_errors(self, failed: str = "written") -> Iterator[None]:
+        """Turn an OSError inside the context into an OutputError that names the file.
+
+        Args:
+            failed: the word for the message after "cannot be".
+        """
         try:
             yield
         except OSError as error:
             raise OutputError(
-                f"{self.path} cannot be written ({error.strerror}): name another with --output"
+                f"{self.path} cannot be {failed} ({error.strerror}): name another with --output"
             ) from None
 
 

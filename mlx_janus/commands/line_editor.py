@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,11 +16,15 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import JanusError
+from ..processing.file_names import local_path
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 
+QUOTES = '"""'  # begin and end a text of several lines
 _PROMPT = "> "
+_CONTINUATION = "... "  # the prompt for further lines of a text in quotes
+_OPENING_QUOTES = re.compile(rf"\s*(?:/\S+\s+)?{QUOTES}")  # perhaps after a command
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ class Vocabulary:
 def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
     """Return a function that reads the next line of stdin, and raises EOFError at the end.
 
+    A text that begins with triple quotes is read to its closing quotes, over several lines. At the
+    end of piped input, the function raises a JanusError if they are missing.
+
     If stdin is a terminal, the function prints a prompt. If stdout is redirected, the prompt is
     printed to stderr, so that the file or pipe gets only answers. If stdin and stdout are a
     terminal with a movable cursor, lines can be edited.
@@ -54,12 +62,54 @@ def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a wrong byte must not end the chat
     if not sys.stdin.isatty():
-        return input
+        return lambda: _read_with_quotes(lambda _: input())
     if sys.stdout is None or not sys.stdout.isatty():
-        return _read_with_prompt_on_stderr
+        return lambda: _read_with_quotes(_read_with_prompt_on_stderr)
     if not _can_edit():
-        return lambda: input(_PROMPT)
+        return lambda: _read_with_quotes(input)
     return _line_editor(vocabulary)
+
+
+def _read_with_quotes(read_line: Callable[[str], str]) -> str:
+    """Read a line, or all lines up to the closing quotes if it opens triple quotes.
+
+    Args:
+        read_line: reads a line; its argument is the prompt.
+
+    Raises:
+        EOFError: the input has ended.
+        JanusError: the input has ended before the closing quotes, and it is no terminal.
+    """
+    line = read_line(_PROMPT)
+    lines = [line]
+    is_open = opens_quotes(line)
+    while is_open:
+        try:
+            line = read_line(_CONTINUATION)
+        except EOFError:
+            if sys.stdin.isatty():  # the user has left with Ctrl-D
+                raise
+            raise JanusError(f"the input ends before the closing {QUOTES}: add them") from None
+        lines.append(line)
+        is_open = QUOTES not in line
+    return "\n".join(lines)
+
+
+def opens_quotes(text: str) -> bool:
+    """Return whether triple quotes begin a text, or follow its command, and are not closed."""
+    opening = _OPENING_QUOTES.match(text)
+    return opening is not None and QUOTES not in text[opening.end() :]
+
+
+def without_quotes(text: str) -> str | None:
+    """Return the content of a text in triple quotes, without line breaks at its ends.
+
+    Returns None if the quotes do not enclose the entire text.
+    """
+    if len(text) < 2 * len(QUOTES) or not (text.startswith(QUOTES) and text.endswith(QUOTES)):
+        return None
+    content = text[len(QUOTES) : -len(QUOTES)]
+    return None if QUOTES in content else content.strip("\n")
 
 
 @contextlib.contextmanager
@@ -90,21 +140,26 @@ def _can_edit() -> bool:
     return movable_cursor and all(stream is not None and stream.isatty() for stream in streams)
 
 
-def _read_with_prompt_on_stderr() -> str:
+def _read_with_prompt_on_stderr(prompt: str) -> str:
     """Print the prompt to stderr, because stdout is redirected, and read a line of stdin."""
-    click.echo(_PROMPT, nl=False, err=True)
+    click.echo(prompt, nl=False, err=True)
     return input()
 
 
 def _line_editor(vocabulary: Vocabulary) -> Callable[[], str]:
     """Return the function of prompt_toolkit that reads a line, with completion and a history.
 
+    Alt-Enter, or Esc and then Enter, begins a new line of the same text. So does Enter in a text
+    that opens triple quotes.
+
     The history is kept in a file that only this user can read. If the file cannot be written, the
     history is lost when the program ends.
     """
     from platformdirs import user_state_path
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.filters import Condition
     from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     class TolerantHistory(FileHistory):
         """A history that ignores errors of its file, such as on a full disk."""
@@ -123,8 +178,17 @@ def _line_editor(vocabulary: Vocabulary) -> Callable[[], str]:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch(mode=0o600)  # only the user may read it
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
     session: PromptSession[str] = PromptSession(
         _PROMPT,
+        prompt_continuation=_CONTINUATION,
+        multiline=Condition(lambda: opens_quotes(session.default_buffer.text)),
+        key_bindings=keys,
         history=TolerantHistory(str(file)),
         completer=_completer(vocabulary),
         complete_while_typing=False,
@@ -165,14 +229,34 @@ def _completer(vocabulary: Vocabulary) -> Completer:
 
 # File names
 
+_FULL_PATHS = ("/", "file:/")  # beginnings of full paths
+
+
+def split_one_path(command: str, text: str) -> str:
+    """Return the only file name of a command's argument, which is quoted as in a shell.
+
+    Args:
+        command: the command, for the message of the error.
+        text: the argument.
+
+    Raises:
+        JanusError: there are several names, or quotes do not match.
+    """
+    paths = split_paths(text)
+    if len(paths) != 1:
+        raise JanusError(f"{command} takes one file, got {len(paths)}: quote a name with spaces")
+    return paths[0]
+
 
 def split_paths(text: str) -> list[str]:
     """Split file names as a shell does; the name of a single existing file needs no quotes.
 
+    Addresses with file:// are returned unchanged; ``typed_path`` gives their paths.
+
     Raises:
         JanusError: quotes do not match.
     """
-    if _is_file(text):
+    if is_file(text):
         return [text]
     try:
         return shlex.split(text)
@@ -180,20 +264,41 @@ def split_paths(text: str) -> list[str]:
         raise JanusError(f"{text} does not exist: quote names with spaces or quotes") from None
 
 
+def split_new_path(command: str, text: str) -> str:
+    """Return the only file name of a command that writes a file; its spaces need no quotes.
+
+    Args:
+        command: the command, for the message of the error.
+        text: the command's argument, which may be empty.
+
+    Raises:
+        JanusError: there are several names, and quotes or backslashes in them.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError:  # quotes do not match, as in "it's mine"
+        return text
+    if len(words) > 1 and any(character in text for character in "'\"\\"):
+        raise JanusError(f"{command} takes one file, got {len(words)}: quote the entire name")
+    return words[0] if len(words) == 1 else text
+
+
 def dropped_files(line: str) -> list[str]:
     """Return the files of a line that has only full paths of existing files; [] for other lines.
 
-    If the user drops files on a terminal, it types their full paths, with quotes or backslashes.
+    If the user drops files on a terminal, it types their full paths, with quotes or backslashes,
+    or their file:// addresses.
     """
-    if not line.startswith(("/", "'/", '"/')):
+    if not line.lstrip("'\"").startswith(_FULL_PATHS):
         return []
-    if _is_file(line):
+    if is_file(line):
         return [line]
     try:
         words = shlex.split(line)
     except ValueError:
         return []
-    return words if all(word.startswith("/") and _is_file(word) for word in words) else []
+    are_files = all(word.startswith(_FULL_PATHS) and is_file(word) for word in words)
+    return words if are_files else []
 
 
 def expand_home(path: str) -> str:
@@ -201,9 +306,18 @@ def expand_home(path: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111  pathlib's raises for unknown users
 
 
-def _is_file(text: str) -> bool:
+def typed_path(name: str) -> str:
+    """Return the path of a file name as people type it, with "~", or of a file:// address.
+
+    Raises:
+        ImageError: the address names a file of another machine.
+    """
+    return expand_home(local_path(name))
+
+
+def is_file(text: str) -> bool:
     """Return whether a text, which may be any line, is the name of an existing file."""
     try:
-        return bool(text) and Path(expand_home(text)).is_file()
-    except (OSError, ValueError):  # too long for a name, or with a NUL
+        return bool(text) and Path(typed_path(text)).is_file()
+    except (OSError, ValueError, JanusError):  # too long for a name, or with a NUL
         return False

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import JanusError
-from .options import bits_option, recipe_option, version_option
+from ..errors import JanusError, OutputError
+from .options import bits_option, recipe_option, refuse_two_revisions, version_option
 from .progress import byte_progress
-from .runner import Command, Group, import_mlx, say
+from .runner import Command, Group, check_working_folder, import_mlx, say
 
 if TYPE_CHECKING:
     from ..weights.cache import ModelEntry
@@ -27,7 +28,10 @@ _TITLES = ("ID", "model", "commit", "state", "bits", "type", "size", "last used"
 @version_option
 @click.pass_context
 def main(context: click.Context, as_json: bool) -> None:
-    """List the models on this machine: converted models, and downloads in the Hub's cache.
+    """List the models on this machine: converted, in the Hub's cache, and of other programs.
+
+    Other programs' models are looked for in LM Studio's folders and in ~/models, or in the folders
+    that MLX_JANUS_MODELS names, with ":" between them.
 
     \b
     Short names, for every command with a model: janus-1.3b, janus-pro-1b, janus-pro-7b, tiny.
@@ -38,11 +42,13 @@ def main(context: click.Context, as_json: bool) -> None:
       mlx-janus models add janus-pro-7b --bits 4
       mlx-janus models remove 0f3a52c8
       mlx-janus models remove janus-pro-7b --downloads
+      mlx-janus models prune
     """
     if context.invoked_subcommand:
         if as_json:
             raise click.UsageError("--json goes only with the list: leave it out.")
         return
+    check_working_folder()
     import_mlx()
     from ..weights.cache import list_models
 
@@ -56,10 +62,15 @@ def main(context: click.Context, as_json: bool) -> None:
 
 
 @main.command(cls=Command)
-@click.argument("model")
+@click.argument("model", callback=refuse_two_revisions)
 @bits_option
 @recipe_option
-@click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.")
+@click.option(
+    "--revision",
+    metavar="REV",
+    callback=refuse_two_revisions,
+    help="Branch, tag or commit on the Hub.",
+)
 def add(model: str, bits: int | None, recipe: str | None, revision: str | None) -> None:
     """Download MODEL if needed, and convert it into the cache for `--model MODEL`.
 
@@ -98,23 +109,73 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
       mlx-janus models remove janus-pro-1b --downloads --yes
     """
     import_mlx()
-    from ..memory import format_size
-    from ..weights.cache import check_removable, find_models, freed_bytes, remove_model
+    from ..weights.cache import check_removable, find_models
 
     found = find_models(model)
-    chosen = [entry for entry in found if downloads or not entry.is_download]
-    if not chosen:  # there are only downloads
+    chosen = [
+        entry for entry in found if entry.place == "cache" or (downloads and entry.is_download)
+    ]
+    if not chosen and any(entry.is_download for entry in found):
         place = "the Hub's cache, which other programs share"
         raise JanusError(f"{model} is in {place}: pass --downloads to remove it")
-    for entry in chosen:  # check all of them before the first is removed
+    for entry in chosen or found:  # check all of them before the first is removed
         check_removable(entry)
-    for entry in chosen:
+    return _remove(chosen, yes)
+
+
+@main.command(cls=Command)
+@click.option("-y", "--yes", is_flag=True, help="Remove without asking.")
+def prune(yes: bool) -> int:
+    """Remove conversions from the cache that are of no use any more.
+
+    These are superseded ones, whose source has changed and was converted again, and the remains of
+    stopped conversions. The command lists them and asks first. A model that a process is reading
+    is kept.
+
+    \b
+    Examples:
+      mlx-janus models prune
+      mlx-janus models prune --yes
+    """
+    import_mlx()
+    from ..weights.cache import check_removable, list_models
+
+    chosen = []
+    for entry in list_models():
+        if entry.state not in ("superseded", "left over"):
+            continue
+        try:
+            check_removable(entry)
+        except OutputError as error:
+            say(f"Kept: {error}")
+            continue
+        chosen.append(entry)
+    if not chosen:
+        say("There is nothing to remove.")
+        return 0
+    return _remove(chosen, yes)
+
+
+def _remove(entries: Sequence[ModelEntry], yes: bool) -> int:
+    """List models, ask, and remove them; return the exit code.
+
+    Args:
+        entries: models that can be removed.
+        yes: whether to remove without asking.
+
+    Raises:
+        JanusError: nobody can answer, or the removal fails.
+    """
+    from ..memory import format_size
+    from ..weights.cache import freed_bytes, remove_model
+
+    for entry in entries:
         say(f"{entry.id}  {entry.source}, {entry.state}: {entry.path}")
-    size = format_size(freed_bytes(chosen))
+    size = format_size(freed_bytes(entries))
     if not yes and not _user_confirms(size):
         say("Nothing was removed.")
         return 1
-    for entry in chosen:
+    for entry in entries:
         remove_model(entry)
     say(f"Removed {size}.")
     return 0

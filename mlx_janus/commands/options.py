@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..config import BITS, DTYPES, RECIPES
-from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
+from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, RANDOM_SEED
 from ..version import __version__
 from .runner import Rule, be_quiet
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 STDIN = "-"  # an option's value that means: read from stdin
+STDOUT = "-"  # the value of --output that means: write to stdout
 
 
 class FiniteRange(click.FloatRange):
@@ -32,6 +35,20 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+
+class SeedRange(click.IntRange):
+    """The range of seeds. -1 is converted to None, which means a random seed."""
+
+    name = "seed"
+
+    def __init__(self) -> None:
+        super().__init__(RANDOM_SEED, MAX_SEED)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert as ``IntRange`` does, and -1 to None."""
+        number = super().convert(value, param, ctx)
+        return None if number == RANDOM_SEED else number
 
 
 def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
@@ -109,10 +126,58 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     return whole_number(ctx, param, _refuse_both(ctx, param, value))
 
 
+def refuse_two_revisions(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Return the value of a model's name or of --revision. Refuse two different revisions.
+
+    click calls this function once for each of the two. The second call finds the value of the first
+    in ``ctx.params``.
+
+    Raises:
+        click.UsageError: the name has a revision, and --revision is another one.
+    """
+    from ..errors import CheckpointError
+    from ..weights.addresses import split_revision
+
+    values = {**ctx.params, param.name: value}
+    name = values.get("model") or values.get("source")
+    revision = values.get("revision")
+    if not name or not revision or Path(name).exists():
+        return value
+    try:
+        _, own = split_revision(name)
+    except CheckpointError:  # the command reports it
+        return value
+    if own not in (None, revision):
+        raise click.UsageError(
+            f"the model's name says revision {own!r} and --revision says {revision!r}: "
+            "give one of them."
+        )
+    return value
+
+
 def _be_quiet(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     """Hide progress and notes if --quiet is given."""
     if wanted:
         be_quiet(ctx)
+
+
+def check_image_sources(
+    _: click.Context, __: click.Parameter, sources: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Check the images that an option or argument names, and return them unchanged.
+
+    click calls this function. Files, https and file:// addresses, and - for stdin are allowed.
+
+    Raises:
+        click.BadParameter: an image is an address of another kind.
+    """
+    for source in sources:
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source)  # None: a file, or - for stdin
+        if scheme and scheme[0].lower() not in ("https://", "file://"):
+            raise click.BadParameter(
+                f"{scheme[0]} is not read: give a file, or an address that begins with https://."
+            )
+    return sources
 
 
 def complete_files(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -174,10 +239,11 @@ weights_options = stack(
         "-m",
         "--model",
         metavar="MODEL",
+        callback=refuse_two_revisions,
         shell_complete=complete_folders,
         help="Model to use: a converted folder, a PyTorch model folder, a Hub id such as "
-        "deepseek-ai/Janus-Pro-1B, or a short name: janus-1.3b, janus-pro-1b, janus-pro-7b or "
-        "tiny. A PyTorch model is converted once, into a cache.  "
+        "deepseek-ai/Janus-Pro-1B, its page's address, or a short name: janus-1.3b, janus-pro-1b, "
+        "janus-pro-7b or tiny. A PyTorch model is converted once, into a cache.  "
         "[default: Janus-Tiny, which is part of the package]",
     ),
     bits_option,
@@ -187,7 +253,12 @@ weights_options = stack(
         type=click.Choice(DTYPES),
         help="Float type to compute in.  [default: the model's own; float32 on a CPU]",
     ),
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub."),
+    click.option(
+        "--revision",
+        metavar="REV",
+        callback=refuse_two_revisions,
+        help="Branch, tag or commit of a model on the Hub; -m OWNER/NAME@REV does the same.",
+    ),
 )
 
 model_options = stack(
@@ -204,7 +275,7 @@ SETTINGS: dict[str, click.ParamType] = {
     "top_p": FiniteRange(0, 1, min_open=True),
     "max_tokens": click.IntRange(1, MAX_TOKENS),
     "cfg_weight": FiniteRange(0, MAX_CFG_WEIGHT),
-    "seed": click.IntRange(0, MAX_SEED),
+    "seed": SeedRange(),
 }
 """Settings of a chat, with their allowed values. The options of the same names share them."""
 
@@ -228,7 +299,8 @@ sampling_options = stack(
         "--seed",
         type=SETTINGS["seed"],
         metavar="S",
-        help="Random seed: the same seed gives the same result.  [default: random]",
+        help="Random seed: the same seed gives the same result; -1: a random one.  "
+        "[default: random]",
     ),
 )
 

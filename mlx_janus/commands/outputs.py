@@ -8,6 +8,24 @@ from pathlib import Path
 from ..errors import OutputError
 
 
+def output_file(value: str, example: str) -> Path:
+    """Return the file that the option --output names.
+
+    Args:
+        value: the value of --output.
+        example: a file name, for the message of the error.
+
+    Raises:
+        OutputError: the value names a folder.
+    """
+    from ..processing.file_names import names_folder
+
+    if names_folder(value):
+        folder = value or "."
+        raise OutputError(f"{folder} is a folder: give the name of a file in it, such as {example}")
+    return Path(value)
+
+
 def check_writable(path: Path, flag: str = "--output") -> None:
     """Check that a file can be written at ``path``, the value of the option ``flag``.
 

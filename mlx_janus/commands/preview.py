@@ -17,6 +17,7 @@ SHARE = 0.1  # largest share of the drawing time for previews
 _MAX_ROWS = 20  # rows of the terminal for a preview
 _GAP = 4  # pixels between images
 _MAX_IMAGES = 4  # images side by side
+_ERASE_BELOW = "\x1b[J"  # erases the terminal from the cursor to the end
 
 
 def can_show() -> bool:
@@ -31,7 +32,9 @@ def can_show() -> bool:
 
 
 class TerminalPreview:
-    """Previews of the images that one run generates, side by side. Each replaces the one before.
+    """Previews of the images that one run generates: the unfinished ones side by side.
+
+    A finished image is shown alone. Each preview replaces the one before, until ``keep`` is called.
 
     The first object of this class asks the terminal for its capabilities and waits for the answer.
     Keys typed during that wait may be lost.
@@ -51,6 +54,8 @@ class TerminalPreview:
         self._renderable: Any = Renderable  # the class
         self._last_preview: Any = None  # None before the first preview
         self._last_rows = 0  # its rows in the terminal; 0 before the first
+        self._last_count = 0  # its images
+        self._finished_count = 0  # images that are finished so far
         self._last_seconds = 0.0  # time that it took; 0 before the first
         self._total_seconds = 0.0  # time that all previews took
         self._started = time.monotonic()
@@ -67,9 +72,17 @@ class TerminalPreview:
         return self._total_seconds + self._last_seconds <= SHARE * drawing_seconds
 
     def show_step(self, step: ImageStep) -> None:
-        """Show the images of a step, and measure the time that this takes, for ``is_due``."""
+        """Show the images of a step, and measure the time that this takes, for ``is_due``.
+
+        A step with finished images shows these, and any other step the unfinished ones. Every step
+        with finished images must be shown, so that they are counted.
+        """
         started = time.monotonic()
-        images = step.preview()
+        if step.images:
+            images = [image.image for image in step.images]
+            self._finished_count += len(images)
+        else:
+            images = step.preview()[self._finished_count :]  # the finished images come first
         try:
             self.show(images)
         except KeyboardInterrupt:
@@ -79,6 +92,11 @@ class TerminalPreview:
         self._last_seconds = time.monotonic() - started
         self._total_seconds += self._last_seconds
 
+    def keep(self) -> None:
+        """Leave the last preview on the terminal; the next one is printed below it."""
+        self._last_preview = None
+        self._last_rows = 0
+
     def show(self, images: Sequence[Image.Image]) -> None:
         """Show at most four of the images, in place of the last preview if there is one."""
         from rich.control import Control
@@ -86,6 +104,8 @@ class TerminalPreview:
         images = images[:_MAX_IMAGES]
         if self._last_rows:  # move the cursor up to the last preview's first row
             self._console.control(Control.move(0, -self._last_rows))
+            if len(images) < self._last_count:  # a narrower preview would leave a part of the last
+                self._console.file.write(_ERASE_BELOW)
         # The images must fit into the terminal's width. They are square, and a cell is twice as
         # high as wide: n rows of an image take 2 * n columns.
         rows_for_width = self._console.width // (2 * len(images))
@@ -95,6 +115,7 @@ class TerminalPreview:
         replaced = self._last_preview
         self._last_preview = preview
         self._last_rows = rows
+        self._last_count = len(images)
         self._console.print(preview, end="")
         if replaced is not None:
             replaced.cleanup()  # a kitty terminal keeps an image until this call

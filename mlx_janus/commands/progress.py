@@ -100,14 +100,15 @@ def follow_drawing(
             per_minute = 60 * images_done / (time.perf_counter() - started)
             bar.set_postfix_str(f"{per_minute:.2f} images/min", refresh=False)
             bar.update(step.index - bar.n)  # tqdm takes the increase
-            # At the end, show the finished images, however much time the previews have taken.
-            at_end = step.index == step.total and bool(step.images)
-            if preview is not None and (preview.is_due(step) or at_end):
+            # Show every finished image, however much time the previews have taken.
+            if preview is not None and (step.images or preview.is_due(step)):
                 with tqdm.external_write_mode(file=sys.stderr):  # hides the bar during the preview
                     preview.show_step(step)
             for image in step.images:
                 with tqdm.external_write_mode(file=sys.stderr):
                     on_finished(image)
+            if preview is not None and step.images:
+                preview.keep()  # ``on_finished`` may have printed lines below it
 
 
 def terminal_preview(show: bool | None) -> TerminalPreview | None:

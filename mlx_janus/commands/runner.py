@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from ..errors import JanusError
+from ..errors import ConversationError, ImageError, JanusError, OutputError
 from .wording import to_flags
 
 Rule = Callable[[click.Context], str | None]
@@ -52,6 +52,9 @@ class _ExitCodes:
             # Without click's standalone mode, which would handle the errors and exit itself.
             code = super().main(*args, standalone_mode=False, **extra)  # type: ignore[misc]
         except click.ClickException as error:
+            if (deleted := deleted_folder()) is not None:  # then a file may not be found
+                say(f"Error: {deleted}")
+                sys.exit(1)
             error.show()
             sys.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):  # click has printed a line break after the ^C
@@ -84,11 +87,13 @@ class Command(_ExitCodes, click.Command):
         self.rules = tuple(rules)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Check the rules, and run the command.
+        """Check the working folder and the rules, and run the command.
 
         Raises:
+            JanusError: the working folder was deleted.
             click.UsageError: a rule refuses the command line.
         """
+        check_working_folder()
         for rule in self.rules:
             reason = rule(ctx)
             if reason is not None:
@@ -151,6 +156,36 @@ def import_mlx() -> None:
         signal.raise_signal(number)
 
 
+def check_working_folder() -> None:
+    """Check that the working folder was not deleted.
+
+    Raises:
+        JanusError: it was.
+    """
+    message = deleted_folder()
+    if message is not None:
+        raise JanusError(message)
+
+
+def deleted_folder() -> str | None:
+    """Return a message if the working folder was deleted, otherwise None."""
+    try:
+        os.getcwd()  # noqa: PTH109  pathlib's calls this one
+    except OSError:
+        shown = _former_path()
+        named = f" {shown}" if shown else ""
+        return f"the working folder{named} does not exist any more: change to another folder"
+    return None
+
+
+def _former_path() -> str:
+    """Return the path that a deleted working folder had; "" if it is unknown."""
+    try:
+        return os.readlink("/proc/self/cwd").removesuffix(" (deleted)")  # noqa: PTH115  Linux only
+    except OSError:
+        return os.environ.get("PWD", "")  # as the shell knows it
+
+
 def require_train_extra(*packages: str) -> None:
     """Check that the named packages, which the extra "train" installs, are installed.
 
@@ -173,7 +208,14 @@ def _drop_stdout() -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return a one-line message about an error that the user can mend; None for a bug."""
+    """Return a one-line message about an error that the user can mend; None for a bug.
+
+    Files of a deleted working folder cannot be read or written. Then the message is about that.
+    """
+    if isinstance(error, OSError | ImageError | OutputError | ConversationError):
+        deleted = deleted_folder()
+        if deleted is not None:
+            return deleted
     text = " ".join(str(error).split())
     if isinstance(error, JanusError):
         return to_flags(text)  # the library names Python keywords, which here are flags

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 from mlx_lm.sample_utils import apply_top_p
 
-from ..limits import MAX_SEED, check_int
+from ..limits import MAX_SEED, RANDOM_SEED, check_int
 
 _ARGMAX_BELOW = 1e-30  # a lower temperature T means argmax: 1 / T would overflow
 
@@ -24,14 +24,15 @@ def random_seed() -> int:
 
 
 def pick_seed(seed: int | None) -> int:
-    """Return the given seed, or a random one for None.
+    """Return the given seed, or a random one for None and for -1.
 
     Raises:
         OptionError: the seed is not an integer, or out of range.
     """
     if seed is None:
         return random_seed()
-    return check_int("seed", seed, 0, MAX_SEED)
+    number = check_int("seed", seed, RANDOM_SEED, MAX_SEED)
+    return random_seed() if number == RANDOM_SEED else number
 
 
 def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.array) -> mx.array:

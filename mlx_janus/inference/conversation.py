@@ -19,9 +19,10 @@ from PIL import Image
 from ..errors import ConversationError, ImageError, OutputError, PromptError
 from ..files import write_atomically
 from ..limits import check_text
+from ..processing.file_names import names_folder
 from ..processing.images import ImageSource, as_images, open_image
-from ..processing.png import save_png
 from ..processing.prompts import Turn
+from ..processing.saved_images import save_image
 from ..sections import Fault, JsonError, read_json
 from .image_generation import generate_steps, image_jobs
 from .model_thread import ThreadStream
@@ -388,6 +389,8 @@ class Conversation:
             OutputError: the file or an image cannot be written, or ``path`` is an existing file
                 that is no conversation.
         """
+        if names_folder(path):
+            raise OutputError(f"{path} is a folder: name a file")
         path = Path(path)
         _check_save_path(path)
         try:
@@ -501,12 +504,10 @@ def _check_save_path(path: Path) -> None:
     """Check that ``path`` is a new file in an existing folder, or a saved conversation to replace.
 
     Raises:
-        OutputError: ``path`` is a folder or another file, or its folder does not exist.
+        OutputError: ``path`` is another file, or its folder does not exist.
     """
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} is not a folder: make it first")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: name a file")
     if not path.exists():
         return
     try:
@@ -522,7 +523,7 @@ def _save_picture(picture: Picture, path: Path) -> str:
     # The name contains the image's hash, so an existing file of this name has the same image.
     target = path.with_name(f"{path.stem}-{picture.digest[:16]}.png")
     if not target.exists():
-        save_png(picture.image, target, picture.metadata)
+        save_image(picture.image, target, picture.metadata)
     return target.name
 
 

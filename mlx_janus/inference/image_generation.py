@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 from PIL import Image
 
 from ..decode.sampling import pick_seed
-from ..errors import PromptError
+from ..errors import OptionError, PromptError
 from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import available_memory
 from ..weights.footprint import SAFE_SHARE
@@ -20,12 +20,15 @@ from .pathways import pathway_of
 from .results import GeneratedImage, ImageStep
 from .text_generation import as_strings
 
+Seed: TypeAlias = int | Sequence[int] | None
+"""Seed of each prompt's first image: one for all prompts, or one for each; None: a random one."""
+
 
 def image_jobs(
     janus: LoadedModel,
     prompt: str | Sequence[str],
     n: int,
-    seed: int | None,
+    seed: Seed,
     choices: Mapping[str, Any],
 ) -> list[ImageJob]:
     """Check a request for images, and return a job for each image.
@@ -34,26 +37,48 @@ def image_jobs(
         janus: the model.
         prompt: one or several prompts.
         n: images of each prompt.
-        seed: the seed of each prompt's first image; each further image has the next higher seed.
-            None: a random seed.
+        seed: the seed of each prompt's first image; each further image has the next higher seed. A
+            sequence has a seed for each prompt. None and -1: a random seed.
         choices: options of image generation by name; None: the model's default.
 
     Raises:
         PromptError: there is no prompt, or one is empty or does not fit into the context.
-        OptionError: a number is out of range, a prompt is no text, or the model has no such option.
+        OptionError: a number is out of range, a prompt is no text, there are not as many seeds as
+            prompts, or the model has no such option.
     """
     pathway = pathway_of(janus)
     n = check_int("n", n, 1, MAX_IMAGES)
     options = pathway.options(_without_neutral_values(choices))
-    first_seed = pick_seed(seed)
-    check_int("seed", first_seed, 0, MAX_SEED - n + 1)  # the last seed must be in range, too
+    texts = as_strings("prompt", prompt)
+    if not texts:
+        raise PromptError("there is no prompt: say what to draw")
     jobs = []
-    for text in as_strings("prompt", prompt):
+    for text, first_seed in zip(texts, _first_seeds(seed, len(texts), n), strict=True):
         ids = pathway.prompt_ids(text)
         jobs += [ImageJob(text, ids, first_seed + i, options) for i in range(n)]
-    if not jobs:
-        raise PromptError("there is no prompt: say what to draw")
     return jobs
+
+
+def _first_seeds(seed: Seed, prompts: int, n: int) -> list[int]:
+    """Return the seed of each prompt's first image.
+
+    Args:
+        seed: see ``image_jobs``.
+        prompts: number of prompts, at least 1.
+        n: images of each prompt, which have consecutive seeds.
+
+    Raises:
+        OptionError: a seed is no integer or out of range, or there are not as many as prompts.
+    """
+    if isinstance(seed, Sequence):
+        seeds = [pick_seed(one) for one in seed]
+    else:
+        seeds = [pick_seed(seed)] * prompts
+    if len(seeds) != prompts:
+        raise OptionError(f"seed must be one number or one per prompt, got {len(seeds)} seeds")
+    for first_seed in seeds:
+        check_int("seed", first_seed, 0, MAX_SEED - n + 1)  # the last seed must be in range, too
+    return seeds
 
 
 def _without_neutral_values(choices: Mapping[str, Any]) -> dict[str, Any]:

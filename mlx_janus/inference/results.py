@@ -15,7 +15,7 @@ from PIL import Image
 from ..config import BITS, DTYPES, RECIPES
 from ..errors import ImageError
 from ..limits import MAX_UPSCALE, check_int
-from ..processing.png import png_bytes, read_text_chunks, save_png
+from ..processing.saved_images import encode_image, read_metadata, save_image
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,16 @@ class GeneratedImage:
 
     def _repr_png_(self) -> bytes:
         """Show the image in a notebook."""
-        return png_bytes(self.image, self.metadata)
+        return encode_image(self.image, self.metadata)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Save as a PNG with ``metadata`` as text chunks.
+        """Save as a PNG, JPEG or WebP that carries ``metadata``.
 
         An existing file is never replaced: the new file's name gets a number instead.
 
         Args:
-            path: a path that ends in .png; a path without a suffix gets .png.
+            path: a path that ends in .png, .jpg, .jpeg or .webp; without a suffix it gets .png.
+                JPEG and WebP are lossy, at quality 95.
 
         Returns:
             The path of the new file.
@@ -76,7 +77,7 @@ class GeneratedImage:
         Raises:
             OutputError: the file cannot be written, or the path has another suffix.
         """
-        return save_png(self.image, Path(path), self.metadata)
+        return save_image(self.image, path, self.metadata)
 
     def upscaled(self, factor: int) -> GeneratedImage:
         """Return the image ``factor`` times as wide and high, by a Lanczos filter.
@@ -122,7 +123,7 @@ class ImageStep:
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the settings of a saved image from its text chunks, to generate it again.
+    """Read the settings of a saved image from its metadata, to generate it again.
 
     Returns:
         prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: not
@@ -132,10 +133,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ImageError: the file is not an image, or its settings are missing or not valid.
     """
-    chunks = read_text_chunks(path)
+    chunks = read_metadata(path)
     if not chunks.get("version", "").startswith("mlx_janus "):
         raise ImageError(
-            f"{path} carries no settings of a drawing: give a PNG as mlx_janus wrote it"
+            f"{path} carries no settings of a drawing: give a file as mlx_janus wrote it"
         )
     # The group is the factor. A file without this chunk was not upscaled: the pattern matches "",
     # and the group is None.
@@ -165,5 +166,5 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         }
     except (KeyError, ValueError):
         raise ImageError(
-            f"{path} carries settings that were changed or cut: give a PNG as mlx_janus wrote it"
+            f"{path} carries settings that were changed or cut: give a file as mlx_janus wrote it"
         ) from None

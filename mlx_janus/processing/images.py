@@ -22,6 +22,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..config import ImageConfig
 from ..errors import ImageError, OptionError
+from ..files import POINTER_ADVICE, is_git_pointer
+from .file_names import local_path, printable
+from .image_data import JPEG, image_data, with_end_marker
 
 
 class ArrayLike(Protocol):
@@ -49,7 +52,7 @@ _ROWS = 256  # rows of a 16- or 32-bit grey image that are converted at once
 
 # PIL reads MPO as JPEG.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "ICO")
-_READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF or ICO"
+_READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF, HEIC or ICO"
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".ico"),
@@ -232,21 +235,27 @@ def to_image(pixels: npt.NDArray[Any]) -> Image.Image:
 # Files
 
 
-def read_file(path: str | os.PathLike[Any], read: Callable[[Image.Image, str], Result]) -> Result:
+def read_file(
+    path: str | os.PathLike[Any],
+    read: Callable[[Image.Image, str], Result],
+    *,
+    with_text: bool = False,
+) -> Result:
     """Open an image file, call ``read`` with the image, and return its result.
 
     Args:
-        path: the file. A pipe is read to its end first, since decoders seek.
+        path: the file or its file:// address. A pipe is read to its end first, since decoders seek.
         read: called with the image, whose pixels are not decoded so far, and with the image's name
             for error messages.
+        with_text: keep the text chunks of a PNG; otherwise PIL does not see them.
 
     Raises:
         ImageError: the file cannot be opened, or ``read`` fails.
     """
     text = os.fsdecode(path)
     name = printable(text)
-    with _open_seekable(text, name) as file:
-        return _open_and_read(file, name, read)
+    with _open_seekable(local_path(text), name) as file:
+        return _open_and_read(file, name, read, with_text)
 
 
 @contextlib.contextmanager
@@ -280,7 +289,12 @@ def _open_seekable(path: str, name: str) -> Iterator[BinaryIO]:
         raise ImageError(f"{name} cannot be opened ({reason}): check the path") from None
 
 
-def _open_and_read(file: BinaryIO, name: str, read: Callable[[Image.Image, str], Result]) -> Result:
+def _open_and_read(
+    file: BinaryIO,
+    name: str,
+    read: Callable[[Image.Image, str], Result],
+    with_text: bool = False,
+) -> Result:
     """Open the image in a file, call ``read`` with the image and its name, and return the result.
 
     ``Image.open`` reads only the header. ``read`` decodes the pixels, so its errors are turned into
@@ -295,9 +309,31 @@ def _open_and_read(file: BinaryIO, name: str, read: Callable[[Image.Image, str],
         raise ImageError(f"{name} is empty: give an image, {_READABLE}")
     with _as_image_errors(name, head):
         Image.init()
+        if _is_heic(head):
+            _add_heic_decoder()
         formats = [f for f in _FORMATS if f in Image.OPEN]  # some builds lack AVIF and HEIF
-        image = Image.open(file, formats=formats)
-        return read(image, name)
+        data = image_data(file, name, with_text)
+        try:
+            return read(Image.open(data, formats=formats), name)
+        except OSError:  # PIL's error for a file that ends too early
+            completed = with_end_marker(data) if head.startswith(JPEG) else None
+            if completed is None:
+                raise
+        return read(Image.open(completed, formats=["JPEG"]), name)
+
+
+def _is_heic(head: bytes) -> bool:
+    """Return whether a file with these first bytes is HEIC, the format of an iPhone's photos."""
+    return head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf")
+
+
+def _add_heic_decoder() -> None:
+    """Have PIL read HEIC too, if the package for it is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return
+    register_heif_opener()
 
 
 @contextlib.contextmanager
@@ -337,9 +373,15 @@ def _why_unidentified(head: bytes) -> str:
         return "is damaged or cut short: download or export it again"
     if b"<svg" in head.lower():
         return "is an SVG drawing, which is not supported: export it as PNG"
-    brand = head[8:11]  # in the format of HEIC, AVIF and some videos
-    if head[4:8] == b"ftyp" and brand in (b"hei", b"hev", b"mif", b"msf", b"avi"):
-        return "is a HEIC or AVIF image that cannot be read here: export it as JPEG or PNG"
+    if _is_heic(head):
+        if "HEIF" in Image.OPEN:
+            return "is damaged or cut short: download or export it again"
+        fix = "pip install 'mlx-janus[heic]', or export it as JPEG"
+        return f"is a HEIC image, which needs another package: {fix}"
+    if head[4:11] == b"ftypavi":
+        return "is an AVIF image that cannot be read here: export it as JPEG or PNG"
+    if is_git_pointer(head):
+        return f"is a Git LFS pointer and not the image: {POINTER_ADVICE}"
     if head.startswith(b"%PDF"):
         return "is a PDF, which is not supported: export the page as PNG"
     return f"is not an image that can be read: use {_READABLE}"
@@ -383,17 +425,6 @@ def _too_large(
         width, height = size
         found = f" ({width} x {height})"
     return ImageError(f"{name} has more than {megapixels} megapixels{found}: make it smaller")
-
-
-def printable(text: str) -> str:
-    """Return a path or a name as one line: escaped, and cut in the middle above 300 characters."""
-    characters = (c if c.isprintable() else repr(c)[1:-1] for c in text)  # repr without quotes
-    line = "".join(characters)
-    if len(line) <= 300:
-        return line
-    beginning = line[:140]
-    end = line[-140:]
-    return f"{beginning}...{end}"
 
 
 # Pixels

@@ -12,7 +12,7 @@ from PIL import Image
 from ..config import ImageConfig
 from ..errors import ImageError
 from ..processing.images import decode_image, resize_and_pad
-from ..processing.png import png_bytes
+from ..processing.saved_images import encode_image
 from .errors import to_api_error
 from .settings import Settings
 
@@ -119,5 +119,5 @@ class ImageReader:
 
 async def png_base64(image: Image.Image, text_chunks: dict[str, str]) -> str:
     """Return an image as a PNG with text chunks, in base64."""
-    data = await asyncio.to_thread(png_bytes, image, text_chunks)
+    data = await asyncio.to_thread(encode_image, image, text_chunks)
     return base64.b64encode(data).decode("ascii")

@@ -1,36 +1,51 @@
-"""The models on this machine: cached conversions, downloads from the Hub, and Janus-Tiny."""
+"""The models on this machine: conversions, downloads, other programs' folders, and Janus-Tiny."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
+import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from ..config import CONVERTED_MODEL_TYPE, JanusConfig, read_model_json
-from ..errors import JanusError, OptionError, OutputError
+from ..config import JanusConfig
+from ..errors import CheckpointError, JanusError, OptionError, OutputError
+from .addresses import split_revision
+from .checkup import find_faults, read_sizes
+from .conversions import cache_folder, conversion_folders, records_of, superseded_folders
+from .elsewhere import list_elsewhere
 from .folder import OUR_FILES, partial_name
-from .published import read_published_sizes
+from .hub_cache import commit_of
+from .names import TINY, expand_user, is_folder, resolve_short_name
 from .safetensors_files import read_safetensors_header, weight_files
-from .sources import TINY, cache_folder, resolve_short_name
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo, CachedRevisionInfo, HFCacheInfo
 
 State = Literal[
-    "converted", "left over", "unreadable", "downloaded", "partly downloaded", "in the package"
+    "converted",
+    "superseded",
+    "left over",
+    "unreadable",
+    "downloaded",
+    "partly downloaded",
+    "elsewhere",
+    "unusable",
+    "in the package",
 ]
+Place = Literal["cache", "hub", "elsewhere", "package"]
 
-# Folder names of conversions: complete ones, and partial ones, which a process writes or removes.
-_COMPLETE = re.compile(r".+-(?P<id>[0-9a-f]{8})[0-9a-f]{8}")
+# Folder names of partial conversions, which a process writes or removes.
 _PARTIAL = re.compile(
-    r"\.(?P<complete_name>.+-[0-9a-f]{16})\.(?P<pid>\d+)\.(?P<id>[0-9a-f]{8})\.partial"
+    r"\.(?P<complete_name>.+-[0-9a-f]{16})\.(?P<pid>\d{1,9})\.(?P<id>[0-9a-f]{8})\.partial"
 )
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
@@ -39,8 +54,10 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 class ModelEntry:
     """A model on this machine.
 
-    The ``state`` "left over" is a remainder of a killed conversion or removal. "unreadable" is a
-    conversion that is damaged or from another release. "partly downloaded" lacks weights.
+    The ``state`` "superseded" is a conversion whose source has another one by now. "left over" is a
+    remainder of a killed conversion or removal. "unreadable" is a conversion that is damaged or
+    from another release. "partly downloaded" lacks files. "unusable" is another model of the Janus
+    family, or has no readable config.
     """
 
     id: str  # 8 hexadecimal digits, or "tiny"
@@ -52,11 +69,13 @@ class ModelEntry:
     # Seconds since 1970: last load, or last access if the file system records it.
     used: float | None
     path: Path
+    place: Place
+    names: tuple[str, ...] = ()  # further names, of all sources whose conversion it is
 
     @property
     def is_download(self) -> bool:
         """Whether the model is in the Hub's cache."""
-        return self.state in ("downloaded", "partly downloaded")
+        return self.place == "hub"
 
     @property
     def bits(self) -> int | None:
@@ -81,7 +100,7 @@ def list_models() -> list[ModelEntry]:
 
     Conversions in progress are left out.
     """
-    found = [*_conversions(), *_downloads()]
+    found = [*_conversions(), *_downloads(), *_elsewhere()]
     tiny = ModelEntry(
         id="tiny",
         source="janus-tiny",
@@ -91,6 +110,7 @@ def list_models() -> list[ModelEntry]:
         size=_folder_bytes(TINY),
         used=None,
         path=TINY,
+        place="package",
     )
     return [*sorted(found, key=lambda entry: entry.used or 0, reverse=True), tiny]
 
@@ -99,17 +119,27 @@ def find_models(name: str) -> list[ModelEntry]:
     """Return the models of this name on this machine.
 
     Args:
-        name: a model's ID, Hub id, short name, path, or the name of the folder that it was
-            converted from.
+        name: a model's ID, path, or the name or path of the folder that it was converted from; or a
+            Hub id, short name or address, with or without ``@revision``.
 
     Raises:
         OptionError: no model has this name.
     """
-    source = os.fspath(resolve_short_name(name))  # a short name becomes its Hub id or folder
+    wanted = {name, os.fspath(resolve_short_name(name))}  # a short name becomes its Hub id
+    path = expand_user(name)
+    commit = ""  # the beginning of a commit
+    if is_folder(path):
+        wanted.add(str(path.resolve()))
+    else:
+        with suppress(CheckpointError):  # the address of another site
+            repo_id, revision = split_revision(name)
+            wanted.add(os.fspath(resolve_short_name(repo_id)))
+            commit = revision or ""
     found = [
         entry
         for entry in list_models()
-        if name == entry.id or source in (entry.source, str(entry.path))
+        if not wanted.isdisjoint((entry.id, entry.source, str(entry.path), *entry.names))
+        and entry.revision.startswith(commit)
     ]
     if not found:
         raise OptionError(
@@ -121,16 +151,34 @@ def find_models(name: str) -> list[ModelEntry]:
 def freed_bytes(entries: Iterable[ModelEntry]) -> int:
     """Return the bytes that removing these models would free.
 
-    Files that a download shares with a revision that stays are not counted.
+    Files that a download shares with a revision that stays are not counted, and neither are weights
+    that a conversion shares with one that stays.
     """
     entries = list(entries)
-    size = sum(entry.size for entry in entries if not entry.is_download)
+    size = _bytes_of_last_links(entry.path for entry in entries if not entry.is_download)
     revisions = [entry.revision for entry in entries if entry.is_download]
     scanned = _scan_hub_cache() if revisions else None
     if scanned is None:
         return size
     plan = scanned.delete_revisions(*revisions)  # nothing is deleted until ``plan.execute``
     return size + plan.expected_freed_size
+
+
+def _bytes_of_last_links(folders: Iterable[Path]) -> int:
+    """Return the bytes of the files in folders that no hard link outside them keeps."""
+    links: Counter[tuple[int, int]] = Counter()  # in these folders, by device and inode
+    statuses: dict[tuple[int, int], os.stat_result] = {}
+    for folder in folders:
+        for path in folder.rglob("*"):
+            with suppress(OSError):
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    file = (status.st_dev, status.st_ino)
+                    links[file] += 1
+                    statuses[file] = status
+    return sum(
+        status.st_size for file, status in statuses.items() if links[file] >= status.st_nlink
+    )
 
 
 def remove_model(entry: ModelEntry) -> None:
@@ -140,7 +188,8 @@ def remove_model(entry: ModelEntry) -> None:
     model. huggingface_hub removes a download, except for files that other revisions share.
 
     Raises:
-        OptionError: the model is Janus-Tiny, which is part of the package.
+        OptionError: the model is Janus-Tiny, which is part of the package, or in another program's
+            folder.
         OutputError: a process has a file of the model open, or the removal fails.
     """
     check_removable(entry)
@@ -168,14 +217,17 @@ def remove_model(entry: ModelEntry) -> None:
 
 
 def check_removable(entry: ModelEntry) -> None:
-    """Refuse to remove Janus-Tiny or a model in use.
+    """Refuse to remove Janus-Tiny, a model of another program, or a model in use.
 
     Raises:
-        OptionError: the model is Janus-Tiny, which is part of the package.
+        OptionError: the model is Janus-Tiny, which is part of the package, or in another program's
+            folder.
         OutputError: a process has a file of the model open.
     """
-    if entry.state == "in the package":
+    if entry.place == "package":
         raise OptionError("Janus-Tiny is a part of the package: there is nothing to remove")
+    if entry.place == "elsewhere":
+        raise OptionError(f"{entry.path} is another program's folder: remove it there")
     files = {path.resolve() for path in entry.path.rglob("*") if path.is_file()}
     for process in psutil.process_iter():
         with suppress(psutil.Error):  # another user's process, or an ended one
@@ -186,23 +238,35 @@ def check_removable(entry: ModelEntry) -> None:
                 )
 
 
-def _conversions() -> Iterator[ModelEntry]:
-    """Yield the cached conversions: complete ones, and those left over by an ended process."""
+def _conversions() -> list[ModelEntry]:
+    """Return the cached conversions: complete ones, and those left over by an ended process."""
+    entries = [*_complete_conversions(), *_left_over()]
+    outdated = superseded_folders(entry.path for entry in entries if entry.state == "converted")
+    return [
+        replace(entry, state="superseded") if entry.path in outdated else entry for entry in entries
+    ]
+
+
+def _complete_conversions() -> Iterator[ModelEntry]:
+    """Yield the cached conversions with a name of a complete one, readable or not."""
+    for folder in conversion_folders():
+        with suppress(OSError):  # another process has just removed the folder
+            if _holds_only_ours(folder):
+                yield _read_conversion(folder)
+
+
+def _left_over() -> Iterator[ModelEntry]:
+    """Yield the folders in the cache of conversions and removals whose process has ended."""
     try:
-        folders = [
-            path for path in cache_folder().iterdir() if path.is_dir() and not path.is_symlink()
-        ]
+        folders = [path for path in cache_folder().iterdir() if path.is_dir()]
     except OSError:  # the cache does not exist
         return
     for folder in folders:
-        complete = _COMPLETE.fullmatch(folder.name)
         partial = _PARTIAL.fullmatch(folder.name)
+        if partial is None or folder.is_symlink() or psutil.pid_exists(int(partial["pid"])):
+            continue
         with suppress(OSError):  # another process has just removed the folder
-            if not all(OUR_FILES.fullmatch(path.name) for path in folder.iterdir()):
-                continue  # another program's folder
-            if complete:
-                yield _read_conversion(folder, complete["id"])
-            elif partial and not psutil.pid_exists(int(partial["pid"])):  # else in progress
+            if _holds_only_ours(folder):
                 yield ModelEntry(
                     id=partial["id"],
                     source=partial["complete_name"],
@@ -212,34 +276,49 @@ def _conversions() -> Iterator[ModelEntry]:
                     size=_folder_bytes(folder),
                     used=folder.stat().st_mtime,
                     path=folder,
+                    place="cache",
                 )
 
 
-def _read_conversion(folder: Path, id: str) -> ModelEntry:
+def _holds_only_ours(folder: Path) -> bool:
+    """Return whether all files in a folder have names that a conversion gives its files."""
+    return all(OUR_FILES.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _read_conversion(folder: Path) -> ModelEntry:
     """Return the entry of a cached conversion.
 
     Its state is "unreadable" if its config, or the header of its first weight file, is damaged.
     """
-    size = _folder_bytes(folder)
-    used = folder.stat().st_mtime
-    with suppress(JanusError):
-        config = JanusConfig.load(folder / "config.json")
-        # The stamp, the metadata of a weight file, records the source of a conversion.
-        _, stamp = read_safetensors_header(weight_files(folder)[0])
-        source = stamp.get("source") or folder.name
-        revision = stamp.get("revision", "")
-        used = (folder / "config.json").stat().st_mtime  # loading a model sets this time
-        return ModelEntry(id, source, revision, "converted", config, size, used, folder)
-    return ModelEntry(
-        id=id,
+    entry = ModelEntry(
+        id=folder.name[-16:-8],  # the first half of the hash at the end of the name
         source=folder.name,
         revision="",
         state="unreadable",
         config=None,
-        size=size,
-        used=used,
+        size=_folder_bytes(folder),
+        used=folder.stat().st_mtime,
         path=folder,
+        place="cache",
     )
+    with suppress(JanusError):
+        config = JanusConfig.load(folder / "config.json")
+        # The stamp, the metadata of a weight file, records the source of the weights. A record is
+        # newer: the weights may have been taken over for another source.
+        _, stamp = read_safetensors_header(weight_files(folder)[0])
+        records = records_of(folder)
+        newest = records[0] if records else {"name": stamp.get("source"), **stamp}
+        names = [str(record.get(key)) for record in records for key in ("source", "name")]
+        return replace(
+            entry,
+            state="converted",
+            config=config,
+            source=str(newest.get("name") or folder.name),
+            revision=str(newest.get("revision", "")),
+            used=(folder / "config.json").stat().st_mtime,  # loading a model sets this time
+            names=(*names, stamp.get("source", "")),
+        )
+    return entry
 
 
 def _downloads() -> Iterator[ModelEntry]:
@@ -251,23 +330,17 @@ def _downloads() -> Iterator[ModelEntry]:
         if repo.repo_type != "model":  # a data set or a space
             continue
         for revision in repo.revisions:
-            with suppress(JanusError):  # another family's model, or one without a config
-                yield _read_download(repo, revision)
+            entry = _read_download(repo, revision)
+            if entry.config or "janus" in repo.repo_id.lower():
+                yield entry
 
 
 def _read_download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelEntry:
     """Return the entry of a downloaded commit, of a published model or an uploaded conversion.
 
-    Raises:
-        JanusError: the commit's config is missing, malformed, or of another family of models.
+    Its config is None if it is missing, malformed, or of another family of models.
     """
-    path = revision.snapshot_path / "config.json"
-    converted = read_model_json(path).get("model_type") == CONVERTED_MODEL_TYPE
-    config = JanusConfig.load(path) if converted else read_published_sizes(path)[0]
-    state: State = "partly downloaded"
-    with suppress(JanusError):  # raised if a weight file is missing
-        weight_files(revision.snapshot_path)
-        state = "downloaded"
+    config, state = _config_and_state(revision.snapshot_path, "downloaded")
     # Weight files tell the last use. Other files do not, because listing models reads configs too.
     weights = [file for file in revision.files if file.file_path.suffix in _WEIGHT_SUFFIXES]
     times = [file.blob_last_accessed for file in weights]
@@ -280,7 +353,41 @@ def _read_download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelE
         size=revision.size_on_disk,
         used=max(times, default=revision.last_modified),
         path=revision.snapshot_path,
+        place="hub",
     )
+
+
+def _elsewhere() -> Iterator[ModelEntry]:
+    """Yield the models in the folders of other programs."""
+    for found in list_elsewhere():
+        config, state = _config_and_state(found.folder, "elsewhere")
+        yield ModelEntry(
+            id=hashlib.sha256(os.fsencode(found.folder)).hexdigest()[:8],
+            source=found.name,
+            revision=commit_of(found.folder),
+            state=state,
+            config=config,
+            size=_folder_bytes(found.folder),
+            used=None,
+            path=found.folder,
+            place="elsewhere",
+        )
+
+
+def _config_and_state(folder: Path, complete: State) -> tuple[JanusConfig | None, State]:
+    """Return the config of a folder that is not ours, as far as it can be read, and its state.
+
+    Args:
+        folder: a model folder.
+        complete: the state of a folder that lacks nothing.
+    """
+    try:
+        config = read_sizes(folder)
+    except JanusError:
+        return None, "unusable"
+    if not find_faults(folder):
+        return config, complete
+    return config, "partly downloaded" if complete == "downloaded" else "unusable"
 
 
 def _scan_hub_cache() -> HFCacheInfo | None:
@@ -296,4 +403,9 @@ def _scan_hub_cache() -> HFCacheInfo | None:
 
 def _folder_bytes(folder: Path) -> int:
     """Return the bytes of all files in a folder, at any depth."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    sizes = []
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # just removed
+            if path.is_file():
+                sizes.append(path.stat().st_size)
+    return sum(sizes)

@@ -20,7 +20,7 @@ from ..config import JanusConfig, read_model_json
 from ..errors import CheckpointError, ConfigError
 from ..models.janus import JanusModel
 from .published import Layout
-from .safetensors_files import WEIGHT_FORMS, read_index, read_safetensors_header, weight_files
+from .safetensors_files import find_weights, read_index, read_safetensors_header
 from .torch_files import read_torch_file
 
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
@@ -61,6 +61,9 @@ _RENAMES = [
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
 ]
+_TIED = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+"""The two names of one weight, where the head is tied to the embedding."""
+
 _RENAME_RULES = [(re.compile(pattern), replacement) for pattern, replacement in _RENAMES]
 
 
@@ -74,6 +77,10 @@ class SourceTensor(Protocol):
     @property
     def dtype(self) -> str:
         """Type as stored, by MLX's name."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
 
     def read(self) -> mx.array:
         """Read the values."""
@@ -121,53 +128,77 @@ def _stored_bytes(tensor: SourceTensor) -> int:
 
 
 def source_tensors(folder: Path) -> dict[str, SourceTensor]:
-    """Return every tensor of a model folder by its stored name. Reads headers, but no values.
+    """Return every tensor of a model folder by its stored name.
+
+    Reads headers, but no values, except those of tensors that are in two files.
 
     Raises:
-        CheckpointError: a file is missing or damaged, a tensor is in two files, or the index lists
-            a tensor that no file has.
+        CheckpointError: a file is missing or damaged, two files have different tensors of one name,
+            or the index lists a tensor that no file has.
         ConfigError: the index is not JSON.
     """
+    weights = find_weights(folder)
     tensors: dict[str, SourceTensor] = {}
-    file_of: dict[str, Path] = {}  # by the tensor's name
-    for path in weight_files(folder):
+    for path in weights.files:
         entries: Mapping[str, SourceTensor]  # the tensors of this file
         if path.suffix == ".bin":
             entries = read_torch_file(path)
         else:
             entries, _ = read_safetensors_header(path)
         for name, tensor in entries.items():
-            if name in tensors:
+            if name in tensors and not _are_equal(tensors[name], tensor):
                 raise CheckpointError(
-                    f"{name} stands in {file_of[name].name} and in {path}: "
-                    "the folder mixes two models"
+                    f"{name[:100]} stands in {tensors[name].path.name} and, with other values, in "
+                    f"{path}: the folder mixes two models"
                 )
             tensors[name] = tensor
-            file_of[name] = path
-    _check_index(folder, tensors)
+    if weights.index:
+        _check_index(weights.index, tensors)
     return tensors
 
 
-def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
-    """Check that a folder has every tensor that its index lists, if it has an index.
+def _are_equal(a: SourceTensor, b: SourceTensor) -> bool:
+    """Return whether two stored tensors have the same shape, type and bits.
+
+    Tensors larger than their file, whose items share memory, count as different. They would take
+    any amount of memory.
+
+    Raises:
+        CheckpointError: a file is missing, unreadable or cut short, or the type is not read.
+    """
+    if a.shape != b.shape or a.dtype != b.dtype or _stored_bytes(b) > b.path.stat().st_size:
+        return False
+    return same_bits(a.read(), b.read())
+
+
+def same_bits(a: mx.array, b: mx.array) -> bool:
+    """Return whether two arrays have the same shape, type and bits.
+
+    Their bits are compared as integers, since a NaN does not equal itself.
+    """
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    integer_type = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}[a.dtype.size]
+    return bool(mx.array_equal(a.view(integer_type), b.view(integer_type)).item())
+
+
+def _check_index(index: Path, tensors: Mapping[str, SourceTensor]) -> None:
+    """Check that the files of an index have every tensor that it lists.
 
     Args:
-        folder: the model folder.
+        index: the path of the index.
         tensors: the tensors of its weight files, by name.
 
     Raises:
         CheckpointError: a tensor is missing, or the index is damaged.
         ConfigError: the index is not JSON.
     """
-    for index, _ in WEIGHT_FORMS:
-        if not (folder / index).exists():
-            continue
-        for name, file in read_index(folder / index).items():
-            if name not in tensors:
-                raise CheckpointError(
-                    f"{folder / file} lacks {name[:80]!r}, which {index} lists: download it again"
-                )
-        return  # ``tensors`` are of one form, so the index of the other form does not matter
+    for name, file in read_index(index).items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{index.parent / file} lacks {name[:80]!r}, which {index.name} lists: "
+                "download it again"
+            )
 
 
 def deepseek_name(name: str) -> str:
@@ -200,20 +231,20 @@ def plan_tensors(
         tensors: source tensors by their stored names.
         config: the model's sizes.
         layout: whose names the files use, DeepSeek's or transformers'.
-        folder: the model folder, for errors and for transformers' ``config.json``.
+        folder: the model folder, for errors and for its ``config.json``.
 
     Raises:
-        CheckpointError: a tensor is missing, surplus, not of the config's shape, or not of floats.
-        ConfigError: ``config.json``, which only transformers' layout needs, cannot be read.
+        CheckpointError: a tensor is missing, surplus, not of the config's shape, or not of floats;
+            or two tensors of one name differ.
+        ConfigError: ``config.json`` cannot be read.
     """
-    rename = deepseek_name if layout == "transformers" else str  # ``str`` keeps a name
-    renamed = {rename(name): tensor for name, tensor in tensors.items()}
-    found = {name: tensor for name, tensor in renamed.items() if not _UNUSED.fullmatch(name)}
-    embedding = "language_model.model.embed_tokens.weight"
-    if layout == "transformers" and embedding in found and _is_tied(folder):
-        # transformers does not store a tied head. This model has a head of its own, so it is read
-        # from the embedding.
-        found.setdefault("language_model.lm_head.weight", found[embedding])
+    found = _renamed(tensors, layout, folder)
+    if _is_tied(folder):
+        # A tied head is not stored. This model has a head of its own, so it is read from the
+        # embedding. Some tools store the head and leave out the embedding.
+        for stored, absent in (_TIED, _TIED[::-1]):
+            if stored in found:
+                found.setdefault(absent, found[stored])
 
     planned: list[PlannedTensor] = []
     used: set[str] = set()
@@ -239,20 +270,49 @@ def plan_tensors(
     return planned
 
 
+def _renamed(
+    tensors: Mapping[str, SourceTensor], layout: Layout, folder: Path
+) -> dict[str, SourceTensor]:
+    """Return source tensors by DeepSeek's names, without those that the model does not use.
+
+    Args:
+        tensors: source tensors by their stored names.
+        layout: whose names these are.
+        folder: the model folder, for the error.
+
+    Raises:
+        CheckpointError: two tensors with different values get one name.
+    """
+    if layout == "deepseek":
+        return {name: t for name, t in tensors.items() if not _UNUSED.fullmatch(name)}
+    found: dict[str, SourceTensor] = {}
+    for stored_name, tensor in tensors.items():
+        name = deepseek_name(stored_name)
+        if _UNUSED.fullmatch(name):
+            continue
+        if name in found and not _are_equal(found[name], tensor):
+            raise CheckpointError(
+                f"{folder} holds {name[:100]!r} under two names and with two values: "
+                "the folder mixes two models"
+            )
+        found[name] = tensor
+    return found
+
+
 def _is_tied(folder: Path) -> bool:
     """Return whether ``lm_head`` shares its weight with the embedding, as ``config.json`` says.
 
-    The entry of the entire model takes precedence over the language model's. Without either, the
-    answer is False.
+    In DeepSeek's layout, the language model's own entry takes precedence; in transformers', that of
+    the entire model does. Without either, the answer is False.
 
     Raises:
         ConfigError: ``config.json`` cannot be read.
     """
     data = read_model_json(folder / "config.json")
-    if "tie_word_embeddings" in data:
-        return bool(data["tie_word_embeddings"])
-    language = data.get("text_config")
-    return isinstance(language, dict) and bool(language.get("tie_word_embeddings"))
+    for section in (data.get("language_config"), data, data.get("text_config")):
+        if isinstance(section, dict) and section.get("tie_word_embeddings") is not None:
+            return bool(section["tie_word_embeddings"])
+    return False
 
 
 def _source_names(name: str, found: Mapping[str, SourceTensor]) -> list[str]:
@@ -294,6 +354,11 @@ def _check_sources(tensor: PlannedTensor, folder: Path) -> None:
     # transformers stores position embeddings without the batch axis.
     lacks_batch = tensor.name.endswith(".pos_embed") and (1, *got) == wanted
     if not same_shapes or (got != wanted and not lacks_batch):
+        if len(wanted) == 4 and got == tensor.shape:
+            raise CheckpointError(
+                f"{folder}: {tensor.name} is in MLX's layout already: another program has "
+                "converted the folder, take the original model"
+            )
         raise CheckpointError(
             f"{folder}: {tensor.name} has the shape {list(got)}, config.json says {list(wanted)}: "
             "they do not belong together"

@@ -78,10 +78,12 @@ def convert_checkpoint(
     output: Path,
     options: ConvertOptions | None = None,
     progress: Progress | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> Conversion:
     """Convert a PyTorch model folder to ``output``, a folder that ``load`` reads.
 
-    After an error, nothing of the output is left behind.
+    After an error, nothing of the output is left behind. ``hashes`` are those of ``source_hashes``,
+    which are computed if they are None.
 
     Raises:
         ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
@@ -97,7 +99,7 @@ def convert_checkpoint(
     tokenizer = prepare_tokenizer(source.folder / TOKENIZER_FILE, plan.config.prompt)
     _check_space(output, sum(map(plan.converted_bytes, plan.tensors)))
     with atomic_folder(output, overwrite=options.overwrite) as folder:
-        hashes = source_hashes(source.folder, progress)
+        hashes = hashes or source_hashes(source.folder, progress)
         stamp = make_stamp(source.name, source.revision, options.dtype, hashes)
         try:
             array_count = _write_shards(folder, plan, stamp, progress)

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import mlx.core as mx
@@ -32,9 +32,11 @@ _FORMAT_KEY = "mlx_janus_format"
 _READABLE_FORMATS = tuple(map(str, READABLE_VERSIONS))
 OUR_FILES = re.compile(
     r"config\.json|tokenizer\.json|(model.*|shard-\d+)\.safetensors"
-    r"|model\.safetensors\.index\.json|\.DS_Store"
+    r"|model\.safetensors\.index\.json|source-[0-9a-f]{16}\.json|\.mlx_janus-\w+\.tmp|\.DS_Store"
 )
 """File names in a converted folder, complete or partial."""
+RECORD_NAME = re.compile(r"source-[0-9a-f]{16}\.json")
+"""File names of records in the cache, which tell whose conversion a folder is."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("hashing", "converting" or "verifying"), finished bytes and all bytes."""
@@ -56,40 +58,68 @@ def is_converted(folder: Path) -> bool:
 def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     """Return the lazy arrays of a converted folder, and its stamp.
 
-    A conversion writes the same stamp, as metadata, into all its weight files. The stamp of the
-    last file is returned; of the others, only the format version is checked.
+    A conversion writes the same stamp, as metadata, into all its weight files.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or lacks the stamp of a format that can be
-            read.
+        CheckpointError: a file is missing or damaged, lacks the stamp of a format that can be read,
+            or has another stamp than the first file; or two files have an array of one name.
     """
     try:
         files = weight_files(folder)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     arrays: dict[str, mx.array] = {}
-    stamp: dict[str, str] = {}
+    first_stamp: dict[str, str] | None = None
     for path in files:
         if path.suffix != ".safetensors":
             raise CheckpointError(
                 f"{path} is no safetensors file: {folder} was not converted by mlx_janus"
             )
-        _, stamp = read_safetensors_header(path)
-        if stamp.get(_FORMAT_KEY) not in _READABLE_FORMATS:
+        entries, stamp = read_safetensors_header(path)
+        _check_stamp(path, stamp, files[0], first_stamp)
+        first_stamp = stamp
+        if repeated := sorted(arrays.keys() & entries.keys()):
             raise CheckpointError(
-                f"{path} does not bear mlx_janus's stamp of format {FORMAT_VERSION}: "
+                f"{path} holds {repeated[0][:80]!r}, which another file of its folder holds too: "
                 "convert the original folder again"
             )
         # Any thread can evaluate lazy arrays of this stream.
         arrays.update(mx.load(str(path), stream=weight_stream(mx.DeviceType.cpu)))  # type: ignore[arg-type]
-    return arrays, stamp
+    return arrays, first_stamp or {}
+
+
+def _check_stamp(
+    path: Path, stamp: dict[str, str], first_file: Path, first_stamp: dict[str, str] | None
+) -> None:
+    """Check the stamp of a weight file.
+
+    Args:
+        path: the weight file.
+        stamp: its metadata.
+        first_file: the first weight file of the folder.
+        first_stamp: the metadata of the first file; None if ``path`` is that file.
+
+    Raises:
+        CheckpointError: the stamp is missing, is of a format that cannot be read, or differs from
+            the first file's.
+    """
+    if stamp.get(_FORMAT_KEY) not in _READABLE_FORMATS:
+        raise CheckpointError(
+            f"{path} does not bear mlx_janus's stamp of format {' or '.join(_READABLE_FORMATS)}: "
+            "convert the original folder again"
+        )
+    if first_stamp is not None and stamp != first_stamp:
+        raise CheckpointError(
+            f"{path} and {first_file.name} are of two conversions: "
+            "convert the original folder again"
+        )
 
 
 # The stamp
 
 
 def make_stamp(
-    source: str, revision: str, dtype: Dtype | None, hashes: dict[str, str]
+    source: str, revision: str, dtype: Dtype | None, hashes: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the stamp of a conversion: metadata for the header of each weight file.
 
@@ -103,10 +133,10 @@ def make_stamp(
         "format": "mlx",
         _FORMAT_KEY: str(FORMAT_VERSION),
         "mlx_janus_version": __version__,
-        "source": source,
+        "source": source.encode(errors="replace").decode(),  # a folder's name may be no text
         "revision": revision,
         "dtype": dtype or "",
-        "source_sha256": json.dumps(hashes, sort_keys=True),
+        "source_sha256": json.dumps(dict(hashes), sort_keys=True),
     }
 
 

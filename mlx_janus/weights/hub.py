@@ -6,25 +6,22 @@ bars and keeps every complete file, so an interrupted download resumes when it i
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
 from ..files import write_atomically
+from .hub_errors import EXAMPLES, OutOfReachError, translated_errors, why_unreachable
+from .weight_names import WEIGHT_FORMS, shards_without_index
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
 """Pattern of owner/name, for ``fullmatch``."""
 
-_EXAMPLES = (
-    "deepseek-ai/Janus-Pro-1B, deepseek-ai/Janus-Pro-7B and deepseek-ai/Janus-1.3B are there"
-)
-_LOG_IN = "run `hf auth login` with an account that may read it"
 _TIMEOUT = 10.0  # seconds without a response until the cache is used instead
 
 _TEXT_FILE_NAME = re.compile(r"[\w.-]+\.(json|jinja)|tokenizer\.model|vocab\.txt|merges\.txt")
@@ -43,10 +40,8 @@ class HubModel:
     files: dict[str, int]  # bytes by file name
     cached: bool = False
     branch: str | None = field(default=None, compare=False)  # branch or tag; None: record none
-
-
-class _OutOfReachError(HubError):
-    """The Hub did not respond, or cannot respond now. The cache may hold the model."""
+    # SHA-256 by file name, of the files whose content the Hub names by it: the large ones.
+    hashes: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 def find(repo_id: str, revision: str | None = None) -> HubModel:
@@ -61,24 +56,25 @@ def find(repo_id: str, revision: str | None = None) -> HubModel:
             not in the cache.
     """
     if not HUB_ID.fullmatch(repo_id):
-        raise HubError(f"{repo_id[:200]!r} is no Hub id: it must read owner/name ({_EXAMPLES})")
+        raise HubError(f"{repo_id[:200]!r} is no Hub id: it must read owner/name ({EXAMPLES})")
     from huggingface_hub import HfApi
 
     try:
-        with _translated_errors(repo_id, revision):
+        with translated_errors(repo_id, revision):
             info = HfApi().model_info(
                 repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT
             )
-    except _OutOfReachError:
+    except OutOfReachError:
         if cached := _find_cached(repo_id, revision):
             return cached
         raise
     if info.sha is None:
         raise HubError(f"the Hub gave no commit of {repo_id}: try again later")
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    hashes = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
     # The branch is recorded for offline use. A commit needs no record.
     branch = None if revision == info.sha else revision or "main"
-    return HubModel(repo_id, info.sha, files, branch=branch)
+    return HubModel(repo_id, info.sha, files, branch=branch, hashes=hashes)
 
 
 def fetch_config(model: HubModel) -> Path:
@@ -92,7 +88,7 @@ def fetch_config(model: HubModel) -> Path:
         OutputError: the cache cannot be written.
     """
     if "config.json" not in model.files:
-        raise ConfigError(f"{model.repo_id} has no config.json: name a Janus model ({_EXAMPLES})")
+        raise ConfigError(f"{model.repo_id} has no config.json: name a Janus model ({EXAMPLES})")
     return _fetch_file(model, "config.json")
 
 
@@ -108,26 +104,76 @@ def fetch(model: HubModel) -> Path:
             a file.
         OutputError: the disk is full, or the cache cannot be written.
     """
-    from huggingface_hub import snapshot_download
-
-    weights, index = _weight_names(model)
-    texts = {name for name in model.files if _TEXT_FILE_NAME.fullmatch(name)}
-    # Leave out every index, and then add the one that lists ``weights``. An index of another form
-    # would list files that are not downloaded.
-    texts = {name for name in texts if not name.endswith(".index.json")}
-    wanted = sorted(weights | texts | ({index} if index else set()))
+    weights, index = weight_names(model)
+    wanted = sorted(weights | _small_files(model) | ({index} if index else set()))
     if not model.cached:
         _check_disk(model, wanted)
-    with _translated_errors(model.repo_id, model.revision):
-        folder = snapshot_download(
-            model.repo_id,
-            revision=model.revision,
-            allow_patterns=wanted,
-            local_files_only=model.cached,
+    folder = _fetch_files(model, wanted)
+    record_branch(model)
+    return folder
+
+
+def fetch_small_files(model: HubModel) -> Path:
+    """Download a model's config, tokenizer and prompts; return the folder that holds them.
+
+    Raises:
+        HubError: no access, the download broke off, or the Hub is out of reach and the cache lacks
+            a file.
+        OutputError: the disk is full, or the cache cannot be written.
+    """
+    return _fetch_files(model, sorted(_small_files(model)))
+
+
+def has_blobs(model: HubModel, names: Iterable[str]) -> bool:
+    """Return whether the cache has the content of large files, perhaps of another commit.
+
+    Args:
+        model: a commit.
+        names: names of its files.
+    """
+    blobs = _repo_folder(model.repo_id) / "blobs"
+    hashes = [model.hashes.get(name) for name in names]
+    return all(digest is not None and (blobs / digest).is_file() for digest in hashes)
+
+
+def _repo_folder(repo_id: str) -> Path:
+    """Return the folder of a model in the cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
+
+
+def _small_files(model: HubModel) -> set[str]:
+    """Return the names of a model's text files, without any index of weights.
+
+    ``fetch`` adds the index that lists the weights. An index of another form would list files that
+    are not downloaded.
+    """
+    texts = {name for name in model.files if _TEXT_FILE_NAME.fullmatch(name)}
+    return {name for name in texts if not name.endswith(".index.json")}
+
+
+def _fetch_files(model: HubModel, names: list[str]) -> Path:
+    """Download files of a model, or find them in the cache if ``model.cached``.
+
+    Returns:
+        The folder that holds them.
+
+    Raises:
+        HubError: no access, the Hub is out of reach, or the download broke off.
+        OutputError: the disk is full, or the cache cannot be written.
+    """
+    from huggingface_hub import snapshot_download
+
+    with translated_errors(model.repo_id, model.revision):
+        return Path(
+            snapshot_download(
+                model.repo_id,
+                revision=model.revision,
+                allow_patterns=names,
+                local_files_only=model.cached,
+            )
         )
-    if model.branch and not model.cached:
-        _record_branch(Path(folder), model.branch)
-    return Path(folder)
 
 
 def fetch_card(repo_id: str, revision: str) -> Path | None:
@@ -135,26 +181,27 @@ def fetch_card(repo_id: str, revision: str) -> Path | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        with _translated_errors(repo_id, revision):
+        with translated_errors(repo_id, revision):
             return Path(hf_hub_download(repo_id, "README.md", revision=revision))
     except (HubError, OutputError):
         return None
 
 
-def _record_branch(snapshot: Path, branch: str) -> None:
+def record_branch(model: HubModel) -> None:
     """Record in the cache which commit a branch names, for offline use.
 
     huggingface_hub does not record a branch when it downloads a commit. Call this only for a
-    complete snapshot, since ``find`` returns the recorded commit when the Hub is out of reach.
-
-    Args:
-        snapshot: the commit's folder in the cache, ``<model>/snapshots/<commit>``.
-        branch: a branch or tag.
+    complete download or a commit with a conversion, since ``find`` returns the recorded commit when
+    the Hub is out of reach.
     """
-    record = snapshot.parent.parent / "refs" / branch
+    if model.branch is None or model.cached:
+        return
+    record = _repo_folder(model.repo_id) / "refs" / model.branch
     with suppress(OSError):  # a cache may be read-only
+        if record.is_file() and record.read_bytes() == model.revision.encode():
+            return
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(record, snapshot.name)
+        write_atomically(record, model.revision)
 
 
 def _fetch_file(model: HubModel, name: str) -> Path:
@@ -166,7 +213,7 @@ def _fetch_file(model: HubModel, name: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    with _translated_errors(model.repo_id, model.revision):
+    with translated_errors(model.repo_id, model.revision):
         return Path(
             hf_hub_download(
                 model.repo_id, name, revision=model.revision, local_files_only=model.cached
@@ -174,11 +221,11 @@ def _fetch_file(model: HubModel, name: str) -> Path:
         )
 
 
-def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
+def weight_names(model: HubModel) -> tuple[set[str], str | None]:
     """Return the names of a model's weight files, and the name of their index.
 
-    The index is downloaded, because it lists the weight files. A single weight file has no index:
-    then the second name is None.
+    The index is downloaded, because it lists the weight files. A single weight file and shards
+    without an index have none: then the second name is None.
 
     Raises:
         CheckpointError: there are no weights, or the index is empty or lists a missing file.
@@ -186,9 +233,6 @@ def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
         HubError: the index cannot be downloaded, or the Hub is out of reach and the cache lacks a
             weight file.
     """
-    # Importing this module imports MLX, which takes time. Commands check their options before.
-    from .safetensors_files import WEIGHT_FORMS
-
     for index, single in WEIGHT_FORMS:
         if index in model.files:
             weight_map = read_model_json(_fetch_file(model, index)).get("weight_map")
@@ -197,16 +241,24 @@ def _weight_names(model: HubModel) -> tuple[set[str], str | None]:
                     f"{index} of {model.repo_id} has no weight_map: name another model or revision"
                 )
             names = set(map(str, weight_map.values()))
-            if missing := sorted(names - set(model.files)):
+            missing = sorted(names - set(model.files))
+            if not missing:
+                return names, index
+            if single not in model.files:
                 raise _missing_weights_error(
                     model, f"lacks {missing[0][:80]}, which its {index} lists"
                 )
-            return names, index
         if single in model.files:
             return {single}, None
-    raise _missing_weights_error(
-        model, "has neither model.safetensors nor pytorch_model.bin, nor an index of either"
-    )
+    try:
+        shards = shards_without_index(model.files)
+    except CheckpointError as error:
+        raise _missing_weights_error(model, str(error)) from None
+    if not shards:
+        raise _missing_weights_error(
+            model, "has neither model.safetensors nor pytorch_model.bin, nor an index of either"
+        )
+    return set(shards), None
 
 
 def _missing_weights_error(model: HubModel, predicate: str) -> HubError | CheckpointError:
@@ -218,11 +270,11 @@ def _missing_weights_error(model: HubModel, predicate: str) -> HubError | Checkp
     """
     if model.cached:  # the Hub may have the files that the cache lacks
         return HubError(
-            f"the cache holds only a part of {model.repo_id} and {_why_unreachable()}: "
+            f"the cache holds only a part of {model.repo_id} and {why_unreachable()}: "
             "run the same again when online"
         )
     return CheckpointError(
-        f"{model.repo_id} {predicate}: name another model or revision ({_EXAMPLES})"
+        f"{model.repo_id} {predicate}: name another model or revision ({EXAMPLES})"
     )
 
 
@@ -243,9 +295,12 @@ def _find_cached(repo_id: str, revision: str | None) -> HubModel | None:
         )
     except LocalEntryNotFoundError:
         return None
-    files = {path.name: path.stat().st_size for path in snapshot.iterdir() if path.is_file()}
-    commit = snapshot.name
-    return HubModel(repo_id, commit, files, cached=True)
+    paths = [path for path in snapshot.iterdir() if path.is_file()]
+    files = {path.name: path.stat().st_size for path in paths}
+    # A large file is a link to a blob that is named by its SHA-256, a small one by its SHA-1.
+    blobs = {path.name: path.resolve().name for path in paths}
+    hashes = {name: blob for name, blob in blobs.items() if re.fullmatch(r"[0-9a-f]{64}", blob)}
+    return HubModel(repo_id, snapshot.name, files, cached=True, hashes=hashes)
 
 
 def _check_disk(model: HubModel, names: list[str]) -> None:
@@ -260,8 +315,8 @@ def _check_disk(model: HubModel, names: list[str]) -> None:
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
-    blobs = cache / f"models--{model.repo_id.replace('/', '--')}" / "blobs"
-    complete = [p for p in blobs.glob("*") if p.suffix != ".incomplete" and p.is_file()]
+    blobs = (_repo_folder(model.repo_id) / "blobs").glob("*")
+    complete = [p for p in blobs if p.suffix != ".incomplete" and p.is_file()]
     cached_sizes = {path.stat().st_size for path in complete}
     sizes = [model.files[name] for name in names]
     needed = sum(size for size in sizes if size not in cached_sizes)
@@ -277,105 +332,3 @@ def _check_disk(model: HubModel, names: list[str]) -> None:
             f"where {free / 1e9:.2f} GB are free: "
             "free some, or set HF_HOME to a folder on a larger disk"
         )
-
-
-def _why_unreachable() -> str:
-    """Return the reason why the Hub is out of reach, as a part of an error message."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    return f"{constants.ENDPOINT} cannot be reached"
-
-
-@contextmanager
-def _translated_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into a HubError or OutputError, of one line with a fix."""
-    # The except clauses below name subclasses before their bases.
-    from huggingface_hub import constants, errors
-
-    # Base class of network errors: httpx's in huggingface_hub 1, httpx2's in 2.
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-    model_name = f"{repo_id} at {revision}" if revision else repo_id
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        terms = f"{constants.ENDPOINT}/{repo_id}"
-        fix = f"accept its terms at {terms}, then {_LOG_IN}"
-        raise HubError(f"{repo_id} is gated: {fix}") from error
-    except errors.RepositoryNotFoundError as error:
-        fix = f"check the name ({_EXAMPLES}); if it is private, {_LOG_IN}"
-        raise HubError(f"the Hub shows no model {repo_id}: {fix}") from error
-    except errors.RevisionNotFoundError as error:
-        fix = "leave it out, or name a branch, tag or commit"
-        raise HubError(f"{repo_id} has no revision {revision!r}: {fix}") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        online_fix = "check the connection and run the same again"
-        fix = "unset it to download" if constants.HF_HUB_OFFLINE else online_fix
-        raise _OutOfReachError(
-            f"{model_name} is not in the cache and {_why_unreachable()}: {fix}"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise HubError(
-            f"a file of {model_name} is gone from the Hub: "
-            f"run the same again ({_first_line(error)})"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise _http_error(model_name, error.response.status_code) from error
-    except HTTPError as error:
-        raise _OutOfReachError(
-            f"{model_name}: {_why_unreachable()} ({_first_line(error)}): "
-            "check the connection and run the same again"
-        ) from error
-    except errors.HFValidationError as error:
-        raise HubError(
-            f"{repo_id!r} is no Hub id: it must read owner/name ({_EXAMPLES})"
-        ) from error
-    except OSError as error:
-        raise _disk_error(model_name, error, constants.HF_HUB_CACHE) from error
-    except (RuntimeError, ValueError) as error:  # failures of hf_xet, and replies that are not JSON
-        raise HubError(
-            f"{model_name}: the download broke off ({_first_line(error)}): run the same again"
-        ) from error
-
-
-def _http_error(model_name: str, status: int) -> HubError:
-    """Return the error of a failed request, by its HTTP status.
-
-    A temporary failure gives an ``_OutOfReachError``, after which ``find`` tries the cache.
-    """
-    if status in (401, 403):
-        return HubError(
-            f"the Hub refused {model_name} (HTTP {status}): {_LOG_IN}, "
-            "or unset HF_TOKEN if it is an old one"
-        )
-    if status == 429 or status >= 500:
-        return _OutOfReachError(
-            f"the Hub cannot give {model_name} now (HTTP {status}): run the same again later"
-        )
-    return HubError(
-        f"the Hub refused {model_name} (HTTP {status}): check the name and the revision"
-    )
-
-
-def _disk_error(model_name: str, error: OSError, cache: str) -> HubError | OutputError:
-    """Return the error of a cache that cannot be written, or else of a download that broke off."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(
-            f"the disk of {cache} is full: "
-            f"free some for {model_name}, or set HF_HOME to a larger disk"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return OutputError(
-            f"{cache} cannot be written ({error.strerror}): set HF_HOME to a folder that can be"
-        )
-    return HubError(
-        f"{model_name}: the download broke off ({_first_line(error)}): run the same again"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the error's type if it has no message."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

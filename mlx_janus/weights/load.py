@@ -73,13 +73,17 @@ def load_model(
         low_memory=low_memory,
         quantized=stored.quantization is not None,
     )
-    return _read_model(folder, replace(config, dtype=chosen))
+    return read_model(folder, replace(config, dtype=chosen))
 
 
-def _read_model(folder: Path, config: JanusConfig) -> JanusModel:
+def read_model(folder: Path, config: JanusConfig) -> JanusModel:
     """Build a model with a folder's lazy weights, quantized and cast as ``config`` says.
 
-    If the folder is quantized already, ``config`` must have the same quantization.
+    The memory is not checked. If the folder is quantized already, ``config`` must have the same
+    quantization.
+
+    Raises:
+        CheckpointError, ConfigError, UnsupportedModelError: as for ``load_model``.
     """
     stored = JanusConfig.load(folder / "config.json")
     model = JanusModel(config)
@@ -118,7 +122,7 @@ class WeightFiles:
         _, stamp = open_converted(self.folder)
         if stamp != self.stamp:
             raise CheckpointError(f"{self.folder} was replaced since it was loaded: load it again")
-        unread_model = _read_model(self.folder, model.config)
+        unread_model = read_model(self.folder, model.config)
         unread = dict(tree_flatten(unread_model.parameters()))
         # Replacing the arrays releases their memory to MLX's cache, which is then emptied.
         model.load_weights([(name, unread[name]) for name in names], strict=False)

@@ -9,6 +9,7 @@ DeepSeek-VL have the same ``model_type`` as Janus. Only Janus has ``gen_vision_c
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from ..config import (
     read_model_json,
 )
 from ..errors import ConfigError, UnsupportedModelError
+from ..files import POINTER_ADVICE, is_git_pointer
+from ..sections import shorten
 
 Layout = Literal["deepseek", "transformers"]
 
@@ -97,6 +100,7 @@ def read_published_sizes(path: Path) -> tuple[JanusConfig, Layout]:
     data = read_model_json(path)
     try:
         layout = detect_layout(data)
+        _refuse_quantized(data)
         config = _from_deepseek(data) if layout == "deepseek" else _from_transformers(data)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{path} {error}") from None  # the path is its subject
@@ -129,6 +133,22 @@ def detect_layout(data: Mapping[str, Any]) -> Layout:
     if data.keys().isdisjoint(("gen_vision_config", "gen_aligner_config", "gen_head_config")):
         raise UnsupportedModelError(f"is of DeepSeek-VL, which cannot draw: {WORKING_MODELS}")
     return "deepseek"
+
+
+def _refuse_quantized(data: Mapping[str, Any]) -> None:
+    """Refuse a config of weights that another program has quantized.
+
+    mlx-lm and mlx-vlm write ``quantization``, transformers writes ``quantization_config``.
+
+    Raises:
+        UnsupportedModelError: the config has one of them.
+    """
+    for key in ("quantization", "quantization_config"):
+        if data.get(key):
+            raise UnsupportedModelError(
+                f"has {key!r}: another program has quantized the weights, which are not read; "
+                "take the original model, such as deepseek-ai/Janus-Pro-1B, with bits=4 or bits=8"
+            )
 
 
 def _json_object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -171,7 +191,9 @@ def _mlp_width(width: Any, ratio: Any) -> int:
         ConfigError: a value is not a number (a bool does not count), or the product is not finite.
     """
     are_numbers = type(width) in (int, float) and type(ratio) in (int, float)
-    if not are_numbers or not math.isfinite(width * ratio):
+    # A larger integer than any float would raise an OverflowError, in a product with a float.
+    too_large = are_numbers and max(abs(width), abs(ratio)) > sys.float_info.max
+    if not are_numbers or too_large or not math.isfinite(width * ratio):
         raise ConfigError(
             f"width and mlp_ratio must be numbers, got {str(width)[:40]!r} and {str(ratio)[:40]!r}"
         )
@@ -351,7 +373,9 @@ def _head_dim(hidden_size: Any, heads: Any) -> int:
     """
     whole_numbers = type(heads) is int and type(hidden_size) is int
     if not whole_numbers or heads < 1 or hidden_size % heads:
-        raise ConfigError(f"hidden_size {hidden_size!r} must be a multiple of {heads!r} heads")
+        raise ConfigError(
+            f"hidden_size {shorten(hidden_size)} must be a multiple of {shorten(heads)} heads"
+        )
     return int(hidden_size // heads)
 
 
@@ -590,12 +614,17 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
     path = folder / "chat_template.jinja"
     if path.exists():
         try:
-            return path.read_text(encoding="utf-8")
+            template = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read ({error}): download it again") from None
+        if is_git_pointer(template.encode()):
+            raise ConfigError(
+                f"{path} is a Git LFS pointer and not the file itself: {POINTER_ADVICE}"
+            )
+        return template
     in_json = _json_or_empty(folder / "chat_template.json").get("chat_template")
-    template = in_json or tokenizer_config.get("chat_template") or ""
-    return template if isinstance(template, str) else str(template)
+    from_json = in_json or tokenizer_config.get("chat_template") or ""
+    return from_json if isinstance(from_json, str) else str(from_json)
 
 
 def _read_guidance(folder: Path) -> dict[str, Any]:

@@ -14,13 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from ..config import read_model_json
 from ..errors import CheckpointError
+from ..files import POINTER_ADVICE, is_git_pointer
 from .torch_files import read_range
-
-WEIGHT_FORMS = (
-    ("model.safetensors.index.json", "model.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
-)
-"""Names of an index of several files and of a single file. The preferred format is first."""
+from .weight_names import WEIGHT_FORMS, shards_without_index
 
 SAFETENSORS_DTYPES = {
     "BF16": "bfloat16",
@@ -29,12 +25,18 @@ SAFETENSORS_DTYPES = {
     "F64": "float64",
     "BOOL": "bool",
     "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
     "I8": "int8",
     "I16": "int16",
     "I32": "int32",
     "I64": "int64",
 }
 """MLX's name of each type of a safetensors file."""
+
+# Beginnings of the names of files that hold no model's weights.
+_NO_WEIGHTS = (".", "adapter_model", "training_args", "optimizer", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -47,37 +49,99 @@ class SafetensorsEntry:
     dtype: str  # MLX's name; the file's own if it is not in ``SAFETENSORS_DTYPES``
 
     def read(self) -> mx.array:
-        """Read the values; float64 becomes float32."""
+        """Read the values; float64 becomes float32.
+
+        Raises:
+            CheckpointError: MLX has no such type; or the file is missing, unreadable, or was cut
+                short after its header was read.
+        """
+        if self.dtype not in SAFETENSORS_DTYPES.values():
+            raise CheckpointError(
+                f"{self.path} holds values of the type {self.dtype[:20]!r}, which are not read: "
+                "take a form of the model in bfloat16, float16 or float32"
+            )
         return read_range(self.path, self.offset, self.shape, self.dtype)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """List the weight files of a folder.
+@dataclass(frozen=True)
+class WeightSet:
+    """The weight files of a folder, and the index that lists them; None if there is no index."""
 
-    Safetensors files are preferred to ``.bin`` files, and the files of an index to a single file.
+    files: list[Path]
+    index: Path | None
+
+
+def find_weights(folder: Path) -> WeightSet:
+    """Find the weight files of a folder.
+
+    Safetensors files are preferred to ``.bin`` files, and the files of an index to a single file,
+    unless some of them are missing. Shards without an index are the last choice.
 
     Raises:
-        CheckpointError: there are no weights, or the index has no ``weight_map`` or names a file
-            that is missing or outside the folder.
+        CheckpointError: there are no weights, a shard is missing, there are two sets of shards
+            without an index, or the index has no ``weight_map`` or names a file outside the folder.
         ConfigError: the index is too large, or not a JSON object.
     """
     for index, single in WEIGHT_FORMS:
         if (folder / index).exists():
-            return [folder / name for name in sorted(set(read_index(folder / index).values()))]
+            names = sorted(set(read_index(folder / index).values()))
+            missing = [name for name in names if not (folder / name).is_file()]
+            if not missing:
+                return WeightSet([folder / name for name in names], folder / index)
+            if not (folder / single).exists():
+                raise CheckpointError(
+                    f"{folder / missing[0]} is missing, but {index} lists it: download it again"
+                )
         if (folder / single).exists():
-            return [folder / single]
-    raise CheckpointError(
-        f"{folder} holds no weights: model.safetensors or pytorch_model.bin, "
-        "or an index of either, is expected"
+            return WeightSet([folder / single], None)
+    try:
+        shards = shards_without_index(_names_in(folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} {error}") from None
+    if not shards:
+        raise CheckpointError(f"{folder} {_why_no_weights(folder)}")
+    return WeightSet([folder / name for name in shards], None)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the weight files of a folder, as ``find_weights`` finds them.
+
+    Raises:
+        CheckpointError, ConfigError: as for ``find_weights``.
+    """
+    return find_weights(folder).files
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the names of the files in a folder; an empty list if it cannot be read."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_file())
+    except OSError:
+        return []
+
+
+def _why_no_weights(folder: Path) -> str:
+    """Return the predicate of an error about missing weights; it names files that may be them."""
+    problem = (
+        "holds no weights: model.safetensors or pytorch_model.bin, or an index of either, "
+        "is expected"
     )
+    others = [name for name in _names_in(folder) if not name.startswith(_NO_WEIGHTS)]
+    for name in others:
+        if name.endswith((".safetensors", ".bin")):
+            expected = "model.safetensors" if name.endswith("s") else "pytorch_model.bin"
+            return f"{problem}; if {name[:80]} holds all of them, rename it to {expected}"
+    for name in others:
+        if name.endswith((".gguf", ".pth", ".pt", ".ckpt")):
+            return f"{problem}, and {name[:80]} is of a form that is not read"
+    return problem
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Read the ``weight_map`` of an index: tensor name to file name.
+    """Read the ``weight_map`` of an index: tensor name to file name. Files may be missing.
 
     Raises:
-        CheckpointError: the index has no ``weight_map``, or names a missing file or one outside
-            the folder.
+        CheckpointError: the index has no ``weight_map``, or names a file outside its folder.
         ConfigError: the index is too large, or not a JSON object.
     """
     weight_map = read_model_json(path).get("weight_map")
@@ -89,10 +153,6 @@ def read_index(path: Path) -> dict[str, str]:
             raise CheckpointError(
                 f"{path} points to {file[:80]!r}, which is no file of its own folder: refused"
             )
-        if not (path.parent / file).is_file():
-            raise CheckpointError(
-                f"{path.parent / file} is missing, but {path.name} lists it: download it again"
-            )
     return {str(name): str(file) for name, file in weight_map.items()}
 
 
@@ -103,8 +163,10 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
     the header is parsed a second time here.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, truncated, or has a wrong header.
+        CheckpointError: the file is missing, unreadable, truncated, a Git LFS pointer, or has a
+            wrong header.
     """
+    _refuse_pointer(path)
     try:
         with safe_open(str(path), framework="numpy") as checked:
             names = set(checked.keys())
@@ -130,6 +192,21 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
         dtype = SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
         entries[name] = SafetensorsEntry(path, offset, tuple(entry["shape"]), dtype)
     return entries, metadata
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Refuse a Git LFS pointer in place of a weight file.
+
+    Raises:
+        CheckpointError: the file is one.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:  # the caller reports it
+        return
+    if is_git_pointer(head):
+        raise CheckpointError(f"{path} is a Git LFS pointer and not the weights: {POINTER_ADVICE}")
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str]) -> None:

@@ -1,80 +1,69 @@
-"""Finding a converted folder for a path, a Hub id or a short name, and caching conversions."""
+"""Finding a converted folder for a model's name; a PyTorch model is converted into the cache once.
+
+``names.py`` understands the name, ``hub.py`` downloads, and ``conversions.py`` knows the cache.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
+import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 
-import platformdirs
-
 from ..config import CONVERTED_MODEL_TYPE, JanusConfig, read_model_json
-from ..errors import CheckpointError, ConfigError, HubError, OutputError
+from ..errors import ConfigError, OutputError
+from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from . import hub
-from .convert import ConvertOptions, Source, convert_checkpoint
-from .folder import Progress, is_converted
+from .addresses import NO_MODEL
+from .conversions import (
+    CachedWeights,
+    SourceState,
+    cache_folder,
+    conversions_like,
+    find_conversion,
+    record_source,
+    reuse_weights,
+    weight_hashes,
+)
+from .convert import ConvertOptions, Source, convert_checkpoint, plan_conversion
+from .folder import Progress, is_converted, source_hashes
 from .footprint import check_memory
 from .load import choose_dtype, with_quantization
+from .names import SHORT_NAMES, TINY, ModelName, resolve_short_name, understand_name
 from .published import read_published_config, read_published_sizes
-from .quantize import choose_rule
 from .safetensors_files import weight_files
 
-NO_MODEL = (
-    "name a model: a converted folder, a PyTorch model folder, "
-    "or a Hub id such as deepseek-ai/Janus-Pro-1B"
-)
+__all__ = [
+    "NO_MODEL",
+    "SHORT_NAMES",
+    "TINY",
+    "cache_folder",
+    "find_converted",
+    "find_source",
+    "resolve_short_name",
+    "understand_name",
+]
 
-TINY = Path(__file__).parent.parent / "assets" / "tiny"
-"""Janus-Tiny, the model inside the package."""
-
-SHORT_NAMES = {
-    "janus-1.3b": "deepseek-ai/Janus-1.3B",
-    "janus-pro-1b": "deepseek-ai/Janus-Pro-1B",
-    "janus-pro-7b": "deepseek-ai/Janus-Pro-7B",
-    "tiny": str(TINY),
-}
-"""Short names of the published models and of Janus-Tiny, matched without regard to case."""
-
-_LAYOUT = 1  # version of cached weights; raised when older ones can no longer be read
-
-
-def cache_folder() -> Path:
-    """Return the folder of cached conversions: ``MLX_JANUS_CACHE``, else the platform's default."""
-    given = os.environ.get("MLX_JANUS_CACHE")
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("mlx_janus"))
-
-
-def resolve_short_name(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Replace a short name by its Hub id or folder, unless a folder with this name exists.
-
-    Any other name is returned unchanged.
-    """
-    known = SHORT_NAMES.get(os.fspath(name).lower())
-    return name if known is None or _is_folder(Path(name)) else known
+_LOG = logging.getLogger("mlx_janus")
 
 
 def find_source(name: str | os.PathLike[str], revision: str | None = None) -> Source:
-    """Find the model folder of a path, a Hub id or a short name; download missing files.
+    """Find the model folder of a name that ``understand_name`` knows; download missing files.
 
     A local folder is not checked.
 
     Raises:
         HubError: the Hub has no such model or is out of reach, or the name is a local folder, which
             cannot have a ``revision``.
+        OptionError: the name has another revision than ``revision``.
         CheckpointError: the name is no folder and no Hub id, or the model's files are incomplete.
         ConfigError, UnsupportedModelError: the Hub's model is not a Janus.
         OutputError: the download cannot be written.
     """
-    name = resolve_short_name(name)
-    path = _expand_user(name)
-    if _is_folder(path):
-        if revision is not None:
-            raise HubError(f"{path} is a folder, which has no revisions: leave revision out")
-        return Source(path, path.resolve().name)
-    model = _find_on_hub(name, revision)
+    found = understand_name(name, revision)
+    if found.folder is not None:
+        return _local_source(found, found.folder)
+    model = _find_on_hub(found)
     _read_sizes(model)  # refuses a model of another family before its weights are downloaded
     return Source(hub.fetch(model), model.repo_id, model.revision)
 
@@ -92,52 +81,97 @@ def find_converted(
     """Return the converted folder of a model; convert a PyTorch model into the cache if needed.
 
     A model of another family, or one that does not fit in memory, is refused before its weights are
-    downloaded or converted. ``dtype`` and ``low_memory`` only affect the memory check. A folder
-    found in the cache gets the present time as the modification time of its ``config.json``, which
-    records the last use.
+    downloaded or converted. Weights are not converted again if the cache has them, even if the
+    source was moved or its other files have changed. ``dtype`` and ``low_memory`` only affect the
+    memory check. A folder found in the cache gets the present time as the modification time of its
+    ``config.json``, which records the last use.
 
     Raises:
         OutOfMemoryError: the model does not fit in memory.
         OptionError: ``bits``, ``recipe`` or ``dtype`` is not allowed.
         JanusError: as for ``find_source`` and ``convert_checkpoint``.
     """
-    name = resolve_short_name(name)
+    found = understand_name(name, revision)
     options = ConvertOptions(bits=bits, recipe=recipe)
-    path = _expand_user(name)
-    if _is_folder(path):
-        source = find_source(name, revision)  # refuses a revision, as a folder has none
-        if is_converted(path):
-            return path
-        config, _ = read_published_config(path)
-        cached = _cache_path(str(path.resolve()), _fingerprint(path), options)
+    place, config = _find_place(found)
+    if config is None:
+        return place.folder if isinstance(place, Source) else hub.fetch(place)
+    if isinstance(place, Source):
+        state = _state_of_folder(place, config, options)
     else:
-        model = _find_on_hub(name, revision)
-        sizes = _read_sizes(model)
-        if sizes is None:  # the model on the Hub is converted already
-            return hub.fetch(model)
-        config = sizes
-        source = None  # not downloaded so far
-        cached = _cache_path(model.repo_id, [model.revision], options)
-    quantized = with_quantization(config, bits, path, recipe)
-    check_memory(quantized, choose_dtype(config, dtype), os.fspath(name), low_memory=low_memory)
-    if is_converted(cached):
-        with contextlib.suppress(OSError):  # a cache may be read-only
-            os.utime(cached / "config.json")
+        state = _state_on_hub(place, found.revision, options)
+    quantized = with_quantization(config, bits, Path(found.shown), recipe)
+    check_memory(quantized, choose_dtype(config, dtype), found.shown, low_memory=low_memory)
+    if cached := find_conversion(state):
+        if isinstance(place, hub.HubModel):
+            hub.record_branch(place)
         return cached
-    source = source or Source(hub.fetch(model), model.repo_id, model.revision)
-    return _convert(source, cached, options, progress)
+    _make_cache_folder(state.folder.parent)
+    try:
+        return _convert_or_reuse(place, quantized, state, progress)
+    except OutputError:
+        # Another process may have written the same folder first. Then that one is used.
+        if not _is_complete(state.folder):
+            raise
+        return state.folder
 
 
-def _fingerprint(folder: Path) -> list[object]:
-    """Return the name, size and modification time of each weight and JSON file of a PyTorch folder.
+def _find_place(found: ModelName) -> tuple[hub.HubModel | Source, JanusConfig | None]:
+    """Find the folder of a model, or its files on the Hub, and read its config.
 
-    A change of any of these files can change the result of a conversion.
+    The config is None if the model is a converted one. On the Hub, only ``config.json`` is read.
+
+    Raises:
+        ConfigError, UnsupportedModelError: the config cannot be used.
+        HubError: the Hub has no such model, or is out of reach.
+        OutputError: the download cannot be written.
+    """
+    if found.folder is None:
+        model = _find_on_hub(found)
+        return model, _read_sizes(model)
+    config = None if is_converted(found.folder) else read_published_config(found.folder)[0]
+    return _local_source(found, found.folder), config
+
+
+def _local_source(found: ModelName, folder: Path) -> Source:
+    """Return the source in a folder on this machine."""
+    if found.shown != folder.resolve().name:
+        _LOG.info("%s is taken from %s", found.shown, folder)
+    return Source(folder, found.shown, found.revision or "")
+
+
+def _state_of_folder(source: Source, config: JanusConfig, options: ConvertOptions) -> SourceState:
+    """Return the state of a PyTorch folder.
+
+    Small files count by the config that conversion reads from them. So a file that conversion does
+    not read changes nothing, and neither does another layout of the same JSON. Weight files count
+    by name, size and modification time.
     """
     files: list[object] = []
-    for file in sorted({*weight_files(folder), *folder.glob("*.json")}):
+    for file in weight_files(source.folder):
         status = file.stat()
         files.append([file.name, status.st_size, status.st_mtime_ns])
-    return files
+    try:
+        tokenizer = (source.folder / TOKENIZER_FILE).read_bytes()
+    except OSError:
+        tokenizer = b""  # the conversion reports it
+    facts = (config.to_dict(), hashlib.sha256(tokenizer).hexdigest(), files)
+    path = str(source.folder.resolve())
+    return SourceState(path, "", source.name, source.revision, facts, options)
+
+
+def _state_on_hub(
+    model: hub.HubModel, revision: str | None, options: ConvertOptions
+) -> SourceState:
+    """Return the state of a model on the Hub, which is its commit.
+
+    Args:
+        model: the model.
+        revision: the requested branch, tag or commit; None: the branch main.
+        options: bits or recipe of the conversion.
+    """
+    commit = model.revision
+    return SourceState(model.repo_id, revision or "main", model.repo_id, commit, (commit,), options)
 
 
 def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
@@ -155,82 +189,114 @@ def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
     return config
 
 
-def _is_folder(path: Path) -> bool:
-    """Return whether a folder exists at a path, which may also be made from a Hub id."""
-    try:
-        return path.is_dir()
-    except OSError:  # the name is too long for a folder
-        return False
-
-
-def _expand_user(name: str | os.PathLike[str]) -> Path:
-    """Replace a leading "~" with the home folder; keep the "~" of an unknown user."""
-    # Path.expanduser would raise for an unknown user.
-    return Path(os.path.expanduser(name))  # noqa: PTH111
-
-
-def _find_on_hub(name: str | os.PathLike[str], revision: str | None) -> hub.HubModel:
+def _find_on_hub(found: ModelName) -> hub.HubModel:
     """Find a model on the Hub.
 
     Raises:
-        CheckpointError: the name is no Hub id, or is an existing path.
         HubError: the Hub has no such model, or is out of reach.
     """
-    text = os.fspath(name)
-    too_long = len(text) > 200  # some systems raise an error for such a path
-    if too_long or not hub.HUB_ID.fullmatch(text) or Path(text).exists():
-        is_file = not too_long and Path(text).is_file()
-        problem = "is a file" if is_file else "is neither a folder nor a Hub id"
-        raise CheckpointError(f"{text[:200]} {problem}: {NO_MODEL}")
-    return hub.find(text, revision)
+    return hub.find(found.repo_id or found.shown, found.revision)
 
 
-def _cache_path(source: str, fingerprint: list[object], options: ConvertOptions) -> Path:
-    """Return the folder of a conversion in the cache, whether or not it exists.
+def _make_cache_folder(folder: Path) -> None:
+    """Make the folder of the cache, unless it exists.
 
-    Its name ends in a hash of the arguments. So a source that has changed gets another folder, and
-    is converted again.
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be made ({error.strerror}): "
+            "set MLX_JANUS_CACHE to a folder that can be written"
+        ) from None
+
+
+def _convert_or_reuse(
+    place: hub.HubModel | Source,
+    config: JanusConfig,
+    state: SourceState,
+    progress: Progress | None,
+) -> Path:
+    """Convert a source into the cache, or reuse weights in the cache; return the folder.
 
     Args:
-        source: Hub id, or path of the source folder.
-        fingerprint: the source's commit, or the names, sizes and times of its files.
-        options: bits or recipe of the conversion.
-    """
-    rule = choose_rule(options.bits, options.recipe)
-    # Another release may have another rule for the same recipe, so the rule is hashed too.
-    precision = [options.recipe, asdict(rule)] if rule and options.recipe else options.bits
-    key = json.dumps([source, fingerprint, precision, _LAYOUT])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    parts_in_label = 2 if source.count("/") == 1 else 1  # owner and name, or a folder's name
-    label = "--".join(Path(source).parts[-parts_in_label:])
-    quantization = f"{options.recipe or f'{options.bits}bit'}-" if rule else ""
-    return cache_folder() / f"{label}-{quantization}{digest}"
-
-
-def _convert(
-    source: Source, cached: Path, options: ConvertOptions, progress: Progress | None
-) -> Path:
-    """Convert a source into the cache folder ``cached``, and return that folder.
-
-    If another process writes the same folder first, its result is used.
+        place: the folder of the source, or its model on the Hub, which is downloaded if needed.
+        config: the config with the quantization; of prompt and preprocessing, defaults will do.
+        state: the source's state.
+        progress: called during the hashing and the conversion; None: report nothing.
 
     Raises:
         OutputError: the folder cannot be written.
+        JanusError: as for ``find_source`` and ``convert_checkpoint``.
+    """
+    candidates = conversions_like(config)
+    if isinstance(place, Source):
+        source = place
+    else:
+        reused = _reuse_without_download(place, candidates, state)
+        if reused:
+            return reused
+        source = Source(hub.fetch(place), place.repo_id, place.revision)
+    hashes = None
+    if candidates:
+        plan_conversion(source, state.options)  # raises if the weights do not fit the config
+        hashes = source_hashes(source.folder, progress or (lambda *_: None))
+        reused = _reuse(source, candidates, weight_hashes(hashes), state)
+        if reused:
+            return reused
+    convert_checkpoint(source, state.folder, state.options, progress, hashes)
+    record_source(state.folder, state)
+    return state.folder
+
+
+def _reuse_without_download(
+    model: hub.HubModel, candidates: list[CachedWeights], state: SourceState
+) -> Path | None:
+    """Return a conversion with the weights of an earlier commit, or None if there is none.
+
+    The Hub gives the hashes of large files. So if a new commit changes only the tokenizer, only the
+    small files are downloaded.
+
+    Raises:
+        JanusError: as for ``find_source`` and ``convert_checkpoint``.
+    """
+    if not candidates:
+        return None
+    names, _ = hub.weight_names(model)
+    hashes = tuple(sorted(model.hashes.get(name, "") for name in names))
+    if all(candidate.source_hashes != hashes for candidate in candidates):
+        return None
+    # If the Hub's cache has the weights of the earlier commit, this one gets links to them.
+    fetch = hub.fetch if hub.has_blobs(model, names) else hub.fetch_small_files
+    source = Source(fetch(model), model.repo_id, model.revision)
+    reused = _reuse(source, candidates, hashes, state)
+    hub.record_branch(model)
+    return reused
+
+
+def _reuse(
+    source: Source, candidates: list[CachedWeights], hashes: tuple[str, ...], state: SourceState
+) -> Path | None:
+    """Return a conversion with weights that the cache has already; None if it has not.
+
+    Args:
+        source: the source; only its small files are read.
+        candidates: the conversions to choose from.
+        hashes: SHA-256 of the source's weight files, sorted.
+        state: the source's state.
+
+    Raises:
         JanusError: as for ``convert_checkpoint``.
     """
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{cached.parent} cannot be made ({error.strerror}): "
-            "set MLX_JANUS_CACHE to a folder that can be written"
-        ) from None
-    try:
-        convert_checkpoint(source, cached, options, progress)
-    except OutputError:
-        if not _is_complete(cached):
-            raise
-    return cached
+    if all(candidate.source_hashes != hashes for candidate in candidates):
+        return None
+    config, _ = read_published_config(source.folder)
+    options = state.options
+    config = with_quantization(config, options.bits, source.folder, options.recipe)
+    tokenizer = prepare_tokenizer(source.folder / TOKENIZER_FILE, config.prompt)
+    return reuse_weights(candidates, hashes, config, tokenizer, state)
 
 
 def _is_complete(folder: Path) -> bool:

@@ -24,6 +24,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError
+from ..files import POINTER_ADVICE, is_git_pointer
 from .torch_pickle import DamagedError, RefusedError, TensorRecord, interpret, quote, type_name
 
 _DTYPES: dict[str, mx.Dtype] = {
@@ -317,12 +318,8 @@ def _check_head(path: Path, head: bytes) -> None:
     """
     if not head:
         raise _error(path, "is empty")
-    if head.startswith(b"version https://git-lfs"):
-        raise _error(
-            path,
-            "is a Git LFS pointer and not the weights",
-            "run git lfs pull, or download the file itself",
-        )
+    if is_git_pointer(head):
+        raise _error(path, "is a Git LFS pointer and not the weights", POINTER_ADVICE)
     if head[0] == 0x80:  # PROTO, a pickle's first opcode
         raise _error(
             path, "is a bare pickle (PyTorch's format before 1.6), which is not read", _RESAVE

@@ -10,7 +10,7 @@ from ..config import JanusConfig
 from ..errors import HubError, OptionError
 from ..version import __version__
 from .convert import Source
-from .folder import open_converted
+from .folder import RECORD_NAME, open_converted
 from .hub import HUB_ID, fetch_card
 
 _LICENCE = ("license", "license_name", "license_link")  # keys in the metadata of a card
@@ -68,7 +68,8 @@ def upload_converted(
         with tempfile.TemporaryDirectory() as name:
             staged = Path(name)
             for file in folder.iterdir():
-                (staged / file.name).symlink_to(file.resolve())
+                if not RECORD_NAME.fullmatch(file.name):  # it names folders of this machine
+                    (staged / file.name).symlink_to(file.resolve())
             (staged / "README.md").write_text(card, encoding="utf-8")
             message = f"Convert {source.name} with mlx_janus {__version__}"
             return _commit(staged, repo_id, message, private=private)

@@ -8,8 +8,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..config import JanusConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError
 from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
+from .checkpoint import same_bits
 from .convert import ConversionPlan, ConvertOptions, Source, plan_conversion
 from .folder import Progress, open_converted, source_hashes, stamped_hashes
 
@@ -31,7 +32,7 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     config = JanusConfig.load(converted / "config.json")
     arrays, stamp = open_converted(converted)
     _check_hashes(source, converted, stamp, progress)
-    plan = plan_conversion(source, _options_of(config))
+    plan = _plan_again(source, converted, config)
     # The plan's ``dtype`` is not compared, since it depends on an option of the conversion.
     if replace(plan.config, dtype=config.dtype) != config:
         raise CheckpointError(
@@ -46,14 +47,18 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
 def _check_hashes(
     source: Source, converted: Path, stamp: dict[str, str], progress: Progress
 ) -> None:
-    """Check by hashes that the source's files have not changed since the conversion read them.
+    """Check by hashes that the weight files have not changed since the conversion read them.
+
+    Files may have other names. The config and the tokenizer are compared by what they say, since a
+    conversion in the cache may have the weights of an earlier one.
 
     Raises:
         CheckpointError: a file has changed or is new, or the stamp has no hashes.
     """
-    stamped = stamped_hashes(converted, stamp)
+    stamped = set(map(str, stamped_hashes(converted, stamp).values()))
     for name, digest in source_hashes(source.folder, progress).items():
-        if stamped.get(name) != digest:
+        is_weights = name not in ("config.json", TOKENIZER_FILE)
+        if is_weights and digest not in stamped:
             raise CheckpointError(
                 f"{source.folder / name} is not the file that {converted} was made from"
             )
@@ -93,7 +98,7 @@ def _compare_arrays(
     for tensor in plan.tensors:
         for name, array in plan.convert(tensor).items():
             stored = arrays.pop(name, None)
-            if stored is None or not _same_bits(array, stored):
+            if stored is None or not same_bits(array, stored):
                 raise CheckpointError(
                     f"{converted}: {name} differs from what {source.folder} gives: convert again"
                 )
@@ -106,6 +111,23 @@ def _compare_arrays(
     return count
 
 
+def _plan_again(source: Source, converted: Path, config: JanusConfig) -> ConversionPlan:
+    """Plan the conversion that led to a converted folder, from its config.
+
+    Raises:
+        CheckpointError: no conversion gives the config's quantization, or the source cannot be
+            used.
+        ConfigError, UnsupportedModelError: the source cannot be used.
+    """
+    try:
+        return plan_conversion(source, _options_of(config))
+    except OptionError as error:
+        raise CheckpointError(
+            f"{converted / 'config.json'} has a quantization that no conversion gives ({error}): "
+            "convert again"
+        ) from None
+
+
 def _options_of(config: JanusConfig) -> ConvertOptions:
     """Return the options of the conversion that lead to a config's quantization."""
     quantization = config.quantization
@@ -114,14 +136,3 @@ def _options_of(config: JanusConfig) -> ConvertOptions:
     if quantization.recipe:
         return ConvertOptions(recipe=quantization.recipe)
     return ConvertOptions(bits=quantization.bits, group_size=quantization.group_size)
-
-
-def _same_bits(a: mx.array, b: mx.array) -> bool:
-    """Return whether two arrays have the same shape, type and bits.
-
-    Their bits are compared as integers, since a NaN does not equal itself.
-    """
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    integer_type = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[a.dtype.size]
-    return bool(mx.array_equal(a.view(integer_type), b.view(integer_type)).item())

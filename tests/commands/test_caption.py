@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import mlx_janus
-from mlx_janus.commands import caption
+from mlx_janus.commands import caption, inputs
 from tests.support.golden import FIXTURES
 from tests.support.programs import Outcome, call, error_line
 
@@ -167,5 +167,55 @@ def test_nothing_to_ask_about_and_nowhere_to_write(model: Path) -> None:
         ("photos/*.xcf", "photos/*.xcf matches no file"),
         ("photos -o absent/out.jsonl", "absent is not a folder"),
         ("photos -o photos", "photos is a folder"),
+        ("photos -o new/", "new/ is a folder: give the name of a file in it, such as captions.js"),
+        ("file://elsewhere/a.png", "file://elsewhere/a.png is no file of this machine"),
     ]:
         assert what in error_line(call(caption.main, "-m", "no/such/model", *words.split()))
+
+
+def test_images_from_stdin_and_from_the_web(
+    model: Path, pro: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their paths are as they were typed. An address is not a pattern, though it has a "?"."""
+    address = "https://example.org//a.png?size=*"
+    fetched: list[str] = []
+
+    def fetch(url: str) -> bytes:
+        fetched.append(url)
+        return PICTURE.read_bytes()
+
+    monkeypatch.setattr(inputs, "fetch", fetch)
+    words = ("-", address, "-", "photos/a.jpg", address, "-o", "out.jsonl")
+    teal = Path("photos/c.webp").read_bytes()
+    first = call(caption.main, "-m", model, "--max-tokens", 4, *words, stdin=teal)
+    assert first.code == 0, first.stderr
+    facts = lines(Path("out.jsonl").read_text())
+    assert [line["path"] for line in facts] == ["-", address, "photos/a.jpg"]
+    for line, source in zip(facts, ("photos/c.webp", PICTURE, "photos/a.jpg"), strict=True):
+        expected = pro.generate_text("Describe the picture.", source, max_tokens=4)
+        assert line["tokens"] == list(expected.tokens)
+    assert fetched == [address]
+    again = call(caption.main, "-m", model, "--max-tokens", 4, *words, stdin=b"no image")
+    assert "2 of 3 images are in out.jsonl already" in again.stderr
+    assert "the image on stdin is not an image that can be read" in again.stderr
+    assert fetched == [address]
+
+
+def test_an_address_that_cannot_be_fetched_is_shown_as_typed(model: Path) -> None:
+    done = ask(model, "https://localhost:1/x.png", "-q")
+    assert error_line(done) == "Error: 1 of 1 images could not be read"
+    assert done.stderr.startswith("https://localhost:1/x.png cannot be fetched")
+
+
+def test_file_addresses_are_files_folders_and_patterns(model: Path) -> None:
+    folder = Path("photos").absolute()
+    (folder / "a.jpg").rename(folder / "a b.jpg")
+    for address in (folder.as_uri(), f"{folder.as_uri()}/*.*", (folder / "a b.jpg").as_uri()):
+        done = ask(model, address)
+        assert done.code in (0, 1)
+        assert lines(done.stdout)[0]["path"] == str(folder / "a b.jpg")
+
+
+def test_a_dash_is_stdout(model: Path) -> None:
+    assert lines(ask(model, "photos", "-o", "-").stdout)[2]["path"] == NAMES[2]
+    assert not Path("-").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ import pytest
 from PIL import Image
 
 import mlx_janus
-from mlx_janus.commands import chat
+from mlx_janus.commands import chat, inputs
 from mlx_janus.decode.text import TextOptions
 from mlx_janus.inference import conversation
 from mlx_janus.processing.prompts import Turn
@@ -109,7 +110,7 @@ def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
         + CUT * 2
         + "Error: absent.png does not exist: check the path\n"
         + "Error: notes.txt is not an image that can be read: "
-        "use PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF or ICO\n"
+        "use PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF, HEIC or ICO\n"
         + "Error: /image needs a file: /image photo.jpg\n"
         + "There is no /dance. /help lists the commands.\n"
         + "Error: the prompt is empty: describe the image to draw\n"
@@ -188,6 +189,105 @@ def test_file_names_as_people_type_them(
     ]
     assert "Error: it's gone.png does not exist: quote names" in done.stderr
     assert "Error: ~nobody-of-that-name/c.png does not exist" in done.stderr
+
+
+def test_images_by_their_addresses(
+    model: Path, pro: Janus, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As files, after a command or dropped, and from the web."""
+    monkeypatch.setattr(inputs, "fetch", lambda _: PICTURE.read_bytes())
+    for name in ("a b.png", "c.png"):
+        shutil.copy(PICTURE, here / name)
+    one, other = (here / "a b.png").as_uri(), (here / "c.png").as_uri()
+    done = talk(
+        model,
+        f"/image {one}",
+        f"{one} {other}",
+        f"'{other}'",
+        "/image https://example.org/a.png",
+        "/image -",
+        "/image file://elsewhere/a.png",
+        "What is this?",
+    )
+    assert re.findall(r"^(\d+) images? attached", done.stderr, re.M) == ["1", "3", "4", "5"]
+    assert "Error: - does not exist" in done.stderr
+    assert "Error: file://elsewhere/a.png is no file of this machine" in done.stderr
+    assert done.stdout == written(*replies(pro, Turn("user", "What is this?", 5)))
+
+
+def test_a_question_of_several_lines(model: Path, pro: Janus) -> None:
+    """In triple quotes, also after a command. Quotes that enclose a part of it only are its own."""
+    done = talk(
+        model,
+        '"""line one',
+        "",
+        "  line two",
+        '"""',
+        '/draw """a',
+        'fox"""',
+        "/undo",
+        "/reset",
+        '"""/help"""',
+        "/reset",
+        '"""one""" is what?',
+        "/reset",
+        '"""one"""',
+        '""""""',
+    )
+    assert done.code == 0
+    expected = [replies(pro, Turn("user", "line one\n\n  line two"))[0], "janus.png"]
+    for question in ("/help", '"""one""" is what?', "one"):
+        expected += replies(pro, Turn("user", question))
+    assert done.stdout == written(*expected)
+    assert "Removed: a\nfox\n" in done.stderr
+    assert "\nError: the question is empty: say what you want" in done.stderr
+
+
+def test_quotes_that_are_not_closed(model: Path) -> None:
+    """What was asked before them is answered."""
+    done = talk(model, "/seed 1", '"""line one', "line two")
+    assert error_line(done) == 'Error: the input ends before the closing """: add them'
+    assert "seed 1" in done.stderr
+
+
+def test_words_that_nothing_would_read_are_refused(model: Path) -> None:
+    done = talk(model, "/undo 2", "/reset now", "/load a b", "/save 'a b' c", '/save "a b" \'c')
+    assert re.findall("^Error: (.*)$", done.stderr, re.M) == [
+        "/undo takes nothing after it: write only /undo",
+        "/reset takes nothing after it: write only /reset",
+        "/load takes one file, got 2: quote a name with spaces",
+        "/save takes one file, got 2: quote the entire name",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("", "janus.json"),
+        ("talk", "talk.json"),
+        ("my chat", "my chat.json"),
+        ('"my chat"', "my chat.json"),
+        ("'my chat.json'", "my chat.json"),
+        ("my\\ chat", "my chat.json"),
+        ("it's mine", "it's mine.json"),
+        ("new/", "new/janus.json"),
+        ("there", "there/janus.json"),
+        ("~/deep/", "deep/janus.json"),
+    ],
+)
+def test_a_chat_is_saved_and_found_under_one_name(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, typed: str, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    (here / "there").mkdir()
+    loaded = name if typed in ("", "new/", "there", "~/deep/") else typed
+    done = talk(model, "Hello?", f"/save {typed}", "/reset", f"/load {loaded}")
+    assert (here / name).is_file()
+    assert done.stderr.endswith("Loaded 2 messages.\n"), done.stderr
+    (here / name).unlink()
+    address = (here / "by its address.json").as_uri()
+    done = talk(model, "Hello?", f"/save {address}", f"/load {address}")
+    assert done.stderr.endswith("Loaded 2 messages.\n"), done.stderr
 
 
 def test_paths_in_questions_are_questions(model: Path, pro: Janus) -> None:
@@ -330,7 +430,7 @@ def test_settings_are_checked_listed_and_used(here: Path) -> None:
         "/seed 3",
         "/draw a star",
         "/set temperature default",
-        "/seed",
+        "/seed -1",
         "/set",
         "/system Be brief.",
         "/system none",
@@ -549,6 +649,29 @@ def test_ctrl_c_stops_an_answer_and_a_drawing(model: Path, terminal: Any) -> Non
     one.wait("Ctrl-D leaves.", "> ")
     assert "▀" not in "".join(one.screen.display)
     one.leave()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_questions_of_several_lines_on_a_terminal(here: Path, model: Path, terminal: Any) -> None:
+    """By Alt-Enter and by triple quotes. The history has an entire question as one entry."""
+    one = terminal("-m", model, "--max-tokens", 2, NO_COLOR="1")
+    one.wait("> ")
+    one.type("one\x1b\rtwo\r")  # Alt-Enter
+    one.wait("... two", "> ")
+    one.type('"""one\r')
+    one.wait("... ")
+    one.type('two"""\r')
+    one.wait('... two"""', "> ")
+    one.type("\x1b[A\x1b[A")  # up, past the question's first line
+    one.wait('> """one', '... two"""')
+    one.type("\x1b[A\r")  # the question before it
+    one.said("Cut after")
+    one.wait("> ")
+    one.type("/save talk\r")
+    one.wait("Saved 6 messages to talk.json.", "> ")
+    one.leave()
+    messages = json.loads((here / "talk.json").read_text())["messages"]
+    assert [message["text"] for message in messages[::2]] == ["one\ntwo"] * 3
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

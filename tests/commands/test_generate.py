@@ -17,7 +17,7 @@ from PIL import Image
 import mlx_janus
 from mlx_janus import errors
 from mlx_janus.commands import convert, generate
-from mlx_janus.processing.png import save_png
+from mlx_janus.processing.saved_images import save_image
 from tests.support.golden import FIXTURES
 from tests.support.programs import ROOT, Outcome, call, error_line
 
@@ -123,7 +123,7 @@ def test_a_picture_of_a_release_that_did_not_say_its_precision(model: Path) -> N
     draw(model, "-p", PROMPT, "--seed", 5, "-o", "a.png")
     chunks = facts("a.png")
     del chunks["dtype"]
-    save_png(Image.open("a.png"), "b.png", chunks)
+    save_image(Image.open("a.png"), "b.png", chunks)
     assert "was drawn by" not in draw(model, "--config-from", "b.png", "-o", "c.png").stderr
     assert np.array_equal(pixels("c.png"), pixels("a.png"))
 
@@ -143,7 +143,7 @@ def test_files_that_say_nothing_of_a_drawing() -> None:
 def test_settings_that_were_changed(model: Path, change: dict[str, str | None]) -> None:
     draw(model, "-p", "a fox", "-o", "a.png")
     chunks = facts("a.png") | change
-    save_png(
+    save_image(
         Image.open("a.png"),
         "b.png",
         {key: value for key, value in chunks.items() if value is not None},

@@ -12,7 +12,7 @@ from PIL import Image
 from mlx_janus.commands import generate
 from mlx_janus.commands.arguments import ImageArguments, LoadArguments, TextArguments
 from mlx_janus.commands.jobs import AskJob, DrawJob, Origin, Previews
-from mlx_janus.processing.png import save_png
+from mlx_janus.processing.saved_images import save_image
 from tests.support.programs import call
 
 SETTINGS = {
@@ -43,7 +43,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.fixture
 def drawn() -> str:
     """The name of an image with its settings."""
-    return str(save_png(Image.new("RGB", (8, 8)), "a.png", SETTINGS))
+    return str(save_image(Image.new("RGB", (8, 8)), "a.png", SETTINGS))
 
 
 def job_of(jobs: list[Any], *words: object, stdin: bytes = b"") -> tuple[str, Any]:
@@ -130,14 +130,37 @@ def test_a_drawing(jobs: list[Any]) -> None:
     )
 
 
-def test_several_prompts_are_drawn_once_each_into_a_folder(jobs: list[Any]) -> None:
-    Path("prompts.txt").write_text("an owl\n\n a fox \n", encoding="utf-8")
-    name, job = job_of(jobs, "-p", "a fox", "-p", "a fox")
-    assert (name, job.prompts) == ("draw_into_folder", ("a fox",))
-    name, job = job_of(jobs, "-p", "a fox", "--prompts-file", "prompts.txt")
-    assert (name, job.prompts) == ("draw_into_folder", ("a fox", "an owl"))
+def test_several_prompts_are_drawn_into_a_folder(jobs: list[Any]) -> None:
+    Path("prompts.txt").write_text("an owl\n\n#no\n a fox # \n", encoding="utf-8")
+    name, job = job_of(jobs, "-p", "a fox", "-p", "#a fox")
+    assert (name, job.prompts, job.template) == ("draw_into_folder", ("a fox", "#a fox"), "{name}")
+    name, job = job_of(jobs, "-p", "an owl", "--prompts-file", "prompts.txt", "--same-seeds")
+    assert (name, job.prompts) == ("draw_into_folder", ("an owl", "an owl", "a fox #"))
+    assert job.same_seeds
     name, job = job_of(jobs, "--prompts-file", "-", stdin=b"a fox\n")
     assert (name, job.prompts) == ("draw_into_folder", ("a fox",))
+
+
+@pytest.mark.parametrize(
+    ("output", "path", "makes_folder"),
+    [
+        ("new/", "new/janus.png", True),
+        ("new/deep/", "new/deep/janus.png", True),
+        ("there", "there/janus.png", True),
+        (".", "janus.png", True),
+        ("new", "new", False),
+        ("there/a.webp", "there/a.webp", False),
+        ("file:///there/a%20b.png", "/there/a b.png", False),
+    ],
+)
+def test_an_image_goes_into_a_folder_that_is_named(
+    jobs: list[Any], output: str, path: str, makes_folder: bool
+) -> None:
+    Path("there").mkdir()
+    _, job = job_of(jobs, "-p", "a fox", "-o", output)
+    assert (job.output, job.makes_folder) == (Path(path), makes_folder)
+    _, several = job_of(jobs, "-p", "a fox", "-p", "an owl", "-o", "new/")
+    assert (several.output, several.makes_folder) == (Path("new"), False)
 
 
 def test_an_image_is_drawn_again_as_it_says(jobs: list[Any], drawn: str) -> None:

@@ -106,6 +106,18 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
             JsonLines(path, "scores", keys=("id",)).resume()
 
 
+def test_a_file_that_cannot_be_read(lines: JsonLines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without the permission to, which root does not need."""
+    write(lines, *RECORDS)
+
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(OutputError, match=r"out\.jsonl cannot be read \(Permission denied\): name"):
+        lines.resume()
+
+
 FULL = """
 import resource, signal, sys
 from pathlib import Path

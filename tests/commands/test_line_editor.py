@@ -15,7 +15,10 @@ from mlx_janus.commands.line_editor import (
     dropped_files,
     expand_home,
     line_reader,
+    opens_quotes,
     split_paths,
+    typed_path,
+    without_quotes,
 )
 from mlx_janus.errors import JanusError
 
@@ -139,6 +142,70 @@ def test_a_dropped_file_is_a_full_path_and_nothing_else(here: Path) -> None:
         "",
     ):
         assert dropped_files(line) == []
+
+
+def test_a_dropped_address_is_a_file_and_nothing_else(here: Path) -> None:
+    one, other = (here / "c.png").as_uri(), (here / "a b.png").as_uri()
+    assert dropped_files(f"{one} '{other}'") == [one, other]
+    for line in (f"{one} is what?", "file:///absent.png", "file://elsewhere/c.png", "file:c.png"):
+        assert dropped_files(line) == []
+
+
+def test_typed_names_are_paths(here: Path) -> None:
+    assert typed_path("~/c.png") == str(here / "c.png")
+    assert typed_path((here / "a b.png").as_uri()) == str(here / "a b.png")
+    assert split_paths("file:///a%20b.png") == ["file:///a%20b.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_open"),
+    [
+        ('"""', True),
+        ('"""one', True),
+        ('  """one\ntwo', True),
+        ('/draw """one', True),
+        ('/draw\t"""', True),
+        ('"""one"""', False),
+        ('"""one""" two', False),
+        ('"""one\ntwo"""', False),
+        ('""""""', False),
+        ('one """two', False),
+        ('/a """b""" """', False),
+        ('""', False),
+        ("", False),
+    ],
+)
+def test_texts_that_open_quotes(text: str, is_open: bool) -> None:
+    assert opens_quotes(text) is is_open
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ('"""one"""', "one"),
+        ('"""\n  one\n\ntwo\n"""', "  one\n\ntwo"),
+        ('""""""', ""),
+        ('"""', None),
+        ('"""""', None),
+        ('"""one""" two', None),
+        ('"""one""" and """two"""', None),
+        ("one", None),
+    ],
+)
+def test_the_content_of_quotes(text: str, content: str | None) -> None:
+    assert without_quotes(text) == content
+
+
+def test_lines_in_quotes_are_prompted_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-D before the closing quotes leaves, as it does elsewhere on a terminal."""
+    monkeypatch.setattr(sys, "stdin", Terminal('"""one\ntwo"""\n"""three\n'))
+    read = line_reader(VOCABULARY)
+    assert read() == '"""one\ntwo"""'
+    with pytest.raises(EOFError):
+        read()
+    assert capsys.readouterr().err == "> ... > ... "
 
 
 def test_a_home(here: Path) -> None:

@@ -327,6 +327,192 @@ def test_a_removal_that_stops_leaves_nothing_that_looks_like_a_model(
     assert list(folder.iterdir()) == [converted]
 
 
+# Superseded conversions
+
+
+@pytest.fixture
+def superseded(folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A superseded conversion, and the one that took its place and shares its weights."""
+    source = Path(shutil.copytree(PRO, tmp_path / "mine"))
+    old = find_converted(source)
+    (source / "generation_config.json").write_text('{"guidance_scale": 3.0}')
+    return old, find_converted(source)
+
+
+@pytest.mark.check
+def test_superseded_conversions_are_marked_and_pruned(
+    fake_hub: FakeHub, folder: Path, superseded: tuple[Path, Path]
+) -> None:
+    old, new = superseded
+    left = folder / ".mine-0123456789abcdef.999999999.89abcdef.partial"
+    left.mkdir()
+    (left / "shard-0.safetensors").write_bytes(b"12345")
+    facts = json.loads(call(group, "models", "--json").stdout)
+    assert {fact["path"]: fact["state"] for fact in facts if fact["model"] != "janus-tiny"} == {
+        str(old): "superseded",
+        str(new): "converted",
+        str(left): "left over",
+    }
+    assert "models prune removes 2 old conversions" in found("models").advice
+    done = call(group, "models", "prune", "--yes")
+    assert (done.code, done.stdout) == (0, "")
+    assert f"mine, superseded: {old}" in done.stderr
+    assert f"left over: {left}" in done.stderr
+    assert list(folder.iterdir()) == [new]
+    mlx_janus.load(new).generate_text("Hi?", max_tokens=2)
+    done = call(group, "models", "prune")
+    assert (done.code, done.stderr) == (0, "There is nothing to remove.\n")
+    assert found("models").status == "ok"
+
+
+def test_weights_that_another_conversion_shares_free_no_space(
+    superseded: tuple[Path, Path],
+) -> None:
+    old, new = superseded
+    entries = {entry.path: entry for entry in list_models()}
+    weights = (old / "model.safetensors").stat().st_size
+    assert entries[old].size > weights
+    assert freed_bytes([entries[old]]) < weights
+    assert freed_bytes([entries[old], entries[new]]) > weights
+    remove_model(entries[new])
+    assert freed_bytes([entries[old]]) > weights
+
+
+def test_pruning_asks_and_keeps_what_is_in_use(
+    fake_hub: FakeHub, superseded: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = superseded
+    assert "pass --yes" in error_line(call(group, "models", "prune"))
+    monkeypatch.setattr(at_hand, "_on_terminal", lambda: True)
+    done = call(group, "models", "prune", stdin="n\n")
+    assert (done.code, old.exists()) == (1, True)
+    janus = mlx_janus.load(old)  # which has its files open until the weights are read
+    done = call(group, "models", "prune", "--yes")
+    assert done.code == 0
+    assert f"Kept: mine ({old.name[-16:-8]}) is in use by process {os.getpid()}" in done.stderr
+    assert old.exists()
+    mx.eval(janus.model.parameters())
+    assert call(group, "models", "prune", stdin="y\n").code == 0
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_conversion_is_found_by_every_source_of_it(folder: Path, tmp_path: Path) -> None:
+    one_source = Path(shutil.copytree(PRO, tmp_path / "one"))
+    converted = find_converted(one_source)
+    copy = Path(shutil.copytree(one_source, tmp_path / "other"))
+    assert find_converted(copy) == converted
+    for name in ("one", "other", str(one_source), str(copy), str(converted)):
+        assert [entry.path for entry in find_models(name)] == [converted]
+
+
+# Pasted addresses
+
+
+def test_models_are_added_and_removed_by_address(
+    fake_hub: FakeHub, served: Path, folder: Path
+) -> None:
+    address = f"https://huggingface.co/{ID}"
+    added = call(group, "models", "add", f"{address}/tree/main")
+    assert added.code == 0, added.stderr
+    converted = Path(added.stdout.strip())
+    commit = find_models(f"{ID}")[0].revision
+    assert [entry.path for entry in find_models(f"{ID}@{commit[:7]}") if not entry.is_download] == [
+        converted
+    ]
+    assert "no model" in error_line(call(group, "models", "remove", f"{ID}@0000000", "--yes"))
+    assert "no model" in error_line(
+        call(group, "models", "remove", "https://example.org/a/b", "--yes")
+    )
+    assert call(group, "models", "remove", address, "--yes").code == 0
+    assert not converted.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "--revision", "v2", "-m", f"{ID}@v1", "-p", "x"),
+        ("generate", "-m", f"https://huggingface.co/{ID}/tree/v1", "--revision", "v2", "-p", "x"),
+        ("convert", f"{ID}@v1", "out", "--revision", "v2"),
+        ("models", "add", "--revision", "v2", f"{ID}@v1"),
+    ],
+)
+def test_two_revisions_are_an_error_of_the_command_line(words: tuple[str, ...]) -> None:
+    done = call(group, *words)
+    assert done.code == 2
+    assert "name says revision 'v1' and --revision says 'v2'" in done.stderr
+
+
+# Models of other programs
+
+
+@pytest.fixture
+def lm_studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of models of another program, empty."""
+    root = tmp_path / "lm-studio"
+    root.mkdir()
+    monkeypatch.setenv("MLX_JANUS_MODELS", str(root))
+    return root
+
+
+def test_models_of_other_programs_are_listed_and_never_removed(
+    fake_hub: FakeHub, folder: Path, lm_studio: Path
+) -> None:
+    theirs = Path(shutil.copytree(PRO, lm_studio / "mlx-community" / "Small"))
+    entry = one("mlx-community/Small", "elsewhere")
+    assert (entry.path, entry.dtype) == (theirs, "bfloat16")
+    line = error_line(call(group, "models", "remove", "mlx-community/Small", "--yes"))
+    assert f"{theirs} is another program's folder: remove it there" in line
+    converted = find_converted("mlx-community/Small")
+    assert call(group, "models", "remove", "mlx-community/Small", "--yes").code == 0
+    assert (theirs.exists(), converted.exists()) == (True, False)
+    assert found("models").status == "ok"
+
+
+def test_the_doctor_says_what_each_unusable_folder_lacks(
+    fake_hub: FakeHub, served: Path, folder: Path, lm_studio: Path
+) -> None:
+    from mlx_janus.weights import hub
+
+    hub.fetch_config(hub.find(ID))
+    damaged = find_converted(PRO)
+    (damaged / "model.safetensors").write_bytes(b"12345678")
+    shutil.copytree(PRO, lm_studio / "a" / "partial")
+    (lm_studio / "a" / "partial" / "pytorch_model-00001-of-00002.bin").unlink()
+    (lm_studio / "a" / "partial" / "tokenizer.json").unlink()
+    (lm_studio / "a" / "Janus-GGUF").mkdir()
+    shutil.copytree(SAFETENSORS, lm_studio / "a" / "Janus-4bit")
+    config = json.loads((SAFETENSORS / "config.json").read_text())
+    quantized = {**config, "quantization": {"bits": 4, "group_size": 64}}
+    (lm_studio / "a" / "Janus-4bit" / "config.json").write_text(json.dumps(quantized))
+    shutil.copytree(PRO, lm_studio / "a" / "good")
+    advice = found("models").advice.splitlines()
+    lines = {line.split(" (")[0]: line for line in advice}
+    assert set(lines) == {ID, damaged.name, "a/Janus-4bit", "a/Janus-GGUF", "a/partial"}
+    assert "holds no weights" in lines[ID]
+    assert f"models add {ID} downloads it" in lines[ID]
+    assert "no whole safetensors file" in lines[damaged.name]
+    assert lines[damaged.name].endswith(f"mlx-janus models remove {damaged.name[-16:-8]}")
+    assert "tokenizer.json is missing" in lines["a/partial"]
+    assert "pytorch_model-00001-of-00002.bin is missing" in lines["a/partial"]
+    assert "config.json is missing" in lines["a/Janus-GGUF"]
+    assert "another program has quantized the weights" in lines["a/Janus-4bit"]
+    assert found("models").status == "warn"
+    printed = call(group, "doctor").stdout
+    assert printed.count("\n- models: ") == len(lines)
+
+
+def test_a_download_that_is_converted_lacks_nothing(
+    fake_hub: FakeHub, served: Path, folder: Path
+) -> None:
+    find_converted(ID)
+    assert call(group, "models", "remove", ID, "--downloads", "--yes").code == 0
+    find_converted(ID)
+    (entry,) = (entry for entry in list_models() if entry.is_download)
+    (entry.path / "model.safetensors").unlink()
+    assert one(ID, "partly downloaded")
+    assert found("models").status == "ok"
+
+
 # Uploading
 
 
@@ -420,6 +606,17 @@ def test_the_card_of_a_folders_conversion_claims_no_more_than_is_known(
     assert "license:" not in card
     assert "not stated by the source" in card
     assert "Nothing is quantized. Float weights are in the source's types." in card
+
+
+def test_the_records_of_the_cache_are_not_uploaded(
+    served: Path, folder: Path, uploads: Uploads
+) -> None:
+    """They name folders of this machine."""
+    converted = find_converted(ID)
+    assert list(converted.glob("source-*.json"))
+    done = call(group, "convert", ID, converted, "--verify", "--upload", "hf.co/me/small")
+    assert (done.code, done.stdout) == (0, "https://huggingface.co/me/small\n")
+    assert set(uploads.files) == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
 
 
 def test_nothing_is_uploaded_unasked_or_without_a_token(

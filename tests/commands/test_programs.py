@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -145,34 +146,82 @@ def test_several_pictures_have_following_names_and_seeds(
 def test_a_file_of_prompts_is_drawn_into_a_folder_and_resumed(
     model: Path, here: Path, pro: Janus
 ) -> None:
+    """Equal lines are images of one prompt, with consecutive seeds."""
     Path("prompts.txt").write_text("a fox\n\n  a fox in a storm \na fox\n", encoding="utf-8")
     words = ("-m", model, "--prompts-file", "prompts.txt", "--seed", "5", "-o", "out/deep")
     first = call(generate.main, *words)
     assert first.code == 0, first.stderr
-    names = ["0001-a-fox.png", "0002-a-fox-in-a-storm.png"]
+    names = ["a-fox-2.png", "a-fox-in-a-storm.png", "a-fox.png"]
     assert sorted(p.name for p in Path("out/deep").iterdir()) == names
     assert sorted(first.stdout.splitlines()) == [str(Path("out/deep") / name) for name in names]
     before = {name: (Path("out/deep") / name).read_bytes() for name in names}
     (Path("out/deep") / names[0]).unlink()
     again = call(generate.main, *words)
     assert again.stdout == str(Path("out/deep") / names[0]) + "\n"
-    assert "1 of 2 images exist already" in again.stderr
+    assert "2 of 3 images exist already" in again.stderr
     assert {name: (Path("out/deep") / name).read_bytes() for name in names} == before
     done = call(generate.main, *words)
     assert (done.code, done.stdout) == (0, "")
-    alone = pro.generate_images("a fox in a storm", seed=5, window=1)[0]
-    assert np.array_equal(pixels(Path("out/deep") / names[1]), np.array(alone.image))
+    seeds = [int(facts(Path("out/deep") / name)["seed"]) for name in names]
+    assert seeds[0] == seeds[2] + 1
+    assert abs(seeds[1] - seeds[2]) > 1
+    for name, seed, prompt in zip(
+        names, seeds, ("a fox", "a fox in a storm", "a fox"), strict=True
+    ):
+        alone = pro.generate_images(prompt, seed=seed, window=1)[0]
+        assert np.array_equal(pixels(Path("out/deep") / name), np.array(alone.image))
+
+
+def test_lines_that_move_are_not_drawn_again(model: Path, here: Path) -> None:
+    """A byte order mark and comments are no prompts. A new folder gets the same images."""
+    words = ("-m", model, "--prompts-file", "prompts.txt", "--seed", "5", "-o")
+    Path("prompts.txt").write_text("a fox\n")
+    assert call(generate.main, *words, "out").stdout == f"{Path('out/a-fox.png')}\n"
+    Path("prompts.txt").write_text("\ufeff# mine\nan owl\n a fox\n  # two\na fox\n", "utf-8")
+    more = call(generate.main, *words, "out")
+    assert sorted(more.stdout.split()) == [f"out/{name}.png" for name in ("a-fox-2", "an-owl")]
+    assert call(generate.main, *words, "new").code == 0
+    old = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert old == {path.name: path.read_bytes() for path in Path("new").iterdir()}
+
+
+def test_all_prompts_may_start_from_one_seed(model: Path, here: Path) -> None:
+    words = ("-m", model, "-p", "a fox", "-p", "an owl", "-p", "a fox", "--seed", 5, "--same-seeds")
+    assert call(generate.main, *words, "-n", 2).code == 0
+    names = ["a-fox", "a-fox-2", "a-fox-3", "a-fox-4", "an-owl", "an-owl-2"]
+    seeds = [int(facts(Path("janus") / f"{name}.png")["seed"]) for name in names]
+    assert seeds == [5, 6, 7, 8, 5, 6]
+
+
+def test_images_are_named_as_benchmarks_want_them(model: Path, here: Path) -> None:
+    """GenEval's layout. A file that shows another prompt is not taken for the line's image."""
+    Path("prompts.txt").write_text("a fox\nan owl\n")
+    template = "{line0:05}/samples/{image0:04}"
+    words = ("-m", model, "--prompts-file", "prompts.txt", "-n", 2, "--name", template, "-o", "out")
+    assert call(generate.main, *words).code == 0
+    files = sorted(str(path) for path in Path("out").rglob("*.png"))
+    assert files == [f"out/0000{line}/samples/000{image}.png" for line in "01" for image in "01"]
+    assert facts(Path(files[2]))["prompt"] == "an owl"
+    Path(files[2]).unlink()
+    assert call(generate.main, *words).stdout == f"{files[2]}\n"
+    Path("prompts.txt").write_text("a hen\na fox\nan owl\n")
+    before = {path: path.read_bytes() for path in Path("out").rglob("*.png")}
+    line = error_line(call(generate.main, *words))
+    assert line.startswith(f"Error: {files[0]} shows another prompt, 'a fox': name another folder")
+    assert before == {path: path.read_bytes() for path in Path("out").rglob("*.png")}
 
 
 def test_several_prompts_and_pictures_of_each_resume_in_the_middle(model: Path, here: Path) -> None:
     words = ("-m", model, "-p", "a fox", "-p", "Ein Schloß, 城", "--n", "2", "--seed", "5")
     assert call(generate.main, *words).code == 0
-    names = ["0001-a-fox-1.png", "0001-a-fox-2.png", "0002-ein-schlo-1.png", "0002-ein-schlo-2.png"]
+    stem = "ein-schlo-a6a5aef56a"
+    names = ["a-fox-2.png", "a-fox.png", f"{stem}-2.png", f"{stem}.png"]
     assert sorted(p.name for p in Path("janus").iterdir()) == names
-    assert [facts(Path("janus") / name)["seed"] for name in names] == ["5", "6", "5", "6"]
+    seeds = [int(facts(Path("janus") / name)["seed"]) for name in names]
+    assert (seeds[0] - seeds[1], seeds[2] - seeds[3]) == (1, 1)
     (Path("janus") / names[1]).unlink()
     assert call(generate.main, *words).stdout.split() == [str(Path("janus") / names[1])]
-    assert facts(Path("janus") / names[1])["seed"] == "6"
+    assert facts(Path("janus") / names[1])["seed"] == str(seeds[1])
 
 
 def test_prompts_that_cannot_be_read(here: Path) -> None:
@@ -190,6 +239,46 @@ def test_prompts_that_cannot_be_read(here: Path) -> None:
     assert "file/out cannot be made" in error_line(
         call(generate.main, "-p", "a", "-p", "b", "-o", "file/out")
     )
+
+
+def test_an_image_goes_into_a_folder(model: Path, here: Path) -> None:
+    """A name that ends in a slash is a folder, which is made. So is that of an existing one."""
+    for output, names in [
+        ("new/deep/", ["new/deep/janus.png"]),
+        ("new/deep", ["new/deep/janus_2.png"]),
+        (".", ["janus.png"]),
+    ]:
+        assert draw(model, "-o", output).stdout.split() == names
+    assert draw(model, "-o", "two/", "-n", 2).stdout.split() == [
+        *["two/janus-1.png", "two/janus-2.png"]
+    ]
+
+
+def test_an_image_goes_to_stdout(
+    model: Path, here: Path, pro: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else does, and no file is made."""
+    data = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(data))
+    words = ["-m", str(model), "-p", PROMPT, "--seed", "5", "--upscale", "2", "-o", "-"]
+    generate.main(words, standalone_mode=False)
+    image = pro.generate_images(PROMPT, seed=5, window=1)[0].upscaled(2)
+    with Image.open(io.BytesIO(data.getvalue()), formats=["PNG"]) as written:
+        assert written.tobytes() == image.image.tobytes()
+        assert written.text == image.metadata  # type: ignore[attr-defined]
+    assert data.getvalue().endswith(b"IEND\xaeB`\x82")
+    assert not list(here.iterdir())
+
+
+def test_a_terminal_gets_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stdout in (Terminal(), None):  # None: closed
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(click.UsageError, match=r"add > image\.png"):
+            generate.main(["-p", "x", "-o", "-"], standalone_mode=False)
 
 
 def test_windows_and_lookups_change_time_alone(model: Path, here: Path) -> None:
@@ -356,7 +445,7 @@ WRONG_USES = [
     (generate.main, ["-p", "x", "--top-p", "1.5"], "--top-p"),
     (generate.main, ["-p", "x", "--n", "0"], "--n"),
     (generate.main, ["-p", "x", "--n", "two"], "--n"),
-    (generate.main, ["-p", "x", "--seed", "-1"], "--seed"),
+    (generate.main, ["-p", "x", "--seed", "-2"], "--seed"),
     (generate.main, ["-p", "x", "--seed", str(2**63)], "--seed"),
     (generate.main, ["-p", "x", "--bits", "3"], "--bits"),
     (generate.main, ["-p", "x", "--recipe", "heavy"], "--recipe"),
@@ -386,7 +475,17 @@ WRONG_USES = [
         ["-p", "x", "-i", "http://a.org/b.png"],
         "http:// is not read: give a file, or an address",
     ),
-    (generate.main, ["-p", "x", "-i", "file:///b.png"], "file:// is not read"),
+    (generate.main, ["-p", "x", "-i", "ftp://a.org/b.png"], "ftp:// is not read"),
+    (caption.main, ["a.png", "http://a.org/b.png"], "http:// is not read: give a file"),
+    (generate.main, ["-p", "x", "-o", "-", "-n", "2"], "--output - writes one image"),
+    (generate.main, ["-p", "x", "-p", "y", "-o", "-"], "--output - writes one image"),
+    (generate.main, ["--prompts-file", "-", "-o", "-"], "--output - writes one image"),
+    (generate.main, ["-p", "x", "-o", "-", "--json"], "leave --json and --show out"),
+    (generate.main, ["-p", "x", "-o", "-", "--show"], "leave --json and --show out"),
+    (generate.main, ["-p", "x", "--name", "{words}"], "are for several prompts"),
+    (generate.main, ["-p", "x", "--same-seeds"], "are for several prompts"),
+    (generate.main, ["-p", "x", "-p", "y", "--name", "{title}"], "has no field {title}"),
+    (generate.main, ["-p", "x", "--text", "--same-seeds"], "--same-seeds does not go with answer"),
     (generate.main, ["-p", "-", "-i", "-"], "stdin can be read once"),
     (generate.main, ["-p", "x", "-i", "-", "-i", "-"], "stdin can be read once"),
     (generate.main, ["-p", "-", "--prompts-file", "-"], "stdin can be read once"),
@@ -529,9 +628,9 @@ def test_outputs_that_cannot_be_written(here: Path) -> None:
     for output, what in [
         ("absent/out.png", "absent is not a folder: make it first"),
         ("file/out.png", "file is not a folder"),
-        ("out.jpg", "only .png is written, got .jpg: name it out.png"),
-        ("folder", "folder is a folder: give the name of a file in it"),
-        ("", "is a folder"),
+        ("file/", "file cannot be made"),
+        ("out.gif", "only .png, .jpg and .webp are written, got .gif: name it out.png"),
+        ("", "is a folder: give the name of a file in it"),
     ]:
         assert what in error_line(
             call(generate.main, "-m", "no/such/model", "-p", "x", "-o", output)

@@ -6,15 +6,20 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import pytest
 
+from mlx_janus.__main__ import main
 from mlx_janus.commands.options import flag_needs, quiet_option, refuse_if
 from mlx_janus.commands.runner import (
     Command,
     Group,
+    check_working_folder,
+    deleted_folder,
     explain,
     import_mlx,
     is_quiet,
@@ -22,8 +27,8 @@ from mlx_janus.commands.runner import (
     require_train_extra,
     say,
 )
-from mlx_janus.errors import JanusError, OptionError
-from tests.support.programs import call, error_line
+from mlx_janus.errors import ImageError, JanusError, OptionError, OutputError
+from tests.support.programs import Outcome, call, error_line
 
 
 def command(error: BaseException | None = None, code: object = None, **attributes: Any) -> Command:
@@ -164,3 +169,58 @@ def test_packages_for_training_are_named_if_they_are_missing() -> None:
         line
         == "Error: no_such_package is not installed: in the clone, run pip install -e '.[train]'"
     )
+
+
+# A working folder that was deleted
+
+
+@pytest.fixture
+def deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of this process, which does not exist any more."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    monkeypatch.setenv("PWD", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "-p", "x"],
+        ["generate", "-p", "x", "-o", "/tmp/x.png"],
+        ["generate", "--prompts-file", "prompts.txt"],
+        ["caption", "a.png"],
+        ["chat"],
+        ["serve"],
+        ["convert", "a", "b"],
+        ["models"],
+        ["models", "remove", "x"],
+        ["evaluate", "shapes"],
+        ["train", "tiny", "-o", "runs"],
+        ["doctor"],
+    ],
+)
+def test_every_command_names_a_deleted_working_folder(deleted: Path, words: list[str]) -> None:
+    line = f"Error: the working folder {deleted} does not exist any more: change to another folder"
+    assert call(main, *words) == Outcome(1, "", f"{line}\n")
+
+
+def test_help_needs_no_working_folder(deleted: Path) -> None:
+    for words in (["--help"], ["--version"], ["generate", "--help"], ["models", "add", "--help"]):
+        assert call(main, *words).code == 0
+
+
+def test_a_working_folder_that_is_deleted_meanwhile(deleted: Path) -> None:
+    """Where the system does not know the path, the shell's is shown."""
+    for error in (FileNotFoundError(2, "No such file"), OutputError("x"), ImageError("x")):
+        assert f"the working folder {deleted} does not exist" in str(explain(error))
+    assert explain(OptionError("n must be 1")) == "n must be 1"
+    with mock.patch.object(os, "readlink", side_effect=FileNotFoundError):
+        assert str(deleted) in str(deleted_folder())
+
+
+def test_a_working_folder_that_exists() -> None:
+    assert deleted_folder() is None
+    check_working_folder()

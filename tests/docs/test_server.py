@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mlx_janus.commands import serve
-from mlx_janus.processing.png import read_text_chunks
+from mlx_janus.processing.saved_images import read_metadata
 from mlx_janus.server import connections as listening
 from mlx_janus.server.settings import Settings
 from tests.support.programs import ROOT
@@ -74,7 +74,7 @@ def test_the_examples_in_curl(server: str, tmp_path: Path) -> None:
     ]
     assert (first, again) == ("", "")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "shapes.png").read_bytes()
-    assert read_text_chunks(tmp_path / "shapes.png")["prompt"] == "a red circle above a blue square"
+    assert read_metadata(tmp_path / "shapes.png")["prompt"] == "a red circle above a blue square"
     text = json.loads(plain)["choices"][0]["message"]["content"]
     assert asked == "red\n"
     *events, usage, end = [line.removeprefix("data: ") for line in streamed.splitlines() if line]
@@ -134,7 +134,7 @@ def test_the_example_in_javascript_with_openais_package(server: str, tmp_path: P
     (tmp_path / "node_modules").symlink_to(packages)
     (example,) = [block for block in blocks("javascript") if "fetch(" not in block]
     assert run(["node", "--input-type=module", "-"], example, server, tmp_path) == "red\n"
-    assert read_text_chunks(tmp_path / "shapes.png")["seed"] == "1"
+    assert read_metadata(tmp_path / "shapes.png")["seed"] == "1"
 
 
 def test_the_routes_and_the_metrics_are_all_named(

@@ -228,6 +228,16 @@ def test_evaluate_refuses_a_model_of_another_size(
     assert "is not a folder" in error_line(
         call(evaluate.main, "shapes", "--output", tmp_path / "no" / "scores.json")
     )
+    for folder in (str(tmp_path), f"{tmp_path}/no/"):  # found before the measurement
+        assert f"{folder} is a folder: give the name of a file in it" in error_line(
+            call(evaluate.main, "shapes", "--output", folder)
+        )
+
+
+def test_evaluate_prints_only_json_to_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "load_pipeline", lambda *_: None)
+    monkeypatch.setattr(shapes, "measure", lambda *_, **__: {"existence": 1})
+    assert call(evaluate.main, "shapes", "--output", "-").stdout == '{\n  "existence": 1\n}\n'
 
 
 def test_the_codec_keeps_what_the_judge_reads(tiny: mlx_janus.JanusPipeline) -> None:

@@ -154,6 +154,33 @@ def test_another_type_is_named(pro: Janus, call: Any, words: str) -> None:
         call(pro)
 
 
+def test_a_seed_of_minus_one_is_random(pro: Janus) -> None:
+    """As the server has it, also for NumPy's -1 and in a list of seeds."""
+    minus_one: Any = np.int64(-1)
+    for seed in (-1, minus_one, [-1]):
+        first = pro.generate_images("a fox", seed=seed)[0]
+        again = pro.generate_images("a fox", seed=seed)[0]
+        assert 0 <= first.seed != again.seed >= 0
+    texts = {pro.generate_text("Hi", seed=-1, temperature=5, max_tokens=12).text for _ in range(3)}
+    assert len(texts) > 1
+    talk = pro.conversation()
+    assert talk.draw("a fox", seed=-1)[0].seed != talk.draw("a fox", seed=-1)[0].seed
+
+
+def test_each_prompt_may_have_its_own_seed(pro: Janus) -> None:
+    """In a batch, also of equal prompts, the images are those of the seeds alone."""
+    prompts = ["a fox", "an owl", "a fox"]
+    images = pro.generate_images(prompts, n=2, seed=(5, 9, 1))
+    found = [(image.prompt, image.seed) for image in images]
+    assert found == [
+        *[("a fox", 1), ("a fox", 2), ("a fox", 5), ("a fox", 6)],
+        *[("an owl", 9), ("an owl", 10)],
+    ]
+    for image in images:
+        alone = pro.generate_images(image.prompt, seed=image.seed, window=1)[0]
+        assert alone.tokens.tolist() == image.tokens.tolist()
+
+
 def test_images_show_themselves_in_notebooks(pro: Janus) -> None:
     image = pro.generate_images("a fox", seed=3)[0]
     side = pro.config.image_size

@@ -29,7 +29,7 @@ from mlx_janus.config import ImageConfig
 from mlx_janus.errors import ImageError, OptionError, OutputError
 from mlx_janus.processing import images
 from mlx_janus.processing.images import open_image, preprocess, resize_and_pad, to_image
-from mlx_janus.processing.png import numbered_paths, save_png
+from mlx_janus.processing.saved_images import numbered_paths, read_metadata, save_image
 from tests.support.golden import FIXTURES
 from tests.support.programs import ROOT
 
@@ -432,11 +432,12 @@ def test_not_a_picture(tmp_path):
     refused(
         put("model.safetensors", struct.pack("<Q", 2) + b"{}"), "model.safetensors", "not an image"
     )
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 9\n"
+    refused(put("pointer.png", pointer), "pointer.png", "Git LFS pointer", "git lfs pull")
     refused(put("paper.pdf", b"%PDF-1.7\n1 0 obj"), "paper.pdf", "PDF", "PNG")
     refused(
         put("logo.svg", b'<?xml version="1.0"?>\n<SVG width="9"></SVG>'), "logo.svg", "SVG", "PNG"
     )
-    refused(put("photo.heic", b"\0\0\0\x18ftypheic" + bytes(40)), "photo.heic", "HEIC", "JPEG")
     refused(
         put("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
         "page.eps",
@@ -652,7 +653,7 @@ def test_save_png(tmp_path):
         "nul": "a\0b",
         "byte": "a\udcffb",
     }
-    path = save_png(gradient(), tmp_path / "out.png", text)
+    path = save_image(gradient(), tmp_path / "out.png", text)
     assert path == tmp_path / "out.png"
     with Image.open(path) as written:
         assert same(written, gradient())
@@ -661,34 +662,77 @@ def test_save_png(tmp_path):
     data = path.read_bytes()
     assert data.count(b"tEXt") == 4
     assert data.count(b"iTXt") == 1
-    again = save_png(gradient(), tmp_path / "again.png", dict(reversed(text.items())))
+    again = save_image(gradient(), tmp_path / "again.png", dict(reversed(text.items())))
     assert again.read_bytes() == data
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.png", "out.png"]
 
 
 def test_suffixes(tmp_path, monkeypatch):
-    assert save_png(gradient(), tmp_path / "out", {}) == tmp_path / "out.png"
-    assert save_png(gradient(), str(tmp_path / "Loud.PNG"), {}) == tmp_path / "Loud.PNG"
+    assert save_image(gradient(), tmp_path / "out", {}) == tmp_path / "out.png"
+    assert save_image(gradient(), str(tmp_path / "Loud.PNG"), {}) == tmp_path / "Loud.PNG"
+    assert save_image(gradient(), tmp_path / "cat v1.5", {}) == tmp_path / "cat v1.5.png"
+    assert save_image(gradient(), tmp_path / "no.2 of all", {}) == tmp_path / "no.2 of all.png"
     monkeypatch.chdir(tmp_path)
-    assert save_png(gradient(), "here.png", {}) == Path("here.png")
-    for name in ("out.jpg", "out.v2", "out.png.webp"):
-        with pytest.raises(OutputError, match=r"only \.png is written"):
-            save_png(gradient(), tmp_path / name, {})
-        with pytest.raises(OutputError, match=r"only \.png is written"):
+    assert save_image(gradient(), "here.png", {}) == Path("here.png")
+    written = len(list(tmp_path.iterdir()))
+    for name in ("out.gif", "out.tiff", "out.png.txt"):
+        with pytest.raises(OutputError, match=r"only \.png, \.jpg and \.webp are written"):
+            save_image(gradient(), tmp_path / name, {})
+        with pytest.raises(OutputError, match=r"only \.png, \.jpg and \.webp are written"):
             numbered_paths(name, 2)
-    for folder in (tmp_path, "", "."):
+    for folder in (tmp_path, "", ".", "new/", "here.png/"):
         with pytest.raises(OutputError, match="is a folder"):
-            save_png(gradient(), folder, {})
-    assert len(list(tmp_path.iterdir())) == 3
+            save_image(gradient(), folder, {})
+        with pytest.raises(OutputError, match="is a folder"):
+            numbered_paths(folder, 2)
+    assert len(list(tmp_path.iterdir())) == written
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
+def test_other_formats_keep_the_metadata(tmp_path, suffix):
+    metadata = {"prompt": "une élève 🐈", "seed": "7", "nul": "a\0b", "byte": "a\udcffb"}
+    path = save_image(gradient(), tmp_path / f"out{suffix}", metadata)
+    assert path == tmp_path / f"out{suffix}"
+    assert read_metadata(path) == {**metadata, "nul": "ab", "byte": "a?b"}
+    with Image.open(path) as written:
+        assert written.format == ("WEBP" if suffix == ".webp" else "JPEG")
+    opened = np.asarray(open_image(path)).astype(int)
+    assert np.abs(opened - np.asarray(gradient())).mean() < 6
+    assert save_image(gradient(), path, metadata).name == f"out_2{suffix}"
+
+
+def test_metadata_that_a_jpeg_cannot_hold(tmp_path):
+    metadata = {"prompt": "x" * 70_000}
+    with pytest.raises(OutputError, match=r"64 KB of a JPEG, name it \.png or \.webp"):
+        save_image(gradient(), tmp_path / "out.jpg", metadata)
+    assert not list(tmp_path.iterdir())
+    for name in ("out.webp", "out.png"):
+        assert read_metadata(save_image(gradient(), tmp_path / name, metadata)) == metadata
+
+
+def test_metadata_of_other_programs_are_read_past(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0not JSON"
+    for kind in ("JPEG", "WEBP"):
+        path = tmp_path / f"a.{kind.lower()}"
+        for options in ({"exif": exif}, {"exif": b"Exif\0\0garbage"}, {}):
+            gradient().save(path, kind, **options)
+            assert read_metadata(path) == {}
+    path = tmp_path / "a.png"
+    bomb = png_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(9_000_000)))
+    broken = png_chunk(b"tEXt", b"a\0b")[:-1] + b"!"
+    png = encoded(gradient(), "PNG")
+    path.write_bytes(png[:33] + bomb + broken + png_chunk(b"tEXt", b"seed\x007") + png[33:])
+    assert read_metadata(path) == {"seed": "7"}
 
 
 def test_a_file_that_exists_is_kept(tmp_path):
     first = tmp_path / "out.png"
     first.write_text("precious")
     (tmp_path / "out_3.png").symlink_to(tmp_path / "nowhere")
-    assert save_png(gradient(), first, {}).name == "out_2.png"
-    assert save_png(gradient(), first, {}).name == "out_4.png"
-    assert save_png(gradient(), tmp_path / "out", {}).name == "out_5.png"
+    assert save_image(gradient(), first, {}).name == "out_2.png"
+    assert save_image(gradient(), first, {}).name == "out_4.png"
+    assert save_image(gradient(), tmp_path / "out", {}).name == "out_5.png"
     assert first.read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
 
@@ -697,7 +741,7 @@ def test_a_file_that_exists_is_kept(tmp_path):
 def test_permissions_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
-        path = save_png(gradient(), tmp_path / "out.png", {})
+        path = save_image(gradient(), tmp_path / "out.png", {})
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
@@ -707,7 +751,7 @@ def test_threads_never_lose_a_picture(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         paths = list(
             pool.map(
-                lambda i: save_png(Image.new("L", (1, 1), i), tmp_path / "out.png", {}), range(40)
+                lambda i: save_image(Image.new("L", (1, 1), i), tmp_path / "out.png", {}), range(40)
             )
         )
     assert len(set(paths)) == 40
@@ -718,9 +762,9 @@ def test_threads_never_lose_a_picture(tmp_path):
 SAVER = """
 import sys
 from PIL import Image
-from mlx_janus.processing.png import save_png
+from mlx_janus.processing.saved_images import save_image
 for i in range(10):
-    print(save_png(Image.new("L", (1, 1), int(sys.argv[1]) * 10 + i), sys.argv[2], {}))
+    print(save_image(Image.new("L", (1, 1), int(sys.argv[1]) * 10 + i), sys.argv[2], {}))
 """
 
 
@@ -741,14 +785,14 @@ def test_processes_never_lose_a_picture(tmp_path):
 
 def test_missing_folder_is_not_made(tmp_path):
     with pytest.raises(OutputError, match=r"make the folder .*deep first"):
-        save_png(gradient(), tmp_path / "deep" / "out.png", {})
+        save_image(gradient(), tmp_path / "deep" / "out.png", {})
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is not a folder"):
-        save_png(gradient(), tmp_path / "file" / "out.png", {})
+        save_image(gradient(), tmp_path / "file" / "out.png", {})
     with pytest.raises(OutputError, match="shorter name"):
-        save_png(gradient(), tmp_path / f"{'x' * 400}.png", {})
+        save_image(gradient(), tmp_path / f"{'x' * 400}.png", {})
     with pytest.raises(OutputError, match="cannot be written"):
-        save_png(gradient(), f"{tmp_path}/nul\0.png", {})
+        save_image(gradient(), f"{tmp_path}/nul\0.png", {})
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -783,7 +827,7 @@ def test_failures_leave_nothing_behind(tmp_path, monkeypatch, code, fix, step):
     with monkeypatch.context() as patched:
         patched.setattr(*patches[step])
         with pytest.raises(OutputError, match=fix) as caught:
-            save_png(gradient(), tmp_path / "out.png", {})
+            save_image(gradient(), tmp_path / "out.png", {})
     assert str(tmp_path / "out.png") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
@@ -796,7 +840,7 @@ def test_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_png(gradient(), tmp_path / "out.png", {})
+        save_image(gradient(), tmp_path / "out.png", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -804,10 +848,10 @@ LIMITED = """
 import resource, sys
 from PIL import Image
 from mlx_janus.errors import OutputError
-from mlx_janus.processing.png import save_png
+from mlx_janus.processing.saved_images import save_image
 resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
 try:
-    save_png(Image.new("L", (99, 99)), sys.argv[1], {})
+    save_image(Image.new("L", (99, 99)), sys.argv[1], {})
 except OutputError as error:
     print(error)
 """
@@ -827,13 +871,13 @@ def test_a_file_that_may_not_grow(tmp_path):
 def test_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="choose another folder"):
-        save_png(gradient(), tmp_path / "out.png", {})
+        save_image(gradient(), tmp_path / "out.png", {})
     tmp_path.chmod(0o700)
 
 
 def test_an_image_that_png_cannot_hold(tmp_path):
     with pytest.raises(OutputError, match="CMYK"):
-        save_png(Image.new("CMYK", (2, 2)), tmp_path / "out.png", {})
+        save_image(Image.new("CMYK", (2, 2)), tmp_path / "out.png", {})
     assert not list(tmp_path.iterdir())
 
 

@@ -26,8 +26,8 @@ from PIL import Image
 
 from mlx_janus.commands import serve
 from mlx_janus.decode.text import TextOptions
-from mlx_janus.processing.png import png_bytes, read_text_chunks
 from mlx_janus.processing.prompts import Turn
+from mlx_janus.processing.saved_images import encode_image, read_metadata
 from mlx_janus.server import run
 from mlx_janus.server.settings import Settings
 from mlx_janus.worlds import shapes
@@ -92,7 +92,7 @@ def idle(server: ServerProcess) -> bool:
 def user(text: str, *pictures: Image.Image) -> Any:
     """A message with pictures."""
     urls = [
-        f"data:image/png;base64,{base64.b64encode(png_bytes(picture, {})).decode()}"
+        f"data:image/png;base64,{base64.b64encode(encode_image(picture, {})).decode()}"
         for picture in pictures
     ]
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
@@ -266,7 +266,7 @@ def test_a_picture_is_the_librarys_and_says_how_it_was_drawn(
     for image, wanted in zip(reply.data, expected, strict=True):
         assert alike(decoded(image.b64_json), wanted.image)
         (tmp_path / "a.png").write_bytes(base64.b64decode(image.b64_json or ""))
-        assert read_text_chunks(tmp_path / "a.png") == wanted.metadata
+        assert read_metadata(tmp_path / "a.png") == wanted.metadata
         assert image.seed == wanted.seed  # type: ignore[attr-defined]
     assert (reply.output_format, reply.size) == ("png", "64x64")
     assert reply.usage is not None

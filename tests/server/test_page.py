@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from mlx_janus.engine.messages import AnswerRequest, DrawingRequest, Request
 from mlx_janus.errors import PromptError
-from mlx_janus.processing.png import read_text_chunks
+from mlx_janus.processing.saved_images import read_metadata
 from tests.support.browser import Visits, find_browser, hand_over, launched
 from tests.support.fake_engine import FakeEngine, FakeTicket
 from tests.support.serving import served, started, wait_until
@@ -703,7 +703,7 @@ def test_what_janus_tiny_draws_is_saved_with_its_settings(
         assert download.value.suggested_filename == f"janus-{7 + number}.png"
         path = tmp_path / download.value.suggested_filename
         download.value.save_as(path)
-        facts = read_text_chunks(path)
+        facts = read_metadata(path)
         assert (facts["prompt"], facts["seed"]) == (
             "a red circle above a blue square",
             str(7 + number),

@@ -115,6 +115,13 @@ def test_only_what_is_needed_is_downloaded(fake_hub: FakeHub, served: Path) -> N
         (["model.safetensors", "model.fp16.safetensors"], None, None, ["model.safetensors"]),
         (["pytorch_model.bin"], None, None, ["pytorch_model.bin"]),
         (SHARDS, "pytorch_model.bin.index.json", None, [*SHARDS, "pytorch_model.bin.index.json"]),
+        (SHARDS, None, None, SHARDS),
+        (
+            ["pytorch_model.bin", SHARDS[0]],
+            "pytorch_model.bin.index.json",
+            SHARDS,
+            ["pytorch_model.bin", "pytorch_model.bin.index.json"],  # read to see what it lists
+        ),
         (
             ["model-1.safetensors", "model-2.safetensors", "pytorch_model.bin"],
             "model.safetensors.index.json",
@@ -156,6 +163,14 @@ def test_a_shard_that_is_not_there_is_named_before_the_download(
     ):
         hub.fetch(hub.find(ID))
     assert fake_hub.downloads() == ["pytorch_model.bin.index.json"]
+
+
+def test_a_shard_without_an_index_that_is_not_there_is_named(
+    fake_hub: FakeHub, tmp_path: Path
+) -> None:
+    fake_hub.add(ID, make_folder(tmp_path / "served", SHARDS[0]))
+    with pytest.raises(CheckpointError, match=f"{ID} lacks {SHARDS[1]}: name another model"):
+        hub.fetch(hub.find(ID))
 
 
 def test_an_index_cannot_point_out_of_its_folder(fake_hub: FakeHub, tmp_path: Path) -> None:

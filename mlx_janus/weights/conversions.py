@@ -1,0 +1,367 @@
+"""The cache of conversions: finding the one of a source, reusing its weights, marking old ones.
+
+A conversion's folder is named after its source, with a hash of everything that it depends on. Next
+to the model it holds a small record for each source that uses it. So a source that was moved,
+copied or touched needs no second conversion. And if a source uses another conversion by now, the
+first one is known to be superseded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from ..config import ImageConfig, JanusConfig, PromptConfig, VQGenerationConfig
+from ..errors import JanusError, OutputError
+from ..files import write_atomically
+from ..processing.tokenizer import TOKENIZER_FILE
+from ..sections import JsonError, read_json
+from .convert import ConvertOptions
+from .folder import RECORD_NAME, atomic_folder, is_converted, stamped_hashes
+from .quantize import choose_rule
+from .safetensors_files import find_weights, read_safetensors_header, weight_files
+
+CONVERSION_NAME = re.compile(r".+-(?P<id>[0-9a-f]{8})[0-9a-f]{8}")
+"""Pattern of the folder name of a complete conversion, for ``fullmatch``."""
+
+_LAYOUT = 2  # version of the keys below; raised when a release reads the same source otherwise
+_MAX_LABEL = 100  # bytes of the readable part of a folder's name
+
+
+def cache_folder() -> Path:
+    """Return the folder of cached conversions: ``MLX_JANUS_CACHE``, else the platform's default."""
+    given = os.environ.get("MLX_JANUS_CACHE")
+    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("mlx_janus"))
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """A source in its present state, and the precision to convert it to.
+
+    ``facts`` are JSON values that change whenever the result of a conversion may change. On the
+    Hub this is the commit; for a folder, its config, its tokenizer, and the sizes and times of its
+    weight files.
+    """
+
+    source: str  # Hub id, or path of the source folder
+    branch: str  # requested branch, tag or commit on the Hub; "" for a folder
+    name: str  # shown to users
+    revision: str  # commit; "" if it is not known
+    facts: tuple[object, ...]
+    options: ConvertOptions  # only bits and recipe count
+
+    @property
+    def slot(self) -> str:
+        """Hash of the source's name and the precision. It stays when the source's content changes.
+
+        Of all conversions with this slot, the source uses the one with the newest record.
+        """
+        return _digest([self.source, self.branch, self._precision])
+
+    @property
+    def state(self) -> str:
+        """Hash of everything that the result of the conversion depends on."""
+        return _digest([self.facts, self._precision, _LAYOUT])
+
+    @property
+    def folder(self) -> Path:
+        """The folder in the cache, whether or not it exists."""
+        label = self.name.replace("/", "--").encode(errors="replace")[:_MAX_LABEL]
+        options = self.options
+        quantization = f"{options.recipe or f'{options.bits}bit'}-" if self._precision else ""
+        name = f"{label.decode(errors='ignore')}-{quantization}"
+        return cache_folder() / f"{name}{_digest([self.slot, self.state])}"
+
+    @property
+    def _precision(self) -> object:
+        """The bits, or the recipe with its rule, since a release may change the rule."""
+        rule = choose_rule(self.options.bits, self.options.recipe)
+        if rule and self.options.recipe:
+            return [self.options.recipe, asdict(rule)]
+        return self.options.bits
+
+
+def _digest(value: object) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+# Finding
+
+
+def find_conversion(source: SourceState) -> Path | None:
+    """Return the conversion of a source in the cache, or None if there is none.
+
+    The conversion gets the present time as the modification time of its ``config.json``, which
+    records the last use.
+    """
+    found = source.folder if is_converted(source.folder) else _find_by_record(source)
+    if found:
+        _note_use(found, source)
+    return found
+
+
+def _find_by_record(source: SourceState) -> Path | None:
+    """Return the conversion with a record of this source in this state, or None."""
+    for folder in conversion_folders():
+        record = _read_record(_record_path(folder, source.slot))
+        if record.get("state") == source.state and is_converted(folder):
+            return folder
+    return None
+
+
+def conversion_folders() -> Iterator[Path]:
+    """Yield the folders in the cache that are named as complete conversions are."""
+    try:
+        folders = sorted(cache_folder().iterdir())
+    except OSError:  # the cache does not exist
+        return
+    for folder in folders:
+        is_complete = CONVERSION_NAME.fullmatch(folder.name) and not folder.name.startswith(".")
+        if is_complete and folder.is_dir() and not folder.is_symlink():
+            yield folder
+
+
+# Records: source-<slot>.json in a conversion's folder
+
+
+def record_source(folder: Path, source: SourceState) -> None:
+    """Record that a source uses a conversion. In a read-only cache, do nothing."""
+    record = {
+        "source": source.source,
+        "name": source.name,
+        "revision": source.revision,
+        "state": source.state,
+    }
+    with contextlib.suppress(OSError):
+        write_atomically(_record_path(folder, source.slot), json.dumps(record, indent=1) + "\n")
+
+
+def _note_use(folder: Path, source: SourceState) -> None:
+    """Set the times of the config and of the source's record to now; write a missing record."""
+    record = _record_path(folder, source.slot)
+    if _read_record(record).get("state") != source.state:
+        record_source(folder, source)
+    with contextlib.suppress(OSError):  # a cache may be read-only
+        os.utime(record)
+        os.utime(folder / "config.json")
+
+
+def _record_path(folder: Path, slot: str) -> Path:
+    """Return the path of a conversion's record for a slot."""
+    return folder / f"source-{slot}.json"
+
+
+def _read_record(path: Path) -> Mapping[str, Any]:
+    """Return a record; an empty dict if it is missing or damaged."""
+    try:
+        return read_json(path)
+    except JsonError:
+        return {}
+
+
+def records_of(folder: Path) -> list[Mapping[str, Any]]:
+    """Return the records of a conversion, the last used first."""
+    times = _record_times(folder)
+    names = sorted(times, key=lambda name: times[name], reverse=True)
+    return [_read_record(folder / name) for name in names]
+
+
+def _record_times(folder: Path) -> dict[str, int]:
+    """Return the times of a conversion's records, in nanoseconds, by file name."""
+    times = {}
+    for path in folder.glob("source-*.json"):
+        with contextlib.suppress(OSError):  # another process has just removed the folder
+            if RECORD_NAME.fullmatch(path.name):
+                times[path.name] = path.stat().st_mtime_ns
+    return times
+
+
+def superseded_folders(folders: Iterable[Path]) -> set[Path]:
+    """Return the conversions that no source uses any more.
+
+    For each record of such a conversion, another conversion has a newer record with the same slot.
+    A conversion of an earlier release has no records. It is superseded if another one has the same
+    content.
+    """
+    times = {folder: _record_times(folder) for folder in folders}
+    newest: dict[str, int] = {}  # time of the newest record of each name, which has the slot
+    for of_folder in times.values():
+        for name, time in of_folder.items():
+            newest[name] = max(time, newest.get(name, 0))
+    found = {
+        folder
+        for folder, of_folder in times.items()
+        if of_folder and all(newest[name] > time for name, time in of_folder.items())
+    }
+    contents = {_content(folder) for folder in times if times[folder] and folder not in found}
+    for folder, of_folder in times.items():
+        if not of_folder:
+            content = _content(folder)
+            if content in contents:
+                found.add(folder)
+            contents.add(content)
+    return found
+
+
+def _content(folder: Path) -> object:
+    """Return a value that is equal for conversions with the same config and weights."""
+    try:
+        config = JanusConfig.load(folder / "config.json")
+        _, stamp = read_safetensors_header(weight_files(folder)[0])
+        hashes = weight_hashes(stamped_hashes(folder, stamp))
+    except JanusError:  # damaged
+        return folder
+    return (config, hashes, stamp.get("dtype"), _file_hash(folder / TOKENIZER_FILE))
+
+
+def _file_hash(path: Path) -> str:
+    """Return the SHA-256 of a small file; "" if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+# Equal weights
+
+
+@dataclass(frozen=True)
+class CachedWeights:
+    """A conversion in the cache, with the facts by which equal weights are found."""
+
+    folder: Path
+    config: JanusConfig
+    source_hashes: tuple[str, ...]  # SHA-256 of the source's weight files, sorted
+
+
+def conversions_like(config: JanusConfig) -> list[CachedWeights]:
+    """Return the conversions in the cache whose weights are right for a config.
+
+    From the same source files, both configs give the same weights. ``dtype`` is not compared, since
+    weights keep their own types; conversions that cast them are left out.
+    """
+    found = []
+    for folder in conversion_folders():
+        with contextlib.suppress(JanusError, OSError):  # damaged, or just removed
+            stored = JanusConfig.load(folder / "config.json")
+            if _of_weights(stored) != _of_weights(config):
+                continue
+            _, stamp = read_safetensors_header(weight_files(folder)[0])
+            if stamp.get("dtype"):  # the weights were cast
+                continue
+            hashes = stamped_hashes(folder, stamp)
+            found.append(CachedWeights(folder, stored, weight_hashes(hashes)))
+    return found
+
+
+def weight_hashes(hashes: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the sorted hashes of the weight files, from the hashes of all files by name."""
+    not_weights = ("config.json", TOKENIZER_FILE)
+    return tuple(sorted(str(h) for name, h in hashes.items() if name not in not_weights))
+
+
+def _of_weights(config: JanusConfig) -> JanusConfig:
+    """Return a config in which all values that change no weight are the same for every model."""
+    generation = config.generation
+    if isinstance(generation, VQGenerationConfig):
+        generation = replace(generation, cfg_weight=1.0, temperature=1.0)
+    return replace(
+        config,
+        prompt=PromptConfig(),
+        image=ImageConfig(image_size=config.image.image_size),
+        generation=generation,
+        dtype="float32",
+    )
+
+
+def reuse_weights(
+    candidates: Collection[CachedWeights],
+    hashes: Collection[str],
+    config: JanusConfig,
+    tokenizer: str,
+    source: SourceState,
+) -> Path | None:
+    """Return a conversion with weights that the cache has already; None if it has not.
+
+    If config and tokenizer are equal too, the existing conversion is returned. Otherwise a new
+    folder is written. Its weight files are hard links to the existing ones and take no space.
+
+    Args:
+        candidates: the conversions to choose from, from ``conversions_like``.
+        hashes: SHA-256 of the source's weight files.
+        config: the config of the conversion; its ``dtype`` is ignored.
+        tokenizer: the content of the conversion's ``tokenizer.json``.
+        source: the source.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    wanted = tuple(sorted(hashes))
+    equal = [candidate for candidate in candidates if candidate.source_hashes == wanted]
+    for candidate in equal:
+        same_config = replace(config, dtype=candidate.config.dtype) == candidate.config
+        if same_config and _holds(candidate.folder / TOKENIZER_FILE, tokenizer):
+            _note_use(candidate.folder, source)
+            return candidate.folder
+    if not equal:
+        return None
+    donor = equal[0]
+    _link_conversion(donor, replace(config, dtype=donor.config.dtype), tokenizer, source)
+    return source.folder
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Return whether a file holds this text."""
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
+
+
+def _link_conversion(
+    donor: CachedWeights, config: JanusConfig, tokenizer: str, source: SourceState
+) -> None:
+    """Write a conversion with the weight files of another one, as hard links.
+
+    Where the file system has no hard links, the files are copied.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    weights = find_weights(donor.folder)
+    files = [*weights.files, *([weights.index] if weights.index else [])]
+    with atomic_folder(source.folder, overwrite=False) as folder:
+        try:
+            for file in files:
+                _link_or_copy(file, folder / file.name)
+            (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+            config.dump(folder / "config.json")
+        except OSError as error:
+            raise OutputError(
+                f"{source.folder} cannot be written ({error.strerror}): free some space, "
+                "or set MLX_JANUS_CACHE to another folder"
+            ) from None
+    record_source(source.folder, source)
+
+
+def _link_or_copy(file: Path, target: Path) -> None:
+    """Make a hard link to a file, or copy it.
+
+    Raises:
+        OSError: the target cannot be written.
+    """
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
