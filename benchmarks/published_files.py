@@ -11,7 +11,8 @@ from benchmarks.published_shapes import Model, Sizes
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 IMAGE_START, IMAGE_END, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
-_OTHER_SPECIAL = [
+_PRO_SPECIAL = [  # of Janus-Pro; Janus-1.3B has none of them
+    IMAGE,
     "<patch_placeholder>",
     "<|ref|>",
     "<|/ref|>",
@@ -173,18 +174,8 @@ def _special_tokens(model: Model) -> list[str]:
     """Return the special tokens in the order of their ids, which begin after the vocabulary."""
     image_tokens = [f"<image_token_{i}>" for i in range(model.sizes.grid**2)]
     between = [] if model.pro else [f"<filler_{model.entries + i}>" for i in range(2, 15)]
-    placeholder = [IMAGE] if model.pro else []
-    return [
-        BOS,
-        EOS,
-        *between,
-        PAD,
-        IMAGE_START,
-        *image_tokens,
-        IMAGE_END,
-        *placeholder,
-        *_OTHER_SPECIAL,
-    ]
+    own = _PRO_SPECIAL if model.pro else []
+    return [BOS, EOS, *between, PAD, IMAGE_START, *image_tokens, IMAGE_END, *own]
 
 
 def write_tokenizer(path: Path, model: Model, layout: str) -> Callable[[str], int]:
@@ -272,7 +263,7 @@ def write_transformers_files(folder: Path, model: Model, ids: Callable[[str], in
         "pad_token": PAD,
         "unk_token": None,
         "clean_up_tokenization_spaces": False,
-        "extra_special_tokens": [IMAGE, *_OTHER_SPECIAL],
+        "extra_special_tokens": _PRO_SPECIAL,
         "model_max_length": 16384,
         "model_specific_special_tokens": tokens,
         "processor_class": "JanusProcessor",
@@ -338,13 +329,9 @@ def write_deepseek_files(folder: Path, model: Model) -> None:
         "tokenizer_class": "LlamaTokenizerFast",
         "use_default_system_prompt": True,
     }
-    additional = [IMAGE, *_OTHER_SPECIAL] if model.pro else _OTHER_SPECIAL
-    special = {
-        "additional_special_tokens": additional,
-        "bos_token": BOS,
-        "eos_token": EOS,
-        "pad_token": PAD,
-    }
+    special: dict[str, Any] = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    if model.pro:
+        special = {"additional_special_tokens": _PRO_SPECIAL, **special}
     write_json(folder / "config.json", deepseek_config(model))
     write_json(folder / "preprocessor_config.json", preprocessor)
     write_json(folder / "processor_config.json", processor)

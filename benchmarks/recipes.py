@@ -119,7 +119,8 @@ def unpack(model: JanusModel) -> None:
         linear = nn.Linear(1, 1, bias="bias" in layer)
         how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
         weight = mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how)
-        linear.weight = weight.astype(mx.float32)
+        # Only a ``ScaledLinear`` has a scale of its own.
+        linear.weight = weight.astype(mx.float32) * layer.get("layer_scale", 1.0)
         if "bias" in layer:
             linear.bias = layer.bias
         return linear
@@ -160,6 +161,7 @@ class Comparison:
         if plan:
             quantize_model(janus.model, plan)
             unpack(janus.model)
+            mx.eval(janus.model.parameters())  # lazy arrays belong to this thread
         return janus
 
     def drawing_bytes(self, plan: QuantizationConfig | None) -> int:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from .errors import ConfigError, UnsupportedModelError
+from .errors import ConfigError, OptionError, UnsupportedModelError
 from .files import POINTER_ADVICE
 from .limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE
 from .sections import LATER, Fault, JsonError, Section, number_field, read_json, shorten, size_field
@@ -37,9 +37,19 @@ BITS = (4, 8)
 """Values of the option ``bits``: bits per weight of the language model."""
 GROUP_SIZES = (32, 64, 128)
 """Values of the option ``group_size``: weights that share one scale."""
+Roles = Literal["pro", "plain"]
+ROLES: dict[Roles, tuple[str, str]] = {
+    "pro": ("<|User|>", "<|Assistant|>"),
+    "plain": ("User", "Assistant"),
+}
+"""Spellings of the user's and the assistant's role, by the value of the option ``roles``.
+
+Janus-Pro was trained with the first pair, Janus-1.3B with the second.
+"""
 
 _MAX_DEPTH = 512  # layers
 _MAX_SIDE = 8192  # pixels
+_MAX_VOCABULARY = 1 << 24  # tokens
 # The advice for each fault of a file, at the end of the error's message.
 _ADVICE: dict[Fault, str] = {
     "missing": "download the whole model folder",
@@ -62,9 +72,14 @@ class SiglipConfig(Section):
     heads: int = size_field(high=4096)
     mlp_width: int = size_field()
     layer_norm_eps: float = number_field(1e-6, low=1e-12, high=1.0)
+    # Mean and std by which the encoder normalizes its input once more; None: it does not.
+    pixel_mean: tuple[float, float, float] | None = number_field(None, low=-10, later=True)
+    pixel_std: tuple[float, float, float] | None = number_field(None, low=1e-6, later=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (self.pixel_mean is None) != (self.pixel_std is None):
+            raise self.error("pixel_std", self.pixel_std, "given together with pixel_mean")
         if self.image_size % self.patch_size:
             raise self.error(
                 "image_size", self.image_size, f"a multiple of patch_size {self.patch_size}"
@@ -145,7 +160,7 @@ class LlamaConfig(Section):
 
     title: ClassVar[str] = "language"
     kind: Literal["llama"]
-    vocab_size: int = size_field(high=1 << 24)
+    vocab_size: int = size_field(high=_MAX_VOCABULARY)
     hidden_size: int = size_field()
     intermediate_size: int = size_field()
     num_hidden_layers: int = size_field(high=_MAX_DEPTH)
@@ -175,6 +190,20 @@ SYSTEM_PROMPT = (
 )
 
 
+def check_roles(roles: str | None) -> Roles | None:
+    """Return the value of the option ``roles``, which may be None.
+
+    Raises:
+        OptionError: the value is not one of ``ROLES``.
+    """
+    if roles is None:
+        return None
+    for name in ROLES:
+        if name == roles:
+            return name
+    raise OptionError(f"roles must be {' or '.join(map(repr, ROLES))}, got {shorten(roles)}")
+
+
 @dataclass(frozen=True)
 class PromptConfig(Section):
     """Roles, separators and spellings of control tokens. Their ids differ between models."""
@@ -190,6 +219,28 @@ class PromptConfig(Section):
     image_start: str = "<begin_of_image>"
     image_end: str = "<end_of_image>"
     image: str = "<image_placeholder>"
+    # Ids of tokens that end an answer, as eos does; None: only eos.
+    stop_ids: tuple[int, ...] | None = size_field(None, low=0, high=_MAX_VOCABULARY, later=True)
+
+    @property
+    def roles(self) -> Roles | None:
+        """The name of the pair of roles; None if it is not one of ``ROLES``."""
+        for name, pair in ROLES.items():
+            if pair == (self.user, self.assistant):
+                return name
+        return None
+
+    def with_roles(self, roles: str | None) -> PromptConfig:
+        """Return a config with another pair of roles, or this one if ``roles`` is None.
+
+        Raises:
+            OptionError: ``roles`` is not one of ``ROLES``.
+        """
+        name = check_roles(roles)
+        if name is None:
+            return self
+        user, assistant = ROLES[name]
+        return replace(self, user=user, assistant=assistant)
 
 
 @dataclass(frozen=True)
@@ -279,13 +330,15 @@ class VQGenerationConfig(GenerationConfig):
 
 @dataclass(frozen=True)
 class LayerBits(Section):
-    """Path, bits, group size and mode of a quantized layer."""
+    """Path, bits, group size, mode and scaling of a quantized layer."""
 
     title: ClassVar[str] = "quantization.layers"
     path: str
     bits: int = size_field(low=1, high=8)
     group_size: int = size_field(low=16, high=1024)
     mode: QuantizationMode = field(default="affine", metadata=LATER)  # written unless affine
+    # Whether one more scale applies to all weights of the layer; written unless false.
+    scaled: bool = field(default=False, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -300,7 +353,7 @@ class QuantizationConfig(Section):
     layers: tuple[LayerBits, ...]
     bits: int = size_field(low=1, high=8)
     group_size: int = size_field(low=16, high=1024)
-    kept_float: tuple[str, ...] | None = None  # layers too narrow to quantize; None: none
+    kept_float: tuple[str, ...] | None = None  # layers whose shapes no group fits; None: none
     recipe: Recipe | None = field(default=None, metadata=LATER)  # written unless None
 
     @property

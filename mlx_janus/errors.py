@@ -31,7 +31,11 @@ class ImageError(JanusError):
 
 
 class PromptError(JanusError):
-    """A prompt cannot be used: empty, or longer than the model's context."""
+    """A prompt cannot be used: empty, not Unicode, or too long."""
+
+
+class ContextLengthError(PromptError):
+    """A prompt is longer than the model's context."""
 
 
 class ConversationError(JanusError):

@@ -18,10 +18,10 @@ _POINTER_HEADS = (b"version https://git-lfs", b"version https://hawser", b"/anne
 
 
 def is_git_pointer(head: bytes) -> bool:
-    """Return whether a file is a pointer, which Git LFS puts in place of a large file.
+    """Return whether a file is a pointer, which Git LFS or git-annex puts in place of a large file.
 
     Args:
-        head: the file's first bytes, at least 32 if it has as many.
+        head: the file's first 32 bytes or more; the entire file if it is shorter.
     """
     return head.startswith(_POINTER_HEADS)
 
@@ -48,7 +48,7 @@ def draft_beside(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
         path: the final file.
         suffix: suffix of the draft. MLX writes only files with a suffix that it knows.
     """
-    # The name leaves out the name of ``path``, which may already have the maximum length.
+    # The draft's name does not contain that of ``path``, which may already have the maximum length.
     draft = path.parent / f".mlx_janus-{secrets.token_hex(8)}{suffix}"
     try:
         yield draft

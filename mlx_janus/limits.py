@@ -29,7 +29,10 @@ def check_number(
         OptionError: the value is not a number in this range, or is a bool.
     """
     number = _to_python(value, (int, float), Real)
-    if number is None or not low <= number <= high or (above_low and number == low):
+    in_range = number is not None and low <= number <= high
+    if above_low and number == low:
+        in_range = False
+    if not in_range:
         bounds = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
         raise OptionError(f"{name} must be a number {bounds}, got {value!r}")
     return number

@@ -33,8 +33,8 @@ def available_memory() -> int:
     """Return the bytes that are free for new arrays.
 
     On a GPU this is ``device_memory`` minus the memory of MLX's arrays. macOS's own figure of free
-    memory is not used: it is too low, since macOS frees memory on demand. On a CPU this is the
-    system's free memory plus MLX's cache, which MLX reuses for new arrays.
+    memory is not used, because it is too low: macOS frees memory only on demand. On a CPU this is
+    the system's free memory plus MLX's cache, which MLX reuses for new arrays.
     """
     if mx.default_device().type == mx.DeviceType.gpu:
         return max(device_memory() - mx.get_active_memory(), 0)
@@ -42,10 +42,10 @@ def available_memory() -> int:
 
 
 def materialize(arrays: Iterable[mx.array], check: Callable[[], None] = lambda: None) -> None:
-    """Read and cast lazy weights from disk into memory.
+    """Read lazy weights from disk into memory, and cast them.
 
-    Small batches are read, so that few weights are in memory both as stored and as cast. Threads
-    take turns at each batch, since they share the stream of the weights.
+    Weights are read in small batches, so that few are in memory twice: as stored and as cast.
+    Only one thread at a time reads a batch, because all threads use one MLX stream for weights.
 
     Args:
         arrays: the weights.
@@ -62,15 +62,15 @@ def materialize(arrays: Iterable[mx.array], check: Callable[[], None] = lambda: 
 
 def _peak_bytes(array: mx.array) -> int:
     """Return the largest number of bytes that reading a weight can take."""
-    # uint32 arrays are packed weights. They may be quantized while they are read, and the floats
-    # then take up to eight times the bytes.
+    # A uint32 array has quantized weights. They may be floats on disk, which are quantized as they
+    # are read. The floats take up to eight times the bytes.
     return array.nbytes * (8 if array.dtype == mx.uint32 else 1)
 
 
 def _read_batch(batch: list[mx.array], check: Callable[[], None]) -> None:
     """Call ``check``, then evaluate a batch, while no other thread reads weights."""
     with _READ_LOCK:
-        check()  # with the lock held, since the check must not be old when the reading begins
+        check()  # not before the lock: a check would be outdated after the wait for it
         mx.eval(batch)
 
 
@@ -79,12 +79,13 @@ def weight_stream(device: mx.DeviceType) -> mx.Stream:
     """Return a device's stream for lazy weights, always the same one.
 
     Any thread can evaluate a lazy array of this stream. On an ordinary stream, only the thread that
-    created the array can.
+    created an array can evaluate it.
     """
     return mx.new_thread_unsafe_stream(device)
 
 
 def _is_metal() -> bool:
+    """Return whether MLX computes on the GPU of Apple silicon."""
     return mx.default_device().type == mx.DeviceType.gpu and mx.metal.is_available()
 
 
@@ -104,7 +105,7 @@ def weights_wired() -> Iterator[None]:
         yield
         return
     with _WIRED_LIMIT_LOCK:
-        # The first block raises the limit; ``set_wired_limit`` returns the previous one.
+        # Only the first open block raises the limit; ``set_wired_limit`` returns the former limit.
         original = _original_limits[0] if _original_limits else mx.set_wired_limit(device_memory())
         _original_limits.append(original)
     try:

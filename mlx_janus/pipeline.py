@@ -6,10 +6,11 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
 
+from .config import check_roles
 from .errors import OptionError
 from .inference.conversation import Conversation
 from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
@@ -28,6 +29,7 @@ from .inference.text_generation import (
 from .limits import check_text
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn
+from .threads import check_usable
 from .weights.addresses import NO_MODEL
 from .weights.load import WeightFiles, load_model
 from .weights.names import TINY, understand_name
@@ -53,6 +55,7 @@ def load(
     dtype: str | mx.Dtype | None = None,
     revision: str | None = None,
     low_memory: bool = False,
+    roles: str | None = None,
     progress: Progress | None = None,
 ) -> JanusPipeline:
     """Load a model for use in any thread. Weights are read from disk on first use.
@@ -72,29 +75,49 @@ def load(
         low_memory: hold only the weights of the current task in memory. The tasks are: read images,
             answer, generate image tokens, and decode them to pixels. Weights are read from disk
             again when a task needs them. Results are the same.
-        progress: called during a conversion with the stage, the bytes done and the total bytes.
+        roles: the roles in prompts: "pro" for <|User|> and <|Assistant|>, as Janus-Pro was trained,
+            or "plain" for User and Assistant, as Janus-1.3B was. None: the model's own, which
+            ``janus.config.prompt`` has.
+        progress: called in this thread during a conversion, with the stage, the bytes done and the
+            total bytes. An error that it raises ends the conversion.
 
     Raises:
         JanusError: the model is missing, unsupported, damaged, or too large for the memory. Each
             case has a subclass in ``mlx_janus.errors``.
     """
+    check_usable()
+    check_roles(roles)  # before a download
     source = _use_tiny(revision) if path_or_hub_id is None else path_or_hub_id
     dtype_name = None if dtype is None else str(dtype).removeprefix("mlx.core.")  # of an mx.Dtype
+    precision: dict[str, Any] = {"bits": bits, "recipe": recipe, "dtype": dtype_name}
     folder = find_converted(
-        source,
-        bits=bits,
-        recipe=recipe,
-        dtype=dtype_name,
-        revision=revision,
-        low_memory=low_memory,
-        progress=progress,
+        source, revision=revision, low_memory=low_memory, progress=progress, **precision
     )
-    model = load_model(folder, bits=bits, recipe=recipe, dtype=dtype_name, low_memory=low_memory)
+    name = understand_name(source, revision).shown
+    return _make_pipeline(folder, name, roles=roles, low_memory=low_memory, **precision)
+
+
+def _make_pipeline(
+    folder: Path, name: str, *, roles: str | None, low_memory: bool, **precision: Any
+) -> JanusPipeline:
+    """Load a converted folder, and return its pipeline.
+
+    Args:
+        folder: the converted folder.
+        name: the model's name, for the metadata of images.
+        roles: as for ``load``.
+        low_memory: as for ``load``.
+        precision: ``bits``, ``recipe`` and ``dtype``, as for ``load_model``.
+
+    Raises:
+        JanusError: as for ``load``.
+    """
+    model = load_model(folder, low_memory=low_memory, roles=roles, **precision)
     prompts = Prompts.load(
         folder, model.config.prompt, image_tokens=model.config.understanding.tokens
     )
     files = WeightFiles.of(folder) if low_memory else None
-    return JanusPipeline(model, prompts, name=understand_name(source, revision).shown, files=files)
+    return JanusPipeline(model, prompts, name=name, roles=roles, files=files)
 
 
 def _use_tiny(revision: str | None) -> Path:
@@ -225,7 +248,7 @@ class JanusPipeline(LoadedModel):
         part of each prompt.
 
         Args:
-            turns: messages, the last one the user's.
+            turns: messages. If the last one is the assistant's, the answer continues its text.
             images: the images of all turns, in order.
             options: sampling, length and stop strings.
             system: system prompt; None: the model's own, "": none.
@@ -249,7 +272,8 @@ class JanusPipeline(LoadedModel):
             """Encode the images. The stream's first step calls this in the model's thread."""
             return self.encode(pixels, stopwatch)
 
-        events = answer_events(self, Prompt(ids, features), options)
+        continues = turns[-1].role == "assistant"
+        events = answer_events(self, Prompt(ids, features, continues=continues), options)
         return self.thread.stream(answer_chunks(events))
 
     def conversation(self, system: str | None = None) -> Conversation:

@@ -24,16 +24,23 @@ _MAX_SIZE = 1 << 20  # far above any width or vocabulary, far below an overflow
 _MAX_NUMBER = 1e30  # largest absolute value of a float field without a range
 _MAX_FILE = 64 << 20  # bytes of a JSON file
 
+LATER = {"later": True}
+"""Metadata of a field that early releases did not write. At its default, it is not written."""
+
 
 def size_field(
     default: Any = dataclasses.MISSING,
     *,
     low: int = 1,
     high: int = _MAX_SIZE,
+    later: bool = False,
 ) -> Any:
-    """Return a dataclass field for an integer in [low, high], or for a tuple of such integers."""
+    """Return a dataclass field for an integer in [low, high], or for a tuple of such integers.
+
+    ``later`` adds the metadata ``LATER``.
+    """
     limits = {"low": low, "high": high}
-    return field(default=default, metadata=limits)
+    return field(default=default, metadata=limits | LATER if later else limits)
 
 
 def number_field(
@@ -41,14 +48,14 @@ def number_field(
     *,
     low: float = 0.0,
     high: float = 1e9,
+    later: bool = False,
 ) -> Any:
-    """Return a dataclass field for a float in [low, high], or for a tuple of such floats."""
+    """Return a dataclass field for a float in [low, high], or for a tuple of such floats.
+
+    ``later`` adds the metadata ``LATER``.
+    """
     limits = {"low": low, "high": high}
-    return field(default=default, metadata=limits)
-
-
-LATER = {"later": True}
-"""Metadata of a field that early releases did not write. At its default, it is not written."""
+    return field(default=default, metadata=limits | LATER if later else limits)
 
 
 @dataclass(frozen=True)
@@ -144,9 +151,9 @@ def _check(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 
 def _check_union(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
-    """Check a value against one member of a union: its exact type, or else the first member.
+    """Check a value against the union's member that is its exact type, or else against the first.
 
-    None is accepted if the union allows it.
+    None is accepted if it is a member of the union.
     """
     if value is None and type(None) in typing.get_args(hint):
         return
@@ -157,8 +164,9 @@ def _check_union(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 
 def _check_tuple(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
     """Refuse a value that is not a tuple, has the wrong number of items, or has a wrong item."""
-    item_hints = typing.get_args(hint)  # all the same; only the first is used
-    # tuple[int, ...] allows one or more items, tuple[int, int] exactly two.
+    # tuple[int, ...] allows one or more items, tuple[int, int] exactly two. All items have the type
+    # of the first one.
+    item_hints = typing.get_args(hint)
     length = None if item_hints[-1] is Ellipsis else len(item_hints)
     allowed = f"a list of {length or 'one or more'} values"
     if not isinstance(value, tuple) or not value:
@@ -203,8 +211,8 @@ def _check_int(value: Any, hint: Any, limits: Range, refuse: Refuse) -> None:
 def _check_type(value: Any, hint: Any, _: Range, refuse: Refuse) -> None:
     """Refuse a value whose type is not exactly ``hint``, such as a bool where an int is needed.
 
-    For a section, a subclass is allowed. A hint that is not a class, such as ``Any``, allows every
-    value.
+    For a section, a subclass is allowed. A hint that is not a class, such as ``dict[str, int]``,
+    allows every value.
     """
     if not isinstance(hint, type) or type(value) is hint:
         return
@@ -233,10 +241,10 @@ def _union_members(union: Any) -> tuple[Any, ...]:
 
 
 def _from_json(value: Any, hint: Any) -> Any:
-    """Turn a JSON list into a tuple, or a JSON object into a section, if the type hint is one.
+    """Turn a JSON list into a tuple, or a JSON object into a section, as the type hint demands.
 
-    Any other value is returned unchanged. If it is wrong, the section's constructor refuses it
-    later.
+    Other values are returned unchanged. The constructor of the section that holds them refuses
+    wrong ones later.
 
     Raises:
         ConfigError: a section inside the value cannot be built.
@@ -330,7 +338,7 @@ class JsonError(ConfigError):
         self.fault = fault
 
     def advise(self, advice: Mapping[Fault, str]) -> str:
-        """Return the message with the advice for this fault, if ``advice`` has any, at its end."""
+        """Return the message, followed by the advice for its fault if ``advice`` has any."""
         if self.fault not in advice:
             return str(self)
         fix = advice[self.fault]

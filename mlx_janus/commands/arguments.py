@@ -40,6 +40,7 @@ class LoadArguments(Arguments):
     dtype: str | None = None
     revision: str | None = None
     low_memory: bool = False
+    roles: str | None = None
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def main(paths: tuple[str, ...], question: str, output: str | None, **options: A
         file = output_file(output, "captions.jsonl")
         captions = JsonLines(file, "captions", keys=("path", "prompt"))
         captioned = _captioned_images(captions, question)
-    # An image on stdin has no name of its own: an earlier caption may be of another one.
+    # Every image on stdin has the path "-", so an earlier caption may be that of another image.
     missing = [image for image in images if image == STDIN or image not in captioned]
     skipped = len(images) - len(missing)
     if skipped:
@@ -134,7 +134,7 @@ def _captioned_images(captions: JsonLines, question: str) -> set[str]:
 
 
 class _Captioner:
-    """A callable that asks the model about an image file. The question is always the same.
+    """A callable that asks the model the same question about each image.
 
     Args:
         janus: the model.
@@ -154,13 +154,14 @@ class _Captioner:
         """Ask about the image of a file, of an https address, or of stdin ("-").
 
         Returns:
-            The answer with its settings.
+            A record for the file of captions: the answer, the source, the question and settings.
 
         Raises:
             ImageError: the image cannot be fetched or read.
         """
         from .inputs import is_file, read_image
 
+        # ``generate_text`` opens files itself.
         image = source if is_file(source) else read_image(source)
         result = self._janus.generate_text(self._question, image, **self._arguments)
         return {
@@ -175,7 +176,7 @@ class _Captioner:
 
 
 def _caption_all(images: Sequence[str], captioner: _Captioner, captions: JsonLines | None) -> int:
-    """Write the caption of each image, and name the images that cannot be read on stderr.
+    """Write a caption of each image. For an image that cannot be read, print an error to stderr.
 
     Args:
         images: files, https addresses, and "-" for stdin.
@@ -187,7 +188,8 @@ def _caption_all(images: Sequence[str], captioner: _Captioner, captions: JsonLin
     """
     failed = 0
     output = lines_to_stdout() if captions is None else captions.append()
-    # The bar is hidden while a line is written, because stdout may be the same terminal.
+    # The bar is on stderr. It is hidden while a line is written, because stdout and stderr may be
+    # the same terminal.
     with output as write, progress_bar("captions", "image", len(images)) as bar:
         for image in images:
             try:
@@ -210,7 +212,8 @@ def _image_sources(path: str) -> list[str]:
     is listed too, and fails when it is read.
 
     Raises:
-        ImageError: a folder has no images, or no file matches the pattern.
+        ImageError: a folder has no images, no file matches the pattern, or a file:// address names
+            no file of this machine.
     """
     from ..processing.file_names import local_path
     from .inputs import is_file

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..inference.conversation import Conversation
+    from ..inference.model_thread import ThreadStream
     from ..inference.results import GeneratedImage, TextChunk, TextResult
     from ..pipeline import JanusPipeline
 
@@ -94,7 +96,7 @@ class Chat:
         arguments = TextArguments.from_options(self.settings).keywords()
         self._print_answer(self.conversation.regenerate(**arguments))
 
-    def _print_answer(self, stream: Iterator[TextChunk]) -> None:
+    def _print_answer(self, stream: ThreadStream[TextChunk]) -> None:
         """Print an answer while it is generated, and keep its result in ``last_result``.
 
         Then say if the answer was cut at its maximum length, and if the model no longer reads the
@@ -103,9 +105,10 @@ class Chat:
         forgotten_before = self.conversation.forgotten  # questions dropped from the context
         result = None
         try:
-            for chunk in stream:
-                result = chunk.result
-                click.echo(chunk.text, nl=False)
+            with contextlib.closing(stream):  # after Ctrl-C, the next command is allowed at once
+                for chunk in stream:
+                    result = chunk.result
+                    click.echo(chunk.text, nl=False)
         finally:
             click.echo()  # end the line, also after Ctrl-C
         assert result is not None  # the last chunk has the result
@@ -147,8 +150,8 @@ class Chat:
             say(f"seed {image.seed}")
 
         arguments = ImageArguments.from_options(self.settings).keywords()
-        steps = self.conversation.stream_drawing(prompt, **arguments)
-        follow_drawing(steps, 1, save_image, terminal_preview(self.show_previews))
+        with contextlib.closing(self.conversation.stream_drawing(prompt, **arguments)) as steps:
+            follow_drawing(steps, 1, save_image, terminal_preview(self.show_previews))
 
     def seed(self, argument: str) -> None:
         """Set the seed; without an argument, seeds are random again."""

@@ -16,16 +16,19 @@ from .options import (
     recipe_option,
     refuse_if,
     refuse_two_revisions,
+    roles_option,
     version_option,
     whole_number,
 )
 from .progress import byte_progress
 from .runner import Command, import_mlx, say
+from .wording import to_flags
 
 if TYPE_CHECKING:
     from ..weights.convert import Conversion, ConvertOptions, Source
 
-_CONVERSION_ONLY = ("bits", "recipe", "group_size", "dtype", "overwrite")  # not with --verify
+# Parameters of the options that --verify refuses.
+_CONVERSION_ONLY = ("bits", "recipe", "group_size", "dtype", "roles", "overwrite")
 
 
 def _why_upload_refused(ctx: click.Context) -> str | None:
@@ -39,7 +42,11 @@ def _why_upload_refused(ctx: click.Context) -> str | None:
 
 
 def _repository(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """Return the owner/name in the address of a repository; any other value unchanged."""
+    """Return the value of --upload, with the address of a repository replaced by owner/name.
+
+    Any other value is returned unchanged. So is an address with a revision, because nothing can be
+    uploaded to a revision: ``_why_upload_refused`` then refuses it.
+    """
     from ..errors import CheckpointError
     from ..weights.addresses import split_revision
 
@@ -56,7 +63,7 @@ _RULES = (
     refuse_if(
         lambda values: values["verify"] and any(values[name] for name in _CONVERSION_ONLY),
         "--verify checks OUTPUT as it was made: "
-        "leave out --bits, --recipe, --group-size, --dtype and --overwrite.",
+        "leave out --bits, --recipe, --group-size, --dtype, --roles and --overwrite.",
     ),
     flag_needs("--group-size", "--bits", "add --bits 4 or 8, or leave it out"),
     flag_needs("--private", "--upload", "name a repository"),
@@ -80,6 +87,7 @@ _RULES = (
     type=click.Choice(DTYPES),
     help="Float type of stored weights; the image codec keeps its own.  [default: the source's]",
 )
+@roles_option
 @click.option(
     "--revision",
     metavar="REV",
@@ -182,15 +190,18 @@ def _convert_options(values: Mapping[str, Any]) -> ConvertOptions:
         dtype=values["dtype"],
         overwrite=values["overwrite"],
         recipe=values["recipe"],
+        roles=values["roles"],
     )
 
 
 def _summary(conversion: Conversion) -> list[str]:
-    """Return lines for the user about the written files and their quantization."""
+    """Return lines for the user about the written files, the roles and the quantization."""
     from ..memory import format_size
 
     size = format_size(conversion.size)
     lines = [f"Wrote {conversion.path}: {conversion.tensors} tensors, {size}."]
+    lines.append(f"Roles: {conversion.roles}.")
+    lines += [f"Note: {to_flags(note)}." for note in conversion.notes]
     quantization = conversion.config.quantization
     if quantization is None:
         return lines

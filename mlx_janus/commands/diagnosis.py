@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..version import __version__
+from .wording import to_flags
 
 if TYPE_CHECKING:
     from ..config import JanusConfig
@@ -29,16 +30,16 @@ _LIBRARIES = ("mlx", "mlx-lm", "huggingface_hub", "safetensors", "tokenizers", "
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check; the status "fail" means that the package cannot work."""
+    """The result of one check."""
 
-    about: str
-    status: Literal["ok", "warn", "fail"]
+    about: str  # name of the check
+    status: Literal["ok", "warn", "fail"]  # "fail": the package cannot work
     text: str
-    advice: str = ""
+    advice: str = ""  # one item on each line; "": none
 
 
 def diagnose() -> list[Finding]:
-    """Check versions, package, device, memory, BLAS, disks and the models on this machine.
+    """Check versions, package, device, memory, BLAS, disks, and the models and their roles.
 
     If a check raises an exception, its finding describes the exception, and the others still run.
     """
@@ -51,6 +52,7 @@ def diagnose() -> list[Finding]:
         "BLAS": _blas,
         "disk": _disk,
         "models": _models,
+        "roles": _roles,
     }
     findings = []
     for about, check in checks.items():
@@ -64,8 +66,8 @@ def diagnose() -> list[Finding]:
 def _finding_from_exception(about: str, error: Exception) -> Finding:
     """Return the finding of a check that raised an exception.
 
-    If the check is "versions" or "package", the package cannot work. If it is any other, the
-    finding only says that the result is not known.
+    If the check is "versions" or "package", the status is "fail", because the package itself does
+    not work. For any other check it is "warn", and the text says that the result is not known.
 
     Args:
         about: name of the check.
@@ -119,7 +121,10 @@ def _device() -> Finding:
 
 
 def _memory() -> Finding:
-    """Compare the free memory with the needs of the models on this machine."""
+    """Report the free memory. Warn if a model on this machine needs more.
+
+    On an Apple GPU there is no warning: ``_wired_limit`` compares the needs with the GPU's limit.
+    """
     import psutil
 
     from ..memory import available_memory, format_size
@@ -127,7 +132,7 @@ def _memory() -> Finding:
     total = psutil.virtual_memory().total
     free = available_memory()
     text = f"{format_size(total)}, of which {format_size(free)} are free for a model"
-    if _on_metal():  # the check "wired limit" compares the GPU's own limit
+    if _on_metal():
         return Finding("memory", "ok", text)
     too_large = _models_too_large(free)
     if not too_large:
@@ -205,17 +210,17 @@ def _blas() -> Finding:
 def _mlx_imported_first() -> bool:
     """Return whether MLX was imported before this package.
 
-    This package loads OpenBLAS when it is imported, and MLX keeps the BLAS that it finds at its own
-    import.
+    Importing this package loads OpenBLAS. If MLX is imported before that, it uses the slow
+    reference BLAS.
     """
     modules = list(sys.modules)  # in the order of their import
     return "mlx.core" in modules and modules.index("mlx.core") < modules.index("mlx_janus")
 
 
 def _disk() -> Finding:
-    """Check the free disk space of two caches: of conversions, and of downloads from the Hub.
+    """Check the free disk space for the cache of conversions and for the Hub's download cache.
 
-    Each cache must have room for the smallest published model.
+    Each must have room for the smallest published model.
     """
     from huggingface_hub import constants
 
@@ -236,9 +241,10 @@ def _disk() -> Finding:
 
 
 def _models() -> Finding:
-    """Count the models on this machine by state; say what each unusable one lacks.
+    """Count the models on this machine by state, and give advice.
 
-    The advice has a line for each of them, and one for those of no use any more.
+    The advice has a line for each model that cannot be used, and a line about old conversions that
+    can be removed.
     """
     from ..memory import format_size
     from ..weights.cache import freed_bytes, list_models
@@ -247,21 +253,24 @@ def _models() -> Finding:
     counts = Counter(entry.state for entry in entries)
     text = ", ".join(f"{count} {state}" for state, count in counts.items())
     advice = []
-    useless = [entry for entry in entries if entry.state in ("left over", "superseded")]
-    if useless:
-        size = format_size(freed_bytes(useless))
-        advice.append(f"mlx-janus models prune removes {len(useless)} old conversions ({size})")
+    old = [entry for entry in entries if entry.state in ("left over", "superseded")]
+    if old:
+        size = format_size(freed_bytes(old))
+        advice.append(f"mlx-janus models prune removes {len(old)} old conversions ({size})")
     converted = {entry.source for entry in entries if entry.state == "converted"}
     for entry in entries:
-        # A conversion needs only the config of its download.
-        is_needed = entry.state != "partly downloaded" or entry.source not in converted
-        if is_needed and entry not in useless and (fault := _fault_of(entry)):
+        # A converted model does not need the weights of its download, only the config.
+        may_be_partial = entry.state == "partly downloaded" and entry.source in converted
+        if may_be_partial or entry in old:
+            continue
+        fault = _fault_of(entry)
+        if fault:
             advice.append(fault)
     return Finding("models", "warn" if advice else "ok", text, "\n".join(advice))
 
 
 def _fault_of(entry: ModelEntry) -> str:
-    """Return what keeps a model from being used, and the fix; "" if nothing does."""
+    """Return why a model cannot be used, and the fix if there is one; "" if it can be used."""
     from ..weights.checkup import find_faults
 
     faults = find_faults(entry.path, headers=True)
@@ -273,6 +282,36 @@ def _fault_of(entry: ModelEntry) -> str:
     if entry.state == "partly downloaded":
         return f"{text}; mlx-janus models add {entry.source} downloads it"
     return text
+
+
+def _roles() -> Finding:
+    """List the models on this machine by the roles in their prompts.
+
+    Warn about a model whose files leave a doubt about its roles.
+    """
+    from ..errors import JanusError
+    from ..weights.cache import list_models
+    from ..weights.folder import is_converted
+    from ..weights.published import read_published
+
+    models: dict[str, list[str]] = {}  # names of models by roles, such as "User and Assistant"
+    notes = []
+    for entry in list_models():
+        if entry.config is None or entry.state == "partly downloaded":
+            continue
+        prompt = entry.config.prompt
+        if entry.state == "downloaded" and not is_converted(entry.path):
+            try:
+                published = read_published(entry.path)
+            except JanusError:  # the model cannot be converted
+                continue
+            prompt = published.config.prompt
+            notes += [f"{entry.source}: {to_flags(note)}" for note in published.roles.notes()]
+        names = models.setdefault(f"{prompt.user} and {prompt.assistant}", [])
+        if entry.source not in names:
+            names.append(entry.source)
+    text = "; ".join(f"{pair} for {', '.join(names)}" for pair, names in models.items())
+    return Finding("roles", "warn" if notes else "ok", text, "; ".join(notes))
 
 
 def _models_too_large(limit: int) -> list[tuple[ModelEntry, int]]:
@@ -291,7 +330,8 @@ def _models_too_large(limit: int) -> list[tuple[ModelEntry, int]]:
         if entry.config is None:  # its configuration cannot be read
             continue
         dtype = choose_dtype(entry.config, None)
-        needed = max(required_memory(entry.config, dtype).values())  # for drawing or answering
+        # Drawing and answering need different amounts: take the larger.
+        needed = max(required_memory(entry.config, dtype).values())
         needs[entry.config] = (entry, needed)
     too_large = [(entry, needed) for entry, needed in needs.values() if needed > limit]
     return sorted(too_large, key=lambda pair: -pair[1])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead.")
 @version_option
 def main(as_json: bool) -> int:
-    """Check versions, device, memory, BLAS, disk and models, and give advice on problems.
+    """Check versions, device, memory, BLAS, disk, models and roles, and give advice on problems.
 
     For every model on this machine that cannot be used, the advice says what its folder lacks.
 

@@ -274,10 +274,11 @@ def _answer_object(result: TextResult, seed: int, seconds: float, model: str) ->
 
 
 def draw(job: DrawJob) -> None:
-    """Draw the images of one prompt, and save them to files."""
+    """Draw the images of one prompt, and save them to files or write the image to stdout."""
     from ..processing.saved_images import numbered_paths
 
     output = job.output or Path("janus.png")
+    # The path None means stdout.
     paths: Iterator[Path | None] = iter([None] if job.to_stdout else numbered_paths(output, job.n))
     if job.makes_folder:
         make_folder(output.parent)
@@ -319,27 +320,27 @@ def _load_to_draw(job: DrawJob) -> JanusPipeline:
 
 
 def _note_if_drawn_by_another(origin: Origin, janus: JanusPipeline) -> None:
-    """Print a note if another model or precision drew ``origin``, the image of --config-from.
+    """Print a note if another model, precision or roles drew ``origin``, of --config-from.
 
-    An image of an early release does not store the precision. Then only the names are compared.
+    An image of an early release stores only the model's name. Then only the names are compared.
     """
-    precision = janus.precision if origin.dtype else {}
+    options = janus.load_options if origin.dtype else {}  # no dtype: an early release
     drawn_by = _name_with_flags(origin.model, vars(origin))
-    loaded = _name_with_flags(janus.name, precision)
+    loaded = _name_with_flags(janus.name, options)
     if drawn_by != loaded:
         difference = f"{origin.file} was drawn by {drawn_by}, this is {loaded}"
         note(f"{difference}: only the same model and precision draw the same image")
 
 
 def _name_with_flags(model: str, values: Mapping[str, Any]) -> str:
-    """Return a model's name with the flags of its precision: "'a/b' --bits 4 --dtype float16".
+    """Return a model's name with the flags of its settings: "'a/b' --bits 4 --dtype float16".
 
     Args:
         model: the name. It may come from a stranger's file, so its control characters are escaped.
-        values: values of bits, recipe and dtype, by name. A value that is None or missing gives no
-            flag. Values with other names are ignored.
+        values: values of bits, recipe, dtype and roles, by name. A value that is None or missing
+            gives no flag. Values with other names are ignored.
     """
-    names = ("bits", "recipe", "dtype")
+    names = ("bits", "recipe", "dtype", "roles")
     flags = [f"--{name} {values[name]}" for name in names if values.get(name)]
     return " ".join([repr(model), *flags])
 
@@ -377,8 +378,8 @@ def _save_previews(
 def draw_into_folder(job: DrawJob) -> None:
     """Draw the images of all prompts into a folder, except images whose files exist.
 
-    ``image_folder`` has the rule for names and seeds. With the same seed, a later run completes the
-    folder with the same images.
+    ``plan_images`` decides the names and seeds. With the same --seed, a later run draws the missing
+    images as the first run would have drawn them.
     """
     from ..decode.sampling import random_seed
 
@@ -403,7 +404,7 @@ def draw_into_folder(job: DrawJob) -> None:
     paths = {(image.prompt, image.seed): image.path for image in missing}
 
     def path_of(image: GeneratedImage) -> Path:
-        """Return the path for an image, and make its folder, which --name may have chosen."""
+        """Return the path for an image, and make its folder: --name may contain subfolders."""
         path = paths[image.prompt, image.seed]
         make_folder(path.parent)
         return path

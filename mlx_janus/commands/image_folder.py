@@ -23,7 +23,7 @@ from ..limits import MAX_SEED
 DEFAULT_TEMPLATE = "{name}"
 _TEXT_FIELDS = ("name", "words", "prompt")
 _NUMBER_FIELDS = ("copy", "line", "image", "copy0", "line0", "image0", "seed")
-_WIDTH = re.compile(r"0[1-9]\d?d?")  # of a number with leading zeros, as in {line:05}
+_WIDTH = re.compile(r"0[1-9]\d?d?")  # width with leading zeros, such as 05 in {line:05}
 _MAX_NAME = 255  # bytes of a file's name, in all common file systems
 
 
@@ -57,6 +57,9 @@ def plan_images(
 ) -> list[PlannedImage]:
     """List the images of a folder, ``n`` for every prompt, in the order of the prompts.
 
+    The copy number of an image counts the images of its prompt: from 1, and on where the prompt
+    repeats.
+
     Args:
         layout: the folder, and the rule for names and seeds.
         prompts: the prompts, which may repeat.
@@ -70,7 +73,7 @@ def plan_images(
     from ..processing.saved_images import with_suffix
 
     template = str(with_suffix(Path(layout.template)))
-    copies: Counter[str] = Counter()
+    copies: Counter[str] = Counter()  # images so far, by prompt
     images = []
     for line, prompt in enumerate(prompts, 1):
         offset = 0 if layout.same_seeds else int(_digest(prompt)[:8], 16)
@@ -100,8 +103,8 @@ def check_template(template: str) -> None:
     """Check a template of file names, such as "{line:04}-{words}".
 
     Raises:
-        OptionError: the template has an unknown field or format, the suffix of no image format that
-            is written, or leads out of its folder.
+        OptionError: the template has an unknown field or a wrong width, names no file, leads out of
+            the folder, or ends in a suffix other than .png, .jpg, .jpeg and .webp.
     """
     from ..processing.saved_images import with_suffix
 
@@ -115,8 +118,8 @@ def check_template(template: str) -> None:
         if field not in _TEXT_FIELDS + _NUMBER_FIELDS:
             known = ", ".join(_TEXT_FIELDS + _NUMBER_FIELDS)
             raise OptionError(f"has no field {{{field}}}: it must be one of {known}")
-        may_have_width = field in _NUMBER_FIELDS
-        if conversion or (width and not (may_have_width and _WIDTH.fullmatch(width))):
+        is_valid_width = not width or (field in _NUMBER_FIELDS and _WIDTH.fullmatch(width))
+        if conversion or not is_valid_width:  # a conversion: {name!r}
             example = "only a number has one, as in {line:05}"
             raise OptionError(f"has a wrong width of {{{field}}}: {example}")
     path = Path(template)
@@ -131,17 +134,18 @@ def check_template(template: str) -> None:
 
 
 def check_existing(layout: FolderLayout, images: Sequence[PlannedImage]) -> None:
-    """Check that existing files show the prompts that they are named for.
+    """Check that the existing files were drawn from the prompts of their planned images.
 
-    Only a name with the prompt in it is sure to stay with this prompt. If a line is added to the
-    prompts, then line 2 may be another one than in the existing files.
+    A template with {name} needs no check, because each name identifies its prompt. Other names may
+    not: if a line is added at the top of the prompts, the existing file of {line} 2 was drawn from
+    the prompt that is now on line 3.
 
     Args:
         layout: the folder, and the rule for names.
         images: the images whose files exist. Files without a stored prompt are accepted.
 
     Raises:
-        OutputError: a file shows another prompt.
+        OutputError: a file was drawn from another prompt.
     """
     from ..processing.saved_images import read_metadata, storable
 
@@ -151,7 +155,7 @@ def check_existing(layout: FolderLayout, images: Sequence[PlannedImage]) -> None
     for image in images:
         try:
             stored = read_metadata(image.path).get("prompt")
-        except ImageError:  # some other file of this name, which is kept
+        except ImageError:  # no image, so it stores no prompt
             continue
         if stored is not None and stored != storable(image.prompt):
             raise OutputError(
@@ -161,15 +165,17 @@ def check_existing(layout: FolderLayout, images: Sequence[PlannedImage]) -> None
 
 
 def _check_names(images: Sequence[PlannedImage]) -> None:
-    """Check that file names differ, in any case of their letters, and that none is too long.
+    """Check that no two paths are the same file, and that no name in them is too long.
+
+    Paths that differ only in upper and lower case are the same file on macOS.
 
     Raises:
-        OutputError: two are equal, or one is too long.
+        OutputError: two paths are the same file, or a name is too long.
     """
     seen = set()
     for image in images:
         path = str(image.path)
-        key = unicodedata.normalize("NFC", path).casefold()  # macOS ignores both differences
+        key = unicodedata.normalize("NFC", path).casefold()  # macOS ignores Unicode form and case
         if key in seen:
             raise OutputError(f"--name gives two images the name {path}: add {{name}} to it")
         seen.add(key)
@@ -192,12 +198,13 @@ def _words(prompt: str) -> str:
 def _unique_name(prompt: str, words: str, copy: int) -> str:
     """Return a name that no other prompt or copy has: "a-red-circle", then "a-red-circle-2".
 
-    A part of a hash of the prompt follows the words if they do not give the exact prompt. Also if
-    they end in something that could be a copy number or a hash.
+    If the words alone could also be the name of another prompt or copy, a part of the prompt's hash
+    follows them.
     """
-    ending = words.rpartition("-")[2]
-    is_exact = prompt == words.replace("-", " ") and not re.fullmatch(r"\d+|[0-9a-f]{10}", ending)
-    name = words if is_exact else f"{words}-{_digest(prompt)[:10]}"
+    _, _, last_word = words.rpartition("-")
+    is_exact = prompt == words.replace("-", " ")
+    ends_like_suffix = re.fullmatch(r"\d+|[0-9a-f]{10}", last_word)  # like a copy number or a hash
+    name = words if is_exact and not ends_like_suffix else f"{words}-{_digest(prompt)[:10]}"
     return name if copy == 1 else f"{name}-{copy}"
 
 

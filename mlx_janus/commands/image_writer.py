@@ -22,13 +22,12 @@ class ImageWriter:
     """A writer that saves images and prints their paths, or one JSON object about all of them.
 
     Args:
-        job: the job. Only its options ``upscale``, ``show``, ``as_json`` and ``to_stdout`` are
-            used.
+        job: the job, for its options ``upscale``, ``show``, ``as_json`` and ``to_stdout``.
     """
 
     def __init__(self, job: DrawJob):
         self._job = job
-        # Previews are printed to stdout, where they would be mixed into the JSON or the image.
+        # Previews are printed to stdout, where they would corrupt the JSON or the image.
         self._show_previews = False if job.as_json or job.to_stdout else job.show
         self._saved: list[dict[str, Any]] = []  # a JSON object about each saved image
         self._started = time.perf_counter()
@@ -55,7 +54,7 @@ class ImageWriter:
 
         Args:
             image: the image, which is enlarged first if the job says so.
-            path: the file; None: write a PNG to stdout, and print no path.
+            path: the file; None: write a PNG to stdout, and print only the seed.
         """
         from ..processing.saved_images import encode_image
 
@@ -64,7 +63,7 @@ class ImageWriter:
             click.echo(encode_image(enlarged.image, enlarged.metadata), nl=False)
             note(f"seed {image.seed}")
             return
-        saved_path = enlarged.save(path)
+        saved_path = enlarged.save(path)  # with another name if the file exists
         self._saved.append(
             {
                 "path": str(saved_path),
@@ -79,7 +78,7 @@ class ImageWriter:
             note(f"seed {image.seed}")
 
     def finish(self, model: str | None) -> None:
-        """Print the JSON object if the job wants one.
+        """Print the JSON object, if --json is given.
 
         Args:
             model: name of the model; None: no image was missing, so no model was loaded.
@@ -88,7 +87,7 @@ class ImageWriter:
             return
         report = {
             "images": self._saved,
-            "seconds": round(time.perf_counter() - self._started, 3),  # without loading
+            "seconds": round(time.perf_counter() - self._started, 3),  # without loading the model
             "peak_memory": self._peak_memory,
             "model": model,
         }

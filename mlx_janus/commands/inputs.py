@@ -27,7 +27,9 @@ def is_web(source: str) -> bool:
 
 
 def read_image(source: str) -> Image.Image:
-    """Return the image of a file, of an https address, or of stdin ("-"), upright, opaque and RGB.
+    """Return the image of a file, of an https address, or of stdin ("-").
+
+    The image is upright, opaque and in RGB.
 
     Raises:
         ImageError: the image cannot be fetched or read.

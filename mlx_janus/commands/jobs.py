@@ -17,6 +17,7 @@ from .image_folder import DEFAULT_TEMPLATE
 from .options import STDIN, STDOUT, flag_needs, refuse_if
 from .runner import Rule
 
+# Parameters of options that are refused with a question.
 _DRAWING_ONLY = (
     "prompts_file",
     "same_seeds",
@@ -32,6 +33,7 @@ _DRAWING_ONLY = (
     "preview_dir",
     "preview_every",
 )
+# Parameters of options that are refused with a drawing.
 _ASKING_ONLY = ("max_tokens", "system", "lookup")
 # Options whose values --config-from takes from the image, unless the command line gives them.
 _STORED_OPTIONS = ("seed", "cfg_weight", "temperature", "top_p", "upscale")
@@ -71,6 +73,7 @@ class Origin:
     dtype: str | None  # None: drawn by an earlier release, which did not store it
     bits: int | None  # None: float weights, or a recipe
     recipe: str | None
+    roles: str | None = None  # None: the model's own
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,9 @@ def _refuse_mixed_options(ctx: click.Context) -> str | None:
     asking = asks(ctx.params)
     unsuitable = _DRAWING_ONLY if asking else _ASKING_ONLY
     for name in unsuitable:
-        given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE  # not a default
-        # False means --no-show, which scripts may pass in every case.
-        if not given or ctx.params[name] is False:
+        is_default = ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE
+        is_no_show = ctx.params[name] is False  # which scripts may always pass
+        if is_default or is_no_show:
             continue
         flag = f"--{name.replace('_', '-')}"
         if asking:
@@ -142,7 +145,7 @@ def _to_stdout(values: Mapping[str, Any]) -> bool:
 
 
 def _last_seed(values: Mapping[str, Any]) -> int:
-    """Return the seed of a prompt's last image, as if the first seed were 0 without --seed."""
+    """Return the seed of a prompt's last image. Without --seed, the seeds are counted from 0."""
     return (values["seed"] or 0) + (values["n"] or 1) - 1
 
 
@@ -194,7 +197,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def read_job(ctx: click.Context) -> AskJob | DrawJob:
-    """Return the job of a command line. Read the prompts, and the settings for --config-from.
+    """Return the job of a command line. Read its prompts, and the image of --config-from.
 
     Raises:
         PromptError: stdin has no prompt, or is not text.
@@ -219,7 +222,7 @@ def read_job(ctx: click.Context) -> AskJob | DrawJob:
 def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
     """Return the job to draw the prompts of --prompt and those of --prompts-file.
 
-    Without either option, draw the prompt that is stored in the image of --config-from.
+    If neither option is given, the prompt is the one stored in the image of --config-from.
 
     Args:
         ctx: click's context.
@@ -231,7 +234,7 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
     origin = None
     if values["config_from"]:
         origin = _read_origin(values["config_from"])
-        load, fallback = _with_precision_of(origin, load)
+        load, fallback = _with_settings_of(origin, load)
         values = values | _stored_values(origin, ctx)
     file = values["prompts_file"]
     if file:
@@ -265,8 +268,12 @@ def _read_output(value: str | None, into_folder: bool) -> tuple[Path | None, boo
 
     Args:
         value: the value of --output; None: not given.
-        into_folder: whether the path is a folder for several prompts. Otherwise it is a file. If
-            the value names a folder then, the file is janus.png in this folder.
+        into_folder: whether several prompts are drawn, for which the path is a folder.
+
+    Returns:
+        ``path``: a folder for several prompts, or a file for one. If the value names a folder for
+        one prompt, the file is janus.png in it. None: --output is not given or is stdout.
+        ``makes_folder``: whether to make the folder of the file janus.png.
 
     Raises:
         ImageError: the value is a file:// address that is no file of this machine.
@@ -276,9 +283,10 @@ def _read_output(value: str | None, into_folder: bool) -> tuple[Path | None, boo
     if value is None or value == STDOUT:
         return None, False
     name = local_path(value)
-    if into_folder or not name or not names_folder(name):
-        return Path(name), False
-    return Path(name) / "janus.png", True
+    is_folder = name != "" and names_folder(name)
+    if is_folder and not into_folder:
+        return Path(name) / "janus.png", True
+    return Path(name), False
 
 
 def _previews(values: Mapping[str, Any]) -> Previews | None:
@@ -306,10 +314,10 @@ def _stored_values(origin: Origin, ctx: click.Context) -> dict[str, Any]:
     return values
 
 
-def _with_precision_of(
+def _with_settings_of(
     origin: Origin, load: LoadArguments
 ) -> tuple[LoadArguments, LoadArguments | None]:
-    """Complete ``load`` so that the model has the precision that ``origin`` was drawn with.
+    """Complete ``load`` so that the model has the precision and roles of ``origin``.
 
     Options of the command line take precedence.
 
@@ -318,7 +326,7 @@ def _with_precision_of(
         is already quantized in another way. The fallback is None with --bits or --recipe, so that
         the user sees the error about such a model.
     """
-    load = replace(load, dtype=load.dtype or origin.dtype)
+    load = replace(load, dtype=load.dtype or origin.dtype, roles=load.roles or origin.roles)
     if load.bits or load.recipe:
         return load, None
     return replace(load, bits=origin.bits, recipe=origin.recipe), load
@@ -327,7 +335,7 @@ def _with_precision_of(
 def _read_prompt_lines(file: TextIO) -> tuple[str, ...]:
     """Return the prompts of a file, which has one on each line.
 
-    Empty lines are ignored, and comments: lines that begin with "#".
+    Empty lines and comments, which begin with "#", are ignored.
 
     Raises:
         click.UsageError: the file has no prompt, or is not UTF-8.

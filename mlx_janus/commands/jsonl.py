@@ -87,7 +87,8 @@ class JsonLines:
             line = _encode(record)
             with self._as_output_errors():
                 while line:  # an almost full disk writes only a part at first, and then fails
-                    line = line[file.write(line) :]
+                    count = file.write(line)  # bytes written
+                    line = line[count:]
 
         with file:
             yield write
@@ -114,7 +115,7 @@ class JsonLines:
         """Turn an OSError inside the context into an OutputError that names the file.
 
         Args:
-            failed: the word for the message after "cannot be".
+            failed: what failed, for the message: "written" gives "cannot be written".
         """
         try:
             yield

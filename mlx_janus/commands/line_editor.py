@@ -34,7 +34,7 @@ class Vocabulary:
     Args:
         commands: completed at the beginning of a line.
         files_after: commands followed by file names.
-        words_after: for a command, the words of which one may follow it.
+        words_after: for each command, the words that may follow it; the user chooses one.
     """
 
     commands: tuple[str, ...]
@@ -45,14 +45,14 @@ class Vocabulary:
 def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
     """Return a function that reads the next line of stdin, and raises EOFError at the end.
 
-    A text that begins with triple quotes is read to its closing quotes, over several lines. At the
-    end of piped input, the function raises a JanusError if they are missing.
+    A text that begins with triple quotes is read to its closing quotes, over several lines. If
+    piped input ends without the closing quotes, the function raises a JanusError.
 
     If stdin is a terminal, the function prints a prompt. If stdout is redirected, the prompt is
     printed to stderr, so that the file or pipe gets only answers. If stdin and stdout are a
     terminal with a movable cursor, lines can be edited.
 
-    This call also makes stdin replace bytes that are not valid text.
+    From this call on, stdin replaces bytes that are not valid text.
 
     Raises:
         JanusError: stdin is closed.
@@ -71,14 +71,14 @@ def line_reader(vocabulary: Vocabulary) -> Callable[[], str]:
 
 
 def _read_with_quotes(read_line: Callable[[str], str]) -> str:
-    """Read a line, or all lines up to the closing quotes if it opens triple quotes.
+    """Read a line. If it opens triple quotes, read on to the line that closes them.
 
     Args:
         read_line: reads a line; its argument is the prompt.
 
     Raises:
         EOFError: the input has ended.
-        JanusError: the input has ended before the closing quotes, and it is no terminal.
+        JanusError: piped input ends before the closing quotes.
     """
     line = read_line(_PROMPT)
     lines = [line]
@@ -96,7 +96,7 @@ def _read_with_quotes(read_line: Callable[[str], str]) -> str:
 
 
 def opens_quotes(text: str) -> bool:
-    """Return whether triple quotes begin a text, or follow its command, and are not closed."""
+    """Return whether a text opens triple quotes, perhaps after a command, and never closes them."""
     opening = _OPENING_QUOTES.match(text)
     return opening is not None and QUOTES not in text[opening.end() :]
 
@@ -106,7 +106,8 @@ def without_quotes(text: str) -> str | None:
 
     Returns None if the quotes do not enclose the entire text.
     """
-    if len(text) < 2 * len(QUOTES) or not (text.startswith(QUOTES) and text.endswith(QUOTES)):
+    has_room = len(text) >= 2 * len(QUOTES)  # for separate opening and closing quotes
+    if not (has_room and text.startswith(QUOTES) and text.endswith(QUOTES)):
         return None
     content = text[len(QUOTES) : -len(QUOTES)]
     return None if QUOTES in content else content.strip("\n")
@@ -114,7 +115,7 @@ def without_quotes(text: str) -> str | None:
 
 @contextlib.contextmanager
 def without_echo() -> Iterator[None]:
-    """Hide keys that are typed during the context; the terminal keeps them for the next line.
+    """Hide keys typed during the context. The terminal passes them to the next line that is read.
 
     Does nothing unless stdin and stdout are a terminal with a movable cursor.
     """
@@ -216,6 +217,7 @@ def _completer(vocabulary: Vocabulary) -> Completer:
         def get_completions(
             self, document: Document, complete_event: CompleteEvent
         ) -> Iterable[Completion]:
+            """Complete the command, or after a space its argument."""
             command, space, argument = document.text_before_cursor.partition(" ")
             completer = arguments.get(command) if space else commands
             if completer is None:  # a question, or a command without arguments to complete
@@ -233,14 +235,14 @@ _FULL_PATHS = ("/", "file:/")  # beginnings of full paths
 
 
 def split_one_path(command: str, text: str) -> str:
-    """Return the only file name of a command's argument, which is quoted as in a shell.
+    """Return the file name in a command's argument, which may be quoted as in a shell.
 
     Args:
         command: the command, for the message of the error.
         text: the argument.
 
     Raises:
-        JanusError: there are several names, or quotes do not match.
+        JanusError: there is not exactly one name, or quotes do not match.
     """
     paths = split_paths(text)
     if len(paths) != 1:
@@ -265,14 +267,16 @@ def split_paths(text: str) -> list[str]:
 
 
 def split_new_path(command: str, text: str) -> str:
-    """Return the only file name of a command that writes a file; its spaces need no quotes.
+    """Return the file name in the argument of a command that writes a file.
+
+    An argument without quotes and backslashes is one name, even with spaces.
 
     Args:
         command: the command, for the message of the error.
-        text: the command's argument, which may be empty.
+        text: the argument, which may be empty.
 
     Raises:
-        JanusError: there are several names, and quotes or backslashes in them.
+        JanusError: the argument has quotes or backslashes, and names several files.
     """
     try:
         words = shlex.split(text)
@@ -319,5 +323,5 @@ def is_file(text: str) -> bool:
     """Return whether a text, which may be any line, is the name of an existing file."""
     try:
         return bool(text) and Path(typed_path(text)).is_file()
-    except (OSError, ValueError, JanusError):  # too long for a name, or with a NUL
+    except (OSError, ValueError, JanusError):  # too long, with a NUL, or of another machine
         return False

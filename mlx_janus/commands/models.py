@@ -14,6 +14,7 @@ from ..errors import JanusError, OutputError
 from .options import bits_option, recipe_option, refuse_two_revisions, version_option
 from .progress import byte_progress
 from .runner import Command, Group, check_working_folder, import_mlx, say
+from .wording import flags_in_log_messages
 
 if TYPE_CHECKING:
     from ..weights.cache import ModelEntry
@@ -86,7 +87,7 @@ def add(model: str, bits: int | None, recipe: str | None, revision: str | None) 
     import_mlx()
     from ..weights.sources import find_converted
 
-    with byte_progress() as progress:
+    with byte_progress() as progress, flags_in_log_messages():
         folder = find_converted(
             model, bits=bits, recipe=recipe, revision=revision, progress=progress
         )
@@ -118,7 +119,9 @@ def remove(model: str, downloads: bool, yes: bool) -> int:
     if not chosen and any(entry.is_download for entry in found):
         place = "the Hub's cache, which other programs share"
         raise JanusError(f"{model} is in {place}: pass --downloads to remove it")
-    for entry in chosen or found:  # check all of them before the first is removed
+    # Check all models before the first is removed. If none was chosen, the check of the first model
+    # found raises the reason.
+    for entry in chosen or found:
         check_removable(entry)
     return _remove(chosen, yes)
 
@@ -215,7 +218,7 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
 
 
 def _json_object(entry: ModelEntry) -> dict[str, Any]:
-    """Return a model's object for --json. A value that is not known is None."""
+    """Return the JSON object about a model. A value that is not known is None."""
     last_used = None
     if entry.used:
         last_used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.used))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..config import BITS, DTYPES, RECIPES
+from ..config import BITS, DTYPES, RECIPES, ROLES
 from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, RANDOM_SEED
 from ..version import __version__
 from .runner import Rule, be_quiet
@@ -30,7 +30,7 @@ class FiniteRange(click.FloatRange):
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert as ``FloatRange`` does, which accepts "nan" and "inf", and then refuse these."""
+        """Convert as ``FloatRange`` does, and refuse "nan" and "inf", which it accepts."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
@@ -52,7 +52,7 @@ class SeedRange(click.IntRange):
 
 
 def stack(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
-    """Return one decorator that applies several, as if they were written above the function."""
+    """Return one decorator that applies several, as if they stood above the function in order."""
 
     def apply_all(function: Decorated) -> Decorated:
         for decorator in reversed(decorators):  # the first one is applied last
@@ -80,12 +80,12 @@ def refuse_if(condition: Callable[[Mapping[str, Any]], object], reason: str) -> 
 
 
 def flag_needs(flag: str, needed_flag: str, fix: str) -> Rule:
-    """Return a rule that refuses one flag, such as "--private", without another, "--upload".
+    """Return a rule that refuses a flag, such as "--private", without the flag that it needs.
 
     Args:
         flag: the flag to refuse.
-        needed_flag: the flag without which it is refused.
-        fix: advice, the end of the message.
+        needed_flag: the flag that it needs, such as "--upload".
+        fix: advice, which ends the message.
     """
     name = _parameter_name(flag)
     needed_name = _parameter_name(needed_flag)
@@ -107,7 +107,7 @@ def whole_number(_: click.Context, __: click.Parameter, value: str | None) -> in
 
 
 def _refuse_both(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Return the value of --bits or --recipe. Refuse both together: both say how to quantize.
+    """Return the value of --bits or --recipe, and refuse both options together.
 
     click calls this function once for each of the two options. The second call finds the value of
     the first option in ``ctx.params``.
@@ -127,30 +127,30 @@ def _bits(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 
 
 def refuse_two_revisions(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """Return the value of a model's name or of --revision. Refuse two different revisions.
+    """Return the value of a model's name or of --revision, and refuse two different revisions.
 
-    click calls this function once for each of the two. The second call finds the value of the first
-    in ``ctx.params``.
+    click calls this function once for the name, and once for --revision. The second call finds the
+    value of the first in ``ctx.params``.
 
     Raises:
-        click.UsageError: the name has a revision, and --revision is another one.
+        click.UsageError: the name ends in a revision other than that of --revision.
     """
     from ..errors import CheckpointError
     from ..weights.addresses import split_revision
 
     values = {**ctx.params, param.name: value}
-    name = values.get("model") or values.get("source")
+    name = values.get("model") or values.get("source")  # the source of ``convert``
     revision = values.get("revision")
     if not name or not revision or Path(name).exists():
         return value
     try:
-        _, own = split_revision(name)
+        _, revision_in_name = split_revision(name)
     except CheckpointError:  # the command reports it
         return value
-    if own not in (None, revision):
+    if revision_in_name not in (None, revision):
         raise click.UsageError(
-            f"the model's name says revision {own!r} and --revision says {revision!r}: "
-            "give one of them."
+            f"the model's name says revision {revision_in_name!r} and --revision says "
+            f"{revision!r}: give one of them."
         )
     return value
 
@@ -172,10 +172,13 @@ def check_image_sources(
         click.BadParameter: an image is an address of another kind.
     """
     for source in sources:
-        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source)  # None: a file, or - for stdin
-        if scheme and scheme[0].lower() not in ("https://", "file://"):
+        match = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source)
+        if match is None:  # the path of a file, or - for stdin
+            continue
+        scheme = match[0]  # such as "http://"
+        if scheme.lower() not in ("https://", "file://"):
             raise click.BadParameter(
-                f"{scheme[0]} is not read: give a file, or an address that begins with https://."
+                f"{scheme} is not read: give a file, or an address that begins with https://."
             )
     return sources
 
@@ -213,6 +216,13 @@ recipe_option = click.option(
     callback=_refuse_both,
     help="Quantize each layer by its own rule. light: the smallest model; balanced: slightly "
     "larger; faithful: closest to the float model; mxfp4, mxfp8, nvfp4: MLX's small float formats.",
+)
+
+roles_option = click.option(
+    "--roles",
+    type=click.Choice(list(ROLES)),
+    help="Roles in prompts. pro: <|User|> and <|Assistant|>, as Janus-Pro was trained; plain: User "
+    "and Assistant, as Janus-1.3B was.  [default: those that the model's files tell]",
 )
 
 quiet_option = click.option(
@@ -259,6 +269,7 @@ weights_options = stack(
         callback=refuse_two_revisions,
         help="Branch, tag or commit of a model on the Hub; -m OWNER/NAME@REV does the same.",
     ),
+    roles_option,
 )
 
 model_options = stack(

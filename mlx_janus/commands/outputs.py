@@ -21,7 +21,7 @@ def output_file(value: str, example: str) -> Path:
     from ..processing.file_names import names_folder
 
     if names_folder(value):
-        folder = value or "."
+        folder = value or "."  # an empty value is the working folder
         raise OutputError(f"{folder} is a folder: give the name of a file in it, such as {example}")
     return Path(value)
 
@@ -53,4 +53,4 @@ def make_folder(path: Path, flag: str = "--output") -> None:
         raise OutputError(
             f"{path} cannot be made ({error.strerror}): name another folder with {flag}"
         ) from None
-    check_writable(path / "image.png", flag)  # any name does: only the folder is checked
+    check_writable(path / "image.png", flag)  # any file name, as only its folder is checked

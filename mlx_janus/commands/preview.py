@@ -23,18 +23,20 @@ _ERASE_BELOW = "\x1b[J"  # erases the terminal from the cursor to the end
 def can_show() -> bool:
     """Return whether stdout is a terminal with colours and block characters.
 
-    NO_COLOR turns colours off (https://no-color.org).
+    There are no colours if NO_COLOR is set (https://no-color.org), or TERM is "dumb" or missing.
     """
     no_colours = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
-    if no_colours or sys.stdout is None or not sys.stdout.isatty():
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()  # stdout is None if closed
+    if no_colours or not on_terminal:
         return False
-    return (sys.stdout.encoding or "").lower().startswith("utf")  # UTF has block characters
+    return (sys.stdout.encoding or "").lower().startswith("utf")  # these have block characters
 
 
 class TerminalPreview:
-    """Previews of the images that one run generates: the unfinished ones side by side.
+    """Previews of the images that one run generates.
 
-    A finished image is shown alone. Each preview replaces the one before, until ``keep`` is called.
+    Several images are shown side by side, but finished images without the unfinished ones. Each
+    preview replaces the one before, until ``keep`` is called.
 
     The first object of this class asks the terminal for its capabilities and waits for the answer.
     Keys typed during that wait may be lost.
@@ -48,16 +50,16 @@ class TerminalPreview:
         from textual_image.renderable import Image as Renderable
 
         self._console = Console(file=sys.stdout, color_system="truecolor", legacy_windows=False)
-        # Measuring queries the size of a character cell from the terminal. textual-image keeps it.
-        # Ask now: at the first preview, the query would swallow the keys typed until then.
+        # Measuring asks the terminal for the size of a character cell. textual-image keeps the
+        # answer. Ask now, because at the first preview the keys typed until then would be lost.
         self._console.measure(Renderable(Image.new("RGB", (1, 1))))
-        self._renderable: Any = Renderable  # the class
-        self._last_preview: Any = None  # None before the first preview
-        self._last_rows = 0  # its rows in the terminal; 0 before the first
-        self._last_count = 0  # its images
-        self._finished_count = 0  # images that are finished so far
-        self._last_seconds = 0.0  # time that it took; 0 before the first
+        self._renderable_class: Any = Renderable
+        self._last_preview: Any = None  # the preview to replace; None: there is none
+        self._last_rows = 0  # rows of the last preview in the terminal; 0: none to replace
+        self._last_count = 0  # images in the last preview
+        self._last_seconds = 0.0  # time that the last preview took; 0: no preview yet
         self._total_seconds = 0.0  # time that all previews took
+        self._finished_count = 0  # images that are finished so far
         self._started = time.monotonic()
 
     def is_due(self, step: ImageStep) -> bool:
@@ -74,8 +76,8 @@ class TerminalPreview:
     def show_step(self, step: ImageStep) -> None:
         """Show the images of a step, and measure the time that this takes, for ``is_due``.
 
-        A step with finished images shows these, and any other step the unfinished ones. Every step
-        with finished images must be shown, so that they are counted.
+        If images were finished at this step, only these are shown; otherwise, the unfinished ones.
+        Every step with finished images must be shown, so that they are counted.
         """
         started = time.monotonic()
         if step.images:
@@ -102,23 +104,24 @@ class TerminalPreview:
         from rich.control import Control
 
         images = images[:_MAX_IMAGES]
-        if self._last_rows:  # move the cursor up to the last preview's first row
+        if self._last_rows:
+            # Move the cursor up to the last preview's first row.
             self._console.control(Control.move(0, -self._last_rows))
-            if len(images) < self._last_count:  # a narrower preview would leave a part of the last
+            if len(images) < self._last_count:  # a narrower preview would not cover the last one
                 self._console.file.write(_ERASE_BELOW)
         # The images must fit into the terminal's width. They are square, and a cell is twice as
         # high as wide: n rows of an image take 2 * n columns.
         rows_for_width = self._console.width // (2 * len(images))
         # Leave four rows of the terminal for other lines, such as the progress bar.
         rows = max(min(_MAX_ROWS, self._console.height - 4, rows_for_width), 1)
-        preview = self._renderable(_side_by_side(images), width="auto", height=rows)
+        preview = self._renderable_class(_side_by_side(images), width="auto", height=rows)
         replaced = self._last_preview
         self._last_preview = preview
         self._last_rows = rows
         self._last_count = len(images)
         self._console.print(preview, end="")
         if replaced is not None:
-            replaced.cleanup()  # a kitty terminal keeps an image until this call
+            replaced.cleanup()  # a kitty terminal stores the image until this call
 
 
 def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars, previews in the terminal, and a note under a truncated answer."""
+"""Progress bars and notes on stderr, and previews of images in the terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
     Args:
         title: text before the bar.
         unit: name of one unit; "B": bytes, shown as kB, MB and so on.
-        total: number of units; None: set later.
+        total: number of units; None: the caller sets it later.
     """
     from tqdm import tqdm
 
@@ -38,7 +38,7 @@ def progress_bar(title: str, unit: str, total: int | None = None) -> Any:
         unit_scale=unit == "B",
         total=total,
         file=sys.stderr,
-        disable=sys.stderr is None or is_quiet(),  # stderr is None if closed
+        disable=sys.stderr is None or is_quiet(),  # a closed stderr is None
         mininterval=_TERMINAL_INTERVAL if on_terminal else _LOG_INTERVAL,
     )
 
@@ -60,7 +60,7 @@ def stage_bars(unit: str) -> Iterator[Progress]:
                 bar.close()
             current_stage = stage
             bar = progress_bar(stage, unit, total)
-        bar.update(done - bar.n)  # tqdm takes the increase
+        bar.update(done - bar.n)  # takes the increase since the last call
 
     try:
         yield report
@@ -99,8 +99,8 @@ def follow_drawing(
             images_done = n * step.index / step.total  # unfinished images count as fractions
             per_minute = 60 * images_done / (time.perf_counter() - started)
             bar.set_postfix_str(f"{per_minute:.2f} images/min", refresh=False)
-            bar.update(step.index - bar.n)  # tqdm takes the increase
-            # Show every finished image, however much time the previews have taken.
+            bar.update(step.index - bar.n)  # takes the increase since the last call
+            # Finished images are shown even if the previews have taken too much time already.
             if preview is not None and (step.images or preview.is_due(step)):
                 with tqdm.external_write_mode(file=sys.stderr):  # hides the bar during the preview
                     preview.show_step(step)
@@ -108,21 +108,21 @@ def follow_drawing(
                 with tqdm.external_write_mode(file=sys.stderr):
                     on_finished(image)
             if preview is not None and step.images:
-                preview.keep()  # ``on_finished`` may have printed lines below it
+                preview.keep()  # ``on_finished`` may have printed lines below the preview
 
 
-def terminal_preview(show: bool | None) -> TerminalPreview | None:
-    """Return a preview for one drawing, or None.
+def terminal_preview(requested: bool | None) -> TerminalPreview | None:
+    """Return the preview in the terminal for one drawing; None: show no preview.
 
     Args:
-        show: True for --show, False for --no-show. None: return a preview if the terminal can show
-            it and the command is not quiet.
+        requested: True for --show, False for --no-show. None, without either option: return a
+            preview if the terminal can show it and the command is not quiet.
     """
     from .preview import TerminalPreview, can_show
 
-    if show is None:
-        show = can_show() and not is_quiet()
-    return TerminalPreview() if show else None
+    if requested is None:
+        requested = can_show() and not is_quiet()
+    return TerminalPreview() if requested else None
 
 
 def note_if_cut(result: TextResult) -> None:

@@ -30,7 +30,7 @@ _QUIET = "mlx_janus.quiet"  # key in a context's ``meta``
 
 
 class _ExitCodes:
-    """A mixin for click's commands and groups that turns errors into a message and an exit code.
+    """A mixin for click's commands and groups: an error becomes a message and an exit code.
 
     Bugs keep their traceback. In a call from Python with ``standalone_mode=False``, all errors are
     raised, and the process is left as it is.
@@ -52,8 +52,9 @@ class _ExitCodes:
             # Without click's standalone mode, which would handle the errors and exit itself.
             code = super().main(*args, standalone_mode=False, **extra)  # type: ignore[misc]
         except click.ClickException as error:
-            if (deleted := deleted_folder()) is not None:  # then a file may not be found
-                say(f"Error: {deleted}")
+            # In a deleted working folder, click's message would be about a file that is not found.
+            if (message := deleted_folder()) is not None:
+                say(f"Error: {message}")
                 sys.exit(1)
             error.show()
             sys.exit(error.exit_code)
@@ -67,7 +68,7 @@ class _ExitCodes:
             message = explain(error)
             if message is None:
                 raise
-            if isinstance(error, OSError):  # perhaps stdout failed, such as on a full disk
+            if isinstance(error, OSError):  # stdout itself may have failed, as on a full disk
                 _drop_stdout()
             say(f"Error: {message}")
             sys.exit(1)
@@ -109,9 +110,9 @@ class Group(_ExitCodes, click.Group):
 
 
 def _prepare_process() -> None:
-    """Open closed standard streams, handle SIGTERM, and print unencodable characters as "?".
+    """Reopen closed standard streams, handle SIGTERM, and print unencodable characters as "?".
 
-    Closed streams are opened on the null device. Otherwise the next file to be opened would get
+    Closed streams are opened on the null device. Otherwise files that are opened later would get
     their file descriptors. MLX takes the descriptor 0 for a failure, and libraries would print into
     a file with the descriptor 1 or 2.
     """
@@ -145,13 +146,13 @@ def import_mlx() -> None:
         return
     received: list[int] = []
     old_handlers = {}  # by signal
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        old_handlers[stop] = signal.signal(stop, lambda number, _: received.append(number))
+    for delayed in (signal.SIGINT, signal.SIGTERM):
+        old_handlers[delayed] = signal.signal(delayed, lambda number, _: received.append(number))
     try:
         import mlx.core  # noqa: F401
     finally:
-        for stop, handler in old_handlers.items():
-            signal.signal(stop, handler)
+        for delayed, handler in old_handlers.items():
+            signal.signal(delayed, handler)
     for number in received:
         signal.raise_signal(number)
 
@@ -160,7 +161,7 @@ def check_working_folder() -> None:
     """Check that the working folder was not deleted.
 
     Raises:
-        JanusError: it was.
+        JanusError: the folder was deleted.
     """
     message = deleted_folder()
     if message is not None:
@@ -170,11 +171,11 @@ def check_working_folder() -> None:
 def deleted_folder() -> str | None:
     """Return a message if the working folder was deleted, otherwise None."""
     try:
-        os.getcwd()  # noqa: PTH109  pathlib's calls this one
+        os.getcwd()  # noqa: PTH109  Path.cwd only calls it
     except OSError:
-        shown = _former_path()
-        named = f" {shown}" if shown else ""
-        return f"the working folder{named} does not exist any more: change to another folder"
+        path = _former_path()
+        shown_path = f" {path}" if path else ""
+        return f"the working folder{shown_path} does not exist any more: change to another folder"
     return None
 
 
@@ -183,7 +184,7 @@ def _former_path() -> str:
     try:
         return os.readlink("/proc/self/cwd").removesuffix(" (deleted)")  # noqa: PTH115  Linux only
     except OSError:
-        return os.environ.get("PWD", "")  # as the shell knows it
+        return os.environ.get("PWD", "")  # set by the shell
 
 
 def require_train_extra(*packages: str) -> None:
@@ -199,8 +200,8 @@ def require_train_extra(*packages: str) -> None:
 
 
 def _drop_stdout() -> None:
-    """Redirect stdout to the null device: Python's flush at exit would fail again."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not a file
+    """Redirect stdout to the null device, because Python's flush at exit would fail again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # stdout is closed or not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -210,7 +211,7 @@ def _drop_stdout() -> None:
 def explain(error: BaseException) -> str | None:
     """Return a one-line message about an error that the user can mend; None for a bug.
 
-    Files of a deleted working folder cannot be read or written. Then the message is about that.
+    If the working folder was deleted, an error of a file becomes a message about the folder.
     """
     if isinstance(error, OSError | ImageError | OutputError | ConversationError):
         deleted = deleted_folder()
@@ -222,7 +223,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         reason = error.strerror or text
         return f"{error.filename}: {reason}" if error.filename else reason
-    # MLX raises plain RuntimeErrors, such as "[malloc] Unable to allocate 8 bytes."
+    # MLX raises plain RuntimeErrors. Their text begins with a name in brackets, such as "[malloc]
+    # Unable to allocate 8 bytes.", or with "Unable".
     from_mlx = type(error) is RuntimeError and text.startswith(("[", "Unable"))
     out_of_memory = from_mlx and any(word in text for word in ("alloc", "Memory"))
     if out_of_memory or isinstance(error, MemoryError):
@@ -244,7 +246,7 @@ def note(message: str) -> None:
 
 
 def is_quiet() -> bool:
-    """Return whether the running command hides notes and progress bars."""
+    """Return whether the running command hides notes and progress bars; False without a command."""
     context = click.get_current_context(silent=True)
     return context is not None and _QUIET in context.meta
 
@@ -259,6 +261,6 @@ def be_quiet(ctx: click.Context) -> None:
     ctx.call_on_close(lambda level=log.level: log.setLevel(level))
     log.setLevel(logging.ERROR)
     hub_switch = "HF_HUB_DISABLE_PROGRESS_BARS"  # read when huggingface_hub is imported
-    if hub_switch not in os.environ:  # a user's own choice stays
+    if hub_switch not in os.environ:  # otherwise keep the user's choice
         ctx.call_on_close(lambda: os.environ.pop(hub_switch, None))
         os.environ[hub_switch] = "1"

@@ -16,7 +16,7 @@ from .arguments import LoadArguments, load_pipeline
 from .options import quiet_option, version_option, weights_options
 from .progress import byte_progress
 from .runner import Command, import_mlx, note, say
-from .wording import to_flags
+from .wording import flags_in_log_messages, to_flags
 
 if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
@@ -59,8 +59,28 @@ _KEY_VARIABLE = "MLX_JANUS_API_KEY"  # in the environment
     "cors_origins",
     multiple=True,
     metavar="ORIGIN",
-    help="Allow web pages of this site to use the server, such as https://chat.example.org. "
-    "May be repeated.",
+    help="Allow pages of this site, or this browser extension, to use the server: "
+    "https://chat.example.org, chrome-extension://ID, or chrome-extension://* for any. "
+    "* allows every origin, but web pages only if there is a key. May be repeated.",
+)
+@click.option(
+    "--served-model-name",
+    "served_names",
+    multiple=True,
+    metavar="NAME",
+    help="Name of the model in lists and replies, instead of its own. May be repeated.",
+)
+@click.option(
+    "--model-alias",
+    "model_aliases",
+    multiple=True,
+    metavar="NAME",
+    help="A further name that requests may give the model, such as gpt-4o. May be repeated.",
+)
+@click.option(
+    "--upscale-to-size",
+    is_flag=True,
+    help="Enlarge generated images to the size that a request asks for, such as 1024x1024.",
 )
 @click.option(
     "--queue",
@@ -100,11 +120,13 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     arguments = LoadArguments.from_options(options)
 
     def load() -> JanusPipeline:
-        # The server calls this in another thread. There click has no current context, which holds
-        # --quiet, unless it is entered.
+        # The server calls this in another thread, where click has no current context. Enter the
+        # command's context, because it holds --quiet.
         with ctx.scope(cleanup=False):
             return load_pipeline(arguments)
 
+    if "*" in settings.cors_origins and settings.api_key is None:
+        note("without a key, --cors-origin '*' allows apps and extensions, but no web page")
     if settings.log_requests:
         _log_requests()
     stopped_by = run_server(
@@ -127,13 +149,14 @@ def _server_settings(options: Mapping[str, Any]) -> Settings:
     from ..server.settings import Settings
 
     host = options["host"]
-    if host.startswith("[") and host.endswith("]"):  # an IPv6 address as URLs write it
+    if host.startswith("[") and host.endswith("]"):  # an IPv6 address in brackets, as in URLs
         host = host[1:-1]
     key = options["api_key"]
     if key is None:
-        # click ignores an empty variable. Pass it on, so that ``Settings`` refuses it.
+        # click ignores an empty environment variable. Pass it on, so that ``Settings`` refuses it.
         key = os.environ.get(_KEY_VARIABLE)
-    most_requests = max(256, options["queue"] + 64)  # waiting or being handled
+    # At least 64 requests may be handled while the queue is full.
+    most_requests = max(256, options["queue"] + 64)
     try:
         return Settings(
             host=host,
@@ -141,6 +164,9 @@ def _server_settings(options: Mapping[str, Any]) -> Settings:
             api_key=key,
             allow_url_images=options["allow_url_images"],
             cors_origins=options["cors_origins"],
+            served_names=options["served_names"],
+            model_aliases=options["model_aliases"],
+            upscale_to_size=options["upscale_to_size"],
             most_requests=most_requests,
             most_connections=2 * most_requests,
             log_requests=options["log_requests"],
@@ -156,7 +182,7 @@ def _download_and_convert(arguments: LoadArguments) -> None:
 
     if arguments.model is None:  # Janus-Tiny, which is part of the package
         return
-    with byte_progress() as progress:
+    with byte_progress() as progress, flags_in_log_messages():
         find_converted(
             arguments.model,
             bits=arguments.bits,
@@ -168,6 +194,7 @@ def _download_and_convert(arguments: LoadArguments) -> None:
 
 
 def _greet(name: str, url: str) -> None:
+    """Print that the model ``name`` is ready, and the server's address."""
     note(f"{name} is ready: a web page at the address below, OpenAI's API under /v1. Ctrl-C stops.")
     click.echo(url)
 

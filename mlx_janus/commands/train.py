@@ -142,7 +142,7 @@ def tiny(
         return
     with _StepBar() as bar:
         train_tiny(output, recipe, every=checkpoint_every, report=bar.report)
-    if mx.distributed.init().rank() > 0:  # the second process: only the first one reports
+    if mx.distributed.init().rank() > 0:  # this is the second process; only the first one reports
         return
     plot_log(output / LOG_FILE, output / "losses.png")
     click.echo(str(output / MODEL_FOLDER))
@@ -174,13 +174,14 @@ def _recipe(seed: int, steps: Mapping[str, int | None]) -> TinyRecipe:
 def _option_words(context: click.Context) -> list[str]:
     """Return the options of this command as words of a command line, to run the command again.
 
-    Options without a value (None) and flags that are off (False) are left out.
+    Options without a value (None) are left out, and so is the only flag, --beside, which is off.
     """
     words = []
     for option in context.command.params:
         value = context.params[str(option.name)]
         if value is not None and value is not False:  # 0 is a value
-            words += [option.opts[0], str(value)]  # opts: the option's names, such as --seed
+            name = option.opts[0]  # such as --seed
+            words += [name, str(value)]
     return words
 
 
@@ -199,12 +200,13 @@ class _StepBar:
             self.bar.close()
 
     def report(self, stage: str, done: int, total: int, measured: dict[str, float]) -> None:
-        """Show that step ``done`` of a stage has ended. A new stage gets a new bar.
+        """Show that step ``done`` of a stage has ended, with its measurements, such as losses.
 
-        If an earlier run was interrupted in the stage, the first report is of a later step than 1.
+        A new stage gets a new bar. If an earlier run was interrupted in the stage, the bar begins
+        with the steps of that run.
         """
         if stage != self.stage:
-            self.__exit__()  # close the bar of the stage before
+            self.__exit__()  # closes the last stage's bar
             self.stage = stage
             self.bar = progress_bar(stage, "step", total)
             self.bar.update(done - 1)  # steps of an earlier run

@@ -18,13 +18,14 @@ _FLAGS = {
     "private": "--private",
     "recipe": "--recipe",
     "repo_id": "--upload",
+    "roles": "--roles",
 }
 """Keywords in the library's messages, and the command options that set them."""
 
 _VALUE = r'\.\.\.|True|\d+|"[\w./-]+"'
 _KEYWORD = rf"(?:{'|'.join(_FLAGS)})=(?:{_VALUE})"
-# A keyword follows a space. A file name that looks like a keyword is in quotes, or starts the
-# message.
+# A keyword follows a space. A file name that looks like a keyword does not, because messages
+# put file names in quotes or at their beginning.
 _KEYWORD_LIST = re.compile(rf"(?<= ){_KEYWORD}(?:, {_KEYWORD})*(?=[\s,;:.)]|$)")
 
 
@@ -35,11 +36,11 @@ def to_flags(message: str) -> str:
     ``...`` for any value.
     """
 
-    def flags(found: re.Match[str]) -> str:
-        keywords = found[0].split(", ")
+    def flags_of_list(found: re.Match[str]) -> str:
+        keywords = found.group().split(", ")
         return " ".join(_to_flag(keyword) for keyword in keywords)
 
-    return _KEYWORD_LIST.sub(flags, message)
+    return _KEYWORD_LIST.sub(flags_of_list, message)
 
 
 def _to_flag(keyword: str) -> str:
@@ -55,7 +56,7 @@ def _to_flag(keyword: str) -> str:
 def flags_in_log_messages() -> Iterator[None]:
     """Replace keywords with flags in messages of the logger "mlx_janus" during the context.
 
-    Loggers below it, such as "mlx_janus.server", are not changed.
+    Messages of its child loggers, such as "mlx_janus.server", are not changed.
     """
     log = logging.getLogger("mlx_janus")
     log.addFilter(_replace_keywords)

@@ -1,8 +1,8 @@
 """Continuous batching of images: an image can join a batch at any step and leaves when complete.
 
 Each image has its own prompt, guidance and sampling. Its rows read the same tokens as they would
-without the other images, and its noise depends on its seed and positions only. So the other images
-change it by rounding only.
+without the other images, and its noise depends only on its seed and positions. So the other images
+can change it only through rounding.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ class BatchImage:
     seed: int
     options: DrawOptions
     _chosen: list[tuple[mx.array, int]] = field(default_factory=list, repr=False)
-    """For each token of this image: all images' tokens at its step, and the image's index there."""
+    """For each token so far: the tokens of all images at a step, and this image's index in them."""
 
     def __len__(self) -> int:
         """Return the number of tokens so far."""
         return len(self._chosen)
 
     def append(self, tokens: mx.array, index: int) -> None:
-        """Append the token at ``index`` of ``tokens``, all images' tokens at a step."""
+        """Append the token at ``index`` of ``tokens``, the tokens of all images at a step."""
         self._chosen.append((tokens, index))
 
     def tokens(self, count: int | None = None) -> np.ndarray:
-        """Return the first ``count`` tokens, or all so far, in raster order: (n,) int32."""
+        """Return the first ``count`` tokens in raster order, (n,) int32; None: all so far."""
         ids = []
         for tokens, index in self._chosen[:count]:
             ids.append(np.array(tokens)[index])
@@ -71,12 +71,12 @@ class DrawingBatch:
         self._clear()
 
     def _clear(self) -> None:
-        """Forget all images: none are left, or an error made their rows inconsistent."""
+        """Forget all images, because none are left or an error made their rows inconsistent."""
         self.images = []
         self._cache: RaggedCache = []  # KV cache of all rows
         self._row_pairs: list[RowPair] = []  # one for each image
-        self._keys = mx.zeros((0, 0, 2), mx.uint32)  # (n, positions, 2): random keys
-        # (n,): tokens chosen, but neither added to the images nor read by the model
+        self._keys = mx.zeros((0, 0, 2), mx.uint32)  # random keys, (n, positions, 2)
+        # The images' newest tokens, (n,): neither added to the images nor read by the model yet.
         self._next_tokens = mx.zeros((0,), mx.uint32)
 
     def add(
@@ -89,7 +89,8 @@ class DrawingBatch:
 
         Args:
             ids: the prompt, ending with begin-of-image.
-            unconditional: the prompt with pads in place of its words, of the same length.
+            unconditional: the prompt with pads in place of its words, of the same length; unused
+                without guidance.
             images: new images, all with guidance or all without.
         """
         model = self._model
@@ -105,7 +106,7 @@ class DrawingBatch:
         cache = model.make_ragged_cache(len(prompts))
         embeddings = model.embed_text(mx.array(prompts))
         hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)
-        keep_rows(cache, prompt_of_row)  # copies the row of each prompt for each image
+        keep_rows(cache, prompt_of_row)  # repeats the row of each prompt for all images
         keys = position_keys([image.seed for image in images], self._tokens_per_image)
         logits = model.image_logits(hidden[mx.array(prompt_of_row)])
         first_tokens = _choose_tokens(logits, keys[:, 0], images, pairs)
@@ -120,7 +121,7 @@ class DrawingBatch:
         first_tokens: mx.array,
         images: Sequence[BatchImage],
     ) -> None:
-        """Append new images, whose prompt was read into a cache of their own, to the batch.
+        """Append new images to the batch. Their prompt was read into a separate cache.
 
         Args:
             cache: the cache of the new images only.
@@ -135,7 +136,8 @@ class DrawingBatch:
             self._keys = keys
             self._next_tokens = first_tokens
         else:
-            # The new rows come after the rows that the batch has.
+            # The new rows come after the batch's rows, so their indices increase by the number of
+            # these: the highest index plus 1.
             offset = 1 + max(max(pair) for pair in self._row_pairs)
             try:
                 add_rows(self._cache, cache)
@@ -157,13 +159,13 @@ class DrawingBatch:
         is raised.
         """
         removed = set(images)
-        kept = [i for i, image in enumerate(self.images) if image not in removed]  # indices
-        if len(kept) == len(self.images):
+        kept_indices = [i for i, image in enumerate(self.images) if image not in removed]
+        if len(kept_indices) == len(self.images):
             return
-        if not kept:
+        if not kept_indices:
             self._clear()
             return
-        pairs = [self._row_pairs[i] for i in kept]
+        pairs = [self._row_pairs[i] for i in kept_indices]
         kept_rows = sorted({row for pair in pairs for row in pair})
         try:
             keep_rows(self._cache, kept_rows)
@@ -173,12 +175,12 @@ class DrawingBatch:
         new_row = {old: new for new, old in enumerate(kept_rows)}
         moved = [RowPair(new_row[pair.conditional], new_row[pair.unconditional]) for pair in pairs]
         self._row_pairs = moved
-        self._keys = self._keys[mx.array(kept)]
-        self._next_tokens = self._next_tokens[mx.array(kept)]
-        self.images = [self.images[i] for i in kept]
+        self._keys = self._keys[mx.array(kept_indices)]
+        self._next_tokens = self._next_tokens[mx.array(kept_indices)]
+        self.images = [self.images[i] for i in kept_indices]
 
     def step(self) -> list[BatchImage]:
-        """Add a token to every image, and start the pass that chooses the tokens after these.
+        """Add a token to every image, and start the pass that chooses the next tokens.
 
         Returns:
             The images that are complete now. They are removed from the batch.
@@ -192,7 +194,7 @@ class DrawingBatch:
         self.remove(complete)
         if self.images:
             self._next_tokens = self._choose_next_tokens()
-            mx.async_eval(self._next_tokens)  # does not wait
+            mx.async_eval(self._next_tokens)  # starts the pass without waiting for it
         mx.eval(tokens)
         self._steps_done += 1
         if self._steps_done % _CLEAR_EVERY == 0:
@@ -202,12 +204,12 @@ class DrawingBatch:
     def _choose_next_tokens(self) -> mx.array:
         """Read the newest token of every image, and choose the one after it: (n,)."""
         model = self._model
-        image_of_row: dict[int, int] = {}  # indices
+        image_of_row: dict[int, int] = {}  # row -> index of its image
         for index, pair in enumerate(self._row_pairs):
             image_of_row[pair.conditional] = index
             image_of_row[pair.unconditional] = index
-        images_by_row = [image_of_row[row] for row in range(len(image_of_row))]
-        row_tokens = self._next_tokens[mx.array(images_by_row)]
+        image_indices = [image_of_row[row] for row in range(len(image_of_row))]
+        row_tokens = self._next_tokens[mx.array(image_indices)]
         embeddings = model.embed_image_tokens(row_tokens[:, None])
         hidden = model.hidden_states(embeddings, self._cache)
         logits = model.image_logits(hidden[:, 0])
@@ -224,7 +226,7 @@ def _choose_tokens(
     Args:
         logits: (rows, codebook size).
         keys: a random key for each image, (n, 2).
-        images: the images.
+        images: the n images, for their options.
         pairs: the rows of each image in ``logits``.
 
     Returns:
@@ -234,15 +236,15 @@ def _choose_tokens(
     if any(pair.conditional != pair.unconditional for pair in pairs):  # an image has guidance
         unconditional = logits[mx.array([pair.unconditional for pair in pairs])]
         # An image without guidance has one row and weight 1, so that ``guide`` returns its logits.
-        weights = mx.array([image.options.cfg_weight for image in images], logits.dtype)
-        image_logits = guide(image_logits, unconditional, weights[:, None])
+        cfg_weights = mx.array([image.options.cfg_weight for image in images], logits.dtype)
+        image_logits = guide(image_logits, unconditional, cfg_weights[:, None])
     # ``choose`` takes one temperature and one top_p, so group the indices of images by these two.
     groups: dict[tuple[float, float], list[int]] = {}
     for index, image in enumerate(images):
         sampling = (image.options.temperature, image.options.top_p)
         groups.setdefault(sampling, []).append(index)
     if len(groups) == 1:
-        ((temperature, top_p),) = groups
+        temperature, top_p = next(iter(groups))  # the only key
         return choose(image_logits, keys, temperature, top_p)
     chosen = []
     order: list[int] = []  # for each token in ``chosen``, the index of its image
@@ -250,5 +252,5 @@ def _choose_tokens(
         indices = mx.array(members)
         chosen.append(choose(image_logits[indices], keys[indices], temperature, top_p))
         order += members
-    by_image = mx.array(np.argsort(order))
-    return mx.concatenate(chosen)[by_image]
+    in_image_order = mx.array(np.argsort(order))
+    return mx.concatenate(chosen)[in_image_order]

@@ -1,9 +1,9 @@
 """The decode loop for images, two rows an image (reference: ``generation_inference.py``).
 
 The conditional row follows the prompt. The unconditional row has pads in place of everything
-between the prompt's first and last token. It attends to the pads like any token. Both rows read the
-one token that is chosen. There is no stop token, so a token never has to leave the device: it feeds
-the next step while the caller looks at the previous one.
+between the prompt's first and last token, and attends to these pads as to any token. Both rows read
+the same chosen tokens. There is no stop token, so the next step reads a token on the device before
+the caller does.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .sampling import choose, guide, position_keys
 _CLEAR_EVERY = 256
 """Positions between two frees of MLX's buffer cache, as in mlx-lm's loop.
 
-Attention's arrays grow, and the cache would keep the smaller ones.
+Attention's arrays grow at each position, and the buffer cache would keep the smaller, unused ones.
 """
 PREFILL_STEP = 512
-"""Positions of a prompt read at once: attention's scores grow with their square."""
+"""Positions of a prompt read at once. The memory of attention's scores grows with its square."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class DrawOptions:
         return 1 if self.cfg_weight == 1 else 2
 
     def metadata(self) -> dict[str, str]:
-        """Return guidance and sampling for an image file's metadata, with up to 15 digits each."""
+        """Return the guidance and sampling options as text, for an image file's metadata."""
         names = ("cfg_weight", "temperature", "top_p")
-        return {name: f"{getattr(self, name):.15g}" for name in names}
+        return {name: f"{getattr(self, name):.15g}" for name in names}  # at most 15 digits
 
 
 def draw_tokens(
@@ -146,22 +146,24 @@ def _read_prompts(
         prompts: ids of each prompt, all of one length.
         unconditional: ids of the unconditional rows, of the same length.
         prompt_indices: the index of each image's prompt.
-        options: tell whether there are unconditional rows.
+        options: ``rows`` is 2 if there are unconditional rows.
 
     Returns:
-        A cache with ``options.rows`` rows for each image, the conditional rows of all images first,
-        and the hidden states of each row's last position, (rows, 1, hidden).
+        cache: a KV cache with ``options.rows`` rows for each image, the conditional rows of all
+            images first.
+        hidden: the hidden states of each row's last position, (rows, 1, hidden).
     """
     distinct_prompts = [list(ids) for ids in prompts]
     prompt_of_row = list(prompt_indices)
     if options.rows == 2:
-        # The unconditional prompt is appended below, so its index is the present length.
+        # The unconditional prompt is appended next, so its index is the present length.
         prompt_of_row += [len(distinct_prompts)] * len(prompt_indices)
         distinct_prompts.append(list(unconditional))
     cache = model.make_cache(len(unconditional) + token_config(model.config).tokens)
     embeddings = model.embed_text(mx.array(distinct_prompts))
     hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)[:, None]
-    if prompt_of_row != list(range(len(distinct_prompts))):  # else each row has its own prompt
+    one_row_per_prompt = prompt_of_row == list(range(len(distinct_prompts)))
+    if not one_row_per_prompt:
         cache = take_rows(cache, prompt_of_row)
         hidden = hidden[mx.array(prompt_of_row)]
     return cache, hidden
@@ -176,7 +178,7 @@ def _draw_one_by_one(
 
     Args:
         tokens: (n, 1) tokens of position 0.
-        positions: tokens of an image.
+        positions: number of tokens of an image.
         choose_next: reads (n, 1) tokens into the cache, and chooses the tokens at the position that
             is its second argument.
     """
@@ -223,11 +225,11 @@ def _draw_in_windows(
 ) -> Iterator[mx.array]:
     """Yield the accepted tokens of each pass, (n, k). Passes read draft tokens.
 
-    All images advance together, by the tokens that are accepted in every one of them.
+    All images advance together, by the positions that are accepted in every image.
 
     Args:
         first: (n, 1) tokens of position 0.
-        positions: tokens of an image.
+        positions: number of tokens of an image.
         window: positions read in one pass.
         columns: tokens in a row of an image.
         cache: the KV cache, which holds the prompt and grows.
@@ -236,7 +238,8 @@ def _draw_in_windows(
     """
     mx.eval(first)
     yield first
-    tokens = np.zeros((len(first), positions), np.int32)  # accepted, then drafts, then unset
+    # Each image's accepted tokens, then draft tokens, then zeros that are not read.
+    tokens = np.zeros((len(first), positions), np.int32)
     tokens[:, 0] = np.array(first)[:, 0]
     done = 1  # positions with an accepted token
     drafted = 1  # positions with an accepted or a draft token
@@ -257,7 +260,7 @@ def _draw_in_windows(
 
 
 def _count_accepted(chosen: np.ndarray, draft: np.ndarray) -> int:
-    """Count the positions whose tokens were chosen after correct drafts only, in every image.
+    """Count the accepted positions: those that come after only correct drafts in every image.
 
     The first token was chosen after an accepted token, so the count is at least 1.
 

@@ -1,4 +1,4 @@
-"""Read a prompt into a KV cache in chunks: L positions at once would need L x L scores."""
+"""Read a prompt into a KV cache in chunks. L positions at once need L x L attention scores."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from mlx_lm.sample_utils import apply_top_p
 
 from ..limits import MAX_SEED, RANDOM_SEED, check_int
 
-_ARGMAX_BELOW = 1e-30  # a lower temperature T means argmax: 1 / T would overflow
+_ARGMAX_BELOW = 1e-30  # temperatures T below this take the argmax, because 1 / T would overflow
 
 
 def random_seed() -> int:
@@ -53,11 +53,11 @@ def guide(conditional: mx.array, unconditional: mx.array, weight: float | mx.arr
 def position_keys(seeds: Sequence[int], positions: int) -> mx.array:
     """Return one random key for every image and position: (n, positions, 2).
 
-    Another number of positions gives other keys, so always pass that of an entire image.
+    The keys depend on the number of positions, so always pass that of an entire image.
 
     Args:
         seeds: the seeds of n images.
-        positions: tokens of an image.
+        positions: number of tokens of an image.
     """
     keys = []
     for seed in seeds:
@@ -67,7 +67,7 @@ def position_keys(seeds: Sequence[int], positions: int) -> mx.array:
 
 
 def gumbel_noise(keys: mx.array, size: int) -> mx.array:
-    """Return ``size`` numbers of Gumbel noise for each random key: (..., 2) -> (..., size).
+    """Return ``size`` samples of Gumbel noise for each random key: (..., 2) -> (..., size).
 
     The noise of a key does not depend on the other keys.
     """
@@ -81,9 +81,14 @@ def gumbel_noise(keys: mx.array, size: int) -> mx.array:
 
 
 def scale_logits(logits: mx.array, temperature: float, top_p: float) -> mx.array:
-    """Apply the temperature, which must be above 0, and nucleus sampling to (..., V) logits.
+    """Apply a temperature and nucleus sampling to (..., V) logits.
 
     Nucleus sampling: tokens outside the smallest set with probability ``top_p`` get minus infinity.
+
+    Args:
+        logits: (..., V).
+        temperature: above 0.
+        top_p: probability of the tokens to keep; 1: keep all.
 
     Returns:
         (..., V) scaled logits if ``top_p`` is 1, else log-probabilities.
@@ -102,7 +107,7 @@ def choose(logits: mx.array, keys: mx.array, temperature: float, top_p: float = 
         logits: (..., V), float32.
         keys: (..., 2), a random key for each row.
         temperature: 0 or more.
-        top_p: nucleus sampling: probability of the smallest set of tokens to sample from.
+        top_p: probability of the smallest set of tokens to sample from (nucleus sampling).
 
     Returns:
         (...) token ids.

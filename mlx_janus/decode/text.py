@@ -1,4 +1,4 @@
-"""The decode loop for text: mlx-lm's loop over embeddings, with keyed sampling and stop strings."""
+"""The decode loops for text, with or without draft tokens, and a filter for stop strings."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TextOptions:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    lookup: int = 0  # most draft tokens of a pass, copied from the prompt and the answer; 0: none
+    lookup: int = 0  # maximum of draft tokens in a pass, copied from earlier tokens; 0: none
 
     def __post_init__(self) -> None:
         set_checked(
@@ -76,7 +76,7 @@ class _LanguageModel:
 
         Args:
             inputs: (B, L) token ids, read only if there are no ``input_embeddings``.
-            cache: the KV cache.
+            cache: the KV cache, which grows by L positions; None: no cache.
             input_embeddings: (B, L, hidden).
         """
         if input_embeddings is None:
@@ -100,11 +100,11 @@ def answer_tokens(
     Args:
         model: the weights.
         embeddings: (L, hidden), the part of the prompt that ``cache`` does not hold.
-        options: sampling and length. ``lookup`` gives the same tokens, except for rounding, in
-            fewer passes.
+        options: sampling and length. With ``lookup``, fewer passes give the same tokens, except
+            where rounding changes one.
         cache: a KV cache that holds the beginning of the prompt, and grows; None: a new cache.
         ids: the prompt's ids, from which drafts are copied. Only ``options.lookup`` uses them.
-        step_arguments: further arguments of mlx-lm's ``generate_step``, which is not called with
+        step_arguments: further arguments of mlx-lm's ``generate_step``; ignored with
             ``options.lookup``.
     """
     with weights_wired():
@@ -152,16 +152,16 @@ def _answer_in_windows(
 ) -> Iterator[int]:
     """Run the loop with draft tokens (prompt lookup decoding).
 
-    A pass reads the newest token and a draft. The noise of a position depends only on the seed, so
-    tokens chosen after correct drafts equal those of ``_answer_one_by_one``, and are accepted.
-    ``known_ids`` holds the prompt's ids, and grows by the answer's ids.
+    A pass reads the newest token and draft tokens. The noise of a position depends only on the
+    seed, so tokens chosen after correct draft tokens equal those of ``_answer_one_by_one``. They
+    are accepted. ``known_ids`` holds the prompt's ids, and grows by the answer's ids.
     """
     cache = cache or model.make_cache()
     key = mx.random.key(options.seed)
     step_keys: list[mx.array] = []  # one for each position of the answer
 
     def choose_tokens(hidden: mx.array, position: int) -> list[int]:
-        """Choose W tokens of the answer, from ``position`` on, by (W, hidden) states."""
+        """Choose W tokens of the answer from (W, hidden) states; the first is at ``position``."""
         nonlocal key
         end = position + len(hidden)
         while len(step_keys) < end:
@@ -187,7 +187,8 @@ def _answer_in_windows(
         newest_and_draft = model.embed_text(mx.array([[known_ids[-1], *draft]]))
         chosen = choose_tokens(model.hidden_states(newest_and_draft, cache)[0], done)
         accepted = chosen[: _count_accepted(chosen, draft)]
-        trim_cache(cache, len(chosen) - len(accepted))  # remove the wrong draft tokens
+        # Remove the first wrong draft token and those after it.
+        trim_cache(cache, len(chosen) - len(accepted))
 
 
 def _count_accepted(chosen: Sequence[int], draft: Sequence[int]) -> int:
@@ -209,16 +210,16 @@ def _count_accepted(chosen: Sequence[int], draft: Sequence[int]) -> int:
 def draft_tokens(known_ids: Sequence[int], max_count: int) -> list[int]:
     """Guess the next tokens: copy those after the last earlier occurrence of the final n-gram.
 
-    The longest final n-gram that occurs earlier is used.
+    The final n-gram is the last n ids, with the largest n from 2 to 4 for which they occur earlier.
 
     Returns:
-        At most ``max_count`` token ids; none if no final n-gram occurs earlier.
+        At most ``max_count`` token ids; an empty list if no final n-gram occurs earlier.
     """
     for length in range(_LONGEST_NGRAM, _SHORTEST_NGRAM - 1, -1):
         if len(known_ids) <= length:
             continue
         final_ngram = list(known_ids[-length:])
-        for start in range(len(known_ids) - length - 1, -1, -1):  # the latest occurrence first
+        for start in reversed(range(len(known_ids) - length)):  # the last occurrence first
             end = start + length
             if list(known_ids[start:end]) == final_ngram:
                 return list(known_ids[end : end + max_count])
@@ -234,7 +235,7 @@ class StopStrings:
 
     def __init__(self, stop: Sequence[str]):
         self._stop = tuple(stop)
-        self._held = ""
+        self._held = ""  # text that is held back
 
     def add(self, text: str) -> tuple[str, bool]:
         """Add text; return the text that is safe to show, and whether a stop string was found."""
@@ -258,6 +259,7 @@ class StopStrings:
 
     def _unsafe_length(self) -> int:
         """Return the length of the longest end of the held text that may begin a stop string."""
+        # At least the last character of a stop string is missing, as ``add`` found no entire one.
         longest = max((len(stop) - 1 for stop in self._stop), default=0)
         for length in range(min(longest, len(self._held)), 0, -1):
             end = self._held[-length:]

@@ -1,4 +1,4 @@
-"""The choice of the window, the positions read in one pass, by timing passes of each width."""
+"""The choice of the window, the number of positions read in one pass, by timing passes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEAN_ACCEPTED = {1: 1.0, 2: 1.4, 4: 1.8, 8: 2.3, 16: 2.6, 32: 2.7}
 The figures are cautious, as they differ between models and prompts (``benchmarks/windows.py``
 measures them).
 """
-_MIN_SPEEDUP = 1.15  # over window 1, as estimated by ``MEAN_ACCEPTED``; less is uncertain
+_MIN_SPEEDUP = 1.15  # over window 1; a smaller estimate is uncertain
 _REPEATS = 3  # timed passes of each window
 
 
@@ -54,7 +54,9 @@ def time_passes(model: JanusModel, rows: int) -> dict[int, float]:
 
 
 def best_window(seconds: Mapping[int, float]) -> int:
-    """Return the window that accepts the most tokens per second, or 1 if it is hardly faster.
+    """Return the window that accepts the most tokens per second.
+
+    Return 1 unless the speedup over window 1 is above ``_MIN_SPEEDUP``.
 
     Args:
         seconds: the seconds of a pass, by window; window 1 must be among them.

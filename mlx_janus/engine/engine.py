@@ -16,15 +16,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import mlx.core as mx
-
 from ..config import JanusConfig
-from ..errors import JanusError, OptionError, PromptError
+from ..errors import ContextLengthError, JanusError, OptionError
 from ..inference.loaded import TASKS, LoadedModel
 from ..inference.pathway import ImagePathway
 from ..inference.pathways import pathway_of
 from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import weights_wired
+from ..threads import ComputingThread, note_use
 from .image_queue import ImageScheduler, ImageTask
 from .messages import AnswerRequest, BusyError, DrawingRequest, Request, StoppingError
 from .text_queue import TextScheduler, TextTask
@@ -64,7 +63,7 @@ class Engine:
         self._stop_at: float | None = None
         # Seconds that recent requests took; the first value is a guess.
         self._durations: deque[float] = deque([1.0], maxlen=16)
-        self._thread = threading.Thread(target=self._run, name="mlx_janus device", daemon=True)
+        self._thread = ComputingThread(self._run, "mlx_janus device", self._end_soon)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] | None = None
         self._schedulers: _Schedulers | None = None
@@ -127,6 +126,7 @@ class Engine:
         """
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.create_future()
+        note_use()
         self._thread.start()
         await self._started
 
@@ -139,12 +139,23 @@ class Engine:
             seconds: time for the running requests to finish. Unfinished ones then end with a
                 StoppingError.
         """
-        with self._changed:  # a second close() may shorten the time, never extend it
+        self._stop_within(seconds)
+        if self._thread.ident is not None:  # it was started
+            await asyncio.to_thread(self._thread.join)
+
+    def _stop_within(self, seconds: float) -> None:
+        """Refuse new requests, and end the running ones after some seconds.
+
+        A second call may shorten the time, but never extends it.
+        """
+        with self._changed:
             stop_at = time.monotonic() + seconds
             self._stop_at = stop_at if self._stop_at is None else min(stop_at, self._stop_at)
             self._changed.notify()
-        if self._thread.ident is not None:  # it was started
-            await asyncio.to_thread(self._thread.join)
+
+    def _end_soon(self) -> None:
+        """End the thread after its present step, as the program ends."""
+        self._stop_within(0)
 
     def submit(self, request: Request) -> Ticket:
         """Queue a request, and return the ticket that yields its events.
@@ -240,9 +251,9 @@ class Engine:
         positions = self.config.language.max_position_embeddings
         length = sum(len(text) for text in texts)
         if length > _MAX_CHARACTERS_PER_POSITION * positions:
-            raise PromptError(
-                f"the prompt is {length} characters long, far more than fits into the context: "
-                "shorten it"
+            raise ContextLengthError(
+                f"the prompt is {length} characters long, and this model's maximum context length "
+                f"is {positions} tokens: shorten it"
             )
 
     # The device's thread
@@ -253,13 +264,11 @@ class Engine:
         If loading fails, ``start`` raises the error. If a later round fails, ``failure`` keeps the
         error, and the thread ends with it.
         """
-        # Without clear_streams at the thread's end, the process may abort when it exits.
         try:
             schedulers = self._load_schedulers()
         except BaseException as error:
             self._stop_at = time.monotonic()
             self._finish_start(error)
-            mx.clear_streams()
             return
         self._finish_start(None)
         try:
@@ -277,7 +286,6 @@ class Engine:
                 self._end_all(schedulers, self.failure or StoppingError())
             finally:
                 self._call_on_loop(self.ended.set)
-                mx.clear_streams()
 
     def _load_schedulers(self) -> _Schedulers:
         """Load the model and the weights of all tasks, and create the schedulers.

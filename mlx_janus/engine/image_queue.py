@@ -28,9 +28,9 @@ class ImageTask:
     started_images: int = 0
     finished_images: int = 0
     running_jobs: dict[ImageJob, int] = field(default_factory=dict)
-    """Running image -> its index in the request."""
+    """For each running image, its index in the request."""
     preview_numbers: dict[int, int] = field(default_factory=dict)
-    """Number of an image's steps -> number of the preview that is due after these steps."""
+    """By the number of steps after which a preview is due: the preview's number, from 0."""
 
     @property
     def waiting_images(self) -> int:
@@ -39,17 +39,17 @@ class ImageTask:
 
 
 @dataclass(frozen=True)
-class _Decoding:
-    """A queued decoding of an image, for a preview or at its end."""
+class _PendingDecode:
+    """A finished image or a preview that waits to be decoded."""
 
     task: ImageTask
-    decode: Callable[[], None]  # decodes the image and sends it to the client
+    run: Callable[[], None]  # decodes the image and adds it to the request's events
 
 
 class ImageScheduler:
     """A scheduler for image requests. All running images form one batch.
 
-    Requests take turns to add a waiting image to the batch.
+    Each free place in the batch goes to the request with the fewest running images.
 
     Args:
         janus: the model.
@@ -62,13 +62,13 @@ class ImageScheduler:
         self._pathway = pathway_of(janus)
         self._batch = self._pathway.batch()
         self._task_of: dict[ImageJob, ImageTask] = {}  # the request of each image in the batch
-        self._final_decodings: deque[_Decoding] = deque()  # of images after their last step
-        self._preview_decodings: dict[ImageJob, _Decoding] = {}  # each image's newest preview
+        self._pending_images: deque[_PendingDecode] = deque()  # images after their last step
+        self._pending_previews: dict[ImageJob, _PendingDecode] = {}  # each image's newest preview
 
     @property
     def running_images(self) -> int:
-        """The number of running images, including those that wait for their final decoding."""
-        return len(self._batch.jobs) + len(self._final_decodings)
+        """The number of images in the batch, and of finished images that are not decoded yet."""
+        return len(self._batch.jobs) + len(self._pending_images)
 
     @property
     def waiting_requests(self) -> int:
@@ -87,8 +87,7 @@ class ImageScheduler:
     def _bytes_per_image(self, tasks: Sequence[ImageTask]) -> int:
         """Return the peak bytes of one image in a batch of these requests.
 
-        Every prompt counts as if it had the length of the longest. Of different options, those
-        that need most memory count.
+        This is the maximum over the requests' options, each with the longest of the prompts.
         """
         longest = max(len(task.ids) for task in tasks)
         return max(self._pathway.bytes_per_image(longest, task.request.options) for task in tasks)
@@ -96,9 +95,9 @@ class ImageScheduler:
     def choose(self, answer_bytes: int) -> tuple[ImageTask, int] | None:
         """Choose the images to start next. They belong to one request, which joins ``running``.
 
-        The request with the fewest images gets the next free place in the batch; of several, the
-        earliest gets it. Only the request with the first of these places starts images now. The
-        others follow in later calls.
+        The free places in the batch are given out one by one. Each goes to the request with the
+        fewest running and new images, or to the earliest of several such requests. Only the request
+        that got the first place starts its new images now. The others follow in later calls.
 
         Args:
             answer_bytes: peak bytes of the running answers.
@@ -111,8 +110,8 @@ class ImageScheduler:
             return None
         running_count = len(self._batch.jobs)
         image_bytes = self._bytes_per_image([*self.running, *candidates])
-        # This is cautious, because running images count twice: their memory is not free, and their
-        # number is subtracted below. So fewer images may start than would fit.
+        # Fewer images may start than would fit, because running images count twice: their memory is
+        # not free, and their number is subtracted from ``fitting`` below.
         fitting = images_that_fit(self._janus, image_bytes, answer_bytes)
         if not running_count:  # start one image without a memory check, or it might wait for ever
             fitting = max(fitting, 1)
@@ -138,7 +137,7 @@ class ImageScheduler:
         A failure ends this request, and any other request whose running images the batch lost.
         """
         request = task.request
-        jobs: dict[ImageJob, int] = {}  # new image -> its index in the request
+        jobs: dict[ImageJob, int] = {}  # for each new image, its index in the request
         for index in range(task.started_images, task.started_images + count):
             seed = request.seed + index
             jobs[ImageJob(request.prompt, task.ids, seed, request.options)] = index
@@ -156,7 +155,7 @@ class ImageScheduler:
     def step(self) -> None:
         """Advance every running image by a step, then decode one finished image or one preview.
 
-        Decodings are queued, as only one is done after each step. Finished images come first.
+        The loops only queue the finished images and the previews. ``_decode_one`` decodes one.
 
         If the step fails, all requests with a running image end with the error.
         """
@@ -170,37 +169,41 @@ class ImageScheduler:
         for job, canvas in finished.items():
             task = self._task_of.pop(job)
             index = task.running_jobs.pop(job)
-            self._preview_decodings.pop(job, None)
-            self._final_decodings.append(self._final_decoding(task, index, canvas))
+            self._pending_previews.pop(job, None)
+            self._pending_images.append(self._make_pending_image(task, index, canvas))
         for job in self._batch.jobs:
             task = self._task_of[job]
             number = task.preview_numbers.get(self._batch.steps_done(job))
             if number is not None:
                 index = task.running_jobs[job]
                 canvas = self._batch.canvas(job)
-                decoding = self._preview_decoding(task, index, number, canvas)
-                self._preview_decodings[job] = decoding  # replaces an older preview
+                pending = self._make_pending_preview(task, index, number, canvas)
+                self._pending_previews[job] = pending  # replaces an older preview
         self._decode_one()
 
     def _decode_one(self) -> None:
-        """Decode the first finished image or, if there is none, the first preview.
+        """Decode the first finished image in the queue or, if there is none, the first preview.
 
-        Only one image is decoded, since decoding delays every answer. A failure ends only the
-        image's request.
+        Only one image is decoded in a call, since decoding delays every answer. A failure ends only
+        the image's request.
         """
-        if self._final_decodings:
-            decoding = self._final_decodings.popleft()
-        elif self._preview_decodings:
-            decoding = self._preview_decodings.pop(next(iter(self._preview_decodings)))
+        if self._pending_images:
+            pending = self._pending_images.popleft()
+        elif self._pending_previews:
+            first_job = next(iter(self._pending_previews))
+            pending = self._pending_previews.pop(first_job)
         else:
             return
         try:
-            decoding.decode()
+            pending.run()
         except Exception as error:
-            self.drop([decoding.task], error)
+            self.drop([pending.task], error)
 
-    def _final_decoding(self, task: ImageTask, index: int, canvas: Canvas) -> _Decoding:
-        """Return the decoding of a finished image. A request ends with its last decoding."""
+    def _make_pending_image(self, task: ImageTask, index: int, canvas: Canvas) -> _PendingDecode:
+        """Return a queue item that decodes the request's finished image ``index``.
+
+        Decoding the last image of a request ends the request.
+        """
 
         def decode() -> None:
             image = canvas.finish()
@@ -209,27 +212,27 @@ class ImageScheduler:
             if task.finished_images == task.request.n:
                 self.drop([task])
 
-        return _Decoding(task, decode)
+        return _PendingDecode(task, decode)
 
-    def _preview_decoding(
+    def _make_pending_preview(
         self, task: ImageTask, index: int, number: int, canvas: Canvas
-    ) -> _Decoding:
-        """Return the decoding of preview ``number`` of the request's image ``index``."""
+    ) -> _PendingDecode:
+        """Return a queue item that decodes preview ``number`` of the request's image ``index``."""
 
         def decode() -> None:
             task.ticket.add_event(Partial(index, number, canvas.preview()))
 
-        return _Decoding(task, decode)
+        return _PendingDecode(task, decode)
 
     def drop(self, tasks: Sequence[ImageTask], error: BaseException | None = None) -> None:
         """End requests, finished or not, and remove their images from the batch.
 
         Args:
             tasks: requests in ``running``.
-            error: the reason, raised by the requests' tickets; None: they end without an error.
+            error: the error that the requests' tickets raise; None: the requests end without one.
         """
         for task in tasks:
-            if task not in self.running:  # an earlier failure of ``remove`` has ended it
+            if task not in self.running:  # it has ended, because ``remove`` failed for another task
                 continue
             jobs = list(task.running_jobs)
             self._forget(task)
@@ -249,26 +252,27 @@ class ImageScheduler:
     def _end_tasks_with_lost_images(self, error: BaseException) -> None:
         """End the requests whose running images were lost when the batch failed with ``error``.
 
-        A request that has no running image, but waits for its turn or for decoding, continues.
+        A request without running images continues. Its other images wait to be started or decoded.
         """
-        kept = set(self._batch.jobs)
-        for task in [task for task in self.running if not kept.issuperset(task.running_jobs)]:
-            self.drop([task], error)
+        remaining = set(self._batch.jobs)
+        for task in list(self.running):
+            if not remaining.issuperset(task.running_jobs):
+                self.drop([task], error)
 
     def _forget(self, task: ImageTask) -> None:
         """Remove a request from the lists and queues of this scheduler, but not from the batch."""
         self.running.remove(task)
         for job in task.running_jobs:
             self._task_of.pop(job, None)
-            self._preview_decodings.pop(job, None)
+            self._pending_previews.pop(job, None)
         task.running_jobs.clear()
-        self._final_decodings = deque(
-            decoding for decoding in self._final_decodings if decoding.task is not task
+        self._pending_images = deque(
+            pending for pending in self._pending_images if pending.task is not task
         )
 
 
 def _preview_numbers(request: DrawingRequest, steps: int) -> dict[int, int]:
-    """Return the number of each preview, by the number of steps after which it is due.
+    """Return the number of each preview, from 0, by the number of steps after which it is due.
 
     Previews are evenly spaced. There is none after the last step, when the image is finished.
 

@@ -18,7 +18,7 @@ class AnswerRequest:
     """A request for answers to the last turn of a conversation.
 
     Args:
-        turns: messages, the last one the user's.
+        turns: messages. If the last one is the assistant's, the answers continue its text.
         images: the images of all turns, in order, upright and RGB.
         options: sampling and length. The seed is the first answer's; the other answers use the
             following numbers.

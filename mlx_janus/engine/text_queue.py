@@ -75,15 +75,15 @@ class TextScheduler:
     def choose(self, images_running: bool, image_bytes: int) -> tuple[list[TextTask], bool]:
         """Take from the queue the requests that may start now.
 
-        If nothing is running, the first request starts without a memory check: no other request
-        would free memory for it, so it would wait for ever.
+        If nothing is running, the first request starts without a memory check. Otherwise it might
+        wait for ever, because no other request would free memory for it.
 
         Args:
             images_running: whether images are running, which will free memory when they finish.
             image_bytes: peak bytes of those images.
 
         Returns:
-            The requests to start, and whether the next one in the queue waits for memory.
+            The requests to start, and whether the next request in the queue waits for memory.
         """
         chosen: list[TextTask] = []
         while self.waiting and len(self.running) + len(chosen) < self._max_running:
@@ -96,9 +96,11 @@ class TextScheduler:
         return chosen, False
 
     def _make_room(self, needed: int) -> bool:
-        """Free prefix caches, the oldest first, until ``needed`` bytes fit; return whether they do.
+        """Free prefix caches until ``needed`` bytes fit, the least recently used first.
 
-        If the bytes would not fit even without the prefix caches, keep all of these.
+        Returns:
+            Whether the bytes fit. False if they would not fit even without prefix caches; then none
+            is freed.
         """
         cached = sum(prefix_cache.nbytes for prefix_cache in self._prefix_caches)
         if needed > SAFE_SHARE * (available_memory() + cached):
@@ -117,7 +119,7 @@ class TextScheduler:
     def step(self) -> None:
         """Advance every answer by a token, and read one image or one chunk of one prompt.
 
-        The other prompts wait: reading several chunks in a round would delay the next token
+        The other prompts wait, because reading several chunks in a round would delay the next token
         of every answer. A failure ends only its own request.
         """
         first_reading = next((task for task in self.running if task.reading), None)
@@ -137,19 +139,19 @@ class TextScheduler:
 
         Args:
             tasks: requests in ``running``.
-            error: the reason, raised by the requests' tickets. None: they end without an error,
-                unless closing the answer fails.
+            error: the error that the requests' tickets raise; None: the requests end without one,
+                unless closing an answer fails.
         """
         for task in tasks:
             self.running.remove(task)
             assert task.steps is not None
-            reason = error
+            ticket_error = error
             try:
                 task.steps.close()
             except Exception as failure:
-                reason = error or failure
+                ticket_error = error or failure
             finally:
-                task.ticket.end(reason)
+                task.ticket.end(ticket_error)
         if tasks:
             mx.clear_cache()
 
@@ -157,19 +159,25 @@ class TextScheduler:
         """Generate a request's answers one after the other, each from the best prefix cache.
 
         Yields:
-            None after each encoded image, chunk of the prompt, and token, so that other requests
-                get a turn.
+            None after each image, each chunk of the prompt and each token, so that the scheduler
+                can advance the other requests.
         """
         request = task.request
         keys = self._features.keys(task.ids, task.digests)  # contents of the prompt's positions
-        images = dict(zip(task.digests, request.images, strict=True))
+        images = dict(zip(task.digests, request.images, strict=True))  # by digest
         for index in range(request.n):
             options = replace(request.options, seed=request.options.seed + index)
             prefix_cache = self._take_prefix_cache(keys)
             # Encode only the images of positions that the prefix cache does not hold.
             yield from self._features.encode(keys[prefix_cache.common_length(keys) :], images)
             events = prefix_cache.answer(
-                task.ids, keys, self._features, images, options, step=_PREFILL_STEP
+                task.ids,
+                keys,
+                self._features,
+                images,
+                options,
+                step=_PREFILL_STEP,
+                continues=request.turns[-1].role == "assistant",
             )
             try:
                 for event in events:
@@ -184,13 +192,16 @@ class TextScheduler:
                 self._keep_prefix_cache(prefix_cache)
 
     def _take_prefix_cache(self, keys: Sequence[Key]) -> PrefixCache:
-        """Take the prefix cache with the longest common prefix with a prompt, or return a new one.
+        """Take out the prefix cache that shares the longest prefix with a prompt.
 
-        Only this common prefix of the cache can be used again. A cache that would lose more than
+        Only the shared prefix of the cache can be used again. A cache that would lose more than
         half of its positions is left for other prompts.
 
         Args:
             keys: the contents of the prompt's positions.
+
+        Returns:
+            The prefix cache; a new one if no other fits.
         """
         common_lengths = {cache: cache.common_length(keys) for cache in self._prefix_caches}
         fitting = [
@@ -203,9 +214,10 @@ class TextScheduler:
         return best
 
     def _keep_prefix_cache(self, prefix_cache: PrefixCache) -> None:
-        """Keep a prefix cache as the most recently used one, and forget the oldest ones.
+        """Keep a prefix cache as the most recently used one. Free the least recently used ones.
 
-        At most ``_MAX_PREFIX_CACHES`` are kept, in a share of the free memory.
+        At most ``_MAX_PREFIX_CACHES`` are kept, in at most ``_PREFIX_CACHE_SHARE`` of the memory
+        that would be free without them.
         """
         if not prefix_cache.keys:  # a failed pass has emptied it
             return

@@ -28,7 +28,7 @@ class Ticket(AsyncIterator[Event]):
         self.ended = False  # the engine has sent the end of the events
         self._submitted_at = time.monotonic()
         self._loop = asyncio.get_running_loop()
-        # After the events: None, or the error of a failed request.
+        # The last item is not an event: it is the error of a failed request, otherwise None.
         self._events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
         self._on_cancel = on_cancel
         self._on_end = on_end
@@ -39,7 +39,7 @@ class Ticket(AsyncIterator[Event]):
 
         Raises:
             StopAsyncIteration: the events have ended.
-            BaseException: the request failed. The error is raised once; then the events have ended.
+            BaseException: the error of a failed request. Further calls raise StopAsyncIteration.
         """
         if self._all_read:
             raise StopAsyncIteration
@@ -76,7 +76,7 @@ class Ticket(AsyncIterator[Event]):
             self._put(error)
 
     def _put(self, item: Event | BaseException | None) -> None:
-        """Add an item to the queue, on the event loop."""
+        """Add an item to the queue of events, from the engine's thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads the events
             self._loop.call_soon_threadsafe(self._events.put_nowait, item)
 
@@ -102,8 +102,10 @@ Task = TypeVar("Task", bound=_HasTicket)
 def end_waiting(queue: deque[Task], *, stopping: bool) -> None:
     """Remove and end a queue's cancelled requests, or all requests if the engine is stopping.
 
-    If the engine is stopping, all end with a StoppingError. Otherwise they end without an error.
+    If the engine is stopping, all end with a StoppingError. Otherwise the cancelled ones end
+    without an error.
     """
-    for task in [task for task in queue if stopping or task.ticket.cancelled]:
-        queue.remove(task)
-        task.ticket.end(StoppingError() if stopping else None)
+    for task in list(queue):
+        if stopping or task.ticket.cancelled:
+            queue.remove(task)
+            task.ticket.end(StoppingError() if stopping else None)

@@ -44,17 +44,19 @@ def measure_existence(
     progress: Progress,
 ) -> dict[str, YesNoScores]:
     """Measure POPE's scores on held-out scenes, for each strategy to choose an absent object."""
-    random = np.random.default_rng([seed, 11])  # 11: random numbers of this part only
+    random = np.random.default_rng([seed, 11])  # 11: this part's own random numbers
     held_out = _held_out_scenes(random)
     scenes = list(islice(held_out, sizes.pictures))
-    popular = _by_popularity(scenes)
+    names_by_frequency = _by_popularity(scenes)
     done = 0
     total = len(STRATEGIES) * len(scenes)
     results = {}
     for strategy in STRATEGIES:
         outcomes = []
         for scene in scenes:
-            outcomes += _ask_about_present_and_absent(janus, scene, strategy, popular, random)
+            outcomes += _ask_about_present_and_absent(
+                janus, scene, strategy, names_by_frequency, random
+            )
             done += 1
             progress("existence", done, total)
         results[strategy] = _score_yes_no(outcomes)
@@ -64,7 +66,8 @@ def measure_existence(
 def _by_popularity(scenes: Sequence[shapes.Scene]) -> list[language.Name]:
     """List the names (shape, colour) that occur in these scenes, the most frequent first.
 
-    A name's frequency is the number of scenes that have it. Equally frequent names are sorted.
+    A name's frequency is the number of scenes that have it. Equally frequent names are in
+    alphabetical order.
     """
     counts: Counter[language.Name] = Counter()
     for scene in scenes:
@@ -81,18 +84,18 @@ def _ask_about_present_and_absent(
     janus: JanusPipeline,
     scene: shapes.Scene,
     strategy: str,
-    popular: Sequence[language.Name],
+    names_by_frequency: Sequence[language.Name],
     random: np.random.Generator,
 ) -> list[tuple[bool, bool | None]]:
     """Ask the model whether a scene has a present object, then whether it has an absent one.
 
-    An object that is held out of training is the first choice for the present one.
+    If the scene has objects that are held out of training, the present object is one of them.
 
     Args:
         janus: the model.
         scene: the scene.
         strategy: how to choose the absent object, one of ``STRATEGIES``.
-        popular: the objects of all scenes, the most frequent first.
+        names_by_frequency: the objects of all scenes, the most frequent first.
         random: source of all choices.
 
     Returns:
@@ -103,7 +106,7 @@ def _ask_about_present_and_absent(
     names = sorted({thing.name for thing in scene.things})
     held_out = [name for name in names if name in shapes.HELD_OUT]
     present = _choose(random, held_out or names)
-    absent = _choose_absent(strategy, names, popular, random)
+    absent = _choose_absent(strategy, names, names_by_frequency, random)
     outcomes = []
     for name, is_present in ((present, True), (absent, False)):
         shape, colour = name
@@ -116,22 +119,24 @@ def _ask_about_present_and_absent(
 def _choose_absent(
     strategy: str,
     present: Sequence[language.Name],
-    popular: Sequence[language.Name],
+    names_by_frequency: Sequence[language.Name],
     random: np.random.Generator,
 ) -> language.Name:
-    """Choose an absent object.
+    """Choose an object that is absent from a scene.
 
     Args:
-        strategy: one of ``STRATEGIES``. If it finds no object, any absent one is chosen.
+        strategy: "random" chooses one of all absent objects; "popular", one of the most frequent
+            of them; "adversarial", one that shares either its shape or its colour with a present
+            object. If a strategy finds no object, any absent one is chosen.
         present: the objects of the scene.
-        popular: the objects of all scenes, the most frequent first.
+        names_by_frequency: the objects of all scenes, the most frequent first.
         random: source of all choices.
     """
     absent = language.absent_names(present)
     candidates = absent
     if strategy == "popular":
-        absent_and_popular = [name for name in popular if name not in present]
-        candidates = absent_and_popular[:_POPULAR_COUNT]
+        absent_by_frequency = [name for name in names_by_frequency if name not in present]
+        candidates = absent_by_frequency[:_POPULAR_COUNT]
     elif strategy == "adversarial":
         candidates = language.near_misses(absent, present)
     return _choose(random, candidates or absent)
@@ -178,7 +183,7 @@ def measure_attributes(
     progress: Progress,
 ) -> dict[str, float]:
     """Measure the share of right answers to questions about each attribute of held-out scenes."""
-    random = np.random.default_rng([seed, 12])  # 12: random numbers of this part only
+    random = np.random.default_rng([seed, 12])  # 12: this part's own random numbers
     done = 0
     total = len(ATTRIBUTES) * sizes.pictures
     results = {}
@@ -195,7 +200,10 @@ def measure_attributes(
 
 
 def _held_out_scenes(random: np.random.Generator) -> Iterator[shapes.Scene]:
-    """Yield held-out scenes without end, in turn of the splits "scenes" and "pairs"."""
+    """Yield held-out scenes without end, alternately of the splits "scenes" and "pairs".
+
+    Empty scenes are left out.
+    """
     yielded = 0
     while True:
         split: shapes.Split = "pairs" if yielded % 2 else "scenes"

@@ -24,12 +24,13 @@ def measure_codec(
     """Measure the image codec on random scenes.
 
     Returns:
-        The mean PSNR in dB, and the share of images that the judge reads right, for the images
-        before coding and for their reconstructions.
+        "psnr": mean PSNR of the reconstructions, in dB.
+        "judge_right_before": share of original images that the judge reads right.
+        "judge_right_after": share of reconstructions that the judge reads right.
     """
     import mlx.core as mx
 
-    random = np.random.default_rng([seed, 14])  # 14: random numbers of this part only
+    random = np.random.default_rng([seed, 14])  # 14: this part's own random numbers
     right_before = 0
     right_after = 0
     psnr = []
@@ -42,10 +43,11 @@ def measure_codec(
         output = janus.model.decode_image_tokens(tokens)
         decoded = np.array(output[0]).clip(-1, 1)
         errors = decoded - pixels
-        squared_error = float((errors**2).mean())
-        noise = max(squared_error, 1e-10)  # never 0, because it is a divisor
-        # PSNR divides the square of the values' range by the noise. The range is 2, from -1 to 1.
-        psnr.append(10 * np.log10(4 / noise))
+        mean_squared_error = float((errors**2).mean())
+        divisor = max(mean_squared_error, 1e-10)  # never 0
+        # PSNR divides the square of the values' range by the mean squared error. The values range
+        # from -1 to 1, so the square is 4.
+        psnr.append(10 * np.log10(4 / divisor))
         values = (decoded + 1) * 127.5
         reconstruction = values.round().astype(np.uint8)
         right_before += is_read_right(scene, shapes.render(scene))
@@ -70,7 +72,7 @@ def is_read_right(scene: shapes.Scene, image: Any) -> bool:
     names = Counter(thing.name for thing in scene.things)
     if names_found != names:
         return False
-    too_far = shapes.SMALLEST / 2  # pixels
+    too_far = shapes.SMALLEST / 2  # pixels; half the size of the smallest thing
     return all(_distance_to_nearest(thing, found) < too_far for thing in scene.things)
 
 

@@ -24,8 +24,7 @@ def kl_divergence(reference: mx.array, other: mx.array) -> mx.array:
 def overlap(reference: mx.array, other: mx.array) -> mx.array:
     """Return sum min(p, q), from 0 to 1: 1 if p = q.
 
-    This is 1 minus the total variation distance, and the highest probability with which samples of
-    p and q can be the same token.
+    This is 1 minus the total variation distance.
     """
     log_p = _log_softmax(reference)
     log_q = _log_softmax(other)
@@ -53,8 +52,8 @@ def mean_divergence(pairs: Iterable[tuple[mx.array, mx.array]]) -> Divergence:
     """Average the three measures of ``Divergence`` over all positions of all batches.
 
     Args:
-        pairs: for each batch, the reference logits and the other logits: (..., V) each, float32.
-            All batches together have at least one position.
+        pairs: for each batch, the reference model's logits and the other model's, each (..., V) and
+            float32. All batches together have at least one position.
     """
     batches = []
     for reference, other in pairs:

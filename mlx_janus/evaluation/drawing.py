@@ -48,7 +48,7 @@ class DrawingTarget:
 
 
 def _fits(detection: judge.Detection, name: language.Name) -> bool:
-    """Return whether a found object has the shape and colour of a name; "" means any."""
+    """Return whether an object has the shape and colour of a name; a colour of "" means any."""
     shape, colour = name
     if detection.shape != shape:
         return False
@@ -58,11 +58,11 @@ def _fits(detection: judge.Detection, name: language.Name) -> bool:
 def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Detection]) -> bool:
     """Return whether wanted names and found objects match one to one.
 
-    A name without a colour fits several objects, and one of these may be the only one that fits
-    another name. Therefore every object that fits the first name is tried.
+    A name without a colour may fit several objects, and another name only one of them. Therefore
+    every object that fits the first name is tried.
     """
     if not names:
-        return not found
+        return not found  # an object without a name is one too many
     first_name, *other_names = names
     for i, detection in enumerate(found):
         if not _fits(detection, first_name):
@@ -76,8 +76,8 @@ def _match_one_to_one(names: Sequence[language.Name], found: Sequence[judge.Dete
 def _is_related(a: judge.Detection, b: judge.Detection, relation: str) -> bool:
     """Return whether ``a`` has a relation to ``b``, by GenEval's rule.
 
-    From the centre of ``b`` to that of ``a``, the offset in the relation's direction must be more
-    than half of the distance.
+    The offset from the centre of ``b`` to that of ``a``, in the relation's direction, must be more
+    than half of the distance between the centres.
 
     Args:
         a: a found object.
@@ -114,8 +114,9 @@ def drawing_prompts(
         count: number of prompts.
         seed: seed of the prompts.
         held_out: in prompts with colours, True to name only combinations held out of training;
-            False to name only combinations of training, to choose settings on.
+            False to name only combinations of training, for example to choose settings.
     """
+    # 13 and the task's index: this task's own random numbers
     random = np.random.default_rng([seed, 13, TASKS.index(task)])
     makers = {
         "single object": _single_object,
@@ -136,33 +137,35 @@ def _single_object(index: int, *_: Any) -> DrawingTarget:
     """
     shape = shapes.SHAPES[index % 4]
     text = _word_prompt(shape, index // 4)
-    return DrawingTarget(text, ((shape, ""),))
+    return DrawingTarget(text, ((shape, ""),))  # "": of any colour
 
 
 def _two_objects(index: int, random: np.random.Generator, *_: Any) -> DrawingTarget:
     """Make a random prompt for two objects of different shapes: "a circle and a star"."""
     chosen = random.choice(shapes.SHAPES, 2, replace=False).tolist()
     phrases = [language.with_article(shape) for shape in chosen]
-    things = tuple((shape, "") for shape in chosen)
+    things = tuple((shape, "") for shape in chosen)  # "": of any colour
     return DrawingTarget(language.listed(phrases), things)
 
 
 def _counting(index: int, *_: Any) -> DrawingTarget:
     """Make prompt number ``index`` for several objects of one shape: "three stars".
 
-    The four shapes take turns; after each round the number of objects changes, from 2 to 4.
+    The four shapes take turns. The number of objects is 2 in the first round of four prompts, then
+    3, then 4, then 2 again.
     """
     shape = shapes.SHAPES[index % 4]
-    objects = 2 + index // 4 % 3
+    round_number = index // 4
+    objects = 2 + round_number % 3
     text = language.counted(objects, shape)
-    return DrawingTarget(text, ((shape, ""),) * objects)
+    return DrawingTarget(text, ((shape, ""),) * objects)  # "": of any colour
 
 
 def _colours(index: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
     """Make prompt number ``index`` for one coloured object: "a purple circle".
 
-    With ``held_out``, the four held-out pairs of shape and colour take turns. Otherwise the pair is
-    that of a random training scene.
+    With ``held_out``, the four held-out pairs of shape and colour take turns. Otherwise the shape
+    and the colour are those of the object in a random training scene.
     """
     if held_out:
         names = sorted(shapes.HELD_OUT)
@@ -175,8 +178,8 @@ def _colours(index: int, random: np.random.Generator, held_out: bool) -> Drawing
     return DrawingTarget(text, (name,))
 
 
-def _word_prompt(noun: str, wording: int) -> str:
-    """Word a prompt for one object; there are five wordings, and number 5 is the first again."""
+def _word_prompt(noun: str, number: int) -> str:
+    """Word a prompt for one object. The five wordings are used in turn as ``number`` grows."""
     text = language.with_article(noun)
     wordings = (
         text,
@@ -185,7 +188,7 @@ def _word_prompt(noun: str, wording: int) -> str:
         f"there is {text}",
         f"draw {text}",
     )
-    return wordings[wording % len(wordings)]
+    return wordings[number % len(wordings)]
 
 
 def _position(index: int, random: np.random.Generator, held_out: bool) -> DrawingTarget:
@@ -217,8 +220,8 @@ def _sample_two_things(
     """Sample two things that differ in shape and in colour.
 
     Args:
-        index: number of the sample; held-out samples are of the splits "scenes" and "pairs" in
-            turn.
+        index: number of the sample. A held-out sample is of the split "scenes" if this number is
+            even, and of "pairs" if it is odd.
         random: source of all randomness.
         held_out: True to sample a held-out scene, False to sample a training scene.
     """
@@ -259,8 +262,8 @@ def measure_drawing(
         right = 0
         targets = drawing_prompts(task, sizes.prompts, seed, held_out=held_out)
         for i, target in enumerate(targets):
-            # Image k of a prompt has the seed ``first_seed + k``. With at most 100 images per
-            # prompt, no two images have the same seed.
+            # Image k of a prompt has the seed ``first_seed + k``. With at most 10,000 prompts per
+            # task and 100 images per prompt, no two images have the same seed.
             first_seed = 1_000_000 * (number + 1) + 100 * i + seed
             drawn = janus.generate_images(
                 target.prompt,

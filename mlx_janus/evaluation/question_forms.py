@@ -45,7 +45,7 @@ def measure_forms(
         seed: seed of scenes, questions and forms.
         progress: called after every question.
     """
-    random = np.random.default_rng([seed, 15])  # 15: random numbers of this part only
+    random = np.random.default_rng([seed, 15])  # 15: this part's own random numbers
     results = {}
     done = 0
     for name, form in _FORMS.items():

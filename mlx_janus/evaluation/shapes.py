@@ -1,4 +1,4 @@
-"""The shapes benchmark: how well a model answers about and draws combinations held out of training.
+"""The shapes benchmark: scores of answers and drawings on scenes held out of training.
 
 Images of the shapes world have known contents, and the world's judge reads generated images, so
 every score is exact. All parts use the defaults of ``generate_text`` and ``generate_images``.
@@ -104,10 +104,10 @@ def table(scores: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {task} | {guided:.1%} | {unguided:.1%} |")
 
     codec = scores["codec"]
-    before = codec["judge_right_before"]
-    after = codec["judge_right_after"]
+    right_on_originals = codec["judge_right_before"]
+    right_on_reconstructions = codec["judge_right_after"]
     lines += ["", "| codec | |", "|---|---|"]
     lines.append(f"| PSNR | {codec['psnr']:.1f} dB |")
-    lines.append(f"| the judge is right on pictures | {before:.1%} |")
-    lines.append(f"| the judge is right on reconstructions | {after:.1%} |")
+    lines.append(f"| the judge is right on pictures | {right_on_originals:.1%} |")
+    lines.append(f"| the judge is right on reconstructions | {right_on_reconstructions:.1%} |")
     return lines

@@ -13,7 +13,8 @@ Progress = Callable[[str, int, int], None]
 class Sizes:
     """Numbers of images and prompts in each part."""
 
-    pictures: int = 200  # images of existence, the same for each strategy; questions per attribute
+    # Existence: images, the same for each strategy. Attributes: questions per attribute.
+    pictures: int = 200
     prompts: int = 24  # prompts per drawing task
     drawn: int = 4  # images per prompt
     reconstructed: int = 400  # images for the codec

@@ -7,6 +7,7 @@ exchanges need no code of their own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Generator, Sequence
@@ -16,7 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from ..errors import ConversationError, ImageError, OutputError, PromptError
+from ..errors import (
+    ContextLengthError,
+    ConversationError,
+    ImageError,
+    JanusError,
+    OutputError,
+)
 from ..files import write_atomically
 from ..limits import check_text
 from ..processing.file_names import names_folder
@@ -72,12 +79,25 @@ Exchange = tuple[Message, Message]
 """A question and its answer."""
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A question that is to be answered, and its place in the conversation."""
+
+    history: tuple[Message, ...]  # the messages before the question
+    question: Message  # with the images generated since the previous question
+    replaced: tuple[Message, ...] = ()  # the old question and answer that the new ones replace
+
+
 class Conversation:
     """A conversation with one model, made by ``JanusPipeline.conversation``.
 
     An exchange is a question and its answer. A drawing is a message with the images that the model
     generated from one prompt. An answer or a drawing that is stopped or fails leaves the
     conversation as it was.
+
+    A complete answer is inserted where its question was asked. Drawings that end in the meantime
+    follow it, and the next question is about them. Whatever else would change the messages in the
+    meantime is refused.
 
     Args:
         janus: the model.
@@ -92,6 +112,7 @@ class Conversation:
         self._janus = janus
         self._prompts = janus.prompts  # tokenizer and templates
         self._answering = False  # whether an answer is being streamed
+        self._drawings = 0  # number of drawings that are being streamed
         self._prefix_cache = PrefixCache(janus)
         self._feature_cache = ImageFeatureCache(janus)
 
@@ -120,32 +141,34 @@ class Conversation:
             PromptError: the question has no words and no images, or does not fit into the context.
             ImageError: an image cannot be read.
             OptionError: a number is out of range, or a value has the wrong type.
-            ConversationError: another answer is being streamed. The stream raises this error when
-                its first piece is read.
+            ConversationError: another answer is being streamed, or messages other than drawings
+                have changed since this call. The stream raises this error when its first piece is
+                read.
         """
         check_text("text", text)
         given = [Picture(open_image(image)) for image in as_images(images)]
         question = Message("user", text, (*self._pictures_since_question(), *given))
-        return self._answer(self.messages, question, text_options(**options))
+        return self._answer(_Asked(tuple(self.messages), question), text_options(**options))
 
     def regenerate(self, **options: Any) -> ThreadStream[TextChunk]:
         """Answer the last question again, and stream the new answer.
 
-        When complete, the new answer replaces all messages after the question: the old answer and
-        any drawings.
+        When complete, the new answer replaces the old one. Later drawings stay.
 
         Args:
             options: as for ``stream``.
 
         Raises:
-            ConversationError: there is no question. The stream raises this error, too, when its
-                first piece is read while another answer is being streamed.
+            ConversationError: there is no question. The stream raises this error, too, as for
+                ``stream``.
             PromptError: the question does not fit into the context.
             OptionError: a number is out of range, or a value has the wrong type.
         """
         index = self._last_question_index()
-        history = self.messages[:index]
-        return self._answer(history, self.messages[index], text_options(**options))
+        question, *later = self.messages[index:]
+        answer = [message for message in later if message.role != "drawing"]
+        asked = _Asked(tuple(self.messages[:index]), question, (question, *answer))
+        return self._answer(asked, text_options(**options))
 
     def draw(self, prompt: str, **options: Any) -> list[GeneratedImage]:
         """Generate images for the next question; arguments as for ``stream_drawing``."""
@@ -180,8 +203,9 @@ class Conversation:
             The removed question or drawing.
 
         Raises:
-            ConversationError: there is nothing to remove.
+            ConversationError: there is nothing to remove, or an answer is being streamed.
         """
+        self._refuse_during_answer()
         if self.messages and self.messages[-1].role == "drawing":
             return self.messages.pop()
         index = self._last_question_index()
@@ -190,7 +214,16 @@ class Conversation:
         return question
 
     def reset(self) -> None:
-        """Remove all messages; keep the system prompt."""
+        """Remove all messages; keep the system prompt.
+
+        Raises:
+            ConversationError: an answer or a drawing is being streamed.
+        """
+        self._refuse_during_answer()
+        if self._drawings:
+            raise ConversationError(
+                "images are still being generated: read the steps to their end, or close them"
+            )
         self.messages = []
         self.forgotten = 0
         self._prefix_cache = PrefixCache(self._janus)
@@ -203,6 +236,37 @@ class Conversation:
         ``reset`` and ``load`` empty the cache. ``undo`` leaves it as it is until the next question.
         """
         return len(self._prefix_cache.keys)  # one key for each position
+
+    # Order of actions
+
+    def _refuse_during_answer(self) -> None:
+        """Check that no answer is being streamed.
+
+        Raises:
+            ConversationError: one is.
+        """
+        if self._answering or self._drawings:
+            # A stream that was interrupted or dropped is closed in the model's thread: wait for it.
+            with contextlib.suppress(JanusError):
+                self._janus.thread.call(lambda: None)
+        if self._answering:
+            raise ConversationError(
+                "an answer is still being given: read it to its end, or close it"
+            )
+
+    def _later_drawings(self, asked: _Asked) -> list[Message]:
+        """Return the drawings that follow a question that is to be answered.
+
+        Raises:
+            ConversationError: messages other than drawings have changed since the question.
+        """
+        count = len(asked.history)
+        later = self.messages[count:]
+        drawings = [message for message in later if message.role == "drawing"]
+        others = [message for message in later if message.role != "drawing"]
+        if not (_same(self.messages[:count], asked.history) and _same(others, asked.replaced)):
+            raise ConversationError("the conversation has changed since the question: ask it again")
+        return drawings
 
     # Laying out the prompt
 
@@ -234,6 +298,7 @@ class Conversation:
         The message is appended before the last step is yielded, because the caller may stop there.
         """
         pictures: list[Picture] = []
+        self._drawings += 1
         try:
             for step in steps:
                 # ``step.images`` has the images that this step finished, often none.
@@ -243,22 +308,16 @@ class Conversation:
                 yield step
         finally:
             steps.close()
+            self._drawings -= 1
 
-    def _answer(
-        self, history: Sequence[Message], question: Message, options: TextOptions
-    ) -> ThreadStream[TextChunk]:
+    def _answer(self, asked: _Asked, options: TextOptions) -> ThreadStream[TextChunk]:
         """Build the prompt now, so that this call raises its errors; return the answer's stream.
-
-        Args:
-            history: the messages before the question.
-            question: the question, with the images generated since the previous question.
-            options: sampling and length.
 
         Raises:
             PromptError: the question does not fit into the context.
         """
-        ids, forgotten = self._fit_prompt(history, question, options.max_tokens)
-        chunks = self._stream_answer(list(history), question, ids, forgotten, options)
+        ids, forgotten = self._fit_prompt(asked.history, asked.question, options.max_tokens)
+        chunks = self._stream_answer(asked, ids, forgotten, options)
         return self._janus.thread.stream(chunks)
 
     def _fit_prompt(
@@ -286,9 +345,9 @@ class Conversation:
             ids = self._prompt_ids(exchanges[forgotten:], question)
         # A prompt longer than ``limit`` is accepted if a position is left for the answer.
         if len(ids) >= context:
-            raise PromptError(
-                f"the question is {len(ids)} tokens long, images included, and the model's context "
-                f"{context}: shorten it, or show fewer images"
+            raise ContextLengthError(
+                f"the question is {len(ids)} tokens long, images included, and this model's "
+                f"maximum context length is {context}: shorten it, or show fewer images"
             )
         return ids, forgotten
 
@@ -317,33 +376,26 @@ class Conversation:
         return self._prompts.encode(f" {text}" if text else "")
 
     def _stream_answer(
-        self,
-        history: list[Message],
-        question: Message,
-        ids: list[int],
-        forgotten: int,
-        options: TextOptions,
+        self, asked: _Asked, ids: list[int], forgotten: int, options: TextOptions
     ) -> Generator[TextChunk, None, None]:
-        """Answer a question; at the end, set ``messages`` to history, question and answer.
+        """Answer a question; at the end, insert question and answer where it was asked.
 
         Args:
-            history: the messages before the question.
-            question: the question.
+            asked: the question.
             ids: the prompt.
             forgotten: the number of oldest exchanges that the prompt leaves out.
             options: sampling and length.
 
         Raises:
-            ConversationError: another answer is being streamed.
+            ConversationError: another answer is being streamed, or messages other than drawings
+                have changed since the question.
         """
-        if self._answering:
-            raise ConversationError(
-                "an answer is still being given: read it to its end, or close it"
-            )
+        self._refuse_during_answer()
+        self._later_drawings(asked)  # refuses a question whose history has changed
         pictures: list[Picture] = []
-        for earlier, _ in _exchanges(history)[forgotten:]:
+        for earlier, _ in _exchanges(asked.history)[forgotten:]:
             pictures += earlier.pictures
-        pictures += question.pictures
+        pictures += asked.question.pictures
         digests = [picture.digest for picture in pictures]
         keys = self._feature_cache.keys(ids, digests)
         images = {picture.digest: picture.image for picture in pictures}
@@ -355,7 +407,8 @@ class Conversation:
                 if chunk.result is not None:  # the last chunk
                     tokens = self._reusable_tokens(chunk.result)
                     answer = Message("assistant", chunk.result.text, tokens=tokens)
-                    self.messages = [*history, question, answer]
+                    drawings = self._later_drawings(asked)
+                    self.messages = [*asked.history, asked.question, answer, *drawings]
                     self.forgotten = forgotten
                 yield chunk
         finally:
@@ -418,7 +471,7 @@ class Conversation:
 
         Raises:
             ConversationError: the file is no conversation, is damaged or has token ids of another
-                model, or an image cannot be read.
+                model, an image cannot be read, or an answer or a drawing is being streamed.
         """
         path = Path(path)
         try:
@@ -491,6 +544,12 @@ def _exchanges(messages: Sequence[Message]) -> list[Exchange]:
     questions = texts[::2]
     answers = texts[1::2]
     return list(zip(questions, answers, strict=True))
+
+
+def _same(messages: Sequence[Message], others: Sequence[Message]) -> bool:
+    """Return whether two sequences hold the same messages, not only equal ones."""
+    pairs = zip(messages, others, strict=False)
+    return len(messages) == len(others) and all(first is second for first, second in pairs)
 
 
 def _has_role_and_text(item: Any) -> bool:

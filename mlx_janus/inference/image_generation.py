@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -122,14 +122,24 @@ def generate_steps(
         try:
             for canvases in stream:
                 done += 1
-                yield ImageStep(done, total, (), _preview_function(janus, finished, canvases))
+                previews = [canvas.preview for canvas in canvases]
+                yield ImageStep(done, total, (), _preview_function(janus, finished, previews))
         finally:
             stream.close()
         mx.clear_cache()
-        for canvas in canvases:  # of the group's last step, so they are complete
-            image = canvas.finish()
+        # The canvases of the group's last step are complete. A preview may finish an image before
+        # its own step does, so the result is kept.
+        finishing = [cache(canvas.finish) for canvas in canvases]
+        for i, finish in enumerate(finishing):
+            image = finish()
             finished.append(image)
-            yield ImageStep(done, total, (image,), _preview_function(janus, finished, ()))
+            previews = [partial(_finished_image, later) for later in finishing[i + 1 :]]
+            yield ImageStep(done, total, (image,), _preview_function(janus, finished, previews))
+
+
+def _finished_image(finish: Callable[[], GeneratedImage]) -> Image.Image:
+    """Finish an image, and return its pixels."""
+    return finish().image
 
 
 def sort_by_prompt(
@@ -184,21 +194,23 @@ def images_that_fit(janus: LoadedModel, bytes_per_image: int, reserved: int = 0)
 
 
 def _preview_function(
-    janus: LoadedModel, finished: Sequence[GeneratedImage], canvases: Sequence[Canvas]
+    janus: LoadedModel,
+    finished: Sequence[GeneratedImage],
+    unfinished: Sequence[Callable[[], Image.Image]],
 ) -> Callable[[], list[Image.Image]]:
     """Return the function that ``ImageStep.preview`` calls, for use in any thread.
 
-    It returns the finished images, and decodes those in progress in the model's thread. If none is
-    in progress, it does not need the model, and works even after the model is closed.
+    It returns the finished images, and decodes the others in the model's thread. If there are no
+    others, it does not need the model, and works even after the model is closed.
 
     Args:
         janus: the model.
         finished: the images finished so far.
-        canvases: the images in progress, if any.
+        unfinished: functions that decode the other images of the group, as far as they are made.
     """
     ready = [image.image for image in finished]  # a copy, because the caller extends ``finished``
 
     def preview() -> list[Image.Image]:
-        return ready + [canvas.preview() for canvas in canvases]
+        return ready + [decode() for decode in unfinished]
 
-    return partial(janus.thread.call, preview) if canvases else preview
+    return partial(janus.thread.call, preview) if unfinished else preview

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 import mlx.core as mx
 import numpy as np
 
-from ..errors import ConfigError, JanusError, PromptError
+from ..errors import ConfigError, ContextLengthError, JanusError
 from ..memory import materialize
 from ..models.janus import JanusModel
 from ..processing.prompts import Prompts, Turn
+from ..threads import is_forked
 from ..weights.load import WeightFiles
 from .model_thread import CLOSED, ModelThread
 
@@ -62,6 +63,7 @@ class LoadedModel:
         model: the network; its weights are read when a task needs them.
         prompts: the tokenizer and templates.
         name: the model's name, for the metadata of images.
+        roles: the pair of roles that was requested in place of the model's own; None: none was.
         files: turns on low-memory mode, which holds only the weights of the current task, and reads
             weights from these files again when a task needs them. None: hold all weights.
 
@@ -70,7 +72,13 @@ class LoadedModel:
     """
 
     def __init__(
-        self, model: JanusModel, prompts: Prompts, *, name: str, files: WeightFiles | None = None
+        self,
+        model: JanusModel,
+        prompts: Prompts,
+        *,
+        name: str,
+        roles: str | None = None,
+        files: WeightFiles | None = None,
     ):
         highest_id = max(prompts.tokenizer.get_vocab(with_added_tokens=True).values())
         size = model.config.language.vocab_size
@@ -82,10 +90,12 @@ class LoadedModel:
         self._model: JanusModel | None = model  # None: closed
         self.prompts = prompts
         self.name = name
+        self.roles = roles
         self.thread = ModelThread()
         self.caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()  # emptied by ``close``
         self._files = files
-        self._loaded_tasks: set[Task] = set()  # tasks whose weights are held
+        self._loaded_tasks: set[Task] = set()  # tasks whose weights are all held
+        self._held: set[str] = set()  # names of all weights that may be held
 
     @property
     def model(self) -> JanusModel:
@@ -120,6 +130,11 @@ class LoadedModel:
         return fields | {"bits": str(quantization.bits)}
 
     @property
+    def load_options(self) -> dict[str, str]:
+        """The precision and the requested roles, if any, by their keys in image metadata."""
+        return self.precision | ({"roles": self.roles} if self.roles else {})
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, of the ``tokenizers`` library."""
         return self.prompts.tokenizer
@@ -133,10 +148,11 @@ class LoadedModel:
             return
         weights = self._weights_of(task)
         if self._files:  # low-memory mode
-            held = {name for loaded in self._loaded_tasks for name in self._weights_of(loaded)}
-            if unneeded := held - set(weights):
+            if unneeded := self._held - set(weights):
                 self._files.free(self.model, unneeded)
+                self._held -= unneeded
             self._loaded_tasks.clear()
+        self._held |= set(weights)  # even if reading them fails midway
         materialize(weights.values(), self.thread.check)
         self._loaded_tasks.add(task)
 
@@ -152,23 +168,23 @@ class LoadedModel:
         return collectors[task]()
 
     def answering_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
-        """Return the token ids of a conversation, up to the beginning of the next answer.
+        """Return the token ids of a conversation, up to where the model goes on.
 
         Args:
-            turns: messages, the last one the user's.
+            turns: messages. If the last one is the assistant's, it is the beginning of the answer.
             system: system prompt; None: the model's own, "": none.
 
         Raises:
-            PromptError: the last turn is not the user's, a question has no words and no images, a
-                text is not Unicode, or the context has no room for an answer.
+            PromptError: no turn is the user's, a question has no words and no images, a text is not
+                Unicode, or the context has no room for an answer.
             OptionError: ``system`` is not text.
         """
         ids = self.prompts.answering(turns, system)
         context = self.config.language.max_position_embeddings
         if len(ids) >= context:
-            raise PromptError(
-                f"the prompt is {len(ids)} tokens long, images included, and the model's context "
-                f"{context}: shorten it, or show fewer images"
+            raise ContextLengthError(
+                f"the prompt is {len(ids)} tokens long, images included, and this model's maximum "
+                f"context length is {context}: shorten it, or show fewer images"
             )
         return ids
 
@@ -187,6 +203,7 @@ class LoadedModel:
         features = []
         with stopwatch or Stopwatch():
             for image in images:  # one at a time, because the encoder's activations are large
+                self.thread.check()
                 batch = mx.array(image)[None]  # (1, H, W, 3)
                 encoded = self.model.understand(batch)[0]
                 mx.eval(encoded)
@@ -204,7 +221,9 @@ class LoadedModel:
             return
         self._model = None
         self._loaded_tasks.clear()
+        self._held.clear()
         for cache in list(self.caches):
             cache.clear()
         gc.collect()  # parts of a network refer to each other, so only the collector frees them
-        mx.clear_cache()
+        if not is_forked():  # else MLX would wait for threads that this process lacks
+            mx.clear_cache()

@@ -26,7 +26,7 @@ class ImageOptions(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether each image is generated separately, unaffected by the rounding of a batch."""
+        """Whether images are generated one by one, because rounding in a batch changes them."""
 
     def metadata(self) -> dict[str, str]:
         """Return the options as an image file records them."""
@@ -85,7 +85,7 @@ class ImagePathway(Protocol):
     """Steps between two previews that differ enough to be worth decoding."""
 
     def options(self, choices: Mapping[str, Any]) -> ImageOptions:
-        """Check options given by name; None and missing ones take the model's own defaults.
+        """Check options given by name. One that is None or missing takes the model's default.
 
         Raises:
             OptionError: a value is out of range, or this pathway has no such option.
@@ -130,6 +130,6 @@ def image_metadata(janus: LoadedModel, job: ImageJob) -> dict[str, str]:
         "seed": str(job.seed),
         **job.options.metadata(),
         "model": janus.name,
-        **janus.precision,
+        **janus.load_options,
         "version": f"mlx_janus {__version__}",
     }

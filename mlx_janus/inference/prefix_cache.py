@@ -13,6 +13,7 @@ import itertools
 import operator
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -65,10 +66,10 @@ class ImageFeatureCache:
             ids: the prompt, with a placeholder id at each position of an image.
             digests: the hashes of the prompt's images, in order.
         """
-        prompts = self._janus.prompts
+        positions = self._janus.prompts.image_tokens  # of each image
         # One (digest, index) for each placeholder, in order.
-        image_keys = itertools.product(digests, range(prompts.image_tokens))
-        placeholder = prompts.special.image
+        image_keys = itertools.product(digests, range(positions))
+        placeholder = self._janus.prompts.special.image
         return [next(image_keys) if token == placeholder else token for token in ids]
 
     def features_at(
@@ -82,9 +83,9 @@ class ImageFeatureCache:
             stopwatch: times the encoding.
 
         Returns:
-            (positions, hidden) arrays, in the order of the positions.
+            (positions, hidden) arrays. Together they have a row for each image position, in order.
         """
-        for _ in self.encode(keys, images, stopwatch):
+        for _ in self.encode(keys, images, stopwatch):  # encodes an image in each iteration
             pass
         image_keys = [key for key in keys if isinstance(key, tuple)]
         features = []
@@ -111,14 +112,15 @@ class ImageFeatureCache:
             images: the images of these positions, by digest.
             stopwatch: times the encoding; None: no timing.
         """
-        digests = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))  # no repeats
+        # A dict drops repeated digests and keeps their order.
+        digests = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))
         for digest in digests:
             if digest not in self._features:
                 pixels = preprocess(images[digest], self._janus.config.image)
                 features = self._janus.encode([pixels], stopwatch)
                 self._features[digest] = features[0]
                 yield
-            self._features.move_to_end(digest)
+            self._features.move_to_end(digest)  # now the most recently used
 
 
 class PrefixCache:
@@ -179,10 +181,12 @@ class PrefixCache:
         options: TextOptions,
         *,
         step: int = PREFILL_STEP,
+        continues: bool = False,
     ) -> Generator[TextEvent, None, None]:
         """Read the uncached part of a prompt, and answer. Closing the generator ends the answer.
 
-        A failed or interrupted pass empties the cache, as its layers may hold different positions.
+        If a pass of the model fails or is interrupted, the cache is emptied, because its layers may
+        then hold different positions.
 
         Args:
             ids: the prompt.
@@ -191,18 +195,17 @@ class PrefixCache:
             images: the prompt's images, by digest.
             options: sampling and length.
             step: prompt positions read between two events.
+            continues: whether the prompt ends with the beginning of the answer.
 
         Yields:
             The events of ``answer_events``: progress in the prompt, tokens, and the result.
         """
         known: list[Key] = [*keys]  # the answer's tokens are added when it is complete
         cache = self._trim_to(keys)
-        read = len(self.keys)  # prompt positions in the cache
-
-        def features(stopwatch: Stopwatch) -> list[mx.array]:
-            return feature_cache.features_at(keys[read:], images, stopwatch)
-
-        events = answer_events(self._janus, Prompt(ids, features, cache, read, step), options)
+        cached = len(self.keys)  # prompt positions in the cache
+        features = partial(feature_cache.features_at, keys[cached:], images)
+        prompt = Prompt(ids, features, cache, cached, step, continues)
+        events = answer_events(self._janus, prompt, options)
         consistent = False  # whether all layers hold the same positions
         try:
             for event in events:
@@ -215,8 +218,18 @@ class PrefixCache:
             raise
         finally:
             events.close()
-            if consistent:  # after an early close, the cache also holds tokens not in ``known``
-                self.keys = known[: cache[0].offset]
-                trim_cache(cache, cache[0].offset - len(self.keys))
+            if consistent:
+                self._keep(known)
             else:
                 self.clear()
+
+    def _keep(self, known: Sequence[Key]) -> None:
+        """Keep the positions whose keys are ``known``, and drop the others.
+
+        After an early close, the cache also holds tokens of the answer. Their keys are not known.
+        """
+        cache = self._cache
+        assert cache is not None  # ``_trim_to`` has made it
+        positions = cache[0].offset
+        self.keys = list(known[:positions])
+        trim_cache(cache, positions - len(self.keys))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..config import BITS, DTYPES, RECIPES
+from ..config import BITS, DTYPES, RECIPES, ROLES
 from ..errors import ImageError
 from ..limits import MAX_UPSCALE, check_int
 from ..processing.saved_images import encode_image, read_metadata, save_image
@@ -22,7 +22,7 @@ from ..processing.saved_images import encode_image, read_metadata, save_image
 class TextResult:
     """An answer. Speeds are tokens per second."""
 
-    text: str  # without leading white space
+    text: str  # without leading white space, unless it continues an answer
     tokens: tuple[int, ...]  # without the stop token
     finish_reason: str
     """"stop": the model or a stop string ended it; "length": ``max_tokens`` or the context did."""
@@ -115,9 +115,8 @@ class ImageStep:
     def preview(self) -> list[Image.Image]:
         """Return the images finished so far, and those in progress with their missing parts grey.
 
-        A step with ``images`` returns the finished ones only. Each image in progress is decoded
-        now. In low-memory mode this loads the image decoder's weights, and the next step loads the
-        language model's again.
+        Each image in progress is decoded now. In low-memory mode this loads the image decoder's
+        weights, and the next step loads the language model's again.
         """
         return self._preview()
 
@@ -127,8 +126,9 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         prompt, seed, cfg_weight, temperature, top_p, model (its name) and upscale (1: not
-        enlarged); also dtype of the weights (None in files of early releases), and bits or recipe
-        if the weights were quantized (None otherwise).
+        enlarged); also dtype of the weights (None in files of early releases), bits or recipe if
+        the weights were quantized, and roles if others than the model's own were requested (None
+        otherwise).
 
     Raises:
         ImageError: the file is not an image, or its settings are missing or not valid.
@@ -144,11 +144,13 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     dtype = chunks.get("dtype")
     bits = chunks.get("bits")
     recipe = chunks.get("recipe")
+    roles = chunks.get("roles")
     try:
         supported = (
             dtype in (None, *DTYPES)
             and bits in (None, *map(str, BITS))
             and recipe in (None, *RECIPES)
+            and roles in (None, *ROLES)
         )
         if upscale is None or not supported or (bits and recipe):  # never both
             raise ValueError
@@ -163,6 +165,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             "dtype": dtype,
             "bits": None if bits is None else int(bits),
             "recipe": recipe,
+            "roles": roles,
         }
     except (KeyError, ValueError):
         raise ImageError(

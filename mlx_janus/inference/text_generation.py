@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -78,7 +78,7 @@ def as_strings(name: str, value: Sequence[str] | str) -> tuple[str, ...]:
         value: a string or several.
 
     Raises:
-        OptionError: the value is neither a string nor strings only.
+        OptionError: the value is neither a string nor an iterable of strings.
     """
     if isinstance(value, str):
         return (value,)
@@ -141,6 +141,8 @@ class Prompt:
         cache: holds the first ``read`` ids, and grows; None: a new cache.
         read: the number of ids in the cache.
         step: positions read between two events.
+        continues: whether the prompt ends with the beginning of the answer. The answer then keeps
+            its leading white space.
     """
 
     ids: Sequence[int]
@@ -148,6 +150,7 @@ class Prompt:
     cache: Cache | None = None
     read: int = 0
     step: int = PREFILL_STEP
+    continues: bool = False
 
 
 def answer_events(
@@ -157,14 +160,14 @@ def answer_events(
 
     Yields:
         ``PromptRead`` after each part of ``prompt.step`` positions, except after the last part;
-        ``Token`` for each token of the answer, except for the end token; then ``Finished``.
+        ``Token`` for each token of the answer, except for an end token; then ``Finished``.
     """
     mx.reset_peak_memory()
     stopwatch = Stopwatch()
     features = prompt.features(stopwatch)
     janus.load_weights_for("answer")
-    # The time to the first token counts from here, plus the time to encode the images. So it does
-    # not include the time to load weights.
+    # The time to the first token is the time from here on plus the time to encode the images. So it
+    # leaves out the time to load the weights above.
     started = time.perf_counter() - stopwatch.seconds
     cache = prompt.cache or janus.model.make_cache()
     embeddings = embed_prompt(janus, prompt.ids[prompt.read :], features)
@@ -172,23 +175,24 @@ def answer_events(
     done = 0  # positions of ``embeddings`` that ``prefill`` reads; ``answer_tokens`` reads the rest
     for done, _ in prefill(janus.model, embeddings[None], cache, prompt.step, unread=prompt.step):
         yield PromptRead(prompt.read + done, len(prompt.ids))
-        janus.load_weights_for("answer")  # another stream may have freed them
+        janus.load_weights_for("answer")  # another task may have freed them
+    # The answer ends at the end of the context.
     room = janus.config.language.max_position_embeddings - len(prompt.ids)
     options = replace(options, max_tokens=min(options.max_tokens, room))
     tokens = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
     del embeddings  # otherwise they would be held until the end of the answer
-    eos = janus.prompts.special.eos
-    answer = _Answer(janus.prompts.detokenizer(), eos, options.stop)
+    end_ids = janus.prompts.end_ids
+    answer = _Answer(janus.prompts.detokenizer(), end_ids, options.stop, prompt.continues)
     first_at = 0.0  # time of the first token; 0: none yet
     try:
         for token in tokens:
             first_at = first_at or time.perf_counter()
             text = answer.add(token)
-            if token != eos:
+            if token not in end_ids:
                 yield Token(token, text)
             if answer.ended:
                 break
-            janus.load_weights_for("answer")  # another stream may have freed them
+            janus.load_weights_for("answer")  # another task may have freed them
     finally:
         tokens.close()  # type: ignore[attr-defined]
     text = answer.finish()
@@ -198,24 +202,32 @@ def answer_events(
 class _Answer:
     """The text of an answer so far.
 
-    The text has complete characters only, no leading white space, and ends before a stop string.
+    The text has complete characters only, and ends before a stop string. It has no leading white
+    space, unless it continues an answer.
     """
 
-    def __init__(self, detokenizer: Detokenizer, eos: int, stop: Sequence[str]):
-        self.ended = False  # whether the end token or a stop string ended it
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        end_ids: Container[int],
+        stop: Sequence[str],
+        continues: bool,
+    ):
+        self.ended = False  # whether an end token or a stop string ended the answer
         self._tokens: list[int] = []
         self._text = ""
-        self._cut_by_stop = False  # whether a stop string ended it
+        self._cut_by_stop = False  # whether a stop string ended the answer
         self._detokenizer = detokenizer
-        self._eos = eos
+        self._end_ids = end_ids
+        self._continues = continues
         self._stop_strings = StopStrings(stop)  # a filter of the text
 
     def add(self, token: int) -> str:
         """Add a token, and return the characters that are safe to show now.
 
-        The end token or a stop string sets ``ended``.
+        An end token or a stop string sets ``ended``.
         """
-        if token == self._eos:
+        if token in self._end_ids:
             self.ended = True
             return ""
         self._tokens.append(token)
@@ -262,7 +274,12 @@ class _Answer:
         )
 
     def _append(self, text: str) -> str:
-        """Append text to the answer, but no leading white space; return the appended text."""
-        text = text if self._text else text.lstrip()
+        """Append text to the answer, and return it.
+
+        White space at the start of the answer is dropped, unless the prompt begins the answer.
+        """
+        at_start = not self._text and not self._continues
+        if at_start:
+            text = text.lstrip()
         self._text += text
         return text

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..decode.batch import BatchImage, DrawingBatch
 from ..decode.image import DrawOptions, draw_tokens
-from ..errors import OptionError, PromptError
+from ..errors import ContextLengthError, OptionError
 from ..models.vq_parts import VQ_PARTS, token_config
 from ..processing.images import to_image
 from .loaded import LoadedModel
@@ -37,7 +37,7 @@ class VQPathway:
         self.preview_every = self._config.grid  # steps between two previews: a row
 
     def options(self, choices: Mapping[str, Any]) -> DrawOptions:
-        """Check options given by name; None and missing ones take the model's own defaults.
+        """Check options given by name. One that is None or missing takes the model's default.
 
         Raises:
             OptionError: a value is out of range, an option is unknown, or ``exact`` is combined
@@ -67,9 +67,9 @@ class VQPathway:
         image_tokens = self._config.tokens
         context = self._janus.config.language.max_position_embeddings
         if length + image_tokens > context:
-            raise PromptError(
-                f"the prompt is {length} tokens long and an image takes {image_tokens}, "
-                f"more than the model's context of {context}: shorten it"
+            raise ContextLengthError(
+                f"the prompt is {length} tokens long and an image takes {image_tokens}, and this "
+                f"model's maximum context length is {context}: shorten it"
             )
         return ids
 
@@ -93,7 +93,7 @@ class VQPathway:
         jobs: Sequence[ImageJob],
         options: DrawOptions,
     ) -> Generator[Sequence[Canvas], None, None]:
-        """Load the weights of this task, and generate images together.
+        """Load the weights for image tokens, and generate images together.
 
         Each step adds a token to each image. One pass of the model may accept the tokens of several
         steps.
@@ -113,14 +113,14 @@ class VQPathway:
                 accepted = block.shape[1]
                 for column in mx.split(block, accepted, axis=1):
                     columns.append(column[:, 0])
-                    count = len(columns)  # stays with the canvases, while ``columns`` grows
+                    count = len(columns)  # the canvases keep this number, while ``columns`` grows
                     canvases = []
                     for index, job in enumerate(jobs):
                         read_tokens = partial(_tokens_of, columns, count, index)
                         canvas = TokenCanvas(janus, job, read_tokens, passes)
                         canvases.append(canvas)
                     yield canvases
-                janus.load_weights_for("draw")  # a preview or another stream may have freed them
+                janus.load_weights_for("draw")  # a preview or another task may have freed them
         finally:
             blocks.close()  # type: ignore[attr-defined]
 
@@ -144,7 +144,8 @@ class VQPathway:
                 prompts.append(job.ids)
             index = prompts.index(job.ids)
             images.append((index, job.seed))
-        # It depends only on the length of a prompt, so it is the same for all.
+        # Prompts of one length have the same unconditional prompt: between its first and last ids,
+        # it has only padding.
         unconditional = self._janus.prompts.unconditional(prompts[0])
         return draw_tokens(model, prompts, unconditional, images, options, window)
 
@@ -221,7 +222,7 @@ class TokenCanvas:
         canvas = Image.new("RGB", size, _GREY)
         canvas.paste(decoded, (0, 0))
         if missing:
-            side = config.codec.downsampling  # pixels of a token
+            side = config.codec.downsampling  # pixels per side of a token
             left = (columns - missing) * side
             top = (rows - 1) * side
             right = columns * side

@@ -1,4 +1,4 @@
-"""The window for one image, timed once and stored in the cache folder."""
+"""The fastest window (positions per pass) for one image, timed once and stored in a file."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _read_windows(path: Path) -> dict[str, Any]:
 
 
 def _write_windows(path: Path, windows: dict[str, Any]) -> None:
-    """Store windows by timing key; ignore a failure, so that the next process times them again."""
+    """Store windows by timing key. If this fails, the next process times them again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(windows, indent=1))

@@ -46,11 +46,11 @@ def make_cache(config: LlamaConfig, positions: int | None = None) -> Cache:
 
 
 def take_rows(cache: Cache, rows: Sequence[int]) -> Cache:
-    """Return a new cache with copies of the given rows, in the given order.
+    """Return a new cache with copies of the given batch rows, in the given order.
 
     Args:
         cache: a cache that holds at least one position.
-        rows: indices of batch rows; an index may be repeated.
+        rows: indices of the rows; an index may be repeated.
     """
     copied_layers = []
     indices = mx.array(list(rows))
@@ -124,6 +124,6 @@ def cache_bytes(config: LlamaConfig, rows: int, positions: int, itemsize: int) -
     # mlx-lm allocates memory in steps of 256 positions, so round up to entire steps.
     steps = -(-positions // KVCache.step)
     allocated = steps * KVCache.step
-    numbers_per_position = config.num_key_value_heads * config.head_dim
-    key_bytes = rows * allocated * config.num_hidden_layers * numbers_per_position * itemsize
-    return 2 * key_bytes  # keys and values
+    key_size = config.num_key_value_heads * config.head_dim  # numbers per position and layer
+    key_bytes = rows * allocated * config.num_hidden_layers * key_size * itemsize
+    return 2 * key_bytes  # the values take the same number of bytes as the keys

@@ -3,8 +3,8 @@
 MLX's CPU convolution unfolds all windows of its input at once, which takes nine times the input's
 memory, and on small images it is many times slower than the matrix product of the same size. Here
 windows are unfolded for one kernel row at a time, on large images also in bands of rows, and
-multiplied by BLAS. The input's gradient is also such a product: windows of the output's gradient
-with the rotated kernel. So nothing is scattered.
+multiplied by BLAS. The input's gradient is the output's gradient, convolved with the rotated
+kernel. So it is computed in the same way, without a scatter.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ _BAND_BYTES = 48_000_000  # bytes of unfolded rows in memory at once
 
 
 def unfold_rows(x: mx.array) -> mx.array:
-    """Join each pixel and the next two of its row: (B, H + 2, W + 2, C) -> (B, H + 2, W, 3 * C)."""
+    """Concatenate the channels of each pixel and of the next two in its row.
+
+    Shapes: (B, H + 2, W + 2, C) -> (B, H + 2, W, 3 * C).
+    """
     W = x.shape[2] - 2
     shifted = [x[:, :, j : j + W] for j in range(3)]
     return mx.concatenate(shifted, axis=-1)
 
 
 def _rows_for_kernel_row(unfolded: mx.array, i: int) -> mx.array:
-    """Select the rows that kernel row ``i`` multiplies: (B, H + 2, W, 3 * C) -> (B * H * W, 3 * C).
+    """Return the pixels under kernel row ``i``, in all its positions, as the rows of a matrix.
 
-    ``unfolded`` is from ``unfold_rows``.
+    ``unfolded`` is from ``unfold_rows``. Shapes: (B, H + 2, W, 3 * C) -> (B * H * W, 3 * C).
     """
     H = unfolded.shape[1] - 2
     channels = unfolded.shape[-1]  # 3 * C
@@ -73,7 +76,7 @@ def _convolve_in_bands(x: mx.array, weight: mx.array) -> mx.array:
         return _convolve_padded(padded, weight)
     bands = []
     for top in range(0, H, band_height):
-        bottom = top + band_height + 2  # a band needs the padded row above it and the one below
+        bottom = top + band_height + 2  # 2: the neighbour rows above and below the band
         band = padded[:, top:bottom]
         bands.append(_convolve_padded(band, weight))
     return mx.concatenate(bands, axis=1)
@@ -89,7 +92,7 @@ def _convolve(x: mx.array, weight: mx.array) -> mx.array:
 def _convolve_vjp(
     primals: tuple[mx.array, mx.array],
     cotangent: mx.array,
-    _: mx.array,
+    _output: mx.array,
 ) -> tuple[mx.array, mx.array]:
     """Return the gradients of the input and of the kernel; ``cotangent`` is the output's gradient.
 
@@ -97,7 +100,7 @@ def _convolve_vjp(
     """
     x, weight = primals
 
-    # The input's gradient is the output's, convolved with the rotated kernel.
+    # The input's gradient is the output's gradient, convolved with the rotated kernel.
     rotated = weight[:, ::-1, ::-1]  # by 180 degrees
     rotated = rotated.transpose(3, 1, 2, 0)  # swap input and output channels: (C, 3, 3, O)
     x_gradient = _convolve_in_bands(cotangent, rotated)
@@ -109,18 +112,19 @@ def _convolve_vjp(
     for i in range(3):  # the rows of the kernel
         row_gradient = output_gradient @ _rows_for_kernel_row(unfolded, i)  # (O, 3 * C)
         row_gradients.append(row_gradient)
-    weight_gradient = mx.stack(row_gradients, axis=1)
+    weight_gradient = mx.stack(row_gradients, axis=1)  # (O, kernel rows, 3 * C)
     return x_gradient, weight_gradient.reshape(weight.shape)
 
 
 class Conv2d(nn.Conv2d):
     """An ``nn.Conv2d`` with bias, fast on a CPU too.
 
-    Its kernel is 1 x 1, 3 x 3 with padding 1, or 3 x 3 with stride 2 and no padding.
+    Three kinds are supported: 1 x 1; 3 x 3 with stride 1 and padding 1; 3 x 3 with stride 2 and no
+    padding.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Convolve: (B, H, W, C) -> (B, h, w, O)."""
+        """Convolve: (B, H, W, C) -> (B, h, w, O). h and w are the output's height and width."""
         if mx.default_device().type == mx.DeviceType.gpu:
             return super().__call__(x)
         channels_out, size, _, _ = self.weight.shape  # (O, size, size, C)
@@ -136,9 +140,9 @@ def _strided_windows(x: mx.array) -> mx.array:
     _, H, W, _ = x.shape
     h = (H - 1) // 2  # windows in a column
     w = (W - 1) // 2  # windows in a row
-    pixels = []  # for each pixel of a window, this pixel of all windows: (B, h, w, C)
+    pixels = []  # nine arrays (B, h, w, C): pixel (i, j) of every window
     for i in range(3):
-        rows = x[:, i : i + 2 * h : 2]
+        rows = x[:, i : i + 2 * h : 2]  # row i of every window
         for j in range(3):
             pixels.append(rows[:, :, j : j + 2 * w : 2])
     return mx.concatenate(pixels, axis=-1)

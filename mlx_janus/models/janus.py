@@ -27,7 +27,7 @@ GENERATION: dict[str, GenerationParts] = {"vq": VQ_PARTS}
 
 
 def generation_parts(config: JanusConfig) -> GenerationParts:
-    """Return the record of the networks that the config's image pathway adds to the model."""
+    """Return the record of the networks of the config's image pathway."""
     return GENERATION[config.generation.kind]
 
 
@@ -102,9 +102,10 @@ class JanusModel(nn.Module):
         embeddings: mx.array,
         cache: Cache | RaggedCache | None = None,
     ) -> mx.array:
-        """Run the language model without its head: (B, L, hidden) -> (B, L, hidden), normalised.
+        """Run the language model up to its final norm: (B, L, hidden) -> (B, L, hidden).
 
-        ``cache`` holds the positions before the embeddings, and grows by L positions.
+        ``cache`` holds the positions before the embeddings, and grows by L positions. Without a
+        cache, the embeddings are the entire sequence.
         """
         body = self.language_model.model
         return body(None, cache, embeddings)  # None: the embeddings replace token ids
@@ -134,7 +135,9 @@ class JanusModel(nn.Module):
         ids: mx.array,
         grid: tuple[int, int] | None = None,
     ) -> mx.array:
-        """Decode image tokens to pixels: (N, tokens) -> (N, H, W, 3), not clipped.
+        """Decode image tokens to pixels: (N, tokens) -> (N, H, W, 3).
+
+        The pixels are not clipped to [-1, 1].
 
         Args:
             ids: image tokens in raster order.
@@ -149,7 +152,7 @@ class JanusModel(nn.Module):
     # The weights of each task
 
     def drawing_arrays(self) -> dict[str, mx.array]:
-        """Return the weights that one step of generating an image computes with."""
+        """Return the weights that are used at every step of generating an image."""
         parts = generation_parts(self.config)
         return self._arrays_of("language_model.model", *parts.step_parts)
 
@@ -160,11 +163,11 @@ class JanusModel(nn.Module):
         return self._arrays_of(*paths)
 
     def encoding_arrays(self) -> dict[str, mx.array]:
-        """Return the weights that read an image."""
+        """Return the weights that encode an image for the language model."""
         return self._arrays_of("vision_model", "aligner")
 
     def answering_arrays(self) -> dict[str, mx.array]:
-        """Return the weights that answer a prompt, without those that read its images."""
+        """Return the weights that answer a prompt, without those that encode its images."""
         return self._arrays_of("language_model")
 
     def _arrays_of(self, *paths: str) -> dict[str, mx.array]:

@@ -54,3 +54,45 @@ class GenHead(nn.Module):
 
 ADAPTORS: dict[str, Callable[[Any], nn.Module]] = {"mlp_gelu": MLPProjector}
 """Networks between an encoder or an embedding and the language model, by the config's kind."""
+
+
+_TOP_EXPONENT = 6  # stored weights are below 2 ** 7, and the largest is at least 2 ** 6
+
+
+class ScaledLinear(nn.QuantizedLinear):
+    """A quantized linear layer with one more scale, ``layer_scale``, that applies to all weights.
+
+    The scales of nvfp4's groups are floats of 8 bits, 2 ** -9 or more: groups of small weights
+    would lose precision, or become zero. So the stored weights are the real ones divided by a
+    power of two, which brings the group scales into the range where they have all their bits.
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Multiply: (..., input width) -> (..., output width)."""
+        return super().__call__(x * self.layer_scale)
+
+    @classmethod
+    def from_linear(
+        cls, linear_layer: nn.Linear, group_size: int, bits: int, mode: str
+    ) -> ScaledLinear:
+        """Return a linear layer in quantized form; its arrays are lazy."""
+        layer = super().from_linear(linear_layer, group_size, bits, mode=mode)
+        scale = layer_scale_of(linear_layer.weight)
+        layer.weight, layer.scales, *_ = mx.quantize(
+            linear_layer.weight / scale, group_size=group_size, bits=bits, mode=mode
+        )
+        layer.layer_scale = scale
+        return layer
+
+
+def layer_scale_of(weight: mx.array) -> mx.array:
+    """Return the power of two by which ``ScaledLinear`` divides a float weight: (1,).
+
+    It depends only on the largest weight, and is exact, so it is the same on every device.
+    """
+    largest = mx.maximum(weight.max(), -weight.min()).reshape(1).astype(mx.float32)
+    # A float32 has its exponent, plus 127, in bits 23 to 30. The sign bit is 0 here.
+    exponent = (largest.view(mx.int32) >> 23) - 127
+    exponent = mx.clip(exponent - _TOP_EXPONENT, -24, 15)  # powers of two that float16 has
+    scale = ((exponent + 127) << 23).view(mx.float32)
+    return scale.astype(weight.dtype)

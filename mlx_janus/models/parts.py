@@ -30,7 +30,8 @@ class GenerationParts:
     image_bytes: Callable[[JanusConfig, int, int, int], int]
     """Returns the bytes of one image while it is generated.
 
-    Arguments: the config, the prompt's tokens, the image's rows in a batch, the bytes of a float.
+    Arguments: the config, the number of prompt tokens, the number of batch rows for the image, and
+    the bytes of a number in the KV cache.
     """
     pixel_bytes: Callable[[JanusConfig], int]
     """Returns the bytes of the activations while one image is turned into pixels."""

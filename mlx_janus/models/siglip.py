@@ -1,7 +1,8 @@
 """SigLIP vision transformer, the understanding encoder (reference: ``janus/models/siglip_vit.py``).
 
 Unusual, compared with a plain ViT: no class token; the final norm is applied but no pooling head;
-GELU is exact, not SigLIP's usual tanh; every LayerNorm has eps 1e-6; q, k and v are one matrix.
+GELU is exact, without SigLIP's usual tanh approximation; every LayerNorm has eps 1e-6; q, k and v
+are one matrix.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Attention(nn.Module):
         """Attend: (B, L, D) -> (B, L, D)."""
         B, L, D = x.shape
         qkv = self.qkv(x)
-        qkv = qkv.reshape(B, L, 3, self.heads, -1)
+        qkv = qkv.reshape(B, L, 3, self.heads, -1)  # (B, L, 3, heads, D / heads)
         qkv = qkv.transpose(2, 0, 3, 1, 4)  # (3, B, heads, L, D / heads)
         q = qkv[0]
         k = qkv[1]
@@ -81,8 +82,9 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
-        side = config.patch_size  # pixels; a stride of one side, so that patches do not overlap
-        self.proj = nn.Conv2d(3, config.width, side, stride=side)
+        patch_side = config.patch_size  # pixels
+        # The stride equals the side, so that patches do not overlap.
+        self.proj = nn.Conv2d(3, config.width, patch_side, stride=patch_side)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         """Embed the patches of N square images: (N, side, side, 3) -> (N, patches, width)."""
@@ -103,7 +105,7 @@ class VisionTransformer(nn.Module):
         self.norm = layer_norm(config)
 
     def embed(self, pixels: mx.array) -> mx.array:
-        """Embed patches and their positions: (N, side, side, 3) -> (N, patches, width)."""
+        """Embed patches and add position embeddings: (N, side, side, 3) -> (N, patches, width)."""
         patches = self.patch_embed(pixels)
         return patches + self.pos_embed
 
@@ -124,10 +126,16 @@ class VisionTransformer(nn.Module):
 
 
 class SiglipVisionTower(nn.Module):
-    """A wrapper that gives the encoder its name in the checkpoint, ``vision_tower``."""
+    """A wrapper that gives the encoder its name in the checkpoint, ``vision_tower``.
+
+    If the config has ``pixel_mean`` and ``pixel_std``, it also normalises the pixels by them, in
+    addition to the preprocessing of images.
+    """
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
+        self.pixel_mean = config.pixel_mean
+        self.pixel_std = config.pixel_std
         self.vision_tower = VisionTransformer(config)
 
     def __call__(self, pixels: mx.array) -> mx.array:
@@ -136,4 +144,6 @@ class SiglipVisionTower(nn.Module):
         Raises:
             ValueError: the images do not have the size that the config names.
         """
+        if self.pixel_mean is not None and self.pixel_std is not None:
+            pixels = (pixels - mx.array(self.pixel_mean)) / mx.array(self.pixel_std)
         return self.vision_tower(pixels)

@@ -17,13 +17,15 @@ from mlx import nn
 from ..config import VQConfig
 from .convolution import Conv2d
 
+_PIECE = 16  # values that are added one after the other
+
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm over consecutive channels, as PyTorch's, with means taken row by row.
+    """GroupNorm over consecutive channels, as PyTorch's, with means taken in small pieces.
 
     MLX's CPU backend adds a group's values one after the other. Over a flat region it adds the same
     value thousands of times, so that all rounding errors have one sign and the variance is wrong by
-    1e-5. Averaging each row first avoids this.
+    1e-5. Averaging pieces of 16 values, and then their means, avoids this.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -41,11 +43,35 @@ class GroupNorm(nn.GroupNorm):
 def mean_by_rows(x: mx.array) -> mx.array:
     """Return the mean of each group: (B, H, W, G, c) -> (B, 1, 1, G, 1).
 
-    G is the number of groups, c the number of channels in a group. Each row is averaged first.
+    G is the number of groups, c the number of channels in a group. Each row is averaged first, then
+    the rows' means, then the channels' means.
     """
-    row_means = x.mean(2, keepdims=True)  # (B, H, 1, G, c)
-    channel_means = row_means.mean(1, keepdims=True)  # (B, 1, 1, G, c)
-    return channel_means.mean(4, keepdims=True)
+    for axis in (2, 1, 4):
+        x = _mean_in_pieces(x, axis)
+    return x
+
+
+def _mean_in_pieces(x: mx.array, axis: int) -> mx.array:
+    """Return the mean along an axis, whose length becomes 1.
+
+    Pieces of neighbours are averaged first, then pieces of these means, until one mean is left.
+    """
+    while (count := x.shape[axis]) > 1:
+        piece = _piece_of(count)
+        x = x.reshape(*x.shape[:axis], count // piece, piece, *x.shape[axis + 1 :])
+        x = x.mean(axis + 1)
+    return x
+
+
+def _piece_of(count: int) -> int:
+    """Return the largest divisor of ``count`` up to ``_PIECE``; if that is 1, the next larger one.
+
+    ``count`` is at least 2.
+    """
+    small = [size for size in range(2, _PIECE + 1) if count % size == 0]
+    if small:
+        return small[-1]
+    return next(size for size in range(_PIECE + 1, count + 1) if count % size == 0)
 
 
 def group_norm(channels: int, config: VQConfig) -> GroupNorm:
@@ -93,15 +119,28 @@ class AttnBlock(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Attend: (B, H, W, C) -> (B, H, W, C)."""
         B, H, W, C = x.shape
-        attention_shape = (B, 1, H * W, C)  # (B, heads, positions, channels of a head)
         h = self.norm(x)
-        q = self.q(h).reshape(attention_shape)
-        k = self.k(h).reshape(attention_shape)
-        v = self.v(h).reshape(attention_shape)
-        scale = C**-0.5
-        h = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
-        h = h.reshape(B, H, W, C)
+        q = self.q(h).reshape(B, H * W, C)
+        k = self.k(h).reshape(B, H * W, C)
+        v = self.v(h)
+        scores = (q @ k.swapaxes(1, 2)) * C**-0.5  # (B, H * W, H * W)
+        h = attend_by_rows(scores, v).reshape(B, H, W, C)
         return x + self.proj_out(h)
+
+
+def attend_by_rows(scores: mx.array, values: mx.array) -> mx.array:
+    """Return means of all pixels, weighted by softmax: (B, L, H * W), (B, H, W, C) -> (B, L, C).
+
+    Both sums, of the weights and of the weighted pixels, are taken row by row, for the same reason
+    as the means of ``GroupNorm``: over a flat region all summands are equal.
+    """
+    B, H, W, _ = values.shape
+    highest = mx.stop_gradient(scores.max(-1, keepdims=True))  # it cancels in the quotient
+    weights = mx.exp(scores - highest)
+    weights = weights.reshape(B, -1, H, W)
+    total = weights.sum(3).sum(2)  # (B, L)
+    row_sums = weights.swapaxes(1, 2) @ values  # (B, H, L, C)
+    return row_sums.sum(1) / total[..., None]
 
 
 class Upsample(nn.Module):

@@ -45,15 +45,15 @@ def token_config(config: JanusConfig) -> VQGenerationConfig:
 
 
 def _pixel_paths(config: JanusConfig) -> tuple[str, ...]:
-    """Return the paths of the codec's modules that decode tokens; its encoder is not among them."""
+    """Return the paths of the codec's modules that decode tokens. Its encoder is left out."""
     codec_class = CODECS[token_config(config).codec.kind]
     return tuple(f"gen_vision_model.{name}" for name in codec_class.decoding_parts())
 
 
 def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: int) -> int:
-    """Estimate the bytes of one image: its KV cache and four arrays of float32 logits.
+    """Estimate the bytes of one image while it is generated: its KV cache and its logits.
 
-    Guidance and sampling hold several such arrays at once.
+    Logits are counted four times, since guidance and sampling hold several arrays of them at once.
 
     Args:
         config: the model's config.
@@ -62,22 +62,23 @@ def _image_bytes(config: JanusConfig, prompt_tokens: int, rows: int, itemsize: i
         itemsize: bytes of a number in the cache.
     """
     pathway = token_config(config)
-    cache = cache_bytes(config.language, rows, prompt_tokens + pathway.tokens, itemsize)
-    logits = mx.float32.size * rows * pathway.codec.codebook_size
-    return cache + 4 * logits
+    positions = prompt_tokens + pathway.tokens
+    kv_bytes = cache_bytes(config.language, rows, positions, itemsize)
+    logits_bytes = mx.float32.size * rows * pathway.codec.codebook_size
+    return kv_bytes + 4 * logits_bytes
 
 
 def _pixel_bytes(config: JanusConfig) -> int:
-    """Estimate the bytes of the decoder's activations, as a multiple of one activation's bytes.
+    """Estimate the bytes of the codec's activations while it decodes one image.
 
-    On a CPU, the factor is the one that ``benchmarks/bench.py`` measured, rounded up to 13. On a
-    GPU, the factor of 12 is an estimate.
+    They are a multiple of the bytes of one activation at full resolution. On a CPU, the factor is
+    13: ``benchmarks/bench.py`` measured it, and it is rounded up. On a GPU, it is estimated as 12.
     """
     pathway = token_config(config)
-    # One float32 activation at the full resolution, with the base number of channels.
-    activation = mx.float32.size * pathway.image_size**2 * pathway.codec.ch
+    # In float32, for a square image, with the base number of channels.
+    activation_bytes = mx.float32.size * pathway.image_size**2 * pathway.codec.ch
     factor = 13 if mx.default_device().type == mx.DeviceType.cpu else 12
-    return activation * factor
+    return activation_bytes * factor
 
 
 VQ_PARTS = GenerationParts(

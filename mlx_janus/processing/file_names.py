@@ -10,7 +10,8 @@ from urllib.parse import unquote_to_bytes
 
 from ..errors import ImageError
 
-_ADDRESS = re.compile(r"file:(?://([^/]*)|(?!//))(/.*)", re.IGNORECASE | re.DOTALL)  # host, path
+_ADDRESS = re.compile(r"file:(?://([^/]*)|(?!//))(/.*)", re.IGNORECASE | re.DOTALL)
+"""A file:// address with an absolute path. Groups: the host (None if absent) and the path."""
 
 
 def local_path(name: str) -> str:
@@ -22,10 +23,12 @@ def local_path(name: str) -> str:
     Raises:
         ImageError: the address has no full path, or names another machine.
     """
-    found = _ADDRESS.fullmatch(name)
-    if found is not None and _is_this_machine(found[1] or ""):
-        return os.fsdecode(unquote_to_bytes(os.fsencode(found[2])))
-    if found is not None or name[:7].lower() == "file://":
+    address = _ADDRESS.fullmatch(name)
+    if address is not None:
+        host, path = address.groups(default="")
+        if _is_this_machine(host):
+            return os.fsdecode(unquote_to_bytes(os.fsencode(path)))
+    if address is not None or name[:7].lower() == "file://":
         shown = printable(name)
         raise ImageError(f"{shown} is no file of this machine: write file:// and a full path")
     return name
@@ -41,7 +44,7 @@ def names_folder(name: str | os.PathLike[str]) -> bool:
     try:
         return os.fspath(name).endswith("/") or Path(name).is_dir()
     except (OSError, ValueError):
-        return False  # using the name will fail too, with a message that gives the reason
+        return False  # the caller's use of the name fails too, with a message about the reason
 
 
 def printable(text: str) -> str:

@@ -26,8 +26,8 @@ _END_MARKER = b"\xff\xd9"  # of a JPEG
 _FILLERS = (b"\0" * 64, b"U" * 64)  # two endings for a JPEG's compressed data
 _MOST_SKIPPED = 100_000  # chunks or segments of metadata in one file
 _LARGEST_CHECKED = 1 << 20  # bytes of an EXIF or text chunk; a longer one is dropped unread
-_READ_KINDS = {b"tRNS", b"eXIf"}
-_TEXT_KINDS = {b"tEXt", b"zTXt", b"iTXt"}
+_WANTED_KINDS = {b"tRNS", b"eXIf"}  # PNG chunks: transparency and EXIF
+_TEXT_KINDS = {b"tEXt", b"zTXt", b"iTXt"}  # PNG chunks of text
 _TRANSPARENT_COLOUR = {0: 2, 2: 6}  # PNG colour type -> bytes of a tRNS chunk; 0: grey, 2: RGB
 
 
@@ -84,7 +84,8 @@ def with_end_marker(file: BinaryIO) -> BinaryIO | None:
 class _RangeFile(io.RawIOBase):
     """A readable file that joins byte ranges of another file, and then ``tail``.
 
-    A read gives bytes of one range only; ``io.BufferedReader`` reads on.
+    One call of ``readinto`` gives bytes of one range only. ``io.BufferedReader`` repeats the call
+    until it has enough.
 
     Args:
         file: the other file, which stays open.
@@ -97,7 +98,7 @@ class _RangeFile(io.RawIOBase):
         self._file = file
         self._tail = tail
         self._ranges = ranges
-        self._offsets = []  # of each range, in this file
+        self._offsets = []  # where each range begins in the joined file
         offset = 0
         for start, end in ranges:
             self._offsets.append(offset)
@@ -119,13 +120,13 @@ class _RangeFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position, counted as for any file, and return it."""
+        """Move to the position ``offset``, counted from ``whence``, and return the position."""
         origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = max(0, origins[whence] + offset)
         return self._position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill a buffer from the position on, and return the number of bytes read."""
+        """Read into a buffer, and return the number of bytes: 0 at the end of the file."""
         with memoryview(buffer) as view:
             data = self._read_from_one_range(len(view))
             view[: len(data)] = data
@@ -135,8 +136,9 @@ class _RangeFile(io.RawIOBase):
     def _read_from_one_range(self, most: int) -> bytes:
         """Read at most this many bytes at the position, all from one range or from the tail."""
         if self._position >= self._tail_offset:
-            start = self._position - self._tail_offset
-            return self._tail[start : start + most]
+            tail_start = self._position - self._tail_offset
+            return self._tail[tail_start : tail_start + most]
+        # The last range that begins at the position or before it.
         index = bisect.bisect_right(self._offsets, self._position) - 1
         start, end = self._ranges[index]
         start += self._position - self._offsets[index]
@@ -145,15 +147,14 @@ class _RangeFile(io.RawIOBase):
 
 
 def _merged(ranges: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join each range that begins where the one before it ends; drop empty ranges."""
+    """Join adjacent ranges into one, and drop empty ranges."""
     merged: list[tuple[int, int]] = []
     for start, end in ranges:
         if start >= end:
             continue
-        if merged and merged[-1][1] == start:
-            merged[-1] = (merged[-1][0], end)
-        else:
-            merged.append((start, end))
+        if merged and merged[-1][1] == start:  # the range before this one ends here
+            start = merged.pop()[0]
+        merged.append((start, end))
     return merged
 
 
@@ -166,15 +167,15 @@ def _png_ranges(
     name: str,
     with_text: bool,
 ) -> Iterator[tuple[int, int]]:
-    """Yield the byte ranges of the chunks that PIL gets.
+    """Yield the start and end of the signature, and of each chunk that PIL gets.
 
-    These are the critical chunks (their names begin with a capital letter), and the transparency,
-    EXIF and, on request, text chunks if they are intact.
+    PIL gets all critical chunks (their names begin with a capital letter). Chunks of transparency,
+    EXIF and, if ``with_text`` is set, text must be intact.
     """
-    read_kinds = _READ_KINDS | _TEXT_KINDS if with_text else _READ_KINDS
+    wanted_kinds = _WANTED_KINDS | _TEXT_KINDS if with_text else _WANTED_KINDS
     yield 0, len(PNG)
     position = len(PNG)
-    colour_type = -1
+    colour_type = -1  # unknown until IHDR is read
     skipped = 0
     while position < size:
         file.seek(position)
@@ -183,13 +184,14 @@ def _png_ranges(
             return
         length, kind = struct.unpack(">I4s", header)
         end = position + 12 + length  # 12: length, name and checksum
-        if kind == b"IHDR":
+        if kind == b"IHDR":  # width, height, bit depth, and then one byte of colour type
             colour_type = file.read(10)[9:10][0] if length >= 10 else -1
-        is_read = kind in read_kinds and length <= _LARGEST_CHECKED
+        is_wanted = kind in wanted_kinds and length <= _LARGEST_CHECKED
         if kind == b"tRNS":
-            is_read = is_read and length == _TRANSPARENT_COLOUR.get(colour_type, length)
+            right_length = _TRANSPARENT_COLOUR.get(colour_type, length)  # other types: any length
+            is_wanted = is_wanted and length == right_length
         is_critical = kind[:1].isupper()
-        if is_critical or (is_read and _is_intact(file, position, length)):
+        if is_critical or (is_wanted and _is_intact(file, position, length)):
             yield position, min(end, size)
         else:
             skipped += 1
@@ -200,19 +202,22 @@ def _png_ranges(
 
 
 def _is_intact(file: BinaryIO, position: int, length: int) -> bool:
-    """Return whether a chunk's checksum is right, and its text is small when decompressed.
+    """Return whether a chunk's checksum is right, and compressed text in it is intact.
+
+    Text that takes 1 MB or more when decompressed counts as damaged.
 
     Args:
         file: a PNG.
         position: where the chunk begins, in bytes.
         length: bytes of the chunk's data.
     """
-    file.seek(position + 4)  # 4: the length itself
+    file.seek(position + 4)  # 4: bytes of the length, which the checksum does not cover
     kind_and_data = file.read(4 + length)
     checksum = file.read(4)
     if checksum != struct.pack(">I", zlib.crc32(kind_and_data)):
         return False
-    kind, data = kind_and_data[:4], kind_and_data[4:]
+    kind = kind_and_data[:4]
+    data = kind_and_data[4:]
     compressed = _compressed_text(kind, data)
     try:
         decompressor = zlib.decompressobj()
@@ -223,14 +228,14 @@ def _is_intact(file: BinaryIO, position: int, length: int) -> bool:
 
 
 def _compressed_text(kind: bytes, data: bytes) -> bytes:
-    """Return the compressed text of a text chunk; empty if its text is not compressed."""
-    _, _, rest = data.partition(b"\0")  # the keyword and its end
+    """Return the compressed text of a chunk; empty if the chunk has none."""
+    _keyword, _, rest = data.partition(b"\0")
     if kind == b"zTXt":
-        return rest[1:]  # after the method
-    if kind == b"iTXt" and rest[:1] == b"\1":
-        _, _, rest = rest[2:].partition(b"\0")  # after flag and method, the language
-        _, _, rest = rest.partition(b"\0")  # the keyword's translation
-        return rest
+        return rest[1:]  # 1: the byte of the compression method
+    if kind == b"iTXt" and rest[:1] == b"\1":  # the compression flag is set
+        _language, _, rest = rest[2:].partition(b"\0")  # 2: the bytes of the flag and the method
+        _translated_keyword, _, text = rest.partition(b"\0")
+        return text
     return b""
 
 
@@ -238,8 +243,11 @@ def _compressed_text(kind: bytes, data: bytes) -> bytes:
 
 
 def _jpeg_ranges(file: BinaryIO, size: int, name: str) -> Iterator[tuple[int, int]]:
-    """Yield the byte ranges of the segments that PIL gets, and of all that follows them."""
-    yield 0, 2
+    """Yield the start and end of each segment that PIL gets, and of the compressed data after them.
+
+    Every segment begins with 0xFF, its marker and its length.
+    """
+    yield 0, 2  # the start marker, which has no length
     position = 2
     skipped = 0
     while True:
@@ -247,13 +255,15 @@ def _jpeg_ranges(file: BinaryIO, size: int, name: str) -> Iterator[tuple[int, in
         header = file.read(4)
         if len(header) < 4:
             break
-        mark, marker, length = struct.unpack(">BBH", header)
-        is_segment = mark == 0xFF and 0xC0 <= marker < 0xFF and not 0xD0 <= marker <= 0xDA
-        if not is_segment:  # the compressed data begins, or a decoder has to judge
+        prefix, marker, length = struct.unpack(">BBH", header)
+        # 0xD0 to 0xD9 have no length, and the compressed data begins at 0xDA.
+        is_segment = prefix == 0xFF and 0xC0 <= marker < 0xFF and not 0xD0 <= marker <= 0xDA
+        if not is_segment:  # the decoder gets the rest, even if it is damaged
             break
-        end = position + 2 + length
+        end = position + 2 + length  # 2: the prefix and the marker
+        data_length = length - 2  # the length counts its own two bytes
         is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE  # APP0 to APP15, or a comment
-        if is_metadata and not _is_read_segment(marker, file.read(min(length - 2, 14))):
+        if is_metadata and not _is_needed_segment(marker, file.read(max(0, min(data_length, 14)))):
             skipped += 1
             _check_skipped(skipped, name)
         else:
@@ -262,16 +272,21 @@ def _jpeg_ranges(file: BinaryIO, size: int, name: str) -> Iterator[tuple[int, in
     yield position, size
 
 
-def _is_read_segment(marker: int, beginning: bytes) -> bool:
-    """Return whether a decoder needs a metadata segment, given its first 14 bytes.
+def _is_needed_segment(marker: int, beginning: bytes) -> bool:
+    """Return whether a decoder needs a metadata segment.
 
-    JFIF and Adobe segments tell the colour space, and EXIF the orientation.
+    JFIF and Adobe segments tell the colour space, and EXIF the orientation. A JFIF or Adobe segment
+    that is too short is not needed.
+
+    Args:
+        marker: the segment's kind.
+        beginning: first 14 bytes of the segment's data, fewer if it is shorter.
     """
-    if marker == 0xE0:
+    if marker == 0xE0:  # APP0
         return beginning.startswith(b"JFIF\0") and len(beginning) >= 14
-    if marker == 0xE1:
+    if marker == 0xE1:  # APP1
         return beginning.startswith(b"Exif\0\0")
-    if marker == 0xEE:
+    if marker == 0xEE:  # APP14
         return beginning.startswith(b"Adobe") and len(beginning) >= 12
     return False
 
@@ -282,10 +297,16 @@ def _is_read_segment(marker: int, beginning: bytes) -> bool:
 def _webp_of_true_size(file: BinaryIO, head: bytes, size: int) -> BinaryIO:
     """Return a WebP whose header claims no more bytes than there are.
 
-    A file that lost its last byte, often mere padding, gets one.
+    A file whose claim is right is returned as is. Otherwise an odd size gets a byte of padding, as
+    the format needs an even size.
+
+    Args:
+        file: the WebP.
+        head: its first 12 bytes.
+        size: bytes of the file.
     """
     (claimed,) = struct.unpack("<I", head[4:8])
-    if claimed + 8 <= size:
+    if claimed + 8 <= size:  # 8: "RIFF" and the claim itself, which it does not count
         file.seek(0)
         return file
     padding = b"\0" if size % 2 else b""
@@ -295,7 +316,7 @@ def _webp_of_true_size(file: BinaryIO, head: bytes, size: int) -> BinaryIO:
 
 
 def _check_skipped(skipped: int, name: str) -> None:
-    """Refuse a file that is nearly all metadata.
+    """Refuse a file with too many pieces of metadata.
 
     Raises:
         ImageError: more than 100,000 chunks or segments were skipped.

@@ -74,7 +74,7 @@ _WARNING_FILTERS_LOCK = threading.Lock()
 
 
 def as_images(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
-    """Return one image or several as a list. A single image becomes a list of one.
+    """Return a list of the given images. A single image becomes a list of one.
 
     An array or an open file is one image, although both can be iterated.
 
@@ -93,16 +93,17 @@ def as_images(images: Sequence[ImageSource] | ImageSource) -> list[ImageSource]:
 def open_image(source: ImageSource) -> Image.Image:
     """Read an image as upright, opaque, 8-bit RGB.
 
-    EXIF orientation is applied, and transparent pixels are laid over white. Only the first frame of
-    an animation is read, or the current frame of a PIL image. 16-bit grey is scaled to 8 bits. The
-    range of float grey is [0, 1] or [0, 255]: the first of these that holds all values. Grey with
-    other values, float or integer, is stretched from its lowest to its highest value. A PIL image
-    is not modified.
+    EXIF orientation is applied, and transparent pixels are laid over white. Of an animation, only
+    the first frame is read; of a PIL image, the current frame. A PIL image is not modified.
+
+    16-bit grey is scaled to 8 bits. Float grey is scaled from [0, 1] if no value is outside, else
+    from [0, 255]. Grey with other values, integer or float, is stretched: its lowest value becomes
+    black and its highest white.
 
     Raises:
         ImageError: the image is missing, unreadable, empty, damaged, in an unsupported format, or
             above 100 megapixels.
-        OptionError: the source has another type.
+        OptionError: the source is not an ``ImageSource``.
     """
     if isinstance(source, Image.Image):
         name = "the PIL image given"
@@ -123,6 +124,7 @@ def open_image(source: ImageSource) -> Image.Image:
 
 
 def _is_array(source: object) -> bool:
+    """Return whether an object has a shape and a dtype, as arrays do."""
     return hasattr(source, "shape") and hasattr(source, "dtype")
 
 
@@ -135,10 +137,10 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     shape = array.shape
     is_image = len(shape) == 3 and shape[2] in (3, 4) and 0 not in shape
     if array.dtype != np.uint8 or not is_image:
-        size = "x".join(map(str, shape))
+        sizes = "x".join(map(str, shape))  # of all axes
         raise ImageError(
             "an array must be (H, W, 3) or (H, W, 4) of uint8, one for each image, "
-            f"got {size} of {array.dtype}"
+            f"got {sizes} of {array.dtype}"
         )
     return Image.fromarray(np.ascontiguousarray(array))
 
@@ -182,7 +184,8 @@ def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float3
     Follows DeepSeek's ``VLMImageProcessor`` (``janus/models/image_processing_vlm.py``).
 
     Returns:
-        (S, S, 3) float32, in [-1, 1] with the published mean and std of 0.5.
+        (S, S, 3) float32, where S is the config's ``image_size``. The values are in [-1, 1] if the
+        mean and the std are the published ones, both 0.5.
     """
     square = resize_and_pad(image, config)
     mean = np.array(config.mean, dtype=np.float32)
@@ -267,7 +270,8 @@ def _open_seekable(path: str, name: str) -> Iterator[BinaryIO]:
         name: the file's name in error messages.
 
     Raises:
-        ImageError: the file cannot be opened, or the block inside raises an OSError or ValueError.
+        ImageError: the file cannot be opened, or the body of the ``with`` statement raises an
+            OSError or ValueError.
     """
     try:
         with Path(path).open("rb") as file:
@@ -308,7 +312,7 @@ def _open_and_read(
     if not head:
         raise ImageError(f"{name} is empty: give an image, {_READABLE}")
     with _as_image_errors(name, head):
-        Image.init()
+        Image.init()  # registers all of PIL's formats
         if _is_heic(head):
             _add_heic_decoder()
         formats = [f for f in _FORMATS if f in Image.OPEN]  # some builds lack AVIF and HEIF
@@ -316,6 +320,7 @@ def _open_and_read(
         try:
             return read(Image.open(data, formats=formats), name)
         except OSError:  # PIL's error for a file that ends too early
+            # A JPEG may lack nothing but its end marker.
             completed = with_end_marker(data) if head.startswith(JPEG) else None
             if completed is None:
                 raise
@@ -324,7 +329,8 @@ def _open_and_read(
 
 def _is_heic(head: bytes) -> bool:
     """Return whether a file with these first bytes is HEIC, the format of an iPhone's photos."""
-    return head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf")
+    brand = head[8:11]  # without its fourth character, which names a variant
+    return head[4:8] == b"ftyp" and brand in (b"hei", b"hev", b"mif", b"msf")
 
 
 def _add_heic_decoder() -> None:
@@ -338,9 +344,9 @@ def _add_heic_decoder() -> None:
 
 @contextlib.contextmanager
 def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
-    """Turn every exception inside a block into an ``ImageError``, and ignore warnings there.
+    """Turn every exception in a ``with`` body into an ``ImageError``, and ignore its warnings.
 
-    Only one thread at a time can be inside, since warning filters belong to the whole process.
+    Only one thread at a time can be in the body, since warning filters belong to the whole process.
 
     Args:
         name: the image's name in the message.
@@ -367,7 +373,7 @@ def _why_unidentified(head: bytes) -> str:
 
     The text is the end of a sentence that begins with the file's name.
     """
-    # PNG, JPEG, GIF and TIFF in both byte orders. These are supported, so the file must be damaged.
+    # PNG, JPEG, GIF, and TIFF of either byte order. They are supported, so the file is damaged.
     signatures = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
     if head.startswith(signatures) or head[8:12] == b"WEBP":
         return "is damaged or cut short: download or export it again"
@@ -420,11 +426,11 @@ def _too_large(
     """
     limit = max_pixels or MAX_PIXELS
     megapixels = limit // 10**6
-    found = ""
+    dimensions = ""
     if size:
         width, height = size
-        found = f" ({width} x {height})"
-    return ImageError(f"{name} has more than {megapixels} megapixels{found}: make it smaller")
+        dimensions = f" ({width} x {height})"
+    return ImageError(f"{name} has more than {megapixels} megapixels{dimensions}: make it smaller")
 
 
 # Pixels
@@ -448,8 +454,8 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int | None = None) -
     result = _opaque_rgb(image)
     if transpose is not None:
         result = result.transpose(transpose)
-    # PIL copies ``info``: EXIF orientation and a transparent colour. Both have been applied, and
-    # must not be applied again if the result is passed to open_image.
+    # PIL copies ``info``, which holds the EXIF orientation and a transparent colour. Both have been
+    # applied, and must not be applied again if the result is passed to open_image.
     result.info.clear()
     return result
 
@@ -471,10 +477,10 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
     """Convert grey of 16 or 32 bits to RGB. PIL's own conversion would clip it to [0, 255]."""
     values = np.asarray(image)
     black, white = _grey_range(values, image.mode)
-    # In a PNG, an int: the grey value whose pixels are transparent (tRNS chunk). They become white.
+    # A PNG's tRNS chunk gives an int: the grey value of transparent pixels, which become white.
     transparent = image.info.get("transparency")
     grey = np.empty(values.shape, np.uint8)
-    span = (white - black) or 1.0  # 1: an image of a single value becomes black
+    span = (white - black) or 1.0  # not 0, by which no value can be divided
     # Some rows at a time, since the whole image as 64-bit floats would take much memory.
     for start in range(0, len(values), _ROWS):
         band = slice(start, start + _ROWS)
@@ -488,9 +494,10 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_range(values: npt.NDArray[Any], mode: str) -> tuple[float, float]:
-    """Return the grey values that become black and white.
+    """Return two grey values: the one that becomes black, and the one that becomes white.
 
-    ``mode`` is PIL's mode of the image: "F" for floats, otherwise one of integers.
+    Values that are not finite are ignored. ``mode`` is PIL's mode of the image: "F" for floats, any
+    other for integers.
     """
     usual_whites: tuple[float, ...]
     if mode == "F":

@@ -71,8 +71,8 @@ class Prompts:
         image_tokens: positions that one image takes in an answering prompt.
 
     Raises:
-        ConfigError: a control token is missing, or the tokenizer loses text, contradicts itself or
-            is not byte-level.
+        ConfigError: a control token is missing, or the tokenizer is not byte-level, loses text or
+            gives a token two ids.
         OptionError: ``image_tokens`` is below 1.
     """
 
@@ -94,8 +94,8 @@ class Prompts:
         The arguments are those of the class.
 
         Raises:
-            ConfigError: the file is missing, not JSON or not a tokenizer, or the tokenizer lacks a
-                control token, loses text, contradicts itself or is not byte-level.
+            ConfigError: the file is missing, not JSON or not a tokenizer; or the tokenizer lacks a
+                control token, is not byte-level, loses text or gives a token two ids.
             OptionError: ``image_tokens`` is below 1.
         """
         path = folder / TOKENIZER_FILE
@@ -105,18 +105,24 @@ class Prompts:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end an answer: eos, and those that the config adds."""
+        return frozenset({self.special.eos, *(self.config.stop_ids or ())})
+
     def answering(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
-        """Return the ids of a conversation, from bos to the beginning of the assistant's answer.
+        """Return the ids of a conversation, from bos to the point where the model continues it.
 
         An image takes the ids image_start, ``image_tokens`` times image, and image_end.
 
         Args:
-            turns: the messages; the last one is the user's.
-            system: system prompt; None is the model's own, "" is none.
+            turns: the messages. If the last one is the assistant's, it is the beginning of the
+                answer, and no eos follows it.
+            system: system prompt; None: the model's default; "": no system prompt.
 
         Raises:
-            PromptError: there is no turn, the last one is not the user's, a question has neither
-                text nor images, or a text is not Unicode.
+            PromptError: no turn is the user's, a question has neither text nor images, or a text is
+                not Unicode.
             OptionError: ``system`` is not a str.
         """
         segments = self._answering_segments(turns, system)
@@ -125,8 +131,8 @@ class Prompts:
     def following(self, turn: Turn) -> list[int]:
         """Return the ids to append to a conversation for its next question.
 
-        They follow the eos of the last answer, so they have no bos. They end at the beginning of
-        the assistant's answer.
+        They follow the eos of the last answer, so they have no bos. They end where the answer to
+        ``turn`` begins.
 
         Raises:
             PromptError: the question has neither text nor images, or its text is not Unicode.
@@ -195,23 +201,30 @@ class Prompts:
         Whitespace is stripped from both ends of the prompt.
 
         Raises:
-            PromptError: there is no turn, the last one is not the user's, or a question has neither
-                text nor images.
+            PromptError: no turn is the user's, or a question has neither text nor images.
             OptionError: ``system`` is not a str.
         """
-        if not turns or turns[-1].role != "user":
-            raise PromptError("the last message must be the user's: add a question")
+        if not any(turn.role == "user" for turn in turns):
+            raise PromptError("there is no question: add a message of the user")
         system = self.config.system if system is None else check_text("system", system)
         segments = []
         if system:
             segments.append(system + self.config.separator)
+        answer_start = ""
+        if turns[-1].role == "assistant":
+            *turns, unfinished = turns
+            answer_start = unfinished.text.strip()
         for turn in turns:
             segments += self._turn_segments(turn)
-        segments += [self._assistant, ":"]
+        segments += [self._assistant, f": {answer_start}"]
         return _strip(segments)
 
     def _turn_segments(self, turn: Turn) -> list[str]:
         """Return the segments of one message. An answer ends with eos, a question with a separator.
+
+        A question begins with its images, each followed by a line break. As in DeepSeek's code,
+        whitespace is stripped only from the ends of the whole question. So text after an image
+        keeps its leading whitespace, and without text the last image has no line break.
 
         Raises:
             PromptError: a question has neither text nor images.
@@ -224,15 +237,18 @@ class Prompts:
             return [self._assistant, answer, eos]
         if not text and not turn.images:
             raise PromptError("the question is empty: say what you want to know")
+        if turn.images:
+            text = f"\n{turn.text}".rstrip()  # begins with the line break of the last image
         image = _Control(self.config.image)
         images = [image, "\n"] * turn.images
+        images = images[:-1]  # without the last line break, which is in ``text``
         question = text + self.config.separator
         return [self._user, ": ", *images, question]
 
     def _drawing_segments(self, text: str) -> list[str]:
         """Return the segments of a drawing prompt, without bos.
 
-        Whitespace is stripped from both ends of the text before image_start.
+        Whitespace is stripped from both ends of ``text``, and of the prompt up to image_start.
 
         Raises:
             PromptError: the text is empty.
@@ -271,15 +287,16 @@ class Prompts:
 def _strip(segments: Sequence[str]) -> list[str]:
     """Strip whitespace from both ends of a prompt, up to the first and the last control token.
 
-    DeepSeek's code also strips the rendered prompt.
+    DeepSeek's code strips the rendered prompt, which has the same effect.
     """
     stripped = list(segments)
-    ends = ((0, str.lstrip), (-1, str.rstrip))  # index of the outermost segment, and its method
-    for end, strip in ends:
-        while stripped and not _is_control(stripped[end]):
-            text = strip(stripped[end])
+    # For each end: the index of its outermost segment, and the method that strips this segment.
+    ends = ((0, str.lstrip), (-1, str.rstrip))
+    for outermost, strip in ends:
+        while stripped and not _is_control(stripped[outermost]):
+            text = strip(stripped[outermost])
             if text:
-                stripped[end] = text
+                stripped[outermost] = text
                 break
-            del stripped[end]  # it was only whitespace, so strip the next segment too
+            del stripped[outermost]  # it was only whitespace, so strip the next segment too
     return stripped

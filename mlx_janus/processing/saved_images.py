@@ -21,20 +21,21 @@ from .file_names import names_folder, printable
 from .images import check_size, read_file
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_QUALITY: dict[str, dict[str, Any]] = {
+_SETTINGS: dict[str, dict[str, Any]] = {  # of PIL's encoders
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "WEBP": {"quality": 95},
 }
 _ASCII_COMMENT = b"ASCII\0\0\0"  # EXIF's mark of the characters that follow
-_LARGEST_JPEG_EXIF = 65_527  # bytes: a segment's 65,533, without the six of "Exif"
+_LARGEST_JPEG_EXIF = 65_527  # bytes; a segment holds 65,533, and "Exif" with two NULs takes six
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")  # longer ones, or numbers, belong to the name
 
 
 def read_metadata(path: str | os.PathLike[Any]) -> dict[str, str]:
-    """Return the metadata of a file from ``save_image``; an image from elsewhere may have others.
+    """Return the metadata of an image file by key, as ``save_image`` wrote them.
 
-    A PNG gives its text chunks. In a JPEG or WebP, the metadata are in EXIF. Without readable
-    metadata the result is empty.
+    They are the text chunks of a PNG, or the JSON object in the EXIF of a JPEG or WebP. The result
+    is empty if there are none, or if they cannot be read. A file of another program may have any
+    keys.
 
     Raises:
         ImageError: the image is missing, unreadable, empty, damaged, in an unsupported format, or
@@ -63,15 +64,21 @@ def _metadata(image: Image.Image, name: str) -> dict[str, str]:
     return {str(key): str(value) for key, value in metadata.items()}
 
 
-def encode_image(image: Image.Image, metadata: Mapping[str, str], suffix: str = ".png") -> bytes:
+def encode_image(
+    image: Image.Image,
+    metadata: Mapping[str, str],
+    suffix: str = ".png",
+    quality: int | None = None,
+) -> bytes:
     """Return the bytes of an image file with metadata, which are sorted by key.
 
     A PNG holds them as text chunks; a JPEG or WebP as one JSON object in EXIF's UserComment.
 
     Args:
         image: in a mode that the format can hold.
-        metadata: its characters that cannot be stored are dropped or replaced by "?".
+        metadata: texts by key. NULs are dropped, and lone surrogates become "?".
         suffix: ".png", ".jpg", ".jpeg" or ".webp".
+        quality: of a JPEG or WebP, from 0 to 100; None: 95.
 
     Raises:
         OSError: the format cannot hold the image's mode.
@@ -87,19 +94,22 @@ def encode_image(image: Image.Image, metadata: Mapping[str, str], suffix: str = 
         return buffer.getvalue()
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = clean.get("version", "mlx_janus")
-    details = exif.get_ifd(ExifTags.IFD.Exif)
-    details[ExifTags.Base.UserComment] = _ASCII_COMMENT + json.dumps(clean).encode()
-    kind = FORMATS[suffix]
-    if kind == "JPEG" and len(exif.tobytes()) > _LARGEST_JPEG_EXIF:
+    exif_ifd = exif.get_ifd(ExifTags.IFD.Exif)
+    exif_ifd[ExifTags.Base.UserComment] = _ASCII_COMMENT + json.dumps(clean).encode()
+    format_name = FORMATS[suffix]
+    if format_name == "JPEG" and len(exif.tobytes()) > _LARGEST_JPEG_EXIF:
         raise ValueError("its metadata exceed the 64 KB of a JPEG, name it .png or .webp")
-    image.save(buffer, kind, exif=exif, **_QUALITY[kind])
+    settings = _SETTINGS[format_name]
+    if quality is not None:
+        settings = settings | {"quality": quality}
+    image.save(buffer, format_name, exif=exif, **settings)
     return buffer.getvalue()
 
 
 def storable(value: str) -> str:
-    """Return a text without characters that a text chunk cannot hold."""
-    # A PNG's text must not contain NUL, so NULs are dropped. A lone surrogate, such as an
-    # undecodable byte of a command line, cannot be encoded: it becomes "?".
+    """Return a text without NULs, and with "?" for each lone surrogate."""
+    # A PNG's text must not contain NUL. A lone surrogate, such as an undecodable byte of a command
+    # line, cannot be encoded.
     return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
@@ -141,10 +151,10 @@ def numbered_paths(path: str | os.PathLike[str], n: int) -> list[Path]:
     Raises:
         OutputError: the path is a folder or has another suffix.
     """
-    first = _target(path)
+    target = _target(path)
     if n == 1:
-        return [first]
-    return [first.with_name(f"{first.stem}-{i}{first.suffix}") for i in range(1, n + 1)]
+        return [target]
+    return [target.with_name(f"{target.stem}-{i}{target.suffix}") for i in range(1, n + 1)]
 
 
 def _target(name: str | os.PathLike[str]) -> Path:
@@ -163,7 +173,8 @@ def _target(name: str | os.PathLike[str]) -> Path:
 def with_suffix(path: Path) -> Path:
     """Return a path that ends in the suffix of a format; ".png" is added if it has none.
 
-    What follows a dot is a suffix only if it looks like one: "cat v1.5" becomes "cat v1.5.png".
+    A suffix has two to five letters or digits, the first a letter. So the "5" of "cat v1.5" is not
+    a suffix, and the file is named "cat v1.5.png".
 
     Raises:
         OutputError: the path has the suffix of another format.

@@ -11,7 +11,7 @@ Unusual here:
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +40,8 @@ class PromptTokenizer:
     """A tokenizer that knows its model's control tokens.
 
     Args:
-        tokenizer: a tokenizer of the ``tokenizers`` library. It is not changed: if a control token
-            is not special, or if it truncates or pads, a copy is made and used.
+        tokenizer: a tokenizer of the ``tokenizers`` library, which is not changed. If it truncates
+            or pads, or if one of its control tokens is not special, a corrected copy is used.
         config: spellings of the control tokens.
 
     Raises:
@@ -103,9 +103,11 @@ class PromptTokenizer:
             ConfigError: the tokenizer is not byte-level, loses text, or encodes the spelling of a
                 control token as that token.
         """
-        text = self.decode(self.encode(_SAMPLE))
-        if not isinstance(self.tokenizer.decoder, decoders.ByteLevel) or text.strip() != _SAMPLE:
-            reason = f"{_SAMPLE!r} decodes to {text[:40]!r}"
+        decoded = self.decode(self.encode(_SAMPLE))
+        keeps_sample = decoded.strip() == _SAMPLE
+        has_byte_decoder = isinstance(self.tokenizer.decoder, decoders.ByteLevel)
+        if not (keeps_sample and has_byte_decoder):
+            reason = f"{_SAMPLE!r} decodes to {decoded[:40]!r}"
             raise ConfigError(
                 f"this is not a byte-level tokenizer ({reason}): "
                 "another tool may have rewritten it, download the model's own"
@@ -121,9 +123,9 @@ class PromptTokenizer:
 class Detokenizer:
     """A streaming decoder: it takes one id at a time and returns complete characters.
 
-    The joined results of ``add`` and ``finish`` equal ``Tokenizer.decode`` of all ids at once, for
-    any ids: both turn invalid bytes into U+FFFD. The cost of an id does not grow with the number of
-    ids before it.
+    The joined results of ``add`` and ``finish`` equal ``Tokenizer.decode`` of all ids at once. Both
+    turn invalid bytes into U+FFFD. The cost of an id does not grow with the number of ids before
+    it.
 
     Args:
         tokenizer: a byte-level tokenizer.
@@ -138,7 +140,7 @@ class Detokenizer:
     def add(self, token_id: int) -> str:
         """Return the characters that this id completes; "" if it completes none."""
         token = self._tokenizer.id_to_token(int(token_id))
-        # ``token`` is None for an id beyond the vocabulary: a model may have more ids.
+        # ``token`` is None for an id beyond the tokenizer's vocabulary. A model may have more ids.
         if token is None or token in self._skipped:
             return ""
         return self._utf8.decode(_token_bytes(token))
@@ -168,15 +170,19 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ConfigError(f"{path} is not a tokenizer ({reason}): {fix}") from None
 
 
-def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
+def prepare_tokenizer(
+    tokenizer_json: Path, config: PromptConfig, added_tokens: Sequence[str] = ()
+) -> str:
     """Return the content of ``tokenizer.json`` for a converted folder.
 
     The control tokens are flagged as special, and truncation and padding are dropped. Equal
     arguments give equal text.
 
     Args:
-        tokenizer_json: the source's file.
+        tokenizer_json: the file of the folder to convert.
         config: spellings of the control tokens.
+        added_tokens: special tokens that are named in other files of that folder. Those that
+            ``tokenizer.json`` lacks get the next free ids in this order, as in transformers.
 
     Raises:
         ConfigError: the file is missing, not JSON or not a tokenizer; or the tokenizer is not
@@ -184,10 +190,10 @@ def prepare_tokenizer(tokenizer_json: Path, config: PromptConfig) -> str:
             placeholder may be missing).
     """
     tokenizer = read_tokenizer(tokenizer_json)
-    # Janus-1.3B's file lacks the image placeholder, which gets the next free id as in DeepSeek's
-    # code.
-    if tokenizer.token_to_id(config.image) is None:
-        tokenizer.add_special_tokens([AddedToken(config.image, normalized=False, special=True)])
+    # Janus-1.3B's file lacks the image placeholder. DeepSeek's processor adds it after the others.
+    needed = dict.fromkeys((*added_tokens, config.image))  # without duplicates
+    missing = [token for token in needed if tokenizer.token_to_id(token) is None]
+    tokenizer.add_special_tokens([_as_special(token, None) for token in missing])
     try:
         # The constructor flags the control tokens, drops truncation and padding, and checks the
         # tokenizer, so that the file can be loaded.
@@ -206,14 +212,14 @@ def _copy(tokenizer: Tokenizer) -> Tokenizer:
     try:
         copy = Tokenizer.from_str(tokenizer.to_str())
     except Exception as error:  # the library raises bare Exceptions
-        raise _contradiction(str(error)[:80]) from None
+        raise _damaged_error(str(error)[:80]) from None
     if _added_spellings(tokenizer) != _added_spellings(copy):
-        raise _contradiction("ids of added tokens clash")
+        raise _damaged_error("ids of added tokens clash")
     return copy
 
 
-def _contradiction(reason: str) -> ConfigError:
-    """Return the error for a tokenizer that contradicts itself."""
+def _damaged_error(reason: str) -> ConfigError:
+    """Return the error for a tokenizer that cannot be copied with the same ids."""
     fix = "it is damaged, download it again"
     return ConfigError(f"the tokenizer contradicts itself ({reason}): {fix}")
 
@@ -224,7 +230,7 @@ def _added_spellings(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def _control_spellings(config: PromptConfig) -> dict[str, str]:
-    """Return the spelling of the control token of each field of ``SpecialIds``."""
+    """Return the spellings of the control tokens, by their names in ``SpecialIds``."""
     return {
         "bos": config.bos,
         "eos": config.eos,
@@ -266,7 +272,8 @@ def _with_special_controls(tokenizer: Tokenizer, config: PromptConfig) -> Tokeni
         in_brackets = spelling[:1] == "<" and spelling[-1:] == ">"
         if in_brackets or spelling in (config.user, config.assistant):
             controls.add(spelling)
-    not_special = sorted(s for s in controls if s not in added or not added[s].special)
+    special = {spelling for spelling, token in added.items() if token.special}
+    not_special = sorted(controls - special)
     if not (not_special or tokenizer.truncation or tokenizer.padding):
         return tokenizer
     changed = _copy(tokenizer)
@@ -277,9 +284,9 @@ def _with_special_controls(tokenizer: Tokenizer, config: PromptConfig) -> Tokeni
 
 
 def _as_special(spelling: str, token: AddedToken | None) -> AddedToken:
-    """Return a token as a special one, otherwise with the settings that it has.
+    """Return a special token with this spelling. It keeps the other settings of ``token``.
 
-    ``token`` is None if the spelling is in the vocabulary, but is not an added token.
+    ``token`` is None if there is no added token with this spelling so far.
     """
     if token is None:
         return AddedToken(spelling, normalized=False, special=True)
@@ -296,12 +303,16 @@ def _as_special(spelling: str, token: AddedToken | None) -> AddedToken:
 def _byte_alphabet() -> dict[str, int]:
     """Return the byte of each character in a token: the inverse of GPT-2's ``bytes_to_unicode``.
 
-    A byte-level tokenizer writes every byte as a printable character. That is the character with
-    the byte's code if it is printable, otherwise one from code 256 on.
+    A byte-level tokenizer writes every byte as a printable character. A byte that is the code of a
+    printable character stands for itself. The other bytes get the codes from 256 on, in order.
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    ranges = (range(ord("!"), ord("~") + 1), range(0xA1, 0xAC + 1), range(0xAE, 0xFF + 1))
+    printable = [byte for codes in ranges for byte in codes]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    for i, byte in enumerate(others):
+        alphabet[chr(256 + i)] = byte
+    return alphabet
 
 
 _BYTE_OF_CHARACTER = _byte_alphabet()
@@ -310,7 +321,8 @@ _BYTE_OF_CHARACTER = _byte_alphabet()
 def _token_bytes(token: str) -> bytes:
     """Return the bytes of a token's text.
 
-    An added token may be ordinary text instead of the byte alphabet. It is encoded as UTF-8.
+    Its characters are those of ``_byte_alphabet``. Only an added token may have others, and is then
+    encoded as UTF-8.
     """
     try:
         return bytes(_BYTE_OF_CHARACTER[c] for c in token)

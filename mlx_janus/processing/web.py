@@ -32,7 +32,7 @@ _HEADERS = {"User-Agent": f"mlx_janus/{__version__}", "Accept": "image/*"}
 _MAX_PUBLIC_REDIRECTS = 3  # redirects that ``fetch_public`` follows
 _MAX_ADDRESSES = 8  # addresses of one host that are tried in turn
 _MAX_URL_LENGTH = 4096  # characters of a URL
-# IPv4-only hosts, as networks without IPv4 address them.
+# IPv6 addresses that stand for IPv4 hosts, in networks without IPv4.
 _NAT64_PREFIX = ipaddress.IPv6Network("64:ff9b::/96")
 _IPV6_UNICAST = ipaddress.IPv6Network("2000::/3")  # all public IPv6 addresses of single hosts
 # Relays, tunnels and documentation. Depending on Python's version, is_global accepts some of them.
@@ -91,7 +91,7 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
 
     All IP addresses of the host must be public. The connection uses one of the checked addresses,
     port 443 and no proxy. At most three redirects are followed, each checked in the same way. A
-    host with a public IP address passes the checks even if a firewall keeps the internet out.
+    host with a public IP address passes the checks even if a firewall shields it from the internet.
 
     Args:
         url: the URL, from anybody.
@@ -108,7 +108,7 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
 
     def download(deadline: float) -> bytes:
         """Return the content, read before the deadline (a ``time.monotonic`` value)."""
-        # Redirects are followed here, as urllib would follow them without the checks.
+        # Redirects are followed here, because urllib would follow them without the checks.
         current = url
         for _ in range(1 + _MAX_PUBLIC_REDIRECTS):
             host, target = _split_url(current)
@@ -139,7 +139,8 @@ def _run_with_timeout(download: Callable[[float], bytes], url: str, limits: _Lim
     """Run ``download`` in its own thread, and wait for its result until the timeout.
 
     Args:
-        download: called with its deadline, a ``time.monotonic`` value. The call may outlast it.
+        download: called with its deadline, a ``time.monotonic`` value. A result after the deadline
+            is ignored.
         url: the URL for error messages.
         limits: the timeout, and the advice for error messages.
 
@@ -149,13 +150,14 @@ def _run_with_timeout(download: Callable[[float], bytes], url: str, limits: _Lim
     outcome: list[bytes | Exception] = []  # empty while the thread runs, then one entry
 
     def run() -> None:
+        """Put the downloaded content, or the exception, into ``outcome``."""
         try:
             outcome.append(download(time.monotonic() + limits.seconds))
         except Exception as error:  # raised below, in the caller's thread
             outcome.append(error)
 
-    # Only a thread can be abandoned at the timeout: the look-up of a name and the wait for a slow
-    # server's headers have no time limit.
+    # The look-up of a name and the wait for a slow server's headers have no time limit of their
+    # own. So the download runs in a thread, which can be abandoned at the timeout.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limits.seconds)
@@ -268,7 +270,7 @@ class _PublicConnection(HTTPSConnection):
                 return
             except (OSError, ValueError):  # ValueError: a name that no certificate can have
                 self.current_socket.close()
-                if attempts_left == 1:
+                if attempts_left == 1:  # this was the last address
                     raise
 
     def cut(self) -> None:
@@ -303,9 +305,11 @@ def _split_url(url: str) -> tuple[str, str]:
     except ValueError:
         host = ""
         allowed = False
-    # ``isprintable`` refuses line ends and tabs. urlsplit drops them, so that the URL checked here
-    # would differ from the given one. "%" in a host begins the zone of a link-local address.
-    if not allowed or not host or "%" in host or not url.isprintable():
+    # "%" in a host begins the zone of a link-local address.
+    has_plain_host = host != "" and "%" not in host
+    # Line ends and tabs are not printable. urlsplit drops them, so that the URL checked here would
+    # differ from the given one.
+    if not (allowed and has_plain_host and url.isprintable()):
         raise ImageError(
             f"{_printable(url)} is not fetched: "
             "only https addresses are, on port 443, without a user name"
@@ -357,6 +361,7 @@ def _printable(text: str) -> str:
 
 
 def _too_large_error(url: str, limits: _Limits) -> ImageError:
+    """Return the error for content above the limit of size."""
     size = f"{limits.max_bytes / 1e6:g} MB"
     return ImageError(f"{url} is larger than {size}: download it and make it smaller")
 

@@ -22,8 +22,9 @@ from ..version import __version__
 from .chat_completions import complete_chat
 from .errors import APIError, handle_http_exception, handle_validation_error
 from .image_generations import generate_images
+from .image_store import PATH as IMAGES_PATH
 from .metrics import Metrics
-from .middleware.api_key import PUBLIC_PATHS
+from .middleware.api_key import is_public
 from .middleware.stack import middleware_stack
 from .schema import (
     ChatCompletion,
@@ -35,7 +36,7 @@ from .schema import (
     ModelList,
     ServedModel,
 )
-from .service import DEFAULT_MODEL, Service
+from .service import Service
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         title="mlx_janus",
         version=__version__,
         description="OpenAI's API for one Janus model: answers about images, and image generation.",
-        docs_url=None,  # this page and the next load scripts from other hosts
+        docs_url=None,  # FastAPI's documentation pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,  # an unknown path is 404, with or without a final slash
         middleware=middleware_stack(settings, service.metrics),
@@ -75,6 +76,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         },
     )
     app.include_router(_generation_router(service))
+    app.include_router(_image_router(service))
     app.include_router(_model_router(service))
     app.include_router(_server_router(service))
     if settings.api_key is not None:
@@ -99,10 +101,10 @@ class _StrictRequest(Request):
 
 
 class _JSONRoute(APIRoute):
-    """A route that accepts only JSON, which the forms of web pages cannot send."""
+    """A route that accepts only JSON, so that no form on another site's page can use it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's handler, preceded by a check of the content type (status 415)."""
+        """Return a handler that checks the content type (415) and then calls FastAPI's handler."""
         handle_with_fastapi = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
@@ -117,7 +119,8 @@ class _JSONRoute(APIRoute):
 
 def _stream_and_error_responses(stream_description: str) -> dict[int | str, dict[str, Any]]:
     """Return a route's OpenAPI responses, by status: the streamed reply and the errors."""
-    events = {"schema": {"type": "string", "description": stream_description}}
+    # The schema has no type: some tools take it as that of the stream, others as that of an event.
+    events = {"schema": {"description": stream_description}}
     return {200: {"content": {"text/event-stream": events}}, **_ERROR_RESPONSES}
 
 
@@ -149,25 +152,45 @@ def _generation_router(service: Service) -> APIRouter:
 def _model_router(service: Service) -> APIRouter:
     """Return a router with the routes that list and describe the served model."""
     router = APIRouter(responses=_ERROR_RESPONSES, tags=["server"])
-    engine = service.engine
 
-    def served_model() -> ServedModel:
-        return ServedModel(id=engine.name, created=service.started_at)
+    def describe(name: str) -> ServedModel:
+        return ServedModel(id=name, created=service.started_at)
 
     # Without its own route, "/v1/models/" would ask for a model of the name "".
     @_get_and_head(router, "/v1/models/", include_in_schema=False)
     @_get_and_head(router, "/v1/models")
     async def list_models() -> ModelList:
-        """List the models. A server has exactly one."""
-        return ModelList(data=[served_model()])
+        """List the server's one model under each of its names."""
+        return ModelList(data=[describe(name) for name in service.names])
 
     @_get_and_head(router, "/v1/models/{name:path}")  # path: the name of a model may have slashes
     async def retrieve_model(name: str) -> ServedModel:
         """Describe the model of this name."""
-        if name not in (engine.name, DEFAULT_MODEL):
-            message = f"there is no model {name!r} here: use {engine.name!r}"
-            raise APIError(404, message, param="model", code="model_not_found")
-        return served_model()
+        service.check_model(name)
+        # For an alias or "default", which are in no list, reply with the list's first name.
+        return describe(name if name in service.names else service.names[0])
+
+    return router
+
+
+def _image_router(service: Service) -> APIRouter:
+    """Return a router with the route that serves generated images."""
+    router = APIRouter(responses=_ERROR_RESPONSES, tags=["generation"])
+
+    @_get_and_head(
+        router,
+        IMAGES_PATH + "{name}",
+        response_class=Response,
+        responses={200: {"content": {"image/*": {}}}},
+    )
+    async def get_image(name: str) -> Response:
+        """Return a generated image, whose address an earlier reply gave."""
+        image = service.images.get(name)
+        if image is None:
+            raise APIError(404, "there is no such image: it is kept for an hour only")
+        # Any site's page may show the image, because nobody can guess its name.
+        headers = {"Cross-Origin-Resource-Policy": "cross-origin"}
+        return Response(image.data, media_type=image.media_type, headers=headers)
 
     return router
 
@@ -191,7 +214,7 @@ def _server_router(service: Service) -> APIRouter:
             response.status_code = 503
         return Health(
             status="stopping" if stopping else "ok",
-            model=engine.name,
+            model=service.names[0],
             waiting=counts.waiting,
             answering=counts.answering,
             drawing=counts.drawing,
@@ -236,11 +259,11 @@ def _read_page() -> tuple[str, dict[str, str]]:
     text = resource.read_text(encoding="utf-8") if resource.is_file() else _PLACEHOLDER_PAGE
 
     def hash_sources(tag: str) -> str:
-        """Return the hashes of the page's elements with a tag, as the policy lists them."""
+        """Return the policy's sources for a tag: hashes of the contents of all its elements."""
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
-        sources = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
-        return " ".join(sources) or "'none'"  # the placeholder page has neither tag
+        hashes = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
+        return " ".join(hashes) or "'none'"  # the placeholder page has neither tag
 
     policy = (
         f"default-src 'none'; "
@@ -252,7 +275,7 @@ def _read_page() -> tuple[str, dict[str, str]]:
 
 
 def _add_key_to_openapi(app: FastAPI) -> None:
-    """Describe the API key in /openapi.json, and list which routes need it.
+    """Describe the API key in /openapi.json, and mark the routes that need it.
 
     This is documentation only: a middleware checks the key.
     """
@@ -265,7 +288,7 @@ def _add_key_to_openapi(app: FastAPI) -> None:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 # In OpenAPI, [] means that no key is needed; {"key": []} names the scheme above.
-                operation["security"] = [] if path in PUBLIC_PATHS else [{"key": []}]
+                operation["security"] = [] if is_public(path) else [{"key": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 from fastapi.responses import JSONResponse, Response
 from PIL.Image import Image
@@ -16,14 +16,14 @@ from ..decode.sampling import random_seed
 from ..decode.text import TextOptions
 from ..engine.messages import Answered, AnswerRequest, Event, Piece
 from ..inference.results import TextResult
-from ..limits import MAX_SEED
-from ..processing.prompts import Turn
+from ..limits import MAX_SEED, MAX_TOKENS
+from .conversations import ImageSource, read_conversation
 from .errors import APIError
 from .event_streams import EventStream, collect_events, server_sent_event, watch_client
 from .images import MAX_REQUEST_IMAGES, ImageReader
 from .schema import (
+    NO_LIMIT,
     AnswerMessage,
-    AssistantMessage,
     ChatCompletion,
     ChatCompletionChunk,
     ChatRequest,
@@ -31,13 +31,8 @@ from .schema import (
     ChunkChoice,
     Delta,
     FinishReason,
-    ImagePart,
-    Message,
     PromptDetails,
-    SystemMessage,
-    TextPart,
     Usage,
-    UserMessage,
 )
 from .service import Service
 
@@ -45,6 +40,7 @@ if TYPE_CHECKING:
     from ..engine.tickets import Ticket
 
 _DEFAULT_MAX_TOKENS = 512  # tokens of an answer, if the request gives no number
+_LEAST_TOP_P = 1e-9  # replaces 0, which TextOptions refuses; keeps only the likeliest token
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
     common_fields = _CommonFields(
         id=f"chatcmpl-{secrets.token_hex(12)}",
         created=int(time.time()),
-        model=service.engine.name,
+        model=service.names[0],
         system_fingerprint=service.fingerprint,
     )
     if body.stream:
@@ -96,26 +92,16 @@ async def _to_engine_request(
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
     n = body.n or 1
     options = _text_options(body, n)
-    system, dialogue = _split_system_prompt(body.messages)
-    turns: list[Turn] = []
-    urls: list[tuple[str, str]] = []  # each URL with the field of the body that holds it
-    for index, message in dialogue:
-        message_urls = _image_urls(message, f"messages[{index}].content")
-        role: Literal["user", "assistant"] = (
-            "user" if isinstance(message, UserMessage) else "assistant"
-        )
-        turns.append(Turn(role, _message_text(message), images=len(message_urls)))
-        urls += message_urls
-    if not turns or turns[-1].role != "user":
-        raise APIError(400, "the last message must be the user's: add a question", param="messages")
-    if len(urls) > MAX_REQUEST_IMAGES:
+    conversation = read_conversation(body.messages)
+    sources = conversation.images
+    if len(sources) > MAX_REQUEST_IMAGES:
         raise APIError(
             400,
-            f"{len(urls)} images are too many: send at most {MAX_REQUEST_IMAGES}",
+            f"{len(sources)} images are too many: send at most {MAX_REQUEST_IMAGES}",
             param="messages",
         )
-    images = await _read_images(urls, reader, request)
-    return AnswerRequest(tuple(turns), images, options, system, n)
+    images = await _read_images(sources, reader, request)
+    return AnswerRequest(tuple(conversation.turns), images, options, conversation.system, n)
 
 
 def _text_options(body: ChatRequest, n: int) -> TextOptions:
@@ -133,25 +119,27 @@ def _text_options(body: ChatRequest, n: int) -> TextOptions:
             f"the last answer's seed would be above {MAX_SEED}: take a smaller one",
             param="seed",
         )
+    max_tokens = body.max_completion_tokens or body.max_tokens or _DEFAULT_MAX_TOKENS
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return TextOptions(
-        max_tokens=body.max_completion_tokens or body.max_tokens or _DEFAULT_MAX_TOKENS,
+        max_tokens=MAX_TOKENS if max_tokens == NO_LIMIT else max_tokens,
         temperature=body.temperature or 0.0,
-        top_p=1.0 if body.top_p is None else body.top_p,
+        top_p=1.0 if body.top_p is None else max(body.top_p, _LEAST_TOP_P),
         seed=seed,
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        stop=tuple(text for text in stop if text),
     )
 
 
 async def _read_images(
-    urls: Sequence[tuple[str, str]], reader: ImageReader, request: HTTPRequest
+    sources: Sequence[ImageSource], reader: ImageReader, request: HTTPRequest
 ) -> tuple[Image, ...]:
     """Read images in order. If the client leaves, stop after the current image.
 
-    The current image is not cancelled: that would release the reader's lock while the thread still
-    decodes the image, and a second image could then be decoded at the same time.
+    The current image is not cancelled, because cancelling would release the reader's lock while a
+    thread still decodes the image. A second image could then be decoded at the same time.
 
     Args:
-        urls: each image's URL, with the field of the body that holds it.
+        sources: the images' URLs and the fields that hold them.
         reader: reads one image.
         request: the client's request.
 
@@ -160,61 +148,10 @@ async def _read_images(
     """
     images: list[Image] = []
     async with watch_client(request) as raise_if_client_left:
-        for url, field in urls:
-            images.append(await reader.read(url, field))
+        for source in sources:
+            images.append(await reader.read(source.url, source.field))
             raise_if_client_left()
     return tuple(images)
-
-
-def _split_system_prompt(
-    messages: Sequence[Message],
-) -> tuple[str | None, list[tuple[int, UserMessage | AssistantMessage]]]:
-    """Return the system prompt, and the messages of the user and the model with their indices.
-
-    The system prompt joins all system messages with blank lines. It is None if there are none. The
-    indices are those in the body; error messages need them.
-
-    Raises:
-        APIError: a system message follows a message of the user or the model.
-    """
-    instructions: list[str] = []
-    dialogue: list[tuple[int, UserMessage | AssistantMessage]] = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, SystemMessage):
-            dialogue.append((index, message))
-        elif dialogue:
-            raise APIError(
-                400,
-                "instructions must come before all other messages",
-                param=f"messages[{index}].role",
-            )
-        else:
-            instructions.append(_message_text(message))
-    system = "\n\n".join(instructions) if instructions else None
-    return system, dialogue
-
-
-def _message_text(message: Message) -> str:
-    """Return a message's text. Text parts become lines; an answer without content becomes ""."""
-    if isinstance(message.content, str):
-        return message.content
-    return "\n".join(part.text for part in message.content or () if isinstance(part, TextPart))
-
-
-def _image_urls(message: Message, content_field: str) -> list[tuple[str, str]]:
-    """Return the URL of each image in a message, with the field of the body that holds it.
-
-    Args:
-        message: a message of the user or the model.
-        content_field: the field that holds the message's content, such as "messages[0].content".
-    """
-    if isinstance(message.content, str):
-        return []
-    return [
-        (part.image_url.url, f"{content_field}[{index}].image_url.url")
-        for index, part in enumerate(message.content or ())
-        if isinstance(part, ImagePart)
-    ]
 
 
 def _completion(events: Sequence[Event], common_fields: _CommonFields) -> ChatCompletion:
@@ -279,8 +216,8 @@ def _finish_reason(result: TextResult) -> FinishReason:
 def _usage(results: Sequence[TextResult]) -> Usage:
     """Count the tokens of a request's answers and of its prompt, which counts once.
 
-    The count of cached tokens is the lowest of any answer. Later answers usually have more, because
-    they find in the cache the prompt that the first answer read.
+    The count of cached tokens is that of the answer with the fewest. Later answers usually have
+    more, because the first answer has put the prompt into the cache.
     """
     prompt_tokens = results[0].prompt_tokens
     completion_tokens = sum(len(result.tokens) for result in results)

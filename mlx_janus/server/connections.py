@@ -62,11 +62,11 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
 
 
 def _allowed_connections(wanted: int) -> int:
-    """Return the number of connections, at most ``wanted``, that the limit of open files allows.
+    """Return how many connections the limit of open files allows, from 1 to ``wanted``.
 
-    First raise the process's soft limit, as far as the system allows it.
+    If the process's soft limit is too low, first raise it as far as the system allows.
     """
-    if sys.platform == "win32":  # it has no such limit
+    if sys.platform == "win32":  # Windows has no such limit
         return wanted
     import resource
 
@@ -88,14 +88,13 @@ def warn_of_failed_accepts(loop: asyncio.AbstractEventLoop) -> None:
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         nonlocal last_warning
         error = context.get("exception")
-        # asyncio reports a failed accept() with the socket. Any other report is handled as usual.
-        if not (
-            "socket" in context and isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES
-        ):
+        # asyncio reports a failed accept() with the listening socket.
+        if "socket" in context and isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:
+            if loop.time() - last_warning > _WARNING_INTERVAL:
+                last_warning = loop.time()
+                _LOG.warning("no connection can be accepted for now: %s", error.strerror)
+        else:
             loop.default_exception_handler(context)
-        elif loop.time() - last_warning > _WARNING_INTERVAL:
-            last_warning = loop.time()
-            _LOG.warning("no connection can be accepted for now: %s", error.strerror)
 
     loop.set_exception_handler(handle)
 
@@ -118,12 +117,15 @@ class _LimitedProtocol(H11Protocol):
         if len(self.connections) > self.max_connections:
             transport.abort()
             return
-        # By default the system buffers megabytes of a reply, and the timer cannot tell whether the
-        # client reads them.
+        tcp_socket = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):  # the connection may be closed already
-            transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER
-            )
+            # Without this option, the system holds a small packet back until the client has
+            # confirmed the previous packet, which takes 40 ms. asyncio sets the option only if the
+            # listening socket was created with the protocol number of TCP.
+            tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # By default the system buffers megabytes of a reply, and the timer cannot tell whether
+            # the client reads them.
+            tcp_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._update_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -159,7 +161,8 @@ class _LimitedProtocol(H11Protocol):
 
     def _update_timer(self) -> None:
         """Run the timer while the server waits for the client, and only then."""
-        # ``cycle`` is the last request with its reply.
+        # ``cycle`` is the last request with its reply. A transport that is closing still waits for
+        # the client to read the remaining bytes.
         making_reply = self.cycle is not None and not self.cycle.response_complete
         client_must_read = self.flow.write_paused or self.transport.is_closing()
         if making_reply and not client_must_read:
@@ -188,7 +191,7 @@ class StopSignals:
     """A context manager that handles SIGINT and SIGTERM.
 
     The first signal sets the event ``arrived``. A later SIGINT ends the process at once. Enter the
-    context in the main thread, on the loop that waits for the event.
+    context in the main thread, in a coroutine of the loop that waits for the event.
     """
 
     def __init__(self) -> None:
@@ -210,7 +213,7 @@ class StopSignals:
     def _handle(self, number: int, _: FrameType | None) -> None:
         """Handle a signal. Python calls this in the main thread, between any two operations."""
         if self.first and number == signal.SIGINT:
-            os.write(2, b"\nstopped\n")  # not print, which the signal may have interrupted
+            os.write(2, b"\nstopped\n")  # 2: stderr; the signal may have interrupted a print
             os._exit(_INTERRUPTED)
         self.first = self.first or number  # a later SIGTERM changes nothing
         # Unlike a plain call of set(), this wakes the loop.
@@ -251,7 +254,7 @@ class StoppableServer(Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture no signals: uvicorn would raise them again at the end."""
+        """Capture no signals, because uvicorn would raise them again after it has stopped."""
         yield
 
     async def stop_after(self, event: asyncio.Event) -> None:

@@ -13,7 +13,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from ..engine.messages import BusyError, StoppingError
-from ..errors import ImageError, JanusError, OptionError, OutOfMemoryError, PromptError
+from ..errors import (
+    ContextLengthError,
+    ImageError,
+    JanusError,
+    OptionError,
+    OutOfMemoryError,
+    PromptError,
+)
 from .schema import ErrorKind, ErrorReply, ErrorText
 
 _LOG = logging.getLogger("mlx_janus.server")
@@ -85,7 +92,7 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
 
     Args:
         error: any exception.
-        param: the field of the body that holds the prompt, image or option, if that is refused.
+        param: the field of the body that the reply names if a prompt, image or option is refused.
     """
     if isinstance(error, APIError):
         return error
@@ -95,7 +102,9 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
         return APIError(503, str(error), code="shutting_down")
     if isinstance(error, PromptError | ImageError | OptionError):
         message = " ".join(str(error).split())  # one line
-        return APIError(400, message, param=param)
+        too_long = isinstance(error, ContextLengthError)
+        code = "context_length_exceeded" if too_long else None
+        return APIError(400, message, param=param, code=code)
     if isinstance(error, OutOfMemoryError | MemoryError):
         return APIError(
             503,
@@ -107,13 +116,13 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
 
 
 def _log_internal_error(error: Exception) -> None:
-    """Log an error's type and the lines where it was raised.
+    """Log an error's type and its traceback, and the message of one of this package's errors.
 
-    The message is logged only for this package's errors. Others may repeat parts of the request.
+    The messages of other errors are not logged, because they may repeat parts of the request.
     """
     reason = f": {error}" if isinstance(error, JanusError) else ""
-    places = "".join(traceback.format_tb(error.__traceback__))
-    _LOG.error("internal error, %s%s\n%s", type(error).__name__, reason, places.rstrip())
+    stack = "".join(traceback.format_tb(error.__traceback__))
+    _LOG.error("internal error, %s%s\n%s", type(error).__name__, reason, stack.rstrip())
 
 
 async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -143,15 +152,16 @@ async def handle_validation_error(_: Request, error: Exception) -> JSONResponse:
         return len(mistake["loc"]), only_length
 
     # For a union, pydantic reports the mistakes of every branch. Reply with the deepest mistake,
-    # since the client probably meant its branch. Among equally deep ones, prefer a wrong length.
+    # because it is probably in the branch that the client meant. Among equally deep mistakes,
+    # prefer a wrong length.
     chosen = max(error.errors(), key=relevance)
     field = _field_path(chosen["loc"])
     reason = chosen["msg"].removeprefix("Value error, ")
     return APIError(400, f"{field or 'the body'}: {reason}", param=field).response()
 
 
-# The fields inside messages and ``stream_options``. In a location of pydantic, any other name
-# there is a union's branch.
+# The names of the fields inside messages and ``stream_options``. Any other name that pydantic's
+# location has inside them is the name of a union's branch.
 _NESTED_FIELDS = {"role", "content", "type", "text", "image_url", "url", "detail", "include_usage"}
 
 

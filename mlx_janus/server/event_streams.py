@@ -123,12 +123,12 @@ class EventStream(StreamingResponse):
         super().__init__(self._events, headers={"X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; then cancel the ticket and close the events, even if the client left."""
+        """Send the events; then cancel the ticket and close the generator, even after a failure."""
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._ticket.cancel()
-            await self._events.aclose()  # Starlette may leave them open if the client left
+            await self._events.aclose()  # Starlette may leave the generator open
 
 
 async def _catch_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
@@ -145,28 +145,28 @@ async def _add_heartbeats(
     events: AsyncGenerator[bytes, None], seconds: float
 ) -> AsyncGenerator[bytes]:
     """Yield the events, and a comment after every ``seconds`` without an event."""
-    waiting: asyncio.Task[bytes] | None = None  # waits for the next event
+    next_event: asyncio.Task[bytes] | None = None  # waits for the next event
     try:
         while True:
-            # After a comment, keep the same task: cancelling it would end ``events``.
-            waiting = waiting or asyncio.create_task(_next(events))
-            done, _ = await asyncio.wait({waiting}, timeout=seconds)
+            # After a comment, keep the same task, because cancelling it would end ``events``.
+            next_event = next_event or asyncio.create_task(_next(events))
+            done, _ = await asyncio.wait({next_event}, timeout=seconds)
             if not done:
                 yield b": still at work\n\n"  # the colon marks a comment
                 continue
             try:
-                event = waiting.result()
+                event = next_event.result()
             except StopAsyncIteration:
                 return
-            waiting = None
+            next_event = None
             yield event
     finally:
-        if waiting is not None:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
+        if next_event is not None:
+            next_event.cancel()
+            await asyncio.gather(next_event, return_exceptions=True)
         await events.aclose()
 
 
 async def _next(events: AsyncGenerator[bytes, None]) -> bytes:
-    """Return the next event. A task needs a coroutine, which ``anext`` itself is not."""
+    """Return the next event. A task needs a coroutine, and ``anext`` does not return one."""
     return await anext(events)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from fastapi.responses import JSONResponse, Response
@@ -14,14 +16,40 @@ from ..engine.messages import DrawingRequest, Drawn, Event, Partial
 from ..limits import MAX_SEED
 from .errors import APIError
 from .event_streams import EventStream, collect_events, server_sent_event
-from .images import png_base64
-from .schema import ImageData, ImageEvent, ImageRequest, ImagesReply, ImageUsage, TokenKinds
+from .image_store import PATH as IMAGES_PATH
+from .images import ReplyFormat
+from .schema import (
+    ImageData,
+    ImageEvent,
+    ImageFormat,
+    ImageRequest,
+    ImagesReply,
+    ImageUsage,
+    TokenKinds,
+)
 from .service import Service
 
 if TYPE_CHECKING:
-    from ..config import JanusConfig
     from ..engine.engine import Engine
     from ..engine.tickets import Ticket
+
+OPENAI_SIZES = (
+    "256x256",
+    "512x512",
+    "1024x1024",
+    "1024x1536",
+    "1536x1024",
+    "1024x1792",
+    "1792x1024",
+)
+
+
+@dataclass(frozen=True)
+class _CommonFields:
+    """The fields that all events of a stream repeat."""
+
+    output_format: ImageFormat
+    size: str
 
 
 async def generate_images(body: ImageRequest, request: HTTPRequest, service: Service) -> Response:
@@ -32,12 +60,18 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
             A stream reports a failure in its last event.
     """
     service.check_model(body.model)
+    if field := body.unsupported_field():
+        raise APIError(400, f"{field} is not supported: leave it out", param=field)
+    reply_format = _reply_format(body, service)
     engine_request = _to_engine_request(body, service.engine)
     ticket = service.submit(engine_request, param="prompt")
     record = service.metrics.event_recorder()
-    size = _size_text(service.engine.config)
+    common_fields = _CommonFields(
+        output_format=reply_format.name,
+        size=_size_text(reply_format.side or service.engine.config.image_size),
+    )
     if body.stream:
-        events = _events(ticket, engine_request.seed, size, record)
+        events = _image_events(ticket, engine_request.seed, reply_format, common_fields, record)
         return EventStream(events, ticket, service.settings.heartbeat_seconds)
     collected = await collect_events(ticket, request, record, param="prompt")
     finished = [event for event in collected if isinstance(event, Drawn)]
@@ -46,30 +80,61 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
     data = []
     for event in finished:
         generated = event.image
-        png = await png_base64(generated.image, generated.metadata)
-        data.append(ImageData(b64_json=png, seed=generated.seed))
-    reply = ImagesReply(created=int(time.time()), data=data, size=size, usage=_usage(finished))
+        file = await reply_format.encode(generated.image, generated.metadata)
+        if body.response_format == "url":
+            name = service.images.add(file, reply_format.suffix, reply_format.media_type)
+            url = str(request.base_url.replace(path=IMAGES_PATH + name))
+            data.append(ImageData(url=url, seed=generated.seed))
+        else:
+            b64_text = base64.b64encode(file).decode("ascii")
+            data.append(ImageData(b64_json=b64_text, seed=generated.seed))
+    reply = ImagesReply(
+        **asdict(common_fields), created=int(time.time()), data=data, usage=_usage(finished)
+    )
     return JSONResponse(reply.model_dump())
 
 
-def _size_text(config: JanusConfig) -> str:
-    """Return the width and height of the model's images as text, such as "384x384"."""
-    return f"{config.image_size}x{config.image_size}"
+def _size_text(side: int) -> str:
+    """Return the width and height of square images as text, such as "384x384"."""
+    return f"{side}x{side}"
+
+
+def _reply_format(body: ImageRequest, service: Service) -> ReplyFormat:
+    """Return the format and size of the reply's images.
+
+    The model's images are square. For one of OpenAI's sizes, they keep the model's own size, or are
+    enlarged to the shorter side of the wanted size if the settings say so.
+
+    Raises:
+        APIError: the size is neither the model's nor one of OpenAI's.
+    """
+    own_size = _size_text(service.engine.config.image_size)
+    if body.size not in (None, "auto", own_size, *OPENAI_SIZES):
+        message = (
+            f"size must be 'auto', the model's own '{own_size}' or one of OpenAI's, "
+            f"such as '1024x1024', got {body.size!r}"
+        )
+        raise APIError(400, message, param="size")
+    name = body.output_format or "png"
+    quality = body.output_compression
+    if name == "png":  # PNG is lossless and has no quality, but some clients send one
+        quality = None
+    side = None
+    if service.settings.upscale_to_size and body.size in OPENAI_SIZES:
+        side = min(map(int, body.size.split("x")))
+    return ReplyFormat(name, quality, side)
 
 
 def _to_engine_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
     """Convert the body to the engine's request.
 
-    Its seed is the first image's. The other images use the following numbers.
+    Its seed is the first image's, random if the body has none. The other images use the following
+    numbers.
 
     Raises:
-        APIError: the size is not the model's, or the last image's seed would be too large.
+        APIError: the last image's seed would be too large.
         OptionError: the model does not support an option.
     """
-    size = _size_text(engine.config)
-    if body.size not in (None, "auto", size):
-        message = f"size must be 'auto' or the model's own '{size}', got {body.size!r}"
-        raise APIError(400, message, param="size")
     n = body.n or 1
     seed = random_seed() if body.seed is None else body.seed
     if seed + n - 1 > MAX_SEED:
@@ -84,37 +149,43 @@ def _to_engine_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
     return DrawingRequest(body.prompt, options, seed, n, partial_images)
 
 
-async def _events(
-    ticket: Ticket, first_seed: int, size: str, record: Callable[[Event], None]
+async def _image_events(
+    ticket: Ticket,
+    first_seed: int,
+    reply_format: ReplyFormat,
+    common_fields: _CommonFields,
+    record: Callable[[Event], None],
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the events of a streamed reply.
+    """Yield the encoded events of a streamed reply.
 
     Args:
         ticket: the request in the engine.
         first_seed: seed of image 0. A preview's seed is ``first_seed`` plus the image's index.
-        size: width and height of each image, as text.
+        reply_format: format of finished images and previews.
+        common_fields: the fields that all events repeat.
         record: called with each of the engine's events.
     """
     async for event in ticket:
         record(event)
         if isinstance(event, Partial):
             reply_event = ImageEvent(
+                **asdict(common_fields),
                 type="image_generation.partial_image",
                 partial_image_index=event.number,
                 index=event.index,
                 seed=first_seed + event.index,
-                b64_json=await png_base64(event.image, {}),
+                b64_json=await reply_format.encode_base64(event.image, {}),  # no metadata
                 created_at=int(time.time()),
-                size=size,
             )
         elif isinstance(event, Drawn):
+            generated = event.image
             reply_event = ImageEvent(
+                **asdict(common_fields),
                 type="image_generation.completed",
                 index=event.index,
-                seed=event.image.seed,
-                b64_json=await png_base64(event.image.image, event.image.metadata),
+                seed=generated.seed,
+                b64_json=await reply_format.encode_base64(generated.image, generated.metadata),
                 created_at=int(time.time()),
-                size=size,
                 usage=_usage([event]),
             )
         else:

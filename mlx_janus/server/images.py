@@ -6,6 +6,10 @@ import asyncio
 import base64
 import binascii
 import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from PIL import Image
 
@@ -20,7 +24,7 @@ MAX_REQUEST_IMAGES = 16  # images of one request
 _MAX_PIXELS = 50_000_000  # pixels of one image
 _MAX_FETCHES = 4  # downloads at once; each takes a thread
 _DATA_URL = re.compile(
-    r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)(;[a-z0-9=.-]{1,40})?;base64,",
+    r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)?(;[a-z0-9=.-]{1,40})?;base64,",
     re.IGNORECASE,
 )
 
@@ -87,11 +91,13 @@ class ImageReader:
             alternative = " or an https address" if self._settings.allow_url_images else ""
             rule = f"an image must be given as data:image/png;base64,...{alternative}"
             raise ImageError(f"{rule}, got {url[:30]!r}")
+        encoded = url[prefix.end() :]
         # A quick check before decoding: four characters are three bytes, and up to two characters
-        # are padding. _decode checks the exact size.
-        if (len(url) - prefix.end()) * 3 // 4 > self._settings.image_limit + 2:
+        # are padding. Line breaks and spaces do not count. _decode checks the exact size.
+        characters = len(encoded) - sum(map(encoded.count, string.whitespace))
+        if characters * 3 // 4 > self._settings.image_limit + 2:
             raise self._too_large()
-        return url[prefix.end() :]
+        return encoded
 
     def _decode(self, data: str | bytes) -> Image.Image:
         """Decode a file's bytes, or their base64, to an image of the vision encoder's size.
@@ -117,7 +123,36 @@ class ImageReader:
         return ImageError(f"the image is larger than {limit}: make it smaller")
 
 
-async def png_base64(image: Image.Image, text_chunks: dict[str, str]) -> str:
-    """Return an image as a PNG with text chunks, in base64."""
-    data = await asyncio.to_thread(encode_image, image, text_chunks)
-    return base64.b64encode(data).decode("ascii")
+@dataclass(frozen=True)
+class ReplyFormat:
+    """The format of the images of a reply."""
+
+    name: Literal["png", "jpeg", "webp"] = "png"
+    quality: int | None = None  # of a JPEG or WebP, from 0 to 100; None: the default
+    side: int | None = None  # pixels; square images are enlarged to it, None: not enlarged
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of a file's name."""
+        return f".{self.name}"
+
+    @property
+    def media_type(self) -> str:
+        """The media type of a file."""
+        return f"image/{self.name}"
+
+    async def encode(self, image: Image.Image, metadata: Mapping[str, str]) -> bytes:
+        """Return the bytes of an image file with metadata."""
+        return await asyncio.to_thread(self._encode, image, metadata)
+
+    async def encode_base64(self, image: Image.Image, metadata: Mapping[str, str]) -> str:
+        """Return an image file with metadata, in base64."""
+        data = await self.encode(image, metadata)
+        return base64.b64encode(data).decode("ascii")
+
+    def _encode(self, image: Image.Image, metadata: Mapping[str, str]) -> bytes:
+        if self.side is not None:
+            image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
+            if metadata:  # a preview has none
+                metadata = {**metadata, "enlarged_to": f"{self.side} (Lanczos)"}
+        return encode_image(image, metadata, self.suffix, self.quality)

@@ -83,7 +83,8 @@ class EventRecorder:
     """A callable that counts the events of one request.
 
     Args:
-        first_token_seconds: receives the seconds until the first answer begins.
+        first_token_seconds: receives the seconds from this object's creation until the first answer
+            begins.
         prompt_tokens: grows by the prompt's tokens, once for all answers.
         answer_tokens: grows by the tokens of every answer.
         images: grows by one for every finished image.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .connections import StopSignals
 
 Load = Callable[[], "JanusPipeline"]
+"""Returns the loaded model."""
 Ready = Callable[[str, str], None]
 """Called with the model's name and the server's address."""
 
@@ -142,14 +143,15 @@ async def _serve(
                 raise JanusError("the model's thread failed (see above): start the server again")
             return signals.first
         finally:
-            await engine.close(0)  # does nothing if the server has closed the engine
+            # 0 seconds of grace. This does nothing if the server has closed the engine.
+            await engine.close(0)
 
 
 async def _start_engine(engine: Engine, signals: StopSignals) -> bool:
-    """Start the engine, which loads the model. Return False if a signal arrives first.
+    """Start the engine, which loads the model. Return whether it started.
 
-    In that case, close the engine. This waits while the thread loads the model or the weights of
-    one task, which cannot be interrupted.
+    If a signal arrives first, close the engine and return False. Closing waits while the engine's
+    thread loads the model or the weights of one task, because loading cannot be interrupted.
 
     Raises:
         JanusError: the model cannot be loaded.
@@ -169,4 +171,5 @@ async def _start_engine(engine: Engine, signals: StopSignals) -> bool:
 def _url(settings: Settings, listener: socket.socket) -> str:
     """Return the server's URL, with the port that the system chose for port 0."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{listener.getsockname()[1]}"
+    port = listener.getsockname()[1]
+    return f"http://{host}:{port}"

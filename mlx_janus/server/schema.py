@@ -1,7 +1,9 @@
 """Bodies of requests and replies, as OpenAI defines them; the source of ``/openapi.json``.
 
 Fields beyond OpenAI's: ``seed``, ``cfg_weight``, ``temperature`` and ``top_p`` of an image request;
-``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored.
+``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored. A field that
+changes the result on other servers, but is not supported here, is refused unless its value changes
+nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +11,14 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -17,21 +26,42 @@ from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, RAND
 
 MAX_ANSWERS = 16  # answers of one request
 MAX_GENERATED_IMAGES = 16  # images of one request
-MAX_STOPS = 4  # stop strings
+MAX_STOPS = 256  # stop strings
+NO_LIMIT = -1  # as a maximum number of tokens: no limit but the model's context
 _MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
 _MAX_PARTS = 256  # parts of a message
 
-# RANDOM_SEED becomes None, which means random, too.
+
+def _to_int(value: Any) -> Any:
+    """Return a whole float as an int, because some clients write all numbers as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _refuse_zero(limit: int) -> int:
+    """Refuse 0 as the maximum number of tokens; return any other number."""
+    if limit == 0:
+        raise ValueError("an answer has one token or more: send a larger number, or -1")
+    return limit
+
+
+WholeNumber = Annotated[int, BeforeValidator(_to_int)]
+TokenLimit = Annotated[
+    WholeNumber,
+    Field(ge=NO_LIMIT, le=MAX_TOKENS, json_schema_extra={"not": {"const": 0}}),
+    AfterValidator(_refuse_zero),
+]
+# RANDOM_SEED becomes None, as if the request had no seed.
 Seed = Annotated[
-    int,
+    WholeNumber,
     Field(ge=RANDOM_SEED, le=MAX_SEED),
     AfterValidator(lambda seed: None if seed == RANDOM_SEED else seed),
 ]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT, allow_inf_nan=False)]
-TopP = Annotated[float, Field(gt=0, le=1)]
+TopP = Annotated[float, Field(ge=0, le=1)]
+ImageFormat = Literal["png", "jpeg", "webp"]
 NonEmptyText = Annotated[str, Field(min_length=1)]
-# fail_fast: collecting an error for each of a million parts takes minutes.
+# Without fail_fast, collecting an error for each of a million parts takes minutes.
 _SHORT_LIST = Field(max_length=_MAX_PARTS, fail_fast=True)
 
 _MODEL_NAME = (
@@ -80,18 +110,37 @@ class ImageURL(_RequestPart):
     )
 
 
+def _to_image_url(value: Any) -> Any:
+    """Wrap a bare string in the object that OpenAI defines for a URL."""
+    return {"url": value} if isinstance(value, str) else value
+
+
 class ImagePart(_RequestPart):
     """An image in a message. The model reads a message's images before its text."""
 
     type: Literal["image_url"]
-    image_url: ImageURL
+    image_url: Annotated[ImageURL, BeforeValidator(_to_image_url)]
+
+
+class RefusalPart(_RequestPart):
+    """A refusal of another model. It is ignored."""
+
+    type: Literal["refusal"]
+    refusal: str
 
 
 class SystemMessage(_RequestPart):
-    """Instructions for the model. They must come before all other messages."""
+    """Instructions for the model. Those after the first question join the next question."""
 
     role: Literal["system", "developer"]
     content: str | Annotated[list[TextPart], _SHORT_LIST]
+
+
+class ToolMessage(_RequestPart):
+    """The result of a tool that another model has called. It joins the next question."""
+
+    role: Literal["tool", "function"]
+    content: str | Annotated[list[TextPart], _SHORT_LIST] | None = None
 
 
 class UserMessage(_RequestPart):
@@ -105,13 +154,26 @@ class UserMessage(_RequestPart):
 
 
 class AssistantMessage(_RequestPart):
-    """An earlier answer of the model."""
+    """An earlier answer of the model. Its images are shown with the next question."""
 
     role: Literal["assistant"]
-    content: str | Annotated[list[TextPart], _SHORT_LIST] | None = None
+    content: (
+        str
+        | Annotated[
+            list[Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")]],
+            _SHORT_LIST,
+        ]
+        | None
+    ) = None
+    tool_calls: Any = Field(
+        default=None, description="Ignored. A message with nothing else is left out."
+    )
+    function_call: Any = Field(default=None, description="As `tool_calls`.")
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+Message = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
 
 
 class StreamOptions(_RequestPart):
@@ -143,7 +205,22 @@ class _OnlyNeutral:
         return field_schema
 
 
-class _UnsupportedFields(_RequestPart):
+class _Request(_RequestPart):
+    """The body of a request. Subclasses annotate unsupported fields with ``_OnlyNeutral``."""
+
+    def unsupported_field(self) -> str | None:
+        """Name the first unsupported field whose value would change the result; None: no field."""
+        for name, field in type(self).model_fields.items():
+            for annotation in field.metadata:
+                if (
+                    isinstance(annotation, _OnlyNeutral)
+                    and getattr(self, name) not in annotation.neutral_values
+                ):
+                    return name
+        return None
+
+
+class _UnsupportedChatFields(_Request):
     """Unsupported fields that would change an answer: OpenAI's, then those of other servers."""
 
     # "auto" is accepted, since a model may always call no tool.
@@ -168,26 +245,15 @@ class _UnsupportedFields(_RequestPart):
     guided_grammar: Annotated[Any, _OnlyNeutral()] = None
     structured_outputs: Annotated[Any, _OnlyNeutral()] = None
 
-    def unsupported_field(self) -> str | None:
-        """Return the first unsupported field whose value would change the answer, or None."""
-        for name, field in type(self).model_fields.items():
-            for annotation in field.metadata:
-                if (
-                    isinstance(annotation, _OnlyNeutral)
-                    and getattr(self, name) not in annotation.neutral_values
-                ):
-                    return name
-        return None
 
-
-class ChatRequest(_UnsupportedFields):
+class ChatRequest(_UnsupportedChatFields):
     """A conversation for the model to continue."""
 
     messages: list[Message] = Field(
         min_length=1,
         max_length=_MAX_MESSAGES,
         fail_fast=True,
-        description="The conversation so far. The last message must be the user's.",
+        description="The conversation so far. If it ends with an answer, the model continues it.",
     )
     model: str | None = Field(default=None, description=_MODEL_NAME)
     temperature: Temperature | None = Field(
@@ -195,10 +261,12 @@ class ChatRequest(_UnsupportedFields):
         description="Sampling temperature. Default: 0, which always takes the likeliest token.",
     )
     top_p: TopP | None = Field(default=None, description=_TOP_P)
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
-        default=None, description="Maximum number of tokens in an answer. Default: 512."
+    max_completion_tokens: TokenLimit | None = Field(
+        default=None,
+        description="Maximum number of tokens in an answer; -1: no limit but the model's context. "
+        "Default: 512.",
     )
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
+    max_tokens: TokenLimit | None = Field(
         default=None, description="The old name of max_completion_tokens, which takes precedence."
     )
     seed: Seed | None = Field(
@@ -206,10 +274,11 @@ class ChatRequest(_UnsupportedFields):
         description="Seed of the first answer; the others use the following numbers. "
         "-1, the default: random.",
     )
-    stop: NonEmptyText | Annotated[list[NonEmptyText], Field(max_length=MAX_STOPS)] | None = Field(
-        default=None, description="Strings that end an answer. They are not part of it."
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = Field(
+        default=None,
+        description="Strings that end an answer. They are not part of it. Empty ones are ignored.",
     )
-    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = Field(
+    n: Annotated[WholeNumber, Field(ge=1, le=MAX_ANSWERS)] | None = Field(
         default=None, description="Number of answers. Default: 1."
     )
     stream: bool | None = Field(
@@ -219,26 +288,56 @@ class ChatRequest(_UnsupportedFields):
     stream_options: StreamOptions | None = None
 
 
-class ImageRequest(_RequestPart):
+class _UnsupportedImageFields(_Request):
+    """Unsupported fields that would change an image: OpenAI's, then those of other servers."""
+
+    image: Annotated[Any, _OnlyNeutral()] = None
+    mask: Annotated[Any, _OnlyNeutral()] = None
+    images: Annotated[Any, _OnlyNeutral([])] = None
+    init_image: Annotated[Any, _OnlyNeutral()] = None
+    strength: Annotated[Any, _OnlyNeutral()] = None
+    negative_prompt: Annotated[Any, _OnlyNeutral("")] = None
+    guidance_scale: Annotated[Any, _OnlyNeutral()] = None
+    cfg_scale: Annotated[Any, _OnlyNeutral()] = None
+    steps: Annotated[Any, _OnlyNeutral()] = None
+    num_inference_steps: Annotated[Any, _OnlyNeutral()] = None
+    width: Annotated[Any, _OnlyNeutral()] = None
+    height: Annotated[Any, _OnlyNeutral()] = None
+    aspect_ratio: Annotated[Any, _OnlyNeutral("1:1")] = None
+    loras: Annotated[Any, _OnlyNeutral([])] = None
+
+
+class ImageRequest(_UnsupportedImageFields):
     """A prompt to generate images from."""
 
     prompt: NonEmptyText = Field(description="Text that describes the images.")
     model: str | None = Field(default=None, description=_MODEL_NAME)
-    n: Annotated[int, Field(ge=1, le=MAX_GENERATED_IMAGES)] | None = Field(
+    n: Annotated[WholeNumber, Field(ge=1, le=MAX_GENERATED_IMAGES)] | None = Field(
         default=None, description="Number of images. Default: 1."
     )
     size: str | None = Field(
         default=None,
-        description="`auto`, or the model's own size, such as `384x384`. Default: `auto`.",
+        description="`auto`, the model's own size (`384x384`), or one of OpenAI's. For those, "
+        "images have the model's own size, or are enlarged if the server is set so. The reply's "
+        "`size` is true. Default: `auto`.",
     )
-    response_format: Literal["b64_json"] | None = None
-    output_format: Literal["png"] | None = None
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None,
+        description="`url`: an address on this server, which keeps the image for an hour. A stream "
+        "always has `b64_json`, the default.",
+    )
+    output_format: ImageFormat | None = Field(
+        default=None, description="Format of the images. Default: `png`."
+    )
+    output_compression: Annotated[WholeNumber, Field(ge=0, le=100)] | None = Field(
+        default=None, description="Quality of a JPEG or WebP. Default: 95."
+    )
     background: Literal["auto", "opaque"] | None = None
     stream: bool | None = Field(
         default=None,
         description="Whether images are sent once finished, as server-sent events. Default: false.",
     )
-    partial_images: Annotated[int, Field(ge=0, le=16)] | None = Field(
+    partial_images: Annotated[WholeNumber, Field(ge=0, le=16)] | None = Field(
         default=None,
         description="Maximum number of previews that a stream sends of each image. Default: 0.",
     )
@@ -388,8 +487,15 @@ class ImageUsage(BaseModel):
 class ImageData(BaseModel):
     """A generated image."""
 
-    b64_json: str = Field(
-        description="A PNG file in base64. Its text chunks hold the settings of the image."
+    b64_json: str | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="An image file in base64. Its metadata hold the settings of the image.",
+    )
+    url: str | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="Address of an image file on this server, which keeps it for an hour.",
     )
     seed: int
 
@@ -400,7 +506,8 @@ class ImagesReply(BaseModel):
     created: int = Field(description=_CREATED)
     data: list[ImageData]
     background: Literal["opaque"] = "opaque"
-    output_format: Literal["png"] = "png"
+    output_format: ImageFormat
+    quality: Literal["auto"] = "auto"
     size: str
     usage: ImageUsage
 
@@ -411,11 +518,11 @@ class ImageEvent(BaseModel):
     type: Literal["image_generation.partial_image", "image_generation.completed"]
     index: int = Field(description="Number of the image, from 0.")
     seed: int
-    b64_json: str = Field(description="A PNG file in base64.")
+    b64_json: str = Field(description="An image file in base64.")
     created_at: int = Field(description=_CREATED)
     size: str
     background: Literal["opaque"] = "opaque"
-    output_format: Literal["png"] = "png"
+    output_format: ImageFormat
     quality: Literal["auto"] = "auto"
     partial_image_index: int | None = Field(
         default=None,

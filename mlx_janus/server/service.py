@@ -12,6 +12,7 @@ from ..engine.messages import Request
 from ..errors import JanusError
 from ..version import __version__
 from .errors import APIError, to_api_error
+from .image_store import ImageStore
 from .images import ImageReader
 from .metrics import Metrics
 from .settings import Settings
@@ -32,12 +33,19 @@ class Service:
         settings: the server's settings.
         metrics: the server's metrics.
         started_at: start of the server, in seconds since 1970.
+        images: generated images that clients fetch by URL.
     """
 
     engine: Engine
     settings: Settings
     metrics: Metrics
     started_at: int = field(default_factory=lambda: int(time.time()))
+    images: ImageStore = field(default_factory=ImageStore)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The model's names in lists. Replies have the first one."""
+        return self.settings.served_names or (self.engine.name,)
 
     @cached_property
     def image_reader(self) -> ImageReader:
@@ -55,17 +63,18 @@ class Service:
         return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def check_model(self, name: str | None) -> None:
-        """Refuse the name of a model that is not served. None, no name, is accepted.
+        """Refuse the name of a model that is not served. A request without a name (None) passes.
 
         Raises:
             APIError: the model is not served (404).
         """
-        if name not in (None, DEFAULT_MODEL, self.engine.name):
-            message = f"there is no model {name!r} here: use {self.engine.name!r}, or leave it out"
+        aliases = self.settings.model_aliases
+        if name not in (None, DEFAULT_MODEL, self.engine.name, *self.names, *aliases):
+            message = f"there is no model {name!r} here: use {self.names[0]!r}, or leave it out"
             raise APIError(404, message, param="model", code="model_not_found")
 
     def submit(self, request: Request, param: str) -> Ticket:
-        """Hand a request to the engine.
+        """Hand a request to the engine and return its ticket.
 
         Args:
             request: the request.

@@ -7,11 +7,8 @@ import re
 from dataclasses import dataclass
 
 from ..errors import OptionError
+from .origins import check_pattern, is_allowed
 
-_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"  # a part of a host name, between dots
-_ORIGIN = re.compile(
-    rf"https?://(\[(?P<ipv6>[0-9a-f:.]+)\]|{_LABEL}(\.{_LABEL})*)(:(?P<port>[1-9]\d{{0,4}}))?"
-)
 _KEY = re.compile(r"[!-~]{1,512}")  # printable ASCII without spaces
 
 
@@ -25,14 +22,20 @@ class Settings:
         api_key: key that every request must send, except to read the page ``/`` or ``/health``;
             None: no key.
         allow_url_images: fetch images from https addresses that a request names.
-        cors_origins: sites whose pages may use the server from a browser, such as
-            "https://chat.example.org".
-        body_limit: bytes of one request's body.
-        bodies_limit: bytes of all bodies held at once.
-        body_seconds: seconds for a body to arrive, and for a client to read the next part of a
-            reply.
-        image_limit: bytes of one image file.
-        most_requests: number of requests at once, including those in the queue.
+        cors_origins: sites, desktop apps and extensions that may use the server from a browser,
+            such as "https://chat.example.org" or "chrome-extension://*"; see
+            ``origins.check_pattern``. ``origins.APPS`` need not be named.
+        served_names: the model's names in lists and replies; empty: its own name.
+        model_aliases: further names of the model that requests may use; lists leave them out.
+        upscale_to_size: enlarge images to the size that a request asks for, if it is a size that
+            OpenAI's API offers.
+        body_limit: most bytes of one request's body.
+        bodies_limit: most bytes of all bodies held at once.
+        body_seconds: most seconds for a body to arrive, and also most seconds for a client to read
+            the next part of a reply.
+        image_limit: most bytes of one image file.
+        most_requests: number of open POST requests, including those in the queue; further ones
+            are refused.
         most_connections: number of open connections, idle ones included; further ones are closed.
             The system's limit of open files may lower it.
         heartbeat_seconds: seconds without an event after which a stream sends a comment.
@@ -40,8 +43,9 @@ class Settings:
             content.
 
     Raises:
-        OptionError: the host is empty, or not loopback without a key; the key is not 1 to 512
-            printable ASCII characters without spaces; or a site is not an origin.
+        OptionError: the key is not 1 to 512 printable ASCII characters without spaces; the host is
+            empty; ``cors_origins`` has an item that ``origins.check_pattern`` refuses; or there is
+            no key and the host is not a loopback address.
     """
 
     host: str = "127.0.0.1"
@@ -49,6 +53,9 @@ class Settings:
     api_key: str | None = None
     allow_url_images: bool = False
     cors_origins: tuple[str, ...] = ()
+    served_names: tuple[str, ...] = ()
+    model_aliases: tuple[str, ...] = ()
+    upscale_to_size: bool = False
     body_limit: int = 64_000_000
     bodies_limit: int = 256_000_000
     body_seconds: float = 60.0
@@ -59,7 +66,7 @@ class Settings:
     log_requests: bool = False
 
     def __post_init__(self) -> None:
-        """Check the key, the host and the sites."""
+        """Check the key, the host and ``cors_origins``."""
         if self.api_key is not None and not _KEY.fullmatch(self.api_key):
             raise OptionError(
                 "the key, of api_key=... or MLX_JANUS_API_KEY, must be 1 to 512 letters, digits "
@@ -70,27 +77,12 @@ class Settings:
         if self.api_key is None and not is_loopback(self.host):
             fix = "set a key with api_key=..., or leave host=... out"
             raise OptionError(f"other machines can reach {self.host}: {fix}")
-        for origin in self.cors_origins:
-            if not _is_origin(origin):
-                raise OptionError(
-                    f"{origin!r} is not an origin: give the scheme, the host in lower case, the "
-                    "port if it has one, and no path, such as https://chat.example.org"
-                )
+        for pattern in self.cors_origins:
+            check_pattern(pattern, has_key=self.api_key is not None)
 
-
-def _is_origin(text: str) -> bool:
-    """Return whether a text is an origin in the form that browsers send."""
-    match = _ORIGIN.fullmatch(text)
-    if match is None:
-        return False
-    if match["port"] is not None and int(match["port"]) > 65535:
-        return False
-    if match["ipv6"] is not None:
-        try:
-            ipaddress.IPv6Address(match["ipv6"])
-        except ValueError:
-            return False
-    return True
+    def allows_origin(self, origin: str) -> bool:
+        """Return whether a page or program of this origin may use the server from a browser."""
+        return is_allowed(origin, self.cors_origins, has_key=self.api_key is not None)
 
 
 def is_loopback(host: str) -> bool:
@@ -98,5 +90,5 @@ def is_loopback(host: str) -> bool:
     host = host.strip("[]").lower()  # an IPv6 address may have brackets
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
+    except ValueError:  # a name, not an address
         return host == "localhost"

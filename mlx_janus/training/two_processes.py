@@ -1,7 +1,8 @@
-"""Training in two processes on one CPU, which share every step (``mlx.core.distributed``).
+"""Training in two processes on one CPU: each computes half of every step.
 
-MLX computes mostly on one CPU core. Two of its threads slow each other down where two processes do
-not (docs/lab-notes.md). The gradients travel through MLX's ring over the loopback interface.
+One process of MLX keeps little more than one CPU core busy. Two threads in it would slow each other
+down, and two processes do not (docs/lab-notes.md). The gradients travel between the processes over
+the loopback interface, through the ring of ``mlx.core.distributed``.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ import mlx.core as mx
 
 from ..errors import JanusError
 
-_PROCESS_COUNT = 2  # processes, each of which computes one half of a step
-_GRACE = 5.0  # seconds that one process gets to end by itself after the other failed
+_PROCESS_COUNT = 2  # processes that share a step
+_GRACE = 5.0  # seconds for one process to end by itself after the other has failed
 
 
 def two_are_faster() -> bool:
     """Return whether training is faster in two processes than in this one.
 
-    True if MLX uses a CPU with two cores or more, and this process is not already one of two.
+    True if MLX uses the CPU, the CPU has two cores or more, and this process is not already one of
+    the two.
     """
     cores = os.cpu_count() or 1  # None if unknown
     return (
@@ -42,12 +44,12 @@ def two_are_faster() -> bool:
 def run_side_by_side(command: Sequence[str]) -> None:
     """Run a command in two processes that find each other through ``mx.distributed.init()``.
 
-    A process that calls ``end_with_parent`` ends when the calling process ends. The first of the
-    two processes shares the caller's stdout and stderr. The output of the second is hidden; if only
+    The command should call ``end_with_parent``, so that it ends when this process ends. The first
+    process shares the stdout and stderr of this one. The output of the second is hidden; if only
     the second fails, the last line of its output becomes the error message.
 
     Raises:
-        JanusError: the second process failed.
+        JanusError: only the second process failed.
         SystemExit: the first process failed. The code is its exit code, or 128 + its signal.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +64,7 @@ def run_side_by_side(command: Sequence[str]) -> None:
         try:
             first_code, second_code = _wait(processes)
         finally:
-            for process in processes:  # if one failed, the other may wait for it forever
+            for process in processes:  # if one has failed, the other may wait for it forever
                 process.terminate()
             for process in processes:
                 process.wait()
@@ -84,17 +86,17 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         """Wait for the end of the parent, then end this process."""
-        # Nobody writes to the standard input (0), so the read returns, or fails, only when the
-        # parent has ended.
+        standard_input = 0
+        # Nobody writes to it, so the read returns, or fails, only when the parent has ended.
         with contextlib.suppress(OSError, ValueError):
-            os.read(0, 1)
+            os.read(standard_input, 1)
         os._exit(1)  # unlike sys.exit, it ends the process from any thread, at once
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def sum_over_processes(values: mx.array) -> mx.array:
-    """Add up one array from each process. All processes must make these calls in one order."""
+    """Add up one array from each process. All processes must make these calls in the same order."""
     return mx.distributed.all_sum(values, stream=mx.cpu)
 
 
@@ -108,7 +110,7 @@ def _start(
     Args:
         command: the program and its arguments.
         rank: the process's number in MLX's ring, 0 or 1.
-        hosts_file: the addresses of all processes.
+        hosts_file: file with the addresses of all processes.
         output: file for its stdout and stderr; None to share those of this process.
     """
     ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts_file)}
@@ -122,8 +124,8 @@ def _start(
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
     """Wait until all processes have ended, and return their exit codes.
 
-    If one fails, the other gets ``_GRACE`` seconds to end. Its code is None if it is still running
-    then.
+    If one fails, wait ``_GRACE`` seconds at most for the other. Its code is None if it is still
+    running then.
     """
     deadline = float("inf")
     while time.monotonic() < deadline:

@@ -20,7 +20,7 @@ NO_MODEL = (
 
 _HUB_HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com"}
 _OTHER_REPOSITORIES = {"spaces": "a space", "datasets": "a data set", "collections": "a collection"}
-# Parts of an address that are followed by a revision.
+# A part of an address's path after which a revision stands.
 _BEFORE_REVISION = ("tree", "blob", "resolve", "raw", "commit", "commits")
 
 
@@ -40,8 +40,8 @@ def split_revision(text: str) -> tuple[str, str | None]:
     """Split a name that is no folder into a Hub id or short name, and its revision.
 
     Returns:
-        The rest of the name as it is, if it is not understood. The revision is None if the name has
-        none.
+        The Hub id or short name, and the revision; None if the name has no revision. The first is
+        not checked, except in an address.
 
     Raises:
         CheckpointError: the name is the address of anything but a model on the Hub, or ends in "@".
@@ -49,12 +49,14 @@ def split_revision(text: str) -> tuple[str, str | None]:
     if address := _read_address(text):
         return address
     parts = text.split("/")
-    if len(parts) >= 4 and parts[2] in _BEFORE_REVISION:  # an address without its host
+    # The path of an address, without its host: owner/name/tree/revision.
+    if len(parts) >= 4 and parts[2] in _BEFORE_REVISION:
         return "/".join(parts[:2]), _revision_in(parts[2:])
     text = text.rstrip("/") or text
     base, at, revision = text.partition("@")
     if at and not revision:
         raise CheckpointError(f"{text[:200]} names no revision after the @: leave the @ out")
+    # Someone may paste the folder name of the Hub's cache: models--owner--name.
     return repo_id_of(base) or base, revision or None
 
 
@@ -69,10 +71,10 @@ def _read_address(text: str) -> tuple[str, str | None] | None:
         parts = text[len("hf://") :].removeprefix("models/").split("/")
         base, _, revision = "/".join(parts[:2]).partition("@")
         return _checked_id(base.split("/"), "hf://"), unquote(revision) or None
-    if match := re.fullmatch(r"git@([\w.-]+):(.+)", text):
-        text = f"ssh://{match[1]}/{match[2]}"
+    if match := re.fullmatch(r"git@(?P<host>[\w.-]+):(?P<path>.+)", text):
+        text = f"ssh://{match['host']}/{match['path']}"
     first_part = text.split("/")[0].lower()
-    if "://" not in text and first_part in _HUB_HOSTS:
+    if "://" not in text and first_part in _HUB_HOSTS:  # an address without its scheme
         text = f"https://{text}"
     if "://" not in text:
         return None
@@ -82,40 +84,48 @@ def _read_address(text: str) -> tuple[str, str | None] | None:
     except ValueError:  # such as an unclosed bracket
         host = ""
     if host not in _HUB_HOSTS | _own_hub():
-        # The address may hold a password, so that only its host is shown.
+        # The address may hold a password, so the message shows only its host.
         raise CheckpointError(
             f"the address at {host[:80] or 'no host'} is not a model's on the Hub: {NO_MODEL}"
         )
     parts = [unquote(part) for part in address.path.split("/") if part]
-    if parts[:2] == ["api", "models"]:
+    if parts[:2] == ["api", "models"]:  # an address of the Hub's API
         parts = parts[2:]
     return _checked_id(parts[:2], host), _revision_in(parts[2:])
 
 
 def _own_hub() -> set[str]:
-    """Return the host of ``HF_ENDPOINT``, if it names one."""
+    """Return the host of the Hub that ``HF_ENDPOINT`` names, or an empty set."""
     from huggingface_hub import constants
 
     return {urlsplit(constants.ENDPOINT).hostname or ""} - {""}
 
 
-def _checked_id(parts: list[str], shown: str) -> str:
-    """Return the Hub id of the first two parts of an address's path.
+def _checked_id(parts: list[str], host: str) -> str:
+    """Join the first two parts of an address's path to a Hub id, and check it.
+
+    Args:
+        parts: the first two parts, or fewer if the path has fewer.
+        host: the address's host, or "hf://", for the error.
 
     Raises:
         CheckpointError: they are not the owner and the name of a model.
     """
-    kind = _OTHER_REPOSITORIES.get(parts[0]) if parts else None
+    other_kind = _OTHER_REPOSITORIES.get(parts[0]) if parts else None
     repo_id = "/".join(parts).removesuffix(".git")
-    if kind or not HUB_ID.fullmatch(repo_id):
-        problem = f"is of {kind}" if kind else "names no owner and model"
-        raise CheckpointError(f"the address at {shown[:80]} {problem}: {NO_MODEL}")
+    if other_kind or not HUB_ID.fullmatch(repo_id):
+        problem = f"is of {other_kind}" if other_kind else "names no owner and model"
+        raise CheckpointError(f"the address at {host[:80]} {problem}: {NO_MODEL}")
     return repo_id
 
 
 def _revision_in(parts: list[str]) -> str | None:
-    """Return the revision in the rest of an address's path, such as tree/main; None without one."""
+    """Return the revision in the end of an address's path; None if it has none.
+
+    Args:
+        parts: the path after the owner and the name, such as ["tree", "main"].
+    """
     if len(parts) < 2 or parts[0] not in _BEFORE_REVISION:
         return None
-    is_reference = parts[1] == "refs" and len(parts) >= 4  # refs/pr/1
+    is_reference = parts[1] == "refs" and len(parts) >= 4  # a revision of three parts: refs/pr/1
     return "/".join(parts[1:4]) if is_reference else parts[1]

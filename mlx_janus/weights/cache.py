@@ -54,10 +54,10 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 class ModelEntry:
     """A model on this machine.
 
-    The ``state`` "superseded" is a conversion whose source has another one by now. "left over" is a
+    The ``state`` "superseded" is a conversion whose sources use newer ones. "left over" is the
     remainder of a killed conversion or removal. "unreadable" is a conversion that is damaged or
-    from another release. "partly downloaded" lacks files. "unusable" is another model of the Janus
-    family, or has no readable config.
+    from another release. "partly downloaded" is a download that lacks files. "unusable" is a model
+    whose config is unreadable or not supported, or another program's folder that lacks files.
     """
 
     id: str  # 8 hexadecimal digits, or "tiny"
@@ -70,7 +70,7 @@ class ModelEntry:
     used: float | None
     path: Path
     place: Place
-    names: tuple[str, ...] = ()  # further names, of all sources whose conversion it is
+    names: tuple[str, ...] = ()  # further names: those of all sources that use a conversion
 
     @property
     def is_download(self) -> bool:
@@ -79,13 +79,13 @@ class ModelEntry:
 
     @property
     def bits(self) -> int | None:
-        """Bits per weight of the language model; None for float weights or without a config."""
+        """Bits per weight of the language model; None if not quantized, or without a config."""
         quantization = self.config.quantization if self.config else None
         return quantization.bits if quantization else None
 
     @property
     def recipe(self) -> str | None:
-        """Name of the quantization recipe; None if it has none, or without a config."""
+        """Name of the quantization recipe; None if there is none, or without a config."""
         quantization = self.config.quantization if self.config else None
         return quantization.recipe if quantization else None
 
@@ -112,34 +112,35 @@ def list_models() -> list[ModelEntry]:
         path=TINY,
         place="package",
     )
-    return [*sorted(found, key=lambda entry: entry.used or 0, reverse=True), tiny]
+    by_use = sorted(found, key=lambda entry: entry.used or 0, reverse=True)  # unknown: oldest
+    return [*by_use, tiny]
 
 
 def find_models(name: str) -> list[ModelEntry]:
     """Return the models of this name on this machine.
 
     Args:
-        name: a model's ID, path, or the name or path of the folder that it was converted from; or a
-            Hub id, short name or address, with or without ``@revision``.
+        name: a model's ID or path; the name or path of the folder that it was converted from; or
+            its Hub id, short name or address, with or without ``@revision``.
 
     Raises:
         OptionError: no model has this name.
     """
     wanted = {name, os.fspath(resolve_short_name(name))}  # a short name becomes its Hub id
     path = expand_user(name)
-    commit = ""  # the beginning of a commit
+    commit_start = ""  # every commit starts with it
     if is_folder(path):
         wanted.add(str(path.resolve()))
     else:
-        with suppress(CheckpointError):  # the address of another site
+        with suppress(CheckpointError):  # it is the address of another site
             repo_id, revision = split_revision(name)
             wanted.add(os.fspath(resolve_short_name(repo_id)))
-            commit = revision or ""
+            commit_start = revision or ""
     found = [
         entry
         for entry in list_models()
         if not wanted.isdisjoint((entry.id, entry.source, str(entry.path), *entry.names))
-        and entry.revision.startswith(commit)
+        and entry.revision.startswith(commit_start)
     ]
     if not found:
         raise OptionError(
@@ -151,11 +152,10 @@ def find_models(name: str) -> list[ModelEntry]:
 def freed_bytes(entries: Iterable[ModelEntry]) -> int:
     """Return the bytes that removing these models would free.
 
-    Files that a download shares with a revision that stays are not counted, and neither are weights
-    that a conversion shares with one that stays.
+    A file that is shared with a model that stays is not counted.
     """
     entries = list(entries)
-    size = _bytes_of_last_links(entry.path for entry in entries if not entry.is_download)
+    size = _unshared_bytes(entry.path for entry in entries if not entry.is_download)
     revisions = [entry.revision for entry in entries if entry.is_download]
     scanned = _scan_hub_cache() if revisions else None
     if scanned is None:
@@ -164,9 +164,9 @@ def freed_bytes(entries: Iterable[ModelEntry]) -> int:
     return size + plan.expected_freed_size
 
 
-def _bytes_of_last_links(folders: Iterable[Path]) -> int:
-    """Return the bytes of the files in folders that no hard link outside them keeps."""
-    links: Counter[tuple[int, int]] = Counter()  # in these folders, by device and inode
+def _unshared_bytes(folders: Iterable[Path]) -> int:
+    """Return the bytes of the files in folders, except files that also have a hard link outside."""
+    links: Counter[tuple[int, int]] = Counter()  # number in these folders, by device and inode
     statuses: dict[tuple[int, int], os.stat_result] = {}
     for folder in folders:
         for path in folder.rglob("*"):
@@ -248,7 +248,7 @@ def _conversions() -> list[ModelEntry]:
 
 
 def _complete_conversions() -> Iterator[ModelEntry]:
-    """Yield the cached conversions with a name of a complete one, readable or not."""
+    """Yield the conversions in the cache, readable or not, except partial ones."""
     for folder in conversion_folders():
         with suppress(OSError):  # another process has just removed the folder
             if _holds_only_ours(folder):
@@ -256,14 +256,16 @@ def _complete_conversions() -> Iterator[ModelEntry]:
 
 
 def _left_over() -> Iterator[ModelEntry]:
-    """Yield the folders in the cache of conversions and removals whose process has ended."""
+    """Yield the partial folders in the cache that killed conversions and removals left behind."""
     try:
         folders = [path for path in cache_folder().iterdir() if path.is_dir()]
     except OSError:  # the cache does not exist
         return
     for folder in folders:
         partial = _PARTIAL.fullmatch(folder.name)
-        if partial is None or folder.is_symlink() or psutil.pid_exists(int(partial["pid"])):
+        if partial is None or folder.is_symlink():
+            continue
+        if psutil.pid_exists(int(partial["pid"])):  # a conversion or removal in progress
             continue
         with suppress(OSError):  # another process has just removed the folder
             if _holds_only_ours(folder):
@@ -290,7 +292,7 @@ def _read_conversion(folder: Path) -> ModelEntry:
 
     Its state is "unreadable" if its config, or the header of its first weight file, is damaged.
     """
-    entry = ModelEntry(
+    unreadable = ModelEntry(
         id=folder.name[-16:-8],  # the first half of the hash at the end of the name
         source=folder.name,
         revision="",
@@ -303,22 +305,22 @@ def _read_conversion(folder: Path) -> ModelEntry:
     )
     with suppress(JanusError):
         config = JanusConfig.load(folder / "config.json")
-        # The stamp, the metadata of a weight file, records the source of the weights. A record is
-        # newer: the weights may have been taken over for another source.
+        # The stamp is the metadata of a weight file. It names the source that the weights were
+        # converted from. If another source uses them since, it has a record.
         _, stamp = read_safetensors_header(weight_files(folder)[0])
         records = records_of(folder)
-        newest = records[0] if records else {"name": stamp.get("source"), **stamp}
+        last_used = records[0] if records else {"name": stamp.get("source"), **stamp}
         names = [str(record.get(key)) for record in records for key in ("source", "name")]
         return replace(
-            entry,
+            unreadable,
             state="converted",
             config=config,
-            source=str(newest.get("name") or folder.name),
-            revision=str(newest.get("revision", "")),
+            source=str(last_used.get("name") or folder.name),
+            revision=str(last_used.get("revision", "")),
             used=(folder / "config.json").stat().st_mtime,  # loading a model sets this time
             names=(*names, stamp.get("source", "")),
         )
-    return entry
+    return unreadable
 
 
 def _downloads() -> Iterator[ModelEntry]:
@@ -331,6 +333,7 @@ def _downloads() -> Iterator[ModelEntry]:
             continue
         for revision in repo.revisions:
             entry = _read_download(repo, revision)
+            # A model of another family has no config here. A damaged Janus is listed by its name.
             if entry.config or "janus" in repo.repo_id.lower():
                 yield entry
 
@@ -341,7 +344,8 @@ def _read_download(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> ModelE
     Its config is None if it is missing, malformed, or of another family of models.
     """
     config, state = _config_and_state(revision.snapshot_path, "downloaded")
-    # Weight files tell the last use. Other files do not, because listing models reads configs too.
+    # The access times of the weight files tell the last use. Those of the configs do not, because
+    # listing models reads configs.
     weights = [file for file in revision.files if file.file_path.suffix in _WEIGHT_SUFFIXES]
     times = [file.blob_last_accessed for file in weights]
     return ModelEntry(
@@ -375,11 +379,14 @@ def _elsewhere() -> Iterator[ModelEntry]:
 
 
 def _config_and_state(folder: Path, complete: State) -> tuple[JanusConfig | None, State]:
-    """Return the config of a folder that is not ours, as far as it can be read, and its state.
+    """Return the config and the state of a download, or of another program's folder.
 
     Args:
-        folder: a model folder.
-        complete: the state of a folder that lacks nothing.
+        folder: the model folder.
+        complete: its state if it lacks nothing, "downloaded" or "elsewhere".
+
+    Returns:
+        The config is None if it cannot be read or is not supported.
     """
     try:
         config = read_sizes(folder)
@@ -405,7 +412,7 @@ def _folder_bytes(folder: Path) -> int:
     """Return the bytes of all files in a folder, at any depth."""
     sizes = []
     for path in folder.rglob("*"):
-        with suppress(OSError):  # just removed
+        with suppress(OSError):  # another process has just removed the file
             if path.is_file():
                 sizes.append(path.stat().st_size)
     return sum(sizes)

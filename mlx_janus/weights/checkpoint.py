@@ -1,7 +1,7 @@
 """The tensors of a PyTorch model folder, paired with the model's parameters.
 
-Planning reads only headers. ``plan_tensors`` pairs every parameter with its source tensors. Errors
-name a missing, surplus or misshaped tensor, with both shapes, before any weights are read.
+``plan_tensors`` pairs every parameter with its source tensors, from the headers of the files. So an
+error about a missing, surplus or misshaped tensor comes before any weights are read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 from ..config import JanusConfig, read_model_json
 from ..errors import CheckpointError, ConfigError
 from ..models.janus import JanusModel
-from .published import Layout
+from .published_values import Layout
 from .safetensors_files import find_weights, read_index, read_safetensors_header
 from .torch_files import read_torch_file
 
@@ -68,7 +68,7 @@ _RENAME_RULES = [(re.compile(pattern), replacement) for pattern, replacement in 
 
 
 class SourceTensor(Protocol):
-    """A tensor in a file, described by its header."""
+    """A tensor in a file; only ``read`` reads its values."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -112,7 +112,8 @@ class PlannedTensor:
         if array.ndim == 4:
             array = mx.contiguous(array.transpose(0, 2, 3, 1))  # a convolution: OIHW to OHWI
         array = array.reshape(self.shape)  # position embeddings may lack the batch axis
-        if array.dtype == mx.float64:  # on the CPU: Apple's GPUs have no float64
+        if array.dtype == mx.float64:
+            # Apple's GPUs have no float64, so the CPU converts it.
             array = array.astype(mx.float32, stream=mx.cpu)
         mx.eval(array)
         return array
@@ -130,7 +131,7 @@ def _stored_bytes(tensor: SourceTensor) -> int:
 def source_tensors(folder: Path) -> dict[str, SourceTensor]:
     """Return every tensor of a model folder by its stored name.
 
-    Reads headers, but no values, except those of tensors that are in two files.
+    Only headers are read, except for a tensor that is in two files: its values are compared.
 
     Raises:
         CheckpointError: a file is missing or damaged, two files have different tensors of one name,
@@ -160,11 +161,11 @@ def source_tensors(folder: Path) -> dict[str, SourceTensor]:
 def _are_equal(a: SourceTensor, b: SourceTensor) -> bool:
     """Return whether two stored tensors have the same shape, type and bits.
 
-    Tensors larger than their file, whose items share memory, count as different. They would take
-    any amount of memory.
+    A tensor whose items share memory can be larger than its file. It counts as different, because
+    reading it could take any amount of memory.
 
     Raises:
-        CheckpointError: a file is missing, unreadable or cut short, or the type is not read.
+        CheckpointError: a file is missing, unreadable or cut short, or its type is not supported.
     """
     if a.shape != b.shape or a.dtype != b.dtype or _stored_bytes(b) > b.path.stat().st_size:
         return False
@@ -215,8 +216,8 @@ def deepseek_name(name: str) -> str:
         name,
     )
     if match:
-        # fc1 is the first linear layer and hidden_layers.0 the second. DeepSeek's numbers also
-        # count the activations between them.
+        # fc1 is linear layer 0 and hidden_layers.0 is linear layer 1. DeepSeek's numbers also count
+        # the activations between the linear layers, so these are 0 and 2.
         linear = 0 if match["hidden"] is None else int(match["hidden"]) + 1
         name = f"{match['aligner']}.layers.{2 * linear}.{match['leaf']}"
     return name
@@ -240,8 +241,8 @@ def plan_tensors(
     """
     found = _renamed(tensors, layout, folder)
     if _is_tied(folder):
-        # A tied head is not stored. This model has a head of its own, so it is read from the
-        # embedding. Some tools store the head and leave out the embedding.
+        # Most files store a tied weight once, as the embedding, and some as the head. The model has
+        # both parameters, so the absent one gets the source of the other.
         for stored, absent in (_TIED, _TIED[::-1]):
             if stored in found:
                 found.setdefault(absent, found[stored])
@@ -277,7 +278,7 @@ def _renamed(
 
     Args:
         tensors: source tensors by their stored names.
-        layout: whose names these are.
+        layout: whose names these are, DeepSeek's or transformers'.
         folder: the model folder, for the error.
 
     Raises:
@@ -302,8 +303,8 @@ def _renamed(
 def _is_tied(folder: Path) -> bool:
     """Return whether ``lm_head`` shares its weight with the embedding, as ``config.json`` says.
 
-    In DeepSeek's layout, the language model's own entry takes precedence; in transformers', that of
-    the entire model does. Without either, the answer is False.
+    The first of these that has ``tie_word_embeddings`` counts: ``language_config`` (DeepSeek), the
+    entire config, ``text_config`` (transformers). Without any, the answer is False.
 
     Raises:
         ConfigError: ``config.json`` cannot be read.
@@ -329,7 +330,7 @@ def _source_names(name: str, found: Mapping[str, SourceTensor]) -> list[str]:
 
 
 def _shown(names: list[str]) -> str:
-    """Name tensors for a message: "'first' and 2 more", the first cut to 100 characters."""
+    """Return names as a message shows them: "'first' and 2 more", cut to 100 characters."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{names[0][:100]!r}{more}"
 
@@ -340,14 +341,14 @@ def _check_sources(tensor: PlannedTensor, folder: Path) -> None:
     Raises:
         CheckpointError: the shapes do not match the config, or a type is not a float.
     """
-    wanted = tensor.shape
+    wanted = tensor.shape  # below: as the files store it
     if len(wanted) == 4:
         out_channels, height, width, in_channels = wanted
         wanted = (out_channels, in_channels, height, width)  # stored convolutions are OIHW
     shapes = [source.shape for source in tensor.sources]
     got = shapes[0]
     if len(shapes) > 1:
-        # Joining q, k and v adds their rows. A scalar, which is refused below, has none.
+        # q, k and v are joined along the rows. A scalar has no rows and is refused below.
         rows = sum(shape[0] for shape in shapes if shape)
         got = (rows, *shapes[0][1:])
     same_shapes = all(shape == shapes[0] for shape in shapes)

@@ -20,20 +20,20 @@ def find_faults(folder: Path, *, headers: bool = False) -> list[str]:
 
     Args:
         folder: a converted folder, or a PyTorch model folder.
-        headers: whether to read the headers of the weight files, and the tokenizer. Without, only
-            the config and the names of the files are checked, which is quick.
+        headers: whether to read the headers of the weight files and the tokenizer too. They are
+            read only if the quick checks, of the config and the file names, find no fault.
 
     Returns:
         An empty list if no fault is found. A damaged value inside a tensor is never found.
     """
     checks: list[Callable[[Path], object]] = [_check_config, _check_tokenizer, find_weights]
-    faults = _messages(checks, folder)
+    faults = _run_checks(checks, folder)
     if headers and not faults:
-        faults = _messages([_check_headers], folder)
+        faults = _run_checks([_check_headers], folder)
     return faults
 
 
-def _messages(checks: list[Callable[[Path], object]], folder: Path) -> list[str]:
+def _run_checks(checks: list[Callable[[Path], object]], folder: Path) -> list[str]:
     """Run checks on a folder, and return the messages of their errors without repetitions."""
     messages: dict[str, None] = {}  # an ordered set
     for check in checks:
@@ -47,7 +47,9 @@ def _messages(checks: list[Callable[[Path], object]], folder: Path) -> list[str]
 
 
 def read_sizes(folder: Path) -> JanusConfig:
-    """Read the ``config.json`` of either kind of folder. Other files may be missing.
+    """Read the ``config.json`` of a converted folder or a PyTorch model folder.
+
+    Other files may be missing.
 
     Raises:
         ConfigError, UnsupportedModelError: the config cannot be used.
@@ -57,7 +59,7 @@ def read_sizes(folder: Path) -> JanusConfig:
 
 
 def _check_config(folder: Path) -> None:
-    """Check everything that a folder says about its config, in all its files.
+    """Check a folder's config. In a PyTorch model folder, several files hold parts of it.
 
     Raises:
         ConfigError, UnsupportedModelError: the config cannot be used.
@@ -83,7 +85,7 @@ def _check_headers(folder: Path) -> None:
     """Check the tensors in the headers of the weight files, and the content of the tokenizer.
 
     Raises:
-        JanusError: they do not fit the config, or a file is damaged.
+        JanusError: the tensors or the tokenizer do not fit the config, or a file is damaged.
     """
     if is_converted(folder):
         config = JanusConfig.load(folder / "config.json")

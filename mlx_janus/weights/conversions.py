@@ -1,9 +1,9 @@
-"""The cache of conversions: finding the one of a source, reusing its weights, marking old ones.
+"""The cache of conversions: find a source's conversion, reuse its weights, find superseded ones.
 
 A conversion's folder is named after its source, with a hash of everything that it depends on. Next
 to the model it holds a small record for each source that uses it. So a source that was moved,
-copied or touched needs no second conversion. And if a source uses another conversion by now, the
-first one is known to be superseded.
+copied or touched needs no second conversion. And if a source later uses another conversion, its
+record there is newer. This shows that the earlier conversion is superseded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .safetensors_files import find_weights, read_safetensors_header, weight_fil
 CONVERSION_NAME = re.compile(r".+-(?P<id>[0-9a-f]{8})[0-9a-f]{8}")
 """Pattern of the folder name of a complete conversion, for ``fullmatch``."""
 
-_LAYOUT = 2  # version of the keys below; raised when a release reads the same source otherwise
+_STATE_VERSION = 2  # raised when a release converts the same source differently
 _MAX_LABEL = 100  # bytes of the readable part of a folder's name
 
 
@@ -48,9 +48,9 @@ def cache_folder() -> Path:
 class SourceState:
     """A source in its present state, and the precision to convert it to.
 
-    ``facts`` are JSON values that change whenever the result of a conversion may change. On the
-    Hub this is the commit; for a folder, its config, its tokenizer, and the sizes and times of its
-    weight files.
+    ``facts`` are JSON values that change whenever the result of a conversion may change. For a
+    model on the Hub, they are its commit. For a folder, they are its config, its tokenizer, and the
+    sizes and times of its weight files.
     """
 
     source: str  # Hub id, or path of the source folder
@@ -64,18 +64,18 @@ class SourceState:
     def slot(self) -> str:
         """Hash of the source's name and the precision. It stays when the source's content changes.
 
-        Of all conversions with this slot, the source uses the one with the newest record.
+        If several conversions have a record with this slot, the source uses the newest record's.
         """
         return _digest([self.source, self.branch, self._precision])
 
     @property
     def state(self) -> str:
         """Hash of everything that the result of the conversion depends on."""
-        return _digest([self.facts, self._precision, _LAYOUT])
+        return _digest([self.facts, self._precision, _STATE_VERSION])
 
     @property
     def folder(self) -> Path:
-        """The folder in the cache, whether or not it exists."""
+        """The conversion's folder in the cache, whether or not it exists."""
         label = self.name.replace("/", "--").encode(errors="replace")[:_MAX_LABEL]
         options = self.options
         quantization = f"{options.recipe or f'{options.bits}bit'}-" if self._precision else ""
@@ -84,7 +84,7 @@ class SourceState:
 
     @property
     def _precision(self) -> object:
-        """The bits, or the recipe with its rule, since a release may change the rule."""
+        """The bits, or the recipe and its rule, which releases may change; None: not quantized."""
         rule = choose_rule(self.options.bits, self.options.recipe)
         if rule and self.options.recipe:
             return [self.options.recipe, asdict(rule)]
@@ -102,8 +102,7 @@ def _digest(value: object) -> str:
 def find_conversion(source: SourceState) -> Path | None:
     """Return the conversion of a source in the cache, or None if there is none.
 
-    The conversion gets the present time as the modification time of its ``config.json``, which
-    records the last use.
+    To record this use, the modification time of the conversion's ``config.json`` is set to now.
     """
     found = source.folder if is_converted(source.folder) else _find_by_record(source)
     if found:
@@ -127,8 +126,8 @@ def conversion_folders() -> Iterator[Path]:
     except OSError:  # the cache does not exist
         return
     for folder in folders:
-        is_complete = CONVERSION_NAME.fullmatch(folder.name) and not folder.name.startswith(".")
-        if is_complete and folder.is_dir() and not folder.is_symlink():
+        name_fits = CONVERSION_NAME.fullmatch(folder.name) and not folder.name.startswith(".")
+        if name_fits and folder.is_dir() and not folder.is_symlink():
             yield folder
 
 
@@ -148,7 +147,10 @@ def record_source(folder: Path, source: SourceState) -> None:
 
 
 def _note_use(folder: Path, source: SourceState) -> None:
-    """Set the times of the config and of the source's record to now; write a missing record."""
+    """Set the modification times of a conversion's config and of the source's record to now.
+
+    A record that is missing, or is of another state of the source, is written first.
+    """
     record = _record_path(folder, source.slot)
     if _read_record(record).get("state") != source.state:
         record_source(folder, source)
@@ -178,7 +180,7 @@ def records_of(folder: Path) -> list[Mapping[str, Any]]:
 
 
 def _record_times(folder: Path) -> dict[str, int]:
-    """Return the times of a conversion's records, in nanoseconds, by file name."""
+    """Return the modification times of a conversion's records, in nanoseconds, by file name."""
     times = {}
     for path in folder.glob("source-*.json"):
         with contextlib.suppress(OSError):  # another process has just removed the folder
@@ -191,36 +193,39 @@ def superseded_folders(folders: Iterable[Path]) -> set[Path]:
     """Return the conversions that no source uses any more.
 
     For each record of such a conversion, another conversion has a newer record with the same slot.
-    A conversion of an earlier release has no records. It is superseded if another one has the same
-    content.
+    A conversion of an earlier release has no records. It is superseded if a conversion that is kept
+    has the same content.
     """
-    times = {folder: _record_times(folder) for folder in folders}
-    newest: dict[str, int] = {}  # time of the newest record of each name, which has the slot
-    for of_folder in times.values():
-        for name, time in of_folder.items():
+    records = {folder: _record_times(folder) for folder in folders}
+    newest: dict[str, int] = {}  # time of the newest record, by its file name, which has the slot
+    for times in records.values():
+        for name, time in times.items():
             newest[name] = max(time, newest.get(name, 0))
-    found = {
+    superseded = {
         folder
-        for folder, of_folder in times.items()
-        if of_folder and all(newest[name] > time for name, time in of_folder.items())
+        for folder, times in records.items()
+        if times and all(newest[name] > time for name, time in times.items())
     }
-    contents = {_content(folder) for folder in times if times[folder] and folder not in found}
-    for folder, of_folder in times.items():
-        if not of_folder:
+    kept = {_content(folder) for folder in records if records[folder] and folder not in superseded}
+    for folder, times in records.items():
+        if not times:
             content = _content(folder)
-            if content in contents:
-                found.add(folder)
-            contents.add(content)
-    return found
+            if content in kept:
+                superseded.add(folder)
+            kept.add(content)
+    return superseded
 
 
 def _content(folder: Path) -> object:
-    """Return a value that is equal for conversions with the same config and weights."""
+    """Return a value that is equal for conversions with the same config, weights and tokenizer.
+
+    For a damaged conversion this is its folder, which equals no other.
+    """
     try:
         config = JanusConfig.load(folder / "config.json")
         _, stamp = read_safetensors_header(weight_files(folder)[0])
         hashes = weight_hashes(stamped_hashes(folder, stamp))
-    except JanusError:  # damaged
+    except JanusError:
         return folder
     return (config, hashes, stamp.get("dtype"), _file_hash(folder / TOKENIZER_FILE))
 
@@ -246,16 +251,16 @@ class CachedWeights:
 
 
 def conversions_like(config: JanusConfig) -> list[CachedWeights]:
-    """Return the conversions in the cache whose weights are right for a config.
+    """Return the conversions in the cache whose config gives the same weights as ``config``.
 
-    From the same source files, both configs give the same weights. ``dtype`` is not compared, since
-    weights keep their own types; conversions that cast them are left out.
+    The same source files are presumed: the caller compares their hashes. ``dtype`` is not compared,
+    since weights keep their own types; conversions that cast them are left out.
     """
     found = []
     for folder in conversion_folders():
         with contextlib.suppress(JanusError, OSError):  # damaged, or just removed
             stored = JanusConfig.load(folder / "config.json")
-            if _of_weights(stored) != _of_weights(config):
+            if _weight_values(stored) != _weight_values(config):
                 continue
             _, stamp = read_safetensors_header(weight_files(folder)[0])
             if stamp.get("dtype"):  # the weights were cast
@@ -268,11 +273,14 @@ def conversions_like(config: JanusConfig) -> list[CachedWeights]:
 def weight_hashes(hashes: Mapping[str, str]) -> tuple[str, ...]:
     """Return the sorted hashes of the weight files, from the hashes of all files by name."""
     not_weights = ("config.json", TOKENIZER_FILE)
-    return tuple(sorted(str(h) for name, h in hashes.items() if name not in not_weights))
+    return tuple(sorted(str(value) for name, value in hashes.items() if name not in not_weights))
 
 
-def _of_weights(config: JanusConfig) -> JanusConfig:
-    """Return a config in which all values that change no weight are the same for every model."""
+def _weight_values(config: JanusConfig) -> JanusConfig:
+    """Return a config that keeps only the values that affect the weights.
+
+    All other values are the same in every result, so that two results can be compared.
+    """
     generation = config.generation
     if isinstance(generation, VQGenerationConfig):
         generation = replace(generation, cfg_weight=1.0, temperature=1.0)
@@ -292,31 +300,34 @@ def reuse_weights(
     tokenizer: str,
     source: SourceState,
 ) -> Path | None:
-    """Return a conversion with weights that the cache has already; None if it has not.
+    """Return a conversion that has, or links to, the weights of a candidate.
 
-    If config and tokenizer are equal too, the existing conversion is returned. Otherwise a new
-    folder is written. Its weight files are hard links to the existing ones and take no space.
+    A candidate with the same config and tokenizer is returned itself. Otherwise a new folder is
+    written. Its weight files are hard links to the candidate's and take no space.
 
     Args:
         candidates: the conversions to choose from, from ``conversions_like``.
         hashes: SHA-256 of the source's weight files.
-        config: the config of the conversion; its ``dtype`` is ignored.
-        tokenizer: the content of the conversion's ``tokenizer.json``.
-        source: the source.
+        config: the config of the wanted conversion; its ``dtype`` is ignored.
+        tokenizer: the content of the wanted conversion's ``tokenizer.json``.
+        source: the source's state.
+
+    Returns:
+        None if no candidate comes from weight files with these hashes.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     wanted = tuple(sorted(hashes))
-    equal = [candidate for candidate in candidates if candidate.source_hashes == wanted]
-    for candidate in equal:
+    matching = [candidate for candidate in candidates if candidate.source_hashes == wanted]
+    for candidate in matching:
         same_config = replace(config, dtype=candidate.config.dtype) == candidate.config
         if same_config and _holds(candidate.folder / TOKENIZER_FILE, tokenizer):
             _note_use(candidate.folder, source)
             return candidate.folder
-    if not equal:
+    if not matching:
         return None
-    donor = equal[0]
+    donor = matching[0]
     _link_conversion(donor, replace(config, dtype=donor.config.dtype), tokenizer, source)
     return source.folder
 
@@ -332,7 +343,7 @@ def _holds(path: Path, text: str) -> bool:
 def _link_conversion(
     donor: CachedWeights, config: JanusConfig, tokenizer: str, source: SourceState
 ) -> None:
-    """Write a conversion with the weight files of another one, as hard links.
+    """Write the conversion of a source, with hard links to the weight files of another conversion.
 
     Where the file system has no hard links, the files are copied.
 

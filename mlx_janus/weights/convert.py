@@ -18,14 +18,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import DTYPES, Dtype, JanusConfig, LayerBits
+from ..config import DTYPES, Dtype, JanusConfig, LayerBits, check_roles
 from ..errors import CheckpointError, OptionError, OutputError
 from ..memory import format_size
 from ..models.janus import keeps_type
 from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
+from ..threads import compute, computing, note_use
 from .checkpoint import PlannedTensor, read_plan
 from .folder import Progress, atomic_folder, check_output, is_converted, make_stamp, source_hashes
-from .published import read_published_config
+from .published import Published, read_published
 from .quantize import DEFAULT_GROUP_SIZE, bits_per_weight, plan_quantization, quantize_array
 from .safetensors_files import write_safetensors
 
@@ -40,7 +41,7 @@ class ConvertOptions:
     type. ``group_size`` applies to ``bits`` only; a recipe has its own.
 
     Raises:
-        OptionError: ``dtype`` is not one of ``DTYPES``.
+        OptionError: ``dtype`` is not one of ``DTYPES``, or ``roles`` not one of ``ROLES``.
     """
 
     bits: int | None = None
@@ -48,8 +49,10 @@ class ConvertOptions:
     dtype: Dtype | None = None
     overwrite: bool = False
     recipe: str | None = None
+    roles: str | None = None  # one of ``ROLES``; None: those that the source's files tell
 
     def __post_init__(self) -> None:
+        check_roles(self.roles)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
@@ -71,6 +74,8 @@ class Conversion:
     config: JanusConfig
     size: int  # bytes on disk
     tensors: int  # arrays in the weight files: two or three for a quantized parameter
+    roles: str  # the roles, and the sign in the source's files that decided, as text
+    notes: tuple[str, ...]  # for the user: doubts, and options of the source that are not followed
 
 
 def convert_checkpoint(
@@ -82,25 +87,37 @@ def convert_checkpoint(
 ) -> Conversion:
     """Convert a PyTorch model folder to ``output``, a folder that ``load`` reads.
 
-    After an error, nothing of the output is left behind. ``hashes`` are those of ``source_hashes``,
-    which are computed if they are None.
+    After an error, nothing of the output is left behind. ``progress`` is called in this thread, and
+    an error that it raises ends the conversion. ``hashes`` are those of ``source_hashes``, which
+    are computed if they are None.
 
     Raises:
         ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
         OptionError: bits, group size or recipe is invalid, or both bits and recipe are set.
         OutputError: the output exists already or cannot be written.
     """
-    options = options or ConvertOptions()
-    progress = progress or (lambda *_: None)  # report nothing
+    note_use()
+    chosen = options or ConvertOptions()
+    return compute(lambda report: _convert(source, output, chosen, report, hashes), progress)
+
+
+def _convert(
+    source: Source,
+    output: Path,
+    options: ConvertOptions,
+    progress: Progress,
+    hashes: Mapping[str, str] | None,
+) -> Conversion:
+    """Convert a model in this thread, as ``convert_checkpoint`` says."""
     _refuse_converted(source.folder)
     _refuse_source_in_output(source.folder, output)
     check_output(output, overwrite=options.overwrite)
     plan = plan_conversion(source, options)
-    tokenizer = prepare_tokenizer(source.folder / TOKENIZER_FILE, plan.config.prompt)
+    tokenizer = plan.prepare_tokenizer(source)
     _check_space(output, sum(map(plan.converted_bytes, plan.tensors)))
     with atomic_folder(output, overwrite=options.overwrite) as folder:
         hashes = hashes or source_hashes(source.folder, progress)
-        stamp = make_stamp(source.name, source.revision, options.dtype, hashes)
+        stamp = make_stamp(source.name, source.revision, options.dtype, hashes, options.roles)
         try:
             array_count = _write_shards(folder, plan, stamp, progress)
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
@@ -111,7 +128,15 @@ def convert_checkpoint(
                 f"{output} cannot be written ({reason}): free some space or choose another folder"
             ) from None
     size = sum(file.stat().st_size for file in output.iterdir())
-    return Conversion(output, plan.config, size, array_count)
+    published = plan.published
+    return Conversion(
+        path=output,
+        config=plan.config,
+        size=size,
+        tensors=array_count,
+        roles=published.roles.text,
+        notes=published.notes,
+    )
 
 
 def _refuse_converted(folder: Path) -> None:
@@ -145,6 +170,7 @@ class ConversionPlan:
     ``dtype`` is the option of the conversion; None keeps each tensor's own type.
     """
 
+    published: Published  # the source's own facts
     config: JanusConfig
     tensors: Sequence[PlannedTensor]
     dtype: Dtype | None
@@ -153,6 +179,15 @@ class ConversionPlan:
     def source_bytes(self) -> int:
         """Bytes of all source tensors."""
         return sum(tensor.source_bytes for tensor in self.tensors)
+
+    def prepare_tokenizer(self, source: Source) -> str:
+        """Return the content of ``tokenizer.json`` for the converted folder.
+
+        Raises:
+            ConfigError: the source's file cannot be used.
+        """
+        path = source.folder / TOKENIZER_FILE
+        return prepare_tokenizer(path, self.config.prompt, self.published.added_tokens)
 
     @cached_property
     def _quantized_layers(self) -> Mapping[str, LayerBits]:
@@ -163,7 +198,7 @@ class ConversionPlan:
     def convert(self, tensor: PlannedTensor) -> dict[str, mx.array]:
         """Read a parameter and convert it; return its arrays by name.
 
-        A float parameter has one array. A quantized one has two or three: weight, scales, biases.
+        A float parameter has one array. A quantized one has those of ``quantize_array``.
         """
         array = tensor.read()
         if self.dtype is not None and not keeps_type(self.config, tensor.name):
@@ -186,9 +221,11 @@ class ConversionPlan:
         float_bits = 32 if dtype == "float32" else 16  # bfloat16 or float16
         layer = self._quantized_layers.get(tensor.name.removesuffix(".weight"))
         bits = bits_per_weight(layer, float_bits) if layer else float_bits
-        return int(math.prod(tensor.shape) * bits / 8)
+        scale_bits = float_bits if layer and layer.scaled else 0  # one scale for the layer
+        return int((math.prod(tensor.shape) * bits + scale_bits) / 8)
 
 
+@computing
 def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
     """Pair every parameter with its source tensors, and choose its type and bits.
 
@@ -198,17 +235,21 @@ def plan_conversion(source: Source, options: ConvertOptions) -> ConversionPlan:
         ConfigError, UnsupportedModelError, CheckpointError: the source cannot be used.
         OptionError: bits, group size or recipe is invalid, or both bits and recipe are set.
     """
-    config, layout = read_published_config(source.folder)
+    published = read_published(source.folder, options.roles)
+    config = published.config
     quantization = plan_quantization(
         config, options.bits, options.group_size, recipe=options.recipe
     )
-    tensors = read_plan(source.folder, config, layout)
+    tensors = read_plan(source.folder, config, published.layout)
     # The config records one type for all float weights. Without ``options.dtype``, each weight
     # keeps its own type, and the config records that of the language model's last norm.
     norm = next(tensor for tensor in tensors if tensor.name == "language_model.model.norm.weight")
     dtype: Any = options.dtype or norm.dtype
     return ConversionPlan(
-        replace(config, dtype=dtype, quantization=quantization), tensors, options.dtype
+        published=published,
+        config=replace(config, dtype=dtype, quantization=quantization),
+        tensors=tensors,
+        dtype=options.dtype,
     )
 
 

@@ -34,8 +34,8 @@ class FoundFolder:
 def model_folders() -> list[Path]:
     """Return the existing folders in which other programs keep models.
 
-    ``MLX_JANUS_MODELS`` replaces the default ones: paths with ":" between them, or nothing to look
-    nowhere. The Hub's cache that is in use is left out, since huggingface_hub reads it.
+    ``MLX_JANUS_MODELS`` replaces the default folders: paths separated by ":". If it is empty, there
+    are no folders. The Hub's cache that is in use is left out, since huggingface_hub reads it.
     """
     from huggingface_hub import constants
 
@@ -51,9 +51,9 @@ def model_folders() -> list[Path]:
 
 
 def list_elsewhere() -> list[FoundFolder]:
-    """Return the folders of other programs that hold a Janus, or a part of one.
+    """Return the folders of other programs that hold a Janus model, complete or not.
 
-    A folder without a readable config counts if its name contains "janus".
+    A folder counts if its name contains "janus", or if its config is a Janus model's.
     """
     found = []
     for root in model_folders():
@@ -68,6 +68,7 @@ def find_elsewhere(name: str) -> Path | None:
         name: "owner/name", or "name" for a folder without an owner's.
     """
     parts = name.split("/")
+    # Too many parts, or one that is empty, hidden or "..".
     if len(parts) > 2 or not all(parts) or any(part.startswith(".") for part in parts):
         return None
     for root in model_folders():
@@ -80,7 +81,11 @@ def find_elsewhere(name: str) -> Path | None:
 
 
 def _entries_in(root: Path) -> Iterator[FoundFolder]:
-    """Yield the folders that may be a model's: ``root``, its children and their children."""
+    """Yield the folders in ``root``, and ``root`` itself, that may be a model's.
+
+    A subfolder without a config counts as an owner's: its own subfolders are yielded. If it has
+    none, it is yielded itself. From a cache of the Hub, one commit of each model is yielded.
+    """
     if (root / "config.json").is_file():
         yield FoundFolder(root.name, root)
     yield from _cached_in(root)
@@ -95,11 +100,14 @@ def _entries_in(root: Path) -> Iterator[FoundFolder]:
 
 
 def _cached_in(root: Path) -> Iterator[FoundFolder]:
-    """Yield the commits that are in use in ``root``, if it is a cache of the Hub."""
+    """Yield a commit of each model in ``root``, if it is a cache of the Hub.
+
+    It is the commit of the branch main, or else the only commit.
+    """
     for repo in repos_in(root):
         try:
             yield FoundFolder(repo.repo_id, repo.snapshot(None))
-        except CheckpointError:  # there is no commit, or no telling which one is in use
+        except CheckpointError:  # no complete commit, or several without a branch main
             continue
 
 
@@ -124,8 +132,9 @@ def _is_folder(path: Path) -> bool:
 
 
 def _may_be_janus(entry: FoundFolder) -> bool:
-    """Return whether a folder is a Janus by its config, or else by its name."""
-    if "janus" in entry.name.rpartition("/")[2].lower():
+    """Return whether a folder is a Janus model by its name, or else by its config."""
+    name_without_owner = entry.name.rpartition("/")[2]
+    if "janus" in name_without_owner.lower():
         return True
     try:
         read_sizes(entry.folder)

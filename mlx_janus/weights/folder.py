@@ -34,9 +34,9 @@ OUR_FILES = re.compile(
     r"config\.json|tokenizer\.json|(model.*|shard-\d+)\.safetensors"
     r"|model\.safetensors\.index\.json|source-[0-9a-f]{16}\.json|\.mlx_janus-\w+\.tmp|\.DS_Store"
 )
-"""File names in a converted folder, complete or partial."""
+"""Pattern of the file names that a complete or unfinished converted folder may hold."""
 RECORD_NAME = re.compile(r"source-[0-9a-f]{16}\.json")
-"""File names of records in the cache, which tell whose conversion a folder is."""
+"""Pattern of the file names of records, which tell the sources of a conversion in the cache."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("hashing", "converting" or "verifying"), finished bytes and all bytes."""
@@ -62,7 +62,7 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 
     Raises:
         CheckpointError: a file is missing or damaged, lacks the stamp of a format that can be read,
-            or has another stamp than the first file; or two files have an array of one name.
+            or has another stamp than the first file; or two files have an array of the same name.
     """
     try:
         files = weight_files(folder)
@@ -77,7 +77,7 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
             )
         entries, stamp = read_safetensors_header(path)
         _check_stamp(path, stamp, files[0], first_stamp)
-        first_stamp = stamp
+        first_stamp = stamp  # equal in all files, by the check
         if repeated := sorted(arrays.keys() & entries.keys()):
             raise CheckpointError(
                 f"{path} holds {repeated[0][:80]!r}, which another file of its folder holds too: "
@@ -119,7 +119,11 @@ def _check_stamp(
 
 
 def make_stamp(
-    source: str, revision: str, dtype: Dtype | None, hashes: Mapping[str, str]
+    source: str,
+    revision: str,
+    dtype: Dtype | None,
+    hashes: Mapping[str, str],
+    roles: str | None = None,
 ) -> dict[str, str]:
     """Return the stamp of a conversion: metadata for the header of each weight file.
 
@@ -128,16 +132,18 @@ def make_stamp(
         revision: the origin's commit on the Hub; "" if it has none.
         dtype: type that the weights are cast to; None: each tensor keeps its own.
         hashes: SHA-256 of the origin's files, by file name.
+        roles: the requested roles, which replace the origin's own; None: no request.
     """
-    return {
+    stamp = {
         "format": "mlx",
         _FORMAT_KEY: str(FORMAT_VERSION),
         "mlx_janus_version": __version__,
-        "source": source.encode(errors="replace").decode(),  # a folder's name may be no text
+        "source": source.encode(errors="replace").decode(),  # a folder's name may not be valid text
         "revision": revision,
         "dtype": dtype or "",
         "source_sha256": json.dumps(dict(hashes), sort_keys=True),
     }
+    return stamp | ({"roles": roles} if roles else {})
 
 
 def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
@@ -163,7 +169,7 @@ def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
 
 
 def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
-    """Return the hashes that a stamp records of the conversion's source, by file name.
+    """Return the SHA-256 of the files of a conversion's source, by file name, from its stamp.
 
     Args:
         converted: the converted folder, for the message.
@@ -219,7 +225,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 def partial_name(output: Path) -> Path:
     """Return a new hidden path next to ``output``, for a folder being written or removed.
 
-    The name holds this process's pid, so that others can tell whether the process has ended.
+    The name holds this process's pid, so another process can tell whether this one has ended.
     """
     return output.parent / f".{output.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
 
@@ -228,14 +234,14 @@ def partial_name(output: Path) -> Path:
 def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder next to ``output``; rename it on success, remove it on failure.
 
-    With ``overwrite``, the renamed folder replaces an existing one. Folders that killed conversions
-    to ``output`` left behind are cleaned up first.
+    With ``overwrite``, the renamed folder replaces an existing one. If an earlier conversion to
+    ``output`` was killed, the folders that it left behind are cleaned up first.
 
     Raises:
         OutputError: the temporary folder cannot be created or renamed.
     """
     output = output.resolve()
-    _clean_up_killed(output)
+    _clean_up_leftovers(output)
     folder = partial_name(output)
     try:
         folder.mkdir()
@@ -278,11 +284,11 @@ def _put_in_place(folder: Path, output: Path, overwrite: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _clean_up_killed(output: Path) -> None:
-    """Remove the folders that killed conversions to ``output`` left next to it.
+def _clean_up_leftovers(output: Path) -> None:
+    """Remove the folders next to ``output`` that are left over from a killed conversion to it.
 
     A folder that ends in .old is an earlier output, moved aside to be replaced. If ``output`` is
-    missing, it is moved back instead.
+    missing, this folder is moved back instead.
     """
     # The names are .<output>.<pid>.<random digits>.<suffix>.
     for folder in output.parent.glob(f".{glob.escape(output.name)}.*.*.*"):

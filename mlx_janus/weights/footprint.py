@@ -15,6 +15,7 @@ from ..errors import OutOfMemoryError
 from ..memory import available_memory, format_size
 from ..models.backbone import cache_bytes
 from ..models.janus import JanusModel, generation_parts
+from ..threads import computing
 from .quantize import plan_quantization, quantize_model
 
 SAFE_SHARE = 0.8
@@ -50,6 +51,7 @@ def answering_cache_bytes(config: JanusConfig, itemsize: int) -> int:
     return cache_bytes(config.language, 1, tokens, itemsize)
 
 
+@computing
 def task_memory(config: JanusConfig, dtype: Dtype, *, pictures: int = 1) -> dict[str, int]:
     """Estimate the bytes of memory that each task needs, by the task's name.
 

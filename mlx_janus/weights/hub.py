@@ -24,6 +24,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 _TIMEOUT = 10.0  # seconds without a response until the cache is used instead
 
+# Names of the config, the tokenizer and the templates, and of indices of weights.
 _TEXT_FILE_NAME = re.compile(r"[\w.-]+\.(json|jinja)|tokenizer\.model|vocab\.txt|merges\.txt")
 
 
@@ -40,7 +41,7 @@ class HubModel:
     files: dict[str, int]  # bytes by file name
     cached: bool = False
     branch: str | None = field(default=None, compare=False)  # branch or tag; None: record none
-    # SHA-256 by file name, of the files whose content the Hub names by it: the large ones.
+    # SHA-256 of the large files, by file name. Small files have none on the Hub.
     hashes: dict[str, str] = field(default_factory=dict, compare=False)
 
 
@@ -125,11 +126,11 @@ def fetch_small_files(model: HubModel) -> Path:
 
 
 def has_blobs(model: HubModel, names: Iterable[str]) -> bool:
-    """Return whether the cache has the content of large files, perhaps of another commit.
+    """Return whether the cache has all of these large files, downloaded for any commit.
 
     Args:
         model: a commit.
-        names: names of its files.
+        names: names of its files. A file whose hash is not known counts as missing.
     """
     blobs = _repo_folder(model.repo_id) / "blobs"
     hashes = [model.hashes.get(name) for name in names]
@@ -146,8 +147,8 @@ def _repo_folder(repo_id: str) -> Path:
 def _small_files(model: HubModel) -> set[str]:
     """Return the names of a model's text files, without any index of weights.
 
-    ``fetch`` adds the index that lists the weights. An index of another form would list files that
-    are not downloaded.
+    ``fetch`` adds the index of the weights that it downloads. Another index, such as that of the
+    ``.bin`` files next to safetensors files, would list files that are missing.
     """
     texts = {name for name in model.files if _TEXT_FILE_NAME.fullmatch(name)}
     return {name for name in texts if not name.endswith(".index.json")}
@@ -190,9 +191,9 @@ def fetch_card(repo_id: str, revision: str) -> Path | None:
 def record_branch(model: HubModel) -> None:
     """Record in the cache which commit a branch names, for offline use.
 
-    huggingface_hub does not record a branch when it downloads a commit. Call this only for a
-    complete download or a commit with a conversion, since ``find`` returns the recorded commit when
-    the Hub is out of reach.
+    huggingface_hub does not record a branch when it downloads a commit. Call this only if the
+    commit is completely downloaded or already converted, since ``find`` returns the recorded commit
+    when the Hub is out of reach.
     """
     if model.branch is None or model.cached:
         return
@@ -224,8 +225,8 @@ def _fetch_file(model: HubModel, name: str) -> Path:
 def weight_names(model: HubModel) -> tuple[set[str], str | None]:
     """Return the names of a model's weight files, and the name of their index.
 
-    The index is downloaded, because it lists the weight files. A single weight file and shards
-    without an index have none: then the second name is None.
+    The index is downloaded, because it lists the weight files. The second value is None if there is
+    no index: for a single weight file, and for shards without one.
 
     Raises:
         CheckpointError: there are no weights, or the index is empty or lists a missing file.
@@ -281,7 +282,7 @@ def _missing_weights_error(model: HubModel, predicate: str) -> HubError | Checkp
 def _find_cached(repo_id: str, revision: str | None) -> HubModel | None:
     """Return the commit in the cache that a revision names, or None if there is none.
 
-    The commit's ``files`` are those in the cache, which may lack some of them.
+    Its ``files`` are only those in the cache. Other files of the commit may be missing there.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -297,10 +298,12 @@ def _find_cached(repo_id: str, revision: str | None) -> HubModel | None:
         return None
     paths = [path for path in snapshot.iterdir() if path.is_file()]
     files = {path.name: path.stat().st_size for path in paths}
-    # A large file is a link to a blob that is named by its SHA-256, a small one by its SHA-1.
+    # Each file is a link to a blob. The blob's name is the SHA-256 of a large file (64 digits),
+    # and the SHA-1 of a small one.
     blobs = {path.name: path.resolve().name for path in paths}
     hashes = {name: blob for name, blob in blobs.items() if re.fullmatch(r"[0-9a-f]{64}", blob)}
-    return HubModel(repo_id, snapshot.name, files, cached=True, hashes=hashes)
+    commit = snapshot.name
+    return HubModel(repo_id, commit, files, cached=True, hashes=hashes)
 
 
 def _check_disk(model: HubModel, names: list[str]) -> None:

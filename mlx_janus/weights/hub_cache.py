@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 
 _REPO_FOLDER = re.compile(r"models--(?P<owner>[A-Za-z0-9._-]+?)--(?P<name>[A-Za-z0-9._-]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]*")  # a path below refs/ or snapshots/
+_REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]*")  # a path below refs/ or snapshots/, without ".."
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class CachedRepo:
         """Return the folder of a commit: the one that a branch names, or the only one.
 
         Args:
-            revision: branch, tag or commit; None: the branch main, or the only commit.
+            revision: branch, tag or commit; None: the branch main, or else the only commit.
 
         Raises:
             CheckpointError: the cache has no such commit with a config, or it has several and no
@@ -34,7 +34,8 @@ class CachedRepo:
         snapshots = self.folder / "snapshots"
         wanted = revision or "main"
         if _REVISION.fullmatch(wanted):
-            for commit in (_read_line(self.folder / "refs" / wanted), wanted):
+            # A branch or tag is a file in refs/ that holds its commit. Else try it as a commit.
+            for commit in (_read_ref(self.folder / "refs" / wanted), wanted):
                 if commit and (snapshots / commit / "config.json").is_file():
                     return snapshots / commit
         found = [path.parent for path in sorted(snapshots.glob("*/config.json"))]
@@ -68,8 +69,8 @@ def repo_of(folder: Path) -> CachedRepo | None:
     resolved = folder.resolve()
     for candidate in (resolved, resolved.parent, resolved.parent.parent):
         repo_id = repo_id_of(candidate.name)
-        inside = resolved.relative_to(candidate).parts
-        if repo_id and (not inside or inside[0] in ("snapshots", "blobs", "refs")):
+        parts_inside = resolved.relative_to(candidate).parts  # () for the model's folder itself
+        if repo_id and (not parts_inside or parts_inside[0] in ("snapshots", "blobs", "refs")):
             return CachedRepo(candidate, repo_id)
     return None
 
@@ -92,8 +93,8 @@ def repos_in(folder: Path) -> Iterator[CachedRepo]:
             yield CachedRepo(folder / name, repo_id)
 
 
-def _read_line(path: Path) -> str:
-    """Return the text of a small file without white space around it; "" if it cannot be read."""
+def _read_ref(path: Path) -> str:
+    """Return the commit in a file of ``refs``; "" if the file cannot be read."""
     try:
         with path.open(encoding="utf-8") as file:
             return file.read(200).strip()

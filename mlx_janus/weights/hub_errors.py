@@ -28,14 +28,13 @@ def why_unreachable() -> str:
 @contextmanager
 def translated_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     """Turn the errors of huggingface_hub into a HubError or OutputError, of one line with a fix."""
-    # The except clauses below name subclasses before their bases.
     from huggingface_hub import constants, errors
 
     # Base class of network errors: httpx's in huggingface_hub 1, httpx2's in 2.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     model_name = f"{repo_id} at {revision}" if revision else repo_id
-    try:
+    try:  # subclasses of errors come before their bases
         yield
     except errors.GatedRepoError as error:
         terms = f"{constants.ENDPOINT}/{repo_id}"
@@ -78,7 +77,7 @@ def translated_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 def _http_error(model_name: str, status: int) -> HubError:
     """Return the error of a failed request, by its HTTP status.
 
-    A temporary failure gives an ``OutOfReachError``, after which ``find`` tries the cache.
+    A temporary failure gives an ``OutOfReachError``, after which ``hub.find`` tries the cache.
     """
     if status in (401, 403):
         return HubError(
@@ -95,7 +94,7 @@ def _http_error(model_name: str, status: int) -> HubError:
 
 
 def _disk_error(model_name: str, error: OSError, cache: str) -> HubError | OutputError:
-    """Return the error of a cache that cannot be written, or else of a download that broke off."""
+    """Return the error of a full disk, of a forbidden write, or else of a broken download."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
             f"the disk of {cache} is full: "

@@ -13,6 +13,7 @@ from ..config import DTYPES, Dtype, JanusConfig
 from ..errors import CheckpointError, OptionError
 from ..memory import weight_stream
 from ..models.janus import JanusModel, keeps_type
+from ..threads import computing
 from .folder import open_converted
 from .footprint import check_memory
 from .quantize import choose_rule, plan_by_rule, quantize_model
@@ -36,6 +37,7 @@ def choose_dtype(config: JanusConfig, dtype: str | mx.Dtype | None) -> Dtype:
     return name  # type: ignore[return-value]
 
 
+@computing
 def load_model(
     folder: Path,
     *,
@@ -43,6 +45,7 @@ def load_model(
     recipe: str | None = None,
     dtype: str | mx.Dtype | None = None,
     low_memory: bool = False,
+    roles: str | None = None,
 ) -> JanusModel:
     """Load a model from a converted folder. Its weights are lazy: they are read on first use.
 
@@ -54,13 +57,15 @@ def load_model(
             always float32.
         low_memory: whether the caller keeps the weights of only one task at a time in memory. The
             memory check then counts only the largest task.
+        roles: one of ``ROLES`` to use in place of the folder's; None keeps these.
 
     Raises:
         CheckpointError: a file is missing or damaged; a tensor is missing, surplus, misshaped or
             of a wrong type; or the stamp is wrong.
         ConfigError, UnsupportedModelError: the config cannot be used.
         OptionError: the folder is quantized differently from ``bits`` or ``recipe``; both are
-            given; one of them or ``dtype`` is invalid; or no layer is wide enough to quantize.
+            given; one of them, ``dtype`` or ``roles`` is invalid; or no layer is wide enough to
+            quantize.
         OutOfMemoryError: the model does not fit in memory.
     """
     stored = JanusConfig.load(folder / "config.json")
@@ -73,7 +78,8 @@ def load_model(
         low_memory=low_memory,
         quantized=stored.quantization is not None,
     )
-    return read_model(folder, replace(config, dtype=chosen))
+    prompt = config.prompt.with_roles(roles)
+    return read_model(folder, replace(config, dtype=chosen, prompt=prompt))
 
 
 def read_model(folder: Path, config: JanusConfig) -> JanusModel:
@@ -108,6 +114,7 @@ class WeightFiles:
     stamp: Mapping[str, str]  # metadata of the weight files, by which a replaced model is noticed
 
     @classmethod
+    @computing
     def of(cls, folder: Path) -> WeightFiles:
         """Record a converted folder and its present stamp."""
         _, stamp = open_converted(folder)

@@ -27,6 +27,8 @@ SHORT_NAMES = {
 }
 """Short names of the published models and of Janus-Tiny, matched without regard to case."""
 
+_MAX_NAME = 200  # characters; some systems raise an error for a longer path
+
 
 @dataclass(frozen=True)
 class ModelName:
@@ -38,7 +40,7 @@ class ModelName:
     shown: str  # for people: the Hub id, or the folder's name
     folder: Path | None = None
     repo_id: str | None = None
-    # Branch, tag or commit. None: the branch main on the Hub, or a folder that is of no commit.
+    # Branch, tag or commit. None: the branch main on the Hub, or a folder without a known commit.
     revision: str | None = None
 
 
@@ -54,8 +56,8 @@ def resolve_short_name(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
 def understand_name(name: str | os.PathLike[str], revision: str | None = None) -> ModelName:
     """Understand a model's name. The Hub is not asked.
 
-    A folder at this path has priority, and then a usable folder of another program, unless a
-    revision is named.
+    A folder at this path comes first. If no revision is named, a usable folder of another program
+    comes next. The Hub comes last.
 
     Args:
         name: a folder, a file:// address, a Hub id with or without ``@revision``, a short name, the
@@ -65,35 +67,35 @@ def understand_name(name: str | os.PathLike[str], revision: str | None = None) -
     Raises:
         HubError: the name is a folder, which cannot have a ``revision``.
         OptionError: the name has another revision than ``revision``.
-        CheckpointError: the name is no folder and no Hub id, or a folder of the Hub's cache without
-            the model.
+        CheckpointError: the name is no folder and no Hub id, or the folder holds several models or
+            not the commit.
     """
     text = path_in_address(os.fspath(name))
     path = expand_user(resolve_short_name(text))
     if is_folder(path):
         return _understand_folder(path, revision)
-    repo_id, own_revision = split_revision(text.strip())
+    bare_name, own_revision = split_revision(text.strip())
     if own_revision and revision not in (None, own_revision):
         raise OptionError(
             f"the model's name says revision {own_revision[:80]!r} and the option "
             f"says {str(revision)[:80]!r}: give one of them"
         )
     revision = revision or own_revision
-    repo_id = os.fspath(resolve_short_name(repo_id))
-    path = expand_user(repo_id)  # without "@revision", which a folder cannot have
+    bare_name = os.fspath(resolve_short_name(bare_name))
+    path = expand_user(bare_name)
     if is_folder(path):
         return _understand_folder(path, revision)
-    found = find_elsewhere(repo_id) if revision is None else None
+    found = find_elsewhere(bare_name) if revision is None else None
     if found is not None:
-        return ModelName(repo_id, folder=found, revision=commit_of(found) or None)
-    too_long = len(repo_id) > 200  # some systems raise an error for such a path
-    if too_long or not HUB_ID.fullmatch(repo_id) or path.exists():
-        raise CheckpointError(f"{text[:200]} {_why_unknown(repo_id)}")
-    return ModelName(repo_id, repo_id=repo_id, revision=revision)
+        return ModelName(bare_name, folder=found, revision=commit_of(found) or None)
+    too_long = len(bare_name) > _MAX_NAME
+    if too_long or not HUB_ID.fullmatch(bare_name) or path.exists():  # a path that exists is a file
+        raise CheckpointError(f"{text[:200]} {_why_unknown(bare_name)}")
+    return ModelName(bare_name, repo_id=bare_name, revision=revision)
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a folder exists at a path, which may also be made from a Hub id."""
+    """Return whether a folder exists at a path. Any text may be the path, such as a Hub id."""
     try:
         return path.is_dir()
     except OSError:  # the name is too long for a folder
@@ -112,19 +114,19 @@ def expand_user(name: str | os.PathLike[str]) -> Path:
 def _understand_folder(path: Path, revision: str | None) -> ModelName:
     """Understand the name of an existing folder.
 
-    For a model's folder in the Hub's cache, the folder of the commit is returned that its branch
-    main or the revision names.
+    A model's folder in the Hub's cache stands for one of its commits: the commit that ``revision``
+    names; without a revision, that of the branch main, or else the only one.
 
     Raises:
         HubError: there is a revision, and the folder is not a model's in the Hub's cache.
         CheckpointError: the folder is in the Hub's cache and holds no such commit, or it holds no
-            model itself and other folders that do.
+            model itself but folders of models.
     """
     holds_model = (path / "config.json").is_file()
     repo = repo_of(path)
     if repo and not holds_model:
         path = repo.snapshot(revision)
-        revision = None
+        revision = None  # it has chosen the commit
     elif not holds_model:
         _refuse_folder_of_models(path)
     if revision is not None:
@@ -136,10 +138,10 @@ def _understand_folder(path: Path, revision: str | None) -> ModelName:
 
 
 def _refuse_folder_of_models(path: Path) -> None:
-    """Refuse a folder without a config whose subfolders have one.
+    """Refuse a folder without a config if folders in it hold models.
 
     Raises:
-        CheckpointError: there are such subfolders; the message names one.
+        CheckpointError: there are such folders; the message names one.
     """
     cached = next(repos_in(path), None)
     if cached:
@@ -158,9 +160,9 @@ def _refuse_folder_of_models(path: Path) -> None:
 
 
 def _why_unknown(name: str) -> str:
-    """Return why a name is no model's, as the end of a sentence, with advice."""
+    """Return the end of an error message that begins with an unknown model name: why, and a fix."""
     path = expand_user(name)
-    if len(name) <= 200 and path.is_file():
+    if len(name) <= _MAX_NAME and path.is_file():
         if (path.parent / "config.json").is_file():
             return f"is a file: name its folder, {path.parent}"
         return f"is a file: {NO_MODEL}"

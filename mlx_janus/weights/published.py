@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..config import (
     DTYPES,
@@ -23,17 +23,17 @@ from ..config import (
     JanusConfig,
     LlamaConfig,
     MLPConfig,
-    PromptConfig,
     SiglipConfig,
     VQConfig,
     VQGenerationConfig,
     read_model_json,
 )
 from ..errors import ConfigError, UnsupportedModelError
-from ..files import POINTER_ADVICE, is_git_pointer
 from ..sections import shorten
-
-Layout = Literal["deepseek", "transformers"]
+from .published_images import read_preprocessing
+from .published_keys import option_notes
+from .published_prompt import GENERATION_FILE, RolesChoice, read_prompt
+from .published_values import Layout, errors_about, json_or_empty, refuse_others, tuple_if_list
 
 WORKING_MODELS = (
     "deepseek-ai/Janus-1.3B, deepseek-ai/Janus-Pro-1B and deepseek-ai/Janus-Pro-7B work"
@@ -53,6 +53,8 @@ SIGLIP_VARIANTS: dict[str, dict[str, Any]] = {
 VQ_VARIANTS: dict[str, dict[str, Any]] = {
     "VQ-16": {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "z_channels": 256},
 }
+_EXACT_GELU = ("gelu", "gelu_python")
+"""Names of the exact GELU in transformers."""
 # Defaults of transformers' LlamaConfig; Janus-Pro-7B omits the sizes that equal them.
 LLAMA_DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
@@ -65,27 +67,54 @@ LLAMA_DEFAULTS: dict[str, Any] = {
 }
 
 
-def read_published_config(folder: Path) -> tuple[JanusConfig, Layout]:
+@dataclass(frozen=True)
+class Published:
+    """The facts of a published model's folder."""
+
+    config: JanusConfig
+    layout: Layout
+    roles: RolesChoice
+    added_tokens: tuple[str, ...]  # special tokens that the files name, in the order of their ids
+    notes: tuple[str, ...]  # for the user: doubts, and options that are not followed
+
+
+def read_published(folder: Path, roles: str | None = None) -> Published:
     """Read the config of a PyTorch model folder, and detect its layout.
 
+    Args:
+        folder: the model folder.
+        roles: one of ``ROLES`` to use in place of the folder's, or None.
+
     Raises:
-        ConfigError: a needed file is missing (``config.json``, and ``tokenizer.json`` in DeepSeek's
-            layout), a file is malformed, or a value is impossible.
-        UnsupportedModelError: the model is of another family, or has a part that is not supported.
+        ConfigError: ``config.json`` or ``tokenizer.json`` is missing, a file is malformed, or a
+            value is impossible.
+        UnsupportedModelError: the model is of another family, or has a part or an option that is
+            not supported.
+        OptionError: ``roles`` is not one of ``ROLES``.
     """
-    path = folder / "config.json"
-    config, layout = read_published_sizes(path)
-    try:
-        config = replace(
-            config,
-            image=_read_preprocessing(folder, config.image),
-            prompt=_read_prompt(folder, layout, config.prompt),
-        )
-        config = replace(config, generation=replace(config.generation, **_read_guidance(folder)))
-    except ConfigError as error:
-        # An error about a whole file names the path already; one about a single value does not.
-        raise error if str(folder) in str(error) else ConfigError(f"{folder}: {error}") from None
-    return config, layout
+    config, layout = read_published_sizes(folder / "config.json")
+    image, image_notes = read_preprocessing(folder, layout, config.image)
+    prompt = read_prompt(folder, layout, config, roles)
+    with errors_about(folder / GENERATION_FILE):
+        generation = replace(config.generation, **_read_guidance(folder))
+    option_data = read_model_json(folder / "config.json")
+    return Published(
+        config=replace(config, image=image, prompt=prompt.prompt, generation=generation),
+        layout=layout,
+        roles=prompt.roles,
+        added_tokens=prompt.added_tokens,
+        notes=(*prompt.notes, *image_notes, *option_notes(folder, layout, option_data)),
+    )
+
+
+def read_published_config(folder: Path) -> tuple[JanusConfig, Layout]:
+    """Return only the config and the layout of a PyTorch model folder.
+
+    Raises:
+        ConfigError, UnsupportedModelError: as for ``read_published``.
+    """
+    published = read_published(folder)
+    return published.config, published.layout
 
 
 def read_published_sizes(path: Path) -> tuple[JanusConfig, Layout]:
@@ -98,14 +127,10 @@ def read_published_sizes(path: Path) -> tuple[JanusConfig, Layout]:
         UnsupportedModelError: the model is of another family, or has a part that is not supported.
     """
     data = read_model_json(path)
-    try:
+    with errors_about(path):
         layout = detect_layout(data)
         _refuse_quantized(data)
         config = _from_deepseek(data) if layout == "deepseek" else _from_transformers(data)
-    except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{path} {error}") from None  # the path is its subject
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
     return config, layout
 
 
@@ -141,14 +166,16 @@ def _refuse_quantized(data: Mapping[str, Any]) -> None:
     mlx-lm and mlx-vlm write ``quantization``, transformers writes ``quantization_config``.
 
     Raises:
-        UnsupportedModelError: the config has one of them.
+        UnsupportedModelError: the config, or its language model's section, has one of these keys.
     """
-    for key in ("quantization", "quantization_config"):
-        if data.get(key):
-            raise UnsupportedModelError(
-                f"has {key!r}: another program has quantized the weights, which are not read; "
-                "take the original model, such as deepseek-ai/Janus-Pro-1B, with bits=4 or bits=8"
-            )
+    for section in (data, data.get("language_config"), data.get("text_config")):
+        for key in ("quantization", "quantization_config"):
+            if isinstance(section, dict) and section.get(key):
+                raise UnsupportedModelError(
+                    f"has {key!r}: another program has quantized the weights, which are not read; "
+                    "take the original model, such as deepseek-ai/Janus-Pro-1B, with bits=4 or "
+                    "bits=8"
+                )
 
 
 def _json_object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -163,13 +190,25 @@ def _json_object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def _section_params(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+def _section_params(data: Mapping[str, Any], section: str, kind: str) -> Mapping[str, Any]:
     """Return the ``params`` of a section of DeepSeek's config.
+
+    Args:
+        data: the config.
+        section: the section's name.
+        kind: the class in DeepSeek's code, which the section names as ``cls``.
 
     Raises:
         ConfigError: the section or its ``params`` is not a JSON object.
+        UnsupportedModelError: the section names another class.
     """
-    return _json_object(_json_object(data, section), "params")
+    part = _json_object(data, section)
+    found = part.get("cls")
+    if found and kind not in str(found):  # DeepSeek's code accepts any name with this part
+        raise UnsupportedModelError(
+            f"names {str(found)[:60]!r} as the class in {section}; only {kind!r} is supported"
+        )
+    return _json_object(part, "params")
 
 
 def _required(data: Mapping[str, Any], *keys: str) -> Any:
@@ -191,18 +230,13 @@ def _mlp_width(width: Any, ratio: Any) -> int:
         ConfigError: a value is not a number (a bool does not count), or the product is not finite.
     """
     are_numbers = type(width) in (int, float) and type(ratio) in (int, float)
-    # A larger integer than any float would raise an OverflowError, in a product with a float.
+    # An integer above the largest float would raise an OverflowError in a product with a float.
     too_large = are_numbers and max(abs(width), abs(ratio)) > sys.float_info.max
     if not are_numbers or too_large or not math.isfinite(width * ratio):
         raise ConfigError(
             f"width and mlp_ratio must be numbers, got {str(width)[:40]!r} and {str(ratio)[:40]!r}"
         )
     return int(width * ratio)
-
-
-def _tuple_if_list(value: Any) -> Any:
-    """Return a tuple for a JSON list, since configs are frozen, and other values as they are."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _from_deepseek(data: Mapping[str, Any]) -> JanusConfig:
@@ -214,7 +248,7 @@ def _from_deepseek(data: Mapping[str, Any]) -> JanusConfig:
     """
     vision = _deepseek_vision(data)
     language = _read_language(_json_object(data, "language_config"), LLAMA_DEFAULTS)
-    head = _section_params(data, "gen_head_config")
+    head = _section_params(data, "gen_head_config", "vision_head")
     return JanusConfig(
         understanding=vision,
         aligner=_deepseek_projector(data, "aligner_config"),
@@ -241,9 +275,10 @@ def _deepseek_vision(data: Mapping[str, Any]) -> SiglipConfig:
 
     Raises:
         ConfigError: an entry is missing or impossible.
-        UnsupportedModelError: the encoder is unknown, or its features are not the last layer's.
+        UnsupportedModelError: the encoder is unknown, its features are not the last layer's, or it
+            has a pooling head.
     """
-    params = _section_params(data, "vision_config")
+    params = _section_params(data, "vision_config", "CLIPVisionTower")
     variant = params.get("model_name", "siglip_large_patch16_384")
     needed = ("image_size", "patch_size", "width", "layers", "heads", "mlp_ratio")
     sizes = _variant_sizes(SIGLIP_VARIANTS, variant, params, needed)
@@ -251,12 +286,43 @@ def _deepseek_vision(data: Mapping[str, Any]) -> SiglipConfig:
         raise UnsupportedModelError(
             f"names an unknown vision encoder {str(variant)[:60]!r}: {WORKING_MODELS}"
         )
-    if params.get("select_layer", -1) != -1 or params.get("select_feature", "same") != "same":
-        raise UnsupportedModelError(
-            "takes features from inside the vision encoder; only its last layer is supported"
-        )
+    _refuse_inner_layers(params, sizes["layers"])
+    refuse_others(params, "ignore_head", (True,), "vision encoder")
     ratio = sizes.pop("mlp_ratio")  # ``SiglipConfig`` has the MLP's width instead
-    return SiglipConfig(kind="siglip", **sizes, mlp_width=_mlp_width(sizes["width"], ratio))
+    normalization: dict[str, Any] = {}
+    for key in ("pixel_mean", "pixel_std"):
+        normalization[key] = tuple_if_list(params.get(key))
+    if None in normalization.values():  # DeepSeek's code ignores one without the other
+        normalization = {}
+    width = _mlp_width(sizes["width"], ratio)
+    return SiglipConfig(kind="siglip", **sizes, mlp_width=width, **normalization)
+
+
+def _refuse_inner_layers(params: Mapping[str, Any], layers: Any) -> None:
+    """Refuse a vision encoder whose features are not those of its last layer.
+
+    In DeepSeek's code, the features are the last layer's if ``select_layer`` is 0, -1, or at least
+    the number of layers. Without ``select_layer``, the last layer is left out. ``select_feature``
+    has no effect on SigLIP.
+
+    Args:
+        params: the vision encoder's options.
+        layers: the number of its layers, an unchecked JSON value.
+
+    Raises:
+        UnsupportedModelError: the features are those of another layer.
+    """
+    chosen = params.get("select_layer")
+    are_ints = type(chosen) is int and type(layers) is int
+    if chosen in (-1, 0) or (are_ints and chosen >= layers):
+        return
+    given = "lacks select_layer, so that DeepSeek's code leaves out the last layer"
+    if chosen is not None:
+        given = f"has select_layer {shorten(chosen)}"
+    raise UnsupportedModelError(
+        f"takes features from inside the vision encoder ({given}); "
+        "only its last layer, -1, is supported"
+    )
 
 
 def _variant_sizes(
@@ -299,7 +365,7 @@ def _deepseek_codec(data: Mapping[str, Any]) -> VQConfig:
         raise UnsupportedModelError(
             f"names an unknown image codec {str(variant)[:60]!r}: {WORKING_MODELS}"
         )
-    sizes["ch_mult"] = _tuple_if_list(sizes["ch_mult"])
+    sizes["ch_mult"] = tuple_if_list(sizes["ch_mult"])
     return VQConfig(
         kind="vq",
         codebook_size=_required(params, "codebook_size", "image_token_size"),
@@ -315,7 +381,7 @@ def _deepseek_projector(data: Mapping[str, Any], section: str) -> MLPConfig:
         ConfigError: an entry is missing or impossible.
         UnsupportedModelError: the projector is not an MLP with GELU.
     """
-    params = _section_params(data, section)
+    params = _section_params(data, section, "MlpProjector")
     kind = params.get("projector_type", "mlp_gelu")
     if kind != "mlp_gelu":
         raise UnsupportedModelError(
@@ -338,7 +404,8 @@ def _read_language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> Llam
 
     Raises:
         ConfigError: a size is missing or impossible.
-        UnsupportedModelError: the model is not a Llama, has biases, or scales rotary embeddings.
+        UnsupportedModelError: the model is not a Llama, has biases or another activation, or scales
+            rotary embeddings.
     """
     if data.get("model_type", "llama") != "llama":
         raise UnsupportedModelError(
@@ -346,8 +413,9 @@ def _read_language(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> Llam
         )
     if data.get("attention_bias") or data.get("mlp_bias"):
         raise UnsupportedModelError("has biases in its language model; Janus's Llama has none")
+    refuse_others(data, "hidden_act", ("silu", "swish"), "language model")  # synonyms
     sizes: dict[str, Any] = {}
-    for key in LLAMA_DEFAULTS:  # its keys name the sizes; ``defaults`` has the values
+    for key in LLAMA_DEFAULTS:  # only for the names of the sizes; the values are in ``defaults``
         value = data.get(key)
         sizes[key] = defaults.get(key) if value is None else value
         if sizes[key] is None:
@@ -371,8 +439,8 @@ def _head_dim(hidden_size: Any, heads: Any) -> int:
     Raises:
         ConfigError: ``heads`` is not a positive int, or ``hidden_size`` is not a multiple of it.
     """
-    whole_numbers = type(heads) is int and type(hidden_size) is int
-    if not whole_numbers or heads < 1 or hidden_size % heads:
+    are_ints = type(heads) is int and type(hidden_size) is int
+    if not are_ints or heads < 1 or hidden_size % heads:
         raise ConfigError(
             f"hidden_size {shorten(hidden_size)} must be a multiple of {shorten(heads)} heads"
         )
@@ -384,7 +452,7 @@ def _rope_theta(data: Mapping[str, Any]) -> Any:
 
     Raises:
         ConfigError: ``rope_parameters`` or ``rope_scaling`` is not a JSON object.
-        UnsupportedModelError: the embeddings are scaled.
+        UnsupportedModelError: the embeddings are scaled, or rotate only a part of each head.
     """
     # transformers 5 writes ``rope_parameters``, transformers 4 ``rope_scaling``.
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
@@ -395,6 +463,8 @@ def _rope_theta(data: Mapping[str, Any]) -> Any:
         raise UnsupportedModelError(
             f"scales its rotary embeddings ({str(kind)[:40]!r}); only plain ones are supported"
         )
+    for options in (rope, data):
+        refuse_others(options, "partial_rotary_factor", (1,), "language model")
     return rope.get("rope_theta", data.get("rope_theta", 10000.0))  # 10000: transformers' default
 
 
@@ -402,8 +472,8 @@ def _weight_dtype(data: Mapping[str, Any]) -> Dtype:
     """Return the type of the weights: the entire model's, else the language model's, else bfloat16.
 
     Raises:
-        ConfigError: the type is unknown, or the entire model has none and ``language_config`` is
-            missing.
+        ConfigError: the type is unknown, or the config names none for the entire model and has no
+            ``language_config``.
     """
     stored = (
         data.get("dtype")
@@ -428,6 +498,12 @@ def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
     codec = _json_object(data, "vq_config")
     # This layout may omit the epsilon, but no other size of the language model.
     language = _read_language(_json_object(data, "text_config"), {"rms_norm_eps": 1e-6})
+    generation = _transformers_generation(codec, vision.image_size, language.hidden_size)
+    if generation.tokens != vision.tokens:  # transformers has one number for both
+        raise UnsupportedModelError(
+            f"generates images of {generation.tokens} tokens and reads {vision.tokens}; "
+            "only equal numbers are supported"
+        )
     return JanusConfig(
         understanding=vision,
         aligner=MLPConfig(
@@ -437,7 +513,7 @@ def _from_transformers(data: Mapping[str, Any]) -> JanusConfig:
             depth=vision_data.get("depth", 2),
         ),
         language=language,
-        generation=_transformers_generation(codec, vision.image_size, language.hidden_size),
+        generation=generation,
         image=ImageConfig(image_size=vision.image_size),
         # ``_weight_dtype`` expects a language_config, which this layout does not have.
         dtype=_weight_dtype({"language_config": {}, **data}),
@@ -456,12 +532,15 @@ def _transformers_generation(
 
     Raises:
         ConfigError: an entry is missing or impossible.
-        UnsupportedModelError: the codec has double latents.
+        UnsupportedModelError: an option of the codec is not supported.
     """
     if codec.get("double_latent"):
         raise UnsupportedModelError(
             "has an image codec with double latents; Janus's has single ones"
         )
+    refuse_others(codec, "hidden_act", _EXACT_GELU, "image adaptor and head")
+    for key in ("in_channels", "out_channels"):
+        refuse_others(codec, key, (3,), "image codec")
     codebook_size = _required(codec, "num_embeddings")
     codebook_dim = _required(codec, "embed_dim")
     embedding_width = codec.get("projection_dim", hidden_size)
@@ -473,7 +552,7 @@ def _transformers_generation(
             codebook_size=codebook_size,
             codebook_dim=codebook_dim,
             ch=_required(codec, "base_channels"),
-            ch_mult=_tuple_if_list(_required(codec, "channel_multiplier")),
+            ch_mult=tuple_if_list(_required(codec, "channel_multiplier")),
             num_res_blocks=_required(codec, "num_res_blocks"),
             z_channels=_required(codec, "latent_channels"),
         ),
@@ -485,8 +564,8 @@ def _transformers_generation(
         ),
         head=GenHeadConfig(
             kind="vision_head",
-            input_dim=embedding_width,
-            hidden_dim=codec.get("image_token_embed_dim", hidden_size),
+            input_dim=codec.get("image_token_embed_dim", hidden_size),
+            hidden_dim=embedding_width,
             output_dim=codebook_size,
         ),
     )
@@ -497,16 +576,15 @@ def _transformers_vision(data: Mapping[str, Any]) -> SiglipConfig:
 
     Raises:
         ConfigError: an entry is missing or impossible.
-        UnsupportedModelError: the encoder normalises q and k, or its activation is not GELU.
+        UnsupportedModelError: an option of the encoder is not supported.
     """
     if data.get("use_qk_norm"):
         raise UnsupportedModelError("normalises q and k in its vision encoder; Janus's does not")
-    if data.get("hidden_act", "gelu") != "gelu":
-        raise UnsupportedModelError(
-            f"has {str(data['hidden_act'])[:40]!r} in its vision encoder; Janus has 'gelu'"
-        )
+    refuse_others(data, "hidden_act", _EXACT_GELU, "vision encoder")
+    refuse_others(data, "attention_bias", (True,), "vision encoder")
+    refuse_others(data, "num_channels", (3,), "vision encoder")
     width = _required(data, "hidden_size")
-    return SiglipConfig(
+    config = SiglipConfig(
         kind="siglip",
         image_size=_required(data, "image_size"),
         patch_size=_required(data, "patch_size"),
@@ -516,122 +594,20 @@ def _transformers_vision(data: Mapping[str, Any]) -> SiglipConfig:
         mlp_width=_mlp_width(width, data.get("mlp_ratio", 4.0)),
         layer_norm_eps=data.get("layer_norm_eps", 1e-6),
     )
-
-
-def _json_or_empty(path: Path) -> dict[str, Any]:
-    """Read the JSON object in a file; return an empty one if there is no file.
-
-    Raises:
-        ConfigError: the file is malformed.
-    """
-    return read_model_json(path) if path.exists() else {}
-
-
-def _read_preprocessing(folder: Path, image: ImageConfig) -> ImageConfig:
-    """Replace the default image preprocessing by a folder's, where the folder has values.
-
-    ``do_normalize`` is not read, since old mirrors of Janus-1.3B have a wrong one.
-
-    Raises:
-        ConfigError: a file is malformed, or a value is impossible.
-    """
-    data = _json_or_empty(folder / "preprocessor_config.json")
-    if not data:  # some folders have these entries in processor_config.json
-        data = _json_or_empty(folder / "processor_config.json").get("image_processor") or {}
-    if not isinstance(data, dict):
-        raise ConfigError(
-            f"{folder / 'processor_config.json'}: image_processor must be a JSON object"
-        )
-    given = {
-        "min_size": data.get("min_size"),
-        "background": _tuple_if_list(data.get("background_color")),
-        "mean": _tuple_if_list(data.get("image_mean")),
-        "std": _tuple_if_list(data.get("image_std")),
-    }
-    return replace(image, **{key: value for key, value in given.items() if value is not None})
-
-
-def _read_prompt(folder: Path, layout: Layout, prompt: PromptConfig) -> PromptConfig:
-    """Replace the default control tokens and roles by a folder's, where the folder has some.
-
-    Raises:
-        ConfigError: a file is malformed, or ``tokenizer.json`` is missing in DeepSeek's layout.
-    """
-    tokenizer_config = _json_or_empty(folder / "tokenizer_config.json")
-    texts = {key: _token_text(tokenizer_config.get(f"{key}_token")) for key in ("bos", "eos")}
-    prompt = replace(prompt, **{key: text for key, text in texts.items() if text})
-    if layout == "deepseek":
-        tag = _json_or_empty(folder / "processor_config.json").get("image_tag")
-        prompt = replace(prompt, image=tag) if isinstance(tag, str) and tag else prompt
-        # In DeepSeek's layout, only Janus-1.3B has plain roles ("User"), and only its tokenizer
-        # lacks the image placeholder. Its sft_format is wrong in some mirrors.
-        plain_roles = prompt.image not in _tokenizer_tokens(folder)
-    else:
-        # Here a chat template without the default role "<|User|>" means plain roles.
-        template = _chat_template(folder, tokenizer_config)
-        plain_roles = bool(template) and prompt.user not in template
-    return replace(prompt, user="User", assistant="Assistant") if plain_roles else prompt
-
-
-def _token_text(token: Any) -> str | None:
-    """Return a token's text from its JSON value: a string, or an object with ``content``.
-
-    Returns:
-        None for any other value.
-    """
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def _tokenizer_tokens(folder: Path) -> set[str]:
-    """Return the texts of all tokens in ``tokenizer.json``: the vocabulary and the added tokens.
-
-    Raises:
-        ConfigError: the file is missing or malformed.
-    """
-    data = read_model_json(folder / "tokenizer.json")
-    tokens: set[str] = set()
-    added = data.get("added_tokens")
-    if isinstance(added, list):
-        tokens |= {str(entry.get("content")) for entry in added if isinstance(entry, dict)}
-    bpe = data.get("model")
-    vocabulary = bpe.get("vocab") if isinstance(bpe, dict) else None
-    if isinstance(vocabulary, dict):
-        tokens |= set(vocabulary)
-    return tokens
-
-
-def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
-    """Return a folder's chat template; "" if it has none.
-
-    It is read from the first of ``chat_template.jinja``, ``chat_template.json`` and
-    ``tokenizer_config.json`` that has one.
-
-    Raises:
-        ConfigError: a file cannot be read.
-    """
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        try:
-            template = path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read ({error}): download it again") from None
-        if is_git_pointer(template.encode()):
-            raise ConfigError(
-                f"{path} is a Git LFS pointer and not the file itself: {POINTER_ADVICE}"
-            )
-        return template
-    in_json = _json_or_empty(folder / "chat_template.json").get("chat_template")
-    from_json = in_json or tokenizer_config.get("chat_template") or ""
-    return from_json if isinstance(from_json, str) else str(from_json)
+    refuse_others(data, "num_image_tokens", (config.tokens,), "vision encoder")
+    return config
 
 
 def _read_guidance(folder: Path) -> dict[str, Any]:
     """Return the folder's guidance scale as ``{"cfg_weight": scale}``, or {} if it has none.
 
+    transformers leaves out guidance at a scale of 1 or less. Guidance with a scale of 1 has no
+    effect, so a scale from 0 to 1 becomes 1. The config checks all other values.
+
     Raises:
         ConfigError: ``generation_config.json`` is malformed.
     """
-    scale = _json_or_empty(folder / "generation_config.json").get("guidance_scale")
-    return {} if scale is None else {"cfg_weight": scale}
+    scale = json_or_empty(folder / GENERATION_FILE).get("guidance_scale")
+    if scale is None:
+        return {}
+    return {"cfg_weight": 1.0 if type(scale) in (int, float) and 0 <= scale < 1 else scale}

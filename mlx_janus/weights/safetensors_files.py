@@ -74,8 +74,8 @@ class WeightSet:
 def find_weights(folder: Path) -> WeightSet:
     """Find the weight files of a folder.
 
-    Safetensors files are preferred to ``.bin`` files, and the files of an index to a single file,
-    unless some of them are missing. Shards without an index are the last choice.
+    Safetensors files are preferred to ``.bin`` files. The files that an index lists are preferred
+    to a single file, unless a listed file is missing. Shards without an index are the last choice.
 
     Raises:
         CheckpointError: there are no weights, a shard is missing, there are two sets of shards
@@ -121,7 +121,7 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _why_no_weights(folder: Path) -> str:
-    """Return the predicate of an error about missing weights; it names files that may be them."""
+    """Return the end of an error message: why a folder has no weights, and a likely fix."""
     problem = (
         "holds no weights: model.safetensors or pytorch_model.bin, or an index of either, "
         "is expected"
@@ -129,7 +129,8 @@ def _why_no_weights(folder: Path) -> str:
     others = [name for name in _names_in(folder) if not name.startswith(_NO_WEIGHTS)]
     for name in others:
         if name.endswith((".safetensors", ".bin")):
-            expected = "model.safetensors" if name.endswith("s") else "pytorch_model.bin"
+            is_bin = name.endswith(".bin")
+            expected = "pytorch_model.bin" if is_bin else "model.safetensors"
             return f"{problem}; if {name[:80]} holds all of them, rename it to {expected}"
     for name in others:
         if name.endswith((".gguf", ".pth", ".pt", ".ckpt")):
@@ -138,7 +139,7 @@ def _why_no_weights(folder: Path) -> str:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Read the ``weight_map`` of an index: tensor name to file name. Files may be missing.
+    """Read the ``weight_map`` of an index: file name by tensor name. The files may be missing.
 
     Raises:
         CheckpointError: the index has no ``weight_map``, or names a file outside its folder.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import CONVERTED_MODEL_TYPE, JanusConfig, read_model_json
@@ -30,7 +31,7 @@ from .folder import Progress, is_converted, source_hashes
 from .footprint import check_memory
 from .load import choose_dtype, with_quantization
 from .names import SHORT_NAMES, TINY, ModelName, resolve_short_name, understand_name
-from .published import read_published_config, read_published_sizes
+from .published import read_published, read_published_sizes
 from .safetensors_files import weight_files
 
 __all__ = [
@@ -83,8 +84,8 @@ def find_converted(
     A model of another family, or one that does not fit in memory, is refused before its weights are
     downloaded or converted. Weights are not converted again if the cache has them, even if the
     source was moved or its other files have changed. ``dtype`` and ``low_memory`` only affect the
-    memory check. A folder found in the cache gets the present time as the modification time of its
-    ``config.json``, which records the last use.
+    memory check. To record the use of a folder in the cache, the modification time of its
+    ``config.json`` is set to now.
 
     Raises:
         OutOfMemoryError: the model does not fit in memory.
@@ -93,11 +94,11 @@ def find_converted(
     """
     found = understand_name(name, revision)
     options = ConvertOptions(bits=bits, recipe=recipe)
-    place, config = _find_place(found)
-    if config is None:
+    place, config, added_tokens = _find_place(found)
+    if config is None:  # the model is converted already
         return place.folder if isinstance(place, Source) else hub.fetch(place)
     if isinstance(place, Source):
-        state = _state_of_folder(place, config, options)
+        state = _state_of_folder(place, config, added_tokens, options)
     else:
         state = _state_on_hub(place, found.revision, options)
     quantized = with_quantization(config, bits, Path(found.shown), recipe)
@@ -110,16 +111,22 @@ def find_converted(
     try:
         return _convert_or_reuse(place, quantized, state, progress)
     except OutputError:
-        # Another process may have written the same folder first. Then that one is used.
+        # Another process may have written the same folder first. Then that folder is used.
         if not _is_complete(state.folder):
             raise
         return state.folder
 
 
-def _find_place(found: ModelName) -> tuple[hub.HubModel | Source, JanusConfig | None]:
+def _find_place(
+    found: ModelName,
+) -> tuple[hub.HubModel | Source, JanusConfig | None, tuple[str, ...]]:
     """Find the folder of a model, or its files on the Hub, and read its config.
 
-    The config is None if the model is a converted one. On the Hub, only ``config.json`` is read.
+    On the Hub, only ``config.json`` is read.
+
+    Returns:
+        The folder, or the model on the Hub; its config, or None if the model is a converted one;
+        and the special tokens that a folder's files name, () for a model on the Hub.
 
     Raises:
         ConfigError, UnsupportedModelError: the config cannot be used.
@@ -128,24 +135,29 @@ def _find_place(found: ModelName) -> tuple[hub.HubModel | Source, JanusConfig | 
     """
     if found.folder is None:
         model = _find_on_hub(found)
-        return model, _read_sizes(model)
-    config = None if is_converted(found.folder) else read_published_config(found.folder)[0]
-    return _local_source(found, found.folder), config
+        return model, _read_sizes(model), ()
+    source = _local_source(found, found.folder)
+    if is_converted(found.folder):
+        return source, None, ()
+    published = read_published(found.folder)
+    return source, published.config, published.added_tokens
 
 
 def _local_source(found: ModelName, folder: Path) -> Source:
-    """Return the source in a folder on this machine."""
+    """Return the source in a folder on this machine. Log the folder if its name is not shown."""
     if found.shown != folder.resolve().name:
         _LOG.info("%s is taken from %s", found.shown, folder)
     return Source(folder, found.shown, found.revision or "")
 
 
-def _state_of_folder(source: Source, config: JanusConfig, options: ConvertOptions) -> SourceState:
+def _state_of_folder(
+    source: Source, config: JanusConfig, added_tokens: Sequence[str], options: ConvertOptions
+) -> SourceState:
     """Return the state of a PyTorch folder.
 
-    Small files count by the config that conversion reads from them. So a file that conversion does
-    not read changes nothing, and neither does another layout of the same JSON. Weight files count
-    by name, size and modification time.
+    The facts are the config that conversion reads from the JSON files, the hash of the tokenizer,
+    and the name, size and modification time of each weight file. So a file that conversion does not
+    read has no effect, and neither has the white space in a JSON file.
     """
     files: list[object] = []
     for file in weight_files(source.folder):
@@ -155,9 +167,11 @@ def _state_of_folder(source: Source, config: JanusConfig, options: ConvertOption
         tokenizer = (source.folder / TOKENIZER_FILE).read_bytes()
     except OSError:
         tokenizer = b""  # the conversion reports it
-    facts = (config.to_dict(), hashlib.sha256(tokenizer).hexdigest(), files)
+    tokens = (hashlib.sha256(tokenizer).hexdigest(), *added_tokens)
+    facts = (config.to_dict(), tokens, files)
     path = str(source.folder.resolve())
-    return SourceState(path, "", source.name, source.revision, facts, options)
+    branch = ""  # a folder has none
+    return SourceState(path, branch, source.name, source.revision, facts, options)
 
 
 def _state_on_hub(
@@ -170,8 +184,9 @@ def _state_on_hub(
         revision: the requested branch, tag or commit; None: the branch main.
         options: bits or recipe of the conversion.
     """
+    branch = revision or "main"
     commit = model.revision
-    return SourceState(model.repo_id, revision or "main", model.repo_id, commit, (commit,), options)
+    return SourceState(model.repo_id, branch, model.repo_id, commit, (commit,), options)
 
 
 def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
@@ -180,7 +195,8 @@ def _read_sizes(model: hub.HubModel) -> JanusConfig | None:
     Only ``config.json`` is downloaded, so the prompts and the preprocessing are the defaults.
 
     Raises:
-        UnsupportedModelError: the model is of another family.
+        ConfigError, UnsupportedModelError: the config cannot be used.
+        HubError, OutputError: the config cannot be downloaded.
     """
     path = hub.fetch_config(model)
     if read_model_json(path).get("model_type") == CONVERTED_MODEL_TYPE:
@@ -223,7 +239,7 @@ def _convert_or_reuse(
 
     Args:
         place: the folder of the source, or its model on the Hub, which is downloaded if needed.
-        config: the config with the quantization; of prompt and preprocessing, defaults will do.
+        config: the config with the quantization; its prompt and preprocessing are not used.
         state: the source's state.
         progress: called during the hashing and the conversion; None: report nothing.
 
@@ -235,29 +251,36 @@ def _convert_or_reuse(
     if isinstance(place, Source):
         source = place
     else:
-        reused = _reuse_without_download(place, candidates, state)
+        reused = _reuse_earlier_commit(place, candidates, state)
         if reused:
             return reused
         source = Source(hub.fetch(place), place.repo_id, place.revision)
     hashes = None
     if candidates:
-        plan_conversion(source, state.options)  # raises if the weights do not fit the config
+        plan_conversion(source, state.options)  # an error if the weights do not fit the config
         hashes = source_hashes(source.folder, progress or (lambda *_: None))
         reused = _reuse(source, candidates, weight_hashes(hashes), state)
         if reused:
             return reused
-    convert_checkpoint(source, state.folder, state.options, progress, hashes)
+    conversion = convert_checkpoint(source, state.folder, state.options, progress, hashes)
     record_source(state.folder, state)
+    _log_notes(source, conversion.notes)
     return state.folder
 
 
-def _reuse_without_download(
+def _log_notes(source: Source, notes: Sequence[str]) -> None:
+    """Log the notes of a conversion, which are for the user, as warnings."""
+    for note in notes:
+        _LOG.warning("%s: %s", source.name, note)
+
+
+def _reuse_earlier_commit(
     model: hub.HubModel, candidates: list[CachedWeights], state: SourceState
 ) -> Path | None:
-    """Return a conversion with the weights of an earlier commit, or None if there is none.
+    """Return a conversion that reuses the weights of an earlier commit, or None if none has them.
 
-    The Hub gives the hashes of large files. So if a new commit changes only the tokenizer, only the
-    small files are downloaded.
+    The Hub gives the hashes of large files, so equal weights are found without a download. If a new
+    commit changes only the tokenizer, only the small files are downloaded.
 
     Raises:
         JanusError: as for ``find_source`` and ``convert_checkpoint``.
@@ -268,7 +291,7 @@ def _reuse_without_download(
     hashes = tuple(sorted(model.hashes.get(name, "") for name in names))
     if all(candidate.source_hashes != hashes for candidate in candidates):
         return None
-    # If the Hub's cache has the weights of the earlier commit, this one gets links to them.
+    # If the Hub's cache has the weights already, ``fetch`` only links them to the new commit.
     fetch = hub.fetch if hub.has_blobs(model, names) else hub.fetch_small_files
     source = Source(fetch(model), model.repo_id, model.revision)
     reused = _reuse(source, candidates, hashes, state)
@@ -279,7 +302,7 @@ def _reuse_without_download(
 def _reuse(
     source: Source, candidates: list[CachedWeights], hashes: tuple[str, ...], state: SourceState
 ) -> Path | None:
-    """Return a conversion with weights that the cache has already; None if it has not.
+    """Return a conversion that reuses the weights of a candidate, or None if none has them.
 
     Args:
         source: the source; only its small files are read.
@@ -292,17 +315,21 @@ def _reuse(
     """
     if all(candidate.source_hashes != hashes for candidate in candidates):
         return None
-    config, _ = read_published_config(source.folder)
+    published = read_published(source.folder)
     options = state.options
-    config = with_quantization(config, options.bits, source.folder, options.recipe)
-    tokenizer = prepare_tokenizer(source.folder / TOKENIZER_FILE, config.prompt)
-    return reuse_weights(candidates, hashes, config, tokenizer, state)
+    config = with_quantization(published.config, options.bits, source.folder, options.recipe)
+    path = source.folder / TOKENIZER_FILE
+    tokenizer = prepare_tokenizer(path, config.prompt, published.added_tokens)
+    reused = reuse_weights(candidates, hashes, config, tokenizer, state)
+    if reused:
+        _log_notes(source, published.notes)
+    return reused
 
 
 def _is_complete(folder: Path) -> bool:
     """Return whether a folder holds a converted model; False if its config cannot be read.
 
-    Conversions appear complete or not at all, so its config is enough to know.
+    A conversion gets its folder's name only when it is complete, so its config is enough to know.
     """
     try:
         return is_converted(folder)

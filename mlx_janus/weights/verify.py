@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 
-from ..config import JanusConfig
+from ..config import ROLES, JanusConfig
 from ..errors import CheckpointError, OptionError
-from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
+from ..processing.tokenizer import TOKENIZER_FILE
+from ..threads import compute, note_use
 from .checkpoint import same_bits
 from .convert import ConversionPlan, ConvertOptions, Source, plan_conversion
 from .folder import Progress, open_converted, source_hashes, stamped_hashes
@@ -24,7 +26,12 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
             or a tensor is missing or surplus.
         ConfigError, UnsupportedModelError: one of the folders cannot be read.
     """
-    progress = progress or (lambda *_: None)
+    note_use()
+    return compute(lambda report: _verify(source, converted, report), progress)
+
+
+def _verify(source: Source, converted: Path, progress: Progress) -> int:
+    """Compare in this thread, as ``verify_conversion`` says."""
     if not converted.is_dir():
         raise CheckpointError(
             f"{converted} is not a folder: convert the model first, then verify it"
@@ -32,13 +39,13 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
     config = JanusConfig.load(converted / "config.json")
     arrays, stamp = open_converted(converted)
     _check_hashes(source, converted, stamp, progress)
-    plan = _plan_again(source, converted, config)
+    plan = _plan_again(source, converted, config, stamp)
     # The plan's ``dtype`` is not compared, since it depends on an option of the conversion.
     if replace(plan.config, dtype=config.dtype) != config:
         raise CheckpointError(
             f"{converted / 'config.json'} does not say what {source.folder} says: convert again"
         )
-    _check_tokenizer(source, converted, config)
+    _check_tokenizer(source, converted, plan)
     # The stamp holds the conversion's option ``dtype``; "" means that tensors keep their types.
     plan = replace(plan, config=config, dtype=config.dtype if stamp.get("dtype") else None)
     return _compare_arrays(plan, arrays, source, converted, progress)
@@ -64,7 +71,7 @@ def _check_hashes(
             )
 
 
-def _check_tokenizer(source: Source, converted: Path, config: JanusConfig) -> None:
+def _check_tokenizer(source: Source, converted: Path, plan: ConversionPlan) -> None:
     """Prepare the source's tokenizer again, and check that the converted folder has the same.
 
     Raises:
@@ -72,7 +79,7 @@ def _check_tokenizer(source: Source, converted: Path, config: JanusConfig) -> No
         ConfigError: the source's tokenizer cannot be used.
     """
     path = converted / TOKENIZER_FILE
-    prepared = prepare_tokenizer(source.folder / TOKENIZER_FILE, config.prompt).encode()
+    prepared = plan.prepare_tokenizer(source).encode()
     if not path.is_file() or path.read_bytes() != prepared:
         raise CheckpointError(f"{path} differs from the source's: convert again")
 
@@ -111,8 +118,10 @@ def _compare_arrays(
     return count
 
 
-def _plan_again(source: Source, converted: Path, config: JanusConfig) -> ConversionPlan:
-    """Plan the conversion that led to a converted folder, from its config.
+def _plan_again(
+    source: Source, converted: Path, config: JanusConfig, stamp: Mapping[str, str]
+) -> ConversionPlan:
+    """Plan the conversion that led to a converted folder, from its config and its stamp.
 
     Raises:
         CheckpointError: no conversion gives the config's quantization, or the source cannot be
@@ -120,7 +129,7 @@ def _plan_again(source: Source, converted: Path, config: JanusConfig) -> Convers
         ConfigError, UnsupportedModelError: the source cannot be used.
     """
     try:
-        return plan_conversion(source, _options_of(config))
+        return plan_conversion(source, _options_of(config, stamp))
     except OptionError as error:
         raise CheckpointError(
             f"{converted / 'config.json'} has a quantization that no conversion gives ({error}): "
@@ -128,11 +137,16 @@ def _plan_again(source: Source, converted: Path, config: JanusConfig) -> Convers
         ) from None
 
 
-def _options_of(config: JanusConfig) -> ConvertOptions:
-    """Return the options of the conversion that lead to a config's quantization."""
+def _options_of(config: JanusConfig, stamp: Mapping[str, str]) -> ConvertOptions:
+    """Return the options of the conversion that lead to a config's quantization and roles.
+
+    The stamp records the roles that were requested, if any.
+    """
+    requested = stamp.get("roles")
+    roles = requested if requested in ROLES else None
     quantization = config.quantization
     if quantization is None:
-        return ConvertOptions()
+        return ConvertOptions(roles=roles)
     if quantization.recipe:
-        return ConvertOptions(recipe=quantization.recipe)
-    return ConvertOptions(bits=quantization.bits, group_size=quantization.group_size)
+        return ConvertOptions(recipe=quantization.recipe, roles=roles)
+    return ConvertOptions(bits=quantization.bits, group_size=quantization.group_size, roles=roles)

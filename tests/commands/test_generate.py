@@ -98,6 +98,32 @@ def test_a_picture_is_drawn_again_in_its_precision(
     assert "was drawn by" not in again.stderr
 
 
+def test_a_picture_is_drawn_again_with_its_roles(model: Path) -> None:
+    draw(model, "-p", PROMPT, "--seed", 5, "--roles", "plain", "-o", "a.png")
+    assert facts("a.png")["roles"] == "plain"
+    again = draw(model, "--config-from", "a.png", "-o", "b.png")
+    assert facts("b.png") == facts("a.png")
+    assert np.array_equal(pixels("b.png"), pixels("a.png"))
+    assert "was drawn by" not in again.stderr
+    draw(model, "-p", PROMPT, "--seed", 5, "-o", "own.png")
+    assert not np.array_equal(pixels("own.png"), pixels("a.png"))
+    other = draw(model, "--config-from", "a.png", "--roles", "pro", "-o", "c.png")
+    name = f"{model.name!r} --dtype float32 --roles"
+    assert f"a.png was drawn by {name} plain, this is {name} pro: only" in other.stderr
+    assert np.array_equal(pixels("c.png"), pixels("own.png"))
+
+
+def test_roles_change_an_answer(model: Path) -> None:
+    words = ("-m", model, "--text", "-p", "Who?", "--max-tokens", 8)
+    answers = [
+        call(generate.main, *words, *roles).stdout
+        for roles in ((), ("--roles", "pro"), ("--roles", "plain"))
+    ]
+    assert answers[0] == answers[1] != answers[2]
+    wrong = call(generate.main, *words, "--roles", "User")
+    assert (wrong.code, "--roles" in wrong.stderr) == (2, True)
+
+
 def test_the_precision_that_is_asked_for_prevails_and_is_said(model: Path) -> None:
     draw(model, "-p", PROMPT, "--seed", 5, "--bits", 4, "-o", "a.png")
     other = draw(model, "--config-from", "a.png", "--recipe", "light", "-o", "b.png")

@@ -695,6 +695,7 @@ def test_the_doctor_tells_every_section_on_a_line(fake_hub: FakeHub, folder: Pat
     assert (done.code, done.stderr) == (0, "")
     lines, advice = done.stdout.split("\nWhat to do:\n")
     sections = ["versions", "package", "device", "memory", "wired limit", "BLAS", "disk", "models"]
+    sections.append("roles")
     for line, section in zip(lines.splitlines(), sections, strict=True):
         assert re.match(rf"{section} +(ok|warn)  +\S", line)
     assert f"mlx_janus {mlx_janus.__version__}, Python 3." in lines
@@ -704,6 +705,38 @@ def test_the_doctor_tells_every_section_on_a_line(fake_hub: FakeHub, folder: Pat
     assert [fact["about"] for fact in facts] == sections
     assert set(facts[0]) == {"about", "status", "text", "advice"}
     assert not folder.exists()
+
+
+def test_the_doctor_tells_the_roles_of_every_model(served: Path) -> None:
+    assert found("roles").text == "<|User|> and <|Assistant|> for janus-tiny"
+    find_converted(PRO)
+    find_converted(ID)
+    roles = found("roles")
+    first, second = sorted(roles.text.split("; "))
+    assert re.fullmatch(r"<\|User\|> and <\|Assistant\|> for [\w-]+, janus-tiny", first)
+    assert second == f"User and Assistant for {ID}"
+    # The fixture's signs contradict each other.
+    assert roles.status == "warn"
+    assert roles.advice == (
+        f"{ID}: the roles are User and Assistant (processor_config.json says deepseek_old), but "
+        "special_tokens_map.json has <|User|>: pass --roles pro for the others"
+    )
+
+
+def test_the_doctor_skips_downloads_that_cannot_be_converted(served: Path) -> None:
+    find_source(ID)
+    download = one(ID, "downloaded").path
+    for name in ("tokenizer.json", "processor_config.json"):
+        (download / name).unlink()
+        (download / name).write_text("{")
+    assert found("roles").text == "<|User|> and <|Assistant|> for janus-tiny"
+
+
+def test_adding_a_model_tells_doubts_in_flags(
+    served: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert call(group, "models", "add", ID).code == 0
+    assert caplog.messages[-1].endswith(": pass --roles pro for the others")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the BLAS of MLX's Linux wheel")

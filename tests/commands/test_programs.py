@@ -531,6 +531,9 @@ WRONG_USES = [
     (convert.main, ["a", "b", "--verify", "--dtype", "float32"], "--verify checks"),
     (convert.main, ["a", "b", "--verify", "--group-size", "32"], "--verify checks"),
     (convert.main, ["a", "b", "--verify", "--overwrite"], "--verify checks"),
+    (convert.main, ["a", "b", "--verify", "--roles", "pro"], "--verify checks"),
+    (convert.main, ["a", "b", "--roles", "User"], "--roles"),
+    (chat.main, ["--roles", "<|User|>"], "--roles"),
     (group, ["draw"], "No such command"),
 ]
 
@@ -909,6 +912,41 @@ def test_a_full_disk_while_a_picture_is_saved(model: Path, tmp_path: Path) -> No
 
 
 # Converting
+
+
+@pytest.mark.parametrize(
+    ("flags", "roles"),
+    [
+        ((), "<|User|> and <|Assistant|> (special_tokens_map.json has <|User|>)"),
+        (("--roles", "plain"), "User and Assistant (as requested)"),
+        (("--roles", "pro"), "<|User|> and <|Assistant|> (as requested)"),
+    ],
+)
+def test_a_conversion_tells_its_roles(here: Path, flags: tuple[str, ...], roles: str) -> None:
+    done = call(convert.main, SOURCE, "out", *flags)
+    assert f"\nRoles: {roles}.\n" in done.stderr
+    prompt = JanusConfig.load(here / "out/config.json").prompt
+    assert roles.startswith(f"{prompt.user} and {prompt.assistant} ")
+    assert call(convert.main, SOURCE, "out", "--verify").code == 0
+
+
+def test_a_conversion_tells_doubts_and_unknown_options(here: Path) -> None:
+    shutil.copytree(FIXTURES / "deepseek-janus-safetensors", "source")
+    processor = Path("source/processor_config.json")
+    options = json.loads(processor.read_text(encoding="utf-8")) | {"new_tag": "x"}
+    processor.write_text(json.dumps(options), encoding="utf-8")
+    done = call(convert.main, "source", "out")
+    notes = [line for line in done.stderr.splitlines() if line.startswith("Note: ")]
+    assert notes == [
+        "Note: the roles are User and Assistant (processor_config.json says deepseek_old), but "
+        "special_tokens_map.json has <|User|>: pass --roles pro for the others.",
+        "Note: processor_config.json: unknown options have no effect: new_tag.",
+    ]
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "caption", "serve", "convert"])
+def test_commands_that_ask_a_model_take_roles(command: str) -> None:
+    assert "--roles [pro|plain]" in call(group, command, "--help").stdout
 
 
 @pytest.mark.check

@@ -40,6 +40,7 @@ SOURCE = FIXTURES / "deepseek-pro-bin"
         ("with bits=4, low_memory=True it fits", "with --bits 4 --low-memory it fits"),
         ("leave bits=... and recipe=... out", "leave --bits and --recipe out"),
         ("set api_key=..., or leave host=... out", "set --api-key, or leave --host out"),
+        ('so pass roles="plain" for the others', "so pass --roles plain for the others"),
         ('try path_or_hub_id="deepseek-ai/Janus-Pro-1B".', "try --model deepseek-ai/Janus-Pro-1B."),
     ],
 )

@@ -103,7 +103,11 @@ def test_the_examples_in_python(server: str, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == names | {"shapes-1.png", "shapes-2.png"}
     with Image.open(tmp_path / "star-0-step-0.png") as partial:
         assert partial.size == (64, 64)
-    assert lines[-1] == "400 size size must be 'auto' or the model's own '64x64', got '512x512'"
+    expected = (
+        "400 size size must be 'auto', the model's own '64x64' or one of OpenAI's, "
+        "such as '1024x1024', got '100x100'"
+    )
+    assert lines[-1] == expected
 
 
 def test_the_readmes_example_in_python(server: str, tmp_path: Path) -> None:

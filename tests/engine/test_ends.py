@@ -283,7 +283,7 @@ def test_a_model_in_low_memory_is_refused() -> None:
         (draw("a star", 1, partial_images=-1), OptionError),
         (AnswerRequest((Turn("user", "what?", 1),), (), TextOptions()), OptionError),
         (
-            AnswerRequest((Turn("user", "what?"), Turn("assistant", "that")), (), TextOptions()),
+            AnswerRequest((Turn("assistant", "that"),), (), TextOptions()),
             PromptError,
         ),
     ],

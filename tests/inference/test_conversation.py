@@ -13,6 +13,7 @@ from PIL import Image
 import mlx_janus
 from mlx_janus.errors import ConversationError, ImageError, OptionError, OutputError, PromptError
 from mlx_janus.inference import text_generation as answering
+from mlx_janus.inference.conversation import Message
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.processing.images import to_image
 from mlx_janus.processing.prompts import Turn
@@ -166,6 +167,130 @@ def test_a_stopped_answer_leaves_the_conversation_as_it_was(tiny: Janus) -> None
     steps.close()  # type: ignore[attr-defined]
     assert len(talk.messages) == 2
     assert talk.send("Describe the picture.").tokens == whole.send("Describe the picture.").tokens
+
+
+# Several actions at once
+
+
+def roles(talk: mlx_janus.Conversation) -> str:
+    """The first letters of the messages' roles."""
+    return "".join(message.role[0] for message in talk.messages)
+
+
+def test_an_image_generated_during_an_answer_follows_it(tiny: Janus) -> None:
+    talk, other = tiny.conversation(), tiny.conversation()
+    answer = talk.stream(COLOUR, RED)  # before the drawing, which it does not show
+    talk.draw("a star", seed=0)
+    text = next(answer).text
+    drawn = talk.draw("a blue square", seed=1)[0]
+    text += "".join(chunk.text for chunk in answer)
+    assert text == other.send(COLOUR, RED).text
+    assert roles(talk) == "uadd"
+    assert talk.send("What colour is the square?").text == "blue"
+    assert len(talk.messages[-2].pictures) == 2
+    assert talk.messages[-2].pictures[1].image == drawn.image
+
+
+def test_images_that_end_in_the_midst_of_an_answer_are_kept(tiny: Janus) -> None:
+    talk = tiny.conversation()
+    steps = talk.stream_drawing("a blue square", seed=1)
+    next(steps)
+    answer = talk.stream(COLOUR, RED)
+    next(answer)
+    list(steps)
+    list(answer)
+    assert roles(talk) == "uad"
+    assert talk.undo().role == "drawing"
+
+
+def test_another_answer_keeps_the_images_generated_since(tiny: Janus) -> None:
+    talk = tiny.conversation()
+    first = talk.send(COLOUR, RED)
+    drawing = talk.draw("a blue square", seed=1)[0]
+    answer = talk.regenerate()
+    next(answer)
+    talk.draw("a star", seed=0)
+    *_, last = answer
+    assert last.result is not None
+    assert last.result.tokens == first.tokens
+    assert roles(talk) == "uadd"
+    assert talk.messages[2].pictures[0].image == drawing.image
+    assert talk.send("What colour is the square?").text == "blue"
+
+
+def test_what_contradicts_an_answer_under_way_is_refused(tiny: Janus, tmp_path: Path) -> None:
+    talk = tiny.conversation()
+    talk.send(COLOUR, RED)
+    path = talk.save(tmp_path / "talk.json")
+    answer = talk.stream("Describe the picture.")
+    next(answer)
+    for change in (talk.undo, talk.reset, lambda: talk.load(path), lambda: next(talk.regenerate())):
+        with pytest.raises(ConversationError, match="still being given: read it to its end"):
+            change()
+    talk.save(path)
+    list(answer)
+    assert roles(talk) == "uaua"
+    assert talk.undo().text == "Describe the picture."
+
+
+def test_what_contradicts_a_drawing_under_way_is_refused(tiny: Janus, tmp_path: Path) -> None:
+    talk = tiny.conversation()
+    talk.send(COLOUR, RED)
+    path = talk.save(tmp_path / "talk.json")
+    steps = talk.stream_drawing("a star", seed=0)
+    next(steps)
+    for change in (talk.reset, lambda: talk.load(path)):
+        with pytest.raises(ConversationError, match="still being generated: read the steps"):
+            change()
+    talk.undo()
+    list(steps)
+    assert roles(talk) == "d"
+
+
+@pytest.mark.parametrize("end", ["closed", "dropped", "failed"])
+def test_after_an_action_that_was_stopped_everything_is_allowed_at_once(
+    tiny: Janus, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = tiny.conversation()
+    talk.send(COLOUR, RED)
+    streams = [talk.stream("Describe the picture."), talk.stream_drawing("a star", window=1)]
+    for stream in streams:
+        next(stream)  # type: ignore[call-overload]
+    if end == "failed":
+        with monkeypatch.context() as patch:
+            patch.setattr(JanusModel, "hidden_states", None)
+            for stream in streams:
+                with pytest.raises(TypeError):
+                    list(stream)
+    if end == "closed":
+        for stream in streams:
+            stream.close()
+    del stream
+    streams.clear()
+    talk.undo()
+    talk.reset()
+    assert talk.messages == []
+
+
+def test_a_question_whose_history_has_changed_is_refused(tiny: Janus) -> None:
+    talk = tiny.conversation()
+    questions = [talk.stream(COLOUR, RED) for _ in range(2)]
+    list(questions[0])
+    with pytest.raises(ConversationError, match="has changed since the question: ask it again"):
+        list(questions[1])
+    again, late = talk.regenerate(), talk.stream("What shape is red?")
+    talk.undo()
+    for stream in (again, late):
+        with pytest.raises(ConversationError, match="has changed since the question"):
+            list(stream)
+    assert talk.messages == []
+    answer = talk.stream(COLOUR, RED)
+    next(answer)
+    own = [Message("user", "Hello?"), Message("assistant", "Hello!")]
+    talk.messages = list(own)
+    with pytest.raises(ConversationError, match="has changed since the question"):
+        list(answer)
+    assert talk.messages == own
 
 
 def test_a_placeholder_in_an_answer_is_no_picture(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +16,8 @@ import mlx_janus
 from benchmarks.memory_table import published_config
 from mlx_janus import JanusPipeline as Janus
 from mlx_janus.errors import CheckpointError, OutOfMemoryError
+from mlx_janus.inference import loaded
+from mlx_janus.inference.loaded import TASKS
 from mlx_janus.weights import footprint
 from mlx_janus.weights import load as load_module
 from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
@@ -38,6 +42,7 @@ def use(janus: Janus) -> list[object]:
 
 
 def active() -> int:
+    gc.collect()  # models of earlier tests, which may be freed at any time otherwise
     mx.synchronize()
     mx.clear_cache()
     return int(mx.get_active_memory())
@@ -92,6 +97,32 @@ def test_a_preview_leaves_the_drawing_as_it_is(pro: Janus, converted: dict[str, 
         if step.index in (1, 9):
             step.preview()
     assert np.array_equal(step.images[0].tokens, want.tokens)
+
+
+def test_a_reading_that_fails_leaves_nothing_more_in_memory(
+    converted: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read before the failure is freed with the next task."""
+    gc.collect()
+    before = active()
+    janus = mlx_janus.load(converted["deepseek-pro-bin"], low_memory=True)
+    janus.generate_text("Hello?", max_tokens=1)
+    alone = active() - before
+    read = loaded.materialize
+
+    def failing(arrays: Iterable[mx.array], check: Callable[[], None]) -> None:
+        read(arrays, check)
+        raise MemoryError("no room")
+
+    for task in TASKS:
+        with monkeypatch.context() as patch:
+            patch.setattr(loaded, "materialize", failing)
+            if task != "answer":
+                with pytest.raises(MemoryError, match="no room"):
+                    janus.thread.call(partial(janus.load_weights_for, task))
+        janus.generate_text("Hello?", max_tokens=1)
+        gc.collect()
+        assert active() - before < alone + 20_000
 
 
 def test_a_folder_that_was_replaced_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 import mlx_janus
 from mlx_janus.inference.model_thread import ModelThread
 from tests.support.golden import FIXTURES
-from tests.support.programs import run
+from tests.support.programs import INTERRUPTIBLE, run
 
 PROMPT, QUESTION = "a cat", "a cat?"
 PICTURE = FIXTURES / "picture.png"
@@ -219,6 +219,37 @@ def test_a_collector_may_run_amid_a_step(pro: Janus, monkeypatch: pytest.MonkeyP
     assert last.images[0].tokens.tolist() == want
 
 
+def test_a_finalizer_amid_a_step_may_close_its_stream_and_use_the_model(
+    pro: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A garbage collector runs it in the model's thread, during a step of that stream."""
+    want = answered(pro)
+    hidden_states = type(pro.model).hidden_states
+    steps = pro.stream_images(PROMPT, seed=1, window=1)
+    found: list[object] = []
+
+    class Finalized:
+        def __del__(self) -> None:
+            steps.close()
+            found.append(answered(pro))
+
+    def collecting(self: Any, *arguments: Any) -> Any:
+        patch.undo()
+        cycle: list[Any] = [Finalized()]
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+        return hidden_states(self, *arguments)
+
+    next(steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(pro.model), "hidden_states", collecting)
+        next(steps)  # the step under way ends, and then the stream
+    assert found == [want]
+    assert list(steps) == []
+    assert answered(pro) == want
+
+
 def test_errors_arrive_where_the_stream_is_read(
     pro: Janus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +382,24 @@ def test_ctrl_c_leaves_the_model_usable(pro: Janus, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_a_stream_is_closed_closes_it_all_the_same(pro: Janus) -> None:
+    talk = pro.conversation()
+    stream = talk.stream(QUESTION, max_tokens=30)
+    next(stream)
+    free = threading.Event()
+    other = threading.Thread(target=pro.thread.call, args=[lambda: free.wait(10)])
+    other.start()
+    began = threading.Event()
+    threading.Thread(target=interrupt_after, args=[began]).start()
+    threading.Timer(0.3, began.set).start()  # while this thread waits for the other one's call
+    with pytest.raises(KeyboardInterrupt):
+        stream.close()
+    free.set()
+    other.join()
+    talk.reset()  # else: "an answer is still being given"
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_reading_weights_stops_when_nobody_waits() -> None:
     thread = ModelThread()
     checked = threading.Event()
@@ -420,19 +469,36 @@ def test_closing_frees_the_models_memory_and_nothing_else(converted: dict[str, P
     assert (mx.array([1.0]) + 1).item() == 2.0
 
 
-def test_a_progress_callback_that_raises_leaves_nothing_behind(tmp_path: Path) -> None:
-    def failing(*_: object) -> None:
-        raise KeyError("mine")
+@pytest.mark.parametrize("in_thread", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [KeyError, StopIteration, GeneratorExit, KeyboardInterrupt, SystemExit, asyncio.CancelledError],
+)
+def test_a_progress_callback_that_raises_leaves_nothing_behind(
+    error: type[BaseException],
+    in_thread: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: list[ThreadPoolExecutor],
+) -> None:
+    """It is called in the thread that loads, amid the conversion."""
+    monkeypatch.setenv("MLX_JANUS_CACHE", str(tmp_path / "cache"))
+    called_in: list[threading.Thread] = []
 
-    def load(**options: object) -> Janus:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MLX_JANUS_CACHE", str(tmp_path / "cache"))
-            return mlx_janus.load(FIXTURES / "deepseek-pro-bin", **options)  # type: ignore[arg-type]
+    def failing(stage: str, done: int, total: int) -> None:
+        called_in.append(threading.current_thread())
+        if stage == "converting" and done > total // 2:
+            raise error("mine")
 
-    with pytest.raises(KeyError, match="mine"):
-        load(progress=failing)
+    def attempt() -> threading.Thread:
+        with pytest.raises(error, match="mine"):
+            mlx_janus.load(FIXTURES / "deepseek-pro-bin", progress=failing)
+        return threading.current_thread()
+
+    loading = threads[0].submit(attempt).result() if in_thread else attempt()
+    assert set(called_in) == {loading}
     assert list((tmp_path / "cache").iterdir()) == []
-    assert answered(load())
+    assert answered(mlx_janus.load(FIXTURES / "deepseek-pro-bin"))
 
 
 def test_a_conversation_is_used_from_any_thread(
@@ -473,62 +539,143 @@ def test_a_model_that_is_dropped_frees_its_memory_and_its_thread(
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_process_is_told_to_be_spawned(pro: Janus) -> None:
+    """Whatever it tries with its parent's model, or with one of its own; and nothing hangs."""
     answered(pro)
+    janus = mlx_janus.load()
+    steps = janus.stream_images(PROMPT, seed=1)
+    next(steps)
     context = multiprocessing.get_context("fork")
     reader, writer = context.Pipe()
 
     def child() -> None:
-        try:
-            writer.send(str(answered(pro)))
-        except mlx_janus.JanusError as error:
-            writer.send(str(error))
+        for use in (lambda: answered(pro), lambda: next(steps), mlx_janus.load):
+            try:
+                writer.send(str(use()))
+            except mlx_janus.JanusError as error:
+                writer.send(str(error))
+        steps.close()
+        janus.close()
 
     process = context.Process(target=child)
     process.start()
     try:
-        assert reader.poll(30)
-        assert "spawn" in reader.recv()
+        for _ in range(3):
+            assert reader.poll(30)
+            assert 'get_context("spawn")' in reader.recv()
         process.join(30)
         assert process.exitcode == 0
     finally:
         process.kill()
+    *_, last = steps  # the parent's own goes on
+    assert last.images
 
 
+# Ends of programs
+
+# The end of each program, after ``mlx_janus`` is imported and ``janus`` loaded. Exit code 7.
 ENDINGS = {
     "threads that are gone": """
-thread = threading.Thread(target=work)
-thread.start()
-thread.join()
+for target in (mlx_janus.load, convert, work):
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
 concurrent.futures.ThreadPoolExecutor(2).submit(work).result()
-janus = mlx_janus.load(low_memory=True)
-thread = threading.Thread(target=work)
-thread.start()
-thread.join()
+sys.exit(7)
 """,
-    "a thread that is under way": """
-threading.Thread(target=work, daemon=True).start()
-time.sleep(0.3)
+    "daemon threads under way": """
+small = mlx_janus.load(low_memory=True)
+def again_and_again(target):
+    while True:
+        target()
+for target in (work, lambda: work(small), convert, mlx_janus.load):
+    threading.Thread(target=again_and_again, args=[target], daemon=True).start()
+time.sleep(0.5)
+sys.exit(7)
 """,
-    "a stream that is open": """
-steps = janus.stream_images("a red circle", seed=1)
-next(steps)
+    "streams that are open, and a failure": """
+def fail():
+    cycle = [janus.stream_images("a red circle", seed=1), janus.conversation().stream("Hello")]
+    cycle.append(cycle)
+    next(cycle[0]), next(cycle[1])
+    sys.exit(3)  # ends the thread only
+threading.Thread(target=fail).start()
+answer = janus.stream_text("Hello", max_tokens=30)
+next(answer)
+for step in janus.conversation().stream_drawing("a star"):
+    sys.exit(7)
 """,
-    "a failure": "work(); sys.exit(7)",
+    "a consumer that ends the process": """
+def end():
+    for step in janus.stream_images("a red circle", seed=1):
+        if step.index == 3:
+            os._exit(7)
+threading.Thread(target=end).start()
+work()
+time.sleep(20)
+""",
+    "handlers at exit": """
+atexit.register(lambda: print("later:", janus.generate_text("Hello", max_tokens=2).finish_reason))
+sys.exit(7)
+""",
 }
+EARLY_HANDLERS = """
+import atexit
+def refused(function):
+    try:
+        print(function())
+    except mlx_janus.JanusError as error:
+        print("earlier:", error)
+atexit.register(lambda: refused(lambda: janus.generate_text("Hello")))
+atexit.register(lambda: refused(mlx_janus.load))
+atexit.register(lambda: open_stream.close())
+"""
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_program_ends_with_its_own_exit_code(ending: str) -> None:
+def test_a_program_ends_with_its_own_exit_code(ending: str, tmp_path: Path) -> None:
     program = f"""
-import concurrent.futures, sys, threading, time
+{EARLY_HANDLERS if ending == "handlers at exit" else ""}
+import concurrent.futures, os, sys, tempfile, threading, time
 import mlx_janus
 janus = mlx_janus.load()
-def work():
+open_stream = janus.stream_images("a red circle", seed=1)
+next(open_stream)
+def work(janus=janus):
     janus.generate_text("Hello", max_tokens=2)
     janus.generate_images("a red circle", seed=1)
+def convert():
+    from mlx_janus.weights.convert import Source, convert_checkpoint
+    folder = Path(tempfile.mkdtemp(dir=sys.argv[2]))
+    convert_checkpoint(Source(Path(sys.argv[1]), "pro"), folder / "model")
+from pathlib import Path
 {ENDINGS[ending]}
 """
-    done = run("-c", program)
-    assert done.code == (7 if ending == "a failure" else 0), done
-    assert "Traceback" not in done.stderr
-    assert "terminate" not in done.stderr
+    done = run("-c", program, FIXTURES / "deepseek-pro-bin", tmp_path)
+    assert done.code == 7, done
+    for word in ("Traceback", "terminate", "ignored"):
+        assert word not in done.stderr
+    if ending == "handlers at exit":
+        assert done.stdout.splitlines()[0].startswith("later:")
+        assert done.stdout.count("earlier: the program is ending: use the model earlier") == 2
+    if ending == "daemon threads under way":  # a conversion that is stopped leaves nothing
+        assert all(path.name == "model" for path in tmp_path.glob("*/*"))
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_signal_ends_the_wait_for_a_step_at_the_end_of_a_program() -> None:
+    """Its code replaces the program's: Ctrl-C gives 130, and a handler's SystemExit its own."""
+    program = """
+import os, signal, sys, threading, time
+import mlx_janus
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+janus = mlx_janus.load()
+def step(*_):
+    threading.Timer(0.3, os.kill, (os.getpid(), int(sys.argv[1]))).start()
+    time.sleep(20)
+type(janus.model).hidden_states = step
+threading.Thread(target=lambda: janus.generate_text("Hello"), daemon=True).start()
+time.sleep(0.2)
+"""
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        done = run("-c", INTERRUPTIBLE + program, int(number))
+        assert done.code == code, done

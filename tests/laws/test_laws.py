@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -241,6 +244,25 @@ def test_eos_ends_an_answer_and_is_not_part_of_it(
     assert (ended.finish_reason, ended.tokens) == ("stop", whole.tokens[:at])
 
 
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_every_end_id_ends_an_answer(
+    converted: dict[str, Path], tmp_path: Path, lookup: int
+) -> None:
+    """``generation_config.json`` of transformers' layout may list several."""
+    source = Path(shutil.copytree(FIXTURES / "transformers", tmp_path / "source"))
+    whole = mlx_janus.load(converted["transformers"]).generate_text("Hi", max_tokens=8)
+    end = whole.tokens[3]
+    generation = {"eos_token_id": [521, end]}
+    (source / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    janus = mlx_janus.load(source)
+    answer = janus.generate_text("Hi", max_tokens=8, lookup=lookup)
+    assert answer.tokens == whole.tokens[: whole.tokens.index(end)]
+    assert answer.finish_reason == "stop"
+    talk = janus.conversation()
+    talk.send("Hi", max_tokens=8)
+    assert talk.send("And?", max_tokens=1).cached_tokens > 0
+
+
 def test_streamed_text_is_the_whole_text(janus: Janus) -> None:
     chunks = list(
         janus.stream_text("What is in this image?", FIXTURES / "picture.png", max_tokens=40)
@@ -284,6 +306,27 @@ def test_stop_strings_in_any_pieces(pieces: list[str], stop: list[str]) -> None:
     assert not any(s in shown for s in stop)
     if not hit:
         assert shown == whole
+
+
+def test_previews_show_every_image_of_a_group_and_decode_each_once(
+    pro: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those too that are complete, while others of their group are finished one by one."""
+    decoded: list[int] = []
+    decode = type(pro.model).decode_image_tokens
+    monkeypatch.setattr(
+        type(pro.model),
+        "decode_image_tokens",
+        lambda self, *args: (decoded.append(1), decode(self, *args))[1],
+    )
+    finished: list[bytes] = []
+    previews: list[list[bytes]] = []
+    for step in pro.stream_images("a red fox", n=3, seed=1):
+        for image in step.images:
+            finished.append(image.image.tobytes())
+            previews.append([shown.tobytes() for shown in step.preview()])
+    assert previews == [finished] * 3
+    assert len(decoded) == 3
 
 
 def test_preview_shows_what_is_drawn_so_far(pro: Janus) -> None:
@@ -332,10 +375,13 @@ def test_metadata_draws_the_same_picture_again(pro: Janus, tmp_path: object) -> 
 
 def test_limits_name_both_lengths(pro: Janus) -> None:
     context = pro.config.language.max_position_embeddings
-    with pytest.raises(mlx_janus.JanusError, match=rf"is \d{{5,}} tokens long.*context {context}"):
+    with pytest.raises(
+        mlx_janus.JanusError, match=rf"is \d{{5,}} tokens long.*context length is {context}"
+    ):
         pro.generate_text("lighthouse " * context)
     with pytest.raises(
-        mlx_janus.JanusError, match=rf"is \d{{5,}} tokens long.*takes 16.*context of {context}"
+        mlx_janus.JanusError,
+        match=rf"is \d{{5,}} tokens long.*takes 16.*context length is {context}",
     ):
         pro.generate_images("lighthouse " * context)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 import mlx_janus
 from mlx_janus.inference.text_generation import embed_prompt
+from mlx_janus.models.siglip import SiglipVisionTower
 from mlx_janus.processing.images import open_image, preprocess, to_image
 from mlx_janus.processing.prompts import Turn
 from tests.support.golden import assert_close, golden, golden_facts, nchw, nhwc
@@ -38,6 +40,19 @@ def test_vision_encoder(janus: Janus, folder: str) -> None:
     assert_close(tower.blocks[0](tower.embed(pixels)), want["vision.block0"])
     assert_close(janus.model.vision_model(pixels), want["vision.out"])
     assert_close(janus.model.understand(pixels), want["aligner.out"])
+
+
+def test_a_second_normalization_of_the_encoder(pro: Janus) -> None:
+    """DeepSeek's encoder applies ``pixel_mean`` and ``pixel_std`` to its input, if it has them."""
+    want = golden("deepseek-pro-bin")
+    mean = (0.1, -0.2, 0.3)
+    std = (0.5, 0.7, 0.9)
+    tower = pro.model.vision_model
+    other = SiglipVisionTower(replace(pro.config.understanding, pixel_mean=mean, pixel_std=std))
+    assert other.parameters().keys() == tower.parameters().keys()
+    other.update(tower.parameters())
+    pixels = nhwc(want["vision.pixel_values"])
+    assert_close(other(pixels * mx.array(std) + mx.array(mean)), want["vision.out"])
 
 
 def test_language_model(janus: Janus, folder: str) -> None:

@@ -191,6 +191,24 @@ class TestTemplate:
         assert ids.count(prompts.special.eos) == 1
         assert ids.count(prompts.special.image) == IMAGE_TOKENS
 
+    @pytest.mark.parametrize("images", [1, 2])
+    @pytest.mark.parametrize(
+        "words", ["", " \n", "  What?", "\n- one\n- two", "\n\tA\n", "\u3000b"]
+    )
+    def test_an_image_keeps_the_white_space_before_words(
+        self, prompts: Prompts, folder: str, images: int, words: str
+    ) -> None:
+        """DeepSeek's code strips the whole message, which begins with the image."""
+        user, assistant = prompts.config.user, prompts.config.assistant
+        message = (f"{PLACEHOLDER}\n" * images + words).strip()
+        rendered = f"{SYSTEM_PROMPT}\n\n{user}: {message}\n\n{assistant}:"
+        turns = [Turn("user", words, images)]
+        assert prompts.render_answering(turns) == rendered
+        assert prompts.answering(turns) == whole(folder, rendered)
+        assert prompts.answering(turns)[-len(prompts.following(turns[0])) :] == prompts.following(
+            turns[0]
+        )
+
     def test_history_is_a_prefix(self, prompts: Prompts) -> None:
         """What a conversation's cache relies on: more turns change nothing before them."""
         first = [Turn("user", "Hi")]
@@ -238,10 +256,20 @@ class TestTemplate:
         assert ids.count(prompts.special.image) == prompts.image_tokens
         assert prompts.render_answering([Turn("user", "", 1)]).count(prompts.config.user) == 1
 
-    @pytest.mark.parametrize("turns", [[], [Turn("user", "Hi"), Turn("assistant", "Hello.")]])
-    def test_last_turn_is_the_users(self, prompts: Prompts, turns: list[Turn]) -> None:
-        with pytest.raises(PromptError, match="last message must be the user's"):
+    @pytest.mark.parametrize("turns", [[], [Turn("assistant", "Hello.")]])
+    def test_there_must_be_a_question(self, prompts: Prompts, turns: list[Turn]) -> None:
+        with pytest.raises(PromptError, match="there is no question"):
             prompts.answering(turns)
+
+    def test_an_answer_at_the_end_is_left_open(self, prompts: Prompts) -> None:
+        question = Turn("user", "Hi")
+        ids = prompts.answering([question])
+        begun = prompts.answering([question, Turn("assistant", "Hello, and ")])
+        assert begun == ids + prompts.encode(" Hello, and")
+        assert prompts.answering([question, Turn("assistant", " ")]) == ids
+        finished = prompts.answering([question, Turn("assistant", "Hello, and "), question])
+        assert finished[: len(begun)] == begun
+        assert finished[len(begun)] == prompts.special.eos
 
     @pytest.mark.parametrize(
         ("role", "images"),

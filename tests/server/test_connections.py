@@ -7,8 +7,10 @@ import contextlib
 import errno
 import http.client
 import inspect
+import itertools
 import json
 import re
+import socket
 import threading
 import time
 from typing import Any
@@ -281,6 +283,60 @@ def test_uvicorn_has_the_private_parts_that_the_limits_need() -> None:
         protocol.connection_lost(None)
 
     asyncio.run(run())
+
+
+def test_replies_are_sent_at_once(client: httpx.Client) -> None:
+    """The system would hold a packet back for 40 ms, on every connection that is kept."""
+    client.get("/health")
+    seconds = []
+    for _ in range(15):
+        started = time.perf_counter()
+        assert client.get("/health").status_code == 200
+        seconds.append(time.perf_counter() - started)
+    assert sorted(seconds)[len(seconds) // 4] < 0.02  # other programs may delay some
+
+
+def test_every_event_of_a_stream_is_sent_at_once(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.pieces = ("word ",) * 12
+    engine.pause = 0.015
+    for _ in range(2):  # the first stream on a connection is not held back
+        arrivals = []
+        with client.stream("POST", CHAT, json=HELLO | {"stream": True}) as reply:
+            for line in reply.iter_lines():
+                if line:
+                    arrivals.append(time.perf_counter())
+    gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
+    assert sum(gap > 0.005 for gap in gaps) >= 9
+    assert max(gaps[:12]) < 0.2
+
+
+@pytest.mark.parametrize("protocol", [0, socket.IPPROTO_TCP])
+def test_a_connection_has_no_delay_whatever_socket_listens(protocol: int) -> None:
+    async def read_option() -> int:
+        options = []
+
+        class Protocol(uvicorn_config(mock.Mock(), Settings()).http):
+            def connection_made(self, transport: Any) -> None:
+                super().connection_made(transport)
+                accepted = transport.get_extra_info("socket")
+                options.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+        config = uvicorn.Config(mock.Mock(), http=Protocol, lifespan="off", log_config=None)
+        config.load()
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as listener:
+            listener.bind(("127.0.0.1", 0))
+            loop = asyncio.get_running_loop()
+            state = ServerState()
+            server = await loop.create_server(
+                lambda: Protocol(config=config, server_state=state, app_state={}), sock=listener
+            )
+            with socket.create_connection(listener.getsockname()):
+                while not options:
+                    await asyncio.sleep(0.01)
+            server.close()
+        return options[0]
+
+    assert asyncio.run(read_option()) != 0
 
 
 def test_half_a_body_and_a_client_that_is_gone(client: httpx.Client, engine: FakeEngine) -> None:

@@ -131,6 +131,21 @@ def test_a_long_address_is_refused_before_it_is_looked_at(engine: FakeEngine) ->
         assert not engine.asked
 
 
+def test_line_breaks_do_not_count_for_the_size(client: httpx.Client, engine: FakeEngine) -> None:
+    """The server with small limits takes 50,000 bytes."""
+
+    def in_lines(size: int) -> str:
+        picture = base64.b64decode(png(8, 8).partition(",")[2])
+        kind, _, data = data_url(picture + bytes(size - len(picture))).partition(",")
+        lines = (data[i : i + 76] for i in range(0, len(data), 76))
+        return f"{kind}," + "\r\n".join(lines)
+
+    assert client.post(CHAT, json=ask(in_lines(50_000))).status_code == 200
+    assert len(engine.asked) == 1
+    error = refusal(client.post(CHAT, json=ask(in_lines(50_001))), 400)
+    assert "larger than 0.05 MB" in error["message"]
+
+
 def test_base64_as_others_write_it(client: httpx.Client, engine: FakeEngine) -> None:
     kind, _, data = next(
         url for side in range(8, 30) if (url := png(side, 8)).endswith("=")

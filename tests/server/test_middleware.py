@@ -70,7 +70,13 @@ def test_a_key_given_twice(engine: FakeEngine) -> None:
         ({"api_key": ""}, "without spaces"),
         ({"api_key": "a b"}, "without spaces"),
         ({"api_key": "schlüssel"}, "without spaces"),
-        ({"cors_origins": ("*",)}, "not an origin"),
+        ({"cors_origins": ("https://*",)}, "lets every web page use the server: set a key"),
+        ({"cors_origins": ("http://*:*",)}, "lets every web page use the server: set a key"),
+        ({"cors_origins": ("chrome-extension://",)}, "not an origin"),
+        ({"cors_origins": ("app://a/b",)}, "not an origin"),
+        ({"cors_origins": ("*://a",)}, "not an origin"),
+        ({"cors_origins": ("https://a.*.org",)}, "not an origin"),
+        ({"cors_origins": ("NULL",)}, "not an origin"),
         ({"cors_origins": ("https://example.org/",)}, "not an origin"),
         ({"cors_origins": ("example.org",)}, "not an origin"),
         ({"cors_origins": ("https://example.org:99999",)}, "not an origin"),
@@ -103,10 +109,63 @@ def test_hosts_of_this_machine_alone_need_no_key() -> None:
         "http://127.0.0.1",
         "http://[::1]:8080",
         "https://my_chat:65535",
+        "chrome-extension://mhjfbmdgcfjbbpaeojofohoefgiehjai",
+        "moz-extension://2c127fa4-62c7-7e4f-90e5-472b45eecfdc",
+        "capacitor://localhost",
+        "null",
+        "file://",
     ],
 )
 def test_sites_that_can_be_named(origin: str) -> None:
-    assert Settings(cors_origins=(origin,)).cors_origins == (origin,)
+    settings = Settings(cors_origins=(origin,))
+    assert settings.allows_origin(origin)
+    assert not Settings().allows_origin(origin)
+    assert not settings.allows_origin(f"{origin}x")
+
+
+APPS = ("app://obsidian.md", "tauri://localhost", "vscode-webview://0a1b2c")
+EXTENSIONS = ("chrome-extension://abc", "moz-extension://abc", "capacitor://localhost")
+WEB = ("https://evil.example", "http://localhost:9", "https://[::1]")
+FORGEABLE = ("null", "file://")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "key", "allowed"),
+    [
+        ((), None, APPS),
+        (("*",), None, (*APPS, *EXTENSIONS)),
+        (("*",), "s3cret", (*APPS, *EXTENSIONS, *WEB, *FORGEABLE)),
+        (("chrome-extension://*",), None, (*APPS, "chrome-extension://abc")),
+        (("https://*",), "s3cret", (*APPS, "https://evil.example", "https://[::1]")),
+        (("http://localhost:*",), None, (*APPS, "http://localhost:9")),
+        (("null",), None, (*APPS, "null")),
+    ],
+)
+def test_patterns_of_origins(
+    patterns: tuple[str, ...], key: str | None, allowed: tuple[str, ...]
+) -> None:
+    settings = Settings(cors_origins=patterns, api_key=key)
+    origins = (*APPS, *EXTENSIONS, *WEB, *FORGEABLE)
+    assert tuple(origin for origin in origins if settings.allows_origin(origin)) == allowed
+
+
+def test_a_pattern_of_subdomains() -> None:
+    settings = Settings(cors_origins=("https://*.example.org",))
+    assert settings.allows_origin("https://a.b.example.org")
+    for other in ("https://example.org", "https://a.example.org.evil", "http://a.example.org"):
+        assert not settings.allows_origin(other)
+
+
+@pytest.mark.parametrize("origin", APPS)
+def test_a_desktop_app_may_read_replies(client: httpx.Client, origin: str) -> None:
+    site = {"Origin": origin, "Sec-Fetch-Site": "cross-site"}
+    preflight = site | {"Access-Control-Request-Method": "POST"}
+    for reply in (
+        client.options(CHAT, headers=preflight),
+        client.post(CHAT, json=HELLO, headers=site),
+    ):
+        assert reply.status_code == 200
+        assert reply.headers["access-control-allow-origin"] == origin
 
 
 @pytest.mark.parametrize(
@@ -280,5 +339,7 @@ def test_nothing_of_a_request_is_logged(
     lines = [line for line in ours if "bytes in" in line]
     assert len(lines) == (4 if wanted else 0)
     if wanted:
-        assert re.fullmatch(rf"POST {CHAT} 200, \d\d bytes in, \d+ out, \d\.\d{{3}} s", lines[0])
+        assert re.fullmatch(
+            rf"POST {CHAT} 200, \d\d bytes in, \d+ out, \d\.\d{{3}} s, req_\w+", lines[0]
+        )
         assert lines[1].startswith("GET /v1/models/{name:path} 404, 0 bytes in, ")

@@ -491,7 +491,9 @@ def test_colours_follow_the_system_until_they_are_chosen(
         """The ground is, or after a moment comes to be, dark or light."""
         numbers = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g)"
         total = f"{numbers}.reduce((sum, one) => sum + +one, 0)"
-        page.wait_for_function(f"{total} {'< 150' if colours == 'dark' else '> 600'}")
+        test = f"{total} {'< 150' if colours == 'dark' else '> 600'}"
+        # After a reload, the page's policy may refuse the code that wait_for_function sends.
+        wait_until(lambda: page.evaluate(test))
 
     with served(engine) as address:
         page = visits.open(address, color_scheme="dark")

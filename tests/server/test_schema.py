@@ -24,6 +24,7 @@ from tests.support.serving import CHAT, refusal, served, to
 OPERATIONS = {
     "/v1/chat/completions": "post",
     "/v1/images/generations": "post",
+    "/images/{name}": "get",
     "/v1/models": "get",
     "/v1/models/{name}": "get",
     "/health": "get",

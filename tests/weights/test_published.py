@@ -17,7 +17,11 @@ from hypothesis import strategies as st
 from mlx_janus.config import JanusConfig, SiglipConfig
 from mlx_janus.errors import ConfigError, JanusError, UnsupportedModelError
 from mlx_janus.sections import Section, _from_json
-from mlx_janus.weights.published import read_published_config
+from mlx_janus.weights.published import (
+    read_published,
+    read_published_config,
+    read_published_sizes,
+)
 from tests.support.configs import published_1b
 from tests.support.golden import FIXTURES
 
@@ -128,16 +132,9 @@ def test_rope_theta_old_and_new(model: Callable[..., Path], edit: Edit) -> None:
     )
 
 
-def test_roles_come_from_the_tokenizer_not_from_sft_format(model: Callable[..., Path]) -> None:
+def test_the_roles_of_the_reference_models() -> None:
     assert read_published_config(FIXTURES / "deepseek-janus-safetensors")[0].prompt.user == "User"
     assert read_published_config(FIXTURES / "deepseek-pro-bin")[0].prompt.user == "<|User|>"
-    mirror = model(
-        fixture_config("deepseek-janus-safetensors"),
-        like="deepseek-janus-safetensors",
-        processor_config={"sft_format": "deepseek", "image_tag": "<image_placeholder>"},
-    )
-    prompt = read_published_config(mirror)[0].prompt
-    assert (prompt.user, prompt.assistant) == ("User", "Assistant")
 
 
 @pytest.mark.parametrize(
@@ -173,13 +170,17 @@ def test_preprocessing_of_old_mirrors(model: Callable[..., Path]) -> None:
     )
 
 
-def test_guidance_of_a_transformers_folder(model: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("scale", "weight"), [(3.5, 3.5), (1, 1), (0.5, 1), (0, 1)])
+def test_guidance_of_a_transformers_folder(
+    model: Callable[..., Path], scale: float, weight: float
+) -> None:
+    """transformers leaves out guidance at a scale of 1 or less."""
     folder = model(
         fixture_config("transformers"),
         like="transformers",
-        generation_config={"guidance_scale": 3.5},
+        generation_config={"guidance_scale": scale},
     )
-    assert read_published_config(folder)[0].generation.cfg_weight == 3.5
+    assert read_published_config(folder)[0].generation.cfg_weight == weight
 
 
 FOREIGN = [
@@ -293,6 +294,105 @@ def test_missing_files_are_named(model: Callable[..., Path]) -> None:
         read_published_config(folder)
 
 
+REFUSED = [
+    ("transformers", ("text_config", "hidden_act"), "gelu"),
+    ("transformers", ("text_config", "partial_rotary_factor"), 0.5),
+    ("transformers", ("text_config", "rope_parameters", "partial_rotary_factor"), 0.5),
+    ("transformers", ("text_config", "quantization_config"), {"quant_method": "gptq"}),
+    ("transformers", ("vision_config", "hidden_act"), "gelu_pytorch_tanh"),
+    ("transformers", ("vision_config", "attention_bias"), False),
+    ("transformers", ("vision_config", "num_channels"), 4),
+    ("transformers", ("vision_config", "num_image_tokens"), 9),
+    ("transformers", ("vision_config", "use_qk_norm"), True),
+    ("transformers", ("vq_config", "hidden_act"), "relu"),
+    ("transformers", ("vq_config", "in_channels"), 1),
+    ("transformers", ("vq_config", "out_channels"), 4),
+    ("transformers", ("vq_config", "double_latent"), True),
+    ("transformers", ("vq_config", "channel_multiplier"), [1, 1, 2]),
+    ("deepseek-pro-bin", ("quantization_config",), {"quant_method": "bitsandbytes"}),
+    ("deepseek-pro-bin", ("quantization",), {"group_size": 64, "bits": 4}),
+    ("deepseek-pro-bin", ("language_config", "hidden_act"), "gelu"),
+    ("deepseek-pro-bin", ("language_config", "mlp_bias"), True),
+    ("deepseek-pro-bin", ("vision_config", "cls"), "HybridVisionTower"),
+    ("deepseek-pro-bin", ("aligner_config", "cls"), "TokenPooling"),
+    ("deepseek-pro-bin", ("gen_aligner_config", "cls"), ["x"]),
+    ("deepseek-pro-bin", ("gen_head_config", "cls"), "linear"),
+    ("deepseek-pro-bin", ("vision_config", "params", "ignore_head"), False),
+    ("deepseek-pro-bin", ("vision_config", "params", "select_layer"), -2),
+    ("deepseek-pro-bin", ("vision_config", "params", "select_layer"), 1),
+    ("deepseek-pro-bin", ("vision_config", "params", "select_layer"), True),
+    ("deepseek-pro-bin", ("vision_config", "params", "select_layer"), None),
+]
+
+
+@pytest.mark.parametrize(("layout", "path", "value"), REFUSED)
+def test_options_that_change_the_numbers_are_refused_by_name(
+    model: Callable[..., Path], layout: str, path: tuple[str, ...], value: Any
+) -> None:
+    data = fixture_config(layout)
+    _set(*path, to=value)(data)
+    folder = model(data, like=layout)
+    with pytest.raises(UnsupportedModelError) as caught:
+        read_published_config(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder / 'config.json'} ")
+    assert "\n" not in message
+    named = {"mlp_bias", "double_latent", "use_qk_norm", "cls", "channel_multiplier"}
+    assert path[-1] in message or path[-1] in named
+    # Before a download there is only this file.
+    with pytest.raises(UnsupportedModelError):
+        read_published_sizes(folder / "config.json")
+
+
+HONOURED = [
+    ("transformers", ("text_config", "hidden_act"), "swish"),
+    ("transformers", ("text_config", "partial_rotary_factor"), 1.0),
+    ("transformers", ("vision_config", "hidden_act"), "gelu_python"),
+    ("transformers", ("vq_config", "hidden_act"), None),
+    ("transformers", ("vq_config", "dropout"), 0.3),
+    ("transformers", ("vq_config", "num_patches"), 99),
+    ("transformers", ("quantization_config",), None),
+    ("deepseek-pro-bin", ("language_config", "pretraining_tp"), 2),
+    ("deepseek-pro-bin", ("language_config", "eos_token_id"), [1, 2]),
+    ("deepseek-pro-bin", ("vision_config", "params", "select_layer"), 0),
+    ("deepseek-pro-bin", ("vision_config", "params", "select_layer"), 2),
+    ("deepseek-pro-bin", ("vision_config", "params", "select_layer"), 24),
+    ("deepseek-pro-bin", ("vision_config", "params", "select_feature"), "patch"),
+    ("deepseek-pro-bin", ("vision_config", "params", "select_feature"), "cls_patch"),
+    ("deepseek-pro-bin", ("vision_config", "params", "select_layers"), [1, 2]),
+    ("deepseek-pro-bin", ("vision_config", "params", "ckpt_path"), "x.pt"),
+    ("deepseek-pro-bin", ("vision_config", "params", "pixel_mean"), [0.1, 0.2, 0.3]),
+    ("deepseek-pro-bin", ("vision_config", "cls"), "CLIPVisionTower2"),
+]
+
+
+@pytest.mark.parametrize(("layout", "path", "value"), HONOURED)
+def test_options_that_change_nothing_are_taken(
+    model: Callable[..., Path], layout: str, path: tuple[str, ...], value: Any
+) -> None:
+    """In DeepSeek's code, 0 and the number of layers mean the last layer, as -1 does."""
+    data = fixture_config(layout)
+    _set(*path, to=value)(data)
+    folder = model(data, like=layout)
+    assert read_published_config(folder) == read_published_config(FIXTURES / layout)
+
+
+def test_a_second_normalization_is_the_encoders(model: Callable[..., Path]) -> None:
+    data = fixture_config("deepseek-pro-bin")
+    params = data["vision_config"]["params"]
+    params.update(pixel_mean=[0.1, -0.2, 0.3], pixel_std=[0.5, 0.7, 0.9])
+    config, _ = read_published_config(model(data))
+    encoder = config.understanding
+    assert (encoder.pixel_mean, encoder.pixel_std) == ((0.1, -0.2, 0.3), (0.5, 0.7, 0.9))
+    path = model(data) / "config.json"
+    config.dump(path)
+    assert JanusConfig.load(path) == config
+    for wrong in ([0.1], "x", [0, 0, 0], [1, 1, "x"]):
+        params.update(pixel_std=wrong)
+        with pytest.raises(ConfigError, match=r"config\.json: understanding: pixel_std must be"):
+            read_published_config(model(data))
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
@@ -318,6 +418,43 @@ def test_any_value_anywhere_gives_a_config_or_a_clear_error(
     (folder / "config.json").write_text(json.dumps(config))
     with contextlib.suppress(JanusError):
         read_published_config(folder)
+
+
+SMALL_FILES = [
+    (layout, name)
+    for layout in ("deepseek-pro-bin", "transformers")
+    for name in (
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "processor_config.json",
+        "preprocessor_config.json",
+        "generation_config.json",
+    )
+]
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_value_in_any_small_file_gives_a_config_or_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    layout, name = data.draw(st.sampled_from(SMALL_FILES))
+    folder = tmp_path_factory.mktemp("any")
+    for file in (FIXTURES / layout).glob("*.json"):
+        shutil.copy(file, folder)
+    content = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    further = ["unk_token", "eos_token_id", "pad_token_id", "additional_special_tokens", "pad_tag"]
+    content[data.draw(st.sampled_from([*sorted(content), *further]))] = data.draw(json_values)
+    (folder / name).write_text(json.dumps(content))
+    try:
+        lines = read_published(folder).notes
+    except JanusError as error:
+        lines = (str(error),)
+        named = str(folder) in lines[0]
+    else:
+        named = True
+    assert named
+    assert not any("\n" in line for line in lines)
 
 
 def test_converted_config_round_trip(tmp_path: Path) -> None:

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx import nn
 from mlx.utils import tree_flatten
 
 import mlx_janus
 from benchmarks.recipes import Comparison, plans
 from mlx_janus.commands import convert as convert_command
-from mlx_janus.config import RECIPES, JanusConfig, LayerBits
+from mlx_janus.config import (
+    BITS,
+    GROUP_SIZES,
+    RECIPES,
+    GenHeadConfig,
+    ImageConfig,
+    JanusConfig,
+    LayerBits,
+    LlamaConfig,
+    MLPConfig,
+    SiglipConfig,
+    VQConfig,
+    VQGenerationConfig,
+)
 from mlx_janus.errors import ConfigError, OptionError, OutOfMemoryError
 from mlx_janus.evaluation.divergence import kl_divergence, mean_divergence, overlap, top1_agreement
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.weights import convert as convert_module
 from mlx_janus.weights import footprint
+from mlx_janus.weights import quantize as quantize_module
 from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
 from mlx_janus.weights.footprint import required_memory
 from mlx_janus.weights.load import load_model, with_quantization
@@ -30,11 +46,12 @@ from mlx_janus.weights.quantize import (
     bits_per_weight,
     plan_by_rule,
     plan_quantization,
+    quantize_array,
     quantize_model,
 )
 from mlx_janus.weights.sources import TINY, find_converted
 from mlx_janus.weights.verify import verify_conversion
-from tests.support.golden import FIXTURES
+from tests.support.golden import FIXTURES, rms_error
 from tests.support.programs import call
 
 PRO = FIXTURES / "deepseek-pro-bin"
@@ -115,6 +132,66 @@ def test_a_group_that_does_not_divide_gives_way_to_the_next_of_its_mode_or_to_fl
     assert narrow.kept_float == ("gen_aligner.layers.0",)  # 8 wide
 
 
+def odd_config() -> JanusConfig:
+    """A config with a hidden size and a vocabulary that most groups do not divide."""
+    return JanusConfig(
+        understanding=SiglipConfig("siglip", 16, 8, 32, 1, 2, 32),
+        aligner=MLPConfig("mlp_gelu", 32, 144),
+        language=LlamaConfig("llama", 777, 144, 256, 1, 6, 6, 24, 512),
+        generation=VQGenerationConfig(
+            "vq",
+            16,
+            VQConfig("vq", 49, 16, 8, (1, 1), 1, 8, norm_groups=4),
+            MLPConfig("mlp_gelu", 16, 144),
+            GenHeadConfig("vision_head", 144, 48, 49),
+        ),
+        image=ImageConfig(16),
+    )
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *({"recipe": name} for name in RECIPES),
+        *({"bits": b, "group_size": g} for b in BITS for g in GROUP_SIZES),
+    ],
+    ids=str,
+)
+def test_a_layer_that_mlx_cannot_pack_stays_float(wanted: dict[str, Any]) -> None:
+    """MLX raises a ValueError for odd numbers of groups of 16."""
+    model = JanusModel(odd_config())
+    plan = plan_quantization(model.config, **wanted)
+    assert plan is not None
+    quantize_model(model, plan)
+    mx.eval(model.parameters())
+    assert np.isfinite(model.text_logits(model.embed_text(mx.array([[1, 2]])))).all()
+    head = "language_model.lm_head"  # 777 rows of 9 groups of 16, an odd number
+    assert head in (plan.kept_float or ())
+    listed = (LayerBits(head, 4, 16, "nvfp4"),)
+    with pytest.raises(ConfigError, match="is off"):
+        quantize_model(JanusModel(odd_config()), replace(plan, layers=listed))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_keeps_small_weights_of_every_layer(name: str) -> None:
+    """Measured for each layer: no mode loses more than its share, however small the weights."""
+    config = JanusConfig.load(TINY / "config.json")
+    plan = plan_quantization(config, recipe=name)
+    assert plan is not None
+    widths = {
+        path: m.weight.shape[-1]
+        for path, m in JanusModel(config).named_modules()
+        if isinstance(m, nn.Linear)
+    }
+    for layer in plan.layers:
+        weight = mx.random.normal((32, widths[layer.path]), key=mx.random.key(0)) * 0.001
+        parts = quantize_array(weight, layer)
+        scale = parts.pop("layer_scale", 1.0)
+        options = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        read = mx.dequantize(*parts.values(), **options).astype(mx.float32) * scale
+        assert rms_error(read, weight) < (0.13 if layer.bits == 4 else 0.04), layer
+
+
 def test_bits_store_what_they_stored_before_there_were_recipes(tmp_path: Path) -> None:
     convert_checkpoint(SOURCE, tmp_path / "out", ConvertOptions(bits=4))
     data = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
@@ -190,6 +267,27 @@ def test_a_damaged_mode_is_refused(folders: dict[str, Path], tmp_path: Path) -> 
     assert plan is not None
     with pytest.raises(ConfigError, match=r"groups of 32 \(nvfp4\) is off"):
         quantize_model(JanusModel(config), plan)
+
+
+def test_only_nvfp4_has_scales_of_layers_and_folders_without_them_still_load(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    for name, folder in folders.items():
+        arrays = mx.load(str(folder / "model.safetensors"))
+        assert any(path.endswith(".layer_scale") for path in arrays) == (name == "nvfp4")
+    plan = JanusConfig.load(folders["nvfp4"] / "config.json").quantization
+    assert plan is not None
+    plain = replace(plan, layers=tuple(replace(layer, scaled=False) for layer in plan.layers))
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:  # as an earlier release converted
+        patch.setattr(quantize_module, "_SCALED_MODES", ())
+        convert_checkpoint(SOURCE, tmp_path / "old", ConvertOptions(recipe="nvfp4"))
+    assert JanusConfig.load(tmp_path / "old" / "config.json").quantization == plain
+    assert mlx_janus.load(tmp_path / "old").generate_text("Hello?", max_tokens=2).tokens
+    affine = replace(plan.layers[0], mode="affine", bits=4, group_size=32, scaled=True)
+    config = JanusConfig.load(folders["mxfp4"] / "config.json")
+    with pytest.raises(ConfigError, match="is off"):
+        quantize_model(JanusModel(config), replace(plan, layers=(affine,)))
 
 
 # Asking for one

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import mlx_janus
-from mlx_janus.config import JanusConfig
+from mlx_janus.config import ROLES, JanusConfig
 from mlx_janus.errors import (
     CheckpointError,
     ConfigError,
@@ -31,6 +31,7 @@ from mlx_janus.errors import (
 )
 from mlx_janus.memory import format_size
 from mlx_janus.models.janus import JanusModel
+from mlx_janus.processing.prompts import Turn
 from mlx_janus.weights import convert as convert_module
 from mlx_janus.weights import footprint
 from mlx_janus.weights import load as load_module
@@ -403,6 +404,94 @@ def test_verify_of_mixed_types_and_damaged_stamps(tmp_path: Path, copy: Path) ->
     rewrite(folder / "model.safetensors", lambda h: h["__metadata__"].update(source_sha256="oops"))
     with pytest.raises(CheckpointError, match="stamp without the hashes"):
         verify_conversion(Source(copy, "copy"), folder)
+
+
+@pytest.mark.parametrize(("source", "other"), [(PRO, "plain"), (ST, "pro")])
+def test_requested_roles_are_converted_and_verified(
+    tmp_path: Path, source: Path, other: str
+) -> None:
+    own = convert(source, tmp_path / "own")
+    folder = convert(source, tmp_path / "other", roles=other)
+    prompts = [json.loads((f / "config.json").read_text())["prompt"] for f in (own, folder)]
+    assert prompts[1]["user"] == ROLES[other][0] != prompts[0]["user"]
+    assert prompts[1]["assistant"] == ROLES[other][1]
+    assert (own / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    for converted in (own, folder):
+        assert verify_conversion(Source(source, "x"), converted) == len(arrays(converted))
+    # Roles that were written into the config afterwards are no conversion's.
+    shutil.copy(own / "config.json", folder / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json does not say what"):
+        verify_conversion(Source(source, "x"), folder)
+
+
+def test_requested_roles_of_a_loaded_model(tmp_path: Path) -> None:
+    """They are the same for a converted folder, and for one that is converted into the cache."""
+    rendered = "User: a fox\n\nAssistant:<begin_of_image>"
+    folder = convert(PRO, tmp_path / "out")
+    for source in (folder, PRO):
+        janus = mlx_janus.load(source, roles="plain")
+        assert janus.prompts.render_drawing("a fox") == rendered
+        assert janus.config.prompt.roles == "plain"
+        own = mlx_janus.load(source)
+        assert own.prompts.render_drawing("a fox") != rendered
+        assert "roles" not in own.generate_images("a fox", window=1)[0].metadata
+    assert janus.generate_images("a fox", window=1)[0].metadata["roles"] == "plain"
+    with pytest.raises(OptionError, match="roles must be 'pro' or 'plain', got 'User'"):
+        mlx_janus.load(folder, roles="User")
+    with pytest.raises(OptionError, match="roles must be"):
+        ConvertOptions(roles="User")
+
+
+def test_roles_are_kept_in_low_memory(tmp_path: Path) -> None:
+    janus = mlx_janus.load(convert(PRO, tmp_path / "out"), roles="plain", low_memory=True)
+    janus.generate_images("a fox", window=1)
+    janus.generate_text("Hi", max_tokens=2)
+    assert janus.config.prompt.user == "User"
+
+
+def test_tokens_that_only_the_map_names_are_converted_and_verified(tmp_path: Path) -> None:
+    """Their ids follow those of tokenizer.json, in the map's order."""
+    source = Path(shutil.copytree(PRO, tmp_path / "source"))
+    data = json.loads((source / "tokenizer.json").read_text())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] < 529]
+    (source / "tokenizer.json").write_text(json.dumps(data))
+    folder = convert(source, tmp_path / "out")
+    verify_conversion(Source(source, "x"), folder)
+    found, wanted = (mlx_janus.load(f).prompts for f in (folder, PRO))
+    assert found.special == wanted.special
+    turns = [Turn("user", "What?", images=1)]
+    assert found.answering(turns) == wanted.answering(turns)
+
+
+def test_new_roles_and_tokens_of_a_source_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are in the cache already."""
+    monkeypatch.setenv("MLX_JANUS_CACHE", str(tmp_path / "cache"))
+    theirs = Path(shutil.copytree(FIXTURES / "transformers", tmp_path / "theirs"))
+    assert mlx_janus.load(theirs).config.prompt.roles == "pro"
+    (theirs / "chat_template.jinja").write_text("{{role}}")
+    assert mlx_janus.load(theirs).config.prompt.roles == "plain"
+    ours = Path(shutil.copytree(PRO, tmp_path / "ours"))
+    assert mlx_janus.load(ours).tokenizer.token_to_id("<new>") is None
+    tokens = {"additional_special_tokens": ["<new>"]}
+    (ours / "special_tokens_map.json").write_text(json.dumps(tokens))
+    assert mlx_janus.load(ours).tokenizer.token_to_id("<new>") == 538
+
+
+def test_doubts_and_unknown_options_are_logged_once(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLX_JANUS_CACHE", str(tmp_path / "cache"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"new_norm": 1}))
+    for _ in range(2):
+        mlx_janus.load(copy)
+    assert caplog.messages == [
+        "copy: the roles are User and Assistant (processor_config.json says deepseek_old), but "
+        'special_tokens_map.json has <|User|>: pass roles="pro" for the others',
+        "copy: config.json: unknown options have no effect: new_norm",
+    ]
 
 
 def test_progress_reaches_the_end(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..metrics import Metrics
@@ -16,7 +18,9 @@ _METHODS = ("GET", "POST", "OPTIONS", "HEAD")
 
 
 class AccessLogMiddleware(HTTPMiddleware):
-    """The metrics and the log of all requests: method, route, status, sizes and seconds.
+    """The metrics and the log of all requests: method, route, status, sizes, seconds and id.
+
+    The id is random and stands in the reply's header X-Request-ID.
 
     Args:
         app: the application inside.
@@ -30,11 +34,12 @@ class AccessLogMiddleware(HTTPMiddleware):
         self._log_requests = log_requests
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, then count it and log it, even if it fails."""
+        """Add an id to a request's reply. Then count and log the request, even if it fails."""
         started = time.perf_counter()
         status = 0  # stays 0 if no reply begins
         bytes_in = 0
         bytes_out = 0
+        request_id = f"req_{secrets.token_hex(12)}"
 
         async def counting_receive() -> Message:
             nonlocal bytes_in
@@ -46,6 +51,7 @@ class AccessLogMiddleware(HTTPMiddleware):
             nonlocal status, bytes_out
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
             bytes_out += len(message.get("body", b""))
             await send(message)
 
@@ -59,4 +65,6 @@ class AccessLogMiddleware(HTTPMiddleware):
             self._metrics.count_request(method, route, status, seconds)
             if self._log_requests:
                 sizes = f"{bytes_in} bytes in, {bytes_out} out"
-                _LOG.info("%s %s %d, %s, %.3f s", method, route, status, sizes, seconds)
+                _LOG.info(
+                    "%s %s %d, %s, %.3f s, %s", method, route, status, sizes, seconds, request_id
+                )

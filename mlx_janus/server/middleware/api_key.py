@@ -7,13 +7,22 @@ import hmac
 from starlette.types import ASGIApp, Scope
 
 from ..errors import APIError
+from ..image_store import PATH as IMAGES_PATH
 from .base import CheckMiddleware
 
-PUBLIC_PATHS = ("/", "/health")  # paths that GET and HEAD may read without a key
+_PUBLIC_PATHS = ("/", "/health")
+
+
+def is_public(path: str) -> bool:
+    """Return whether GET and HEAD may read a path without a key.
+
+    Generated images need no key, because their names are secrets themselves.
+    """
+    return path in _PUBLIC_PATHS or path.startswith(IMAGES_PATH)
 
 
 class APIKeyMiddleware(CheckMiddleware):
-    """A check for the key, which all requests need except those that read ``/`` or ``/health``.
+    """A check for the key, which all requests need except those that read a public path.
 
     Args:
         app: the application inside.
@@ -30,7 +39,7 @@ class APIKeyMiddleware(CheckMiddleware):
         Raises:
             APIError: the key is wrong or missing (status 401).
         """
-        if scope["path"] in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD"):
+        if is_public(scope["path"]) and scope["method"] in ("GET", "HEAD"):
             return
         values = [value for name, value in scope["headers"] if name == b"authorization"]
         # Several headers are refused like a missing one, since it is unclear which one counts.

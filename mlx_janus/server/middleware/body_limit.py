@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -52,6 +53,7 @@ class BodyLimitMiddleware(HTTPMiddleware):
         self._open_requests += 1
         try:
             await self._read_body(body, receive)
+            self._decompress(body, Headers(scope=scope).get("content-encoding", ""))
             await self.app(scope, _replay(bytes(body), receive), send)
         finally:
             self._open_requests -= 1
@@ -84,6 +86,32 @@ class BodyLimitMiddleware(HTTPMiddleware):
             seconds = f"{self._settings.body_seconds:g}"
             raise APIError(408, f"the body did not arrive in {seconds} seconds") from None
 
+    def _decompress(self, body: bytearray, encoding: str) -> None:
+        """Decompress a gzip body in place. Leave an uncompressed body unchanged.
+
+        Raises:
+            APIError: the encoding is not gzip (415), the gzip is damaged (400), the content is too
+                large (413), or all bodies together are (429).
+        """
+        if encoding.strip().lower() in ("", "identity"):
+            return
+        if encoding.strip().lower() not in ("gzip", "x-gzip"):
+            message = "the body's Content-Encoding must be gzip or none"
+            raise APIError(415, message, headers={"Accept-Encoding": "gzip"})
+        decompressor = zlib.decompressobj(wbits=31)  # 31: the gzip format, not zlib's
+        try:
+            # One byte above the limit is enough to see that the content is too large.
+            content = decompressor.decompress(bytes(body), self._settings.body_limit + 1)
+        except zlib.error:
+            raise APIError(400, "the body is damaged: its gzip cannot be read") from None
+        self._check_size(len(content))
+        if not decompressor.eof or decompressor.unused_data:
+            raise APIError(400, "the body is damaged: its gzip ends too early or too late")
+        self._held_bytes += len(content) - len(body)
+        body[:] = content
+        if self._held_bytes > self._settings.bodies_limit:
+            raise _too_many_requests()
+
     def _check_size(self, size: int) -> None:
         """Refuse a body that has more bytes than the limit.
 
@@ -96,14 +124,15 @@ class BodyLimitMiddleware(HTTPMiddleware):
 
 
 def _too_many_requests() -> APIError:
+    """Return the error for a full server (429)."""
     headers = {"Retry-After": str(_RETRY_AFTER)}
     return APIError(429, "too much is being asked at once: try again later", headers=headers)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return an ASGI ``receive`` that first gives a body, and then what ``receive`` gives.
+    """Return an ASGI ``receive`` that first gives a complete body, then passes messages on.
 
-    So the application inside can read the body although it has been read already.
+    The application inside can then read the body, although this middleware has read it already.
     """
     pending: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Scope
 
 from ..errors import APIError
+from ..image_store import PATH as IMAGES_PATH
 from ..settings import Settings, is_loopback
 from .base import CheckMiddleware
 
@@ -24,7 +25,7 @@ class SameOriginMiddleware(CheckMiddleware):
 
     Args:
         app: the application inside.
-        settings: ``cors_origins`` lists the other sites that are allowed. If there is an
+        settings: ``allows_origin`` tells which other sites are allowed. If there is an
             ``api_key``, any Host is accepted, because other sites' pages do not know the key.
     """
 
@@ -61,25 +62,27 @@ class SameOriginMiddleware(CheckMiddleware):
             )
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        """Refuse a request of another site's page, unless ``cors_origins`` allows the site.
+        """Refuse a request of another site's page, unless the settings allow the site.
 
         Raises:
             APIError: another site's page sent the request (403).
         """
         origins = headers.getlist("origin")
         if origins:
-            allowed = all(origin in self._settings.cors_origins for origin in origins)
+            allowed = all(map(self._settings.allows_origin, origins))
             # A browser sends one Origin header. Several are refused unless all are allowed.
             own_page = len(origins) == 1 and _is_same_server(origins[0], headers["host"])
             if allowed or own_page:
                 return
         else:
             # A browser's GET may lack Origin: then Sec-Fetch-Site tells which site's page sent it.
-            # Programs send neither header and pass.
+            # Programs send neither header and pass, as does an address typed by hand ("none").
             fetch_site = headers.get("sec-fetch-site", "none")
-            # A link on another site may open the web page.
-            opens_page = scope["method"] == "GET" and scope["path"] == "/"
-            if opens_page or fetch_site in ("none", "same-origin"):
+            # Any site may link to this server's page ("/"), and any site's page may show a
+            # generated image, because the image's name is a secret.
+            path = scope["path"]
+            open_to_all = scope["method"] == "GET" and (path == "/" or path.startswith(IMAGES_PATH))
+            if open_to_all or fetch_site in ("none", "same-origin"):
                 return
         message = "other sites' pages may not use this server: name them with --cors-origin"
         raise APIError(403, message, code="wrong_origin")

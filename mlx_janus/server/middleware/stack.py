@@ -12,6 +12,7 @@ from .body_limit import BodyLimitMiddleware
 from .cors import CORSHeadersMiddleware
 from .error_replies import ErrorMiddleware
 from .framing import FramingMiddleware
+from .paths import PathMiddleware
 from .same_origin import SameOriginMiddleware
 from .security_headers import SecurityHeadersMiddleware
 
@@ -20,25 +21,18 @@ def middleware_stack(settings: Settings, metrics: Metrics) -> list[Middleware]:
     """Return the middlewares that the settings call for, outermost first."""
     stack = [
         Middleware(AccessLogMiddleware, metrics=metrics, log_requests=settings.log_requests),
+        Middleware(PathMiddleware),
         Middleware(SecurityHeadersMiddleware),
         Middleware(ErrorMiddleware),
         Middleware(FramingMiddleware),
         Middleware(SameOriginMiddleware, settings=settings),
     ]
-    if settings.cors_origins:
-        cors = Middleware(
-            CORSHeadersMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("*",),
-            expose_headers=("Retry-After",),
-            allow_private_network=True,
-        )
-        # The second ErrorMiddleware is inside the CORS middleware, so that its replies get CORS
-        # headers and the allowed sites can read them.
-        stack += [cors, Middleware(ErrorMiddleware)]
+    # The second ErrorMiddleware is inside the CORS middleware, so that its replies get CORS headers
+    # and the allowed sites can read them.
+    stack += [Middleware(CORSHeadersMiddleware, settings=settings), Middleware(ErrorMiddleware)]
     if settings.api_key is not None:
         stack.append(Middleware(APIKeyMiddleware, key=settings.api_key))
-    # This is the innermost middleware, so that no body is read of a request that a check refuses.
+    # This middleware reads the body. It is the innermost one, so that the body of a request that
+    # another middleware refuses is never read.
     stack.append(Middleware(BodyLimitMiddleware, settings=settings))
     return stack

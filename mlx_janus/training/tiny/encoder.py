@@ -1,8 +1,8 @@
 """The vision encoder's training stage, in place of SigLIP's pretraining on images and captions.
 
-A linear head, which is discarded afterwards, predicts for every patch its shape, its colour and
-whether it holds a thing's centre. The dense labels of a synthetic world teach in minutes the
-features that naming and counting things need.
+Linear heads predict labels of every patch: the shape and colour of the thing that it shows, the
+thing's place, and its edges. The heads are discarded afterwards. These dense labels of a synthetic
+world teach in minutes the features that naming and counting things need.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from .recipe import EncoderRecipe
 
 SHAPE_LABELS = ("none", *shapes.SHAPES)
 COLOUR_LABELS = ("none", *shapes.COLOURS)
-_BACKGROUND_WEIGHT = 0.15  # weight of a patch without a shape: most have none
+_BACKGROUND_WEIGHT = 0.15  # weight in the loss of a patch that shows no thing; most show none
 _CELLS_PER_SIDE = 4  # cells along each side of a patch
-_DIRECTIONS = 16  # bins over the full circle of an edge's directions
-_QUERY_KEY_SCALE = 1.2  # factor on the initial local queries and keys: more is sharper attention
-_ATTENTION_DISTANCES = (1, 2, 1, 2, 3, 4)  # patches from a patch to those it attends to, by layer
-_REACH_IN_RADII = 0.8  # a patch belongs to a thing nearer than this many radii plus _REACH_MARGIN
+_DIRECTIONS = 16  # bins of the direction of an edge, over the full circle
+_QUERY_KEY_SCALE = 1.2  # factor on the initial weights: a larger one sharpens the attention
+_ATTENTION_DISTANCES = (1, 2, 1, 2, 3, 4)  # patches, by layer: from a query to its key
+# A patch may belong to a thing that is nearer than _REACH_IN_RADII * radius + _REACH_MARGIN.
+_REACH_IN_RADII = 0.8
 _REACH_MARGIN = 3.0  # pixels
-_DIFFERENT = 0.15  # difference from the corner, on a range of 2, that makes a pixel part of a thing
+_THING_DIFFERENCE = 0.15  # pixels from -1 to 1 belong to things if they differ more from a corner
 
 
 class _Predictions(NamedTuple):
@@ -47,19 +48,20 @@ class _Predictions(NamedTuple):
 class _EncoderWithHeads(nn.Module):
     """The vision encoder and its three linear heads.
 
-    ``head`` reads the encoder's output. ``outline`` and ``edges`` read the output of the encoder's
-    first block, and learn the results of the functions ``outlines`` and ``edges``.
+    ``head`` reads the encoder's output and predicts ``patch_labels``. ``outline`` and ``edges``
+    read the output of the encoder's first block and predict the results of the functions
+    ``outlines`` and ``edges``.
     """
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
         width = config.width
-        labels = len(SHAPE_LABELS) + len(COLOUR_LABELS)
-        values = 6  # the centre's logit, and the 5 values of the place
+        label_count = len(SHAPE_LABELS) + len(COLOUR_LABELS)
+        value_count = 6  # the centre's logit, and the 5 values of the place
         self.encoder = SiglipVisionTower(config)
         self.outline = nn.Linear(width, _CELLS_PER_SIDE**2)
         self.edges = nn.Linear(width, 4 * _DIRECTIONS)
-        self.head = nn.Linear(width, labels + values)
+        self.head = nn.Linear(width, label_count + value_count)
 
     def __call__(self, pixels: mx.array) -> _Predictions:
         """Run the encoder on pixels (B, S, S, 3), and all heads."""
@@ -88,19 +90,20 @@ class _EncoderWithHeads(nn.Module):
 
 
 def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
-    """Measure the share of pixels in each cell of a patch that differ from the background.
+    """Return the share of pixels that belong to things, in each cell of every patch.
 
     A patch has ``_CELLS_PER_SIDE`` x ``_CELLS_PER_SIDE`` cells.
 
-    (B, S, S, 3) -> (B, grid * grid, cells), each from 0 to 1.
+    (B, S, S, 3) -> (B, grid * grid, cells), each share from 0 to 1.
     """
     side = pixels.shape[1]
     cell_side = side // (grid * _CELLS_PER_SIDE)  # pixels
-    differs = _differs_from_corner(pixels)
+    is_thing = _differs_from_corner(pixels)
     # Each of the two axes of an image becomes three: patch, cell in the patch, pixel in the cell.
-    blocks = differs.reshape(-1, grid, _CELLS_PER_SIDE, cell_side, grid, _CELLS_PER_SIDE, cell_side)
-    shares = blocks.mean((3, 6))  # (B, row, i, column, j)
-    by_patch = shares.transpose(0, 1, 3, 2, 4)  # (B, row, column, i, j)
+    sizes = (grid, _CELLS_PER_SIDE, cell_side)
+    blocks = is_thing.reshape(-1, *sizes, *sizes)
+    shares = blocks.mean((3, 6))  # (B, patch row, cell row, patch column, cell column)
+    by_patch = shares.transpose(0, 1, 3, 2, 4)  # the axes of the patch, then those of the cell
     batch = len(pixels)
     patches = grid * grid
     flat = by_patch.reshape(batch, patches, -1)
@@ -108,16 +111,15 @@ def outlines(pixels: np.ndarray, grid: int) -> np.ndarray:
 
 
 def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
-    """Measure the strength of the edges in each direction, in each quarter of every patch.
+    """Return the strength of the edges in each direction, in each quarter of every patch.
 
-    These are histograms of oriented gradients, which are good targets for vision transformers
-    (Wei et al., 2022).
+    Histograms of oriented gradients are good targets for vision transformers (Wei et al., 2022).
 
     (B, S, S, 3) -> (B, grid * grid, 4 * _DIRECTIONS).
     """
-    differs = _differs_from_corner(pixels)
-    things = differs.astype(np.float32)  # 1 on a thing, 0 on the background
-    down, right = np.gradient(things, axis=(1, 2))
+    is_thing = _differs_from_corner(pixels)
+    mask = is_thing.astype(np.float32)  # 1 on a thing, 0 on the background
+    down, right = np.gradient(mask, axis=(1, 2))
     strength = np.hypot(down, right)
     angle = np.arctan2(down, right)
     share_of_circle = angle / (2 * np.pi)  # from -0.5 to 0.5
@@ -130,8 +132,9 @@ def edges(pixels: np.ndarray, grid: int) -> np.ndarray:
     half = side // (2 * grid)  # pixels per side of a quarter
     # Each of the two axes of an image becomes three: patch, half of the patch, pixel in the half.
     blocks = strengths.reshape(-1, grid, 2, half, grid, 2, half, _DIRECTIONS)
-    sums = blocks.sum((3, 6)) / half  # (B, row, i, column, j, direction)
-    by_patch = sums.transpose(0, 1, 3, 2, 4, 5)  # (B, row, column, i, j, direction)
+    sums = blocks.sum((3, 6))  # (B, patch row, half row, patch column, half column, direction)
+    sums = sums / half  # an edge across a quarter has about ``half`` pixels
+    by_patch = sums.transpose(0, 1, 3, 2, 4, 5)  # the axes of the patch, then those of the half
     batch = len(pixels)
     patches = grid * grid
     flat = by_patch.reshape(batch, patches, -1)
@@ -143,31 +146,35 @@ def _differs_from_corner(pixels: np.ndarray) -> np.ndarray:
     corner = pixels[:, :1, :1]
     differences = np.abs(pixels - corner)
     largest = differences.max(-1)
-    return largest > _DIFFERENT
+    return largest > _THING_DIFFERENCE
 
 
 def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
     """Label every patch of a scene -> (8, grid * grid).
 
-    A patch belongs to the nearest thing within reach, if any. Row 2 is 1 if the centre of any thing
-    is in the patch. All other rows describe the thing that the patch belongs to, and are 0 if there
-    is none. Rows 0 and 1: indices into ``SHAPE_LABELS`` and ``COLOUR_LABELS``. Rows 3 and 4: offset
-    from the patch's centre to the thing's, to the right and down, in patches. Row 5: the thing's
-    size in patches. Rows 6 and 7: ``place_in_image``.
+    A patch belongs to the nearest thing within reach (``_REACH_IN_RADII``), if any. Row 2 is 1 if
+    the centre of any thing is in the patch. All other rows describe the thing that the patch
+    belongs to, and are 0 if there is none:
+
+    - 0 and 1: indices into ``SHAPE_LABELS`` and ``COLOUR_LABELS``
+    - 3 and 4: offset from the patch's centre to the thing's, to the right and down, in patches
+    - 5: the thing's size in patches
+    - 6 and 7: x and y of ``place_in_image``
     """
     labels = np.zeros((8, grid, grid), np.float32)
-    # These are views: the loop below sets the items of ``labels``.
-    shape, colour, centre, right, down, extent, place_x, place_y = labels
+    # These rows are views of ``labels``, so that the loop below fills ``labels``.
+    shape, colour, has_centre, right, down, size, place_x, place_y = labels
     patch_side = shapes.SIDE / grid  # pixels
     patches = np.mgrid[0:grid, 0:grid]
     corners = patches * patch_side
     centres = corners + patch_side / 2
     y, x = centres
-    nearest = np.full((grid, grid), np.inf)  # in radii, from a patch to its thing
+    # From each patch's centre to that of its thing, in radii of the thing.
+    nearest = np.full((grid, grid), np.inf)
     for thing in scene.things:
         to_right = thing.x - x
-        to_bottom = thing.y - y
-        distance = np.hypot(to_right, to_bottom)
+        downwards = thing.y - y
+        distance = np.hypot(to_right, downwards)
         reach = _REACH_IN_RADII * thing.radius + _REACH_MARGIN
         within_reach = distance < reach
         in_radii = distance / thing.radius  # so that large and small things compare
@@ -177,10 +184,10 @@ def patch_labels(scene: shapes.Scene, grid: int) -> np.ndarray:
         colour[belongs] = COLOUR_LABELS.index(thing.colour)
         row = int(thing.y // patch_side)
         column = int(thing.x // patch_side)
-        centre[row, column] = 1
+        has_centre[row, column] = 1
         right[belongs] = to_right[belongs] / patch_side
-        down[belongs] = to_bottom[belongs] / patch_side
-        extent[belongs] = thing.size / patch_side
+        down[belongs] = downwards[belongs] / patch_side
+        size[belongs] = thing.size / patch_side
         image_x, image_y = place_in_image(thing)
         place_x[belongs] = image_x
         place_y[belongs] = image_y
@@ -197,49 +204,50 @@ def place_in_image(thing: shapes.Thing) -> tuple[float, float]:
 def init_local_attention(encoder: SiglipVisionTower, config: SiglipConfig) -> None:
     """Initialise attention heads to attend to patches above, below, left and right.
 
-    ``_ATTENTION_DISTANCES`` holds each layer's distance in patches. Later layers stay random.
+    ``_ATTENTION_DISTANCES`` holds the distance for each layer. Layers after its end stay random.
 
-    With random weights attention is flat, and training would have to find the neighbours first.
-    Here the first features of a patch are sines and cosines of its place only. A head's keys are
-    these features, and its queries are the features rotated by an offset, so that a patch attends
-    to the patch at that offset, as in a convolution (Cordonnier et al., 2020). Training may change
-    all these weights.
+    With random weights attention is nearly uniform, and training would have to find the neighbours
+    first. Here the first features of a patch are a sinusoidal encoding of its position, and nothing
+    else. A head's keys are these features. Its queries are the same features, rotated by an offset.
+    So a patch attends to the patch at that offset, as in a convolution (Cordonnier et al., 2020).
+    Training may change all these weights.
     """
     tower = encoder.vision_tower
-    place_width = config.width // config.heads  # features of place: as many as a head has
-    content_width = config.width - place_width  # all other features, for a patch's content
+    position_width = config.width // config.heads  # position features: as many as a head has
+    content_width = config.width - position_width  # all other features, for a patch's content
     longest = 2 * config.grid  # wavelength in patches
     lowest = 2 * np.pi / longest
-    # Radians per patch. Each frequency gives a sine and a cosine of the row and of the column.
-    frequencies = np.geomspace(lowest, 2.2, place_width // 4)
-    place_features = _place_features(frequencies, config.grid)
-    tower.pos_embed = _append_zeros(place_features, content_width)[None]
+    # Radians per patch. Each frequency gives four features: a sine and a cosine of the row, and a
+    # sine and a cosine of the column.
+    frequencies = np.geomspace(lowest, 2.2, position_width // 4)
+    position_features = _position_features(frequencies, config.grid)
+    tower.pos_embed = _append_zeros(position_features, content_width)[None]
 
     projection = tower.patch_embed.proj
-    filters = _patch_filters(config, place_width)
+    filters = _patch_filters(config, position_width)
     projection.weight = mx.array(filters)
-    is_content = mx.arange(config.width) >= place_width  # features of place get no bias
+    is_content = mx.arange(config.width) >= position_width  # position features get no bias
     projection.bias *= is_content.astype(mx.float32)
 
-    same_place = np.eye(place_width)
-    keys = np.tile(same_place, (config.heads, 1))
+    identity = np.eye(position_width)
+    keys = np.tile(identity, (config.heads, 1))  # in every head, the position features themselves
     local_keys = _append_zeros(_QUERY_KEY_SCALE * keys, content_width)
     for distance, block in zip(_ATTENTION_DISTANCES, tower.blocks, strict=False):
         queries = _neighbour_queries(frequencies, distance, config.heads)
         local_queries = _append_zeros(_QUERY_KEY_SCALE * queries, content_width)
-        qkv = block.attn.qkv  # the weights of queries, keys and values
+        qkv = block.attn.qkv  # one linear layer for queries, keys and values
         query, key, value = mx.split(qkv.weight, 3, axis=0)
-        # The random weights stay, but smaller.
+        # The random weights are scaled down and added to the local ones.
         query = 0.3 * query + local_queries
         key = 0.3 * key + local_keys
         parts = [query, key, value]
         qkv.weight = mx.concatenate(parts)
 
 
-def _place_features(frequencies: np.ndarray, grid: int) -> np.ndarray:
-    """Return sines and cosines of every patch's row and column: (grid * grid, 4 * frequencies)."""
-    places = np.mgrid[0:grid, 0:grid]
-    row, column = places.reshape(2, -1, 1)
+def _position_features(frequencies: np.ndarray, grid: int) -> np.ndarray:
+    """Return the sinusoidal encoding of every patch's position: (grid * grid, 4 * frequencies)."""
+    positions = np.mgrid[0:grid, 0:grid]
+    row, column = positions.reshape(2, -1, 1)
     row_angles = row * frequencies
     column_angles = column * frequencies
     features = [
@@ -256,11 +264,10 @@ def _neighbour_queries(
     distance: int,
     heads: int,
 ) -> np.ndarray:
-    """Return query weights of all heads, which act on the sines and cosines of a patch's position.
+    """Return the query weights of all heads for n position features: (heads * n, n).
 
-    Head 0 attends to the patch ``distance`` patches above, head 1 below, head 2 left, head 3 right,
-    and so on again from head 4: a position's features, rotated by an offset, are those of the
-    position at that offset. With n such features, the shape is (heads * n, n).
+    The query of head 0 is the position features of the patch ``distance`` patches above. Head 1 has
+    those of the patch below, head 2 left, head 3 right, and head 4 above again.
     """
     above = _rotation(frequencies, -distance, 0)
     below = _rotation(frequencies, distance, 0)
@@ -271,14 +278,17 @@ def _neighbour_queries(
     return np.concatenate(weights)
 
 
-def _patch_filters(config: SiglipConfig, place_width: int) -> np.ndarray:
+def _patch_filters(config: SiglipConfig, position_width: int) -> np.ndarray:
     """Return the initial patch embedding: (width, P, P, 3), one filter for each feature.
 
-    Filters in order: ``place_width`` zeros, because a patch's pixels do not change the features of
-    place; waves of the cosine transform of brightness; the colours of the patch's four quarters;
-    and zeros, if there are fewer waves than features.
+    Filters in order:
+
+    - ``position_width`` filters of zeros, because a patch's pixels do not change its position
+    - the discrete cosine transform of brightness, lowest frequencies first
+    - the mean of each colour channel in each of the patch's four quarters
+    - zeros for the remaining features, if any
     """
-    P = config.patch_size
+    P = config.patch_size  # pixels per side
     zero_filter = np.zeros((P, P, 3))
     colour_filters = []
     for quarter in range(4):
@@ -286,18 +296,18 @@ def _patch_filters(config: SiglipConfig, place_width: int) -> np.ndarray:
             colour_filter = _quarter_filter(P, quarter, channel)
             colour_filters.append(colour_filter)
 
-    filters = [zero_filter] * place_width
+    filters = [zero_filter] * position_width
     identity = np.eye(P)
-    cosines = dct(identity, norm="ortho", axis=0)  # row i: wave of frequency i
-    frequencies = sorted(np.ndindex(P, P), key=sum)  # of rows and of columns, lowest first
-    waves = config.width - place_width - len(colour_filters)
-    for i, j in frequencies[:waves]:
+    cosines = dct(identity, norm="ortho", axis=0)  # row i: cosine wave of frequency i
+    frequencies = sorted(np.ndindex(P, P), key=sum)  # pairs (down, across), lowest sum first
+    wave_count = config.width - position_width - len(colour_filters)
+    for i, j in frequencies[:wave_count]:
         down = cosines[i]
         across = cosines[j]
         wave = np.outer(down, across)
-        brightness_filter = wave[..., None].repeat(3, -1)
-        is_mean = i == j == 0  # this wave is the patch's mean brightness, the largest value
-        scale = 0.04 if is_mean else 0.15
+        brightness_filter = wave[..., None].repeat(3, -1)  # the same for red, green and blue
+        is_constant = i == j == 0  # this filter measures the mean brightness, which is large
+        scale = 0.04 if is_constant else 0.15
         filters.append(brightness_filter * scale)
     filters += colour_filters
     missing = config.width - len(filters)
@@ -306,7 +316,10 @@ def _patch_filters(config: SiglipConfig, place_width: int) -> np.ndarray:
 
 
 def _quarter_filter(size: int, quarter: int, channel: int) -> np.ndarray:
-    """Return a filter that averages a colour channel over a quarter of a patch: (size, size, 3)."""
+    """Return a filter that averages a colour channel over a quarter of a patch: (size, size, 3).
+
+    Quarters 0 to 3 are top left, top right, bottom left and bottom right.
+    """
     row, column = divmod(quarter, 2)
     half = size // 2
     top = row * half
@@ -319,14 +332,14 @@ def _quarter_filter(size: int, quarter: int, channel: int) -> np.ndarray:
 
 
 def _rotation(frequencies: np.ndarray, dy: float, dx: float) -> np.ndarray:
-    """Return a matrix that moves the features of place by dy, dx patches.
+    """Return the matrix that turns the position features at (y, x) into those at (y + dy, x + dx).
 
     For n frequencies it is (4 * n, 4 * n). The features are n sines and n cosines of the row, then
-    n sines and n cosines of the column (``_place_features``).
+    n sines and n cosines of the column (``_position_features``). Offsets are in patches.
     """
     n = len(frequencies)
     rotation = np.zeros((4 * n, 4 * n))
-    for axis, offset in enumerate((dy, dx)):
+    for axis, offset in enumerate((dy, dx)):  # the features of the row, then those of the column
         start = 2 * n * axis
         middle = start + n
         end = middle + n
@@ -344,14 +357,14 @@ def _rotation(frequencies: np.ndarray, dy: float, dx: float) -> np.ndarray:
 
 
 def _append_zeros(matrix: np.ndarray, columns: int) -> mx.array:
-    """Append columns of zeros to a matrix, and convert it to MLX."""
+    """Append ``columns`` columns of zeros to a matrix, and convert it to MLX."""
     widths = [(0, 0), (0, columns)]
     padded = np.pad(matrix, widths)
     return mx.array(padded.astype(np.float32))
 
 
 class EncoderStage:
-    """A training stage: a ``SiglipVisionTower`` learns the patch labels of the training scenes.
+    """A training stage, in which a ``SiglipVisionTower`` learns the labels of scenes' patches.
 
     The constructor seeds MLX's global random generator.
 
@@ -408,7 +421,7 @@ class EncoderStage:
     def _batch(self, index: int) -> dict[str, np.ndarray]:
         """Render the scenes of a step, and return their pixels and the targets of all heads."""
         grid = self._config.grid
-        seeds = [self._seed, 3, index]  # 3: random numbers of this stage only
+        seeds = [self._seed, 3, index]  # 3: this stage; other stages have other numbers
         random = np.random.default_rng(seeds)
         kinds = random.choice(shapes.BUSY, self._recipe.batch)
         images = []
@@ -431,17 +444,17 @@ def _loss(
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """Return the sum of all heads' losses, and measurements for the log.
 
-    The measurement "edges_off" is the squared error of all patches, divided by the squared strength
-    of their edges. The other measurements are means over the patches that show a thing.
+    The measurement "edges_off" is the sum of squared errors of the predicted edges, divided by the
+    sum of the squared targets. The others are means over the patches that show a thing.
 
     Args:
         model: the encoder with its heads.
-        batch: pixels (B, S, S, 3), labels (8, B, N), and outlines and edges for N patches.
+        batch: pixels (B, S, S, 3), labels (8, B, N), and outlines and edges (B, N, ...).
     """
     predicted = model(batch["pixels"])
     labels = batch["labels"]
-    shape, colour = labels[:2].astype(mx.int32)  # indices of labels
-    is_centre = labels[2]
+    shape, colour = labels[:2].astype(mx.int32)
+    has_centre = labels[2]
     places = labels[3:].transpose(1, 2, 0)  # (B, N, 5)
     shows_thing = labels[0] > 0
     thing_patches = shows_thing.sum()
@@ -450,8 +463,8 @@ def _loss(
     shape_losses = nn.losses.cross_entropy(predicted.shape, shape)
     colour_losses = nn.losses.cross_entropy(predicted.colour, colour)
     weighted_losses = weights * (shape_losses + colour_losses)
-    name_loss = weighted_losses.sum() / total_weight
-    centre_loss = nn.losses.binary_cross_entropy(predicted.centre, is_centre)
+    label_loss = weighted_losses.sum() / total_weight
+    centre_loss = nn.losses.binary_cross_entropy(predicted.centre, has_centre)
     outline_loss = nn.losses.binary_cross_entropy(predicted.outline, batch["outlines"])
 
     place_errors = nn.losses.smooth_l1_loss(predicted.place, places, reduction="none")
@@ -461,7 +474,7 @@ def _loss(
     edge_targets = batch["edges"]
     edge_errors = (predicted.edges - edge_targets) ** 2
     weighted_errors = weights[..., None] * edge_errors
-    loss = name_loss + 2 * centre_loss + 2 * outline_loss + place_loss
+    loss = label_loss + 2 * centre_loss + 2 * outline_loss + place_loss
     loss = loss + 5 * weighted_errors.sum() / total_weight
 
     best_shape = predicted.shape.argmax(-1)

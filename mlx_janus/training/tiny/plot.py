@@ -7,7 +7,8 @@ from pathlib import Path
 from ..loop import read_log
 
 _IMAGE_LOSS = ("image_loss", "loss of pictures, nats a token")
-_CURVES = (  # stage, key in the log's lines, title of the plot
+# Stage, key in the log's lines, title of the curve.
+_CURVES = (
     ("codec", "psnr", "reconstruction, dB"),
     ("merged", "psnr", "reconstruction, dB"),
     ("encoder", "shapes_right", "patches whose shape is right"),
@@ -22,7 +23,7 @@ _CURVES = (  # stage, key in the log's lines, title of the plot
 
 
 def plot_log(log: Path, output: Path) -> None:
-    """Plot the ten curves of ``_CURVES``, each over the steps of its stage.
+    """Plot the ten curves of ``_CURVES`` in two rows, each over the steps of its stage.
 
     Args:
         log: file of the log.
@@ -33,10 +34,10 @@ def plot_log(log: Path, output: Path) -> None:
     lines = read_log(log)
     figure = Figure(figsize=(16, 5.5), layout="constrained")
     for axes, (stage, key, title) in zip(figure.subplots(2, 5).flat, _CURVES, strict=True):
-        plotted = [line for line in lines if line["stage"] == stage and key in line]
-        steps = [line["step"] for line in plotted]
-        values = [line[key] for line in plotted]
-        if plotted:  # the axes of a stage that has not begun stay empty
+        points = [line for line in lines if line["stage"] == stage and key in line]
+        steps = [line["step"] for line in points]
+        values = [line[key] for line in points]
+        if points:  # the axes of a stage that has not begun stay empty
             axes.plot(steps, values, linewidth=1)
         axes.set_title(f"{stage}: {title}", fontsize=9)
         axes.set_xlabel("steps", fontsize=8)
