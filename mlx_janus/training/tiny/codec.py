@@ -29,10 +29,12 @@ from .recipe import CodecRecipe
 _FIGURE_WEIGHT = 4.0  # added to the weight 1 of a pixel of a figure of ``_USUAL_AREA``
 _EDGE_WEIGHT = 3.0  # added where such a pixel is next to another colour
 _USUAL_AREA = 150.0  # pixels; smaller figures weigh more per pixel, and larger ones less
-_EXTREME_WEIGHTS = (0.7, 4.0)  # least and greatest weight of a figure
+_EXTREME_WEIGHTS = (0.5, 8.0)  # least and greatest factor of ``_FIGURE_WEIGHT`` for a figure
 _FIGURE = 0.05  # least difference from the corner pixel (0 to 2) of a pixel of a figure
 _EDGE = 0.1  # least difference between neighbours of different colours
 _PLAIN_WEIGHT = 1.0  # weight of the variance of plain patches' vectors
+_CANDIDATES = 3  # named scenes, of which the hardest is trained on
+_STAR_HARDNESS = 3.0  # hardness of a star, in that of another shape of its size
 _START_BATCHES = 6  # batches from which the initial weights are computed
 _CODEBOOK_BATCHES = 24  # batches whose vectors initialise the codebook
 _ALIKE = 0.1  # vectors that are equal after rounding to this give one code
@@ -156,8 +158,9 @@ class CodecStage:
             open_scene = open_scenes.sample_open_scene(random)
             images.append(open_scenes.pixels(open_scene))
         for kind in random.choice(shapes.BUSY, size - open_size):
-            scene = shapes.sample_scene(random, kind)
-            images.append(shapes.pixels(scene))
+            candidates = [shapes.sample_scene(random, kind) for _ in range(_CANDIDATES)]
+            hardest = max(candidates, key=_hardness)
+            images.append(shapes.pixels(hardest))
         return np.stack(images)
 
     def _initialise_codebook(self, index: int) -> None:
@@ -306,6 +309,17 @@ class MergedCodecStage(CodecStage):
         return np.flatnonzero(plain > _PLAIN * other)
 
 
+def _hardness(scene: shapes.Scene) -> float:
+    """Return how hard a scene is to reconstruct: many and small things are, above all stars.
+
+    A small star is easily taken for a circle.
+    """
+    hardness = 0.0
+    for thing in scene.things:
+        hardness += (_STAR_HARDNESS if thing.shape == "star" else 1.0) / thing.size
+    return hardness
+
+
 def _perplexity(uses: mx.array) -> mx.array:
     """Return the effective number of codes: e to the entropy of their shares of the uses."""
     shares = uses / uses.sum()
@@ -335,7 +349,7 @@ def _pixel_weights(pixels: np.ndarray) -> np.ndarray:
         if not count:
             continue
         areas = np.bincount(regions.ravel())
-        by_region = np.sqrt(_USUAL_AREA / areas).clip(*_EXTREME_WEIGHTS)
+        by_region = (_USUAL_AREA / areas).clip(*_EXTREME_WEIGHTS)
         by_region[0] = 0.0  # region 0 is the background
         # The background pixels next to a figure show its outline too.
         weight = ndimage.grey_dilation(by_region[regions], size=(3, 3))

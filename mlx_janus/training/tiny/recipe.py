@@ -23,7 +23,7 @@ from ...worlds.shapes import SIDE
 class CodecRecipe:
     """The image codec's stage."""
 
-    steps: int = 6000
+    steps: int = 5600
     unquantized_steps: int = 250  # first steps, before the codebook is initialised
     batch: int = 8
     rate: float = 1e-3  # AdamW's highest learning rate
@@ -68,7 +68,7 @@ class TinyRecipe:
     seed: int = 0
     codec: CodecRecipe = field(default_factory=CodecRecipe)
     merged: CodecRecipe = field(
-        default_factory=lambda: CodecRecipe(360, unquantized_steps=0, rate=3e-4, muon_rate=None)
+        default_factory=lambda: CodecRecipe(600, unquantized_steps=0, rate=3e-4, muon_rate=None)
     )
     encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
     drawing: JointRecipe = field(
@@ -93,8 +93,8 @@ CODEC = VQConfig(
     kind="vq",
     codebook_size=4096,
     codebook_dim=8,
-    ch=8,
-    ch_mult=(1, 2, 4, 12),
+    ch=12,
+    ch_mult=(1, 2, 3, 8),
     num_res_blocks=1,
     z_channels=96,
     norm_groups=1,
