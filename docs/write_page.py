@@ -23,12 +23,12 @@ from tests.support.serving import started
 TARGETS: dict[str, dict[str, Any]] = {
     "page-light.png": {
         "color_scheme": "light",
-        "viewport": {"width": 960, "height": 1090},
+        "viewport": {"width": 960, "height": 1200},
         "device_scale_factor": 1.5,
     },
     "page-dark.png": {
         "color_scheme": "dark",
-        "viewport": {"width": 960, "height": 1090},
+        "viewport": {"width": 960, "height": 1200},
         "device_scale_factor": 1.5,
     },
     "page-phone.png": {
@@ -39,22 +39,21 @@ TARGETS: dict[str, dict[str, Any]] = {
         "has_touch": True,
     },
 }
-DRAWN = "a green circle above a purple star"
+PROMPT = "a green circle above a purple star"
 SEED = 4
 
 
 def talk(page: Page) -> None:
     """Ask about the example's image, and generate two."""
     done = "article:nth-of-type({})[aria-busy=false]"
-    page.get_by_role("button", name="What is in the picture?").click()
+    page.get_by_role("button", name="What do you see?").click()
     page.locator(done.format(1)).wait_for()
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("How many").fill("2")
-    page.get_by_label("Seed").fill(str(SEED))
-    page.get_by_role("button", name="Done").click()
-    box = page.get_by_role("textbox", name="Question")
-    box.fill(f"/draw {DRAWN}")
-    box.press("Enter")
+    page.get_by_role("form", name="Message").get_by_text("Generate", exact=True).click()
+    page.get_by_label("Images", exact=True).fill("2")
+    page.get_by_label("Seed", exact=True).fill(str(SEED))
+    prompt = page.get_by_role("textbox", name="Prompt")
+    prompt.fill(PROMPT)
+    prompt.press("Enter")
     page.locator(done.format(2)).wait_for()
     page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
     page.mouse.move(0, 0)

@@ -24,7 +24,7 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     from .errors import JanusError
     from .inference.conversation import Conversation
-    from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
+    from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult, TokenLogprob
     from .pipeline import JanusPipeline, load
 
 _MODULES = {  # public name -> its module, imported on first use
@@ -35,6 +35,7 @@ _MODULES = {  # public name -> its module, imported on first use
     "JanusPipeline": "pipeline",
     "TextChunk": "inference.results",
     "TextResult": "inference.results",
+    "TokenLogprob": "inference.results",
     "load": "pipeline",
 }
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "JanusPipeline",
     "TextChunk",
     "TextResult",
+    "TokenLogprob",
     "__version__",
     "load",
 ]

@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+import re
+
+_LINE_BREAK = re.compile(r"\s*[\r\n\t]\s*")
+_MAX_MESSAGE = 400  # characters: room for two long paths; texts from files may be far longer
+
+
+def one_line(text: str, longest: int = _MAX_MESSAGE) -> str:
+    """Return a text as one line of printable characters, cut in the middle if it is too long.
+
+    A line break becomes a space, and other characters are escaped: a text from a file may hold a
+    terminal's control sequences.
+    """
+    if text.isprintable() and len(text) <= longest:
+        return text
+    text = _LINE_BREAK.sub(" ", text)
+    # Cut before and after escaping: an escape is longer than its character.
+    line = "".join(map(_escape, _cut(text, longest)))
+    return _cut(line, longest)
+
+
+def _escape(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]  # without quotes
+
+
+def _cut(text: str, longest: int) -> str:
+    """Replace the middle of a text of more than ``longest`` characters by "..."."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3  # the end often holds the fix
+    beginning = longest - end - len("...")
+    return f"{text[:beginning]}...{text[-end:]}"
+
 
 class JanusError(Exception):
     """Base of every error that this package raises on purpose.
 
-    The message is one line: the problem, the value, and the fix.
+    The message is one line of at most 400 printable characters: the problem, the value, and the
+    fix.
     """
+
+    def __init__(self, message: str = ""):
+        super().__init__(one_line(message))
 
 
 class ConfigError(JanusError):

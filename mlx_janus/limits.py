@@ -12,10 +12,18 @@ RANDOM_SEED = -1  # a given seed that means: choose a random one
 MAX_TEMPERATURE = 1000
 MAX_CFG_WEIGHT = 1000  # weight of classifier-free guidance
 MAX_TOKENS = 1 << 20  # tokens per answer; no context is as long
+MAX_PENALTY = 2  # frequency and presence penalty, either sign
+MIN_REPETITION_PENALTY = 0.01
+MAX_REPETITION_PENALTY = 100
+MAX_LOGIT_BIAS = 100  # either sign
+MAX_TOP_LOGPROBS = 20  # likeliest tokens reported for each token of an answer
+MAX_TOP_K = 2**31 - 1  # any number above the vocabulary keeps all tokens
+ALL_TOKENS = -1  # as a top_k: sample from all tokens, as with 0
 MAX_LOOKUP = 64  # draft tokens per forward pass of an answer
 MAX_WINDOW = 64  # positions per forward pass of an image
 MAX_IMAGES = 10_000  # images per prompt and call
 MAX_UPSCALE = 4  # factor of width and height
+MAX_DECODED_BYTES = 400_000_000  # bytes of the pixels of an image that is read; 4 for each pixel
 
 
 def check_number(

@@ -6,11 +6,12 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import mlx.core as mx
 
 from .config import check_roles
+from .decode.text_options import SamplingArguments
 from .errors import OptionError
 from .inference.conversation import Conversation
 from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
@@ -28,7 +29,7 @@ from .inference.text_generation import (
 )
 from .limits import check_text
 from .processing.images import ImageSource, as_images, open_image, preprocess
-from .processing.prompts import Prompts, Turn
+from .processing.prompts import Prompts, Turn, marked_question
 from .threads import check_usable
 from .weights.addresses import NO_MODEL
 from .weights.load import WeightFiles, load_model
@@ -168,29 +169,26 @@ class JanusPipeline(LoadedModel):
         system: str | None = None,
         stop: Sequence[str] | str = (),
         lookup: int = 0,
+        **sampling: Unpack[SamplingArguments],
     ) -> TextResult:
-        """Answer a question, with or without images.
+        """Answer a question, with or without images. The result has token counts and speeds too.
 
         Args:
-            prompt: the question.
-            images: an image or several, each a path, a PIL image or the bytes of an image file. The
-                model reads them in this order, before the question.
+            prompt: the question. ``{image}`` marks the place of an image, one for each; without
+                marks, the images come first.
+            images: an image or several, each a path, a PIL image or the bytes of an image file.
             max_tokens: the maximum length of the answer.
             temperature: randomness of sampling; 0 always takes the most likely token.
-            top_p: threshold of nucleus sampling, which samples from the smallest set of tokens
-                whose probabilities sum to at least this; 1: from all tokens.
-            seed: seed of the sampling, an integer; None or -1: a random one. The same seed gives
-                the same answer.
+            top_p: share of the probability that nucleus sampling keeps, in the most likely tokens;
+                1: all of it; 0: only the most likely token.
+            seed: seed of the sampling; None or -1: a random one.
             system: system prompt; None: the model's own, "": none.
             stop: a string or several that end the answer; they are not part of it.
-            lookup: number of draft tokens that prompt lookup decoding copies from earlier text in
-                each pass. The answer is the same, in fewer passes if it repeats earlier text.
-
-        Returns:
-            The answer, with its token counts and speeds.
+            lookup: draft tokens in each pass of prompt lookup decoding; the answer stays the same.
+            sampling: further arguments, see ``SamplingArguments``.
 
         Raises:
-            PromptError: the question has no words and no images, or does not fit into the context.
+            PromptError: the question is empty or too long, or its marks are not one for each image.
             ImageError: an image cannot be read.
             OptionError: a type is wrong, a number is out of range, or a stop string is empty.
         """
@@ -204,6 +202,7 @@ class JanusPipeline(LoadedModel):
             system=system,
             stop=stop,
             lookup=lookup,
+            **sampling,
         )
         return last_result(stream)
 
@@ -219,6 +218,7 @@ class JanusPipeline(LoadedModel):
         system: str | None = None,
         stop: Sequence[str] | str = (),
         lookup: int = 0,
+        **sampling: Unpack[SamplingArguments],
     ) -> ThreadStream[TextChunk]:
         """Answer a question and stream the answer in pieces.
 
@@ -230,8 +230,16 @@ class JanusPipeline(LoadedModel):
         """
         check_text("prompt", prompt)
         sources = as_images(images)
-        turn = Turn("user", prompt, len(sources))
-        options = text_options(max_tokens, temperature, top_p, seed, stop, lookup)
+        turn = marked_question(prompt, len(sources))
+        options = text_options(
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            stop,
+            lookup,
+            **sampling,
+        )
         return self.stream_turns([turn], sources, options=options, system=system)
 
     def stream_turns(
@@ -248,7 +256,8 @@ class JanusPipeline(LoadedModel):
         part of each prompt.
 
         Args:
-            turns: messages. If the last one is the assistant's, the answer continues its text.
+            turns: messages. If the last one is the assistant's, the answer continues its text. A
+                ``{image}`` in their texts is ordinary text.
             images: the images of all turns, in order.
             options: sampling, length and stop strings.
             system: system prompt; None: the model's own, "": none.
@@ -260,8 +269,10 @@ class JanusPipeline(LoadedModel):
             PromptError: the last turn is not the user's, a question has no words and no images, or
                 the conversation does not fit into the context.
             ImageError: an image cannot be read.
-            OptionError: ``images`` has more or fewer images than the turns together.
+            OptionError: ``images`` has more or fewer images than the turns together, or an option
+                does not suit the model.
         """
+        self.check_text_options(options)
         expected = sum(turn.images for turn in turns)
         if expected != len(images):
             raise OptionError(f"the turns show {expected} images, {len(images)} were given")

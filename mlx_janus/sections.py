@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from .errors import ConfigError
-from .files import is_git_pointer
+from .files import MAX_JSON_FILE, FileTooLargeError, is_git_pointer, parse_json, read_bounded
 
 _MAX_SIZE = 1 << 20  # far above any width or vocabulary, far below an overflow
 _MAX_NUMBER = 1e30  # largest absolute value of a float field without a range
-_MAX_FILE = 64 << 20  # bytes of a JSON file
 
 LATER = {"later": True}
 """Metadata of a field that early releases did not write. At its default, it is not written."""
@@ -353,18 +351,17 @@ def read_json(path: Path) -> dict[str, Any]:
             JSON object.
     """
     try:
-        size = path.stat().st_size
-        if size > _MAX_FILE:
-            raise JsonError(f"{path} is larger than {_MAX_FILE >> 20} MiB", "too large")
-        content = path.read_bytes()
+        content = read_bounded(path, MAX_JSON_FILE)
         if is_git_pointer(content):
             raise JsonError(f"{path} is a Git LFS pointer and not the file itself", "pointer")
-        data = json.loads(content.decode("utf-8"))
+        data = parse_json(content)
     except FileNotFoundError:
         raise JsonError(f"{path} is missing", "missing") from None
+    except FileTooLargeError as error:
+        raise JsonError(f"{path} is larger than {error.limit}", "too large") from None
     except OSError as error:
         raise JsonError(f"{path} cannot be read: {error.strerror}", "unreadable") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise JsonError(f"{path} is not valid JSON ({error})", "invalid") from None
     if not isinstance(data, dict):
         raise JsonError(f"{path} must hold a JSON object, got {shorten(data)}", "no object")

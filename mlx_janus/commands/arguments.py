@@ -53,6 +53,11 @@ class TextArguments(Arguments):
     seed: int | None = None
     system: str | None = None
     lookup: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ _RULES = (
     default=DEFAULT_QUESTION,
     show_default=True,
     metavar="TEXT",
-    help="Question to ask about each image.",
+    help="Question to ask about each image. {image} in it is the place of the image.",
 )
 @click.option(
     "-o",
@@ -87,6 +87,9 @@ def main(paths: tuple[str, ...], question: str, output: str | None, **options: A
       mlx-janus caption janus.png
       curl https://example.org/photo.jpg | mlx-janus caption -
     """
+    from ..processing.prompts import marked_question
+
+    marked_question(question, 1)  # refuses a second mark before minutes are spent on the model
     listed: list[str] = []
     for path in paths:
         listed += _image_sources(path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import JanusError, PromptError
+from ..errors import ContextLengthError, JanusError
 from ..processing.file_names import names_folder
 from .arguments import ImageArguments, LoadArguments, TextArguments, load_pipeline
 from .line_editor import (
@@ -77,17 +77,19 @@ class Chat:
     def ask(self, question: str) -> None:
         """Ask a question about the attached images, and print the answer while it is generated.
 
-        If the answer is stopped or fails, the chat stays as it was, and the images stay attached.
+        ``{image}`` marks in the question are the places of the images. If the answer is stopped or
+        fails, the chat stays as it was, and the images stay attached.
 
         Raises:
-            PromptError: the question is empty, or does not fit into the context.
+            PromptError: the question is empty, does not fit into the context, or has another number
+                of marks than of images.
         """
         arguments = TextArguments.from_options(self.settings).keywords()
         try:
             stream = self.conversation.stream(question, self.attached, **arguments)
-        except PromptError as error:
+        except ContextLengthError as error:
             advice = "; /reset forgets the conversation" if self.conversation.messages else ""
-            raise PromptError(f"{error}{advice}") from None
+            raise ContextLengthError(f"{error}{advice}") from None
         self._print_answer(stream)
         self.attached = []
 
@@ -290,7 +292,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None], str]] = {
     "/retry": ("", Chat.retry, "answer the last question again"),
     "/undo": ("", Chat.undo, "remove the last question or drawing"),
     "/seed": ("N", Chat.seed, "repeat results with this seed; random: new seeds again"),
-    "/set": ("NAME VALUE", Chat.set, f"set {', '.join(SETTINGS)}; no NAME: list them"),
+    "/set": ("NAME VALUE", Chat.set, "change a setting, such as temperature; no NAME: list all"),
     "/system": ("TEXT", Chat.system, "set the system prompt; none: remove it; no TEXT: show it"),
     "/save": ("FILE", Chat.save, "save the conversation, and its images next to FILE"),
     "/load": ("FILE", Chat.load, "continue a saved conversation"),
@@ -308,6 +310,7 @@ HELP = "\n".join(
     + [
         f"{'/quit':16} leave (or press Ctrl-D); Ctrl-C stops an answer or a drawing",
         f"{QUOTES:16} begin and end a question of several lines; Alt-Enter: one more line",
+        f"{'{image}':16} in a question: the place of an image, one for each; none: images first",
     ]
 )
 
@@ -323,7 +326,8 @@ def main(**options: Any) -> None:
     """Chat with a model about images, and let it generate images.
 
     A question of several lines is enclosed in triple quotes, on a terminal as in a pipe. On a
-    terminal, Alt-Enter, or Esc and then Enter, begins a new line too.
+    terminal, Alt-Enter, or Esc and then Enter, begins a new line too. {image} in a question is the
+    place of an attached image.
 
     \b
     Examples:

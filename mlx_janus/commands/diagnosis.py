@@ -116,7 +116,7 @@ def _device() -> Finding:
         return Finding("device", "ok", f"GPU, {name}")
     advice = "the CPU is slow for the published models: use a Mac with Apple silicon"
     if platform.system() == "Linux":
-        advice += ', or with an NVIDIA GPU the extra "cuda"'
+        advice += '; if this machine has an NVIDIA GPU, install the extra "cuda"'
     return Finding("device", "warn", f"CPU only, {os.cpu_count()} cores", advice)
 
 
@@ -192,12 +192,13 @@ def _wired_limit_setting() -> str:
 def _blas() -> Finding:
     """Check that MLX uses a fast BLAS library.
 
-    On macOS this is Accelerate. On Linux it is OpenBLAS, if that is loaded before MLX is imported.
+    On macOS this is Accelerate. On Linux it is OpenBLAS, which this package loads when it is
+    imported. That must be before MLX is imported.
     """
     if platform.system() != "Linux":
         return Finding("BLAS", "ok", "Accelerate")
     try:
-        ctypes.CDLL("libopenblas.so.0")  # raises if OpenBLAS is not installed
+        ctypes.CDLL("libopenblas.so.0")  # only to see whether it is installed
     except OSError:
         advice = "sudo apt-get install libopenblas0"
         return Finding("BLAS", "warn", "reference BLAS, which is slow", advice)

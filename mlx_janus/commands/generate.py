@@ -112,7 +112,8 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     metavar="FILE",
     callback=check_image_sources,
     shell_complete=complete_files,
-    help="Image to ask about: a file, an https address, or - for stdin. May be repeated.",
+    help="Image to ask about: a file, an https address, or - for stdin. May be repeated. {image} "
+    "in the question is the place of an image, one for each; without it the images come first.",
 )
 @click.option("--text", is_flag=True, help="Answer a question without an image.")
 @click.option(
@@ -206,6 +207,7 @@ def main(ctx: click.Context, /, **_: Any) -> None:
       python -m mlx_janus.generate --prompts-file prompts.txt --seed 7 -o pictures
       python -m mlx_janus.generate -m models/janus-pro-1b --config-from light-2.png --upscale 2
       python -m mlx_janus.generate -m models/janus-pro-1b -i photo.jpg -p "What is in this picture?"
+      python -m mlx_janus.generate -i a.png -i b.png -p "Is {image} brighter than {image}?"
       curl example.org/a.jpg | python -m mlx_janus.generate -m janus-pro-1b -i - -p "What is this?"
       python -m mlx_janus.generate -m models/janus-pro-1b --text -p "Name three primes."
     """
@@ -224,9 +226,11 @@ def main(ctx: click.Context, /, **_: Any) -> None:
 def ask(job: AskJob) -> None:
     """Answer a question; print the text while it is generated, or one JSON object at the end."""
     from ..decode.sampling import random_seed
+    from ..processing.prompts import marked_question
     from .inputs import read_image
 
-    # Read the images first: a bad file fails before minutes are spent on the model.
+    # Check the prompt and the images first: a mistake fails before minutes are spent on the model.
+    marked_question(job.prompt, len(job.images))
     images = [read_image(source) for source in job.images]
     janus = load_pipeline(job.load)
     # Choose a random seed here, not in the library, so that it can be printed.

@@ -34,7 +34,16 @@ _DRAWING_ONLY = (
     "preview_every",
 )
 # Parameters of options that are refused with a drawing.
-_ASKING_ONLY = ("max_tokens", "system", "lookup")
+_ASKING_ONLY = (
+    "max_tokens",
+    "system",
+    "lookup",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+)
 # Options whose values --config-from takes from the image, unless the command line gives them.
 _STORED_OPTIONS = ("seed", "cfg_weight", "temperature", "top_p", "upscale")
 
@@ -166,6 +175,10 @@ RULES: tuple[Rule, ...] = (
     refuse_if(
         lambda values: _last_seed(values) > MAX_SEED,
         f"the last image's seed would be above {MAX_SEED}: take a smaller --seed.",
+    ),
+    refuse_if(
+        lambda values: values["top_p"] == 0 and not asks(values),
+        "--top-p 0 does not go with drawing: take --temperature 0, or a larger number.",
     ),
     refuse_if(lambda values: "" in values["images"], "--image is empty: name an image."),
     refuse_if(

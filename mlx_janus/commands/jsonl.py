@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from ..errors import OutputError
+from ..files import MAX_RECORDS_FILE, parse_json, read_bounded
 from .outputs import check_writable
 
 Record = dict[str, Any]
@@ -55,7 +56,7 @@ class JsonLines:
         if not self.path.exists():
             return []
         with self._as_output_errors("read"):
-            data = self.path.read_bytes()
+            data = read_bounded(self.path, MAX_RECORDS_FILE)
         # ``incomplete`` is empty if the file ends with a newline.
         *lines, incomplete = data.split(b"\n")
         beginning = f'{{"{self.keys[0]}": '.encode()  # of every line
@@ -100,8 +101,8 @@ class JsonLines:
             OutputError: the line is not a JSON object with all of ``keys``.
         """
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # RecursionError: nested too deeply
+            record = parse_json(line, surrogates=True)
+        except ValueError:
             raise self._wrong_content() from None
         if not isinstance(record, dict) or not all(key in record for key in self.keys):
             raise self._wrong_content()

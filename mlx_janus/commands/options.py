@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..config import BITS, DTYPES, RECIPES, ROLES
-from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, RANDOM_SEED
+from ..limits import (
+    ALL_TOKENS,
+    MAX_CFG_WEIGHT,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_SEED,
+    MAX_TEMPERATURE,
+    MAX_TOKENS,
+    MAX_TOP_K,
+    MIN_REPETITION_PENALTY,
+    RANDOM_SEED,
+)
 from ..version import __version__
 from .runner import Rule, be_quiet
 
@@ -283,7 +294,12 @@ model_options = stack(
 
 SETTINGS: dict[str, click.ParamType] = {
     "temperature": FiniteRange(0, MAX_TEMPERATURE),
-    "top_p": FiniteRange(0, 1, min_open=True),
+    "top_p": FiniteRange(0, 1),
+    "top_k": click.IntRange(ALL_TOKENS, MAX_TOP_K),
+    "min_p": FiniteRange(0, 1),
+    "frequency_penalty": FiniteRange(-MAX_PENALTY, MAX_PENALTY),
+    "presence_penalty": FiniteRange(-MAX_PENALTY, MAX_PENALTY),
+    "repetition_penalty": FiniteRange(MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
     "max_tokens": click.IntRange(1, MAX_TOKENS),
     "cfg_weight": FiniteRange(0, MAX_CFG_WEIGHT),
     "seed": SeedRange(),
@@ -304,7 +320,8 @@ sampling_options = stack(
         default=1.0,
         show_default=True,
         metavar="P",
-        help="Nucleus sampling: sample from the likeliest tokens with this total probability.",
+        help="Nucleus sampling: sample from the likeliest tokens with this total probability; 0, "
+        "only for answers: no randomness.",
     ),
     click.option(
         "--seed",
@@ -312,6 +329,43 @@ sampling_options = stack(
         metavar="S",
         help="Random seed: the same seed gives the same result; -1: a random one.  "
         "[default: random]",
+    ),
+)
+
+penalty_options = stack(
+    click.option(
+        "--top-k",
+        type=SETTINGS["top_k"],
+        metavar="K",
+        help="Sample an answer from this number of the likeliest tokens; 0: from all.  "
+        "[default: 0]",
+    ),
+    click.option(
+        "--min-p",
+        type=SETTINGS["min_p"],
+        metavar="P",
+        help="Sample an answer from the tokens that are at least this share as likely as the "
+        "likeliest; 0: from all.  [default: 0]",
+    ),
+    click.option(
+        "--frequency-penalty",
+        type=SETTINGS["frequency_penalty"],
+        metavar="F",
+        help="Make a token less likely, -2 to 2, for each time that the answer has it.  "
+        "[default: 0]",
+    ),
+    click.option(
+        "--presence-penalty",
+        type=SETTINGS["presence_penalty"],
+        metavar="F",
+        help="Make all tokens that the answer has less likely, -2 to 2.  [default: 0]",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=SETTINGS["repetition_penalty"],
+        metavar="F",
+        help="Make all tokens that the question or the answer has less likely; 1: no penalty.  "
+        "[default: 1]",
     ),
 )
 
@@ -327,4 +381,5 @@ answering_options = stack(
         metavar="TEXT",
         help='System prompt for answers; "" for none.  [default: the model\'s own]',
     ),
+    penalty_options,
 )

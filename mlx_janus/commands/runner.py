@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from ..errors import ConversationError, ImageError, JanusError, OutputError
+from ..errors import ConversationError, ImageError, JanusError, OutputError, one_line
 from .wording import to_flags
 
 Rule = Callable[[click.Context], str | None]
@@ -121,6 +121,10 @@ def _prepare_process() -> None:
             os.fstat(descriptor)
         except OSError:  # closed
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
+    # Python has no object for a stream that was closed.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, PTH123
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
     with contextlib.suppress(ValueError):  # only the main thread may set a handler
         signal.signal(signal.SIGTERM, _exit_on_sigterm)
     for stream in (sys.stdout, sys.stderr):
@@ -222,9 +226,9 @@ def explain(error: BaseException) -> str | None:
         return to_flags(text)  # the library names Python keywords, which here are flags
     if isinstance(error, OSError):
         reason = error.strerror or text
-        return f"{error.filename}: {reason}" if error.filename else reason
-    # MLX raises plain RuntimeErrors. Their text begins with a name in brackets, such as "[malloc]
-    # Unable to allocate 8 bytes.", or with "Unable".
+        return one_line(f"{error.filename}: {reason}" if error.filename else reason)
+    # MLX raises plain RuntimeErrors. Their text begins with a function's name in brackets, such as
+    # "[malloc]", or with the word "Unable".
     from_mlx = type(error) is RuntimeError and text.startswith(("[", "Unable"))
     out_of_memory = from_mlx and any(word in text for word in ("alloc", "Memory"))
     if out_of_memory or isinstance(error, MemoryError):

@@ -56,7 +56,7 @@ def prefill_all(
     Returns:
         The hidden states of the last position, (B, hidden), evaluated.
     """
-    for _, hidden in prefill(model, embeddings, cache, step):
-        last = hidden
-    mx.eval(last)
-    return last
+    for _, last_hidden in prefill(model, embeddings, cache, step):
+        result = last_hidden  # of the chunk's last position
+    mx.eval(result)
+    return result

@@ -7,11 +7,14 @@ other images of its batch.
 
 from __future__ import annotations
 
+from .. import open_files  # noqa: F401  before mlx_lm
+
+# isort: split
 import secrets
 from collections.abc import Sequence
 
 import mlx.core as mx
-from mlx_lm.sample_utils import apply_top_p
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
 from ..limits import MAX_SEED, RANDOM_SEED, check_int
 
@@ -80,40 +83,62 @@ def gumbel_noise(keys: mx.array, size: int) -> mx.array:
     return noise.reshape(*keys.shape[:-1], size)
 
 
-def scale_logits(logits: mx.array, temperature: float, top_p: float) -> mx.array:
-    """Apply a temperature and nucleus sampling to (..., V) logits.
+def scale_logits(
+    logits: mx.array, temperature: float, top_p: float, top_k: int = 0, min_p: float = 0.0
+) -> mx.array:
+    """Apply a temperature, then min-p, top-k and nucleus sampling, to (..., V) logits.
 
-    Nucleus sampling: tokens outside the smallest set with probability ``top_p`` get minus infinity.
+    A filter gives minus infinity to the tokens that it excludes. The order of the filters is that
+    of vLLM.
 
     Args:
         logits: (..., V).
         temperature: above 0.
-        top_p: probability of the tokens to keep; 1: keep all.
+        top_p: nucleus sampling: keep the smallest set of tokens with this probability, of those
+            that the other filters keep; 1: keep all.
+        top_k: keep this number of the likeliest tokens; 0, or V and more: keep all.
+        min_p: keep the tokens that are at least this share as likely as the likeliest; 0: keep all.
 
     Returns:
-        (..., V) scaled logits if ``top_p`` is 1, else log-probabilities.
+        (..., V) scaled logits if there is no filter, else log-probabilities before the filters.
     """
     scaled = logits * (1.0 / temperature)
-    if top_p >= 1.0:
+    filters_by_rank = 0 < top_k < logits.shape[-1]
+    if top_p >= 1.0 and not filters_by_rank and not min_p:
         return scaled
-    log_probabilities = scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)
-    return apply_top_p(log_probabilities, top_p)
+    kept = scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)
+    if min_p:
+        kept = apply_min_p(kept, min_p)
+    if filters_by_rank:
+        kept = apply_top_k(kept, top_k)
+    if top_p < 1.0:
+        kept = apply_top_p(kept, top_p)
+    return kept
 
 
-def choose(logits: mx.array, keys: mx.array, temperature: float, top_p: float = 1.0) -> mx.array:
+def choose(
+    logits: mx.array,
+    keys: mx.array,
+    temperature: float,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+) -> mx.array:
     """Choose a token for each row of V logits: the most likely at temperature 0, else a sample.
 
     Args:
         logits: (..., V), float32.
         keys: (..., 2), a random key for each row.
         temperature: 0 or more.
-        top_p: probability of the smallest set of tokens to sample from (nucleus sampling).
+        top_p: as for ``scale_logits``; 0: the most likely token, as at temperature 0.
+        top_k: as for ``scale_logits``; 1: the most likely token.
+        min_p: as for ``scale_logits``.
 
     Returns:
         (...) token ids.
     """
-    if temperature < _ARGMAX_BELOW:
+    if temperature < _ARGMAX_BELOW or top_p == 0 or top_k == 1:
         return mx.argmax(logits, axis=-1)
-    scaled = scale_logits(logits, temperature, top_p)
+    scaled = scale_logits(logits, temperature, top_p, top_k, min_p)
     noise = gumbel_noise(keys, logits.shape[-1])
     return mx.argmax(scaled + noise, axis=-1)  # Gumbel-max trick: a sample from softmax(scaled)

@@ -2,69 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from .. import open_files  # noqa: F401  before mlx_lm
+
+# isort: split
+from collections import deque
+from collections.abc import Generator, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 
-from ..errors import OptionError
-from ..limits import (
-    MAX_LOOKUP,
-    MAX_SEED,
-    MAX_TEMPERATURE,
-    MAX_TOKENS,
-    check_int,
-    check_number,
-    set_checked,
-)
 from ..memory import weights_wired
 from ..models.backbone import Cache, trim_cache
 from ..models.janus import JanusModel
+from .logit_changes import LogitChanges
+from .logprobs import AnswerToken, TokenScores
 from .prefill import prefill_all
 from .sampling import choose
+from .text_options import TextOptions as TextOptions  # other layers import it from here
 
 _LONGEST_NGRAM = 4  # tokens of the n-gram that a draft continues, at most
 _SHORTEST_NGRAM = 2  # tokens of that n-gram, at least
 PREFILL_STEP = 2048  # positions of a prompt read at once, as in mlx-lm
 
 
-@dataclass(frozen=True)
-class TextOptions:
-    """Options of an answer: sampling, length, stop strings and draft tokens.
+class _LanguageModel:
+    """An adapter that lets mlx-lm's ``generate_step`` call the language model.
 
-    Raises:
-        OptionError: a number has a wrong type or is out of range, or a stop string is empty or not
-            text.
+    Args:
+        model: the weights.
+        changes: bias and penalties of the answer.
     """
 
-    max_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    lookup: int = 0  # maximum of draft tokens in a pass, copied from earlier tokens; 0: none
-
-    def __post_init__(self) -> None:
-        set_checked(
-            self,
-            max_tokens=check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS),
-            temperature=check_number("temperature", self.temperature, 0, MAX_TEMPERATURE),
-            top_p=check_number("top_p", self.top_p, 0, 1, above_low=True),  # 0 is refused
-            seed=check_int("seed", self.seed, 0, MAX_SEED),
-            lookup=check_int("lookup", self.lookup, 0, MAX_LOOKUP),
-        )
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise OptionError(f"stop must be strings that are not empty, got {self.stop!r}")
-
-
-class _LanguageModel:
-    """An adapter that lets mlx-lm's ``generate_step`` call the language model."""
-
-    def __init__(self, model: JanusModel):
+    def __init__(self, model: JanusModel, changes: LogitChanges):
         self.model = model
         self.layers = model.language_model.layers
+        # (1, V), the newest logits without the changes; None if there are no changes
+        self.own_logits: mx.array | None = None
+        self._changes = changes
+        self._answer = mx.array([], mx.int32)  # tokens of the answer that were read
 
     def make_cache(self) -> Cache:
         return self.model.make_cache()
@@ -72,16 +48,23 @@ class _LanguageModel:
     def __call__(
         self, inputs: mx.array, cache: Cache | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
-        """Return the logits of each position.
+        """Return the logits of each position; only those of the last one if there are changes.
 
         Args:
-            inputs: (B, L) token ids, read only if there are no ``input_embeddings``.
+            inputs: (B, L) token ids of the answer, read only if there are no ``input_embeddings``.
             cache: the KV cache, which grows by L positions; None: no cache.
-            input_embeddings: (B, L, hidden).
+            input_embeddings: (B, L, hidden), of the prompt.
         """
+        embeddings = input_embeddings
+        if embeddings is None:
+            embeddings = self.model.embed_text(inputs)
+        logits = self.model.text_logits(self.model.hidden_states(embeddings, cache))
+        if not self._changes:
+            return logits
         if input_embeddings is None:
-            input_embeddings = self.model.embed_text(inputs)
-        return self.model.text_logits(self.model.hidden_states(input_embeddings, cache))
+            self._answer = mx.concatenate([self._answer, inputs[0]])
+        self.own_logits = logits[:, -1]
+        return self._changes(self.own_logits, self._answer)[:, None]
 
 
 def answer_tokens(
@@ -92,8 +75,8 @@ def answer_tokens(
     *,
     ids: Sequence[int] = (),
     **step_arguments: Any,
-) -> Iterator[int]:
-    """Yield ``options.max_tokens`` token ids of an answer.
+) -> Generator[AnswerToken, None, None]:
+    """Yield ``options.max_tokens`` tokens of an answer.
 
     Neither an end token nor ``options.stop`` ends the loop: the caller closes the generator.
 
@@ -103,36 +86,72 @@ def answer_tokens(
         options: sampling and length. With ``lookup``, fewer passes give the same tokens, except
             where rounding changes one.
         cache: a KV cache that holds the beginning of the prompt, and grows; None: a new cache.
-        ids: the prompt's ids, from which drafts are copied. Only ``options.lookup`` uses them.
+        ids: the prompt's ids. Drafts are copied from them, and the repetition penalty counts them.
         step_arguments: further arguments of mlx-lm's ``generate_step``; ignored with
             ``options.lookup``.
     """
+    changes = LogitChanges(
+        options.logit_bias,
+        options.repetition_penalty,
+        options.presence_penalty,
+        options.frequency_penalty,
+        ids,
+    )
     with weights_wired():
         if options.lookup:
-            yield from _answer_in_windows(model, embeddings, options, cache, list(ids))
+            yield from _answer_in_windows(model, embeddings, options, changes, cache, list(ids))
         else:
-            yield from _answer_one_by_one(model, embeddings, options, cache, **step_arguments)
+            yield from _answer_one_by_one(
+                model, embeddings, options, changes, cache, **step_arguments
+            )
+
+
+def _choose(logprobs: mx.array, keys: mx.array, options: TextOptions) -> mx.array:
+    """Choose a token for each row of log-probabilities, as the options say.
+
+    Args:
+        logprobs: (W, V).
+        keys: (W, 2), a random key for each row.
+        options: the sampling.
+
+    Returns:
+        (W,) token ids.
+    """
+    return choose(logprobs, keys, options.temperature, options.top_p, options.top_k, options.min_p)
+
+
+def _log_softmax(logits: mx.array) -> mx.array:
+    """Return the log-probabilities of each row of logits."""
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def _answer_one_by_one(
     model: JanusModel,
     embeddings: mx.array,
     options: TextOptions,
+    changes: LogitChanges,
     cache: Cache | None,
     **step_arguments: Any,
-) -> Iterator[int]:
+) -> Generator[AnswerToken, None, None]:
     """Run mlx-lm's loop with a sampler whose noise depends only on the seed and the position."""
     key = mx.random.key(options.seed)
+    network = _LanguageModel(model, changes)
+    scores: deque[TokenScores] = deque()  # of the tokens that were not yielded yet
 
     def sampler(logprobs: mx.array) -> mx.array:
         """Choose the next token of one row, with the next key of the sequence."""
         nonlocal key
         key, step_key = mx.random.split(key)
-        return choose(logprobs, step_key[None], options.temperature, options.top_p)
+        tokens = _choose(logprobs, step_key[None], options)
+        if options.logprobs:
+            own_logits = network.own_logits
+            own_logprobs = logprobs if own_logits is None else _log_softmax(own_logits)
+            scores.append(TokenScores(own_logprobs, tokens, options.top_logprobs))
+        return tokens
 
     steps = generate_step(
         mx.array([], dtype=mx.int32),  # no ids: the prompt is ``input_embeddings``
-        _LanguageModel(model),
+        network,
         max_tokens=options.max_tokens,
         sampler=sampler,
         prompt_cache=cache,
@@ -140,16 +159,20 @@ def _answer_one_by_one(
         **step_arguments,
     )
     for token, _ in steps:
-        yield int(token)
+        if options.logprobs:
+            yield from scores.popleft().read()
+        else:
+            yield AnswerToken(int(token))
 
 
 def _answer_in_windows(
     model: JanusModel,
     embeddings: mx.array,
     options: TextOptions,
+    changes: LogitChanges,
     cache: Cache | None,
     known_ids: list[int],
-) -> Iterator[int]:
+) -> Generator[AnswerToken, None, None]:
     """Run the loop with draft tokens (prompt lookup decoding).
 
     A pass reads the newest token and draft tokens. The noise of a position depends only on the
@@ -157,38 +180,69 @@ def _answer_in_windows(
     are accepted. ``known_ids`` holds the prompt's ids, and grows by the answer's ids.
     """
     cache = cache or model.make_cache()
-    key = mx.random.key(options.seed)
-    step_keys: list[mx.array] = []  # one for each position of the answer
-
-    def choose_tokens(hidden: mx.array, position: int) -> list[int]:
-        """Choose W tokens of the answer from (W, hidden) states; the first is at ``position``."""
-        nonlocal key
-        end = position + len(hidden)
-        while len(step_keys) < end:
-            key, step_key = mx.random.split(key)
-            step_keys.append(step_key)
-        logits = model.text_logits(hidden)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        window_keys = mx.stack(step_keys[position:end])
-        chosen = choose(logprobs, window_keys, options.temperature, options.top_p)
-        return cast(list[int], chosen.tolist())
-
-    accepted = choose_tokens(prefill_all(model, embeddings[None], cache, PREFILL_STEP), 0)
-    done = 0  # tokens of the answer so far
+    windows = _WindowChoice(model, options, changes)
+    answer: list[int] = []
+    draft: list[int] = []
+    hidden = prefill_all(model, embeddings[None], cache, PREFILL_STEP)  # (1, hidden)
     while True:
-        for token in accepted:
-            known_ids.append(token)
-            done += 1
-            yield token
-            if done == options.max_tokens:
-                return
-        # A pass chooses one token more than it reads draft tokens.
-        draft = draft_tokens(known_ids, min(options.lookup, options.max_tokens - done - 1))
-        newest_and_draft = model.embed_text(mx.array([[known_ids[-1], *draft]]))
-        chosen = choose_tokens(model.hidden_states(newest_and_draft, cache)[0], done)
-        accepted = chosen[: _count_accepted(chosen, draft)]
+        chosen = windows.choose(hidden, answer, draft)
+        accepted = chosen[: _count_accepted([token.id for token in chosen], draft)]
         # Remove the first wrong draft token and those after it.
         trim_cache(cache, len(chosen) - len(accepted))
+        for token in accepted:
+            known_ids.append(token.id)
+            answer.append(token.id)
+            yield token
+            if len(answer) == options.max_tokens:
+                return
+        # A pass chooses one token more than it reads draft tokens.
+        draft = draft_tokens(known_ids, min(options.lookup, options.max_tokens - len(answer) - 1))
+        newest_and_draft = model.embed_text(mx.array([[known_ids[-1], *draft]]))
+        hidden = model.hidden_states(newest_and_draft, cache)[0]
+
+
+class _WindowChoice:
+    """The choice of the tokens of consecutive positions of an answer.
+
+    Args:
+        model: the weights.
+        options: sampling.
+        changes: bias and penalties.
+    """
+
+    def __init__(self, model: JanusModel, options: TextOptions, changes: LogitChanges):
+        self._model = model
+        self._options = options
+        self._changes = changes
+        self._key = mx.random.key(options.seed)
+        self._step_keys: list[mx.array] = []  # one for each position of the answer
+
+    def choose(
+        self, hidden: mx.array, answer: Sequence[int], draft: Sequence[int]
+    ) -> list[AnswerToken]:
+        """Choose a token for the next position, and for the position after each draft token.
+
+        Args:
+            hidden: (W, hidden) states, one more than there are draft tokens.
+            answer: ids of the answer before the first position.
+            draft: W - 1 draft tokens.
+
+        Returns:
+            W tokens.
+        """
+        end = len(answer) + len(hidden)
+        while len(self._step_keys) < end:
+            self._key, step_key = mx.random.split(self._key)
+            self._step_keys.append(step_key)
+        own_logits = self._model.text_logits(hidden)
+        logits = own_logits
+        if self._changes:
+            logits = self._changes.each_row(own_logits, [*answer, *draft])
+        keys = mx.stack(self._step_keys[len(answer) : end])
+        tokens = _choose(_log_softmax(logits), keys, self._options)
+        if self._options.logprobs:
+            return TokenScores(_log_softmax(own_logits), tokens, self._options.top_logprobs).read()
+        return [AnswerToken(token) for token in cast(list[int], tokens.tolist())]
 
 
 def _count_accepted(chosen: Sequence[int], draft: Sequence[int]) -> int:

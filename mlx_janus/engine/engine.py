@@ -219,8 +219,10 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: the turns have another number of images than the request.
+            OptionError: the turns have another number of images than the request, or an option does
+                not suit the model.
         """
+        self._janus.check_text_options(request.options)
         expected = sum(turn.images for turn in request.turns)
         given = len(request.images)
         if given != expected:

@@ -9,7 +9,7 @@ from PIL import Image
 from ..decode.text import TextOptions
 from ..errors import JanusError
 from ..inference.pathway import ImageOptions
-from ..inference.results import GeneratedImage, TextResult
+from ..inference.results import GeneratedImage, TextResult, TokenLogprob
 from ..processing.prompts import Turn
 
 
@@ -55,10 +55,14 @@ class DrawingRequest:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer's text; ``index`` is the answer's number, from 0."""
+    """A piece of an answer's text; ``index`` is the answer's number, from 0.
+
+    If log-probabilities were asked for, there is a piece for each token, even without text.
+    """
 
     index: int
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the piece's token
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from ..inference.loaded import LoadedModel
 from ..inference.prefix_cache import ImageFeatureCache, Key, PrefixCache, image_digest
-from ..inference.text_generation import Finished, PromptRead
+from ..inference.text_generation import Finished, PromptRead, Token
 from ..memory import available_memory
 from ..models.backbone import cache_bytes
 from ..weights.footprint import SAFE_SHARE
@@ -182,7 +182,9 @@ class TextScheduler:
             try:
                 for event in events:
                     task.reading = isinstance(event, PromptRead)
-                    if not isinstance(event, PromptRead) and event.text:
+                    if isinstance(event, Token) and (event.text or event.logprob):
+                        task.ticket.add_event(Piece(index, event.text, event.logprobs))
+                    if isinstance(event, Finished) and event.text:
                         task.ticket.add_event(Piece(index, event.text))
                     if isinstance(event, Finished):
                         task.ticket.add_event(Answered(index, event.result))

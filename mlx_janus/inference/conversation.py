@@ -7,11 +7,13 @@ exchanges need no code of their own.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import json
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +30,7 @@ from ..files import write_atomically
 from ..limits import check_text
 from ..processing.file_names import names_folder
 from ..processing.images import ImageSource, as_images, open_image
-from ..processing.prompts import Turn
+from ..processing.prompts import IMAGE_MARK, Turn, marked_question
 from ..processing.saved_images import save_image
 from ..sections import Fault, JsonError, read_json
 from .image_generation import generate_steps, image_jobs
@@ -59,7 +61,7 @@ class Picture:
     image: Image.Image  # upright, RGB
     metadata: dict[str, str] = field(default_factory=dict, repr=False)  # text chunks of its PNG
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The SHA-256 of the image's size and pixels, in hexadecimal."""
         return image_digest(self.image)
@@ -71,8 +73,11 @@ class Message:
 
     role: Literal["user", "assistant", "drawing"]
     text: str  # of a drawing: its prompt
-    pictures: tuple[Picture, ...] = ()  # the model reads a question's images before its text
+    pictures: tuple[Picture, ...] = ()
     tokens: tuple[int, ...] | None = None  # an answer's ids as generated; None: encode its text
+    # Whether the {image} marks of a question's text are the places of its images. Otherwise marks
+    # are ordinary text, and the model reads the images before the text.
+    marked: bool = False
 
 
 Exchange = tuple[Message, Message]
@@ -132,13 +137,16 @@ class Conversation:
         Closing the stream stops the model after the step in progress.
 
         Args:
-            text: the question.
+            text: the question. ``{image}`` marks in it are the places of the images, as for
+                ``JanusPipeline.generate_text``: one for each, including images generated since the
+                last question, which are the first.
             images: images to ask about. Images generated since the last question precede them.
-            options: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop`` and ``lookup``,
-                as for ``JanusPipeline.generate_text``.
+            options: keyword arguments of ``JanusPipeline.generate_text`` from ``max_tokens`` on,
+                such as ``temperature`` and ``seed``, without ``system``.
 
         Raises:
-            PromptError: the question has no words and no images, or does not fit into the context.
+            PromptError: the question has no words and no images, does not fit into the context, or
+                has another number of marks than of images.
             ImageError: an image cannot be read.
             OptionError: a number is out of range, or a value has the wrong type.
             ConversationError: another answer is being streamed, or messages other than drawings
@@ -147,7 +155,9 @@ class Conversation:
         """
         check_text("text", text)
         given = [Picture(open_image(image)) for image in as_images(images)]
-        question = Message("user", text, (*self._pictures_since_question(), *given))
+        pictures = (*self._pictures_since_question(), *given)
+        is_marked = marked_question(text, len(pictures)).places is not None
+        question = Message("user", text, pictures, marked=is_marked)
         return self._answer(_Asked(tuple(self.messages), question), text_options(**options))
 
     def regenerate(self, **options: Any) -> ThreadStream[TextChunk]:
@@ -315,7 +325,9 @@ class Conversation:
 
         Raises:
             PromptError: the question does not fit into the context.
+            OptionError: an option does not suit the model.
         """
+        self._janus.check_text_options(options)
         ids, forgotten = self._fit_prompt(asked.history, asked.question, options.max_tokens)
         chunks = self._stream_answer(asked, ids, forgotten, options)
         return self._janus.thread.stream(chunks)
@@ -339,9 +351,16 @@ class Conversation:
         forgotten = min(self.forgotten, len(exchanges))  # ``undo`` may have removed some of them
         ids = self._prompt_ids(exchanges[forgotten:], question)
         limit = context - room  # positions that the prompt may take
-        while forgotten < len(exchanges) and len(ids) > limit:
-            forgotten += 1
+        if forgotten < len(exchanges) and len(ids) > limit:
             limit = context - 2 * room  # so that the next question need not drop exchanges again
+
+            def fits(count: int) -> bool:
+                """Return whether the prompt fits without the oldest ``count`` exchanges."""
+                return len(self._prompt_ids(exchanges[count:], question)) <= limit
+
+            # A bisection: a long chat would take minutes if each exchange was tried in turn.
+            counts = range(forgotten + 1, len(exchanges))
+            forgotten += 1 + bisect.bisect_left(counts, True, key=fits)
             ids = self._prompt_ids(exchanges[forgotten:], question)
         # A prompt longer than ``limit`` is accepted if a position is left for the answer.
         if len(ids) >= context:
@@ -358,7 +377,7 @@ class Conversation:
         """
         questions = [earlier for earlier, _ in exchanges]
         questions.append(question)
-        turns = [Turn("user", message.text, len(message.pictures)) for message in questions]
+        turns = [_question_turn(message) for message in questions]
         ids = self._prompts.answering(turns[:1], self.system)  # system prompt and first question
         # Then each answer and the question after it.
         for (_, answer), next_turn in zip(exchanges, turns[1:], strict=True):
@@ -500,6 +519,8 @@ class Conversation:
             item["pictures"] = [_save_picture(picture, path) for picture in message.pictures]
         if message.tokens is not None:
             item["tokens"] = list(message.tokens)
+        if message.marked:
+            item["marked"] = True
         return item
 
     def _load_message(self, item: Any, path: Path) -> Message:
@@ -522,8 +543,14 @@ class Conversation:
             )
         if role == "assistant" and names:
             raise ConversationError(f"{path} is damaged: an answer has no pictures")
+        marked = item.get("marked", False)
+        if not isinstance(marked, bool) or (marked and not _has_mark_for_each(item, names)):
+            raise ConversationError(
+                f"{path} is damaged: a marked question needs an {IMAGE_MARK} for each image"
+            )
         pictures = tuple(_load_picture(name, path) for name in names)
-        return Message(role, item["text"], pictures, None if tokens is None else tuple(tokens))
+        tokens = None if tokens is None else tuple(tokens)
+        return Message(role, item["text"], pictures, tokens, marked)
 
     def _are_text_tokens(self, tokens: Any) -> bool:
         """Return whether a JSON value is a list of this model's token ids, without images."""
@@ -557,6 +584,19 @@ def _has_role_and_text(item: Any) -> bool:
     return (
         isinstance(item, dict) and item.get("role") in _ROLES and isinstance(item.get("text"), str)
     )
+
+
+def _has_mark_for_each(item: dict[str, Any], names: Sequence[str]) -> bool:
+    """Return whether a JSON message is a question with as many marks as images."""
+    marks = item["text"].count(IMAGE_MARK)
+    return item["role"] == "user" and marks == len(names) > 0
+
+
+def _question_turn(question: Message) -> Turn:
+    """Return a question as a turn of the prompt."""
+    if question.marked:
+        return marked_question(question.text, len(question.pictures))
+    return Turn("user", question.text, len(question.pictures))
 
 
 def _check_save_path(path: Path) -> None:

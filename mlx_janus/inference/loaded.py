@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from ..config import JanusConfig
+    from ..decode.text import TextOptions
 
 Task = Literal["encode", "answer", "draw", "decode"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -166,6 +167,14 @@ class LoadedModel:
             "decode": model.decoding_arrays,
         }
         return collectors[task]()
+
+    def check_text_options(self, options: TextOptions) -> None:
+        """Check those options of an answer that depend on the model.
+
+        Raises:
+            OptionError: ``logit_bias`` has an id beyond the vocabulary.
+        """
+        options.check_vocabulary(self.config.language.vocab_size)
 
     def answering_ids(self, turns: Sequence[Turn], system: str | None = None) -> list[int]:
         """Return the token ids of a conversation, up to where the model goes on.

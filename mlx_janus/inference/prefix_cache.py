@@ -22,6 +22,7 @@ from PIL import Image
 from ..decode.text import PREFILL_STEP
 from ..models.backbone import Cache, cache_arrays, trim_cache
 from ..processing.images import preprocess
+from ..processing.pixels import bands
 from .loaded import LoadedModel, Stopwatch
 from .text_generation import Finished, Prompt, TextEvent, answer_events
 
@@ -34,7 +35,10 @@ Key = int | tuple[str, int]
 
 def image_digest(image: Image.Image) -> str:
     """Return the SHA-256 of an image's size and pixels, in hexadecimal."""
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{image.size}".encode())
+    for _, band in bands(image):  # the bytes of the whole image would take as much memory again
+        digest.update(band.tobytes())
+    return digest.hexdigest()
 
 
 class ImageFeatureCache:

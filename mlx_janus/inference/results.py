@@ -19,6 +19,21 @@ from ..processing.saved_images import encode_image, read_metadata, save_image
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """The log-probability of a token of an answer, and of the likeliest tokens in its place.
+
+    The probability is the model's own: the softmax of its logits, before bias, penalties,
+    temperature and filters change them.
+    """
+
+    id: int
+    text: str  # with U+FFFD for bytes that are no complete character
+    utf8: bytes | None  # the token's bytes; None: a control token, or an id without a token
+    logprob: float  # natural logarithm, at most 0
+    top: tuple[TokenLogprob, ...] = ()  # the likeliest tokens, likeliest first, themselves without
+
+
+@dataclass(frozen=True)
 class TextResult:
     """An answer. Speeds are tokens per second."""
 
@@ -32,14 +47,20 @@ class TextResult:
     peak_memory: int  # bytes of MLX's arrays at the peak of the call
     cached_tokens: int = 0  # positions of the prompt that were in the prefix cache
     first_token_seconds: float = 0.0  # time to first token, images and prompt included
+    logprobs: tuple[TokenLogprob, ...] | None = None  # one for each of ``tokens``; None: not asked
 
 
 @dataclass(frozen=True)
 class TextChunk:
     """A piece of an answer, in complete characters; the last piece has the result."""
 
-    text: str
+    text: str  # may be empty if ``logprobs`` is not
     result: TextResult | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """With ``logprobs=True``, of the tokens after those of the piece before; each is in one piece.
+
+    Characters may be held back, so a token's text may be part of a later piece.
+    """
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Container, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import mlx.core as mx
 import numpy as np
 
+from ..decode.logprobs import AnswerToken
 from ..decode.prefill import prefill
 from ..decode.sampling import pick_seed
 from ..decode.text import PREFILL_STEP, StopStrings, TextOptions, answer_tokens
+from ..decode.text_options import SamplingArguments
 from ..errors import OptionError
 from ..limits import check_text
 from ..models.backbone import Cache
-from ..processing.tokenizer import Detokenizer
+from ..processing.prompts import Prompts
 from .loaded import LoadedModel, Stopwatch
 from .model_thread import ThreadStream
-from .results import TextChunk, TextResult
+from .results import TextChunk, TextResult, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class Token:
 
     id: int
     text: str
+    logprob: TokenLogprob | None = None  # None: not asked for
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """The log-probability as a tuple; an empty one if it was not asked for."""
+        return () if self.logprob is None else (self.logprob,)
 
 
 @dataclass(frozen=True)
@@ -58,15 +67,25 @@ def text_options(
     seed: int | None = None,
     stop: Sequence[str] | str = (),
     lookup: int = 0,
+    **sampling: Unpack[SamplingArguments],
 ) -> TextOptions:
     """Check the options of ``generate_text``; without a seed, pick a random one.
 
     Raises:
-        OptionError: an option has a wrong type, a number is out of range, or a stop string is
-            empty.
+        OptionError: an option has a wrong type, a number is out of range, a stop string is empty,
+            or ``top_logprobs`` is given without ``logprobs``.
     """
+    choice: dict[str, Any] = dict(sampling)
+    if choice.get("logit_bias") is None:
+        choice.pop("logit_bias", None)
     return TextOptions(
-        max_tokens, temperature, top_p, pick_seed(seed), as_strings("stop", stop), lookup
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=pick_seed(seed),
+        stop=as_strings("stop", stop),
+        lookup=lookup,
+        **choice,
     )
 
 
@@ -109,15 +128,15 @@ def embed_prompt(janus: LoadedModel, ids: Sequence[int], features: Sequence[mx.a
 def answer_chunks(events: Generator[TextEvent, None, None]) -> Generator[TextChunk, None, None]:
     """Turn the events of an answer into pieces of its text; the last piece has the result.
 
-    ``PromptRead`` events and tokens that complete no character yield nothing. Closing this
+    ``PromptRead`` events and tokens without text and log-probability yield nothing. Closing this
     generator closes ``events``.
     """
     try:
         for event in events:
             if isinstance(event, Finished):
                 yield TextChunk(event.text, event.result)
-            elif isinstance(event, Token) and event.text:
-                yield TextChunk(event.text)
+            elif isinstance(event, Token) and (event.text or event.logprob):
+                yield TextChunk(event.text, logprobs=event.logprobs)
     finally:
         events.close()
 
@@ -181,20 +200,19 @@ def answer_events(
     options = replace(options, max_tokens=min(options.max_tokens, room))
     tokens = answer_tokens(janus.model, embeddings[done:], options, cache, ids=prompt.ids)
     del embeddings  # otherwise they would be held until the end of the answer
-    end_ids = janus.prompts.end_ids
-    answer = _Answer(janus.prompts.detokenizer(), end_ids, options.stop, prompt.continues)
+    answer = _Answer(janus.prompts, options, prompt.continues)
     first_at = 0.0  # time of the first token; 0: none yet
     try:
         for token in tokens:
             first_at = first_at or time.perf_counter()
-            text = answer.add(token)
-            if token not in end_ids:
-                yield Token(token, text)
+            event = answer.add(token)
+            if event is not None:
+                yield event
             if answer.ended:
                 break
             janus.load_weights_for("answer")  # another task may have freed them
     finally:
-        tokens.close()  # type: ignore[attr-defined]
+        tokens.close()
     text = answer.finish()
     yield Finished(text, answer.result(prompt, first_at - started, time.perf_counter() - first_at))
 
@@ -206,35 +224,45 @@ class _Answer:
     space, unless it continues an answer.
     """
 
-    def __init__(
-        self,
-        detokenizer: Detokenizer,
-        end_ids: Container[int],
-        stop: Sequence[str],
-        continues: bool,
-    ):
+    def __init__(self, prompts: Prompts, options: TextOptions, continues: bool):
         self.ended = False  # whether an end token or a stop string ended the answer
         self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []  # one for each token, if asked for
         self._text = ""
         self._cut_by_stop = False  # whether a stop string ended the answer
-        self._detokenizer = detokenizer
-        self._end_ids = end_ids
+        self._prompts = prompts
+        self._detokenizer = prompts.detokenizer()
+        self._end_ids = prompts.end_ids
+        self._wants_logprobs = options.logprobs
         self._continues = continues
-        self._stop_strings = StopStrings(stop)  # a filter of the text
+        self._stop_strings = StopStrings(options.stop)  # a filter of the text
 
-    def add(self, token: int) -> str:
-        """Add a token, and return the characters that are safe to show now.
+    def add(self, token: AnswerToken) -> Token | None:
+        """Add a token; return it with the characters that are safe to show now.
 
-        An end token or a stop string sets ``ended``.
+        An end token or a stop string sets ``ended``. For an end token the result is None.
         """
-        if token in self._end_ids:
+        if token.id in self._end_ids:
             self.ended = True
-            return ""
-        self._tokens.append(token)
-        completed = self._detokenizer.add(token)
+            return None
+        self._tokens.append(token.id)
+        completed = self._detokenizer.add(token.id)
         text, self._cut_by_stop = self._stop_strings.add(completed)
         self.ended = self._cut_by_stop
-        return self._append(text)
+        shown = self._append(text)
+        if token.logprob is None:
+            return Token(token.id, shown)
+        top = tuple(self._spell(*likely) for likely in token.top)
+        logprob = self._spell(token.id, token.logprob, top)
+        self._logprobs.append(logprob)
+        return Token(token.id, shown, logprob)
+
+    def _spell(
+        self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()
+    ) -> TokenLogprob:
+        """Return a token's log-probability with its text and bytes."""
+        text, utf8 = self._prompts.spelling(token)
+        return TokenLogprob(token, text, utf8, logprob, top)
 
     def finish(self) -> str:
         """End the answer, and return its last characters, which ``add`` has held back.
@@ -271,6 +299,7 @@ class _Answer:
             peak_memory=mx.get_peak_memory(),
             cached_tokens=prompt.read,
             first_token_seconds=prompt_seconds,
+            logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
         )
 
     def _append(self, text: str) -> str:

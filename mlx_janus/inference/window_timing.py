@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..decode.window import best_window, time_passes
-from ..files import write_atomically
+from ..files import MAX_JSON_FILE, parse_json, read_bounded, write_atomically
 from ..limits import MAX_WINDOW
 from ..models.janus import JanusModel
 from ..weights.sources import cache_folder
@@ -63,7 +63,7 @@ def _timing_key(model: JanusModel, rows: int) -> str:
 def _read_windows(path: Path) -> dict[str, Any]:
     """Return the stored windows by timing key; an empty dict if the file is missing or damaged."""
     try:
-        windows = json.loads(path.read_text(encoding="utf-8"))
+        windows = parse_json(read_bounded(path, MAX_JSON_FILE))
     except (OSError, ValueError):
         return {}
     return windows if isinstance(windows, dict) else {}

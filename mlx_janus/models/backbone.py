@@ -6,6 +6,9 @@ Unusual: the head is never tied to the embedding. Generating images uses the bod
 
 from __future__ import annotations
 
+from .. import open_files  # noqa: F401  before mlx_lm
+
+# isort: split
 from collections.abc import Sequence
 
 import mlx.core as mx

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from ..errors import ImageError
+from ..errors import ImageError, one_line
 
 _ADDRESS = re.compile(r"file:(?://([^/]*)|(?!//))(/.*)", re.IGNORECASE | re.DOTALL)
 """A file:// address with an absolute path. Groups: the host (None if absent) and the path."""
@@ -48,11 +48,5 @@ def names_folder(name: str | os.PathLike[str]) -> bool:
 
 
 def printable(text: str) -> str:
-    """Return a path or a name as one line: escaped, and cut in the middle above 300 characters."""
-    characters = (c if c.isprintable() else repr(c)[1:-1] for c in text)  # repr without quotes
-    line = "".join(characters)
-    if len(line) <= 300:
-        return line
-    beginning = line[:140]
-    end = line[-140:]
-    return f"{beginning}...{end}"
+    """Return a path or a name as one line: escaped, and cut in the middle above 160 characters."""
+    return one_line(text, 160)

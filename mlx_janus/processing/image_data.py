@@ -10,18 +10,21 @@ from __future__ import annotations
 import bisect
 import hashlib
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from ..errors import ImageError
+from .pixels import bands
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 
+_SCAN_MARKER = b"\xff\xda"  # of a JPEG
 _END_MARKER = b"\xff\xd9"  # of a JPEG
 _FILLERS = (b"\0" * 64, b"U" * 64)  # two endings for a JPEG's compressed data
 _MOST_SKIPPED = 100_000  # chunks or segments of metadata in one file
@@ -57,7 +60,62 @@ def image_data(file: BinaryIO, name: str, with_text: bool = False) -> BinaryIO:
     return file
 
 
-def with_end_marker(file: BinaryIO) -> BinaryIO | None:
+def open_jpeg(file: BinaryIO, max_pixels: int) -> Image.Image:
+    """Open a JPEG. One with too many pixels gets half its width and height, if they then fit.
+
+    Its decoder makes the small image directly, and the large one never takes memory. A JPEG of
+    several scans keeps its size, because its decoder collects all scans at full size first.
+
+    Args:
+        file: a JPEG from ``image_data``.
+        max_pixels: the largest number of pixels of the opened image.
+
+    Raises:
+        SyntaxError: the file is no JPEG, or is cut in its header.
+    """
+    file.seek(0)
+    # ``Image.open`` would refuse a JPEG of more than 179 megapixels, before its size is halved.
+    image = JpegImagePlugin.JpegImageFile(file)
+    width, height = image.size
+    half_pixels = math.ceil(width / 2) * math.ceil(height / 2)
+    if half_pixels <= max_pixels < width * height and _has_one_scan(file):
+        image.draft(None, (max(1, width // 2), max(1, height // 2)))
+    return image
+
+
+def count_scans(file: BinaryIO) -> int:
+    """Return the number of scans of a JPEG. Each takes the time of decoding the whole image."""
+    file.seek(0)
+    scans = 0
+    last_byte = b""  # a marker may begin in one block and end in the next
+    while block := file.read(1 << 20):
+        scans += (last_byte + block).count(_SCAN_MARKER)
+        last_byte = block[-1:]
+    return scans
+
+
+def _has_one_scan(file: BinaryIO) -> bool:
+    """Return whether a JPEG is sequential, and its first scan has all colours.
+
+    Args:
+        file: a JPEG whose header PIL has read.
+    """
+    position = 2  # after the start marker
+    components = 0  # colours of a sequential JPEG; 0: none so far
+    while True:
+        file.seek(position)
+        header = file.read(10)
+        if len(header) < 10 or header[0] != 0xFF:
+            return False
+        marker, length = struct.unpack(">BH", header[1:4])
+        if marker == 0xDA:  # a scan, whose data begins with the number of its components
+            return 0 < components == header[4]
+        if marker in (0xC0, 0xC1):  # a frame; precision, height and width precede the number
+            components = header[9]
+        position += 2 + length
+
+
+def with_end_marker(file: BinaryIO, max_pixels: int) -> BinaryIO | None:
     """Return a JPEG with the end marker that it lacks; None if more than that is missing.
 
     Nothing tells directly whether the compressed data is complete. But a decoder ignores bytes
@@ -66,6 +124,7 @@ def with_end_marker(file: BinaryIO) -> BinaryIO | None:
 
     Args:
         file: a JPEG from ``image_data``, already checked for its size in pixels.
+        max_pixels: as for ``open_jpeg``.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - 1))
@@ -74,11 +133,19 @@ def with_end_marker(file: BinaryIO) -> BinaryIO | None:
     digests = set()
     for filler in _FILLERS:
         ending = _RangeFile(file, [(0, size)], filler + _END_MARKER)
-        with Image.open(io.BufferedReader(ending), formats=["JPEG"]) as image:
-            digests.add(hashlib.sha256(image.tobytes()).digest())
+        with open_jpeg(io.BufferedReader(ending), max_pixels) as image:
+            digests.add(_pixel_digest(image))
     if len(digests) > 1:
         return None
     return io.BufferedReader(_RangeFile(file, [(0, size)], _END_MARKER))
+
+
+def _pixel_digest(image: Image.Image) -> bytes:
+    """Return the SHA-256 of an image's pixels."""
+    digest = hashlib.sha256()
+    for _, band in bands(image):
+        digest.update(band.tobytes())
+    return digest.digest()
 
 
 class _RangeFile(io.RawIOBase):

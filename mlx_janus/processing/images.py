@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +24,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from ..config import ImageConfig
 from ..errors import ImageError, OptionError
 from ..files import POINTER_ADVICE, is_git_pointer
+from ..limits import MAX_DECODED_BYTES
 from .file_names import local_path, printable
-from .image_data import JPEG, image_data, with_end_marker
+from .image_data import JPEG, count_scans, image_data, open_jpeg, with_end_marker
+from .pixels import opaque_rgb
 
 
 class ArrayLike(Protocol):
@@ -47,8 +50,9 @@ ImageSource: TypeAlias = (
 )
 Result = TypeVar("Result")
 
-MAX_PIXELS = 100_000_000  # pixels of one image
-_ROWS = 256  # rows of a 16- or 32-bit grey image that are converted at once
+_PIXEL_BYTES = 4  # of an RGB image in PIL, and the most of an image in any mode
+_MAX_SCANNED = 2_000_000_000  # pixels that a JPEG's scans decode; encoders write about 10 scans
+MAX_PIXELS = MAX_DECODED_BYTES // _PIXEL_BYTES  # pixels of one image, of a JPEG after halving
 
 # PIL reads MPO as JPEG.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "ICO")
@@ -100,9 +104,13 @@ def open_image(source: ImageSource) -> Image.Image:
     from [0, 255]. Grey with other values, integer or float, is stretched: its lowest value becomes
     black and its highest white.
 
+    A JPEG of more than 100 megapixels is decoded at half its width and height, unless it is
+    progressive. The memory for decoding is about 8 bytes per pixel of the result, 10 for a
+    progressive JPEG and for AVIF, 16 for WebP.
+
     Raises:
         ImageError: the image is missing, unreadable, empty, damaged, in an unsupported format, or
-            above 100 megapixels.
+            above 100 megapixels. A JPEG that is not progressive may have 400.
         OptionError: the source is not an ``ImageSource``.
     """
     if isinstance(source, Image.Image):
@@ -112,7 +120,7 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, bytes | bytearray | memoryview):
         return decode_image(bytes(source), "the image given as bytes")
     if isinstance(source, str | os.PathLike):
-        return read_file(source, _upright_rgb)
+        return read_file(source, _decoded_rgb)
     if _is_array(source):
         return open_image(_from_array(np.asarray(source)))
     if hasattr(source, "read"):
@@ -162,20 +170,17 @@ def _read_open_file(file: Any) -> bytes:
     return data
 
 
-def decode_image(data: bytes, name: str, *, max_pixels: int | None = None) -> Image.Image:
+def decode_image(data: bytes, name: str) -> Image.Image:
     """Read an image from the bytes of a file, as ``open_image`` does.
 
     Args:
         data: the file's content.
         name: the image's name in error messages.
-        max_pixels: largest width times height; None: 100 megapixels.
 
     Raises:
         ImageError: the data is empty, damaged, in an unsupported format, or above the limit.
     """
-    file = io.BytesIO(data)
-    to_rgb = functools.partial(_upright_rgb, max_pixels=max_pixels)
-    return _open_and_read(file, printable(name), to_rgb)
+    return _open_and_read(io.BytesIO(data), printable(name), _decoded_rgb)
 
 
 def preprocess(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.float32]:
@@ -270,8 +275,8 @@ def _open_seekable(path: str, name: str) -> Iterator[BinaryIO]:
         name: the file's name in error messages.
 
     Raises:
-        ImageError: the file cannot be opened, or the body of the ``with`` statement raises an
-            OSError or ValueError.
+        ImageError: the file cannot be opened, or the caller's ``with`` block raises an OSError or
+            ValueError.
     """
     try:
         with Path(path).open("rb") as file:
@@ -288,7 +293,8 @@ def _open_seekable(path: str, name: str) -> Iterator[BinaryIO]:
         raise ImageError(
             f"{name} may not be read: allow it with chmod +r, or copy the file"
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL character
+    # ValueError: the path holds a NUL character, or the caller's block raised it.
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f"{name} cannot be opened ({reason}): check the path") from None
 
@@ -315,16 +321,47 @@ def _open_and_read(
         Image.init()  # registers all of PIL's formats
         if _is_heic(head):
             _add_heic_decoder()
-        formats = [f for f in _FORMATS if f in Image.OPEN]  # some builds lack AVIF and HEIF
         data = image_data(file, name, with_text)
-        try:
-            return read(Image.open(data, formats=formats), name)
-        except OSError:  # PIL's error for a file that ends too early
-            # A JPEG may lack nothing but its end marker.
-            completed = with_end_marker(data) if head.startswith(JPEG) else None
-            if completed is None:
-                raise
-        return read(Image.open(completed, formats=["JPEG"]), name)
+        if head.startswith(JPEG):
+            return _open_and_read_jpeg(data, name, read)
+        formats = [f for f in _FORMATS if f in Image.OPEN]  # some builds lack AVIF and HEIF
+        return read(Image.open(data, formats=formats), name)
+
+
+def _check_scans(image: Image.Image, scans: int, name: str) -> None:
+    """Refuse a JPEG whose scans decode more pixels than ``_MAX_SCANNED``, all together.
+
+    Raises:
+        ImageError: they do.
+    """
+    width, height = image.size
+    if scans * width * height > _MAX_SCANNED:
+        raise ImageError(
+            f"{name} has {scans} scans of {width} x {height} pixels, which takes too long: "
+            "save it as a baseline JPEG"
+        )
+
+
+def _open_and_read_jpeg(
+    data: BinaryIO, name: str, read: Callable[[Image.Image, str], Result]
+) -> Result:
+    """Open a JPEG, call ``read`` with the image and its name, and return the result.
+
+    Raises:
+        ImageError: the image has so many scans that decoding it would take minutes.
+        Exception: of PIL or ``read``.
+    """
+    try:
+        image = open_jpeg(data, MAX_PIXELS)
+        _check_scans(image, count_scans(data), name)
+        return read(image, name)
+    except OSError as error:  # PIL's error for a file that ends too early
+        failure = error.with_traceback(None)  # the traceback would hold the image's pixels
+    # A JPEG may lack nothing but its end marker.
+    completed = with_end_marker(data, MAX_PIXELS)
+    if completed is None:
+        raise failure
+    return read(open_jpeg(completed, MAX_PIXELS), name)
 
 
 def _is_heic(head: bytes) -> bool:
@@ -358,8 +395,9 @@ def _as_image_errors(name: str, head: bytes) -> Iterator[None]:
             yield
     except ImageError:  # already has a good message
         raise
-    except Image.DecompressionBombError:
-        raise _too_large(name) from None
+    except Image.DecompressionBombError as error:  # its message has the number of pixels
+        pixels = re.search(r"\d+", str(error))
+        raise _too_large(name, int(pixels[0]) if pixels else 0) from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} {_why_unidentified(head)}") from None
     except MemoryError:
@@ -393,13 +431,12 @@ def _why_unidentified(head: bytes) -> str:
     return f"is not an image that can be read: use {_READABLE}"
 
 
-def check_size(image: Image.Image, name: str, max_pixels: int | None = None) -> None:
+def check_size(image: Image.Image, name: str) -> None:
     """Refuse an image that has no pixels or too many.
 
     Args:
         image: its pixels need not be decoded.
         name: the image's name in error messages.
-        max_pixels: largest width times height; None: 100 megapixels.
 
     Raises:
         ImageError: the image has no pixels or too many.
@@ -407,51 +444,51 @@ def check_size(image: Image.Image, name: str, max_pixels: int | None = None) -> 
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{name} is {width} x {height} pixels: give an image with pixels in it")
-    limit = max_pixels or MAX_PIXELS
-    if width * height > limit:
-        raise _too_large(name, image.size, max_pixels)
+    if width * height > MAX_PIXELS:
+        raise _too_large(name, width * height, f"{width} x {height}")
 
 
-def _too_large(
-    name: str,
-    size: tuple[int, int] | None = None,
-    max_pixels: int | None = None,
-) -> ImageError:
+def _too_large(name: str, pixels: int, size: str = "") -> ImageError:
     """Return the error for an image with too many pixels.
 
     Args:
         name: the image's name.
-        size: width and height; None if they are unknown, since PIL refused to open the image.
-        max_pixels: the limit; None: 100 megapixels.
+        pixels: the number of its pixels.
+        size: its width and height; "": unknown, since PIL refused to open the image.
     """
-    limit = max_pixels or MAX_PIXELS
-    megapixels = limit // 10**6
-    dimensions = ""
-    if size:
-        width, height = size
-        dimensions = f" ({width} x {height})"
-    return ImageError(f"{name} has more than {megapixels} megapixels{dimensions}: make it smaller")
+    limit = MAX_PIXELS / 1e6
+    given = f"{pixels * _PIXEL_BYTES / 1e6:,.0f} MB when decoded ({size or f'{pixels:,} pixels'})"
+    allowed = f"{limit * _PIXEL_BYTES:g} MB ({limit:g} megapixels)"
+    fix = f"make it smaller, or save it as a baseline JPEG, which may have {4 * limit:g} megapixels"
+    return ImageError(f"{name} takes {given}, more than {allowed}: {fix}")
 
 
 # Pixels
 
 
-def _upright_rgb(image: Image.Image, name: str, max_pixels: int | None = None) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: str, *, close: bool = False) -> Image.Image:
     """Decode an opened image and return it as upright, opaque, 8-bit RGB.
 
+    Args:
+        image: the image.
+        name: its name in error messages.
+        close: close the image as soon as it is converted, to free its pixels.
+
     Raises:
-        ImageError: the image has no pixels, or more than ``max_pixels`` (None: 100 megapixels).
+        ImageError: the image has no pixels, or more than 100 million.
     """
-    check_size(image, name, max_pixels)  # before the pixels take memory
+    check_size(image, name)  # before the pixels take memory
     image.load()
-    check_size(image, name, max_pixels)  # an ICO's image may be larger than its header says
+    check_size(image, name)  # an ICO's image may be larger than its header says
     try:
         exif = image.getexif()
         orientation = exif.get(ExifTags.Base.Orientation, 1)
         transpose = _UPRIGHT.get(orientation)
     except Exception:  # broken metadata is no reason to refuse an intact image
         transpose = None
-    result = _opaque_rgb(image)
+    result = opaque_rgb(image)
+    if close:
+        image.close()
     if transpose is not None:
         result = result.transpose(transpose)
     # PIL copies ``info``, which holds the EXIF orientation and a transparent colour. Both have been
@@ -460,59 +497,4 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int | None = None) -
     return result
 
 
-def _opaque_rgb(image: Image.Image) -> Image.Image:
-    """Convert a decoded image to RGB, laid over white where it is transparent."""
-    if image.mode == "F" or image.mode.startswith("I"):  # more than 8 bits per pixel
-        return _deep_grey_to_rgb(image)
-    if image.has_transparency_data:
-        # PIL cannot convert La (grey multiplied by its alpha) to RGBA, but it can convert LA.
-        straight = image.convert("LA") if image.mode == "La" else image
-        white = Image.new("RGBA", image.size, "white")
-        opaque = Image.alpha_composite(white, straight.convert("RGBA"))
-        return opaque.convert("RGB")
-    return image.convert("RGB")
-
-
-def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert grey of 16 or 32 bits to RGB. PIL's own conversion would clip it to [0, 255]."""
-    values = np.asarray(image)
-    black, white = _grey_range(values, image.mode)
-    # A PNG's tRNS chunk gives an int: the grey value of transparent pixels, which become white.
-    transparent = image.info.get("transparency")
-    grey = np.empty(values.shape, np.uint8)
-    span = (white - black) or 1.0  # not 0, by which no value can be divided
-    # Some rows at a time, since the whole image as 64-bit floats would take much memory.
-    for start in range(0, len(values), _ROWS):
-        band = slice(start, start + _ROWS)
-        rows = values[band].astype(np.float64)
-        finite = np.nan_to_num(rows, nan=black, posinf=white, neginf=black)
-        scaled = (finite - black) / span
-        grey[band] = scaled * 255 + 0.5  # + 0.5 rounds, since the assignment truncates
-        if isinstance(transparent, int):
-            grey[band][rows == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _grey_range(values: npt.NDArray[Any], mode: str) -> tuple[float, float]:
-    """Return two grey values: the one that becomes black, and the one that becomes white.
-
-    Values that are not finite are ignored. ``mode`` is PIL's mode of the image: "F" for floats, any
-    other for integers.
-    """
-    usual_whites: tuple[float, ...]
-    if mode == "F":
-        finite = np.isfinite(values)
-        if not finite.any():
-            return 0.0, 1.0  # any range will do, since no value is finite
-        low = float(values.min(where=finite, initial=np.inf))
-        high = float(values.max(where=finite, initial=-np.inf))
-        usual_whites = (1.0, 255.0)
-    else:
-        low = float(values.min())
-        high = float(values.max())
-        usual_whites = (65535.0,)  # 16 bits, which PIL may hold as 32-bit integers
-    # Take the narrowest usual range that holds all values, or else the range of the values.
-    for white in usual_whites:
-        if low >= 0 and high <= white:
-            return 0.0, white
-    return low, high
+_decoded_rgb = functools.partial(_upright_rgb, close=True)  # for an image from a file

@@ -23,6 +23,9 @@ from ..errors import ConfigError, OptionError, PromptError
 from ..limits import check_text
 from .tokenizer import TOKENIZER_FILE, Detokenizer, PromptTokenizer, read_tokenizer
 
+IMAGE_MARK = "{image}"
+"""Marks the place of an image in the text of a question; see ``marked_question``."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -31,15 +34,19 @@ class Turn:
     Args:
         role: the speaker.
         text: the message's text.
-        images: number of images before the text; only the user's messages have any.
+        images: number of images; only the user's messages have any.
+        places: for each image, in order, the number of the text's characters before it. None: all
+            images come before the text, each followed by a line break.
 
     Raises:
-        OptionError: the role is unknown, or cannot have this number of images.
+        OptionError: the role is unknown, or cannot have this number of images; or the places are
+            not one for each image, in order and within the text.
     """
 
     role: Literal["user", "assistant"]
     text: str
     images: int = 0
+    places: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ("user", "assistant"):
@@ -49,6 +56,52 @@ class Turn:
             raise OptionError(f"{problem}, got {self.images}")
         if self.images < 0:
             raise OptionError(f"images of the user's turn must be 0 or more, got {self.images}")
+        if self.places is not None:
+            bounds = (0, *self.places, len(self.text))
+            is_ordered = all(start <= end for start, end in itertools.pairwise(bounds))
+            if len(self.places) != self.images or not is_ordered:
+                rule = "one for each image, in order, within the text"
+                raise OptionError(f"places of a turn must be {rule}, got {self.places}")
+
+    @property
+    def pieces(self) -> list[str]:
+        """The text before the first image, between each two images, and after the last image."""
+        if self.places is not None:
+            bounds = itertools.pairwise((0, *self.places, len(self.text)))
+            return [self.text[start:end] for start, end in bounds]
+        if not self.images:
+            return [self.text]
+        breaks = ["\n"] * (self.images - 1)
+        return ["", *breaks, f"\n{self.text}"]
+
+
+def marked_question(text: str, images: int) -> Turn:
+    """Return a question about images, which stand at the ``{image}`` marks of its text.
+
+    Without marks, the images come before the text. Without images, a mark is ordinary text.
+
+    Args:
+        text: the question, with one mark for each image or without marks.
+        images: number of images.
+
+    Raises:
+        PromptError: there are marks and images, and their numbers differ.
+    """
+    marks = text.count(IMAGE_MARK)
+    if not (marks and images):
+        return Turn("user", text, images)
+    if marks != images:
+        counts = f"{_count(marks, f'{IMAGE_MARK} mark')} and {_count(images, 'image')}"
+        fix = "write one mark for each image, or no mark to show the images before the text"
+        raise PromptError(f"the question has {counts}: {fix}")
+    pieces = text.split(IMAGE_MARK)
+    lengths = [len(piece) for piece in pieces[:-1]]
+    return Turn("user", "".join(pieces), images, tuple(itertools.accumulate(lengths)))
+
+
+def _count(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class _Control(str):
@@ -189,6 +242,10 @@ class Prompts:
         """Return a new streaming decoder, which takes one id at a time."""
         return self._prompt_tokenizer.detokenizer()
 
+    def spelling(self, token_id: int) -> tuple[str, bytes | None]:
+        """Return a token's text and bytes, as ``PromptTokenizer.spelling`` does."""
+        return self._prompt_tokenizer.spelling(token_id)
+
     def _role_segment(self, name: str) -> str:
         """Return a role's name as a segment: a control token if it is an added token, else text."""
         if self._prompt_tokenizer.is_added(name):
@@ -222,9 +279,8 @@ class Prompts:
     def _turn_segments(self, turn: Turn) -> list[str]:
         """Return the segments of one message. An answer ends with eos, a question with a separator.
 
-        A question begins with its images, each followed by a line break. As in DeepSeek's code,
-        whitespace is stripped only from the ends of the whole question. So text after an image
-        keeps its leading whitespace, and without text the last image has no line break.
+        As in DeepSeek's code, whitespace is stripped only from the ends of the whole question. So
+        text next to an image keeps its whitespace, and an image at the end has no line break.
 
         Raises:
             PromptError: a question has neither text nor images.
@@ -237,13 +293,11 @@ class Prompts:
             return [self._assistant, answer, eos]
         if not text and not turn.images:
             raise PromptError("the question is empty: say what you want to know")
-        if turn.images:
-            text = f"\n{turn.text}".rstrip()  # begins with the line break of the last image
-        image = _Control(self.config.image)
-        images = [image, "\n"] * turn.images
-        images = images[:-1]  # without the last line break, which is in ``text``
-        question = text + self.config.separator
-        return [self._user, ": ", *images, question]
+        first, *others = turn.pieces
+        question = [first]
+        for piece in others:
+            question += [_Control(self.config.image), piece]
+        return [self._user, ": ", *_strip(question), self.config.separator]
 
     def _drawing_segments(self, text: str) -> list[str]:
         """Return the segments of a drawing prompt, without bos.
@@ -275,10 +329,13 @@ class Prompts:
         return ids
 
     def _control_ids(self, spelling: str) -> list[int]:
-        """Return the ids of a control token: one id, or all ids of an image for its placeholder."""
+        """Return the ids that stand for a control token: its own id, or all ids of an image.
+
+        The image token becomes the start of an image, ``image_tokens`` positions and the end.
+        """
         if spelling == self.config.image:
-            placeholders = [self.special.image] * self.image_tokens
-            return [self.special.image_start, *placeholders, self.special.image_end]
+            positions = [self.special.image] * self.image_tokens
+            return [self.special.image_start, *positions, self.special.image_end]
         found = self._prompt_tokenizer.token_id(spelling)
         assert found is not None  # a _Control is made only of tokens that __init__ has found
         return [found]

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import ExifTags, Image, PngImagePlugin
 
 from ..errors import OutputError
-from ..files import draft_beside
+from ..files import draft_beside, parse_json
 from .file_names import names_folder, printable
 from .images import check_size, read_file
 
@@ -56,7 +56,7 @@ def _metadata(image: Image.Image, name: str) -> dict[str, str]:
         return {key: str(value) for key, value in getattr(image, "text", {}).items()}
     try:
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-        metadata = json.loads(comment.removeprefix(_ASCII_COMMENT))
+        metadata = parse_json(comment.removeprefix(_ASCII_COMMENT))
     except Exception:  # PIL raises nearly every kind for broken EXIF
         return {}
     if not isinstance(metadata, dict):

@@ -11,6 +11,7 @@ Unusual here:
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders
 
 from ..config import PromptConfig, read_model_json
 from ..errors import ConfigError, PromptError
+from .tokenizer_rules import RuleError, check_rules
 
 TOKENIZER_FILE = "tokenizer.json"
 _SAMPLE = "hello world, twice"  # a byte-level tokenizer encodes and decodes it without a change
@@ -88,6 +90,21 @@ class PromptTokenizer:
         """Return a new streaming decoder, which takes one id at a time."""
         return Detokenizer(self.tokenizer, self._special_spellings)
 
+    def spelling(self, token_id: int) -> tuple[str, bytes | None]:
+        """Return a token's text and its bytes.
+
+        Bytes that are no complete characters become U+FFFD in the text.
+
+        Returns:
+            The text and the bytes, in UTF-8. A special token has its spelling, such as "<pad>", and
+            no bytes (None). An id beyond the tokenizer's vocabulary has "" and no bytes.
+        """
+        token = self.tokenizer.id_to_token(int(token_id))
+        if token is None or token in self._special_spellings:
+            return token or "", None
+        content = _token_bytes(token)
+        return content.decode("utf-8", "replace"), content
+
     def is_added(self, spelling: str) -> bool:
         """Return whether the tokenizer has an added token with this spelling."""
         return spelling in self._added
@@ -109,7 +126,7 @@ class PromptTokenizer:
         if not (keeps_sample and has_byte_decoder):
             reason = f"{_SAMPLE!r} decodes to {decoded[:40]!r}"
             raise ConfigError(
-                f"this is not a byte-level tokenizer ({reason}): "
+                f"this is not a byte-level tokenizer of Janus ({reason}): "
                 "another tool may have rewritten it, download the model's own"
             )
         for spelling in sorted(self._special_spellings):
@@ -159,12 +176,22 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """Read a ``tokenizer.json``.
 
     Raises:
-        ConfigError: the file is missing, not JSON, or not a tokenizer.
+        ConfigError: the file is missing, not JSON, or not a tokenizer; or it has rules that a
+            tokenizer of Janus does not have.
     """
+    data = read_model_json(path)
     try:
-        return Tokenizer.from_buffer(path.read_bytes())
-    except Exception as error:  # the library raises bare Exceptions
-        read_model_json(path)  # raises a better error if the file is missing or not JSON
+        check_rules(data)
+    except RuleError as error:
+        raise ConfigError(
+            f"{path} is not a byte-level tokenizer of Janus ({error}): "
+            "another tool may have rewritten it, download the model's own"
+        ) from None
+    try:
+        return Tokenizer.from_str(json.dumps(data))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exceptions, and panics
         reason = " ".join(str(error).split())[:120]
         fix = "download the model's own"
         raise ConfigError(f"{path} is not a tokenizer ({reason}): {fix}") from None

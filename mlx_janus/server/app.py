@@ -19,9 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ..version import __version__
-from .chat_completions import complete_chat
+from .chat_completions import DEFAULT_MAX_TOKENS, complete_chat
 from .errors import APIError, handle_http_exception, handle_validation_error
-from .image_generations import generate_images
+from .image_generations import default_sampling, generate_images
 from .image_store import PATH as IMAGES_PATH
 from .metrics import Metrics
 from .middleware.api_key import is_public
@@ -33,6 +33,7 @@ from .schema import (
     Health,
     ImageRequest,
     ImagesReply,
+    ModelDefaults,
     ModelList,
     ServedModel,
 )
@@ -154,7 +155,11 @@ def _model_router(service: Service) -> APIRouter:
     router = APIRouter(responses=_ERROR_RESPONSES, tags=["server"])
 
     def describe(name: str) -> ServedModel:
-        return ServedModel(id=name, created=service.started_at)
+        defaults = ModelDefaults(
+            answers={"temperature": 0, "top_p": 1, "max_tokens": DEFAULT_MAX_TOKENS},
+            images=default_sampling(service.engine),
+        )
+        return ServedModel(id=name, created=service.started_at, defaults=defaults)
 
     # Without its own route, "/v1/models/" would ask for a model of the name "".
     @_get_and_head(router, "/v1/models/", include_in_schema=False)

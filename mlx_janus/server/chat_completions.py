@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi.responses import JSONResponse, Response
 from PIL.Image import Image
@@ -15,7 +15,7 @@ from starlette.requests import Request as HTTPRequest
 from ..decode.sampling import random_seed
 from ..decode.text import TextOptions
 from ..engine.messages import Answered, AnswerRequest, Event, Piece
-from ..inference.results import TextResult
+from ..inference.results import TextResult, TokenLogprob
 from ..limits import MAX_SEED, MAX_TOKENS
 from .conversations import ImageSource, read_conversation
 from .errors import APIError
@@ -27,11 +27,15 @@ from .schema import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatRequest,
+    ChatTokenLogprob,
+    ChatTopLogprob,
     Choice,
+    ChoiceLogprobs,
     ChunkChoice,
     Delta,
     FinishReason,
     PromptDetails,
+    SamplingFields,
     Usage,
 )
 from .service import Service
@@ -39,8 +43,7 @@ from .service import Service
 if TYPE_CHECKING:
     from ..engine.tickets import Ticket
 
-_DEFAULT_MAX_TOKENS = 512  # tokens of an answer, if the request gives no number
-_LEAST_TOP_P = 1e-9  # replaces 0, which TextOptions refuses; keeps only the likeliest token
+DEFAULT_MAX_TOKENS = 512  # tokens of an answer, if the request gives no number
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ async def complete_chat(body: ChatRequest, request: HTTPRequest, service: Servic
             A stream reports a failure in its last event.
     """
     service.check_model(body.model)
+    _check_bias(body, service.engine.config.language.vocab_size)
     engine_request = await _to_engine_request(body, service.image_reader, request)
     ticket = service.submit(engine_request, param="messages")
     record = service.metrics.event_recorder()
@@ -110,7 +114,7 @@ def _text_options(body: ChatRequest, n: int) -> TextOptions:
     The other answers use the following numbers as seeds. A body without a seed gets a random one.
 
     Raises:
-        APIError: the last answer's seed would be too large.
+        APIError: the last answer's seed would be too large, or ``top_logprobs`` lacks ``logprobs``.
     """
     seed = random_seed() if body.seed is None else body.seed
     if seed + n - 1 > MAX_SEED:
@@ -119,15 +123,45 @@ def _text_options(body: ChatRequest, n: int) -> TextOptions:
             f"the last answer's seed would be above {MAX_SEED}: take a smaller one",
             param="seed",
         )
-    max_tokens = body.max_completion_tokens or body.max_tokens or _DEFAULT_MAX_TOKENS
+    max_tokens = body.max_completion_tokens or body.max_tokens or DEFAULT_MAX_TOKENS
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return TextOptions(
         max_tokens=MAX_TOKENS if max_tokens == NO_LIMIT else max_tokens,
-        temperature=body.temperature or 0.0,
-        top_p=1.0 if body.top_p is None else max(body.top_p, _LEAST_TOP_P),
         seed=seed,
         stop=tuple(text for text in stop if text),
+        **_sampling_options(body),
     )
+
+
+def _sampling_options(body: SamplingFields) -> dict[str, Any]:
+    """Return the sampling fields that a body gives, as fields of ``TextOptions``.
+
+    Raises:
+        APIError: ``top_logprobs`` lacks ``logprobs``.
+    """
+    if body.top_logprobs and not body.logprobs:
+        raise APIError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    fields = {name: getattr(body, name) for name in SamplingFields.model_fields}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if body.logit_bias is not None:
+        given["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
+    return given
+
+
+def _check_bias(body: ChatRequest, vocabulary: int) -> None:
+    """Refuse a bias of tokens that the model does not have.
+
+    Args:
+        body: the request.
+        vocabulary: number of the model's tokens.
+
+    Raises:
+        APIError: an id is beyond the vocabulary.
+    """
+    for token in body.logit_bias or {}:
+        if int(token) >= vocabulary:
+            reason = f"this model's token ids are 0 to {vocabulary - 1}, got {token}"
+            raise APIError(400, f"logit_bias: {reason}", param="logit_bias")
 
 
 async def _read_images(
@@ -135,8 +169,7 @@ async def _read_images(
 ) -> tuple[Image, ...]:
     """Read images in order. If the client leaves, stop after the current image.
 
-    The current image is not cancelled, because cancelling would release the reader's lock while a
-    thread still decodes the image. A second image could then be decoded at the same time.
+    The current image is not cancelled, because its thread would decode it to the end anyway.
 
     Args:
         sources: the images' URLs and the fields that hold them.
@@ -163,6 +196,7 @@ def _completion(events: Sequence[Event], common_fields: _CommonFields) -> ChatCo
             index=answer.index,
             message=AnswerMessage(content=answer.result.text),
             finish_reason=_finish_reason(answer.result),
+            logprobs=_choice_logprobs(answer.result.logprobs),
         )
         for answer in answers
     ]
@@ -198,7 +232,9 @@ async def _chunks(
     async for event in ticket:
         record(event)
         if isinstance(event, Piece):
-            yield encode_chunk(ChunkChoice(index=event.index, delta=Delta(content=event.text)))
+            delta = Delta(content=event.text)
+            logprobs = _choice_logprobs(event.logprobs or None)
+            yield encode_chunk(ChunkChoice(index=event.index, delta=delta, logprobs=logprobs))
         elif isinstance(event, Answered):
             results.append(event.result)
             reason = _finish_reason(event.result)
@@ -207,6 +243,26 @@ async def _chunks(
         # As in OpenAI's streams, this chunk has no choices.
         yield encode_chunk(usage=_usage(results))
     yield server_sent_event("[DONE]")
+
+
+def _choice_logprobs(tokens: Sequence[TokenLogprob] | None) -> ChoiceLogprobs | None:
+    """Return log-probabilities as a part of the reply; None if they were not asked for."""
+    if tokens is None:
+        return None
+    content = [
+        ChatTokenLogprob(
+            **_logprob_fields(token),
+            top_logprobs=[ChatTopLogprob(**_logprob_fields(likely)) for likely in token.top],
+        )
+        for token in tokens
+    ]
+    return ChoiceLogprobs(content=content)
+
+
+def _logprob_fields(token: TokenLogprob) -> dict[str, Any]:
+    """Return the fields that describe a token and its log-probability."""
+    utf8 = None if token.utf8 is None else list(token.utf8)
+    return {"token": token.text, "bytes": utf8, "logprob": token.logprob}
 
 
 def _finish_reason(result: TextResult) -> FinishReason:

@@ -110,13 +110,20 @@ class _LimitedProtocol(H11Protocol):
     max_connections: int
     _timer: asyncio.TimerHandle | None = None  # None: not running
     _unsent = 0  # bytes in the write buffer when the timer was started
+    _waiting_since = 0.0  # the loop's time when the timer was started, in seconds
 
     def connection_made(self, transport: Any) -> None:
-        """Close the connection if there are too many; otherwise start its timer."""
+        """Start the connection's timer. If there are too many connections, close one of them."""
         super().connection_made(transport)  # adds this connection to self.connections
         if len(self.connections) > self.max_connections:
-            transport.abort()
-            return
+            others: Any = self.connections - {self}  # all are of this class
+            idle = [other for other in others if other._is_idle]
+            if not idle:
+                transport.abort()
+                return
+            # A program that opens connections and sends nothing must not lock others out.
+            longest_idle = min(idle, key=lambda other: other._waiting_since)
+            longest_idle.transport.abort()
         tcp_socket = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):  # the connection may be closed already
             # Without this option, the system holds a small packet back until the client has
@@ -159,19 +166,28 @@ class _LimitedProtocol(H11Protocol):
             self.conn.send(h11.EndOfMessage())
         self.transport.close()
 
+    @property
+    def _is_making_reply(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no request is being answered, and the connection is not closing already."""
+        return not self._is_making_reply and not self.transport.is_closing()
+
     def _update_timer(self) -> None:
         """Run the timer while the server waits for the client, and only then."""
         # ``cycle`` is the last request with its reply. A transport that is closing still waits for
         # the client to read the remaining bytes.
-        making_reply = self.cycle is not None and not self.cycle.response_complete
         client_must_read = self.flow.write_paused or self.transport.is_closing()
-        if making_reply and not client_must_read:
+        if self._is_making_reply and not client_must_read:
             self._stop_timer()  # the client waits for the server, whose time is not limited
         elif self._timer is None:
             self._start_timer()
 
     def _start_timer(self) -> None:
         self._unsent = self.transport.get_write_buffer_size()
+        self._waiting_since = self.loop.time()
         self._timer = self.loop.call_later(self.client_seconds, self._on_timeout)
 
     def _on_timeout(self) -> None:

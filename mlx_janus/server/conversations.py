@@ -3,12 +3,17 @@
 The model's template knows a system prompt, questions with images, and answers. Messages of other
 kinds become a part of the next question: instructions amid the conversation, results of tools, and
 images in an answer.
+
+The parts of a message become lines. If texts and images take turns, they stay in order. If all
+images follow the texts, the images are put first: many clients send a question and then the images
+that it is about, and the models were trained with the images first.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..processing.prompts import Turn
 from .errors import APIError
@@ -19,7 +24,6 @@ from .schema import (
     SystemMessage,
     TextPart,
     ToolMessage,
-    UserMessage,
 )
 
 
@@ -29,6 +33,10 @@ class ImageSource:
 
     url: str
     field: str
+
+
+Part = str | ImageSource
+"""A text or an image of a message."""
 
 
 @dataclass
@@ -55,7 +63,7 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
       the only messages, they become the question.
     - Later system messages and results of tools are put before the next question. Those that follow
       the last question are appended to it.
-    - Images of an answer are shown with the next question.
+    - Images of an answer are shown with the next question, before it.
     - An answer without text that has tool calls or images becomes no turn. Nor does an empty
       question that is not the last message.
     - If the last message is an answer, the model continues it.
@@ -69,55 +77,92 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     pending = _Pending()
     last_index = len(messages) - 1
     for index, message in enumerate(messages):
-        text = _text(message)
+        parts = _parts(message, f"messages[{index}].content")
         if isinstance(message, SystemMessage) and not conversation.turns:
-            instructions.append(text)
+            instructions.append(_text(parts))
         elif isinstance(message, SystemMessage | ToolMessage):
-            pending.texts.append(text)
+            pending.texts.append(_text(parts))
+        elif isinstance(message, AssistantMessage):
+            _add_answer(conversation, pending, message, parts)
         else:
-            images = _images(message, f"messages[{index}].content")
-            _add_turn(conversation, pending, message, text, images, is_last=index == last_index)
+            _add_question(conversation, pending, parts, is_last=index == last_index)
     if instructions:
         conversation.system = "\n\n".join(instructions)
     _complete_last_question(conversation, pending)
     return conversation
 
 
-def _add_turn(
-    conversation: Conversation,
-    pending: _Pending,
-    message: UserMessage | AssistantMessage,
-    text: str,
-    images: list[ImageSource],
-    *,
-    is_last: bool,
+def _add_answer(
+    conversation: Conversation, pending: _Pending, message: AssistantMessage, parts: Sequence[Part]
 ) -> None:
-    """Convert a message of the user or the model to a turn.
-
-    A question takes the pending texts and images. The images of an answer become pending.
+    """Convert an answer to a turn; its images become pending.
 
     Args:
-        conversation: receives the turn, unless the message is left out.
+        conversation: receives the turn, unless the answer is left out.
         pending: texts and images for the next question.
-        message: the message.
-        text: the message's text.
-        images: the message's images.
+        message: the answer.
+        parts: the answer's parts.
+    """
+    text = _text(parts)
+    images = _images(parts)
+    # An answer without text is left out if it has something else, and is kept if it is empty.
+    has_something_else = message.tool_calls or message.function_call or images
+    if text or not has_something_else:
+        conversation.turns.append(Turn("assistant", text))
+    pending.images += images
+
+
+def _add_question(
+    conversation: Conversation, pending: _Pending, parts: Sequence[Part], *, is_last: bool
+) -> None:
+    """Convert a message of the user to a turn, with the pending texts and images.
+
+    Args:
+        conversation: receives the turn, unless the question is empty.
+        pending: texts and images for the question; emptied if the question is not left out.
+        parts: the message's parts.
         is_last: whether this is the last message of the request.
     """
-    if isinstance(message, AssistantMessage):
-        # An answer without text is left out if it has something else, and is kept if it is empty.
-        has_something_else = message.tool_calls or message.function_call or images
-        if text or not has_something_else:
-            conversation.turns.append(Turn("assistant", text))
-        pending.images += images
-        return
-    text = "\n".join([*pending.texts, text]).strip()
-    images = [*pending.images, *images]
-    if text or images or is_last:
-        conversation.turns.append(Turn("user", text, images=len(images)))
+    images = [*pending.images, *_images(parts)]
+    if _take_turns(parts):
+        turn = _in_order([*pending.images, *pending.texts, *parts])
+    else:
+        text = "\n".join([*pending.texts, _text(parts)]).strip()
+        turn = Turn("user", text, images=len(images))
+    if turn.text or images or is_last:
+        conversation.turns.append(turn)
         conversation.images += images
         pending.texts.clear()
         pending.images.clear()
+
+
+def _take_turns(parts: Sequence[Part]) -> bool:
+    """Return whether a text stands between images, or an image between texts.
+
+    Empty texts do not count.
+    """
+    filled = (part for part in parts if isinstance(part, ImageSource) or part.strip())
+    runs = [is_image for is_image, _ in itertools.groupby(filled, _is_image)]
+    return len(runs) > 2
+
+
+def _in_order(parts: Sequence[Part]) -> Turn:
+    """Return a question whose lines are the given texts and images, in this order."""
+    texts: list[str] = []
+    places: list[int] = []
+    length = 0  # characters of ``texts``
+    for part in parts:
+        if part == "":
+            continue
+        if texts or places:
+            texts.append("\n")
+            length += 1
+        if isinstance(part, ImageSource):
+            places.append(length)
+        else:
+            texts.append(part)
+            length += len(part)
+    return Turn("user", "".join(texts), len(places), tuple(places))
 
 
 def _complete_last_question(conversation: Conversation, pending: _Pending) -> None:
@@ -138,27 +183,36 @@ def _complete_last_question(conversation: Conversation, pending: _Pending) -> No
     if pending.texts:
         question = turns[-1]
         text = "\n".join([question.text, *pending.texts])
-        turns[-1] = Turn("user", text, images=question.images)
+        turns[-1] = replace(question, text=text)
 
 
-def _text(message: Message) -> str:
-    """Return a message's text. Text parts become lines; no content becomes ""."""
-    if isinstance(message.content, str):
-        return message.content
-    return "\n".join(part.text for part in message.content or () if isinstance(part, TextPart))
-
-
-def _images(message: UserMessage | AssistantMessage, content_field: str) -> list[ImageSource]:
-    """Return the images of a message.
+def _parts(message: Message, content_field: str) -> list[Part]:
+    """Return the texts and images of a message, in order; no content becomes [].
 
     Args:
-        message: a message of the user or the model.
+        message: the message.
         content_field: the field that holds the message's content, such as "messages[0].content".
     """
     if isinstance(message.content, str):
-        return []
-    return [
-        ImageSource(part.image_url.url, f"{content_field}[{index}].image_url.url")
-        for index, part in enumerate(message.content or ())
-        if isinstance(part, ImagePart)
-    ]
+        return [message.content]
+    parts: list[Part] = []
+    for index, part in enumerate(message.content or ()):
+        if isinstance(part, TextPart):
+            parts.append(part.text)
+        elif isinstance(part, ImagePart):
+            url_field = f"{content_field}[{index}].image_url.url"
+            parts.append(ImageSource(part.image_url.url, url_field))
+    return parts
+
+
+def _is_image(part: Part) -> bool:
+    return isinstance(part, ImageSource)
+
+
+def _text(parts: Sequence[Part]) -> str:
+    """Return the texts of a message as lines."""
+    return "\n".join(part for part in parts if isinstance(part, str))
+
+
+def _images(parts: Sequence[Part]) -> list[ImageSource]:
+    return [part for part in parts if isinstance(part, ImageSource)]

@@ -102,9 +102,11 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
         return APIError(503, str(error), code="shutting_down")
     if isinstance(error, PromptError | ImageError | OptionError):
         message = " ".join(str(error).split())  # one line
-        too_long = isinstance(error, ContextLengthError)
-        code = "context_length_exceeded" if too_long else None
-        return APIError(400, message, param=param, code=code)
+        if isinstance(error, ContextLengthError):
+            # LangChain recognizes this error by the words "prompt is too long".
+            message = f"the prompt is too long: {message.removeprefix('the prompt is ')}"
+            return APIError(400, message, param=param, code="context_length_exceeded")
+        return APIError(400, message, param=param)
     if isinstance(error, OutOfMemoryError | MemoryError):
         return APIError(
             503,

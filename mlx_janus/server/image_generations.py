@@ -43,6 +43,8 @@ OPENAI_SIZES = (
     "1792x1024",
 )
 
+_SAMPLING_FIELDS = ("cfg_weight", "temperature", "top_p")
+
 
 @dataclass(frozen=True)
 class _CommonFields:
@@ -81,7 +83,7 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
     for event in finished:
         generated = event.image
         file = await reply_format.encode(generated.image, generated.metadata)
-        if body.response_format == "url":
+        if _wants_url(body):
             name = service.images.add(file, reply_format.suffix, reply_format.media_type)
             url = str(request.base_url.replace(path=IMAGES_PATH + name))
             data.append(ImageData(url=url, seed=generated.seed))
@@ -92,6 +94,22 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
         **asdict(common_fields), created=int(time.time()), data=data, usage=_usage(finished)
     )
     return JSONResponse(reply.model_dump())
+
+
+def default_sampling(engine: Engine) -> dict[str, float]:
+    """Return the model's own guidance and sampling, by field of an image request."""
+    metadata = engine.pathway.options({}).metadata()
+    return {name: float(metadata[name]) for name in _SAMPLING_FIELDS if name in metadata}
+
+
+def _wants_url(body: ImageRequest) -> bool:
+    """Return whether the reply has addresses of the images instead of the images.
+
+    As in OpenAI's API, addresses are the default of the models whose names begin with "dall-e-".
+    """
+    if body.response_format is None:
+        return body.model is not None and body.model.startswith("dall-e-")
+    return body.response_format == "url"
 
 
 def _size_text(side: int) -> str:
@@ -143,7 +161,7 @@ def _to_engine_request(body: ImageRequest, engine: Engine) -> DrawingRequest:
             f"the last image's seed would be above {MAX_SEED}: take a smaller one",
             param="seed",
         )
-    sampling = {"cfg_weight": body.cfg_weight, "temperature": body.temperature, "top_p": body.top_p}
+    sampling = {name: getattr(body, name) for name in _SAMPLING_FIELDS}
     options = engine.pathway.options(sampling)  # a None takes the model's default
     partial_images = (body.partial_images or 0) if body.stream else 0  # only streams have previews
     return DrawingRequest(body.prompt, options, seed, n, partial_images)

@@ -8,6 +8,7 @@ import binascii
 import re
 import string
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,6 @@ from .errors import to_api_error
 from .settings import Settings
 
 MAX_REQUEST_IMAGES = 16  # images of one request
-_MAX_PIXELS = 50_000_000  # pixels of one image
 _MAX_FETCHES = 4  # downloads at once; each takes a thread
 _DATA_URL = re.compile(
     r"data:(image/[a-z0-9.+-]{1,40}|application/octet-stream)?(;[a-z0-9=.-]{1,40})?;base64,",
@@ -32,7 +32,8 @@ _DATA_URL = re.compile(
 class ImageReader:
     """A reader of the images that requests contain or link to.
 
-    It decodes one image at a time, so that memory holds only one large image.
+    It decodes one image at a time, in a thread of its own, so that memory holds only one large
+    image. Threads that take turns would each keep freed memory for their next image.
 
     Args:
         settings: the limits, and whether https addresses are fetched.
@@ -42,7 +43,7 @@ class ImageReader:
     def __init__(self, settings: Settings, config: ImageConfig):
         self._settings = settings
         self._config = config
-        self._decode_lock = asyncio.Lock()
+        self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image-decoder")
         self._fetch_slots = asyncio.Semaphore(_MAX_FETCHES)
 
     async def read(self, url: str, field: str) -> Image.Image:
@@ -61,8 +62,8 @@ class ImageReader:
                 data: str | bytes = await self._fetch(url)
             else:
                 data = self._data_url_base64(url)
-            async with self._decode_lock:
-                return await asyncio.to_thread(self._decode, data)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._decoder, self._decode, data)
         except ImageError as error:
             raise to_api_error(error, field) from None
 
@@ -115,7 +116,7 @@ class ImageReader:
                 raise ImageError(message) from None
         if len(data) > self._settings.image_limit:
             raise self._too_large()
-        image = decode_image(data, "the image", max_pixels=_MAX_PIXELS)
+        image = decode_image(data, "the image")
         return resize_and_pad(image, self._config)
 
     def _too_large(self) -> ImageError:

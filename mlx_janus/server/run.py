@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..pipeline import JanusPipeline
     from .connections import StopSignals
+
+_M_MMAP_THRESHOLD = -3  # number of the option in glibc's malloc.h
+_OWN_MAPPING = 1 << 20  # bytes from which a block is mapped, and given back, on its own
 
 Load = Callable[[], "JanusPipeline"]
 """Returns the loaded model."""
@@ -49,10 +54,23 @@ def run_server(
         JanusError: the address cannot be bound or needs a key, a package is missing, the model
             cannot be loaded, or the engine failed.
     """
+    _return_freed_memory()
     with _bound_socket(settings) as listener:
         _check_packages()
         prepare()
         return asyncio.run(_serve(load, settings, listener, queue, ready))
+
+
+def _return_freed_memory() -> None:
+    """Let this process return the memory of large freed blocks to the system.
+
+    By default glibc keeps blocks of up to 32 MB in its heap once such a block has been freed, and
+    returns only the heap's top. So the server would keep the memory of its largest requests. Other
+    C libraries are left as they are.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # musl has no ``mallopt``
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Bodies of requests and replies, as OpenAI defines them; the source of ``/openapi.json``.
 
-Fields beyond OpenAI's: ``seed``, ``cfg_weight``, ``temperature`` and ``top_p`` of an image request;
-``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored. A field that
-changes the result on other servers, but is not supported here, is refused unless its value changes
-nothing.
+Fields beyond OpenAI's: ``top_k``, ``min_p`` and ``repetition_penalty`` of a chat request; ``seed``,
+``cfg_weight``, ``temperature`` and ``top_p`` of an image request; ``index`` and ``seed`` of a
+generated image. Unknown fields of a request are ignored. A field that changes the result on other
+servers, but is not supported here, is refused unless its value changes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,20 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from ..limits import MAX_CFG_WEIGHT, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, RANDOM_SEED
+from ..limits import (
+    ALL_TOKENS,
+    MAX_CFG_WEIGHT,
+    MAX_LOGIT_BIAS,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_SEED,
+    MAX_TEMPERATURE,
+    MAX_TOKENS,
+    MAX_TOP_K,
+    MAX_TOP_LOGPROBS,
+    MIN_REPETITION_PENALTY,
+    RANDOM_SEED,
+)
 
 MAX_ANSWERS = 16  # answers of one request
 MAX_GENERATED_IMAGES = 16  # images of one request
@@ -30,6 +43,8 @@ MAX_STOPS = 256  # stop strings
 NO_LIMIT = -1  # as a maximum number of tokens: no limit but the model's context
 _MAX_MESSAGES = 4096  # messages of a conversation, far more than any context holds
 _MAX_PARTS = 256  # parts of a message
+_MAX_BIASED_TOKENS = 4096  # tokens of ``logit_bias``
+_MAX_ID_DIGITS = 9  # digits of a token id, more than any vocabulary needs
 
 
 def _to_int(value: Any) -> Any:
@@ -42,6 +57,21 @@ def _refuse_zero(limit: int) -> int:
     if limit == 0:
         raise ValueError("an answer has one token or more: send a larger number, or -1")
     return limit
+
+
+def _check_bias_count(bias: Any) -> Any:
+    """Refuse a ``logit_bias`` of too many tokens, before an error for each one is collected."""
+    if isinstance(bias, dict) and len(bias) > _MAX_BIASED_TOKENS:
+        raise ValueError(f"{len(bias)} tokens are too many: send at most {_MAX_BIASED_TOKENS}")
+    return bias
+
+
+def _check_token_ids(bias: dict[str, float]) -> dict[str, float]:
+    """Check that the keys of ``logit_bias`` are token ids in decimal digits."""
+    for key in bias:
+        if not (key.isascii() and key.isdecimal() and len(key) <= _MAX_ID_DIGITS):
+            raise ValueError(f'the keys are token ids, such as "100", got {key[:40]!r}')
+    return bias
 
 
 WholeNumber = Annotated[int, BeforeValidator(_to_int)]
@@ -59,6 +89,14 @@ Seed = Annotated[
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT, allow_inf_nan=False)]
 TopP = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
+Bias = Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
+LogitBias = Annotated[
+    dict[str, Bias],
+    Field(json_schema_extra={"maxProperties": _MAX_BIASED_TOKENS}),
+    BeforeValidator(_check_bias_count),
+    AfterValidator(_check_token_ids),
+]
 ImageFormat = Literal["png", "jpeg", "webp"]
 NonEmptyText = Annotated[str, Field(min_length=1)]
 # Without fail_fast, collecting an error for each of a million parts takes minutes.
@@ -116,7 +154,7 @@ def _to_image_url(value: Any) -> Any:
 
 
 class ImagePart(_RequestPart):
-    """An image in a message. The model reads a message's images before its text."""
+    """An image in a message. Images among the texts keep their places, others are read first."""
 
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(_to_image_url)]
@@ -227,17 +265,9 @@ class _UnsupportedChatFields(_Request):
     tool_choice: Annotated[Any, _OnlyNeutral("none", "auto")] = None
     function_call: Annotated[Any, _OnlyNeutral("none", "auto")] = None
     response_format: Annotated[Any, _OnlyNeutral({"type": "text"})] = None
-    logprobs: Annotated[Any, _OnlyNeutral(False)] = None
-    top_logprobs: Annotated[Any, _OnlyNeutral(0)] = None
-    logit_bias: Annotated[Any, _OnlyNeutral({})] = None
-    frequency_penalty: Annotated[Any, _OnlyNeutral(0)] = None
-    presence_penalty: Annotated[Any, _OnlyNeutral(0)] = None
     modalities: Annotated[Any, _OnlyNeutral(["text"])] = None
     audio: Annotated[Any, _OnlyNeutral()] = None
     web_search_options: Annotated[Any, _OnlyNeutral()] = None
-    repetition_penalty: Annotated[Any, _OnlyNeutral(1)] = None
-    top_k: Annotated[Any, _OnlyNeutral(-1, 0)] = None
-    min_p: Annotated[Any, _OnlyNeutral(0)] = None
     best_of: Annotated[Any, _OnlyNeutral(1)] = None
     guided_json: Annotated[Any, _OnlyNeutral()] = None
     guided_regex: Annotated[Any, _OnlyNeutral()] = None
@@ -246,7 +276,64 @@ class _UnsupportedChatFields(_Request):
     structured_outputs: Annotated[Any, _OnlyNeutral()] = None
 
 
-class ChatRequest(_UnsupportedChatFields):
+class SamplingFields(_RequestPart):
+    """The choice of an answer's tokens: OpenAI's fields, then those of other servers.
+
+    Logits change in the order of vLLM: bias, repetition penalty, the other penalties, temperature,
+    ``min_p``, ``top_k``, ``top_p``.
+    """
+
+    temperature: Temperature | None = Field(
+        default=None,
+        description="Sampling temperature. Default: 0, which always takes the likeliest token.",
+    )
+    top_p: TopP | None = Field(
+        default=None, description=f"{_TOP_P} 0 always takes the likeliest token."
+    )
+    frequency_penalty: Penalty | None = Field(
+        default=None,
+        description="Number to subtract from a token's logit for each time that the answer has the "
+        "token. Default: 0.",
+    )
+    presence_penalty: Penalty | None = Field(
+        default=None,
+        description="Number to subtract from the logits of all tokens that the answer has. "
+        "Default: 0.",
+    )
+    logit_bias: LogitBias | None = Field(
+        default=None,
+        description="Numbers to add to logits, by token id. Default: none.",
+        examples=[{"100": -100}],
+    )
+    logprobs: bool | None = Field(
+        default=None,
+        description="Whether the reply has the log-probability of each token: that of the model's "
+        "own probability, which no other field changes. Default: false.",
+    )
+    top_logprobs: Annotated[WholeNumber, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        default=None,
+        description="Number of the likeliest tokens to report for each token. It needs `logprobs`. "
+        "Default: 0.",
+    )
+    top_k: Annotated[WholeNumber, Field(ge=ALL_TOKENS, le=MAX_TOP_K)] | None = Field(
+        default=None,
+        description="Number of the likeliest tokens to sample from; 0 or -1, the default: all.",
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="Least probability of a token, as a share of the likeliest token's. "
+        "Default: 0.",
+    )
+    repetition_penalty: (
+        Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] | None
+    ) = Field(
+        default=None,
+        description="Number that divides the positive logits, and multiplies the negative ones, of "
+        "all tokens that the prompt or the answer has. Default: 1.",
+    )
+
+
+class ChatRequest(_UnsupportedChatFields, SamplingFields):
     """A conversation for the model to continue."""
 
     messages: list[Message] = Field(
@@ -256,11 +343,6 @@ class ChatRequest(_UnsupportedChatFields):
         description="The conversation so far. If it ends with an answer, the model continues it.",
     )
     model: str | None = Field(default=None, description=_MODEL_NAME)
-    temperature: Temperature | None = Field(
-        default=None,
-        description="Sampling temperature. Default: 0, which always takes the likeliest token.",
-    )
-    top_p: TopP | None = Field(default=None, description=_TOP_P)
     max_completion_tokens: TokenLimit | None = Field(
         default=None,
         description="Maximum number of tokens in an answer; -1: no limit but the model's context. "
@@ -274,7 +356,7 @@ class ChatRequest(_UnsupportedChatFields):
         description="Seed of the first answer; the others use the following numbers. "
         "-1, the default: random.",
     )
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = Field(
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None = Field(
         default=None,
         description="Strings that end an answer. They are not part of it. Empty ones are ignored.",
     )
@@ -324,7 +406,8 @@ class ImageRequest(_UnsupportedImageFields):
     response_format: Literal["b64_json", "url"] | None = Field(
         default=None,
         description="`url`: an address on this server, which keeps the image for an hour. A stream "
-        "always has `b64_json`, the default.",
+        "always has `b64_json`. Default: `b64_json`, or `url` if the request's `model` begins with "
+        "`dall-e-`, as in OpenAI's API.",
     )
     output_format: ImageFormat | None = Field(
         default=None, description="Format of the images. Default: `png`."
@@ -410,6 +493,31 @@ class AnswerMessage(BaseModel):
     refusal: None = None
 
 
+class ChatTopLogprob(BaseModel):
+    """The log-probability of a token."""
+
+    token: str = Field(description="The token's text, with U+FFFD for incomplete characters.")
+    bytes: list[int] | None = Field(
+        description="The token's bytes, in UTF-8. `null`: a control token."
+    )
+    logprob: float
+
+
+class ChatTokenLogprob(ChatTopLogprob):
+    """The log-probability of a token of the answer."""
+
+    top_logprobs: list[ChatTopLogprob] = Field(
+        description="The likeliest tokens in this place, the likeliest first."
+    )
+
+
+class ChoiceLogprobs(BaseModel):
+    """Log-probabilities, for each token of an answer or of its new part."""
+
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
 class Choice(BaseModel):
     """One of the requested answers."""
 
@@ -419,7 +527,9 @@ class Choice(BaseModel):
         description="Why the answer ended. `stop`: complete, or at a stop string; `length`: at the "
         "maximum number of tokens."
     )
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = Field(
+        default=None, description="Only if the request asks for them."
+    )
 
 
 class ChatCompletion(BaseModel):
@@ -448,6 +558,9 @@ class ChunkChoice(BaseModel):
     delta: Delta
     finish_reason: FinishReason | None = Field(
         default=None, description="Set in the last chunk of an answer."
+    )
+    logprobs: ChoiceLogprobs | None = Field(
+        default=None, exclude_if=_is_none, description="Only if the request asks for them."
     )
 
 
@@ -536,6 +649,13 @@ class ImageEvent(BaseModel):
     )
 
 
+class ModelDefaults(BaseModel):
+    """The values that a request gets for the fields that it leaves out."""
+
+    answers: dict[str, float] = Field(description="For `/v1/chat/completions`, by field.")
+    images: dict[str, float] = Field(description="For `/v1/images/generations`, by field.")
+
+
 class ServedModel(BaseModel):
     """A model that this server runs."""
 
@@ -543,6 +663,7 @@ class ServedModel(BaseModel):
     object: Literal["model"] = "model"
     created: int = Field(description="Start time of the server, in seconds since 1970.")
     owned_by: str = "mlx_janus"
+    defaults: ModelDefaults
 
 
 class ModelList(BaseModel):

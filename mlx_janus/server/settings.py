@@ -59,7 +59,7 @@ class Settings:
     body_limit: int = 64_000_000
     bodies_limit: int = 256_000_000
     body_seconds: float = 60.0
-    image_limit: int = 20_000_000
+    image_limit: int = 40_000_000
     most_requests: int = 256
     most_connections: int = 512
     heartbeat_seconds: float = 15.0

@@ -24,7 +24,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from safetensors import safe_open
 
 from ..errors import CheckpointError, OutputError
-from ..files import draft_beside, write_atomically
+from ..files import MAX_RECORDS_FILE, draft_beside, read_bounded, write_atomically
 from ..weights.safetensors_files import write_safetensors
 
 LOG_FILE = "log.jsonl"
@@ -309,7 +309,7 @@ class _Recorder:
         self._every = every
         self._measured: list[dict[str, float]] = []  # measurements since the log's last line
         now = time.monotonic()
-        self._saved = now  # time of the last checkpoint, or of the start
+        self._saved = now  # time of the last checkpoint, or of this process's start
         self._started = now - spent  # as if this process had run the stage from its first step
 
     def add(self, done: int, measured: dict[str, float]) -> None:
@@ -455,7 +455,7 @@ def _log_lock(path: Path) -> FileLock:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a log, each a dictionary; skip a line that a kill cut short."""
     records = []
-    text = path.read_text(encoding="utf-8")
+    text = read_bounded(path, MAX_RECORDS_FILE).decode()
     for line in text.splitlines():
         try:
             records.append(json.loads(line))

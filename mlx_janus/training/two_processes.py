@@ -103,15 +103,16 @@ def sum_over_processes(values: mx.array) -> mx.array:
 def _start(
     command: Sequence[str], rank: int, hosts_file: Path, output: BinaryIO | None
 ) -> subprocess.Popen[bytes]:
-    """Start one process.
+    """Start a child process.
 
-    Its standard input is a pipe that closes when this process ends.
+    The child's standard input is a pipe that closes when the parent, which calls this function,
+    ends.
 
     Args:
         command: the program and its arguments.
-        rank: the process's number in MLX's ring, 0 or 1.
+        rank: the child's number in MLX's ring, 0 or 1.
         hosts_file: file with the addresses of all processes.
-        output: file for its stdout and stderr; None to share those of this process.
+        output: file for the child's stdout and stderr; None to share the parent's.
     """
     ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts_file)}
     # One thread for NumPy, unless the user has set another number.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import stat
 from collections import Counter
@@ -19,10 +18,11 @@ import psutil
 from ..config import JanusConfig
 from ..errors import CheckpointError, JanusError, OptionError, OutputError
 from .addresses import split_revision
+from .atomic_folder import move_aside, read_leftover
 from .checkup import find_faults, read_sizes
 from .conversions import cache_folder, conversion_folders, records_of, superseded_folders
 from .elsewhere import list_elsewhere
-from .folder import OUR_FILES, partial_name
+from .folder import OUR_FILES
 from .hub_cache import commit_of
 from .names import TINY, expand_user, is_folder, resolve_short_name
 from .safetensors_files import read_safetensors_header, weight_files
@@ -43,10 +43,6 @@ State = Literal[
 ]
 Place = Literal["cache", "hub", "elsewhere", "package"]
 
-# Folder names of partial conversions, which a process writes or removes.
-_PARTIAL = re.compile(
-    r"\.(?P<complete_name>.+-[0-9a-f]{16})\.(?P<pid>\d{1,9})\.(?P<id>[0-9a-f]{8})\.partial"
-)
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
@@ -202,14 +198,12 @@ def remove_model(entry: ModelEntry) -> None:
                 f"{entry.path} cannot be removed: check the permissions of its folder"
             )
         return
-    # A left-over folder has a partial name already, with the pid of an ended process. Its new name
+    # A left-over folder has a hidden name already, with the pid of an ended process. Its new name
     # has the pid of this one.
-    partial = _PARTIAL.fullmatch(entry.path.name)
-    complete_name = partial["complete_name"] if partial else entry.path.name
-    renamed = partial_name(entry.path.with_name(complete_name))
+    leftover = read_leftover(entry.path)
     try:
-        entry.path.rename(renamed)
-        shutil.rmtree(renamed)
+        hidden = move_aside(entry.path, leftover.output_name if leftover else entry.path.name)
+        shutil.rmtree(hidden)
     except OSError as error:
         raise OutputError(
             f"{entry.path} cannot be removed ({error.strerror}): check its permissions"
@@ -262,16 +256,14 @@ def _left_over() -> Iterator[ModelEntry]:
     except OSError:  # the cache does not exist
         return
     for folder in folders:
-        partial = _PARTIAL.fullmatch(folder.name)
-        if partial is None or folder.is_symlink():
-            continue
-        if psutil.pid_exists(int(partial["pid"])):  # a conversion or removal in progress
+        leftover = read_leftover(folder)
+        if leftover is None or not leftover.is_abandoned:  # a conversion or removal in progress
             continue
         with suppress(OSError):  # another process has just removed the folder
             if _holds_only_ours(folder):
                 yield ModelEntry(
-                    id=partial["id"],
-                    source=partial["complete_name"],
+                    id=folder.name.split(".")[-2],  # the random digits
+                    source=leftover.output_name,
                     revision="",
                     state="left over",
                     config=None,

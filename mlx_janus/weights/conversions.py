@@ -23,11 +23,12 @@ import platformdirs
 
 from ..config import ImageConfig, JanusConfig, PromptConfig, VQGenerationConfig
 from ..errors import JanusError, OutputError
-from ..files import write_atomically
+from ..files import MAX_JSON_FILE, read_bounded, write_atomically
 from ..processing.tokenizer import TOKENIZER_FILE
 from ..sections import JsonError, read_json
+from .atomic_folder import atomic_folder
 from .convert import ConvertOptions
-from .folder import RECORD_NAME, atomic_folder, is_converted, stamped_hashes
+from .folder import RECORD_NAME, is_converted, stamped_hashes
 from .quantize import choose_rule
 from .safetensors_files import find_weights, read_safetensors_header, weight_files
 
@@ -41,7 +42,9 @@ _MAX_LABEL = 100  # bytes of the readable part of a folder's name
 def cache_folder() -> Path:
     """Return the folder of cached conversions: ``MLX_JANUS_CACHE``, else the platform's default."""
     given = os.environ.get("MLX_JANUS_CACHE")
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("mlx_janus"))
+    if not given:
+        return Path(platformdirs.user_cache_dir("mlx_janus"))
+    return Path(os.path.expanduser(given))  # noqa: PTH111  keeps the "~" of an unknown user
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,7 @@ def _content(folder: Path) -> object:
 def _file_hash(path: Path) -> str:
     """Return the SHA-256 of a small file; "" if it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_bounded(path, MAX_JSON_FILE)).hexdigest()
     except OSError:
         return ""
 
@@ -335,7 +338,7 @@ def reuse_weights(
 def _holds(path: Path, text: str) -> bool:
     """Return whether a file holds this text."""
     try:
-        return path.read_bytes() == text.encode()
+        return read_bounded(path, MAX_JSON_FILE) == text.encode()
     except OSError:
         return False
 

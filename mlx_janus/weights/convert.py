@@ -24,8 +24,9 @@ from ..memory import format_size
 from ..models.janus import keeps_type
 from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from ..threads import compute, computing, note_use
+from .atomic_folder import atomic_folder
 from .checkpoint import PlannedTensor, read_plan
-from .folder import Progress, atomic_folder, check_output, is_converted, make_stamp, source_hashes
+from .folder import Progress, check_output, is_converted, make_stamp, resolve_output, source_hashes
 from .published import Published, read_published
 from .quantize import DEFAULT_GROUP_SIZE, bits_per_weight, plan_quantization, quantize_array
 from .safetensors_files import write_safetensors
@@ -156,9 +157,9 @@ def _refuse_source_in_output(source: Path, output: Path) -> None:
     """Refuse an output that is the source or a folder above it: replacing it deletes the source.
 
     Raises:
-        OutputError: the output is such a folder.
+        OutputError: the output is such a folder, or in a loop of links.
     """
-    resolved = output.resolve()
+    resolved = resolve_output(output)
     if resolved == source.resolve() or resolved in source.resolve().parents:
         raise OutputError(f"{output} holds the source itself: choose another output folder")
 

@@ -1,4 +1,4 @@
-"""The format of a converted folder: its files, their stamp, and atomic writing.
+"""The format of a converted folder: its files and their stamp.
 
 ``config.json`` holds a ``JanusConfig``, ``tokenizer.json`` the tokenizer, and one or several
 safetensors files the weights. The header of each weight file holds the stamp: the format version
@@ -7,26 +7,23 @@ and the origin of the weights.
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import hashlib
 import json
 import os
 import re
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import mlx.core as mx
-import psutil
 
 from ..config import CONVERTED_MODEL_TYPE, FORMAT_VERSION, READABLE_VERSIONS, Dtype, read_model_json
 from ..errors import CheckpointError, ConfigError, OutputError
+from ..files import open_regular, parse_json
 from ..memory import weight_stream
 from ..processing.tokenizer import TOKENIZER_FILE
 from ..version import __version__
 from .safetensors_files import read_safetensors_header, weight_files
+from .torch_files import ChecksumReader
 
 _FORMAT_KEY = "mlx_janus_format"
 _READABLE_FORMATS = tuple(map(str, READABLE_VERSIONS))
@@ -61,8 +58,8 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     A conversion writes the same stamp, as metadata, into all its weight files.
 
     Raises:
-        CheckpointError: a file is missing or damaged, lacks the stamp of a format that can be read,
-            or has another stamp than the first file; or two files have an array of the same name.
+        CheckpointError: a file is missing or damaged, has no stamp or that of an unknown format, or
+            has another stamp than the first file; or two files have an array of the same name.
     """
     try:
         files = weight_files(folder)
@@ -159,9 +156,13 @@ def source_hashes(folder: Path, progress: Progress) -> dict[str, str]:
     block = bytearray(1 << 22)  # 4 MiB
     for file in files:
         digest = hashlib.sha256()
-        with file.open("rb", buffering=0) as stream:
+        checksums = ChecksumReader(file) if file.suffix == ".bin" else None
+        with open_regular(file) as stream:
             while count := stream.readinto(block):
-                digest.update(memoryview(block)[:count])
+                part = memoryview(block)[:count]
+                digest.update(part)
+                if checksums:
+                    checksums.update(part)
                 done_bytes += count
                 progress("hashing", done_bytes, total_bytes)
         hashes[file.name] = digest.hexdigest()
@@ -179,8 +180,8 @@ def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
         CheckpointError: the stamp records no hashes.
     """
     try:
-        hashes = json.loads(stamp.get("source_sha256", ""))
-    except (ValueError, RecursionError):
+        hashes = parse_json(stamp.get("source_sha256", ""))
+    except ValueError:
         hashes = None
     if not isinstance(hashes, dict):
         raise CheckpointError(
@@ -192,6 +193,18 @@ def stamped_hashes(converted: Path, stamp: dict[str, str]) -> dict[str, str]:
 # Writing
 
 
+def resolve_output(output: Path) -> Path:
+    """Return the absolute path of an output folder, without links.
+
+    Raises:
+        OutputError: a link in the path leads to itself.
+    """
+    try:
+        return output.resolve()
+    except RuntimeError:  # of Python 3.11 and 3.12
+        raise OutputError(f"{output} is in a loop of links: choose another folder") from None
+
+
 def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that cannot be written or must not be replaced.
 
@@ -199,10 +212,11 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     hold a converted model and no further files. This function only checks, and replaces nothing.
 
     Raises:
-        OutputError: the folder is not accepted, or its parent folder is missing.
+        OutputError: the folder is not accepted, its parent folder is missing, or its path is a loop
+            of links.
         ConfigError: the folder's ``config.json`` is too large, or not a JSON object.
     """
-    if not output.resolve().parent.is_dir():
+    if not resolve_output(output).parent.is_dir():
         raise OutputError(f"{output.parent} is not a folder: make it first")
     # ``lexists`` also finds a link to a missing folder, which must not be replaced.
     if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
@@ -220,84 +234,3 @@ def check_output(output: Path, *, overwrite: bool) -> None:
             f"{output} also holds {foreign[0]}, so it is not replaced: "
             "move it, or choose another folder"
         )
-
-
-def partial_name(output: Path) -> Path:
-    """Return a new hidden path next to ``output``, for a folder being written or removed.
-
-    The name holds this process's pid, so another process can tell whether this one has ended.
-    """
-    return output.parent / f".{output.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
-
-
-@contextlib.contextmanager
-def atomic_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder next to ``output``; rename it on success, remove it on failure.
-
-    With ``overwrite``, the renamed folder replaces an existing one. If an earlier conversion to
-    ``output`` was killed, the folders that it left behind are cleaned up first.
-
-    Raises:
-        OutputError: the temporary folder cannot be created or renamed.
-    """
-    output = output.resolve()
-    _clean_up_leftovers(output)
-    folder = partial_name(output)
-    try:
-        folder.mkdir()
-    except OSError as error:
-        raise OutputError(
-            f"{output} cannot be made ({error.strerror}): choose another folder"
-        ) from None
-    try:
-        yield folder
-        _put_in_place(folder, output, overwrite)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _put_in_place(folder: Path, output: Path, overwrite: bool) -> None:
-    """Rename a finished folder to ``output``. With ``overwrite``, replace an existing folder.
-
-    The existing folder is first moved aside, and removed at the end. If renaming the
-    finished folder fails or is interrupted, the existing folder is moved back.
-
-    Raises:
-        OutputError: a rename fails.
-    """
-    old = folder.with_suffix(".old")
-    try:
-        if overwrite and output.exists():
-            output.rename(old)
-        # A rename never replaces a folder with files. It fails if another process has just written
-        # the output.
-        folder.rename(output)
-    except BaseException as error:  # KeyboardInterrupt too
-        if old.exists() and not output.exists():
-            old.rename(output)
-        if not isinstance(error, OSError):
-            raise
-        raise OutputError(
-            f"{output} cannot be put in place ({error.strerror}): choose another folder"
-        ) from None
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _clean_up_leftovers(output: Path) -> None:
-    """Remove the folders next to ``output`` that are left over from a killed conversion to it.
-
-    A folder that ends in .old is an earlier output, moved aside to be replaced. If ``output`` is
-    missing, this folder is moved back instead.
-    """
-    # The names are .<output>.<pid>.<random digits>.<suffix>.
-    for folder in output.parent.glob(f".{glob.escape(output.name)}.*.*.*"):
-        pid, _, suffix = folder.name.split(".")[-3:]
-        if suffix not in ("partial", "old") or not pid.isdigit():
-            continue  # another program's folder
-        if psutil.pid_exists(int(pid)):
-            continue  # the conversion is still running
-        if suffix == "old" and not output.exists():
-            folder.rename(output)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..config import read_model_json
 from ..errors import CheckpointError, ConfigError, HubError, OutputError
-from ..files import write_atomically
+from ..files import read_bounded, write_atomically
 from .hub_errors import EXAMPLES, OutOfReachError, translated_errors, why_unreachable
 from .weight_names import WEIGHT_FORMS, shards_without_index
 
@@ -199,7 +199,7 @@ def record_branch(model: HubModel) -> None:
         return
     record = _repo_folder(model.repo_id) / "refs" / model.branch
     with suppress(OSError):  # a cache may be read-only
-        if record.is_file() and record.read_bytes() == model.revision.encode():
+        if record.is_file() and read_bounded(record, 200) == model.revision.encode():
             return
         record.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(record, model.revision)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..files import read_bounded
 
 _REPO_FOLDER = re.compile(r"models--(?P<owner>[A-Za-z0-9._-]+?)--(?P<name>[A-Za-z0-9._-]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -96,7 +97,6 @@ def repos_in(folder: Path) -> Iterator[CachedRepo]:
 def _read_ref(path: Path) -> str:
     """Return the commit in a file of ``refs``; "" if the file cannot be read."""
     try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(200).strip()
+        return read_bounded(path, 200).decode().strip()
     except (OSError, ValueError):
         return ""

@@ -10,8 +10,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError, HubError, OptionError
+from ..errors import CheckpointError, HubError, OptionError, one_line
 from .addresses import NO_MODEL, path_in_address, split_revision
+from .atomic_folder import recover
 from .elsewhere import find_elsewhere, list_elsewhere
 from .hub import HUB_ID
 from .hub_cache import commit_of, repo_of, repos_in
@@ -72,6 +73,8 @@ def understand_name(name: str | os.PathLike[str], revision: str | None = None) -
     """
     text = path_in_address(os.fspath(name))
     path = expand_user(resolve_short_name(text))
+    if not is_folder(path):
+        recover(path)  # a killed conversion may have left it under a hidden name
     if is_folder(path):
         return _understand_folder(path, revision)
     bare_name, own_revision = split_revision(text.strip())
@@ -90,7 +93,7 @@ def understand_name(name: str | os.PathLike[str], revision: str | None = None) -
         return ModelName(bare_name, folder=found, revision=commit_of(found) or None)
     too_long = len(bare_name) > _MAX_NAME
     if too_long or not HUB_ID.fullmatch(bare_name) or path.exists():  # a path that exists is a file
-        raise CheckpointError(f"{text[:200]} {_why_unknown(bare_name)}")
+        raise CheckpointError(f"{one_line(text, 160)} {_why_unknown(bare_name)}")
     return ModelName(bare_name, repo_id=bare_name, revision=revision)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config import ROLES, JanusConfig, PromptConfig, Roles, check_roles, read_model_json
 from ..errors import ConfigError
-from ..files import POINTER_ADVICE, is_git_pointer
+from ..files import MAX_TEMPLATE_FILE, POINTER_ADVICE, is_git_pointer, read_bounded
 from ..processing.tokenizer import TOKENIZER_FILE
 from ..sections import shorten
 from .published_values import (
@@ -195,7 +195,8 @@ def _additional_tokens(
     )
     found: dict[str, list[str]] = {TOKENIZER_CONFIG_FILE: [], SPECIAL_TOKENS_FILE: []}
     for file, tokens in lists:
-        # A dict is left out: its tokens have a key of their own too, such as ``image_token``.
+        # Skip a dict: each of its tokens also stands in the file under a key of its own, such as
+        # ``image_token``.
         texts = map(token_text, tokens if isinstance(tokens, list) else [])
         found[file] += [text for text in texts if text]
     return found
@@ -410,9 +411,10 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
     own_file, own_json = (folder / name for name in TEMPLATE_FILES)
     if own_file.exists():
         try:
-            template = own_file.read_text(encoding="utf-8")
+            template = read_bounded(own_file, MAX_TEMPLATE_FILE).decode()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{own_file} cannot be read ({error}): download it again") from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f"{own_file} cannot be read ({reason}): download it again") from None
         if is_git_pointer(template.encode()):
             raise ConfigError(
                 f"{own_file} is a Git LFS pointer and not the file itself: {POINTER_ADVICE}"

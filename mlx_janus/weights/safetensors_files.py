@@ -14,9 +14,13 @@ from safetensors import SafetensorError, safe_open
 
 from ..config import read_model_json
 from ..errors import CheckpointError
-from ..files import POINTER_ADVICE, is_git_pointer
+from ..files import POINTER_ADVICE, is_git_pointer, open_regular
 from .torch_files import read_range
 from .weight_names import WEIGHT_FORMS, shards_without_index
+
+MAX_TENSORS = 20_000
+"""Most tensors of a file; Janus-Pro-7B has about 1,100."""
+_MAX_HEADER = 16 << 20  # bytes of a safetensors header; Janus-Pro-7B's has about 150 kB
 
 SAFETENSORS_DTYPES = {
     "BF16": "bfloat16",
@@ -169,11 +173,16 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
     """
     _refuse_pointer(path)
     try:
+        with open_regular(path) as file:
+            length = int.from_bytes(file.read(8), "little")
+            content = file.read(min(length, _MAX_HEADER))
+        if length > _MAX_HEADER:
+            raise ValueError(f"its header has {length} bytes, more than {_MAX_HEADER}")
         with safe_open(str(path), framework="numpy") as checked:
             names = set(checked.keys())
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+        if len(names) > MAX_TENSORS:
+            raise ValueError(f"it has {len(names)} tensors, more than {MAX_TENSORS}")
+        header = json.loads(content)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: download it again") from None
     except OSError as error:
@@ -202,7 +211,7 @@ def _refuse_pointer(path: Path) -> None:
         CheckpointError: the file is one.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(64)
     except OSError:  # the caller reports it
         return

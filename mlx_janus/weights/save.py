@@ -12,7 +12,8 @@ from ..config import Dtype
 from ..errors import OutputError
 from ..models.janus import JanusModel
 from ..processing.tokenizer import TOKENIZER_FILE
-from .folder import atomic_folder, check_output, make_stamp
+from .atomic_folder import atomic_folder
+from .folder import check_output, make_stamp
 from .safetensors_files import write_safetensors
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..config import CONVERTED_MODEL_TYPE, JanusConfig, read_model_json
 from ..errors import ConfigError, OutputError
+from ..files import MAX_JSON_FILE, read_bounded
 from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
 from . import hub
 from .addresses import NO_MODEL
@@ -164,7 +165,7 @@ def _state_of_folder(
         status = file.stat()
         files.append([file.name, status.st_size, status.st_mtime_ns])
     try:
-        tokenizer = (source.folder / TOKENIZER_FILE).read_bytes()
+        tokenizer = read_bounded(source.folder / TOKENIZER_FILE, MAX_JSON_FILE)
     except OSError:
         tokenizer = b""  # the conversion reports it
     tokens = (hashlib.sha256(tokenizer).hexdigest(), *added_tokens)
@@ -277,7 +278,7 @@ def _log_notes(source: Source, notes: Sequence[str]) -> None:
 def _reuse_earlier_commit(
     model: hub.HubModel, candidates: list[CachedWeights], state: SourceState
 ) -> Path | None:
-    """Return a conversion that reuses the weights of an earlier commit, or None if none has them.
+    """Return a conversion that reuses an earlier commit's weights; None if no commit has the same.
 
     The Hub gives the hashes of large files, so equal weights are found without a download. If a new
     commit changes only the tokenizer, only the small files are downloaded.
@@ -291,9 +292,11 @@ def _reuse_earlier_commit(
     hashes = tuple(sorted(model.hashes.get(name, "") for name in names))
     if all(candidate.source_hashes != hashes for candidate in candidates):
         return None
-    # If the Hub's cache has the weights already, ``fetch`` only links them to the new commit.
-    fetch = hub.fetch if hub.has_blobs(model, names) else hub.fetch_small_files
-    source = Source(fetch(model), model.repo_id, model.revision)
+    # Weights in the Hub's cache are only linked to this commit. Others are not needed, because the
+    # earlier conversion has them.
+    has_weights = hub.has_blobs(model, names)
+    fetch_files = hub.fetch if has_weights else hub.fetch_small_files
+    source = Source(fetch_files(model), model.repo_id, model.revision)
     reused = _reuse(source, candidates, hashes, state)
     hub.record_branch(model)
     return reused
@@ -302,7 +305,7 @@ def _reuse_earlier_commit(
 def _reuse(
     source: Source, candidates: list[CachedWeights], hashes: tuple[str, ...], state: SourceState
 ) -> Path | None:
-    """Return a conversion that reuses the weights of a candidate, or None if none has them.
+    """Return a conversion that reuses the weights of a candidate; None if none has the same.
 
     Args:
         source: the source; only its small files are read.

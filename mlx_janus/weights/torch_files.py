@@ -10,12 +10,15 @@ Source: ``torch/serialization.py`` (``_save``, ``_load``) and ``torch/_utils.py`
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import math
 import stat
 import struct
 import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +28,15 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..files import POINTER_ADVICE, is_git_pointer
-from .torch_pickle import DamagedError, RefusedError, TensorRecord, interpret, quote, type_name
+from .torch_pickle import (
+    MAX_DIMS,
+    DamagedError,
+    RefusedError,
+    TensorRecord,
+    interpret,
+    quote,
+    type_name,
+)
 
 _DTYPES: dict[str, mx.Dtype] = {
     "bfloat16": mx.bfloat16,
@@ -48,9 +59,9 @@ _UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 
 _MAX_PICKLE = 64 << 20  # bytes of data.pkl; a 7B model's has about 200 kB
 _MAX_DIRECTORY = 16 << 20  # bytes of the zip's central directory; a 7B model's has about 100 kB
-_MAX_DIMS = 8  # dimensions of a tensor
 _MAX_SIDE = (1 << 31) - 1  # MLX stores sizes in 32 bits
 _MAX_ITEMS = 1 << 60  # items of a tensor: at 8 bytes each, its size is below 2^63 bytes
+_MAX_VIEWS = 2  # bytes of tensors for each byte of storage: tied weights are two views
 _MAX_NAME = 1024  # characters of a tensor's name
 
 # Advice at the end of error messages.
@@ -162,23 +173,67 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
             tensors.
     """
     path = Path(path)
-    try:
-        # Check the kind of file before opening it, since opening a pipe could block forever.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise _error(path, "is no file", "name the .bin file itself")
-        with _BoundedFile(path) as file:
-            entries = _read_directory(path, file)
-            root = _find_root(path, entries)
-            _check_byte_order(path, file, entries, root)
-            pickled = _read_entry(path, file, entries, f"{root}/data.pkl", _MAX_PICKLE)
-    except FileNotFoundError:
-        raise _error(path, "is missing", "download the whole model folder") from None
-    except OSError as error:
-        raise _error(
-            path, f"cannot be read ({error.strerror})", "check the disk and its rights"
-        ) from None
+    with _open_checkpoint(path) as file:
+        entries = _read_directory(path, file)
+        root = _find_root(path, entries)
+        _check_byte_order(path, file, entries, root)
+        pickled = _read_entry(path, file, entries, f"{root}/data.pkl", _MAX_PICKLE)
     records = _read_records(path, pickled)
-    return {name: _locate(path, name, record, root, entries) for name, record in records.items()}
+    tensors = {name: _locate(path, name, record, root, entries) for name, record in records.items()}
+    # Two tensors may share a storage, as tied weights do. But a small file could describe any
+    # number of tensors that are views of one storage.
+    described = sum(tensor.nbytes for tensor in tensors.values())
+    data_folder = f"{root}/data/"
+    stored = sum(entry.size for name, entry in entries.items() if name.startswith(data_folder))
+    if described > _MAX_VIEWS * stored:
+        problem = f"describes {described:,} bytes of tensors, but stores {stored:,}"
+        raise _error(path, problem, _USE_SAFETENSORS)
+    return tensors
+
+
+class ChecksumReader:
+    """The checksums of a checkpoint's zip entries, checked while the file is read in order.
+
+    Args:
+        path: the checkpoint.
+
+    Raises:
+        CheckpointError: as for ``read_torch_file``, without the errors of the pickle.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        with _open_checkpoint(path) as file:
+            entries = _read_directory(path, file)
+        self._entries = sorted(
+            (entry, name) for name, entry in entries.items() if entry.crc and entry.size
+        )
+        self._position = 0  # bytes of the file so far
+        self._crc = 0  # of the first entry's content so far
+
+    def update(self, block: bytes | memoryview) -> None:
+        """Take the next bytes of the file.
+
+        Raises:
+            CheckpointError: an entry ends in them, and its content does not have its checksum.
+        """
+        view = memoryview(block)
+        block_end = self._position + len(view)
+        while self._entries:
+            entry, name = self._entries[0]
+            entry_end = entry.start + entry.size
+            start = max(entry.start, self._position)
+            end = min(entry_end, block_end)
+            if start < end:
+                part = view[start - self._position : end - self._position]
+                self._crc = zlib.crc32(part, self._crc)
+            if entry_end > block_end:
+                break
+            if self._crc != entry.crc:
+                raise _error(self._path, f"is damaged (the checksum of {quote(name)} is wrong)")
+            self._entries.pop(0)
+            self._crc = 0
+        self._position = block_end
 
 
 # Bytes to arrays, on the CPU stream: a GPU could read them too early, and does not know float64.
@@ -256,6 +311,7 @@ class _ZipEntry(NamedTuple):
 
     start: int  # bytes from the start of the file
     size: int  # bytes
+    crc: int  # CRC-32 of the content; 0 if the writer computed none
 
 
 class _BoundedFile(io.FileIO):
@@ -269,6 +325,23 @@ class _BoundedFile(io.FileIO):
             raise zipfile.BadZipFile("the central directory is too large")
         # ``FileIO.read`` returns None only for a non-blocking file, which this is not.
         return super().read(-1 if size is None else size) or b""
+
+
+@contextlib.contextmanager
+def _open_checkpoint(path: Path) -> Iterator[_BoundedFile]:
+    """Open a checkpoint, and turn errors of reading it into ``CheckpointError``."""
+    try:
+        # Check the kind of file before opening it, since opening a pipe could block forever.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _error(path, "is no file", "name the .bin file itself")
+        with _BoundedFile(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise _error(path, "is missing", "download the whole model folder") from None
+    except OSError as error:
+        raise _error(
+            path, f"cannot be read ({error.strerror})", "check the disk and its rights"
+        ) from None
 
 
 # signature, version, flags, method, time, date, crc, two sizes, two lengths
@@ -404,7 +477,7 @@ def _check_entry(
     )
     if not headers_agree:
         raise damaged
-    return _ZipEntry(start, info.file_size)
+    return _ZipEntry(start, info.file_size, info.CRC)
 
 
 def _find_root(path: Path, entries: dict[str, _ZipEntry]) -> str:
@@ -513,11 +586,10 @@ def _locate(
             f"lies in a storage of {storage.size} {storage.dtype} items, "
             f"of which the file has {entry.size} bytes"
         )
-    if len(shape) > _MAX_DIMS or len(shape) != len(strides):
-        raise tensor_error(
-            f"has {len(shape)} sizes and {len(strides)} strides, "
-            f"of which at most {_MAX_DIMS} each are read"
-        )
+    if len(shape) > MAX_DIMS or len(strides) > MAX_DIMS:
+        raise tensor_error(f"has more than {MAX_DIMS} dimensions")
+    if len(shape) != len(strides):
+        raise tensor_error(f"has {len(shape)} sizes and {len(strides)} strides")
     # Count a side of 0 as 1, because MLX multiplies the other sides of an empty array too.
     counted_items = math.prod(max(side, 1) for side in shape)
     if max(shape, default=0) > _MAX_SIDE or counted_items >= _MAX_ITEMS:

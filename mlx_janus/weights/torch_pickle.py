@@ -40,7 +40,9 @@ _ALLOWED_GLOBALS = {
     *(f"torch.{name}" for name in _STORAGE_DTYPES),
 }
 
-_MAX_INSTRUCTIONS = 4_000_000  # a tensor takes about 25
+MAX_DIMS = 8
+"""Most dimensions of a tensor."""
+_MAX_INSTRUCTIONS = 1_000_000  # a tensor takes about 25
 
 
 class RefusedError(Exception):
@@ -60,7 +62,10 @@ class StorageRecord(NamedTuple):
 
 
 class TensorRecord(NamedTuple):
-    """A tensor in the pickle. Its numbers are not negative, but may not fit the storage."""
+    """A tensor in the pickle. Its numbers are not negative, but may not fit the storage.
+
+    Shape and strides are cut after ``MAX_DIMS + 1`` numbers.
+    """
 
     storage: StorageRecord
     offset: int  # items
@@ -337,11 +342,22 @@ def _make_tensor(
     """
     if metadata:  # such as the conjugate bit: the stored values are not the tensor's own
         raise RefusedError("marks a tensor as negated, conjugated or otherwise special")
-    sides = [_non_negative(side) for side in _expect(shape, tuple)]
-    item_strides = [_non_negative(stride) for stride in _expect(strides, tuple)]
-    return TensorRecord(
-        _expect(storage, StorageRecord), _non_negative(offset), tuple(sides), tuple(item_strides)
-    )
+    sides = _dimensions(shape)
+    item_strides = _dimensions(strides)
+    return TensorRecord(_expect(storage, StorageRecord), _non_negative(offset), sides, item_strides)
+
+
+def _dimensions(numbers: Any) -> tuple[int, ...]:
+    """Return the sizes or strides of a tensor, but not more than ``MAX_DIMS + 1`` of them.
+
+    The caller refuses as many. A pickle of a few bytes can name one long tuple many times, and
+    every copy of it would take memory.
+
+    Raises:
+        DamagedError: a number is negative or not an int.
+    """
+    first_numbers = _expect(numbers, tuple)[: MAX_DIMS + 1]
+    return tuple(_non_negative(number) for number in first_numbers)
 
 
 def _make_storage(persistent_id: Any) -> StorageRecord:

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from ..config import ROLES, JanusConfig
 from ..errors import CheckpointError, OptionError
+from ..files import MAX_JSON_FILE, read_bounded
 from ..processing.tokenizer import TOKENIZER_FILE
 from ..threads import compute, note_use
 from .checkpoint import same_bits
@@ -80,7 +81,7 @@ def _check_tokenizer(source: Source, converted: Path, plan: ConversionPlan) -> N
     """
     path = converted / TOKENIZER_FILE
     prepared = plan.prepare_tokenizer(source).encode()
-    if not path.is_file() or path.read_bytes() != prepared:
+    if not path.is_file() or read_bounded(path, MAX_JSON_FILE) != prepared:
         raise CheckpointError(f"{path} differs from the source's: convert again")
 
 

@@ -60,6 +60,24 @@ def test_a_folder_becomes_lines_in_the_order_of_names(model: Path, pro: Janus) -
         assert line["prompt"] == "Describe the picture."
 
 
+def test_a_mark_is_the_place_of_the_image(model: Path, pro: Janus) -> None:
+    done = ask(model, NAMES[0], "-p", "Describe {image} in a word.")
+    expected = pro.generate_text("Describe {image} in a word.", NAMES[0], max_tokens=4)
+    assert lines(done.stdout)[0]["tokens"] == list(expected.tokens)
+    error = error_line(ask(Path("no/such/model"), NAMES[0], "-p", "{image} or {image}?"))
+    assert "2 {image} marks and 1 image" in error
+
+
+def test_penalties_reach_captions(model: Path, pro: Janus) -> None:
+    words = ("--presence-penalty", 2, "--repetition-penalty", 3, "--max-tokens", 12)
+    (line, *_) = lines(ask(model, "photos", *words).stdout)
+    choice: dict[str, Any] = {"presence_penalty": 2, "repetition_penalty": 3, "max_tokens": 12}
+    expected = pro.generate_text("Describe the picture.", line["path"], **choice)
+    assert line["tokens"] == list(expected.tokens)
+    plain = pro.generate_text("Describe the picture.", line["path"], max_tokens=12)
+    assert expected.tokens != plain.tokens
+
+
 def test_files_patterns_and_folders_are_taken_once_each(model: Path) -> None:
     paths = (
         "photos/deep.png/d.png",

@@ -82,6 +82,18 @@ def test_answers_are_the_librarys_and_history_counts(model: Path, pro: Janus) ->
     assert first != second
 
 
+def test_attached_images_stand_at_the_marks_of_the_question(model: Path, pro: Janus) -> None:
+    question = "Is {image} like {image}?"
+    attach = f"/image {PICTURE}"
+    done = talk(model, "What is {image}?", attach, question, attach, question)
+    conversation = pro.conversation()
+    plain = conversation.send("What is {image}?", max_tokens=8)
+    marked = conversation.send(question, [PICTURE] * 2, max_tokens=8)
+    assert done.stdout == written(plain.text, marked.text)
+    assert "Error: the question has 2 {image} marks and 1 image: write one" in done.stderr
+    assert "/reset" not in done.stderr
+
+
 @pytest.mark.check
 def test_a_whole_transcript(model: Path, pro: Janus, here: Path) -> None:
     (here / "notes.txt").write_text("hello")
@@ -154,6 +166,32 @@ def test_sampling_options_reach_answers(model: Path, pro: Janus) -> None:
         system="",
     )
     assert done.stdout == written("".join(chunk.text for chunk in stream))
+
+
+def test_penalties_and_filters_reach_answers(model: Path, pro: Janus) -> None:
+    choice: dict[str, Any] = {
+        "temperature": 1.5,
+        "seed": 4,
+        "top_k": 30,
+        "min_p": 0.01,
+        "frequency_penalty": -1.5,
+        "presence_penalty": 0.5,
+    }
+    flags = [(f"--{name.replace('_', '-')}", value) for name, value in choice.items()]
+    done = talk(
+        model,
+        "/set repetition_penalty 1.4",
+        "Hello?",
+        "/set top_p 0",
+        "Hello?",
+        "/draw a fox",
+        flags=[part for flag in flags for part in flag],
+    )
+    told = pro.conversation()
+    choice |= {"max_tokens": 8, "repetition_penalty": 1.4}
+    first = told.send("Hello?", **choice).text
+    assert done.stdout == written(first) + written(told.send("Hello?", top_p=0, **choice).text)
+    assert "Error: top_p must be a number above 0 and at most 1" in done.stderr
 
 
 def test_file_names_as_people_type_them(
@@ -424,7 +462,9 @@ def test_settings_are_checked_listed_and_used(here: Path) -> None:
         "/set",
         "/set temperature 0.7",
         "/set temperature warm",
-        "/set top_p 0",
+        "/set top_p 2",
+        "/set top_k 20",
+        "/set frequency_penalty 2.5",
         "/set speed 3",
         "/set cfg_weight 1",
         "/seed 3",
@@ -440,13 +480,18 @@ def test_settings_are_checked_listed_and_used(here: Path) -> None:
     with Image.open(here / "janus.png") as image:
         facts = image.text  # type: ignore[attr-defined]
     assert (facts["temperature"], facts["cfg_weight"], facts["seed"]) == ("0.7", "1", "3")
+    penalties = "frequency_penalty default\npresence_penalty default\nrepetition_penalty default\n"
     for line in (
-        "temperature default\ntop_p 1.0\nmax_tokens default\ncfg_weight default\nseed random\n",
+        f"temperature default\ntop_p 1.0\ntop_k default\nmin_p default\n{penalties}"
+        "max_tokens default\ncfg_weight default\nseed random\n",
         "temperature 0.7\nError: temperature: 'warm' is not a valid",
-        "Error: top_p: 0.0 is not in the range",
+        "Error: top_p: 2.0 is not in the range",
+        "top_k 20\nError: frequency_penalty: 2.5 is not in the range -2<=x<=2",
         "Error: there is no setting speed: "
-        "it must be one of temperature, top_p, max_tokens, cfg_weight, seed\n",
-        "temperature default\ntop_p 1.0\nmax_tokens default\ncfg_weight 1.0\nseed random\n",
+        "it must be one of temperature, top_p, top_k, min_p, frequency_penalty, "
+        "presence_penalty, repetition_penalty, max_tokens, cfg_weight, seed\n",
+        f"temperature default\ntop_p 1.0\ntop_k 20\nmin_p default\n{penalties}"
+        "max_tokens default\ncfg_weight 1.0\nseed random\n",
         "system prompt: Be brief.\nsystem prompt: none\nsystem prompt: none\n"
         "0 of 1024 context tokens used\n",
     ):

@@ -277,6 +277,21 @@ def test_json_when_every_picture_is_there(model: Path) -> None:
     assert set(done) == set(first)
 
 
+def test_images_of_a_question_stand_at_its_marks(model: Path) -> None:
+    Image.new("RGB", (30, 20), "red").save("red.png")
+    question = "Is {image} darker than {image}?"
+    images = ["-i", "red.png", "-i", PICTURE]
+    words = ("-p", question, "--json", "--max-tokens", 6)
+    done = call(generate.main, "-m", model, *images, *words)
+    expected = mlx_janus.load(model).generate_text(question, ["red.png", PICTURE], max_tokens=6)
+    assert json.loads(done.stdout)["tokens"] == list(expected.tokens)
+    plain = call(generate.main, "-m", model, "--text", *words)
+    assert json.loads(plain.stdout)["prompt_tokens"] < expected.prompt_tokens
+    # Refused before the model is looked for.
+    few = call(generate.main, "-m", "no/such/model", "-i", "red.png", *words)
+    assert "2 {image} marks and 1 image" in error_line(few)
+
+
 def test_json_of_an_answer_has_timings(model: Path) -> None:
     done = call(generate.main, "-m", model, "-p", "Hello", "--text", "--json", "--max-tokens", 6)
     result = json.loads(done.stdout)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mlx_janus.commands import jsonl
 from mlx_janus.commands.jsonl import JsonLines, lines_to_stdout
 from mlx_janus.errors import OutputError
 from tests.support.programs import finish, start
@@ -110,10 +111,10 @@ def test_a_file_that_cannot_be_read(lines: JsonLines, monkeypatch: pytest.Monkey
     """As without the permission to, which root does not need."""
     write(lines, *RECORDS)
 
-    def refuse(_: Path) -> bytes:
+    def refuse(_path: Path, _limit: int) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(jsonl, "read_bounded", refuse)
     with pytest.raises(OutputError, match=r"out\.jsonl cannot be read \(Permission denied\): name"):
         lines.resume()
 

@@ -21,6 +21,7 @@ from mlx_janus.commands import diagnosis
 from mlx_janus.commands import models as at_hand
 from mlx_janus.errors import HubError, OutputError
 from mlx_janus.weights import cache
+from mlx_janus.weights.atomic_folder import MARK_FILE
 from mlx_janus.weights.cache import ModelEntry, find_models, freed_bytes, list_models, remove_model
 from mlx_janus.weights.convert import Source
 from mlx_janus.weights.sources import (
@@ -196,6 +197,11 @@ def test_other_models_downloads_and_folders_are_not_listed(
     assert states() == [("janus-tiny", "in the package")]
 
 
+def mark(path: Path) -> None:
+    """Mark a hidden folder as a conversion that is under way does."""
+    (path / MARK_FILE).write_text(f"mlx_janus: {path.name}: partial\n")
+
+
 def test_what_is_not_whole_is_said(fake_hub: FakeHub, served: Path, folder: Path) -> None:
     from mlx_janus.weights import hub
 
@@ -208,6 +214,8 @@ def test_what_is_not_whole_is_said(fake_hub: FakeHub, served: Path, folder: Path
     for path in (damaged, left, running):
         path.mkdir(parents=True)
         (path / "shard-0.safetensors").write_bytes(b"12345")
+    for path in (left, running):
+        mark(path)
     assert sorted(states()) == [
         ("janus-tiny", "in the package"),
         ("mine-0123456789abcdef", "left over"),
@@ -322,6 +330,7 @@ def test_a_removal_that_stops_leaves_nothing_that_looks_like_a_model(
     stopped = rest.rename(
         rest.with_name(rest.name.replace(f".{os.getpid()}.", ".999999999."))
     )  # as if it had ended
+    mark(stopped)
     assert one(converted.name, "left over").path == stopped
     assert find_converted(PRO) == converted
     assert list(folder.iterdir()) == [converted]
@@ -347,6 +356,7 @@ def test_superseded_conversions_are_marked_and_pruned(
     left = folder / ".mine-0123456789abcdef.999999999.89abcdef.partial"
     left.mkdir()
     (left / "shard-0.safetensors").write_bytes(b"12345")
+    mark(left)
     facts = json.loads(call(group, "models", "--json").stdout)
     assert {fact["path"]: fact["state"] for fact in facts if fact["model"] != "janus-tiny"} == {
         str(old): "superseded",

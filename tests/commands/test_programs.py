@@ -14,6 +14,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -403,6 +404,26 @@ def test_several_pictures_and_other_options(model: Path, pro: Janus, tmp_path: P
     assert turned.text != expected.text
 
 
+def test_penalties_and_filters_of_an_answer(model: Path, pro: Janus) -> None:
+    choice: dict[str, Any] = {
+        "max_tokens": 20,
+        "temperature": 1.5,
+        "seed": 7,
+        "top_k": 20,
+        "min_p": 0.01,
+        "frequency_penalty": -1.5,
+        "presence_penalty": 0.5,
+        "repetition_penalty": 1.4,
+    }
+    flags = [(f"--{name.replace('_', '-')}", value) for name, value in choice.items()]
+    expected = pro.generate_text(QUESTION, PICTURE, **choice)
+    done = answer(model, "-i", PICTURE, *(part for flag in flags for part in flag))
+    assert done.stdout == f"{expected.text}\n"
+    greedy = pro.generate_text(QUESTION, max_tokens=20).text
+    done = answer(model, "--text", "--max-tokens", 20, "--temperature", 3, "--top-p", 0)
+    assert done.stdout == f"{greedy}\n" != f"{expected.text}\n"
+
+
 def test_a_drawn_answer_shows_its_seed(model: Path) -> None:
     done = answer(model, "--text", "--temperature", 1, "--max-tokens", 20)
     found = re.search(r"^seed (\d+)$", done.stderr, re.MULTILINE)
@@ -443,6 +464,12 @@ WRONG_USES = [
     (generate.main, ["-p", "x", "--top-p", "0"], "--top-p"),
     (generate.main, ["-p", "x", "--seed", str(2**63 - 1), "--n", "2"], "--seed"),
     (generate.main, ["-p", "x", "--top-p", "1.5"], "--top-p"),
+    (generate.main, ["-p", "x", "--top-k", "5"], "--top-k does not go with drawing"),
+    (generate.main, ["-p", "x", "--min-p", "0"], "--min-p does not go with drawing"),
+    (generate.main, ["-p", "x", "--text", "--top-k", "-2"], "--top-k"),
+    (generate.main, ["-p", "x", "--text", "--min-p", "nan"], "not a finite number"),
+    (generate.main, ["-p", "x", "--text", "--frequency-penalty", "3"], "--frequency-penalty"),
+    (generate.main, ["-p", "x", "--text", "--repetition-penalty", "0"], "--repetition-penalty"),
     (generate.main, ["-p", "x", "--n", "0"], "--n"),
     (generate.main, ["-p", "x", "--n", "two"], "--n"),
     (generate.main, ["-p", "x", "--seed", "-2"], "--seed"),

@@ -14,15 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
+import mlx_janus
+
+# isort: split
 import pytest
 from PIL import Image
 
+from benchmarks.clients.catalog import CLIENTS
 from mlx_janus.commands import serve
 from mlx_janus.processing.saved_images import read_metadata
 from mlx_janus.server import connections as listening
+from mlx_janus.server.schema import ChatRequest, ImageRequest
 from mlx_janus.server.settings import Settings
+from tests.support.fake_engine import FakeEngine
 from tests.support.programs import ROOT
-from tests.support.serving import started
+from tests.support.serving import CHAT, DRAW, HELLO, refusal, served, started, to
 
 PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8080"
@@ -153,6 +159,54 @@ def test_the_routes_and_the_metrics_are_all_named(
         there = set(re.findall(r"^# TYPE (\w+)", reply.read().decode(), re.MULTILINE))
     named = set(re.findall(r"`(mlx_janus_\w+)`", PAGE))
     assert named == {name for name in there if not name.endswith("_created")}
+
+
+@pytest.mark.parametrize(("name", "body"), [("chat", ChatRequest), ("images", ImageRequest)])
+def test_the_fields_are_the_schemas_own(name: str, body: type[ChatRequest | ImageRequest]) -> None:
+    described = body.model_json_schema()["properties"]
+    refused = {
+        field
+        for field, schema in described.items()
+        if schema.get("description", "").startswith("Not supported.")
+    }
+    table = fields(name)
+    assert table["refused"] == refused
+    assert table["supported"] == set(described) - refused
+    assert not table["accepted, without effect"] & set(described)
+
+
+def test_fields_without_effect_are_accepted_and_those_refused_are_named() -> None:
+    engine = FakeEngine(mlx_janus.load().config)
+    with served(engine) as url, to(url) as client:
+        for name, path, body in (("chat", CHAT, HELLO), ("images", DRAW, {"prompt": "a fox"})):
+            table = fields(name)
+            ignored = dict.fromkeys(table["accepted, without effect"], "a value")
+            assert client.post(path, json=body | ignored).status_code == 200
+            for field in table["refused"]:
+                error = refusal(client.post(path, json=body | {field: "a value"}), 400)
+                assert error["param"] == field
+
+
+def fields(name: str) -> dict[str, set[str]]:
+    """The names in a table of fields, by row."""
+    found = re.search(rf"<!-- fields of {name} -->\n(.*?)\n\n", PAGE, re.DOTALL)
+    assert found
+    _, _, *rows = [line.strip("| ").split(" | ") for line in found[1].splitlines()]
+    return {kind: set(re.findall(r"`(\w+)`", names)) for kind, names in rows}
+
+
+def test_the_versions_are_those_that_the_clients_are_run_with() -> None:
+    section = PAGE.partition("\n## Clients\n")[2].partition("\n## Evaluation")[0]
+    named = set(re.findall(r"([@\w/-]+) (\d+\.\d+(?:\.\d+)?)\b", section))
+    pinned = {
+        client.name: [
+            tuple(re.sub(r"\[.*\]", "", package).replace("==", "@").rsplit("@", 1))
+            for package in client.packages
+        ]
+        for client in CLIENTS
+    }
+    assert named <= {package for packages in pinned.values() for package in packages}
+    assert {packages[0] for packages in pinned.values()} - named <= {("open-webui", "0.12.4")}
 
 
 # What is not run

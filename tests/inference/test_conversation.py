@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image
 
 import mlx_janus
+from mlx_janus.decode.logprobs import AnswerToken
 from mlx_janus.errors import ConversationError, ImageError, OptionError, OutputError, PromptError
 from mlx_janus.inference import text_generation as answering
-from mlx_janus.inference.conversation import Message
+from mlx_janus.inference.conversation import Conversation, Message, Picture
+from mlx_janus.inference.prefix_cache import image_digest
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.processing.images import to_image
 from mlx_janus.processing.prompts import Turn
@@ -114,6 +117,14 @@ def test_a_picture_is_encoded_once(tiny: Janus, monkeypatch: pytest.MonkeyPatch)
     assert encoded == [1, 1]
 
 
+def test_the_digest_is_of_the_size_and_all_pixels() -> None:
+    """Names of saved images contain it, so it stays what it was."""
+    noise = np.random.default_rng(0).integers(0, 256, (600, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    expected = hashlib.sha256(b"(40, 600)" + image.tobytes()).hexdigest()
+    assert Picture(image).digest == image_digest(image) == expected
+
+
 def test_what_was_drawn_can_be_asked_about(tiny: Janus) -> None:
     talk = tiny.conversation()
     drawn = talk.draw("a red circle", seed=1)
@@ -124,6 +135,77 @@ def test_what_was_drawn_can_be_asked_about(tiny: Janus) -> None:
     assert talk.send("What colour is the square?").text == "blue"
     assert [m.role for m in talk.messages] == ["drawing", "user", "assistant"] * 2
     assert [len(m.pictures) for m in talk.messages if m.role == "user"] == [1, 1]
+
+
+ORDERED = "one: {image} two: {image} What is in the picture?"
+
+
+def test_each_image_stands_at_its_mark(tiny: Janus) -> None:
+    """Janus-Tiny describes the first image."""
+    red, blue = "a red circle in the middle", "a blue square in the middle"
+    for images, text in (([RED, BLUE], red), ([BLUE, RED], blue), ([BLUE, BLUE], blue)):
+        result = tiny.generate_text(ORDERED, images)
+        talk = tiny.conversation()
+        assert result.text == text
+        assert talk.send(ORDERED, images).tokens == result.tokens
+        assert "".join(chunk.text for chunk in talk.regenerate()) == text
+        turn = Turn("user", "one:  two:  What is in the picture?", 2, (5, 11))
+        stream = tiny.stream_turns([turn], images, options=answering.text_options())
+        assert answering.last_result(stream).tokens == result.tokens
+
+
+def test_marks_of_later_questions_and_of_generated_images(tiny: Janus, tmp_path: Path) -> None:
+    talk = tiny.conversation()
+    talk.send(COLOUR, RED)
+    (drawn,) = talk.draw("a blue square", seed=1)
+    with pytest.raises(PromptError, match=r"1 \{image\} mark and 2 images"):
+        talk.stream("Is it {image}?", RED)
+    second = talk.send("{image} or {image}?", RED)
+    turns = [
+        Turn("user", COLOUR, 1),
+        Turn("assistant", talk.messages[1].text),
+        Turn("user", " or ?", 2, (0, 4)),
+    ]
+    images = [RED, drawn.image, RED]
+    stream = tiny.stream_turns(turns, images, options=answering.text_options())
+    assert answering.last_result(stream).tokens == second.tokens
+    assert second.cached_tokens > 64
+    again = tiny.conversation()
+    again.load(talk.save(tmp_path / "talk.json"))
+    assert [message.marked for message in again.messages] == [False] * 3 + [True, False]
+    third = [each.send("How many shapes are there?") for each in (talk, again)]
+    assert third[0].tokens == third[1].tokens
+    assert third[0].prompt_tokens == third[1].prompt_tokens
+
+
+def test_a_mark_in_a_conversation_saved_without_places_is_text(tiny: Janus, tmp_path: Path) -> None:
+    talk = tiny.conversation()
+    talk.messages = [
+        Message("user", "What is {image} here, {image}?", (Picture(RED),)),
+        Message("assistant", "a red circle"),
+    ]
+    other = tiny.conversation()
+    other.load(talk.save(tmp_path / "talk.json"))
+    assert other.send(COLOUR).tokens == talk.send(COLOUR).tokens
+    assert "{image}" in other.messages[0].text
+
+
+def test_the_same_prefix_is_read_once_and_another_order_is_not(tiny: Janus) -> None:
+    talk = tiny.conversation()
+    first = talk.send(ORDERED, [RED, BLUE])
+    for images, cached in (([RED, BLUE], first.prompt_tokens - 1), ([RED, RED], None)):
+        talk.undo()
+        result = talk.send(ORDERED, images)
+        fresh = tiny.conversation().send(ORDERED, images)
+        assert result.tokens == fresh.tokens
+        if cached is not None:
+            assert result.cached_tokens == cached
+        else:  # up to the second image
+            assert 64 < result.cached_tokens < first.prompt_tokens - 64
+    talk.undo()
+    other = talk.send(ORDERED, [BLUE, RED])
+    assert other.cached_tokens < first.prompt_tokens - 2 * 64
+    assert other.text == "a blue square in the middle"
 
 
 def test_undo_regenerate_and_reset(tiny: Janus) -> None:
@@ -299,7 +381,7 @@ def test_a_placeholder_in_an_answer_is_no_picture(
     """A model may say anything, the id that stands for a part of a picture included."""
     talk = tiny.conversation()
     ids = iter([tiny.prompts.special.image, *tiny.prompts.encode(" red"), tiny.prompts.special.eos])
-    monkeypatch.setattr(answering, "answer_tokens", lambda *_, **__: (i for i in ids))
+    monkeypatch.setattr(answering, "answer_tokens", lambda *_, **__: (AnswerToken(i) for i in ids))
     assert talk.send(COLOUR, RED).text == "red"
     monkeypatch.undo()
     assert talk.send("What shape is red?").text == "circle"
@@ -335,6 +417,33 @@ def test_the_oldest_turns_go_when_the_context_ends(tiny: Janus) -> None:
     fresh.messages = talk.messages[2 * talk.forgotten : -2]
     assert fresh.send("What colour is the circle? 15", RED).tokens == result.tokens
     assert fresh.forgotten == 0
+
+
+def test_a_long_loaded_chat_is_laid_out_a_few_times_only(
+    tiny: Janus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaving out one exchange after the other, it would be laid out 700 times."""
+    talk = tiny.conversation()
+    talk.messages = [Message("user", "What colour is it?"), Message("assistant", "red")] * 750
+    lay_out = Conversation._prompt_ids
+    calls = []
+
+    def counted(self: Conversation, exchanges: Any, question: Message) -> list[int]:
+        calls.append(len(exchanges))
+        return lay_out(self, exchanges, question)
+
+    monkeypatch.setattr(Conversation, "_prompt_ids", counted)
+    talk.send("And now?", max_tokens=2)
+    assert len(calls) < 20
+    # No more is left out than needed: with one exchange more it would not fit.
+    context = tiny.config.language.max_position_embeddings
+    kept = [*zip(talk.messages[:1500:2], talk.messages[1:1500:2], strict=True)]
+    question = Message("user", "And now?")
+    sizes = [
+        len(lay_out(talk, kept[left_out:], question))
+        for left_out in (talk.forgotten - 1, talk.forgotten)
+    ]
+    assert sizes[0] > context - 2 * 2 >= sizes[1]
 
 
 def test_a_saved_conversation_goes_on_with_the_same_tokens(tiny: Janus, tmp_path: Path) -> None:
@@ -406,6 +515,9 @@ def test_a_saved_conversation_goes_on_with_the_same_tokens(tiny: Janus, tmp_path
             },
             "tokens",
         ),
+        ({"messages": [{"role": "user", "text": "hi", "marked": 1}]}, "marked"),
+        ({"messages": [{"role": "user", "text": "{image}", "marked": True}]}, "for each image"),
+        ({"messages": [{"role": "assistant", "text": "b", "marked": True}]}, "for each image"),
     ],
 )
 def test_files_that_are_no_conversations(

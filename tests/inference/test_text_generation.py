@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 import mlx_janus
+from mlx_janus.decode.logprobs import AnswerToken
 from mlx_janus.decode.text import TextOptions
-from mlx_janus.inference.text_generation import _Answer
+from mlx_janus.inference.text_generation import Token, _Answer
 from mlx_janus.processing.prompts import Turn
 from mlx_janus.worlds import shapes
 
 
 def test_a_stop_string_in_the_last_characters_ends_the_answer(pro: mlx_janus.JanusPipeline) -> None:
     prompts = pro.prompts
-    answer = _Answer(
-        prompts.detokenizer(), prompts.end_ids, stop=["\N{REPLACEMENT CHARACTER}"], continues=False
-    )
+    options = TextOptions(stop=("\N{REPLACEMENT CHARACTER}",))
+    answer = _Answer(prompts, options, continues=False)
     first, *_ = prompts.encode("é")  # half a character, which the end replaces by U+FFFD
-    assert answer.add(first) == ""
+    assert answer.add(AnswerToken(first)) == Token(first, "")
     assert answer.finish() == ""
     assert answer.ended
 

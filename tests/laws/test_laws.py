@@ -588,7 +588,10 @@ def test_lookup_takes_fewer_passes_where_text_repeats(
     passes.clear()
     told = list(
         answer_tokens(
-            pro.model, embeddings, TextOptions(max_tokens=30, lookup=8), ids=[*plain, *ids]
+            pro.model,
+            embeddings,
+            TextOptions(max_tokens=30, lookup=8),
+            ids=[*(token.id for token in plain), *ids],
         )
     )
     assert told == plain

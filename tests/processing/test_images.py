@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ import PIL
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from safetensors.numpy import load_file
 
 from mlx_janus.config import ImageConfig
@@ -528,8 +529,88 @@ def test_between_pillows_warning_and_our_limit(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 24 * 16)
     assert open_image(gradient(24, 16)).size == (24, 16)
     refused(gradient(25, 16), "(25 x 16)")
-    refused(encoded(gradient(25, 16), "JPEG"), "(25 x 16)")
+    refused(encoded(gradient(25, 16), "PNG"), "(25 x 16)")
+    refused(encoded(gradient(25, 16), "JPEG", progressive=True), "(25 x 16)")
     assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_refusal_names_the_size_the_limit_and_the_fix():
+    with pytest.raises(ImageError) as caught:
+        open_image(png_header(12_000, 9_000))
+    assert str(caught.value) == (
+        "the image given as bytes takes 432 MB when decoded (12000 x 9000), more than 400 MB "
+        "(100 megapixels): make it smaller, or save it as a baseline JPEG, which may have 400 "
+        "megapixels"
+    )
+    with pytest.raises(ImageError, match=r"takes 900 MB when decoded \(225,000,000 pixels\)"):
+        open_image(png_header(15_000, 15_000))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_above_the_limit_is_decoded_at_half_its_size(monkeypatch, mode):
+    picture = gradient(65, 49).convert(mode)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = encoded(picture, "JPEG", exif=exif)
+    whole = open_image(data)
+    monkeypatch.setattr(images, "MAX_PIXELS", 65 * 49)
+    assert same(open_image(data), whole)
+    monkeypatch.setattr(images, "MAX_PIXELS", 65 * 49 - 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow would refuse to open it
+    half = open_image(data)
+    assert half.size == (25, 33)
+    np.testing.assert_allclose(np.array(half), np.array(whole.resize((25, 33))), atol=30)
+    assert same(open_image(data.removesuffix(b"\xff\xd9")), half)  # without its end marker
+    monkeypatch.setattr(images, "MAX_PIXELS", 25 * 33)
+    assert open_image(data).size == (25, 33)
+    monkeypatch.setattr(images, "MAX_PIXELS", 25 * 33 - 1)
+    refused(data, "(65 x 49)")
+
+
+def test_a_jpeg_of_several_scans_is_not_halved(monkeypatch):
+    """Its decoder collects the scans at full size, so half the size would save no memory."""
+    monkeypatch.setattr(images, "MAX_PIXELS", 60 * 40 - 1)
+    data = bytearray(encoded(gradient(60, 40), "JPEG"))
+    assert open_image(bytes(data)).size == (30, 20)
+    data[data.index(b"\xff\xda") + 4] = 1  # the first scan is of one colour of three
+    refused(bytes(data), "(60 x 40)")
+    refused(encoded(gradient(60, 40), "JPEG", progressive=True), "(60 x 40)")
+
+
+MEASURE = """
+import re, resource, sys
+from pathlib import Path
+from mlx_janus.processing import images
+
+def peak():
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # On Linux, ru_maxrss begins with the parent's.
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+images.Image.init()
+before = peak()
+images.open_image(sys.argv[1])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform not in ("darwin", "linux"), reason="measures as these do")
+@pytest.mark.parametrize(
+    ("mode", "suffix", "size"),
+    [("RGB", ".jpg", (8160, 6144)), ("RGBA", ".png", (5000, 4000)), ("I;16", ".png", (5000, 4000))],
+)
+def test_decoding_takes_two_images_of_memory(tmp_path, mode, suffix, size):
+    """A phone's photo of 50 megapixels, upright by its EXIF, takes 0.4 GB."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / f"large{suffix}"
+    Image.new(mode, size).save(path, exif=exif, compress_level=1)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, path], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    pixels = size[0] * size[1]
+    assert 5 * pixels < int(done.stdout) < 8 * pixels + 40_000_000
 
 
 def test_a_frame_larger_than_its_icon_says(monkeypatch):
@@ -891,3 +972,20 @@ def test_numbered_paths(tmp_path):
     assert numbered_paths(Path("out"), 2) == [Path("out-1.png"), Path("out-2.png")]
     with pytest.raises(OutputError, match="is a folder"):
         numbered_paths(tmp_path, 2)
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    """Each scan costs the time of the whole image: this one would take a minute."""
+    side = 3000
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    few, many = tmp_path / "few.jpg", tmp_path / "many.jpg"
+    few.write_bytes(data[:-2] + last_scan * 5 + data[-2:])
+    many.write_bytes(data[:-2] + last_scan * 3000 + data[-2:])
+    assert open_image(few).size == (side, side)
+    start = time.process_time()
+    with pytest.raises(ImageError, match=r"many\.jpg has 30\d\d scans of 3000 x 3000 pixels"):
+        open_image(many)
+    assert time.process_time() - start < 2

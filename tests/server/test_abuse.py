@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from mlx_janus.decode.text import TextOptions
 from mlx_janus.engine.messages import StoppingError
 from mlx_janus.errors import CheckpointError, JanusError, OptionError, OutOfMemoryError
+from mlx_janus.server.errors import APIError
+from mlx_janus.server.middleware.body_limit import check_value_count
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import CHAT, DRAW, HELLO, connect, read_all, refusal, still_works
 
@@ -88,8 +92,19 @@ def test_what_fails_is_told_without_what_is_inside(
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"tools": [{"type": "function"}], "tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"logprobs": 5}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": "1"}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"red": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ({"logit_bias": {"99999999": 1}}, "logit_bias"),
     ],
 )
 def test_a_conversation_that_cannot_be_honoured(
@@ -138,6 +153,13 @@ def test_what_changes_nothing_is_ignored(client: httpx.Client, engine: FakeEngin
         "tool_choice": "auto",
         "response_format": {"type": "text"},
         "logprobs": False,
+        "top_logprobs": 0,
+        "presence_penalty": None,
+        "logit_bias": {},
+        "top_k": -1,
+        "min_p": 0,
+        "repetition_penalty": 1,
+        "top_p": 1,
     }
     assert (
         client.post(
@@ -145,6 +167,7 @@ def test_what_changes_nothing_is_ignored(client: httpx.Client, engine: FakeEngin
         ).status_code
         == 200
     )
+    assert replace(engine.asked[-1].options, seed=0) == TextOptions()
     assert (
         client.post(DRAW, json={"prompt": "x", "quality": "high", "style": "vivid"}).status_code
         == 200
@@ -210,6 +233,24 @@ def test_what_is_no_clear_http(
     assert said in json.loads(body)["error"]["message"]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     still_works(client, engine)
+
+
+def test_a_list_of_many_wrong_values_gives_one_error(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    """An error for each would take gigabytes, and seconds in which nobody else is served."""
+    reply = client.post(CHAT, json={**HELLO, "stop": [1] * 60_000})
+    assert refusal(reply, 400)["param"] == "stop[0]"
+    still_works(client, engine)
+
+
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed() -> None:
+    check_value_count(bytearray(b'{"url": "' + b"A" * 50_000_000 + b'"}'))
+    check_value_count(bytearray(b"[" + b"1," * 1_900_000 + b"1]"))
+    for body in (b"[" + b"1," * 2_100_000 + b"1]", b"[" * 2_100_000, b'{"a":' * 2_100_000):
+        with pytest.raises(APIError, match="values") as refused:
+            check_value_count(bytearray(body))
+        assert refused.value.status_code == 413
 
 
 def test_a_body_that_turns_out_to_be_none_after_its_reply(

@@ -170,17 +170,30 @@ def test_a_connection_is_kept_between_requests(client: httpx.Client, engine: Fak
             assert connection.sock is kept is not None
 
 
-def test_more_connections_at_once_than_may_be(engine: FakeEngine) -> None:
+def test_the_longest_idle_connection_makes_room_for_a_new_one(engine: FakeEngine) -> None:
+    """Connections on which nothing is asked lock nobody out."""
     with served(engine, most_connections=3) as url, to(url) as client:
         idle = [connect(client, "GET /health") for _ in range(3)]
-        with pytest.raises(httpx.TransportError):
-            client.get("/health")
-        idle.pop().close()
-        wait_until(lambda: answers(client))
-        for connection in idle:
+        assert client.get("/health").status_code == 200
+        oldest, *others = idle
+        with contextlib.suppress(ConnectionResetError):
+            assert oldest.recv(100) == b""
+        for connection in others:
             connection.sendall(b"\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+        for connection in idle:
             connection.close()
+
+
+def test_a_connection_whose_request_is_answered_is_not_cut(engine: FakeEngine) -> None:
+    engine.pause = 0.3
+    with served(engine, most_connections=1) as url, to(url) as client, to(url) as second:
+        with client.stream("POST", CHAT, json={**HELLO, "stream": True}) as reply:
+            wait_until(lambda: engine.open == 1)
+            with pytest.raises(httpx.TransportError):
+                second.get("/health")
+            assert "[DONE]" in "".join(reply.iter_text())
+        wait_until(lambda: answers(second))
 
 
 def answers(client: httpx.Client) -> bool:

@@ -11,12 +11,15 @@ import zlib
 from typing import Any
 
 import httpx
+import jinja2
 import pytest
 from PIL import Image
 
+import mlx_janus
 from mlx_janus.limits import MAX_TOKENS
 from mlx_janus.processing.prompts import Turn
 from tests.support.fake_engine import FakeEngine
+from tests.support.golden import FIXTURES
 from tests.support.serving import CHAT, DRAW, HELLO, connect, refusal, still_works
 
 
@@ -126,6 +129,106 @@ def test_images_of_an_answer_are_shown_with_the_next_question(
     assert colours(asked) == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
 
 
+def said(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+RED, BLUE = shown("red"), shown("blue")
+TEMPLATE = FIXTURES / "transformers" / "chat_template.jinja"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [said("before:"), RED, said("after:"), BLUE, said("Which is red?")],
+        [RED, said("is Figure 1."), BLUE, said("is Figure 2. Which is red?")],
+        [said("Compare this:"), RED, said("with this:"), BLUE],
+        [RED, said("or"), BLUE],
+    ],
+)
+def test_texts_and_images_in_turn_stay_in_order(
+    client: httpx.Client, engine: FakeEngine, parts: list[dict[str, Any]]
+) -> None:
+    """As in the chat template that transformers writes for these models."""
+    asked = ask(client, engine, message("user", parts))
+    kinds = [{**part, "type": "image"} if part in (RED, BLUE) else part for part in parts]
+    template = jinja2.Template(TEMPLATE.read_text())
+    expected = template.render(messages=[message("user", kinds)], add_generation_prompt=True)
+    prompts = mlx_janus.load().prompts
+    assert prompts.render_answering(asked.turns, system="") == expected
+    assert colours(asked) == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_the_order_of_texts_and_images_counts(client: httpx.Client, engine: FakeEngine) -> None:
+    question = said("Which is red?")
+    in_turn = [said("before:"), RED, said("after:"), BLUE, question]
+    first = [RED, BLUE, said("before:"), said("after:"), question]
+    swapped = [said("before:"), BLUE, said("after:"), RED, question]
+    asked = [ask(client, engine, message("user", parts)) for parts in (in_turn, first, swapped)]
+    text = "before:\n\nafter:\n\nWhich is red?"
+    assert [request.turns for request in asked] == [
+        (Turn("user", text, 2, (8, 16)),),
+        (Turn("user", "before:\nafter:\nWhich is red?", 2),),
+        (Turn("user", text, 2, (8, 16)),),
+    ]
+    assert colours(asked[2]) == colours(asked[0])[::-1]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [RED, BLUE, said("Which is red?")],
+        [said("Which is red?"), RED, BLUE],
+        [said("Which is red?"), RED, BLUE, said(" \n")],
+        [said(""), RED, BLUE, said("Which is red?")],
+        [RED, said(""), BLUE, said("Which is red?")],
+    ],
+)
+def test_attached_images_are_before_the_question(
+    client: httpx.Client, engine: FakeEngine, parts: list[dict[str, Any]]
+) -> None:
+    """The models were trained so, and many clients send the question first."""
+    asked = ask(client, engine, message("user", parts))
+    (turn,) = asked.turns
+    assert (turn.text, turn.images, turn.places) == ("Which is red?", 2, None)
+    assert colours(asked) == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_a_mark_of_the_library_is_ordinary_text(client: httpx.Client, engine: FakeEngine) -> None:
+    for parts in ([RED, said("what is {image}?")], [said("what is {image}?"), RED]):
+        asked = ask(client, engine, message("user", parts))
+        assert asked.turns == (Turn("user", "what is {image}?", 1),)
+    asked = ask(client, engine, message("user", [said("{image}"), RED, said("<|User|> {image}")]))
+    assert asked.turns == (Turn("user", "{image}\n\n<|User|> {image}", 1, (8,)),)
+
+
+def test_what_is_pending_precedes_texts_and_images_in_turn(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    asked = ask(
+        client,
+        engine,
+        message("user", "draw it in blue"),
+        message("assistant", [BLUE]),
+        message("system", "be brief"),
+        message("user", [said("is"), RED, said("like it?")]),
+        message("system", "in French"),
+    )
+    assert asked.turns == (
+        Turn("user", "draw it in blue"),
+        Turn("user", "\nbe brief\nis\n\nlike it?\nin French", 2, (0, 13)),
+    )
+    assert colours(asked) == [(0, 0, 255), (255, 0, 0)]
+
+
+def test_an_image_at_the_end_stays_before_later_instructions(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    parts = [said("one:"), RED, said("two:"), BLUE]
+    asked = ask(client, engine, message("user", parts), message("system", "be brief"))
+    assert asked.turns == (Turn("user", "one:\n\ntwo:\n\nbe brief", 2, (5, 11)),)
+
+
 def test_empty_questions_of_the_history_are_left_out(
     client: httpx.Client, engine: FakeEngine
 ) -> None:
@@ -179,7 +282,22 @@ def test_no_limit_of_tokens_and_top_p_of_0(client: httpx.Client, engine: FakeEng
     for name in ("max_tokens", "max_completion_tokens"):
         asked = ask(client, engine, message("user", "x"), **{name: -1})
         assert asked.options.max_tokens == MAX_TOKENS
-    assert 0 < ask(client, engine, message("user", "x"), top_p=0).options.top_p < 1e-6
+    assert ask(client, engine, message("user", "x"), top_p=0).options.top_p == 0
+
+
+def test_sampling_fields_reach_the_engine(client: httpx.Client, engine: FakeEngine) -> None:
+    fields: dict[str, Any] = {
+        "top_k": 40.0,
+        "min_p": 0.05,
+        "frequency_penalty": -2,
+        "presence_penalty": 0.5,
+        "repetition_penalty": 1.1,
+        "logprobs": True,
+        "top_logprobs": 20,
+    }
+    options = ask(client, engine, message("user", "x"), logit_bias={"7": -100}, **fields).options
+    assert {name: getattr(options, name) for name in fields} == fields
+    assert options.logit_bias == {7: -100}
 
 
 def test_any_number_of_stop_strings(client: httpx.Client, engine: FakeEngine) -> None:

@@ -112,6 +112,19 @@ def test_images_are_kept_for_an_hour_and_in_bounded_memory() -> None:
     assert len({store.add(b"", "", "") for _ in range(100)}) == 100
 
 
+def test_dall_e_gives_urls_by_default_as_at_openai() -> None:
+    """Clients made for DALL-E, such as LangChain's, read ``url`` without asking for it."""
+    engine = FakeEngine(mlx_janus.load().config)
+    with served(engine, model_aliases=("dall-e-3", "gpt-image-1")) as url, to(url) as client:
+        assert set(draw(client, model="dall-e-3")["data"][0]) == {"url", "seed"}
+        for fields in (
+            {"model": "gpt-image-1"},
+            {"model": "dall-e-3", "response_format": "b64_json"},
+            {},
+        ):
+            assert set(draw(client, **fields)["data"][0]) == {"b64_json", "seed"}
+
+
 @pytest.mark.parametrize(
     "field",
     [
@@ -132,6 +145,20 @@ def test_fields_that_would_change_the_image_are_refused(
 
 def test_fields_that_change_nothing_are_accepted(client: httpx.Client) -> None:
     draw(client, negative_prompt="", images=[], style="vivid", quality="hd", user="u", unknown=1)
+
+
+def test_the_model_tells_its_defaults(client: httpx.Client, engine: FakeEngine) -> None:
+    model = client.get("/v1/models").json()["data"][0]
+    own = engine.config.generation
+    assert model["defaults"] == {
+        "answers": {"temperature": 0, "top_p": 1, "max_tokens": 512},
+        "images": {"cfg_weight": own.cfg_weight, "temperature": own.temperature, "top_p": 1},
+    }
+    client.post(CHAT, json=HELLO)
+    draw(client)
+    answer, images = engine.asked
+    assert answer.options.max_tokens == model["defaults"]["answers"]["max_tokens"]
+    assert images.options.cfg_weight == model["defaults"]["images"]["cfg_weight"]
 
 
 def test_other_names_of_the_model() -> None:

@@ -7,6 +7,7 @@ import io
 import struct
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx_janus
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 from mlx_janus.processing import web
+from mlx_janus.server import images as reading
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import CHAT, refusal, served, still_works, to
 
@@ -172,10 +174,44 @@ def test_pictures_without_words(client: httpx.Client, engine: FakeEngine) -> Non
 
 def test_a_picture_of_many_pixels_is_refused_before_it_is_unpacked() -> None:
     file = io.BytesIO()
-    Image.new("1", (10_000, 6_000)).save(file, "PNG")
+    Image.new("1", (12_000, 9_000)).save(file, "PNG")
     with served(FakeEngine(mlx_janus.load().config)) as address, to(address) as client:
         error = refusal(client.post(CHAT, json=ask(data_url(file.getvalue()))), 400)
-    assert "more than 50 megapixels" in error["message"]
+    limit = "the image takes 432 MB when decoded (12000 x 9000), more than 400 MB (100 megapixels)"
+    assert error["message"].startswith(limit)
+
+
+def test_a_phones_photo_of_50_megapixels() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8160, 6144), "red").save(file, "JPEG")
+    photo = file.getvalue() + bytes(30_000_000 - len(file.getvalue()))
+    engine = FakeEngine(mlx_janus.load().config)
+    with served(engine) as address, to(address) as client:
+        reply = client.post(CHAT, json=ask(data_url(photo, "image/jpeg")))
+    assert reply.status_code == 200, reply.text
+    (image,) = engine.asked[0].images  # type: ignore[union-attr]
+    assert image.getpixel((32, 32)) == (254, 0, 0)
+
+
+def test_images_of_all_requests_are_decoded_one_at_a_time(
+    engine: FakeEngine, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding: list[int] = []
+    at_once: list[int] = []
+
+    def decode(data: bytes, name: str) -> Image.Image:
+        decoding.append(1)
+        at_once.append(len(decoding))
+        time.sleep(0.02)
+        decoding.pop()
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(reading, "decode_image", decode)
+    with ThreadPoolExecutor(4) as pool:
+        bodies = [ask(png(8, 8), png(8, 8))] * 4
+        replies = list(pool.map(lambda body: client.post(CHAT, json=body), bodies))
+    assert [reply.status_code for reply in replies] == [200] * 4
+    assert at_once == [1] * 8
 
 
 def test_too_many_pictures(client: httpx.Client, engine: FakeEngine) -> None:

@@ -98,6 +98,18 @@ def draw(page: Page, text: str) -> None:
     ask(page, f"/draw {text}")
 
 
+def choose(page: Page, mode: Literal["Ask", "Generate"]) -> None:
+    page.get_by_role("form", name="Message").get_by_text(mode, exact=True).click()
+
+
+def generate(page: Page, prompt: str, number: int = 1, seed: int | str = "") -> None:
+    choose(page, "Generate")
+    page.get_by_label("Images", exact=True).fill(str(number))
+    page.get_by_label("Seed", exact=True).fill(str(seed))
+    page.get_by_role("textbox", name="Prompt").fill(prompt)
+    page.get_by_role("button", name="Send").click()
+
+
 def settled(page: Page, number: int = 0) -> Locator:
     """An exchange, by its number, when it has come to its end."""
     exchange = page.locator("article").nth(number)
@@ -118,7 +130,7 @@ def watch_pictures(page: Page) -> None:
       window.looks = [];
       const talk = document.querySelector("#talk");
       new MutationObserver((changes) => changes.forEach(({target}) => {
-        const caption = target.closest("figure").querySelector("figcaption span").textContent;
+        const caption = target.closest("figure").querySelector("figcaption > *").textContent;
         const article = target.closest("article");
         const busy = article.getAttribute("aria-busy") === "true" ? "busy" : "done";
         looks.push(`${target.src.slice(0, 5)}, ${caption}, ${busy}`);
@@ -141,7 +153,7 @@ def test_pictures_are_chosen_dropped_and_pasted_and_shown_with_the_question(
     page: Page, engine: FakeEngine
 ) -> None:
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Add pictures").click()
+        page.get_by_role("button", name="Add images").click()
     chooser.value.set_files(
         [{"name": "a.png", "mimeType": "image/png", "buffer": picture(colour="red")}]
     )
@@ -151,10 +163,10 @@ def test_pictures_are_chosen_dropped_and_pasted_and_shown_with_the_question(
         [("b.png", "image/png", picture(colour="lime")), ("c.txt", "text/plain", b"words")],
     )
     expect(page.get_by_role("alert")).to_have_text(
-        "c.txt is not a picture that this browser can read: use PNG or JPEG."
+        "c.txt is not an image that this browser can read: use PNG or JPEG."
     )
     hand_over(page, "paste", [("c.png", "image/png", picture(colour="blue"))])
-    tray = page.get_by_role("list", name="Pictures shown with the next question").get_by_role(
+    tray = page.get_by_role("list", name="Images sent with the next question").get_by_role(
         "listitem"
     )
     expect(tray).to_have_count(3)
@@ -237,9 +249,9 @@ def test_what_was_said_before_is_sent_with_the_settings(page: Page, engine: Fake
         5,
         0.5,
     )
-    page.get_by_role("button", name="New chat").click()
+    page.get_by_role("button", name="New conversation").click()
     expect(page.locator("article")).to_have_count(0)
-    expect(page.get_by_role("heading", name="Show it a picture")).to_be_visible()
+    expect(page.get_by_role("heading", name="Ask about an image")).to_be_visible()
     ask(page, "Hello")
     settled(page)
     assert len(answers(engine)[2].turns) == 1
@@ -325,15 +337,17 @@ def test_the_oldest_questions_are_left_out_when_the_context_is_full(
 def test_no_more_pictures_are_sent_than_one_request_may_hold(
     page: Page, engine: FakeEngine
 ) -> None:
-    set_up(page, How_many=16)
-    draw(page, "a red circle")
-    settled(page)
+    hand_over(page, "paste", [(f"{n}.png", "image/png", picture()) for n in range(17)])
+    expect(page.get_by_role("alert")).to_have_text(
+        "A question takes 16 images at most: 16.png is left out."
+    )
+    expect(page.locator("#tray li")).to_have_count(16)
     ask(page, "What are they?")
-    settled(page, 1)
+    settled(page)
     hand_over(page, "paste", [("a.png", "image/png", picture())])
     expect(page.locator("#tray li")).to_have_count(1)
     ask(page, "And this?")
-    settled(page, 2)
+    settled(page, 1)
     assert [len(request.images) for request in answers(engine)] == [16, 1]
     expect(page.get_by_text("The oldest questions no longer fit")).to_be_visible()
 
@@ -346,15 +360,17 @@ def test_pictures_form_in_place_and_are_shown_with_the_next_question(
 ) -> None:
     engine.pause = 0.02
     watch_pictures(page)
-    set_up(page, How_many=2, Guidance=3, Seed=7)
-    draw(page, "a red circle")
+    set_up(page, Guidance=3)
+    generate(page, "a red circle", 2, 7)
     exchange = settled(page)
-    expect(exchange.locator("figcaption")).to_have_text(["seed 7Download", "seed 8Download"])
+    expect(exchange.locator("figcaption")).to_have_text(
+        ["Seed 7Ask about thisDownload", "Seed 8Ask about thisDownload"]
+    )
     looks = page.evaluate("looks")
-    assert looks.count("blob:, seed 7, busy") == 1
-    assert looks.count("blob:, seed 8, busy") == 1
-    assert looks[0].startswith("data:, Drawing… ")
-    assert looks.index("blob:, seed 7, busy") >= 5  # looks at the first picture before it was whole
+    assert looks.count("blob:, Seed 7, busy") == 1
+    assert looks.count("blob:, Seed 8, busy") == 1
+    assert looks[0].startswith("data:, Generating… ")
+    assert looks.index("blob:, Seed 7, busy") >= 5  # looks at the first picture before it was whole
     request = drawings(engine)[0]
     assert (request.prompt, request.n, request.seed, request.options.cfg_weight) == (
         "a red circle",
@@ -362,28 +378,30 @@ def test_pictures_form_in_place_and_are_shown_with_the_next_question(
         7,
         3,
     )
-    tray = [image.get_attribute("alt") for image in page.locator("#tray img").all()]
-    assert tray == [f"a red circle, drawn with seed {seed}" for seed in (7, 8)]
-    page.get_by_role("button", name="Remove a red circle, drawn with seed 8").click()
+    choose(page, "Ask")
+    tray = page.locator("#tray img")
+    assert [image.get_attribute("alt") for image in tray.all()] == ["a red circle, seed 8"]
+    exchange.get_by_role("button", name="Ask about this").first.click()
+    assert [image.get_attribute("alt") for image in tray.all()] == ["a red circle, seed 7"]
     ask(page, "What is this?")
     settled(page, 1)
     assert [(turn.text, turn.images) for turn in answers(engine)[0].turns] == [("What is this?", 1)]
 
 
 def test_drawing_is_a_mode_and_can_be_done_again(page: Page, engine: FakeEngine) -> None:
-    page.get_by_role("form", name="Message").get_by_text("Draw").click()
-    box = page.get_by_role("textbox", name="Description of the picture")
+    choose(page, "Generate")
+    box = page.get_by_role("textbox", name="Prompt")
     box.fill("an owl")
     page.get_by_role("button", name="Send").click()
     settled(page)
-    first = page.locator("figure img").get_attribute("src")
     page.get_by_role("button", name="Again").click()
-    expect(page.locator("figure img")).not_to_have_attribute("src", first or "")
-    settled(page)
-    expect(page.locator("#tray li")).to_have_count(1)  # the first one is gone
+    settled(page, 1)
+    expect(page.locator("figure img")).to_have_count(2)  # the first one stays
+    expect(page.locator("#tray li")).to_have_count(1)  # the last one only
     assert [request.prompt for request in drawings(engine)] == ["an owl", "an owl"]
+    assert drawings(engine)[0].seed != drawings(engine)[1].seed
     page.get_by_role("button", name="Enlarge an owl").first.click()
-    viewer = page.get_by_role("dialog", name="Picture, enlarged")
+    viewer = page.get_by_role("dialog", name="Image, enlarged")
     expect(viewer.get_by_role("img", name="an owl")).to_be_visible()
     expect(viewer.get_by_role("link", name="Download")).to_have_attribute(
         "download", re.compile(r"janus-\d+\.png")
@@ -411,6 +429,316 @@ def test_what_is_under_way_is_stopped(
     expect(settled(page, 1).locator(".text")).to_have_text("Yes.")
 
 
+# Conversations
+
+
+def conversations(page: Page) -> Locator:
+    """The titles in the list of conversations, which is opened."""
+    page.get_by_role("button", name="Conversations").click()
+    return page.get_by_role("dialog", name="Conversations").locator("li .open span")
+
+
+def start_over(page: Page) -> None:
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.locator("article")).to_have_count(0)
+
+
+def stored_text(page: Page) -> str:
+    """The conversations in the browser's database, as JSON."""
+    return str(
+        page.evaluate("transact('readonly', (rows) => result(rows.getAll())).then(JSON.stringify)")
+    )
+
+
+def stored_records(page: Page) -> int:
+    """The number of conversations in the browser's database."""
+    return int(
+        page.evaluate(
+            "transact('readonly', (rows) => result(rows.getAllKeys())).then(a => a.length)"
+        )
+    )
+
+
+def test_conversations_are_kept_listed_opened_and_deleted(page: Page, engine: FakeEngine) -> None:
+    hand_over(page, "paste", [("a.png", "image/png", picture())])
+    expect(page.locator("#tray li")).to_have_count(1)
+    ask(page, "What is this?")
+    settled(page)
+    generate(page, "an owl", 2, 7)
+    settled(page, 1)
+    page.get_by_role("textbox", name="Prompt").fill("half a pro")
+    page.evaluate("saving")
+    page.reload()
+    expect(page.get_by_role("textbox")).to_have_value("half a pro")
+    expect(settled(page).locator(".text")).to_have_text("A red circle.")
+    expect(settled(page).get_by_role("img", name="a.png")).to_be_visible()
+    expect(settled(page, 1).locator("figcaption .seed")).to_have_text(["Seed 7", "Seed 8"])
+    ask(page, "And now?")  # the image of before is still sent
+    settled(page, 2)
+    assert [turn.images for turn in answers(engine)[-1].turns] == [1, 0, 1]
+    start_over(page)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("article")).to_have_count(3)
+    start_over(page)
+    ask(page, "Hello")
+    settled(page)
+    titles = conversations(page)
+    expect(titles).to_have_text(["Hello", "What is this?"])
+    expect(page.locator("[aria-current]")).to_contain_text("Hello")
+    page.get_by_role("button", name="Delete What is this?").click()
+    expect(page.get_by_role("button", name="Undo")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(titles).to_have_text(["Hello", "What is this?"])
+    page.get_by_role("button", name="What is this?", exact=False).first.click()
+    expect(page.locator("article")).to_have_count(3)
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    conversations(page)
+    page.get_by_role("button", name="Delete What is this?").click()  # the one that is shown
+    expect(page.locator("article")).to_have_count(0)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Conversations")).to_be_focused()
+    wait_until(lambda: stored_records(page) == 1)
+    assert page.evaluate("transact('readonly', (_, rows) => result(rows.count()))") == 0
+    expect(conversations(page)).to_have_text(["Hello"])
+
+
+def test_a_conversation_is_exported_as_one_file_with_its_images(page: Page, tmp_path: Path) -> None:
+    hand_over(page, "paste", [("a.png", "image/png", picture())])
+    expect(page.locator("#tray li")).to_have_count(1)
+    ask(page, "What is <b>this</b>?")
+    settled(page)
+    draw(page, "an owl")
+    settled(page, 1)
+    conversations(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export What is <b>this</b>?").click()
+    assert download.value.suggested_filename == "What-is-b-this-b-.html"
+    download.value.save_as(tmp_path / "exported.html")
+    html = (tmp_path / "exported.html").read_text(encoding="utf-8")
+    assert "What is &lt;b&gt;this&lt;/b&gt;?" in html
+    assert "A red circle." in html
+    files = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", html)]
+    assert files[0] == picture()
+    assert [Image.open(io.BytesIO(data)).format for data in files] == ["PNG", "PNG"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [("SecurityError", "keeps no conversations"), ("QuotaExceededError", "storage is full")],
+)
+def test_conversations_last_as_long_as_the_tab_if_the_browser_keeps_none(
+    engine: FakeEngine, visits: Visits, error: str, words: str
+) -> None:
+    with served(engine) as address:
+        page = visits.open(address)
+        page.evaluate(
+            """(name) => {
+              IDBObjectStore.prototype.put = () => { throw new DOMException("refused", name); };
+            }""",
+            error,
+        )
+        draw(page, "an owl")
+        settled(page)
+        expect(page.locator("#notice")).to_contain_text(words)
+        start_over(page)
+        ask(page, "Hello")
+        settled(page)
+        expect(page.locator("#notice")).to_be_hidden()  # it is said once
+        titles = conversations(page)
+        expect(titles).to_have_text(["Hello", "an owl"])
+        expect(page.locator("#kept")).to_contain_text(words)
+        titles.last.click()
+        expect(settled(page).get_by_role("img", name="an owl")).to_be_visible()
+
+
+def test_a_page_without_a_database_works(engine: FakeEngine, visits: Visits) -> None:
+    with served(engine) as address:
+        page = visits.open(address)
+        page.add_init_script("Object.defineProperty(window, 'indexedDB', {value: undefined})")
+        page.reload()
+        ask(page, "Hello")
+        expect(settled(page).locator(".text")).to_have_text("A red circle.")
+        expect(page.locator("#notice")).to_contain_text("This browser keeps no conversations")
+
+
+def test_two_tabs_do_not_lose_each_others_exchanges(engine: FakeEngine, visits: Visits) -> None:
+    with served(engine) as address:
+        page = visits.open(address)
+        ask(page, "First")
+        settled(page)
+        other = page.context.new_page()
+        other.goto(f"{address}/")
+        conversations(other).first.click()
+        settled(other)
+        ask(other, "Second")
+        settled(other, 1)
+        settled(page, 1)  # the first tab shows it, too
+        engine.pause = 0.3
+        ask(page, "Left")  # both at once
+        ask(other, "Right")
+        settled(page, 2)
+        settled(other, 2)
+        wait_until(lambda: stored_records(page) == 2)
+        lasts = [tab.locator("article").last.locator(".bubble") for tab in (page, other)]
+        assert [last.inner_text() for last in lasts] == ["Left", "Right"]
+        notices = [tab.locator("#notice").inner_text() for tab in (page, other)]
+        assert sum("this is a copy" in notice for notice in notices) == 1
+
+
+def test_damaged_records_are_left_out_and_the_other_model_is_named(
+    page: Page, engine: FakeEngine
+) -> None:
+    page.evaluate("""transact("readwrite", (rows) => {
+      rows.put({id: "a", changed: 1, exchanges: "none"});
+      rows.put({id: "b", changed: 2, exchanges: [{draw: false, asked: "Half"}]});
+      rows.put({id: "c", changed: 3, version: "1", exchanges: [{
+        draw: true, asked: "an owl", answer: "", images: [], drawn: [{id: "gone", alt: "lost"}],
+        notes: [], n: 1, seed: "", model: "janus-old", state: "done",
+      }]});
+    })""")
+    titles = conversations(page)
+    expect(titles).to_have_text(["an owl"])
+    titles.click()
+    expect(page.locator("#notice")).to_contain_text(
+        "janus-old replied here so far. From now on, fake does."
+    )
+    expect(settled(page).locator("img")).to_have_count(0)
+    page.get_by_role("button", name="Again").click()
+    expect(settled(page).get_by_role("img", name="an owl")).to_be_visible()
+    assert len(drawings(engine)) == 1
+
+
+def test_a_reload_keeps_what_was_received(page: Page, engine: FakeEngine) -> None:
+    engine.pause = 0.2
+    engine.pieces = tuple(f"word{number} " for number in range(100))
+    ask(page, "Count")
+    wait_until(lambda: "word2" in stored_text(page))
+    page.reload()
+    exchange = settled(page)
+    expect(exchange.locator(".text")).to_contain_text("word0 word1 word2")
+    expect(exchange.get_by_text("Stopped.", exact=True)).to_be_visible()
+    start_over(page)
+    draw(page, "an owl")
+    wait_until(lambda: '"partial":true' in stored_text(page))
+    page.reload()
+    expect(settled(page).locator("figcaption")).to_contain_text("Not finished")
+
+
+# Images and prompts
+
+
+def test_an_image_is_sent_without_words(page: Page, engine: FakeEngine) -> None:
+    send = page.get_by_role("button", name="Send")
+    expect(send).to_be_disabled()
+    hand_over(page, "paste", [("a.png", "image/png", picture())])
+    expect(send).to_be_enabled()
+    send.click()
+    exchange = settled(page)
+    expect(exchange.locator(".bubble")).to_have_count(0)
+    assert [(turn.text, turn.images) for turn in answers(engine)[0].turns] == [("", 1)]
+
+
+def test_again_gives_another_answer_and_can_be_undone(page: Page, engine: FakeEngine) -> None:
+    set_up(page, Answer_seed=5)
+    ask(page, "What is this?")
+    settled(page)
+    engine.pieces = ("A blue square.",)
+    page.get_by_role("button", name="Again").click()
+    expect(settled(page).locator(".text")).to_have_text("A blue square.")
+    first, second = (request.options for request in answers(engine))
+    assert (first.temperature, first.seed) == (0, 5)
+    assert second.temperature == 1
+    assert second.seed != 5
+    page.get_by_role("button", name="Undo").click()
+    expect(settled(page).locator(".text")).to_have_text("A red circle.")
+
+
+def test_any_image_can_be_asked_about_and_all_are_removed(page: Page, engine: FakeEngine) -> None:
+    hand_over(page, "paste", [("a.png", "image/png", picture())])
+    expect(page.locator("#tray li")).to_have_count(1)
+    ask(page, "What is this?")
+    settled(page)
+    generate(page, "an owl", 3, 1)
+    exchange = settled(page, 1)
+    tray = page.locator("#tray img")
+    expect(tray).to_have_count(1)  # the last of three
+    exchange.get_by_role("button", name="Ask about this").first.click()
+    settled(page).get_by_role("button", name="Enlarge a.png").click()
+    page.get_by_role("dialog").get_by_role("button", name="Ask about this").click()
+    expect(page.get_by_role("textbox", name="Question")).to_be_focused()
+    assert [image.get_attribute("alt") for image in tray.all()] == ["an owl, seed 1", "a.png"]
+    page.get_by_role("button", name="Remove all").click()
+    expect(tray).to_have_count(0)
+    ask(page, "How many stars are there?")
+    settled(page, 2)
+    assert answers(engine)[-1].turns[-1].images == 0
+
+
+def test_a_seed_is_used_again_and_a_past_prompt_edited(page: Page, engine: FakeEngine) -> None:
+    generate(page, "an owl", 2)
+    settled(page)
+    seed = drawings(engine)[0].seed
+    draw_box = page.get_by_role("textbox", name="Prompt")
+    draw_box.fill("a fox")
+    page.get_by_role("button", name=f"Seed {seed + 1}", exact=True).click()
+    expect(page.get_by_label("Seed", exact=True)).to_have_value(str(seed + 1))
+    expect(draw_box).to_be_focused()
+    page.keyboard.press("Enter")
+    settled(page, 1)
+    page.get_by_role("button", name="Edit").first.click()
+    expect(draw_box).to_have_value("an owl")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("")
+    draw_box.fill("an old owl")
+    page.keyboard.press("Enter")
+    settled(page, 2)
+    asked = [(request.prompt, request.n) for request in drawings(engine)]
+    assert asked == [("an owl", 2), ("a fox", 2), ("an old owl", 2)]
+    assert drawings(engine)[1].seed == seed + 1
+    page.get_by_label("Images", exact=True).fill("17")
+    draw_box.fill("an owl")
+    page.keyboard.press("Enter")
+    assert page.locator("#options :invalid").count() == 1
+    expect(page.locator("article")).to_have_count(3)  # nothing is sent
+
+
+def test_a_stopped_image_is_kept(page: Page, engine: FakeEngine) -> None:
+    engine.pause = 0.3
+    generate(page, "an owl", 2)
+    expect(page.locator("figure img")).to_be_visible()
+    page.keyboard.press("Escape")
+    exchange = settled(page)
+    expect(exchange.locator("figure")).to_have_count(1)
+    expect(exchange.get_by_text("Stopped.", exact=True)).to_have_count(1)
+    expect(exchange.locator("figcaption")).to_contain_text("Not finished")
+    exchange.get_by_role("button", name="Enlarge an owl").click()
+    expect(page.get_by_role("dialog").get_by_role("img")).to_be_visible()
+
+
+def test_settings_show_the_servers_defaults_and_are_kept(page: Page, config: Any) -> None:
+    page.get_by_role("button", name="Settings").click()
+    own = config.generation
+    for label, value in {
+        "Guidance": f"{own.cfg_weight:g}",
+        "Image temperature": f"{own.temperature:g}",
+        "Answer temperature": "0",
+        "Max tokens": "512",
+    }.items():
+        field = page.get_by_label(label)
+        expect(field).to_have_attribute("placeholder", value)
+        expect(field).to_have_accessible_description(re.compile(r"\w+.* \w+.*\."))
+    page.get_by_label("Guidance").fill("3")
+    page.keyboard.press("Escape")
+    choose(page, "Generate")
+    page.get_by_label("Images", exact=True).fill("4")
+    page.reload()
+    choose(page, "Generate")
+    expect(page.get_by_label("Images", exact=True)).to_have_value("4")
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("Guidance")).to_have_value("3")
+    page.get_by_role("button", name="Use the defaults").click()
+    expect(page.get_by_label("Guidance")).to_have_value("")
+
+
 # Refusals
 
 
@@ -423,7 +751,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(engine: FakeEngine, visits: Vis
         expect(dialog).to_contain_text("The key is wrong or missing")
         dialog.get_by_label("API key").fill("right")
         dialog.get_by_role("button", name="Continue").click()
-        expect(page.get_by_title("The model that answers and draws")).to_have_text("fake")
+        expect(page.get_by_title("The model that answers and generates")).to_have_text("fake")
         page.reload()
         ask(page, "Hello")
         settled(page)
@@ -529,18 +857,62 @@ def test_a_narrow_phone_does_not_scroll_sideways(engine: FakeEngine, visits: Vis
             address, viewport={"width": 320, "height": 568}, has_touch=True, is_mobile=True
         )
         fits()
-        set_up(page, How_many=3)
-        draw(page, "wide" * 40)
+        generate(page, "wide" * 40, 3)
         settled(page)
         fits()
         page.get_by_role("button", name="Enlarge").first.click()
         fits()
         page.keyboard.press("Escape")
+        choose(page, "Ask")
         ask(page, "long" * 60)
         settled(page, 1)
         fits()
         page.get_by_role("button", name="Settings").click()
         fits()
+
+
+def test_images_stand_in_full_rows_and_targets_are_large(
+    engine: FakeEngine, visits: Visits
+) -> None:
+    def columns() -> int:
+        return len(
+            page.locator(".grid").last.evaluate(
+                "(grid) => getComputedStyle(grid).gridTemplateColumns.split(' ')"
+            )
+        )
+
+    small = """() => [...document.querySelectorAll("button, a, input, textarea, .modes span")]
+      .filter((node) => node.checkVisibility() && !node.matches(".unseen, .remove"))
+      .filter((node) => {
+        const box = node.getBoundingClientRect();
+        const letters = parseFloat(getComputedStyle(node).fontSize);
+        const field = node.matches("input, textarea");
+        return field ? letters < 16 : box.height < 44 || box.width < 44;
+      }).map((node) => node.outerHTML)"""
+    with served(engine) as address:
+        page = visits.open(address)
+        generate(page, "an owl", 16, 1)
+        settled(page)
+        assert columns() == 4
+        generate(page, "an owl", 4, 1)
+        settled(page, 1)
+        assert columns() == 2
+        page.set_viewport_size({"width": 375, "height": 700})
+        assert columns() == 2
+        assert page.evaluate(small) == []
+        choose(page, "Ask")
+        page.locator("#text").fill("x")
+        assert page.evaluate(small) == []
+        page.get_by_role("button", name="Settings").click()
+        assert page.evaluate(small) == []
+        page.keyboard.press("Escape")
+        conversations(page)
+        assert page.evaluate(small) == []
+
+
+def test_the_page_is_one_small_file() -> None:
+    page = Path(mlx_janus.__file__).parent / "server" / "page.html"
+    assert page.stat().st_size < 90_000
 
 
 def test_the_keyboard_alone_does_everything(page: Page, engine: FakeEngine) -> None:
@@ -574,20 +946,20 @@ def test_the_keyboard_alone_does_everything(page: Page, engine: FakeEngine) -> N
     page.keyboard.press("Tab")
     expect(page.get_by_role("radio", name="Ask")).to_be_focused()
     page.keyboard.press("ArrowRight")
-    expect(page.get_by_role("radio", name="Draw")).to_be_checked()
-    page.get_by_role("textbox", name="Description of the picture").focus()
+    expect(page.get_by_role("radio", name="Generate")).to_be_checked()
+    page.get_by_role("textbox", name="Prompt").focus()
     page.keyboard.type("an owl")
     page.keyboard.press("Enter")
     settled(page, 1)
     tab_to("Enlarge an owl", "Shift+Tab")
     page.keyboard.press("Enter")
-    viewer = page.get_by_role("dialog", name="Picture, enlarged")
+    viewer = page.get_by_role("dialog", name="Image, enlarged")
     expect(viewer).to_be_visible()
     page.keyboard.press("Escape")
     expect(viewer).to_be_hidden()
-    tab_to("Again", "Shift+Tab")
+    tab_to("Again")
     page.keyboard.press("Enter")
-    settled(page, 1)
+    settled(page, 2)
     assert len(drawings(engine)) == 2
 
 
@@ -620,33 +992,44 @@ def test_nothing_bars_anybody(engine: FakeEngine, visits: Visits) -> None:
         page.keyboard.press("Escape")
         page.get_by_role("button", name="Enlarge").first.click()
         check("light")
+        page.keyboard.press("Escape")
+        choose(page, "Generate")
+        page.get_by_role("button", name="New conversation").click()  # with a notice
+        expect(page.locator("#notice")).to_be_visible()
+        conversations(page)
+        check("light")
+        page.get_by_role("button", name="Delete").click()
+        check("dark")
+        page.keyboard.press("Escape")
+        check("dark")
 
 
 def test_names_and_roles_are_what_a_screen_reader_needs(page: Page) -> None:
     hand_over(page, "paste", [("a.png", "image/png", picture())])
     expect(page.locator("body")).to_match_aria_snapshot("""
     - banner:
+      - button "Conversations"
       - heading "Janus" [level=1]
       - text: fake
-      - button "New chat"
+      - button "New conversation"
       - button "Settings"
       - button "Use dark colours"
     - main:
-      - heading "Show it a picture, or have it draw one" [level=2]
+      - heading "Ask about an image, or generate one" [level=2]
       - paragraph
-      - button "Draw a red fox in fresh snow at sunrise"
+      - button "Generate a red fox in fresh snow at sunrise"
     - contentinfo:
       - form "Message":
-        - list "Pictures shown with the next question":
+        - list "Images sent with the next question":
           - listitem:
             - button "Enlarge a.png"
             - button "Remove a.png"
         - textbox "Question"
-        - button "Add pictures"
+        - button "Add images"
         - group "What to do":
           - radio "Ask" [checked]
-          - radio "Draw"
-        - button "Send" [disabled]
+          - radio "Generate"
+        - button "Send"
     - status
     """)
     ask(page, "What is this?")
@@ -669,7 +1052,7 @@ def test_names_and_roles_are_what_a_screen_reader_needs(page: Page) -> None:
 
 def test_janus_tiny_tells_what_is_in_a_picture(tiny: str, visits: Visits) -> None:
     page = visits.open(tiny)
-    expect(page.get_by_title("The model that answers and draws")).to_have_text("janus-tiny")
+    expect(page.get_by_title("The model that answers and generates")).to_have_text("janus-tiny")
     hand_over(page, "drop", [("shapes.png", "image/png", shapes())])
     expect(page.locator("#tray li")).to_have_count(1)
     ask(page, "What colour is the circle?")
@@ -680,7 +1063,7 @@ def test_janus_tiny_tells_what_is_in_a_picture(tiny: str, visits: Visits) -> Non
 
 def test_an_example_of_janus_tiny_is_answered(tiny: str, visits: Visits) -> None:
     page = visits.open(tiny)
-    page.get_by_role("button", name="What is in the picture?").click()
+    page.get_by_role("button", name="What do you see?").click()
     expect(settled(page).locator(".text")).to_have_text(
         re.compile("blue circle.*red square|red square.*blue circle")
     )
@@ -690,15 +1073,14 @@ def test_what_janus_tiny_draws_is_saved_with_its_settings(
     tiny: str, visits: Visits, tmp_path: Path
 ) -> None:
     page = visits.open(tiny)
-    set_up(page, How_many=2, Seed=7)
     watch_pictures(page)
-    draw(page, "a red circle above a blue square")
+    generate(page, "a red circle above a blue square", 2, 7)
     exchange = settled(page)
     assert [look[:5] for look in page.evaluate("looks")].index(
         "blob:"
     ) >= 3  # seen before they were whole
     tray = [image.get_attribute("alt") for image in page.locator("#tray img").all()]
-    assert [alt and alt[-6:] for alt in tray] == ["seed 7", "seed 8"]
+    assert [alt and alt[-6:] for alt in tray] == ["seed 8"]
     for number in range(2):
         with page.expect_download() as download:
             exchange.get_by_role("link", name="Download").nth(number).click()
@@ -711,6 +1093,7 @@ def test_what_janus_tiny_draws_is_saved_with_its_settings(
             str(7 + number),
         )
         assert facts["model"] == "janus-tiny"
+    choose(page, "Ask")
     ask(page, "What colour is the square?")
     expect(settled(page, 1).locator(".text")).to_have_text(re.compile("blue"))
 

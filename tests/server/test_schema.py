@@ -94,6 +94,13 @@ def test_replies_are_as_described(described: Any, path: str, mode: GenerationMod
         ({"messages": [{"role": "assistant"}] * 100_000}, "messages"),
         ({"messages": [{"role": "user", "content": [1] * 1_000_000}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x"}], "stop": [""] * 1_000_000}, "stop"),
+        (
+            {
+                "messages": [{"role": "user", "content": "x"}],
+                "logit_bias": {str(token): "x" for token in range(300_000)},
+            },
+            "logit_bias",
+        ),
     ],
 )
 def test_a_million_mistakes_cost_no_more_than_one(body: dict[str, Any], param: str) -> None:
@@ -117,9 +124,7 @@ def test_what_is_not_known_is_not_kept() -> None:
 @pytest.mark.parametrize(
     ("field", "neutral", "other"),
     [
-        ("repetition_penalty", 1.0, 1.5),
-        ("top_k", -1, 1),
-        ("min_p", 0, 0.5),
+        ("function_call", "none", {"name": "look_up"}),
         ("guided_json", None, {}),
         ("best_of", 1, 4),
     ],

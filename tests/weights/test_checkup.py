@@ -60,7 +60,7 @@ def test_the_headers_tell_what_names_and_sizes_do_not(copy: Path, ours: Path) ->
     (ours / "model.safetensors").write_bytes(blob)
     (ours / "tokenizer.json").write_text("{}")
     (fault,) = find_faults(ours, headers=True)
-    assert "is not a tokenizer" in fault
+    assert "is not a byte-level tokenizer" in fault
 
 
 def test_a_model_of_another_family_is_named(copy: Path) -> None:

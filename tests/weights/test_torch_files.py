@@ -8,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from mlx_janus.errors import CheckpointError
 from mlx_janus.weights import torch_files, torch_pickle
-from mlx_janus.weights.torch_files import StoredTensor, read_range, read_torch_file
+from mlx_janus.weights.torch_files import ChecksumReader, StoredTensor, read_range, read_torch_file
 from tests.support.golden import FIXTURES
 
 KINDS = {
@@ -680,7 +681,7 @@ def test_a_tensor_beyond_its_storage_is_named(tmp_path: Path, title: str) -> Non
 @pytest.mark.parametrize(
     ("shape", "strides", "words"),
     [
-        ((1,) * 9, (1,) * 9, "9 sizes and 9 strides"),
+        ((1,) * 9, (1,) * 9, "more than 8 dimensions"),
         ((2, 2), (1,), "2 sizes and 1 strides"),
         ((0, 1 << 31), (1, 1), "too long for MLX"),
         ((0, 1 << 30, 1 << 30), (1, 1, 1), "too long for MLX"),
@@ -916,3 +917,55 @@ def test_damaged_bytes_raise_one_kind_of_error_or_give_tensors(
 def test_any_order_of_instructions_ends_well(small_file: Path, program: list[bytes]) -> None:
     path = write(small_file.with_name("program.bin"), b"\x80\x02}" + b"".join(program) + b".")
     check_ending(path)
+
+
+def test_a_long_tuple_that_is_named_often_takes_no_memory(tmp_path: Path) -> None:
+    """Copies of this one would take 80 GB."""
+    long = b"(" + b"K\x01" * 100_000 + b"tq\x02"
+    place = PLACE + b"q\x01"
+    tensors = {}
+    for i in range(5000):
+        first = i == 0
+        sides = long if first else b"h\x02"
+        arguments = tuple_of(place if first else b"h\x01", number(0), sides, b"h\x02", b"\x89}")
+        tensors[f"t{i}"] = name_of("torch._utils._rebuild_tensor_v2") + arguments + b"R"
+    start = time.process_time()
+    refused(write(tmp_path / "m.bin", pickled(tensors)), "tensor 't0' has more than 8 dimensions")
+    assert time.process_time() - start < 5
+
+
+def test_many_views_of_one_storage_are_refused(tmp_path: Path) -> None:
+    """A small file would become gigabytes; two views, as of tied weights, are taken."""
+    views = {f"w{i}": tensor(PLACE, (4,), (1,)) for i in range(400)}
+    problem = "describes 6,400 bytes of tensors, but stores"
+    refused(write(tmp_path / "many.bin", pickled(views)), problem)
+    tied = {name: views[name] for name in ("w0", "w1")}
+    assert len(read_torch_file(write(tmp_path / "tied.bin", pickled(tied)))) == 2
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_a_changed_byte_is_found_by_the_checksum(tmp_path: Path, block: int) -> None:
+    path = write(tmp_path / "m.bin", pickled(ONE))
+    content = bytearray(path.read_bytes())
+
+    def read_all() -> None:
+        checksums = ChecksumReader(path)
+        for start in range(0, len(content), block):
+            checksums.update(content[start : start + block])
+
+    read_all()
+    content[content.index(DATA) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checksum of .*data/0' is wrong"):
+        read_all()
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    """``torch.serialization.set_crc32_options(False)`` stores 0 for each."""
+    path = write(tmp_path / "m.bin", pickled(ONE))
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            content = content.replace(struct.pack("<I", info.CRC), bytes(4))
+    path.write_bytes(content)
+    ChecksumReader(path).update(content)

@@ -35,6 +35,7 @@ from mlx_janus.processing.prompts import Turn
 from mlx_janus.weights import convert as convert_module
 from mlx_janus.weights import footprint
 from mlx_janus.weights import load as load_module
+from mlx_janus.weights.atomic_folder import MARK_FILE
 from mlx_janus.weights.checkpoint import deepseek_name, source_tensors
 from mlx_janus.weights.convert import ConvertOptions, Source, convert_checkpoint
 from mlx_janus.weights.footprint import required_memory
@@ -385,15 +386,65 @@ def test_an_interrupt_while_the_old_folder_makes_room(
     mlx_janus.load(folder)
 
 
+def left_by_a_killed_process(folder: Path, state: str) -> Path:
+    """Mark a folder as a killed process leaves one: its pid is none that runs."""
+    folder.mkdir(exist_ok=True)
+    (folder / MARK_FILE).write_text(f"mlx_janus: {folder.name}: {state}\n")
+    return folder
+
+
 @pytest.mark.parametrize("name", ["out", "o[1]"])
-def test_what_a_killed_conversion_left(tmp_path: Path, name: str) -> None:
-    """Half-made folders go; the old model, moved away to make room, comes back."""
-    convert(ST, tmp_path / f".{name}.999999999.abc.old")
-    (tmp_path / f".{name}.999999999.abc.partial").mkdir()
-    with pytest.raises(OutputError, match=r"overwrite|cannot be put in place"):
-        convert(ST, tmp_path / name)
-    assert [p.name for p in tmp_path.iterdir()] == [name]
-    mlx_janus.load(tmp_path / name)
+@pytest.mark.parametrize("state", ["partial", "complete"])
+def test_a_replacement_that_was_killed_between_its_renames_loses_no_model(
+    tmp_path: Path, name: str, state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The old model is aside, and the new one complete or not."""
+    old = tmp_path / f".{name}.999999999.0123abcd.old"
+    new = tmp_path / f".{name}.999999999.89abcdef.partial"
+    convert(ST, old)
+    left_by_a_killed_process(old, "old")
+    convert(PRO, new)
+    left_by_a_killed_process(new, state)
+    janus = mlx_janus.load(tmp_path / name)
+    expected = PRO if state == "complete" else ST
+    assert janus.config.prompt == mlx_janus.load(convert(expected, tmp_path / "x")).config.prompt
+    which = "new" if state == "complete" else "earlier"
+    assert f"its {which} model is back" in caplog.text
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name, "x"]
+    assert not (tmp_path / name / MARK_FILE).exists()
+
+
+def test_a_killed_conversion_leaves_nothing_behind_for_long(tmp_path: Path) -> None:
+    left_by_a_killed_process(tmp_path / ".out.999999999.0123abcd.partial", "partial")
+    running = tmp_path / f".out.{os.getpid()}.0123abcd.partial"
+    left_by_a_killed_process(running, "partial")
+    convert(ST, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [running.name, "out"]
+
+
+FOREIGN = (
+    ".out.20240101.notes.partial",
+    ".out.2024.backup.old",
+    ".out.999999999.0123abcd.old",
+    ".out.999999999.0123abcd.partial",
+    ".out.99999999999999999999.deadbeef.partial",
+    ".out.\u00b2\u00b2\u00b2.deadbeef.partial",
+)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("mark", [None, "mlx_janus: .out.999999998.0123abcd.partial: partial\n"])
+def test_folders_of_others_are_never_touched(tmp_path: Path, name: str, mark: str | None) -> None:
+    """Neither those with a name like ours, nor a renamed one of ours."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "precious.txt").write_text("keep me")
+    if mark:
+        (folder / MARK_FILE).write_text(mark)
+    convert(ST, tmp_path / "out")
+    convert(ST, tmp_path / "out", overwrite=True)
+    assert (folder / "precious.txt").read_text() == "keep me"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name, "out"]
 
 
 def test_verify_of_mixed_types_and_damaged_stamps(tmp_path: Path, copy: Path) -> None:

@@ -1,0 +1,44 @@
+"""Instructor, whose modes ask for structured answers in different ways."""
+
+import instructor
+import openai
+from instructor.core.exceptions import InstructorRetryException
+from pydantic import BaseModel
+from trials import COLOR, IMAGE_URL, KEY, MODEL, URL, check_red, message, run, trial
+
+plain = openai.OpenAI(base_url=URL, api_key=KEY, max_retries=0)
+FIELDS = {"model": MODEL, "messages": [message(COLOR, IMAGE_URL)]}
+
+
+class Shape(BaseModel):
+    """A schema for structured answers."""
+
+    color: str
+
+
+def ask(mode):
+    """Ask for a Shape in a mode, with one try."""
+    client = instructor.from_openai(plain, mode=mode)
+    return client.chat.completions.create(**FIELDS, response_model=Shape, max_retries=1)
+
+
+@trial("response_model=None")
+def _plain():
+    client = instructor.from_openai(plain)
+    answer = client.chat.completions.create(**FIELDS, response_model=None)
+    check_red(answer.choices[0].message.content)
+
+
+@trial("MD_JSON reaches the model, which may fail the schema")
+def _markdown():
+    try:
+        assert ask(instructor.Mode.MD_JSON).color
+    except InstructorRetryException as error:
+        if "Error code" in str(error):
+            raise
+
+
+for name in ("TOOLS", "JSON", "JSON_SCHEMA"):
+    trial(name, lacks="structured answers")(lambda name=name: ask(instructor.Mode[name]))
+
+run()
