@@ -1,7 +1,7 @@
 # Everything runs with the active environment's python, or the one given: make test PYTHON=.venv/bin/python
 PYTHON ?= python
 
-.PHONY: lint format check test bench bench-real-size bench-serving clean
+.PHONY: lint format check test fuzz bench bench-real-size bench-serving dist try-wheel clean
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -21,14 +21,31 @@ check: lint
 test:
 	$(PYTHON) -m pytest
 
+# Random damage to every kind of file and request that is read: make fuzz FUZZ="--minutes 60 --jobs 4"
+FUZZ ?=
+
+fuzz:
+	$(PYTHON) -m tests.fuzz $(FUZZ)
+
+# make bench REPORT=mac.md also writes the table and a description of the machine to a new file.
 bench:
-	$(PYTHON) benchmarks/bench.py
+	$(PYTHON) benchmarks/bench.py $(if $(REPORT),--report "$(REPORT)")
 
 bench-real-size:
 	$(PYTHON) benchmarks/real_size.py
 
 bench-serving:
 	$(PYTHON) benchmarks/serving.py
+
+# The source distribution, and the wheel that is built from it. Needs the extra "release".
+dist:
+	rm -rf dist
+	$(PYTHON) -m build
+	$(PYTHON) -m twine check --strict dist/*
+
+# The wheel in a fresh environment. make try-wheel REPORT=report.md also keeps the report of `mlx-janus doctor --check`.
+try-wheel:
+	PYTHON="$(PYTHON)" bash .ci/try-wheel "$(or $(REPORT),build/report.md)"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .venv-test

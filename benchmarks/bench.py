@@ -2,16 +2,19 @@
 
 The weights are random and have a published shape, because speed and memory do not depend on their
 values. The same command runs on a Mac, on CUDA and on a CPU. If a part fails, or its peer is not
-installed, the others still run, and a line below the table names it.
+installed, the others still run, and a line below the table names it. ``--report`` also writes the
+table to a file, as a section for ``benchmarks/RESULTS.md``.
 """
 
 from __future__ import annotations
 
+import datetime
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as a bare script
 
@@ -21,9 +24,9 @@ import mlx_janus  # noqa: F401  OpenBLAS before MLX
 import mlx.core as mx
 
 from benchmarks import parts, peers
+from benchmarks.machine import chip, facts, machine
 from benchmarks.parts import Row, Setup
 from benchmarks.random_model import random_model
-from benchmarks.real_size import machine
 
 PARTS: dict[str, Callable[[Setup], Iterable[Row]]] = {
     "drawing": parts.drawing,
@@ -66,6 +69,51 @@ def table(rows: Iterable[Row]) -> list[str]:
     return lines
 
 
+def report(result: str, command: str) -> str:
+    """Return a section for ``benchmarks/RESULTS.md``: the machine, the command and its result.
+
+    It has no path of the home folder, which would tell the user's name.
+
+    Args:
+        result: Markdown below the line about the machine.
+        command: the command line that measured it.
+    """
+    month = f"{datetime.date.today():%B %Y}"
+    rows = [f"| {name} | {value} |" for name, value in {**facts(), "measured in": month}.items()]
+    table_of_facts = "\n".join(["| machine | |", "|---|---|", *rows])
+    text = f"## {chip()}\n\n{table_of_facts}\n\n```bash\n{command}\n```\n\n{result}\n"
+    return text.replace(str(Path.home()), "~")
+
+
+def command_line(context: click.Context) -> str:
+    """Return the command line without the report's file."""
+    words = ["python benchmarks/bench.py"]
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not given or name == "report_file":
+            continue
+        value = context.params[name]
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"{parameter.opts[0]} {item}" for item in values]
+    return " ".join(words)
+
+
+def check_new_file(
+    _context: click.Context, _parameter: click.Parameter, path: Path | None
+) -> Path | None:
+    """Check, before minutes of measuring, that a file can be made.
+
+    Raises:
+        click.BadParameter: the file exists, or its folder does not.
+    """
+    if path is not None and path.exists():
+        raise click.BadParameter(f"{path} exists: name another file")
+    if path is not None and not path.parent.is_dir():
+        raise click.BadParameter(f"the folder {path.parent} does not exist: make it first")
+    return path
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--model",
@@ -96,8 +144,24 @@ def table(rows: Iterable[Row]) -> list[str]:
     type=click.Choice(list(PARTS)),
     help="Measure this part; may be repeated.",
 )
+@click.option(
+    "--report",
+    "report_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    callback=check_new_file,
+    help="Also write the table and a description of the machine to a new Markdown file.",
+)
+@click.pass_context
 def main(
-    model: str, steps: int, repeats: int, bits: str | None, dtype: str | None, only: tuple[str, ...]
+    context: click.Context,
+    model: str,
+    steps: int,
+    repeats: int,
+    bits: str | None,
+    dtype: str | None,
+    only: tuple[str, ...],
+    report_file: Path | None,
 ) -> None:
     """Measure our steps and those of others in turns, and print a Markdown table, ratios first.
 
@@ -111,14 +175,17 @@ def main(
     steps = min(steps, janus.config.generation.tokens - 1)
     rows, missing = measure(Setup(janus, steps, repeats), only or PARTS)
     weights = f"random weights, {janus.config.dtype}" + (f", {bits} bits" if bits else "")
-    click.echo(f"Machine: {machine()}, {'CPU' if on_cpu else 'GPU'}\n")
-    click.echo(
+    result = (
         f"Janus of the shape {model}, {weights}; "
-        f"medians of {steps} steps, or of {repeats} runs of other measurements.\n"
+        f"medians of {steps} steps, or of {repeats} runs of other measurements.\n\n"
     )
-    click.echo("\n".join(table(rows)))
+    result += "\n".join(table(rows))
     if missing:
-        click.echo("\nNot measured:\n\n" + "\n".join(f"- {line}" for line in missing))
+        result += "\n\nNot measured:\n\n" + "\n".join(f"- {line}" for line in missing)
+    click.echo(f"Machine: {machine()}, {'CPU' if on_cpu else 'GPU'}\n\n{result}")
+    if report_file is not None:
+        report_file.write_text(report(result, command_line(context)), encoding="utf-8")
+        click.echo(f"wrote {report_file}", err=True)
 
 
 if __name__ == "__main__":

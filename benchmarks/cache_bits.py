@@ -22,9 +22,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from benchmarks.machine import machine
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import random_model
-from benchmarks.real_size import machine
 from mlx_janus.evaluation.divergence import mean_divergence
 from mlx_janus.memory import materialize
 from mlx_janus.models.backbone import fill_cache

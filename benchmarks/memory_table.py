@@ -138,8 +138,8 @@ def _draw_last_positions(model: JanusModel, pictures: int) -> None:
 
 def print_measured(shape: str, dtype: str) -> None:
     """Print the table of measured peaks, with the computed figures of a larger model below."""
+    from benchmarks.machine import machine
     from benchmarks.random_model import config
-    from benchmarks.real_size import machine
     from mlx_janus.weights.footprint import required_memory, task_memory
     from mlx_janus.weights.load import with_quantization
 

@@ -30,11 +30,11 @@ import numpy as np
 from mlx import nn
 from mlx_lm.models.base import scaled_dot_product_attention
 
+from benchmarks.machine import machine
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
-from benchmarks.real_size import machine
 from mlx_janus.decode import image
-from mlx_janus.decode.image import DrawOptions, draw_tokens
+from mlx_janus.decode.image import DrawOptions, draw_tokens, text_rows
 from mlx_janus.models.backbone import Cache
 from mlx_janus.models.janus import JanusModel
 
@@ -100,9 +100,9 @@ def plain(_: JanusModel) -> Iterator[None]:
 @contextmanager
 def compiled_choice(_: JanusModel) -> Iterator[None]:
     """Compile the choice of a token, as on a GPU."""
-    make_sampler = image._make_sampler
+    make_sampler = image.make_sampler
     with patch.object(
-        image, "_make_sampler", lambda options, compiled: make_sampler(options, compiled=True)
+        image, "make_sampler", lambda options, compiled: make_sampler(options, compiled=True)
     ):
         yield
 
@@ -146,7 +146,8 @@ def steps(model: JanusModel, count: int) -> tuple[float, list[int]]:
     """Return the median seconds of a step, without the first three, and the tokens."""
     seconds = []
     tokens = []
-    stream = draw_tokens(model, [PROMPT], PROMPT, [(0, 1)], DrawOptions())
+    prompt = text_rows(PROMPT, PROMPT, DrawOptions())
+    stream = draw_tokens(model, [prompt], [(0, 1)], DrawOptions())
     before = time.perf_counter()
     for token in stream:
         after = time.perf_counter()
@@ -180,7 +181,8 @@ def operations(model: JanusModel) -> int:
         patch.object(mx, "async_eval", lambda *arrays: (found.append(arrays[0]), None)[1]),
         tempfile.TemporaryDirectory() as folder,
     ):
-        stream = draw_tokens(model, [PROMPT], PROMPT, [(0, 1)], DrawOptions())
+        prompt = text_rows(PROMPT, PROMPT, DrawOptions())
+        stream = draw_tokens(model, [prompt], [(0, 1)], DrawOptions())
         next(stream)  # the first token is evaluated, the second one's graph is built
         dot = Path(folder) / "step.dot"
         arrays = [a for layer in caches[0] for a in (layer.keys, layer.values)]

@@ -24,7 +24,7 @@ from PIL import Image
 
 from benchmarks import windows as janus_tiny
 from mlx_janus.config import JanusConfig
-from mlx_janus.decode.image import DrawOptions, draw_tokens
+from mlx_janus.decode.image import DrawOptions, draw_tokens, text_rows
 from mlx_janus.decode.text import TextOptions, answer_tokens
 from mlx_janus.decode.window import MEAN_ACCEPTED, time_passes
 from mlx_janus.evaluation.drawing import TASKS, drawing_prompts
@@ -282,7 +282,9 @@ def draw(model: JanusModel, images: int, steps: int) -> Iterator[float]:
     """Yield the seconds of each of our image steps, without the prompt's."""
     ids = list(range(1, PROMPT + 1))
     jobs = [(0, seed) for seed in range(images)]
-    return _timed(draw_tokens(model, [ids], ids, jobs, DrawOptions()), steps)
+    return _timed(
+        draw_tokens(model, [text_rows(ids, ids, DrawOptions())], jobs, DrawOptions()), steps
+    )
 
 
 def answer(setup: Setup) -> Iterator[float]:

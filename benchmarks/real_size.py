@@ -13,14 +13,12 @@ one run.
 from __future__ import annotations
 
 import json
-import platform
 import resource
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -163,23 +161,6 @@ def stages(model: str) -> dict[str, Callable[[Path], Facts]]:
     return found
 
 
-def machine() -> str:
-    """Describe this machine and the versions that matter for speed."""
-    import psutil
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    cpu = next(names, platform.processor())
-
-    memory = psutil.virtual_memory().total / 2**30
-    versions = ", ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
-    return (
-        f"{cpu}, {psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} "
-        f"{platform.machine()}, Python {platform.python_version()}, {versions}"
-    )
-
-
 def run_stage(name: str, model: str, work: Path) -> None:
     """Run one stage in a child process; print one JSON line."""
     import mlx_janus  # noqa: F401  # OpenBLAS before MLX
@@ -194,6 +175,8 @@ def run_stage(name: str, model: str, work: Path) -> None:
 
 def print_tables(results: dict[str, Facts], model: str) -> None:
     """Print the results as Markdown tables."""
+    from benchmarks.machine import machine
+
     print(f"Machine: {machine()}\n")
     print(f"| {model}: stage | wall time | peak resident memory | folder |\n|---|---|---|---|")
     for name, facts in results.items():

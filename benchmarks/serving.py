@@ -33,7 +33,7 @@ import psutil
 from openai import APIStatusError, AsyncOpenAI
 from PIL import Image
 
-from benchmarks.real_size import machine
+from benchmarks.machine import machine
 from mlx_janus.evaluation.drawing import TASKS, drawing_prompts
 from mlx_janus.processing.saved_images import encode_image
 from mlx_janus.worlds import shapes

@@ -28,7 +28,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.real_size import machine
+from benchmarks.machine import machine
 from benchmarks.serving import known_outcomes, load, print_load, server
 
 _CHAT = "/v1/chat/completions"

@@ -20,7 +20,7 @@ import mlx_janus
 # isort: split
 import numpy as np
 
-from benchmarks.real_size import machine
+from benchmarks.machine import machine
 from mlx_janus.decode.window import MEAN_ACCEPTED
 from mlx_janus.evaluation.drawing import TASKS, drawing_prompts
 from mlx_janus.inference.window_timing import find_window

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from .errors import JanusError
     from .inference.conversation import Conversation
     from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult, TokenLogprob
+    from .inference.scoring import AnswerScore
     from .pipeline import JanusPipeline, load
 
 _MODULES = {  # public name -> its module, imported on first use
+    "AnswerScore": "inference.scoring",
     "Conversation": "inference.conversation",
     "GeneratedImage": "inference.results",
     "ImageStep": "inference.results",
@@ -39,6 +41,7 @@ _MODULES = {  # public name -> its module, imported on first use
     "load": "pipeline",
 }
 __all__ = [
+    "AnswerScore",
     "Conversation",
     "GeneratedImage",
     "ImageStep",

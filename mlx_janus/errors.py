@@ -8,21 +8,27 @@ _LINE_BREAK = re.compile(r"\s*[\r\n\t]\s*")
 _MAX_MESSAGE = 400  # characters: room for two long paths; texts from files may be far longer
 
 
-def one_line(text: str, longest: int = _MAX_MESSAGE) -> str:
-    """Return a text as one line of printable characters, cut in the middle if it is too long.
+def one_line(text: str) -> str:
+    """Return a message as one line of at most 400 printable characters, as ``escape`` does.
 
-    A line break becomes a space, and other characters are escaped: a text from a file may hold a
-    terminal's control sequences.
+    A line break becomes a space.
+    """
+    return escape(_LINE_BREAK.sub(" ", text), _MAX_MESSAGE)
+
+
+def escape(text: str, longest: int) -> str:
+    """Return a text with printable characters only, cut in the middle if it is too long.
+
+    Others are escaped: a text from a file may hold line breaks and a terminal's control sequences.
     """
     if text.isprintable() and len(text) <= longest:
         return text
-    text = _LINE_BREAK.sub(" ", text)
     # Cut before and after escaping: an escape is longer than its character.
-    line = "".join(map(_escape, _cut(text, longest)))
+    line = "".join(map(_escape_character, _cut(text, longest)))
     return _cut(line, longest)
 
 
-def _escape(character: str) -> str:
+def _escape_character(character: str) -> str:
     return character if character.isprintable() else repr(character)[1:-1]  # without quotes
 
 

@@ -84,7 +84,7 @@ def weight_stream(device: mx.DeviceType) -> mx.Stream:
     return mx.new_thread_unsafe_stream(device)
 
 
-def _is_metal() -> bool:
+def is_metal() -> bool:
     """Return whether MLX computes on the GPU of Apple silicon."""
     return mx.default_device().type == mx.DeviceType.gpu and mx.metal.is_available()
 
@@ -101,7 +101,7 @@ def weights_wired() -> Iterator[None]:
     read from the disk again and again. On other platforms, nothing is done. Blocks may overlap and
     end in any order, as those in generators do.
     """
-    if not _is_metal():
+    if not is_metal():
         yield
         return
     with _WIRED_LIMIT_LOCK:

@@ -17,8 +17,10 @@ from .inference.conversation import Conversation
 from .inference.image_generation import Seed, generate_steps, image_jobs, sort_by_prompt
 from .inference.loaded import LoadedModel, Stopwatch
 from .inference.model_thread import ThreadStream
+from .inference.pathway import InputImages
 from .inference.pathways import pathway_of
 from .inference.results import GeneratedImage, ImageStep, TextChunk, TextResult
+from .inference.scoring import AnswerScore, score_answers
 from .inference.text_generation import (
     Prompt,
     answer_chunks,
@@ -295,6 +297,51 @@ class JanusPipeline(LoadedModel):
         """
         return Conversation(self, system)
 
+    def score(
+        self,
+        prompt: str,
+        answers: Sequence[str] | str,
+        images: Sequence[ImageSource] | ImageSource = (),
+        *,
+        system: str | None = None,
+        spellings: bool = False,
+    ) -> list[AnswerScore]:
+        """Return how likely the model finds each of given answers to a question.
+
+        Choosing the answer of the highest ``logprob`` asks the model to choose, whatever it would
+        say by itself. An end token does not count.
+
+        Args:
+            prompt: the question, with ``{image}`` marks as for ``generate_text``.
+            answers: an answer or several, as they follow the prompt. Models often begin an answer
+                with a space, so " yes" and "yes" have different likelihoods.
+            images: as for ``generate_text``.
+            system: system prompt; None: the model's own, "": none.
+            spellings: whether to sum the probabilities of an answer with and without a space before
+                it, and with a small or a capital first letter.
+
+        Returns:
+            The scores, in the order of the answers.
+
+        Raises:
+            PromptError: the question is empty or too long, or its marks are not one for each image.
+            ImageError: an image cannot be read.
+            OptionError: a type is wrong, there is no answer, or an answer is empty.
+        """
+        check_text("prompt", prompt)
+        texts = as_strings("answers", answers)
+        sources = as_images(images)
+        ids = self.answering_ids([marked_question(prompt, len(sources))], system)
+        pixels = [preprocess(open_image(image), self.config.image) for image in sources]
+
+        def features(stopwatch: Stopwatch) -> list[mx.array]:
+            """Encode the images, in the model's thread."""
+            return self.encode(pixels, stopwatch)
+
+        return self.thread.call(
+            lambda: score_answers(self, ids, features, texts, spellings=spellings)
+        )
+
     # Generating images
 
     def generate_images(
@@ -308,32 +355,30 @@ class JanusPipeline(LoadedModel):
         top_p: float = 1.0,
         exact: bool = False,
         window: int | None = None,
+        images: Sequence[ImageSource] | ImageSource = (),
+        cfg_weight2: float | None = None,
     ) -> list[GeneratedImage]:
-        """Generate ``n`` images of each prompt, in the model's own size.
+        """Generate ``n`` images of each prompt, or change given images as it says.
+
+        The result has the order of the prompts, and for each prompt that of the seeds.
 
         Args:
             prompt: a prompt or several.
-            n: images of each prompt. Images whose prompts have the same length in tokens are
-                generated together, as far as memory allows.
-            seed: seed of each prompt's first image, an integer; each further image has the next
-                higher seed. None or -1: a random seed. A list has one seed for each prompt.
-            cfg_weight: weight of classifier-free guidance; images follow the prompt more closely
-                the higher it is. 1: no guidance; None: the model's own (5 for the published
-                models).
-            temperature: randomness of sampling, as in ``generate_text``; None: the model's own.
+            n: images of each prompt, generated together as far as memory allows.
+            seed: seed of each prompt's first image; each further image has the next higher one.
+                None or -1: a random seed. A list has one seed for each prompt.
+            cfg_weight: weight of classifier-free guidance, 1 for none; None: the model's own.
+            temperature: randomness of sampling; None: the model's own.
             top_p: nucleus sampling, as in ``generate_text``.
-            exact: generate one image at a time, token by token, so that an image never depends on
-                the rounding of other images or of a window.
-            window: number of positions that one pass reads; it changes the speed and the rounding.
-                None: 1 for several images; for one image, the fastest by a stored timing.
-
-        Returns:
-            The images in the order of the prompts, and for each prompt in the order of the seeds.
+            exact: generate each image alone and token by token, for reproducible rounding.
+            window: positions that one pass reads; None: the fastest by a stored timing.
+            images: an image or several to change. Janus-4o was trained for it, others were not.
+            cfg_weight2: weight of the prompt against the details of ``images``; None: 5.
 
         Raises:
             PromptError: a prompt is empty or does not fit into the context, or there is no prompt.
-            OptionError: an argument has a wrong type, a number is out of range, or ``exact`` is
-                combined with a window above 1.
+            ImageError: an image cannot be read.
+            OptionError: an argument has a wrong type or is out of range, or does not suit another.
         """
         steps = self.stream_images(
             prompt,
@@ -344,9 +389,11 @@ class JanusPipeline(LoadedModel):
             top_p=top_p,
             exact=exact,
             window=window,
+            images=images,
+            cfg_weight2=cfg_weight2,
         )
-        images = [image for step in steps for image in step.images]
-        return sort_by_prompt(images, as_strings("prompt", prompt))
+        generated = [image for step in steps for image in step.images]
+        return sort_by_prompt(generated, as_strings("prompt", prompt))
 
     def stream_images(
         self,
@@ -359,6 +406,8 @@ class JanusPipeline(LoadedModel):
         top_p: float = 1.0,
         exact: bool = False,
         window: int | None = None,
+        images: Sequence[ImageSource] | ImageSource = (),
+        cfg_weight2: float | None = None,
     ) -> ThreadStream[ImageStep]:
         """Generate images and stream the steps, with previews.
 
@@ -375,6 +424,12 @@ class JanusPipeline(LoadedModel):
             "top_p": top_p,
             "exact": exact,
             "window": window,
+            "cfg_weight2": cfg_weight2,
         }
-        jobs = image_jobs(self, prompt, n, seed, choices)
+        sources = as_images(images)
+        inputs = None
+        if sources:
+            pixels = [preprocess(open_image(image), self.config.image) for image in sources]
+            inputs = InputImages(tuple(pixels))
+        jobs = image_jobs(self, prompt, n, seed, choices, inputs)
         return self.thread.stream(generate_steps(self, jobs))

@@ -123,15 +123,15 @@ class Call:
 
 
 class ComputingThread(threading.Thread):
-    """A thread that may compute with MLX. It frees MLX's state of the thread when it ends.
+    """A thread that may compute with MLX. When it ends, it frees what MLX keeps for it.
 
     Its default device is that of the thread that creates it.
 
     Args:
         target: the function to run.
         name: the thread's name.
-        end_soon: makes the function end soon. It is called when the program ends, which then waits
-            for the thread.
+        end_soon: makes the function end soon. When the program ends, it calls ``end_soon`` and then
+            waits for the thread.
     """
 
     def __init__(self, target: Callable[[], None], name: str, end_soon: Callable[[], None]):
@@ -152,7 +152,8 @@ class ComputingThread(threading.Thread):
             _state.running.add(self)
             try:
                 super().start()
-            except RuntimeError as error:  # Python 3.12 starts no thread when a program ends
+            # The system has no more threads; or the program ends, and Python is 3.12 or later.
+            except RuntimeError as error:
                 _state.running.discard(self)
                 reason = str(error).rstrip(".")
                 raise JanusError(f"a thread for the model cannot be started: {reason}") from None

@@ -56,6 +56,6 @@ CLIENTS = (
         "js_ai_sdk.mjs",
         ("ai@6.0.326", "@ai-sdk/openai-compatible@2.0.92", "@ai-sdk/openai@3.0.141"),
     ),
-    Client("promptfoo", "js_promptfoo.mjs", ("promptfoo@0.121.20",)),
+    Client("promptfoo", "js_promptfoo.mjs", ("promptfoo@0.121.20",), heavy=True),
     Client("open-webui", "py_open_webui.py", ("open-webui==0.12.4",), heavy=True),
 )

@@ -48,9 +48,9 @@ def install(client: Client, cache: Path) -> Path:
 def _commands(client: Client, folder: Path) -> tuple[list[str], list[str]]:
     """Return the command that makes an environment, and the one that installs packages there."""
     if client.needs_node:
-        # Install scripts and optional packages bring large prebuilt parts that no trial needs.
-        npm = ["npm", "install", "--prefix", ".", "--ignore-scripts", "--omit=optional"]
-        return ["npm", "init", "--yes"], [*npm, "--no-fund", "--no-audit"]
+        # Install scripts download prebuilt parts that no trial needs.
+        npm = ["npm", "install", "--prefix", ".", "--no-fund", "--no-audit", "--ignore-scripts"]
+        return ["npm", "init", "--yes"], npm
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     return [sys.executable, "-m", "venv", "."], pip
 

@@ -1,5 +1,6 @@
 """LiteLLM's proxy in front of the server, asked with OpenAI's package."""
 
+import atexit
 import secrets
 import socket
 import subprocess
@@ -55,10 +56,11 @@ def start_proxy():
             stdout=log,
             stderr=log,
         )
+    atexit.register(process.terminate)  # if it does not start
     client = openai.OpenAI(
         base_url=f"http://127.0.0.1:{port}/v1", api_key=MASTER_KEY, max_retries=0
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         try:
             client.models.list()

@@ -202,7 +202,9 @@ def write_table(outcomes: list[Outcome], output: TextIO) -> None:
     type=click.Choice([client.name for client in CLIENTS]),
     help="Run this client. May be repeated.",
 )
-@click.option("--heavy", is_flag=True, help="Run Open WebUI too, which needs 3 GB.")
+@click.option(
+    "--heavy", is_flag=True, help="Run promptfoo and Open WebUI too, which need 2 GB each."
+)
 @click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),

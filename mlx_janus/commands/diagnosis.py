@@ -63,6 +63,11 @@ def diagnose() -> list[Finding]:
     return findings
 
 
+def describe_machine() -> dict[str, str]:
+    """Return the versions, the device and the memory of this machine, for a report."""
+    return {finding.about: finding.text for finding in (_versions(), _device(), _memory())}
+
+
 def _finding_from_exception(about: str, error: Exception) -> Finding:
     """Return the finding of a check that raised an exception.
 

@@ -324,9 +324,10 @@ def _load_to_draw(job: DrawJob) -> JanusPipeline:
 
 
 def _note_if_drawn_by_another(origin: Origin, janus: JanusPipeline) -> None:
-    """Print a note if another model, precision or roles drew ``origin``, of --config-from.
+    """Print a note if the image of --config-from was drawn by another model than ``janus``.
 
-    An image of an early release stores only the model's name. Then only the names are compared.
+    The same model with another precision or other roles counts as another. An image of an early
+    release stores only the model's name. Then only the names are compared.
     """
     options = janus.load_options if origin.dtype else {}  # no dtype: an early release
     drawn_by = _name_with_flags(origin.model, vars(origin))
@@ -397,7 +398,7 @@ def draw_into_folder(job: DrawJob) -> None:
     if existing:
         note(f"{len(existing)} of {len(images)} images exist already")
     if not missing:
-        ImageWriter(job).finish(None)
+        ImageWriter(job).finish(model=None)  # all images were there already: no model was loaded
         return
     make_folder(layout.folder)
     janus = _load_to_draw(job)

@@ -53,4 +53,5 @@ def make_folder(path: Path, flag: str = "--output") -> None:
         raise OutputError(
             f"{path} cannot be made ({error.strerror}): name another folder with {flag}"
         ) from None
-    check_writable(path / "image.png", flag)  # any file name, as only its folder is checked
+    any_file = path / "image.png"  # only the folder of this file is checked
+    check_writable(any_file, flag)

@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from ..errors import ConversationError, ImageError, JanusError, OutputError, one_line
+from ..installation import install_command
 from .wording import to_flags
 
 Rule = Callable[[click.Context], str | None]
@@ -199,8 +200,7 @@ def require_train_extra(*packages: str) -> None:
     """
     for name in packages:
         if importlib.util.find_spec(name) is None:
-            fix = "in the clone, run pip install -e '.[train]'"
-            raise JanusError(f"{name} is not installed: {fix}")
+            raise JanusError(f"{name} is not installed: {install_command('train')}")
 
 
 def _drop_stdout() -> None:

@@ -105,7 +105,7 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     Routes: /v1/chat/completions, /v1/images/generations, /v1/models, /health, /metrics,
     /openapi.json, and the web page at /. The address is printed to stdout when the server is ready.
     Ctrl-C or SIGTERM stops the server after the running requests; a second Ctrl-C stops it at once.
-    Needs more packages: pip install "mlx-janus[server]".
+    Needs the extra "server". Without it, the command prints the line that installs it.
 
     \b
     Examples:

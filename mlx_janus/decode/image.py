@@ -1,9 +1,12 @@
-"""The decode loop for images, two rows an image (reference: ``generation_inference.py``).
+"""The decode loop for images, two or three rows an image.
 
 The conditional row follows the prompt. The unconditional row has pads in place of everything
-between the prompt's first and last token, and attends to these pads as to any token. Both rows read
+between the prompt's first and last token, and attends to these pads as to any token. To change
+images, there are two conditional rows: one with the images' tokens, and one without. All rows read
 the same chosen tokens. There is no stop token, so the next step reads a token on the device before
 the caller does.
+
+Sources: ``generation_inference.py`` of Janus; the README of ShareGPT-4o-Image for Janus-4o.
 """
 
 from __future__ import annotations
@@ -74,16 +77,92 @@ class DrawOptions:
         """Rows of the batch for one image: 1 without guidance, else 2."""
         return 1 if self.cfg_weight == 1 else 2
 
+    def guided(self, rows: Sequence[mx.array]) -> mx.array:
+        """Apply guidance: the logits of each row, all (n, W, V) -> (n, W, V)."""
+        conditional, *unconditional = rows
+        if not unconditional:
+            return conditional
+        return guide(conditional, unconditional[0], self.cfg_weight)
+
     def metadata(self) -> dict[str, str]:
         """Return the guidance and sampling options as text, for an image file's metadata."""
         names = ("cfg_weight", "temperature", "top_p")
         return {name: f"{getattr(self, name):.15g}" for name in names}  # at most 15 digits
 
 
+@dataclass(frozen=True)
+class EditOptions(DrawOptions):
+    """Options of changing images, with a second weight of guidance.
+
+    The conditional logits are ``(full + w2 * part) / (1 + w2)``: ``full`` are those of the row with
+    the images' tokens, and ``part`` those of the row without. So the result is freer from the
+    images the higher ``w2`` is.
+    """
+
+    cfg_weight2: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weight = check_number("cfg_weight2", self.cfg_weight2, 0, MAX_CFG_WEIGHT)
+        set_checked(self, cfg_weight2=weight)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch for one image: full, part if ``cfg_weight2`` is not 0, unconditional.
+
+        There is no unconditional row at ``cfg_weight`` 1.
+        """
+        return super().rows + (self.cfg_weight2 != 0)
+
+    def guided(self, rows: Sequence[mx.array]) -> mx.array:
+        """Mix the conditional rows, and apply guidance: all (n, W, V) -> (n, W, V)."""
+        if self.cfg_weight2 == 0:
+            return super().guided(rows)
+        full, part, *unconditional = rows
+        conditional = (full + self.cfg_weight2 * part) / (1 + self.cfg_weight2)
+        return super().guided([conditional, *unconditional])
+
+    def metadata(self) -> dict[str, str]:
+        """Return the guidance and sampling options as text, for an image file's metadata."""
+        return super().metadata() | {"cfg_weight2": f"{self.cfg_weight2:.15g}"}
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """A row of token ids that the model reads before it generates an image."""
+
+    ids: tuple[int, ...]
+
+    def embed(self, model: JanusModel) -> mx.array:
+        """Return the row's embeddings, (L, hidden)."""
+        return model.embed_text(mx.array(self.ids))
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedRow:
+    """A row of embeddings, (L, hidden). It equals itself only."""
+
+    embeddings: mx.array
+
+    def embed(self, _model: JanusModel) -> mx.array:
+        """Return the row's embeddings, (L, hidden)."""
+        return self.embeddings
+
+
+Row = TextRow | EmbeddedRow
+
+
+def text_rows(
+    conditional: Sequence[int], unconditional: Sequence[int], options: DrawOptions
+) -> list[Row]:
+    """Return the rows of a prompt without images, from their token ids."""
+    rows: list[Row] = [TextRow(tuple(conditional)), TextRow(tuple(unconditional))]
+    return rows[: options.rows]
+
+
 def draw_tokens(
     model: JanusModel,
-    prompts: Sequence[Sequence[int]],
-    unconditional: Sequence[int],
+    prompts: Sequence[Sequence[Row]],
     images: Sequence[tuple[int, int]],
     options: DrawOptions,
     window: int = 1,
@@ -97,8 +176,8 @@ def draw_tokens(
 
     Args:
         model: the weights.
-        prompts: ids of each prompt, ending with begin-of-image; all of one length.
-        unconditional: ids of the unconditional rows, of the same length.
+        prompts: the ``options.rows`` rows of each prompt, which end with begin-of-image; all of one
+            length.
         images: for each image, the index of its prompt and its seed.
         options: guidance and sampling.
         window: positions read in one pass; 1 reads no draft tokens.
@@ -108,10 +187,10 @@ def draw_tokens(
     """
     config = token_config(model.config)
     positions = config.tokens
-    sample = _make_sampler(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
+    sample = make_sampler(options, compiled=mx.default_device().type == mx.DeviceType.gpu)
     keys = position_keys([seed for _, seed in images], positions)
     prompt_indices = [index for index, _ in images]
-    cache, hidden = _read_prompts(model, prompts, unconditional, prompt_indices, options)
+    cache, hidden = _read_prompts(model, prompts, prompt_indices)
 
     def choose_tokens(hidden: mx.array, position: int) -> mx.array:
         """Choose the W tokens from ``position`` on: (rows * n, W, hidden) -> (n, W)."""
@@ -134,38 +213,31 @@ def draw_tokens(
 
 def _read_prompts(
     model: JanusModel,
-    prompts: Sequence[Sequence[int]],
-    unconditional: Sequence[int],
+    prompts: Sequence[Sequence[Row]],
     prompt_indices: Sequence[int],
-    options: DrawOptions,
 ) -> tuple[Cache, mx.array]:
-    """Read each prompt once, even if several images share it.
+    """Read each row once, even if several images or prompts share it.
 
     Args:
         model: the weights.
-        prompts: ids of each prompt, all of one length.
-        unconditional: ids of the unconditional rows, of the same length.
+        prompts: the rows of each prompt; all have one length, and all prompts as many rows.
         prompt_indices: the index of each image's prompt.
-        options: ``rows`` is 2 if there are unconditional rows.
 
     Returns:
-        cache: a KV cache with ``options.rows`` rows for each image, the conditional rows of all
-            images first.
+        cache: a KV cache that has the first rows of all images first, then their second rows, and
+            so on.
         hidden: the hidden states of each row's last position, (rows, 1, hidden).
     """
-    distinct_prompts = [list(ids) for ids in prompts]
-    prompt_of_row = list(prompt_indices)
-    if options.rows == 2:
-        # The unconditional prompt is appended next, so its index is the present length.
-        prompt_of_row += [len(distinct_prompts)] * len(prompt_indices)
-        distinct_prompts.append(list(unconditional))
-    cache = model.make_cache(len(unconditional) + token_config(model.config).tokens)
-    embeddings = model.embed_text(mx.array(distinct_prompts))
+    row_count = len(prompts[0])
+    rows = [prompts[index][r] for r in range(row_count) for index in prompt_indices]
+    distinct = list(dict.fromkeys(rows))
+    embeddings = mx.stack([row.embed(model) for row in distinct])
+    cache = model.make_cache(embeddings.shape[1] + token_config(model.config).tokens)
     hidden = prefill_all(model, embeddings, cache, PREFILL_STEP)[:, None]
-    one_row_per_prompt = prompt_of_row == list(range(len(distinct_prompts)))
-    if not one_row_per_prompt:
-        cache = take_rows(cache, prompt_of_row)
-        hidden = hidden[mx.array(prompt_of_row)]
+    if rows != distinct:
+        indices = [distinct.index(row) for row in rows]
+        cache = take_rows(cache, indices)
+        hidden = hidden[mx.array(indices)]
     return cache, hidden
 
 
@@ -196,7 +268,7 @@ def _draw_one_by_one(
 
 
 @lru_cache(16)
-def _make_sampler(
+def make_sampler(
     options: DrawOptions, *, compiled: bool
 ) -> Callable[[mx.array, mx.array], mx.array]:
     """Return a function that applies guidance and chooses tokens.
@@ -207,9 +279,8 @@ def _make_sampler(
     """
 
     def sample(logits: mx.array, keys: mx.array) -> mx.array:
-        if options.rows == 2:  # the conditional rows of all images, then the unconditional ones
-            half = len(logits) // 2
-            logits = guide(logits[:half], logits[half:], options.cfg_weight)
+        # The first rows of all images, then their second rows, and so on.
+        logits = options.guided(list(mx.split(logits, options.rows)))
         return choose(logits, keys, options.temperature, options.top_p)
 
     return mx.compile(sample) if compiled else sample

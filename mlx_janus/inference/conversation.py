@@ -31,7 +31,7 @@ from ..limits import check_text
 from ..processing.file_names import names_folder
 from ..processing.images import ImageSource, as_images, open_image
 from ..processing.prompts import IMAGE_MARK, Turn, marked_question
-from ..processing.saved_images import save_image
+from ..processing.saved_images import read_metadata, save_image
 from ..sections import Fault, JsonError, read_json
 from .image_generation import generate_steps, image_jobs
 from .model_thread import ThreadStream
@@ -100,9 +100,9 @@ class Conversation:
     generated from one prompt. An answer or a drawing that is stopped or fails leaves the
     conversation as it was.
 
-    A complete answer is inserted where its question was asked. Drawings that end in the meantime
-    follow it, and the next question is about them. Whatever else would change the messages in the
-    meantime is refused.
+    While an answer is streamed, drawings may be added, and the methods refuse any other change. The
+    complete answer is placed directly after its question, before those drawings. The next question
+    is about those drawings.
 
     Args:
         janus: the model.
@@ -149,9 +149,9 @@ class Conversation:
                 has another number of marks than of images.
             ImageError: an image cannot be read.
             OptionError: a number is out of range, or a value has the wrong type.
-            ConversationError: another answer is being streamed, or messages other than drawings
-                have changed since this call. The stream raises this error when its first piece is
-                read.
+            ConversationError: another answer is being streamed, or ``messages`` was changed after
+                this call, other than by drawings. The stream raises this error when its first piece
+                is read.
         """
         check_text("text", text)
         given = [Picture(open_image(image)) for image in as_images(images)]
@@ -256,7 +256,9 @@ class Conversation:
             ConversationError: one is.
         """
         if self._answering or self._drawings:
-            # A stream that was interrupted or dropped is closed in the model's thread: wait for it.
+            # An interrupted or dropped stream, of an answer or of a drawing, is closed in the
+            # model's thread. Wait for that: until then, a closed answer counts as being given, and
+            # a closed drawing as being made (``reset`` reads both).
             with contextlib.suppress(JanusError):
                 self._janus.thread.call(lambda: None)
         if self._answering:
@@ -638,12 +640,8 @@ def _load_picture(name: str, path: Path) -> Picture:
         raise ConversationError(f"{path} is damaged: {name!r} is no PNG beside it")
     source = path.with_name(name)
     try:
-        with Image.open(source, formats=["PNG"]) as file:
-            # Text chunks have string values; other entries, such as the resolution, have not.
-            texts = [(key, value) for key, value in file.info.items() if isinstance(value, str)]
-        metadata = {str(key): value for key, value in texts}
-        return Picture(open_image(source), metadata)
-    except (ImageError, OSError, ValueError, SyntaxError) as error:  # the last one is PIL's
+        return Picture(open_image(source), read_metadata(source))
+    except ImageError as error:
         raise ConversationError(
             f"{source}, an image of {path.name}, cannot be read: {error}"
         ) from None

@@ -15,7 +15,7 @@ from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import available_memory
 from ..weights.footprint import SAFE_SHARE
 from .loaded import LoadedModel
-from .pathway import Canvas, ImageJob, ImagePathway
+from .pathway import Canvas, EditingPathway, ImageJob, ImagePathway, InputImages
 from .pathways import pathway_of
 from .results import GeneratedImage, ImageStep
 from .text_generation import as_strings
@@ -30,6 +30,7 @@ def image_jobs(
     n: int,
     seed: Seed,
     choices: Mapping[str, Any],
+    inputs: InputImages | None = None,
 ) -> list[ImageJob]:
     """Check a request for images, and return a job for each image.
 
@@ -40,6 +41,7 @@ def image_jobs(
         seed: the seed of each prompt's first image; each further image has the next higher seed. A
             sequence has a seed for each prompt. None and -1: a random seed.
         choices: options of image generation by name; None: the model's default.
+        inputs: images to change, if any.
 
     Raises:
         PromptError: there is no prompt, or one is empty or does not fit into the context.
@@ -48,14 +50,23 @@ def image_jobs(
     """
     pathway = pathway_of(janus)
     n = check_int("n", n, 1, MAX_IMAGES)
-    options = pathway.options(_without_neutral_values(choices))
+    chosen = _without_neutral_values(choices)
+    if inputs is None:
+        options = pathway.options(chosen)
+    elif isinstance(pathway, EditingPathway):
+        options = pathway.edit_options(chosen)
+    else:
+        raise OptionError("this model generates images from prompts only: leave images out")
     texts = as_strings("prompt", prompt)
     if not texts:
         raise PromptError("there is no prompt: say what to draw")
     jobs = []
     for text, first_seed in zip(texts, _first_seeds(seed, len(texts), n), strict=True):
-        ids = pathway.prompt_ids(text)
-        jobs += [ImageJob(text, ids, first_seed + i, options) for i in range(n)]
+        if inputs is not None and isinstance(pathway, EditingPathway):
+            ids = pathway.edit_prompt_ids(text, len(inputs.pixels))
+        else:
+            ids = pathway.prompt_ids(text)
+        jobs += [ImageJob(text, ids, first_seed + i, options, inputs) for i in range(n)]
     return jobs
 
 

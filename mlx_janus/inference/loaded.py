@@ -6,7 +6,7 @@ import gc
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from ..config import JanusConfig
     from ..decode.text import TextOptions
 
-Task = Literal["encode", "answer", "draw", "decode"]
-TASKS: tuple[Task, ...] = get_args(Task)
-"""The tasks of a model, each with its own weights.
+Task = Literal["encode", "answer", "draw", "decode", "tokenize"]
+"""A task of a model, with its own weights.
 
-"encode" reads images, "answer" generates text, "draw" generates an image's tokens, and "decode"
-turns them into pixels.
+"encode" reads images, "answer" generates text, "draw" generates an image's tokens, "decode" turns
+them into pixels, and "tokenize" turns pixels into tokens, to change an image.
 """
+TASKS: tuple[Task, ...] = ("encode", "answer", "draw", "decode")
+"""The tasks of answering and generating images."""
 
 
 class ModelCache(Protocol):
@@ -165,6 +166,7 @@ class LoadedModel:
             "answer": model.answering_arrays,
             "draw": model.drawing_arrays,
             "decode": model.decoding_arrays,
+            "tokenize": model.tokenizing_arrays,
         }
         return collectors[task]()
 

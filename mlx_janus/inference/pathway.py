@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from PIL import Image
 
 from ..version import __version__
@@ -33,6 +34,17 @@ class ImageOptions(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class InputImages:
+    """The images that a request changes. They are compared by identity.
+
+    Args:
+        pixels: of each image, as preprocessed for the vision encoder, (S, S, 3) in [-1, 1].
+    """
+
+    pixels: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class ImageJob:
     """An image to generate.
 
@@ -43,6 +55,7 @@ class ImageJob:
     ids: list[int] = field(repr=False)  # ``ImagePathway.prompt_ids`` of the prompt
     seed: int
     options: ImageOptions
+    inputs: InputImages | None = None  # the images to change, if any
 
 
 class Canvas(Protocol):
@@ -121,6 +134,25 @@ class ImagePathway(Protocol):
 
     def batch(self) -> ImageBatch:
         """Return an empty batch."""
+
+
+@runtime_checkable
+class EditingPathway(Protocol):
+    """What an ``ImagePathway`` has too if it can change images: jobs may have ``inputs``."""
+
+    def edit_options(self, choices: Mapping[str, Any]) -> ImageOptions:
+        """Check options of changing images, as ``ImagePathway.options`` does.
+
+        Raises:
+            OptionError: a value is out of range, or this pathway has no such option.
+        """
+
+    def edit_prompt_ids(self, prompt: str, images: int) -> list[int]:
+        """Return the token ids of a prompt that changes a number of images.
+
+        Raises:
+            PromptError: the prompt is empty, or leaves no room in the context for an image.
+        """
 
 
 def image_metadata(janus: LoadedModel, job: ImageJob) -> dict[str, str]:

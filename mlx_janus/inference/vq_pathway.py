@@ -11,17 +11,27 @@ import numpy as np
 from PIL import Image
 
 from ..decode.batch import BatchImage, DrawingBatch
-from ..decode.image import DrawOptions, draw_tokens
+from ..decode.image import (
+    DrawOptions,
+    EditOptions,
+    EmbeddedRow,
+    Row,
+    TextRow,
+    draw_tokens,
+    text_rows,
+)
 from ..errors import ContextLengthError, OptionError
 from ..models.vq_parts import VQ_PARTS, token_config
 from ..processing.images import to_image
 from .loaded import LoadedModel
-from .pathway import Canvas, ImageJob, image_metadata
+from .pathway import Canvas, ImageJob, InputImages, image_metadata
 from .results import GeneratedImage
 from .window_timing import find_window
 
 _GREY = (127, 127, 127)  # RGB of the parts of a preview that have no token so far
 _OPTIONS = ("cfg_weight", "temperature", "top_p", "exact", "window")
+_EDIT_OPTIONS = (*_OPTIONS, "cfg_weight2")
+_EDIT_GUIDANCE = 5.0  # default of ``cfg_weight`` for changing images, as Janus-4o was trained
 
 
 class VQPathway:
@@ -43,8 +53,27 @@ class VQPathway:
             OptionError: a value is out of range, an option is unknown, or ``exact`` is combined
                 with a window above 1.
         """
+        return DrawOptions(**self._choose(choices, _OPTIONS))
+
+    def edit_options(self, choices: Mapping[str, Any]) -> EditOptions:
+        """Check options of changing images. One that is None or missing takes the default.
+
+        Raises:
+            OptionError: as for ``options``.
+        """
+        values = {"cfg_weight": _EDIT_GUIDANCE} | {
+            name: value for name, value in choices.items() if value is not None
+        }
+        return EditOptions(**self._choose(values, _EDIT_OPTIONS))
+
+    def _choose(self, choices: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """Return the chosen options, and the model's defaults of the others.
+
+        Raises:
+            OptionError: an option is none of ``names``.
+        """
         chosen = {name: value for name, value in choices.items() if value is not None}
-        unknown = sorted(set(chosen) - set(_OPTIONS))
+        unknown = sorted(set(chosen) - set(names))
         if unknown:
             raise OptionError(
                 f"{unknown[0]} is no option of a model that draws image tokens: leave it out"
@@ -53,8 +82,7 @@ class VQPathway:
             "cfg_weight": self._config.cfg_weight,
             "temperature": self._config.temperature,
         }
-        values = defaults | chosen
-        return DrawOptions(**values)
+        return defaults | chosen
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the token ids of a prompt, ending with the begin-of-image token.
@@ -62,7 +90,22 @@ class VQPathway:
         Raises:
             PromptError: the prompt is empty, or leaves no room in the context for an image.
         """
-        ids = self._janus.prompts.drawing(prompt)
+        return self._with_room(self._janus.prompts.drawing(prompt))
+
+    def edit_prompt_ids(self, prompt: str, images: int) -> list[int]:
+        """Return the token ids of a prompt that changes a number of images.
+
+        Raises:
+            PromptError: the prompt is empty, or leaves no room in the context for an image.
+        """
+        return self._with_room(self._janus.prompts.editing(prompt, images, self._config.tokens))
+
+    def _with_room(self, ids: list[int]) -> list[int]:
+        """Return the ids of a prompt after which the context has room for an image.
+
+        Raises:
+            ContextLengthError: it has not.
+        """
         length = len(ids)
         image_tokens = self._config.tokens
         context = self._janus.config.language.max_position_embeddings
@@ -105,7 +148,6 @@ class VQPathway:
         janus = self._janus
         columns: list[mx.array] = []  # for each position, the tokens of all n images, (n,)
         passes = 0
-        janus.load_weights_for("draw")
         blocks = self._start_drawing(jobs, options)
         try:
             for block in blocks:  # (n, accepted)
@@ -137,17 +179,64 @@ class VQPathway:
         if window is None:
             # With several images a pass has many rows already, so a wide window gains little.
             window = 1 if len(jobs) > 1 else find_window(model, options.rows)
-        prompts: list[list[int]] = []  # without repeats
+        first_jobs: dict[tuple[tuple[int, ...], InputImages | None], int] = {}
+        prompts: list[list[Row]] = []  # without repeats
         images: list[tuple[int, int]] = []  # for each image, the index of its prompt and the seed
         for job in jobs:
-            if job.ids not in prompts:
-                prompts.append(job.ids)
-            index = prompts.index(job.ids)
-            images.append((index, job.seed))
-        # Prompts of one length have the same unconditional prompt: between its first and last ids,
-        # it has only padding.
-        unconditional = self._janus.prompts.unconditional(prompts[0])
-        return draw_tokens(model, prompts, unconditional, images, options, window)
+            key = (tuple(job.ids), job.inputs)
+            if key not in first_jobs:
+                first_jobs[key] = len(prompts)
+                prompts.append(self._rows(job, options))
+            images.append((first_jobs[key], job.seed))
+        self._janus.load_weights_for("draw")
+        return draw_tokens(model, prompts, images, options, window)
+
+    def _rows(self, job: ImageJob, options: DrawOptions) -> list[Row]:
+        """Return the rows of an image's prompt.
+
+        Prompts of one length have the same unconditional row: between its first and last ids, it
+        has only padding.
+        """
+        unconditional = self._janus.prompts.unconditional(job.ids)
+        if job.inputs is None:
+            self._janus.load_weights_for("draw")
+            return text_rows(job.ids, unconditional, options)
+        full, part = self._embed_with_images(job.ids, job.inputs)
+        rows: list[Row] = [EmbeddedRow(full)]
+        if isinstance(options, EditOptions) and options.cfg_weight2 != 0:
+            rows.append(EmbeddedRow(part))
+        if options.cfg_weight != 1:
+            rows.append(TextRow(tuple(unconditional)))
+        return rows
+
+    def _embed_with_images(
+        self, ids: Sequence[int], inputs: InputImages
+    ) -> tuple[mx.array, mx.array]:
+        """Embed a prompt that changes images, as Janus-4o was trained.
+
+        Returns:
+            full: (L, hidden), with the features of the vision encoder in the places of the image
+                ids, and the embedded image tokens in those of the pads.
+            part: (L, hidden), with the features only.
+        """
+        janus = self._janus
+        special = janus.prompts.special
+        features = mx.concatenate(janus.encode(inputs.pixels))
+        janus.load_weights_for("tokenize")
+        pixels = mx.array(np.stack(inputs.pixels))
+        tokens = janus.model.encode_image_tokens(pixels)
+        embedded_tokens = janus.model.embed_image_tokens(tokens)
+        mx.eval(embedded_tokens)
+        janus.load_weights_for("draw")
+        part = janus.model.embed_text(mx.array(list(ids)))
+        feature_places = np.flatnonzero(np.array(ids) == special.image)
+        part[mx.array(feature_places)] = features.astype(part.dtype)
+        full = mx.array(part)
+        token_places = np.flatnonzero(np.array(ids) == special.pad)
+        flat = embedded_tokens.reshape(-1, part.shape[-1])
+        full[mx.array(token_places)] = flat.astype(part.dtype)
+        mx.eval(full, part)
+        return full, part
 
     def batch(self) -> TokenBatch:
         """Return an empty batch."""

@@ -162,6 +162,10 @@ class JanusModel(nn.Module):
         paths = parts.pixel_paths(self.config)
         return self._arrays_of(*paths)
 
+    def tokenizing_arrays(self) -> dict[str, mx.array]:
+        """Return the weights that turn pixels into image tokens, and embed these."""
+        return self._arrays_of("gen_vision_model", "gen_aligner", "gen_embed")
+
     def encoding_arrays(self) -> dict[str, mx.array]:
         """Return the weights that encode an image for the language model."""
         return self._arrays_of("vision_model", "aligner")

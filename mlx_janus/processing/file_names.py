@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from ..errors import ImageError, one_line
+from ..errors import ImageError, escape
 
 _ADDRESS = re.compile(r"file:(?://([^/]*)|(?!//))(/.*)", re.IGNORECASE | re.DOTALL)
 """A file:// address with an absolute path. Groups: the host (None if absent) and the path."""
@@ -49,4 +49,4 @@ def names_folder(name: str | os.PathLike[str]) -> bool:
 
 def printable(text: str) -> str:
     """Return a path or a name as one line: escaped, and cut in the middle above 160 characters."""
-    return one_line(text, 160)
+    return escape(text, 160)

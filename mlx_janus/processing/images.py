@@ -24,6 +24,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from ..config import ImageConfig
 from ..errors import ImageError, OptionError
 from ..files import POINTER_ADVICE, is_git_pointer
+from ..installation import install_command
 from ..limits import MAX_DECODED_BYTES
 from .file_names import local_path, printable
 from .image_data import JPEG, count_scans, image_data, open_jpeg, with_end_marker
@@ -420,7 +421,7 @@ def _why_unidentified(head: bytes) -> str:
     if _is_heic(head):
         if "HEIF" in Image.OPEN:
             return "is damaged or cut short: download or export it again"
-        fix = "pip install 'mlx-janus[heic]', or export it as JPEG"
+        fix = f"{install_command('heic')}, or export it as JPEG"
         return f"is a HEIC image, which needs another package: {fix}"
     if head[4:11] == b"ftypavi":
         return "is an AVIF image that cannot be read here: export it as JPEG or PNG"

@@ -206,6 +206,31 @@ class Prompts:
         segments = self._drawing_segments(text)
         return self._encode(segments)
 
+    def editing(self, text: str, images: int, image_tokens: int) -> list[int]:
+        """Return the ids of a prompt that changes images, from bos to image_start.
+
+        They have the form of Janus-4o's training. Each image has two slots, one after the other:
+        image positions for the features of the vision encoder, and pads for its image tokens. The
+        instruction follows all slots, without a space.
+
+        Args:
+            text: the instruction.
+            images: number of images, 1 or more.
+            image_tokens: image tokens of one image.
+
+        Raises:
+            PromptError: the text is empty or not Unicode.
+        """
+        instruction = text.strip()
+        if not instruction:
+            raise PromptError("the prompt is empty: describe the change of the image")
+        start = _Control(self.config.image_start)
+        pads = [_Control(self.config.pad)] * image_tokens
+        slots = [_Control(self.config.image), start, *pads, _Control(self.config.image_end)]
+        template = [self._user, ": ", *slots * images]
+        template += [f"{instruction}{self.config.separator}", self._assistant, ":"]
+        return self._encode([*_strip(template), start])
+
     def unconditional(self, ids: Sequence[int]) -> list[int]:
         """Return the unconditional row of classifier-free guidance for a conditional row.
 

@@ -55,15 +55,32 @@ def check_rules(data: Mapping[str, Any]) -> None:
     for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(name):
             raise RuleError(f"its model has a {name}")
+    _check_unknown_token(model)
     for part, kinds in _KINDS.items():
         rules = list(_flat(data.get(part), part))
         if len(rules) > _MAX_RULES:
             raise RuleError(f"its {part} has {len(rules)} rules")
         for rule in rules:
-            if rule.get("type") not in kinds:
-                raise RuleError(f"its {part} has the rule {_shown(rule.get('type'))}")
-            if rule["type"] == "Split":
+            kind = rule.get("type")
+            if not isinstance(kind, str) or kind not in kinds:
+                raise RuleError(f"its {part} has the rule {_shown(kind)}")
+            if kind == "Split":
                 _check_pattern(rule.get("pattern"))
+
+
+def _check_unknown_token(model: Mapping[str, Any]) -> None:
+    """Check that the vocabulary has the token for unknown characters, if the model names one.
+
+    The library would fail at the first unknown character of a text.
+
+    Raises:
+        RuleError: the vocabulary lacks the token.
+    """
+    token = model.get("unk_token")
+    vocabulary = model.get("vocab")
+    known = isinstance(token, str) and isinstance(vocabulary, Mapping) and token in vocabulary
+    if token is not None and not known:
+        raise RuleError(f"its vocabulary lacks the unk_token {_shown(token)}")
 
 
 def _flat(rule: Any, part: str) -> Iterator[Mapping[str, Any]]:

@@ -108,12 +108,12 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
 
     def download(deadline: float) -> bytes:
         """Return the content, read before the deadline (a ``time.monotonic`` value)."""
-        # Redirects are followed here, because urllib would follow them without the checks.
+        # Redirects are followed here: urllib would not check that each address is public.
         current = url
         for _ in range(1 + _MAX_PUBLIC_REDIRECTS):
             host, target = _split_url(current)
             connection = _PublicConnection(host, _public_addresses(current, host), deadline)
-            connections.append(connection)
+            connections.append(connection)  # for the end of this function, after a timeout
             with contextlib.closing(connection):
                 connection.request("GET", target, headers=_HEADERS)
                 with connection.getresponse() as response:
@@ -122,7 +122,9 @@ def fetch_public(url: str, *, max_bytes: int = 20_000_000, seconds: float = 10.0
                         return _read_content(response, _printable(current), deadline, limits)
                     location = response.headers.get("Location")
                     if status not in (301, 302, 303, 307, 308) or location is None:
-                        raise ImageError(f"{_printable(current)} is not given: HTTP {status}")
+                        raise ImageError(
+                            f"{_printable(current)} cannot be downloaded: HTTP {status}"
+                        )
                     current = urljoin(current, location)
         limit = f"{_MAX_PUBLIC_REDIRECTS} times"
         raise ImageError(f"{_printable(url)} redirects more than {limit}: {advice}")
@@ -375,7 +377,9 @@ def _to_image_error(error: Exception, url: str, limits: _Limits) -> Exception:
         return error
     if isinstance(error, HTTPError):
         error.close()
-        return ImageError(f"{url} is not given: HTTP {error.code} {_printable(str(error.reason))}")
+        return ImageError(
+            f"{url} cannot be downloaded: HTTP {error.code} {_printable(str(error.reason))}"
+        )
     cause = error.reason if isinstance(error, URLError) else error
     if isinstance(cause, TimeoutError):
         return ImageError(f"{url} took longer than {limits.seconds:g} seconds: {limits.advice}")

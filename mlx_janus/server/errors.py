@@ -20,12 +20,12 @@ from ..errors import (
     OptionError,
     OutOfMemoryError,
     PromptError,
+    one_line,
 )
 from .schema import ErrorKind, ErrorReply, ErrorText
 
 _LOG = logging.getLogger("mlx_janus.server")
 CLIENT_LEFT = 499  # nginx's status for a client that left: never sent, only counted and logged
-_MAX_MESSAGE = 400  # characters kept of a message, which may repeat parts of the request
 _DEFAULT_CODES = {  # status -> ``APIError.code``
     401: "invalid_api_key",
     404: "not_found",
@@ -63,15 +63,17 @@ class APIError(HTTPException):
 
     @property
     def body(self) -> dict[str, Any]:
-        """OpenAI's error object, as the JSON body of the reply."""
+        """OpenAI's error object, as the JSON body of the reply.
+
+        Its message is one line of at most 400 printable characters, since it may repeat parts of
+        the request.
+        """
         kind: ErrorKind = "invalid_request_error"
         if self.status_code == 429:
             kind = "rate_limit_error"
         elif self.status_code >= 500:
             kind = "server_error"
-        text = ErrorText(
-            message=self.detail[:_MAX_MESSAGE], type=kind, param=self.param, code=self.code
-        )
+        text = ErrorText(message=one_line(self.detail), type=kind, param=self.param, code=self.code)
         return ErrorReply(error=text).model_dump()
 
     def response(self) -> JSONResponse:
@@ -92,7 +94,8 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
 
     Args:
         error: any exception.
-        param: the field of the body that the reply names if a prompt, image or option is refused.
+        param: the field of the request to name in the reply, if a prompt, image or option is
+            refused.
     """
     if isinstance(error, APIError):
         return error
@@ -103,6 +106,7 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
     if isinstance(error, PromptError | ImageError | OptionError):
         message = " ".join(str(error).split())  # one line
         if isinstance(error, ContextLengthError):
+            # "the prompt is 900 tokens long" -> "the prompt is too long: 900 tokens long".
             # LangChain recognizes this error by the words "prompt is too long".
             message = f"the prompt is too long: {message.removeprefix('the prompt is ')}"
             return APIError(400, message, param=param, code="context_length_exceeded")

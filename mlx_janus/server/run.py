@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import JanusError
+from ..installation import install_command
 from .settings import Settings, is_loopback
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _check_packages() -> None:
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        fix = "pip install 'mlx-janus[server]'"
+        fix = install_command("server")
         raise JanusError(f"{error.name} is not installed: {fix}") from None
 
 

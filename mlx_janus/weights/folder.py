@@ -80,9 +80,26 @@ def open_converted(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
                 f"{path} holds {repeated[0][:80]!r}, which another file of its folder holds too: "
                 "convert the original folder again"
             )
-        # Any thread can evaluate lazy arrays of this stream.
-        arrays.update(mx.load(str(path), stream=weight_stream(mx.DeviceType.cpu)))  # type: ignore[arg-type]
+        arrays.update(_load_lazily(path))
     return arrays, first_stamp or {}
+
+
+def _load_lazily(path: Path) -> dict[str, mx.array]:
+    """Return the lazy arrays of a safetensors file, whose header was checked.
+
+    Raises:
+        CheckpointError: MLX does not read the file, for example because of a type such as float64.
+    """
+    try:
+        # Any thread can evaluate lazy arrays of this stream.
+        arrays = mx.load(str(path), stream=weight_stream(mx.DeviceType.cpu))
+    except RuntimeError as error:
+        reason = str(error)[:80]
+        raise CheckpointError(
+            f"{path} cannot be read by MLX ({reason}): convert the original folder again"
+        ) from None
+    assert isinstance(arrays, dict)  # of a safetensors file
+    return arrays
 
 
 def _check_stamp(

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError, HubError, OptionError, one_line
+from ..errors import CheckpointError, HubError, OptionError, escape
 from .addresses import NO_MODEL, path_in_address, split_revision
 from .atomic_folder import recover
 from .elsewhere import find_elsewhere, list_elsewhere
@@ -93,7 +93,7 @@ def understand_name(name: str | os.PathLike[str], revision: str | None = None) -
         return ModelName(bare_name, folder=found, revision=commit_of(found) or None)
     too_long = len(bare_name) > _MAX_NAME
     if too_long or not HUB_ID.fullmatch(bare_name) or path.exists():  # a path that exists is a file
-        raise CheckpointError(f"{one_line(text, 160)} {_why_unknown(bare_name)}")
+        raise CheckpointError(f"{escape(text, 160)} {_why_unknown(bare_name)}")
     return ModelName(bare_name, repo_id=bare_name, revision=revision)
 
 

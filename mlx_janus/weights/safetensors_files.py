@@ -20,6 +20,8 @@ from .weight_names import WEIGHT_FORMS, shards_without_index
 
 MAX_TENSORS = 20_000
 """Most tensors of a file; Janus-Pro-7B has about 1,100."""
+_MAX_FILE_NAME = 255  # bytes; file systems refuse longer names with an error of their own
+_MAX_SIDE = (1 << 31) - 1  # MLX stores sizes in 32 bits
 _MAX_HEADER = 16 << 20  # bytes of a safetensors header; Janus-Pro-7B's has about 150 kB
 
 SAFETENSORS_DTYPES = {
@@ -154,7 +156,8 @@ def read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} has no weight_map: download it again")
     for file in set(map(str, weight_map.values())):
         # The pattern has no slash, so the index cannot name a file outside its folder.
-        if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", file):
+        is_name = re.fullmatch(r"[\w.-]+\.(safetensors|bin)", file) is not None
+        if not is_name or len(file.encode()) > _MAX_FILE_NAME:
             raise CheckpointError(
                 f"{path} points to {file[:80]!r}, which is no file of its own folder: refused"
             )
@@ -194,6 +197,12 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, SafetensorsEntry], di
         ) from None
     metadata = header.pop("__metadata__", None) or {}
     entries = {}
+    # Only an empty tensor can have a long side, since the data would be larger than the file.
+    too_long = [name for name in names if max(header[name]["shape"], default=0) > _MAX_SIDE]
+    if too_long:
+        raise CheckpointError(
+            f"{path}: {min(too_long)[:80]!r} has a side that is too long for MLX: download it again"
+        )
     for name in sorted(names):
         entry = header[name]
         # A file is the header's length in 8 bytes, the header, and then the data. Offsets in the

@@ -212,6 +212,7 @@ def _find_on_hub(found: ModelName) -> hub.HubModel:
     Raises:
         HubError: the Hub has no such model, or is out of reach.
     """
+    # A name that is no folder is looked up too, so that the error says how a Hub id reads.
     return hub.find(found.repo_id or found.shown, found.revision)
 
 

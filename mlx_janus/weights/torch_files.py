@@ -192,13 +192,13 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
 
 
 class ChecksumReader:
-    """The checksums of a checkpoint's zip entries, checked while the file is read in order.
+    """A check of a checkpoint's zip entries, fed with the file's bytes in order by its caller.
 
     Args:
         path: the checkpoint.
 
     Raises:
-        CheckpointError: as for ``read_torch_file``, without the errors of the pickle.
+        CheckpointError: the file is no zip archive, or one that PyTorch does not write.
     """
 
     def __init__(self, path: Path):
@@ -215,20 +215,21 @@ class ChecksumReader:
         """Take the next bytes of the file.
 
         Raises:
-            CheckpointError: an entry ends in them, and its content does not have its checksum.
+            CheckpointError: an entry that ends in this block does not match its checksum.
         """
         view = memoryview(block)
         block_end = self._position + len(view)
         while self._entries:
             entry, name = self._entries[0]
             entry_end = entry.start + entry.size
+            # From ``start`` to ``end``: the part of the entry that is in this block.
             start = max(entry.start, self._position)
             end = min(entry_end, block_end)
             if start < end:
                 part = view[start - self._position : end - self._position]
                 self._crc = zlib.crc32(part, self._crc)
             if entry_end > block_end:
-                break
+                break  # the entry goes on in the next block
             if self._crc != entry.crc:
                 raise _error(self._path, f"is damaged (the checksum of {quote(name)} is wrong)")
             self._entries.pop(0)

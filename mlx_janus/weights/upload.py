@@ -114,8 +114,8 @@ def _commit(folder: Path, repo_id: str, message: str, *, private: bool) -> str:
 def model_card(folder: Path, source: Source, repo_id: str) -> str:
     """Return the model card, a README.md, of a converted folder.
 
-    It states the origin, the quantization, the licence and the usage. The licence is the
-    one in the source's card, if there is one.
+    It states the origin, the quantization, the licence and the usage. The licence is the one that
+    the source's card names, if any.
     """
     config = JanusConfig.load(folder / "config.json")
     base = source.name if source.revision else None  # Hub id; a local folder has no revision

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import re
+import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,13 +14,13 @@ import mlx.core as mx
 import pytest
 
 import mlx_janus
-from benchmarks import bench, house, memory_table, peers, serving, windows
+from benchmarks import bench, house, machine, memory_table, peers, serving, windows
 from benchmarks.parts import Setup
 from benchmarks.published_shapes import MODELS
 from benchmarks.random_model import config
 from mlx_janus.weights.footprint import task_memory
 from mlx_janus.weights.sources import TINY
-from tests.support.programs import call
+from tests.support.programs import ROOT, call
 
 OURS = ("drawing", "answering", "batch", "first-token", "bytes", "memory", "vq-decode", "passes")
 
@@ -64,6 +67,85 @@ def test_a_part_that_fails_or_lacks_its_peer_is_named_and_the_rest_goes_on(
     )
     assert "- mlx-vlm: mlx_vlm is not installed: pip install mlx-vlm\n" in outcome.stdout
     assert "| decoding one image's tokens, 64 x 64 |" in outcome.stdout
+
+
+def test_bench_writes_a_report_with_the_machine_in_it(tmp_path: Path) -> None:
+    target = tmp_path / "mac.md"
+    words = ("--model", "tiny", "--steps", 1, "--repeats", 1, "--only", "batch", "--bits", 4)
+    outcome = call(bench.main, *words, "--report", target)
+    assert outcome.code == 0, outcome.stderr
+    title, facts, command, *result = target.read_text(encoding="utf-8").strip().split("\n\n")
+    assert title == f"## {machine.chip()}"
+    rows = dict(line.strip("| ").split(" | ") for line in facts.splitlines()[2:])
+    assert list(rows)[:6] == ["chip", "cores", "memory", "system", "GPU", "BLAS"]
+    assert rows["memory"].endswith(" GiB")
+    assert rows["Python"] == platform.python_version()
+    assert rows["mlx"] == version("mlx")
+    assert rows["mlx_janus"].startswith(mlx_janus.__version__)
+    shown = "python benchmarks/bench.py --model tiny --steps 1 --repeats 1 --bits 4 --only batch"
+    assert command == f"```bash\n{shown}\n```"
+    assert "\n\n".join(result) in outcome.stdout
+    assert "| step of four images |" in result[1]
+
+
+def test_a_report_never_replaces_a_file(tmp_path: Path) -> None:
+    target = tmp_path / "mac.md"
+    target.write_text("an hour of measuring")
+    for path, reason in ((target, "exists"), (tmp_path / "no" / "mac.md", "does not exist")):
+        outcome = call(bench.main, "--model", "tiny", "--only", "batch", "--report", path)
+        assert outcome.code == 2
+        assert reason in outcome.stderr.splitlines()[-1]
+    assert target.read_text() == "an hour of measuring"
+
+
+def test_a_report_has_no_names_of_the_host_and_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "alices-mac.local")
+    monkeypatch.setenv("HOME", "/Users/alice")
+    monkeypatch.setenv("USER", "alice")
+    text = bench.report("- batch: failed, OSError: /Users/alice/models/1b", "python bench.py")
+    assert "alice" not in text
+    assert "OSError: ~/models/1b" in text
+
+
+def test_a_mac_is_named_by_its_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "machdep.cpu.brand_string": "Apple M3 Max",
+        "hw.perflevel0.logicalcpu": "10",
+        "hw.perflevel1.logicalcpu": "4",
+    }
+
+    def sysctl(command: list[str], **_: object) -> SimpleNamespace:
+        return SimpleNamespace(stdout=f"{values[command[-1]]}\n" if command[1] == "-n" else "abc\n")
+
+    monkeypatch.setattr(machine.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(machine.platform, "mac_ver", lambda: ("15.4", ("", "", ""), "arm64"))
+    monkeypatch.setattr(machine.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(machine.psutil, "cpu_count", lambda: 14)
+    monkeypatch.setattr(machine.subprocess, "run", sysctl)
+    facts = machine.facts()
+    assert facts["chip"] == "Apple M3 Max"
+    assert facts["cores"] == "14: 10 for performance, 4 for efficiency"
+    assert facts["system"] == "macOS 15.4, arm64"
+    assert facts["BLAS"] == "Accelerate"
+    assert machine.machine().startswith("Apple M3 Max, 14 cores, ")
+
+
+def test_make_bench_passes_the_report_on() -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    command = [make, "-n", "bench", "PYTHON=python", "REPORT=my mac.md"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == 'python benchmarks/bench.py --report "my mac.md"'
+
+
+def test_the_results_have_a_section_for_each_machine() -> None:
+    text = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    _, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    assert len(sections) >= 2
+    for section in sections:
+        assert re.search(r"\bmlx\b.* 0\.\d+\.\d+", section), section[:40]
+        assert re.search(r"\d GiB", section), section[:40]
 
 
 def test_windows_are_measured_against_window_one() -> None:

@@ -72,10 +72,10 @@ def test_the_command_asks_about_pictures_from_several_places_in_order(
 @pytest.mark.parametrize(
     ("page", "what"),
     [
-        ("absent", "absent is not given: HTTP 404 Not Found"),
-        ("hop/9", "is not given: HTTP 302"),
+        ("absent", "absent cannot be downloaded: HTTP 404 Not Found"),
+        ("hop/9", "cannot be downloaded: HTTP 302"),
         ("downgrade", "downgrade redirects to http://127.0.0.1:1/picture, which is not https"),
-        ("to-a-file", "is not given: HTTP 302"),
+        ("to-a-file", "cannot be downloaded: HTTP 302"),
         ("words", "words is not an image that can be read"),
         ("large", "large is larger than 50 MB"),
         ("broken", "broken broke off after 100 bytes"),

@@ -28,6 +28,7 @@ from mlx_janus.commands.runner import (
     say,
 )
 from mlx_janus.errors import ImageError, JanusError, OptionError, OutputError
+from mlx_janus.installation import install_command
 from tests.support.programs import Outcome, call, error_line
 
 
@@ -165,10 +166,7 @@ def test_packages_for_training_are_named_if_they_are_missing() -> None:
         require_train_extra("math", "no_such_package", "other")
 
     line = error_line(call(Command("train", callback=train)))
-    assert (
-        line
-        == "Error: no_such_package is not installed: in the clone, run pip install -e '.[train]'"
-    )
+    assert line == f"Error: no_such_package is not installed: {install_command('train')}"
 
 
 # A working folder that was deleted

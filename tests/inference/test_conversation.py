@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -531,6 +533,21 @@ def test_files_that_are_no_conversations(
     with pytest.raises(ConversationError, match=word):
         talk.load(path)
     assert len(talk.messages) == 2
+
+
+@pytest.mark.parametrize("side", [9_500, 20_000])  # PIL warns of the first, and refuses the second
+def test_an_image_that_says_it_is_huge_is_refused(tiny: Janus, tmp_path: Path, side: int) -> None:
+    talk = tiny.conversation()
+    path = tmp_path / "talk.json"
+    message = {"role": "drawing", "text": "x", "pictures": ["huge.png"]}
+    head = {"format": "mlx_janus conversation", "version": 1}
+    path.write_text(json.dumps(head | {"messages": [message]}))
+    size = struct.pack(">II", side, side) + b"\x08\x02\0\0\0"
+    checksum = struct.pack(">I", zlib.crc32(b"IHDR" + size))
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(size))
+    (tmp_path / "huge.png").write_bytes(start + b"IHDR" + size + checksum)
+    with pytest.raises(ConversationError, match=r"huge\.png, an image of .*, cannot be read"):
+        talk.load(path)
 
 
 def test_a_file_that_cannot_be_read_or_must_not_be_replaced(tiny: Janus, tmp_path: Path) -> None:

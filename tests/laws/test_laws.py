@@ -29,7 +29,7 @@ from mlx_janus.config import (
     VQGenerationConfig,
 )
 from mlx_janus.decode import image as draw_module
-from mlx_janus.decode.image import DrawOptions, draw_tokens
+from mlx_janus.decode.image import DrawOptions, draw_tokens, text_rows
 from mlx_janus.decode.sampling import choose, guide, gumbel_noise, position_keys
 from mlx_janus.decode.text import StopStrings, TextOptions, answer_tokens, draft_tokens
 from mlx_janus.decode.window import best_window, time_passes
@@ -427,11 +427,8 @@ def test_text_options_out_of_range(pro: Janus) -> None:
 
 def test_drawn_tokens_are_evaluated_and_in_range(pro: Janus) -> None:
     ids = pro.prompts.drawing(PROMPT)
-    rows = list(
-        draw_tokens(
-            pro.model, [ids], pro.prompts.unconditional(ids), [(0, 1), (0, 2)], DrawOptions()
-        )
-    )
+    prompt = text_rows(ids, pro.prompts.unconditional(ids), DrawOptions())
+    rows = list(draw_tokens(pro.model, [prompt], [(0, 1), (0, 2)], DrawOptions()))
     assert len(rows) == pro.config.generation.tokens
     assert all(
         row.shape == (2, 1) and int(row.max()) < pro.config.generation.codec.codebook_size
@@ -521,7 +518,8 @@ def test_the_cache_is_held_once(layers: int, window: int) -> None:
     mx.clear_cache()
     held = mx.get_active_memory()
     mx.reset_peak_memory()
-    for _ in draw_tokens(model, [ids], ids, [(0, 1)], DrawOptions(), window):
+    prompt = text_rows(ids, ids, DrawOptions())
+    for _ in draw_tokens(model, [prompt], [(0, 1)], DrawOptions(), window):
         pass
     assert mx.get_peak_memory() - held < 1.2 * cache + 2_000_000
 
@@ -543,7 +541,8 @@ def _distance_of_drawn_pictures(window: int) -> float:
     draws, seen = 1500, np.zeros(81)
     for first in range(0, draws, 4):  # four rows a pass, of which each is as if alone
         rows = [(0, seed) for seed in range(first, first + 4)]
-        blocks = list(draw_tokens(model, [conditional], unconditional, rows, options, window))
+        prompt = text_rows(conditional, unconditional, options)
+        blocks = list(draw_tokens(model, [prompt], rows, options, window))
         tokens = np.concatenate(blocks, axis=1)
         np.add.at(seen, tokens @ [27, 9, 3, 1], 1)
     likely = draws * p > 8
@@ -612,13 +611,13 @@ def test_compiled_choice_draws_the_same(
 ) -> None:
     """A GPU gets guidance, noise and choice compiled; a CPU compiles the same operations here."""
     plain = pro.generate_images("a cat", seed=3, cfg_weight=weight, top_p=0.9, window=1)[0]
-    picker, asked = draw_module._make_sampler, []
+    picker, asked = draw_module.make_sampler, []
 
     def compiled(options: DrawOptions, *, compiled: bool) -> Any:
         asked.append(compiled)
         return picker(options, compiled=True)
 
-    monkeypatch.setattr(draw_module, "_make_sampler", compiled)
+    monkeypatch.setattr(draw_module, "make_sampler", compiled)
     again = pro.generate_images("a cat", seed=3, cfg_weight=weight, top_p=0.9, window=1)[0]
     assert asked == [False]  # on a CPU
     np.testing.assert_array_equal(again.tokens, plain.tokens)
@@ -637,7 +636,7 @@ def test_weights_are_wired_on_apple_silicon_while_tokens_are_made(
         limits.append(limit)
         return 7
 
-    monkeypatch.setattr(memory, "_is_metal", lambda: True)
+    monkeypatch.setattr(memory, "is_metal", lambda: True)
     monkeypatch.setattr(memory, "device_memory", lambda: 1000)
     monkeypatch.setattr(mx, "set_wired_limit", set_limit)
     act(pro)

@@ -52,6 +52,11 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 33}},
         "33 rules",
     ),
+    "a kind that is no text": ({"decoder": {"type": ["ByteLevel"]}}, "has the rule a list"),
+    "no token for unknown characters": (
+        {"model": PUBLISHED["model"] | {"unk_token": "absent"}},
+        "lacks the unk_token 'absent'",
+    ),
     "no rule": ({"decoder": 5}, "decoder is not a rule"),
     "backtracks": ({"pre_tokenizer": split("(a+)+$")}, "repeats a group"),
     "backtracks by a count": ({"pre_tokenizer": split("(?:a|aa){9,}b")}, "repeats a group"),

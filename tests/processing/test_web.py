@@ -325,7 +325,7 @@ def test_the_length_is_limited_whether_it_is_said_or_not(internet: Internet, pag
 @needs_openssl
 def test_a_host_that_breaks_off_or_has_nothing_or_speaks_no_http(internet: Internet) -> None:
     assert "broken broke off after 100 bytes" in refusal(f"https://{SITE}/broken")
-    assert "absent is not given: HTTP 404" in refusal(f"https://{SITE}/absent")
+    assert "absent cannot be downloaded: HTTP 404" in refusal(f"https://{SITE}/absent")
     line = refusal(f"https://{SITE}/no-http")
     assert "no-http cannot be fetched" in line
     assert len(line) < 1500

@@ -199,6 +199,21 @@ def test_what_is_no_json_or_no_message(
     still_works(client, engine)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "a\nb\x1b[2J", "content": "x"},
+        {"role": "user", "content": [{"type": "a\nb\x1b[2J"}]},
+    ],
+)
+def test_a_refusal_repeats_a_request_on_one_printable_line(
+    client: httpx.Client, message: dict[str, Any]
+) -> None:
+    error = refusal(client.post(CHAT, json={"messages": [message]}), 400)
+    assert "a b" in error["message"]
+    assert error["message"].isprintable()
+
+
 BOTH = b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 

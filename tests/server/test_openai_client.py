@@ -26,6 +26,7 @@ from PIL import Image
 
 from mlx_janus.commands import serve
 from mlx_janus.decode.text import TextOptions
+from mlx_janus.installation import install_command
 from mlx_janus.processing.prompts import Turn
 from mlx_janus.processing.saved_images import encode_image, read_metadata
 from mlx_janus.server import run
@@ -676,7 +677,8 @@ def test_as_many_may_ask_as_may_wait() -> None:
 def test_packages_that_are_missing() -> None:
     with mock.patch.dict(sys.modules, {"prometheus_client": None}):
         line = error_line(call(serve.main, "--port", 0))
-    assert line == "Error: prometheus_client is not installed: pip install 'mlx-janus[server]'"
+    command = install_command("server")
+    assert line == f"Error: prometheus_client is not installed: {command}"
 
 
 def test_a_model_that_is_not_there() -> None:

@@ -60,6 +60,7 @@ class Visits:
         self._contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(10_000)
+        page.set_default_navigation_timeout(40_000)  # a new browser context on a busy machine
 
         def complain(message: str) -> None:
             if not any(part in message for part in forgiven):

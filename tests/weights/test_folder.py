@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import mlx.core as mx
@@ -98,3 +99,27 @@ def test_a_pointer_in_a_converted_folder_is_named(tmp_path: Path) -> None:
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n")
     with pytest.raises(CheckpointError, match="is a Git LFS pointer"):
         load_model(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "words"),
+    [
+        ("F64", [1], "unsupported dtype F64"),
+        ("F4", [16], "unsupported dtype F4"),
+        ("F32", [0, 2**40], "a side that is too long"),
+    ],
+)
+def test_a_stamped_file_that_mlx_does_not_read_is_refused(
+    tmp_path: Path, dtype: str, shape: list[int], words: str
+) -> None:
+    size = 0 if 0 in shape else 8
+    header = {
+        "__metadata__": {"mlx_janus_format": "2"},
+        "w": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]},
+    }
+    content = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(content)) + content + bytes(size))
+    with pytest.raises(CheckpointError, match=words) as caught:
+        open_converted(tmp_path)
+    assert str(path) in str(caught.value)

@@ -910,7 +910,12 @@ def test_missing_files(bins: Path, copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["../secret.bin", "/etc/passwd", "a/b.bin", "..", "x.bin/../../y.bin", 3, None]
+    "target",
+    [
+        *("../secret.bin", "/etc/passwd", "a/b.bin", "..", "x.bin/../../y.bin", 3, None),
+        "x" * 300 + ".bin",  # a file system refuses longer names than 255 bytes
+        "é" * 130 + ".bin",
+    ],
 )
 def test_an_index_that_points_outside_its_folder(bins: Path, target: object) -> None:
     (bins.parent / "secret.bin").write_bytes(b"mine")

@@ -281,7 +281,7 @@ def answering_loss(
     embeddings = insert_features(text, features, batch["images"])
     hidden, middle = _final_and_middle_states(janus, embeddings)
     answer_states = select_positions(hidden, batch["positions"])
-    logits = janus.text_logits(answer_states)  # (B, M, vocabulary)
+    logits = janus.text_logits(answer_states)  # (B, M, vocabulary), at M positions of answers
     targets = batch["targets"]
     weights = batch["weights"]
     loss, accuracy = weighted_cross_entropy(logits, targets, weights)

@@ -23,7 +23,7 @@ from ...worlds.shapes import SIDE
 class CodecRecipe:
     """The image codec's stage."""
 
-    steps: int = 8000
+    steps: int = 5600
     unquantized_steps: int = 250  # first steps, before the codebook is initialised
     batch: int = 8
     rate: float = 1e-3  # AdamW's highest learning rate

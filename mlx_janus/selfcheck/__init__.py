@@ -1,0 +1,1 @@
+"""Checks that the numbers, branches and speeds of this package are right on this machine."""

@@ -1,0 +1,104 @@
+"""The part "tokens": Janus-Tiny generates an image and answers, on the CPU and on this device.
+
+Rounding may decide between two almost equal logits, and all later tokens then differ. So the
+tokens that a device chooses are also compared one by one: each step reads the CPU's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from ..decode.sampling import guide
+from ..models.vq_parts import token_config
+from ..pipeline import JanusPipeline
+from ..processing.prompts import Prompts
+from ..weights.names import TINY
+from .findings import Check, Status, failed, on_device
+from .reference import Precision, load_at
+
+PART = "tokens"
+_PROMPT = "a red circle"
+_QUESTION = "What is in this image?"
+_AGREEMENT = 0.95  # smallest share of equal tokens; almost equal logits explain the others
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The tokens of an image and of an answer, and the choices at each token of the image."""
+
+    image: list[int]
+    answer: list[int]
+    choices: list[int]  # likeliest tokens after the CPU's tokens
+
+
+def check_tokens(device: str) -> Iterator[Check]:
+    """Yield checks of an image and an answer on a device, against those on the CPU.
+
+    On the CPU, the image is generated with another window, and the answer with prompt lookup.
+    """
+    try:
+        expected = generate("cpu")
+        found = generate(device, expected.image, window=8 if device == "cpu" else 1)
+    except Exception as error:  # a broken installation can fail in any way
+        yield failed(PART, "generation", device, "float32", error)
+        return
+    yield _compare("tokens of an image", device, found.image, expected.image)
+    yield _compare("tokens of an answer", device, found.answer, expected.answer)
+    agreement = float(np.mean(np.array(found.choices) == np.array(expected.image)))
+    status: Status = "ok" if agreement >= _AGREEMENT else "fail"
+    text = f"{agreement:.0%} of the choices are the CPU's, bound {_AGREEMENT:.0%}"
+    yield Check(PART, "choices after the CPU's tokens", device, "float32", status, text)
+
+
+def generate(device: str, reference: list[int] | None = None, window: int = 1) -> Generated:
+    """Generate an image and an answer of Janus-Tiny in float32, always the likeliest token.
+
+    Args:
+        device: "cpu" or "gpu".
+        reference: the image's tokens that ``choices`` follow; None: those generated here.
+        window: positions read in one pass.
+    """
+    with on_device(device):
+        model = load_at(TINY, Precision("float32"))
+        tokens = model.config.understanding.tokens
+        prompts = Prompts.load(TINY, model.config.prompt, image_tokens=tokens)
+        with JanusPipeline(model, prompts, name="janus-tiny") as janus:
+            drawn = janus.generate_images(_PROMPT, temperature=0, window=window)[0]
+            side = model.config.understanding.image_size
+            image = Image.new("RGB", (side, side), "navy")
+            lookup = 4 if window > 1 else 0
+            answer = janus.generate_text(_QUESTION, image, max_tokens=16, lookup=lookup)
+            image_tokens = np.array(drawn.tokens).tolist()
+            choices = forced_choices(janus, reference or image_tokens)
+    return Generated(image_tokens, list(answer.tokens), choices)
+
+
+def forced_choices(janus: JanusPipeline, tokens: list[int]) -> list[int]:
+    """Return the likeliest image token at each position, where each pass reads given tokens."""
+    model = janus.model
+    ids = janus.prompts.drawing(_PROMPT)
+    rows = mx.array([ids, janus.prompts.unconditional(ids)])
+    image = model.embed_image_tokens(mx.array([tokens[:-1]] * 2))
+    embeddings = mx.concatenate([model.embed_text(rows), image], axis=1)
+    hidden = model.hidden_states(embeddings)[:, len(ids) - 1 :]
+    logits = model.image_logits(hidden)
+    weight = token_config(model.config).cfg_weight
+    guided = guide(logits[0], logits[1], weight)
+    choices: list[int] = np.array(mx.argmax(guided, axis=-1)).tolist()
+    return choices
+
+
+def _compare(about: str, device: str, ours: list[int], theirs: list[int]) -> Check:
+    """Return the check of generated tokens. A difference is a warning."""
+    if ours == theirs:
+        text = f"all {len(ours)} equal the CPU's"
+        return Check(PART, about, device, "float32", "ok", text)
+    pairs = zip(ours, theirs, strict=False)
+    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+    text = f"the first {shared} of {len(theirs)} equal the CPU's, then rounding decides"
+    return Check(PART, about, device, "float32", "warn", text)
