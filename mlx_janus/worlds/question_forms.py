@@ -29,7 +29,7 @@ SYSTEM_PROMPTS = (
 )
 """System prompts of training: that of the published models comes first."""
 
-FORMS: dict[Form, float] = {"plain": 0.55, "yes or no": 0.1, "short": 0.15, "options": 0.2}
+FORMS: dict[Form, float] = {"plain": 0.45, "yes or no": 0.08, "short": 0.12, "options": 0.35}
 """Share of each form in training."""
 
 _PLACES = (

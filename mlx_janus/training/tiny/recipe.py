@@ -45,7 +45,7 @@ class EncoderRecipe:
 class JointRecipe:
     """A stage of the whole model, on both losses of the paper or on that of image tokens only."""
 
-    steps: int = 3600
+    steps: int = 3000
     answering_batch: int = 12  # conversations; 0: captions only, answering parts frozen
     drawing_batch: int = 24  # captions
     rate: float = 1e-3
@@ -73,7 +73,7 @@ class TinyRecipe:
     encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
     drawing: JointRecipe = field(
         default_factory=lambda: JointRecipe(
-            3000, answering_batch=0, drawing_batch=48, final_rate=0.3, placing=0.0
+            4200, answering_batch=0, drawing_batch=48, final_rate=0.3, placing=0.0
         )
     )
     joint: JointRecipe = field(default_factory=JointRecipe)
