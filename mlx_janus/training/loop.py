@@ -25,6 +25,7 @@ from safetensors import safe_open
 
 from ..errors import CheckpointError, OutputError
 from ..files import MAX_RECORDS_FILE, draft_beside, read_bounded, write_atomically
+from ..memory import is_cuda
 from ..weights.safetensors_files import write_safetensors
 
 LOG_FILE = "log.jsonl"
@@ -158,7 +159,8 @@ def compiled_gradient(
     """Return a compiled function that computes a loss and its gradients on a batch.
 
     Compiling takes some seconds on a CPU and then saves time in every step. MLX compiles again for
-    a batch whose arrays have other shapes.
+    a batch whose arrays have other shapes. With CUDA the function is not compiled, because MLX
+    would build hundreds of kernels at the first step, for minutes (docs/lab-notes.md).
 
     Args:
         model: every call uses its parameters at the time of the call.
@@ -174,11 +176,12 @@ def compiled_gradient(
     # stays usable and several functions of one model can be compiled.
     traced = copy.deepcopy(model)
 
-    @mx.compile
-    def compiled(parameters: Any, arrays: dict[str, mx.array]) -> Any:
+    def compute(parameters: Any, arrays: dict[str, mx.array]) -> Any:
         traced.update(parameters)
         value_and_gradients = nn.value_and_grad(traced, loss)
         return value_and_gradients(traced, arrays)
+
+    compiled = compute if is_cuda() else mx.compile(compute)
 
     def call_compiled(batch: Batch) -> Any:
         """Convert a batch to MLX's arrays and call the compiled function."""

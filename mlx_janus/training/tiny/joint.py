@@ -82,7 +82,7 @@ def build_model(
 
 
 def _rows_from_codebook(codebook: mx.array, width: int) -> mx.array:
-    """Project a codebook to initial rows of the image head, so that similar codes have similar ones.
+    """Project a codebook to initial rows of the image head; similar codes get similar rows.
 
     A code that follows a context in no caption of training then gets a high logit if similar codes
     follow it. Without this, the model takes longer to learn the codes of held-out pairs.
