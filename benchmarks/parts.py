@@ -27,7 +27,7 @@ from mlx_janus.config import JanusConfig
 from mlx_janus.decode.image import DrawOptions, draw_tokens, text_rows
 from mlx_janus.decode.text import TextOptions, answer_tokens
 from mlx_janus.decode.window import MEAN_ACCEPTED, time_passes
-from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
+from mlx_janus.evaluation.drawing import TASKS, drawing_prompts
 from mlx_janus.memory import available_memory, materialize
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.pipeline import JanusPipeline

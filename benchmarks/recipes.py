@@ -35,15 +35,13 @@ from mlx.utils import tree_map_with_path
 
 from mlx_janus.config import RECIPES, JanusConfig, QuantizationConfig
 from mlx_janus.decode.sampling import guide
+from mlx_janus.evaluation.answers import measure_attributes, measure_existence
 from mlx_janus.evaluation.divergence import Divergence, mean_divergence
-from mlx_janus.evaluation.shapes import (
-    Sizes,
-    measure_attributes,
-    measure_drawing,
-    measure_existence,
-)
+from mlx_janus.evaluation.drawing import measure_drawing
+from mlx_janus.evaluation.sizes import Sizes
 from mlx_janus.models.janus import JanusModel
-from mlx_janus.training.tiny.batches import IMAGE_AT, ConversationBatch, conversation_batch
+from mlx_janus.training.losses import insert_features
+from mlx_janus.training.tiny.batches import ConversationBatch, conversation_batch
 from mlx_janus.weights.footprint import weight_bytes
 from mlx_janus.weights.quantize import (
     Precision,
@@ -106,8 +104,7 @@ def answer_logits(model: JanusModel, sequences: Sequences) -> Iterator[mx.array]
     for batch in sequences.conversations:
         text = model.embed_text(mx.array(batch["ids"]))
         features = model.understand(mx.array(batch["pixels"]))
-        after = text[:, IMAGE_AT + features.shape[1] :]
-        embeddings = mx.concatenate([text[:, :IMAGE_AT], features, after], axis=1)
+        embeddings = insert_features(text, features, mx.array(batch["images"]))
         hidden = model.hidden_states(embeddings)
         rows, columns = np.nonzero(batch["weights"])
         yield model.text_logits(hidden[mx.array(rows), mx.array(batch["positions"][rows, columns])])

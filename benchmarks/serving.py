@@ -34,7 +34,7 @@ from openai import APIStatusError, AsyncOpenAI
 from PIL import Image
 
 from benchmarks.machine import machine
-from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
+from mlx_janus.evaluation.drawing import TASKS, drawing_prompts
 from mlx_janus.processing.saved_images import encode_image
 from mlx_janus.worlds import shapes
 

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a run as 
 import mlx_janus
 
 # isort: split
-from mlx_janus.evaluation.shapes import Sizes, measure_drawing
+from mlx_janus.evaluation.drawing import measure_drawing
+from mlx_janus.evaluation.sizes import Sizes
 
 
 @click.command()

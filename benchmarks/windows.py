@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.machine import machine
 from mlx_janus.decode.window import MEAN_ACCEPTED
-from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
+from mlx_janus.evaluation.drawing import TASKS, drawing_prompts
 from mlx_janus.inference.window_timing import find_window
 
 

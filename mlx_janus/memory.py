@@ -90,6 +90,11 @@ def is_metal() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu and mx.metal.is_available()
 
 
+def is_cuda() -> bool:
+    """Return whether MLX computes on a GPU of NVIDIA."""
+    return mx.default_device().type == mx.DeviceType.gpu and not mx.metal.is_available()
+
+
 _WIRED_LIMIT_LOCK = threading.Lock()  # guards ``_original_limits`` and MLX's wired limit
 _original_limits: list[int] = []  # MLX's original wired limit, once per open ``weights_wired``
 

@@ -77,7 +77,8 @@ def shapes(
     """
     require_train_extra("scipy")
     import_mlx()
-    from ..evaluation.shapes import Sizes, measure, table
+    from ..evaluation.shapes import measure, table
+    from ..evaluation.sizes import Sizes
 
     file = None
     if output is not None and output != STDOUT:

@@ -15,7 +15,7 @@ from mlx import nn
 _BAND_BYTES = 48_000_000  # bytes of unfolded rows in memory at once
 
 
-def _unfold_rows(x: mx.array) -> mx.array:
+def unfold_rows(x: mx.array) -> mx.array:
     """Concatenate the channels of each pixel and of the next two in its row.
 
     Shapes: (B, H + 2, W + 2, C) -> (B, H + 2, W, 3 * C).
@@ -28,7 +28,7 @@ def _unfold_rows(x: mx.array) -> mx.array:
 def _rows_for_kernel_row(unfolded: mx.array, i: int) -> mx.array:
     """Return the pixels under kernel row ``i``, in all its positions, as the rows of a matrix.
 
-    ``unfolded`` is from ``_unfold_rows``. Shapes: (B, H + 2, W, 3 * C) -> (B * H * W, 3 * C).
+    ``unfolded`` is from ``unfold_rows``. Shapes: (B, H + 2, W, 3 * C) -> (B * H * W, 3 * C).
     """
     H = unfolded.shape[1] - 2
     channels = unfolded.shape[-1]  # 3 * C
@@ -53,7 +53,7 @@ def _convolve_padded(padded: mx.array, weight: mx.array) -> mx.array:
     H = padded.shape[1] - 2
     W = padded.shape[2] - 2
     channels_out = weight.shape[0]
-    unfolded = _unfold_rows(padded)
+    unfolded = unfold_rows(padded)
     kernel = weight.reshape(channels_out, 3, -1)  # (O, kernel rows, 3 * C)
     out = _rows_for_kernel_row(unfolded, 0) @ kernel[:, 0].T
     for i in (1, 2):
@@ -107,7 +107,7 @@ def _convolve_vjp(
 
     channels_out = weight.shape[0]
     output_gradient = cotangent.reshape(-1, channels_out).T  # (O, B * H * W)
-    unfolded = _unfold_rows(_pad_border(x))
+    unfolded = unfold_rows(_pad_border(x))
     row_gradients = []
     for i in range(3):  # the rows of the kernel
         row_gradient = output_gradient @ _rows_for_kernel_row(unfolded, i)  # (O, 3 * C)

@@ -21,13 +21,16 @@ import numpy as np
 from filelock import FileLock
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
+from safetensors import safe_open
 
 from ..errors import CheckpointError, OutputError
 from ..files import MAX_RECORDS_FILE, draft_beside, read_bounded, write_atomically
+from ..memory import is_cuda
 from ..weights.safetensors_files import write_safetensors
 
 LOG_FILE = "log.jsonl"
 _LOG_EVERY = 10  # steps whose means are one line of the log
+_POLL = 1.0  # seconds between two looks at another process's checkpoint
 
 Batch = Mapping[str, Any]
 """Named arrays of one step, NumPy's or MLX's."""
@@ -156,7 +159,8 @@ def compiled_gradient(
     """Return a compiled function that computes a loss and its gradients on a batch.
 
     Compiling takes some seconds on a CPU and then saves time in every step. MLX compiles again for
-    a batch whose arrays have other shapes.
+    a batch whose arrays have other shapes. With CUDA the function is not compiled, because MLX
+    would build hundreds of kernels at the first step, for minutes (docs/lab-notes.md).
 
     Args:
         model: every call uses its parameters at the time of the call.
@@ -172,11 +176,12 @@ def compiled_gradient(
     # stays usable and several functions of one model can be compiled.
     traced = copy.deepcopy(model)
 
-    @mx.compile
-    def compiled(parameters: Any, arrays: dict[str, mx.array]) -> Any:
+    def compute(parameters: Any, arrays: dict[str, mx.array]) -> Any:
         traced.update(parameters)
         value_and_gradients = nn.value_and_grad(traced, loss)
         return value_and_gradients(traced, arrays)
+
+    compiled = compute if is_cuda() else mx.compile(compute)
 
     def call_compiled(batch: Batch) -> Any:
         """Convert a batch to MLX's arrays and call the compiled function."""
@@ -265,6 +270,27 @@ def run_stage(
 def load_state(folder: Path, stage: str) -> dict[str, mx.array]:
     """Load the arrays of a finished stage's last checkpoint."""
     return dict(mx.load(str(checkpoint_file(folder, stage))))  # type: ignore[arg-type]
+
+
+def wait_for_stage(folder: Path, stage: str, steps: int) -> None:
+    """Return as soon as another process has written the last checkpoint of a stage.
+
+    A barrier of ``mlx.core.distributed`` would keep a CPU core busy while it waits.
+
+    Args:
+        folder: holds ``checkpoints/``.
+        stage: the stage's name.
+        steps: its number of steps.
+    """
+    path = checkpoint_file(folder, stage)
+    while not path.exists() or _finished_steps(path) < steps:
+        time.sleep(_POLL)
+
+
+def _finished_steps(path: Path) -> int:
+    """Return the number of steps of a checkpoint, which another process may replace meanwhile."""
+    with safe_open(path, framework="numpy") as file:
+        return int(file.metadata()["steps"])
 
 
 class _Recorder:

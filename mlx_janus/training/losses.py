@@ -21,6 +21,20 @@ def select_positions(hidden: mx.array, positions: mx.array) -> mx.array:
     return mx.take_along_axis(hidden, indices, axis=1)
 
 
+def insert_features(text: mx.array, features: mx.array, starts: mx.array) -> mx.array:
+    """Put image features in the place of each row's placeholders.
+
+    Args:
+        text: (B, L, hidden), embeddings of conversations.
+        features: (B, n, hidden), of one image per row.
+        starts: (B,) position of each row's first placeholder.
+    """
+    offsets = mx.arange(features.shape[1])
+    places = starts[:, None] + offsets
+    places = mx.broadcast_to(places[..., None], features.shape)
+    return mx.put_along_axis(text, places, features, axis=1)
+
+
 def weighted_cross_entropy(
     logits: mx.array,
     targets: mx.array,

@@ -100,11 +100,6 @@ def sum_over_processes(values: mx.array) -> mx.array:
     return mx.distributed.all_sum(values, stream=mx.cpu)
 
 
-def wait_for_all() -> None:
-    """Return as soon as every process has called this function."""
-    mx.eval(sum_over_processes(mx.array(1.0)))
-
-
 def _start(
     command: Sequence[str], rank: int, hosts_file: Path, output: BinaryIO | None
 ) -> subprocess.Popen[bytes]:

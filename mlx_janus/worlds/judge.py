@@ -8,18 +8,17 @@ templates of every shape at several angles and sizes.
 
 from __future__ import annotations
 
-import colorsys
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .shapes import COLOURS, SHAPES, SIDE, Scene, Thing, render
+from .shapes import SHAPES, SIDE, Scene, Thing, nearest_hue, render
 
 _DIFFERENT = 45.0  # RGB distance from the background that makes a pixel part of an object
 _LEAST_AREA = 12.0  # pixels: about half the area of the smallest shape
@@ -125,7 +124,7 @@ def _read_region(
     misfit = float(misfits[best])
     return Detection(
         shape=shapes[best] if misfit < _ILL_FORMED else "none",
-        colour=_name_colour(core),
+        colour=nearest_hue(core),
         size=size_ratios[best] * math.sqrt(area),
         x=x + 0.5,  # from pixel indices to coordinates, where pixel 0 is centred at 0.5
         y=y + 0.5,
@@ -187,21 +186,3 @@ def _template_things() -> Iterator[Thing]:
                 angle=float(angle),
                 rgb=(255, 255, 255),
             )
-
-
-def _name_colour(rgb: np.ndarray) -> str:
-    """Return the named colour of the nearest hue; the world's colours are far apart in hue."""
-    hue = _hue(rgb)
-
-    def distance(name: str) -> float:
-        difference = hue - _hue(COLOURS[name])
-        return abs((difference + 0.5) % 1 - 0.5)  # hues are on a circle
-
-    return min(COLOURS, key=distance)
-
-
-def _hue(rgb: Sequence[float] | np.ndarray) -> float:
-    """Return the hue of a colour, from 0 to 1."""
-    red, green, blue = (value / 255 for value in rgb)
-    hue, _, _ = colorsys.rgb_to_hsv(red, green, blue)
-    return hue

@@ -123,7 +123,7 @@ def listed(phrases: Sequence[str]) -> str:
     return f"{beginning} and {last}"
 
 
-def _choose(random: np.random.Generator, options: Sequence[Option]) -> Option:
+def choose(random: np.random.Generator, options: Sequence[Option]) -> Option:
     """Choose one of the options with equal probability."""
     index = int(random.integers(len(options)))
     return options[index]
@@ -147,7 +147,7 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
     """
     things = list(scene.things)
     if not things:
-        return _choose(random, ("nothing", "an empty picture", "a plain picture"))
+        return choose(random, ("nothing", "an empty picture", "a plain picture"))
     named_by = _choose_key(random, _NAMED_BY)  # the same for every thing of a caption
     if len(things) == 1:
         text = _caption_for_one(things[0], named_by, random)
@@ -172,7 +172,7 @@ def _caption_for_two(things: list[Thing], named_by: str, random: np.random.Gener
 
     This may change the order of the list ``things``.
     """
-    if random.random() < 0.25 and _are_places_clear(things):
+    if random.random() < 0.3 and _are_places_clear(things):
         random.shuffle(things)
         phrases = []
         for thing in things:
@@ -180,7 +180,7 @@ def _caption_for_two(things: list[Thing], named_by: str, random: np.random.Gener
             phrases.append(f"{with_article(noun)} {place(thing)}")
         return listed(phrases)
     first, second = things
-    if random.random() < 0.55 and relation(first, second):
+    if random.random() < 0.7 and relation(first, second):
         return _caption_with_relation(things, named_by, random)
     return _caption_with_counts(things, named_by, random)
 
@@ -199,7 +199,7 @@ def _caption_with_relation(
     assert relation_name is not None
     subject = _noun(first, named_by)
     landmark = _noun(second, named_by)
-    wording = _choose(random, _WORDINGS[relation_name])
+    wording = choose(random, _WORDINGS[relation_name])
     return f"{with_article(subject)} {wording} {with_article(landmark)}"
 
 
@@ -231,7 +231,7 @@ def _noun(thing: Thing, named_by: str) -> str:
 
 def _add_prefix(text: str, random: np.random.Generator) -> str:
     """Put a random prefix, which may be empty, before a caption."""
-    prefix = _choose(random, _PREFIXES)
+    prefix = choose(random, _PREFIXES)
     if prefix == "one ":  # it replaces "a" or "an", but not a number such as "two"
         first_word, remaining = text.split(" ", 1)
         return f"one {remaining}" if first_word in ("a", "an") else text
@@ -261,7 +261,7 @@ def ask_existence(scene: Scene, random: np.random.Generator) -> Question | None:
     present pair only in shape or only in colour. An absent pair in ``HELD_OUT`` is never used,
     because training would teach that it does not exist.
     """
-    asked_for = _choose(random, ("both", "both", "both", "shape", "colour"))
+    asked_for = choose(random, ("both", "both", "both", "shape", "colour"))
     yes = bool(random.random() < 0.5)
     present = {thing.name for thing in scene.things}
     if asked_for == "shape":
@@ -274,8 +274,8 @@ def ask_existence(scene: Scene, random: np.random.Generator) -> Question | None:
         candidates = _absent_names_to_ask_for(present, random)
     if not candidates:
         return None
-    shape, colour = _choose(random, candidates)
-    opening = _choose(random, ("Is there", "Is there", "Do you see"))
+    shape, colour = choose(random, candidates)
+    opening = choose(random, ("Is there", "Is there", "Do you see"))
     return existence_question(shape, colour, yes=yes, opening=opening)
 
 
@@ -353,11 +353,11 @@ def ask_colour(scene: Scene, random: np.random.Generator) -> Question | None:
     unique = [thing for thing in scene.things if counts[thing.shape] == 1]
     if not unique:
         return None
-    thing = _choose(random, unique)
-    spelling = _choose(random, ("color", "colour"))
+    thing = choose(random, unique)
+    spelling = choose(random, ("color", "colour"))
     usual = f"What {spelling} is the {thing.shape}?"
     other = f"Which {spelling} does the {thing.shape} have?"
-    text = _choose(random, (usual, usual, other))
+    text = choose(random, (usual, usual, other))
     return Question(text, thing.colour, "colour")
 
 
@@ -367,13 +367,13 @@ def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
     unique = [thing for thing in scene.things if counts[thing.colour] == 1]
     if not unique:
         return None
-    thing = _choose(random, unique)
+    thing = choose(random, unique)
     wordings = (
         f"What shape is {thing.colour}?",
         f"Which shape is {thing.colour}?",
         f"What is the {thing.colour} shape?",
     )
-    text = _choose(random, wordings)
+    text = choose(random, wordings)
     return Question(text, thing.shape, "shape")
 
 
@@ -382,7 +382,7 @@ def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
 
     In few questions, this shape or colour is absent.
     """
-    counted_by = _choose(random, ("all", "shape", "shape", "colour"))
+    counted_by = choose(random, ("all", "shape", "shape", "colour"))
     if counted_by == "all":
         return _ask_how_many(scene)
     options: Sequence[str]
@@ -396,7 +396,7 @@ def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
         present = [thing.colour for thing in scene.things]
     if present and random.random() < 0.8:
         options = present  # with repeats, so a frequent one is asked for more often
-    asked_for = _choose(random, options)
+    asked_for = choose(random, options)
     number = present.count(asked_for)
     text = f"How many {asked_for}{ending} are there?"
     return Question(text, NUMBERS[number], "number")
@@ -413,7 +413,7 @@ def ask_place(scene: Scene, random: np.random.Generator) -> Question | None:
     candidates = [thing for thing in _unique_things(scene) if is_place_clear(thing)]
     if not candidates:
         return None
-    thing = _choose(random, candidates)
+    thing = choose(random, candidates)
     text = f"Where is the {thing.colour} {thing.shape}?"
     return Question(text, place(thing), "position")
 
@@ -432,12 +432,12 @@ def ask_relation(scene: Scene, random: np.random.Generator) -> Question | None:
             candidates.append((a, b, true_relation))
     if not candidates:
         return None
-    a, b, asked_relation = _choose(random, candidates)
+    a, b, asked_relation = choose(random, candidates)
     answer = "yes"
     if random.random() >= 0.5:
         answer = "no"
         asked_relation = _opposite(asked_relation)
-    wording = _choose(random, _WORDINGS[asked_relation])
+    wording = choose(random, _WORDINGS[asked_relation])
     text = f"Is the {a.colour} {a.shape} {wording} the {b.colour} {b.shape}?"
     return Question(text, answer, "position")
 
@@ -463,15 +463,15 @@ def ask_content(scene: Scene, random: np.random.Generator) -> Question | None:
     candidates = [thing for thing in scene.things if counts[place(thing)] == 1]
     if not candidates or not _are_places_clear(scene.things):
         return None
-    thing = _choose(random, candidates)
+    thing = choose(random, candidates)
     where = place(thing)
-    spelling = _choose(random, ("color", "colour"))
+    spelling = choose(random, ("color", "colour"))
     answer_by_text = {
         f"What {spelling} is the shape {where}?": thing.colour,
         f"What shape is {where}?": thing.shape,
         f"What is {where}?": phrase(thing),
     }
-    text = _choose(random, tuple(answer_by_text))
+    text = choose(random, tuple(answer_by_text))
     return Question(text, answer_by_text[text], "content")
 
 
@@ -480,7 +480,7 @@ def ask_description(scene: Scene, random: np.random.Generator) -> Question | Non
     if not _are_places_clear(scene.things):
         return None
     wordings = ("Describe the picture.", "What is in the picture?", "What do you see?")
-    text = _choose(random, wordings)
+    text = choose(random, wordings)
     return Question(text, describe(scene), "description")
 
 
@@ -550,7 +550,7 @@ def question(
     """
     for _ in range(20):
         topic = about or _choose_key(random, shares)
-        ask = _choose(random, TOPICS[topic])
+        ask = choose(random, TOPICS[topic])
         asked = ask(scene, random)
         if asked is not None:
             return asked

@@ -7,6 +7,7 @@ things in one scene. Training scenes contain neither; test scenes contain one of
 
 from __future__ import annotations
 
+import colorsys
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -157,6 +158,28 @@ def reading_order(things: Sequence[Thing]) -> tuple[Thing, ...]:
         return row, thing.x
 
     return tuple(sorted(things, key=row_and_x))
+
+
+def nearest_hue(rgb: Sequence[float] | np.ndarray) -> str:
+    """Return the named colour of the nearest hue; the named colours are far apart in hue.
+
+    Args:
+        rgb: red, green and blue, from 0 to 255.
+    """
+    hue = _hue(rgb)
+
+    def distance(name: str) -> float:
+        difference = hue - _hue(COLOURS[name])
+        return abs((difference + 0.5) % 1 - 0.5)  # hues are on a circle
+
+    return min(COLOURS, key=distance)
+
+
+def _hue(rgb: Sequence[float] | np.ndarray) -> float:
+    """Return the hue of a colour, from 0 to 1."""
+    red, green, blue = (float(value) / 255 for value in rgb)
+    hue, _, _ = colorsys.rgb_to_hsv(red, green, blue)
+    return hue
 
 
 def is_held_out_pair(thing: Thing) -> bool:

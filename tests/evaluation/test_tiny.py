@@ -16,13 +16,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 import mlx_janus
 from mlx_janus.commands import chat, evaluate
 from mlx_janus.evaluation import shapes
-from mlx_janus.evaluation.shapes import (
-    Sizes,
-    drawing_prompts,
-    measure_attributes,
-    measure_codec,
-    measure_existence,
-)
+from mlx_janus.evaluation.answers import measure_attributes, measure_existence
+from mlx_janus.evaluation.codec import measure_codec
+from mlx_janus.evaluation.drawing import drawing_prompts
+from mlx_janus.evaluation.sizes import Sizes
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.weights.sources import TINY
 from mlx_janus.worlds import judge, language

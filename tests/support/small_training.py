@@ -8,7 +8,7 @@ from mlx_janus.config import JanusConfig
 from mlx_janus.training.tiny import codec, recipe, vocabulary
 from mlx_janus.training.tiny.recipe import TinyRecipe
 
-SMALL_CODEC = replace(recipe.CODEC, codebook_size=128, ch=2, z_channels=16)
+SMALL_CODEC = replace(recipe.CODEC, codebook_size=512, ch=6, z_channels=16)
 SMALL_ENCODER = replace(recipe.ENCODER, width=64, layers=2, heads=2, mlp_width=128)
 _tiny_config = recipe.tiny_config
 

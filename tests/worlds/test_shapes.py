@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from mlx_janus.evaluation.shapes import (
-    DrawingTarget,
-    _by_popularity,
-    drawing_prompts,
-    is_read_right,
-)
+from mlx_janus.evaluation.answers import _by_popularity
+from mlx_janus.evaluation.codec import is_read_right
+from mlx_janus.evaluation.drawing import DrawingTarget, drawing_prompts
 from mlx_janus.worlds import judge, language, shapes
 
 SCENES = 2000

@@ -9,21 +9,22 @@ from typing import TypedDict
 import numpy as np
 
 from ...processing.prompts import Prompts, Turn
-from ...worlds import language, shapes
+from ...worlds import language, question_forms, shapes
 from .auxiliary_heads import placing_targets, tracking_targets
 
-IMAGE_AT = 5  # position of the first placeholder, after bos, <|User|>, ":", " ", begin-of-image
 _CAPTION_LENGTH = 24  # tokens of a caption with its template; the few longer ones are worded again
-_CONVERSATION_LENGTH = 160  # tokens of a conversation, at most
+_CONVERSATION_LENGTH = 192  # tokens of a conversation, at most
 _ANSWERS_LENGTH = 80  # tokens of all answers in a conversation, at most
 _TEMPLATE_LENGTH = 8  # tokens that the template adds to a question and its answer, at most
+_SYSTEM_SHARE = 0.15  # share of conversations with a system prompt
 
 
 class ConversationBatch(TypedDict):
     """Conversations, each about its own image, padded to one length."""
 
     pixels: np.ndarray  # (B, SIDE, SIDE, 3) in [-1, 1]
-    ids: np.ndarray  # (B, L); the image's placeholders begin at IMAGE_AT in every row
+    ids: np.ndarray  # (B, L)
+    images: np.ndarray  # (B,) position of the first placeholder of the image
     positions: np.ndarray  # (B, M) positions from which a token of an answer is predicted
     targets: np.ndarray  # (B, M) ids of the predicted tokens
     weights: np.ndarray  # (B, M) 1.0 for a token of an answer, 0.0 for the padding after them
@@ -59,6 +60,7 @@ def conversation_batch(
     kinds = random.choice(shapes.BUSY, size)
     scenes = [shapes.sample_scene(random, kind) for kind in kinds]
     ids = np.full((size, _CONVERSATION_LENGTH), special.pad, np.int32)
+    images = np.zeros(size, np.int32)
     positions = np.zeros((size, _ANSWERS_LENGTH), np.int32)
     targets = np.zeros((size, _ANSWERS_LENGTH), np.int32)
     weights = np.zeros((size, _ANSWERS_LENGTH), np.float32)
@@ -68,18 +70,17 @@ def conversation_batch(
         conversation, is_answer = _conversation(prompts, scene, random, shares)
         length = len(conversation)
         ids[row, :length] = conversation
+        images[row] = conversation.index(special.image_start) + 1
         answered = np.flatnonzero(is_answer)[:_ANSWERS_LENGTH]  # positions of the answers' tokens
         number = len(answered)
         positions[row, :number] = answered - 1  # a token is predicted one position before its own
         targets[row, :number] = ids[row, answered]
         weights[row, :number] = 1.0
         places[row] = placing_targets(ids[row], scene, word_ids)
-    # The loss puts every row's image features at IMAGE_AT, so each image must begin there.
-    before_images = ids[:, IMAGE_AT - 1]
-    assert (before_images == special.image_start).all()
     return {
         "pixels": _pixels(scenes),
         "ids": ids,
+        "images": images,
         "positions": positions,
         "targets": targets,
         "weights": weights,
@@ -110,10 +111,14 @@ def _conversation(
     ids: list[int] = []
     is_answer: list[bool] = []
     turns: list[Turn] = []
-    for question in _questions(prompts, scene, random, shares):
+    system = ""
+    if random.random() < _SYSTEM_SHARE:
+        system = language.choose(random, question_forms.SYSTEM_PROMPTS)
+    room = _CONVERSATION_LENGTH - len(prompts.encode(system))
+    for question in _questions(prompts, scene, random, shares, room):
         images = 0 if turns else 1  # only the first question shows the image
         turns.append(Turn("user", question.text, images))
-        prompt = prompts.answering(turns)  # begins with ``ids``, the conversation so far
+        prompt = prompts.answering(turns, system)  # begins with ``ids``, the conversation so far
         answer = prompts.encode(f" {question.answer}")
         answer = [*answer, prompts.special.eos]
         added = len(prompt) - len(ids)
@@ -129,16 +134,16 @@ def _questions(
     scene: shapes.Scene,
     random: np.random.Generator,
     shares: Mapping[str, float],
+    room: int,
 ) -> list[language.Question]:
-    """Ask questions about a scene until the conversation could exceed ``_CONVERSATION_LENGTH``."""
-    first = language.question(scene, random, shares=shares)
-    asked = [first]
+    """Ask questions about a scene, at least one, in random forms until ``room`` tokens are full."""
+    asked: list[language.Question] = []
     length = prompts.image_tokens + _TEMPLATE_LENGTH
-    length += _longest_length(prompts, first)
     while True:
-        question = language.question(scene, random, shares=shares)
+        plain = language.question(scene, random, shares=shares)
+        question = question_forms.sample_form(plain, random)
         length += _longest_length(prompts, question)
-        if length > _CONVERSATION_LENGTH:
+        if asked and length > room:
             return asked
         asked.append(question)
 

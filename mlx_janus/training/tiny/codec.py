@@ -1,9 +1,11 @@
 """The image codec's two stages (VQ-GAN's encoder, codebook and decoder, without its adversary).
 
-The loss is the reconstruction error plus the encoder's commitment to its codes. The first steps
-pass the normalised vectors on unquantized. Then k-means over such vectors initialises the codebook,
-and each code follows the running mean of the vectors assigned to it (van den Oord et al., 2017,
-appendix A). Codes that fall out of use move to where the quantization error is largest.
+Half of the images are named scenes, half have any colours and outlines. The loss is the
+reconstruction error, the encoder's commitment to its codes, and the variance of the vectors of an
+image's plain patches: one background should be one token. The first steps pass the normalised
+vectors on unquantized. Then some of these vectors become the codebook, and each code follows the
+running mean of the vectors assigned to it (van den Oord et al., 2017, appendix A). Codes that fall
+out of use move to where the quantization error is largest.
 """
 
 from __future__ import annotations
@@ -14,17 +16,31 @@ from functools import partial
 
 import mlx.core as mx
 import numpy as np
+from scipy import ndimage
+from scipy.cluster.vq import kmeans2
 
 from ...config import VQConfig
 from ...models.vq import VQModel, normalize
-from ...worlds import shapes
+from ...worlds import open_scenes, shapes
 from ..loop import Learner, compiled_gradient, part_of
+from .codec_start import start_from_images
 from .recipe import CodecRecipe
 
-_SHAPE_WEIGHT = 4.0  # added to the weight 1 of a pixel that differs from the corner pixel
-_KMEANS_BATCHES = 8  # batches whose vectors initialise the codebook
-_DECAY = 0.98  # decay per step of the codes' running means
-_UNUSED = 0.05  # mean uses per step; a code with fewer is moved
+_FIGURE_WEIGHT = 4.0  # added to the weight 1 of a pixel of a figure of ``_USUAL_AREA``
+_EDGE_WEIGHT = 3.0  # added where such a pixel is next to another colour
+_USUAL_AREA = 150.0  # pixels; smaller figures weigh more per pixel, and larger ones less
+_EXTREME_WEIGHTS = (0.5, 8.0)  # least and greatest factor of ``_FIGURE_WEIGHT`` for a figure
+_FIGURE = 0.05  # least difference from the corner pixel (0 to 2) of a pixel of a figure
+_EDGE = 0.1  # least difference between neighbours of different colours
+_PLAIN_WEIGHT = 1.0  # weight of the variance of plain patches' vectors
+_CANDIDATES = 3  # named scenes, of which the hardest is trained on
+_STAR_HARDNESS = 3.0  # hardness of a star, in that of another shape of its size
+_START_BATCHES = 6  # batches from which the initial weights are computed
+_CODEBOOK_BATCHES = 24  # batches whose vectors initialise the codebook
+_ALIKE = 0.1  # vectors that are equal after rounding to this give one code
+_NEW_USES = 0.05  # uses per step that a new code begins with
+_DECAY = 0.99  # decay per step of the codes' running means
+_UNUSED = 0.01  # mean uses per step; a code with fewer is moved
 _MOVE_EVERY = 20  # steps
 _SURVEY_BATCHES = 60  # batches in which the codes of plain background are counted
 _PLAIN = 4.0  # ratio of uses in plain patches to uses in others; above it, a code is plain
@@ -45,7 +61,12 @@ class CodecStage:
         mx.random.seed(seed)
         self.model = VQModel(config)
         self.model.quantize.freeze()  # codes follow running means, not gradients
-        if not self.trains_encoder:
+        if self.trains_encoder:
+            batches = [self._pixels(0, 100 + part) for part in range(_START_BATCHES)]
+            seeds = [seed, 5]  # 5: for the initial weights; other uses have 1, 2 and 6
+            random = np.random.default_rng(seeds)
+            start_from_images(self.model, [mx.array(pixels) for pixels in batches], random)
+        else:
             self.model.encoder.freeze()
             self.model.quant_conv.freeze()
         self._learner = Learner(
@@ -91,7 +112,12 @@ class CodecStage:
             self._initialise_codebook(index)
         pixels = self._pixels(index, 0)
         gradient = self._quantized_gradient if quantized else self._unquantized_gradient
-        (loss, measured), gradients = gradient({"pixels": pixels})
+        batch = {
+            "pixels": pixels,
+            "weights": _pixel_weights(pixels),
+            "plain": _plain_patches(pixels, self._cell),
+        }
+        (loss, measured), gradients = gradient(batch)
         norm = self._learner.update(gradients)
 
         squared_error = measured["squared_error"].item()
@@ -112,26 +138,35 @@ class CodecStage:
             metrics["perplexity"] = perplexity.item()
         return metrics
 
-    def _pixels(self, index: int, part: int) -> np.ndarray:
+    @property
+    def _cell(self) -> int:
+        """Pixels per side of the patch of one token."""
+        doublings = len(self.model.decoder.conv_blocks) - 1
+        return 2**doublings
+
+    def _pixels(self, index: int, part: int, *, with_open_scenes: bool = True) -> np.ndarray:
         """Render a batch of training scenes, (batch, S, S, 3); ``index`` and ``part`` seed it.
 
-        Part 0 is the batch of step ``index``; other parts are for the codebook.
+        Part 0 is the batch of step ``index``; other parts are for the codebook and the start.
         """
-        seeds = [self._seed, 1, index, part]  # 1: for scenes; the k-means have 2 and 6
+        seeds = [self._seed, 1, index, part]  # 1: for scenes; other uses have 2, 5 and 6
         random = np.random.default_rng(seeds)
-        kinds = random.choice(shapes.BUSY, self._recipe.batch)
+        size = self._recipe.batch
+        open_size = round(self._recipe.open_share * size) if with_open_scenes else 0
         images = []
-        for kind in kinds:
-            scene = shapes.sample_scene(random, kind)
-            images.append(shapes.pixels(scene))
+        for _ in range(open_size):
+            open_scene = open_scenes.sample_open_scene(random)
+            images.append(open_scenes.pixels(open_scene))
+        for kind in random.choice(shapes.BUSY, size - open_size):
+            candidates = [shapes.sample_scene(random, kind) for _ in range(_CANDIDATES)]
+            hardest = max(candidates, key=_hardness)
+            images.append(shapes.pixels(hardest))
         return np.stack(images)
 
     def _initialise_codebook(self, index: int) -> None:
-        """Set the codes by k-means over the encoder's vectors, before step ``index``."""
-        from scipy.cluster.vq import kmeans2
-
+        """Make unlike vectors of the encoder the codes, before step ``index``."""
         batches = []
-        for part in range(1, 1 + _KMEANS_BATCHES):
+        for part in range(1, 1 + _CODEBOOK_BATCHES):
             pixels = self._pixels(index, part)
             z = _encode(self.model, mx.array(pixels))
             width = z.shape[-1]
@@ -139,18 +174,13 @@ class CodecStage:
             batches.append(batch)
         vectors = np.concatenate(batches)
         size = len(self._uses)
-        seeds = [self._seed, 2]  # 2: for this k-means; other uses have 1 and 6
-        centres, _ = kmeans2(
-            vectors,
-            size,
-            iter=5,
-            minit="++",
-            missing="warn",
-            seed=np.random.default_rng(seeds),
-        )
-        sums = centres.astype(np.float32)  # each centre counts as one use
-        uses = mx.ones((size,))
-        self._set_codebook(mx.array(sums), uses)
+        seeds = [self._seed, 2]  # 2: for this choice; other uses have 1, 5 and 6
+        random = np.random.default_rng(seeds)
+        _, unlike = np.unique(np.round(vectors / _ALIKE), axis=0, return_index=True)
+        any_others = random.integers(len(vectors), size=size)  # if too few are unlike
+        chosen = np.concatenate([random.permutation(unlike), any_others])[:size]
+        sums = _NEW_USES * mx.array(vectors[chosen])
+        self._set_codebook(sums, mx.full((size,), _NEW_USES))
 
     def _set_codebook(self, sums: mx.array, uses: mx.array) -> None:
         """Set the running means, and each code to its normalised sum."""
@@ -190,18 +220,19 @@ class CodecStage:
             number = unused.size
             if number:
                 moved = mx.array(unused)
-                sums[moved] = vectors[worst[:number]]
-                uses[moved] = mx.ones((number,))
+                sums[moved] = _NEW_USES * vectors[worst[:number]]
+                uses[moved] = mx.full((number,), _NEW_USES)
         self._set_codebook(sums, uses)
 
 
 class MergedCodecStage(CodecStage):
-    """A second stage of a trained codec, after merging its codes of plain background.
+    """The codec's second stage: merge the codes of plain background, then train only the decoder.
 
-    Three quarters of an image are plain, and the codec spreads hundreds of similar codes over them.
-    Its choice among them is noise to the language model. A few of these codes are kept. The rows of
-    the others become zero, which is nearest to no vector, and the decoder adapts. Encoder and
-    codebook are not trained: the codes would spread again.
+    Three quarters of a named scene are plain, and the codec spreads many similar codes over them.
+    Its choice among them is noise to the language model. A few of these codes are kept. The
+    codebook rows of the others are set to zero, so they are never chosen: vectors have unit length,
+    and some other row is always nearer. Encoder and codebook are not trained, because training
+    would spread the codes again. Codes for the backgrounds of open scenes are not merged.
 
     Args:
         config: the codec's sizes.
@@ -237,13 +268,11 @@ class MergedCodecStage(CodecStage):
             sums: running sum of the vectors assigned to each code; changed in place.
             uses: running count of the uses of each code; changed in place.
         """
-        from scipy.cluster.vq import kmeans2
-
         size = len(uses)
         plain = self._plain_codes(size)
         embedding = self.model.quantize.embedding
         vectors = np.array(embedding.weight)[plain]
-        seeds = [self._seed, 6]  # 6: for this k-means; other uses have 1 and 2
+        seeds = [self._seed, 6]  # 6: for this k-means; other uses have 1, 2 and 5
         centres, nearest = kmeans2(
             vectors,
             _PLAIN_CLUSTERS,
@@ -269,24 +298,26 @@ class MergedCodecStage(CodecStage):
         """Return the indices of the codes of plain background, of ``size`` codes."""
         plain = np.zeros(size)
         other = np.zeros(size)
-        doublings = len(self.model.decoder.conv_blocks) - 1
-        cell = 2**doublings  # pixels per side of a token
         for index in range(_SURVEY_BATCHES):
-            pixels = self._pixels(index, 1)
+            pixels = self._pixels(index, 1, with_open_scenes=False)
             tokens = self.model.encode(mx.array(pixels))
             ids = np.array(tokens)
             batch, length = ids.shape
-            grid = math.isqrt(length)
-            corner = pixels[:, :1, :1]
-            differences = np.abs(pixels - corner)
-            differs = differences.max(-1) > _DIFFERENT
-            # A token's patch shows a shape if any of its pixels differs from the corner.
-            cells = differs.reshape(batch, grid, cell, grid, cell)
-            shaped = cells.any((2, 4))
-            shaped = shaped.reshape(batch, length)
-            plain += np.bincount(ids[~shaped], minlength=size)
-            other += np.bincount(ids[shaped], minlength=size)
+            is_plain = _plain_patches(pixels, self._cell, _DIFFERENT).reshape(batch, length) > 0
+            plain += np.bincount(ids[is_plain], minlength=size)
+            other += np.bincount(ids[~is_plain], minlength=size)
         return np.flatnonzero(plain > _PLAIN * other)
+
+
+def _hardness(scene: shapes.Scene) -> float:
+    """Return how hard a scene is to reconstruct: many and small things are, above all stars.
+
+    A small star is easily taken for a circle.
+    """
+    hardness = 0.0
+    for thing in scene.things:
+        hardness += (_STAR_HARDNESS if thing.shape == "star" else 1.0) / thing.size
+    return hardness
 
 
 def _perplexity(uses: mx.array) -> mx.array:
@@ -304,6 +335,83 @@ def _encode(model: VQModel, pixels: mx.array) -> mx.array:
     return normalize(z)
 
 
+def _pixel_weights(pixels: np.ndarray) -> np.ndarray:
+    """Return each pixel's weight in the loss: (B, S, S, 3) -> (B, S, S, 1).
+
+    A background pixel weighs 1. Without more weight for small figures, their outlines would be
+    learned last.
+    """
+    is_figure = _unlike_corner(pixels, _FIGURE)
+    weights = np.ones((*is_figure.shape, 1), np.float32)
+    edges = _edges(pixels)
+    for image, mask in enumerate(is_figure):
+        regions, count = ndimage.label(mask, np.ones((3, 3)))
+        if not count:
+            continue
+        areas = np.bincount(regions.ravel())
+        by_region = (_USUAL_AREA / areas).clip(*_EXTREME_WEIGHTS)
+        by_region[0] = 0.0  # region 0 is the background
+        # The background pixels next to a figure show its outline too.
+        weight = ndimage.grey_dilation(by_region[regions], size=(3, 3))
+        weights[image, ..., 0] += weight * (_FIGURE_WEIGHT + _EDGE_WEIGHT * edges[image])
+    return weights
+
+
+def _edges(pixels: np.ndarray) -> np.ndarray:
+    """Return whether a pixel is next to another colour: (B, S, S, 3) -> (B, S, S).
+
+    Neighbours are the pixels above, below, left and right.
+    """
+    down = np.abs(np.diff(pixels, axis=1)).max(-1) > _EDGE
+    across = np.abs(np.diff(pixels, axis=2)).max(-1) > _EDGE
+    edges = np.zeros(pixels.shape[:3], bool)
+    edges[:, 1:] |= down
+    edges[:, :-1] |= down
+    edges[:, :, 1:] |= across
+    edges[:, :, :-1] |= across
+    return edges
+
+
+def _unlike_corner(pixels: np.ndarray, least: float) -> np.ndarray:
+    """Return whether a pixel differs from its image's corner: (B, S, S, 3) -> (B, S, S).
+
+    The corner pixel stands for the background.
+    """
+    corner = pixels[:, :1, :1]
+    differences: np.ndarray = np.abs(pixels - corner).max(-1)
+    return differences > least
+
+
+def _plain_patches(pixels: np.ndarray, cell: int, least: float = _FIGURE) -> np.ndarray:
+    """Return 1 for each patch that is all background, else 0: (B, S, S, 3) -> (B, h, w).
+
+    Args:
+        pixels: images in [-1, 1].
+        cell: pixels per side of a patch.
+        least: difference from the corner pixel of a pixel that is not background.
+    """
+    is_figure = _unlike_corner(pixels, least)
+    B, S, _ = is_figure.shape
+    grid = S // cell
+    cells = is_figure.reshape(B, grid, cell, grid, cell)
+    shows_figure = np.asarray(cells.any((2, 4)))
+    return (~shows_figure).astype(np.float32)
+
+
+def _plain_variance(z: mx.array, plain: mx.array) -> mx.array:
+    """Return the mean squared distance of plain patches' vectors from their image's mean of them.
+
+    Args:
+        z: (B, h, w, codebook_dim).
+        plain: (B, h, w), 1 for a plain patch.
+    """
+    plain = plain[..., None]
+    numbers = plain.sum((1, 2), keepdims=True)
+    means = (z * plain).sum((1, 2), keepdims=True) / mx.maximum(numbers, 1)
+    distances = plain * (z - means) ** 2
+    return distances.sum(-1).mean()
+
+
 def _loss(
     model: VQModel, batch: Mapping[str, mx.array], quantized: bool
 ) -> tuple[mx.array, dict[str, mx.array]]:
@@ -311,7 +419,8 @@ def _loss(
 
     Args:
         model: the codec.
-        batch: "pixels", (B, S, S, 3) in [-1, 1].
+        batch: "pixels", (B, S, S, 3) in [-1, 1]; "weights", (B, S, S, 1), of the pixels; "plain",
+            (B, h, w), 1 for each patch of background.
         quantized: False to decode the encoder's vectors as they are.
 
     Returns:
@@ -339,15 +448,10 @@ def _loss(
     errors = reconstructed - pixels
     squares = errors * errors
 
-    # The corner pixel stands for the background. Pixels unlike it weigh more.
-    corner = pixels[:, :1, :1]
-    differences = mx.abs(pixels - corner)
-    largest = differences.max(-1, keepdims=True)
-    differs = largest > 0.05
-    weights = 1 + _SHAPE_WEIGHT * differs
     pixel_losses = mx.abs(errors) + 3 * squares
-    reconstruction = (weights * pixel_losses).mean()
-    loss = reconstruction + 0.25 * commitment
+    reconstruction = (batch["weights"] * pixel_losses).mean()
+    plain_variance = _plain_variance(z, batch["plain"])
+    loss = reconstruction + 0.25 * commitment + _PLAIN_WEIGHT * plain_variance
     return loss, {
         "squared_error": squares.mean(),
         "commitment": commitment,

@@ -3,9 +3,9 @@
 The losses are the cross-entropy of answers and of image tokens (arXiv 2410.13848, section 3.3). The
 vision encoder and the image codec are trained in earlier stages. The paper's last stage also trains
 the encoder, but here the gradients of a few answers per step undo the encoder's training
-(docs/lab-notes.md). The table of image embeddings starts as the codebook, so that similar codes
-have similar embeddings. Drawing two things takes longest to learn, so the first of these stages
-trains on captions only.
+(docs/lab-notes.md). The table of image embeddings and the image head start from the codebook, so
+that similar codes have similar embeddings and similar logits. Drawing two things takes longest to
+learn, so the first of these stages trains on captions only.
 """
 
 from __future__ import annotations
@@ -26,12 +26,19 @@ from ...models.vq_parts import token_config
 from ...processing.prompts import Prompts
 from ...worlds import language, shapes
 from ..loop import Learner, compiled_gradient, part_of
-from ..losses import image_token_loss, image_token_states, select_positions, weighted_cross_entropy
+from ..losses import (
+    image_token_loss,
+    image_token_states,
+    insert_features,
+    select_positions,
+    weighted_cross_entropy,
+)
 from ..two_processes import sum_over_processes
 from .auxiliary_heads import JanusWithHeads
-from .batches import IMAGE_AT, caption_batch, conversation_batch
+from .batches import caption_batch, conversation_batch
 from .recipe import JointRecipe
 
+_HEAD_ROW_NORM = 0.6  # of an initial row of the image head, about that of a random row
 _BATCH_SEEDS = {"drawing": 5, "joint": 6, "places": 7}  # so that no stage repeats another's batches
 _MEASURED = (
     "text_loss",
@@ -51,8 +58,9 @@ def build_model(
 ) -> JanusModel:
     """Create a model from the trained codec and vision encoder.
 
-    The table of image embeddings starts as a copy of the codebook. All other weights are random;
-    this function sets MLX's global random seed for them.
+    The table of image embeddings starts as a copy of the codebook, and the image head as a random
+    projection of it. All other weights are random; this function sets MLX's global random seed for
+    them.
 
     Args:
         config: the model's config.
@@ -68,7 +76,28 @@ def build_model(
     model.vision_model.load_weights(list(encoder_weights.items()), strict=True)
     codebook = model.gen_vision_model.quantize.embedding
     model.gen_embed.weight = mx.array(codebook.weight)  # similar codes, similar embeddings
+    head = model.gen_head.vision_head
+    head.weight = _rows_from_codebook(codebook.weight, head.weight.shape[1])
     return model
+
+
+def _rows_from_codebook(codebook: mx.array, width: int) -> mx.array:
+    """Project a codebook to initial rows of the image head; similar codes get similar rows.
+
+    A code that follows a context in no caption of training then gets a high logit if similar codes
+    follow it. Without this, the model takes longer to learn the codes of held-out pairs.
+
+    Args:
+        codebook: (codes, codebook_dim), normalised; zeros for a code that is never used.
+        width: length of a row.
+
+    Returns:
+        (codes, width), with rows of norm ``_HEAD_ROW_NORM``, or of zeros.
+    """
+    codebook_dim = codebook.shape[1]
+    projection = mx.random.normal((width, codebook_dim))
+    orthonormal, _ = mx.linalg.qr(projection, stream=mx.cpu)  # it keeps the angles between codes
+    return _HEAD_ROW_NORM * codebook @ orthonormal.T
 
 
 class _Half(NamedTuple):
@@ -272,11 +301,7 @@ def answering_loss(
     janus = trainee.janus
     text = janus.embed_text(batch["ids"])
     features = janus.understand(batch["pixels"])
-    image_end = IMAGE_AT + features.shape[1]
-    # The image's features replace its placeholders, which begin at IMAGE_AT in every row.
-    text_before = text[:, :IMAGE_AT]
-    text_after = text[:, image_end:]
-    embeddings = mx.concatenate([text_before, features, text_after], axis=1)
+    embeddings = insert_features(text, features, batch["images"])
     hidden, middle = _final_and_middle_states(janus, embeddings)
     answer_states = select_positions(hidden, batch["positions"])
     logits = janus.text_logits(answer_states)  # (B, M, vocabulary), at M positions of answers

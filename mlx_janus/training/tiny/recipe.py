@@ -23,11 +23,12 @@ from ...worlds.shapes import SIDE
 class CodecRecipe:
     """The image codec's stage."""
 
-    steps: int = 2000
-    unquantized_steps: int = 300  # first steps, before the codebook is initialised
+    steps: int = 5600
+    unquantized_steps: int = 250  # first steps, before the codebook is initialised
     batch: int = 8
-    rate: float = 3e-3  # AdamW's highest learning rate
-    muon_rate: float | None = 0.01  # Muon's highest learning rate; None: AdamW only
+    rate: float = 1e-3  # AdamW's highest learning rate
+    muon_rate: float | None = 0.002  # Muon's highest learning rate; None: AdamW only
+    open_share: float = 0.5  # share of images from ``worlds/open_scenes.py``
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class EncoderRecipe:
 class JointRecipe:
     """A stage of the whole model, on both losses of the paper or on that of image tokens only."""
 
-    steps: int = 3600
+    steps: int = 3000
     answering_batch: int = 12  # conversations; 0: captions only, answering parts frozen
     drawing_batch: int = 24  # captions
     rate: float = 1e-3
@@ -56,7 +57,7 @@ class JointRecipe:
     shares: dict[str, float] = field(default_factory=lambda: dict(language.SHARES))
     paired: bool = True  # more scenes of two things or of one shape (``shapes.PAIRED``)
     tracking: float = 0.5  # weight of ``TrackingHead``'s loss
-    placing: float = 0.0  # weight of ``PlacingHead``'s loss
+    placing: float = 1.0  # weight of ``PlacingHead``'s loss
     dropped_prompts: float = 0.1  # share of captions turned into pads, for guidance
 
 
@@ -67,23 +68,22 @@ class TinyRecipe:
     seed: int = 0
     codec: CodecRecipe = field(default_factory=CodecRecipe)
     merged: CodecRecipe = field(
-        default_factory=lambda: CodecRecipe(360, unquantized_steps=0, rate=1.5e-3, muon_rate=None)
+        default_factory=lambda: CodecRecipe(600, unquantized_steps=0, rate=3e-4, muon_rate=None)
     )
     encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
     drawing: JointRecipe = field(
         default_factory=lambda: JointRecipe(
-            3000, answering_batch=0, drawing_batch=48, final_rate=0.3, paired=False, tracking=0.0
+            4200, answering_batch=0, drawing_batch=48, final_rate=0.3, placing=0.0
         )
     )
     joint: JointRecipe = field(default_factory=JointRecipe)
     places: JointRecipe = field(
         default_factory=lambda: JointRecipe(
-            900,
+            1200,
             rate=6e-4,
             muon_rate=6e-3,
             lookup_steps=0,
             shares=dict(language.PLACES),
-            placing=1.0,
         )
     )
     share_of_last: float = 0.5  # weight of ``places`` in the final mean with ``joint``
@@ -91,12 +91,12 @@ class TinyRecipe:
 
 CODEC = VQConfig(
     kind="vq",
-    codebook_size=1024,
+    codebook_size=4096,
     codebook_dim=8,
-    ch=8,
-    ch_mult=(1, 2, 4, 8),
+    ch=12,
+    ch_mult=(1, 2, 3, 8),
     num_res_blocks=1,
-    z_channels=64,
+    z_channels=96,
     norm_groups=1,
 )
 ENCODER = SiglipConfig(

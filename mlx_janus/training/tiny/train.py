@@ -14,8 +14,7 @@ from ...config import PromptConfig
 from ...models.janus import JanusModel
 from ...processing.prompts import Prompts
 from ...weights.save import save_model
-from ..loop import Report, Stage, load_state, part_of, run_stage
-from ..two_processes import wait_for_all
+from ..loop import Report, Stage, load_state, part_of, run_stage, wait_for_stage
 from .auxiliary_heads import JanusWithHeads
 from .codec import CodecStage, MergedCodecStage
 from .encoder import EncoderStage
@@ -57,7 +56,8 @@ def train_tiny(
     recipe = recipe or TinyRecipe()
     run = _Run(output, recipe.seed, every, report)
     _train_codec_and_encoder(run, recipe)
-    wait_for_all()  # every process loads both checkpoints below
+    wait_for_stage(output, "merged", recipe.merged.steps)
+    wait_for_stage(output, "encoder", recipe.encoder.steps)
     seed = recipe.seed
     tokenizer = train_tokenizer(PromptConfig(), seed)
     config = tiny_config(tokenizer.get_vocab_size())

@@ -8,10 +8,11 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from ...config import PromptConfig
-from ...worlds import language, shapes
+from ...worlds import language, question_forms, shapes
 
-_VOCABULARY_SIZE = 480  # entries without control tokens: 256 bytes and 224 merges
+_VOCABULARY_SIZE = 600  # entries at most, without control tokens: 256 bytes, and merges
 _SCENES = 4000  # scenes whose texts train the tokenizer
+_SYSTEM_SHARE = 0.1  # share of scenes that also give a system prompt
 _SHARES = {
     "existence": 0.27,
     "colour": 0.11,
@@ -64,8 +65,11 @@ def _texts(config: PromptConfig, seed: int) -> Iterator[str]:
     """Yield captions, questions and answers, each with the characters next to it in a prompt."""
     random = np.random.default_rng([seed, 4])  # 4: random numbers of these texts only
     for _ in range(_SCENES):
+        if random.random() < _SYSTEM_SHARE:
+            yield f"{language.choose(random, question_forms.SYSTEM_PROMPTS)}{config.separator}"
         scene = shapes.sample_scene(random)
         yield f": {language.caption(scene, random)}{config.separator}"
-        asked = language.question(scene, random, shares=_SHARES)
+        plain = language.question(scene, random, shares=_SHARES)
+        asked = question_forms.sample_form(plain, random)
         yield f"\n{asked.text}{config.separator}"
         yield f": {asked.answer}"
