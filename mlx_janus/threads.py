@@ -260,8 +260,8 @@ def is_forked() -> bool:
     return _state.forked
 
 
-def note_use() -> None:
-    """Record that MLX evaluates something in this process. Later forks of it cannot use MLX."""
+def note_mlx_use() -> None:
+    """Record that this process evaluates something with MLX: its later forks cannot use MLX."""
     _state.used = True
 
 

@@ -107,7 +107,7 @@ def test_a_fork_forgets_the_threads_and_refuses_if_mlx_was_used(state: threads._
     threads._after_fork()
     assert not state.running
     assert compute(thread_of_work) is threading.current_thread()
-    threads.note_use()
+    threads.note_mlx_use()
     threads._after_fork()
     with pytest.raises(JanusError, match="forked after it had computed: start processes by"):
         compute(thread_of_work)

@@ -31,7 +31,7 @@ def _sampling():
     check_red(ask(fields={"temperature": 0.2, "top_p": 0.9, "frequency_penalty": 0.1}).content)
 
 
-@trial("output_schema", lacks="structured answers")
+@trial("output_schema")
 def _structured():
     content = ask(output_schema=Shape).content
     assert isinstance(content, Shape), content

@@ -46,7 +46,7 @@ async def _sampling():
     check_red((await client.create([question()], extra_create_args=fields)).content)
 
 
-@trial("json_output", lacks="structured answers")
+@trial("json_output")
 async def _structured():
     class Shape(BaseModel):
         color: str

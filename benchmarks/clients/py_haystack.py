@@ -44,7 +44,7 @@ def _image():
     check_image(OpenAIImageGenerator(model="gpt-image-1", **COMMON).run("a star")["images"][0])
 
 
-@trial("response_format", lacks="structured answers")
+@trial("response_format")
 def _structured():
     chat(generation_kwargs={"response_format": {"type": "json_object"}}).run([QUESTION])
 

@@ -39,6 +39,6 @@ def _markdown():
 
 
 for name in ("TOOLS", "JSON", "JSON_SCHEMA"):
-    trial(name, lacks="structured answers")(lambda name=name: ask(instructor.Mode[name]))
+    trial(name)(lambda name=name: ask(instructor.Mode[name]))
 
 run()

@@ -98,7 +98,7 @@ def _dalle():
     check_image(fetch(DallEAPIWrapper(api_key=KEY, base_url=URL, model="dall-e-3").run("a star")))
 
 
-@trial("with_structured_output", lacks="structured answers")
+@trial("with_structured_output")
 def _structured():
     schema = {"title": "shape", "description": "A shape", "type": "object", "properties": {}}
     chat.with_structured_output(schema).invoke([question()])

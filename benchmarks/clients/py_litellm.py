@@ -97,7 +97,7 @@ def _images():
     check_image(fetch(draw("dall-e-3", response_format="url").data[0].url))
 
 
-@trial("json_schema", lacks="structured answers")
+@trial("json_schema")
 def _schema():
     schema = {"name": "shape", "schema": {"type": "object", "properties": {}}}
     ask(response_format={"type": "json_schema", "json_schema": schema})

@@ -53,7 +53,7 @@ def _completions():
     assert OpenAILike(**COMMON).complete("A red").text
 
 
-@trial("as_structured_llm", lacks="structured answers")
+@trial("as_structured_llm")
 def _structured():
     from pydantic import BaseModel
 

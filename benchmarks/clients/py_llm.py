@@ -50,7 +50,7 @@ def _sampling():
     check_red(llm("-m", "janus", *pairs, "-a", IMAGE, COLOR))
 
 
-@trial("--schema", lacks="structured answers")
+@trial("--schema")
 def _schema():
     llm("-m", "janus-json", "--schema", "color str, shape str", "-a", IMAGE, COLOR)
 

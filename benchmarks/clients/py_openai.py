@@ -236,7 +236,7 @@ def _image_stream():
         check_image(event.b64_json)
 
 
-@trial("parse", lacks="structured answers")
+@trial("parse")
 def _parse():
     from pydantic import BaseModel
 
@@ -248,7 +248,7 @@ def _parse():
     )
 
 
-@trial("tool_choice required", lacks="structured answers")
+@trial("tool_choice required")
 def _required():
     ask(
         tool_choice="required",

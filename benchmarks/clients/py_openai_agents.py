@@ -69,7 +69,7 @@ async def _default_api():
     agents.set_default_openai_api("responses")
 
 
-@trial("output_type", lacks="structured answers")
+@trial("output_type")
 async def _structured():
     await agents.Runner.run(agent(output_type=Shape), QUESTION)
 

@@ -57,12 +57,12 @@ def _sampling():
     check_red(Agent(model, model_settings=settings).run_sync(QUESTION).output)
 
 
-@trial("output_type", lacks="structured answers")
+@trial("output_type")
 def _structured():
     Agent(model, output_type=Shape).run_sync(QUESTION)
 
 
-@trial("NativeOutput", lacks="structured answers")
+@trial("NativeOutput")
 def _native():
     Agent(model, output_type=NativeOutput(Shape)).run_sync(QUESTION)
 

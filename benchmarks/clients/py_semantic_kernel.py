@@ -47,7 +47,7 @@ async def _images():
         check_image(image)
 
 
-@trial("response_format", lacks="structured answers")
+@trial("response_format")
 async def _structured():
     settings = OpenAIChatPromptExecutionSettings(response_format={"type": "json_object"})
     await chat.get_chat_message_content(history(), settings)

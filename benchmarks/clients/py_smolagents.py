@@ -21,7 +21,7 @@ def _sampling():
     assert model.generate([message("Hello")], **fields).content
 
 
-@trial("ToolCallingAgent", lacks="structured answers")
+@trial("ToolCallingAgent")
 def _tools():
     ToolCallingAgent([], model, max_steps=1, verbosity_level=0).run("Hello")
 

@@ -28,7 +28,7 @@ def _sampling():
     check_red(str(agent(temperature=0.2, top_p=0.9, frequency_penalty=0.1)(QUESTION)))
 
 
-@trial("structured_output", lacks="structured answers")
+@trial("structured_output")
 def _structured():
     class Shape(BaseModel):
         color: str

@@ -91,7 +91,7 @@ class FlowDrawing:
 
     Args:
         model: the weights.
-        prompts: for each of n images, the ids of its prompt without the last; all of one length.
+        prompts: for each of n images, the ids of its prompt but the last id; all of one length.
         pad: the id that fills the unconditional row.
         noise: where the images begin, (n, h, w, z_channels).
         options: guidance and number of steps.

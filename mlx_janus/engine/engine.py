@@ -27,7 +27,7 @@ from ..inference.pathways import pathway_of
 from ..limits import MAX_IMAGES, MAX_SEED, check_int
 from ..memory import weights_wired
 from ..processing.prompts import Turn
-from ..threads import ComputingThread, note_use
+from ..threads import ComputingThread, note_mlx_use
 from .image_queue import ImageScheduler, ImageTask
 from .messages import AnswerRequest, BusyError, DrawingRequest, Request, StoppingError
 from .text_queue import TextScheduler, TextTask
@@ -145,7 +145,7 @@ class Engine:
         """
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.create_future()
-        note_use()
+        note_mlx_use()
         self._thread.start()
         await self._started
 

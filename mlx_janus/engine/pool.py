@@ -7,10 +7,11 @@ the other models go on while one is loaded.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -254,6 +255,15 @@ class EnginePool:
         """Note that a request which acquired a model submits nothing more to its engine."""
         model.users -= 1
         self._note_use(model)
+
+    @contextlib.contextmanager
+    def keep(self, model: PooledModel) -> Iterator[None]:
+        """Keep a loaded model in memory until the context ends."""
+        model.users += 1
+        try:
+            yield
+        finally:
+            self.release(model)
 
     async def _wait_for(self, model: PooledModel) -> None:
         """Wait until a model is loaded; start to load it if needed.

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
 from ..errors import JanusError
-from ..threads import SPAWN, Call, ComputingThread, check_call, check_usable, note_use
+from ..threads import SPAWN, Call, ComputingThread, check_call, check_usable, note_mlx_use
 
 CLOSED = "the model is closed: load it again"
 T = TypeVar("T")
@@ -199,7 +199,7 @@ class ModelThread:
                 raise JanusError(CLOSED)
             if self._worker is None:
                 worker = _Worker(self._generators)
-                note_use()
+                note_mlx_use()
                 worker.thread.start()
                 self._worker = worker
                 self._finalizer = weakref.finalize(self, worker.stop)

@@ -329,10 +329,10 @@ class _Reflection:
 
 
 def _preview(
-    finished: list[Image.Image], unfinished: Callable[[], list[Image.Image]]
+    finished: list[Image.Image], decode_others: Callable[[], list[Image.Image]]
 ) -> list[Image.Image]:
-    """Return the finished images, and then the preview of the unfinished ones."""
-    return finished + unfinished()
+    """Return the finished images, and then previews of the others."""
+    return finished + decode_others()
 
 
 def _result(

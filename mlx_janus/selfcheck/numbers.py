@@ -64,7 +64,7 @@ def stage_bound(stage: Stage, precision: Precision, device: str) -> Bound:
     """Return the bound of a stage in a precision.
 
     It is the bound of the float type. For quantized weights, the change that quantization makes is
-    added.
+    added. The adaptors and the image head have 8 bits in each quantized precision.
     """
     bound = float_bound("float32" if stage.weights == "float32" else precision.dtype, device)
     if precision.bits is None or stage.weights in ("float32", "float"):
@@ -80,7 +80,7 @@ def check_numbers(device: str, precisions: Sequence[Precision] = PRECISIONS) -> 
 
     Args:
         device: "cpu" or "gpu".
-        precisions: float types and bits.
+        precisions: float types, each alone or with the bits of quantized weights.
     """
     if device == "cpu":
         yield _check_preprocessing()

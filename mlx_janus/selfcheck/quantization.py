@@ -37,7 +37,7 @@ def check_quantization(
 
     Args:
         device: "cpu" or "gpu".
-        precisions: float types and bits.
+        precisions: float types, each alone or with the bits of quantized weights.
     """
     for bits in sorted({precision.bits for precision in precisions if precision.bits}):
         for name, folder in _MODELS.items():
@@ -45,7 +45,7 @@ def check_quantization(
                 yield _check_groups(name, folder, bits, device)
     for precision in precisions:
         try:
-            deviation = _products_deviation(device, precision)
+            deviation = _deviation_from_unpacked(device, precision)
         except Exception as error:  # a broken installation can fail in any way
             yield failed(PART, "products", device, precision.name, error)
             continue
@@ -97,16 +97,16 @@ def _quantized_layers(model: JanusModel) -> dict[str, nn.QuantizedLinear]:
     }
 
 
-def _products_deviation(device: str, precision: Precision) -> float:
+def _deviation_from_unpacked(device: str, precision: Precision) -> float:
     """Return the deviation of a quantized Janus-Tiny from its unpacked copy on the CPU."""
     with on_device(device):
         model = load_at(TINY, precision)
-        ours = _outputs(model, _TOKENS[device])
-        mx.eval(ours)
+        outputs = _outputs(model, _TOKENS[device])
+        mx.eval(outputs)
     with on_device("cpu"):
-        theirs = _outputs(unpacked_copy(model), _TOKENS[device])
-        pairs = zip(ours, theirs, strict=True)
-        return max(relative_rms(mine, right) for mine, right in pairs)
+        expected = _outputs(unpacked_copy(model), _TOKENS[device])
+        pairs = zip(outputs, expected, strict=True)
+        return max(relative_rms(*pair) for pair in pairs)
 
 
 def _outputs(model: JanusModel, tokens: int) -> list[mx.array]:

@@ -7,7 +7,7 @@ from functools import partial
 
 import mlx.core as mx
 
-from ..threads import note_use
+from ..threads import note_mlx_use
 from ..weights.names import TINY
 from .branches import check_branches
 from .findings import Check, devices_here, failed, on_device
@@ -35,7 +35,7 @@ def run_parts(
         model: also check this model, by a name that ``load`` knows; None: no other model.
         report: called with the name of each part before it starts.
     """
-    note_use()
+    note_mlx_use()
     devices = devices_here()
     if "gpu" not in devices:
         yield Check("devices", "GPU", "", "", "warn", "no GPU: skipped")

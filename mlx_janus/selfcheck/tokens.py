@@ -81,7 +81,7 @@ def generate(device: str, reference: list[int] | None = None, window: int = 1) -
 
 
 def forced_choices(janus: JanusPipeline, tokens: list[int]) -> list[int]:
-    """Return the likeliest image token at each position, after the given tokens before it."""
+    """Return the likeliest image token at each position, given the tokens before it."""
     model = janus.model
     ids = janus.prompts.drawing(_PROMPT)
     rows = mx.array([ids, janus.prompts.unconditional(ids)])

@@ -283,8 +283,8 @@ def _add_key_to_openapi(app: FastAPI) -> None:
         }
         for path, operations in document["paths"].items():
             for operation in operations.values():
-                # In OpenAPI, [] means that no key is needed; {"key": []} names a scheme above, of
-                # which one is enough.
+                # OpenAPI: an empty list means that no key is needed. In a list of several schemes,
+                # any one of them is enough.
                 needed: list[dict[str, list[str]]] = [{name: []} for name in schemes]
                 operation["security"] = [] if is_public(path) else needed
         return document

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 from starlette.requests import Request as HTTPRequest
 
@@ -116,6 +117,7 @@ class ServedModels:
                 self.names(model),
                 self.images,
                 self._decoder,
+                partial(self.pool.keep, model),
             )
             self._services[model] = service
             self._defaults[model] = _defaults(engine)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -36,6 +38,8 @@ class Service:
         names: the model's names in lists. Replies have the first one.
         images: generated images that clients fetch by URL.
         decoder: the server's thread that decodes the images of requests.
+        keep: returns a context that keeps the model in memory, for a stream that submits something
+            to the engine after its route has returned.
     """
 
     engine: Engine
@@ -44,6 +48,7 @@ class Service:
     names: tuple[str, ...]
     images: ImageStore
     decoder: ThreadPoolExecutor
+    keep: Callable[[], AbstractContextManager[None]]
 
     @cached_property
     def image_reader(self) -> ImageReader:

@@ -256,7 +256,8 @@ def _conversions() -> list[ModelEntry]:
 def _complete_conversions() -> Iterator[ModelEntry]:
     """Yield the complete conversions in the cache, readable or not.
 
-    A folder that also holds files of others is left out.
+    A folder has the name of a conversion only once it is complete. One that also holds files of
+    other programs is left out.
     """
     for folder in conversion_folders():
         with suppress(OSError):  # another process has just removed the folder

@@ -23,7 +23,7 @@ from ..errors import CheckpointError, OptionError, OutputError
 from ..memory import format_size
 from ..models.janus import keeps_type
 from ..processing.tokenizer import TOKENIZER_FILE, prepare_tokenizer
-from ..threads import compute, computing, note_use
+from ..threads import compute, computing, note_mlx_use
 from .atomic_folder import atomic_folder
 from .checkpoint import PlannedTensor, read_plan
 from .folder import (
@@ -115,7 +115,7 @@ def convert_checkpoint(
         OptionError: bits, group size or recipe is invalid, or both bits and recipe are set.
         OutputError: the output exists already or cannot be written.
     """
-    note_use()
+    note_mlx_use()
     chosen = options or ConvertOptions()
     return compute(lambda report: _convert(source, output, chosen, report, hashes), progress)
 

@@ -12,7 +12,7 @@ from ..config import ROLES, JanusConfig
 from ..errors import CheckpointError, OptionError
 from ..files import MAX_JSON_FILE, read_bounded
 from ..processing.tokenizer import TOKENIZER_FILE
-from ..threads import compute, note_use
+from ..threads import compute, note_mlx_use
 from .checkpoint import same_bits
 from .convert import ConversionPlan, ConvertOptions, Source, plan_conversion
 from .folder import (
@@ -34,7 +34,7 @@ def verify_conversion(source: Source, converted: Path, progress: Progress | None
             or a tensor is missing or surplus.
         ConfigError, UnsupportedModelError: one of the folders cannot be read.
     """
-    note_use()
+    note_mlx_use()
     return compute(lambda report: _verify(source, converted, report), progress)
 
 

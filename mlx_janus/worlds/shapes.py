@@ -316,7 +316,10 @@ def _is_apart(thing: Thing, others: Sequence[Thing]) -> bool:
 
 
 def _sample_thing(random: np.random.Generator, shape: str, colour: str, size: float) -> Thing:
-    """Sample the place, angle and shade of a thing; it may still overlap the edge or others."""
+    """Return a thing at a random place, with a random angle and shade.
+
+    Its corners may reach over the image's edge, and it may overlap other things.
+    """
     low = size / 2 + _EDGE
     high = SIDE - size / 2 - _EDGE
     x = random.uniform(low, high)

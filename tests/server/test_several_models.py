@@ -263,6 +263,28 @@ def test_a_stream_goes_on_when_its_model_is_to_be_unloaded() -> None:
     asked(work, [ModelSource(tiny, "a"), ModelSource(tiny, "b")], limits={"max_loaded": 1})
 
 
+def test_a_model_stays_between_an_answer_and_the_image_that_it_asks_for() -> None:
+    brace = mlx_janus.load("tiny").prompts.encode("{")[0]
+    body = {
+        "input": "a blue square",
+        "tools": [{"type": "image_generation"}],
+        "logit_bias": {str(brace): 100},  # the model calls the tool
+        "stream": True,
+    }
+
+    async def work(client: httpx.AsyncClient, pool: EnginePool) -> None:
+        stream = asyncio.create_task(client.post("/v1/responses", json=body))
+        while not pool.counts.answering:
+            await asyncio.sleep(0.005)
+        other = asyncio.create_task(client.post(CHAT, json=HELLO | {"model": "b"}))
+        *_, last = filter(None, map(_event, (await stream).text.splitlines()))
+        assert last["type"] == "response.completed", last
+        assert last["response"]["output"][0]["type"] == "image_generation_call"
+        text_of(await other)
+
+    asked(work, [ModelSource(tiny, "a"), ModelSource(tiny, "b")], limits={"max_loaded": 1})
+
+
 def _event(line: str) -> dict[str, Any] | None:
     """The chunk of a line; None for others."""
     if not line.startswith("data: {"):

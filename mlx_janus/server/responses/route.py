@@ -101,6 +101,7 @@ async def _begin_image(
         answers=None,
         begin_drawing=lambda: (drawing, ticket),
         record=service.metrics.event_recorder(),
+        keep_model=service.keep,
     )
     run.tickets.add(ticket)
     return run
@@ -140,6 +141,7 @@ async def _begin_answer(
         answers=answers,
         begin_drawing=None if tool is None else begin_drawing,
         record=service.metrics.event_recorder(),
+        keep_model=service.keep,
     )
 
 

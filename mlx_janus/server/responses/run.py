@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ...engine.messages import Answered, Drawn, Event, Partial, Piece
@@ -43,6 +44,7 @@ class ResponseRun:
         answers: the answer in the engine; None: there is only an image.
         begin_drawing: returns the image with its ticket, once; None: the response has no image.
         record: called with each of the engine's events.
+        keep_model: returns a context that keeps the model in memory.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class ResponseRun:
         answers: Answers | None,
         begin_drawing: Callable[[], tuple[Drawing, Ticket]] | None,
         record: Callable[[Event], None],
+        keep_model: Callable[[], AbstractContextManager[None]],
     ):
         self.reply = reply
         self.tickets = TicketGroup()
         self._answers = answers
         self._begin_drawing = begin_drawing
         self._record = record
+        self._keep_model = keep_model
         self._draws = answers is None  # whether an image follows
         self._message: OutputMessage | None = None
         self._call: OutputCall | None = None
@@ -90,9 +94,11 @@ class ResponseRun:
 
     async def encoded(self) -> AsyncGenerator[bytes, None]:
         """Yield the events as server-sent events."""
-        async with contextlib.aclosing(self.events()) as events:
-            async for event in events:
-                yield _encode(event)
+        # Between the answer and the image nothing runs in the engine.
+        with self._keep_model():
+            async with contextlib.aclosing(self.events()) as events:
+                async for event in events:
+                    yield _encode(event)
 
     def encode_error(self, error: APIError) -> bytes:
         """Return the last two events of a response that fails: the error, and its reply.
