@@ -38,15 +38,15 @@ _CLEAR_EVERY = 256  # steps between two frees of MLX's buffer cache
 class BatchAnswer(Iterator[AnswerToken]):
     """An answer of a batch: an iterator over its tokens. Made by ``AnswerBatch.add``.
 
-    Like the loops of ``answer_tokens``, it ends after ``max_tokens`` tokens, or with its grammar.
-    If the answer fails, the iterator raises the error.
+    The answer ends after ``max_tokens`` tokens, or when its grammar allows no further token. If the
+    answer fails, the iterator raises the error.
 
     Args:
         batch: the batch of the answer.
         options: sampling and length.
         changes: bias and penalties.
-        cache: the KV cache of the prompt. The batch takes its contents, and gives those of prompt
-            and answer back when the answer leaves.
+        cache: the KV cache of the prompt. It is empty while the answer is in the batch. When the
+            answer leaves, the batch stores prompt and answer in it.
         constraint: the grammar; None: any text.
     """
 
@@ -66,9 +66,10 @@ class BatchAnswer(Iterator[AnswerToken]):
         self._batch = batch
         self._changes = changes
         self._constraint = constraint
-        self._ids: list[int] = []  # of the answer so far
-        self._ready: deque[AnswerToken] = deque()  # tokens that were not taken yet
-        self._scores: TokenScores | None = None  # of the newest token, if asked for
+        self._ids: list[int] = []  # ids of the answer so far
+        self._ready: deque[AnswerToken] = deque()  # tokens that ``__next__`` has not returned yet
+        # Log-probabilities of the newest token; None: not asked for.
+        self._scores: TokenScores | None = None
         # (1, V): logits of the newest token, with the changes. Only with a grammar, which may
         # refuse that token.
         self._logits = mx.zeros((1, 0))
@@ -81,7 +82,7 @@ class BatchAnswer(Iterator[AnswerToken]):
 
     @property
     def complete(self) -> bool:
-        """Whether no token may follow those that were added."""
+        """Whether the model chooses no more tokens after those that were added."""
         if self._constraint is not None and self._constraint.ended:
             return True
         return len(self._ids) == self.options.max_tokens
@@ -103,10 +104,12 @@ class BatchAnswer(Iterator[AnswerToken]):
     # For the batch
 
     def prepare(self, own_logits: mx.array) -> mx.array:
-        """Return the logits to choose the next token from, and move on to its random key.
+        """Return the logits to choose the next token from, and set ``step_key`` for this choice.
+
+        With a grammar, the logits are kept for ``allowed_token``.
 
         Args:
-            own_logits: (1, V), of the model.
+            own_logits: (1, V), the model's logits, without changes.
 
         Returns:
             (1, V) logits with bias, penalties and the grammar's mask.
@@ -127,18 +130,22 @@ class BatchAnswer(Iterator[AnswerToken]):
     def score(self, own_logits: mx.array, token: mx.array) -> None:
         """Start computing the log-probability of a chosen token, if it was asked for.
 
+        The log-probability is kept for ``add``.
+
         Args:
-            own_logits: (1, V), of the model.
-            token: (1,).
+            own_logits: (1, V), the model's logits, without changes.
+            token: (1,), the chosen token.
         """
         if self.options.logprobs:
             own_logprobs = log_softmax(own_logits)
             self._scores = TokenScores(own_logprobs, token, self.options.top_logprobs)
 
     def allowed_token(self, token: int) -> int:
-        """Return the newest token, or another one if the answer could not end in time after it.
+        """Return a token after which the grammar can still be completed within ``max_tokens``.
 
-        Another one is chosen with the same random key.
+        Args:
+            token: the newest token. It is returned if it fits. Otherwise another token is chosen,
+                with the same random key.
         """
         if self._constraint is None:
             return token
@@ -154,7 +161,7 @@ class BatchAnswer(Iterator[AnswerToken]):
     def add(self, token: int) -> None:
         """Add the newest token, unless the answer has failed.
 
-        If the answer is complete JSON at its end, an end token follows.
+        If this completes the answer, and the answer is complete JSON, also add an end token.
 
         Raises:
             OptionError: the grammar has become too complex.
@@ -191,7 +198,7 @@ class AnswerBatch:
         self._cache: RaggedCache = []  # KV cache with one row for each answer
         # The newest tokens, (n,): neither added to the answers nor read by the model yet.
         self._tokens = mx.zeros((0,), mx.uint32)
-        # (n, V), of the tokens after those. Only during a step.
+        # (n, V): logits for the tokens after ``_tokens``; None between two steps.
         self._logits: mx.array | None = None
 
     def add(
@@ -203,17 +210,17 @@ class AnswerBatch:
         ids: Sequence[int] = (),
         constraint: Constraint | None = None,
     ) -> BatchAnswer:
-        """Read the end of a prompt, choose the first token of its answer, and join the batch.
+        """Read the rest of a prompt, choose the first token, and add the answer to the batch.
 
         If the batch's cache cannot be extended, all answers of the batch fail.
 
         Args:
             embeddings: (L, hidden), the part of the prompt that ``cache`` does not hold, L at
                 least 1.
-            options: sampling and length, without ``lookup``.
-            cache: a KV cache of one row, which holds the beginning of the prompt. The batch takes
-                its contents until the answer leaves; then it holds prompt and answer. It may lack
-                the answer's last token, and may hold one token too many.
+            options: sampling and length. ``lookup`` is 0, since a batch uses no draft tokens.
+            cache: a KV cache of one row, which holds the beginning of the prompt. It is empty while
+                the answer is in the batch. When the answer leaves, the batch stores prompt and
+                answer in it, perhaps without the answer's last token or with one token after it.
             ids: the prompt's ids. The repetition penalty counts them.
             constraint: the grammar of the answer; None: any text.
 
@@ -234,7 +241,12 @@ class AnswerBatch:
         return answer
 
     def _join(self, answer: BatchAnswer, token: mx.array) -> None:
-        """Append an answer, whose prompt was read, and its first token, (1,)."""
+        """Append an answer to the batch.
+
+        Args:
+            answer: the answer, whose cache holds its entire prompt.
+            token: its first token, (1,).
+        """
         row = to_ragged_cache(answer.cache)
         if not self.answers:
             self._cache = row
@@ -260,7 +272,7 @@ class AnswerBatch:
             raise
 
     def _take_out(self, leaving: Sequence[BatchAnswer]) -> None:
-        """Give the caches of some answers back, and remove their rows."""
+        """Remove answers with their rows. Store each row in the cache of its answer."""
         kept_indices = []
         for index, answer in enumerate(self.answers):
             if answer in leaving:
@@ -306,22 +318,24 @@ class AnswerBatch:
     def _advance(self) -> None:
         """Do the work of ``step``.
 
-        The pass over the newest tokens is built before they are read, and started after that. A
-        pass that starts during the previous one could not write into the cache in place, because
-        the previous one still reads it. Masks of the next tokens are computed during the pass.
+        MLX is lazy: ``_pass_over`` builds the pass, and ``async_eval`` starts it. The pass over the
+        newest tokens is built while the previous pass still computes them. It is started after the
+        previous pass has ended. Otherwise it would have to copy the cache, which the previous pass
+        still reads. The grammars' masks are computed on the CPU while the pass runs.
         """
         answers = self.answers
         tokens = self._tokens
-        # Answers that end with their newest token need no further pass.
+        # Answers that end with their newest token need no further pass. ``answers`` still has them.
         self.remove([answer for answer in answers if not answer.room])
         before_pass = snapshot(self._cache)
         logits = self._pass_over(self._tokens)
         ids = cast(list[int], tokens.tolist())  # waits for the previous pass
         allowed = _allowed_tokens(answers, ids)
+        # If a grammar has refused a token, build the pass again with the token chosen instead.
         if any(allowed[answer] != ids[index] for index, answer in enumerate(answers)):
             restore(self._cache, before_pass)
-            kept = [allowed[answer] for answer in self.answers]
-            logits = self._pass_over(mx.array(kept, tokens.dtype))
+            allowed_ids = [allowed[answer] for answer in self.answers]
+            logits = self._pass_over(mx.array(allowed_ids, tokens.dtype))
         del before_pass  # otherwise the pass would copy the cache
         mx.async_eval(logits)
         self._logits = logits
@@ -333,7 +347,14 @@ class AnswerBatch:
         self._logits = None
 
     def _pass_over(self, tokens: mx.array) -> mx.array:
-        """Return the logits after the newest tokens, (n,): (n, V), not evaluated."""
+        """Build a pass of the model, which adds tokens to the cache.
+
+        Args:
+            tokens: (n,), one for each answer.
+
+        Returns:
+            (n, V) logits for the tokens after them, not evaluated.
+        """
         if not self.answers:
             return mx.zeros((0, 0))
         embeddings = self._model.embed_text(tokens[:, None])
@@ -341,7 +362,7 @@ class AnswerBatch:
         return self._model.text_logits(hidden[:, 0])
 
     def _choose_next_tokens(self) -> None:
-        """Choose the tokens after the newest ones, which become the newest ones."""
+        """Choose the next token of every answer. These tokens replace the newest ones."""
         if not self.answers:
             return
         assert self._logits is not None  # ``_advance`` has set it
@@ -349,6 +370,7 @@ class AnswerBatch:
         for index, answer in enumerate(self.answers):
             with _ended_by_errors(answer):
                 prepared.append(answer.prepare(self._logits[index : index + 1]))
+        # ``prepared`` lacks the failed answers already. Remove their rows of ``_logits``, too.
         self.remove([answer for answer in self.answers if answer.error])
         if self.answers:
             self._tokens = _choose(self._logits, prepared, self.answers)
@@ -357,7 +379,7 @@ class AnswerBatch:
 
 @contextlib.contextmanager
 def _ended_by_errors(answer: BatchAnswer) -> Iterator[None]:
-    """Keep an error of the block as the error that ends an answer."""
+    """Catch an error of the block, and set it as the error that ends an answer."""
     try:
         yield
     except Exception as error:
@@ -365,11 +387,11 @@ def _ended_by_errors(answer: BatchAnswer) -> Iterator[None]:
 
 
 def _allowed_tokens(answers: Sequence[BatchAnswer], ids: Sequence[int]) -> dict[BatchAnswer, int]:
-    """Return each answer's newest token, or another one where a grammar refuses it.
+    """Return each answer's newest token, or the token chosen instead if its grammar refuses it.
 
     Args:
         answers: the answers.
-        ids: their newest tokens.
+        ids: the newest token of each answer.
     """
     allowed = dict(zip(answers, ids, strict=True))
     for answer, token in zip(answers, ids, strict=True):
@@ -381,17 +403,17 @@ def _allowed_tokens(answers: Sequence[BatchAnswer], ids: Sequence[int]) -> dict[
 def _choose(
     own_logits: mx.array, prepared: Sequence[mx.array], answers: Sequence[BatchAnswer]
 ) -> mx.array:
-    """Choose a token for each of n answers.
+    """Choose a token for each of n answers, and score it if the answer asks for log-probabilities.
 
     Args:
-        own_logits: (n, V), of the model.
+        own_logits: (n, V), the model's logits, without changes.
         prepared: n arrays (1, V), the logits with the changes and the mask of each answer.
         answers: the answers.
 
     Returns:
         The tokens, (n,).
     """
-    groups: dict[tuple[float, ...], list[int]] = {}  # by sampling, the indices of answers
+    groups: dict[tuple[float, ...], list[int]] = {}  # by sampling options, the indices of answers
     for index, answer in enumerate(answers):
         options = answer.options
         sampling = (options.temperature, options.top_p, options.top_k, options.min_p)
@@ -400,9 +422,10 @@ def _choose(
     for members in groups.values():
         logprobs = log_softmax(mx.concatenate([prepared[index] for index in members]))
         keys = mx.stack([answers[index].step_key for index in members])
+        # All members have the same sampling options, so take those of the first one.
         tokens = choose_tokens(logprobs, keys, answers[members[0]].options)
-        for place, index in enumerate(members):
-            chosen[index] = tokens[place : place + 1]
+        for row, index in enumerate(members):
+            chosen[index] = tokens[row : row + 1]
     for index, answer in enumerate(answers):
         answer.score(own_logits[index : index + 1], chosen[index])
     return mx.concatenate(chosen)

@@ -51,8 +51,9 @@ class _Schedulers:
 class Engine:
     """A thread that serves the requests of an event loop with one model.
 
-    A model in low-memory mode holds the weights of one task at a time. So it answers one request at
-    a time, generates no images meanwhile, and sends no previews.
+    A model in low-memory mode holds the weights of one task at a time: to encode an image, to
+    answer, to generate an image, or to decode one. So the engine answers one request at a time,
+    generates no images during an answer, and sends no previews.
 
     Args:
         load: returns the model; called in the thread.
@@ -76,7 +77,8 @@ class Engine:
         self._started: asyncio.Future[None] | None = None
         self._schedulers: _Schedulers | None = None
         self._frees_model = False  # whether the thread frees the model when it ends
-        self._last_answered = False  # in low-memory mode: whether answers ran last, not images
+        # In low-memory mode: True if answers ran last, False if images ran last or nothing has run.
+        self._last_answered = False
         self.unfinished = 0  # requests that have not ended; only the event loop changes this
         # Called on the event loop when the last unfinished request has ended.
         self.on_idle: Callable[[], None] = lambda: None
@@ -191,8 +193,8 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: a number is out of range, or the request has another number of images than
-                its turns.
+            OptionError: a number is out of range, the model does not support an option or cannot
+                change images, or the request has another number of images than its turns show.
             BusyError: the queue is full.
             StoppingError: the engine is not started, is closing or has failed.
         """
@@ -232,7 +234,7 @@ class Engine:
         return self._janus.prompts.answering(turns, system)
 
     def text_ids(self, text: str, *, with_bos: bool = True) -> list[int]:
-        """Return the token ids of a text without a template, even if it exceeds the context.
+        """Return the token ids of a text, without a template, even if it exceeds the context.
 
         Any thread may call this.
 
@@ -249,7 +251,8 @@ class Engine:
 
     def spelling(self, token_id: int) -> str:
         """Return the text of a token; U+FFFD stands for incomplete characters."""
-        return self._janus.prompts.spelling(token_id)[0]
+        text, _ = self._janus.prompts.spelling(token_id)
+        return text
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, control tokens included."""
@@ -257,9 +260,9 @@ class Engine:
         return text
 
     def check_grammar(self, grammar: Grammar) -> None:
-        """Compile the grammar of an answer, in any thread.
+        """Compile the grammar of an answer, and keep it for ``submit``. Any thread may call this.
 
-        A request with the grammar is then submitted at once.
+        ``submit`` would compile the grammar on the event loop, which could delay other requests.
 
         Raises:
             OptionError: the grammar is refused, or needs a package that is not installed.
@@ -275,7 +278,7 @@ class Engine:
         return min(max(math.ceil(mean), 1), _LONGEST_WAIT)
 
     def _note_end(self, seconds: float) -> None:
-        """Note that a request has ended after some seconds. The engine's thread calls this."""
+        """Note that a request has ended, and its duration. The engine's thread calls this."""
         self._durations.append(seconds)
         self._call_on_loop(self._count_end)
 
@@ -295,8 +298,8 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: a number is out of range, or the request has another number of images than
-                its turns.
+            OptionError: a number is out of range, the model does not support an option or cannot
+                change images, or the request has another number of images than its turns show.
         """
         check_int("n", request.n, 1, MAX_IMAGES)  # the number of images or of answers
         max_seed = MAX_SEED - request.n + 1  # the request takes ``n`` consecutive seeds
@@ -311,8 +314,8 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty, or does not fit into the context.
-            OptionError: the turns have another number of images than the request, or an option does
-                not suit the model.
+            OptionError: the request has another number of images than its turns show, or the model
+                does not support an option.
         """
         self._janus.check_text_options(request.options, request.turns)
         expected = sum(turn.images for turn in request.turns)
@@ -335,7 +338,9 @@ class Engine:
         pathway = self.pathway
         check_int("partial_images", request.partial_images, 0, pathway.steps(request.options))
         self._check_length(request.prompt)
-        if self._janus.low_memory:  # a preview would read the decoder's weights, then the others
+        # In low-memory mode, a preview would load the decoder's weights, and the next step would
+        # load the language model's weights again.
+        if self._janus.low_memory:
             request = replace(request, partial_images=0)
         if not request.images:
             return ImageTask(ticket, request, pathway.prompt_ids(request.prompt))
@@ -379,7 +384,7 @@ class Engine:
         self._finish_start(None)
         try:
             while self._wait_for_work(schedulers):
-                with weights_wired():
+                with weights_wired():  # macOS must not page the weights out while requests run
                     while self._run_round(schedulers):
                         pass
         except BaseException as error:
@@ -399,21 +404,23 @@ class Engine:
                 self._call_on_loop(self.ended.set)
 
     def _load_schedulers(self) -> _Schedulers:
-        """Load the model and its weights, and create the schedulers.
+        """Load the model and its weights. Create the schedulers, and keep and return them.
 
         In low-memory mode, the weights are read when a request needs them.
 
         Raises:
             StoppingError: the engine was closed while loading.
+            Exception: the model cannot be loaded.
         """
         janus = self._load()
+        tasks_to_load = () if janus.low_memory else TASKS
         try:
-            for task in () if janus.low_memory else TASKS:
+            for task in tasks_to_load:
                 if self.stopping:
                     raise StoppingError
                 janus.load_weights_for(task)
         except BaseException:
-            janus.close()  # the error's traceback would keep the weights that were read
+            janus.close()  # otherwise the error's traceback would keep the weights in memory
             raise
         max_answers = 1 if janus.low_memory else self._max_answers
         self._schedulers = _Schedulers(
@@ -454,8 +461,8 @@ class Engine:
     def _run_round(self, schedulers: _Schedulers) -> bool:
         """End cancelled requests, start waiting ones and advance the running ones by a step.
 
-        While the engine is stopping, waiting requests are ended. After ``_stop_at``, running
-        requests are ended too.
+        While the engine is stopping, all waiting requests are ended. After ``_stop_at``, all
+        running requests are ended, too.
 
         Returns:
             Whether any request is still running.
@@ -469,16 +476,20 @@ class Engine:
         with self._changed:
             end_waiting(text.waiting, stopping=self.stopping)
             end_waiting(images.waiting, stopping=self.stopping)
-            chosen = self._start_requests(schedulers)
-        if chosen is not None:
-            image_task, count = chosen
+            images_to_start = self._start_requests(schedulers)
+        if images_to_start is not None:
+            image_task, count = images_to_start
             images.start(image_task, count)
         images.step()
         text.step()
         return bool(text.running or images.running)
 
     def _start_requests(self, schedulers: _Schedulers) -> tuple[ImageTask, int] | None:
-        """Start waiting answers, and choose the images to start, which ``choose`` describes."""
+        """Start the waiting answers that have room, and choose the images to start.
+
+        Returns:
+            A request and the number of its images to start; None if no image may start.
+        """
         text = schedulers.text
         images = schedulers.images
         if schedulers.janus.low_memory:
@@ -490,15 +501,18 @@ class Engine:
         return None if answer_waits else images.choose(text.needed_bytes)
 
     def _start_in_low_memory(self, schedulers: _Schedulers) -> tuple[ImageTask, int] | None:
-        """Start answers or choose images, as ``_start_requests`` does, but never both.
+        """Start answers or choose images to start, as ``_start_requests`` does, but never both.
 
         Answers and images need different weights, and a change between them reads weights from the
-        disk. So they take turns: the requests that run are finished first.
+        disk. So answers start only after the running images, and images after the running answers.
         """
         text = schedulers.text
         images = schedulers.images
         if images.running:
+            # While an answer waits, no new request for images starts, or the answer would never
+            # start. The other images of the running requests do start.
             return images.choose(0, new_requests=not text.waiting)
+        # If both wait, the kind that did not run last is next.
         answers_next = text.waiting and not (self._last_answered and images.waiting)
         if not text.running and answers_next:
             answers, _ = text.choose(images_running=False, image_bytes=0)

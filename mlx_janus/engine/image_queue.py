@@ -26,11 +26,11 @@ class ImageTask:
     ticket: Ticket
     request: DrawingRequest
     ids: list[int]  # the prompt's tokens
-    input_tokens: int = 0  # those of the prompt's tokens that stand for images to change
+    input_tokens: int = 0  # number of the prompt's tokens that stand for images to change
     inputs: InputImages | None = None  # the images to change; None before the first image starts
     started_images: int = 0
     finished_images: int = 0
-    reported_steps: int = 0  # of the newest ``Progress`` event
+    reported_steps: int = 0  # steps done, in the newest ``Progress`` event
     running_jobs: dict[ImageJob, int] = field(default_factory=dict)
     """For each running image, its index in the request."""
     preview_numbers: dict[int, int] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class _Start:
 class ImageScheduler:
     """A scheduler for image requests. All running images form one batch.
 
-    Each free place in the batch goes to the request with the fewest running images.
+    Each free place in the batch goes to the request that has the fewest images in it.
 
     Args:
         janus: the model.
@@ -74,19 +74,19 @@ class ImageScheduler:
         self._janus = janus
         self._pathway = pathway_of(janus)
         self._batch = self._pathway.batch()
-        self._starting: _Start | None = None
+        self._starting: _Start | None = None  # images whose prompt is being read; None: none
         self._task_of: dict[ImageJob, ImageTask] = {}  # the request of each image in the batch
         self._pending_images: deque[_PendingDecode] = deque()  # images after their last step
         self._pending_previews: dict[ImageJob, _PendingDecode] = {}  # each image's newest preview
 
     @property
     def running_images(self) -> int:
-        """The number of images that are started, and of finished ones that are not decoded yet."""
+        """The number of images that were started and are not decoded yet."""
         return self._started_images + len(self._pending_images)
 
     @property
     def _started_images(self) -> int:
-        """The number of images in the batch, and of those that join it after their prompt."""
+        """The number of images in the batch, including those whose prompt is still being read."""
         starting = self._starting  # the event loop reads this while the engine's thread changes it
         return len(self._batch.jobs) + (starting.count if starting else 0)
 
@@ -107,7 +107,8 @@ class ImageScheduler:
     def _bytes_per_image(self, tasks: Sequence[ImageTask]) -> int:
         """Return the peak bytes of one image in a batch of these requests.
 
-        This is the maximum over the requests' options, each with the longest of the prompts.
+        An image's memory depends on its request's options and on the longest prompt of all, because
+        a batch may pad the others to it. The result is the maximum over the requests.
         """
         longest = max(len(task.ids) for task in tasks)
         return max(self._pathway.bytes_per_image(longest, task.request.options) for task in tasks)
@@ -126,8 +127,8 @@ class ImageScheduler:
             new_requests: whether requests without a started image may start.
 
         Returns:
-            A request and the number of its images to start; None if no image may start. While a
-            prompt is being read, no other starts.
+            A request and the number of its images to start; None if no image may start, for example
+            because the prompt of other images is still being read.
         """
         if self._starting is not None:
             return None
@@ -159,11 +160,15 @@ class ImageScheduler:
         return task, new_images[task]
 
     def start(self, task: ImageTask, count: int) -> None:
-        """Start the next ``count`` images of a request, whose prompt the next steps read."""
+        """Queue the next ``count`` images of a request; the next steps read the prompt for them."""
         self._starting = _Start(task, count, self._start_in_parts(task, count))
 
     def _start_in_parts(self, task: ImageTask, count: int) -> Generator[None, None, None]:
-        """Start the next ``count`` images of a request; yield between two parts of the prompt."""
+        """Read the prompt of a request, then add its next ``count`` images to the batch.
+
+        Yields:
+            None after each part of the prompt, such as an image to change, except the last part.
+        """
         request = task.request
         task.preview_numbers = _preview_numbers(request, self._pathway.steps(request.options))
         jobs = self._make_jobs(task, count)
@@ -188,7 +193,13 @@ class ImageScheduler:
             self._end_tasks_with_lost_images(error)
 
     def _make_jobs(self, task: ImageTask, count: int) -> dict[ImageJob, int]:
-        """Return jobs for the next ``count`` images of a request, with their indices in it."""
+        """Create jobs for the next ``count`` images of a request, and count them as started.
+
+        The images to change are preprocessed when the request's first jobs are created.
+
+        Returns:
+            For each job, the index of its image in the request.
+        """
         request = task.request
         if request.images and task.inputs is None:
             pixels = [preprocess(image, self._janus.config.image) for image in request.images]
@@ -205,13 +216,13 @@ class ImageScheduler:
     def step(self) -> None:
         """Advance every running image by a step, then decode one finished image or one preview.
 
-        Before that, read a part of the prompt of images that are starting. One part in a step, for
-        a long prompt would delay every answer.
+        If images are starting, first read the next part of their prompt. Only one part is read in a
+        step, since reading a long prompt at once would delay every answer.
 
         The loops only queue the finished images and the previews. ``_decode_one`` decodes one of
         them.
 
-        If the step fails, all requests with a running image end with the error.
+        If the batch fails, all requests with a running or starting image end with the error.
         """
         self._read_prompt()
         try:
@@ -289,6 +300,7 @@ class ImageScheduler:
         """Return a queue item that decodes preview ``number`` of the request's image ``index``."""
 
         def decode() -> None:
+            """Decode the preview and send it."""
             task.ticket.add_event(Partial(index, number, canvas.preview()))
 
         return _PendingDecode(task, decode)
@@ -301,7 +313,7 @@ class ImageScheduler:
             error: the error that the requests' tickets raise; None: the requests end without one.
         """
         for task in tasks:
-            if task not in self.running:  # it has ended, because ``remove`` failed for another task
+            if task not in self.running:  # it ended when ``_batch.remove`` failed for another task
                 continue
             jobs = list(task.running_jobs)
             if self._starting is not None and self._starting.task is task:

@@ -46,7 +46,7 @@ class AnswerRequest:
 
 @dataclass(frozen=True)
 class DrawingRequest:
-    """A request for images of a prompt, or for given images as a prompt changes them.
+    """A request for images of a prompt, or for a change to given images.
 
     Args:
         prompt: the description of the images or of the change.
@@ -72,7 +72,7 @@ class DrawingRequest:
 class Piece:
     """A piece of an answer's text; ``index`` is the answer's number, from 0.
 
-    If log-probabilities were asked for, there is a piece for each token, even without text.
+    If log-probabilities were asked for, there is a piece for each token, even one without text.
     """
 
     index: int
@@ -110,15 +110,15 @@ class Drawn:
     index: int
     image: GeneratedImage
     prompt_tokens: int  # length of the prompt
-    input_image_tokens: int = 0  # those of the prompt's tokens that stand for images to change
+    input_image_tokens: int = 0  # number of the prompt's tokens that stand for images to change
 
 
 @dataclass(frozen=True)
 class Progress:
     """The progress of a request that has ``with_progress``.
 
-    While an answer's prompt is read, ``done`` counts the positions of the prompt. While images are
-    drawn, it counts the steps of all images of the request.
+    While an answer's prompt is read, ``done`` and ``total`` count the positions of the prompt.
+    While images are drawn, they count the steps of all images of the request.
     """
 
     stage: Literal["read", "draw"]

@@ -71,7 +71,7 @@ class PooledModel:
         self.engine = engine  # None: not loaded
         self.users = 0  # requests that hold the model and may submit something to its engine
         self.wanted = 0  # requests that wait until the model is loaded
-        self.leaving = False  # whether the model is unloaded after its running requests
+        self.leaving = False  # whether the model is unloaded once its running requests have ended
         self.failed = False  # whether the last attempt to load the model failed
         self.used_at = time.monotonic()  # time of the last use
         self.loading: asyncio.Task[None] | None = None  # the last attempt to load the model
@@ -145,7 +145,8 @@ class EnginePool:
         self._max_loaded = max_loaded
         self._closing = False
         self._ended = asyncio.Event()  # set when ``close`` has ended
-        self._given: Engine | None = None  # an engine that the caller starts and closes
+        # In a pool made by ``of_engine``: the engine, which the caller starts and closes.
+        self._given: Engine | None = None
         self._memory_lock = asyncio.Lock()  # held while a model is loaded or unloaded
         self._starting: Engine | None = None  # the engine that is loading its model
         self._changes = _Changes()
@@ -230,13 +231,13 @@ class EnginePool:
         self._ended.set()
 
     async def wait_for_end(self) -> None:
-        """Wait until the pool is closed, or the engine of ``of_engine`` is."""
+        """Wait until the pool is closed; in a pool made by ``of_engine``, until the engine is."""
         await (self._ended if self._given is None else self._given.ended).wait()
 
     async def acquire(self, model: PooledModel) -> Engine:
         """Return the engine of a model; load the model first if needed.
 
-        The model stays loaded until ``release`` is called, and until all requests that were
+        The model stays loaded until ``release`` has been called and all requests that were
         submitted to its engine have ended.
 
         Raises:
@@ -254,7 +255,7 @@ class EnginePool:
     def release(self, model: PooledModel) -> None:
         """Note that a request which acquired a model submits nothing more to its engine."""
         model.users -= 1
-        self._note_use(model)
+        self._note_end_of_use(model)
 
     @contextlib.contextmanager
     def keep(self, model: PooledModel) -> Iterator[None]:
@@ -288,8 +289,8 @@ class EnginePool:
             model.wanted -= 1
             self._changes.notify()
 
-    def _note_use(self, model: PooledModel) -> None:
-        """Note the time at which a use of a model ends."""
+    def _note_end_of_use(self, model: PooledModel) -> None:
+        """Note that a use of a model ends now, and wake the coroutines that wait for that."""
         model.used_at = time.monotonic()
         self._changes.notify()
 
@@ -299,7 +300,8 @@ class EnginePool:
         """Return the task that loads a model; begin it unless it is under way."""
         if model.loading is None or model.loading.done():
             model.loading = asyncio.create_task(self._load(model))
-            # Read the error even if every request has stopped waiting; asyncio would report it.
+            # Read the error, even if every request has stopped waiting. Otherwise asyncio would log
+            # it as never retrieved.
             model.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
         return model.loading
 
@@ -324,10 +326,11 @@ class EnginePool:
                 raise error.with_traceback(None) from None
 
     async def _add_engine(self, model: PooledModel) -> None:
-        """Load a model, and give it its engine. Call this with the lock held.
+        """Load a model, and give it its engine. Call this with ``_memory_lock`` held.
 
         Raises:
-            StoppingError, Exception: as for ``_load``.
+            StoppingError: the pool is closing.
+            Exception: the model cannot be loaded.
         """
         started = time.monotonic()
         engine = await self._start_engine(model)
@@ -342,7 +345,7 @@ class EnginePool:
         _LOG.info("%s is loaded, in %.1f s", model.name, model.used_at - started)
 
     async def _start_engine(self, model: PooledModel) -> Engine:
-        """Start an engine for a model. Unload other models until there is room for it.
+        """Start an engine for a model and return it. Unload other models until the model fits.
 
         Raises:
             StoppingError: the pool is closing.
@@ -351,11 +354,11 @@ class EnginePool:
         """
         while True:
             while self._max_loaded is not None and len(self.loaded) >= self._max_loaded:
-                await self._unload(self._least_recently_used())
+                await self._unload(self._next_to_unload())
             if self._closing:
                 raise StoppingError
             engine = Engine(model.source.load, max_waiting=self._max_waiting)
-            engine.on_idle = lambda: self._note_use(model)
+            engine.on_idle = lambda: self._note_end_of_use(model)
             self._starting = engine
             try:
                 await engine.start()
@@ -363,7 +366,7 @@ class EnginePool:
                 await engine.close(0)
                 if not self._could_fit(error):
                     raise
-                await self._unload(self._least_recently_used())
+                await self._unload(self._next_to_unload())
             else:
                 return engine
             finally:
@@ -378,20 +381,23 @@ class EnginePool:
         held = sum(engine.weight_bytes for engine in self.engines)
         return bool(held) and error.needed <= error.free + held
 
-    def _least_recently_used(self) -> PooledModel:
-        """Return the loaded model to unload first: one that is not in use, if there is any."""
+    def _next_to_unload(self) -> PooledModel:
+        """Return the least recently used model; of a model in use only if all are in use."""
 
         def order(model: PooledModel) -> tuple[bool, float]:
-            return not model.idle or model.wanted > 0, model.used_at
+            """Return a model's sort key. False sorts before True, so models in use are last."""
+            in_use = not model.idle or model.wanted > 0
+            return in_use, model.used_at
 
         return min(self.loaded, key=order)
 
     # Unloading
 
     async def _unload(self, model: PooledModel) -> None:
-        """Unload a model after the requests that wait for it or run. Call this with the lock held.
+        """Unload a model after all requests that wait for it or use it.
 
-        New requests for the model wait until it is loaded again.
+        New requests for the model wait until it is loaded again. Call this with ``_memory_lock``
+        held.
 
         Raises:
             StoppingError: the pool is closing.
@@ -412,33 +418,34 @@ class EnginePool:
         _LOG.info("%s is unloaded", model.name)
 
     async def _unload_idle_models(self, idle_seconds: float) -> None:
-        """Unload each model once it has had no requests for some seconds."""
+        """Unload each model once it has had no requests for ``idle_seconds``."""
         while not self._closing:
             now = time.monotonic()
             for model in self.loaded:
                 if now - model.used_at >= idle_seconds:
                     await self._unload_if_idle(model, idle_seconds)
-            # A model in use is idle for the given seconds at the earliest if its use ends now.
-            due = [model.used_at if model.idle else now for model in self.loaded]
-            await asyncio.sleep(min(due, default=now) + idle_seconds - now)
+            # Sleep until the first model can have been idle for long enough. A model in use is idle
+            # from now on at the earliest.
+            ends_of_use = [model.used_at if model.idle else now for model in self.loaded]
+            await asyncio.sleep(min(ends_of_use, default=now) + idle_seconds - now)
 
     async def _unload_if_idle(self, model: PooledModel, idle_seconds: float) -> None:
-        """Unload a model, unless it was used while this waited for the lock."""
+        """Unload a model, unless a request has used it while this coroutine waited for the lock."""
         async with self._memory_lock:
-            is_old = time.monotonic() - model.used_at >= idle_seconds
-            if model.idle and not model.wanted and is_old and not self._closing:
+            is_unused = time.monotonic() - model.used_at >= idle_seconds
+            if model.idle and not model.wanted and is_unused and not self._closing:
                 await self._unload(model)
 
     # Failures
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine as a task of this pool."""
+        """Run a coroutine as a task, which ``close`` cancels."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _watch(self, engine: Engine) -> None:
-        """Set ``failed`` if an engine's thread fails. Return when the thread has ended."""
+        """Wait until an engine's thread has ended. If it failed, set ``failure`` and ``failed``."""
         await engine.ended.wait()
         if engine.failure is not None:
             self.failure = engine.failure
@@ -446,7 +453,7 @@ class EnginePool:
 
 
 def _log_failure(model: PooledModel, error: Exception) -> None:
-    """Log why a model cannot be loaded, for a bug also the place."""
+    """Log why a model cannot be loaded. For a bug, which is no JanusError, log the stack, too."""
     reason = str(error) or type(error).__name__
     stack = ""
     if not isinstance(error, JanusError):

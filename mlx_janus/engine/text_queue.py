@@ -66,7 +66,8 @@ class TextScheduler:
     def _peak_bytes(self, tasks: Sequence[TextTask]) -> int:
         """Return the bytes of the KV cache of several requests after the longest possible answers.
 
-        All rows of the batch are as long as its longest one.
+        Each request has one row of the batch, since its answers are generated one after the other.
+        All rows are padded to the longest one.
         """
         config = self._janus.config.language
         wanted = max((len(task.ids) + task.request.options.max_tokens for task in tasks), default=0)
@@ -118,11 +119,12 @@ class TextScheduler:
             self.running.append(task)
 
     def step(self) -> None:
-        """Advance every answer by a token, and read one part of one image or of one prompt.
+        """Advance every answer by a token, and read the next part of one prompt.
 
-        A part of an image is a block of the encoder. The other prompts wait, because reading
-        several parts in a round would delay the next token of every answer. A failure ends only its
-        own request, except for a failure of the pass that all answers share.
+        The part is some positions of the prompt, or one block of the encoder for one of its images.
+        The other prompts that must be read wait, because reading several parts in a round would
+        delay the next token of every answer. A failure ends only its own request. But a failure of
+        the pass that all answers share ends all of them.
         """
         self._batch.step()
         first_reading = next((task for task in self.running if task.reading), None)

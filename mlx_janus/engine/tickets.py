@@ -100,10 +100,10 @@ Task = TypeVar("Task", bound=_HasTicket)
 
 
 def end_waiting(queue: deque[Task], *, stopping: bool) -> None:
-    """Remove and end a queue's cancelled requests, or all requests if the engine is stopping.
+    """Remove requests from a queue and end them.
 
-    If the engine is stopping, all end with a StoppingError. Otherwise the cancelled ones end
-    without an error.
+    If the engine is stopping, all requests end with a StoppingError. Otherwise only the cancelled
+    ones end, without an error.
     """
     for task in list(queue):
         if stopping or task.ticket.cancelled:

@@ -74,14 +74,14 @@ class ToolCalls:
             OptionError: there is no such tool, or an argument is wrong.
             Exception: the call fails. ``Host.explain`` describes the error.
         """
-        run = self._checked(name, arguments)
+        run = self._tool_with_arguments(name, arguments)
         async with AsyncExitStack() as stack:
             entering = stack.enter_async_context(self._host.engine())
             engine = await progress.wait(entering, "loading the model")
             return await run(engine, progress)
 
-    def _checked(self, name: str, arguments: dict[str, Any] | None) -> _Tool:
-        """Return a tool with its arguments, which have been checked.
+    def _tool_with_arguments(self, name: str, arguments: dict[str, Any] | None) -> _Tool:
+        """Check the arguments of a call; return the tool as a function that has them already.
 
         Raises:
             OptionError: there is no such tool, or an argument is wrong.
@@ -105,7 +105,11 @@ class ToolCalls:
     async def _edit(
         self, arguments: EditArguments, engine: Engine, progress: ProgressReporter
     ) -> list[ContentBlock]:
-        """Draw images from given ones and a prompt."""
+        """Draw images from given ones and a prompt.
+
+        Raises:
+            OptionError: the model cannot change images.
+        """
         pathway = engine.pathway
         if not isinstance(pathway, EditingPathway):
             raise OptionError(CANNOT_EDIT)
@@ -135,7 +139,7 @@ class ToolCalls:
             options,
             with_progress=progress.wanted,
         )
-        prompt_tokens = 0  # positions of the prompt, as far as they are known
+        prompt_tokens = 0  # length of the prompt; 0 until the first ``Progress`` event
         pieces = 0
         async with aclosing(self._events(engine, request, progress)) as events:
             async for event in events:
@@ -169,9 +173,11 @@ class ToolCalls:
         return [*content, TextContent(text=line)]
 
     async def _save(self, images: Sequence[GeneratedImage]) -> str:
-        """Save images if the host saves any. Return the end of the line about them.
+        """Save images if the host saves any.
 
-        Images that cannot be saved are sent all the same.
+        Returns:
+            The end of the line about the images: their files, or why they could not be saved; "" if
+            the host saves none. Images that could not be saved are sent all the same.
         """
         try:
             paths = [await self._host.save(image) for image in images]
@@ -216,7 +222,7 @@ def _drawing_request(
 
 
 def _image_content(images: Sequence[GeneratedImage]) -> list[ImageContent]:
-    """Return images as content: as PNGs with their settings, or as JPEGs if those are too large."""
+    """Return images as content: PNGs with their settings, or JPEGs if the PNGs are too large."""
     files = [encode_image(image.image, image.metadata) for image in images]
     mime_type = "image/png"
     encoded = [base64.b64encode(file).decode("ascii") for file in files]

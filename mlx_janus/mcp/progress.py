@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 _INTERVAL = 0.1  # seconds between two notifications
 _HEARTBEAT = 5.0  # seconds of waiting after which a notification says that the call is alive
-_HEARTBEAT_STEP = 0.001  # growth of the progress, which must never stay the same
+_HEARTBEAT_STEP = 0.001  # growth of the progress, which must increase with each notification
 
 
 class ProgressReporter:
@@ -31,14 +31,17 @@ class ProgressReporter:
         self._sent_at = float("-inf")  # time of the last notification
 
     async def report(self, done: float, total: float, message: str) -> None:
-        """Send a notification, unless the last one was sent just before and this is not the end."""
+        """Send a notification if the progress has grown.
+
+        Within ``_INTERVAL`` seconds of the last notification, only the end of the work is reported.
+        """
         now = time.monotonic()
         too_soon = now - self._sent_at < _INTERVAL and done < total
         if self.wanted and not too_soon and done > self._progress:
             await self._send(done, total, message)
 
     async def wait(self, awaitable: Awaitable[T], message: str) -> T:
-        """Await a result, and send a notification every few seconds until then.
+        """Await a result and return it. Send a notification every few seconds while waiting.
 
         Clients may give up a call from which they hear nothing.
         """
@@ -55,6 +58,7 @@ class ProgressReporter:
             task.cancel()
 
     async def _send(self, progress: float, total: float | None, message: str) -> None:
+        """Send a notification now; ``total`` is None if it is unknown."""
         self._progress = progress
         self._sent_at = time.monotonic()
         await self._session.report_progress(progress, total, message)

@@ -37,12 +37,14 @@ def create_server(host: Host) -> Server[Any]:
     async def list_tools(
         _: ServerRequestContext[Any], __: PaginatedRequestParams | None
     ) -> ListToolsResult:
+        """List the tools. The tool that changes images is left out if the model cannot do it."""
         can_edit = await _can_edit(host)
         return ListToolsResult(tools=tools(saves_images=host.saves_images, can_edit=can_edit))
 
     async def call_tool(
         context: ServerRequestContext[Any], params: CallToolRequestParams
     ) -> CallToolResult:
+        """Call a tool. A failure becomes a result with one line of text."""
         wants_progress = bool(context.meta and "progress_token" in context.meta)
         progress = ProgressReporter(context.session, wants_progress)
         try:
@@ -64,7 +66,10 @@ def create_server(host: Host) -> Server[Any]:
 
 
 async def _can_edit(host: Host) -> bool:
-    """Return whether the model can change images; True if it is not loaded within seconds."""
+    """Return whether the model can change images.
+
+    True if it is not loaded within ``_LISTING_WAIT`` seconds: a call will tell if it cannot.
+    """
     try:
         async with asyncio.timeout(_LISTING_WAIT):
             async with host.engine() as engine:

@@ -103,14 +103,16 @@ class LocalHost:
         self._load = load
         self._report = report
         self._output_folder = output_folder
-        self._engine: Engine | None = None  # of the newest attempt
-        self._loading: asyncio.Task[Engine] | None = None  # the newest attempt
+        # The task of the newest attempt to load the model; None: none so far.
+        self._loading: asyncio.Task[Engine] | None = None
+        self._engine: Engine | None = None  # the engine of that attempt
 
     def start_loading(self) -> None:
         """Start an engine and load its model in the background."""
         self._engine = Engine(self._load)
         self._loading = asyncio.create_task(self._start(self._engine))
-        # Without a look at its error, asyncio would log a failed attempt that no call waits for.
+        # Read the error, even if no call waits for this attempt. Otherwise asyncio would log it as
+        # never retrieved.
         self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _start(self, engine: Engine) -> Engine:
@@ -171,8 +173,8 @@ class LocalHost:
         return lambda event: None
 
     async def close(self) -> bool:
-        """Close the engine, and return whether its thread has ended within a moment."""
-        if self._engine is None:
+        """Close the engine, and return whether its thread has ended within ``_CLOSING_SECONDS``."""
+        if self._engine is None:  # there is no thread
             return True
         closing = asyncio.create_task(self._engine.close(0))
         done, _ = await asyncio.wait({closing}, timeout=_CLOSING_SECONDS)
@@ -190,7 +192,7 @@ class LocalHost:
 
 
 def _has_started(loading: asyncio.Task[Engine]) -> bool:
-    """Return whether an attempt that has ended gave an engine that takes requests."""
+    """Return whether an attempt to load, which has ended, gave an engine that takes requests."""
     failed = loading.cancelled() or loading.exception() is not None
     return not failed and not loading.result().stopping
 
@@ -208,4 +210,4 @@ def _open(source: str) -> Image.Image:
         # A language model chooses the address, perhaps as a page that it has read tells it to. So
         # it must not reach this machine's network.
         return decode_image(fetch_public(source, max_bytes=_MAX_IMAGE_BYTES), source)
-    return open_image(os.path.expanduser(source))  # noqa: PTH111  it never fails
+    return open_image(os.path.expanduser(source))  # noqa: PTH111  Path.expanduser may fail

@@ -115,19 +115,19 @@ def check_arguments(schema: type[Arguments], given: dict[str, Any] | None) -> Ar
     try:
         return schema.model_validate(given or {})
     except ValidationError as error:
-        mistake = error.errors(include_url=False)[0]
-        name = str(mistake["loc"][0])
+        mistake = error.errors(include_url=False)[0]  # one error is enough for the message
+        name = str(mistake["loc"][0])  # the path to the mistake begins with the argument's name
         if mistake["type"] == "missing":
             raise OptionError(f"{name} is missing: add it") from None
         if mistake["type"] == "extra_forbidden":
             known = ", ".join(schema.model_fields)
             raise OptionError(f"there is no argument {name!r}: use {known}") from None
         reason = mistake["msg"].replace("Input should be", "it must be", 1)
-        raise OptionError(f"{name}: {reason}, got {_shown(mistake['input'])}") from None
+        raise OptionError(f"{name}: {reason}, got {_describe_value(mistake['input'])}") from None
 
 
-def _shown(value: Any) -> str:
-    """Return a wrong value for an error message; of a long one, only the type."""
+def _describe_value(value: Any) -> str:
+    """Return a wrong value for an error message; of a long text or a list, only the type."""
     is_short = isinstance(value, int | float | None) or (isinstance(value, str) and len(value) < 80)
     return repr(value) if is_short else f"a {type(value).__name__}"
 
@@ -142,7 +142,7 @@ class _PlainSchema(GenerateJsonSchema):
     def default_schema(self, schema: Any) -> dict[str, Any]:
         """Return the schema of an argument that has a default."""
         generated = super().default_schema(schema)
-        if generated.get("default", "") is None:
+        if generated.get("default", "") is None:  # "" stands for no default
             del generated["default"]
         return generated
 
@@ -150,7 +150,7 @@ class _PlainSchema(GenerateJsonSchema):
 def _schema(arguments: type[_Arguments]) -> dict[str, Any]:
     """Return the JSON Schema of a tool's arguments."""
     schema = arguments.model_json_schema(schema_generator=_PlainSchema)
-    for name in ("title", "description"):  # those of the class
+    for name in ("title", "description"):  # they come from the class, not from the tool
         schema.pop(name, None)
     # The required arguments first: models tend to write arguments in the order of the schema.
     properties = schema["properties"]
@@ -174,7 +174,7 @@ def tools(*, saves_images: bool, can_edit: bool) -> list[Tool]:
         open_world_hint=False,
     )
     reading = ToolAnnotations(read_only_hint=True, destructive_hint=False, open_world_hint=True)
-    # Images to change may be at an address, too.
+    # Images to change may be at an address, as the image of a question may.
     editing = drawing.model_copy(update={"open_world_hint": True})
     listed = [
         Tool(
@@ -201,4 +201,4 @@ def tools(*, saves_images: bool, can_edit: bool) -> list[Tool]:
             annotations=editing,
         ),
     ]
-    return listed if can_edit else listed[:-1]
+    return listed if can_edit else listed[:-1]  # the last tool is EDIT

@@ -53,7 +53,7 @@ def check_compiled_choice(device: str, *, compiled: bool | None = None) -> Check
     """Compare the tokens of the compiled sampler with those of the plain one.
 
     Args:
-        device: the name in the check.
+        device: the device's name in the result. It does not choose the device.
         compiled: whether to compile; None: only on a GPU, as ``draw_tokens`` does.
     """
     if compiled is None:
@@ -65,34 +65,36 @@ def check_compiled_choice(device: str, *, compiled: bool | None = None) -> Check
     for options in _OPTIONS:
         shape = (2 * options.rows, 8, 128)  # batch rows of two images, positions, vocabulary
         logits = mx.array(random.normal(size=shape).astype(np.float32))
-        plain = make_sampler(options, compiled=False)(logits, keys)
-        ours = make_sampler(options, compiled=compiled)(logits, keys)
-        equal += int((plain == ours).sum())
-        total += plain.size
+        expected = make_sampler(options, compiled=False)(logits, keys)
+        found = make_sampler(options, compiled=compiled)(logits, keys)
+        equal += int((found == expected).sum())
+        total += expected.size
     status: Status = "ok" if equal == total else "fail"
     text = f"{equal} of {total} tokens equal the plain choice's"
     return Check(PART, "compiled choice", device, "", status, text)
 
 
 def check_convolution(device: str, convolve: Callable[..., mx.array] | None = None) -> Check:
-    """Compare all three kinds of convolution with a sum in numpy.
+    """Compare the codec's three kinds of convolution with a computation in numpy.
 
     Args:
-        device: the name in the check.
+        device: the device's name in the result. It does not choose the device.
         convolve: called with a layer and its input; None: the codec's ``Conv2d.__call__``. On a
-            GPU, it only calls ``nn.Conv2d.__call__``. A test passes the latter on a CPU.
+            GPU, the codec's method only calls ``nn.Conv2d.__call__``. So a test on a CPU passes
+            ``nn.Conv2d.__call__``, to check what a GPU would run.
     """
     run = convolve or Conv2d.__call__
     random = np.random.default_rng(0)
     deviations = []
-    for size, stride, padding in ((3, 1, 1), (3, 2, 0), (1, 1, 0)):
-        layer = Conv2d(16, 24, size, stride=stride, padding=padding)
+    for kernel_side, stride, padding in ((3, 1, 1), (3, 2, 0), (1, 1, 0)):
+        layer = Conv2d(16, 24, kernel_side, stride=stride, padding=padding)
         x = random.normal(size=(1, 13, 17, 16)).astype(np.float32)
-        weight = random.normal(size=(24, size, size, 16)).astype(np.float32)
+        weight = random.normal(size=(24, kernel_side, kernel_side, 16)).astype(np.float32)
         layer.weight = mx.array(weight)
         layer.bias = mx.arange(24, dtype=mx.float32)
-        ours = run(layer, mx.array(x))
-        deviations.append(relative_rms(ours, _convolve_in_numpy(x, weight, stride, padding)))
+        found = run(layer, mx.array(x))
+        expected = _convolve_in_numpy(x, weight, stride, padding)
+        deviations.append(relative_rms(found, expected))
     bound = float_bound("float32", device)
     return judge(PART, "convolution", device, "float32", float(np.max(deviations)), bound)
 
@@ -121,18 +123,19 @@ def check_wired_limit(device: str) -> Check:
         with memory.weights_wired():
             pass
         return Check(PART, about, device, "", "ok", "none: only Apple silicon has one")
-    size = memory.device_memory()  # the right limit inside
-    before = _wired_limit()  # the right limit after
-    outer = memory.weights_wired()
-    outer.__enter__()
+    right_inside = memory.device_memory()
+    right_after = _wired_limit()
+    first = memory.weights_wired()
+    first.__enter__()  # no ``with``, because this block ends before the one that begins after it
     with memory.weights_wired():
-        outer.__exit__(None, None, None)  # blocks may end in any order
+        first.__exit__(None, None, None)
         inside = _wired_limit()
     after = _wired_limit()
-    right = inside == size and after == before
+    right = inside == right_inside and after == right_after
     text = f"{memory.format_size(inside)} inside, {memory.format_size(after)} after"
     if not right:
-        text += f": {memory.format_size(size)} and {memory.format_size(before)} are right"
+        right_sizes = (memory.format_size(right_inside), memory.format_size(right_after))
+        text += f": {' and '.join(right_sizes)} are right"
     return Check(PART, about, device, "", "ok" if right else "fail", text)
 
 
@@ -164,7 +167,7 @@ def check_drawing_memory(device: str) -> Check:
     dtype = choose_dtype(config, None)
     estimate = task_memory(config, dtype)["draw"]
     model = load_at(TINY, Precision(dtype))
-    # In memory are the weights of all tasks. Only those of this task are counted below.
+    # The weights of all tasks are in memory, but the estimate has only those of this task.
     held = _start_measuring()
     weights = sum(array.nbytes for array in model.drawing_arrays().values())
     ids = list(range(1, 33))
@@ -173,7 +176,7 @@ def check_drawing_memory(device: str) -> Check:
     image = (0, 0)  # index of its prompt, and its seed
     for _ in draw_tokens(model, [prompt], [image], options):
         pass
-    peak = weights + mx.get_peak_memory() - held
+    peak = weights + (mx.get_peak_memory() - held)
     return _compare_memory("memory of image tokens", device, peak, estimate)
 
 
@@ -182,16 +185,16 @@ def check_decoding_memory(device: str) -> Check:
     config = JanusConfig.load(FOLDER / "config.json")
     estimate = task_memory(config, "float32")["decode"]
     model = load_at(FOLDER, Precision("float32"))
-    # In memory are the weights of all tasks. Only those of this task are counted below.
+    # The weights of all tasks are in memory, but the estimate has only those of this task.
     held = _start_measuring()
     weights = sum(array.nbytes for array in model.decoding_arrays().values())
     mx.eval(model.decode_image_tokens(mx.array(reference_numbers()["vq.codes"])))
-    peak = weights + mx.get_peak_memory() - held
+    peak = weights + (mx.get_peak_memory() - held)
     return _compare_memory("memory of decoding", device, peak, estimate)
 
 
 def _start_measuring() -> int:
-    """Reset MLX's peak of memory, and return the bytes that are held now."""
+    """Reset MLX's peak of memory, and return the bytes that MLX's arrays hold now."""
     mx.synchronize()
     mx.clear_cache()
     mx.reset_peak_memory()
@@ -199,9 +202,9 @@ def _start_measuring() -> int:
 
 
 def _compare_memory(about: str, device: str, peak: int, estimate: int) -> Check:
-    """Return the check of a measured peak of memory.
+    """Return the check of a measured peak of memory, in bytes, against its estimate.
 
-    It warns if the peak is above ``_MEMORY_MARGIN`` times the estimate. Both are in bytes.
+    The check warns if the peak is above ``_MEMORY_MARGIN`` times the estimate.
     """
     status: Status = "ok" if peak <= _MEMORY_MARGIN * estimate else "warn"
     text = f"peak {peak / 1e6:.1f} MB, estimated {estimate / 1e6:.1f} MB"

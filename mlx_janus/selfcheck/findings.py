@@ -76,7 +76,7 @@ def on_device(name: str) -> Iterator[None]:
         yield
     finally:
         mx.synchronize()
-        # MLX's own variable turns compilation off in the entire process.
+        # Compilation stays off if the user has turned it off by MLX's own variable.
         if name == "cpu" and "MLX_DISABLE_COMPILE" not in os.environ:
             mx.enable_compile()
         mx.set_default_device(before)

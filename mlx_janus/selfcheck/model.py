@@ -70,7 +70,7 @@ def is_pro_1b(janus: JanusPipeline) -> bool:
 def _check_cache(janus: JanusPipeline, device: str, precision: str) -> Check:
     """Compare the hidden states of one pass over a text with those of single steps with a cache.
 
-    The bound on a CPU is that of a GPU, too, because one pass and single steps round differently.
+    On a CPU, the wider bound of a GPU holds, because one pass and single steps round differently.
     """
     model = janus.model
     embeddings = model.embed_text(mx.array([janus.prompts.drawing(SMOKE_PROMPT)]))
@@ -86,7 +86,11 @@ def _check_cache(janus: JanusPipeline, device: str, precision: str) -> Check:
 
 
 def _check_understanding(janus: JanusPipeline, device: str, precision: str) -> Iterator[Check]:
-    """Yield the checks of a model that draws no image tokens, without those of drawing."""
+    """Yield the checks of a model that draws no image tokens.
+
+    On a GPU, the vision encoder's features are compared with the CPU's; on a CPU, they must be
+    finite. A last entry says that drawing is not checked.
+    """
     model = janus.model
     side = model.config.understanding.image_size
     pixels = mx.array(np.random.default_rng(0).uniform(-1, 1, (1, side, side, 3)), mx.float32)
@@ -108,7 +112,7 @@ def _check_understanding(janus: JanusPipeline, device: str, precision: str) -> I
 
 
 def _check_pixels(janus: JanusPipeline, device: str, precision: str) -> Check:
-    """Check that the codec and the vision encoder give finite numbers."""
+    """Check that the codec's decoder and the vision encoder give finite numbers."""
     model = janus.model
     tokens = mx.zeros((1, token_config(model.config).tokens), mx.int32)
     pixels = model.decode_image_tokens(tokens)
@@ -146,18 +150,19 @@ def compare_with_cpu(janus: JanusPipeline, device: str, precision: str) -> Itera
     }
     for about, (compute, bound) in networks.items():
         with on_device(device):
-            ours = compute()
-            mx.eval(ours)
+            found = compute()
+            mx.eval(found)
         with on_device("cpu"):
-            deviation = relative_rms(ours, compute())
+            expected = compute()
+            deviation = relative_rms(found, expected)
         yield judge(PART, about, device, precision, deviation, bound)
 
 
 def _two_device_bound(dtype: mx.Dtype) -> Bound:
     """Return the bound of a network's deviation between two devices, in a float type.
 
-    It is wider than that of the part "numbers", whose small model has few layers: the devices round
-    differently in every layer.
+    It is wider than the bound of the part "numbers". The devices round differently in every layer,
+    and the small model of that part has few layers.
     """
     name = str(dtype).removeprefix("mlx.core.")
     bound = float_bound(name, "gpu")  # type: ignore[arg-type]
@@ -167,7 +172,8 @@ def _two_device_bound(dtype: mx.Dtype) -> Bound:
 def check_smoke(janus: JanusPipeline, device: str, precision: str) -> Check:
     """Compare the first image tokens of Janus-Pro-1B with those of transformers' test.
 
-    The prompt has no roles: bos, the text and begin-of-image.
+    The prompt has no roles: it is bos, the text and begin-of-image. Only the first token must be
+    equal. A later difference is worth a warning, because rounding may cause it.
     """
     drawing = janus.prompts.drawing(SMOKE_PROMPT)
     text_ids = janus.tokenizer.encode(SMOKE_PROMPT, add_special_tokens=False).ids

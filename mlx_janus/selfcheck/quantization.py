@@ -33,7 +33,7 @@ _TOKENS = {"cpu": 1, "gpu": 24}  # text tokens of a prompt; half precision is sl
 def check_quantization(
     device: str, precisions: Sequence[Precision] = PRECISIONS
 ) -> Iterator[Check]:
-    """Yield checks of the groups and of the products of quantized layers.
+    """Yield checks of the group sizes of quantized layers, and of what the layers compute.
 
     Args:
         device: "cpu" or "gpu".
@@ -66,7 +66,10 @@ def _products_bound(dtype: Dtype, device: str) -> Bound:
 
 
 def _check_groups(name: str, folder: Path, bits: int, device: str) -> Check:
-    """Check that the layers of a model have the recorded bits and group sizes."""
+    """Check that a model's quantized layers have the bits and group sizes of ``recorded_groups``.
+
+    ``name`` is the model's name there.
+    """
     about = f"groups of the model {name!r}"
     try:
         model = load_at(folder, Precision("float32", bits))
@@ -98,7 +101,7 @@ def _quantized_layers(model: JanusModel) -> dict[str, nn.QuantizedLinear]:
 
 
 def _deviation_from_unpacked(device: str, precision: Precision) -> float:
-    """Return the deviation of a quantized Janus-Tiny from its unpacked copy on the CPU."""
+    """Return the largest deviation of a quantized Janus-Tiny from its unpacked copy on the CPU."""
     with on_device(device):
         model = load_at(TINY, precision)
         outputs = _outputs(model, _TOKENS[device])
@@ -106,7 +109,7 @@ def _deviation_from_unpacked(device: str, precision: Precision) -> float:
     with on_device("cpu"):
         expected = _outputs(unpacked_copy(model), _TOKENS[device])
         pairs = zip(outputs, expected, strict=True)
-        return max(relative_rms(*pair) for pair in pairs)
+        return float(np.max([relative_rms(*pair) for pair in pairs]))  # NaN counts as the greatest
 
 
 def _outputs(model: JanusModel, tokens: int) -> list[mx.array]:

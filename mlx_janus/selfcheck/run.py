@@ -28,11 +28,12 @@ def run_parts(
 ) -> Iterator[Check]:
     """Yield the checks of parts of the self-check, on every device of this machine.
 
-    A check changes the default device of the calling thread, and restores it at its end.
+    Without a GPU, the first check is a warning. A check changes the default device of the calling
+    thread, and restores it at its end.
 
     Args:
-        parts: names of ``PARTS``.
-        model: also check this model, by a name that ``load`` knows; None: no other model.
+        parts: the parts to run, each one of ``PARTS``.
+        model: name, as for ``load``, of a model that is checked too; None for no such model.
         report: called with the name of each part before it starts.
     """
     note_mlx_use()

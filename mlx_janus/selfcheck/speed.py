@@ -144,9 +144,9 @@ def speed_checks(speed: Speed, name: str) -> Iterator[Check]:
     )
     text = f"{speed.step * 1e3:.2f} ms of {name}, {speed.overhead * 1e3:.2f} ms without the reading"
     yield Check(PART, "image step", device, "", "ok", text)
-    first = speed.passes[1]
-    ratios = [f"{window}: {seconds / first:.2f}" for window, seconds in speed.passes.items()]
-    text = f"{first * 1e3:.2f} ms; relative to it by window, {', '.join(ratios)}"
+    shortest = speed.passes[1]  # of window 1
+    ratios = [f"{window}: {seconds / shortest:.2f}" for window, seconds in speed.passes.items()]
+    text = f"{shortest * 1e3:.2f} ms; relative to it by window, {', '.join(ratios)}"
     yield Check(PART, "image pass", device, "", "ok", text)
     text = f"{speed.tokens_per_pass:.2f} tokens of {name} with window 8"
     yield Check(PART, "tokens a pass", device, "", "ok", text)
@@ -180,21 +180,25 @@ def image_seconds(model: Published, bits: float, speed: Speed, layers: int) -> f
 
     Args:
         model: the published model.
-        bits: bits per weight of the language model.
+        bits: bits per weight of the language model. The image head and its adaptor have 8 at least.
         speed: the measured speeds.
         layers: layers of the measured model.
     """
     head_bits = max(bits, _BITS["8 bits"])
-    weights = (model.body * bits + model.heads * head_bits) / 8
-    cache = 2 * model.cache * (_PROMPT + _IMAGE_TOKENS / 2)  # two rows, in the middle of an image
+    weights = (model.body * bits + model.heads * head_bits) / 8  # bytes
+    # Bytes of two rows, as guidance needs, in the middle of an image: the mean over its steps.
+    cache = 2 * model.cache * (_PROMPT + _IMAGE_TOKENS / 2)
     fixed = speed.overhead * model.layers / layers
     return _IMAGE_TOKENS * ((weights + cache) / speed.bandwidth + fixed)
 
 
 def needed_memory(model: Published, bits: float) -> float:
-    """Return the bytes of all weights and of the KV cache of one image with guidance."""
-    head_bits = max(bits, _BITS["8 bits"])
-    text_bits = 16 + bits  # of a weight in the embedding table, and of one in ``lm_head``
+    """Return the bytes of all weights and of the KV cache of one image with guidance.
+
+    ``bits`` are those of a weight in the language model.
+    """
+    head_bits = max(bits, _BITS["8 bits"])  # the image head and its adaptor have 8 bits at least
+    text_bits = 16 + bits  # of a weight in the token embeddings (16), and of one in ``lm_head``
     weights = (model.body * bits + model.heads * head_bits + model.text * text_bits) / 8
-    cache = 2 * model.cache * (_PROMPT + _IMAGE_TOKENS)
+    cache = 2 * model.cache * (_PROMPT + _IMAGE_TOKENS)  # two rows, because of guidance
     return weights + model.others + cache

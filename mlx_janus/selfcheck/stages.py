@@ -88,7 +88,8 @@ def _drawing(model: JanusModel, numbers: Numbers) -> Iterator[Pair]:
     for token in numbers["gen.greedy_tokens"].tolist():
         states.append(hidden[:, 0])
         logits = model.image_logits(hidden[:, 0])
-        guided.append(guide(logits[:1], logits[1:], 5.0)[0])  # 5: the weight of guidance
+        # Row 0 is the conditional one, and row 1 the unconditional. 5 is the weight of guidance.
+        guided.append(guide(logits[:1], logits[1:], 5.0)[0])
         step = model.embed_image_tokens(mx.array([[token], [token]]))
         hidden = model.hidden_states(step, cache)
     yield mx.stack(states), "gen.hidden"
@@ -99,7 +100,7 @@ def _codec_decoder(model: JanusModel, numbers: Numbers) -> Iterator[Pair]:
     """Yield the outputs of the codec's decoder."""
     codes = mx.array(numbers["vq.codes"])
     codec = model.gen_vision_model
-    vectors = codec.quantize.look_up(codes).reshape(1, 4, 4, -1)
+    vectors = codec.quantize.look_up(codes).reshape(1, 4, 4, -1)  # (B, h, w, codebook_dim)
     yield _nchw(vectors), "vq.quant"
     x = codec.decoder.conv_in(codec.post_quant_conv(vectors))
     for block in codec.decoder.mid:

@@ -29,18 +29,18 @@ _AGREEMENT = 0.95  # smallest share of equal tokens; almost equal logits explain
 
 @dataclass(frozen=True)
 class Generated:
-    """The tokens of an image and of an answer, and the choices at each token of the image."""
+    """The generated tokens of an image and of an answer, and the result of ``forced_choices``."""
 
     image: list[int]
     answer: list[int]
-    choices: list[int]  # likeliest tokens after the CPU's tokens
+    choices: list[int]
 
 
 def check_tokens(device: str) -> Iterator[Check]:
     """Yield checks of an image and an answer on a device, against those on the CPU.
 
-    If the device is the CPU itself, its second image has another window, and its second answer
-    prompt lookup. Neither should change a token.
+    If the device is the CPU itself, the CPU generates both a second time: the image with a longer
+    window, and the answer with prompt lookup. Neither should change a token.
     """
     try:
         expected = generate("cpu")
@@ -61,7 +61,7 @@ def generate(device: str, reference: list[int] | None = None, window: int = 1) -
 
     Args:
         device: "cpu" or "gpu".
-        reference: the image's tokens that ``choices`` follow; None: those generated here.
+        reference: image tokens for ``forced_choices``; None: those generated here.
         window: positions of the image that are read in one pass. If it is above 1, the answer is
             generated with prompt lookup.
     """
@@ -73,7 +73,7 @@ def generate(device: str, reference: list[int] | None = None, window: int = 1) -
             drawn = janus.generate_images(_PROMPT, temperature=0, window=window)[0]
             side = model.config.understanding.image_size
             image = Image.new("RGB", (side, side), "navy")
-            lookup = 4 if window > 1 else 0
+            lookup = 4 if window > 1 else 0  # draft tokens of prompt lookup
             answer = janus.generate_text(_QUESTION, image, max_tokens=16, lookup=lookup)
             image_tokens = np.array(drawn.tokens).tolist()
             choices = forced_choices(janus, reference or image_tokens)
@@ -81,7 +81,10 @@ def generate(device: str, reference: list[int] | None = None, window: int = 1) -
 
 
 def forced_choices(janus: JanusPipeline, tokens: list[int]) -> list[int]:
-    """Return the likeliest image token at each position, given the tokens before it."""
+    """Return the likeliest token at each position of an image whose earlier tokens are given.
+
+    The earlier tokens are those of ``tokens``, so a choice has no effect on later ones.
+    """
     model = janus.model
     ids = janus.prompts.drawing(_PROMPT)
     rows = mx.array([ids, janus.prompts.unconditional(ids)])
@@ -96,13 +99,13 @@ def forced_choices(janus: JanusPipeline, tokens: list[int]) -> list[int]:
     return choices
 
 
-def _compare(about: str, device: str, ours: list[int], theirs: list[int]) -> Check:
-    """Return the check of generated tokens. It warns if they differ."""
-    if ours == theirs:
-        text = f"all {len(ours)} equal the CPU's"
+def _compare(about: str, device: str, found: list[int], expected: list[int]) -> Check:
+    """Return the check of generated tokens. The check warns if they differ from the expected."""
+    if found == expected:
+        text = f"all {len(found)} equal the CPU's"
         return Check(PART, about, device, "float32", "ok", text)
-    pairs = zip(ours, theirs, strict=False)  # an answer may be shorter
-    # The number of tokens before the first difference.
-    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
-    text = f"the first {shared} of {len(theirs)} equal the CPU's, then rounding decides"
+    pairs = zip(found, expected, strict=False)  # one answer may be shorter
+    # The number of tokens before the first difference. Without one, the shorter list has ended.
+    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(expected)))
+    text = f"the first {shared} of {len(expected)} equal the CPU's, then rounding decides"
     return Check(PART, about, device, "float32", "warn", text)

@@ -1,4 +1,4 @@
-"""The application: OpenAI's routes, the routes about the server, and the page."""
+"""The application: the routes of all APIs, the routes about the server, and the web page."""
 
 from __future__ import annotations
 
@@ -58,12 +58,13 @@ def create_app(engines: Engine | EnginePool, settings: Settings) -> FastAPI:
     """Return the server's FastAPI application.
 
     Args:
-        engines: the engine of one model, or those of several. The caller starts and closes them.
+        engines: the engine of one model, or a pool of several engines. The caller starts and
+            closes them.
         settings: access and limits.
     """
     pool = engines if isinstance(engines, EnginePool) else EnginePool.of_engine(engines)
     models = ServedModels(pool, settings)
-    # The parser of forms would log each damaged one, whose client is told by the reply.
+    # Silence ``python_multipart``: it would log every damaged form, but the reply tells the client.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     app = FastAPI(
         title="mlx_janus",
@@ -118,9 +119,10 @@ def _generation_router(models: ServedModels) -> APIRouter:
 
 
 def _edit_router(models: ServedModels) -> APIRouter:
-    """Return a router with the route that changes images, which takes forms and JSON.
+    """Return a router with the route that changes images.
 
-    A form on another site's page could use it, but ``SameOriginMiddleware`` refuses such pages.
+    The route takes forms and JSON, so it is not a ``JSONRoute``. ``SameOriginMiddleware`` refuses
+    forms that pages of other sites send.
     """
     router = APIRouter(prefix="/v1", tags=["generation"])
 
@@ -158,7 +160,7 @@ def _model_router(models: ServedModels) -> APIRouter:
         """Describe the model of this name."""
         model = models.find(name)
         names = models.names(model)
-        # For an alias or "default", which are in no list, reply with the list's first name.
+        # Lists leave out aliases and "default". For these, reply with the model's first name.
         return models.describe(model, name if name in names else names[0])
 
     return router
@@ -256,7 +258,7 @@ def _read_page() -> tuple[str, dict[str, str]]:
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
         hashes = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
-        return " ".join(hashes) or "'none'"  # the placeholder page has neither tag
+        return " ".join(hashes) or "'none'"  # the placeholder page has no such tag
 
     policy = (
         f"default-src 'none'; "

@@ -50,10 +50,10 @@ class Form:
     """The parts of a form.
 
     Args:
-        fields: the text of each field that is not a file. Empty ones, and all but the last of one
-            name, are left out.
-        files: name and bytes of each file, in order. Empty ones without a file name are left out:
-            a browser sends one for a file field in which nothing is chosen.
+        fields: the text of each field that is not a file, by the field's name. Empty fields are
+            left out. Of several fields with the same name, only the last one is kept.
+        files: the field's name and the bytes of each file, in order. Empty files without a file
+            name are left out: a browser sends one for a file field in which nothing is chosen.
     """
 
     fields: dict[str, str] = field(default_factory=dict)
@@ -70,8 +70,9 @@ async def read_form(request: Request) -> Form:
     boundary = _BOUNDARY.search(request.headers["content-type"])
     if boundary is None:
         raise APIError(400, f"the form has no boundary: send 'Content-Type: {FORM}; boundary=...'")
-    # Other parameters are left out, because a charset might name any of Python's codecs.
-    headers = Headers({"content-type": f'{FORM}; boundary="{boundary[1] or boundary[2]}"'})
+    quoted, unquoted = boundary.groups()  # one of them is None
+    # Leave the header's other parameters out, because a charset might name any of Python's codecs.
+    headers = Headers({"content-type": f'{FORM}; boundary="{quoted or unquoted}"'})
     parser = _Parser(
         headers,
         _pieces(request),
@@ -105,7 +106,7 @@ class _Parser(MultiPartParser):
     Args:
         headers: the Content-Type with the boundary.
         stream: the form's bytes.
-        limits: of Starlette's parser.
+        limits: the keyword arguments of Starlette's parser.
     """
 
     spool_max_size = 0  # bytes of a file before it is written to disk; 0: never
@@ -119,7 +120,9 @@ class _Parser(MultiPartParser):
         self._complete = True
 
     async def _to_the_end(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        """Yield the form's bytes; the parser reads each piece before it asks for the next.
+        """Yield the form's bytes, and then check that the parser has found the form's end.
+
+        The parser parses each piece before it asks for the next one.
 
         Raises:
             MultiPartException: the last boundary is missing. The parser then closes all files.

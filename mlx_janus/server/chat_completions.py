@@ -108,7 +108,7 @@ async def begin_answers(
         body: the request.
         request: the client's HTTP request.
         service: the server's parts.
-        format_field: the client's name of the field ``response_format``, for messages.
+        format_field: the name of ``response_format`` in the client's API, for error messages.
 
     Raises:
         APIError: the request is refused, an image cannot be read, or the client leaves.
@@ -132,13 +132,14 @@ async def read_prompt(
 ) -> tuple[AnswerForm, Conversation]:
     """Return the form of a request's answers, and its conversation.
 
-    The tools are at the end of the conversation's system prompt. Tools that the model need not call
-    are left out if the prompt would not fit into the context with them: some clients send dozens.
+    The conversation's system prompt ends with the tools. If the model need not call a tool, and the
+    context has no room for the tools, they are left out, and the form allows any text: some clients
+    send dozens of tools with every request.
 
     Args:
         body: the request.
         service: the server's parts.
-        format_field: the client's name of the field ``response_format``, for messages.
+        format_field: the name of ``response_format`` in the client's API, for error messages.
 
     Raises:
         APIError: the conversation has no question, or the form is refused.
@@ -162,14 +163,15 @@ def _with_tools(body: ChatRequest, form: AnswerForm, service: Service) -> Conver
     conversation = read_conversation(body.messages)
     conversation.system = service.system(conversation.system)
     if form.tools:
-        system = conversation.system
-        own = service.engine.config.prompt.system if system is None else system
-        conversation.system = form.system(own)
+        without_tools = conversation.system
+        if without_tools is None:
+            without_tools = service.engine.config.prompt.system
+        conversation.system = form.system(without_tools)
     return conversation
 
 
 def _fits(conversation: Conversation, service: Service) -> bool:
-    """Return whether the context has room for a conversation and one more token."""
+    """Return whether the context has room for a conversation and one token of an answer."""
     try:
         ids = service.engine.conversation_ids(conversation.turns, conversation.system)
     except JanusError:  # far too long, or a mistake that ``submit`` reports
@@ -183,7 +185,8 @@ def text_options(body: ChatRequest, n: int) -> TextOptions:
     The other answers use the following numbers as seeds. A body without a seed gets a random one.
 
     Raises:
-        APIError: the last answer's seed would be too large, or ``top_logprobs`` lacks ``logprobs``.
+        APIError: the last answer's seed would be too large, or ``top_logprobs`` is given without
+            ``logprobs``.
     """
     seed = random_seed() if body.seed is None else body.seed
     if seed + n - 1 > MAX_SEED:
@@ -206,7 +209,7 @@ def _sampling_options(body: SamplingFields) -> dict[str, Any]:
     """Return the sampling fields that a body gives, as fields of ``TextOptions``.
 
     Raises:
-        APIError: ``top_logprobs`` lacks ``logprobs``.
+        APIError: ``top_logprobs`` is given without ``logprobs``.
     """
     if body.top_logprobs and not body.logprobs:
         raise APIError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
@@ -217,19 +220,19 @@ def _sampling_options(body: SamplingFields) -> dict[str, Any]:
     return given
 
 
-def check_bias(body: ChatRequest, vocabulary: int) -> None:
-    """Refuse a bias of tokens that the model does not have.
+def check_bias(body: ChatRequest, vocab_size: int) -> None:
+    """Refuse a ``logit_bias`` with token ids that the model does not have.
 
     Args:
         body: the request.
-        vocabulary: number of the model's tokens.
+        vocab_size: the number of the model's tokens.
 
     Raises:
-        APIError: an id is beyond the vocabulary.
+        APIError: a token id is ``vocab_size`` or more.
     """
     for token in body.logit_bias or {}:
-        if int(token) >= vocabulary:
-            reason = f"this model's token ids are 0 to {vocabulary - 1}, got {token}"
+        if int(token) >= vocab_size:
+            reason = f"this model's token ids are 0 to {vocab_size - 1}, got {token}"
             raise APIError(400, f"logit_bias: {reason}", param="logit_bias")
 
 
@@ -249,7 +252,7 @@ def _choice(answer: Answered, reader: CallReader) -> Choice:
 
     Args:
         answer: the answer.
-        reader: a new reader of calls.
+        reader: a new reader, to which this function adds the whole answer.
     """
     reader.add(answer.result.text)
     call = reader.call
@@ -276,7 +279,7 @@ async def _chunks(
     Args:
         ticket: the request in the engine.
         common_fields: the fields that all chunks repeat.
-        readers: a reader of calls for each answer.
+        readers: a new reader of calls for each answer.
         with_usage: whether to add a chunk with the token counts at the end.
         record: called with each of the engine's events.
     """
@@ -293,15 +296,16 @@ async def _chunks(
         record(event)
         if isinstance(event, Piece):
             delta = readers[event.index].add(event.text)
-            logprobs = choice_logprobs(event.logprobs or None)
+            tokens = event.logprobs or None  # (): log-probabilities were not asked for
+            logprobs = choice_logprobs(tokens)
             yield encode_chunk(ChunkChoice(index=event.index, delta=delta, logprobs=logprobs))
         elif isinstance(event, Answered):
             results.append(event.result)
             reader = readers[event.index]
             reason = _finish_reason(event.result, reader)
-            if rest := reader.finish().model_dump():
-                delta = Delta(**rest)
-                yield encode_chunk(ChunkChoice(index=event.index, delta=delta))
+            rest = reader.finish()
+            if rest.model_dump():  # {} if nothing is left to send
+                yield encode_chunk(ChunkChoice(index=event.index, delta=rest))
             yield encode_chunk(ChunkChoice(index=event.index, delta=Delta(), finish_reason=reason))
     if with_usage:
         # As in OpenAI's streams, this chunk has no choices.

@@ -1,4 +1,4 @@
-"""The routes of APIs other than chat: Responses, text completions, Messages and tokens."""
+"""The routes of further APIs: Responses, text completions, Anthropic's Messages, and tokens."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ANTHROPIC_ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def compatible_router(models: ServedModels) -> APIRouter:
-    """Return a router with the routes of APIs other than chat."""
+    """Return a router with the routes of all APIs in this module."""
     router = APIRouter()
     router.include_router(_text_router(models))
     router.include_router(_messages_router(models))
@@ -50,7 +50,7 @@ def compatible_router(models: ServedModels) -> APIRouter:
 
 
 def _text_router(models: ServedModels) -> APIRouter:
-    """Return a router with OpenAI's other routes for text."""
+    """Return a router with OpenAI's routes for Responses and for text completions."""
     router = APIRouter(prefix="/v1", route_class=JSONRoute, tags=["generation"])
 
     @router.post(
@@ -124,7 +124,10 @@ def _token_router(models: ServedModels) -> APIRouter:
 
 
 def _refusing_router() -> APIRouter:
-    """Return a router whose routes say what to use in place of OpenAI's routes of their paths."""
+    """Return a router for some routes of OpenAI that this server does not support.
+
+    Each route refuses every request, and names the route to use instead.
+    """
     router = APIRouter(prefix="/v1", include_in_schema=False)
 
     @router.post("/images/variations")

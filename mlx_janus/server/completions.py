@@ -1,4 +1,4 @@
-"""``/v1/completions``: texts that continue texts, without a chat's template."""
+"""``/v1/completions``: texts that the model continues, without a chat's template."""
 
 from __future__ import annotations
 
@@ -53,23 +53,23 @@ async def complete_text(
     if field := body.unsupported_field():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
     group = TicketGroup()
-    run = _Run(body, _submit(body, group, service), service)
+    answers = _Answers(body, _submit(body, group, service), service)
     if body.stream:
-        return EventStream(run.encoded(), group, service.settings.heartbeat_seconds)
-    completion = await complete_unless_left(run.complete(), group, request, param="prompt")
+        return EventStream(answers.encoded(), group, service.settings.heartbeat_seconds)
+    completion = await complete_unless_left(answers.complete(), group, request, param="prompt")
     return JSONResponse(completion.model_dump())
 
 
 def _submit(body: CompletionRequest, group: TicketGroup, service: Service) -> list[Ticket]:
-    """Hand each prompt to the engine, and return their tickets.
+    """Hand each prompt to the engine, and return a ticket for each one, in order.
 
     Args:
         body: the request.
-        group: receives the tickets.
+        group: receives the tickets too.
         service: the server's parts.
 
     Raises:
-        APIError: an option or a prompt is refused. Then no prompt is left in the engine.
+        APIError: an option or a prompt is refused. Then the earlier prompts are cancelled.
     """
     chat = _to_chat(body)
     check_bias(chat, service.engine.config.language.vocab_size)
@@ -94,11 +94,12 @@ def _prompts(body: CompletionRequest) -> list[str]:
 
 
 def _to_chat(body: CompletionRequest) -> ChatRequest:
-    """Return a chat request with the same options."""
+    """Return a chat request with the same options, for the functions that check chat options."""
+    # ``logprobs`` of a text completion is a number, which a chat request has in ``top_logprobs``.
     names = SamplingFields.model_fields.keys() - {"logprobs", "top_logprobs"}
     fields: dict[str, Any] = {name: getattr(body, name) for name in names}
     return ChatRequest(
-        messages=[UserMessage(role="user", content="")],  # it is not used
+        messages=[UserMessage(role="user", content="")],  # required, but not used
         max_tokens=body.max_tokens or _DEFAULT_MAX_TOKENS,
         seed=body.seed,
         stop=body.stop,
@@ -108,11 +109,11 @@ def _to_chat(body: CompletionRequest) -> ChatRequest:
     )
 
 
-class _Run:
-    """The answers to the prompts of a request, one prompt after the other.
+class _Answers:
+    """The answers to the prompts of a request, read from the engine one prompt after the other.
 
-    The engine answers several prompts side by side. Events of a later prompt wait until the answers
-    to the earlier ones are read.
+    The engine answers several prompts at the same time. The events of a later prompt wait in its
+    ticket until the answers to the earlier prompts have ended.
 
     Args:
         body: the request.
@@ -138,43 +139,47 @@ class _Run:
     async def complete(self) -> Completion:
         """Return all answers as one object."""
         choices: list[CompletionChoice] = []
-        async for place, event in self._events():
+        async for prompt_index, event in self._events():
             if isinstance(event, Answered):
                 result = event.result
-                logprobs = self._logprobs(place, result.logprobs, 0)
-                choices.append(self._choice(place, event.index, result.text, logprobs, result))
+                logprobs = self._logprobs(prompt_index, result.logprobs, 0)
+                choices.append(
+                    self._choice(prompt_index, event.index, result.text, logprobs, result)
+                )
         choices.sort(key=lambda choice: choice.index)
         return self._reply(choices, self._usage())
 
     async def encoded(self) -> AsyncGenerator[bytes, None]:
         """Yield the encoded events of a stream; the last one is "[DONE]"."""
-        offsets: dict[tuple[int, int], int] = {}  # characters of the answer's tokens so far
-        async for place, event in self._events():
+        # By number of the prompt and of its answer: characters of the answer's tokens so far.
+        lengths: dict[tuple[int, int], int] = {}
+        async for prompt_index, event in self._events():
             if isinstance(event, Piece):
-                before = offsets.get((place, event.index), 0)
-                logprobs = self._logprobs(place, event.logprobs or None, before)
-                offsets[place, event.index] = before + _characters(event.logprobs)
-                choice = self._choice(place, event.index, event.text, logprobs)
+                length = lengths.get((prompt_index, event.index), 0)
+                tokens = event.logprobs or None  # (): log-probabilities were not asked for
+                logprobs = self._logprobs(prompt_index, tokens, length)
+                lengths[prompt_index, event.index] = length + _characters(event.logprobs)
+                choice = self._choice(prompt_index, event.index, event.text, logprobs)
                 yield server_sent_event(self._reply([choice]))
             elif isinstance(event, Answered):
-                choice = self._choice(place, event.index, "", None, event.result)
+                choice = self._choice(prompt_index, event.index, "", None, event.result)
                 yield server_sent_event(self._reply([choice]))
         if self._with_usage:
             yield server_sent_event(self._reply([], self._usage()))
         yield server_sent_event("[DONE]")
 
     async def _events(self) -> AsyncGenerator[tuple[int, Event], None]:
-        """Yield each of the engine's events with the number of its prompt."""
-        for place, ticket in enumerate(self._tickets):
+        """Yield the number of a prompt with each of its events; record events and results."""
+        for prompt_index, ticket in enumerate(self._tickets):
             async for event in ticket:
                 self._record(event)
                 if isinstance(event, Answered):
-                    self._results[place].append(event.result)
-                yield place, event
+                    self._results[prompt_index].append(event.result)
+                yield prompt_index, event
 
     def _choice(
         self,
-        place: int,
+        prompt_index: int,
         index: int,
         text: str,
         logprobs: LegacyLogprobs | None,
@@ -183,30 +188,30 @@ class _Run:
         """Return an answer or its new part.
 
         Args:
-            place: number of the prompt.
-            index: number of the answer to this prompt.
-            text: the text.
-            logprobs: the log-probabilities of its tokens; None: not asked for.
-            result: the finished answer; None: it goes on.
+            prompt_index: number of the prompt, from 0.
+            index: number of the answer to this prompt, from 0.
+            text: the text of the answer or of its new part.
+            logprobs: the log-probabilities of the text's tokens; None: not asked for, or no text.
+            result: the finished answer; None: the answer is not finished.
         """
         reason = None if result is None else cast(Literal["stop", "length"], result.finish_reason)
-        number = place * self._n + index
+        number = prompt_index * self._n + index
         return CompletionChoice(text=text, index=number, logprobs=logprobs, finish_reason=reason)
 
     def _logprobs(
-        self, place: int, tokens: Sequence[TokenLogprob] | None, before: int
+        self, prompt_index: int, tokens: Sequence[TokenLogprob] | None, length: int
     ) -> LegacyLogprobs | None:
         """Return log-probabilities as a part of the reply; None if they were not asked for.
 
         Args:
-            place: number of the prompt.
-            tokens: the tokens.
-            before: characters of the answer's earlier tokens.
+            prompt_index: number of the prompt, from 0.
+            tokens: tokens of an answer, with their log-probabilities.
+            length: characters of the answer's earlier tokens.
         """
         if tokens is None:
             return None
         offsets = []
-        offset = len(self._prompts[place]) + before
+        offset = len(self._prompts[prompt_index]) + length
         for token in tokens:
             offsets.append(offset)
             offset += len(token.text)
@@ -222,9 +227,11 @@ class _Run:
         return Completion(**asdict(self._common), choices=choices, usage=usage)
 
     def _usage(self) -> Usage:
-        """Count the tokens of all answers, and of each prompt once."""
-        prompts = [results[0] for results in self._results]
-        prompt_tokens = sum(result.prompt_tokens for result in prompts)
+        """Count the tokens of all answers, and of each prompt once.
+
+        A prompt's count of cached tokens is that of its answer with the fewest, as in a chat.
+        """
+        prompt_tokens = sum(results[0].prompt_tokens for results in self._results)
         answers = [result for results in self._results for result in results]
         completion_tokens = sum(len(result.tokens) for result in answers)
         cached = sum(min(r.cached_tokens for r in results) for results in self._results)

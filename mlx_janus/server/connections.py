@@ -64,7 +64,8 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
 def _allowed_connections(wanted: int) -> int:
     """Return how many connections the limit of open files allows, from 1 to ``wanted``.
 
-    If the process's soft limit is too low, first raise it as far as the system allows.
+    If the process's soft limit is too low, first raise it to the number of files needed, or to the
+    hard limit if that is lower.
     """
     if sys.platform == "win32":  # Windows has no such limit
         return wanted
@@ -128,9 +129,9 @@ class _LimitedProtocol(H11Protocol):
             longest_idle.transport.abort()
         tcp_socket = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):  # the connection may be closed already
-            # Without this option, the system holds a small packet back until the client has
-            # confirmed the previous packet, which takes 40 ms. asyncio sets the option only if the
-            # listening socket was created with the protocol number of TCP.
+            # Turn off Nagle's algorithm: it holds a small packet back until the client has
+            # confirmed the previous packet, and many clients take 40 ms to do so. asyncio sets the
+            # option only if the listening socket was created with the protocol number of TCP.
             tcp_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # By default the system buffers megabytes of a reply, and the timer cannot tell whether
             # the client reads them.
@@ -165,12 +166,15 @@ class _LimitedProtocol(H11Protocol):
             head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
             self.transport.write(self.conn.send(head))
             self.transport.write(self.conn.send(h11.Data(data=bytes(reply.body))))
-            self.conn.send(h11.EndOfMessage())
+            self.conn.send(h11.EndOfMessage())  # changes h11's state; there are no bytes to write
         self.transport.close()
 
     @property
     def _is_making_reply(self) -> bool:
-        """Whether a reply has not ended. ``cycle`` is uvicorn's last request with its reply."""
+        """Whether the reply to the last request has not ended.
+
+        ``cycle`` is uvicorn's object for the last request and its reply; None: no request so far.
+        """
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
@@ -184,7 +188,7 @@ class _LimitedProtocol(H11Protocol):
         client_must_read = self.flow.write_paused or self.transport.is_closing()
         if self._is_making_reply and not client_must_read:
             self._stop_timer()  # the client waits for the server, whose time is not limited
-        elif self._timer is None:
+        elif self._timer is None:  # a running timer goes on: a few bytes do not restart it
             self._start_timer()
 
     def _start_timer(self) -> None:

@@ -4,9 +4,9 @@ The model's template knows a system prompt, questions with images, and answers. 
 kinds become a part of the next question: instructions amid the conversation, results of tools, and
 images in an answer.
 
-The parts of a message become lines. If texts and images take turns, they stay in order. If all
-images follow the texts, the images are put first: many clients send a question and then the images
-that it is about, and the models were trained with the images first.
+The parts of a message become lines. Interleaved texts and images stay in order. If all images
+follow the texts, the images are put first: many clients send a question and then the images that it
+is about, and the models were trained with the images first.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class _Pending:
 
 
 def check_message_count(messages: Sequence[Message], field_name: str) -> None:
-    """Check the messages that a request of another form was turned into.
+    """Check the number of messages in a request that was translated from another API.
 
     Args:
-        messages: the messages.
-        field_name: the client's name of the field that they come from.
+        messages: the translated messages.
+        field_name: the field of the client's request that the messages come from.
 
     Raises:
         APIError: there is no message, or more than ``MAX_MESSAGES``.
@@ -76,14 +76,14 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
       the only messages, they become the question.
     - Later system messages and results of tools are put before the next question. Those that follow
       the last question are appended to it.
-    - Images of an answer are shown with the next question, before it.
+    - Images of an answer are put before the next question.
     - An answer without text that has tool calls or images becomes no turn. Nor does an empty
       question that is not the last message.
     - If the last message is an answer, the model continues it.
 
     Raises:
-        APIError: there is no question, or no question follows the images of the last answer or the
-            texts after it.
+        APIError: there is no question; or the last answer has images, or system messages or results
+            of tools follow it, but no question does.
     """
     conversation = Conversation()
     instructions = []
@@ -118,7 +118,8 @@ def _add_answer(
     """
     text = _text(parts)
     images = _images(parts)
-    # An answer with only tool calls or images becomes no turn. An entirely empty one becomes one.
+    # An answer with only tool calls or images becomes no turn. An answer with nothing becomes an
+    # empty turn.
     has_other_content = message.tool_calls or message.function_call or images
     if text or not has_other_content:
         conversation.turns.append(Turn("assistant", text))
@@ -137,11 +138,11 @@ def _add_question(
         is_last: whether this is the last message of the request.
     """
     images = [*pending.images, *_images(parts)]
-    if _take_turns(parts):
+    if _are_interleaved(parts):
         turn = _in_order([*pending.images, *pending.texts, *parts])
     else:
         text = "\n".join([*pending.texts, _text(parts)]).strip()
-        turn = Turn("user", text, images=len(images))
+        turn = Turn("user", text, images=len(images))  # without places: images first
     if turn.text or images or is_last:
         conversation.turns.append(turn)
         conversation.images += images
@@ -149,10 +150,10 @@ def _add_question(
         pending.images.clear()
 
 
-def _take_turns(parts: Sequence[Part]) -> bool:
+def _are_interleaved(parts: Sequence[Part]) -> bool:
     """Return whether a text stands between images, or an image between texts.
 
-    Empty texts do not count.
+    Blank texts do not count.
     """
     filled = (part for part in parts if isinstance(part, ImageSource) or part.strip())
     # One item for each run of texts or of images, such as [False, True] for images after texts.
@@ -163,7 +164,7 @@ def _take_turns(parts: Sequence[Part]) -> bool:
 def _in_order(parts: Sequence[Part]) -> Turn:
     """Return a question whose lines are the given texts and images, in this order."""
     texts: list[str] = []
-    places: list[int] = []
+    places: list[int] = []  # for each image, the number of characters before it
     length = 0  # characters of ``texts``
     for part in parts:
         if part == "":  # it would be an empty line
@@ -183,7 +184,7 @@ def _complete_last_question(conversation: Conversation, pending: _Pending) -> No
     """Append pending texts to the last question. Without turns, the system prompt is the question.
 
     Raises:
-        APIError: there is no question, or images or texts still need a later one.
+        APIError: there is no question, or pending images or texts need a later question.
     """
     turns = conversation.turns
     if not turns and conversation.system is not None:
@@ -201,7 +202,9 @@ def _complete_last_question(conversation: Conversation, pending: _Pending) -> No
 
 
 def _parts(message: Message, content_field: str) -> list[Part]:
-    """Return the texts and images of a message, in order; no content becomes [].
+    """Return the texts and images of a message, in order; [] if the message has no content.
+
+    Refusals are left out.
 
     Args:
         message: the message.
@@ -215,7 +218,7 @@ def _parts(message: Message, content_field: str) -> list[Part]:
             parts.append(part.text)
         elif isinstance(part, ImagePart):
             url_field = f"{content_field}[{index}].image_url.url"
-            if isinstance(part, LocatedImage):
+            if isinstance(part, LocatedImage):  # the client's API has another name for the field
                 url_field = part.field
             parts.append(ImageSource(part.image_url.url, url_field))
     return parts

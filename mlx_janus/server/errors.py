@@ -91,13 +91,17 @@ class APIError(HTTPException):
         return ErrorReply(error=text).model_dump()
 
     def response(self, path: str = "") -> JSONResponse:
-        """Return the reply to a request for a path; "": an unknown path."""
+        """Return the reply in the form of the API of a path: Anthropic's, or else OpenAI's.
+
+        Args:
+            path: the path of the request; "": unknown.
+        """
         body = self.anthropic_body if is_anthropic(path) else self.body
         return JSONResponse(body, self.status_code, self.headers)
 
     @property
     def anthropic_body(self) -> dict[str, Any]:
-        """Anthropic's error object, for the routes of its API. It has no place for ``param``."""
+        """Anthropic's error object, which has no field for ``param``."""
         kind = _ANTHROPIC_KINDS.get(self.status_code)
         if kind is None:
             kind = "api_error" if self.status_code >= 500 else "invalid_request_error"
@@ -111,10 +115,11 @@ def is_anthropic(path: str) -> bool:
 
 @contextlib.contextmanager
 def renamed_fields(names: Mapping[str, str]) -> Iterator[None]:
-    """Rename the fields that errors of the context name.
+    """Translate the ``param`` of an ``APIError`` that is raised in the context.
 
     Args:
-        names: the client's names, by the names of the chat request that its body was turned into.
+        names: field of the chat request that a client's request was translated into -> field of the
+            client's request.
     """
     try:
         yield
@@ -137,8 +142,8 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
 
     Args:
         error: any exception.
-        param: a field of the body. The reply names it if a prompt, image or option is refused;
-            None: the reply names no field.
+        param: the field of the body that the reply names if a prompt, image or option is refused;
+            None: no field.
     """
     if isinstance(error, APIError):
         return error
@@ -169,7 +174,8 @@ def to_api_error(error: Exception, param: str | None = None) -> APIError:
 def _to_load_api_error(error: LoadError) -> APIError:
     """Convert the error of a model that cannot be loaded. The pool has logged the reason.
 
-    The reply does not have the reason, since it may name files of this machine.
+    Except for a lack of memory, the reply leaves out the reason, which may name files of this
+    machine.
     """
     start = f"the model {error.name!r}"
     cause = error.cause
@@ -181,13 +187,13 @@ def _to_load_api_error(error: LoadError) -> APIError:
         message = f"{start} does not fit into memory{sizes}"
         return APIError(503, message, param="model", code="out_of_memory", headers=_RETRY_LOADING)
     message = f"{start} cannot be loaded: the server's log has the reason"
-    if isinstance(cause, HubError):  # perhaps only out of reach
+    if isinstance(cause, HubError):  # the Hub may be unreachable only for now
         return APIError(503, message, param="model", code="model_failed", headers=_RETRY_LOADING)
     return APIError(500, message, param="model", code="model_failed")
 
 
 def _log_internal_error(error: Exception) -> None:
-    """Log an error's type and its traceback, and the message of one of this package's errors.
+    """Log an error's type and traceback; if it is a ``JanusError``, log its message too.
 
     The messages of other errors are not logged, because they may repeat parts of the request.
     """

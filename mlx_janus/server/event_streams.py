@@ -74,7 +74,7 @@ async def unless_client_leaves(work: Coroutine[Any, Any, _Result], request: HTTP
     """Return the result of a coroutine, which is cancelled if the client leaves first.
 
     Args:
-        work: the coroutine.
+        work: the coroutine. Its exceptions are raised unchanged.
         request: the client's request, whose body has been read.
 
     Raises:
@@ -125,8 +125,8 @@ async def complete_unless_left(
     """Return the result of a coroutine, which is cancelled as soon as the client leaves.
 
     Args:
-        work: a coroutine that reads the ticket.
-        ticket: cancelled at the end.
+        work: a coroutine that reads the events of ``ticket``.
+        ticket: the request or requests in the engine, cancelled at the end in any case.
         request: the client's request, whose body has been read.
         param: a field of the body. The error names it if the engine refuses a prompt or an option.
 

@@ -10,22 +10,30 @@ from .schema import MAX_INPUT_IMAGES, EditFields, EditRequest
 
 def edit_body_schema() -> dict[str, Any]:
     """Return OpenAPI's description of the body of ``/v1/images/edits``: a form or JSON."""
-    form = EditFields.model_json_schema()
-    file = {"type": "string", "contentMediaType": "application/octet-stream"}
-    form["properties"]["image"] = {
-        "anyOf": [
-            file,
-            {"type": "array", "items": file, "minItems": 1, "maxItems": MAX_INPUT_IMAGES},
-        ],
+    form_schema = EditFields.model_json_schema()
+    file_schema = {"type": "string", "contentMediaType": "application/octet-stream"}
+    several_files = {
+        "type": "array",
+        "items": file_schema,
+        "minItems": 1,
+        "maxItems": MAX_INPUT_IMAGES,
+    }
+    form_schema["properties"]["image"] = {
+        "anyOf": [file_schema, several_files],
         "description": "A file of an image to change, or several files; also as `image[]`.",
     }
-    form["required"] = ["image", *form["required"]]
-    content = {FORM: {"schema": form}, JSON: {"schema": _inline(EditRequest.model_json_schema())}}
+    form_schema["required"] = ["image", *form_schema["required"]]
+    json_schema = _inline(EditRequest.model_json_schema())
+    content = {FORM: {"schema": form_schema}, JSON: {"schema": json_schema}}
     return {"content": content, "required": True}
 
 
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema in which the definitions stand in the places that refer to them."""
+    """Return a schema in which each reference is replaced by the definition that it refers to.
+
+    In ``/openapi.json`` a reference such as "#/$defs/Name" would not lead to ``$defs`` of this
+    schema. The argument loses its ``$defs``.
+    """
     definitions = schema.pop("$defs", {})
 
     def resolve(part: Any) -> Any:
@@ -34,7 +42,8 @@ def _inline(schema: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(part, dict):
             return part
         if reference := part.get("$ref"):
-            return resolve(definitions[reference.rpartition("/")[2]])
+            _, _, name = reference.rpartition("/")  # of "#/$defs/Name"
+            return resolve(definitions[name])
         return {name: resolve(value) for name, value in part.items()}
 
     resolved: dict[str, Any] = resolve(schema)

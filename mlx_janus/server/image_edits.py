@@ -1,4 +1,4 @@
-"""``/v1/images/edits``: from images and a prompt that says how to change them to images."""
+"""``/v1/images/edits``: images that the model changes as a prompt says."""
 
 from __future__ import annotations
 
@@ -67,7 +67,6 @@ async def edit_images(
     Raises:
         APIError: the request is refused, the client leaves, or a reply that is not streamed fails.
             A stream reports a failure in its last event.
-        OptionError: the model does not support an option.
     """
     pathway = service.engine.pathway
     if not isinstance(pathway, EditingPathway):
@@ -87,7 +86,7 @@ async def edit_images(
 
 
 def default_edit_sampling(engine: Engine) -> dict[str, float] | None:
-    """Return the guidance and sampling of an edit, by field; None: the model cannot edit."""
+    """Return an edit's default guidance and sampling, by field; None: the model cannot edit."""
     pathway = engine.pathway
     if not isinstance(pathway, EditingPathway):
         return None
@@ -109,10 +108,10 @@ def _read_json(data: Any) -> tuple[EditFields, list[ImageSource]]:
 
 
 def _read_form(form: Form) -> tuple[EditFields, list[ImageSource]]:
-    """Return the fields and the images of a form. Numbers and booleans are text there.
+    """Return the fields and the images of a form. In a form, numbers and booleans are text.
 
-    An image is a file, or a field with a data URL. A file in the place of another field is an
-    object that is no field's value.
+    An image is a file, or a text field with a data URL. A file under the name of any other field
+    becomes {}, a value that no field accepts.
 
     Raises:
         RequestValidationError: a field is missing or has a wrong value.
@@ -146,5 +145,6 @@ def _validate(schema: type[_Body], data: Any, strict: bool | None = None) -> _Bo
     try:
         return schema.model_validate(data, strict=strict)
     except ValidationError as error:
+        # FastAPI's own locations begin with "body" too.
         mistakes = [mistake | {"loc": ("body", *mistake["loc"])} for mistake in error.errors()]
         raise RequestValidationError(mistakes) from None

@@ -42,6 +42,6 @@ async def generate_images(body: ImageRequest, request: HTTPRequest, service: Ser
 
 
 def default_sampling(engine: Engine) -> dict[str, float]:
-    """Return the model's own guidance, sampling and steps, by field of an image request."""
+    """Return the model's default guidance, sampling and steps, by field of an image request."""
     metadata = engine.pathway.options({}).metadata()
     return {name: float(metadata[name]) for name in _SAMPLING_FIELDS if name in metadata}

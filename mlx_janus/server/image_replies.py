@@ -129,12 +129,12 @@ def check_fields(body: ImageFields, service: Service) -> None:
     """
     if field := body.unsupported_field():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
-    choose_format(body, service)
+    choose_format(body, service)  # refuses an unsupported size
 
 
 @dataclass(frozen=True)
 class ImageNumbers:
-    """How many images to generate, from which seed, with how many previews of each."""
+    """The number of images, the first image's seed, and the number of previews of each image."""
 
     n: int
     seed: int
@@ -144,29 +144,30 @@ class ImageNumbers:
 def chosen_options(
     body: ImageFields, names: Sequence[str], check: Callable[[Mapping[str, Any]], ImageOptions]
 ) -> ImageOptions:
-    """Return the options of a body, checked; one that is left out takes the model's default.
+    """Check and return the options of a body. An option that is left out takes the model's default.
 
     Args:
         body: the client's request.
         names: the fields that are options.
-        check: ``ImagePathway.options``, or ``EditingPathway.edit_options``.
+        check: checks the options: ``ImagePathway.options``, or ``EditingPathway.edit_options``.
 
     Raises:
-        APIError: the model does not support an option, which the error names.
+        APIError: the model does not support an option or its value. The error names the option.
     """
     chosen = without_neutral_values({name: getattr(body, name) for name in names})
     try:
         return check(chosen)
     except OptionError as error:
+        # The message begins with the name of the refused option.
         refused = next((name for name in names if str(error).startswith(f"{name} ")), None)
         raise to_api_error(error, refused) from None
 
 
 def image_numbers(body: ImageFields, steps: int) -> ImageNumbers:
-    """Return the numbers of a request for images.
+    """Return the numbers of images and of previews that a body asks for, and the first seed.
 
-    The seed is the first image's, random if the body has none. The other images use the following
-    numbers. An image has at most one preview a step.
+    A body without a seed gets a random one. Each further image uses the next number as its seed. An
+    image has at most one preview a step.
 
     Args:
         body: the client's request.
@@ -190,7 +191,7 @@ def image_numbers(body: ImageFields, steps: int) -> ImageNumbers:
 def _wants_url(body: ImageFields) -> bool:
     """Return whether the reply has addresses of the images instead of the images.
 
-    As in OpenAI's API, addresses are the default of the models whose names begin with "dall-e-".
+    As in OpenAI's API, addresses are the default for models whose names begin with "dall-e-".
     """
     if body.response_format is None:
         return body.model is not None and body.model.startswith("dall-e-")
@@ -205,8 +206,9 @@ def size_text(side: int) -> str:
 def choose_format(body: ImageFields, service: Service) -> ReplyFormat:
     """Return the format and size of the reply's images.
 
-    The model's images are square. For one of OpenAI's sizes, they keep the model's own size, or are
-    enlarged to the shorter side of the wanted size if the settings say so.
+    The model's images are square. If the body asks for one of OpenAI's sizes, the images keep the
+    model's own size; with the setting ``upscale_to_size``, they are enlarged to the shorter side of
+    the wanted size.
 
     Raises:
         APIError: the size is neither the model's nor one of OpenAI's.
@@ -240,7 +242,8 @@ async def _image_events(
 
     Args:
         ticket: the request in the engine.
-        first_seed: seed of image 0. A preview's seed is ``first_seed`` plus the image's index.
+        first_seed: seed of the first image. A preview's seed is ``first_seed`` plus the index of
+            its image.
         reply_format: format of finished images and previews.
         common_fields: the fields that all events repeat.
         event_types: the names of the events.

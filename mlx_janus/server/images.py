@@ -1,4 +1,4 @@
-"""Images of requests, from URLs to small RGB images, and of replies, from images to base64."""
+"""A reader of the images in requests, and the format of the images in replies."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def decoding_thread() -> ThreadPoolExecutor:
 class ImageReader:
     """A reader of the images that requests contain or link to.
 
-    It decodes one image at a time, in a thread of its own, so that memory holds only one large
-    image. Threads that take turns would each keep freed memory for their next image.
+    It decodes one image at a time, so that memory holds only one large image. All images are
+    decoded in the same thread, because each thread would keep freed memory for its next image.
 
     Args:
         settings: the limits, and whether https addresses are fetched.
-        config: the vision encoder's preprocessing; images are returned in the encoder's small size.
-        decoder: the thread, which the readers of several models share; None: one for this reader.
+        config: the vision encoder's preprocessing. Images are returned in the encoder's input size.
+        decoder: the decoding thread, which the readers of several models share; None: a new thread.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ImageReader:
             raise to_api_error(error, source.field) from None
 
     async def _fetch(self, url: str) -> bytes:
-        """Download an image; at most ``_MAX_FETCHES`` downloads run at once, others wait.
+        """Download an image, at most ``_MAX_FETCHES`` at once. Further downloads wait.
 
         Raises:
             ImageError: the settings do not allow downloads, or the download fails.

@@ -1,6 +1,6 @@
-"""``/mcp``: the tools over MCP's streamable HTTP transport, on the same engine as the other routes.
+"""``/mcp``: the MCP tools over streamable HTTP, on the same engine as the other routes.
 
-The middlewares in front of it check the Host, the Origin, the key and the size of the body.
+The middlewares in front of this route check the Host, the Origin, the key and the size of the body.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def add_mcp_route(app: FastAPI, models: ServedModels) -> None:
 
 
 class ServerHost:
-    """A ``Host`` on the parts that the server's routes share.
+    """The HTTP server as the MCP tools' ``Host``.
 
     Args:
-        models: the server's models, of which the tools use the first, and its metrics.
+        models: the server's models and metrics. The tools use the first model.
     """
 
     saves_images = False
@@ -74,7 +74,7 @@ class ServerHost:
         """Return the image of a data URL or base64, or of an address if the settings allow it.
 
         Raises:
-            APIError: the image cannot be read, or is a path.
+            APIError: the image cannot be read, or ``source`` is a path.
         """
         content = as_data_url(source)
         reader = self._models.service(self._models.first, engine).image_reader
@@ -89,14 +89,14 @@ class ServerHost:
         return self._models.metrics.event_recorder()
 
     def explain(self, error: Exception) -> str:
-        """Return the message that the other routes would reply with."""
+        """Return the message with which the other routes would report an error."""
         return to_api_error(error).detail
 
 
 class MCPEndpoint:
-    """An ASGI application for ``/mcp``. Its sessions end when the models have ended.
+    """An ASGI application for ``/mcp``. Its sessions end when the pool of models has closed.
 
-    The first request starts them, so a server that nobody uses over MCP imports nothing of it.
+    The first request starts the sessions' manager, so the package ``mcp`` is not imported before.
 
     Args:
         models: the server's models.
@@ -108,8 +108,8 @@ class MCPEndpoint:
         self._models = models
         self._sessions: asyncio.Task[None] | None = None  # None: no request so far
         self._manager: asyncio.Future[StreamableHTTPSessionManager] | None = None
-        self._open_posts = 0  # requests whose reply has not ended
-        self._no_posts = asyncio.Event()
+        self._open_posts = 0  # POST requests whose reply has not ended
+        self._no_posts = asyncio.Event()  # set while there are no such requests
         self._no_posts.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,15 +122,15 @@ class MCPEndpoint:
         if self._models.pool.stopping:
             raise StoppingError
         manager = await self._running_manager()
-        is_post = scope["method"] == "POST"  # a GET is a stream that has no end of its own
-        self._count_posts(is_post)
+        posts = 1 if scope["method"] == "POST" else 0  # a GET is a stream without an end
+        self._change_open_posts(posts)
         try:
             await manager.handle_request(scope, receive, send)
         finally:
-            self._count_posts(-is_post)
+            self._change_open_posts(-posts)
 
-    def _count_posts(self, change: int) -> None:
-        """Change the number of open requests."""
+    def _change_open_posts(self, change: int) -> None:
+        """Add a number to the count of open POST requests, and update ``_no_posts``."""
         self._open_posts += change
         if self._open_posts:
             self._no_posts.clear()
@@ -138,10 +138,15 @@ class MCPEndpoint:
             self._no_posts.set()
 
     async def _running_manager(self) -> StreamableHTTPSessionManager:
-        """Return the manager of the sessions. The first call starts it."""
+        """Return the manager of the sessions. The first call starts the manager.
+
+        Raises:
+            Exception: the manager could not be created.
+        """
         if self._manager is None:
             self._manager = asyncio.get_running_loop().create_future()
             self._sessions = asyncio.create_task(self._run_sessions(self._manager))
+        # All requests wait for this future. A request that is cancelled must not cancel it.
         return await asyncio.shield(self._manager)
 
     def _create_manager(self) -> StreamableHTTPSessionManager:
@@ -157,10 +162,12 @@ class MCPEndpoint:
         )
 
     async def _run_sessions(self, started: asyncio.Future[StreamableHTTPSessionManager]) -> None:
-        """Run the sessions until the models have ended and the last replies are sent.
+        """Run the sessions until the pool has closed.
+
+        Then wait for the replies to open POST requests, for at most ``_LAST_REPLIES`` seconds.
 
         Args:
-            started: gets the manager, or the error of starting it.
+            started: gets the manager, or the error if the manager cannot be created.
         """
         try:
             # Importing the package takes a second, in which the loop serves other requests.

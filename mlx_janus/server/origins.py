@@ -71,7 +71,7 @@ def _is_pattern(text: str) -> bool:
 
 
 def is_allowed(origin: str, patterns: tuple[str, ...], *, has_key: bool) -> bool:
-    """Return whether an origin is a desktop app's, or one that the owner allows.
+    """Return whether an origin is one of ``APPS``, or one that the owner allows.
 
     Args:
         origin: the value of an Origin header.
@@ -80,7 +80,7 @@ def is_allowed(origin: str, patterns: tuple[str, ...], *, has_key: bool) -> bool
             can have.
     """
     if ANY in patterns:
-        if has_key:
+        if has_key:  # pages that do not know the key are refused later
             return True
         may_be_web_page = origin in _FORGEABLE or _WEB.match(origin)
         if not may_be_web_page and _OTHER_ORIGIN.fullmatch(origin):

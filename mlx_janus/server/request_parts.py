@@ -44,7 +44,7 @@ class RequestBody(RequestPart):
     """The body of a request. Subclasses annotate unsupported fields with ``OnlyNeutral``."""
 
     def unsupported_field(self) -> str | None:
-        """Name the first unsupported field whose value would change the result; None: no field."""
+        """Return the name of the first unsupported field that would have an effect; None: none."""
         for name, field in type(self).model_fields.items():
             for annotation in field.metadata:
                 if (

@@ -53,5 +53,6 @@ def streamed_responses(stream_description: str) -> dict[int | str, dict[str, Any
 
 def event_stream(description: str) -> dict[str, Any]:
     """Return OpenAPI's description of a streamed reply."""
-    # The schema has no type: some tools take it as that of the stream, others as that of an event.
+    # The schema has no type: some tools would read it as the type of the whole stream, others as
+    # the type of one event.
     return {"content": {"text/event-stream": {"schema": {"description": description}}}}

@@ -200,7 +200,7 @@ async def _start_pool(pool: EnginePool, signals: StopSignals) -> bool:
         await pool.close(0)
         await asyncio.gather(starting, return_exceptions=True)
         return False
-    await starting
+    await starting  # raises the error if the model could not be loaded
     return True
 
 

@@ -57,7 +57,7 @@ def _refuse_zero(limit: int) -> int:
 
 
 def _check_bias_count(bias: Any) -> Any:
-    """Refuse a ``logit_bias`` of too many tokens, before an error for each one is collected."""
+    """Refuse a ``logit_bias`` of too many tokens, before pydantic collects an error for each."""
     if isinstance(bias, dict) and len(bias) > _MAX_BIASED_TOKENS:
         raise ValueError(f"{len(bias)} tokens are too many: send at most {_MAX_BIASED_TOKENS}")
     return bias

@@ -52,12 +52,12 @@ class ServedModels:
         return self.pool.models[0]
 
     def names(self, model: PooledModel) -> tuple[str, ...]:
-        """Return a model's names in lists. Replies have the first one."""
+        """Return the names under which lists show a model. Replies name the first one."""
         served_names = self.settings.served_names if model is self.first else ()
         return served_names or (model.name,)
 
     def find(self, name: str | None) -> PooledModel:
-        """Return the model that a request names. None stands for the first one.
+        """Return the model that a request names; None stands for the first model.
 
         Raises:
             APIError: there is no model of this name (404).
@@ -97,7 +97,7 @@ class ServedModels:
         try:
             if model.ready:
                 engine = await self.pool.acquire(model)
-            else:
+            else:  # loading takes long
                 engine = await unless_client_leaves(self.pool.acquire(model), request)
         except JanusError as error:
             raise to_api_error(error, "model") from None
@@ -107,7 +107,10 @@ class ServedModels:
             self.pool.release(model)
 
     def service(self, model: PooledModel, engine: Engine) -> Service:
-        """Return the service of a loaded model, always the same one for one engine."""
+        """Return the service of a loaded model, always the same one for one engine.
+
+        The first call for an engine also stores the model's defaults, which ``describe`` needs.
+        """
         service = self._services.get(model)
         if service is None or service.engine is not engine:
             service = Service(
@@ -126,7 +129,7 @@ class ServedModels:
     def describe(self, model: PooledModel, name: str) -> ServedModel:
         """Return the description of a model under one of its names."""
         if model.engine is not None:
-            self.service(model, model.engine)  # remembers the defaults
+            self.service(model, model.engine)  # stores the defaults
         defaults = self._defaults.get(model)
         return ServedModel(
             id=name,

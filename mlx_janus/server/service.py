@@ -66,10 +66,10 @@ class Service:
         return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def system(self, given: str | None) -> str | None:
-        """Return the system prompt of a conversation; None: the model's own.
+        """Return the request's system prompt, or else the server's; None: the model's own.
 
         Args:
-            given: the system prompt that the request brings; None: it brings none.
+            given: the system prompt of the request; None: the request has none.
         """
         return self.settings.system if given is None else given
 

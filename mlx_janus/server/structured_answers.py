@@ -1,7 +1,7 @@
 """Structured answers: JSON by ``response_format``, and calls of ``tools``.
 
-The grammar of ``decode/grammar.py`` allows nothing else. Tools enter the prompt, at the end of the
-system prompt; a schema does not.
+A grammar of ``decode/grammar.py`` lets the model generate only answers of the requested form. The
+system prompt ends with a description of the tools. A schema is not a part of the prompt.
 """
 
 from __future__ import annotations
@@ -47,32 +47,34 @@ class AnswerForm:
 
     @property
     def allows_words(self) -> bool:
-        """Whether an answer may be words."""
+        """Whether an answer may be any text that is not a call."""
         return self.grammar is None or self.grammar.allows_words
 
-    def system(self, own: str) -> str:
+    def system(self, without_tools: str) -> str:
         """Return the system prompt with the tools at its end.
 
         Args:
-            own: the system prompt without tools.
+            without_tools: the system prompt without tools; "": none.
         """
         if self.grammar is None or not self.tools:
-            return own
-        return "\n\n".join(filter(None, [own, _instructions(self.tools, self.grammar)]))
+            return without_tools
+        parts = [without_tools, _instructions(self.tools, self.grammar)]
+        return "\n\n".join(part for part in parts if part)
 
 
 async def answer_form(
     body: ChatRequest, service: Service, format_field: str = "response_format"
 ) -> AnswerForm:
-    """Return the form of a request's answers, with its grammar compiled.
+    """Return the form of a request's answers. The engine checks and compiles the form's grammar.
 
     Args:
         body: the request.
         service: the server's parts.
-        format_field: the client's name of the field ``response_format``, for messages.
+        format_field: the name of ``response_format`` in the client's API, for error messages.
 
     Raises:
-        APIError: the fields contradict each other, or a schema is refused.
+        APIError: the fields contradict each other, a schema is refused, or the grammar needs a
+            package that is not installed.
     """
     try:
         form = _form(body, format_field)
@@ -83,6 +85,7 @@ async def answer_form(
             # In a thread, because a large schema takes up to a second.
             await asyncio.to_thread(service.engine.check_grammar, form.grammar)
     except OptionError as error:
+        # The message begins with the field whose schema is refused.
         field = "tools" if str(error).startswith("tools") else format_field
         raise APIError(400, str(error), param=field) from None
     return form
@@ -92,8 +95,8 @@ def _form(body: ChatRequest, format_field: str) -> AnswerForm:
     """Return the form of a request's answers.
 
     Raises:
-        APIError: ``tool_choice`` names no tool of the request, or tools that an answer may call go
-            with JSON as ``response_format``.
+        APIError: ``_tools`` refuses the tools; or the request has tools and demands JSON, but
+            ``tool_choice`` does not say which of the two an answer is.
         OptionError: a schema is too deep or too large.
     """
     tools = _tools(body)
@@ -121,7 +124,8 @@ def _tools(body: ChatRequest) -> tuple[Tool, ...]:
     """Return the tools that an answer may call.
 
     Raises:
-        APIError: two tools have one name, or ``tool_choice`` demands a tool that is not there.
+        APIError: two tools have the same name, or ``tool_choice`` demands a call without tools or
+            names a tool that the request does not have.
     """
     given = [tool.function for tool in body.tools or ()]
     names = [function.name for function in given]
@@ -138,7 +142,12 @@ def _tools(body: ChatRequest) -> tuple[Tool, ...]:
             reason = f"there is no function {choice.function.name!r} in tools"
             raise APIError(400, f"tool_choice: {reason}", param="tool_choice")
     return tuple(
-        Tool(function.name, function.parameters, not function.strict, function.description or "")
+        Tool(
+            function.name,
+            function.parameters,
+            lenient=not function.strict,
+            description=function.description or "",
+        )
         for function in given
     )
 
@@ -163,9 +172,9 @@ def _instructions(tools: Sequence[Tool], grammar: Grammar) -> str:
 
 
 class CallReader:
-    """One answer that may be a call, from its text to OpenAI's ``tool_calls``.
+    """A reader of one answer, which converts a call in JSON to OpenAI's ``tool_calls``.
 
-    An answer that begins with "{" is a call. The text is added in pieces.
+    If there are tools, an answer that begins with "{" is a call. The text is added in pieces.
 
     Args:
         tools: the tools that the answer may call.
@@ -191,7 +200,7 @@ class CallReader:
 
     @property
     def call(self) -> ToolCall | None:
-        """The call; None: there is none, or it is cut before its arguments."""
+        """The call; None: the answer is no call, or was cut before the call's arguments."""
         if self._tool is None:
             return None
         end = len(self._text) - self.complete  # the last "}" is not a part of the arguments
@@ -203,7 +212,8 @@ class CallReader:
     def add(self, text: str) -> Delta:
         """Add a piece of the answer, and return the new part of the message.
 
-        The last character of a call is held back, since it may not be a part of the arguments.
+        The last character of a call so far is held back, since it may be the "}" that ends the
+        call, which is not a part of the arguments.
         """
         self._text += text
         if not self._tools or not self._text.startswith("{"):
@@ -222,8 +232,10 @@ class CallReader:
     def finish(self) -> Delta:
         """End the answer, and return the last part of the message; it may be empty."""
         if self._tool is None:
-            is_held = self._tools and self._text.startswith("{")  # a call that was cut early
+            # A call that was cut before its arguments is sent as text.
+            is_held = self._tools and self._text.startswith("{")
             return Delta(content=self._text) if is_held else Delta()
+        # The last "}" of a complete call is not a part of the arguments.
         return self._arguments_to(len(self._text) - self.complete)
 
     def _arguments_to(self, end: int) -> Delta:

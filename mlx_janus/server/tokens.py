@@ -71,8 +71,9 @@ async def tokenize(body: TokenizeRequest, service: Service) -> TokenizeReply:
 
     Raises:
         APIError: there is neither a text nor a conversation, or both; the conversation has no
-            question; or the texts are far longer than the context.
+            question; the tools are refused; or the texts are far longer than the context.
     """
+    # Neither is given, or both are.
     if (body.prompt is None) == (body.messages is None):
         raise APIError(400, "send one of prompt and messages", param="prompt")
     engine = service.engine
@@ -81,7 +82,7 @@ async def tokenize(body: TokenizeRequest, service: Service) -> TokenizeReply:
         ids = await chat_ids(chat, service)
     else:
         assert body.prompt is not None  # one of them is there
-        with_bos = body.add_special_tokens is not False
+        with_bos = body.add_special_tokens is not False  # None: the default, true
         try:
             ids = await asyncio.to_thread(engine.text_ids, body.prompt, with_bos=with_bos)
         except JanusError as error:
@@ -99,9 +100,9 @@ async def chat_ids(chat: ChatRequest, service: Service) -> list[int]:
             longer than the context.
     """
     _, conversation = await read_prompt(chat, service)
-    ids = service.engine.conversation_ids
+    to_ids = service.engine.conversation_ids
     try:
-        return await asyncio.to_thread(ids, conversation.turns, conversation.system)
+        return await asyncio.to_thread(to_ids, conversation.turns, conversation.system)
     except JanusError as error:
         raise to_api_error(error, "messages") from None
 
@@ -110,12 +111,12 @@ async def detokenize(body: DetokenizeRequest, service: Service) -> DetokenizeRep
     """Return the text of token ids.
 
     Raises:
-        APIError: an id is beyond the vocabulary.
+        APIError: a token id is the size of the vocabulary or more.
     """
-    vocabulary = service.engine.config.language.vocab_size
+    vocab_size = service.engine.config.language.vocab_size
     highest = max(body.tokens, default=0)
-    if highest >= vocabulary:
-        message = f"this model's token ids are 0 to {vocabulary - 1}, got {highest}"
+    if highest >= vocab_size:
+        message = f"this model's token ids are 0 to {vocab_size - 1}, got {highest}"
         raise APIError(400, message, param="tokens")
     text = await asyncio.to_thread(service.engine.text_of, body.tokens)
     return DetokenizeReply(prompt=text)

@@ -114,7 +114,7 @@ class Learner:
                 momentum=0.95,
                 weight_decay=0.0,
             )
-            # Muon gets the parameters that fit the condition, and AdamW all others.
+            # Muon gets the parameters for which the condition is true, and AdamW all others.
             self.optimizer = optim.MultiOptimizer([muon, adamw], [_is_inner_matrix])
         self.optimizer.init(model.trainable_parameters())
 
@@ -288,7 +288,7 @@ def wait_for_stage(folder: Path, stage: str, steps: int) -> None:
 
 
 def _finished_steps(path: Path) -> int:
-    """Return the number of steps of a checkpoint, which another process may replace meanwhile."""
+    """Return the number of finished steps that a checkpoint records."""
     with safe_open(path, framework="numpy") as file:
         return int(file.metadata()["steps"])
 

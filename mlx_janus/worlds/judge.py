@@ -100,11 +100,11 @@ def _read_region(
     # background. The other pixels may be of the edge, where both colours are blended.
     least = np.quantile(distance[region], 0.6)
     inside = region & (distance >= least)
-    core = np.median(rgb[inside], axis=0)
+    object_rgb = np.median(rgb[inside], axis=0)
 
     # Each pixel's share of the object's colour: 0 is the background. The faintest pixels of the
     # edge are not in the region, but next to it.
-    contrast = core - background
+    contrast = object_rgb - background
     projected = (rgb - background) @ contrast / (contrast @ contrast)
     share = projected.clip(0, 1)
     near = ndimage.binary_dilation(region, _NEIGHBOURS, iterations=1)
@@ -116,15 +116,16 @@ def _read_region(
 
     normalised = _normalise(mask, x, y, area).ravel()
     masks, squared_norms, shapes, size_ratios = _templates()
-    # |m - n|^2 = |m|^2 - 2 m.n + |n|^2 needs no array of the differences, which is large.
+    # With a template's mask m and the normalised mask n, |m - n|^2 is |m|^2 - 2 m.n + |n|^2. This
+    # needs no array of the differences from all templates, which is large.
     squares = squared_norms - 2 * (masks @ normalised) + normalised @ normalised
     step = 2 * _REACH / _GRID  # between samples, in square roots of the object's area
-    misfits = squares * step**2
+    misfits = squares * step**2  # from sums over samples to integrals over the area
     best = int(misfits.argmin())
     misfit = float(misfits[best])
     return Detection(
         shape=shapes[best] if misfit < _ILL_FORMED else "none",
-        colour=nearest_hue(core),
+        colour=nearest_hue(object_rgb),
         size=size_ratios[best] * math.sqrt(area),
         x=x + 0.5,  # from pixel indices to coordinates, where pixel 0 is centred at 0.5
         y=y + 0.5,
@@ -150,9 +151,12 @@ def _normalise(mask: np.ndarray, x: float, y: float, area: float) -> np.ndarray:
 
 @functools.cache
 def _templates() -> tuple[np.ndarray, np.ndarray, list[str], list[float]]:
-    """Return each template's normalised mask, its squared norm, its shape's name and size ratio.
+    """Return the normalised masks of all templates, and the facts about each template.
 
-    The size ratio is the size over the square root of the area, both in pixels.
+    Returns:
+        One entry per template in each of four sequences: the mask, flattened; the mask's squared
+        norm; the name of the shape; the size ratio. The size ratio is ``Thing.size`` divided by
+        the square root of the thing's area.
     """
     masks = []
     shapes = []

@@ -380,7 +380,7 @@ def ask_shape(scene: Scene, random: np.random.Generator) -> Question | None:
 def ask_number(scene: Scene, random: np.random.Generator) -> Question | None:
     """Ask for the number of all things, of the things of a shape, or of the things of a colour.
 
-    In few questions, this shape or colour is absent.
+    In a few questions, the shape or the colour is absent, so the answer is "zero".
     """
     counted_by = choose(random, ("all", "shape", "shape", "colour"))
     if counted_by == "all":

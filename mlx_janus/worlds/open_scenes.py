@@ -1,8 +1,8 @@
-"""Scenes beyond those that words name: figures of any colour, and of other outlines.
+"""Scenes with figures of any colour, and with more outlines than the four named shapes.
 
-The image codec learns on them beside the named scenes, so that an image comes back in its own
-colours and with its own outlines. The held-out pairs stay held out: no named shape has a colour
-whose nearest name makes such a pair.
+The image codec is trained on them and on the scenes of ``shapes.py``, so that an image comes back
+in its own colours and with its own outlines. The held-out pairs stay held out: no named shape has a
+colour whose nearest name makes such a pair.
 """
 
 from __future__ import annotations
@@ -60,15 +60,18 @@ def sample_open_scene(
 ) -> OpenScene:
     """Sample a scene of figures in any colours.
 
+    It samples again while one of the figures has no place.
+
     Args:
         random: source of all randomness.
         names: outlines to choose from; None: the named shapes and ``OUTLINES``.
         count: number of figures, 1 to 6; None: a random one.
     """
     while True:
-        more = int(random.choice(len(_SHARES_BY_NUMBER), p=_SHARES_BY_NUMBER))
+        # The number is drawn even if it is unused, so that the draws after it stay the same.
+        sampled_count = 1 + int(random.choice(len(_SHARES_BY_NUMBER), p=_SHARES_BY_NUMBER))
         background = _sample_background(random)
-        figures = _place(random, count or 1 + more, names, background)
+        figures = _place(random, count or sampled_count, names, background)
         if figures is not None:
             return OpenScene(figures, background)
 
@@ -88,7 +91,10 @@ def _sample_rgb(random: np.random.Generator) -> RGB:
 
 
 def _sample_figure_rgb(random: np.random.Generator, name: str, background: RGB) -> RGB:
-    """Sample a colour that stands out, and that makes no held-out pair with the outline."""
+    """Sample a colour that stands out from the background.
+
+    It makes no held-out pair with the outline ``name``.
+    """
     while True:
         rgb = _sample_rgb(random)
         stands_out = math.dist(rgb, background) >= CONTRAST
@@ -125,9 +131,14 @@ def _sample_circle(
     largest: int,
     others: list[Circle],
 ) -> Circle | None:
-    """Sample a circle apart from others; None if no place was found.
+    """Sample a circle that is apart from the others; None if no place was found.
 
-    It gets a little smaller after each place that does not fit, down to ``SMALLEST``.
+    The circle gets a little smaller after each place that does not fit.
+
+    Args:
+        random: source of all randomness.
+        largest: greatest diameter in pixels; the least is ``SMALLEST``.
+        others: the circles in the scene so far.
     """
     share = math.sqrt(random.random())  # large ones are likelier
     radius = (SMALLEST + (largest - SMALLEST) * share) / 2
@@ -162,6 +173,7 @@ def make_figure(
     rotation = np.array([[cosine, sine], [-sine, cosine]])
 
     def placed(points: np.ndarray) -> np.ndarray:
+        """Rotate points of the unit circle, and move them into ``circle``."""
         rotated: np.ndarray = points @ rotation
         return radius * rotated + np.array([x, y])
 
@@ -174,12 +186,12 @@ def _unit_outline(
     name: str,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return an outline inside the unit circle, and its hole or None; y points down."""
-    circle = _points(np.ones(48), _ROUND)
+    circle = _points(np.ones_like(_ROUND), _ROUND)
     if name in SHAPES:
         return _shape_outline(name, circle), None
     if name == "ring":
         return circle, circle * random.uniform(0.4, 0.65)
-    if name == "blob":
+    if name == "blob":  # corners at about equal angles, and at unequal distances from the centre
         corners = int(random.integers(4, 10))
         angles = (np.arange(corners) + random.uniform(-0.3, 0.3, corners)) * 2 * np.pi / corners
         return _points(random.uniform(0.5, 1.0, corners), angles), None
@@ -189,7 +201,10 @@ def _unit_outline(
 
 
 def _shape_outline(name: str, circle: np.ndarray) -> np.ndarray:
-    """Return the outline of an upright named shape inside the unit circle."""
+    """Return the outline of an upright named shape inside the unit circle.
+
+    ``circle`` holds the points of the unit circle.
+    """
     if name == "circle":
         return circle
     thing = Thing(name, "red", size=1.0, x=0.0, y=0.0)
@@ -206,11 +221,14 @@ def _heart() -> np.ndarray:
     x = 16 * np.sin(_ROUND) ** 3
     waves = (13, -5, -2, -1)
     y = -sum(wave * np.cos(k * _ROUND) for k, wave in enumerate(waves, 1))
-    return np.stack([x, y - 1.0], axis=1) / 17.0
+    return np.stack([x, y - 1.0], axis=1) / 17.0  # moved and scaled into the unit circle
 
 
 def _crescent() -> np.ndarray:
-    """Return the outline of a crescent: a circle without the part inside another circle."""
+    """Return the outline of a crescent: the unit circle without the part inside another circle.
+
+    The other circle has the radius 0.866 and its centre at (0.5, 0).
+    """
     outer = _points(np.ones(33), np.linspace(np.pi / 3, 5 * np.pi / 3, 33))
     inner = _points(np.full(25, 0.866), np.linspace(3 * np.pi / 2, np.pi / 2, 25))
     return np.concatenate([outer, inner + np.array([0.5, 0.0])])

@@ -52,7 +52,7 @@ def sample_form(
     random: np.random.Generator,
     shares: Mapping[Form, float] = FORMS,
 ) -> Question:
-    """Put a question into a random form; a form that does not fit leaves it as it is.
+    """Put a question into a random form, or into the plain one if that form does not fit.
 
     Args:
         question: a question in its plain form.
@@ -66,7 +66,7 @@ def sample_form(
 
 
 def reword(question: Question, form: Form, random: np.random.Generator) -> Question:
-    """Put a question into a form.
+    """Put a question into a form. In every form, some questions get another ending.
 
     Args:
         question: a question in its plain form.

@@ -318,7 +318,8 @@ def _is_apart(thing: Thing, others: Sequence[Thing]) -> bool:
 def _sample_thing(random: np.random.Generator, shape: str, colour: str, size: float) -> Thing:
     """Return a thing at a random place, with a random angle and shade.
 
-    Its corners may reach over the image's edge, and it may overlap other things.
+    The margin to the image's edge is enough for a circle. A corner of another shape may still reach
+    over the edge, and the thing may overlap other things: ``_place`` rejects both.
     """
     low = size / 2 + _EDGE
     high = SIDE - size / 2 - _EDGE

@@ -111,6 +111,18 @@ def test_scales_of_another_group_are_found(monkeypatch: pytest.MonkeyPatch) -> N
     assert failures(facts) == {("products", "4 bits, float32")}
 
 
+def test_image_logits_that_are_no_numbers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text logits, which are compared first, are right."""
+    image_logits = JanusModel.image_logits
+
+    def broken(model: JanusModel, hidden: mx.array) -> mx.array:
+        return image_logits(model, hidden) * mx.nan
+
+    monkeypatch.setattr(JanusModel, "image_logits", broken)
+    _, facts = check("quantization")
+    assert failures(facts) == {("products", "4 bits, float32")}
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_wrong_type_is_found(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
     read_model = reference.read_model

@@ -45,13 +45,15 @@ _Part = TextPart | ImagePart
 
 
 def to_chat(body: PromptFields) -> ChatRequest:
-    """Return the chat request that asks for the same answer, or has the same prompt.
+    """Return a chat request with the same prompt and, for a ``MessagesRequest``, the same options.
 
     Raises:
-        APIError: a tool is not the client's own, or instructions have an image.
+        APIError: a tool is one that Anthropic provides, instructions have an image, or there are
+            too many messages.
     """
     fields = {}
     if isinstance(body, MessagesRequest):
+        # Anthropic's API has no log-probabilities.
         names = SamplingFields.model_fields.keys() - {"logprobs", "top_logprobs"}
         fields = {name: getattr(body, name) for name in names}
         fields |= {"max_tokens": body.max_tokens, "stop": body.stop_sequences, "seed": body.seed}
@@ -73,10 +75,10 @@ def _to_function(tool: CustomTool, index: int) -> FunctionTool:
 
     Args:
         tool: the tool.
-        index: its number, for the error.
+        index: its index among the request's tools, for the error.
 
     Raises:
-        APIError: the tool is one of Anthropic's.
+        APIError: the tool is one that Anthropic provides, such as its web search.
     """
     if tool.type not in (None, "custom"):
         reason = f"the tool {tool.type!r} is not supported: leave it out"
@@ -114,14 +116,14 @@ def _to_messages(body: PromptFields) -> list[Message]:
 
 
 def _instructions(message: MessageParam, place: str) -> SystemMessage:
-    """Return instructions amid the conversation.
+    """Return instructions amid the conversation as a chat's message.
 
     Args:
         message: the instructions.
-        place: the field that holds its content.
+        place: the field that holds their content.
 
     Raises:
-        APIError: they have an image.
+        APIError: the instructions have an image.
     """
     if isinstance(message.content, str):
         return SystemMessage(role="system", content=message.content)
@@ -134,7 +136,7 @@ def _instructions(message: MessageParam, place: str) -> SystemMessage:
 
 
 def _answer(message: MessageParam, place: str) -> AssistantMessage:
-    """Return an earlier answer; calls of tools are left out of the prompt.
+    """Return an earlier answer as a chat's message. The prompt leaves its calls of tools out.
 
     Args:
         message: the answer.
@@ -148,9 +150,10 @@ def _answer(message: MessageParam, place: str) -> AssistantMessage:
 
 
 def _question(message: MessageParam, place: str) -> UserMessage | ToolMessage:
-    """Return a message of the user, which begins with the results of tools that it has.
+    """Return a message of the user as a chat's message. Its results of tools come first.
 
-    Results without any text join the question before them, since a question cannot be empty.
+    A question cannot be empty. So a message with results, but without any text or image, becomes an
+    empty result.
 
     Args:
         message: the message.

@@ -40,7 +40,7 @@ async def create_message(body: MessagesRequest, request: HTTPRequest, service: S
         APIError: the request is refused, the client leaves, or a reply that is not streamed fails.
             A stream reports a failure in its last event.
     """
-    _check(body, service)
+    _check_fields(body)
     chat = to_chat(body)
     answers = await begin_answers(chat, request, service, format_field=FORMAT_FIELD)
     record = service.metrics.event_recorder()
@@ -65,15 +65,15 @@ async def count_tokens(body: CountRequest, service: Service) -> CountReply:
     Raises:
         APIError: the request is refused.
     """
-    _check(body, service)
+    _check_fields(body)
     return CountReply(input_tokens=len(await chat_ids(to_chat(body), service)))
 
 
-def _check(body: PromptFields, service: Service) -> None:
-    """Refuse another model, or a field that is not supported.
+def _check_fields(body: PromptFields) -> None:
+    """Refuse a field that is not supported.
 
     Raises:
-        APIError: the model is not served (404), or a field is not supported (400).
+        APIError: a field is not supported (400).
     """
     if field := body.unsupported_field():
         raise APIError(400, f"{field} is not supported: leave it out", param=field)
@@ -98,8 +98,9 @@ def _complete_reply(result: TextResult, answers: Answers, service: Service) -> M
     reply = _new_reply(service, 0)
     call = reader.call
     if call is not None:
+        # The arguments of a call that was cut are no JSON.
         arguments = json.loads(call.function.arguments) if reader.complete else {}
-        block = AnswerCall(id=_tool_id(call.id), name=call.function.name, input=arguments)
+        block = AnswerCall(id=_tool_use_id(call.id), name=call.function.name, input=arguments)
         reply.content.append(block)
     elif result.text:
         reply.content.append(AnswerText(text=result.text))
@@ -122,7 +123,7 @@ class _Stream:
         self._reply = reply
         self._answers = answers
         self._record = record
-        self._begun = False  # whether the content's one block has begun
+        self._begun = False  # whether the only block of the content has begun
 
     async def encoded(self) -> AsyncGenerator[bytes, None]:
         """Yield the encoded events."""
@@ -141,7 +142,7 @@ class _Stream:
                     yield item
 
     def _add(self, delta: Delta) -> Iterator[bytes]:
-        """Yield the events of the answer's new part."""
+        """Yield the events of a new part of the answer."""
         for part in delta.tool_calls or ():
             yield from self._add_to_call(part)
         if delta.content:
@@ -149,9 +150,9 @@ class _Stream:
             yield self._delta({"type": "text_delta", "text": delta.content})
 
     def _add_to_call(self, part: ToolCallDelta) -> Iterator[bytes]:
-        """Yield the events of a call's new part."""
+        """Yield the events of a new part of a call."""
         if part.id is not None:
-            block = AnswerCall(id=_tool_id(part.id), name=part.function.name or "", input={})
+            block = AnswerCall(id=_tool_use_id(part.id), name=part.function.name or "", input={})
             yield from self._begin(block.model_dump())
         if part.function.arguments:
             yield self._delta({"type": "input_json_delta", "partial_json": part.function.arguments})
@@ -163,7 +164,7 @@ class _Stream:
             yield _encode({"type": "content_block_start", "index": 0, "content_block": block})
 
     def _delta(self, delta: dict[str, Any]) -> bytes:
-        """Return the event of the block's new part."""
+        """Return the event of a new part of the block."""
         return _encode({"type": "content_block_delta", "index": 0, "delta": delta})
 
     def _end(self, result: TextResult, reader: CallReader) -> Iterator[bytes]:
@@ -177,6 +178,12 @@ class _Stream:
 
 
 def _stop_reason(result: TextResult, reader: CallReader) -> StopReason:
+    """Return the reason why an answer ended. A complete call has "tool_use" in any case.
+
+    Args:
+        result: the answer.
+        reader: has read the answer's entire text.
+    """
     if reader.complete:
         return "tool_use"
     if result.finish_reason == "length":
@@ -185,7 +192,7 @@ def _stop_reason(result: TextResult, reader: CallReader) -> StopReason:
 
 
 def _usage(result: TextResult) -> MessagesUsage:
-    """Count tokens. Anthropic's count of the input leaves those from the cache out."""
+    """Return the token counts. Anthropic's ``input_tokens`` excludes tokens from the cache."""
     return MessagesUsage(
         input_tokens=result.prompt_tokens - result.cached_tokens,
         cache_read_input_tokens=result.cached_tokens,
@@ -193,8 +200,8 @@ def _usage(result: TextResult) -> MessagesUsage:
     )
 
 
-def _tool_id(call_id: str) -> str:
-    """Return the id of a call in Anthropic's form."""
+def _tool_use_id(call_id: str) -> str:
+    """Return the id of a call in Anthropic's form: "toolu_..." instead of "call_..."."""
     return call_id.replace("call_", "toolu_", 1)
 
 

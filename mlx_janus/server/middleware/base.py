@@ -32,6 +32,7 @@ class CheckMiddleware(HTTPMiddleware):
     """A middleware that refuses some requests by their headers and leaves the others unchanged."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request, then serve it."""
         self.check(scope)
         await self.app(scope, receive, send)
 

@@ -56,7 +56,8 @@ class BodyLimitMiddleware(HTTPMiddleware):
         try:
             await self._read_body(body, receive)
             self._decompress(body, Headers(scope=scope).get("content-encoding", ""))
-            if media_type(Headers(scope=scope)) != FORM:  # the bytes of a file may be commas
+            # A form is no JSON, and any byte of its files may be a comma.
+            if media_type(Headers(scope=scope)) != FORM:
                 check_value_count(body)
             await self.app(scope, _replay(bytes(body), receive), send)
         finally:
@@ -95,7 +96,7 @@ class BodyLimitMiddleware(HTTPMiddleware):
 
         Raises:
             APIError: the encoding is not gzip (415), the gzip is damaged (400), the content is too
-                large (413), or all bodies together are (429).
+                large (413), or all bodies together are too large (429).
         """
         if encoding.strip().lower() in ("", "identity"):
             return
@@ -130,7 +131,8 @@ class BodyLimitMiddleware(HTTPMiddleware):
 def check_value_count(body: bytearray) -> None:
     """Refuse a body whose JSON has so many values that parsing it would hold up other requests.
 
-    The bytes of an image are one value. Each further value is after a comma or an opening bracket.
+    An image in base64 is one value. Each value except the first follows a comma or an opening
+    bracket, so these are counted.
 
     Raises:
         APIError: there are too many (413).

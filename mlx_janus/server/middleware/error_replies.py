@@ -20,6 +20,7 @@ class ErrorMiddleware(HTTPMiddleware):
         reply_begun = False
 
         async def watching_send(message: Message) -> None:
+            """Send a message of the reply, and note that the reply has begun."""
             nonlocal reply_begun
             reply_begun = True
             await send(message)
@@ -28,6 +29,6 @@ class ErrorMiddleware(HTTPMiddleware):
             await self.app(scope, receive, watching_send)
         except Exception as error:
             api_error = to_api_error(error)  # logs an internal error, even after a reply has begun
-            if reply_begun:  # a second is impossible: make uvicorn break off the first
+            if reply_begun:  # a second reply is impossible, so make uvicorn break off the first
                 raise ConnectionAbortedError from None
             await api_error.response(scope["path"])(scope, receive, send)

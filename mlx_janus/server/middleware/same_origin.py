@@ -91,7 +91,7 @@ class SameOriginMiddleware(CheckMiddleware):
 def _split_port(host: str) -> tuple[str, int | None]:
     """Return the name, in lower case, and the port of a Host header.
 
-    The port is None if there is none. A malformed header gives "" and None.
+    The port is None if the header has none. A malformed header gives "" and None.
     """
     try:
         parts = urlsplit(f"//{host}")

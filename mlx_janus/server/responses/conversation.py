@@ -55,8 +55,9 @@ def read_input(body: ResponsesRequest) -> ResponsesInput:
 
     - An earlier call of a function becomes an answer without text, which the prompt leaves out.
     - The result of a function joins the next question. After an answer in words it is a question.
-    - An image that was generated earlier is an image of an answer, which is shown with the next
-      question. Without a next question, it is shown with the last one, and the answer is about it.
+    - An image that was generated earlier becomes an image of an answer. It is shown with the next
+      question or, without a next question, with the last one.
+    - The reasoning of another model is left out.
 
     Raises:
         APIError: an item refers to a stored one, a message of the system has an image, or there are
@@ -92,10 +93,13 @@ def read_input(body: ResponsesRequest) -> ResponsesInput:
 
 
 def _show_last_images(messages: list[Message]) -> None:
-    """Move generated images that end a conversation into the question before them."""
+    """Move generated images that end a conversation into the question before them.
+
+    If the message before them is no question, they stay at the end, as one answer.
+    """
     images: list[LocatedImage] = []
-    while messages and (shown := _generated_images(messages[-1])):
-        images = [*shown, *images]
+    while messages and (last_images := _generated_images(messages[-1])):
+        images = [*last_images, *images]
         messages.pop()
     question = messages[-1] if messages else None
     if images and isinstance(question, UserMessage):
@@ -114,7 +118,7 @@ def _generated_images(message: Message) -> list[LocatedImage]:
 
 
 def _add_message(found: ResponsesInput, item: MessageItem, place: str) -> None:
-    """Add a message.
+    """Add a message. If it is the user's, replace ``prompt`` and ``images``, too.
 
     Args:
         found: receives the message.
@@ -144,7 +148,9 @@ def _add_message(found: ResponsesInput, item: MessageItem, place: str) -> None:
 
 
 def _add_call_output(found: ResponsesInput, item: CallOutputItem, place: str) -> None:
-    """Add the result of a function, with its images in a message of the user.
+    """Add the result of a function as a tool's message, which joins the next question.
+
+    If the result has images or follows an answer in words, it becomes a message of the user.
 
     Args:
         found: receives the result.
@@ -153,22 +159,22 @@ def _add_call_output(found: ResponsesInput, item: CallOutputItem, place: str) ->
     """
     parts = _parts(item.output, f"{place}.output")
     texts = [part for part in parts if isinstance(part, TextPart)]
-    if len(texts) < len(parts) or follows_words(found.messages):
+    if len(texts) < len(parts) or _follows_words(found.messages):
         found.messages.append(UserMessage(role="user", content=[*parts]))
     else:
         found.messages.append(ToolMessage(role="tool", content=texts))
 
 
-def follows_words(messages: Sequence[Message]) -> bool:
-    """Return whether the last message that is not a call is an answer in words.
+def _follows_words(messages: Sequence[Message]) -> bool:
+    """Return whether the last message, apart from calls, is an answer with words or images.
 
-    The result of a function that follows it needs a question of its own, because it cannot join an
-    answer.
+    The result of a function after such an answer needs a question of its own, because it cannot
+    join an answer.
     """
     for message in reversed(messages):
         if not isinstance(message, AssistantMessage):
             return False
-        if message.content:
+        if message.content:  # a call has none
             return True
     return False
 
@@ -192,5 +198,5 @@ def _parts(content: str | Sequence[Part], place: str) -> list[_ChatPart]:
 
 
 def _located(url: str, place: str) -> LocatedImage:
-    """Return an image with the field that holds it."""
+    """Return an image as a chat's part that remembers ``place``, the field that holds it."""
     return LocatedImage(type="image_url", image_url=ImageURL(url=url), field=place)

@@ -40,14 +40,17 @@ class Drawing:
 
     @property
     def action(self) -> Literal["generate", "edit"]:
-        """Whether images are changed."""
+        """The kind of drawing: from a prompt only, or a change to images."""
         return "edit" if self.request.images else "generate"
 
 
 def images_to_change(
     tool: ImageTool, found: ResponsesInput, images: Sequence[_Image], service: Service
 ) -> tuple[_Image, ...]:
-    """Return those images of the input that the drawing changes; none: it draws from the text.
+    """Return the images of the input that the drawing changes; () if it uses the prompt only.
+
+    These are the images of the last question. If the question has none, the action "edit" changes
+    the last image before it.
 
     Args:
         tool: the settings.
@@ -65,7 +68,9 @@ def images_to_change(
             raise APIError(400, message, param="tools")
         if not images:
             raise APIError(400, "there is no image to change: send one", param="input")
-        return tuple(images[-max(len(found.images), 1) :])
+        # The images of the last question come last in ``images``. If it has none, take one image.
+        count = max(len(found.images), 1)
+        return tuple(images[-count:])
     if tool.action == "generate" or not can_edit or not found.images:
         return ()
     return tuple(images[-len(found.images) :])
@@ -78,7 +83,7 @@ def make_drawing(
     images: Sequence[Image.Image],
     service: Service,
 ) -> Drawing:
-    """Return the image that a request asks for.
+    """Return the drawing that a request asks for.
 
     Args:
         body: the request.
@@ -98,7 +103,7 @@ def make_drawing(
         options = pathway.edit_options({**sampling, "cfg_weight2": tool.cfg_weight2})
     else:
         options = pathway.options(sampling)  # a None takes the model's default
-    numbers, file_format = _checked(body, tool, pathway.steps(options), service)
+    numbers, file_format = _numbers_and_format(body, tool, pathway.steps(options), service)
     request = DrawingRequest(prompt, options, **numbers, images=tuple(images))
     side = file_format.side or service.engine.config.image_size
     return Drawing(request, file_format, size_text(side))
@@ -114,10 +119,10 @@ def check_drawing(body: ResponsesRequest, tool: ImageTool, service: Service) -> 
     make_drawing(body, tool, "an image", (), service)
 
 
-def _checked(
+def _numbers_and_format(
     body: ResponsesRequest, tool: ImageTool, steps: int, service: Service
 ) -> tuple[dict[str, Any], ReplyFormat]:
-    """Return the numbers of the engine's request, and the format of its image.
+    """Return the seed and other numbers of the engine's request, by field; and the image's format.
 
     Args:
         body: the request.
@@ -140,6 +145,6 @@ def _checked(
     try:
         return asdict(image_numbers(fields, steps)), choose_format(fields, service)
     except APIError as error:
-        if error.param == "size":
+        if error.param == "size":  # here, the size is a field of the tool
             error.param = "tools"
         raise

@@ -67,7 +67,7 @@ async def create_response(
         )
 
     async def complete() -> None:
-        """Complete the reply."""
+        """Generate the response, which completes ``run.reply``."""
         async for _ in run.events():
             pass
 
@@ -121,7 +121,9 @@ async def _begin_answer(
         OptionError: the model does not support an option of the image.
     """
     tool = plan.image
-    if tool is not None:  # refuse an image that could not be drawn before the model decides
+    if tool is not None:
+        # Refuse an image that cannot be drawn now, before the model decides whether to draw it. The
+        # images to change are chosen in ``begin_drawing``.
         check_drawing(body, tool, service)
         candidates = [image for image in (found.last_image,) if image is not None]
         images_to_change(tool, found, candidates, service)
@@ -150,8 +152,8 @@ def _to_chat(body: ResponsesRequest, plan: ToolPlan, found: ResponsesInput) -> C
 
     Args:
         body: the request.
-        plan: its tools.
-        found: its input.
+        plan: the request's tools.
+        found: the request's input.
     """
     sampling = {name: getattr(body, name) for name in SamplingFields.model_fields}
     if LOGPROBS in (body.include or ()) or body.top_logprobs:

@@ -37,7 +37,10 @@ _Events = AsyncGenerator[dict[str, Any], None]
 
 
 class ResponseRun:
-    """One response: an answer, which may turn out to be a call, or an image, or both in turn.
+    """One response with one item: a message, a call of a function, or an image.
+
+    The response begins with an answer in the engine, unless it is an image in any case. If the
+    answer is a call to draw, the image follows, and the answer becomes no item.
 
     Args:
         reply: the reply without items; this object changes it.
@@ -64,7 +67,7 @@ class ResponseRun:
         self._draws = answers is None  # whether an image follows
         self._message: OutputMessage | None = None
         self._call: OutputCall | None = None
-        self._sent = 0  # number of events so far
+        self._event_count = 0  # number of events so far
         if answers is not None:
             self.tickets.add(answers.ticket)
 
@@ -94,16 +97,18 @@ class ResponseRun:
 
     async def encoded(self) -> AsyncGenerator[bytes, None]:
         """Yield the events as server-sent events."""
-        # Between the answer and the image nothing runs in the engine.
+        # Between the answer and the image, no request of this response runs in the engine. Without
+        # ``keep_model``, the model could be unloaded then.
         with self._keep_model():
             async with contextlib.aclosing(self.events()) as events:
                 async for event in events:
                     yield _encode(event)
 
     def encode_error(self, error: APIError) -> bytes:
-        """Return the last two events of a response that fails: the error, and its reply.
+        """Return the last two events of a response that fails: the error and the failed reply.
 
-        Some clients read only one of them. The first has the error in both of OpenAI's forms.
+        Some clients read only one of these events. The first has the error in both of OpenAI's
+        forms: its fields in the event itself, and an ``error`` object.
         """
         details = error.body["error"]
         flat = {name: details[name] for name in ("code", "message", "param")}
@@ -127,24 +132,26 @@ class ResponseRun:
                 result = event.result
                 for item_event in self._add(reader.finish(), ()):
                     yield item_event
-                self._count(result.prompt_tokens, len(result.tokens), result.cached_tokens)
+                self._count_tokens(result.prompt_tokens, len(result.tokens), result.cached_tokens)
+                # A call to draw has no arguments, so nothing is missing if ``max_tokens`` cut it.
                 if result.finish_reason == "length" and not self._draws:
                     self.reply.incomplete_details = IncompleteDetails()
         for item_event in self._end_item():
             yield item_event
 
     def _add(self, delta: Delta, logprobs: tuple[TokenLogprob, ...]) -> Iterator[dict[str, Any]]:
-        """Add the new part of the answer, and yield its events."""
+        """Add a new part of the answer, and yield its events."""
         for part in delta.tool_calls or ():
             if part.function.name == IMAGE_TOOL and self._begin_drawing is not None:
                 self._draws = True
             elif not self._draws:
                 yield from self._add_to_call(part)
+        # A token without text is added if it has a log-probability.
         if delta.content is not None and (delta.content or logprobs):
             yield from self._add_to_message(delta.content, logprobs)
 
     def _add_to_call(self, part: ToolCallDelta) -> Iterator[dict[str, Any]]:
-        """Add the new part of a call, and yield its events."""
+        """Add a new part of a call, and yield its events. The first part begins the call's item."""
         if self._call is None:
             self._call = OutputCall(
                 id=_new_id("fc"),
@@ -194,7 +201,10 @@ class ResponseRun:
         )
 
     def _end_item(self) -> Iterator[dict[str, Any]]:
-        """Yield the last events of the answer's item. An answer without text is a message."""
+        """Yield the last events of the answer's item. An empty answer becomes an empty message.
+
+        There are no events if the answer is a call to draw.
+        """
         if self._draws:
             return
         is_cut = self.reply.incomplete_details is not None
@@ -257,15 +267,16 @@ class ResponseRun:
             elif isinstance(event, Drawn):
                 image = event.image
                 item.result = await drawing.file_format.encode_base64(image.image, image.metadata)
-                self._count(event.prompt_tokens, image.steps, 0)
+                # A step counts as an output token.
+                self._count_tokens(event.prompt_tokens, image.steps, cached_tokens=0)
         item.status = "completed"
         self.reply.output.append(item)
         yield self._item_event("response.image_generation_call.completed", item.id)
         yield self._event("response.output_item.done", output_index=0, item=_dump(item))
 
-    # All of it
+    # Usage and events
 
-    def _count(self, prompt_tokens: int, output_tokens: int, cached_tokens: int) -> None:
+    def _count_tokens(self, prompt_tokens: int, output_tokens: int, cached_tokens: int) -> None:
         """Add the tokens of an answer or of an image to the usage."""
         usage = self.reply.usage or ResponsesUsage(
             input_tokens=0,
@@ -288,14 +299,14 @@ class ResponseRun:
         return self._event(kind, item_id=item_id, output_index=0, **fields)
 
     def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Return an event with the next number."""
-        event = {"type": kind, "sequence_number": self._sent, **fields}
-        self._sent += 1
+        """Return an event with the next number, and count it."""
+        event = {"type": kind, "sequence_number": self._event_count, **fields}
+        self._event_count += 1
         return event
 
 
 def _dump(part: Any) -> dict[str, Any]:
-    """Return a part of the reply as JSON's values; later changes of the part do not reach them."""
+    """Return a copy of a part of the reply, as the values of a JSON object."""
     fields: dict[str, Any] = part.model_dump()
     return fields
 

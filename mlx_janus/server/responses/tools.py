@@ -51,8 +51,8 @@ def plan_tools(body: ResponsesRequest) -> ToolPlan:
     """Return the tools that a response may use.
 
     Raises:
-        APIError: a tool is not supported or given twice, or ``tool_choice`` names or demands a tool
-            that is not there.
+        APIError: a tool is not supported, two tools have the same name, or ``tool_choice`` names a
+            tool that is not there.
     """
     tools = _supported_tools(body.tools or ())
     choice = body.tool_choice or "auto"
@@ -76,7 +76,8 @@ def _supported_tools(given: Sequence[_Tool | OtherTool]) -> list[_Tool]:
     """Return the tools of a request.
 
     Raises:
-        APIError: a tool is a built-in one that this server does not have, or two have one name.
+        APIError: a tool is a built-in one that this server does not have, or two tools have the
+            same name.
     """
     tools: list[_Tool] = []
     for index, tool in enumerate(given):
@@ -91,6 +92,7 @@ def _supported_tools(given: Sequence[_Tool | OtherTool]) -> list[_Tool]:
 
 
 def _name(tool: _Tool) -> str:
+    """Return a tool's name; for the drawing tool, which has none, its type."""
     return IMAGE_TOOL if isinstance(tool, ImageTool) else tool.name
 
 
@@ -99,10 +101,10 @@ def _chosen(tools: Sequence[_Tool], wanted: Sequence[dict[str, Any]]) -> list[_T
 
     Args:
         tools: all tools.
-        wanted: the tools that ``tool_choice`` names, each with its type and, of a function, name.
+        wanted: the tools that ``tool_choice`` names: a "name" for a function, or only a "type".
 
     Raises:
-        APIError: one of them is not there.
+        APIError: a wanted tool is not there.
     """
     wanted_names = [reference.get("name", reference.get("type")) for reference in wanted]
     names = [_name(tool) for tool in tools]

@@ -72,9 +72,10 @@ class TrackingHead(nn.Module):
         ends = [owners_end, previous_end]
         owner_logits, previous_logits, count_logits = mx.split(out, ends, axis=-1)
 
-        without_last = owners[:, :-1]
-        one_in_front = [(0, 0), (1, 0), (0, 0)]  # one position of zeros in front
-        previous_owners = mx.pad(without_last, one_in_front)  # label 0 is "none"
+        # The owners, moved on by one position. The first position gets label 0, which is "none".
+        all_but_last_owner = owners[:, :-1]
+        one_in_front = [(0, 0), (1, 0), (0, 0)]
+        previous_owners = mx.pad(all_but_last_owner, one_in_front)
         shapes_end = len(SHAPE_LABELS)
         owner_loss = mx.zeros(())
         for logits, labels in ((owner_logits, owners), (previous_logits, previous_owners)):

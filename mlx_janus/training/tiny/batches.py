@@ -106,7 +106,8 @@ def _conversation(
     """Make a conversation about a scene.
 
     Returns:
-        Its token ids, and for each id whether it belongs to an answer; an answer ends with eos.
+        The conversation's token ids, and for each id whether it belongs to an answer. An answer
+        ends with eos.
     """
     ids: list[int] = []
     is_answer: list[bool] = []
@@ -142,13 +143,13 @@ def _questions(
     while True:
         plain = language.question(scene, random, shares=shares)
         question = question_forms.sample_form(plain, random)
-        length += _longest_length(prompts, question)
+        length += _length_bound(prompts, question)
         if asked and length > room:
             return asked
         asked.append(question)
 
 
-def _longest_length(prompts: Prompts, question: language.Question) -> int:
+def _length_bound(prompts: Prompts, question: language.Question) -> int:
     """Return an upper bound on the number of tokens of a question with its answer."""
     text = prompts.encode(question.text)
     answer = prompts.encode(f" {question.answer}")

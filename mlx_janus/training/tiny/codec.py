@@ -62,11 +62,12 @@ class CodecStage:
         self.model = VQModel(config)
         self.model.quantize.freeze()  # codes follow running means, not gradients
         if self.trains_encoder:
+            # Part 100 and more: no other batches have these numbers.
             batches = [self._pixels(0, 100 + part) for part in range(_START_BATCHES)]
             seeds = [seed, 5]  # 5: for the initial weights; other uses have 1, 2 and 6
             random = np.random.default_rng(seeds)
             start_from_images(self.model, [mx.array(pixels) for pixels in batches], random)
-        else:
+        else:  # the subclass loads trained weights
             self.model.encoder.freeze()
             self.model.quant_conv.freeze()
         self._learner = Learner(
@@ -76,7 +77,8 @@ class CodecStage:
             warmup=50,
             muon_rate=recipe.muon_rate,
         )
-        # For each code, the vectors assigned to it in a step: running means of count and sum.
+        # For each code, a running mean over the steps of the number of vectors that are assigned to
+        # it (``_uses``), and of the sum of these vectors (``_sums``).
         size = config.codebook_size
         self._uses = mx.ones((size,))
         self._sums = mx.zeros((size, config.codebook_dim))
@@ -100,15 +102,15 @@ class CodecStage:
         self._sums = state["codebook.sums"]
 
     def step(self, index: int) -> dict[str, float]:
-        """Train on step ``index``.
+        """Train on the batch of step ``index``.
 
         Returns:
-            loss, psnr (in dB), commitment and norm (of the gradients); while the codebook is
-            trained also codes_in_use and perplexity.
+            Measurements by name: loss, psnr (in dB), commitment and norm (of the gradients). While
+            the codebook is trained, there are two more: codes_in_use and perplexity.
         """
         unquantized_steps = self._recipe.unquantized_steps
         quantized = index >= unquantized_steps
-        if index == unquantized_steps > 0:  # 0: a merged codec has a codebook
+        if index == unquantized_steps > 0:  # with 0, there is a trained codebook already
             self._initialise_codebook(index)
         pixels = self._pixels(index, 0)
         gradient = self._quantized_gradient if quantized else self._unquantized_gradient
@@ -164,9 +166,9 @@ class CodecStage:
         return np.stack(images)
 
     def _initialise_codebook(self, index: int) -> None:
-        """Make unlike vectors of the encoder the codes, before step ``index``."""
+        """Set the codes to distinct vectors of the encoder, before step ``index``."""
         batches = []
-        for part in range(1, 1 + _CODEBOOK_BATCHES):
+        for part in range(1, 1 + _CODEBOOK_BATCHES):  # part 0 is the step's own batch
             pixels = self._pixels(index, part)
             z = _encode(self.model, mx.array(pixels))
             width = z.shape[-1]
@@ -176,9 +178,9 @@ class CodecStage:
         size = len(self._uses)
         seeds = [self._seed, 2]  # 2: for this choice; other uses have 1, 5 and 6
         random = np.random.default_rng(seeds)
-        _, unlike = np.unique(np.round(vectors / _ALIKE), axis=0, return_index=True)
-        any_others = random.integers(len(vectors), size=size)  # if too few are unlike
-        chosen = np.concatenate([random.permutation(unlike), any_others])[:size]
+        _, distinct = np.unique(np.round(vectors / _ALIKE), axis=0, return_index=True)
+        any_vectors = random.integers(len(vectors), size=size)  # used if too few are distinct
+        chosen = np.concatenate([random.permutation(distinct), any_vectors])[:size]
         sums = _NEW_USES * mx.array(vectors[chosen])
         self._set_codebook(sums, mx.full((size,), _NEW_USES))
 
@@ -195,11 +197,13 @@ class CodecStage:
         ids: mx.array,
         index: int,
     ) -> None:
-        """Move each code towards the mean of its vectors, and unused codes to the largest errors.
+        """Move each code towards the mean of its vectors.
+
+        Every ``_MOVE_EVERY`` steps, also move unused codes to the vectors with the largest errors.
 
         Args:
             vectors: (vectors, width), normalised.
-            ids: (vectors,) their codes.
+            ids: (vectors,), the code of each vector.
             index: the step.
         """
         new_uses = mx.zeros_like(self._uses)
@@ -261,8 +265,9 @@ class MergedCodecStage(CodecStage):
     def _merge_plain_codes(self, sums: np.ndarray, uses: np.ndarray) -> None:
         """Merge the many codes of plain background into a few.
 
-        Those codes are clustered. In each cluster one code is kept: its vector becomes the
-        cluster's centre, and it gets the uses of all. The others are never used again.
+        The codes of plain background are clustered. In each cluster one code is kept: its vector
+        becomes the cluster's centre, and it gets the uses of all codes of the cluster. The other
+        codes are never used again.
 
         Args:
             sums: running sum of the vectors assigned to each code; changed in place.
@@ -283,10 +288,10 @@ class MergedCodecStage(CodecStage):
         )
         for cluster, centre in enumerate(centres):
             codes = plain[nearest == cluster]
-            if not len(codes):
+            if not len(codes):  # k-means may leave a cluster empty
                 continue
             kept = codes[0]
-            cluster_uses = mx.array(uses[codes])  # MLX rounds sums otherwise than NumPy
+            cluster_uses = mx.array(uses[codes])  # NumPy's sum would be rounded differently
             total = cluster_uses.sum().item()
             sums[codes] = 0
             uses[codes] = 0
@@ -295,24 +300,29 @@ class MergedCodecStage(CodecStage):
         self._set_codebook(mx.array(sums), mx.array(uses))
 
     def _plain_codes(self, size: int) -> np.ndarray:
-        """Return the indices of the codes of plain background, of ``size`` codes."""
-        plain = np.zeros(size)
-        other = np.zeros(size)
+        """Return the indices of the codes that plain patches use far more than other patches.
+
+        ``size`` is the number of all codes.
+        """
+        plain_uses = np.zeros(size)
+        other_uses = np.zeros(size)
         for index in range(_SURVEY_BATCHES):
+            # Part 1: other scenes than those of the training batches, which have part 0.
             pixels = self._pixels(index, 1, with_open_scenes=False)
             tokens = self.model.encode(mx.array(pixels))
             ids = np.array(tokens)
             batch, length = ids.shape
             is_plain = _plain_patches(pixels, self._cell, _DIFFERENT).reshape(batch, length) > 0
-            plain += np.bincount(ids[is_plain], minlength=size)
-            other += np.bincount(ids[~is_plain], minlength=size)
-        return np.flatnonzero(plain > _PLAIN * other)
+            plain_uses += np.bincount(ids[is_plain], minlength=size)
+            other_uses += np.bincount(ids[~is_plain], minlength=size)
+        return np.flatnonzero(plain_uses > _PLAIN * other_uses)
 
 
 def _hardness(scene: shapes.Scene) -> float:
-    """Return how hard a scene is to reconstruct: many and small things are, above all stars.
+    """Return a measure of how hard a scene is to reconstruct.
 
-    A small star is easily taken for a circle.
+    Each thing adds to it, and a small thing adds more. A star adds ``_STAR_HARDNESS`` times as much
+    as another shape of its size, because a small star is easily taken for a circle.
     """
     hardness = 0.0
     for thing in scene.things:
@@ -338,10 +348,10 @@ def _encode(model: VQModel, pixels: mx.array) -> mx.array:
 def _pixel_weights(pixels: np.ndarray) -> np.ndarray:
     """Return each pixel's weight in the loss: (B, S, S, 3) -> (B, S, S, 1).
 
-    A background pixel weighs 1. Without more weight for small figures, their outlines would be
-    learned last.
+    A background pixel weighs 1. Pixels of a figure weigh more, and pixels of a small figure most,
+    because its outline would be learned last otherwise.
     """
-    is_figure = _unlike_corner(pixels, _FIGURE)
+    is_figure = _differs_from_corner(pixels, _FIGURE)
     weights = np.ones((*is_figure.shape, 1), np.float32)
     edges = _edges(pixels)
     for image, mask in enumerate(is_figure):
@@ -358,7 +368,7 @@ def _pixel_weights(pixels: np.ndarray) -> np.ndarray:
 
 
 def _edges(pixels: np.ndarray) -> np.ndarray:
-    """Return whether a pixel is next to another colour: (B, S, S, 3) -> (B, S, S).
+    """Return whether each pixel has a neighbour of another colour: (B, S, S, 3) -> (B, S, S).
 
     Neighbours are the pixels above, below, left and right.
     """
@@ -372,25 +382,26 @@ def _edges(pixels: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _unlike_corner(pixels: np.ndarray, least: float) -> np.ndarray:
-    """Return whether a pixel differs from its image's corner: (B, S, S, 3) -> (B, S, S).
+def _differs_from_corner(pixels: np.ndarray, threshold: float) -> np.ndarray:
+    """Return whether each pixel differs from the top left one: (B, S, S, 3) -> (B, S, S).
 
-    The corner pixel stands for the background.
+    The top left pixel has the colour of the background. Two pixels differ if a channel does by more
+    than ``threshold``.
     """
     corner = pixels[:, :1, :1]
     differences: np.ndarray = np.abs(pixels - corner).max(-1)
-    return differences > least
+    return differences > threshold
 
 
-def _plain_patches(pixels: np.ndarray, cell: int, least: float = _FIGURE) -> np.ndarray:
+def _plain_patches(pixels: np.ndarray, cell: int, threshold: float = _FIGURE) -> np.ndarray:
     """Return 1 for each patch that is all background, else 0: (B, S, S, 3) -> (B, h, w).
 
     Args:
         pixels: images in [-1, 1].
         cell: pixels per side of a patch.
-        least: difference from the corner pixel of a pixel that is not background.
+        threshold: a pixel that differs more than this from the corner pixel is not background.
     """
-    is_figure = _unlike_corner(pixels, least)
+    is_figure = _differs_from_corner(pixels, threshold)
     B, S, _ = is_figure.shape
     grid = S // cell
     cells = is_figure.reshape(B, grid, cell, grid, cell)
@@ -399,7 +410,9 @@ def _plain_patches(pixels: np.ndarray, cell: int, least: float = _FIGURE) -> np.
 
 
 def _plain_variance(z: mx.array, plain: mx.array) -> mx.array:
-    """Return the mean squared distance of plain patches' vectors from their image's mean of them.
+    """Return the variance of plain patches' vectors within an image, averaged over all patches.
+
+    A patch that is not plain counts as 0 in this average.
 
     Args:
         z: (B, h, w, codebook_dim).
@@ -415,7 +428,7 @@ def _plain_variance(z: mx.array, plain: mx.array) -> mx.array:
 def _loss(
     model: VQModel, batch: Mapping[str, mx.array], quantized: bool
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the loss of a reconstruction, and the values that a step reads.
+    """Return the loss of a batch, and values for the codebook and the log.
 
     Args:
         model: the codec.

@@ -39,7 +39,8 @@ def start_from_images(
     Args:
         model: all its weights but the codebook are changed.
         batches: images, (B, S, S, 3) each, in [-1, 1].
-        random: for the rotation of the codes, after which each component tells of everything.
+        random: for a random rotation of the codes, which spreads the information over all
+            components.
     """
     _silence_residual_branches(model)
     _copy_colours_through(model.encoder)
@@ -68,9 +69,9 @@ def _copy_channels(
 
     Args:
         layer: a convolution.
-        taps: rows and columns of its kernel; the copy is the mean over these pixels.
+        taps: positions in the kernel, as row and column. A copy is the mean of the input over them.
         copies: output channel, input channel and sign of each copy.
-        noise: scale of the random weights that the copying channels keep.
+        noise: factor on the random weights of the output channels, which stay next to the copy.
     """
     weight = np.array(layer.weight)
     for output, source, sign in copies:
@@ -82,10 +83,11 @@ def _copy_channels(
 
 def _copy_colours_through(encoder: Encoder) -> None:
     """Copy the colours and their negatives through the shortcuts of the encoder."""
+    # Channels 0 to 2 copy red, green and blue, and channels 3 to 5 copy their negatives.
     signed = [(k, k % 3, 1.0 if k < 3 else -1.0) for k in range(_COLOUR_CHANNELS)]
     same = [(k, k, 1.0) for k in range(_COLOUR_CHANNELS)]
-    centre = [(1, 1)]
-    square = [(0, 0), (0, 1), (1, 0), (1, 1)]  # of the pixels that become one
+    centre = [(1, 1)]  # of a 3 x 3 kernel
+    square = [(0, 0), (0, 1), (1, 0), (1, 1)]  # the four pixels that become one
     _copy_channels(encoder.conv_in, centre, signed, _NOISE_BESIDE_COLOURS)
     for name, layer in encoder.named_modules():
         if name.endswith("nin_shortcut"):
@@ -96,16 +98,17 @@ def _copy_colours_through(encoder: Encoder) -> None:
 
 
 def _add_constant_channels(model: VQModel) -> None:
-    """Give the input of every GroupNorm a channel with one large value.
+    """Give the input of every GroupNorm a channel with the same large value at all pixels.
 
     A GroupNorm divides by the deviation over the whole image, so that a colour would depend on the
     rest of the image. Next to a large constant, all else is small, and the deviation is nearly the
-    same for every image. The norm's weight drops the constant again.
+    same for every image. The norm's weight for this channel is 0, which drops the constant again.
     """
     for part, constant in ((model.encoder, _ENCODER_CONSTANT), (model.decoder, _DECODER_CONSTANT)):
         for name, layer in part.named_modules():
             if name.endswith("conv1"):
-                _make_constant(layer, math.sqrt(layer.weight.shape[0]))
+                channels = layer.weight.shape[0]
+                _make_constant(layer, math.sqrt(channels))  # so that the deviation is about 1
             elif name.endswith(("conv_in", "nin_shortcut", "downsample.conv", "upsample.conv")):
                 _make_constant(layer, constant)
             elif isinstance(layer, GroupNorm):
@@ -113,7 +116,7 @@ def _add_constant_channels(model: VQModel) -> None:
 
 
 def _make_constant(layer: nn.Module, value: float) -> None:
-    """Make the last channel of a convolution this value."""
+    """Make the last output channel of a convolution equal ``value`` at all pixels."""
     layer.weight[-1] = mx.zeros_like(layer.weight[-1])
     layer.bias[-1] = value
 
@@ -122,8 +125,9 @@ def _undo_normalization(norm: nn.Module) -> None:
     """Set a GroupNorm's weights so that a value of 0 stays 0, and the constant becomes 0."""
     channels = norm.weight.shape[0]
     norm.weight = mx.full((channels,), _GAIN)
-    # One constant c among n channels, the others near 0: the mean is c / n, the deviation about
-    # c / n * sqrt(n - 1). So 0 becomes -1 / sqrt(n - 1), which the bias takes back.
+    # The codec's norms have one group. With one constant c among n channels, and the others near 0,
+    # the mean is c / n and the deviation about c / n * sqrt(n - 1). So 0 becomes
+    # -1 / sqrt(n - 1), which the bias takes back.
     norm.bias = norm.weight / math.sqrt(channels - 1)
     norm.weight[-1] = 0.0
     norm.bias[-1] = 0.0
@@ -136,9 +140,9 @@ def _fit_codes(
 ) -> None:
     """Fit the layer that makes codes, by reduced-rank regression from features to pixels.
 
-    The components of a code are the features' combinations that tell most about a patch's pixels,
-    scaled to variance 1. One component is constant: without it, a light and a dark shade of a
-    colour would be the same unit vector.
+    The components of a code are the linear combinations of features that predict a patch's pixels
+    best, scaled to variance 1. One component is constant: codes are normalised, and without it, a
+    light and a dark shade of a colour would be the same unit vector.
     """
     features = _rows([model.encoder(pixels) for pixels in batches])
     patches = np.concatenate([_patches(np.array(pixels), model) for pixels in batches])
@@ -156,7 +160,7 @@ def _fit_codes(
     _, scales, directions = np.linalg.svd(x @ to_patches, full_matrices=False)
 
     width = model.quant_conv.weight.shape[0]
-    kept = width - 1  # and the constant
+    kept = width - 1  # the last component is the constant
     components = to_patches @ directions[:kept].T / scales[:kept] * np.sqrt(total)
     matrix = np.zeros((width, features.shape[1]))
     matrix[:-1] = components.T
@@ -168,7 +172,7 @@ def _fit_codes(
 
 
 def _copy_codes_through(model: VQModel) -> None:
-    """Copy each code through the first channels of every level of the decoder."""
+    """Copy the components of a code through the first channels of every level of the decoder."""
     width = model.quant_conv.weight.shape[0]
     same = [(k, k, 1.0) for k in range(width)]
     _copy_channels(model.post_quant_conv, [(0, 0)], same, 0.0)
@@ -179,20 +183,21 @@ def _copy_codes_through(model: VQModel) -> None:
 
 
 def _copy_all_channels(layer: Conv2d) -> None:
-    """Make every channel of a convolution copy the channel of the same number, if there is one."""
+    """Make each output channel copy the input channel of the same number, if there is one."""
     outputs, size, _, inputs = layer.weight.shape
     layer.weight = layer.weight * _NOISE_BESIDE_CODES
     middle = size // 2
     same = [(k, k, 1.0) for k in range(min(outputs, inputs))]
-    _copy_channels(layer, [(middle, middle)], same, 1.0)
+    _copy_channels(layer, [(middle, middle)], same, 1.0)  # 1: the noise is already scaled
 
 
 def _fit_colours(model: VQModel, batches: Sequence[mx.array]) -> None:
     """Fit the decoder's last convolution to the pixels, by least squares."""
     layer = model.decoder.conv_out
-    inputs = layer.weight[0].size + 1  # and the bias
-    products = np.zeros((inputs, inputs))
-    targets = np.zeros((inputs, 3))
+    # Least squares of the pixels Y on the windows X, which get a column of ones for the bias.
+    inputs = layer.weight[0].size + 1
+    xx = np.zeros((inputs, inputs))  # X'X
+    xy = np.zeros((inputs, 3))  # X'Y
     for pixels in batches:
         features = model.encoder(pixels)
         z = normalize(model.quant_conv(features))
@@ -200,15 +205,18 @@ def _fit_colours(model: VQModel, batches: Sequence[mx.array]) -> None:
         windows = _rows([_last_windows(model.decoder, decoded)])
         ones = np.ones((len(windows), 1))
         windows = np.concatenate([windows, ones], axis=1)
-        products += windows.T @ windows
-        targets += windows.T @ _rows([pixels])
-    fitted = _least_squares(products, targets)
+        xx += windows.T @ windows
+        xy += windows.T @ _rows([pixels])
+    fitted = _least_squares(xx, xy)
     layer.weight = _array(fitted[:-1].T).reshape(layer.weight.shape)
     layer.bias = _array(fitted[-1])
 
 
 def _last_windows(decoder: Decoder, z: mx.array) -> mx.array:
-    """Return the inputs of ``conv_out`` at each pixel: (B, h, w, C) -> (B, H, W, 9 * channels)."""
+    """Return the 3 x 3 windows that the decoder's last convolution reads, one for each pixel.
+
+    (B, h, w, C) -> (B, H, W, 9 * channels).
+    """
     x = decoder.conv_in(z)
     for block in (*decoder.mid, *decoder.conv_blocks):
         x = block(x)
@@ -220,18 +228,23 @@ def _last_windows(decoder: Decoder, z: mx.array) -> mx.array:
     return mx.concatenate(rows, axis=-1)
 
 
-def _least_squares(products: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Solve ridge regression, from X'X and X'Y -> the coefficients (inputs, outputs)."""
-    size = len(products)
-    penalty = _RIDGE * np.trace(products) / size
-    solution: np.ndarray = np.linalg.solve(products + penalty * np.eye(size), targets)
+def _least_squares(xx: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Return the coefficients of a ridge regression of Y on X: (inputs, outputs).
+
+    Args:
+        xx: X'X, (inputs, inputs).
+        xy: X'Y, (inputs, outputs).
+    """
+    size = len(xx)
+    penalty = _RIDGE * np.trace(xx) / size
+    solution: np.ndarray = np.linalg.solve(xx + penalty * np.eye(size), xy)
     return solution
 
 
 def _patches(pixels: np.ndarray, model: VQModel) -> np.ndarray:
-    """Return the pixels of each token: (B, S, S, 3) -> (B * h * w, cell * cell * 3)."""
-    doublings = len(model.encoder.conv_blocks) - 1
-    cell = 2**doublings  # pixels per side of a token
+    """Return the pixels of each token's patch: (B, S, S, 3) -> (B * h * w, cell * cell * 3)."""
+    halvings = len(model.encoder.conv_blocks) - 1
+    cell = 2**halvings  # pixels per side of a patch
     B, S, _, _ = pixels.shape
     grid = S // cell
     cells = pixels.reshape(B, grid, cell, grid, cell, 3)
@@ -240,7 +253,7 @@ def _patches(pixels: np.ndarray, model: VQModel) -> np.ndarray:
 
 
 def _rows(arrays: Sequence[mx.array]) -> np.ndarray:
-    """Join arrays (..., C) as rows -> (rows, C), in float64."""
+    """Flatten arrays (..., C) to rows, and join them in float64: (rows, C)."""
     flat = [np.array(x).reshape(-1, x.shape[-1]) for x in arrays]
     return np.concatenate(flat).astype(np.float64)
 

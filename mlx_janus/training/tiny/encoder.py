@@ -442,7 +442,7 @@ class EncoderStage:
 def _loss(
     model: _EncoderWithHeads, batch: Mapping[str, mx.array]
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the sum of all heads' losses, and measurements for the log.
+    """Return the weighted sum of all heads' losses, and measurements for the log.
 
     The measurement "edges_off" is the sum of squared errors of the predicted edges, divided by the
     sum of the squared targets. The others are means over the patches that show a thing.

@@ -84,8 +84,8 @@ def build_model(
 def _rows_from_codebook(codebook: mx.array, width: int) -> mx.array:
     """Project a codebook to initial rows of the image head; similar codes get similar rows.
 
-    A code that follows a context in no caption of training then gets a high logit if similar codes
-    follow it. Without this, the model takes longer to learn the codes of held-out pairs.
+    Then a code gets a high logit where training has shown only similar codes. With random rows, the
+    model would take longer to learn the codes of held-out pairs.
 
     Args:
         codebook: (codes, codebook_dim), normalised; zeros for a code that is never used.
@@ -173,8 +173,8 @@ class JointStage:
     def step(self, index: int) -> dict[str, float]:
         """Train on the batches of step ``index``, and return the measurements for the log.
 
-        They are the means of ``_MEASURED``, the norm of the gradients before clipping ("norm") and
-        the speed ("tokens_per_second").
+        The measurements are the means of those in ``_MEASURED``, the norm of the gradients before
+        clipping ("norm") and the speed ("tokens_per_second").
         """
         started = time.perf_counter()
         halves = [self._compute_half(index, half) for half in self._halves]
@@ -262,7 +262,7 @@ def _mean_gradients(of_halves: Sequence[Any]) -> Any:
 
 
 def _mean_measurements(of_halves: Sequence[Mapping[str, mx.array]]) -> dict[str, float]:
-    """Average each measurement over a step's halves, including that of the other process, if any.
+    """Average each measurement over a step's halves, also over a half of the other process.
 
     A half of captions has other measurements than a half of conversations. A mean is over the
     halves that have the measurement, and a measurement that no half has is left out.
@@ -291,7 +291,7 @@ def answering_loss(
     batch: Mapping[str, mx.array],
     placing_weight: float = 0.0,
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the loss of answers, and measurements by name, for the log.
+    """Return the loss of answers and of the placing head, and measurements by name, for the log.
 
     Args:
         trainee: the model and its heads.
@@ -339,7 +339,7 @@ def drawing_loss(
     batch: Mapping[str, mx.array],
     tracking_weight: float = 0.0,
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the loss of image tokens, and measurements by name, for the log.
+    """Return the loss of image tokens and of the tracking head, and measurements by name.
 
     Args:
         trainee: the model and its heads.

@@ -46,8 +46,8 @@ def train_tiny(
         report: called after every step, in the first process only.
 
     Returns:
-        The model. In the first process, its weights are those in ``output/model``: the mean of the
-        last two stages.
+        The model. In the first process, it has the weights in ``output/model``, the mean of the
+        last two stages. In a second one, it has the weights of the last stage.
 
     Raises:
         CheckpointError: a checkpoint is damaged, or belongs to another recipe or seed.
@@ -62,9 +62,8 @@ def train_tiny(
     tokenizer = train_tokenizer(PromptConfig(), seed)
     config = tiny_config(tokenizer.get_vocab_size())
     prompts = Prompts(tokenizer, config.prompt, image_tokens=config.understanding.tokens)
-    codec = load_state(output, "merged")
     encoder = load_state(output, "encoder")
-    janus = build_model(config, codec, encoder, seed)
+    janus = build_model(config, load_state(output, "merged"), encoder, seed)
     trainee = JanusWithHeads(janus)
     for name in JOINT_STAGES:
         stage = JointStage(trainee, prompts, getattr(recipe, name), seed, name)
