@@ -21,7 +21,10 @@ trial("streamText, abort", async () => {
   checkRed(await streamText({ model: janus(model), messages, maxRetries: 0 }).text);
   const abort = new AbortController();
   const { textStream } = streamText({ model: janus(model), messages, abortSignal: abort.signal });
-  for await (const _ of textStream) abort.abort();
+  for await (const _ of textStream) {
+    abort.abort();
+    break;  // an aborted stream whose rest has already arrived may never end
+  }
 });
 
 trial("sampling fields", async () => {
@@ -65,7 +68,7 @@ trial("OpenAI's provider, default: imageGeneration", async () => {
 });
 
 trial("completionModel", async () => {
-  const { text } = await generateText({ model: janus.completionModel(model), prompt: "A red", maxRetries: 0 });
+  const { text } = await generateText({ model: janus.completionModel(model), prompt: "The picture shows", maxRetries: 0 });
   check(text.length > 0, text);
 });
 

@@ -111,7 +111,7 @@ def _responses():
 
 @trial("OpenAI")
 def _completions():
-    assert OpenAI(**COMMON).invoke("A red")
+    assert OpenAI(**COMMON).invoke("The picture shows")
 
 
 run()

@@ -110,7 +110,8 @@ def _responses():
 
 @trial("text_completion")
 def _completions():
-    answer = litellm.text_completion("A red", f"text-completion-openai/{MODEL}", **COMMON)
+    model = f"text-completion-openai/{MODEL}"
+    answer = litellm.text_completion("The picture shows", model, **COMMON)
     assert answer.choices[0].text
 
 

@@ -50,7 +50,7 @@ def _complete():
 
 @trial("is_chat_model=False, the default")
 def _completions():
-    assert OpenAILike(**COMMON).complete("A red").text
+    assert OpenAILike(**COMMON).complete("The picture shows").text
 
 
 @trial("as_structured_llm")

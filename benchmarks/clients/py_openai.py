@@ -290,8 +290,8 @@ def _response_images():
 
 @trial("completions")
 def _completions():
-    assert client.completions.create(model=MODEL, prompt="A red", n=2).choices[1].text
-    chunks = list(client.completions.create(model=MODEL, prompt="A red", stream=True))
+    assert client.completions.create(model=MODEL, prompt="The picture shows", n=2).choices[1].text
+    chunks = list(client.completions.create(model=MODEL, prompt="The picture shows", stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks)
 
 

@@ -21,7 +21,7 @@ def _sampling():
     assert model.generate([message("Hello")], **fields).content
 
 
-@trial("ToolCallingAgent")
+@trial("ToolCallingAgent", theirs="its instructions are longer than Janus-Tiny's context")
 def _tools():
     ToolCallingAgent([], model, max_steps=1, verbosity_level=0).run("Hello")
 
