@@ -21,7 +21,7 @@ import mlx_janus
 # isort: split
 import numpy as np
 
-from mlx_janus.evaluation.shapes import TASKS, drawing_prompts
+from mlx_janus.evaluation.drawing import TASKS, drawing_prompts
 from mlx_janus.inference.best_of import DEFAULT_WORDING, WORDINGS, score_images
 from mlx_janus.worlds import judge
 

@@ -285,7 +285,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.check
 def test_the_command_trains_a_model(trained: Path) -> None:
     assert {line["stage"] for line in read_log(trained / "log.jsonl")} == set(STAGES)
-    assert (trained / "model" / "model.safetensors").stat().st_size < 1_000_000  # small sizes
+    assert (trained / "model" / "model.safetensors").stat().st_size < 2_000_000  # small sizes
     assert (trained / "losses.png").stat().st_size > 1000
     janus = mlx_janus.load(trained / "model")
     assert janus.generate_images("a red circle", seed=1)[0].image.size == (64, 64)
