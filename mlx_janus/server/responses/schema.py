@@ -169,7 +169,8 @@ class ResponsesFunction(RequestPart):
     name: Annotated[str, Field(min_length=1, max_length=128)]
     description: str | None = Field(default=None, description="Purpose, for the prompt.")
     parameters: dict[str, Any] | None = Field(
-        default=None, description="A JSON Schema of the arguments. Default: no arguments."
+        default=None,
+        description="A JSON Schema of the arguments, which are an object. Default: no arguments.",
     )
     strict: bool | None = Field(default=None, description="As for `text.format`. Default: false.")
 
