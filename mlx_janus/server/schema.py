@@ -170,7 +170,7 @@ class SystemMessage(_RequestPart):
 
 
 class ToolMessage(_RequestPart):
-    """The result of a tool that another model has called. It joins the next question."""
+    """The result of a tool. It joins the next question, or is one if none follows."""
 
     role: Literal["tool", "function"]
     content: str | Annotated[list[TextPart], _SHORT_LIST] | None = None

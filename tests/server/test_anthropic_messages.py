@@ -200,6 +200,7 @@ def test_blocks_as_a_conversation() -> None:
         ([use], [seven]),
         ([thinking, words, use], [blocks, {"type": "text", "text": "Well?"}]),
         ([use], [nothing]),
+        ([words, use], [nothing]),
     ]
     with served(engine) as url, to(url) as plain:
         for answer, result in said:
@@ -221,6 +222,7 @@ def test_blocks_as_a_conversation() -> None:
         [("user", "How many?"), ("user", "7")],
         [("user", "How many?"), ("assistant", "Let me see."), ("user", "7\nWell?")],
         [("user", "How many?\n")],
+        [("user", "How many?"), ("assistant", "Let me see."), ("user", "(no output)")],
         [("user", "How many?"), ("user", "Be brief.\nHow many?")],
     ]
 
