@@ -79,8 +79,8 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
       the only messages, they become the question.
     - Later system messages and results of tools are put before the next question. Those that follow
       the last question are appended to it.
-    - Results of tools that follow an answer with a call, and with words or images, cannot be appended
-      to the question before that answer. If no question follows them, they are one.
+    - Results of tools after an answer with a call, and with words or images, are a question if no
+      question follows them.
     - Images of an answer are put before the next question.
     - An answer without text that has tool calls or images becomes no turn. Nor does an empty
       question that is not the last message.
