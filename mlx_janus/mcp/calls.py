@@ -23,8 +23,10 @@ from ..engine.messages import (
     Piece,
     Progress,
     Request,
+    edit_arguments,
 )
 from ..errors import OptionError, OutputError
+from ..inference.input_records import InputImage
 from ..inference.pathway import EditingPathway, ImageOptions
 from ..inference.results import GeneratedImage
 from ..processing.prompts import Turn
@@ -135,7 +137,7 @@ class ToolCalls:
         image = await progress.wait(reading, "reading the image")
         request = AnswerRequest(
             (Turn("user", arguments.question, images=1),),
-            (image,),
+            (image.image,),
             options,
             with_progress=progress.wanted,
         )
@@ -208,7 +210,7 @@ def _drawing_request(
     arguments: GenerateArguments | EditArguments,
     options: ImageOptions,
     progress: ProgressReporter,
-    images: Sequence[Any] = (),
+    images: Sequence[InputImage] = (),
 ) -> DrawingRequest:
     """Return the engine's request for images."""
     return DrawingRequest(
@@ -216,8 +218,8 @@ def _drawing_request(
         options,
         random_seed() if arguments.seed is None else arguments.seed,
         arguments.n,
-        images=tuple(images),
         with_progress=progress.wanted,
+        **edit_arguments(images),
     )
 
 

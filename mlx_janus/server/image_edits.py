@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request as HTTPRequest
 
-from ..engine.messages import DrawingRequest
+from ..engine.messages import DrawingRequest, edit_arguments
 from ..inference.pathway import EditingPathway
 from .bodies import FORM, JSON, Form, media_type, parse_json, read_form
 from .errors import APIError
@@ -81,7 +81,9 @@ async def edit_images(
     if not sources:
         raise APIError(400, "there is no image: send the file as 'image'", param="image")
     images = await service.image_reader.read_all(sources, request, param="image")
-    engine_request = DrawingRequest(body.prompt, options, **asdict(numbers), images=images)
+    engine_request = DrawingRequest(
+        body.prompt, options, **asdict(numbers), **edit_arguments(images)
+    )
     return await reply_with_images(body, engine_request, _EVENT_TYPES, request, service)
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from PIL import Image
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ..engine.messages import Event, StoppingError
+from ..inference.input_records import InputImage
 from ..inference.results import GeneratedImage
 from ..mcp.package import is_installed
 from ..processing.data_urls import as_data_url
@@ -70,7 +70,7 @@ class ServerHost:
         finally:
             self._models.pool.release(model)
 
-    async def read_image(self, source: str, engine: Engine) -> Image.Image:
+    async def read_image(self, source: str, engine: Engine) -> InputImage:
         """Return the image of a data URL or base64, or of an address if the settings allow it.
 
         Raises:
