@@ -21,7 +21,7 @@ from mlx_janus.models.janus import JanusModel
 from mlx_janus.pipeline import JanusPipeline
 from mlx_janus.processing.images import open_image
 from mlx_janus.processing.saved_images import encode_image
-from tests.support.engines import draw, drawn_alone, events, served
+from tests.support.engines import draw, drawn_alone, events, served, tiny
 
 UNGUIDED = {"cfg_weight": 1.0, "cfg_weight2": 0.0, "temperature": 0.8}
 TWO_ROWS = {"cfg_weight": 3.0, "cfg_weight2": 0.0, "temperature": 0.8}
@@ -231,6 +231,23 @@ def test_the_metadata_are_the_librarys(janus: JanusPipeline) -> None:
     unknown = change(janus, "x", 3, wide)
     (event,) = served(lambda engine: events(engine.submit(unknown)))
     assert event.image.metadata["inputs"] == '[{"size": "64x40"}]'
+
+
+def test_a_model_that_was_not_trained_for_it_warns_once(
+    pictures: list[Image.Image], caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = tiny()
+    assert not loaded.trained_for_editing
+
+    async def work(engine: Engine) -> None:
+        await events(engine.submit(draw("a star", 1)))
+        assert not caplog.records
+        for _ in range(2):
+            await events(engine.submit(change(loaded, "x", 1, pictures[0])))
+
+    served(work, lambda: loaded)
+    (record,) = caplog.records
+    assert "was not trained to change images" in record.getMessage()
 
 
 def test_changes_that_are_refused(janus: JanusPipeline, pictures: list[Image.Image]) -> None:
