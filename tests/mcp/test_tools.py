@@ -333,3 +333,13 @@ def test_a_model_that_cannot_change_images_does_not_offer_it(flow_folder: Path) 
         reason = error_text(janus.call(GENERATE, prompt="x", temperature=1))
         assert reason.startswith("temperature is no option")
         text_of(janus.call(GENERATE, prompt="x"))
+        told: list[Notification] = []
+        text_of(janus.call(GENERATE, told, prompt="x", n=2, steps=3))
+        assert told[-1] == (6, 6, "drawing")
+        wrong = error_text(janus.call(GENERATE, prompt="x", steps=0))
+        assert wrong.startswith("steps: it must be greater than or equal to 1")
+
+
+def test_steps_of_a_model_that_draws_tokens(janus: Local) -> None:
+    reason = error_text(janus.call(GENERATE, prompt="x", steps=3))
+    assert reason.startswith("steps is no option of a model that draws image tokens")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...inference.input_records import InputImage
     from ..service import Service
 
-_SAMPLING_FIELDS = ("cfg_weight", "temperature", "top_p")
+_SAMPLING_FIELDS = ("cfg_weight", "temperature", "top_p", "steps")
 _Image = TypeVar("_Image")
 
 
