@@ -153,6 +153,24 @@ def test_fields_that_are_refused(
     still_works(client, engine)
 
 
+def test_a_field_that_is_given_twice_is_refused_by_name(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    for twice in ({"prompt": ["make it blue", "make it red"]}, {"seed": ["1", "1"]}):
+        error = refusal(edit(client, **twice), 400)
+        (name,) = twice
+        assert (error["param"], error["message"]) == (name, f"{name} is given twice: send it once")
+    assert not engine.asked
+    assert edit(client, unknown=["a", "b"]).status_code == 200  # it is ignored
+
+
+def test_several_images_as_text_of_a_form(client: httpx.Client, engine: FakeEngine) -> None:
+    urls = [("image[]", (None, data_url(png(colour)))) for colour in ("red", "blue")]
+    reply = client.post(EDIT, files=[*urls, ("prompt", (None, "make it blue"))])
+    assert reply.status_code == 200, reply.text
+    assert colours(engine.asked[0]) == [(255, 0, 0), (0, 0, 255)]
+
+
 def test_masks_and_files_in_other_places_are_refused(
     client: httpx.Client, engine: FakeEngine
 ) -> None:
