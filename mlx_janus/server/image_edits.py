@@ -82,7 +82,7 @@ async def edit_images(
         raise APIError(400, "there is no image: send the file as 'image'", param="image")
     images = await service.image_reader.read_all(sources, request, param="image")
     engine_request = DrawingRequest(
-        body.prompt, options, **asdict(numbers), **edit_arguments(images)
+        body.prompt, options, **asdict(numbers), **edit_arguments(images, crop=body.crop or False)
     )
     return await reply_with_images(body, engine_request, _EVENT_TYPES, request, service)
 

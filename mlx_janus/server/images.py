@@ -147,7 +147,7 @@ class ReplyFormat:
 
     name: Literal["png", "jpeg", "webp"] = "png"
     quality: int | None = None  # of a JPEG or WebP, from 0 to 100; None: the default
-    side: int | None = None  # pixels; square images are enlarged to it, None: not enlarged
+    side: int | None = None  # pixels; the longer side is enlarged to it, None: not enlarged
 
     @property
     def suffix(self) -> str:
@@ -158,6 +158,14 @@ class ReplyFormat:
     def media_type(self) -> str:
         """The media type of a file."""
         return f"image/{self.name}"
+
+    def enlarged(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the width and height that an image of this size has in the reply, in pixels."""
+        if self.side is None:
+            return size
+        width, height = size
+        longer = max(size)
+        return max(round(width * self.side / longer), 1), max(round(height * self.side / longer), 1)
 
     async def encode(self, image: Image.Image, metadata: Mapping[str, str]) -> bytes:
         """Return the bytes of an image file with metadata."""
@@ -171,7 +179,7 @@ class ReplyFormat:
     def _encode(self, image: Image.Image, metadata: Mapping[str, str]) -> bytes:
         """Enlarge an image if ``side`` is set, and return the bytes of its file."""
         if self.side is not None:
-            image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
+            image = image.resize(self.enlarged(image.size), Image.Resampling.LANCZOS)
             if metadata:  # a preview has none
                 metadata = {**metadata, "enlarged_to": f"{self.side} (Lanczos)"}
         return encode_image(image, metadata, self.suffix, self.quality)

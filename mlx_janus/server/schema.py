@@ -1,10 +1,10 @@
 """Bodies of requests and replies, as OpenAI defines them; the source of ``/openapi.json``.
 
 Fields beyond OpenAI's: ``top_k``, ``min_p`` and ``repetition_penalty`` of a chat request; ``seed``,
-``cfg_weight``, ``cfg_weight2``, ``temperature``, ``top_p`` and ``steps`` of an image request;
-``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored. A field that
-changes the result on other servers, but is not supported here, is refused unless its value changes
-nothing.
+``cfg_weight``, ``cfg_weight2``, ``temperature``, ``top_p``, ``steps`` and ``crop`` of an image
+request; ``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored. A
+field that changes the result on other servers, but is not supported here, is refused unless its
+value changes nothing.
 """
 
 from __future__ import annotations
@@ -500,6 +500,11 @@ class EditFields(ImageFields):
         default=None,
         description="Weight of the prompt against the details of the images: the higher, the freer "
         "the result. Default: 5.",
+    )
+    crop: bool | None = Field(
+        default=None,
+        description="Whether results are cut to the shape of the first image. Default: false, "
+        "which returns the square that the model draws, with bars beside the image.",
     )
 
 

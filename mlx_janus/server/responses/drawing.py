@@ -105,7 +105,7 @@ def make_drawing(
     numbers, file_format = _numbers_and_format(body, tool, pathway.steps(options), service)
     request = DrawingRequest(prompt, options, **numbers, **edit_arguments(images))
     side = file_format.side or service.engine.config.image_size
-    return Drawing(request, file_format, size_text(side))
+    return Drawing(request, file_format, size_text(side, side))
 
 
 def check_drawing(body: ResponsesRequest, tool: ImageTool, service: Service) -> None:
