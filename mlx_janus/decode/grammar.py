@@ -44,7 +44,7 @@ class Tool:
 
     Args:
         name: the function's name.
-        parameters: a JSON Schema of the arguments; None: no arguments.
+        parameters: a JSON Schema of the arguments, which are an object; None: no arguments.
         lenient: as for ``schema_grammar``.
         description: the purpose of the function, for the prompt.
     """
@@ -89,16 +89,13 @@ def call_grammar(tools: Sequence[Tool], *, allows_words: bool = False) -> Gramma
             "{", so the first token that is not a space decides.
 
     Raises:
-        OptionError: the parameters of a tool are too deep or hold a value that JSON does not have,
-            or the parameters of all tools are too large.
+        OptionError: the parameters of a tool are no object, are too deep or hold a value that JSON
+            does not have, or the parameters of all tools are too large.
     """
     rules = []
     texts = []
     for index, tool in enumerate(tools):
-        parameters = tool.parameters
-        if parameters is None:
-            parameters = {"type": "object", "additionalProperties": False}
-        text = _schema_text(parameters, tool.lenient, "tools")
+        text = _schema_text(_object_schema(tool), tool.lenient, "tools")
         texts.append(text)
         rules.append(f'call{index}: {json.dumps(tool.call_start)} arguments{index} "}}"')
         rules.append(f"arguments{index}: %json {text}")
@@ -110,6 +107,25 @@ def call_grammar(tools: Sequence[Tool], *, allows_words: bool = False) -> Gramma
         rules.append(r"WORDS: /(\s*[^{\s](.|\n)*)?/")
     source = "\n".join([_HEAD, start, f"call: {calls}", *rules, ""])
     return Grammar(source, "tools", allows_words)
+
+
+def _object_schema(tool: Tool) -> dict[str, Any]:
+    """Return the schema of a tool's arguments, which matches objects only.
+
+    Many programs leave the type out, or write a list of types that has "object".
+
+    Raises:
+        OptionError: the schema has another type.
+    """
+    parameters = tool.parameters
+    if parameters is None:
+        return {"type": "object", "additionalProperties": False}
+    kind = parameters.get("type")
+    kinds = kind if isinstance(kind, list | tuple) else [kind]
+    if kind is not None and "object" not in kinds:
+        reason = f'the arguments of {tool.name!r} must have the type "object"'
+        raise OptionError(f"tools: {reason}, got {str(kind)[:40]!r}")
+    return {**parameters, "type": "object"}
 
 
 def check_installed(subject: str) -> None:

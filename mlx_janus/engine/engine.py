@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten
 from ..config import JanusConfig
 from ..decode.grammar import Grammar
 from ..errors import ContextLengthError, JanusError, OptionError
+from ..inference.editing import warn_if_untrained
 from ..inference.loaded import TASKS, LoadedModel
 from ..inference.pathway import EditingPathway, ImagePathway
 from ..inference.pathways import pathway_of
@@ -348,6 +349,7 @@ class Engine:
             raise OptionError(CANNOT_EDIT)
         count = len(request.images)
         ids = pathway.edit_prompt_ids(request.prompt, count)
+        warn_if_untrained(self._janus)
         return ImageTask(ticket, request, ids, count * pathway.tokens_per_input)
 
     def _check_length(self, *texts: str) -> None:

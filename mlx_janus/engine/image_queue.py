@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from ..inference.image_generation import images_that_fit
+from ..inference.input_records import edit_facts, record_of
 from ..inference.loaded import LoadedModel
 from ..inference.pathway import Canvas, ImageJob, InputImages
 from ..inference.pathways import pathway_of
@@ -202,8 +203,7 @@ class ImageScheduler:
         """
         request = task.request
         if request.images and task.inputs is None:
-            pixels = [preprocess(image, self._janus.config.image) for image in request.images]
-            task.inputs = InputImages(tuple(pixels))
+            task.inputs = _inputs_of(request, self._janus)
         first = task.started_images
         task.started_images += count
         jobs = {}
@@ -354,6 +354,15 @@ class ImageScheduler:
         self._pending_images = deque(
             pending for pending in self._pending_images if pending.task is not task
         )
+
+
+def _inputs_of(request: DrawingRequest, janus: LoadedModel) -> InputImages:
+    """Return the images that a request changes, preprocessed for the model."""
+    config = janus.config.image
+    pixels = [preprocess(image, config) for image in request.images]
+    records = request.records or [record_of(image, image.size) for image in request.images]
+    facts = edit_facts(records, cropped=request.crop is not None)
+    return InputImages(tuple(pixels), request.crop, facts)
 
 
 def _preview_numbers(request: DrawingRequest, steps: int) -> dict[int, int]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
 from ..decode.text import TextOptions
 from ..errors import JanusError
+from ..inference.input_records import InputImage, InputRecord
 from ..inference.pathway import ImageOptions
 from ..inference.results import GeneratedImage, TextResult, TokenLogprob
+from ..processing.images import Box
 from ..processing.prompts import Turn
 
 
@@ -57,6 +60,8 @@ class DrawingRequest:
             A preview is skipped if a newer one replaces it before it is decoded.
         images: the images to change, upright and RGB. Each result is made from all of them.
         with_progress: whether each step adds a ``Progress`` event.
+        records: of each of ``images``, for the metadata; (): only their sizes are known.
+        crop: the part of each result to keep; None: all of it.
     """
 
     prompt: str
@@ -66,6 +71,24 @@ class DrawingRequest:
     partial_images: int = 0
     images: tuple[Image.Image, ...] = ()
     with_progress: bool = False
+    records: tuple[InputRecord, ...] = ()
+    crop: Box | None = None
+
+
+def edit_arguments(images: Sequence[InputImage], *, crop: bool = False) -> dict[str, Any]:
+    """Return the arguments of a ``DrawingRequest`` that changes images.
+
+    Args:
+        images: the images; none: there are no such arguments.
+        crop: whether each result is cut to the shape of the first image.
+    """
+    if not images:
+        return {}
+    return {
+        "images": tuple(one.image for one in images),
+        "records": tuple(one.record for one in images),
+        "crop": images[0].box if crop else None,
+    }
 
 
 @dataclass(frozen=True)

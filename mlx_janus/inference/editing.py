@@ -7,8 +7,8 @@ import weakref
 from collections.abc import Sequence
 
 from ..errors import OptionError
-from ..processing.images import ImageSource, as_images, letterbox, open_image, preprocess
-from .input_records import edit_facts, record_of
+from ..processing.images import ImageSource, as_images, open_image, preprocess
+from .input_records import InputImage, edit_facts, input_image
 from .loaded import LoadedModel
 from .pathway import InputImages
 
@@ -44,18 +44,13 @@ def read_inputs(
         return None
     is_cropped = len(sources) == 1 if crop is None else crop
     config = janus.config.image
-    pixels = []
-    records = []
-    boxes = []  # for each image, its place on the square that the model sees
+    inputs: list[InputImage] = []
     for source in sources:  # one at a time, since an image may take 400 MB
-        image = open_image(source)
-        records.append(record_of(source, image.size))
-        boxes.append(letterbox(image.size, config))
-        pixels.append(preprocess(image, config))
+        inputs.append(input_image(open_image(source), source, config))
     return InputImages(
-        pixels=tuple(pixels),
-        crop=boxes[0] if is_cropped else None,
-        facts=edit_facts(records, cropped=is_cropped),
+        pixels=tuple(preprocess(one.image, config) for one in inputs),
+        crop=inputs[0].box if is_cropped else None,
+        facts=edit_facts([one.record for one in inputs], cropped=is_cropped),
     )
 
 

@@ -1,4 +1,4 @@
-"""The metadata of a changed image: which images were changed, and how.
+"""Images to change, and the metadata of a changed image: which images were changed, and how.
 
 The metadata name files without their folders, since an image may be passed on to strangers.
 """
@@ -14,9 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from ..config import ImageConfig
 from ..files import open_regular, parse_json
 from ..processing.file_names import local_path
-from ..processing.images import ImageSource
+from ..processing.images import Box, ImageSource, letterbox, resize_and_pad
 
 _TASK = "edit"  # the value of "task" in the metadata of a changed image
 _CROP = {True: "yes", False: "no"}  # the value of "crop", by whether the result was cut
@@ -29,6 +32,33 @@ class InputRecord:
     size: str  # pixels, such as "640x480"
     name: str | None = None  # of its file, without folders; None: it was no file
     sha256: str | None = None  # of its file or its bytes, in hexadecimal; None: it was neither
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """An image that a request brings, scaled and padded for the vision encoder.
+
+    Args:
+        image: upright and RGB, S x S pixels. S is the ``image_size`` of the model's config.
+        box: the place of the image without its padding.
+        record: for the metadata of a changed image.
+    """
+
+    image: Image.Image
+    box: Box
+    record: InputRecord
+
+
+def input_image(image: Image.Image, source: ImageSource, config: ImageConfig) -> InputImage:
+    """Scale and pad an image, and return it with its record.
+
+    Args:
+        image: the image of ``source``, upright and RGB.
+        source: a path, the bytes of a file, or the image itself.
+        config: the sizes of the preprocessing.
+    """
+    record = record_of(source, image.size)
+    return InputImage(resize_and_pad(image, config), letterbox(image.size, config), record)
 
 
 def record_of(source: ImageSource, size: tuple[int, int]) -> InputRecord:
@@ -59,6 +89,11 @@ def edit_facts(records: Sequence[InputRecord], *, cropped: bool) -> dict[str, st
     return {"task": _TASK, "inputs": inputs, "crop": _CROP[cropped]}
 
 
+def lacks_inputs(metadata: Mapping[str, str]) -> bool:
+    """Return whether metadata are those of a changed image, but do not say which were changed."""
+    return "cfg_weight2" in metadata and "task" not in metadata
+
+
 def read_edit(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Read the settings of a changed image from the metadata of its file.
 
@@ -69,6 +104,8 @@ def read_edit(metadata: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         KeyError, TypeError, ValueError: a setting is missing or not valid.
     """
+    if lacks_inputs(metadata):
+        raise ValueError
     if "task" not in metadata:
         return {"cfg_weight2": None, "crop": None, "inputs": ()}
     if metadata["task"] != _TASK:

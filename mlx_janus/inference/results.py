@@ -17,7 +17,7 @@ from ..config import BITS, DTYPES, RECIPES, ROLES
 from ..errors import ImageError, OptionError
 from ..limits import MAX_REFLECT, MAX_UPSCALE, check_int
 from ..processing.saved_images import encode_image, read_metadata, save_image
-from .input_records import read_edit
+from .input_records import lacks_inputs, read_edit
 
 Stage: TypeAlias = Literal["plan", "draw", "judge"]
 """Stages of an image: the model writes a plan, draws, and judges the drawing."""
@@ -195,7 +195,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         ImageError: the file is not an image, its settings are missing or not valid, or the image
-            began from given latents, which the file does not have.
+            began from given latents or other images, which the file does not name.
     """
     chunks = _drawing_chunks(path)
     # Group 1 is the factor. A file without this chunk was not upscaled: then the pattern matches
@@ -226,7 +226,8 @@ def _drawing_chunks(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read the metadata of a saved image that can be generated again.
 
     Raises:
-        ImageError: the file is not an image, has no settings, or began from given latents.
+        ImageError: the file is not an image, has no settings, or began from given latents or from
+            images that are not recorded.
     """
     chunks = read_metadata(path)
     if not chunks.get("version", "").startswith("mlx_janus "):
@@ -237,6 +238,11 @@ def _drawing_chunks(path: str | os.PathLike[str]) -> dict[str, str]:
         raise ImageError(
             f"{path} was drawn from given latents, which it does not hold: draw it by the library, "
             "with the same latents"
+        )
+    if lacks_inputs(chunks):
+        raise ImageError(
+            f"{path} was made from other images, which its settings do not name: change those "
+            "images again, with its prompt and seed"
         )
     return chunks
 

@@ -23,8 +23,10 @@ from ..engine.messages import (
     Piece,
     Progress,
     Request,
+    edit_arguments,
 )
 from ..errors import OptionError, OutputError
+from ..inference.input_records import InputImage
 from ..inference.pathway import EditingPathway, ImageOptions
 from ..inference.results import GeneratedImage
 from ..processing.prompts import Turn
@@ -45,6 +47,7 @@ _Tool = Callable[[Engine, ProgressReporter], Awaitable[list[ContentBlock]]]
 
 _SAMPLING = ("cfg_weight", "temperature")
 _MAX_RESULT = 1_000_000  # characters of base64; Claude Desktop refuses results above 1 MB
+_GENERATE_SAMPLING = (*_SAMPLING, "steps")
 _EDIT_SAMPLING = (*_SAMPLING, "cfg_weight2")
 
 
@@ -98,7 +101,7 @@ class ToolCalls:
         self, arguments: GenerateArguments, engine: Engine, progress: ProgressReporter
     ) -> list[ContentBlock]:
         """Draw images from a prompt."""
-        sampling = {name: getattr(arguments, name) for name in _SAMPLING}
+        sampling = {name: getattr(arguments, name) for name in _GENERATE_SAMPLING}
         options = engine.pathway.options(sampling)  # a None takes the model's default
         return await self._draw(engine, _drawing_request(arguments, options, progress), progress)
 
@@ -135,7 +138,7 @@ class ToolCalls:
         image = await progress.wait(reading, "reading the image")
         request = AnswerRequest(
             (Turn("user", arguments.question, images=1),),
-            (image,),
+            (image.image,),
             options,
             with_progress=progress.wanted,
         )
@@ -208,7 +211,7 @@ def _drawing_request(
     arguments: GenerateArguments | EditArguments,
     options: ImageOptions,
     progress: ProgressReporter,
-    images: Sequence[Any] = (),
+    images: Sequence[InputImage] = (),
 ) -> DrawingRequest:
     """Return the engine's request for images."""
     return DrawingRequest(
@@ -216,8 +219,8 @@ def _drawing_request(
         options,
         random_seed() if arguments.seed is None else arguments.seed,
         arguments.n,
-        images=tuple(images),
         with_progress=progress.wanted,
+        **edit_arguments(images),
     )
 
 

@@ -7,10 +7,9 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image
-
 from ..engine.engine import Engine
 from ..engine.messages import Event
+from ..inference.input_records import InputImage
 from ..inference.results import GeneratedImage
 
 
@@ -29,8 +28,8 @@ class Host(Protocol):
             JanusError: the model cannot be loaded.
         """
 
-    async def read_image(self, source: str, engine: Engine) -> Image.Image:
-        """Return an image in the size of the vision encoder, upright and RGB.
+    async def read_image(self, source: str, engine: Engine) -> InputImage:
+        """Return an image, scaled and padded for the vision encoder, with its record.
 
         Args:
             source: a data URL, base64, an https address or a path, as far as the host allows it.

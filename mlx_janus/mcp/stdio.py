@@ -19,9 +19,10 @@ from PIL import Image
 
 from ..engine.engine import Engine
 from ..engine.messages import Event, StoppingError
+from ..inference.input_records import InputImage, input_image
 from ..inference.results import GeneratedImage
 from ..processing.data_urls import as_data_url, base64_part, decode_base64
-from ..processing.images import decode_image, open_image, resize_and_pad
+from ..processing.images import decode_image, open_image
 from ..processing.web import fetch_public
 from .protocol import create_server
 
@@ -140,8 +141,8 @@ class LocalHost:
         assert self._loading is not None
         yield await asyncio.shield(self._loading)  # a cancelled call must not stop the loading
 
-    async def read_image(self, source: str, engine: Engine) -> Image.Image:
-        """Return an image in the size of the vision encoder, upright and RGB.
+    async def read_image(self, source: str, engine: Engine) -> InputImage:
+        """Return an image, scaled and padded for the vision encoder, with its record.
 
         Args:
             source: the path or the file:// address of a file, an https address with a public host,
@@ -152,8 +153,9 @@ class LocalHost:
             ImageError: the image cannot be read, or its address is not public.
         """
 
-        def read() -> Image.Image:
-            return resize_and_pad(_open(source), engine.config.image)
+        def read() -> InputImage:
+            image, content = _read(source)
+            return input_image(image, content, engine.config.image)
 
         return await asyncio.to_thread(read)
 
@@ -197,17 +199,20 @@ def _has_started(loading: asyncio.Task[Engine]) -> bool:
     return not failed and not loading.result().stopping
 
 
-def _open(source: str) -> Image.Image:
-    """Return an image as it is, upright and RGB.
+def _read(source: str) -> tuple[Image.Image, str | bytes]:
+    """Return an image as it is, upright and RGB; and the path or the bytes of its file.
 
     Raises:
         ImageError: the image cannot be read, or its address is not public.
     """
     encoded = base64_part(as_data_url(source), _MAX_IMAGE_BYTES)
     if encoded is not None:
-        return decode_image(decode_base64(encoded), "the image")
+        data = decode_base64(encoded)
+        return decode_image(data, "the image"), data
     if source[:8].lower() == "https://":
         # A language model chooses the address, perhaps as a page that it has read tells it to. So
         # it must not reach this machine's network.
-        return decode_image(fetch_public(source, max_bytes=_MAX_IMAGE_BYTES), source)
-    return open_image(os.path.expanduser(source))  # noqa: PTH111  Path.expanduser may fail
+        data = fetch_public(source, max_bytes=_MAX_IMAGE_BYTES)
+        return decode_image(data, source), data
+    path = os.path.expanduser(source)  # noqa: PTH111  Path.expanduser may fail
+    return open_image(path), path

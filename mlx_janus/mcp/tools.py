@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.json_schema import GenerateJsonSchema, SkipJsonSchema
 
 from ..errors import OptionError
-from ..limits import MAX_CFG_WEIGHT, MAX_TEMPERATURE
+from ..limits import MAX_CFG_WEIGHT, MAX_STEPS, MAX_TEMPERATURE
 
 GENERATE = "generate_image"
 ASK = "ask_about_image"
@@ -34,6 +34,7 @@ _Seed = Annotated[int, Field(ge=0, le=_MAX_SEED)]
 _Count = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
 _Weight = Annotated[float, Field(ge=0, le=MAX_CFG_WEIGHT)]
 _Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)]
+_Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 _Text = Annotated[str, Field(min_length=1)]
 _Images = Annotated[
     list[_Text], Field(min_length=1, max_length=MAX_IMAGES), BeforeValidator(_as_list)
@@ -72,6 +73,11 @@ class GenerateArguments(_DrawingArguments):
 
     prompt: _Text = Field(
         description="Description of the image: subject, surroundings, style and light."
+    )
+    steps: _Steps | _Missing = Field(
+        default=None,
+        description="Steps from noise to an image, for models that draw by a rectified flow: more "
+        "are slower and finer. Other models have none. Default: the model's own.",
     )
 
 

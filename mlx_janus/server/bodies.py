@@ -50,13 +50,13 @@ class Form:
     """The parts of a form.
 
     Args:
-        fields: the text of each field that is not a file, by the field's name. Empty fields are
-            left out. Of several fields with the same name, only the last one is kept.
+        fields: the name and the text of each field that is not a file, in order. Empty fields are
+            left out.
         files: the field's name and the bytes of each file, in order. Empty files without a file
             name are left out: a browser sends one for a file field in which nothing is chosen.
     """
 
-    fields: dict[str, str] = field(default_factory=dict)
+    fields: list[tuple[str, str]] = field(default_factory=list)
     files: list[tuple[str, bytes]] = field(default_factory=list)
 
 
@@ -94,7 +94,7 @@ async def read_form(request: Request) -> Form:
                 if value.filename or value.size:
                     form.files.append((name, await value.read()))
             elif value:
-                form.fields[name] = value
+                form.fields.append((name, value))
     finally:
         await parts.close()
     return form

@@ -44,6 +44,7 @@ from .structured_answers import AnswerForm, CallReader, answer_form
 
 if TYPE_CHECKING:
     from ..engine.tickets import Ticket
+    from ..inference.input_records import InputImage
 
 _LOG = logging.getLogger("mlx_janus.server")
 DEFAULT_MAX_TOKENS = 512  # tokens of an answer, if the request gives no number
@@ -92,6 +93,7 @@ class Answers:
     ticket: Ticket
     request: AnswerRequest
     form: AnswerForm
+    images: tuple[InputImage, ...] = ()  # those of the request, with their records
 
 
 async def begin_answers(
@@ -121,10 +123,14 @@ async def begin_answers(
     options = replace(text_options(body, n), grammar=form.grammar)
     images = await service.image_reader.read_all(conversation.images, request, param="messages")
     engine_request = AnswerRequest(
-        tuple(conversation.turns), images, options, conversation.system, n
+        tuple(conversation.turns),
+        tuple(one.image for one in images),
+        options,
+        conversation.system,
+        n,
     )
     ticket = service.submit(engine_request, param="messages")
-    return Answers(ticket, engine_request, form)
+    return Answers(ticket, engine_request, form, images)
 
 
 async def read_prompt(

@@ -29,6 +29,8 @@ from .schema import (
     ToolMessage,
 )
 
+_EMPTY_RESULT = "(no output)"  # the text of a question that is an empty result of a tool
+
 Part = str | ImageSource
 """A text or an image of a message."""
 
@@ -48,6 +50,7 @@ class _Pending:
 
     texts: list[str] = field(default_factory=list)
     images: list[ImageSource] = field(default_factory=list)
+    are_question: bool = False  # whether they become a question if no message of the user follows
 
 
 def check_message_count(messages: Sequence[Message], field_name: str) -> None:
@@ -76,6 +79,8 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
       the only messages, they become the question.
     - Later system messages and results of tools are put before the next question. Those that follow
       the last question are appended to it.
+    - Results of tools after an answer with a call, and with words or images, are a question if no
+      question follows them.
     - Images of an answer are put before the next question.
     - An answer without text that has tool calls or images becomes no turn. Nor does an empty
       question that is not the last message.
@@ -88,16 +93,24 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     conversation = Conversation()
     instructions = []
     pending = _Pending()
+    answers: list[AssistantMessage] = []  # since the last question or result of a tool
     last_index = len(messages) - 1
     for index, message in enumerate(messages):
         parts = _parts(message, f"messages[{index}].content")
         if isinstance(message, SystemMessage) and not conversation.turns:
             instructions.append(_text(parts))
-        elif isinstance(message, SystemMessage | ToolMessage):
+        elif isinstance(message, SystemMessage):
             pending.texts.append(_text(parts))
+        elif isinstance(message, ToolMessage):
+            pending.texts.append(_text(parts))
+            pending.are_question |= _call_follows_content(answers)
+            answers.clear()
         elif isinstance(message, AssistantMessage):
+            _add_pending_question(conversation, pending)
             _add_answer(conversation, pending, message, parts)
+            answers.append(message)
         else:
+            answers.clear()
             _add_question(conversation, pending, parts, is_last=index == last_index)
     if instructions:
         conversation.system = "\n\n".join(instructions)
@@ -148,6 +161,22 @@ def _add_question(
         conversation.images += images
         pending.texts.clear()
         pending.images.clear()
+        pending.are_question = False
+
+
+def _add_pending_question(conversation: Conversation, pending: _Pending) -> None:
+    """Convert pending results of tools to a question, if they are one."""
+    follow_answer = bool(conversation.turns) and conversation.turns[-1].role == "assistant"
+    if pending.are_question and (follow_answer or pending.images):
+        is_empty = not pending.images and not "".join(pending.texts).strip()
+        parts = [_EMPTY_RESULT] if is_empty else []
+        _add_question(conversation, pending, parts, is_last=True)
+
+
+def _call_follows_content(answers: Sequence[AssistantMessage]) -> bool:
+    """Return whether answers in a row have a call of a tool, and words or images."""
+    has_call = any(answer.tool_calls or answer.function_call for answer in answers)
+    return has_call and any(answer.content for answer in answers)
 
 
 def _are_interleaved(parts: Sequence[Part]) -> bool:
@@ -181,11 +210,14 @@ def _in_order(parts: Sequence[Part]) -> Turn:
 
 
 def _complete_last_question(conversation: Conversation, pending: _Pending) -> None:
-    """Append pending texts to the last question. Without turns, the system prompt is the question.
+    """Append pending texts to the last question, or make them a question if they are one.
+
+    Without turns, the system prompt is the question.
 
     Raises:
         APIError: there is no question, or pending images or texts need a later question.
     """
+    _add_pending_question(conversation, pending)
     turns = conversation.turns
     if not turns and conversation.system is not None:
         turns.append(Turn("user", conversation.system))

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request as HTTPRequest
 
-from ..engine.messages import DrawingRequest
+from ..engine.messages import DrawingRequest, edit_arguments
 from ..inference.pathway import EditingPathway
 from .bodies import FORM, JSON, Form, media_type, parse_json, read_form
 from .errors import APIError
@@ -40,7 +40,7 @@ async def read_edit(request: HTTPRequest) -> tuple[EditFields, list[ImageSource]
     """Return the fields and the images of a request that changes images.
 
     Raises:
-        APIError: the body is neither a form nor JSON, or is damaged.
+        APIError: the body is neither a form nor JSON, is damaged, or has a field twice.
         RequestValidationError: a field is missing or has a wrong value.
     """
     kind = media_type(request.headers)
@@ -81,7 +81,9 @@ async def edit_images(
     if not sources:
         raise APIError(400, "there is no image: send the file as 'image'", param="image")
     images = await service.image_reader.read_all(sources, request, param="image")
-    engine_request = DrawingRequest(body.prompt, options, **asdict(numbers), images=images)
+    engine_request = DrawingRequest(
+        body.prompt, options, **asdict(numbers), **edit_arguments(images, crop=body.crop or False)
+    )
     return await reply_with_images(body, engine_request, _EVENT_TYPES, request, service)
 
 
@@ -114,14 +116,17 @@ def _read_form(form: Form) -> tuple[EditFields, list[ImageSource]]:
     becomes {}, a value that no field accepts.
 
     Raises:
+        APIError: a field is given twice.
         RequestValidationError: a field is missing or has a wrong value.
     """
     fields: dict[str, object] = {}
     images: list[str | bytes] = []
-    parts: list[tuple[str, str | bytes]] = [*form.fields.items(), *form.files]
+    parts: list[tuple[str, str | bytes]] = [*form.fields, *form.files]
     for name, content in parts:
         if _IMAGE_FIELD.fullmatch(name):
             images.append(content)
+        elif name in fields and name in EditFields.model_fields:
+            raise APIError(400, f"{name} is given twice: send it once", param=name)
         else:
             fields[name] = content if isinstance(content, str) else {}
     sources = []

@@ -88,7 +88,7 @@ async def reply_with_images(
     record = service.metrics.event_recorder()
     common_fields = _CommonFields(
         output_format=reply_format.name,
-        size=size_text(reply_format.side or service.engine.config.image_size),
+        size=size_text(*reply_format.enlarged(_drawn_size(engine_request, service))),
     )
     if body.stream:
         events = _image_events(
@@ -113,6 +113,15 @@ async def reply_with_images(
         **asdict(common_fields), created=int(time.time()), data=data, usage=_usage(finished)
     )
     return JSONResponse(reply.model_dump())
+
+
+def _drawn_size(request: DrawingRequest, service: Service) -> tuple[int, int]:
+    """Return the width and height of a request's images, as the model draws them."""
+    if request.crop is None:
+        side = service.engine.config.image_size
+        return side, side
+    left, top, right, bottom = request.crop
+    return right - left, bottom - top
 
 
 def _store(file: bytes, reply_format: ReplyFormat, request: HTTPRequest, service: Service) -> str:
@@ -198,9 +207,9 @@ def _wants_url(body: ImageFields) -> bool:
     return body.response_format == "url"
 
 
-def size_text(side: int) -> str:
-    """Return the width and height of square images as text, such as "384x384"."""
-    return f"{side}x{side}"
+def size_text(width: int, height: int) -> str:
+    """Return the width and height of an image as text, such as "384x384"."""
+    return f"{width}x{height}"
 
 
 def choose_format(body: ImageFields, service: Service) -> ReplyFormat:
@@ -213,7 +222,8 @@ def choose_format(body: ImageFields, service: Service) -> ReplyFormat:
     Raises:
         APIError: the size is neither the model's nor one of OpenAI's.
     """
-    own_size = size_text(service.engine.config.image_size)
+    own_side = service.engine.config.image_size
+    own_size = size_text(own_side, own_side)
     if body.size not in (None, "auto", own_size, *OPENAI_SIZES):
         message = (
             f"size must be 'auto', the model's own '{own_size}' or one of OpenAI's, "

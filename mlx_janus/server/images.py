@@ -14,8 +14,9 @@ from starlette.requests import Request as HTTPRequest
 
 from ..config import ImageConfig
 from ..errors import ImageError
+from ..inference.input_records import InputImage, input_image
 from ..processing.data_urls import base64_part, decode_base64, too_large
-from ..processing.images import decode_image, resize_and_pad
+from ..processing.images import decode_image
 from ..processing.saved_images import encode_image
 from .errors import APIError, to_api_error
 from .event_streams import watch_client
@@ -60,7 +61,7 @@ class ImageReader:
 
     async def read_all(
         self, sources: Sequence[ImageSource], request: HTTPRequest, param: str
-    ) -> tuple[Image.Image, ...]:
+    ) -> tuple[InputImage, ...]:
         """Read images in order. If the client leaves, stop after the current image.
 
         The current image is not cancelled, because its thread would decode it to the end anyway.
@@ -76,14 +77,14 @@ class ImageReader:
         if len(sources) > MAX_INPUT_IMAGES:
             message = f"{len(sources)} images are too many: send at most {MAX_INPUT_IMAGES}"
             raise APIError(400, message, param=param)
-        images: list[Image.Image] = []
+        images: list[InputImage] = []
         async with watch_client(request) as raise_if_client_left:
             for source in sources:
                 images.append(await self.read(source))
                 raise_if_client_left()
         return tuple(images)
 
-    async def read(self, source: ImageSource) -> Image.Image:
+    async def read(self, source: ImageSource) -> InputImage:
         """Download or decode an image. Return it scaled and padded for the vision encoder.
 
         Raises:
@@ -127,7 +128,7 @@ class ImageReader:
             raise ImageError(f"{rule}, got {url[:30]!r}")
         return encoded
 
-    def _decode(self, data: str | bytes) -> Image.Image:
+    def _decode(self, data: str | bytes) -> InputImage:
         """Decode a file's bytes, or their base64, to an image of the vision encoder's size.
 
         Raises:
@@ -137,8 +138,7 @@ class ImageReader:
             data = decode_base64(data)
         if len(data) > self._settings.image_limit:
             raise too_large(self._settings.image_limit)
-        image = decode_image(data, "the image")
-        return resize_and_pad(image, self._config)
+        return input_image(decode_image(data, "the image"), data, self._config)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class ReplyFormat:
 
     name: Literal["png", "jpeg", "webp"] = "png"
     quality: int | None = None  # of a JPEG or WebP, from 0 to 100; None: the default
-    side: int | None = None  # pixels; square images are enlarged to it, None: not enlarged
+    side: int | None = None  # pixels; the longer side is enlarged to it, None: not enlarged
 
     @property
     def suffix(self) -> str:
@@ -158,6 +158,14 @@ class ReplyFormat:
     def media_type(self) -> str:
         """The media type of a file."""
         return f"image/{self.name}"
+
+    def enlarged(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the width and height that an image of this size has in the reply, in pixels."""
+        if self.side is None:
+            return size
+        width, height = size
+        longer = max(size)
+        return max(round(width * self.side / longer), 1), max(round(height * self.side / longer), 1)
 
     async def encode(self, image: Image.Image, metadata: Mapping[str, str]) -> bytes:
         """Return the bytes of an image file with metadata."""
@@ -171,7 +179,7 @@ class ReplyFormat:
     def _encode(self, image: Image.Image, metadata: Mapping[str, str]) -> bytes:
         """Enlarge an image if ``side`` is set, and return the bytes of its file."""
         if self.side is not None:
-            image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
+            image = image.resize(self.enlarged(image.size), Image.Resampling.LANCZOS)
             if metadata:  # a preview has none
                 metadata = {**metadata, "enlarged_to": f"{self.side} (Lanczos)"}
         return encode_image(image, metadata, self.suffix, self.quality)

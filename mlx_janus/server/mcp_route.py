@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from PIL import Image
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ..engine.messages import Event, StoppingError
+from ..inference.input_records import InputImage
 from ..inference.results import GeneratedImage
 from ..mcp.package import is_installed
 from ..processing.data_urls import as_data_url
@@ -70,7 +70,7 @@ class ServerHost:
         finally:
             self._models.pool.release(model)
 
-    async def read_image(self, source: str, engine: Engine) -> Image.Image:
+    async def read_image(self, source: str, engine: Engine) -> InputImage:
         """Return the image of a data URL or base64, or of an address if the settings allow it.
 
         Raises:
@@ -138,12 +138,12 @@ class MCPEndpoint:
             self._no_posts.set()
 
     async def _running_manager(self) -> StreamableHTTPSessionManager:
-        """Return the manager of the sessions. The first call starts the manager.
+        """Return the manager of the sessions. The first call, and one after a failure, starts it.
 
         Raises:
-            Exception: the manager could not be created.
+            Exception: the manager could not be started.
         """
-        if self._manager is None:
+        if self._manager is None or _has_failed(self._manager):
             self._manager = asyncio.get_running_loop().create_future()
             self._sessions = asyncio.create_task(self._run_sessions(self._manager))
         # All requests wait for this future. A request that is cancelled must not cancel it.
@@ -167,17 +167,23 @@ class MCPEndpoint:
         Then wait for the replies to open POST requests, for at most ``_LAST_REPLIES`` seconds.
 
         Args:
-            started: gets the manager, or the error if the manager cannot be created.
+            started: gets the manager, or the error if the manager cannot be started.
         """
         try:
             # Importing the package takes a second, in which the loop serves other requests.
             manager = await asyncio.to_thread(self._create_manager)
+            async with manager.run():
+                started.set_result(manager)
+                await self._models.pool.wait_for_end()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LAST_REPLIES):
+                        await self._no_posts.wait()
         except Exception as error:
+            if started.done():
+                raise
             started.set_exception(error)
-            return
-        async with manager.run():
-            started.set_result(manager)
-            await self._models.pool.wait_for_end()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_REPLIES):
-                    await self._no_posts.wait()
+
+
+def _has_failed(started: asyncio.Future[StreamableHTTPSessionManager]) -> bool:
+    """Return whether the start of a manager has ended with an error."""
+    return started.done() and started.exception() is not None

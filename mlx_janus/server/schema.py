@@ -1,10 +1,10 @@
 """Bodies of requests and replies, as OpenAI defines them; the source of ``/openapi.json``.
 
 Fields beyond OpenAI's: ``top_k``, ``min_p`` and ``repetition_penalty`` of a chat request; ``seed``,
-``cfg_weight``, ``cfg_weight2``, ``temperature``, ``top_p`` and ``steps`` of an image request;
-``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored. A field that
-changes the result on other servers, but is not supported here, is refused unless its value changes
-nothing.
+``cfg_weight``, ``cfg_weight2``, ``temperature``, ``top_p``, ``steps`` and ``crop`` of an image
+request; ``index`` and ``seed`` of a generated image. Unknown fields of a request are ignored. A
+field that changes the result on other servers, but is not supported here, is refused unless its
+value changes nothing.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class SystemMessage(_RequestPart):
 
 
 class ToolMessage(_RequestPart):
-    """The result of a tool that another model has called. It joins the next question."""
+    """The result of a tool. It joins the next question, or is one if none follows."""
 
     role: Literal["tool", "function"]
     content: str | Annotated[list[TextPart], _SHORT_LIST] | None = None
@@ -258,7 +258,8 @@ class Function(_RequestPart):
     name: Annotated[str, Field(min_length=1, max_length=128)]
     description: str | None = Field(default=None, description="Purpose, for the prompt.")
     parameters: dict[str, Any] | None = Field(
-        default=None, description="A JSON Schema of the arguments. Default: no arguments."
+        default=None,
+        description="A JSON Schema of the arguments, which are an object. Default: no arguments.",
     )
     strict: bool | None = Field(default=None, description="As for `response_format`.")
 
@@ -499,6 +500,11 @@ class EditFields(ImageFields):
         default=None,
         description="Weight of the prompt against the details of the images: the higher, the freer "
         "the result. Default: 5.",
+    )
+    crop: bool | None = Field(
+        default=None,
+        description="Whether results are cut to the shape of the first image. Default: false, "
+        "which returns the square that the model draws, with bars beside the image.",
     )
 
 

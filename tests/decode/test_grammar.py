@@ -280,6 +280,37 @@ def test_calls_and_words(pro: Janus, tiny: Janus) -> None:
     assert json.loads(call.text)["name"] in [tool.name for tool in tools]
 
 
+ONE_FIELD: dict[str, Any] = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"type": None},
+        {"type": ["object", "null"]},
+        {**ONE_FIELD, "additionalProperties": False},
+        {"anyOf": [{"type": "string"}, {"type": "object"}]},
+        {"$ref": "#/$defs/x", "$defs": {"x": ONE_FIELD}},
+    ],
+)
+def test_the_arguments_of_a_call_are_an_object(pro: Janus, parameters: dict[str, Any]) -> None:
+    """Its random answers would begin with another value in nearly all cases."""
+    grammar = call_grammar([Tool("f", parameters)])
+    for seed in range(3):
+        call = answer(pro, grammar, max_tokens=90, temperature=1.0, seed=seed)
+        arguments = json.loads(call.text)["arguments"]
+        assert isinstance(arguments, dict)
+        if "properties" in str(parameters):
+            assert isinstance(arguments["a"], int)
+
+
+@pytest.mark.parametrize("kind", ["string", ["string", "null"], 3])
+def test_arguments_of_another_type_are_refused(kind: Any) -> None:
+    with pytest.raises(OptionError, match="tools: the arguments of 'f' must have the type"):
+        call_grammar([Tool("f", {"type": kind})])
+
+
 def test_mistakes_are_one_clear_line(tiny: Janus) -> None:
     loop: dict[str, Any] = {}
     loop["items"] = loop

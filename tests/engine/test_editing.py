@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from itertools import pairwise
 from typing import Any
 
@@ -12,12 +13,15 @@ from PIL import Image
 
 from mlx_janus.decode.batch import DrawingBatch
 from mlx_janus.engine.engine import Engine
-from mlx_janus.engine.messages import DrawingRequest, Drawn, Event, Partial
+from mlx_janus.engine.messages import DrawingRequest, Drawn, Event, Partial, edit_arguments
 from mlx_janus.errors import ContextLengthError, PromptError
+from mlx_janus.inference.input_records import input_image
 from mlx_janus.inference.vq_pathway import VQPathway
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.pipeline import JanusPipeline
-from tests.support.engines import draw, drawn_alone, events, served
+from mlx_janus.processing.images import open_image
+from mlx_janus.processing.saved_images import encode_image
+from tests.support.engines import draw, drawn_alone, events, served, tiny
 
 UNGUIDED = {"cfg_weight": 1.0, "cfg_weight2": 0.0, "temperature": 0.8}
 TWO_ROWS = {"cfg_weight": 3.0, "cfg_weight2": 0.0, "temperature": 0.8}
@@ -207,6 +211,43 @@ def test_memory_is_counted_for_three_rows_of_the_longest_prompt(
     length = len(janus.pathway.edit_prompt_ids("make it blue", 2))  # type: ignore[attr-defined]
     assert (length, 3) in counted
     assert (length, 2) in counted  # the drawing's rows are padded to it
+
+
+def test_the_metadata_are_the_librarys(janus: JanusPipeline) -> None:
+    """Of the bytes of files, and of images without a source; with and without a crop."""
+    wide = Image.new("RGB", (64, 40), "red")
+    file = io.BytesIO()
+    wide.save(file, "PNG")
+    sources = [file.getvalue(), encode_image(Image.new("RGB", (20, 20)), {})]
+    config = janus.config.image
+    given = [input_image(open_image(source), source, config) for source in sources]
+    for crop in (False, True):
+        options = janus.pathway.edit_options({})  # type: ignore[attr-defined]
+        request = DrawingRequest("x", options, 3, **edit_arguments(given, crop=crop))
+        (event,) = served(lambda engine, asked=request: events(engine.submit(asked)))
+        (expected,) = janus.generate_images("x", images=sources, seed=3, crop=crop, window=1)
+        assert event.image.metadata == expected.metadata
+        assert event.image.image.size == expected.image.size == (64, 40 if crop else 64)
+    unknown = change(janus, "x", 3, wide)
+    (event,) = served(lambda engine: events(engine.submit(unknown)))
+    assert event.image.metadata["inputs"] == '[{"size": "64x40"}]'
+
+
+def test_a_model_that_was_not_trained_for_it_warns_once(
+    pictures: list[Image.Image], caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = tiny()
+    assert not loaded.trained_for_editing
+
+    async def work(engine: Engine) -> None:
+        await events(engine.submit(draw("a star", 1)))
+        assert not caplog.records
+        for _ in range(2):
+            await events(engine.submit(change(loaded, "x", 1, pictures[0])))
+
+    served(work, lambda: loaded)
+    (record,) = caplog.records
+    assert "was not trained to change images" in record.getMessage()
 
 
 def test_changes_that_are_refused(janus: JanusPipeline, pictures: list[Image.Image]) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 
 import mlx_janus
 from mlx_janus.errors import ImageError, OptionError
+from mlx_janus.inference.input_records import read_edit
 from mlx_janus.inference.results import read_settings
 from mlx_janus.processing.images import letterbox, resize_and_pad
 from mlx_janus.processing.saved_images import save_image
@@ -136,6 +137,17 @@ def test_changed_metadata_are_refused(pro: Janus, tmp_path: Path, wrong: dict[st
     path = save_image(image.image, tmp_path / "a.png", image.metadata | wrong)
     with pytest.raises(ImageError, match="carries settings that were changed or cut"):
         read_settings(path)
+
+
+def test_a_changed_image_without_its_inputs_is_not_drawn_again(pro: Janus, tmp_path: Path) -> None:
+    """As earlier releases of the server wrote it. Drawing it would give another image."""
+    image = change(pro)
+    facts = {name: image.metadata[name] for name in image.metadata.keys() - {"task", "inputs"}}
+    path = save_image(image.image, tmp_path / "a.png", facts)
+    with pytest.raises(ImageError, match=r"a\.png was made from other images, which its settings"):
+        read_settings(path)
+    with pytest.raises(ValueError):  # noqa: PT011
+        read_edit(facts)
 
 
 def test_a_pipe_is_read_once(pro: Janus, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import signal
 import threading
@@ -12,6 +13,7 @@ import mlx_janus
 
 # isort: split
 import pytest
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
 from mlx_janus.mcp.tools import ASK, EDIT, GENERATE
 from tests.support.fake_engine import FakeEngine
@@ -120,6 +122,21 @@ def test_a_page_of_an_allowed_site_may_keep_its_session() -> None:
         assert preflight.status_code == 200
         health = http.get("/health", headers={"Origin": site})
         assert "Mcp-Session-Id" in health.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("failing", ["__init__", "run"])
+def test_a_failed_start_is_tried_again(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no room")
+
+    engine = FakeEngine(mlx_janus.load().config)
+    monkeypatch.setattr(engine, "ended", asyncio.Event(), raising=False)  # it goes on to the end
+    with served(engine) as url, to(url) as http:
+        with monkeypatch.context() as patch:
+            patch.setattr(StreamableHTTPSessionManager, failing, fail)
+            for _ in range(2):
+                assert http.post("/mcp", json=INITIALIZE, headers=BOTH).status_code == 500
+        assert http.post("/mcp", json=INITIALIZE, headers=BOTH).status_code == 200
 
 
 def test_without_the_package_there_is_no_route(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from mcp_types import CallToolResult
 
 from mlx_janus.engine.tickets import Counts
 from mlx_janus.errors import JanusError
+from mlx_janus.inference.results import read_settings
 from mlx_janus.mcp import calls, progress, protocol
 from mlx_janus.mcp.protocol import create_server
 from mlx_janus.mcp.stdio import LocalHost
@@ -190,6 +192,16 @@ def test_an_image_is_changed(janus: Local) -> None:
     assert "seeds 8, 9" in text_of(result)
 
 
+def test_a_changed_image_names_its_inputs(janus: Local, folder: Path) -> None:
+    encoded = base64.b64encode(PICTURE.read_bytes()).decode()
+    janus.call(EDIT, images=[str(PICTURE), encoded], prompt="a blue circle", seed=21)
+    settings = read_settings(folder.resolve() / "janus-21.png")
+    sha256 = hashlib.sha256(PICTURE.read_bytes()).hexdigest()
+    assert [record.name for record in settings["inputs"]] == [PICTURE.name, None]
+    assert [record.sha256 for record in settings["inputs"]] == [sha256, sha256]
+    assert settings["crop"] is False
+
+
 def test_images_that_are_too_large_for_programs_become_jpegs(
     janus: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,3 +333,13 @@ def test_a_model_that_cannot_change_images_does_not_offer_it(flow_folder: Path) 
         reason = error_text(janus.call(GENERATE, prompt="x", temperature=1))
         assert reason.startswith("temperature is no option")
         text_of(janus.call(GENERATE, prompt="x"))
+        told: list[Notification] = []
+        text_of(janus.call(GENERATE, told, prompt="x", n=2, steps=3))
+        assert told[-1] == (6, 6, "drawing")
+        wrong = error_text(janus.call(GENERATE, prompt="x", steps=0))
+        assert wrong.startswith("steps: it must be greater than or equal to 1")
+
+
+def test_steps_of_a_model_that_draws_tokens(janus: Local) -> None:
+    reason = error_text(janus.call(GENERATE, prompt="x", steps=3))
+    assert reason.startswith("steps is no option of a model that draws image tokens")

@@ -174,6 +174,19 @@ def test_a_call_in_a_stream(plain: httpx.Client) -> None:
     assert cut["stop_reason"] in ("max_tokens", "tool_use")
 
 
+def test_the_input_of_a_call_is_an_object(plain: httpx.Client) -> None:
+    body = {**HELLO, "max_tokens": 60, "temperature": 1, "tool_choice": {"type": "any"}}
+    for seed in range(3):
+        tools = [{"name": "f", "input_schema": {}}]
+        reply = plain.post(MESSAGES, json={**body, "tools": tools, "seed": seed})
+        assert reply.status_code == 200, reply.text
+        (block,) = reply.json()["content"]
+        assert (block["type"], type(block["input"])) == ("tool_use", dict)
+    tools = [{"name": "f", "input_schema": {"type": "string"}}]
+    error = error_of(plain.post(MESSAGES, json={**body, "tools": tools}), 400)
+    assert "tools: the arguments of 'f' must have the type" in error["message"]
+
+
 def test_blocks_as_a_conversation() -> None:
     engine = FakeEngine(mlx_janus.load("tiny").config)
     use = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
@@ -187,6 +200,7 @@ def test_blocks_as_a_conversation() -> None:
         ([use], [seven]),
         ([thinking, words, use], [blocks, {"type": "text", "text": "Well?"}]),
         ([use], [nothing]),
+        ([words, use], [nothing]),
     ]
     with served(engine) as url, to(url) as plain:
         for answer, result in said:
@@ -208,6 +222,7 @@ def test_blocks_as_a_conversation() -> None:
         [("user", "How many?"), ("user", "7")],
         [("user", "How many?"), ("assistant", "Let me see."), ("user", "7\nWell?")],
         [("user", "How many?\n")],
+        [("user", "How many?"), ("assistant", "Let me see."), ("user", "(no output)")],
         [("user", "How many?"), ("user", "Be brief.\nHow many?")],
     ]
 

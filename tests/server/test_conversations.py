@@ -112,6 +112,49 @@ def test_calls_and_results_of_tools_in_the_history(
     assert asked.turns == (Turn("user", "what time is it?\n12:30"),)
 
 
+CALLS = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+CALLED = message("assistant", "let me see", tool_calls=CALLS)
+ASKED = (Turn("user", "what time is it?"), Turn("assistant", "let me see"))
+
+
+@pytest.mark.parametrize(
+    ("later", "turns"),
+    [
+        ([message("tool", "12:30")], [Turn("user", "12:30")]),
+        ([message("tool", "")], [Turn("user", "(no output)")]),
+        ([message("tool", "12"), message("tool", "30")], [Turn("user", "12\n30")]),
+        ([message("system", "now"), message("tool", "12:30")], [Turn("user", "now\n12:30")]),
+        ([message("tool", "12:30"), message("user", "well?")], [Turn("user", "12:30\nwell?")]),
+        (
+            [message("tool", "12:30"), message("assistant", "half"), message("user", "thanks")],
+            [Turn("user", "12:30"), Turn("assistant", "half"), Turn("user", "thanks")],
+        ),
+        (
+            [
+                message("tool", "12"),
+                message("assistant", None, tool_calls=CALLS),
+                message("tool", "30"),
+            ],
+            [Turn("user", "12\n30")],
+        ),
+    ],
+)
+def test_results_of_tools_after_words_and_a_call(
+    client: httpx.Client, engine: FakeEngine, later: list[dict[str, Any]], turns: list[Turn]
+) -> None:
+    """They must not join the question before the words."""
+    asked = ask(client, engine, message("user", "what time is it?"), CALLED, *later)
+    assert asked.turns == (*ASKED, *turns)
+
+
+def test_a_result_of_a_tool_after_an_image_and_a_call(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    drawn = message("assistant", [shown("blue")], tool_calls=CALLS)
+    asked = ask(client, engine, message("user", "draw"), drawn, message("tool", "saved"))
+    assert asked.turns == (Turn("user", "draw"), Turn("user", "saved", images=1))
+
+
 def test_images_of_an_answer_are_shown_with_the_next_question(
     client: httpx.Client, engine: FakeEngine
 ) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mlx_janus.engine.messages import DrawingRequest
 from mlx_janus.server.image_edits import default_edit_sampling
+from mlx_janus.server.images import ReplyFormat
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import EDIT, connect, read_all, refusal, served, still_works, to
 
@@ -151,6 +152,50 @@ def test_fields_that_are_refused(
     assert words in error["message"]
     assert not engine.asked
     still_works(client, engine)
+
+
+def test_a_field_that_is_given_twice_is_refused_by_name(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    for twice in ({"prompt": ["make it blue", "make it red"]}, {"seed": ["1", "1"]}):
+        error = refusal(edit(client, **twice), 400)
+        (name,) = twice
+        assert (error["param"], error["message"]) == (name, f"{name} is given twice: send it once")
+    assert not engine.asked
+    assert edit(client, unknown=["a", "b"]).status_code == 200  # it is ignored
+
+
+def test_several_images_as_text_of_a_form(client: httpx.Client, engine: FakeEngine) -> None:
+    urls = [("image[]", (None, data_url(png(colour)))) for colour in ("red", "blue")]
+    reply = client.post(EDIT, files=[*urls, ("prompt", (None, "make it blue"))])
+    assert reply.status_code == 200, reply.text
+    assert colours(engine.asked[0]) == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_a_result_in_the_shape_of_the_first_image(client: httpx.Client, engine: FakeEngine) -> None:
+    """64 x 64 pixels are those of the model."""
+    wide = io.BytesIO()
+    Image.new("RGB", (80, 50)).save(wide, "PNG")
+    files = (part(wide.getvalue()), part(png()))
+    sizes = [
+        edit(client, *files, **fields).json()["size"]
+        for fields in ({}, {"crop": "false"}, {"crop": "true"})
+    ]
+    body = PROMPT | {"images": [data_url(wide.getvalue())], "crop": True, "stream": True}
+    event = client.post(EDIT, json=body).text.partition("data: ")[2].partition("\n")[0]
+    assert [*sizes, json.loads(event)["size"]] == ["64x64", "64x64", "64x40", "64x40"]
+    crops = [request.crop for request in engine.asked]  # type: ignore[union-attr]
+    assert crops == [None, None, (0, 12, 64, 52), (0, 12, 64, 52)]
+    assert refusal(edit(client, crop="perhaps"), 400)["param"] == "crop"
+
+
+def test_a_cropped_result_is_enlarged_in_its_shape() -> None:
+    wide = ReplyFormat(side=1024)
+    assert wide.enlarged((64, 40)) == (1024, 640)
+    assert wide.enlarged((64, 64)) == (1024, 1024)
+    assert ReplyFormat().enlarged((64, 40)) == (64, 40)
+    data = wide._encode(Image.new("RGB", (64, 40)), {"prompt": "x"})
+    assert Image.open(io.BytesIO(data)).size == (1024, 640)
 
 
 def test_masks_and_files_in_other_places_are_refused(

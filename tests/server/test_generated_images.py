@@ -210,6 +210,20 @@ def test_a_flow_takes_steps(flow_server: tuple[FakeEngine, str]) -> None:
     assert streamed.partial_images == 3  # at most one a step
 
 
+def test_a_flow_takes_steps_in_the_tool_of_responses(flow_server: tuple[FakeEngine, str]) -> None:
+    engine, url = flow_server
+    engine.reset()
+    tool = {"type": "image_generation", "steps": 4}
+    body = {"input": "a fox", "tools": [tool], "tool_choice": "required"}
+    with to(url) as client:
+        assert client.post("/v1/responses", json=body).status_code == 200
+        tool["steps"] = 1001
+        error = refusal(client.post("/v1/responses", json=body), 400)
+        assert "less than or equal to 1000" in error["message"]
+    (request,) = engine.asked
+    assert request.options.steps == 4
+
+
 @pytest.mark.parametrize(
     ("field", "words"),
     [

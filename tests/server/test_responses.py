@@ -435,6 +435,7 @@ def drawn_item(image: Image.Image) -> dict[str, Any]:
         ({"tool_choice": "required"}, "tool_choice", "add tools"),
         ({"tools": [STOP], "tool_choice": {"type": "image_generation"}}, "tool_choice", "no"),
         ({"tools": [{**DRAW, "size": "7x7"}]}, "tools", "size must be"),
+        ({"tools": [{**DRAW, "steps": 4}]}, None, "steps is no option of a model that draws image"),
         ({"tools": [{**DRAW, "input_image_mask": {}}]}, "tools[0]", "None"),
         ({"tools": [{**DRAW, "action": "edit"}]}, "input", "no image to change"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "store: false"),
@@ -465,7 +466,7 @@ def drawn_item(image: Image.Image) -> dict[str, Any]:
     ],
 )
 def test_mistakes_are_refused_by_name(
-    server: ServerProcess, fields: dict[str, Any], param: str, message: str
+    server: ServerProcess, fields: dict[str, Any], param: str | None, message: str
 ) -> None:
     with to(server.url) as plain:
         status = 404 if param == "model" else 400

@@ -191,6 +191,10 @@ def test_the_prompt_has_the_tools_and_no_schema() -> None:
     ]
 
 
+TEXT = {"type": "string"}
+CHOICE = {"enum": ["a", "b"]}  # no object
+
+
 def schema_format(schema: Any, **fields: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, **fields}}
 
@@ -230,6 +234,16 @@ def schema_format(schema: Any, **fields: Any) -> dict[str, Any]:
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"$ref": 1}}}]},
             "tools",
             "tools is not supported",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": TEXT}}]},
+            "tools",
+            "the arguments of 'f' must have the type \"object\", got 'string'",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": CHOICE}}]},
+            "tools",
+            "Unsatisfiable schema",
         ),
     ],
 )

@@ -96,7 +96,8 @@ class CustomTool(RequestPart):
     name: Annotated[str, Field(min_length=1, max_length=128)]
     description: str | None = Field(default=None, description="Purpose, for the prompt.")
     input_schema: dict[str, Any] | None = Field(
-        default=None, description="A JSON Schema of the input. Default: no input."
+        default=None,
+        description="A JSON Schema of the input, which is an object. Default: no input.",
     )
     strict: bool | None = Field(
         default=None,

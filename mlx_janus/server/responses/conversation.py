@@ -54,7 +54,7 @@ def read_input(body: ResponsesRequest) -> ResponsesInput:
     """Convert the input to messages.
 
     - An earlier call of a function becomes an answer without text, which the prompt leaves out.
-    - The result of a function joins the next question. After an answer in words it is a question.
+    - The result of a function becomes a tool's message, or with images a message of the user.
     - An image that was generated earlier becomes an image of an answer. It is shown with the next
       question or, without a next question, with the last one.
     - The reasoning of another model is left out.
@@ -148,9 +148,7 @@ def _add_message(found: ResponsesInput, item: MessageItem, place: str) -> None:
 
 
 def _add_call_output(found: ResponsesInput, item: CallOutputItem, place: str) -> None:
-    """Add the result of a function as a tool's message, which joins the next question.
-
-    If the result has images or follows an answer in words, it becomes a message of the user.
+    """Add the result of a function as a tool's message; with images, as a message of the user.
 
     Args:
         found: receives the result.
@@ -159,24 +157,10 @@ def _add_call_output(found: ResponsesInput, item: CallOutputItem, place: str) ->
     """
     parts = _parts(item.output, f"{place}.output")
     texts = [part for part in parts if isinstance(part, TextPart)]
-    if len(texts) < len(parts) or _follows_words(found.messages):
+    if len(texts) < len(parts):
         found.messages.append(UserMessage(role="user", content=[*parts]))
     else:
         found.messages.append(ToolMessage(role="tool", content=texts))
-
-
-def _follows_words(messages: Sequence[Message]) -> bool:
-    """Return whether the last message, apart from calls, is an answer with words or images.
-
-    The result of a function after such an answer needs a question of its own, because it cannot
-    join an answer.
-    """
-    for message in reversed(messages):
-        if not isinstance(message, AssistantMessage):
-            return False
-        if message.content:  # a call has none
-            return True
-    return False
 
 
 def _parts(content: str | Sequence[Part], place: str) -> list[_ChatPart]:

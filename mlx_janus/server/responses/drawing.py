@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ...engine.messages import DrawingRequest
+from ...engine.messages import DrawingRequest, edit_arguments
 from ...inference.pathway import EditingPathway
 from ..errors import APIError
 from ..image_replies import choose_format, image_numbers, size_text
@@ -16,11 +16,10 @@ from .conversation import ResponsesInput
 from .schema import ImageTool, ResponsesRequest
 
 if TYPE_CHECKING:
-    from PIL import Image
-
+    from ...inference.input_records import InputImage
     from ..service import Service
 
-_SAMPLING_FIELDS = ("cfg_weight", "temperature", "top_p")
+_SAMPLING_FIELDS = ("cfg_weight", "temperature", "top_p", "steps")
 _Image = TypeVar("_Image")
 
 
@@ -80,7 +79,7 @@ def make_drawing(
     body: ResponsesRequest,
     tool: ImageTool,
     prompt: str,
-    images: Sequence[Image.Image],
+    images: Sequence[InputImage],
     service: Service,
 ) -> Drawing:
     """Return the drawing that a request asks for.
@@ -104,9 +103,9 @@ def make_drawing(
     else:
         options = pathway.options(sampling)  # a None takes the model's default
     numbers, file_format = _numbers_and_format(body, tool, pathway.steps(options), service)
-    request = DrawingRequest(prompt, options, **numbers, images=tuple(images))
+    request = DrawingRequest(prompt, options, **numbers, **edit_arguments(images))
     side = file_format.side or service.engine.config.image_size
-    return Drawing(request, file_format, size_text(side))
+    return Drawing(request, file_format, size_text(side, side))
 
 
 def check_drawing(body: ResponsesRequest, tool: ImageTool, service: Service) -> None:

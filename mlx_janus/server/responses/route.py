@@ -134,7 +134,7 @@ async def _begin_answer(
     def begin_drawing() -> tuple[Drawing, Ticket]:
         """Hand the image to the engine."""
         assert tool is not None  # otherwise the grammar has no call to draw
-        images = images_to_change(tool, found, answers.request.images, service)
+        images = images_to_change(tool, found, answers.images, service)
         drawing = make_drawing(body, tool, found.prompt, images, service)
         return drawing, service.submit(drawing.request, param="input")
 

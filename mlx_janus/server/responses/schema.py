@@ -1,7 +1,7 @@
 """Bodies of requests of ``/v1/responses``, as OpenAI defines them.
 
 Fields beyond OpenAI's: ``seed``, ``stop`` and all of chat's ``SamplingFields``; of the tool
-``image_generation``, ``cfg_weight``, ``cfg_weight2``, ``temperature`` and ``top_p``.
+``image_generation``, ``cfg_weight``, ``cfg_weight2``, ``temperature``, ``top_p`` and ``steps``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from ...limits import MAX_STEPS
 from ..request_parts import SHORT_LIST, OnlyNeutral, RequestBody, RequestPart
 from ..schema import (
     MAX_MESSAGES,
@@ -169,7 +170,8 @@ class ResponsesFunction(RequestPart):
     name: Annotated[str, Field(min_length=1, max_length=128)]
     description: str | None = Field(default=None, description="Purpose, for the prompt.")
     parameters: dict[str, Any] | None = Field(
-        default=None, description="A JSON Schema of the arguments. Default: no arguments."
+        default=None,
+        description="A JSON Schema of the arguments, which are an object. Default: no arguments.",
     )
     strict: bool | None = Field(default=None, description="As for `text.format`. Default: false.")
 
@@ -205,6 +207,9 @@ class ImageTool(RequestPart):
         default=None, description="Sampling temperature. Default: the model's own."
     )
     top_p: TopP | None = Field(default=None, description="As for `/v1/images/generations`.")
+    steps: Annotated[WholeNumber, Field(ge=1, le=MAX_STEPS)] | None = Field(
+        default=None, description="As for `/v1/images/generations`."
+    )
 
 
 class OtherTool(RequestPart):
