@@ -164,6 +164,12 @@ def test_options_of_a_flow_are_refused_by_name(pro: Any, choice: dict[str, Any])
         pro.generate_images("a fox", **choice)
 
 
+def test_an_option_of_changing_images_asks_for_images(pro: Any) -> None:
+    for draw in (pro.generate_images, pro.conversation().draw):
+        with pytest.raises(OptionError, match="cfg_weight2 is for changing images: give images"):
+            draw("a fox", cfg_weight2=3)
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
