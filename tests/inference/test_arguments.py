@@ -76,6 +76,7 @@ def test_a_question_about_an_array_or_an_open_file(
         (np.zeros((4, 4, 3), np.float32), "of float32"),
         (np.zeros((0, 4, 3), np.uint8), "got 0x4x3"),
         (mx.zeros((4, 4, 3)), "of float32"),
+        (mx.zeros((4, 4, 3), mx.bfloat16), "got 4x4x3 of bfloat16"),
     ],
 )
 def test_other_arrays_are_refused(array: Any, words: str) -> None:
